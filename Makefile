@@ -1,0 +1,83 @@
+# ringvisor: what a user or CI calls. Variables are documented by `make help`.
+#
+# Everything that is made is below target/ (cargo), build/ (flat images) and .cache/ (Debian packages and what is made
+# of them). The machine's own packages are touched by tools/setup.sh alone.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+export SCRIPT FILES QEMU QEMU_ARGS CPU SMP MEM ROOT_KERNEL BOOTARGS EL2_ARGS HYPERVISOR TIMEOUT ZONE FILTER
+# A target directory of another project or a wrapper would put the results where nobody looks for them.
+export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+
+EL2_TARGET := aarch64-unknown-none-softfloat
+MUSL_TARGET := aarch64-unknown-linux-musl
+EL2_ELF := $(CARGO_TARGET_DIR)/$(EL2_TARGET)/release/ringvisor
+HARNESS := "$(CARGO_TARGET_DIR)/debug/harness"
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+# Needs neither gcc nor a C library for the target: rust-lld links, musl comes with Rust's target.
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
+
+OBJCOPY = "$$(rustc --print sysroot)"/lib/rustlib/"$$(rustc -vV | sed -n 's/^host: //p')"/bin/llvm-objcopy
+
+.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check help clean distclean
+
+## make: builds the hypervisor, the daemon, the test guest and the tools.
+all: hypervisor ringd guest-test harness
+
+setup:
+	@tools/setup.sh
+
+hypervisor: setup
+	@cargo build --release --target $(EL2_TARGET) --bin ringvisor
+	@mkdir -p build
+	@$(OBJCOPY) -O binary "$(EL2_ELF)" "build/ringvisor.bin.$$$$" && mv "build/ringvisor.bin.$$$$" build/ringvisor.bin
+
+ringd: setup
+	@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd
+
+guest-test: setup
+	@if [ -f tools/guest-test/Cargo.toml ]; then tools/guest-test/build.sh >&2; fi
+
+harness: setup
+	@cargo build -p harness -p image
+
+## make run: boots the machine with a guest and leaves you on root's console.
+run: all
+	@$(HARNESS) run
+
+## make exec SCRIPT=file: runs a script in root, ends with its status.
+exec: all
+	@$(HARNESS) exec
+
+## make gdb: the machine stopped at its first instruction, under gdb-multiarch.
+gdb: all
+	@$(HARNESS) gdb
+
+## make symbolize <log: the hypervisor's backtraces in a log as functions and lines.
+symbolize: harness
+	@$(HARNESS) symbolize
+
+## make test: all tests, with a smaller set of machines.
+test: all
+	@$(HARNESS) suite
+
+## make test-all: all tests on all machines.
+test-all: all
+	@$(HARNESS) suite --all
+
+## make check: formatting and lints alone.
+check: all
+	@$(HARNESS) suite --only lint
+
+help:
+	@cat tools/help.txt
+
+clean:
+	rm -rf build "$(CARGO_TARGET_DIR)" tools/guest-test/target tools/fuzz/target .cache/run
+
+distclean: clean
+	rm -rf .cache

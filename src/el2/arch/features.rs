@@ -1,0 +1,163 @@
+//! What the CPU has (ID registers), and the control registers of EL2 that let a zone use it.
+//!
+//! The list follows what Linux asks of the firmware below it (Documentation/arch/arm64/booting.rst): a zone is
+//! started at EL1 and finds every feature of the CPU usable.
+
+use super::sysreg::{read, write};
+
+/// HCR_EL2 for every zone: stage 2 on, interrupts to EL2, SMC trapped, EL1 in AArch64. Constant per CPU.
+fn hcr() -> u64 {
+    const VM: u64 = 1;
+    const SWIO: u64 = 1 << 1;
+    const PTW: u64 = 1 << 2;
+    const FMO: u64 = 1 << 3;
+    const IMO: u64 = 1 << 4;
+    const AMO: u64 = 1 << 5;
+    const TSC: u64 = 1 << 19;
+    const RW: u64 = 1 << 31;
+    const APK: u64 = 1 << 40;
+    const API: u64 = 1 << 41;
+    const ENSCXT: u64 = 1 << 53;
+    const ATA: u64 = 1 << 56;
+    let mut hcr = VM | SWIO | PTW | FMO | IMO | AMO | TSC | RW;
+    if has_pauth() {
+        hcr |= APK | API;
+    }
+    if field(read!("id_aa64pfr0_el1"), 56) >= 2 {
+        hcr |= ENSCXT;
+    }
+    if field(read!("id_aa64pfr1_el1"), 8) >= 2 {
+        hcr |= ATA;
+    }
+    hcr
+}
+
+fn field(register: u64, shift: u32) -> u64 {
+    (register >> shift) & 0xf
+}
+
+/// FEAT_PAuth in any of its algorithms.
+pub fn has_pauth() -> bool {
+    let isar1 = read!("id_aa64isar1_el1");
+    let isar2 = read!("S3_0_C0_C6_2");
+    isar1 & 0xff0 != 0 || isar1 & 0xff00_0000 != 0 || isar2 & 0xff00 != 0
+}
+
+/// FEAT_SVE.
+pub fn has_sve() -> bool {
+    field(read!("id_aa64pfr0_el1"), 32) != 0
+}
+
+/// FEAT_SME.
+pub fn has_sme() -> bool {
+    field(read!("id_aa64pfr1_el1"), 24) != 0
+}
+
+/// A PMU of the architecture.
+pub fn has_pmu() -> bool {
+    !matches!(field(read!("id_aa64dfr0_el1"), 8), 0 | 0xf)
+}
+
+/// Bits of physical address (ID_AA64MMFR0_EL1.PARange).
+pub fn pa_bits() -> u32 {
+    match read!("id_aa64mmfr0_el1") & 0xf {
+        0 => 32,
+        1 => 36,
+        2 => 40,
+        3 => 42,
+        4 => 44,
+        5 => 48,
+        _ => 52,
+    }
+}
+
+/// Sets this CPU's EL2 control registers. Once per CPU and boot; constant from then on.
+pub fn configure(vtcr: u64) {
+    write!("hcr_el2", hcr());
+    write!("vtcr_el2", vtcr);
+    write!("hstr_el2", 0);
+    write!("vpidr_el2", read!("midr_el1"));
+    write!("cnthctl_el2", 3);
+    write!("cntvoff_el2", 0);
+    configure_fp();
+    configure_debug();
+    configure_fine_grained();
+    super::isb();
+}
+
+fn configure_fp() {
+    const RES1: u64 = 0x33ff;
+    const TZ: u64 = 1 << 8;
+    const TSM: u64 = 1 << 12;
+    let mut cptr = RES1;
+    if has_sve() {
+        cptr &= !TZ;
+    }
+    if has_sme() {
+        cptr &= !TSM;
+    }
+    write!("cptr_el2", cptr);
+    super::isb();
+    if has_sve() {
+        write!("S3_4_C1_C2_0", 0xf); // ZCR_EL2: the longest vectors
+    }
+    if has_sme() {
+        let smfr0 = read!("S3_0_C0_C4_5");
+        let fa64 = (smfr0 >> 63 & 1) << 31;
+        let zt0 = u64::from((smfr0 >> 56) & 0xf != 0) << 30;
+        write!("S3_4_C1_C2_6", 0xf | fa64 | zt0); // SMCR_EL2
+    }
+}
+
+fn configure_debug() {
+    let dfr0 = read!("id_aa64dfr0_el1");
+    let mut mdcr = 0;
+    if has_pmu() {
+        mdcr |= (read!("pmcr_el0") >> 11) & 0x1f; // HPMN: all counters to EL1
+    }
+    if field(dfr0, 32) != 0 {
+        mdcr |= 3 << 12; // E2PB: the profiling buffer is EL1's
+    }
+    if field(dfr0, 44) != 0 {
+        mdcr |= 3 << 24; // E2TB: the trace buffer is EL1's
+    }
+    write!("mdcr_el2", mdcr);
+}
+
+/// FEAT_FGT and FEAT_HCX trap some features unless a bit is set.
+fn configure_fine_grained() {
+    let mmfr0 = read!("id_aa64mmfr0_el1");
+    let mmfr1 = read!("id_aa64mmfr1_el1");
+    if field(mmfr1, 40) != 0 {
+        let isar1 = read!("id_aa64isar1_el1");
+        let isar2 = read!("S3_0_C0_C6_2");
+        let mmfr3 = read!("S3_0_C0_C7_3");
+        let pfr1 = read!("id_aa64pfr1_el1");
+        let mut hcrx = 0u64;
+        let ls64 = field(isar1, 60);
+        hcrx |= u64::from(ls64 >= 1) << 1 | u64::from(ls64 >= 2) << 2 | u64::from(ls64 >= 3);
+        hcrx |= u64::from(field(isar2, 16) != 0) << 11; // MSCEn: FEAT_MOPS
+        hcrx |= u64::from(field(mmfr3, 0) != 0) << 14; // TCR2En
+        hcrx |= u64::from(field(mmfr3, 4) != 0) << 15; // SCTLR2En
+        hcrx |= u64::from(field(pfr1, 44) != 0) << 22; // GCSEn
+        write!("S3_4_C1_C2_2", hcrx);
+    }
+    if field(mmfr0, 56) != 0 {
+        let no_traps = 0xfff << 52 | 1 << 50; // every "n..." bit of HFG[RW]TR_EL2
+        write!("S3_4_C1_C1_4", no_traps);
+        write!("S3_4_C1_C1_5", no_traps);
+        write!("S3_4_C1_C1_6", 0x1f << 55);
+        write!("S3_4_C3_C1_4", 0xf << 59);
+        write!("S3_4_C3_C1_5", 0xf << 59);
+        if field(read!("id_aa64pfr0_el1"), 44) != 0 {
+            write!("S3_4_C3_C1_6", 0); // HAFGRTR_EL2: activity monitors
+        }
+    }
+    if field(mmfr0, 56) >= 2 {
+        write!("S3_4_C3_C1_0", u64::MAX);
+        write!("S3_4_C3_C1_1", u64::MAX);
+        write!("S3_4_C3_C1_2", u64::MAX);
+        write!("S3_4_C3_C1_3", u64::MAX);
+        write!("S3_4_C3_C1_7", u64::MAX);
+    }
+}

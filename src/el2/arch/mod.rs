@@ -1,0 +1,147 @@
+//! One safe wrapper per instruction or system register that EL2 uses; all inline assembly but the boot and
+//! vector code is here. Uses no sibling module.
+
+pub mod boot;
+pub mod features;
+pub mod sysreg;
+pub mod vcpu;
+pub mod vectors;
+
+use core::arch::asm;
+
+use ringvisor::addr::{Pa, Va};
+
+/// Data synchronization barrier, full system.
+pub fn dsb_sy() {
+    // SAFETY: a barrier has no effect on memory safety.
+    unsafe { asm!("dsb sy", options(nostack, preserves_flags)) }
+}
+
+/// Data synchronization barrier, inner shareable.
+pub fn dsb_ish() {
+    // SAFETY: a barrier has no effect on memory safety.
+    unsafe { asm!("dsb ish", options(nostack, preserves_flags)) }
+}
+
+/// Instruction synchronization barrier.
+pub fn isb() {
+    // SAFETY: a barrier has no effect on memory safety.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) }
+}
+
+/// Waits for an interrupt; returns at once if one is pending, masked or not.
+pub fn wfi() {
+    // SAFETY: only stops the CPU until an interrupt; `dsb` first, as the architecture recommends.
+    unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) }
+}
+
+/// Stops this CPU for good.
+pub fn halt() -> ! {
+    loop {
+        // SAFETY: masks exceptions and waits; nothing else runs here any more.
+        unsafe { asm!("msr daifset, #15", "wfe", options(nostack)) }
+    }
+}
+
+/// Invalidates EL2's own stage-1 entry for a page, on all CPUs.
+pub fn tlbi_vae2is(va: Va) {
+    // SAFETY: dropping translations that are still valid is harmless: they are walked again.
+    unsafe {
+        asm!("dsb ishst", "tlbi vae2is, {}", "dsb ish", "isb", in(reg) va.0 >> 12, options(nostack, preserves_flags));
+    }
+}
+
+/// Invalidates all stage-1 and stage-2 entries of the current VMID, on all CPUs.
+pub fn tlbi_vmalls12e1is() {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "dsb ishst",
+            "tlbi vmalls12e1is",
+            "dsb ish",
+            "isb",
+            options(nostack, preserves_flags)
+        )
+    }
+}
+
+/// Invalidates everything that this CPU caches for EL1 and EL0, all VMIDs.
+pub fn tlbi_alle1() {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "dsb nshst",
+            "tlbi alle1",
+            "dsb nsh",
+            "isb",
+            options(nostack, preserves_flags)
+        )
+    }
+}
+
+/// Invalidates this CPU's instruction cache.
+pub fn ic_iallu() {
+    // SAFETY: instruction cache maintenance is architecturally invisible to correct code.
+    unsafe { asm!("ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags)) }
+}
+
+/// Bytes of the smallest data cache line (CTR_EL0.DminLine).
+fn data_line() -> usize {
+    4 << ((sysreg::read!("ctr_el0") >> 16) & 0xf)
+}
+
+/// Cleans the data cache over `len` bytes from `start` to the point of coherency.
+///
+/// # Safety
+/// The range must be mapped at EL2.
+pub unsafe fn clean_data_cache(start: usize, len: usize) {
+    let line = data_line();
+    let mut at = start & !(line - 1);
+    while at < start + len {
+        // SAFETY: the caller promises the mapping; a clean changes no content.
+        unsafe { asm!("dc cvac, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += line;
+    }
+    dsb_sy();
+}
+
+/// What `AT S1E1R` found.
+#[derive(Clone, Copy, Debug)]
+pub struct TranslationFault;
+
+/// Translates a guest virtual address by the current zone's stage 1 (as a read at EL1); stage 2 is not applied.
+///
+/// PAR_EL1 is the guest's, so it is restored.
+pub fn at_s1e1r(va: Va) -> Result<Pa, TranslationFault> {
+    let saved = sysreg::read!("par_el1");
+    let par: u64;
+    // SAFETY: an address translation reads tables and writes PAR_EL1 only.
+    unsafe {
+        asm!("at s1e1r, {va}", "isb", "mrs {par}, par_el1", va = in(reg) va.0, par = out(reg) par, options(nostack));
+    }
+    sysreg::write!("par_el1", saved);
+    if par & 1 != 0 {
+        return Err(TranslationFault);
+    }
+    Ok(Pa((par & 0x000f_ffff_ffff_f000) | (va.0 & 0xfff)))
+}
+
+/// Invalidates all of EL2's own stage-1 entries, on all CPUs.
+pub fn tlbi_alle2is() {
+    // SAFETY: as above.
+    unsafe {
+        asm!(
+            "dsb ishst",
+            "tlbi alle2is",
+            "dsb ish",
+            "isb",
+            options(nostack, preserves_flags)
+        )
+    }
+}
+
+/// Data synchronization barrier for stores, inner shareable.
+pub fn dsb_ishst() {
+    // SAFETY: a barrier has no effect on memory safety.
+    unsafe { asm!("dsb ishst", options(nostack, preserves_flags)) }
+}

@@ -1,0 +1,146 @@
+//! The EL1 state of this CPU: reset when a zone takes it, so that nothing of the previous owner shows.
+
+use core::arch::{asm, global_asm};
+
+use super::features;
+use super::sysreg::{read, write};
+use super::vectors::TrapFrame;
+use ringvisor::addr::Pa;
+
+/// SPSR_EL2 for a fresh vCPU: EL1h with D, A, I, F masked.
+pub const SPSR_EL1H: u64 = 0x3c5;
+
+/// A frame that starts at `entry` with `x0`, everything else zero.
+pub fn fresh_frame(entry: u64, x0: u64) -> TrapFrame {
+    let mut x = [0; 31];
+    x[0] = x0;
+    TrapFrame {
+        x,
+        elr: entry,
+        spsr: SPSR_EL1H,
+        reserved: 0,
+    }
+}
+
+/// Gives this CPU to a zone: its stage 2, its MPIDR, its counter offset, and reset values everywhere else.
+pub fn reset(vttbr: u64, mpidr: u64, counter_offset: u64) {
+    reset_el1();
+    reset_debug();
+    reset_fp();
+    write!("vttbr_el2", vttbr);
+    write!("vmpidr_el2", mpidr | 1 << 31);
+    write!("cntvoff_el2", counter_offset);
+    super::isb();
+    super::ic_iallu();
+}
+
+/// VTTBR_EL2 of stage-2 root `table` and `vmid`.
+pub fn vttbr(table: Pa, vmid: u8) -> u64 {
+    table.0 | u64::from(vmid) << 48
+}
+
+fn reset_el1() {
+    write!("sctlr_el1", 0x30d0_0800);
+    write!("ttbr0_el1", 0);
+    write!("ttbr1_el1", 0);
+    write!("tcr_el1", 0);
+    write!("mair_el1", 0);
+    write!("amair_el1", 0);
+    write!("esr_el1", 0);
+    write!("far_el1", 0);
+    write!("afsr0_el1", 0);
+    write!("afsr1_el1", 0);
+    write!("elr_el1", 0);
+    write!("spsr_el1", 0);
+    write!("sp_el0", 0);
+    write!("sp_el1", 0);
+    write!("vbar_el1", 0);
+    write!("contextidr_el1", 0);
+    write!("tpidr_el0", 0);
+    write!("tpidr_el1", 0);
+    write!("tpidrro_el0", 0);
+    write!("cpacr_el1", 0);
+    write!("par_el1", 0);
+    write!("csselr_el1", 0);
+    write!("cntkctl_el1", 0);
+    write!("cntv_ctl_el0", 0);
+    write!("cntv_cval_el0", 0);
+    write!("cntp_ctl_el0", 0);
+    write!("cntp_cval_el0", 0);
+    if features::has_pauth() {
+        write!("S3_0_C2_C1_0", 0);
+        write!("S3_0_C2_C1_1", 0);
+        write!("S3_0_C2_C1_2", 0);
+        write!("S3_0_C2_C1_3", 0);
+        write!("S3_0_C2_C2_0", 0);
+        write!("S3_0_C2_C2_1", 0);
+        write!("S3_0_C2_C2_2", 0);
+        write!("S3_0_C2_C2_3", 0);
+        write!("S3_0_C2_C3_0", 0);
+        write!("S3_0_C2_C3_1", 0);
+    }
+}
+
+fn reset_debug() {
+    write!("mdscr_el1", 0);
+    macro_rules! breakpoints {
+        ($($n:literal),*) => {$({
+            if $n < 1 + (read!("id_aa64dfr0_el1") >> 12 & 0xf) {
+                write!(concat!("dbgbcr", $n, "_el1"), 0);
+                write!(concat!("dbgbvr", $n, "_el1"), 0);
+            }
+            if $n < 1 + (read!("id_aa64dfr0_el1") >> 20 & 0xf) {
+                write!(concat!("dbgwcr", $n, "_el1"), 0);
+                write!(concat!("dbgwvr", $n, "_el1"), 0);
+            }
+        })*};
+    }
+    breakpoints!(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    if features::has_pmu() {
+        write!("pmcr_el0", 0x6); // counters off and zero
+        write!("pmcntenclr_el0", 0xffff_ffff);
+        write!("pmintenclr_el1", 0xffff_ffff);
+        write!("pmovsclr_el0", 0xffff_ffff);
+        write!("pmuserenr_el0", 0);
+        write!("pmccfiltr_el0", 0);
+    }
+}
+
+global_asm!(
+    r#"
+    .arch_extension simd
+    .arch_extension sve
+    .text
+    .global zero_fp_registers
+zero_fp_registers:                  // x0: 1 if there are SVE registers
+    .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31
+    movi    v\n\().2d, #0
+    .endr
+    msr     fpcr, xzr
+    msr     fpsr, xzr
+    cbz     x0, 1f
+    .irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15
+    pfalse  p\n\().b
+    .endr
+    wrffr   p0.b
+    msr     S3_0_C1_C2_0, xzr       // ZCR_EL1
+1:  ret
+    .arch_extension nosve
+    .arch_extension nosimd
+    "#
+);
+
+fn reset_fp() {
+    let sve = u64::from(features::has_sve());
+    // SAFETY: EL2 is compiled without floating point, so these registers hold nothing of its own; CPTR_EL2 lets
+    // EL2 use them (features::configure ran on this CPU).
+    unsafe {
+        asm!("bl zero_fp_registers", inout("x0") sve => _, out("x30") _, options(nostack));
+    }
+    if features::has_sme() {
+        // SVCR: streaming mode and ZA off, which zeroes both.
+        write!("S3_3_C4_C2_2", 0);
+        write!("S3_0_C1_C2_6", 0); // SMCR_EL1
+        write!("S3_3_C13_C0_5", 0); // TPIDR2_EL0
+    }
+}

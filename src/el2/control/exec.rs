@@ -1,0 +1,96 @@
+//! The commands, one function for all that are more than a line.
+
+use log::info;
+use ringvisor::abi::command::{DeviceSpec, Header, MAX_DONATION, Op, Status, ZoneCreate};
+use ringvisor::abi::shared;
+use ringvisor::addr::{Ipa, Pa};
+use ringvisor::virtio::Rejected;
+
+use super::{Refusal, copy_in, copy_out};
+use crate::el2::level_filter;
+use crate::el2::zone::{self, Zone};
+
+/// Executes one command. `header` is EL2's own copy; results go into it or into the payload.
+pub fn execute(op: Op, header: &mut Header, page: Pa) -> Result<(), Refusal> {
+    match op {
+        Op::ZoneCreate => {
+            let request: ZoneCreate = copy_in(page, shared::PAYLOAD);
+            header.zone = u32::from(zone::create(&request)?);
+            Ok(())
+        }
+        Op::ZoneDestroy => zone::destroy(number(header)?),
+        Op::LogLevel => match header.args[0] {
+            level @ 1..=5 => {
+                log::set_max_level(level_filter(level as u8));
+                info!("log level {level}");
+                Ok(())
+            }
+            other => Err((Status::BadArgument, other)),
+        },
+        _ => {
+            let number = number(header)?;
+            zone::with(number, |zone| on_zone(op, header, page, zone))
+                .unwrap_or(Err((Status::NoSuchZone, u64::from(number))))
+        }
+    }
+}
+
+fn number(header: &Header) -> Result<u8, Refusal> {
+    u8::try_from(header.zone).map_err(|_| (Status::NoSuchZone, u64::from(header.zone)))
+}
+
+fn on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result<(), Refusal> {
+    let [arg0, arg1, ..] = header.args;
+    let slot = header.slot as usize;
+    let stale = |_: Rejected| (Status::Stale, arg0);
+    match op {
+        Op::ZoneCreate | Op::ZoneDestroy | Op::LogLevel => Err((Status::UnknownOp, u64::from(header.op))),
+        Op::ZoneDonate => {
+            let list: [u64; MAX_DONATION] = copy_in(page, shared::PAYLOAD);
+            let blocks = usize::try_from(arg1).ok().filter(|count| *count > 0);
+            let blocks = blocks
+                .and_then(|count| list.get(..count))
+                .ok_or((Status::BadArgument, arg1))?;
+            zone.donate(Ipa(arg0), blocks)
+        }
+        Op::ZoneStart => zone.start(Ipa(arg0), arg1),
+        Op::ZoneStop => zone.stop_requested(),
+        Op::ZonePause => zone.pause(),
+        Op::ZoneResume => zone.resume(),
+        Op::ZoneInfo => {
+            copy_out(page, shared::PAYLOAD, &zone.info());
+            Ok(())
+        }
+        Op::RingHead => {
+            header.args[0] = zone.ring_head();
+            Ok(())
+        }
+        Op::DeviceAdd => {
+            let spec: DeviceSpec = copy_in(page, shared::PAYLOAD);
+            zone.add_device(slot, &spec)
+        }
+        Op::DeviceRemove => zone.remove_device(slot),
+        Op::DeviceState => {
+            let state = zone.with_device(slot, |device| device.transport.state())?;
+            copy_out(page, shared::PAYLOAD, &state);
+            Ok(())
+        }
+        Op::DeviceQuiesced => zone
+            .with_device(slot, |device| device.transport.quiesced(arg0, &device.page))?
+            .map_err(stale),
+        Op::QueueQuiesced => {
+            let queue = u32::try_from(arg1).map_err(|_| (Status::BadArgument, arg1))?;
+            zone.with_device(slot, |device| {
+                device.transport.queue_quiesced(queue, arg0, &device.page)
+            })?
+            .map_err(stale)
+        }
+        Op::DeviceNeedsReset => zone.device_needs_reset(slot),
+        Op::DeviceConfig => {
+            let bytes: [u8; 256] = copy_in(page, shared::PAYLOAD);
+            let offset = u16::try_from(arg0).map_err(|_| (Status::BadArgument, arg0))?;
+            let bytes = usize::try_from(arg1).ok().and_then(|len| bytes.get(..len));
+            zone.device_config(slot, offset, bytes.ok_or((Status::BadArgument, arg1))?)
+        }
+    }
+}

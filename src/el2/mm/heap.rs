@@ -1,0 +1,42 @@
+//! The global allocator: boot-time structures only (device tree, stage 1). Nothing a zone or the daemon does
+//! allocates here; that goes to [`super::frames`], whose exhaustion is an error code.
+
+use core::alloc::{GlobalAlloc, Layout};
+use core::ptr::{NonNull, null_mut};
+
+use buddy_system_allocator::Heap;
+use spin::Mutex;
+
+struct Global(Mutex<Heap<32>>);
+
+#[global_allocator]
+static HEAP: Global = Global(Mutex::new(Heap::empty()));
+
+// SAFETY: the buddy allocator hands out disjoint blocks of the memory it was given, aligned as asked.
+unsafe impl GlobalAlloc for Global {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        self.0.lock().alloc(layout).map_or(null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        if let Some(block) = NonNull::new(block) {
+            // SAFETY: the caller passes back a block of `alloc` with its layout.
+            unsafe { self.0.lock().dealloc(block, layout) }
+        }
+    }
+}
+
+/// Gives the heap its memory.
+///
+/// # Safety
+/// The range must be unused and mapped.
+pub unsafe fn init(start: usize, size: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { HEAP.0.lock().init(start, size) }
+}
+
+/// Bytes in all and in use.
+pub fn usage() -> (usize, usize) {
+    let heap = HEAP.0.lock();
+    (heap.stats_total_bytes(), heap.stats_alloc_actual())
+}

@@ -1,0 +1,96 @@
+//! Fatal ends of a CPU: a panic or an exception at EL2. Prints what happened, the registers, and a backtrace of
+//! image offsets that `make symbolize` or `llvm-symbolizer` turns into lines; then this CPU stops for good.
+
+use core::panic::PanicInfo;
+
+use super::arch::vectors::{STACK_SHIFT, TrapFrame};
+use super::arch::{self, boot, sysreg};
+use super::{console, cpu};
+
+/// Frames printed at most.
+const DEPTH: usize = 32;
+
+fn offset(address: u64) -> u64 {
+    address.wrapping_sub(boot::image_start() as u64)
+}
+
+/// Walks frame records (AAPCS64, 6.4.6) as long as they lie in this CPU's stack area and move upwards.
+fn backtrace(pc: u64, mut frame: u64) {
+    console::print(format_args!(
+        "backtrace (offsets into the image; resolve with llvm-symbolizer -e ringvisor):\n"
+    ));
+    console::print(format_args!("  #0  {:#x}\n", offset(pc)));
+    let area = frame >> (STACK_SHIFT + 1);
+    let image = boot::image_start() as u64..boot::text_end() as u64;
+    for depth in 1..DEPTH {
+        if frame == 0 || frame & 7 != 0 || frame >> (STACK_SHIFT + 1) != area || frame >> STACK_SHIFT & 1 == 0
+        {
+            break;
+        }
+        // SAFETY: aligned and inside the mapped half of this CPU's stack area.
+        let (next, link) = unsafe { ((frame as *const u64).read(), (frame as *const u64).add(1).read()) };
+        if !image.contains(&link) {
+            break;
+        }
+        console::print(format_args!("  #{depth}  {:#x}\n", offset(link.wrapping_sub(4))));
+        if next <= frame {
+            break;
+        }
+        frame = next;
+    }
+}
+
+fn stop() -> ! {
+    let this = cpu::this();
+    this.mark_dead();
+    console::print(format_args!("EL2: cpu{} stopped\n", this.index));
+    arch::halt()
+}
+
+/// An exception taken at EL2 itself; `kind` is 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, 4 stack overflow.
+pub extern "C" fn el2_exception(frame: &TrapFrame, kind: u64) -> ! {
+    let name = match kind {
+        0 => "synchronous exception",
+        1 => "IRQ",
+        2 => "FIQ",
+        3 => "SError",
+        _ => "stack overflow",
+    };
+    console::print(format_args!(
+        "\nEL2 PANIC: cpu{}: {name} at EL2\n  ESR_EL2 {:#018x}  FAR_EL2 {:#018x}  HPFAR_EL2 {:#x}\n  ELR_EL2 {:#018x} (image + {:#x})  SPSR_EL2 {:#x}\n",
+        cpu::this().index,
+        sysreg::read!("esr_el2"),
+        sysreg::read!("far_el2"),
+        sysreg::read!("hpfar_el2"),
+        frame.elr,
+        offset(frame.elr),
+        frame.spsr
+    ));
+    for (row, values) in frame.x.chunks(4).enumerate() {
+        console::print(format_args!(" "));
+        for (column, value) in values.iter().enumerate() {
+            console::print(format_args!(" x{:<2} {value:016x}", row * 4 + column));
+        }
+        console::print(format_args!("\n"));
+    }
+    let [.., link_frame, _] = frame.x;
+    backtrace(frame.elr, link_frame);
+    stop()
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo) -> ! {
+    let frame: u64;
+    // SAFETY: reads the frame pointer.
+    unsafe { core::arch::asm!("mov {}, x29", out(reg) frame, options(nomem, nostack)) };
+    console::print(format_args!(
+        "\nEL2 PANIC: cpu{}: {}\n",
+        cpu::this().index,
+        info.message()
+    ));
+    if let Some(place) = info.location() {
+        console::print(format_args!("  at {}:{}\n", place.file(), place.line()));
+    }
+    backtrace(panic as *const () as u64, frame);
+    stop()
+}

@@ -1,0 +1,140 @@
+//! The virtio slots of a zone.
+
+use ringvisor::syndrome::Width;
+use ringvisor::virtio::registers;
+
+use super::*;
+use crate::el2::traps::Outcome;
+
+impl Zone {
+    /// A store to a slot's page, or a load from a slot that has no page yet.
+    pub(super) fn virtio(&self, slot: usize, offset: u16, width: Width, stored: Option<u64>) -> Outcome {
+        let Some(place) = self.slots.get(slot) else {
+            return Outcome::Abort;
+        };
+        let mut guard = place.lock();
+        let Some(device) = guard.as_deref_mut() else {
+            let value = match (offset, width) {
+                _ if stored.is_some() => 0,
+                (registers::MAGIC_VALUE, Width::Word) => registers::MAGIC,
+                (registers::VERSION_OFFSET, Width::Word) => registers::VERSION,
+                _ => 0,
+            };
+            return Outcome::Done(u64::from(value));
+        };
+        match stored {
+            Some(value) => {
+                let effect = device
+                    .transport
+                    .write(offset, width, value, &self.ram(), &device.page);
+                self.apply(slot, effect)
+            }
+            // The page was mapped between the fault and now: the load will find it.
+            None => Outcome::Again,
+        }
+    }
+
+    /// Does what a transport's call asks for. Under the slot's lock, so that levels and events keep their order.
+    fn apply(&self, slot: usize, effect: Effect) -> Outcome {
+        if let Some(level) = effect.line {
+            self.set_line(machine::SPI_BASE + machine::VIRTIO_SPI + slot as u32, level);
+        }
+        if let Some(event) = effect.event {
+            notify(self, event.entry(slot as u8));
+        }
+        if effect.retry {
+            Outcome::Again
+        } else {
+            Outcome::Done(0)
+        }
+    }
+
+    /// Calls `f` on a slot's device.
+    pub fn with_device<T>(&self, slot: usize, f: impl FnOnce(&mut Device) -> T) -> Result<T, Refusal> {
+        let no_device = (Status::NoSuchDevice, slot as u64);
+        let mut guard = self.slots.get(slot).ok_or(no_device)?.lock();
+        guard.as_deref_mut().map(f).ok_or(no_device)
+    }
+
+    /// The daemon has put used buffers into a queue.
+    pub fn used_buffer(&self, slot: usize) {
+        let Some(place) = self.slots.get(slot) else { return };
+        if let Some(device) = place.lock().as_deref_mut() {
+            let effect = device.transport.used_buffer(&device.page);
+            self.apply(slot, effect);
+        }
+    }
+
+    /// The daemon's device cannot go on.
+    pub fn device_needs_reset(&self, slot: usize) -> Result<(), Refusal> {
+        self.with_device(slot, |device| {
+            let effect = device.transport.needs_reset(&device.page);
+            self.apply(slot, effect);
+        })
+    }
+
+    /// The device changes its configuration space.
+    pub fn device_config(&self, slot: usize, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
+        self.with_device(slot, |device| {
+            let effect = device.transport.config_changed(offset, bytes, &device.page);
+            self.apply(
+                slot,
+                effect.map_err(|_| (Status::BadArgument, u64::from(offset)))?,
+            );
+            Ok(())
+        })?
+    }
+
+    /// Puts a device into a slot that has none.
+    pub fn add_device(&self, slot: usize, spec: &DeviceSpec) -> Result<(), Refusal> {
+        let no_slot = (Status::NoSuchDevice, slot as u64);
+        let spec = Spec::try_from(spec).map_err(|error| (Status::BadDevice, error.detail()))?;
+        let mut guard = self.slots.get(slot).ok_or(no_slot)?.lock();
+        if let Some(device) = guard.as_mut() {
+            if !device.transport.is_empty() {
+                return Err((Status::SlotInUse, slot as u64));
+            }
+            device.replace(Transport::new(&spec));
+            return Ok(());
+        }
+        let device = Device::new(&spec).ok_or((Status::OutOfMemory, 2))?;
+        let ipa = Ipa(machine::VIRTIO_BASE + slot as u64 * machine::VIRTIO_STRIDE);
+        let page = device.page.0.pa();
+        let mut stage2 = self.stage2.lock();
+        let stage2 = stage2.as_mut().ok_or(no_slot)?;
+        stage2
+            .map(&mut Tables, ipa, page, PAGE_SIZE, Access::DeviceReadOnly)
+            .map_err(|_| (Status::OutOfMemory, 1))?;
+        arch::dsb_ish();
+        *guard = Some(device);
+        Ok(())
+    }
+
+    /// Empties a slot. Its page stays mapped and shows no device.
+    pub fn remove_device(&self, slot: usize) -> Result<(), Refusal> {
+        self.with_device(slot, |device| {
+            device.replace(Transport::empty());
+            self.set_line(machine::SPI_BASE + machine::VIRTIO_SPI + slot as u32, false);
+        })
+    }
+
+    /// Everything as after power-on. No vCPU is inside and the daemon holds no buffer.
+    pub(super) fn reset_devices(&self) {
+        for (slot, place) in self.slots.iter().enumerate() {
+            if let Some(device) = place.lock().as_deref_mut() {
+                let effect = device.transport.power_cycle(&device.page);
+                self.apply(slot, effect);
+            }
+        }
+        self.uart.lock().reset();
+        self.set_line(machine::SPI_BASE + machine::UART_SPI, false);
+        self.gic.lock().reset();
+    }
+}
+
+/// An event of a virtqueue reaches the ring: the doorbell's way from the guest's store to the daemon. Its own
+/// function so that a debugger can stop at it.
+#[inline(never)]
+fn notify(zone: &Zone, entry: Entry) {
+    zone.tell(entry);
+}

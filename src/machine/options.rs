@@ -1,0 +1,115 @@
+//! [`Options`]: EL2's own command line, `/chosen/bootargs` of the firmware's device tree.
+
+use alloc::string::{String, ToString};
+
+use thiserror::Error;
+
+/// How much EL2 logs; numbered as in the ABI's `LogLevel` command.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[repr(u8)]
+pub enum LogLevel {
+    /// What stops a zone or a CPU.
+    Error = 1,
+    /// What is survived but not right.
+    Warn = 2,
+    /// Zones coming and going.
+    #[default]
+    Info = 3,
+    /// Commands, PSCI calls.
+    Debug = 4,
+    /// Single exits.
+    Trace = 5,
+}
+
+impl LogLevel {
+    /// By name or number.
+    fn parse(value: &str) -> Option<Self> {
+        Some(match value {
+            "error" | "1" => Self::Error,
+            "warn" | "2" => Self::Warn,
+            "info" | "3" => Self::Info,
+            "debug" | "4" => Self::Debug,
+            "trace" | "5" => Self::Trace,
+            _ => return None,
+        })
+    }
+}
+
+/// What the command line may set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Options {
+    /// `loglevel=`
+    pub log_level: LogLevel,
+}
+
+/// A word of the command line that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum OptionError {
+    /// No such key.
+    #[error("unknown option {0:?}, expected loglevel=LEVEL")]
+    Unknown(String),
+    /// The key has another type.
+    #[error("{key}={value}: expected {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What it can be set to.
+        expected: &'static str,
+    },
+}
+
+impl Options {
+    /// Reads words separated by blanks; of a key given twice the last counts.
+    ///
+    /// # Errors
+    /// The first word that is not an option.
+    pub fn parse(command_line: &str) -> Result<Self, OptionError> {
+        let mut options = Self::default();
+        for word in command_line.split_ascii_whitespace() {
+            match word.split_once('=') {
+                Some(("loglevel", value)) => {
+                    options.log_level = LogLevel::parse(value).ok_or_else(|| OptionError::Value {
+                        key: "loglevel",
+                        value: value.to_string(),
+                        expected: "error, warn, info, debug, trace or 1 to 5",
+                    })?;
+                }
+                _ => return Err(OptionError::Unknown(word.to_string())),
+            }
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels() {
+        assert_eq!(Options::parse("").unwrap().log_level, LogLevel::Info);
+        assert_eq!(
+            Options::parse(" loglevel=1  loglevel=trace ").unwrap().log_level,
+            LogLevel::Trace
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let message = |line| Options::parse(line).unwrap_err().to_string();
+        assert_eq!(
+            message("loglevel=loud"),
+            "loglevel=loud: expected error, warn, info, debug, trace or 1 to 5"
+        );
+        assert_eq!(
+            message("quiet"),
+            "unknown option \"quiet\", expected loglevel=LEVEL"
+        );
+        assert_eq!(
+            message("log=1"),
+            "unknown option \"log=1\", expected loglevel=LEVEL"
+        );
+    }
+}

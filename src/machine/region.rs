@@ -1,0 +1,154 @@
+//! [`Region`]: a range of physical addresses, and the arithmetic on lists of them.
+//!
+//! Used by [`super::Machine`] for RAM and device ranges and by [`super::root_dtb`] to take EL2's memory out of
+//! root's.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::addr::Pa;
+
+/// A non-empty range of physical addresses whose end does not wrap.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Region {
+    base: Pa,
+    size: u64,
+}
+
+impl Region {
+    /// `size` bytes from `base`, or `None` if that is nothing or passes 2^64.
+    #[must_use]
+    pub const fn new(base: Pa, size: u64) -> Option<Self> {
+        match base.0.checked_add(size) {
+            Some(_) if size != 0 => Some(Self { base, size }),
+            _ => None,
+        }
+    }
+
+    /// From `base` up to, not including, `end`; `None` if that is nothing.
+    #[must_use]
+    pub const fn from_bounds(base: Pa, end: Pa) -> Option<Self> {
+        match end.0.checked_sub(base.0) {
+            Some(size) => Self::new(base, size),
+            None => None,
+        }
+    }
+
+    /// First address.
+    #[must_use]
+    pub const fn base(&self) -> Pa {
+        self.base
+    }
+
+    /// Bytes, never 0.
+    #[must_use]
+    pub const fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The address behind the last.
+    #[must_use]
+    pub const fn end(&self) -> Pa {
+        // Does not wrap: checked by `new`.
+        Pa(self.base.0.wrapping_add(self.size))
+    }
+
+    /// Whether the two have an address in common.
+    #[must_use]
+    pub const fn overlaps(&self, other: &Self) -> bool {
+        self.base.0 < other.end().0 && other.base.0 < self.end().0
+    }
+
+    /// Whether all of `other` lies in this one.
+    #[must_use]
+    pub const fn contains(&self, other: &Self) -> bool {
+        self.base.0 <= other.base.0 && other.end().0 <= self.end().0
+    }
+
+    /// What is left of this one without `hole`: the part below and the part above.
+    #[must_use]
+    pub fn without(&self, hole: &Self) -> [Option<Self>; 2] {
+        if !self.overlaps(hole) {
+            return [Some(*self), None];
+        }
+        [
+            Self::from_bounds(self.base, hole.base),
+            Self::from_bounds(hole.end(), self.end()),
+        ]
+    }
+}
+
+impl fmt::Debug for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// As `/proc/iomem` prints it: first and last address.
+impl fmt::Display for Region {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}-{:#x}", self.base.0, self.end().0.wrapping_sub(1))
+    }
+}
+
+/// Sorts `regions` and joins those that touch or overlap.
+pub fn merge(regions: &mut Vec<Region>) {
+    regions.sort_unstable();
+    regions.dedup_by(|next, previous| {
+        if next.base > previous.end() {
+            return false;
+        }
+        let end = previous.end().max(next.end());
+        previous.size = end.0.wrapping_sub(previous.base.0);
+        true
+    });
+}
+
+/// `regions` without any address of `holes`.
+#[must_use]
+pub fn subtract(regions: &[Region], holes: &[Region]) -> Vec<Region> {
+    let mut left: Vec<Region> = regions.to_vec();
+    for hole in holes {
+        left = left
+            .iter()
+            .flat_map(|region| region.without(hole))
+            .flatten()
+            .collect();
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(base: u64, end: u64) -> Region {
+        Region::from_bounds(Pa(base), Pa(end)).unwrap()
+    }
+
+    #[test]
+    fn empty_and_wrapping_are_refused() {
+        assert_eq!(Region::new(Pa(5), 0), None);
+        assert_eq!(Region::new(Pa(u64::MAX), 2), None);
+        assert_eq!(Region::from_bounds(Pa(5), Pa(4)), None);
+        assert!(Region::new(Pa(u64::MAX - 1), 1).is_some());
+    }
+
+    #[test]
+    fn subtracting_splits() {
+        let ram = [region(0x1000, 0x9000)];
+        assert_eq!(
+            subtract(&ram, &[region(0x2000, 0x3000), region(0x8000, 0xa000)]),
+            [region(0x1000, 0x2000), region(0x3000, 0x8000)]
+        );
+        assert_eq!(subtract(&ram, &[region(0, 0x10000)]), []);
+        assert_eq!(subtract(&ram, &[region(0x9000, 0x9001)]), ram);
+    }
+
+    #[test]
+    fn merging_joins_neighbours() {
+        let mut list = alloc::vec![region(5, 9), region(0, 2), region(2, 4), region(6, 7)];
+        merge(&mut list);
+        assert_eq!(list, [region(0, 4), region(5, 9)]);
+    }
+}

@@ -1,0 +1,227 @@
+//! The PL031 real-time clock that a guest sees (Arm DDI 0224): [`Rtc`].
+//!
+//! Time is a base plus the caller's monotonic seconds; a guest that sets the clock moves its own base. The match
+//! interrupt is due at [`Rtc::due`]: whoever has a timer calls [`Rtc::poll`] then; without one the interrupt comes
+//! with the guest's next access.
+
+use crate::syndrome::Width;
+
+/// Register offsets, named as the manual does.
+pub mod registers {
+    /// Data: seconds, read-only.
+    pub const DR: u16 = 0x000;
+    /// Match.
+    pub const MR: u16 = 0x004;
+    /// Load: sets the clock.
+    pub const LR: u16 = 0x008;
+    /// Control: bit 0 runs; it always does.
+    pub const CR: u16 = 0x00c;
+    /// Interrupt mask; 1 lets through.
+    pub const IMSC: u16 = 0x010;
+    /// Raw interrupt status, read-only.
+    pub const RIS: u16 = 0x014;
+    /// Masked interrupt status, read-only.
+    pub const MIS: u16 = 0x018;
+    /// Interrupt clear, write-only.
+    pub const ICR: u16 = 0x01c;
+    /// First identification register.
+    pub const PERIPH_ID0: u16 = 0xfe0;
+}
+
+use registers as reg;
+
+/// PeriphID0-3 (part 0x031, designer Arm) and PCellID0-3.
+const IDENTIFICATION: [u8; 8] = [0x31, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+
+/// State of the device.
+#[derive(Clone, Debug)]
+pub struct Rtc {
+    /// Seconds since 1970 at monotonic second 0, modulo 2^32.
+    base: u32,
+    load: u32,
+    matching: u32,
+    /// Monotonic second of the match, if one is set.
+    due: Option<u64>,
+    raw: bool,
+    mask: bool,
+}
+
+impl Rtc {
+    /// A clock that shows `epoch_seconds` (since 1970) at monotonic second `now`.
+    #[must_use]
+    pub const fn new(epoch_seconds: u64, now: u64) -> Self {
+        let base = (epoch_seconds as u32).wrapping_sub(now as u32);
+        Self {
+            base,
+            load: 0,
+            matching: 0,
+            due: None,
+            raw: false,
+            mask: false,
+        }
+    }
+
+    /// Level of the interrupt output RTCINTR.
+    #[must_use]
+    pub const fn line(&self) -> bool {
+        self.raw && self.mask
+    }
+
+    /// Monotonic second at which [`Self::poll`] raises the interrupt.
+    #[must_use]
+    pub const fn due(&self) -> Option<u64> {
+        self.due
+    }
+
+    /// Time has come to `now`.
+    pub fn poll(&mut self, now: u64) {
+        if self.due.is_some_and(|due| now >= due) {
+            self.due = None;
+            self.raw = true;
+        }
+    }
+
+    const fn seconds(&self, now: u64) -> u32 {
+        self.base.wrapping_add(now as u32)
+    }
+
+    fn set_match(&mut self, now: u64) {
+        let wait = self.matching.wrapping_sub(self.seconds(now));
+        self.due = Some(now.saturating_add(wait.into()));
+        self.poll(now);
+    }
+
+    /// A load of `width` at `offset` in the page. What is no register reads zero.
+    pub fn read(&mut self, offset: u16, width: Width, now: u64) -> u32 {
+        if width == Width::Double {
+            return 0;
+        }
+        self.poll(now);
+        let value = match offset {
+            reg::DR => self.seconds(now),
+            reg::MR => self.matching,
+            reg::LR => self.load,
+            reg::CR => 1,
+            reg::IMSC => self.mask.into(),
+            reg::RIS => self.raw.into(),
+            reg::MIS => self.line().into(),
+            _ => identification(offset),
+        };
+        value & width.mask() as u32
+    }
+
+    /// A store at `offset` in the page. Only 32-bit stores to registers take effect.
+    pub fn write(&mut self, offset: u16, width: Width, value: u64, now: u64) {
+        if width != Width::Word {
+            return;
+        }
+        self.poll(now);
+        let value = value as u32;
+        match offset {
+            reg::MR => {
+                self.matching = value;
+                self.set_match(now);
+            }
+            reg::LR => {
+                self.load = value;
+                self.base = value.wrapping_sub(now as u32);
+                if self.due.is_some() {
+                    self.set_match(now);
+                }
+            }
+            reg::IMSC => self.mask = value & 1 != 0,
+            reg::ICR if value & 1 != 0 => self.raw = false,
+            _ => {}
+        }
+    }
+}
+
+fn identification(offset: u16) -> u32 {
+    match offset.checked_sub(reg::PERIPH_ID0) {
+        Some(at) if at.is_multiple_of(4) => IDENTIFICATION
+            .get(usize::from(at / 4))
+            .map_or(0, |&byte| byte.into()),
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(rtc: &mut Rtc, offset: u16, now: u64) -> u32 {
+        rtc.read(offset, Width::Word, now)
+    }
+
+    fn write(rtc: &mut Rtc, offset: u16, value: u32, now: u64) {
+        rtc.write(offset, Width::Word, value.into(), now);
+    }
+
+    #[test]
+    fn it_shows_the_time() {
+        let mut rtc = Rtc::new(1_800_000_000, 77);
+        assert_eq!(read(&mut rtc, reg::DR, 77), 1_800_000_000);
+        assert_eq!(read(&mut rtc, reg::DR, 177), 1_800_000_100);
+        write(&mut rtc, reg::LR, 5, 200);
+        assert_eq!(read(&mut rtc, reg::LR, 300), 5);
+        assert_eq!(read(&mut rtc, reg::DR, 300), 105);
+        assert_eq!(read(&mut rtc, reg::CR, 0), 1);
+    }
+
+    #[test]
+    fn the_match_interrupt() {
+        let mut rtc = Rtc::new(1000, 0);
+        write(&mut rtc, reg::IMSC, 1, 0);
+        write(&mut rtc, reg::MR, 1010, 0);
+        assert_eq!(rtc.due(), Some(10));
+        assert_eq!(read(&mut rtc, reg::RIS, 9), 0);
+        rtc.poll(10);
+        assert!(rtc.line());
+        assert_eq!(read(&mut rtc, reg::MIS, 10), 1);
+        write(&mut rtc, reg::IMSC, 0, 10);
+        assert!(!rtc.line());
+        assert_eq!(read(&mut rtc, reg::RIS, 10), 1);
+        write(&mut rtc, reg::ICR, 1, 10);
+        write(&mut rtc, reg::IMSC, 1, 10);
+        assert!(!rtc.line());
+        assert_eq!(rtc.due(), None, "once");
+    }
+
+    #[test]
+    fn setting_the_clock_moves_the_match() {
+        let mut rtc = Rtc::new(1000, 0);
+        write(&mut rtc, reg::MR, 1100, 0);
+        write(&mut rtc, reg::LR, 1099, 5);
+        assert_eq!(rtc.due(), Some(6));
+        write(&mut rtc, reg::LR, 1100, 5);
+        assert_eq!(read(&mut rtc, reg::RIS, 5), 1, "a match that is now comes now");
+    }
+
+    #[test]
+    fn seconds_wrap_at_32_bits() {
+        let mut rtc = Rtc::new(u64::from(u32::MAX), 0);
+        assert_eq!(read(&mut rtc, reg::DR, 1), 0);
+        assert_eq!(read(&mut rtc, reg::DR, u64::MAX), u32::MAX - 1);
+        write(&mut rtc, reg::MR, 0, u64::MAX);
+        rtc.poll(u64::MAX);
+    }
+
+    #[test]
+    fn identification_and_other_accesses() {
+        let mut rtc = Rtc::new(0, 0);
+        let id = (0..4).fold(0, |id, n| {
+            id | read(&mut rtc, 0xfe0 + 4 * n, 0) << (8 * u32::from(n))
+        });
+        assert_eq!(id & 0x000f_ffff, 0x0004_1031);
+        for offset in (0..0x1000).step_by(if cfg!(miri) { 61 } else { 1 }) {
+            for width in Width::ALL {
+                if offset % 4 != 0 || width != Width::Word {
+                    rtc.write(offset, width, u64::MAX, 0);
+                }
+            }
+        }
+        for offset in [reg::MR, reg::LR, reg::IMSC, reg::RIS] {
+            assert_eq!(read(&mut rtc, offset, 0), 0);
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Which of a zone's CPUs are on: [`CpuTable`] answers CPU_ON, CPU_OFF and AFFINITY_INFO (DEN 0022, 5.1.3-5.1.5).
+//!
+//! The table only decides; EL2 holds it behind the zone's lock, so two vCPUs that turn on the same third see one
+//! success and one ON_PENDING. A CPU is [`CpuState::OnPending`] from the accepted CPU_ON until it has entered the
+//! guest, when EL2 calls [`CpuTable::entered`].
+
+use arrayvec::ArrayVec;
+
+use super::{Error, Mpidr};
+
+/// State of a CPU as PSCI sees it; the numbers are AFFINITY_INFO's results.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u64)]
+pub enum CpuState {
+    /// Runs.
+    On = 0,
+    /// Does not run.
+    Off = 1,
+    /// Has been turned on and not yet arrived.
+    OnPending = 2,
+}
+
+/// What is left after a CPU_OFF.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AfterOff {
+    /// Other CPUs are on or on their way.
+    OthersOn,
+    /// It was the last: nothing in the zone will ever run again by itself.
+    AllOff,
+}
+
+/// States of up to `N` CPUs.
+#[derive(Clone, Debug)]
+pub struct CpuTable<const N: usize> {
+    cpus: ArrayVec<(Mpidr, CpuState), N>,
+}
+
+impl<const N: usize> CpuTable<N> {
+    /// All `mpidrs` off; those past `N` are dropped.
+    pub fn new(mpidrs: impl IntoIterator<Item = Mpidr>) -> Self {
+        Self {
+            cpus: mpidrs
+                .into_iter()
+                .take(N)
+                .map(|mpidr| (mpidr, CpuState::Off))
+                .collect(),
+        }
+    }
+
+    /// A guest's `vcpus` CPUs with the affinities of QEMU's `virt`, all off.
+    #[must_use]
+    pub fn guest(vcpus: usize) -> Self {
+        Self::new((0..vcpus).map(Mpidr::of_vcpu))
+    }
+
+    /// CPUs in the table.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.cpus.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cpus.is_empty()
+    }
+
+    /// State of a CPU by number.
+    #[must_use]
+    pub fn state(&self, cpu: usize) -> Option<CpuState> {
+        self.cpus.get(cpu).map(|&(_, state)| state)
+    }
+
+    /// Affinity of a CPU by number.
+    #[must_use]
+    pub fn mpidr(&self, cpu: usize) -> Option<Mpidr> {
+        self.cpus.get(cpu).map(|&(mpidr, _)| mpidr)
+    }
+
+    /// Number of the CPU with this affinity.
+    #[must_use]
+    pub fn find(&self, mpidr: Mpidr) -> Option<usize> {
+        self.cpus.iter().position(|&(other, _)| other == mpidr)
+    }
+
+    /// CPUs that are on or on their way.
+    #[must_use]
+    pub fn count_on(&self) -> usize {
+        self.cpus
+            .iter()
+            .filter(|&&(_, state)| state != CpuState::Off)
+            .count()
+    }
+
+    /// CPU_ON: on success the CPU with the returned number is to be started at the entry point that was checked
+    /// with `entry_ok` (is it the zone's RAM?).
+    pub fn cpu_on(&mut self, target: u64, entry_ok: bool) -> Result<usize, Error> {
+        let cpu = Mpidr::from_argument(target)
+            .and_then(|mpidr| self.find(mpidr))
+            .ok_or(Error::InvalidParameters)?;
+        let (_, state) = self.cpus.get_mut(cpu).ok_or(Error::InvalidParameters)?;
+        match *state {
+            CpuState::On => Err(Error::AlreadyOn),
+            CpuState::OnPending => Err(Error::OnPending),
+            CpuState::Off if !entry_ok => Err(Error::InvalidAddress),
+            CpuState::Off => {
+                *state = CpuState::OnPending;
+                Ok(cpu)
+            }
+        }
+    }
+
+    /// The CPU has entered the zone. Nothing if it was not on its way.
+    pub fn entered(&mut self, cpu: usize) {
+        if let Some((_, state @ CpuState::OnPending)) = self.cpus.get_mut(cpu) {
+            *state = CpuState::On;
+        }
+    }
+
+    /// The CPU could not be started after all: off again.
+    pub fn start_failed(&mut self, cpu: usize) {
+        if let Some((_, state @ CpuState::OnPending)) = self.cpus.get_mut(cpu) {
+            *state = CpuState::Off;
+        }
+    }
+
+    /// CPU_OFF by `cpu` itself. DENIED if it is not on, which a caller never is.
+    pub fn cpu_off(&mut self, cpu: usize) -> Result<AfterOff, Error> {
+        match self.cpus.get_mut(cpu) {
+            Some((_, state @ CpuState::On)) => *state = CpuState::Off,
+            _ => return Err(Error::Denied),
+        }
+        Ok(if self.count_on() == 0 {
+            AfterOff::AllOff
+        } else {
+            AfterOff::OthersOn
+        })
+    }
+
+    /// AFFINITY_INFO: on if any CPU of the affinity instance is on, else pending if any is, else off.
+    pub fn affinity_info(&self, target: u64, lowest_level: u32) -> Result<CpuState, Error> {
+        let target = Mpidr::from_argument(target).ok_or(Error::InvalidParameters)?;
+        if lowest_level > 3 {
+            return Err(Error::InvalidParameters);
+        }
+        let members = || {
+            self.cpus
+                .iter()
+                .filter(|&&(mpidr, _)| mpidr.same_from(target, lowest_level))
+                .map(|&(_, state)| state)
+        };
+        if members().next().is_none() {
+            return Err(Error::InvalidParameters);
+        }
+        Ok([CpuState::On, CpuState::OnPending]
+            .into_iter()
+            .find(|&wanted| members().any(|state| state == wanted))
+            .unwrap_or(CpuState::Off))
+    }
+
+    /// Starting a zone: `boot` is on its way, all others are off.
+    pub fn reset(&mut self, boot: usize) {
+        for (index, (_, state)) in self.cpus.iter_mut().enumerate() {
+            *state = if index == boot {
+                CpuState::OnPending
+            } else {
+                CpuState::Off
+            };
+        }
+    }
+
+    /// Stopping a zone: all off.
+    pub fn all_off(&mut self) {
+        for (_, state) in &mut self.cpus {
+            *state = CpuState::Off;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table() -> CpuTable<20> {
+        let mut table = CpuTable::guest(18);
+        table.reset(0);
+        table.entered(0);
+        table
+    }
+
+    // torture d5
+    #[test]
+    fn on_twice() {
+        let mut table = table();
+        assert_eq!(table.cpu_on(1, true), Ok(1));
+        assert_eq!(table.cpu_on(1, true), Err(Error::OnPending));
+        table.entered(1);
+        assert_eq!(table.cpu_on(1, true), Err(Error::AlreadyOn));
+        assert_eq!(
+            table.cpu_on(0, false),
+            Err(Error::AlreadyOn),
+            "the state is looked at first"
+        );
+    }
+
+    // torture d5
+    #[test]
+    fn foreign_and_invalid_affinities() {
+        let mut table = table();
+        for target in [18, 0x102, 0x10000, 1 << 32, 1 << 24, 0x8000_0001, u64::MAX] {
+            assert_eq!(
+                table.cpu_on(target, true),
+                Err(Error::InvalidParameters),
+                "{target:#x}"
+            );
+            assert_eq!(table.affinity_info(target, 0), Err(Error::InvalidParameters));
+        }
+        assert_eq!(table.cpu_on(0x101, true), Ok(17), "cluster 1, CPU 1");
+    }
+
+    #[test]
+    fn a_bad_entry_point_starts_nothing() {
+        let mut table = table();
+        assert_eq!(table.cpu_on(2, false), Err(Error::InvalidAddress));
+        assert_eq!(table.state(2), Some(CpuState::Off));
+    }
+
+    // torture d5
+    #[test]
+    fn the_last_one_off_is_told() {
+        let mut table = table();
+        table.cpu_on(1, true).unwrap();
+        assert_eq!(table.cpu_off(1), Err(Error::Denied), "not on yet");
+        assert_eq!(table.cpu_off(0), Ok(AfterOff::OthersOn), "one is on its way");
+        table.entered(1);
+        assert_eq!(table.cpu_off(1), Ok(AfterOff::AllOff));
+        assert_eq!(table.cpu_off(1), Err(Error::Denied));
+        assert_eq!(table.cpu_on(0, true), Ok(0), "the boot CPU is like any other");
+        table.start_failed(0);
+        assert_eq!(table.state(0), Some(CpuState::Off));
+        table.entered(0);
+        assert_eq!(table.state(0), Some(CpuState::Off), "it was not on its way");
+    }
+
+    #[test]
+    fn affinity_info_by_level() {
+        let mut table = table();
+        assert_eq!(table.affinity_info(0, 0), Ok(CpuState::On));
+        assert_eq!(table.affinity_info(1, 0), Ok(CpuState::Off));
+        assert_eq!(
+            table.affinity_info(0x55, 1),
+            Ok(CpuState::On),
+            "fields below the level do not count"
+        );
+        assert_eq!(table.affinity_info(0x100, 1), Ok(CpuState::Off));
+        table.cpu_on(0x100, true).unwrap();
+        assert_eq!(table.affinity_info(0x100, 1), Ok(CpuState::OnPending));
+        assert_eq!(table.affinity_info(0, 3), Ok(CpuState::On));
+        assert_eq!(table.affinity_info(0, 4), Err(Error::InvalidParameters));
+    }
+
+    #[test]
+    fn more_cpus_than_room_are_dropped() {
+        assert_eq!(CpuTable::<2>::guest(5).len(), 2);
+    }
+}

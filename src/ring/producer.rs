@@ -1,0 +1,93 @@
+//! EL2's side: [`Producer`], shared by all CPUs of EL2.
+
+use super::{Entry, Ring, slot_word};
+use crate::sync::{AtomicU64, Ordering, mutated, ordering};
+
+/// Whether the consumer has to be woken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Bell {
+    /// It sleeps, or is about to: raise the interrupt.
+    Ring,
+    /// It is awake, or somebody else rings.
+    Quiet,
+}
+
+/// The producers' state, in EL2's own memory: no byte of it comes from the daemon.
+#[derive(Debug)]
+pub struct Producer {
+    /// Entries ever added.
+    head: AtomicU64,
+}
+
+impl Producer {
+    /// A producer on a ring that no entry was added to.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub const fn new() -> Self {
+        Self::starting_at(0)
+    }
+
+    /// A producer whose next entry has number `head`. Slots must hold nothing from a later entry.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub const fn starting_at(head: u64) -> Self {
+        Self {
+            head: AtomicU64::new(head),
+        }
+    }
+
+    /// The same for loom, whose atomics are not made in constants.
+    #[cfg(loom)]
+    #[must_use]
+    pub fn starting_at(head: u64) -> Self {
+        Self {
+            head: AtomicU64::new(head),
+        }
+    }
+
+    /// Tells the consumer of `entry`, unless it has been told and has not looked yet.
+    ///
+    /// What this CPU did before is visible to the consumer when it acts on the entry. Never waits.
+    pub fn push(&self, ring: &Ring<'_>, entry: Entry) -> Bell {
+        let Some((word, mask)) = entry.bit().and_then(|bit| ring.pending(bit)) else {
+            return Bell::Quiet;
+        };
+        if word.fetch_or(mask, ordering("pending_set", Ordering::Release)) & mask != 0 {
+            return Bell::Quiet;
+        }
+        let index = self
+            .head
+            .fetch_add(1, ordering("head_advance", Ordering::Release));
+        if let Some(slot) = ring.slot(index) {
+            slot.store(
+                slot_word(index, entry.encode()),
+                ordering("slot_fill", Ordering::Release),
+            );
+        }
+        let disarm = ordering("disarm", Ordering::Release);
+        if mutated("disarm_by_store") {
+            let armed = ring.armed.load(Ordering::Relaxed);
+            ring.armed.store(0, disarm);
+            return if armed == 1 { Bell::Ring } else { Bell::Quiet };
+        }
+        if ring.armed.swap(0, disarm) == 1 {
+            Bell::Ring
+        } else {
+            Bell::Quiet
+        }
+    }
+
+    /// Entries ever added: where a consumer that attaches begins.
+    #[must_use]
+    pub fn head(&self) -> u64 {
+        self.head.load(ordering("head_read", Ordering::Acquire))
+    }
+}
+
+#[cfg(not(loom))]
+impl Default for Producer {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,295 @@
+//! Stage-2 translation tables: 4 KiB granule, starting at level 1 with concatenated tables.
+//!
+//! [`Stage2`] is the tree, [`TableMemory`] the page frames it lies in (EL2's own, or [`fake`] ones in tests).
+//! Mapping never replaces: what is mapped must be unmapped first, so no live entry ever changes from one valid
+//! value to another (break-before-make, Arm ARM D8.16). TLB maintenance is the caller's.
+
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
+
+use crate::addr::{Ipa, PAGE_SIZE, Pa};
+
+/// Page frames for tables. Tables are zeroed when allocated.
+pub trait TableMemory {
+    /// `pages` contiguous frames, a power of two, aligned to their size and zeroed; `None` if there are none.
+    fn alloc(&mut self, pages: usize) -> Option<Pa>;
+    /// Gives frames of `alloc` back.
+    fn free(&mut self, table: Pa, pages: usize);
+    /// Entry `index` of the table page at `table`.
+    fn read(&self, table: Pa, index: usize) -> u64;
+    /// Writes an entry, visible to the table walker when the caller has synchronized.
+    fn write(&mut self, table: Pa, index: usize, entry: u64);
+}
+
+/// What a mapping allows and how it is cached; combined with the zone's own stage 1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// RAM: write-back, everything allowed.
+    Ram,
+    /// Device-nGnRE, read and write, never executed.
+    Device,
+    /// Device-nGnRE, read only, never executed: stores are permission faults.
+    DeviceReadOnly,
+}
+
+impl Access {
+    /// MemAttr, S2AP, SH, AF and XN (Arm ARM D8.3.2, stage 2 without FEAT_S2FWB).
+    const fn bits(self) -> u64 {
+        const AF: u64 = 1 << 10;
+        const INNER: u64 = 3 << 8;
+        const READ: u64 = 1 << 6;
+        const WRITE: u64 = 1 << 7;
+        const XN: u64 = 1 << 54;
+        match self {
+            Self::Ram => AF | INNER | READ | WRITE | 0xf << 2,
+            Self::Device => AF | READ | WRITE | XN | 1 << 2,
+            Self::DeviceReadOnly => AF | READ | XN | 1 << 2,
+        }
+    }
+}
+
+/// Why a mapping was refused; nothing was mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum MapError {
+    /// Address or length is not a multiple of 4 KiB, or the length is zero.
+    #[error("{0} is not a multiple of 4 KiB")]
+    Misaligned(Ipa),
+    /// The range leaves the intermediate physical address space.
+    #[error("{0} is beyond the address space")]
+    OutOfRange(Ipa),
+    /// Something is mapped there.
+    #[error("{0} is mapped already")]
+    Overlap(Ipa),
+    /// No page frame left for a table.
+    #[error("no page frame left for a table")]
+    OutOfMemory,
+}
+
+const VALID: u64 = 1;
+const TABLE: u64 = 2;
+const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
+const ENTRIES: usize = 512;
+
+/// Bytes that one entry of a level translates.
+const fn span(level: u32) -> u64 {
+    1 << (39 - 9 * level)
+}
+
+/// One zone's stage-2 tree.
+#[derive(Debug)]
+pub struct Stage2 {
+    root: Pa,
+    ipa_bits: u32,
+    pages: usize,
+}
+
+impl Stage2 {
+    /// An empty tree for IPAs of `ipa_bits` bits, 31 to 43; `None` without memory or for other sizes.
+    pub fn new(memory: &mut impl TableMemory, ipa_bits: u32) -> Option<Self> {
+        if !(31..=43).contains(&ipa_bits) {
+            return None;
+        }
+        let pages = Self::root_pages(ipa_bits);
+        let root = memory.alloc(pages)?;
+        Some(Self {
+            root,
+            ipa_bits,
+            pages,
+        })
+    }
+
+    const fn root_pages(ipa_bits: u32) -> usize {
+        if ipa_bits <= 39 { 1 } else { 1 << (ipa_bits - 39) }
+    }
+
+    /// Address of the first root table, for VTTBR_EL2.
+    #[must_use]
+    pub const fn root(&self) -> Pa {
+        self.root
+    }
+
+    /// Table pages in use.
+    #[must_use]
+    pub const fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// First IPA that does not exist.
+    #[must_use]
+    pub const fn limit(&self) -> u64 {
+        1 << self.ipa_bits
+    }
+
+    /// VTCR_EL2 for trees of `ipa_bits` on a CPU with this ID_AA64MMFR0_EL1.PARange.
+    #[must_use]
+    pub const fn vtcr(ipa_bits: u32, pa_range: u64) -> u64 {
+        const RES1: u64 = 1 << 31;
+        RES1 | pa_range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | (64 - ipa_bits) as u64
+    }
+
+    /// Maps `len` bytes at `ipa` to `pa`, with the largest blocks that fit.
+    pub fn map(
+        &mut self,
+        memory: &mut impl TableMemory,
+        ipa: Ipa,
+        pa: Pa,
+        len: u64,
+        access: Access,
+    ) -> Result<(), MapError> {
+        let end = ipa.checked_add(len).ok_or(MapError::OutOfRange(ipa))?;
+        if len == 0
+            || !ipa.is_aligned(PAGE_SIZE)
+            || !pa.is_aligned(PAGE_SIZE)
+            || !len.is_multiple_of(PAGE_SIZE)
+        {
+            return Err(MapError::Misaligned(ipa));
+        }
+        if end.0 > self.limit() || pa.checked_add(len).is_none_or(|end| end.0 > ADDRESS) {
+            return Err(MapError::OutOfRange(ipa));
+        }
+        let mut done = 0;
+        while done < len {
+            let (at, to) = (Ipa(ipa.0 + done), Pa(pa.0 + done));
+            match self.map_one(memory, at, to, len - done, access) {
+                Ok(size) => done += size,
+                Err(error) => {
+                    self.unmap(memory, ipa, done);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps one block or page at `ipa`; returns its size.
+    fn map_one(
+        &mut self,
+        memory: &mut impl TableMemory,
+        ipa: Ipa,
+        pa: Pa,
+        len: u64,
+        access: Access,
+    ) -> Result<u64, MapError> {
+        let mut table = self.root_page(ipa);
+        for level in 1..=3 {
+            let index = Self::index(ipa, level);
+            let entry = memory.read(table, index);
+            let fits = len >= span(level) && (ipa.0 | pa.0).is_multiple_of(span(level));
+            if fits && entry & VALID == 0 {
+                let kind = if level == 3 { TABLE } else { 0 };
+                memory.write(table, index, pa.0 | access.bits() | kind | VALID);
+                return Ok(span(level));
+            }
+            if entry & VALID == 0 {
+                let next = memory.alloc(1).ok_or(MapError::OutOfMemory)?;
+                self.pages += 1;
+                memory.write(table, index, next.0 | TABLE | VALID);
+                table = next;
+            } else if entry & TABLE != 0 && level < 3 {
+                table = Pa(entry & ADDRESS);
+            } else {
+                return Err(MapError::Overlap(ipa));
+            }
+        }
+        Err(MapError::Overlap(ipa))
+    }
+
+    /// Unmaps what is mapped in the range, whole blocks that begin in it; tables stay until [`Self::destroy`].
+    pub fn unmap(&mut self, memory: &mut impl TableMemory, ipa: Ipa, len: u64) {
+        let end = ipa.0.saturating_add(len).min(self.limit());
+        let mut at = ipa.0;
+        while at < end {
+            let mut table = self.root_page(Ipa(at));
+            let mut level = 1;
+            loop {
+                let index = Self::index(Ipa(at), level);
+                let entry = memory.read(table, index);
+                if entry & VALID != 0 && entry & TABLE != 0 && level < 3 {
+                    table = Pa(entry & ADDRESS);
+                    level += 1;
+                    continue;
+                }
+                if entry & VALID != 0 {
+                    memory.write(table, index, 0);
+                }
+                break;
+            }
+            at = (at & !(span(level) - 1)) + span(level);
+        }
+    }
+
+    /// Physical address and raw leaf entry that `ipa` translates to.
+    pub fn translate(&self, memory: &impl TableMemory, ipa: Ipa) -> Option<(Pa, u64)> {
+        if ipa.0 >= self.limit() {
+            return None;
+        }
+        let mut table = self.root_page(ipa);
+        for level in 1..=3 {
+            let entry = memory.read(table, Self::index(ipa, level));
+            if entry & VALID == 0 {
+                return None;
+            }
+            if level == 3 || entry & TABLE == 0 {
+                let offset = ipa.0 & (span(level) - 1);
+                return Some((Pa((entry & ADDRESS & !(span(level) - 1)) + offset), entry));
+            }
+            table = Pa(entry & ADDRESS);
+        }
+        None
+    }
+
+    /// Frees all tables. No CPU may use the tree any more, and its VMID must have been invalidated.
+    pub fn destroy(self, memory: &mut impl TableMemory) {
+        let root_pages = Self::root_pages(self.ipa_bits);
+        for page in 0..root_pages as u64 {
+            let table = Pa(self.root.0 + page * PAGE_SIZE);
+            for index in 0..ENTRIES {
+                Self::free_below(memory, memory.read(table, index), 1);
+            }
+        }
+        memory.free(self.root, root_pages);
+    }
+
+    fn free_below(memory: &mut impl TableMemory, entry: u64, level: u32) {
+        if level == 3 || entry & VALID == 0 || entry & TABLE == 0 {
+            return;
+        }
+        let table = Pa(entry & ADDRESS);
+        for index in 0..ENTRIES {
+            let below = memory.read(table, index);
+            Self::free_below(memory, below, level + 1);
+        }
+        memory.free(table, 1);
+    }
+
+    /// The concatenated root table page that covers `ipa`.
+    fn root_page(&self, ipa: Ipa) -> Pa {
+        Pa(self.root.0 + (ipa.0 >> 39) * PAGE_SIZE)
+    }
+
+    const fn index(ipa: Ipa, level: u32) -> usize {
+        ((ipa.0 >> (39 - 9 * level)) & 511) as usize
+    }
+}
+
+/// Calls `map` for each part of `[0, limit)` that lies in none of `holes`, which are sorted by start.
+pub fn gaps<E>(
+    limit: u64,
+    holes: &[(u64, u64)],
+    mut map: impl FnMut(u64, u64) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut at = 0;
+    for &(start, end) in holes {
+        if start > at {
+            map(at, start.min(limit) - at)?;
+        }
+        at = at.max(end);
+        if at >= limit {
+            return Ok(());
+        }
+    }
+    map(at, limit - at)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+//! Syndromes as the architecture encodes them.
+
+use super::*;
+
+fn esr(ec: u8, iss: u64) -> u64 {
+    u64::from(ec) << 26 | IL | iss
+}
+
+fn data_abort(iss: u64) -> DataAbort {
+    match Syndrome::decode(esr(0x24, iss)) {
+        Syndrome::DataAbort(abort) => abort,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_word_store_on_a_read_only_page() {
+    // str w3, [x]: ISV, SAS 2, SRT 3, WnR, permission fault level 3.
+    let abort = data_abort(1 << 24 | 2 << 22 | 3 << 16 | 1 << 6 | 0x0f);
+    let access = abort.access.unwrap();
+    assert_eq!(access.width, Width::Word);
+    assert_eq!(access.register.index(), Some(3));
+    assert!(abort.write && abort.far_valid && !abort.hpfar_valid);
+    assert_eq!(abort.fault, Fault::Permission);
+    assert_eq!(access.stored(0xffff_ffff_1234_5678), 0x1234_5678);
+}
+
+// torture a3
+#[test]
+fn without_isv_there_is_no_access() {
+    let abort = data_abort(2 << 22 | 3 << 16 | 1 << 6 | 0x07);
+    assert_eq!(abort.access, None);
+    assert_eq!(abort.fault, Fault::Translation);
+    assert!(abort.hpfar_valid);
+}
+
+// torture a3, a4
+#[test]
+fn walks_and_cache_maintenance_are_never_an_access() {
+    assert_eq!(data_abort(1 << 24 | 1 << 7 | 0x0f).access, None);
+    assert_eq!(data_abort(1 << 24 | 1 << 8 | 0x0f).access, None);
+    assert!(
+        data_abort(1 << 7 | 0x0f).hpfar_valid,
+        "a permission fault on a walk has HPFAR_EL2"
+    );
+}
+
+// torture a4
+#[test]
+fn hpfar_is_not_trusted_where_it_is_unknown() {
+    assert!(!data_abort(0x0e).hpfar_valid);
+    assert!(!data_abort(0x21).hpfar_valid);
+    assert!(!data_abort(0x10).hpfar_valid);
+    assert!(data_abort(0x0a).hpfar_valid);
+}
+
+#[test]
+fn loads_extend_as_the_instruction_says() {
+    let base = Access {
+        width: Width::Byte,
+        register: Register::from_field(0),
+        sign_extend: true,
+        sixty_four: true,
+        acquire_release: false,
+    };
+    assert_eq!(base.loaded(0x1_80), 0xffff_ffff_ffff_ff80);
+    assert_eq!(
+        Access {
+            sixty_four: false,
+            ..base
+        }
+        .loaded(0x80),
+        0xffff_ff80
+    );
+    assert_eq!(
+        Access {
+            sign_extend: false,
+            ..base
+        }
+        .loaded(0x1_80),
+        0x80
+    );
+    assert_eq!(
+        Access {
+            width: Width::Double,
+            ..base
+        }
+        .loaded(u64::MAX),
+        u64::MAX
+    );
+    assert_eq!(
+        Access {
+            width: Width::Word,
+            ..base
+        }
+        .loaded(0x8000_0000),
+        0xffff_ffff_8000_0000
+    );
+    assert_eq!(
+        Access {
+            width: Width::Half,
+            ..base
+        }
+        .loaded(0x7fff),
+        0x7fff
+    );
+}
+
+#[test]
+fn register_31_is_the_zero_register() {
+    assert_eq!(Register::from_field(31).index(), None);
+    assert_eq!(Register::from_field(0x3e).index(), Some(30));
+}
+
+#[test]
+fn system_registers_by_name() {
+    // mrs x5, ICC_SRE_EL1 (S3_0_C12_C12_5), read.
+    let iss = 3 << 20 | 5 << 17 | 12 << 10 | 5 << 5 | 12 << 1 | 1;
+    let Syndrome::Sys(access) = Syndrome::decode(esr(0x18, iss)) else {
+        panic!()
+    };
+    assert_eq!(access.reg, SysReg::new(3, 0, 12, 12, 5));
+    assert_eq!(access.register.index(), Some(5));
+    assert!(access.read);
+}
+
+#[test]
+fn calls_and_waits() {
+    assert_eq!(Syndrome::decode(esr(0x16, 0xbeef)), Syndrome::Hvc(0xbeef));
+    assert_eq!(Syndrome::decode(esr(0x17, 0)), Syndrome::Smc(0));
+    assert_eq!(Syndrome::decode(esr(0x01, 0)), Syndrome::Wfx(Wfx::Wfi));
+    assert_eq!(Syndrome::decode(esr(0x01, 1)), Syndrome::Wfx(Wfx::Wfe));
+    assert_eq!(
+        Syndrome::decode(esr(0x3c, 7)),
+        Syndrome::Other { class: 0x3c, iss: 7 }
+    );
+    assert_eq!(Syndrome::decode(0), Syndrome::Unknown);
+    assert_eq!(instruction_length(IL), 4);
+    assert_eq!(instruction_length(0), 2);
+}
+
+#[test]
+fn injected_aborts_say_where_they_come_from() {
+    let cause = esr(0x24, 1 << 24 | 2 << 22 | 1 << 6 | 0x0f);
+    assert_eq!(external_abort_esr(cause, false), 0x25 << 26 | IL | 1 << 6 | 0x10);
+    assert_eq!(external_abort_esr(cause, true), 0x24 << 26 | IL | 1 << 6 | 0x10);
+    assert_eq!(external_abort_esr(esr(0x20, 0x0f), false), 0x21 << 26 | IL | 0x10);
+    assert_eq!(UNDEFINED_ESR, IL);
+}
+
+#[test]
+fn vectors() {
+    assert_eq!(synchronous_vector(0b0101), 0x200);
+    assert_eq!(synchronous_vector(0b0100), 0);
+    assert_eq!(synchronous_vector(0b0000), 0x400);
+    assert_eq!(synchronous_vector(0b1_0000), 0x600);
+}
+
+#[test]
+fn decoding_is_total() {
+    for ec in 0..64u8 {
+        for shift in 0..25 {
+            let _ = Syndrome::decode(esr(ec, 1 << shift));
+        }
+        let _ = Syndrome::decode(!(0x3f << 26) | u64::from(ec) << 26);
+    }
+}

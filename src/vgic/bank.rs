@@ -1,0 +1,189 @@
+//! The state of 32 interrupts, one bit each, as the distributor's own registers hold it: bank 0 of each virtual CPU is
+//! its SGIs and PPIs, bank n is the SPIs 32n to 32n+31.
+
+/// Priorities have five bits, what every GICv3 virtual CPU interface in use implements (`ICH_VTR_EL2.PRIbits`).
+pub(super) const PRIORITY_MASK: u8 = 0xf8;
+
+/// The bank and, as a mask, the bit of an interrupt.
+pub(super) const fn split(intid: u32) -> (usize, u32) {
+    (intid as usize / 32, 1 << (intid % 32))
+}
+
+/// The positions of the bits set in `mask`, in ascending order.
+pub(super) fn bits(mut mask: u32) -> impl Iterator<Item = u32> {
+    core::iter::from_fn(move || {
+        if mask == 0 {
+            return None;
+        }
+        let bit = mask.trailing_zeros();
+        mask &= mask - 1;
+        Some(bit)
+    })
+}
+
+/// What an interrupt wants from a list register.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Want {
+    /// Nothing.
+    Nothing,
+    /// To be delivered.
+    Pending,
+    /// To be there when the guest deactivates it.
+    Active,
+    /// Its physical interrupt is to be deactivated: nobody will take it any more.
+    Release,
+}
+
+/// 32 interrupts.
+#[derive(Clone, Debug)]
+pub(super) struct Bank {
+    /// Interrupts that exist; all other bits read as zero and ignore writes.
+    pub implemented: u32,
+    /// `IGROUPR`: set means group 1.
+    pub group: u32,
+    /// `ISENABLER`.
+    pub enabled: u32,
+    /// `ICFGR`: set means edge-triggered.
+    pub edge: u32,
+    /// The level of the input line.
+    pub line: u32,
+    /// Pending by an edge, an SGI, a write to `ISPENDR`, or a physical arrival; consumed when the guest acknowledges.
+    pub latch: u32,
+    /// Active, as of the last look at the list register.
+    pub active: u32,
+    /// The physical interrupt of this number is active on our behalf: EL2 has acknowledged it, and it stays quiet until
+    /// the guest (list register with `HW`) or the virtual GIC (`ListRegisters::deactivate`) deactivates it.
+    pub live: u32,
+    /// The latch stands for that physical arrival; if it does not, the active state does.
+    pub arrived: u32,
+    /// In a list register of its virtual CPU.
+    pub resident: u32,
+    /// `IPRIORITYR`.
+    pub priority: [u8; 32],
+    /// Of active interrupts, priority and group as they were when the guest took them: it ends them under these.
+    pub taken_priority: [u8; 32],
+    pub taken_group: u32,
+}
+
+impl Bank {
+    /// A bank out of reset: everything disabled, group 1 as firmware would have left it, level-triggered except for
+    /// what `edge` names.
+    pub fn new(implemented: u32, edge: u32) -> Self {
+        Self {
+            implemented,
+            group: implemented,
+            enabled: 0,
+            edge,
+            line: 0,
+            latch: 0,
+            active: 0,
+            live: 0,
+            arrived: 0,
+            resident: 0,
+            priority: [0; 32],
+            taken_priority: [0; 32],
+            taken_group: 0,
+        }
+    }
+
+    /// Back to reset, but for the input lines, which belong to the devices, and for physical interrupts still active.
+    pub fn reset(&mut self, edge: u32) {
+        *self = Self {
+            line: self.line,
+            live: self.live,
+            ..Self::new(self.implemented, edge)
+        };
+    }
+
+    /// Interrupts pending outside a list register.
+    pub fn pending(&self) -> u32 {
+        self.latch | self.line & !self.edge
+    }
+
+    /// Interrupts whose group is on in `GICD_CTLR`; `groups` is its two enable bits.
+    pub fn group_on(&self, groups: u32) -> u32 {
+        let group0 = if groups & 1 != 0 { !self.group } else { 0 };
+        let group1 = if groups & 2 != 0 { self.group } else { 0 };
+        group0 | group1
+    }
+
+    /// Interrupts that may be delivered if they are pending.
+    pub fn deliverable(&self, groups: u32) -> u32 {
+        self.enabled & self.group_on(groups)
+    }
+
+    /// What the interrupt at `mask` wants, if it is not in a list register.
+    pub fn want(&self, mask: u32, groups: u32) -> Want {
+        if self.active & mask != 0 {
+            Want::Active
+        } else if self.live & !self.arrived & mask != 0 {
+            Want::Release
+        } else if self.pending() & self.deliverable(groups) & mask != 0 {
+            Want::Pending
+        } else {
+            Want::Nothing
+        }
+    }
+
+    /// The priority of the interrupt at position `bit`.
+    pub fn priority(&self, bit: u32) -> u8 {
+        self.priority.get(bit as usize).copied().unwrap_or(0xff)
+    }
+
+    /// Priority and group of the interrupt at position `bit`: while it is active, those it was taken with.
+    pub fn rank(&self, bit: u32) -> (u8, bool) {
+        let mask = 1 << bit;
+        if self.active & mask != 0 {
+            let priority = self.taken_priority.get(bit as usize).copied().unwrap_or(0xff);
+            (priority, self.taken_group & mask != 0)
+        } else {
+            (self.priority(bit), self.group & mask != 0)
+        }
+    }
+
+    /// The interrupt at position `bit` is active, taken with this priority and group.
+    pub fn activate(&mut self, bit: u32, priority: u8, group1: bool) {
+        let mask = 1 << bit;
+        if let Some(place) = self.taken_priority.get_mut(bit as usize) {
+            *place = priority;
+            self.taken_group = self.taken_group & !mask | if group1 { mask } else { 0 };
+            self.active |= mask;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn bits_are_listed_once_each() {
+        assert_eq!(bits(0x8000_0101).collect::<Vec<_>>(), [0, 8, 31]);
+        assert_eq!(bits(0).count(), 0);
+    }
+
+    #[test]
+    fn a_level_is_pending_while_high_an_edge_when_latched() {
+        let mut bank = Bank::new(u32::MAX, 0b10);
+        bank.line = 0b11;
+        assert_eq!(bank.pending(), 0b01);
+        bank.latch = 0b10;
+        assert_eq!(bank.pending(), 0b11);
+    }
+
+    #[test]
+    fn wants() {
+        let mut bank = Bank::new(u32::MAX, 0);
+        bank.latch = 1;
+        assert_eq!(bank.want(1, 2), Want::Nothing, "disabled");
+        bank.enabled = 1;
+        assert_eq!(bank.want(1, 1), Want::Nothing, "its group is off");
+        assert_eq!(bank.want(1, 2), Want::Pending);
+        bank.active = 1;
+        assert_eq!(bank.want(1, 2), Want::Active);
+        bank.live = 2;
+        assert_eq!(bank.want(2, 2), Want::Release);
+    }
+}

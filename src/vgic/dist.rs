@@ -1,0 +1,159 @@
+//! The distributor a zone sees: one security state (`DS`), affinity routing always on (`ARE`), no LPIs
+//! (IHI 0069, 12.9). Accesses of a width a register does not have, and undefined offsets, read as zero and write
+//! nothing.
+
+use super::bank::split;
+use super::regs::Access;
+use super::{FIRST_SPI, Kicks, SPI_LIMIT, Vgic};
+
+/// Offsets of the distributor's registers.
+pub(super) mod offset {
+    pub const CTLR: u32 = 0x0000;
+    pub const TYPER: u32 = 0x0004;
+    pub const IIDR: u32 = 0x0008;
+    pub const SETSPI_NSR: u32 = 0x0040;
+    pub const CLRSPI_NSR: u32 = 0x0048;
+    pub const IROUTER: u32 = 0x6000;
+    pub const IROUTER_END: u32 = IROUTER + 8 * super::SPI_LIMIT;
+    /// The identification registers `PIDR4` to `CIDR3`, at the same place in every page group of the GIC.
+    pub const ID: u32 = 0xffd0;
+}
+
+/// `GICD_CTLR.EnableGrp0` and `EnableGrp1`.
+pub(super) const CTLR_GROUPS: u32 = 0b11;
+/// `GICD_CTLR.ARE`: always on.
+const CTLR_ARE: u32 = 1 << 4;
+/// `GICD_CTLR.DS`: one security state.
+const CTLR_DS: u32 = 1 << 6;
+/// `GICD_TYPER.MBIS`: `SETSPI_NSR` and `CLRSPI_NSR` work.
+const TYPER_MBIS: u32 = 1 << 16;
+/// `GICD_TYPER.IDbits`: interrupt numbers have ten bits.
+const TYPER_IDBITS: u32 = 9 << 19;
+/// `GICD_IIDR` and `GICR_IIDR`: implementer Arm (0x43b), as the register model is Arm's; product `R`.
+pub(super) const IIDR: u32 = 0x5200_043b;
+
+/// The identification registers at [`offset::ID`]: of a GICv3 by Arm (`PIDR2.ArchRev` 3).
+pub(super) fn id_register(offset: u32, part: u8) -> u32 {
+    const ID: [u8; 12] = [0x44, 0, 0, 0, 0, 0xb4, 0x3b, 0, 0x0d, 0xf0, 0x05, 0xb1];
+    match offset.checked_sub(offset::ID).map(|bytes| bytes / 4) {
+        Some(4) => part.into(),
+        Some(n) => ID.get(n as usize).copied().unwrap_or(0).into(),
+        None => 0,
+    }
+}
+
+/// An access to `GICD_IROUTER<n>`: the SPI, and the position of the accessed half.
+pub(super) fn decode_router(offset: u32, width: u32) -> Option<(u32, u32)> {
+    if !(offset::IROUTER..offset::IROUTER_END).contains(&offset) || !offset.is_multiple_of(width.max(1)) {
+        return None;
+    }
+    let intid = (offset - offset::IROUTER) / 8;
+    let shift = offset % 8 * 8;
+    (intid >= FIRST_SPI && matches!(width, 4 | 8)).then_some((intid, shift))
+}
+
+/// `old` with the `width` bytes at `shift` replaced by `value`.
+pub(super) fn merge(old: u64, shift: u32, width: u32, value: u64) -> u64 {
+    if width == 8 {
+        return value;
+    }
+    let mask = 0xffff_ffff << shift;
+    old & !mask | value << shift & mask
+}
+
+impl Vgic {
+    /// Asks for what a read of `width` bytes at `offset` of the distributor by `reader` needs to be exact. If that is
+    /// nobody, the read can go on. If not, EL2 kicks these virtual CPUs and lets the guest try the same read again: its
+    /// interrupts are in their list registers, and only they can tell whether those are pending still or active.
+    pub fn await_dist_read(&mut self, reader: usize, offset: u32, width: u32) -> Kicks {
+        match Access::decode(offset, width) {
+            Some(access) if access.index != 0 => self.await_read(reader, 0, &access),
+            _ => Kicks::NONE,
+        }
+    }
+
+    /// A read of `width` bytes at `offset` of the distributor.
+    pub fn dist_read(&mut self, offset: u32, width: u32) -> u64 {
+        if let Some(access) = Access::decode(offset, width) {
+            // Bank 0 is in the redistributors.
+            return if access.index == 0 {
+                0
+            } else {
+                self.read_bank(0, &access).into()
+            };
+        }
+        if let Some((intid, shift)) = decode_router(offset, width) {
+            let value = self.route(intid).map_or(0, |route| route.router) >> shift;
+            return if width == 8 { value } else { value & 0xffff_ffff };
+        }
+        if width != 4 || !offset.is_multiple_of(4) {
+            return 0;
+        }
+        u64::from(match offset {
+            offset::CTLR => self.groups | CTLR_ARE | CTLR_DS,
+            offset::TYPER => self.spi_count().div_ceil(32) | TYPER_MBIS | TYPER_IDBITS,
+            offset::IIDR => IIDR,
+            offset::ID.. => id_register(offset, 0x92),
+            _ => 0,
+        })
+    }
+
+    /// A write of `width` bytes at `offset` of the distributor.
+    pub fn dist_write(&mut self, offset: u32, width: u32, value: u64) -> Kicks {
+        if let Some(access) = Access::decode(offset, width) {
+            return if access.index == 0 {
+                Kicks::NONE
+            } else {
+                self.write_bank(0, &access, value as u32)
+            };
+        }
+        if let Some((intid, shift)) = decode_router(offset, width) {
+            let old = self.route(intid).map_or(0, |route| route.router);
+            return self.set_router(intid, merge(old, shift, width, value));
+        }
+        match (offset, width) {
+            (offset::CTLR, 4) => self.set_groups(value as u32),
+            (offset::SETSPI_NSR, 2 | 4) => self.message(value as u32 & 0x1fff, true),
+            (offset::CLRSPI_NSR, 2 | 4) => self.message(value as u32 & 0x1fff, false),
+            _ => Kicks::NONE,
+        }
+    }
+
+    /// Writes the enable bits of `GICD_CTLR`.
+    pub(super) fn set_groups(&mut self, value: u32) -> Kicks {
+        if value & CTLR_GROUPS == self.groups {
+            return Kicks::NONE;
+        }
+        self.groups = value & CTLR_GROUPS;
+        self.refresh_all()
+    }
+
+    /// A message-based SPI: an edge makes it pending, for a level the message is the line.
+    fn message(&mut self, intid: u32, set: bool) -> Kicks {
+        if !(FIRST_SPI..SPI_LIMIT).contains(&intid) {
+            return Kicks::NONE;
+        }
+        let (index, mask) = split(intid);
+        let Some(bank) = self.bank(0, index) else {
+            return Kicks::NONE;
+        };
+        if bank.edge & mask == 0 {
+            return self.set_line(intid, set);
+        }
+        let reg = if set {
+            super::regs::Reg::SetPending
+        } else {
+            super::regs::Reg::ClearPending
+        };
+        self.write_bank(
+            0,
+            &Access {
+                reg,
+                index,
+                first: 0,
+                count: 32,
+            },
+            mask,
+        )
+    }
+}

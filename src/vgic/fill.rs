@@ -1,0 +1,244 @@
+//! Who gets a list register, and which maintenance interrupts tell that another should have one.
+//!
+//! **Nothing is starved.** While an interrupt that could be delivered has no list register, at least one list register
+//! is in the pending state and none of those is less urgent (`fill` evicts, if need be even an active interrupt), and
+//! `NPIE` asks for a maintenance interrupt as soon as the last pending one has been acknowledged. Until then nothing
+//! less urgent than the waiting ones can be taken, so their order is exact (`withhold` keeps it so).
+//!
+//! **Active interrupts without a list register** (evicted, or made active by a write to `ISACTIVER`): with `EOImode` 0
+//! the guest ends them in the order of their priorities, which `EOIcount` and `LRENPIE` report; with `EOImode` 1 the
+//! write to `ICC_DIR_EL1` is trapped (`TDIR`) and EL2 calls [`Vgic::deactivate`].
+
+use super::bank::{Want, bits, split};
+use super::flush::give_back;
+use super::lr::{ListRegisters, Lr, MAX_LIST_REGISTERS, hcr, vmcr};
+use super::{Kicks, Vgic};
+
+/// The bits of `ICH_HCR_EL2` that [`ListRegisters::set_hcr`] is called with; an implementation owns all others.
+pub const HCR_OWNED: u64 = hcr::EN
+    | hcr::UIE
+    | hcr::LRENPIE
+    | hcr::NPIE
+    | hcr::VGRP0_EIE
+    | hcr::VGRP0_DIE
+    | hcr::VGRP1_EIE
+    | hcr::VGRP1_DIE
+    | hcr::TDIR;
+
+/// How urgently an interrupt wants a list register: smaller is more urgent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Rank {
+    pub class: Class,
+    pub priority: u8,
+    pub intid: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Class {
+    /// The guest can take it now, priorities allowing.
+    Pending,
+    /// The guest will end it.
+    Active,
+    /// Pending, but the guest has its group off at the CPU interface.
+    Masked,
+}
+
+impl Vgic {
+    /// Fills list registers, the most urgent first.
+    pub(super) fn fill(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
+        let mut kicks = self.release(vcpu, lrs);
+        if self.vcpus.get(vcpu).is_none_or(|cpu| cpu.ready_banks == 0) {
+            return kicks;
+        }
+        let vmcr = lrs.vmcr();
+        let count = lrs.count().min(MAX_LIST_REGISTERS);
+        let all = ((1u64 << count) - 1) as u32;
+        while let Some(rank) = self.best(vcpu, vmcr, |_| true) {
+            let Some(cpu) = self.vcpus.get(vcpu) else { break };
+            let free = (all & !cpu.used).trailing_zeros() as usize;
+            let slot = if free < count {
+                free
+            } else if let Some(victim) = self.victim(vcpu, rank, vmcr, lrs) {
+                if let Some(intid) = self.unload(vcpu, victim, lrs) {
+                    kicks |= self.refresh(vcpu, intid);
+                }
+                victim
+            } else {
+                break;
+            };
+            self.load(vcpu, slot, rank.intid, lrs);
+        }
+        kicks
+    }
+
+    /// Deactivates physical interrupts nobody will take any more.
+    fn release(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
+        let mut kicks = Kicks::NONE;
+        let groups = self.groups;
+        let Some(banks) = self.vcpus.get(vcpu).map(|cpu| cpu.ready_banks) else {
+            return kicks;
+        };
+        for index in bits(banks).map(|index| index as usize) {
+            let Some(ready) = self.vcpus.get(vcpu).and_then(|cpu| cpu.ready.get(index)).copied() else {
+                break;
+            };
+            let Some(live) = self.bank(vcpu, index).map(|bank| bank.live & ready) else {
+                break;
+            };
+            for bit in bits(live) {
+                let Some(bank) = self.bank_mut(vcpu, index) else {
+                    break;
+                };
+                if bank.want(1 << bit, groups) == Want::Release {
+                    bank.live &= !(1 << bit);
+                    let intid = index as u32 * 32 + bit;
+                    lrs.deactivate(intid);
+                    kicks |= self.refresh(vcpu, intid);
+                }
+            }
+        }
+        kicks
+    }
+
+    /// The list register to take from for an interrupt of rank `rank`, all being in use.
+    fn victim(&self, vcpu: usize, rank: Rank, vmcr: u64, lrs: &impl ListRegisters) -> Option<usize> {
+        let cpu = self.vcpus.get(vcpu)?;
+        let mut worst: Option<(Rank, usize)> = None;
+        let mut worst_active: Option<(Rank, usize)> = None;
+        let mut has_pending = false;
+        for i in bits(cpu.used).map(|i| i as usize) {
+            let lr = Lr(lrs.read(i));
+            let class = class_of(lr.active(), lr.group1(), vmcr);
+            let this = Rank {
+                class,
+                priority: lr.priority(),
+                intid: lr.intid(),
+            };
+            let place = if lr.active() {
+                &mut worst_active
+            } else {
+                &mut worst
+            };
+            if place.is_none_or(|(rank, _)| this > rank) {
+                *place = Some((this, i));
+            }
+            has_pending |= class == Class::Pending;
+        }
+        match worst {
+            Some((other, i)) if other > rank => Some(i),
+            // No pending one that the guest could take: one active has to go.
+            _ if rank.class == Class::Pending && !has_pending => worst_active.map(|(_, i)| i),
+            _ => None,
+        }
+    }
+
+    /// The most urgent interrupt, of the classes `of`, that waits for a list register.
+    pub(super) fn best(&self, vcpu: usize, vmcr: u64, of: impl Fn(Class) -> bool) -> Option<Rank> {
+        let cpu = self.vcpus.get(vcpu)?;
+        let mut best: Option<Rank> = None;
+        for index in bits(cpu.ready_banks).map(|index| index as usize) {
+            let Some(bank) = self.bank(vcpu, index) else {
+                continue;
+            };
+            for bit in bits(cpu.ready.get(index).copied().unwrap_or(0)) {
+                let mask = 1 << bit;
+                if bank.want(mask, self.groups) == Want::Release {
+                    continue;
+                }
+                let (priority, group1) = bank.rank(bit);
+                let class = class_of(bank.active & mask != 0, group1, vmcr);
+                let rank = Rank {
+                    class,
+                    priority,
+                    intid: index as u32 * 32 + bit,
+                };
+                if of(class) && best.is_none_or(|best| rank < best) {
+                    best = Some(rank);
+                }
+            }
+        }
+        best
+    }
+
+    /// Sets `ICH_HCR_EL2` for what was left without a list register.
+    pub(super) fn choose_maintenance(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) {
+        let (mut vmcr, mut pending, mut masked, mut active) = (0, None, false, false);
+        if self.vcpus.get(vcpu).is_some_and(|cpu| cpu.ready_banks != 0) {
+            vmcr = lrs.vmcr();
+            pending = self.best(vcpu, vmcr, |class| class == Class::Pending);
+            masked = self.best(vcpu, vmcr, |class| class == Class::Masked).is_some();
+            active = self.best(vcpu, vmcr, |class| class == Class::Active).is_some();
+        }
+        if let Some(rank) = pending {
+            self.withhold(vcpu, rank, vmcr, lrs);
+        }
+        let mut value = hcr::EN;
+        if pending.is_some() {
+            value |= hcr::NPIE;
+        }
+        if pending.is_some() || masked {
+            // The ranks change when the guest switches a group.
+            value |= if vmcr & vmcr::VENG0 != 0 {
+                hcr::VGRP0_DIE
+            } else {
+                hcr::VGRP0_EIE
+            };
+            value |= if vmcr & vmcr::VENG1 != 0 {
+                hcr::VGRP1_DIE
+            } else {
+                hcr::VGRP1_EIE
+            };
+        }
+        if active {
+            value |= hcr::LRENPIE | hcr::TDIR;
+        }
+        let Some(cpu) = self.vcpus.get_mut(vcpu) else {
+            return;
+        };
+        cpu.evicted = active;
+        if cpu.hcr != value {
+            cpu.hcr = value;
+            lrs.set_hcr(value);
+        }
+    }
+
+    /// An active-and-pending list register becomes pending when the guest deactivates it, and nobody would see that one
+    /// of rank `rank`, more urgent, waits. So it is made active only, with a maintenance interrupt at its end.
+    fn withhold(&mut self, vcpu: usize, rank: Rank, vmcr: u64, lrs: &mut impl ListRegisters) {
+        let used = self.vcpus.get(vcpu).map_or(0, |cpu| cpu.used);
+        for i in bits(used).map(|i| i as usize) {
+            let lr = Lr(lrs.read(i));
+            let class = class_of(false, lr.group1(), vmcr);
+            let this = Rank {
+                class,
+                priority: lr.priority(),
+                intid: lr.intid(),
+            };
+            if !(lr.active() && lr.pending()) || this < rank {
+                continue;
+            }
+            lrs.write(i, lr.with_pending(false).with_eoi(true).0);
+            let Some(mut slot) = self.vcpus.get(vcpu).and_then(|cpu| cpu.slots.get(i)).copied() else {
+                break;
+            };
+            let Some(bank) = self.bank_mut(vcpu, split(lr.intid()).0) else {
+                break;
+            };
+            give_back(bank, &mut slot);
+            if let Some(place) = self.vcpus.get_mut(vcpu).and_then(|cpu| cpu.slots.get_mut(i)) {
+                *place = slot;
+            }
+        }
+    }
+}
+
+fn class_of(active: bool, group1: bool, vmcr: u64) -> Class {
+    let enable = if group1 { vmcr::VENG1 } else { vmcr::VENG0 };
+    if active {
+        Class::Active
+    } else if vmcr & enable != 0 {
+        Class::Pending
+    } else {
+        Class::Masked
+    }
+}

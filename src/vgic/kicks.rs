@@ -1,0 +1,129 @@
+//! Which virtual CPUs have something to do: [`Kicks`] is what every change of a virtual GIC returns, [`Doorbell`] is
+//! the flag EL2 looks at on its way into a guest without taking the GIC's lock.
+
+use core::ops::{BitOr, BitOrAssign};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Most virtual CPUs one GIC can have: the width of [`Kicks`].
+pub const MAX_VCPUS: usize = 64;
+
+/// A set of virtual CPUs whose list registers have to be brought up to date.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[must_use = "a virtual CPU that is not kicked does not see its interrupt"]
+pub struct Kicks(u64);
+
+impl Kicks {
+    /// Nobody.
+    pub const NONE: Self = Self(0);
+
+    /// The one virtual CPU `vcpu`; nobody if there can be no such CPU.
+    pub const fn of(vcpu: usize) -> Self {
+        Self(if vcpu < MAX_VCPUS { 1 << vcpu } else { 0 })
+    }
+
+    /// The first `count` virtual CPUs.
+    pub const fn first(count: usize) -> Self {
+        Self(if count >= MAX_VCPUS {
+            u64::MAX
+        } else {
+            (1 << count) - 1
+        })
+    }
+
+    /// Whether `vcpu` is one of them.
+    pub const fn contains(self, vcpu: usize) -> bool {
+        self.0 & Self::of(vcpu).0 != 0
+    }
+
+    /// All of them but `vcpu`.
+    pub const fn without(self, vcpu: usize) -> Self {
+        Self(self.0 & !Self::of(vcpu).0)
+    }
+
+    /// Those which are in `other` too.
+    pub const fn within(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// Whether there is nobody to kick.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The virtual CPUs, in ascending order.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..MAX_VCPUS).filter(move |&vcpu| self.contains(vcpu))
+    }
+}
+
+impl BitOr for Kicks {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Kicks {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// One flag per virtual CPU, outside the lock of the GIC: "your list registers are out of date".
+///
+/// The CPU that changed the GIC calls [`Doorbell::ring`] after it let go of the lock and interrupts those CPUs which
+/// `ring` returns. The target calls [`Doorbell::take`] before it enters the guest and, if that is true, takes the lock
+/// and flushes.
+#[derive(Default, Debug)]
+pub struct Doorbell(AtomicU64);
+
+impl Doorbell {
+    /// A doorbell nobody has rung.
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Rings for `kicks`; returns those for whom it was not ringing yet, who are to be interrupted.
+    pub fn ring(&self, kicks: Kicks) -> Kicks {
+        if kicks.is_empty() {
+            return kicks;
+        }
+        // AcqRel: the change made under the lock is visible to whoever takes the flag.
+        Kicks(kicks.0 & !self.0.fetch_or(kicks.0, Ordering::AcqRel))
+    }
+
+    /// Whether it rings for `vcpu`; stops it.
+    pub fn take(&self, vcpu: usize) -> bool {
+        let mine = Kicks::of(vcpu).0;
+        // The plain load keeps the common case, nothing to do, free of a write to a shared line.
+        self.0.load(Ordering::Acquire) & mine != 0 && self.0.fetch_and(!mine, Ordering::AcqRel) & mine != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn a_set_of_cpus() {
+        let kicks = Kicks::of(0) | Kicks::of(5) | Kicks::of(63) | Kicks::of(64);
+        assert_eq!(kicks.iter().collect::<Vec<_>>(), [0, 5, 63]);
+        assert!(!kicks.without(5).contains(5));
+        assert_eq!(Kicks::first(3).iter().count(), 3);
+        assert_eq!(Kicks::first(64).iter().count(), 64);
+        assert_eq!(kicks.within(Kicks::first(6)), Kicks::of(0) | Kicks::of(5));
+    }
+
+    #[test]
+    fn a_doorbell_interrupts_once_until_taken() {
+        let doorbell = Doorbell::new();
+        assert_eq!(doorbell.ring(Kicks::of(1)), Kicks::of(1));
+        assert_eq!(doorbell.ring(Kicks::of(1) | Kicks::of(2)), Kicks::of(2));
+        assert!(doorbell.take(1));
+        assert!(!doorbell.take(1));
+        assert_eq!(doorbell.ring(Kicks::of(1)), Kicks::of(1));
+        assert!(doorbell.take(2) && !doorbell.take(3));
+    }
+}

@@ -1,0 +1,90 @@
+//! Virtual CPUs come to their physical CPU and leave it: powered on and off, the zone started and stopped, a CPU of
+//! root's taken offline.
+
+use super::bank::{bits, split};
+use super::lr::{ListRegisters, MAX_LIST_REGISTERS};
+use super::{Kicks, Vgic};
+
+impl Vgic {
+    /// Starts to use the list registers of a physical CPU for `vcpu`.
+    pub fn unpark(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
+        let mut kicks = self.resolve_online(vcpu, true);
+        // Parking leaves none in use. A CPU that could not park has lost what it had, and nothing else.
+        let used = self
+            .vcpus
+            .get_mut(vcpu)
+            .map_or(0, |cpu| core::mem::take(&mut cpu.used));
+        for i in bits(used) {
+            let Some(slot) = self.vcpus.get(vcpu).and_then(|cpu| cpu.slots.get(i as usize)) else {
+                break;
+            };
+            let intid = slot.intid;
+            let (index, mask) = split(intid);
+            if let Some(bank) = self.bank_mut(vcpu, index) {
+                bank.resident &= !mask;
+                bank.active &= !mask;
+                bank.live &= !mask;
+            }
+            self.leave_home(vcpu, intid);
+            kicks |= self.refresh(vcpu, intid);
+        }
+        for i in 0..lrs.count().min(MAX_LIST_REGISTERS) {
+            lrs.write(i, 0);
+        }
+        if let Some(cpu) = self.vcpus.get_mut(vcpu) {
+            cpu.hcr = 0;
+        }
+        kicks.without(vcpu) | self.service(vcpu, lrs)
+    }
+
+    /// Takes everything out of the list registers, because `vcpu` leaves its physical CPU. What is pending stays so;
+    /// what is active is deactivated, the physical interrupt too; SPIs that can go elsewhere do, physical PPIs are
+    /// given back to the hardware.
+    pub fn park(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
+        let mut kicks = self.sync(vcpu, lrs);
+        let Some(cpu) = self.vcpus.get_mut(vcpu) else {
+            return kicks;
+        };
+        // From here on nobody kicks it.
+        cpu.online = false;
+        for i in bits(cpu.used) {
+            if let Some(intid) = self.unload(vcpu, i as usize, lrs) {
+                kicks |= self.refresh(vcpu, intid);
+            }
+        }
+        // Active interrupts, and physical ones nobody waits for on this CPU.
+        for index in 0..=self.spis.len() {
+            let Some(mask) = self.vcpus.get(vcpu).and_then(|cpu| cpu.ready.get(index)).copied() else {
+                break;
+            };
+            for bit in bits(mask) {
+                let intid = index as u32 * 32 + bit;
+                let Some(bank) = self.bank_mut(vcpu, index) else {
+                    break;
+                };
+                let was_active = bank.active & 1 << bit != 0;
+                bank.active &= !(1 << bit);
+                if was_active && bank.live & !bank.arrived & 1 << bit != 0 {
+                    bank.live &= !(1 << bit);
+                    lrs.deactivate(intid);
+                }
+                kicks |= self.refresh(vcpu, intid);
+            }
+        }
+        // Physical PPIs, held back or not.
+        if let Some(cpu) = self.vcpus.get_mut(vcpu) {
+            let live = cpu.private.live;
+            cpu.private.latch &= !cpu.private.arrived;
+            (cpu.private.live, cpu.private.arrived) = (0, 0);
+            bits(live).for_each(|intid| lrs.deactivate(intid));
+            kicks |= self.refresh_bank(vcpu, 0, live);
+        }
+        if let Some(cpu) = self.vcpus.get_mut(vcpu) {
+            cpu.hcr = 0;
+            cpu.evicted = false;
+            cpu.dirty = true;
+        }
+        lrs.set_hcr(0);
+        (kicks | self.resolve_online(vcpu, false)).without(vcpu)
+    }
+}

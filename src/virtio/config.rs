@@ -1,0 +1,143 @@
+//! Configuration space: its bytes, the few fields a driver may write, and ConfigGeneration.
+
+use super::features::{bit, device};
+use super::registers::CONFIG;
+use super::{RegisterPage, Spec};
+use crate::syndrome::Width;
+
+/// A byte that the driver may write.
+#[derive(Clone, Copy, Debug)]
+struct Writable {
+    /// Where in configuration space.
+    offset: u16,
+    /// The feature that makes it exist for the driver.
+    feature: u64,
+    /// The feature without which it is zero and stays so.
+    needs: u64,
+    /// Largest value that means something.
+    max: u8,
+}
+
+/// `writeback` of a block device (5.2.5).
+const BLK_WRITEBACK: Writable = Writable {
+    offset: 32,
+    feature: bit::BLK_CONFIG_WCE,
+    needs: bit::BLK_FLUSH,
+    max: 1,
+};
+
+/// Configuration space of one device.
+#[derive(Clone, Debug)]
+pub(super) struct Config {
+    bytes: [u8; 256],
+    /// Bytes that exist; the others read zero.
+    len: u16,
+    /// The writable byte, if the device has one, and its value after reset.
+    writable: Option<(Writable, u8)>,
+    /// ConfigGeneration.
+    pub(super) generation: u32,
+}
+
+impl Config {
+    pub(super) fn new(spec: &Spec) -> Self {
+        let mut config = Self {
+            bytes: spec.config,
+            len: spec.config_len,
+            writable: None,
+            generation: 0,
+        };
+        if spec.device_id == device::BLOCK && spec.features & BLK_WRITEBACK.feature != 0 {
+            config.writable = config
+                .byte(BLK_WRITEBACK.offset)
+                .map(|value| (BLK_WRITEBACK, value));
+        }
+        config
+    }
+
+    fn byte(&self, offset: u16) -> Option<u8> {
+        if offset < self.len {
+            self.bytes.get(usize::from(offset)).copied()
+        } else {
+            None
+        }
+    }
+
+    fn set(&mut self, offset: u16, value: u8) {
+        if let Some(byte) = self.bytes.get_mut(usize::from(offset)) {
+            *byte = value;
+        }
+    }
+
+    /// The whole space.
+    pub(super) fn bytes(&self) -> &[u8; 256] {
+        &self.bytes
+    }
+
+    /// A driver's store. Whether it was taken: exactly the writable byte, a meaningful value, features negotiated.
+    pub(super) fn write(&mut self, offset: u16, width: Width, value: u64, negotiated: u64) -> bool {
+        let Some((field, _)) = self.writable else {
+            return false;
+        };
+        let needed = field.feature | field.needs;
+        let taken = offset == field.offset
+            && width == Width::Byte
+            && value <= u64::from(field.max)
+            && negotiated & needed == needed;
+        if taken {
+            self.set(offset, value as u8);
+        }
+        taken
+    }
+
+    /// Features have been negotiated: virtio-checklist 53.
+    pub(super) fn negotiated(&mut self, features: u64) {
+        if let Some((field, _)) = self.writable
+            && features & field.feature != 0
+            && features & field.needs == 0
+        {
+            self.set(field.offset, 0);
+        }
+    }
+
+    /// What the driver wrote is forgotten.
+    pub(super) fn reset(&mut self) {
+        if let Some((field, initial)) = self.writable {
+            self.set(field.offset, initial);
+        }
+    }
+
+    /// The device's own change. `None` if it is not within the space; else whether anything differs.
+    pub(super) fn change(&mut self, offset: u16, new: &[u8]) -> Option<bool> {
+        let start = usize::from(offset);
+        let end = start
+            .checked_add(new.len())
+            .filter(|&end| end <= usize::from(self.len))?;
+        let target = self.bytes.get_mut(start..end)?;
+        if target == new {
+            return Some(false);
+        }
+        target.copy_from_slice(new);
+        self.generation = self.generation.wrapping_add(1);
+        if let Some((field, initial)) = &mut self.writable
+            && let Some(&value) = usize::from(field.offset)
+                .checked_sub(start)
+                .and_then(|at| new.get(at))
+        {
+            *initial = value;
+        }
+        Some(true)
+    }
+
+    /// Shows the words that hold `len` bytes from `offset`.
+    pub(super) fn show(&self, offset: u16, len: u16, page: &impl RegisterPage) {
+        let end = offset.saturating_add(len).min(256);
+        let first = offset & !3;
+        for at in (first..end).step_by(4) {
+            let mut word = [0; 4];
+            for (target, &byte) in word.iter_mut().zip(self.bytes.iter().skip(usize::from(at))) {
+                *target = byte;
+            }
+            page.set32(CONFIG + at, u32::from_le_bytes(word));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! One virtqueue as the transport sees it: what the driver has set up and in which [`Phase`] it is.
+
+use super::GuestRam;
+use crate::abi::command::QueueState;
+use crate::addr::Ipa;
+
+/// Life of a queue. QueueReady reads 1 in all phases but the first.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Phase {
+    /// QueueReady is 0: size and addresses can be written.
+    #[default]
+    Idle,
+    /// Size and addresses are checked and fixed.
+    Ready,
+    /// The driver takes it back; the daemon has to let go first. `reset`: by QueueReset.
+    Stopping {
+        /// By QueueReset: back to its defaults afterwards, and QueueReset reads 1 until then.
+        reset: bool,
+    },
+    /// The daemon has let go; the driver's store to QueueReady has yet to come back.
+    Stopped,
+}
+
+/// Size and addresses as the driver wrote them.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Setup {
+    /// QueueNum.
+    pub size: u32,
+    /// Descriptor area.
+    pub desc: u64,
+    /// Driver area ("available").
+    pub driver: u64,
+    /// Device area ("used").
+    pub device: u64,
+}
+
+impl Setup {
+    /// Whether the device could work with it: a power of two up to `max` entries, and three aligned areas in RAM
+    /// (section 2.7; the areas include the event fields). Areas that overlap hurt only the guest.
+    #[must_use]
+    pub fn is_valid(&self, max: u16, ram: &impl GuestRam) -> bool {
+        if !self.size.is_power_of_two() || self.size > u32::from(max) {
+            return false;
+        }
+        let entries = u64::from(self.size);
+        let areas = [
+            (self.desc, 16, 16 * entries),
+            (self.driver, 2, 6 + 2 * entries),
+            (self.device, 4, 6 + 8 * entries),
+        ];
+        areas.into_iter().all(|(address, alignment, len)| {
+            Ipa(address).is_aligned(alignment) && ram.contains(Ipa(address), len)
+        })
+    }
+}
+
+/// One queue.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Queue {
+    /// Entries it can have.
+    pub max: u16,
+    /// What the driver wrote; fixed unless [`Phase::Idle`].
+    pub setup: Setup,
+    /// Where it stands.
+    pub phase: Phase,
+}
+
+impl Queue {
+    /// A queue as it is after reset.
+    #[must_use]
+    pub fn new(max: u16) -> Self {
+        Self {
+            max,
+            ..Self::default()
+        }
+    }
+
+    /// What QueueReady reads.
+    #[must_use]
+    pub fn ready(&self) -> bool {
+        self.phase != Phase::Idle
+    }
+
+    /// What QueueReset reads.
+    #[must_use]
+    pub fn resetting(&self) -> bool {
+        self.phase == Phase::Stopping { reset: true }
+    }
+
+    /// Default state.
+    pub fn reset(&mut self) {
+        *self = Self::new(self.max);
+    }
+
+    /// The daemon has let go. Whether it was asked to.
+    pub fn quiesced(&mut self) -> bool {
+        match self.phase {
+            Phase::Stopping { reset: true } => self.reset(),
+            Phase::Stopping { reset: false } => self.phase = Phase::Stopped,
+            Phase::Idle | Phase::Ready | Phase::Stopped => return false,
+        }
+        true
+    }
+
+    /// What the daemon gets to see: only checked addresses.
+    #[must_use]
+    pub fn state(&self) -> QueueState {
+        let ready = match self.phase {
+            Phase::Idle | Phase::Stopped => return QueueState::default(),
+            Phase::Ready => 1,
+            Phase::Stopping { .. } => 2,
+        };
+        let Setup {
+            size,
+            desc,
+            driver,
+            device,
+        } = self.setup;
+        QueueState {
+            size,
+            ready,
+            desc,
+            driver,
+            device,
+        }
+    }
+}

@@ -1,0 +1,34 @@
+#!/bin/bash
+# `make run` without a guest: a shell on root's console, and the terminal as before after poweroff and after Ctrl-A X.
+#@ timeout: 400
+. tests/host/lib.sh
+cat >"$work/expect" <<'S'
+set timeout 150
+proc await {text code} {
+    expect {
+        timeout { exit $code }
+        eof { exit $code }
+        -ex $text { return }
+    }
+}
+spawn bash -c {stty sane; stty -a >$WORK/before; "$HARNESS" run --zone none; echo "status-$?"; stty -a >$WORK/after}
+await "root@root" 3
+send "echo \$((6 * 7))-works\r"
+await "42-works" 5
+# Ctrl-C ends a program in root, not QEMU.
+send "sleep 1000\r"
+sleep 1
+send "\003"
+send "echo \$((6 * 8))-interrupted\r"
+await "48-interrupted" 6
+if {[lindex $argv 0] == "poweroff"} { send "poweroff\r" } else { send "\001x" }
+await "status-0" 7
+catch { expect eof }
+S
+export WORK=$work
+for how in poweroff escape; do
+    expect "$work/expect" $how >"$work/out" 2>&1 || fail "$how: expect $?, $(cat "$work/out")"
+    has "$work/out" "Ctrl-A X"
+    diff "$work/before" "$work/after" || fail "$how: the terminal was left in another state"
+done
+exit 0

@@ -1,0 +1,48 @@
+#!/bin/sh
+# The rings under loom: unchanged, every test must pass; with one ordering weakened or one step left out, some test
+# must fail (torture f1, f2). Prints one line per mutation and a summary; exits 0 if all went as expected.
+# Usage: tests/ring_mutations.sh [mutation...]
+set -u
+cd "$(dirname "$0")/.." || exit 1
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+export RUST_BACKTRACE=0
+RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
+    cargo test --profile loom -p ringvisor --test loom_ring --no-run --message-format=json >"$log" || exit 1
+test=$(sed -n 's/.*"executable":"\([^"]*loom_ring[^"]*\)".*/\1/p' "$log")
+
+if timeout 600 "$test" >"$log" 2>&1; then
+    echo "unchanged: passes"
+else
+    cat "$log"
+    echo "unchanged: FAILS"
+    echo "test result: FAILED. 0 passed; 1 failed; 0 ignored"
+    exit 1
+fi
+
+default="pending_set pending_clear slot_fill slot_read arm disarm disarm_by_store no_second_look head_advance
+    head_read output_written output_read output_claim_fence output_check_fence input_written input_len"
+good=1 bad=0
+for mutation in ${*:-$default}; do
+    RING_MUTATION=$mutation timeout 600 "$test" --test-threads=1 >"$log" 2>&1
+    status=$?
+    if [ $status -eq 0 ]; then
+        echo "$mutation: NOT NOTICED"
+        bad=$((bad + 1))
+    elif [ $status -eq 124 ]; then
+        echo "$mutation: TIMED OUT"
+        bad=$((bad + 1))
+    elif by=$(sed -n "s/^thread '\([a-z_]*\)'.*/\1/p" "$log" | head -n 1) && [ -n "$by" ]; then
+        good=$((good + 1))
+        echo "$mutation: noticed by $by"
+    else
+        cat "$log"
+        echo "$mutation: DOES NOT RUN"
+        bad=$((bad + 1))
+    fi
+done
+verdict=ok
+[ $bad -eq 0 ] || verdict=FAILED
+echo "test result: $verdict. $good passed; $bad failed; 0 ignored"
+[ $bad -eq 0 ]

@@ -1,0 +1,63 @@
+#!/bin/sh
+# Disks: what root wrote the guest reads, what the guest wrote and flushed root reads; a read-only disk and a serial; both
+# engines; a block device as a disk. Hashes are compared from root's side.
+#@ needs: el2
+#@ timeout: 300
+. ./lib.sh
+cat >/tmp/autorun <<'S'
+for disk in vdb vdc vdd; do
+    echo "$disk: $(sha256sum </dev/$disk | cut -d ' ' -f 1) ro=$(cat /sys/block/$disk/ro) serial=$(cat /sys/block/$disk/serial)"
+done
+for disk in vdb vdc; do
+    dd if=/dev/urandom of=/dev/$disk bs=1M count=8 oflag=direct 2>/dev/null && sync
+    dd if=/dev/urandom of=/dev/$disk bs=512 seek=20001 count=3 oflag=direct 2>/dev/null && sync
+    echo 3 >/proc/sys/vm/drop_caches
+    echo "$disk-after: $(sha256sum </dev/$disk | cut -d ' ' -f 1)"
+done
+dd if=/dev/zero of=/dev/vdd bs=4k count=1 oflag=direct 2>/dev/null && echo "vdd was written"
+fio --name=v --filename=/dev/vdb --size=8M --rw=randwrite --bsrange=512-64k --direct=1 --ioengine=libaio --iodepth=32 \
+    --verify=crc32c --verify_fatal=1 --randseed=11 --minimal >/tmp/fio.out 2>&1 && echo "fio: verified" || cat /tmp/fio.out
+echo "vdb-last: $(sha256sum </dev/vdb | cut -d ' ' -f 1)"
+poweroff
+sleep 100
+S
+guest_disk $Z/root.img /tmp/autorun
+for disk in b c d; do
+    dd if=/dev/urandom of=$Z/$disk.img bs=1M count=16 2>/dev/null
+    eval "hash_$disk=$(sha256sum <$Z/$disk.img | cut -d ' ' -f 1)"
+done
+loop=$(losetup -f --show $Z/c.img)
+zone_file guest1 1 256M root.img
+cat >>$Z/guest1.toml <<T
+[[disk]]
+path = "b.img"
+serial = "disk-b"
+engine = "io_uring"
+[[disk]]
+path = "$loop"
+serial = "disk-c"
+engine = "threads"
+[[disk]]
+path = "d.img"
+readonly = true
+T
+daemon
+ringctl zone run $Z/guest1.toml >/tmp/console 2>&1 </dev/null
+status=$?
+cat /tmp/console
+is "status of zone run" $status 0
+tr -d '\r' </tmp/console >/tmp/text
+has() { grep -qF "$1" /tmp/text || fail "the guest did not say '$1'"; }
+said() { sed -n "s/^$1: //p" /tmp/text; }
+has "vdb: $hash_b ro=0 serial=disk-b"
+has "vdc: $hash_c ro=0 serial=disk-c"
+has "vdd: $hash_d ro=1"
+grep -q "vdd was written" /tmp/text && fail "a read-only disk was written"
+has "fio: verified"
+sync
+echo 3 >/proc/sys/vm/drop_caches
+is "hash of b" "$(sha256sum <$Z/b.img | cut -d ' ' -f 1)" "$(said vdb-last)"
+is "hash of c" "$(sha256sum <$loop | cut -d ' ' -f 1)" "$(said vdc-after)"
+is "hash of d" "$(sha256sum <$Z/d.img | cut -d ' ' -f 1)" "$hash_d"
+losetup -d "$loop"
+kernel_is_quiet

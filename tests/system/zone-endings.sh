@@ -1,0 +1,73 @@
+#!/bin/sh
+# How guests end, well or badly, on the bare-metal test guest: what `zone run` says, that a zone whose guest hangs, storms
+# or faults for ever stops at once, that root is not slowed, and that everything comes back (torture a10, d4, d5, d6).
+#@ on: a57 max
+#@ needs: el2
+#@ timeout: 200
+. ./lib.sh
+pages() { ringctl info --json | tr -d ' ,' | sed -n 's/^"pages_used"://p'; }
+free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
+mkdir -p "$Z"
+cp /srv/zones/guest-test.bin "$Z" || fail "no guest-test.bin next to the zone files"
+truncate -s 1M "$Z/scratch.img"
+daemon
+spare=$(($(nproc) - 1))
+cpus=$((spare > 2 ? 2 : spare))
+
+# zone ENDING ON_REBOOT
+zone() {
+    cat >"$Z/$1.toml" <<END
+name = "$1"
+cpus = $cpus
+memory = "32M"
+kernel = "guest-test.bin"
+cmdline = "test=none end=$1"
+on_reboot = "$2"
+[[disk]]
+path = "scratch.img"
+END
+}
+
+# says NAME TEXT [TIMES]: the zone's console has the text so often
+says() { [ "$(ringctl zone console "$1" --dump | grep -cF "$2")" -ge "${3:-1}" ]; }
+
+everything() { echo "$(nproc) CPUs, $(free) huge pages, $(pages) pages of EL2"; }
+
+zone off stop
+timeout 60 ringctl zone run "$Z/off.toml" || fail "zone run after SYSTEM_OFF ends with $?"
+before=$(everything)
+
+zone reset stop
+timeout 60 ringctl zone run "$Z/reset.toml" && fail "zone run says that a guest ended well which wanted to start again"
+is "what is left after reset" "$(everything)" "$before"
+
+zone cpu-off stop
+timeout 60 ringctl zone run "$Z/cpu-off.toml" && fail "zone run says that a guest without CPUs ended well"
+is "what is left after cpu-off" "$(everything)" "$before"
+
+zone reset restart
+ringctl zone start "$Z/reset.toml" || fail "zone start"
+within 30 says reset "end=reset" 5
+ringctl zone stop reset || fail "zone stop of a zone that resets for ever"
+is "what is left after resets" "$(everything)" "$before"
+
+for ending in hang lost storm; do
+    zone "$ending" stop
+    ringctl zone start "$Z/$ending.toml" || fail "zone start"
+    within 20 says "$ending" "end=$ending"
+    sleep 2
+    # Root's shell goes on: a hundred processes.
+    start=$(date +%s)
+    for _ in $(seq 100); do
+        /bin/busybox true
+    done
+    took=$(($(date +%s) - start))
+    [ "$took" -le 20 ] || fail "$ending: a hundred processes in root take $took s"
+    start=$(date +%s)
+    timeout 30 ringctl zone stop "$ending" || fail "$ending: zone stop"
+    took=$(($(date +%s) - start))
+    [ "$took" -le 5 ] || fail "$ending: zone stop takes $took s"
+    is "what is left after $ending" "$(everything)" "$before"
+    echo "$ending: stopped"
+done
+kernel_is_quiet

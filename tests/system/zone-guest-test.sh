@@ -1,0 +1,70 @@
+#!/bin/sh
+# The bare-metal test guest in a zone: transport, queues, disks, two vCPUs racing, GIC, timers, PSCI, UART, system
+# registers, wild accesses. Its own lines say what failed. From root's side: what it wrote, and what it must not have.
+#@ on: a57 a76 max qemu10
+#@ needs: el2
+#@ timeout: 240
+. ./lib.sh
+mkdir -p "$Z"
+cp /srv/zones/guest-test.bin "$Z" || fail "no guest-test.bin next to the zone files"
+daemon
+spare=$(($(nproc) - 1))
+[ "$spare" -ge 1 ] || fail "no CPU to spare"
+
+# zone NAME CPUS CMDLINE
+zone() {
+    cat >"$Z/$1.toml" <<END
+name = "$1"
+cpus = $2
+memory = "64M"
+kernel = "guest-test.bin"
+cmdline = "$3"
+
+[[disk]]
+path = "scratch.img"
+serial = "scratch0"
+
+[[disk]]
+path = "readonly.img"
+readonly = true
+engine = "threads"
+END
+}
+
+# passes NAME: runs the zone and looks for the guest's verdict
+passes() {
+    ringctl zone run "$Z/$1.toml" >"$Z/$1.log" 2>&1 || { cat "$Z/$1.log"; fail "zone run of $1 ends with $?"; }
+    grep -q '^guest-test: PASS' "$Z/$1.log" || { grep -vE '^ok ' "$Z/$1.log"; fail "the guest of $1 says no"; }
+    echo "$1: $(grep -c '^ok ' "$Z/$1.log") tests of the guest passed"
+}
+
+dd if=/dev/urandom of="$Z/scratch.img" bs=64k count=16 2>/dev/null
+dd if=/dev/urandom of="$Z/readonly.img" bs=64k count=16 2>/dev/null
+sum() { dd if="$1" bs=512 skip="$2" count="$3" 2>/dev/null | sha256sum; }
+before_head=$(sum "$Z/scratch.img" 0 64)
+before_body=$(sum "$Z/scratch.img" 64 128)
+before_tail=$(sum "$Z/scratch.img" 192 1856)
+before_readonly=$(sum "$Z/readonly.img" 0 2048)
+
+zone all $((spare > 2 ? 2 : spare)) ""
+passes all
+is "sectors 0 to 63" "$(sum "$Z/scratch.img" 0 64)" "$before_head"
+is "sectors from 192 on" "$(sum "$Z/scratch.img" 192 1856)" "$before_tail"
+is "the read-only image" "$(sum "$Z/readonly.img" 0 2048)" "$before_readonly"
+[ "$(sum "$Z/scratch.img" 64 128)" != "$before_body" ] || fail "nothing was written to sectors 64 to 191"
+
+# Alone on one vCPU, and again on the same disks.
+zone one 1 "test=transport,blk,queue,timer"
+passes one
+
+# Input: what is typed on the zone's console reaches the guest by interrupts.
+zone typed 1 "test=uart-rx"
+ringctl zone start "$Z/typed.toml" || fail "zone start"
+(
+    sleep 2
+    echo ping
+    sleep 3
+) | timeout 30 ringctl zone console typed >"$Z/typed.log" 2>&1
+timeout 30 ringctl zone wait typed
+grep -q '^guest-test: PASS' "$Z/typed.log" || { cat "$Z/typed.log"; fail "what was typed did not arrive"; }
+kernel_is_quiet

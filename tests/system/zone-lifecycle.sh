@@ -1,0 +1,44 @@
+#!/bin/sh
+# States of a zone: start, list, pause, resume, stop, wait; everything it had comes back.
+#@ needs: el2
+#@ timeout: 300
+. ./lib.sh
+pages() { ringctl info --json | tr -d ' ,' | sed -n 's/^"pages_used"://p'; }
+free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
+guest_disk $Z/root.img
+zone_file guest1 1 256M root.img
+daemon
+cpus=$(nproc)
+pages_before=$(pages)
+ringctl zone list --json | grep -q . || fail "no JSON"
+for round in 1 2 3; do
+    free_before=$(free)
+    ringctl zone start $Z/guest1.toml || fail "zone start"
+    is "state" "$(zone_state guest1)" running
+    is "CPUs root keeps" "$(nproc)" $((cpus - 1))
+    is "huge pages taken" $((free_before - $(free))) 128
+    ringctl zone list --json | grep -q '"guest1"' || fail "not in the JSON list"
+    ringctl zone start $Z/guest1.toml 2>/tmp/message && fail "a zone was started twice"
+    grep -q guest1 /tmp/message || fail "unclear: $(cat /tmp/message)"
+    [ $round = 1 ] && sleep 3
+    ringctl zone pause guest1 || fail "zone pause"
+    is "state" "$(zone_state guest1)" paused
+    ringctl zone console guest1 --dump >/tmp/one
+    sleep 1
+    ringctl zone console guest1 --dump >/tmp/two
+    cmp /tmp/one /tmp/two || fail "a paused guest goes on"
+    ringctl zone resume guest1 || fail "zone resume"
+    is "state" "$(zone_state guest1)" running
+    ringctl zone stop guest1 || fail "zone stop"
+    is "CPUs" "$(nproc)" "$cpus"
+    is "huge pages" "$(free)" "$free_before"
+    is "EL2's pages" "$(pages)" "$pages_before"
+    timeout 10 ringctl zone wait guest1
+    [ $? -ne 124 ] || fail "zone wait waits for a stopped zone"
+done
+for command in stop pause resume wait "console --dump"; do
+    # shellcheck disable=SC2086 # the words are meant to be split
+    timeout 10 ringctl zone $command nosuch 2>/tmp/message && fail "$command of a zone that does not exist"
+    grep -q nosuch /tmp/message || fail "unclear: $(cat /tmp/message)"
+done
+exit 0

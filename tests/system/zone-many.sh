@@ -1,0 +1,27 @@
+#!/bin/sh
+# Zones started and stopped many times leave nothing behind: EL2's pages, huge pages, CPUs, the daemon's files (torture d1).
+#@ needs: el2
+#@ timeout: 600
+. ./lib.sh
+rounds=${ROUNDS:-25}
+value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
+free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
+files() { ls "/proc/$(pidof ringd)/fd" | wc -l; }
+mkdir -p $Z
+truncate -s 4M $Z/disk.img
+zone_file guest1 1 64M disk.img
+daemon
+once() {
+    ringctl zone start $Z/guest1.toml && ringctl zone stop guest1 || fail "round $round"
+}
+round=0
+once
+before="$(value pages_used) pages, $(free) huge pages, $(files) files, $(nproc) CPUs"
+round=1
+while [ "$round" -le "$rounds" ]; do
+    once
+    round=$((round + 1))
+done
+is "what is left after $rounds rounds" \
+    "$(value pages_used) pages, $(free) huge pages, $(files) files, $(nproc) CPUs" "$before"
+kernel_is_quiet

@@ -1,0 +1,166 @@
+//! [`Buffers`]: a request's data in guest RAM, as a list of ranges that the kernel takes, with a cursor.
+//!
+//! Made by [`crate::chain`], consumed by [`crate::queue`] and, through [`crate::engine`], by the kernel.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use vm_memory::GuestAddress;
+
+use crate::memory::{GuestRam, IoVec, MemoryError};
+
+/// A list of guest buffers with a cursor at its front: what is left to transfer.
+///
+/// The list's storage is kept between requests, so that steady state allocates nothing. Every range was checked
+/// when it was added, and the list keeps the RAM mapped.
+pub struct Buffers {
+    ram: Arc<GuestRam>,
+    iov: Vec<IoVec>,
+    first: usize,
+    total: u64,
+    last: Option<NonNull<u8>>,
+}
+
+// SAFETY: the pointers name memory that `ram` keeps mapped; they are dereferenced volatile, here, or by the kernel.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    /// An empty list over a guest's RAM.
+    #[must_use]
+    pub fn new(ram: Arc<GuestRam>) -> Self {
+        Self {
+            ram,
+            iov: Vec::new(),
+            first: 0,
+            total: 0,
+            last: None,
+        }
+    }
+
+    /// Empties the list.
+    pub fn clear(&mut self) {
+        self.iov.clear();
+        self.first = 0;
+        self.total = 0;
+        self.last = None;
+    }
+
+    /// Appends `len` bytes at guest-physical `addr`: one entry, or more across extents. On an error the list is as
+    /// it was.
+    pub fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), MemoryError> {
+        let before = self.iov.len();
+        let outside = MemoryError::NotRam {
+            addr: addr.0,
+            len: len.into(),
+        };
+        let (mut addr, mut rest) = (addr.0, u64::from(len));
+        while rest > 0 {
+            let Some((host, room)) = self.ram.resolve(addr) else {
+                self.iov.truncate(before);
+                return Err(outside);
+            };
+            let now = rest.min(room);
+            // `now` is at most `len`, so it fits.
+            self.iov.push(IoVec(libc::iovec {
+                iov_base: host.cast(),
+                iov_len: now as usize,
+            }));
+            rest -= now;
+            let Some(next) = addr.checked_add(now).or((rest == 0).then_some(0)) else {
+                self.iov.truncate(before);
+                return Err(outside);
+            };
+            addr = next;
+        }
+        self.total += u64::from(len);
+        Ok(())
+    }
+
+    /// Bytes left.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// What is left, as the kernel takes it.
+    #[must_use]
+    pub fn remaining(&self) -> &[IoVec] {
+        self.iov.get(self.first..).unwrap_or_default()
+    }
+
+    /// Drops `count` bytes at the front, or all there are.
+    pub fn advance(&mut self, count: u64) {
+        let mut rest = count.min(self.total);
+        self.total -= rest;
+        while let Some(front) = self.iov.get_mut(self.first) {
+            let len = front.0.iov_len as u64;
+            if len > rest {
+                front.0.iov_base = front.as_ptr().wrapping_add(rest as usize).cast();
+                front.0.iov_len -= rest as usize;
+                return;
+            }
+            rest -= len;
+            self.first += 1;
+        }
+    }
+
+    /// Copies bytes from the front into `to`, each read exactly once, and drops them; `false` if there are too few.
+    #[must_use]
+    pub fn take_front(&mut self, to: &mut [u8]) -> bool {
+        if self.total < to.len() as u64 {
+            return false;
+        }
+        let mut copied = 0;
+        for part in self.remaining() {
+            for index in 0..part.len() {
+                let Some(byte) = to.get_mut(copied) else { break };
+                // SAFETY: `index` is inside of a range that was checked to be mapped guest RAM.
+                *byte = unsafe { part.as_ptr().add(index).read_volatile() };
+                copied += 1;
+            }
+        }
+        self.advance(copied as u64);
+        true
+    }
+
+    /// Copies `from` to the front and drops what was written; returns how many bytes fit.
+    pub fn write_front(&mut self, from: &[u8]) -> usize {
+        let mut copied = 0;
+        for part in self.remaining() {
+            for index in 0..part.len() {
+                let Some(byte) = from.get(copied) else { break };
+                // SAFETY: as in `take_front`.
+                unsafe { part.as_ptr().add(index).write_volatile(*byte) };
+                copied += 1;
+            }
+        }
+        self.advance(copied as u64);
+        copied
+    }
+
+    /// Takes the last byte off the list, for [`Self::store_last`]; `false` if there is none.
+    #[must_use]
+    pub fn take_last(&mut self) -> bool {
+        let Some(part) = self
+            .iov
+            .iter_mut()
+            .skip(self.first)
+            .rev()
+            .find(|part| part.0.iov_len > 0)
+        else {
+            return false;
+        };
+        part.0.iov_len -= 1;
+        self.total -= 1;
+        self.last = NonNull::new(part.as_ptr().wrapping_add(part.0.iov_len));
+        true
+    }
+
+    /// Stores the byte that [`Self::take_last`] set aside; without one, nothing happens.
+    pub fn store_last(&mut self, value: u8) {
+        if let Some(byte) = self.last {
+            // SAFETY: inside of a range that was checked to be RAM, which `ram` keeps mapped.
+            unsafe { byte.as_ptr().write_volatile(value) }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! An engine over an image in memory, which does what it is told: hold operations back, reorder them, transfer
+//! too little, fail, and forget what was not synced in a power cut.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::{Engine, IoDone, IoKind, IoOp};
+
+/// What becomes of an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It is done in full.
+    Whole,
+    /// At most so many bytes are transferred.
+    Short(usize),
+    /// Nothing is done; the error number.
+    Fail(i32),
+}
+
+/// What was asked of the engine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asked {
+    /// The operation.
+    pub kind: IoKind,
+    /// Byte offset.
+    pub offset: u64,
+    /// Bytes of all buffers.
+    pub len: u64,
+}
+
+#[derive(Default)]
+struct State {
+    /// What reads see.
+    cached: Vec<u8>,
+    /// What a power cut leaves.
+    durable: Vec<u8>,
+    script: VecDeque<Outcome>,
+    asked: Vec<Asked>,
+    pending: Vec<IoOp>,
+    done: Vec<IoDone>,
+    hold: bool,
+}
+
+/// A handle to the engine; clones share it.
+#[derive(Clone, Default)]
+pub struct FakeEngine(Rc<RefCell<State>>);
+
+impl FakeEngine {
+    /// An engine over `image`, all of it durable.
+    #[must_use]
+    pub fn new(image: Vec<u8>) -> Self {
+        let state = State {
+            cached: image.clone(),
+            durable: image,
+            ..State::default()
+        };
+        Self(Rc::new(RefCell::new(state)))
+    }
+
+    /// Outcomes of the next operations to be run; afterwards all are [`Outcome::Whole`].
+    pub fn script(&self, outcomes: impl IntoIterator<Item = Outcome>) {
+        self.0.borrow_mut().script.extend(outcomes);
+    }
+
+    /// Whether operations wait for [`Self::run_one`].
+    pub fn hold(&self, hold: bool) {
+        self.0.borrow_mut().hold = hold;
+    }
+
+    /// Operations waiting.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.0.borrow().pending.len()
+    }
+
+    /// Runs the waiting operation `index`, counted in the order of their arrival.
+    pub fn run_one(&self, index: usize) {
+        let op = self.0.borrow_mut().pending.remove(index);
+        self.0.borrow_mut().run(&op);
+    }
+
+    /// The daemon is dead: each waiting operation still happens or does not, but no one hears of it.
+    pub fn orphan(&self, mut happens: impl FnMut() -> bool) {
+        let mut state = self.0.borrow_mut();
+        for op in std::mem::take(&mut state.pending) {
+            if happens() {
+                state.run(&op);
+            }
+        }
+        state.done.clear();
+        state.script.clear();
+        state.hold = false;
+    }
+
+    /// The power is cut and comes back.
+    pub fn power_cut(&self) {
+        let mut state = self.0.borrow_mut();
+        state.cached = state.durable.clone();
+        state.pending.clear();
+        state.done.clear();
+    }
+
+    /// The image as reads see it.
+    #[must_use]
+    pub fn image(&self) -> Vec<u8> {
+        self.0.borrow().cached.clone()
+    }
+
+    /// All that was asked for so far.
+    #[must_use]
+    pub fn asked(&self) -> Vec<Asked> {
+        self.0.borrow().asked.clone()
+    }
+}
+
+impl State {
+    fn run(&mut self, op: &IoOp) {
+        let result = match self.script.pop_front().unwrap_or(Outcome::Whole) {
+            Outcome::Fail(error) => -error,
+            Outcome::Short(limit) => self.transfer(op, limit),
+            Outcome::Whole => self.transfer(op, usize::MAX),
+        };
+        self.done.push(IoDone { tag: op.tag, result });
+    }
+
+    fn transfer(&mut self, op: &IoOp, limit: usize) -> i32 {
+        if op.kind == IoKind::Sync {
+            self.durable.clone_from(&self.cached);
+            return 0;
+        }
+        let mut offset = op.offset as usize;
+        let mut left = limit;
+        let mut moved = 0;
+        for part in parts(op) {
+            for index in 0..part.len().min(left) {
+                let Some(byte) = self.cached.get_mut(offset) else {
+                    return moved;
+                };
+                // SAFETY: by the contract of `Engine::push`, the buffers are valid.
+                unsafe {
+                    let guest = part.as_ptr().add(index);
+                    match op.kind {
+                        IoKind::Read => guest.write_volatile(*byte),
+                        _ => *byte = guest.read_volatile(),
+                    }
+                }
+                if let (IoKind::WriteDurable, Some(durable)) = (op.kind, self.durable.get_mut(offset)) {
+                    *durable = *byte;
+                }
+                offset += 1;
+                moved += 1;
+            }
+            left = left.saturating_sub(part.len());
+        }
+        moved
+    }
+}
+
+fn parts(op: &IoOp) -> &[crate::memory::IoVec] {
+    if op.count == 0 {
+        return &[];
+    }
+    // SAFETY: by the contract of `Engine::push`, `count` entries are there until the operation has completed.
+    unsafe { std::slice::from_raw_parts(op.iov, op.count as usize) }
+}
+
+impl Engine for FakeEngine {
+    unsafe fn push(&mut self, op: IoOp) {
+        let len = parts(&op).iter().map(|part| part.len() as u64).sum();
+        let mut state = self.0.borrow_mut();
+        state.asked.push(Asked {
+            kind: op.kind,
+            offset: op.offset,
+            len,
+        });
+        state.pending.push(op);
+    }
+
+    fn submit(&mut self) {
+        let mut state = self.0.borrow_mut();
+        if !state.hold {
+            for op in std::mem::take(&mut state.pending) {
+                state.run(&op);
+            }
+        }
+    }
+
+    fn reap(&mut self, done: &mut Vec<IoDone>) {
+        done.append(&mut self.0.borrow_mut().done);
+    }
+}

@@ -1,0 +1,357 @@
+//! The reactor: one thread that sleeps in one place and serves many queues of many zones.
+//!
+//! A [`Reactor`] is made anywhere and run on its own thread; a [`ReactorHandle`] talks to it from others, a
+//! [`Bell`] from within: it is the peer that rings (EL2 through `/dev/uioN`, an `eventfd` in tests) and knows which
+//! queues were notified. Both use the same [`Commands`].
+//!
+//! One round: take messages and bells, start what the notified queues offer, publish what is done, arm the bells,
+//! sleep; then complete what has finished. Nothing is polled while it sleeps, and nothing but the mailbox of the
+//! control threads is ever locked.
+
+mod mailbox;
+pub(crate) mod wait;
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+pub use mailbox::{Callback, Commands, QueueId, ReactorHandle};
+pub use wait::ReadWidth;
+
+use crate::disk::EngineKind;
+use crate::engine::threads::Threads;
+use crate::engine::{Engine, IoDone};
+use crate::queue::Queue;
+use mailbox::{IdHasher, Mailbox, Message};
+use wait::{Ready, Sleeper};
+
+/// A peer that rings. All calls come on the reactor's thread and must not block.
+pub trait Bell: Send {
+    /// The descriptor was read: the peer rang. An interrupt that masks itself is unmasked here.
+    fn rung(&mut self) {}
+
+    /// Takes what the peer has left and says what to do. Called in every round.
+    fn collect(&mut self, commands: &mut Commands);
+
+    /// The thread is about to sleep: asks the peer to ring from now on, then looks once more. `true` if the peer left
+    /// something meanwhile; [`Self::collect`] is called again then.
+    fn arm(&mut self) -> bool {
+        false
+    }
+
+    /// The thread is awake: the peer need not ring.
+    fn disarm(&mut self) {}
+}
+
+/// How to build a reactor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReactorOptions {
+    /// Use io_uring if the system has it; else epoll and threads serve everything.
+    pub io_uring: bool,
+    /// Submission entries of the ring.
+    pub entries: u32,
+}
+
+impl Default for ReactorOptions {
+    fn default() -> Self {
+        Self {
+            io_uring: true,
+            entries: 256,
+        }
+    }
+}
+
+struct Entry {
+    queue: Queue,
+    /// Called when nothing runs any more.
+    quiesced: Vec<Callback>,
+    /// Goes when nothing runs any more.
+    leaving: bool,
+    kicked: bool,
+    dirty: bool,
+}
+
+/// A reactor that does not run yet.
+pub struct Reactor {
+    options: ReactorOptions,
+    mailbox: Mailbox,
+}
+
+impl Reactor {
+    /// A reactor, and the handle to it. Fails when there are no descriptors left.
+    pub fn new(options: ReactorOptions) -> io::Result<(Self, ReactorHandle)> {
+        let (mailbox, handle) = Mailbox::new()?;
+        Ok((Self { options, mailbox }, handle))
+    }
+
+    /// Runs on the calling thread until [`ReactorHandle::stop`], and until all requests have ended. An error is one
+    /// of sleeping itself; those of files are the requests'.
+    pub fn run(self) -> io::Result<()> {
+        let Self { options, mailbox } = self;
+        let mut core = Core {
+            sleeper: Sleeper::new(options.io_uring, options.entries)?,
+            pool: None,
+            bells: Vec::new(),
+            watchers: Vec::new(),
+            queues: HashMap::default(),
+            kicked: Vec::new(),
+            dirty: Vec::new(),
+            stopping: false,
+        };
+        core.watch(mailbox.event(), ReadWidth::Eight, Watcher::Mailbox)?;
+        core.run(&mailbox)
+    }
+}
+
+/// Who a watched descriptor belongs to.
+#[derive(Clone, Copy)]
+enum Watcher {
+    Mailbox,
+    Pool,
+    Bell(usize),
+}
+
+struct RegisteredBell {
+    bell: Box<dyn Bell>,
+    /// Kept open for the watch.
+    _fd: OwnedFd,
+}
+
+/// What the running thread owns. Fields drop in order: engines end their I/O before the queues' memory goes.
+struct Core {
+    sleeper: Sleeper,
+    pool: Option<Threads>,
+    bells: Vec<RegisteredBell>,
+    watchers: Vec<Watcher>,
+    queues: HashMap<QueueId, Entry, BuildHasherDefault<IdHasher>>,
+    kicked: Vec<QueueId>,
+    dirty: Vec<QueueId>,
+    stopping: bool,
+}
+
+impl Core {
+    fn run(&mut self, mailbox: &Mailbox) -> io::Result<()> {
+        let mut ready: Vec<Ready> = Vec::new();
+        let mut done: Vec<IoDone> = Vec::new();
+        let mut commands = mailbox.commands();
+        mailbox.take(&mut commands);
+        loop {
+            for registered in &mut self.bells {
+                registered.bell.collect(&mut commands);
+            }
+            while let Some(message) = commands.pop() {
+                self.obey(message);
+            }
+            self.service();
+            self.publish();
+            self.settle();
+            if self.stopping && self.queues.is_empty() {
+                return Ok(());
+            }
+            // Every bell is armed, even if one has more already.
+            let more = self
+                .bells
+                .iter_mut()
+                .fold(false, |more, registered| registered.bell.arm() | more);
+            if let Some(pool) = &mut self.pool {
+                pool.submit();
+            }
+            let sleep = !more && commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
+            self.sleeper.wait(sleep, &mut ready)?;
+            for registered in &mut self.bells {
+                registered.bell.disarm();
+            }
+            for Ready { watch } in ready.drain(..) {
+                match self.watchers.get(watch) {
+                    Some(Watcher::Mailbox) => mailbox.take(&mut commands),
+                    Some(&Watcher::Bell(index)) => {
+                        if let Some(registered) = self.bells.get_mut(index) {
+                            registered.bell.rung();
+                        }
+                    }
+                    // Reaped below in any case.
+                    Some(Watcher::Pool) | None => {}
+                }
+            }
+            if let Sleeper::Uring(ring) = &mut self.sleeper {
+                ring.reap(&mut done);
+            }
+            if let Some(pool) = &mut self.pool {
+                pool.reap(&mut done);
+            }
+            for outcome in done.drain(..) {
+                self.complete(outcome);
+            }
+        }
+    }
+
+    fn watch(&mut self, fd: i32, width: ReadWidth, watcher: Watcher) -> io::Result<()> {
+        self.sleeper.watch(fd, width)?;
+        self.watchers.push(watcher);
+        Ok(())
+    }
+
+    fn obey(&mut self, message: Message) {
+        match message {
+            Message::Bell { fd, width, bell } => {
+                if let Err(error) = self.watch(fd.as_raw_fd(), width, Watcher::Bell(self.bells.len())) {
+                    tracing::error!(%error, "cannot watch a bell");
+                    return;
+                }
+                self.bells.push(RegisteredBell { bell, _fd: fd });
+            }
+            Message::Add { id, queue } => self.add(id, *queue),
+            Message::Kick(id) => self.kick(id),
+            Message::Quiesce { id, then } => match self.queues.get_mut(&id) {
+                Some(entry) => {
+                    entry.queue.set_paused(true);
+                    entry.quiesced.push(then);
+                    self.mark_dirty(id);
+                }
+                // Nothing of it can be in flight.
+                None => then(),
+            },
+            Message::Resume(id) => {
+                if let Some(entry) = self.queues.get_mut(&id).filter(|entry| !entry.leaving) {
+                    entry.queue.set_paused(false);
+                    self.kick(id);
+                }
+            }
+            Message::Remove { id, then } => match self.queues.get_mut(&id) {
+                Some(entry) => {
+                    entry.queue.set_paused(true);
+                    entry.quiesced.push(then);
+                    entry.leaving = true;
+                    self.mark_dirty(id);
+                }
+                None => then(),
+            },
+            Message::Stop => {
+                self.stopping = true;
+                let ids: Vec<QueueId> = self.queues.keys().copied().collect();
+                for id in ids {
+                    self.obey(Message::Remove {
+                        id,
+                        then: Box::new(|| {}),
+                    });
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, id: QueueId, mut queue: Queue) {
+        queue.set_tag_base(id.tag());
+        if self.stopping {
+            return;
+        }
+        let threads =
+            queue.disk().config().engine == EngineKind::Threads || matches!(self.sleeper, Sleeper::Epoll(_));
+        if threads && self.pool.is_none() {
+            match self.start_pool() {
+                Ok(()) => {}
+                // A ring serves these as well.
+                Err(error) => tracing::error!(%error, "cannot start the thread pool"),
+            }
+        }
+        let entry = Entry {
+            queue,
+            quiesced: Vec::new(),
+            leaving: false,
+            kicked: false,
+            dirty: false,
+        };
+        self.queues.insert(id, entry);
+        // What an earlier daemon left, and what came since.
+        self.kick(id);
+    }
+
+    fn start_pool(&mut self) -> io::Result<()> {
+        let pool = Threads::new()?;
+        self.watch(pool.event(), ReadWidth::Eight, Watcher::Pool)?;
+        self.pool = Some(pool);
+        Ok(())
+    }
+
+    fn kick(&mut self, id: QueueId) {
+        if let Some(entry) = self.queues.get_mut(&id).filter(|entry| !entry.kicked) {
+            entry.kicked = true;
+            self.kicked.push(id);
+        }
+    }
+
+    fn mark_dirty(&mut self, id: QueueId) {
+        if let Some(entry) = self.queues.get_mut(&id).filter(|entry| !entry.dirty) {
+            entry.dirty = true;
+            self.dirty.push(id);
+        }
+    }
+
+    /// Starts what the notified queues offer.
+    fn service(&mut self) {
+        while let Some(id) = self.kicked.pop() {
+            let Some(entry) = self.queues.get_mut(&id) else {
+                continue;
+            };
+            entry.kicked = false;
+            if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &entry.queue) {
+                entry.queue.service(engine);
+            }
+            self.mark_dirty(id);
+        }
+    }
+
+    fn complete(&mut self, outcome: IoDone) {
+        let id = QueueId::from_tag(outcome.tag);
+        let Some(entry) = self.queues.get_mut(&id) else {
+            return;
+        };
+        if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &entry.queue) {
+            entry.queue.complete(outcome.tag, outcome.result, engine);
+        }
+        self.mark_dirty(id);
+    }
+
+    /// One publication and at most one interrupt for each queue that has something.
+    fn publish(&mut self) {
+        for id in &self.dirty {
+            if let Some(entry) = self.queues.get_mut(id) {
+                entry.queue.publish();
+            }
+        }
+    }
+
+    /// Tells those who wait for queues that have come to rest.
+    fn settle(&mut self) {
+        while let Some(id) = self.dirty.pop() {
+            let Some(entry) = self.queues.get_mut(&id) else {
+                continue;
+            };
+            entry.dirty = false;
+            if entry.queue.running() > 0 || entry.quiesced.is_empty() {
+                continue;
+            }
+            let waiting = std::mem::take(&mut entry.quiesced);
+            if entry.leaving {
+                self.queues.remove(&id);
+            }
+            for then in waiting {
+                then();
+            }
+        }
+    }
+}
+
+/// The engine that a queue's disk asks for, or the one there is.
+fn engine_for<'a>(
+    sleeper: &'a mut Sleeper,
+    pool: &'a mut Option<Threads>,
+    queue: &Queue,
+) -> Option<&'a mut dyn Engine> {
+    match (sleeper, pool, queue.disk().config().engine) {
+        (Sleeper::Uring(ring), _, EngineKind::IoUring) => Some(&mut **ring),
+        (_, Some(pool), _) => Some(pool),
+        (Sleeper::Uring(ring), None, _) => Some(&mut **ring),
+        (Sleeper::Epoll(_), None, _) => None,
+    }
+}

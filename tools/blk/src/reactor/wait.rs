@@ -1,0 +1,172 @@
+//! How a reactor's thread sleeps: in `io_uring_enter`, or in `epoll_wait` where io_uring is not to be had.
+//!
+//! Either way a watched descriptor is read when it is readable, so that its owner only learns that it was.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::engine::uring::Uring;
+
+/// How many bytes a read of the descriptor takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum ReadWidth {
+    /// `/dev/uioN`
+    Four = 4,
+    /// `eventfd`
+    Eight = 8,
+}
+
+/// A new blocking `eventfd`.
+pub(crate) fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is checked and owned by nobody else.
+    match unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: as above.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
+
+/// A watched descriptor was read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Ready {
+    /// In the order of the calls to `watch`, from 0.
+    pub watch: usize,
+}
+
+/// Where the thread sleeps.
+pub(crate) enum Sleeper {
+    Uring(Box<Uring>),
+    Epoll(Epoll),
+}
+
+impl Sleeper {
+    /// A ring if `uring` and the system allow it. Else epoll, with the reason in the log.
+    pub fn new(uring: bool, entries: u32) -> io::Result<Self> {
+        if uring {
+            match Uring::new(entries) {
+                Ok(ring) => return Ok(Self::Uring(Box::new(ring))),
+                Err(error) => tracing::warn!(%error, "no io_uring here: all disks use the thread pool"),
+            }
+        }
+        Epoll::new().map(Self::Epoll)
+    }
+
+    /// Makes `fd` blocking: a ring answers a read of a non-blocking one at once, with EAGAIN.
+    pub fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<()> {
+        // SAFETY: no pointers.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+        // SAFETY: no pointers.
+        if flags == -1 || unsafe { libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK) } == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        match self {
+            Self::Uring(ring) => {
+                ring.watch(fd, width);
+                Ok(())
+            }
+            Self::Epoll(epoll) => epoll.watch(fd, width),
+        }
+    }
+
+    pub fn wait(&mut self, block: bool, ready: &mut Vec<Ready>) -> io::Result<()> {
+        match self {
+            Self::Uring(ring) => ring.wait(block, ready),
+            Self::Epoll(epoll) => epoll.wait(block, ready),
+        }
+    }
+}
+
+/// An epoll instance and what it watches.
+pub(crate) struct Epoll {
+    epoll: OwnedFd,
+    watches: Vec<(RawFd, ReadWidth)>,
+}
+
+impl Epoll {
+    fn new() -> io::Result<Self> {
+        // SAFETY: no pointers; the result is checked and owned by nobody else.
+        let epoll = match unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) } {
+            -1 => return Err(io::Error::last_os_error()),
+            // SAFETY: as above.
+            fd => unsafe { OwnedFd::from_raw_fd(fd) },
+        };
+        Ok(Self {
+            epoll,
+            watches: Vec::new(),
+        })
+    }
+
+    fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<()> {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: self.watches.len() as u64,
+        };
+        // SAFETY: the event outlives the call.
+        match unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) } {
+            -1 => Err(io::Error::last_os_error()),
+            _ => {
+                self.watches.push((fd, width));
+                Ok(())
+            }
+        }
+    }
+
+    fn wait(&mut self, block: bool, ready: &mut Vec<Ready>) -> io::Result<()> {
+        const BATCH: usize = 16;
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
+        let timeout = if block { -1 } else { 0 };
+        // SAFETY: room for `BATCH` events.
+        let count = unsafe {
+            libc::epoll_wait(
+                self.epoll.as_raw_fd(),
+                events.as_mut_ptr(),
+                BATCH as libc::c_int,
+                timeout,
+            )
+        };
+        let Ok(count) = usize::try_from(count) else {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::Interrupted {
+                Ok(())
+            } else {
+                Err(error)
+            };
+        };
+        for event in events.iter().take(count) {
+            let watch = event.u64 as usize;
+            let Some(&(fd, width)) = self.watches.get(watch) else {
+                continue;
+            };
+            if self.read(fd, width) {
+                ready.push(Ready { watch });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what made the descriptor readable; stops watching one that fails.
+    fn read(&self, fd: RawFd, width: ReadWidth) -> bool {
+        let mut buffer = [0_u8; 8];
+        // SAFETY: room for eight bytes, which is the largest width.
+        let count = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), width as usize) };
+        if count > 0 {
+            return true;
+        }
+        let error = io::Error::last_os_error();
+        if count < 0 && matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) {
+            return false;
+        }
+        tracing::error!(fd, %error, "watched descriptor failed");
+        // SAFETY: no event is needed to delete one.
+        unsafe {
+            libc::epoll_ctl(
+                self.epoll.as_raw_fd(),
+                libc::EPOLL_CTL_DEL,
+                fd,
+                std::ptr::null_mut(),
+            )
+        };
+        false
+    }
+}

@@ -1,0 +1,330 @@
+//! The daemon is killed between any two steps, and again while it takes over: each request completes exactly once.
+//!
+//! A kill is an unwinding from a named step ([`crate::steps`]); the new daemon sees what memory holds then. I/O that
+//! was under way at the kill happens or does not. A model of the driver and of the disk checks every used entry.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::rig::*;
+use crate::device::feature;
+use crate::disk::{Disk, EngineKind};
+use crate::engine::fake::FakeEngine;
+use crate::steps::{Killed, arm, disarm};
+use crate::virtio::*;
+
+const SIZE: u16 = 32;
+const DATA: u64 = BUFFERS + 0x1_0000;
+
+/// A driver with its view of the disk.
+struct Driver {
+    rig: Rig,
+    fake: FakeEngine,
+    disk: Arc<Disk>,
+    /// What each sector holds once all that is outstanding has completed.
+    model: Vec<u8>,
+    /// By head: type, sector and status address of what is outstanding.
+    outstanding: HashMap<u32, (u32, u64, u64)>,
+    completed: usize,
+    offered: usize,
+    kills: usize,
+    interrupts_seen: usize,
+}
+
+impl Driver {
+    fn new() -> Self {
+        let features = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
+        let rig = Rig::closed(EngineKind::Threads, SIZE, features, false);
+        let model: Vec<u8> = (0..SECTORS * 512).map(pattern).collect();
+        let disk = Disk::open(&rig.config).unwrap();
+        let fake = FakeEngine::new(model.clone());
+        let outstanding = HashMap::new();
+        let mut driver = Self {
+            rig,
+            fake,
+            disk,
+            model,
+            outstanding,
+            completed: 0,
+            offered: 0,
+            kills: 0,
+            interrupts_seen: 0,
+        };
+        driver.start_daemon();
+        driver
+    }
+
+    /// A request on head `3 * lane`, with the lane's own sector, unless it is busy.
+    fn offer(&mut self, lane: u16, kind: u32) {
+        let head = lane * 3;
+        if self.outstanding.contains_key(&head.into()) {
+            return;
+        }
+        let sector = u64::from(lane);
+        let data = DATA + sector * 512;
+        let buf = match kind {
+            VIRTIO_BLK_T_OUT => {
+                let bytes = [(self.offered % 251) as u8; 512];
+                self.rig.fill(data, &bytes);
+                self.model[lane as usize * 512..][..512].copy_from_slice(&bytes);
+                Some(readable(data, 512))
+            }
+            VIRTIO_BLK_T_FLUSH => None,
+            _ => {
+                self.rig.fill(data, &[0xa5; 512]);
+                Some(writable(data, 512))
+            }
+        };
+        let status = self.rig.offer_request(head, kind, sector, buf);
+        self.outstanding.insert(head.into(), (kind, sector, status));
+        self.offered += 1;
+    }
+
+    /// As a driver does when it is interrupted, and never else.
+    fn interrupt(&mut self) {
+        if self.rig.interrupt_count() > self.interrupts_seen {
+            self.interrupts_seen = self.rig.interrupt_count();
+            self.take();
+        }
+    }
+
+    /// Takes what is used, checks it, and wants an interrupt for the next.
+    fn take(&mut self) {
+        for (head, len) in self.rig.take_used() {
+            let (kind, sector, status) = self
+                .outstanding
+                .remove(&head)
+                .unwrap_or_else(|| panic!("head {head} was used twice"));
+            assert_eq!(self.rig.byte(status), 0, "type {kind}");
+            let data = DATA + sector * 512;
+            if kind == VIRTIO_BLK_T_IN {
+                assert_eq!(len, 513);
+                assert!(
+                    self.rig.bytes(data, 512) == self.model[sector as usize * 512..][..512],
+                    "sector {sector}"
+                );
+            }
+            if kind == VIRTIO_BLK_T_GET_ID {
+                assert_eq!(self.rig.bytes(data, 8), b"serial-0");
+            }
+            self.completed += 1;
+        }
+        self.rig.set_u16(
+            self.rig.ring.avail.0 + 4 + 2 * u64::from(SIZE),
+            self.rig.used_seen,
+        );
+    }
+
+    /// Runs `act` as the daemon; `false` if it was killed.
+    fn daemon(&mut self, act: impl FnOnce(&mut Self)) -> bool {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(|| act(self))) else {
+            return true;
+        };
+        assert!(panic.is::<Killed>(), "only the tests kill");
+        self.kills += 1;
+        false
+    }
+
+    fn start_daemon(&mut self) {
+        self.rig.drop_queue();
+        self.rig.engine = TestEngine::Custom(Box::new(self.fake.clone()));
+        let disk = self.disk.clone();
+        while !self.daemon(|driver| driver.rig.open_on(disk.clone())) {}
+    }
+
+    /// Serves until all is done, through any number of kills; `happens` says which orphaned operations happen.
+    /// `nth` arms the next kill.
+    fn serve(&mut self, happens: &mut dyn FnMut() -> bool, nth: &mut dyn FnMut() -> Option<u64>) {
+        for _ in 0..1000 {
+            if let Some(steps) = nth() {
+                arm(steps);
+            }
+            let alive = self.daemon(|driver| driver.rig.run());
+            if alive {
+                disarm();
+                self.interrupt();
+                if self.outstanding.is_empty() {
+                    return;
+                }
+            } else {
+                self.fake.orphan(&mut *happens);
+                // An interrupt may have come before the kill; the guest may look at any time.
+                if happens() {
+                    self.take();
+                }
+                if let Some(steps) = nth() {
+                    arm(steps);
+                }
+                self.start_daemon();
+                disarm();
+            }
+        }
+        panic!("requests are lost: {:?}", self.outstanding);
+    }
+
+    fn finish(self) {
+        assert_eq!(self.completed, self.offered);
+        assert!(self.fake.image() == self.model);
+        assert_eq!(self.rig.fault_list(), Vec::<String>::new());
+        assert_eq!(usize::from(self.rig.used_idx()), self.completed % 65536);
+    }
+}
+
+const KINDS: [u32; 5] = [
+    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_FLUSH,
+];
+
+/// Two rounds of five requests with a kill after `first` steps and one after `second` more.
+fn scenario(first: u64, second: Option<u64>, happens: bool) -> usize {
+    let mut driver = Driver::new();
+    let mut kills = vec![second, Some(first)];
+    for round in 0..2 {
+        for lane in 0..5 {
+            driver.offer(lane, KINDS[(usize::from(lane) + round) % 5]);
+        }
+        let mut nth = || kills.pop().flatten();
+        driver.serve(&mut || happens, &mut nth);
+    }
+    disarm();
+    let count = driver.kills;
+    driver.finish();
+    count
+}
+
+// torture c5: at each crash point, and at each of the take-over
+#[test]
+fn killed_at_every_step() {
+    for happens in [false, true] {
+        let mut first = 0;
+        while scenario(first, None, happens) > 0 {
+            first += 1;
+            for second in 0..12 {
+                scenario(first, Some(second), happens);
+            }
+        }
+        assert!(first >= 34, "{first} steps were tried");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    // torture c5: any traffic, many kills
+    #[test]
+    fn killed_again_and_again(
+        traffic in prop::collection::vec(prop::collection::vec((0_u16..10, 0_usize..5), 1..12), 1..12),
+        kills in prop::collection::vec(0_u64..60, 0..30),
+        luck in any::<u64>(),
+    ) {
+        let mut driver = Driver::new();
+        let mut luck = luck;
+        let mut kills = kills.into_iter();
+        for wave in traffic {
+            for (lane, kind) in wave {
+                driver.offer(lane, KINDS[kind]);
+            }
+            let mut happens = || {
+                luck = luck.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                luck & 1 == 0
+            };
+            driver.serve(&mut happens, &mut || kills.next());
+        }
+        disarm();
+        driver.finish();
+    }
+}
+
+// torture c5: what was flushed before the kill is durable, whatever the power does after it
+#[test]
+fn flushed_writes_survive_kill_and_power_cut() {
+    let mut driver = Driver::new();
+    driver.offer(0, VIRTIO_BLK_T_OUT);
+    driver.serve(&mut || true, &mut || None);
+    driver.offer(1, VIRTIO_BLK_T_FLUSH);
+    driver.serve(&mut || true, &mut || None);
+    let flushed = driver.model[..512].to_vec();
+    driver.offer(2, VIRTIO_BLK_T_OUT);
+    driver.serve(&mut || true, &mut || None);
+    driver.fake.power_cut();
+    assert_eq!(driver.fake.image()[..512], flushed);
+    assert_ne!(
+        driver.fake.image(),
+        driver.model,
+        "what was not flushed is gone: the model of the cache works"
+    );
+}
+
+// Writes that overlap are run again in the order of their starts.
+#[test]
+fn the_log_keeps_the_order() {
+    use crate::inflight::InflightLog;
+    let rig = Rig::closed(EngineKind::Threads, SIZE, 0, false);
+    let area = rig.setup(Disk::open(&rig.config).unwrap()).inflight;
+    let (mut log, past) = InflightLog::open(&area, SIZE, 7).unwrap();
+    assert!(past.fresh);
+    for head in [9, 2, 31, 5, 0] {
+        log.start(head);
+    }
+    log.finish(31, 1234);
+    let (_, past) = InflightLog::open(&area, SIZE, 7).unwrap();
+    assert_eq!((past.restart, past.done), (vec![9, 2, 5, 0], vec![(31, 1234)]));
+    assert_eq!((past.next_avail, past.used_idx, past.republish), (5, 0, None));
+}
+
+// A reset empties the log: another epoch. A changed layout, or another size, is refused.
+#[test]
+fn logs_of_other_times() {
+    use crate::inflight::{InflightError, VERSION};
+    use crate::queue::{Queue, SetupError};
+    let mut driver = Driver::new();
+    driver.fake.hold(true);
+    driver.offer(0, VIRTIO_BLK_T_OUT);
+    let engine = &mut driver.fake.clone();
+    assert_eq!(driver.rig.queue().service(engine), 1);
+    driver.fake.orphan(|| false);
+    driver.rig.drop_queue();
+    let mut setup = driver.rig.setup(driver.disk.clone());
+    setup.ring.size = 16;
+    let error = Queue::new(setup).err().unwrap();
+    assert_eq!(
+        error,
+        SetupError::Inflight(InflightError::Size {
+            found: 32,
+            expected: 16
+        })
+    );
+    assert_eq!(
+        error.to_string(),
+        "in-flight log: for a queue of 32 entries, expected 16"
+    );
+    // The same log with the same epoch restarts the write; with another it has forgotten it.
+    for (epoch, restarted) in [(1, 1), (1, 1), (2, 0)] {
+        driver.rig.epoch = epoch;
+        let mut queue = Queue::new(driver.rig.setup(driver.disk.clone())).unwrap();
+        if restarted == 0 {
+            driver.rig.set_u16(driver.rig.ring.avail.0 + 2, 0);
+        }
+        queue.service(&mut driver.fake.clone());
+        assert_eq!(
+            (queue.stats().restarted.get(), queue.running()),
+            (restarted, restarted as u16)
+        );
+    }
+    let word = |value: u64| {
+        // SAFETY: the log's first word, which only this test touches now.
+        unsafe { driver.rig.log.as_ptr().cast::<u64>().write(value) };
+        Queue::new(driver.rig.setup(driver.disk.clone()))
+            .err()
+            .map(|error| error.to_string())
+    };
+    let text = format!("in-flight log: layout version 9, expected {VERSION}");
+    assert_eq!(word(0x0020_0009_4642_4952), Some(text));
+    assert!(word(0x1234).is_some_and(|text| text.contains("magic 0x1234")));
+}

@@ -1,0 +1,328 @@
+//! Requests that a decent driver makes: types, framing, limits of the disk. On both engines.
+
+use super::rig::*;
+use crate::device::{self, feature};
+use crate::disk::{Disk, EngineKind};
+use crate::virtio::*;
+
+const DATA: u64 = BUFFERS + 0x1_0000;
+const OK: u8 = Status::Ok as u8;
+const IOERR: u8 = Status::IoErr as u8;
+const UNSUPP: u8 = Status::Unsupp as u8;
+
+fn expected(sector: u64, len: u64) -> Vec<u8> {
+    (sector * 512..sector * 512 + len).map(pattern).collect()
+}
+
+// virtio-checklist 37, 47, 50, 59
+#[test]
+fn reads_writes_and_flushes() {
+    for engine in ENGINES {
+        let mut rig = Rig::new(engine);
+        assert_eq!(
+            rig.request(0, VIRTIO_BLK_T_IN, 3, Some(writable(DATA, 4096))),
+            (OK, 4097)
+        );
+        assert_eq!(rig.bytes(DATA, 4096), expected(3, 4096));
+        rig.fill(DATA, &[0x5a; 1024]);
+        assert_eq!(
+            rig.request(3, VIRTIO_BLK_T_OUT, 9, Some(readable(DATA, 1024))),
+            (OK, 1)
+        );
+        assert_eq!(rig.image_at(9, 1024), [0x5a; 1024]);
+        assert_eq!(rig.image_at(11, 512), expected(11, 512));
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None), (OK, 1));
+        assert_eq!(rig.interrupt_count(), 3);
+        assert!(rig.fault_list().is_empty());
+    }
+}
+
+// virtio-checklist 37; torture b7
+#[test]
+fn a_header_of_single_bytes_and_a_status_behind_the_data() {
+    for engine in ENGINES {
+        let mut rig = Rig::with(engine, 32, ALL_FEATURES, false);
+        rig.header(BUFFERS, VIRTIO_BLK_T_IN, 5);
+        let mut bufs: Vec<Buf> = (0..16).map(|byte| readable(BUFFERS + byte, 1)).collect();
+        // 1024 bytes of data in odd pieces, empty ones among them, the last with the status.
+        bufs.extend([
+            writable(DATA, 1),
+            writable(DATA + 1, 0),
+            writable(DATA + 1, 700),
+            writable(DATA + 701, 324),
+        ]);
+        rig.fill(DATA, &[0xff; 1025]);
+        rig.offer(0, &bufs);
+        rig.run();
+        assert_eq!(rig.take_used(), [(0, 1025)]);
+        assert_eq!(rig.bytes(DATA, 1024), expected(5, 1024));
+        assert_eq!(rig.byte(DATA + 1024), OK);
+    }
+}
+
+// virtio-checklist 37: header and data of a write in one descriptor
+#[test]
+fn a_write_with_header_and_data_in_one_buffer() {
+    for engine in ENGINES {
+        let mut rig = Rig::new(engine);
+        rig.header(DATA, VIRTIO_BLK_T_OUT, 100);
+        rig.fill(DATA + 16, &[0xc3; 512]);
+        rig.offer(7, &[readable(DATA, 528), writable(BUFFERS, 1)]);
+        rig.run();
+        assert_eq!(rig.take_used(), [(7, 1)]);
+        assert_eq!((rig.byte(BUFFERS), rig.image_at(100, 512)), (OK, vec![0xc3; 512]));
+    }
+}
+
+// virtio-checklist 38, 39
+#[test]
+fn readable_buffers_and_descriptors_stay_as_they_are() {
+    for kind in [
+        VIRTIO_BLK_T_IN,
+        VIRTIO_BLK_T_OUT,
+        VIRTIO_BLK_T_FLUSH,
+        VIRTIO_BLK_T_GET_ID,
+        99,
+    ] {
+        let mut rig = Rig::new(EngineKind::IoUring);
+        rig.header(BUFFERS, kind, 0);
+        rig.fill(DATA, &[0x11; 512]);
+        rig.chain_in(
+            BASE,
+            0,
+            &[
+                readable(BUFFERS, 16),
+                readable(DATA, 512),
+                writable(DATA + 512, 513),
+            ],
+        );
+        let before = (rig.bytes(BASE, 256), rig.bytes(BUFFERS, 16), rig.bytes(DATA, 512));
+        rig.offer_head(0);
+        rig.run();
+        assert_eq!(rig.take_used().len(), 1);
+        assert_eq!(
+            before,
+            (rig.bytes(BASE, 256), rig.bytes(BUFFERS, 16), rig.bytes(DATA, 512))
+        );
+    }
+}
+
+// virtio-checklist 40, 41
+#[test]
+fn indirect_tables_after_direct_descriptors() {
+    for engine in ENGINES {
+        for pointer_flags in [VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_INDIRECT | VIRTQ_DESC_F_WRITE] {
+            let mut rig = Rig::new(engine);
+            rig.header(BUFFERS, VIRTIO_BLK_T_IN, 1);
+            // Not even aligned: the specification does not ask for it.
+            let table = BUFFERS + 0x1003;
+            rig.chain_in(
+                table,
+                0,
+                &[
+                    writable(DATA, 512),
+                    writable(DATA + 512, 512),
+                    writable(BUFFERS + 64, 1),
+                ],
+            );
+            rig.chain_in(BASE, 4, &[readable(BUFFERS, 10), readable(BUFFERS + 10, 6)]);
+            let link = Desc {
+                addr: BUFFERS + 10,
+                len: 6,
+                flags: VIRTQ_DESC_F_NEXT,
+                next: 9,
+            };
+            rig.write_desc(BASE, 5, link);
+            rig.write_desc(
+                BASE,
+                9,
+                Desc {
+                    addr: table,
+                    len: 48,
+                    flags: pointer_flags,
+                    next: 0,
+                },
+            );
+            rig.offer_head(4);
+            rig.run();
+            assert_eq!(rig.take_used(), [(4, 1025)], "{:?}", rig.fault_list());
+            assert_eq!(
+                (rig.byte(BUFFERS + 64), rig.bytes(DATA, 1024)),
+                (OK, expected(1, 1024))
+            );
+        }
+    }
+}
+
+// virtio-checklist 55; torture b10
+#[test]
+fn a_readonly_disk_takes_no_write() {
+    for engine in ENGINES {
+        let mut rig = Rig::with(engine, 16, ALL_FEATURES | feature(VIRTIO_BLK_F_RO), true);
+        let before = rig.image();
+        for (sector, len) in [(0, 512), (SECTORS, 512), (0, 0), (0, 100)] {
+            let (status, _) = rig.request(0, VIRTIO_BLK_T_OUT, sector, Some(readable(DATA, len)));
+            assert_eq!(status, IOERR);
+        }
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
+        assert_eq!(
+            rig.request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512))).0,
+            OK
+        );
+        assert_eq!(rig.image(), before);
+        // SAFETY: no pointers.
+        let flags = unsafe { libc::fcntl(rig.queue().disk().fd(), libc::F_GETFL) };
+        assert_eq!(flags & libc::O_ACCMODE, libc::O_RDONLY);
+    }
+}
+
+// virtio-checklist 61; torture b11
+#[test]
+fn unknown_types_are_unsupported() {
+    let mut rig = Rig::new(EngineKind::Threads);
+    let before = rig.image();
+    // Old SCSI commands, DISCARD, WRITE_ZEROES, zone operations (60), secure erase, lifetime; nothing of it offered.
+    for kind in [
+        2,
+        3,
+        10,
+        11,
+        13,
+        14,
+        15,
+        16,
+        18,
+        20,
+        22,
+        24,
+        26,
+        0x8000_0000,
+        u32::MAX,
+    ] {
+        assert_eq!(
+            rig.request(1, kind, 0, Some(readable(DATA, 512))),
+            (UNSUPP, 1),
+            "type {kind}"
+        );
+    }
+    assert_eq!(rig.queue().stats().unsupported.get(), 15);
+    assert_eq!(rig.image(), before);
+}
+
+// virtio-checklist 62
+#[test]
+fn get_id_is_padded_and_cut() {
+    let mut rig = Rig::new(EngineKind::Threads);
+    let id = b"serial-0\0\0\0\0\0\0\0\0\0\0\0\0";
+    for (room, used) in [(20, 21), (4, 5), (0, 1), (64, 20)] {
+        rig.fill(DATA, &[0xa5; 64]);
+        assert_eq!(
+            rig.request(0, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, room))),
+            (OK, used)
+        );
+        let given = (room as usize).min(20);
+        assert_eq!(rig.bytes(DATA, given), id[..given]);
+        assert_eq!(rig.bytes(DATA + given as u64, 64 - given), vec![0xa5; 64 - given]);
+    }
+}
+
+// virtio-checklist 63; torture b8, b9, b13
+#[test]
+fn beyond_the_end_and_half_sectors_fail_and_move_nothing() {
+    for engine in ENGINES {
+        let mut rig = Rig::new(engine);
+        let before = rig.image();
+        let cases = [
+            (SECTORS, 512),
+            (SECTORS - 1, 1024),
+            (u64::MAX, 512),
+            (u64::MAX / 512, 512),
+            (u64::MAX / 512 + 1, 512),
+            (1 << 55, 1024),
+            (0, 511),
+            (0, 1),
+            (0, 513),
+            (0, 512 * 129),
+        ];
+        for (sector, len) in cases {
+            rig.fill(DATA, &vec![0xa5; len as usize]);
+            let (status, used) = rig.request(0, VIRTIO_BLK_T_IN, sector, Some(writable(DATA, len)));
+            assert_eq!((status, used), (IOERR, 0), "read {len} at {sector}");
+            assert_eq!(rig.bytes(DATA, len as usize), vec![0xa5; len as usize]);
+            let (status, used) = rig.request(0, VIRTIO_BLK_T_OUT, sector, Some(readable(DATA, len)));
+            assert_eq!((status, used), (IOERR, 1), "write {len} at {sector}");
+        }
+        assert_eq!(
+            rig.request(0, VIRTIO_BLK_T_IN, SECTORS, None).0,
+            OK,
+            "nothing at the very end"
+        );
+        assert_eq!(
+            rig.request(0, VIRTIO_BLK_T_IN, SECTORS - 1, Some(writable(DATA, 512)))
+                .0,
+            OK
+        );
+        assert_eq!(rig.image(), before);
+    }
+}
+
+// torture b8: more segments than IOV_MAX, and a sum over 2^32 is a matter of bounds
+#[test]
+fn more_segments_than_the_kernel_takes_at_once() {
+    for engine in ENGINES {
+        let mut rig = Rig::with(engine, 4096, ALL_FEATURES, false);
+        rig.header(BUFFERS, VIRTIO_BLK_T_IN, 0);
+        let mut bufs = vec![readable(BUFFERS, 16)];
+        // 64 KiB in pieces of 16 bytes.
+        bufs.extend((0..4000).map(|part| writable(DATA + part * 16, 16)));
+        bufs.push(writable(DATA + 64_000, 1536));
+        bufs.push(writable(BUFFERS + 64, 1));
+        rig.offer(0, &bufs);
+        rig.run();
+        assert_eq!(rig.take_used(), [(0, 65537)]);
+        assert_eq!(
+            (rig.byte(BUFFERS + 64), rig.bytes(DATA, 65536)),
+            (OK, expected(0, 65536))
+        );
+        assert!(rig.queue().stats().operations.get() >= 4);
+    }
+}
+
+// torture b8: 4 GiB-1 bytes in one descriptor need RAM of that size; the sum over 2^32 is made of many large ones
+#[test]
+fn a_sum_over_four_gibibytes_is_counted_right() {
+    let mut rig = Rig::with(EngineKind::Threads, 1024, ALL_FEATURES, false);
+    rig.header(BUFFERS, VIRTIO_BLK_T_IN, 0);
+    let mut bufs = vec![readable(BUFFERS, 16)];
+    // 1000 times 5 MiB of the same RAM: 2^32 and more, which truncated to 32 bits would be inside of the disk.
+    bufs.extend((0..1000).map(|_| writable(BASE + 0x20_0000, 5 << 20)));
+    bufs.push(writable(BUFFERS + 64, 1));
+    rig.offer(0, &bufs);
+    rig.run();
+    assert_eq!(rig.take_used(), [(0, 0)]);
+    assert_eq!(rig.byte(BUFFERS + 64), IOERR);
+}
+
+// virtio-checklist 51, 52, 54, 65
+#[test]
+fn features_and_configuration_space() {
+    let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
+    let disk = Disk::open(&rig.config).unwrap();
+    assert_eq!(
+        device::features(&disk),
+        ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)
+    );
+    let config = device::config(&disk, 256);
+    let mut expected = [0; device::CONFIG_LEN];
+    expected[0] = SECTORS as u8;
+    expected[12] = 254;
+    expected[21] = 2;
+    assert_eq!(config, expected);
+    drop(disk);
+    let readonly = Disk::open(&crate::DiskConfig {
+        readonly: true,
+        ..rig.config.clone()
+    })
+    .unwrap();
+    assert_ne!(device::features(&readonly) & feature(VIRTIO_BLK_F_RO), 0);
+}

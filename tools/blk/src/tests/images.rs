@@ -1,0 +1,247 @@
+//! Opening images: what is refused and how it is said, and locks.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use super::rig::*;
+use crate::disk::{Disk, DiskConfig, EngineKind, OpenOptions};
+
+fn config(rig: &Rig, name: &str) -> DiskConfig {
+    DiskConfig {
+        path: rig.dir.path().join(name),
+        ..DiskConfig::default()
+    }
+}
+
+fn refusal(config: &DiskConfig) -> String {
+    let error = Disk::open(config).expect_err("it must be refused").to_string();
+    assert!(
+        error.contains(config.path.to_str().unwrap()),
+        "{error} does not name the file"
+    );
+    error
+}
+
+#[test]
+fn messages_name_file_value_and_expectation() {
+    let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
+    let dir = rig.dir.path();
+    std::fs::write(dir.join("odd"), [0; 1000]).unwrap();
+    std::fs::write(dir.join("empty"), []).unwrap();
+    std::fs::write(dir.join("good"), [0; 512]).unwrap();
+    std::fs::create_dir(dir.join("dir")).unwrap();
+    // SAFETY: the string ends in NUL and outlives the call.
+    unsafe {
+        libc::mkfifo(
+            std::ffi::CString::new(dir.join("fifo").to_str().unwrap())
+                .unwrap()
+                .as_ptr(),
+            0o600,
+        )
+    };
+    assert!(refusal(&config(&rig, "missing")).contains("No such file"));
+    assert!(refusal(&config(&rig, "odd")).contains("size 1000 bytes, expected a multiple of 512"));
+    assert!(refusal(&config(&rig, "empty")).contains("size 0 bytes"));
+    assert!(
+        refusal(&config(&rig, "dir")).contains("is a directory, expected a raw image file or a block device")
+    );
+    assert!(refusal(&config(&rig, "fifo")).contains("is a pipe, expected"));
+    assert!(
+        refusal(&DiskConfig {
+            path: "/dev/null".into(),
+            ..DiskConfig::default()
+        })
+        .contains("character device")
+    );
+    let long = DiskConfig {
+        serial: "123456789012345678901".into(),
+        ..config(&rig, "good")
+    };
+    assert!(refusal(&long).contains("has 21 bytes, expected up to 20"));
+    assert!(Disk::open(&config(&rig, "good")).is_ok());
+}
+
+#[test]
+fn a_file_without_permission() {
+    let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
+    let config = config(&rig, "disk.img");
+    std::fs::set_permissions(&config.path, std::fs::Permissions::from_mode(0o444)).unwrap();
+    // SAFETY: no pointers.
+    if unsafe { libc::geteuid() } == 0 {
+        // Root may write all the same.
+        assert!(Disk::open(&config).is_ok());
+    } else {
+        assert!(refusal(&config).contains("Permission denied"));
+    }
+    assert!(
+        Disk::open(&DiskConfig {
+            readonly: true,
+            ..config
+        })
+        .is_ok()
+    );
+}
+
+// Two writers, or a writer and a reader, cannot have one image; readers can.
+#[test]
+fn locks() {
+    let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
+    let writer = config(&rig, "disk.img");
+    let reader = DiskConfig {
+        readonly: true,
+        ..writer.clone()
+    };
+    let open = Disk::open(&writer).unwrap();
+    assert!(
+        refusal(&writer)
+            .contains("in use by another zone or program, expected no other user beside a writer")
+    );
+    assert!(
+        refusal(&reader).contains("in use by another zone or program, expected no writer beside a reader")
+    );
+    drop(open);
+    let readers = [Disk::open(&reader).unwrap(), Disk::open(&reader).unwrap()];
+    assert!(refusal(&writer).contains("in use"));
+    drop(readers);
+    assert!(Disk::open(&writer).is_ok());
+}
+
+// torture c7: a take-over waits for the old owner, also of a read-only image that others read
+#[test]
+fn a_takeover_waits_for_the_same_owner() {
+    let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
+    for readonly in [false, true] {
+        let config = DiskConfig {
+            readonly,
+            ..config(&rig, "disk.img")
+        };
+        let options = OpenOptions {
+            owner: Some(0x1234_5678_9abc_def0),
+            wait: Duration::ZERO,
+        };
+        let old = Disk::open_with(&config, &options).unwrap();
+        assert!(Disk::open_with(&config, &options).is_err());
+        if readonly {
+            let other = OpenOptions {
+                owner: Some(1),
+                ..options
+            };
+            assert!(Disk::open_with(&config, &other).is_ok());
+        }
+        let start = Instant::now();
+        let closer = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(old);
+        });
+        let patient = OpenOptions {
+            wait: Duration::from_secs(5),
+            ..options
+        };
+        assert!(Disk::open_with(&config, &patient).is_ok());
+        assert!(start.elapsed() >= Duration::from_millis(50));
+        closer.join().unwrap();
+    }
+}
+
+#[test]
+fn a_zone_file_s_disk() {
+    let text = r#"{"path": "a.img", "readonly": true, "serial": "s", "engine": "threads"}"#;
+    // Any self-describing format will do; the daemon's is TOML.
+    let disk: DiskConfig = serde_json::from_str(text).unwrap();
+    assert_eq!((disk.readonly, disk.engine), (true, EngineKind::Threads));
+    let short: DiskConfig = serde_json::from_str(r#"{"path": "a.img"}"#).unwrap();
+    assert_eq!(
+        (short.readonly, short.engine, short.serial.as_str()),
+        (false, EngineKind::IoUring, "")
+    );
+    for bad in [
+        r#"{"path": "a", "engine": "aio"}"#,
+        r#"{"path": "a", "ro": true}"#,
+        r#"{"serial": "a"}"#,
+    ] {
+        assert!(serde_json::from_str::<DiskConfig>(bad).is_err());
+    }
+}
+
+// torture c7: requests that the kernel still runs for a daemon that is gone hold its lock. A pipe stands in for the
+// image, for a read of one can be kept waiting.
+#[test]
+fn requests_in_flight_hold_the_lock() {
+    use std::io::Write;
+    let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
+    let path = rig.dir.path().join("fifo");
+    // SAFETY: the string ends in NUL and outlives the call.
+    unsafe {
+        libc::mkfifo(
+            std::ffi::CString::new(path.to_str().unwrap()).unwrap().as_ptr(),
+            0o600,
+        )
+    };
+    let open = || {
+        std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap()
+    };
+    let Ok(mut ring) = io_uring::IoUring::new(8) else {
+        eprintln!("skipped: no io_uring here");
+        return;
+    };
+    let old = open();
+    crate::disk::lock(&old, false, None).unwrap();
+    let mut buffer = [0_u8; 8];
+    let read = io_uring::opcode::Read::new(io_uring::types::Fd(old.as_raw_fd()), buffer.as_mut_ptr(), 8)
+        .offset(u64::MAX);
+    // SAFETY: the buffer lives until the read has completed, below.
+    unsafe { ring.submission().push(&read.build()) }.unwrap();
+    ring.submit().unwrap();
+    drop(old);
+    let mut new = open();
+    for _ in 0..10 {
+        assert!(
+            crate::disk::lock(&new, false, None).is_err(),
+            "the request holds the lock"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    new.write_all(&[7; 8]).unwrap();
+    ring.submit_and_wait(1).unwrap();
+    assert_eq!(ring.completion().next().unwrap().result(), 8);
+    assert_eq!(buffer, [7; 8]);
+    // The ring lets go of the file a moment later.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while crate::disk::lock(&new, false, None).is_err() {
+        assert!(Instant::now() < deadline, "the lock outlives the request");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+// torture b14 (CVE-2026-27211): what the guest writes never changes what the image is taken for
+#[test]
+fn a_raw_image_with_a_qcow2_header_stays_raw() {
+    let mut rig = Rig::new(EngineKind::Threads);
+    let data = BUFFERS + 0x1_0000;
+    let mut header = vec![0_u8; 512];
+    header[..8].copy_from_slice(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, 3]);
+    // A backing file, were it one, and a size of 1 TiB.
+    header[8..20].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 104, 0, 0, 0, 11]);
+    header[24..32].copy_from_slice(&(1_u64 << 40).to_be_bytes());
+    header[104..115].copy_from_slice(b"/etc/passwd");
+    rig.fill(data, &header);
+    assert_eq!(
+        rig.request(0, crate::virtio::VIRTIO_BLK_T_OUT, 0, Some(readable(data, 512)))
+            .0,
+        0
+    );
+    rig.reopen();
+    assert_eq!(rig.queue().disk().capacity(), SECTORS);
+    rig.fill(data, &[0; 512]);
+    assert_eq!(
+        rig.request(0, crate::virtio::VIRTIO_BLK_T_IN, 0, Some(writable(data, 512)))
+            .0,
+        0
+    );
+    assert_eq!(rig.bytes(data, 512), header);
+}

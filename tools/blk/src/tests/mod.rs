@@ -1,0 +1,16 @@
+//! The crate's tests: a driver that writes rings by hand ([`rig`]), one played by `virtio-drivers`, and the engines.
+//!
+//! Each test names the statement of the virtio checklist (numbers) or the item of the torture list (letters) that it
+//! shows.
+
+mod crash;
+mod data;
+mod drivers;
+mod faults;
+mod hostile;
+mod images;
+mod notify;
+mod rig;
+mod service;
+mod sigkill;
+mod speed;

@@ -1,0 +1,379 @@
+//! The reactor: bells, messages, quiescing, several queues, with and without io_uring.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::rig::*;
+use crate::disk::{Disk, EngineKind};
+use crate::queue::Queue;
+use crate::reactor::wait::eventfd;
+use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
+use crate::virtio::*;
+
+const DATA: u64 = BUFFERS + 0x1_0000;
+
+/// All ways a reactor may sleep and a disk be served.
+const WAYS: [(bool, EngineKind); 4] = [
+    (true, EngineKind::IoUring),
+    (true, EngineKind::Threads),
+    (false, EngineKind::Threads),
+    (false, EngineKind::IoUring),
+];
+
+struct Running {
+    handle: ReactorHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    fn new(io_uring: bool) -> Self {
+        let options = ReactorOptions {
+            io_uring,
+            ..ReactorOptions::default()
+        };
+        let (reactor, handle) = Reactor::new(options).unwrap();
+        let thread = std::thread::spawn(move || reactor.run().unwrap());
+        Self {
+            handle,
+            thread: Some(thread),
+        }
+    }
+
+    fn quiesce(&self, id: QueueId) {
+        let (sender, receiver) = channel();
+        self.handle
+            .quiesce(id, Box::new(move || sender.send(()).unwrap()));
+        receiver.recv_timeout(Duration::from_secs(10)).expect("quiesced");
+    }
+
+    fn remove(&self, id: QueueId) {
+        let (sender, receiver) = channel();
+        self.handle.remove(id, Box::new(move || sender.send(()).unwrap()));
+        receiver.recv_timeout(Duration::from_secs(10)).expect("removed");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.handle.stop();
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// A queue whose interrupts arrive on a channel.
+fn queue(rig: &Rig) -> (Queue, Receiver<()>) {
+    let (sender, receiver) = channel();
+    let mut setup = rig.setup(Disk::open(&rig.config).unwrap());
+    setup.notify = Box::new(move || {
+        let _ = sender.send(());
+    });
+    (Queue::new(setup).unwrap(), receiver)
+}
+
+/// Waits for `count` used entries.
+fn collect(rig: &mut Rig, interrupts: &Receiver<()>, count: usize) {
+    let mut seen = rig.take_used().len();
+    while seen < count {
+        interrupts
+            .recv_timeout(Duration::from_secs(10))
+            .expect("an interrupt");
+        seen += rig.take_used().len();
+    }
+    assert_eq!(seen, count);
+}
+
+#[test]
+fn messages_serve_a_queue() {
+    for (io_uring, engine) in WAYS {
+        let reactor = Running::new(io_uring);
+        let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
+        let (queue, interrupts) = queue(&rig);
+        let stats = queue.stats().clone();
+        // Available before it is added: found without a notification.
+        rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
+        let id = reactor.handle.add(queue);
+        collect(&mut rig, &interrupts, 1);
+        for round in 0..50_u64 {
+            for head in 0..20 {
+                let at = DATA + u64::from(head) * 512;
+                rig.fill(at, &[round as u8; 512]);
+                rig.offer_request(head * 3, VIRTIO_BLK_T_OUT, head.into(), Some(readable(at, 512)));
+            }
+            reactor.handle.kick(id);
+            collect(&mut rig, &interrupts, 20);
+            assert!(rig.image_at(0, 20 * 512).iter().all(|&byte| byte == round as u8));
+        }
+        rig.offer_request(0, VIRTIO_BLK_T_FLUSH, 0, None);
+        reactor.handle.kick(id);
+        collect(&mut rig, &interrupts, 1);
+        assert_eq!(
+            (stats.writes.get(), stats.reads.get(), stats.flushes.get()),
+            (1000, 1, 1)
+        );
+        assert!(stats.interrupts.get() <= stats.publications.get());
+        reactor.remove(id);
+        assert!(Disk::open(&rig.config).is_ok(), "the image is closed");
+    }
+}
+
+/// A peer in shared memory, as EL2's ring is: a list of notified queues and an armed flag.
+#[derive(Default)]
+struct Peer {
+    notified: Mutex<Vec<QueueId>>,
+    armed: AtomicBool,
+    rung: AtomicUsize,
+}
+
+struct PeerBell(Arc<Peer>);
+
+impl Bell for PeerBell {
+    fn rung(&mut self) {
+        self.0.rung.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn collect(&mut self, commands: &mut Commands) {
+        for id in self.0.notified.lock().unwrap().drain(..) {
+            commands.kick(id);
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        self.0.armed.store(true, Ordering::SeqCst);
+        !self.0.notified.lock().unwrap().is_empty()
+    }
+
+    fn disarm(&mut self) {
+        self.0.armed.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Peer {
+    fn notify(&self, id: QueueId, bell: &OwnedFd) {
+        self.notified.lock().unwrap().push(id);
+        if self.armed.swap(false, Ordering::SeqCst) {
+            std::io::Write::write_all(
+                &mut std::fs::File::from(bell.try_clone().unwrap()),
+                &1_u64.to_ne_bytes(),
+            )
+            .unwrap();
+        }
+    }
+}
+
+// Several queues of several zones behind one bell; no notification is lost, and none rings for nothing.
+#[test]
+fn a_bell_serves_many_queues() {
+    for (io_uring, engine) in WAYS {
+        let reactor = Running::new(io_uring);
+        let peer = Arc::new(Peer::default());
+        let bell = eventfd().unwrap();
+        reactor.handle.add_bell(
+            bell.try_clone().unwrap(),
+            ReadWidth::Eight,
+            Box::new(PeerBell(peer.clone())),
+        );
+        std::thread::scope(|scope| {
+            for number in 0..4_u8 {
+                let (peer, bell, handle) = (&peer, &bell, &reactor.handle);
+                scope.spawn(move || {
+                    let mut rig = Rig::closed(engine, 32, ALL_FEATURES, false);
+                    let (queue, interrupts) = queue(&rig);
+                    let id = handle.add(queue);
+                    for round in 0..200_u64 {
+                        let count = 1 + (round % 8) as u16;
+                        for head in 0..count {
+                            let at = DATA + u64::from(head) * 512;
+                            rig.fill(at, &[number; 512]);
+                            rig.offer_request(
+                                head * 3,
+                                VIRTIO_BLK_T_OUT,
+                                head.into(),
+                                Some(readable(at, 512)),
+                            );
+                        }
+                        peer.notify(id, bell);
+                        collect(&mut rig, &interrupts, count.into());
+                    }
+                    assert!(rig.image_at(0, 8 * 512).iter().all(|&byte| byte == number));
+                });
+            }
+        });
+        assert!(peer.rung.load(Ordering::Relaxed) <= 800);
+    }
+}
+
+// A pipe and four bytes at a time, as from /dev/uioN.
+#[test]
+fn a_bell_of_four_bytes() {
+    for io_uring in [true, false] {
+        let reactor = Running::new(io_uring);
+        let peer = Arc::new(Peer::default());
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        reactor
+            .handle
+            .add_bell(reader.into(), ReadWidth::Four, Box::new(PeerBell(peer.clone())));
+        for count in 1..=5 {
+            std::io::Write::write_all(&mut writer, &7_u32.to_ne_bytes()).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while peer.rung.load(Ordering::Relaxed) < count {
+                assert!(Instant::now() < deadline);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        // Nothing more is read: one wake-up per ring.
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(peer.rung.load(Ordering::Relaxed), 5);
+    }
+}
+
+// Quiescing: nothing is taken, nothing in flight, all published; then it goes on.
+#[test]
+fn quiesce_and_resume() {
+    for (io_uring, engine) in WAYS {
+        let reactor = Running::new(io_uring);
+        let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
+        let (queue, interrupts) = queue(&rig);
+        let id = reactor.handle.add(queue);
+        let mut total = 0;
+        for round in 0..50 {
+            for head in 0..10 {
+                rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 4096)));
+            }
+            reactor.handle.kick(id);
+            if round % 3 == 0 {
+                std::thread::yield_now();
+            }
+            reactor.quiesce(id);
+            let used = rig.used_idx();
+            assert!((total..=total + 10).contains(&usize::from(used)));
+            rig.fill(DATA, &[0xa5; 4096]);
+            std::thread::sleep(Duration::from_millis(1));
+            // torture a9: at rest, not a byte of guest memory changes.
+            assert_eq!((rig.used_idx(), rig.bytes(DATA, 4096)), (used, vec![0xa5; 4096]));
+            reactor.handle.resume(id);
+            collect(&mut rig, &interrupts, 10);
+            total += 10;
+        }
+        // A reset: the queue goes, and comes back fresh.
+        reactor.remove(id);
+        reactor.remove(id);
+        rig.epoch += 1;
+        rig.fill(rig.ring.avail.0, &[0; 256]);
+        rig.fill(rig.ring.used.0, &[0; 1024]);
+        (rig.avail_idx, rig.used_seen) = (0, 0);
+        let (again, interrupts) = self::queue(&rig);
+        let id = reactor.handle.add(again);
+        rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
+        reactor.handle.kick(id);
+        collect(&mut rig, &interrupts, 1);
+        assert_eq!(rig.used_idx(), 1);
+    }
+}
+
+fn spare(engine: EngineKind) -> (Queue, Receiver<()>) {
+    queue(&Rig::closed(engine, 16, ALL_FEATURES, false))
+}
+
+// Stopping ends all requests first; a new reactor goes on with the same log: the path of an upgrade.
+#[test]
+fn a_reactor_takes_over_from_another() {
+    for (io_uring, engine) in WAYS {
+        let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
+        for round in 0..20 {
+            let reactor = Running::new(io_uring);
+            let (queue, interrupts) = queue(&rig);
+            let id = reactor.handle.add(queue);
+            for head in 0..10 {
+                rig.offer_request(head * 3, VIRTIO_BLK_T_OUT, head.into(), Some(readable(DATA, 512)));
+            }
+            reactor.handle.kick(id);
+            if round % 2 == 0 {
+                collect(&mut rig, &interrupts, 10);
+            }
+            drop(reactor);
+            if round % 2 == 1 {
+                let reactor = Running::new(io_uring);
+                let (queue, interrupts) = self::queue(&rig);
+                reactor.handle.add(queue);
+                collect(&mut rig, &interrupts, 10);
+            }
+        }
+        assert_eq!(rig.used_idx(), 200);
+    }
+}
+
+// An idle reactor does not run.
+#[test]
+fn idle_costs_nothing() {
+    for io_uring in [true, false] {
+        let options = ReactorOptions {
+            io_uring,
+            ..ReactorOptions::default()
+        };
+        let (reactor, handle) = Reactor::new(options).unwrap();
+        let (sender, receiver) = channel();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: no pointers.
+            sender.send(unsafe { libc::gettid() }).unwrap();
+            reactor.run().unwrap();
+        });
+        let tid = receiver.recv().unwrap();
+        let (queue, _interrupts) = spare(EngineKind::IoUring);
+        handle.add(queue);
+        let switches = || {
+            let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
+            let line = status
+                .lines()
+                .find(|line| line.starts_with("voluntary_ctxt_switches"))
+                .unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        // It may take a while until it has come to rest; then it does not move for as long as we look.
+        let quiet = (0..50).any(|_| {
+            let before = switches();
+            std::thread::sleep(Duration::from_millis(200));
+            switches() == before
+        });
+        assert!(quiet, "an idle reactor wakes up");
+        handle.stop();
+        thread.join().unwrap();
+    }
+}
+
+/// A peer that always has more to say.
+struct Busy;
+
+impl Bell for Busy {
+    fn collect(&mut self, _commands: &mut Commands) {}
+
+    fn arm(&mut self) -> bool {
+        true
+    }
+}
+
+// A storm of notifications does not starve completions, those from the kernel's workers included.
+#[test]
+fn a_busy_peer_starves_nobody() {
+    for (io_uring, engine) in WAYS {
+        let reactor = Running::new(io_uring);
+        let bell = eventfd().unwrap();
+        reactor.handle.add_bell(bell, ReadWidth::Eight, Box::new(Busy));
+        let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
+        let (queue, interrupts) = queue(&rig);
+        let id = reactor.handle.add(queue);
+        for kind in [VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN] {
+            let data = match kind {
+                VIRTIO_BLK_T_FLUSH => None,
+                VIRTIO_BLK_T_OUT => Some(readable(DATA, 4096)),
+                _ => Some(writable(DATA, 4096)),
+            };
+            rig.offer_request(0, kind, 0, data);
+            reactor.handle.kick(id);
+            collect(&mut rig, &interrupts, 1);
+        }
+    }
+}

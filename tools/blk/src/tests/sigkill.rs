@@ -1,0 +1,244 @@
+//! A real daemon process, really killed: SIGKILL in the middle of traffic, again and again, on both engines.
+//!
+//! The test runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and the image are files. The guest
+//! writes and reads back sectors with versions, many at once, and checks each.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion};
+
+use super::rig::*;
+use crate::device::feature;
+use crate::disk::{Disk, DiskConfig, EngineKind, OpenOptions};
+use crate::memory::GuestRam;
+use crate::queue::Queue;
+use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
+use crate::virtio::*;
+
+const SIZE: u16 = 256;
+const LANES: u16 = 32;
+const DATA: u64 = BUFFERS + 0x10_0000;
+const BLOCK: u32 = 16384;
+const FEATURES: u64 = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
+
+/// A rig whose memory is in files of `dir`, so that two processes share it.
+fn shared(kind: EngineKind, dir: &Path) -> Rig {
+    let open = |name: &str, len: u64| {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(dir.join(name))
+            .unwrap();
+        file.set_len(len).unwrap();
+        FileOffset::new(file, 0)
+    };
+    let mut rig = Rig::closed(kind, SIZE, FEATURES, false);
+    let ranges = [(GuestAddress(BASE), RAM, Some(open("ram", RAM as u64)))];
+    rig.memory = GuestMemoryMmap::from_ranges_with_files(ranges).unwrap();
+    rig.ram = GuestRam::new(rig.memory.clone()).unwrap();
+    rig.log = Arc::new(MmapRegion::from_file(open("log", 8192), 8192).unwrap());
+    let image = open("image", u64::from(LANES) * u64::from(BLOCK));
+    drop(image);
+    rig.config = DiskConfig {
+        path: dir.join("image"),
+        ..rig.config.clone()
+    };
+    rig
+}
+
+struct Kicker(QueueId);
+
+impl Bell for Kicker {
+    fn collect(&mut self, commands: &mut Commands) {
+        commands.kick(self.0);
+    }
+}
+
+/// The daemon, when the test below starts it; else nothing.
+#[test]
+fn daemon() {
+    let Ok(dir) = std::env::var("RINGBLK_TEST_DAEMON") else {
+        return;
+    };
+    let kind = if std::env::var("RINGBLK_TEST_ENGINE").unwrap() == "threads" {
+        EngineKind::Threads
+    } else {
+        EngineKind::IoUring
+    };
+    let rig = shared(kind, Path::new(&dir));
+    // The lock says when the old daemon's I/O has ended.
+    let options = OpenOptions {
+        owner: Some(1),
+        wait: Duration::from_secs(10),
+    };
+    let disk = Disk::open_with(&rig.config, &options).unwrap();
+    let mut setup = rig.setup(disk);
+    setup.needs_reset = Box::new(|fault| {
+        eprintln!("the daemon finds: {fault}");
+        std::process::abort();
+    });
+    let (reactor, handle) = Reactor::new(ReactorOptions::default()).unwrap();
+    let id = handle.add(Queue::new(setup).unwrap());
+    // The guest's notifications are bytes of the standard input; it ends with the test.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    handle.add_bell(reader.into(), ReadWidth::Eight, Box::new(Kicker(id)));
+    std::thread::spawn(move || {
+        let mut bytes = [0; 64];
+        while let Ok(1..) = std::io::stdin().read(&mut bytes) {
+            writer.write_all(&[1; 8]).unwrap();
+        }
+        std::process::exit(0);
+    });
+    reactor.run().unwrap();
+}
+
+fn spawn(kind: EngineKind, dir: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "tests::sigkill::daemon", "--nocapture"])
+        .env("RINGBLK_TEST_DAEMON", dir)
+        .env(
+            "RINGBLK_TEST_ENGINE",
+            if kind == EngineKind::Threads {
+                "threads"
+            } else {
+                "io_uring"
+            },
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// What a lane does next, and what its block holds.
+#[derive(Clone, Copy, Default)]
+struct Lane {
+    version: u8,
+    turn: u16,
+    busy: Option<(u32, u64)>,
+}
+
+// torture c5: SIGKILL at any moment; c7: the take-over waits for the lock. RINGBLK_KILLS sets how often.
+#[test]
+fn killed_for_real() {
+    let kills: u32 = std::env::var("RINGBLK_KILLS")
+        .ok()
+        .map_or(15, |text| text.parse().unwrap());
+    for kind in ENGINES {
+        let dir = tempfile::tempdir_in(if Path::new("/dev/shm").is_dir() {
+            "/dev/shm"
+        } else {
+            "/tmp"
+        })
+        .unwrap();
+        let mut rig = shared(kind, dir.path());
+        let mut lanes = [Lane::default(); LANES as usize];
+        let mut total = 0_u64;
+        let mut seed = 7_u32;
+        for round in 0..=kills {
+            let mut child = spawn(kind, dir.path());
+            let start = Instant::now();
+            seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
+            let life = Duration::from_micros(1000 + u64::from(seed >> 16) % 30_000);
+            let mut served = 0;
+            let mut first = None;
+            // Lives until it has served something, and then so long; the last one serves all to the end.
+            while first.is_none_or(|first: Instant| first.elapsed() < life)
+                || (round == kills && lanes.iter().any(|lane| lane.busy.is_some()))
+            {
+                assert!(
+                    start.elapsed() < Duration::from_secs(10),
+                    "{kind:?}, kill {round}: no service"
+                );
+                if round < kills || first.is_none_or(|first| first.elapsed() < life) {
+                    offer(&mut rig, &mut lanes);
+                }
+                if let Some(stdin) = &mut child.stdin {
+                    stdin.write_all(&[1]).unwrap();
+                }
+                let count = take(&mut rig, &mut lanes);
+                served += count;
+                if served > 0 && first.is_none() {
+                    first = Some(Instant::now());
+                }
+                if count == 0 {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            }
+            total += served;
+            // SIGKILL.
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        eprintln!("{kind:?}: {kills} kills, {total} requests");
+        assert!(total > 100, "{total} requests were served");
+        let image = std::fs::read(dir.path().join("image")).unwrap();
+        for (lane, block) in lanes.iter().zip(image.chunks(BLOCK as usize)) {
+            assert!(block.iter().all(|&byte| byte == lane.version));
+        }
+    }
+}
+
+fn offer(rig: &mut Rig, lanes: &mut [Lane; LANES as usize]) {
+    for number in 0..LANES {
+        let lane = &mut lanes[usize::from(number)];
+        if lane.busy.is_some() {
+            continue;
+        }
+        let addr = DATA + u64::from(number) * u64::from(BLOCK);
+        let kind = [
+            VIRTIO_BLK_T_OUT,
+            VIRTIO_BLK_T_IN,
+            VIRTIO_BLK_T_FLUSH,
+            VIRTIO_BLK_T_IN,
+        ][usize::from(number.wrapping_add(lane.turn) % 4)];
+        lane.turn = lane.turn.wrapping_add(1);
+        let data = match kind {
+            VIRTIO_BLK_T_OUT => {
+                rig.fill(addr, &vec![lane.version.wrapping_add(1); BLOCK as usize]);
+                Some(readable(addr, BLOCK))
+            }
+            VIRTIO_BLK_T_IN => {
+                rig.fill(addr, &[0xee; BLOCK as usize]);
+                Some(writable(addr, BLOCK))
+            }
+            _ => None,
+        };
+        let sector = u64::from(number) * u64::from(BLOCK) / 512;
+        let status = rig.offer_request(number * 3, kind, sector, data);
+        lane.busy = Some((kind, status));
+    }
+}
+
+fn take(rig: &mut Rig, lanes: &mut [Lane; LANES as usize]) -> u64 {
+    let used = rig.take_used();
+    for &(head, _) in &used {
+        let number = head / 3;
+        let lane = &mut lanes[number as usize];
+        let (kind, status) = lane
+            .busy
+            .take()
+            .unwrap_or_else(|| panic!("head {head} was used twice"));
+        assert_eq!(rig.byte(status), 0, "no guest error");
+        let addr = DATA + u64::from(number) * u64::from(BLOCK);
+        match kind {
+            VIRTIO_BLK_T_OUT => lane.version = lane.version.wrapping_add(1),
+            VIRTIO_BLK_T_IN => {
+                let block = rig.bytes(addr, BLOCK as usize);
+                assert!(
+                    block.iter().all(|&byte| byte == lane.version),
+                    "lane {number}: torn or lost"
+                );
+            }
+            _ => {}
+        }
+    }
+    used.len() as u64
+}

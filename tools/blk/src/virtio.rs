@@ -1,0 +1,50 @@
+//! The numbers of the virtio specification that the device uses, under the specification's names.
+//!
+//! Values come from the kernel's headers (`virtio-bindings`); the widths here are those of the structures that hold
+//! them.
+
+pub use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+};
+pub use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+pub use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use virtio_bindings::{virtio_blk as blk, virtio_ring as ring};
+
+/// The buffer continues at `next` (2.7.5).
+pub const VIRTQ_DESC_F_NEXT: u16 = ring::VRING_DESC_F_NEXT as u16;
+/// The buffer is device-writable.
+pub const VIRTQ_DESC_F_WRITE: u16 = ring::VRING_DESC_F_WRITE as u16;
+/// The buffer holds a table of descriptors.
+pub const VIRTQ_DESC_F_INDIRECT: u16 = ring::VRING_DESC_F_INDIRECT as u16;
+/// The driver wants no interrupts (2.7.6).
+pub const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = ring::VRING_AVAIL_F_NO_INTERRUPT as u16;
+/// The device wants no notifications (2.7.8).
+pub const VIRTQ_USED_F_NO_NOTIFY: u16 = ring::VRING_USED_F_NO_NOTIFY as u16;
+
+/// Read (5.2.6).
+pub const VIRTIO_BLK_T_IN: u32 = blk::VIRTIO_BLK_T_IN;
+/// Write.
+pub const VIRTIO_BLK_T_OUT: u32 = blk::VIRTIO_BLK_T_OUT;
+/// Make completed writes durable.
+pub const VIRTIO_BLK_T_FLUSH: u32 = blk::VIRTIO_BLK_T_FLUSH;
+/// Read the serial.
+pub const VIRTIO_BLK_T_GET_ID: u32 = blk::VIRTIO_BLK_T_GET_ID;
+
+/// Bytes of the serial, NUL-padded.
+pub const VIRTIO_BLK_ID_BYTES: usize = blk::VIRTIO_BLK_ID_BYTES as usize;
+
+/// Bytes in a sector: the unit of `sector` and `capacity`, whatever `blk_size` says.
+pub const SECTOR_SIZE: u64 = 512;
+
+/// Outcome of a request, as its status byte.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Status {
+    /// `VIRTIO_BLK_S_OK`
+    Ok = blk::VIRTIO_BLK_S_OK as u8,
+    /// `VIRTIO_BLK_S_IOERR`
+    IoErr = blk::VIRTIO_BLK_S_IOERR as u8,
+    /// `VIRTIO_BLK_S_UNSUPP`
+    Unsupp = blk::VIRTIO_BLK_S_UNSUPP as u8,
+}

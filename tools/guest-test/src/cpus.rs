@@ -1,0 +1,127 @@
+//! The second CPU: started by PSCI, it serves one command at a time and takes interrupts in between.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use aarch64_rt::{Stack, start_core};
+use arm_gic::gicv3::{GicCpuInterface, SgiTarget, SgiTargetGroup};
+use arm_gic::{IntId, wfi};
+use smccc::Hvc;
+use smccc::psci;
+
+use crate::{interrupts, time};
+
+/// The SGI that wakes the second CPU.
+pub const WAKE: u32 = 15;
+
+/// What the second CPU is to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Command {
+    /// Wait.
+    None = 0,
+    /// PSCI CPU_OFF.
+    Off = 1,
+    /// Send SGI 5 to CPU 0.
+    SendSgi = 2,
+    /// Let the virtual timer expire at once.
+    Timer = 3,
+    /// Work against CPU 0 on a device, see [`crate::tests::disturb`].
+    Disturb = 4,
+}
+
+static COMMAND: AtomicU32 = AtomicU32::new(0);
+/// Times that the second CPU has come up.
+static STARTS: AtomicU32 = AtomicU32::new(0);
+static MPIDR: AtomicU64 = AtomicU64::new(0);
+
+static mut STACK: Stack<8> = Stack::new();
+
+/// Number of this CPU, the lowest affinity: zones have at most 16 CPUs, all in one cluster.
+pub fn current() -> usize {
+    (mpidr() & 0xf) as usize
+}
+
+/// Affinity fields of MPIDR_EL1.
+pub fn mpidr() -> u64 {
+    let value: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, mpidr_el1", out(reg) value, options(nomem, nostack, preserves_flags)) }
+    value & 0xff_00ff_ffff
+}
+
+/// Times that the second CPU has come up.
+pub fn starts() -> u32 {
+    STARTS.load(Ordering::SeqCst)
+}
+
+/// MPIDR that the second CPU read of itself.
+pub fn seen_mpidr() -> u64 {
+    MPIDR.load(Ordering::SeqCst)
+}
+
+/// Starts the CPU with this MPIDR as second CPU.
+pub fn start(mpidr: u64) -> Result<(), psci::Error> {
+    COMMAND.store(Command::None as u32, Ordering::SeqCst);
+    // SAFETY: only the second CPU uses the stack, and there is one: PSCI refuses to start it twice.
+    unsafe { start_core::<Hvc, _, 8>(mpidr, &raw mut STACK, run) }
+}
+
+/// Starts the second CPU if it is not on; whether it is on.
+pub fn ensure_on(mpidr: u64) -> bool {
+    let before = starts();
+    match start(mpidr) {
+        Ok(()) => time::wait(2000, || starts() > before),
+        Err(psci::Error::AlreadyOn) => true,
+        Err(_) => false,
+    }
+}
+
+/// Has the second CPU do something.
+pub fn send(command: Command) {
+    COMMAND.store(command as u32, Ordering::SeqCst);
+    let target = SgiTarget::List {
+        affinity3: 0,
+        affinity2: 0,
+        affinity1: 0,
+        target_list: 1 << 1,
+    };
+    let _ = GicCpuInterface::send_sgi(IntId::sgi(WAKE), target, SgiTargetGroup::CurrentGroup1);
+}
+
+/// What the second CPU does.
+fn run() {
+    GicCpuInterface::enable_system_register_el1();
+    GicCpuInterface::set_priority_mask(0xff);
+    GicCpuInterface::enable_group1(true);
+    MPIDR.store(mpidr(), Ordering::SeqCst);
+    STARTS.fetch_add(1, Ordering::SeqCst);
+    loop {
+        // Disabled while looking, so that a wake-up in between ends the wait.
+        interrupts::disable();
+        match COMMAND.swap(Command::None as u32, Ordering::SeqCst) {
+            command if command == Command::Off as u32 => {
+                let _ = psci::cpu_off::<Hvc>();
+            }
+            command if command == Command::SendSgi as u32 => {
+                let target = SgiTarget::List {
+                    affinity3: 0,
+                    affinity2: 0,
+                    affinity1: 0,
+                    target_list: 1,
+                };
+                let _ = GicCpuInterface::send_sgi(IntId::sgi(5), target, SgiTargetGroup::CurrentGroup1);
+            }
+            command if command == Command::Timer as u32 => {
+                // SAFETY: this CPU's virtual timer; its interrupt's hook masks it again.
+                unsafe { asm!("msr cntv_tval_el0, xzr", "msr cntv_ctl_el0, {}", "isb", in(reg) 1_u64) };
+            }
+            command if command == Command::Disturb as u32 => {
+                interrupts::enable();
+                crate::tests::disturb();
+            }
+            _ => wfi(),
+        }
+        interrupts::enable();
+    }
+}

@@ -1,0 +1,213 @@
+//! Exceptions: interrupts go to [`crate::interrupts`]; a synchronous one is either what a test is waiting for, see
+//! [`crate::attempt!`], or the end.
+
+use core::arch::asm;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use aarch64_rt::{ExceptionHandlers, RegisterStateRef, exception_handlers};
+
+use crate::report::{Failure, Outcome};
+use crate::{check, check_eq, interrupts};
+
+exception_handlers!(Handlers);
+
+/// What to do about the next synchronous exception.
+static EXPECTED: AtomicU8 = AtomicU8::new(UNEXPECTED);
+const UNEXPECTED: u8 = 0;
+/// Go on behind the instruction.
+const SKIP: u8 = 1;
+/// Go on at the link register: the instruction could not be fetched.
+const RETURN: u8 = 2;
+
+static TAKEN: AtomicU64 = AtomicU64::new(0);
+static SYNDROME: AtomicU64 = AtomicU64::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+static AT: AtomicU64 = AtomicU64::new(0);
+
+/// ESR_EL1.EC: instruction abort from the same level.
+pub const EC_INSTRUCTION: u64 = 0x21;
+/// ESR_EL1.EC: data abort from the same level.
+pub const EC_DATA: u64 = 0x25;
+/// Fault status: synchronous external abort, not on a table walk.
+pub const EXTERNAL: u64 = 0x10;
+/// Fault status: alignment fault.
+pub const ALIGNMENT: u64 = 0x21;
+/// Fault status: exclusive or atomic not supported by the memory.
+pub const UNSUPPORTED: u64 = 0x35;
+
+/// A synchronous exception that was caught.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// ESR_EL1.
+    pub syndrome: u64,
+    /// FAR_EL1.
+    pub address: u64,
+    /// ELR_EL1.
+    pub at: u64,
+}
+
+impl Fault {
+    /// Exception class.
+    pub fn class(&self) -> u64 {
+        self.syndrome >> 26 & 0x3f
+    }
+
+    /// Fault status code.
+    pub fn status(&self) -> u64 {
+        self.syndrome & 0x3f
+    }
+}
+
+/// What came of one instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct Attempt {
+    /// The exception it took.
+    pub fault: Option<Fault>,
+    /// `{x}` afterwards.
+    pub value: u64,
+    /// `{x}` before.
+    pub original: u64,
+    /// Address of the instruction.
+    pub at: u64,
+    /// Address accessed.
+    pub address: u64,
+}
+
+impl Attempt {
+    /// The access went through.
+    pub fn done(&self) -> Result<u64, Failure> {
+        match self.fault {
+            None => Ok(self.value),
+            Some(fault) => Err(Failure::new(format_args!(
+                "access to {:#x}: {fault:x?}",
+                self.address
+            ))),
+        }
+    }
+
+    /// A synchronous external abort at that instruction, for that address, without an effect on the register.
+    pub fn aborted(&self) -> Outcome {
+        self.aborted_with(&[EXTERNAL])
+    }
+
+    /// As [`Self::aborted`], with one of these fault status codes.
+    pub fn aborted_with(&self, statuses: &[u64]) -> Outcome {
+        let address = self.address;
+        let Some(fault) = self.fault else {
+            return Err(Failure::new(format_args!("access to {address:#x}: no abort")));
+        };
+        check_eq!(
+            fault.class(),
+            EC_DATA,
+            "access to {address:#x}: exception class, {fault:x?}"
+        );
+        check!(
+            statuses.contains(&fault.status()),
+            "access to {address:#x}: fault status of {fault:x?}"
+        );
+        check_eq!(fault.at, self.at, "access to {address:#x}: ELR_EL1");
+        // FnV, bit 10: FAR_EL1 is not valid.
+        if fault.syndrome & 1 << 10 == 0 {
+            check_eq!(fault.address, address, "access to {address:#x}: FAR_EL1");
+        }
+        check_eq!(
+            self.value,
+            self.original,
+            "access to {address:#x}: register after the abort"
+        );
+        Ok(())
+    }
+}
+
+/// Runs one instruction that may take a synchronous exception. `{a}` is the address, `{x}` a 64-bit register with
+/// a value before and after, `{y}` another. Only for CPU 0, with interrupts disabled or their handlers sound.
+#[macro_export]
+macro_rules! attempt {
+    ($address:expr, $value:expr, $instruction:literal) => {
+        $crate::attempt!($address, $value, "", $instruction)
+    };
+    // `prepare` is for directives.
+    ($address:expr, $value:expr, $prepare:literal, $instruction:literal) => {{
+        let address: u64 = $address;
+        let original: u64 = $value;
+        let mut value = original;
+        let mut second: u64 = 0;
+        let at: u64;
+        $crate::exceptions::expect();
+        // SAFETY: the address is a device's, or nothing's, or a buffer made for this; what faults is skipped.
+        unsafe {
+            core::arch::asm!(
+                $prepare,
+                "adr {pc}, 77f",
+                "77:",
+                $instruction,
+                "// {a} {x} {y}",
+                pc = out(reg) at,
+                a = inout(reg) address => _,
+                x = inout(reg) value,
+                y = inout(reg) second,
+            );
+        }
+        let _ = second;
+        let fault = $crate::exceptions::caught();
+        $crate::exceptions::Attempt { fault, value, original, at, address }
+    }};
+}
+
+/// The next synchronous exception is recorded and its instruction skipped.
+pub fn expect() {
+    TAKEN.store(0, Ordering::SeqCst);
+    EXPECTED.store(SKIP, Ordering::SeqCst);
+}
+
+/// The exception since [`expect`].
+pub fn caught() -> Option<Fault> {
+    EXPECTED.store(UNEXPECTED, Ordering::SeqCst);
+    (TAKEN.load(Ordering::SeqCst) != 0).then(|| Fault {
+        syndrome: SYNDROME.load(Ordering::SeqCst),
+        address: ADDRESS.load(Ordering::SeqCst),
+        at: AT.load(Ordering::SeqCst),
+    })
+}
+
+/// Calls `address`, where there should be nothing to execute.
+pub fn call(address: u64) -> Option<Fault> {
+    TAKEN.store(0, Ordering::SeqCst);
+    EXPECTED.store(RETURN, Ordering::SeqCst);
+    // SAFETY: a fetch that faults returns here by the handler. One that does not is what the test is about: what the
+    // device holds is then executed, which the reference machine does and is not asked for.
+    unsafe {
+        asm!("blr {address}", address = in(reg) address, clobber_abi("C"));
+    }
+    caught()
+}
+
+struct Handlers;
+
+impl ExceptionHandlers for Handlers {
+    extern "C" fn sync_current(mut state: RegisterStateRef) {
+        let (syndrome, address): (u64, u64);
+        // SAFETY: reads registers.
+        unsafe {
+            asm!("mrs {}, esr_el1", "mrs {}, far_el1", out(reg) syndrome, out(reg) address,
+                options(nomem, nostack, preserves_flags));
+        }
+        let at = state.elr as u64;
+        let next = match EXPECTED.swap(UNEXPECTED, Ordering::SeqCst) {
+            SKIP => state.elr.wrapping_add(4),
+            // aarch64-rt calls the link register `sp`.
+            RETURN => state.sp as usize,
+            _ => panic!("synchronous exception: ESR {syndrome:#x}, FAR {address:#x}, ELR {at:#x}"),
+        };
+        SYNDROME.store(syndrome, Ordering::SeqCst);
+        ADDRESS.store(address, Ordering::SeqCst);
+        AT.store(at, Ordering::SeqCst);
+        TAKEN.store(1, Ordering::SeqCst);
+        // SAFETY: execution goes on where the test that expects this wants it to.
+        unsafe { state.get_mut() }.elr = next;
+    }
+
+    extern "C" fn irq_current(_: RegisterStateRef) {
+        interrupts::handle();
+    }
+}

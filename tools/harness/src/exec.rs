@@ -1,0 +1,152 @@
+//! Runs a script in root without a user: `make exec`, and the boots of the system tests.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::board::Board;
+use crate::console::{Chunk, Line, Lines, Printer, Reader};
+use crate::machine::{Machine, Mode, Project};
+use crate::options::MachineOptions;
+pub use crate::stop::Stop;
+use crate::symbols;
+
+/// How long a machine has to power off after its script.
+const POWER_OFF: Duration = Duration::from_secs(20);
+/// How much of a panic's message is waited for.
+const PANIC_MESSAGE: Duration = Duration::from_secs(2);
+
+/// Runs `script` as `make exec` does, the console on standard output.
+///
+/// # Errors
+/// The machine cannot be prepared or started.
+pub fn exec(
+    project: &Project,
+    options: &MachineOptions,
+    script: &Path,
+    files: Option<PathBuf>,
+    limit: Duration,
+) -> Result<Stop> {
+    let script = fs::read(script).with_context(|| format!("SCRIPT={}: cannot be read", script.display()))?;
+    let board = Board::read(&project.dir, "qemu-virt")?;
+    let machine = Machine::prepare(project, &board, options, &Mode::Exec { script, files })?;
+    let mut printer = Printer::new(std::io::stdout());
+    let mut panic = String::new();
+    let stop = watch(&machine, limit, |line, _| {
+        match line {
+            Line::Panic(text) => panic.clone_from(text),
+            Line::Text(text) if !panic.is_empty() => {
+                panic.push('\n');
+                panic.push_str(text);
+            }
+            _ => {}
+        }
+        match printer.line(line) {
+            Ok(()) => Next::Go,
+            Err(_) => Next::Stop,
+        }
+    })?;
+    let offsets = symbols::offsets(&panic);
+    if !offsets.is_empty() {
+        match symbols::resolve(&project.hypervisor_elf(), &offsets) {
+            Ok(lines) => eprintln!("harness: the hypervisor's backtrace:\n{}", lines.join("\n")),
+            Err(error) => eprintln!("harness: the backtrace cannot be resolved: {error:#}"),
+        }
+    }
+    Ok(stop)
+}
+
+/// What whoever looks at the lines wants next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Go on.
+    Go,
+    /// Go on, with a new time limit from now.
+    Within(Duration),
+    /// Stop the machine.
+    Stop,
+}
+
+/// Starts `machine` and hands every line to `seen` with the console's input, until the machine stops, the time is up or
+/// `seen` says so.
+///
+/// # Errors
+/// QEMU cannot be started.
+pub fn watch(
+    machine: &Machine,
+    mut limit: Duration,
+    mut seen: impl FnMut(&Line, &mut dyn Write) -> Next,
+) -> Result<Stop> {
+    let mut qemu = Qemu::start(machine)?;
+    let mut input = qemu.0.stdin.take().context("no pipe to QEMU")?;
+    let reader = Reader::start(qemu.0.stdout.take().context("no pipe from QEMU")?);
+    let mut lines = Lines::new(machine.nonce.clone());
+    let mut deadline = Instant::now() + limit;
+    let mut stop = None;
+    loop {
+        let got = match reader.next(deadline) {
+            Chunk::Data(data) => lines.push(&data),
+            Chunk::End => break,
+            Chunk::Nothing if Instant::now() < deadline => continue,
+            Chunk::Nothing => {
+                return Ok(match stop {
+                    Some(Stop::Script(status)) => Stop::NoPowerOff(status),
+                    Some(stop) => stop,
+                    None => Stop::Timeout(limit),
+                });
+            }
+        };
+        for line in got {
+            match seen(&line, &mut input) {
+                Next::Go => {}
+                Next::Within(time) if stop.is_none() => {
+                    limit = time;
+                    deadline = Instant::now() + time;
+                }
+                Next::Within(_) => {}
+                Next::Stop => return Ok(Stop::Ended("nobody reads the console any more".into())),
+            }
+            let (why, grace) = match line {
+                Line::Status(status) => (Stop::Script(status), POWER_OFF),
+                Line::Restarted => (Stop::Restarted, POWER_OFF),
+                Line::Panic(text) => (Stop::Panic(text), PANIC_MESSAGE),
+                _ => continue,
+            };
+            if stop.is_none() {
+                stop = Some(why);
+                deadline = Instant::now() + grace;
+            }
+        }
+    }
+    if let Some(line) = lines.finish() {
+        seen(&line, &mut input);
+    }
+    let status = qemu.0.wait()?;
+    Ok(stop.unwrap_or_else(|| Stop::Ended(status.to_string())))
+}
+
+/// A running QEMU, killed when dropped.
+struct Qemu(Child);
+
+impl Qemu {
+    fn start(machine: &Machine) -> Result<Self> {
+        let mut command = machine.command(&["-display", "none", "-monitor", "none", "-serial", "stdio"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", machine.program()))?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // It may have ended by itself already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,22 @@
+//! Boots ringvisor machines in QEMU: interactive ([`interactive`]), scripted ([`exec`]), under a debugger ([`gdb`]), and
+//! for the system tests ([`system`]); runs all stages of `make test` ([`suite`]).
+//!
+//! - [`board`]: `platform/<board>/board.toml`, the data a machine is started from.
+//! - [`options`]: what the user may choose, from options or from the Makefile's variables.
+//! - [`machine`]: puts both together into a QEMU command line and a directory with the run's files.
+//! - [`console`]: the machine's output, line by line, with the marks that root's scripts put into it.
+//! - [`symbols`]: functions and lines for the hypervisor's backtraces.
+//! - [`stop`]: why a machine stopped, and the exit status that means.
+
+pub mod board;
+pub mod console;
+pub mod exec;
+pub mod gdb;
+pub mod interactive;
+pub mod machine;
+pub mod options;
+pub mod rundir;
+pub mod stop;
+pub mod suite;
+pub mod symbols;
+pub mod system;

@@ -1,0 +1,339 @@
+//! Puts board, options and files together: a QEMU command line, and a directory with the files of one run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use image::initramfs::Overlay;
+use image::{Cache, Flavour, RootFiles, cmd, ext4};
+
+use crate::board::Board;
+use crate::console::Nonce;
+use crate::options::{Hypervisor, MachineOptions, RootKernel, given};
+use crate::rundir::RunDir;
+
+/// What root's console does once the system is up.
+#[derive(Debug, Clone)]
+pub enum Mode {
+    /// Runs a script, then powers off.
+    Exec {
+        /// The script's text.
+        script: Vec<u8>,
+        /// What it finds in `/mnt/files`.
+        files: Option<PathBuf>,
+    },
+    /// Starts the zone of this file (below `/srv/zones`), then gives a shell.
+    Run {
+        /// Name of the zone file, or none for a plain shell.
+        zone: Option<String>,
+    },
+}
+
+/// The project as built on this host.
+#[derive(Debug, Clone)]
+pub struct Project {
+    /// Its top directory.
+    pub dir: PathBuf,
+}
+
+impl Project {
+    /// The project that this program was built from.
+    ///
+    /// # Errors
+    /// It is not there any more.
+    pub fn find() -> Result<Self> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let dir = dir
+            .canonicalize()
+            .with_context(|| format!("the project is not at {} any more", dir.display()))?;
+        Ok(Self { dir })
+    }
+
+    /// Cargo's directory.
+    pub fn target(&self) -> PathBuf {
+        match std::env::var_os("CARGO_TARGET_DIR") {
+            Some(dir) if !dir.is_empty() => self.dir.join(dir),
+            _ => self.dir.join("target"),
+        }
+    }
+
+    /// The hypervisor's flat image.
+    pub fn hypervisor(&self) -> PathBuf {
+        self.dir.join("build/ringvisor.bin")
+    }
+
+    /// The hypervisor with its symbols.
+    pub fn hypervisor_elf(&self) -> PathBuf {
+        self.target()
+            .join("aarch64-unknown-none-softfloat/release/ringvisor")
+    }
+
+    /// Programs for root's path, as far as they are built.
+    fn root_programs(&self) -> Vec<PathBuf> {
+        let dir = self.target().join("aarch64-unknown-linux-musl/daemon");
+        ["ringd", "ringctl"]
+            .iter()
+            .map(|name| dir.join(name))
+            .filter(|p| p.is_file())
+            .collect()
+    }
+
+    /// This program, for scripts that call it. Not the file that runs: a build in the meantime replaces that one.
+    pub fn harness(&self) -> PathBuf {
+        self.target().join("debug/harness")
+    }
+
+    /// Files for `/srv/zones` besides the zone files, as far as they are built.
+    fn zone_payloads(&self) -> Vec<PathBuf> {
+        [self.dir.join("build/guest-test.bin")]
+            .into_iter()
+            .filter(|p| p.is_file())
+            .collect()
+    }
+}
+
+/// A machine that is ready to start.
+#[derive(Debug)]
+pub struct Machine {
+    /// Its files; they are removed when this is dropped.
+    pub dir: RunDir,
+    /// By which its console's marks are known.
+    pub nonce: Nonce,
+    program: String,
+    arguments: Vec<String>,
+}
+
+impl Machine {
+    /// Prepares a machine: makes what is missing in the cache, and this run's own files.
+    ///
+    /// # Errors
+    /// An option is wrong, something was not built, or a file cannot be had.
+    pub fn prepare(project: &Project, board: &Board, options: &MachineOptions, mode: &Mode) -> Result<Self> {
+        let hypervisor = match options.hypervisor()? {
+            Hypervisor::Built => Some(project.hypervisor()),
+            Hypervisor::Image(path) => Some(path),
+            Hypervisor::None => None,
+        };
+        if let Some(path) = hypervisor.as_ref().filter(|p| !p.is_file()) {
+            bail!(
+                "the hypervisor is not built: no {}; run make first",
+                path.display()
+            );
+        }
+        let cache = Cache::open(&project.dir)?;
+        let files = root_files(&cache, options)?;
+        let program = match given(options.qemu.as_ref()) {
+            Some("10") => image::qemu::obtain(&cache)?.display().to_string(),
+            Some(program) => program.to_owned(),
+            None => board.program.clone(),
+        };
+        let dir = RunDir::create(&cache.root().join("run"))?;
+        let nonce = Nonce::default();
+        let initramfs = dir.file("initramfs");
+        let mut data = fs::read(&files.initramfs)?;
+        data.extend(overlay(project, board, mode, &nonce)?);
+        fs::write(&initramfs, data).with_context(|| format!("cannot write {}", initramfs.display()))?;
+
+        let machine = match hypervisor {
+            Some(_) => format!("{},{}", board.machine, board.el2),
+            None => board.machine.clone(),
+        };
+        let smp = options.smp(board.smp)?.to_string();
+        let mut arguments: Vec<String> = ["-no-user-config", "-M", &machine].map(str::to_owned).to_vec();
+        arguments.extend([
+            "-cpu".into(),
+            given(options.cpu.as_ref()).unwrap_or(&board.cpu).to_owned(),
+        ]);
+        arguments.extend(["-smp".into(), smp, "-m".into(), options.mem(&board.mem)?]);
+        arguments.extend(["-nic".into(), "none".into()]);
+        arguments.extend(boot_arguments(
+            board,
+            options,
+            hypervisor.as_deref(),
+            &files,
+            &initramfs,
+        ));
+        arguments.extend(disk("root", &files.disk));
+        if let Mode::Exec {
+            files: Some(tree), ..
+        } = mode
+        {
+            let path = dir.file("files.img");
+            files_disk(tree, &path)?;
+            arguments.extend(disk("files", &path));
+        }
+        arguments.extend(options.qemu_args()?);
+        Ok(Self {
+            dir,
+            nonce,
+            program,
+            arguments,
+        })
+    }
+
+    /// The command that runs it, with `more` arguments; the caller sets up the streams. QEMU dies with the thread that
+    /// starts it.
+    pub fn command(&self, more: &[&str]) -> Command {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL", "--", &self.program])
+            .args(&self.arguments)
+            .args(more);
+        // Where QEMU puts what is written to the disks.
+        command.env("TMPDIR", self.dir.path());
+        command
+    }
+
+    /// QEMU's program, for messages.
+    pub fn program(&self) -> &str {
+        &self.program
+    }
+}
+
+fn root_files(cache: &Cache, options: &MachineOptions) -> Result<RootFiles> {
+    Ok(match options.root_kernel()? {
+        RootKernel::Debian(flavour) => image::machine::root_files(cache, flavour)?,
+        RootKernel::Image(image) => RootFiles {
+            image,
+            ..image::machine::root_files(cache, Flavour::Cloud)?
+        },
+    })
+}
+
+/// With the hypervisor, root's kernel and initramfs are boot modules; without, QEMU boots them itself.
+fn boot_arguments(
+    board: &Board,
+    options: &MachineOptions,
+    hypervisor: Option<&Path>,
+    root: &RootFiles,
+    initramfs: &Path,
+) -> Vec<String> {
+    let join = |base: &str, more: Option<&str>| match more {
+        Some(more) => format!("{base} {more}"),
+        None => base.to_owned(),
+    };
+    let bootargs = join(&board.bootargs.root, given(options.bootargs.as_ref()));
+    let path = |p: &Path| p.display().to_string();
+    match hypervisor {
+        None => vec![
+            "-kernel".into(),
+            path(&root.image),
+            "-initrd".into(),
+            path(initramfs),
+            "-append".into(),
+            bootargs,
+        ],
+        Some(hypervisor) => vec![
+            "-kernel".into(),
+            path(hypervisor),
+            "-append".into(),
+            join(&board.bootargs.hypervisor, given(options.el2_args.as_ref())),
+            "-device".into(),
+            format!(
+                "guest-loader,addr={:#x},kernel={},bootargs={}",
+                board.load.kernel,
+                value(&path(&root.image)),
+                value(&bootargs)
+            ),
+            "-device".into(),
+            format!(
+                "guest-loader,addr={:#x},initrd={}",
+                board.load.initramfs,
+                value(&path(initramfs))
+            ),
+        ],
+    }
+}
+
+/// A virtio-mmio disk. What is written goes to a temporary file, so any number of machines can share the image.
+fn disk(id: &str, image: &Path) -> [String; 4] {
+    let image = value(&image.display().to_string());
+    [
+        "-drive".into(),
+        format!("if=none,id={id},format=raw,snapshot=on,discard=unmap,file={image}"),
+        "-device".into(),
+        format!("virtio-blk-device,drive={id}"),
+    ]
+}
+
+/// A value inside one of QEMU's comma-separated options.
+fn value(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+/// An ext4 image of the user's files with 4 GiB to spare.
+fn files_disk(tree: &Path, image: &Path) -> Result<()> {
+    if !tree.is_dir() {
+        bail!("FILES={}: not a directory", tree.display());
+    }
+    let size = ext4::usage(tree)?
+        .saturating_add(4 << 30)
+        .next_multiple_of(1 << 20);
+    ext4::make(tree, image, size, "ringvisor-files").with_context(|| format!("FILES={}", tree.display()))
+}
+
+fn overlay(project: &Project, board: &Board, mode: &Mode, nonce: &Nonce) -> Result<Vec<u8>> {
+    let (name, zone) = match mode {
+        Mode::Exec { .. } => ("exec", ""),
+        Mode::Run { zone } => ("run", zone.as_deref().unwrap_or_default()),
+    };
+    let conf = format!(
+        "MODE={name}\nNONCE='{}'\nZONE='{zone}'\nDISK=yes\nHUGE_PERCENT={}\nCONSOLE_LEVEL=4\nTERM_TYPE='{}'\nTERM_SIZE='{}'\n",
+        nonce.text(),
+        board.memory.huge_percent,
+        plain_word(&std::env::var("TERM").unwrap_or_default()).unwrap_or("vt100"),
+        terminal_size().unwrap_or_default(),
+    );
+    let mut overlay = Overlay::new(&conf)?;
+    for program in project.root_programs() {
+        overlay.program(&program)?;
+    }
+    for file in board.zone_files()?.iter().chain(&project.zone_payloads()) {
+        overlay.zone_file(file)?;
+    }
+    if let Mode::Exec { script, .. } = mode {
+        overlay.script(script)?;
+    }
+    Ok(overlay.finish())
+}
+
+/// `text` if it can stand in a shell script without quotes.
+fn plain_word(text: &str) -> Option<&str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.+".contains(&b);
+    (!text.is_empty() && text.bytes().all(plain)).then_some(text)
+}
+
+/// `rows N cols N` of our terminal, for the one at the other end of the serial line.
+fn terminal_size() -> Option<String> {
+    let mut stty = cmd::command("stty");
+    let size = cmd::text(stty.arg("size").stdin(std::process::Stdio::inherit())).ok()?;
+    let (rows, columns) = size.trim().split_once(' ')?;
+    let (rows, columns): (u32, u32) = (rows.parse().ok()?, columns.parse().ok()?);
+    (rows > 0 && columns > 0).then(|| format!("rows {rows} cols {columns}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_in_names_are_doubled() {
+        assert_eq!(value("a,b c"), "a,,b c");
+        assert!(disk("root", Path::new("/x,y"))[1].ends_with("file=/x,,y"));
+    }
+
+    #[test]
+    fn only_plain_words_go_into_the_settings() {
+        assert_eq!(plain_word("xterm-256color"), Some("xterm-256color"));
+        assert_eq!(plain_word("x'; reboot"), None);
+        assert_eq!(plain_word(""), None);
+    }
+
+    #[test]
+    fn a_files_argument_that_is_no_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = files_disk(Path::new("/nonexistent/dir"), &dir.path().join("i")).unwrap_err();
+        assert!(error.to_string().contains("FILES=/nonexistent/dir"), "{error}");
+    }
+}

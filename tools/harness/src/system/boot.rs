@@ -1,0 +1,166 @@
+//! Boots a machine and runs test scripts in its root.
+//!
+//! The script of the boot is `driver.sh` with the list of tests; it reports each test's begin and
+//! end with marks ([`crate::console`]). A test that kills the machine fails, and those after it get a new boot.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::catalog::{Script, TestMachine, test_name};
+use super::host::late;
+use super::report::Report;
+use crate::board::Board;
+use crate::console::Line;
+use crate::exec::{Next, watch};
+use crate::machine::{Machine, Mode, Project};
+use crate::options::MachineOptions;
+use crate::stop::Stop;
+
+/// How long a boot may take.
+const BOOT: Duration = Duration::from_secs(240);
+/// What a test's own time limit, kept in root, is given on top before the machine counts as hanging.
+const GRACE: Duration = Duration::from_secs(20);
+
+const DRIVER: &str = include_str!("driver.sh");
+
+/// Runs `scripts` on `machine`.
+pub fn run(
+    project: &Project,
+    base: &MachineOptions,
+    machine: &TestMachine,
+    scripts: Vec<Script>,
+    report: &Report,
+) {
+    let options = machine.options(base);
+    let mut left: VecDeque<Script> = scripts.into();
+    while !left.is_empty() {
+        let before = left.len();
+        let mut boot = Boot {
+            machine: &machine.name,
+            report,
+            left,
+            current: None,
+            output: String::new(),
+            typed: BTreeSet::new(),
+        };
+        let stop = boot.run(project, &options);
+        left = boot.end(stop, before);
+    }
+}
+
+/// One boot.
+struct Boot<'a> {
+    machine: &'a str,
+    report: &'a Report,
+    left: VecDeque<Script>,
+    /// Since when the first of `left` is running.
+    current: Option<Instant>,
+    output: String,
+    /// What the running test had typed already: its marks come several times.
+    typed: BTreeSet<String>,
+}
+
+impl Boot<'_> {
+    fn run(&mut self, project: &Project, options: &MachineOptions) -> Result<Stop> {
+        let board = Board::read(&project.dir, "qemu-virt")?;
+        let files = tempfile::tempdir()?;
+        let source = project.dir.join("tests/system");
+        for entry in fs::read_dir(&source).with_context(|| format!("cannot read {}", source.display()))? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), files.path().join(entry.file_name()))?;
+            }
+        }
+        let mut script = String::from("#!/bin/sh\ntests='");
+        for test in &self.left {
+            let _ = write!(script, "{}:{} ", test.name, test.timeout.as_secs());
+        }
+        let _ = write!(script, "'\n{DRIVER}");
+        let mode = Mode::Exec {
+            script: script.into_bytes(),
+            files: Some(files.path().to_owned()),
+        };
+        let machine = Machine::prepare(project, &board, options, &mode)?;
+        watch(&machine, BOOT, |line, input| match line {
+            Line::Text(text) | Line::Panic(text) => {
+                self.output.push_str(text);
+                self.output.push('\n');
+                Next::Go
+            }
+            Line::Test(mark) => self.mark(mark, input),
+            _ => Next::Go,
+        })
+    }
+
+    /// `begin NAME`, `end NAME STATUS` or `type NAME TEXT`. Each comes several times.
+    fn mark(&mut self, mark: &str, input: &mut dyn std::io::Write) -> Next {
+        let mut words = mark.splitn(3, ' ');
+        let (verb, name, rest) = (words.next(), words.next(), words.next());
+        let Some(test) = self.left.front().filter(|t| name == Some(t.name.as_str())) else {
+            return Next::Go;
+        };
+        match (verb, self.current) {
+            (Some("begin"), None) => {
+                self.current = Some(Instant::now());
+                self.output.clear();
+                self.typed.clear();
+                Next::Within(test.timeout + GRACE)
+            }
+            (Some("type"), Some(_)) => {
+                let text = format!("{}\r", rest.unwrap_or_default());
+                if !self.typed.insert(text.clone()) {
+                    return Next::Go;
+                }
+                if input
+                    .write_all(text.as_bytes())
+                    .and_then(|()| input.flush())
+                    .is_err()
+                {
+                    self.output.push_str("the machine takes no input\n");
+                }
+                Next::Go
+            }
+            (Some("end"), Some(started)) => {
+                let name = test_name(self.machine, test);
+                match rest {
+                    Some("0") => self.report.passed(&name, started.elapsed(), &self.output),
+                    Some("124" | "137") => self.report.failed(&name, &late(test.timeout), &self.output),
+                    status => {
+                        let why = format!("status {}", status.unwrap_or("unknown"));
+                        self.report.failed(&name, &why, &self.output);
+                    }
+                }
+                self.left.pop_front();
+                self.current = None;
+                self.output.clear();
+                Next::Within(BOOT)
+            }
+            _ => Next::Go,
+        }
+    }
+
+    /// What is left for another boot after this one ended by `stop`.
+    fn end(mut self, stop: Result<Stop>, before: usize) -> VecDeque<Script> {
+        let why = match stop {
+            Ok(Stop::Script(0)) if self.left.is_empty() => return self.left,
+            Ok(stop) => stop.to_string(),
+            Err(error) => format!("{error:#}"),
+        };
+        if self.left.is_empty() {
+            // All tests were done, but the machine did not end as it should.
+            self.report
+                .failed(&format!("{}::power-off", self.machine), &why, &self.output);
+        } else if self.current.is_some() || self.left.len() == before {
+            // A test that was running, or a machine that did not come as far as the first.
+            if let Some(test) = self.left.pop_front() {
+                self.report
+                    .failed(&test_name(self.machine, &test), &why, &self.output);
+            }
+        }
+        self.left
+    }
+}

@@ -1,0 +1,96 @@
+//! The system tests: scripts that run in root (`tests/system`) or on the host (`tests/host`).
+//!
+//! - [`catalog`]: which tests there are, and on which machines each runs.
+//! - [`boot`]: boots a machine and runs its tests one after the other; boots again after one that killed the machine.
+//! - [`host`]: runs a host script.
+//! - [`report`]: result lines and summary, as `cargo test` prints them.
+
+pub mod boot;
+pub mod catalog;
+pub mod host;
+pub mod report;
+
+use std::sync::Mutex;
+use std::thread;
+
+use anyhow::Result;
+
+use crate::machine::Project;
+use crate::options::{Hypervisor, MachineOptions, given};
+use catalog::{Catalog, Job};
+use report::Report;
+
+/// What to run.
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// Only tests whose names contain one of these words.
+    pub words: Vec<String>,
+    /// Also the machines that are only for `make test-all`.
+    #[arg(long)]
+    pub all: bool,
+    /// Lists the tests and runs none.
+    #[arg(long)]
+    pub list: bool,
+    /// Shows what passed tests printed, too.
+    #[arg(long)]
+    pub verbose: bool,
+    /// Machines to run at the same time.
+    #[arg(long, env = "RINGVISOR_JOBS", default_value_t = 2)]
+    pub jobs: usize,
+    /// Options for every machine; a machine's own settings go before them.
+    #[command(flatten)]
+    pub machine: MachineOptions,
+}
+
+/// Runs the tests; returns 0 if all passed.
+///
+/// # Errors
+/// The tests' descriptions are wrong, or there is none of that name.
+pub fn run(project: &Project, arguments: Arguments) -> Result<u8> {
+    let catalog = Catalog::read(&project.dir.join("tests"))?;
+    let with_el2 = arguments.machine.hypervisor()? != Hypervisor::None;
+    let mut words = arguments.words.clone();
+    if let Ok(filter) = std::env::var("FILTER") {
+        words.extend(
+            given(Some(&filter))
+                .into_iter()
+                .flat_map(str::split_whitespace)
+                .map(str::to_owned),
+        );
+    }
+    let selection = catalog.select(&words, arguments.all, with_el2)?;
+    if arguments.list {
+        for name in selection.names() {
+            println!("{name}: test");
+        }
+        return Ok(0);
+    }
+    let report = Report::new(arguments.verbose, selection.names().count());
+    for name in &selection.ignored {
+        report.ignored(name);
+    }
+    let jobs = Mutex::new(selection.jobs.into_iter());
+    thread::scope(|scope| {
+        for _ in 0..arguments.jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    // A worker that panicked has taken its job out already: the others go on.
+                    let next = jobs
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .next();
+                    match next {
+                        Some(Job::Boot { machine, scripts }) => {
+                            boot::run(project, &arguments.machine, &machine, scripts, &report);
+                        }
+                        Some(Job::Host { script }) => {
+                            host::run(project, &arguments.machine, &script, &report)
+                        }
+                        None => break,
+                    }
+                }
+            });
+        }
+    });
+    Ok(report.finish())
+}

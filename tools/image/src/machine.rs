@@ -1,0 +1,173 @@
+//! The entry points: all files that one machine boots, made when they are not in the cache.
+
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::apt::Apt;
+use crate::cache::{Cache, Key, Lock};
+use crate::cmd;
+use crate::ext4;
+use crate::initramfs;
+use crate::kernel::Kernel;
+use crate::userland::Userland;
+
+/// Size of root's disk. Sparse; room for images that scripts make.
+const ROOT_DISK_BYTES: u64 = 8 << 30;
+/// Size of the guest's root disk. Sparse.
+const GUEST_DISK_BYTES: u64 = 512 << 20;
+
+const GUEST_SCRIPTS: &[(&str, &str)] = &[
+    ("inittab", include_str!("../files/guest/inittab")),
+    ("rcS", include_str!("../files/guest/rcS")),
+    ("console", include_str!("../files/guest/console")),
+];
+
+/// Debian's kernels that root can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Flavour {
+    /// `linux-image-cloud-arm64` 6.12 from backports.
+    Cloud,
+    /// `linux-image-arm64` 6.1.
+    Generic,
+}
+
+impl Flavour {
+    /// The name of Debian's package.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::Cloud => "linux-image-cloud-arm64",
+            Self::Generic => "linux-image-arm64",
+        }
+    }
+
+    /// Whether the package comes from backports.
+    pub fn backports(self) -> bool {
+        self == Self::Cloud
+    }
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cloud => "cloud",
+            Self::Generic => "generic",
+        })
+    }
+}
+
+/// What a guest boots.
+#[derive(Debug, Clone)]
+pub struct GuestFiles {
+    /// Raw arm64 `Image`.
+    pub image: PathBuf,
+    /// gzip-compressed initramfs that mounts `root=`.
+    pub initramfs: PathBuf,
+    /// ext4 root file system.
+    pub disk: PathBuf,
+}
+
+/// What root boots.
+#[derive(Debug, Clone)]
+pub struct RootFiles {
+    /// Raw arm64 `Image`.
+    pub image: PathBuf,
+    /// Initramfs, to be followed by an [`initramfs::Overlay`].
+    pub initramfs: PathBuf,
+    /// ext4 system disk, which also has the guest's files in `/srv/zones`.
+    pub disk: PathBuf,
+}
+
+/// The files of a guest with the kernel `flavour`.
+///
+/// # Errors
+/// A package cannot be had, or the cache cannot be written.
+pub fn guest_files(cache: &Cache, flavour: Flavour) -> Result<GuestFiles> {
+    let lock = cache.lock()?;
+    let apt = Apt::open(cache, "arm64")?;
+    let userland = Userland::obtain(cache, &lock, &apt)?;
+    guest(cache, &lock, &apt, &userland, flavour)
+}
+
+/// The files of root with the kernel `flavour`.
+///
+/// # Errors
+/// A package cannot be had, or the cache cannot be written.
+pub fn root_files(cache: &Cache, flavour: Flavour) -> Result<RootFiles> {
+    let lock = cache.lock()?;
+    let apt = Apt::open(cache, "arm64")?;
+    let userland = Userland::obtain(cache, &lock, &apt)?;
+    let kernel = Kernel::obtain(cache, &lock, &apt, flavour)?;
+    let initramfs = initramfs::root(cache, &lock, flavour, &kernel, &userland)?;
+    let guest = guest(cache, &lock, &apt, &userland, Flavour::Cloud)?;
+    let disk = root_disk(cache, &lock, &userland, &guest)?;
+    Ok(RootFiles {
+        image: kernel.image(),
+        initramfs,
+        disk,
+    })
+}
+
+fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Flavour) -> Result<GuestFiles> {
+    let kernel = Kernel::obtain(cache, lock, apt, flavour)?;
+    let initramfs = initramfs::guest(cache, lock, flavour, &kernel, userland)?;
+    let key = Key::new(1).with(&userland.dir).with(GUEST_SCRIPTS);
+    let disk = cache.publish(lock, "guest-disk", &key, |path| {
+        cmd::step("making the guest's disk");
+        let tree = copy_tree(&userland.dir, path)?;
+        for (name, text) in GUEST_SCRIPTS {
+            let file = tree.join("etc").join(name);
+            fs::write(&file, text)?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+        }
+        ext4::make(&tree, path, GUEST_DISK_BYTES, "guest-root")?;
+        Ok(fs::remove_dir_all(&tree)?)
+    })?;
+    Ok(GuestFiles {
+        image: kernel.image(),
+        initramfs,
+        disk,
+    })
+}
+
+fn root_disk(cache: &Cache, lock: &Lock, userland: &Userland, guest: &GuestFiles) -> Result<PathBuf> {
+    let key = Key::new(1)
+        .with(&userland.dir)
+        .with(&guest.image)
+        .with(&guest.initramfs)
+        .with(&guest.disk);
+    cache.publish(lock, "root-disk", &key, |path| {
+        cmd::step("making root's disk");
+        let tree = copy_tree(&userland.dir, path)?;
+        let zones = tree.join("srv/zones");
+        fs::create_dir_all(&zones)?;
+        for (from, name) in [
+            (&guest.image, "Image"),
+            (&guest.initramfs, "initrd.cpio.gz"),
+            (&guest.disk, "rootfs.img"),
+        ] {
+            cmd::run(
+                cmd::command("cp")
+                    .args(["--sparse=always", "--"])
+                    .arg(from)
+                    .arg(zones.join(name)),
+            )?;
+        }
+        ext4::make(&tree, path, ROOT_DISK_BYTES, "ringvisor-root")?;
+        Ok(fs::remove_dir_all(&tree)?)
+    })
+}
+
+/// Copies the userland next to `path`, as hard links where possible: only whole files are replaced in the copy.
+fn copy_tree(userland: &Path, path: &Path) -> Result<PathBuf> {
+    let tree = path.with_extension("tree");
+    let copied = cmd::run(cmd::command("cp").args(["-al", "--"]).arg(userland).arg(&tree));
+    if copied.is_err() {
+        cmd::run(cmd::command("cp").args(["-a", "--"]).arg(userland).arg(&tree))
+            .context("cannot copy the userland")?;
+    }
+    Ok(tree)
+}

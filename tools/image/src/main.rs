@@ -1,0 +1,73 @@
+//! Command line of the image tool: makes what a machine boots and prints where it is.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use image::{Cache, Flavour, machine, qemu};
+
+/// Makes what a ringvisor machine boots, from Debian arm64 packages.
+#[derive(Parser)]
+struct Arguments {
+    /// The project's directory.
+    #[arg(long, default_value = ".")]
+    project: PathBuf,
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Root's kernel, initramfs and disk.
+    Root {
+        /// Which of Debian's kernels.
+        #[arg(long, value_enum, default_value = "cloud")]
+        kernel: Flavour,
+    },
+    /// A guest's kernel, initramfs and disk.
+    Guest {
+        /// Which of Debian's kernels.
+        #[arg(long, value_enum, default_value = "cloud")]
+        kernel: Flavour,
+    },
+    /// QEMU 10 from Debian's backports, for this machine.
+    Qemu10,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("image: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let arguments = Arguments::parse();
+    let cache = Cache::open(&arguments.project)?;
+    match arguments.what {
+        What::Root { kernel } => {
+            let files = machine::root_files(&cache, kernel)?;
+            println!(
+                "{}\n{}\n{}",
+                files.image.display(),
+                files.initramfs.display(),
+                files.disk.display()
+            );
+        }
+        What::Guest { kernel } => {
+            let files = machine::guest_files(&cache, kernel)?;
+            println!(
+                "{}\n{}\n{}",
+                files.image.display(),
+                files.initramfs.display(),
+                files.disk.display()
+            );
+        }
+        What::Qemu10 => println!("{}", qemu::obtain(&cache)?.display()),
+    }
+    Ok(())
+}

@@ -1,0 +1,140 @@
+//! Tests of [`super`], with kernels made here.
+
+use std::io::Write;
+
+use super::*;
+
+const MEMORY: u64 = 64 << 20;
+
+fn image_file(text_offset: u64, image_size: u64, flags: u64, len: usize) -> Vec<u8> {
+    let mut bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+    bytes[0..2].copy_from_slice(b"MZ");
+    bytes[4..8].copy_from_slice(&[0; 4]);
+    bytes[8..16].copy_from_slice(&text_offset.to_le_bytes());
+    bytes[16..24].copy_from_slice(&image_size.to_le_bytes());
+    bytes[24..32].copy_from_slice(&flags.to_le_bytes());
+    bytes[56..60].copy_from_slice(b"ARM\x64");
+    bytes
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+fn zboot(kind: &str, payload: &[u8]) -> Vec<u8> {
+    let mut file = vec![0_u8; 0x100];
+    file[0..2].copy_from_slice(b"MZ");
+    file[4..8].copy_from_slice(b"zimg");
+    file[8..12].copy_from_slice(&0x100_u32.to_le_bytes());
+    file[12..16].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+    file[24..24 + kind.len()].copy_from_slice(kind.as_bytes());
+    file.extend_from_slice(payload);
+    file.extend_from_slice(&[0xee; 17]);
+    file
+}
+
+#[test]
+fn an_image_goes_where_its_header_says() {
+    let file = image_file(0, 0x30_0000, 0b1010, 5000);
+    let kernel = Kernel::parse(file.clone(), MEMORY).unwrap();
+    assert_eq!(
+        kernel,
+        Kernel {
+            bytes: file,
+            offset: 0x20_0000,
+            needs: 0x30_0000,
+            format: Format::Image
+        }
+    );
+    assert_eq!((kernel.entry(), kernel.end()), (0x4020_0000, 0x50_0000));
+    let kernel = Kernel::parse(image_file(0x8_0000, 100, 0, 5000), MEMORY).unwrap();
+    assert_eq!((kernel.offset, kernel.needs), (0x28_0000, 5000));
+}
+
+#[test]
+fn an_image_without_size_is_an_old_one() {
+    let kernel = Kernel::parse(image_file(0x1234_5678_9abc, 0, 0, 4096), MEMORY).unwrap();
+    assert_eq!((kernel.offset, kernel.needs), (0x28_0000, 4096));
+}
+
+#[test]
+fn a_file_without_header_is_flat() {
+    let kernel = Kernel::parse(vec![0x1f, 0x20, 0x03, 0xd5], MEMORY).unwrap();
+    assert_eq!(
+        (kernel.offset, kernel.needs, kernel.format),
+        (FLAT_OFFSET, 4, Format::Flat)
+    );
+    assert_eq!(kernel.entry(), 0x4008_0000);
+}
+
+#[test]
+fn compressed_kernels_are_unpacked() {
+    let image = image_file(0, 0x10_0000, 0, 100_000);
+    for file in [
+        gzip(&image),
+        zboot("gzip", &gzip(&image)),
+        zboot("zstd22", &zstd(&image)),
+        zboot("zstd", &zstd(&image)),
+    ] {
+        let kernel = Kernel::parse(file, MEMORY).unwrap();
+        assert_eq!((kernel.format, &kernel.bytes), (Format::Image, &image));
+    }
+}
+
+#[test]
+fn each_bad_kernel_says_why() {
+    let image = image_file(0, 0x10_0000, 0, 1000);
+    let zipped = gzip(&image);
+    let cut = zipped[..zipped.len() / 2].to_vec();
+    let bomb = gzip(&vec![0; MEMORY as usize + 1]);
+    let mut outside = zboot("gzip", &zipped);
+    outside[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
+    let cases: [(Vec<u8>, &str); 11] = [
+        (vec![], "the file is empty"),
+        (b"name = \"guest1\"\n".to_vec(), "it is a text file"),
+        (b"\x7fELF\x02\x01".to_vec(), "ELF file"),
+        (image_file(0, 100, 1, 100), "big-endian"),
+        (image_file(u64::MAX, 100, 0, 100), "absurd"),
+        (image_file(0, MEMORY, 0, 100), "needs more than the 64M"),
+        (cut, "cannot be decompressed (gzip)"),
+        (bomb, "needs more than the 64M"),
+        (outside, "names 4294967295 bytes at 0x100, but the file has"),
+        (
+            zboot("lz4", &zipped),
+            "compressed with \"lz4\", expected gzip or zstd",
+        ),
+        (zboot("zstd", &zipped), "cannot be decompressed (zstd)"),
+    ];
+    for (file, expected) in cases {
+        let message = Kernel::parse(file, MEMORY).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message} should say {expected}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_file_makes_it_panic(
+        start in proptest::sample::select(vec![
+            gzip(b"x"), zboot("gzip", b"y"), zboot("zstd", b"z"), image_file(0, 0, 0, 64), vec![],
+        ]),
+        mut tail in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+        at in 0_usize..64,
+        byte in proptest::num::u8::ANY,
+    ) {
+        let mut file = start;
+        if let Some(slot) = file.get_mut(at) {
+            *slot = byte;
+        }
+        file.append(&mut tail);
+        if let Ok(kernel) = Kernel::parse(file, MEMORY) {
+            proptest::prop_assert!(kernel.end() <= MEMORY);
+            proptest::prop_assert!(kernel.bytes.len() as u64 <= kernel.needs);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! `ringctl`, the command that users type.
+//!
+//! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`print`] shows tables.
+//! Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command line that makes no sense.
+
+pub mod print;
+pub mod terminal;
+pub mod zone_options;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::client::{Client, ClientError};
+use crate::control::protocol::{LogLevel, LogTarget, Reply, Request};
+use zone_options::ZoneOptions;
+
+/// Starts, stops and watches the zones of ringvisor.
+#[derive(Parser, Debug)]
+#[command(name = "ringctl", version)]
+pub struct Options {
+    /// The daemon's run directory.
+    #[arg(long, global = true, value_name = "DIR", default_value = crate::daemon::RUN_DIR, env = "RINGD_RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Subcommand, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one value of it in the program"
+)]
+pub enum Command {
+    /// Zones: run, start, stop, list, pause, resume, wait, console.
+    #[command(subcommand)]
+    Zone(ZoneCommand),
+    /// Disks of the zones.
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// Versions, memory and CPUs of the hypervisor.
+    Info(OutputOptions),
+    /// Changes what the hypervisor or the daemon logs.
+    LogLevel {
+        /// Whose log.
+        #[arg(value_enum)]
+        target: LogTarget,
+        /// How much.
+        #[arg(value_enum)]
+        level: LogLevel,
+    },
+}
+
+/// How to print.
+#[derive(Args, Debug)]
+pub struct OutputOptions {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What can be done with zones.
+#[derive(Subcommand, Debug)]
+pub enum ZoneCommand {
+    /// Starts a zone and shows its console until it ends; the status is 0 if its guest powered off cleanly.
+    ///
+    /// On a terminal, what is typed goes to the guest; Ctrl-] leaves the console and the zone running.
+    Run(ZoneOptions),
+    /// Starts a zone and returns once its guest runs.
+    Start(ZoneOptions),
+    /// Stops a zone at once, as pulling the plug would, and gives its CPUs and memory back.
+    Stop(Name),
+    /// Lists the zones, with those that are over.
+    List(OutputOptions),
+    /// Holds a zone's CPUs.
+    Pause(Name),
+    /// Lets a paused zone go on.
+    Resume(Name),
+    /// Waits until a zone ends; the status is 0 if its guest powered off cleanly.
+    Wait(Name),
+    /// Shows what a zone has printed and follows it; what is typed goes to the guest. Ctrl-] leaves.
+    ///
+    /// Input that is no terminal is sent as it is; at its end the output is still followed.
+    Console {
+        /// The zone's name.
+        name: String,
+        /// Only show what is there, and end.
+        #[arg(long)]
+        dump: bool,
+    },
+}
+
+/// Which zone.
+#[derive(Args, Debug)]
+pub struct Name {
+    /// The zone's name.
+    pub name: String,
+}
+
+/// What can be done with disks.
+#[derive(Subcommand, Debug)]
+pub enum DiskCommand {
+    /// Lists the disks of the zones that run.
+    List(OutputOptions),
+    /// Shows the counters of the disks.
+    Stats(OutputOptions),
+}
+
+/// Does it.
+///
+/// # Errors
+/// Why it cannot be done, for people.
+pub fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let socket = options.run_dir.join("sock");
+    let ask = |request: Request| -> Result<Reply, ClientError> { Client::connect(&socket)?.ask(&request) };
+    let done = |request: Request| -> anyhow::Result<ExitCode> {
+        ask(request)?;
+        Ok(ExitCode::SUCCESS)
+    };
+    match options.command {
+        Command::Zone(ZoneCommand::Run(zone)) => {
+            let config = Box::new(zone.config()?);
+            let name = config.name.clone();
+            ask(Request::Start { config })?;
+            let left = terminal::follow(&socket, &name, terminal::Input::IfTerminal)?;
+            if left {
+                return Ok(ExitCode::SUCCESS);
+            }
+            wait(ask(Request::Wait { name: name.clone() })?, &name)
+        }
+        Command::Zone(ZoneCommand::Start(zone)) => done(Request::Start {
+            config: Box::new(zone.config()?),
+        }),
+        Command::Zone(ZoneCommand::Stop(Name { name })) => done(Request::Stop { name }),
+        Command::Zone(ZoneCommand::Pause(Name { name })) => done(Request::Pause { name }),
+        Command::Zone(ZoneCommand::Resume(Name { name })) => done(Request::Resume { name }),
+        Command::Zone(ZoneCommand::Wait(Name { name })) => {
+            wait(ask(Request::Wait { name: name.clone() })?, &name)
+        }
+        Command::Zone(ZoneCommand::Console { name, dump: true }) => {
+            terminal::dump(&socket, &name)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Zone(ZoneCommand::Console { name, dump: false }) => {
+            terminal::follow(&socket, &name, terminal::Input::Always)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Zone(ZoneCommand::List(output)) => match ask(Request::List)? {
+            Reply::Zones(zones) if output.json => print::json(&zones),
+            Reply::Zones(zones) => print::zones(&zones),
+            other => confused(&other),
+        },
+        Command::Disk(DiskCommand::List(output)) => match ask(Request::Disks)? {
+            Reply::Disks(disks) if output.json => print::json(&disks),
+            Reply::Disks(disks) => print::disks(&disks),
+            other => confused(&other),
+        },
+        Command::Disk(DiskCommand::Stats(output)) => match ask(Request::Disks)? {
+            Reply::Disks(disks) if output.json => print::json(&disks),
+            Reply::Disks(disks) => print::disk_stats(&disks),
+            other => confused(&other),
+        },
+        Command::Info(output) => match ask(Request::Info)? {
+            Reply::Info(info) if output.json => print::json(&info),
+            Reply::Info(info) => print::info(&info),
+            other => confused(&other),
+        },
+        Command::LogLevel { target, level } => done(Request::LogLevel { target, level }),
+    }
+}
+
+fn confused(reply: &Reply) -> anyhow::Result<ExitCode> {
+    Err(ClientError::Confused(format!("{reply:?}")).into())
+}
+
+/// Status of a command that waited for a zone's end.
+fn wait(reply: Reply, name: &str) -> anyhow::Result<ExitCode> {
+    match reply {
+        Reply::Ended(ending) if ending.is_clean() => Ok(ExitCode::SUCCESS),
+        Reply::Ended(ending) => anyhow::bail!("zone {name} {ending}"),
+        other => confused(&other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Options::command().debug_assert();
+    }
+}

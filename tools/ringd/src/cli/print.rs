@@ -1,0 +1,196 @@
+//! Tables and JSON on standard output.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::config::{Engine, size::format_size};
+use crate::control::protocol::{DiskReport, InfoReport};
+use crate::zone::{Status, phase_name};
+
+/// Prints JSON.
+///
+/// # Errors
+/// Standard output is gone.
+pub fn json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
+    let mut output = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut output, value)?;
+    writeln!(output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints rows under a heading, in columns as wide as they need to be.
+fn table(heading: &[&str], rows: &[Vec<String>]) -> anyhow::Result<ExitCode> {
+    let mut widths: Vec<usize> = heading.iter().map(|cell| cell.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let heading: Vec<String> = heading.iter().map(|cell| (*cell).to_owned()).collect();
+    let mut output = io::stdout().lock();
+    for row in std::iter::once(&heading).chain(rows) {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}"))
+            .collect();
+        writeln!(output, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `zone list`.
+///
+/// # Errors
+/// Standard output is gone.
+pub fn zones(zones: &[Status]) -> anyhow::Result<ExitCode> {
+    let dash = || "-".to_owned();
+    let rows: Vec<Vec<String>> = zones
+        .iter()
+        .map(|zone| {
+            let cpus: Vec<String> = zone.cpus.iter().map(u32::to_string).collect();
+            vec![
+                zone.name.clone(),
+                zone.number.map_or_else(dash, |number| number.to_string()),
+                phase_name(zone.state).to_owned(),
+                if cpus.is_empty() { dash() } else { cpus.join(",") },
+                format_size(zone.memory),
+                zone.disks.to_string(),
+                zone.restarts.to_string(),
+                zone.ending.as_ref().map_or_else(dash, ToString::to_string),
+            ]
+        })
+        .collect();
+    table(
+        &[
+            "NAME", "ID", "STATE", "CPUS", "MEMORY", "DISKS", "RESTARTS", "ENDING",
+        ],
+        &rows,
+    )
+}
+
+/// `disk list`.
+///
+/// # Errors
+/// Standard output is gone.
+pub fn disks(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
+    let rows: Vec<Vec<String>> = disks
+        .iter()
+        .map(|disk| {
+            let engine = match disk.engine {
+                Engine::IoUring => "io_uring",
+                Engine::Threads => "threads",
+            };
+            vec![
+                disk.zone.clone(),
+                disk.slot.to_string(),
+                if disk.readonly { "ro" } else { "rw" }.to_owned(),
+                engine.to_owned(),
+                if disk.queues.iter().any(|queue| queue.active) {
+                    "yes"
+                } else {
+                    "no"
+                }
+                .to_owned(),
+                disk.serial.clone(),
+                disk.path.display().to_string(),
+            ]
+        })
+        .collect();
+    table(
+        &["ZONE", "SLOT", "MODE", "ENGINE", "ACTIVE", "SERIAL", "PATH"],
+        &rows,
+    )
+}
+
+/// `disk stats`.
+///
+/// # Errors
+/// Standard output is gone.
+pub fn disk_stats(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
+    let mut rows = Vec::new();
+    for disk in disks {
+        for queue in &disk.queues {
+            let mut row = vec![disk.zone.clone(), disk.slot.to_string(), queue.queue.to_string()];
+            let counters = [
+                queue.reads,
+                queue.writes,
+                queue.flushes,
+                queue.errors,
+                queue.bytes_read,
+                queue.bytes_written,
+                queue.batches,
+                queue.max_depth,
+                queue.interrupts,
+                queue.interrupts_suppressed,
+            ];
+            row.extend(counters.iter().map(u64::to_string));
+            rows.push(row);
+        }
+    }
+    let heading = [
+        "ZONE",
+        "SLOT",
+        "QUEUE",
+        "READS",
+        "WRITES",
+        "FLUSHES",
+        "ERRORS",
+        "BYTES-READ",
+        "BYTES-WRITTEN",
+        "BATCHES",
+        "MAX-DEPTH",
+        "IRQS",
+        "IRQS-SAVED",
+    ];
+    table(&heading, &rows)
+}
+
+/// `info`.
+///
+/// # Errors
+/// Standard output is gone.
+pub fn info(info: &InfoReport) -> anyhow::Result<ExitCode> {
+    let mut output = io::stdout().lock();
+    writeln!(
+        output,
+        "hypervisor  {} (interface version {})",
+        info.el2_version, info.abi_version
+    )?;
+    writeln!(
+        output,
+        "daemon      {} (process {})",
+        info.ringd_version, info.ringd_pid
+    )?;
+    writeln!(
+        output,
+        "pages       {} of {} in use",
+        info.pages_used, info.pages_total
+    )?;
+    writeln!(
+        output,
+        "heap        {} of {} bytes in use",
+        info.heap_used, info.heap_total
+    )?;
+    writeln!(output, "zones       {}", info.zones)?;
+    writeln!(output, "attaches    {}", info.attaches)?;
+    writeln!(output, "bells       {}", info.bells)?;
+    writeln!(output, "log level   {}", info.log_level)?;
+    drop(output);
+    let rows: Vec<Vec<String>> = info
+        .cpus
+        .iter()
+        .map(|cpu| {
+            let zone = cpu.zone.map_or_else(|| "-".to_owned(), |zone| zone.to_string());
+            vec![
+                format!("{:#x}", cpu.mpidr),
+                zone,
+                cpu.vcpu.to_string(),
+                cpu.state.clone(),
+            ]
+        })
+        .collect();
+    table(&["MPIDR", "ZONE", "VCPU", "STATE"], &rows)
+}

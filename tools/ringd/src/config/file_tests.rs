@@ -1,0 +1,254 @@
+//! Tests of [`super`]: what a zone file says is what the zone is, and each mistake names itself.
+
+use super::*;
+
+const GOOD: &str = r#"
+name = "guest1"
+cpus = 2
+memory = "512M"
+kernel = "Image"
+"#;
+
+fn parsed(text: &str) -> Result<ZoneConfig, ConfigError> {
+    parse("/zones/guest.toml", text, Path::new("/zones"), Table::new())
+}
+
+/// The message for [`GOOD`] with the line of `key` replaced by `line` (or `line` added at the end).
+fn message(key: &str, line: &str) -> String {
+    let mut text: String = GOOD
+        .lines()
+        .filter(|l| !l.starts_with(key))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    text.push_str(line);
+    parsed(&text).expect_err(line).to_string()
+}
+
+#[test]
+fn the_least_zone_has_defaults() {
+    let zone = parsed(GOOD).unwrap();
+    assert_eq!(zone.name, "guest1");
+    assert_eq!(zone.cpus, Cpus::Count(2));
+    assert_eq!(zone.memory, 512 << 20);
+    assert_eq!(zone.kernel, Path::new("/zones/Image"));
+    assert_eq!((zone.initrd.as_ref(), zone.cmdline.as_str()), (None, ""));
+    assert_eq!(
+        (zone.on_reboot, zone.on_crash),
+        (OnReboot::Restart, OnCrash::Stop)
+    );
+    assert!(zone.disk.is_empty());
+}
+
+#[test]
+fn everything_can_be_said() {
+    let text = format!(
+        "{}{}",
+        GOOD.replace("cpus = 2", "cpus = [2, 3]"),
+        r#"
+initrd = "/boot/initrd.cpio.gz"
+cmdline = "console=ttyAMA0 root=/dev/vda rw"
+on_reboot = "stop"
+on_crash = "hold"
+[[disk]]
+path = "rootfs.img"
+serial = "root0"
+[[disk]]
+path = "../data.img"
+readonly = true
+engine = "threads"
+"#
+    );
+    let zone = parsed(&text).unwrap();
+    assert_eq!(zone.cpus, Cpus::List(vec![2, 3]));
+    assert_eq!(zone.initrd.as_deref(), Some(Path::new("/boot/initrd.cpio.gz")));
+    assert_eq!((zone.on_reboot, zone.on_crash), (OnReboot::Stop, OnCrash::Hold));
+    assert_eq!(zone.disk[0].path, Path::new("/zones/rootfs.img"));
+    assert_eq!(zone.disk[0].serial.as_deref(), Some("root0"));
+    assert_eq!(
+        (zone.disk[0].readonly, zone.disk[0].engine),
+        (false, Engine::IoUring)
+    );
+    assert_eq!(
+        (zone.disk[1].readonly, zone.disk[1].engine),
+        (true, Engine::Threads)
+    );
+}
+
+#[test]
+fn options_win_over_the_file() {
+    let mut over = Table::new();
+    over.insert("memory".into(), "256M".into());
+    over.insert("cpus".into(), Value::Array(vec![3.into()]));
+    let zone = parse("z.toml", GOOD, Path::new("/"), over).unwrap();
+    assert_eq!((zone.memory, zone.cpus), (256 << 20, Cpus::List(vec![3])));
+}
+
+#[test]
+fn each_mistake_names_file_key_value_and_expectation() {
+    let cases = [
+        (
+            "memory",
+            "memory = \"12Q\"",
+            "memory = \"12Q\": expected a size in quotes such as \"512M\"",
+        ),
+        (
+            "memory",
+            "memory = 512",
+            "memory = 512: expected a size in quotes",
+        ),
+        (
+            "memory",
+            "memory = \"3M\"",
+            "memory = \"3M\": expected a multiple of 2M between 8M and 64G",
+        ),
+        (
+            "memory",
+            "memory = \"99T\"",
+            "memory = \"99T\": expected a multiple of 2M",
+        ),
+        ("memory", "", "memory is missing: expected a size"),
+        ("name", "", "name is missing: expected the zone's name"),
+        (
+            "name",
+            "name = \"a b\"",
+            "name = \"a b\": expected 1 to 31 letters",
+        ),
+        (
+            "name",
+            "name = \"../x\"",
+            "name = \"../x\": expected 1 to 31 letters",
+        ),
+        ("name", "name = 7", "name = 7: expected the zone's name in quotes"),
+        ("cpus", "", "cpus is missing: expected how many CPUs"),
+        ("cpus", "cpus = 0", "cpus = 0: expected 1 to 16 CPUs"),
+        ("cpus", "cpus = -1", "cpus = -1: expected how many CPUs"),
+        ("cpus", "cpus = 17", "cpus = 17: expected 1 to 16 CPUs"),
+        ("cpus", "cpus = []", "cpus = []: expected a list of 1 to 16"),
+        (
+            "cpus",
+            "cpus = [0, 1]",
+            "cpus = [0, 1]: expected CPUs other than 0",
+        ),
+        (
+            "cpus",
+            "cpus = [2, 2]",
+            "cpus = [2, 2]: expected each CPU once, but 2 is there twice",
+        ),
+        ("cpus", "cpus = [\"a\"]", "cpus = [\"a\"]: expected how many CPUs"),
+        (
+            "kernel",
+            "",
+            "kernel is missing: expected the path of a kernel image",
+        ),
+        (
+            "kernel",
+            "kernel = \"\"",
+            "kernel = \"\": expected the path of a kernel image",
+        ),
+        (
+            "x",
+            "on_reboot = \"halt\"",
+            "on_reboot = \"halt\": expected \"restart\" or \"stop\"",
+        ),
+        (
+            "x",
+            "on_crash = 1",
+            "on_crash = 1: expected \"stop\" or \"restart\" or \"hold\"",
+        ),
+        (
+            "x",
+            "colour = \"red\"",
+            "unknown key colour = \"red\": expected one of name, cpus,",
+        ),
+        (
+            "x",
+            "disk = \"a.img\"",
+            "disk = \"a.img\": expected [[disk]] sections",
+        ),
+        (
+            "x",
+            "[[disk]]",
+            "disk[0].path is missing: expected the path of an image",
+        ),
+        (
+            "x",
+            "[[disk]]\npath = \"a\"\nmode = 1",
+            "unknown key disk[0].mode = 1: expected one of path,",
+        ),
+        (
+            "x",
+            "[[disk]]\npath = \"a\"\nreadonly = \"no\"",
+            "disk[0].readonly = \"no\": expected true or false",
+        ),
+        (
+            "x",
+            "[[disk]]\npath = \"a\"\nengine = \"aio\"",
+            "disk[0].engine = \"aio\": expected \"io_uring\"",
+        ),
+        (
+            "x",
+            "[[disk]]\npath = \"a\"\nserial = \"123456789012345678901\"",
+            "disk[0].serial = \"123456789012345678901\": expected at most 20 printable",
+        ),
+        (
+            "x",
+            "[[disk]]\npath = \"a\"\n[[disk]]\npath = \"a\"",
+            "disk[1].path = \"/zones/a\": expected a file that is no other",
+        ),
+        ("x", "name = ", "not valid TOML: TOML parse error at line"),
+    ];
+    for (key, line, expected) in cases {
+        let message = message(key, line);
+        assert!(message.starts_with("/zones/guest.toml: "), "{line:?}: {message}");
+        assert!(message.contains(expected), "{line:?}: {message}");
+    }
+}
+
+#[test]
+fn a_missing_zone_file_is_named() {
+    let error = load(Path::new("/nonexistent/z.toml"), Table::new())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("/nonexistent/z.toml: cannot read the zone file: No such file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn two_read_only_disks_may_share_a_file() {
+    let disk = "[[disk]]\npath = \"a\"\nreadonly = true\n";
+    assert!(parsed(&format!("{GOOD}{disk}{disk}")).is_ok());
+}
+
+#[test]
+fn a_configuration_survives_its_way_to_the_daemon() {
+    let zone = parsed(&format!("{GOOD}[[disk]]\npath = \"a\"")).unwrap();
+    let json = serde_json::to_string(&zone).unwrap();
+    assert_eq!(serde_json::from_str::<ZoneConfig>(&json).unwrap(), zone);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "\\PC*") {
+        let _ = parsed(&text);
+    }
+
+    #[test]
+    fn no_value_makes_it_panic(
+        key in proptest::sample::select(KEYS),
+        value in "[\\[\\]{}\"a-z0-9=., -]{0,24}",
+    ) {
+        let _ = parsed(&format!("{GOOD}\n{key} = {value}"));
+        let _ = message_or_zone(key, &value);
+    }
+}
+
+fn message_or_zone(key: &str, value: &str) -> Result<ZoneConfig, ConfigError> {
+    let rest: String = GOOD
+        .lines()
+        .filter(|l| !l.starts_with(key))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    parsed(&format!("{rest}{key} = {value}"))
+}

@@ -1,0 +1,329 @@
+//! What a zone is made of, as its user describes it.
+//!
+//! [`ZoneConfig`] is the checked description that travels from `ringctl` to the daemon and into the daemon's state
+//! file. [`file`] makes it from a TOML file or from command-line options, [`size`] reads and prints sizes.
+
+pub mod file;
+pub mod size;
+
+use std::path::{Path, PathBuf};
+
+use ringvisor::abi::{MAX_SLOTS, MAX_VCPUS, NAME_LEN};
+use serde::{Deserialize, Serialize};
+
+/// Bytes of a huge page, the unit in which memory is donated.
+pub const BLOCK: u64 = 2 << 20;
+/// Least memory of a zone: device tree, kernel and a stack need a few blocks.
+pub const MIN_MEMORY: u64 = 4 * BLOCK;
+/// Most memory of a zone: what lies between RAM's base and the end of the guest's address space, far from both.
+pub const MAX_MEMORY: u64 = 64 << 30;
+/// Bytes of a disk's serial number (virtio 1.2, 5.2.6, GET_ID).
+pub const SERIAL_LEN: usize = 20;
+
+/// A zone as its user wants it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ZoneConfig {
+    /// Where the description came from, for messages: a file's path or "command line".
+    pub origin: String,
+    /// Name, unique among the zones.
+    pub name: String,
+    /// Physical CPUs, or how many.
+    pub cpus: Cpus,
+    /// Bytes of RAM, a multiple of [`BLOCK`].
+    pub memory: u64,
+    /// Kernel image, absolute.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, absolute.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// What PSCI SYSTEM_RESET does.
+    pub on_reboot: OnReboot,
+    /// What a crash does.
+    pub on_crash: OnCrash,
+    /// Disks in the order of the guest's `/dev/vd*`.
+    pub disk: Vec<DiskConfig>,
+}
+
+/// CPUs wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cpus {
+    /// That many, the daemon chooses which.
+    Count(u32),
+    /// These, by root Linux's numbers; the first becomes vCPU 0.
+    List(Vec<u32>),
+}
+
+impl std::fmt::Display for Cpus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Count(count) => count.fmt(f),
+            Self::List(list) => write!(f, "{list:?}"),
+        }
+    }
+}
+
+impl Cpus {
+    /// Number of vCPUs.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Count(count) => usize::try_from(*count).unwrap_or(usize::MAX),
+            Self::List(list) => list.len(),
+        }
+    }
+}
+
+/// What becomes of a zone whose guest asks for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnReboot {
+    /// Load it again and start it.
+    #[default]
+    Restart,
+    /// Treat it as a power-off.
+    Stop,
+}
+
+/// What becomes of a zone whose guest crashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnCrash {
+    /// Take it down.
+    #[default]
+    Stop,
+    /// Load it again and start it.
+    Restart,
+    /// Keep it for inspection until `zone stop`.
+    Hold,
+}
+
+/// One disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Image or block device, absolute.
+    pub path: PathBuf,
+    /// Refuse writes.
+    pub readonly: bool,
+    /// What GET_ID answers.
+    pub serial: Option<String>,
+    /// How the file is read and written.
+    pub engine: Engine,
+}
+
+/// How a disk's file is read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// `io_uring`, direct where the file allows it; threads where the kernel has none.
+    #[default]
+    IoUring,
+    /// A pool of threads with `preadv` and `pwritev`.
+    Threads,
+}
+
+/// Why a description is refused. Each message names source, key, value and what was expected.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The zone file cannot be read.
+    #[error("{origin}: cannot read the zone file: {cause}")]
+    Unreadable {
+        /// Path of the zone file.
+        origin: String,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// Not TOML.
+    #[error("{origin}: not valid TOML: {cause}")]
+    Syntax {
+        /// Path of the zone file.
+        origin: String,
+        /// What the parser said, with line and column.
+        cause: String,
+    },
+    /// A key that must be there is not.
+    #[error("{origin}: {key} is missing: expected {expected}")]
+    Missing {
+        /// Zone file or "command line".
+        origin: String,
+        /// The key.
+        key: String,
+        /// What it should be.
+        expected: String,
+    },
+    /// A key that does not exist.
+    #[error("{origin}: unknown key {key} = {value}: expected one of {known}")]
+    UnknownKey {
+        /// Zone file or "command line".
+        origin: String,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// Keys that exist there.
+        known: String,
+    },
+    /// A value that names something that cannot be used.
+    #[error("{origin}: {key} = {value}: {cause}")]
+    Unusable {
+        /// Zone file or "command line".
+        origin: String,
+        /// The key.
+        key: String,
+        /// The value as written.
+        value: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// A value that cannot be.
+    #[error("{origin}: {key} = {value}: expected {expected}")]
+    BadValue {
+        /// Zone file or "command line".
+        origin: String,
+        /// The key.
+        key: String,
+        /// The value as written.
+        value: String,
+        /// What was expected.
+        expected: String,
+    },
+}
+
+impl ZoneConfig {
+    /// An error about `key`.
+    #[must_use]
+    pub fn bad(&self, key: &str, value: impl ToString, expected: impl ToString) -> ConfigError {
+        ConfigError::BadValue {
+            origin: self.origin.clone(),
+            key: key.to_owned(),
+            value: value.to_string(),
+            expected: expected.to_string(),
+        }
+    }
+
+    /// An error about what the path under `key` names.
+    #[must_use]
+    pub fn unusable(&self, key: &str, path: &Path, cause: impl ToString) -> ConfigError {
+        self.unusable_value(key, quoted(&path.display().to_string()), cause)
+    }
+
+    /// An error about what the value under `key` asks for.
+    #[must_use]
+    pub fn unusable_value(&self, key: &str, value: impl ToString, cause: impl ToString) -> ConfigError {
+        ConfigError::Unusable {
+            origin: self.origin.clone(),
+            key: key.to_owned(),
+            value: value.to_string(),
+            cause: cause.to_string(),
+        }
+    }
+
+    /// Checks everything that can be checked without the machine. Both `ringctl` and the daemon do so: the daemon
+    /// does not trust what arrives on its socket.
+    ///
+    /// # Errors
+    /// The first value that cannot be.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let name_starts = self.name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if !name_starts || self.name.len() >= NAME_LEN || !self.name.chars().all(name_char) {
+            let most = NAME_LEN - 1;
+            let expected =
+                format!("1 to {most} letters, digits, '-', '_' or '.', beginning with a letter or digit");
+            return Err(self.bad("name", quoted(&self.name), expected));
+        }
+        self.check_cpus()?;
+        if self.memory < MIN_MEMORY || self.memory > MAX_MEMORY || !self.memory.is_multiple_of(BLOCK) {
+            let expected = format!(
+                "a multiple of 2M between {} and {}",
+                size::format_size(MIN_MEMORY),
+                size::format_size(MAX_MEMORY)
+            );
+            return Err(self.bad("memory", quoted(&size::format_size(self.memory)), expected));
+        }
+        absolute(self, "kernel", &self.kernel)?;
+        if let Some(initrd) = &self.initrd {
+            absolute(self, "initrd", initrd)?;
+        }
+        if self.cmdline.len() > MAX_CMDLINE || self.cmdline.contains('\0') {
+            let expected = format!("at most {MAX_CMDLINE} bytes without NUL");
+            return Err(self.bad("cmdline", quoted(&self.cmdline), expected));
+        }
+        self.check_disks()
+    }
+
+    fn check_cpus(&self) -> Result<(), ConfigError> {
+        match &self.cpus {
+            Cpus::Count(count) => {
+                if *count == 0 || usize::try_from(*count).is_ok_and(|count| count > MAX_VCPUS) {
+                    let expected = format!("1 to {MAX_VCPUS} CPUs");
+                    return Err(self.bad("cpus", count, expected));
+                }
+            }
+            Cpus::List(list) => {
+                if list.is_empty() || list.len() > MAX_VCPUS {
+                    let expected = format!("a list of 1 to {MAX_VCPUS} CPU numbers");
+                    return Err(self.bad("cpus", format!("{list:?}"), expected));
+                }
+                if list.contains(&0) {
+                    let expected = "CPUs other than 0, which root keeps";
+                    return Err(self.bad("cpus", format!("{list:?}"), expected));
+                }
+                let mut seen = std::collections::BTreeSet::new();
+                if let Some(twice) = list.iter().find(|cpu| !seen.insert(**cpu)) {
+                    let expected = format!("each CPU once, but {twice} is there twice");
+                    return Err(self.bad("cpus", format!("{list:?}"), expected));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_disks(&self) -> Result<(), ConfigError> {
+        if self.disk.len() > MAX_SLOTS {
+            let expected = format!("at most {MAX_SLOTS} disks");
+            return Err(self.bad("disk", format!("{} disks", self.disk.len()), expected));
+        }
+        for (index, disk) in self.disk.iter().enumerate() {
+            absolute(self, &format!("disk[{index}].path"), &disk.path)?;
+            if let Some(serial) = &disk.serial
+                && (serial.len() > SERIAL_LEN || !serial.bytes().all(|b| b.is_ascii_graphic() || b == b' '))
+            {
+                let expected = format!("at most {SERIAL_LEN} printable ASCII characters");
+                return Err(self.bad(&format!("disk[{index}].serial"), quoted(serial), expected));
+            }
+            if let Some(first) = self
+                .disk
+                .iter()
+                .take(index)
+                .position(|other| other.path == disk.path)
+                && !(disk.readonly && self.disk.get(first).is_some_and(|other| other.readonly))
+            {
+                let expected =
+                    format!("a file that is no other writable disk of the zone, but disk[{first}] is it");
+                let key = format!("disk[{index}].path");
+                return Err(self.bad(&key, quoted(&disk.path.display().to_string()), expected));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Most bytes of a command line: what arm64 Linux takes (COMMAND_LINE_SIZE, less the NUL).
+pub const MAX_CMDLINE: usize = 2047;
+
+fn absolute(config: &ZoneConfig, key: &str, path: &Path) -> Result<(), ConfigError> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(config.bad(key, quoted(&path.display().to_string()), "an absolute path"))
+}
+
+/// `text` as TOML would write it.
+#[must_use]
+pub fn quoted(text: &str) -> String {
+    format!("{text:?}")
+}

@@ -1,0 +1,215 @@
+//! A zone's console: what the guest printed, kept and followed, and what its users type.
+//!
+//! EL2 holds the UART and a byte ring each way. The reactor moves output from the ring into the [`Scrollback`]
+//! ([`Console::pump`]); any number of readers follow it at their own pace ([`Console::read`]), and none of them can
+//! slow the guest or the reactor down. Input goes straight into the ring.
+
+pub mod scrollback;
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use ringvisor::ring::ZoneWindow;
+use ringvisor::ring::console::{InputProducer, OutputConsumer};
+
+use crate::hv::Hypervisor;
+use scrollback::{Chunk, Scrollback};
+
+/// Bytes of output kept.
+pub const KEPT: usize = 256 << 10;
+/// Bytes moved at once.
+const STEP: usize = 4096;
+
+/// A zone's console.
+pub struct Console {
+    /// Innermost lock, held for a copy at a time.
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Whose ring takes input, while there is one. Held while it is written, so that nothing gets into the ring of a
+    /// later zone with the same number.
+    input: Mutex<Option<(u8, InputProducer)>>,
+}
+
+struct State {
+    kept: Scrollback,
+    output: OutputConsumer,
+    closed: bool,
+}
+
+impl Default for Console {
+    fn default() -> Self {
+        let state = State {
+            kept: Scrollback::new(KEPT),
+            output: OutputConsumer::default(),
+            closed: false,
+        };
+        Self {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            input: Mutex::new(None),
+        }
+    }
+}
+
+impl Console {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Moves what is in the zone's ring to the scroll-back. Called by the reactor; also once after the zone's end.
+    pub fn pump(&self, window: &ZoneWindow) {
+        let mut buffer = [0; STEP];
+        let mut state = self.state();
+        loop {
+            let read = state.output.read(&window.output(), &mut buffer);
+            if read.dropped > 0 {
+                let note = format!(
+                    "\r\n[ringd: {} bytes of console output were lost here]\r\n",
+                    read.dropped
+                );
+                state.kept.push(note.as_bytes());
+            }
+            state.kept.push(buffer.get(..read.len).unwrap_or_default());
+            if read.len == 0 {
+                break;
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Adds a line of the daemon's own.
+    pub fn note(&self, text: &str) {
+        self.state()
+            .kept
+            .push(format!("\r\n[ringd: {text}]\r\n").as_bytes());
+        self.changed.notify_all();
+    }
+
+    /// No more output will come.
+    pub fn close(&self) {
+        self.state().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Position of the oldest byte kept.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.state().kept.start()
+    }
+
+    /// Waits until there are bytes at or behind `position`, then gives up to 4 KiB of them. `None` after the end, and
+    /// empty after `patience`.
+    #[must_use]
+    pub fn read(&self, position: u64, patience: Duration) -> Option<Chunk> {
+        let mut state = self.state();
+        if state.kept.end() <= position && !state.closed {
+            let waited = self.changed.wait_timeout(state, patience);
+            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        let chunk = state.kept.read(position, STEP);
+        (!chunk.bytes.is_empty() || !state.closed).then_some(chunk)
+    }
+
+    /// From now on input goes to this zone's ring.
+    pub fn open_input(&self, hv: &dyn Hypervisor, zone: u8) {
+        let producer = hv
+            .shared()
+            .window(zone)
+            .map(|window| (zone, InputProducer::attach(&window.input())));
+        *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = producer;
+    }
+
+    /// From now on input is refused.
+    pub fn close_input(&self) {
+        *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+    }
+
+    /// Puts as much of `bytes` into the zone's input as there is room for; `None` if the zone is over.
+    pub fn type_in(&self, hv: &dyn Hypervisor, bytes: &[u8]) -> Option<usize> {
+        let mut input = self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (zone, producer) = input.as_mut()?;
+        let taken = producer.write(&hv.shared().window(*zone)?.input(), bytes);
+        if taken > 0 {
+            hv.console_input(*zone);
+        }
+        Some(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hv::SharedPage;
+    use crate::hv::fake::FakeEl2;
+    use ringvisor::ring::console::{InputConsumer, OutputProducer};
+
+    const NOW: Duration = Duration::ZERO;
+
+    #[test]
+    fn output_is_kept_and_followed_to_its_end() {
+        let page = SharedPage::private().unwrap();
+        let window = page.window(1).unwrap();
+        let console = Console::default();
+        let mut guest = OutputProducer::new();
+        assert_eq!(console.read(0, NOW).unwrap().bytes, b"");
+        guest.write(&window.output(), b"hello ");
+        console.pump(window);
+        guest.write(&window.output(), b"world");
+        console.pump(window);
+        let chunk = console.read(0, NOW).unwrap();
+        assert_eq!(
+            (chunk.bytes.as_slice(), chunk.next, chunk.skipped),
+            (&b"hello world"[..], 11, 0)
+        );
+        console.close();
+        assert_eq!(console.read(0, NOW).unwrap().bytes.len(), 11);
+        assert_eq!(console.read(11, NOW), None);
+    }
+
+    #[test]
+    fn what_the_ring_lost_is_said() {
+        let page = SharedPage::private().unwrap();
+        let window = page.window(1).unwrap();
+        let console = Console::default();
+        let mut guest = OutputProducer::new();
+        for _ in 0..17 {
+            guest.write(&window.output(), &[b'x'; 4096]);
+        }
+        console.pump(window);
+        let text = String::from_utf8(console.read(0, NOW).unwrap().bytes).unwrap();
+        assert!(
+            text.contains("[ringd: 4096 bytes of console output were lost here]"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_reader_is_woken() {
+        let page = SharedPage::private().unwrap();
+        let console = Console::default();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| console.read(0, Duration::from_secs(20)).map(|chunk| chunk.bytes));
+            std::thread::sleep(Duration::from_millis(20));
+            OutputProducer::new().write(&page.window(1).unwrap().output(), b"!");
+            console.pump(page.window(1).unwrap());
+            assert_eq!(reader.join().unwrap(), Some(b"!".to_vec()));
+        });
+    }
+
+    #[test]
+    fn input_stops_where_the_ring_is_full_and_when_the_zone_is_over() {
+        let el2 = FakeEl2::new(1).unwrap();
+        let console = Console::default();
+        assert_eq!(console.type_in(&el2, b"early"), None);
+        console.open_input(&el2, 2);
+        assert_eq!(console.type_in(&el2, b"ls\r"), Some(3));
+        let ring = el2.shared().window(2).unwrap().input();
+        assert_eq!(InputConsumer::new().pop(&ring), Some(b'l'));
+        assert_eq!(console.type_in(&el2, &[b'y'; 5000]), Some(4096 - 2));
+        assert_eq!(console.type_in(&el2, b"z"), Some(0));
+        assert_eq!(el2.console_inputs(), 2);
+        console.close_input();
+        assert_eq!(console.type_in(&el2, b"late"), None);
+    }
+}

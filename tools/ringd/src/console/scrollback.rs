@@ -1,0 +1,127 @@
+//! The last so many bytes of an endless stream, addressed by their position in it.
+
+use std::collections::VecDeque;
+
+/// A ring of bytes whose positions count from the stream's beginning.
+pub struct Scrollback {
+    bytes: VecDeque<u8>,
+    limit: usize,
+    end: u64,
+}
+
+/// What [`Scrollback::read`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Bytes between the position asked for and the first one given that are no longer kept.
+    pub skipped: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Position behind them.
+    pub next: u64,
+}
+
+impl Scrollback {
+    /// Keeps up to `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self {
+            bytes: VecDeque::new(),
+            limit,
+            end: 0,
+        }
+    }
+
+    /// Position of the oldest byte kept.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.end.saturating_sub(self.bytes.len() as u64)
+    }
+
+    /// Position behind the newest byte.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Appends `new`, dropping the oldest bytes if need be.
+    pub fn push(&mut self, new: &[u8]) {
+        self.end = self.end.wrapping_add(new.len() as u64);
+        let new = new
+            .get(new.len().saturating_sub(self.limit)..)
+            .unwrap_or_default();
+        let excess = self
+            .bytes
+            .len()
+            .saturating_add(new.len())
+            .saturating_sub(self.limit);
+        self.bytes.drain(..excess.min(self.bytes.len()));
+        self.bytes.extend(new);
+    }
+
+    /// Up to `most` bytes from `position` on, or from the oldest one kept.
+    #[must_use]
+    pub fn read(&self, position: u64, most: usize) -> Chunk {
+        let from = position.clamp(self.start(), self.end);
+        let offset = usize::try_from(from.saturating_sub(self.start())).unwrap_or(usize::MAX);
+        let bytes: Vec<u8> = self.bytes.iter().skip(offset).take(most).copied().collect();
+        let next = from.saturating_add(bytes.len() as u64);
+        Chunk {
+            skipped: from.saturating_sub(position),
+            bytes,
+            next,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_bytes_are_kept() {
+        let mut kept = Scrollback::new(8);
+        kept.push(b"abcdef");
+        assert_eq!(
+            kept.read(2, 3),
+            Chunk {
+                skipped: 0,
+                bytes: b"cde".to_vec(),
+                next: 5
+            }
+        );
+        kept.push(b"ghij");
+        assert_eq!((kept.start(), kept.end()), (2, 10));
+        assert_eq!(
+            kept.read(0, 100),
+            Chunk {
+                skipped: 2,
+                bytes: b"cdefghij".to_vec(),
+                next: 10
+            }
+        );
+        kept.push(b"0123456789");
+        assert_eq!(
+            kept.read(10, 100),
+            Chunk {
+                skipped: 2,
+                bytes: b"23456789".to_vec(),
+                next: 20
+            }
+        );
+    }
+
+    #[test]
+    fn reading_at_and_behind_the_end_is_empty() {
+        let mut kept = Scrollback::new(8);
+        kept.push(b"ab");
+        assert_eq!(
+            kept.read(2, 8),
+            Chunk {
+                skipped: 0,
+                bytes: vec![],
+                next: 2
+            }
+        );
+        assert_eq!(kept.read(7, 8).next, 2);
+    }
+}

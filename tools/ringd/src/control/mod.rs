@@ -1,0 +1,7 @@
+//! How `ringctl` talks to the daemon: JSON lines over a Unix socket.
+//!
+//! [`protocol`] is what is said, [`server`] the daemon's side, [`client`] the command's.
+
+pub mod client;
+pub mod protocol;
+pub mod server;

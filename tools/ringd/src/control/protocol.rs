@@ -1,0 +1,224 @@
+//! Requests and answers. One line of JSON each; an answer per request, in order.
+//!
+//! [`Request::Console`] is the exception: after its answer the connection carries the console's bytes, both ways, and
+//! ends with the zone.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::ZoneConfig;
+use crate::io::QueueReport;
+use crate::zone::{Ending, Status};
+
+/// Longest line, in bytes.
+pub const MAX_LINE: u64 = 1 << 20;
+
+/// What a client wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
+pub enum Request {
+    /// Starts a zone. Answer: [`Reply::Zone`].
+    Start {
+        /// Its description.
+        config: Box<ZoneConfig>,
+    },
+    /// Ends a zone. Answer: [`Reply::Done`], when all is given back.
+    Stop {
+        /// Its name.
+        name: String,
+    },
+    /// Pauses a zone. Answer: [`Reply::Done`].
+    Pause {
+        /// Its name.
+        name: String,
+    },
+    /// Lets a paused zone go on. Answer: [`Reply::Done`].
+    Resume {
+        /// Its name.
+        name: String,
+    },
+    /// Waits for a zone's end. Answer: [`Reply::Ended`].
+    Wait {
+        /// Its name.
+        name: String,
+    },
+    /// Answer: [`Reply::Zones`].
+    List,
+    /// Answer: [`Reply::Done`], then bytes.
+    Console {
+        /// The zone.
+        name: String,
+        /// Go on with what is printed from now on.
+        follow: bool,
+    },
+    /// Answer: [`Reply::Disks`].
+    Disks,
+    /// Answer: [`Reply::Info`].
+    Info,
+    /// Changes a log level. Answer: [`Reply::Done`].
+    LogLevel {
+        /// Whose.
+        target: LogTarget,
+        /// To what.
+        level: LogLevel,
+    },
+}
+
+/// Who logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogTarget {
+    /// The hypervisor.
+    El2,
+    /// The daemon.
+    Ringd,
+}
+
+/// How much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum LogLevel {
+    /// Only what failed.
+    Error,
+    /// And what is strange.
+    Warn,
+    /// And what is worth knowing.
+    Info,
+    /// And what helps finding mistakes.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// What the daemon says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// It worked.
+    Ok(Reply),
+    /// It did not; why, for people.
+    Error(String),
+}
+
+/// What a request that worked gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// Nothing more to say.
+    Done,
+    /// A zone.
+    Zone(Status),
+    /// All zones.
+    Zones(Vec<Status>),
+    /// How a zone ended.
+    Ended(Ending),
+    /// All disks.
+    Disks(Vec<DiskReport>),
+    /// The hypervisor.
+    Info(InfoReport),
+}
+
+/// A disk and its queues.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// Its zone.
+    pub zone: String,
+    /// Its slot; 0 is `/dev/vda`.
+    pub slot: u8,
+    /// Its image.
+    pub path: std::path::PathBuf,
+    /// Whether writes are refused.
+    pub readonly: bool,
+    /// Its serial number.
+    pub serial: String,
+    /// Its engine.
+    pub engine: crate::config::Engine,
+    /// Counters by queue.
+    pub queues: Vec<QueueReport>,
+}
+
+/// What EL2 and the daemon say of themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InfoReport {
+    /// Version of EL2.
+    pub el2_version: String,
+    /// Version of the daemon.
+    pub ringd_version: String,
+    /// Process of the daemon.
+    pub ringd_pid: u32,
+    /// Version of the interface between them.
+    pub abi_version: u32,
+    /// EL2's page frames of 4 KiB in all.
+    pub pages_total: u32,
+    /// Page frames in use.
+    pub pages_used: u32,
+    /// Bytes of EL2's heap in all.
+    pub heap_total: u32,
+    /// Bytes of the heap in use.
+    pub heap_used: u32,
+    /// Times that a daemon attached since boot.
+    pub attaches: u32,
+    /// Times that EL2 rang for the daemon.
+    pub bells: u32,
+    /// EL2's log level, 1 (error) to 5 (trace).
+    pub log_level: u32,
+    /// Zones that EL2 has, without root.
+    pub zones: usize,
+    /// CPUs.
+    pub cpus: Vec<CpuReport>,
+}
+
+/// One physical CPU.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuReport {
+    /// Affinity fields of its MPIDR.
+    pub mpidr: u64,
+    /// Zone that has it, if one has; 0 is root.
+    pub zone: Option<u8>,
+    /// vCPU that it runs there.
+    pub vcpu: u8,
+    /// "running", "parked" or "dead".
+    pub state: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_one_line_of_json() {
+        let request = Request::Console {
+            name: "a".into(),
+            follow: true,
+        };
+        let line = serde_json::to_string(&request).unwrap();
+        assert_eq!(line, r#"{"op":"console","name":"a","follow":true}"#);
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        assert_eq!(serde_json::to_string(&Request::List).unwrap(), r#"{"op":"list"}"#);
+    }
+
+    #[test]
+    fn answers_say_whether_it_worked() {
+        let done = serde_json::to_string(&Response::Ok(Reply::Done)).unwrap();
+        assert_eq!(done, r#"{"ok":"done"}"#);
+        let ended = Response::Ok(Reply::Ended(Ending::Crashed("x".into())));
+        let line = serde_json::to_string(&ended).unwrap();
+        assert_eq!(line, r#"{"ok":{"ended":{"how":"crashed","detail":"x"}}}"#);
+        assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), ended);
+        let error = serde_json::to_string(&Response::Error("no".into())).unwrap();
+        assert_eq!(error, r#"{"error":"no"}"#);
+    }
+
+    #[test]
+    fn unknown_requests_are_refused() {
+        for line in [
+            "{}",
+            r#"{"op":"format_all"}"#,
+            r#"{"op":"stop","name":"a","x":1}"#,
+            "[]",
+            "7",
+        ] {
+            let parsed = serde_json::from_str::<Request>(line);
+            assert!(parsed.is_err(), "{line} gives {parsed:?}");
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! The daemon's side: a thread per connection, none of which the reactor waits for.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ringvisor::abi::info::{InfoPage, OWNER_NONE};
+use ringvisor::abi::{ROOT_ZONE, ZoneState};
+
+use super::protocol::{
+    CpuReport, DiskReport, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
+};
+use crate::hv::Hypervisor;
+use crate::zone::Shared;
+use crate::zone::actor::Wish;
+use crate::zone::registry::Registry;
+
+/// How often a silent console looks whether its reader is still there.
+const CONSOLE_GLANCE: Duration = Duration::from_millis(200);
+/// How long to wait for room in a zone's console input.
+const INPUT_GLANCE: Duration = Duration::from_millis(5);
+
+/// Changes the daemon's own log level.
+pub type SetLogLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
+
+/// Makes the socket; only its owner may connect.
+///
+/// # Errors
+/// The system refused.
+pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Serves connections for ever.
+pub fn serve(listener: &UnixListener, registry: &Arc<Registry>, set_log_level: SetLogLevel) {
+    let set_log_level = Arc::new(set_log_level);
+    for stream in listener.incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                // No descriptors left, most likely: some connection has to end first.
+                tracing::warn!(%error, "cannot accept a connection");
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        let (registry, set_log_level) = (registry.clone(), set_log_level.clone());
+        let thread = std::thread::Builder::new().name("client".into()).spawn(move || {
+            if let Err(error) = converse(&stream, &registry, &set_log_level) {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+        if let Err(error) = thread {
+            tracing::warn!(%error, "cannot start a thread for a connection");
+        }
+    }
+}
+
+fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLogLevel) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut line = String::new();
+        if reader.by_ref().take(MAX_LINE).read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        let request = match serde_json::from_str::<Request>(&line) {
+            Ok(request) => request,
+            Err(error) => {
+                respond(stream, &Response::Error(format!("not a request: {error}")))?;
+                return Ok(());
+            }
+        };
+        tracing::debug!(?request, "request");
+        if let Request::Console { name, follow } = request {
+            return match registry.find(&name) {
+                Ok(zone) => {
+                    respond(stream, &Response::Ok(Reply::Done))?;
+                    console(stream, reader, &zone, registry, follow)
+                }
+                Err(error) => respond(stream, &Response::Error(error.to_string())),
+            };
+        }
+        let response = match answer(request, registry, set_log_level) {
+            Ok(reply) => Response::Ok(reply),
+            Err(error) => Response::Error(error),
+        };
+        respond(stream, &response)?;
+    }
+}
+
+fn respond(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
+    let mut line = serde_json::to_vec(response)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) -> Result<Reply, String> {
+    let wish = |name: &str, wish| {
+        registry
+            .ask(name, wish)
+            .map(|()| Reply::Done)
+            .map_err(|error| error.to_string())
+    };
+    match request {
+        Request::Start { config } => {
+            let zone = registry.start(*config).map_err(|error| error.to_string())?;
+            Ok(Reply::Zone(zone.status()))
+        }
+        Request::Stop { name } => wish(&name, Wish::Stop),
+        Request::Pause { name } => wish(&name, Wish::Pause),
+        Request::Resume { name } => wish(&name, Wish::Resume),
+        Request::Wait { name } => {
+            let zone = registry.find(&name).map_err(|error| error.to_string())?;
+            Ok(Reply::Ended(zone.wait()))
+        }
+        Request::List => Ok(Reply::Zones(registry.list())),
+        Request::Disks => Ok(Reply::Disks(disks(registry))),
+        Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
+        Request::LogLevel {
+            target: LogTarget::Ringd,
+            level,
+        } => {
+            set_log_level(level);
+            Ok(Reply::Done)
+        }
+        Request::LogLevel {
+            target: LogTarget::El2,
+            level,
+        } => {
+            let set = registry.context().el2().log_level(level as u32 + 1);
+            set.map(|()| Reply::Done).map_err(|error| error.to_string())
+        }
+        // Taken care of by `converse`.
+        Request::Console { .. } => Err("a console needs a connection of its own".into()),
+    }
+}
+
+fn disks(registry: &Registry) -> Vec<DiskReport> {
+    let mut reports = Vec::new();
+    for status in registry.list() {
+        let (Some(number), Ok(zone)) = (status.number, registry.find(&status.name)) else {
+            continue;
+        };
+        let queues = registry.context().io.report(number);
+        for (slot, disk) in (0_u8..).zip(&zone.config.disk) {
+            reports.push(DiskReport {
+                zone: status.name.clone(),
+                slot,
+                path: disk.path.clone(),
+                readonly: disk.readonly,
+                serial: disk.serial.clone().unwrap_or_default(),
+                engine: disk.engine,
+                queues: queues
+                    .iter()
+                    .filter(|queue| queue.slot == slot)
+                    .cloned()
+                    .collect(),
+            });
+        }
+    }
+    reports
+}
+
+fn info(page: &InfoPage) -> InfoReport {
+    let version = page.version.split(|byte| *byte == 0).next().unwrap_or_default();
+    let count = usize::try_from(page.cpu_count).unwrap_or(0);
+    let zones = (0_u8..).zip(&page.zones);
+    InfoReport {
+        el2_version: String::from_utf8_lossy(version).into_owned(),
+        ringd_version: env!("CARGO_PKG_VERSION").into(),
+        ringd_pid: std::process::id(),
+        abi_version: page.abi_version,
+        pages_total: page.pages_total,
+        pages_used: page.pages_used,
+        heap_total: page.heap_total,
+        heap_used: page.heap_used,
+        attaches: page.attach_epoch,
+        bells: page.bells,
+        log_level: page.log_level,
+        zones: zones
+            .filter(|(n, zone)| *n != ROOT_ZONE && zone.state != ZoneState::None as u8)
+            .count(),
+        cpus: page.cpus.iter().take(count).map(cpu).collect(),
+    }
+}
+
+fn cpu(cpu: &ringvisor::abi::info::CpuInfo) -> CpuReport {
+    let state = match cpu.running {
+        0 => "parked",
+        1 => "running",
+        2 => "dead",
+        _ => "unknown",
+    };
+    let zone = (cpu.owner != OWNER_NONE).then_some(cpu.owner);
+    CpuReport {
+        mpidr: cpu.mpidr,
+        zone,
+        vcpu: cpu.vcpu,
+        state: state.into(),
+    }
+}
+
+/// Carries a console's bytes: output from a thread of its own, input here, until either side ends.
+fn console(
+    stream: &UnixStream,
+    mut reader: BufReader<&UnixStream>,
+    zone: &Arc<Shared>,
+    registry: &Registry,
+    follow: bool,
+) -> io::Result<()> {
+    let gone = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let output = scope.spawn(|| {
+            let outcome = send_output(stream, zone, &gone, follow);
+            // Ends the reading below, too.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+            outcome
+        });
+        let input = take_input(&mut reader, zone, registry.context().el2(), &gone);
+        gone.store(true, Ordering::Relaxed);
+        let output = output.join().unwrap_or(Ok(()));
+        input.and(output)
+    })
+}
+
+fn send_output(mut stream: &UnixStream, zone: &Shared, gone: &AtomicBool, follow: bool) -> io::Result<()> {
+    let mut position = zone.console.start();
+    let patience = if follow { CONSOLE_GLANCE } else { Duration::ZERO };
+    while !gone.load(Ordering::Relaxed) {
+        let Some(chunk) = zone.console.read(position, patience) else {
+            break;
+        };
+        if chunk.skipped > 0 {
+            let skipped = chunk.skipped;
+            write!(
+                stream,
+                "\r\n[ringd: this reader was too slow for {skipped} bytes]\r\n"
+            )?;
+        }
+        stream.write_all(&chunk.bytes)?;
+        if !follow && chunk.bytes.is_empty() {
+            break;
+        }
+        position = chunk.next;
+    }
+    Ok(())
+}
+
+fn take_input(
+    reader: &mut BufReader<&UnixStream>,
+    zone: &Shared,
+    el2: &dyn Hypervisor,
+    gone: &AtomicBool,
+) -> io::Result<()> {
+    let mut buffer = [0; 1024];
+    loop {
+        let count = reader.read(&mut buffer)?;
+        let mut rest = buffer.get(..count).unwrap_or_default();
+        if rest.is_empty() {
+            return Ok(());
+        }
+        while !rest.is_empty() && !gone.load(Ordering::Relaxed) {
+            // Input for a zone that is over is dropped.
+            let Some(taken) = zone.console.type_in(el2, rest) else {
+                break;
+            };
+            rest = rest.get(taken..).unwrap_or_default();
+            if taken == 0 {
+                std::thread::sleep(INPUT_GLANCE);
+            }
+        }
+    }
+}

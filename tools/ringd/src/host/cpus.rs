@@ -1,0 +1,251 @@
+//! Root's CPUs: which there are, which a zone gets, taking them offline and back.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use crate::config::Cpus;
+
+/// One CPU of root Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// Linux's number.
+    pub number: u32,
+    /// Whether it is online.
+    pub online: bool,
+    /// Affinity fields of MPIDR_EL1, as the device tree's `reg` has them.
+    pub mpidr: u64,
+}
+
+/// Why a zone cannot have the CPUs it wants.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Fewer than wanted can be given up.
+    TooFew {
+        /// That many could be.
+        available: usize,
+    },
+    /// CPU 0 is asked for.
+    Zero,
+    /// The machine has no such CPU; the highest number it has.
+    Missing(u32, u32),
+    /// The CPU is offline: another zone has it, or somebody took it offline.
+    Offline(u32),
+}
+
+impl std::fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::TooFew { available } => {
+                write!(
+                    f,
+                    "at most {available}: root keeps CPU 0, and those in use by zones are not available"
+                )
+            }
+            Self::Zero => f.write_str("CPUs other than 0, which root keeps"),
+            Self::Missing(cpu, last) => write!(f, "CPUs of this machine, 1 to {last}; there is no CPU {cpu}"),
+            Self::Offline(cpu) => {
+                write!(
+                    f,
+                    "CPUs that are online in root, but CPU {cpu} is busy: held by a zone, or offline"
+                )
+            }
+        }
+    }
+}
+
+/// Chooses the CPUs for a zone, in the order of its vCPUs: those named, or the highest-numbered online ones. CPU 0
+/// stays with root.
+///
+/// # Errors
+/// See [`Unavailable`].
+pub fn choose(cpus: &[Cpu], wanted: &Cpus) -> Result<Vec<Cpu>, Unavailable> {
+    match wanted {
+        Cpus::Count(_) => {
+            let mut free: Vec<Cpu> = cpus
+                .iter()
+                .filter(|cpu| cpu.online && cpu.number != 0)
+                .copied()
+                .collect();
+            free.sort_by_key(|cpu| cpu.number);
+            let first = free.len().checked_sub(wanted.count());
+            let first = first.ok_or(Unavailable::TooFew {
+                available: free.len(),
+            })?;
+            Ok(free.split_off(first))
+        }
+        Cpus::List(list) => list
+            .iter()
+            .map(|number| {
+                if *number == 0 {
+                    return Err(Unavailable::Zero);
+                }
+                let last = cpus.iter().map(|cpu| cpu.number).max().unwrap_or(0);
+                let cpu = cpus.iter().find(|cpu| cpu.number == *number);
+                let cpu = cpu.ok_or(Unavailable::Missing(*number, last))?;
+                if cpu.online {
+                    Ok(*cpu)
+                } else {
+                    Err(Unavailable::Offline(*number))
+                }
+            })
+            .collect(),
+    }
+}
+
+/// CPUs below `root` (`/` in earnest), by number. Only those that the kernel calls present.
+///
+/// # Errors
+/// sysfs or the device tree cannot be read.
+pub fn list(root: &Path) -> io::Result<Vec<Cpu>> {
+    let directory = root.join("sys/devices/system/cpu");
+    let mut cpus = Vec::new();
+    for entry in fs::read_dir(&directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("cpu")?.parse::<u32>().ok());
+        let Some(number) = number else { continue };
+        // CPU 0 has no `online` file where it cannot be taken offline.
+        let online = match fs::read_to_string(entry.path().join("online")) {
+            Ok(text) => text.trim() == "1",
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(error),
+        };
+        let mpidr = mpidr(root, &entry.path(), number)?;
+        cpus.push(Cpu {
+            number,
+            online,
+            mpidr,
+        });
+    }
+    cpus.sort_by_key(|cpu| cpu.number);
+    Ok(cpus)
+}
+
+/// The device tree's `reg` of a CPU: by its node if sysfs names it, else by its place among the nodes.
+fn mpidr(root: &Path, cpu: &Path, number: u32) -> io::Result<u64> {
+    if let Ok(reg) = fs::read(cpu.join("of_node/reg")) {
+        return cells(&reg);
+    }
+    let mut nodes = Vec::new();
+    for entry in fs::read_dir(root.join("proc/device-tree/cpus"))?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("cpu@") {
+            nodes.push(cells(&fs::read(entry.path().join("reg"))?)?);
+        }
+    }
+    nodes.sort_unstable();
+    let index = usize::try_from(number).map_err(io::Error::other)?;
+    nodes
+        .get(index)
+        .copied()
+        .ok_or_else(|| io::Error::other(format!("no device-tree node for CPU {number}")))
+}
+
+/// One or two big-endian cells.
+fn cells(reg: &[u8]) -> io::Result<u64> {
+    if reg.len() != 4 && reg.len() != 8 {
+        return Err(io::Error::other(format!(
+            "a CPU's reg has {} bytes, expected 4 or 8",
+            reg.len()
+        )));
+    }
+    Ok(reg.iter().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+}
+
+/// Takes a CPU offline or brings it online.
+///
+/// # Errors
+/// Linux refused.
+pub fn set_online(root: &Path, cpu: u32, online: bool) -> io::Result<()> {
+    let path = root.join(format!("sys/devices/system/cpu/cpu{cpu}/online"));
+    fs::write(path, if online { "1" } else { "0" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(online: &[bool]) -> Vec<Cpu> {
+        let cpu = |(number, online): (usize, &bool)| Cpu {
+            number: number as u32,
+            online: *online,
+            mpidr: number as u64,
+        };
+        online.iter().enumerate().map(cpu).collect()
+    }
+
+    fn numbers(chosen: Result<Vec<Cpu>, Unavailable>) -> Result<Vec<u32>, Unavailable> {
+        chosen.map(|cpus| cpus.iter().map(|cpu| cpu.number).collect())
+    }
+
+    #[test]
+    fn a_count_takes_the_highest_online_cpus() {
+        let four = machine(&[true; 4]);
+        assert_eq!(numbers(choose(&four, &Cpus::Count(1))), Ok(vec![3]));
+        assert_eq!(numbers(choose(&four, &Cpus::Count(2))), Ok(vec![2, 3]));
+        assert_eq!(numbers(choose(&four, &Cpus::Count(3))), Ok(vec![1, 2, 3]));
+        assert_eq!(
+            choose(&four, &Cpus::Count(4)),
+            Err(Unavailable::TooFew { available: 3 })
+        );
+        let busy = machine(&[true, true, true, false]);
+        assert_eq!(numbers(choose(&busy, &Cpus::Count(1))), Ok(vec![2]));
+        assert_eq!(
+            choose(&machine(&[true]), &Cpus::Count(1)),
+            Err(Unavailable::TooFew { available: 0 })
+        );
+    }
+
+    #[test]
+    fn a_list_is_taken_as_it_is() {
+        let four = machine(&[true, true, true, false]);
+        assert_eq!(numbers(choose(&four, &Cpus::List(vec![2, 1]))), Ok(vec![2, 1]));
+        assert_eq!(choose(&four, &Cpus::List(vec![1, 0])), Err(Unavailable::Zero));
+        assert_eq!(
+            choose(&four, &Cpus::List(vec![4])),
+            Err(Unavailable::Missing(4, 3))
+        );
+        assert_eq!(
+            choose(&four, &Cpus::List(vec![2, 3])),
+            Err(Unavailable::Offline(3))
+        );
+    }
+
+    #[test]
+    fn sysfs_is_read_and_written() {
+        let root = tempfile::tempdir().unwrap();
+        let base = root.path().join("sys/devices/system/cpu");
+        for (number, reg) in [(0_u32, vec![0, 0, 0, 0]), (1, vec![0, 0, 0, 0, 0, 0, 1, 0])] {
+            let node = base.join(format!("cpu{number}/of_node"));
+            fs::create_dir_all(&node).unwrap();
+            fs::write(node.join("reg"), reg).unwrap();
+        }
+        fs::create_dir_all(base.join("cpufreq")).unwrap();
+        fs::write(base.join("cpu1/online"), "1\n").unwrap();
+        let cpu = |number, online, mpidr| Cpu {
+            number,
+            online,
+            mpidr,
+        };
+        assert_eq!(list(root.path()).unwrap(), [cpu(0, true, 0), cpu(1, true, 0x100)]);
+        set_online(root.path(), 1, false).unwrap();
+        assert_eq!(list(root.path()).unwrap()[1], cpu(1, false, 0x100));
+    }
+
+    #[test]
+    fn without_of_node_the_device_tree_is_asked() {
+        let root = tempfile::tempdir().unwrap();
+        for number in 0..2 {
+            fs::create_dir_all(root.path().join(format!("sys/devices/system/cpu/cpu{number}"))).unwrap();
+        }
+        for (name, reg) in [("cpu@0", [0, 0, 0, 0]), ("cpu@101", [0, 0, 1, 1])] {
+            let node = root.path().join("proc/device-tree/cpus").join(name);
+            fs::create_dir_all(&node).unwrap();
+            fs::write(node.join("reg"), reg).unwrap();
+        }
+        let cpus = list(root.path()).unwrap();
+        assert_eq!(cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>(), [0, 0x101]);
+    }
+}

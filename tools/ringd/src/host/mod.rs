@@ -1,0 +1,171 @@
+//! Root Linux as the daemon uses it: its CPUs ([`cpus`]), its huge pages ([`hugepages`]), guest RAM ([`ram`]).
+//!
+//! [`Host`] is the border: [`Linux`] is the machine, [`fake`] a model for tests. All of it needs privileges and
+//! none of it is on the path of a request, so that a privileged helper can implement the trait later.
+
+pub mod cpus;
+pub mod fake;
+pub mod hugepages;
+pub mod ram;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+pub use cpus::Cpu;
+pub use ram::Ram;
+
+/// What a zone takes from root, and gives back.
+pub trait Host: Send + Sync {
+    /// CPUs of the machine as root sees them.
+    ///
+    /// # Errors
+    /// sysfs cannot be read.
+    fn cpus(&self) -> io::Result<Vec<Cpu>>;
+
+    /// Takes a CPU offline or brings it online.
+    ///
+    /// # Errors
+    /// Linux refused.
+    fn set_online(&self, cpu: u32, online: bool) -> io::Result<()>;
+
+    /// Makes a zone's RAM of huge pages, adding to root's pool what is missing.
+    ///
+    /// # Errors
+    /// There are not enough; nothing stays behind.
+    fn create_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError>;
+
+    /// Opens the RAM that an earlier daemon made for the zone.
+    ///
+    /// # Errors
+    /// It is not there.
+    fn open_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError>;
+
+    /// Gives a zone's RAM back, and `added` pages from the pool to root.
+    ///
+    /// # Errors
+    /// The file cannot be removed; that it is not there is no error.
+    fn remove_ram(&self, zone: &str, added: u64) -> io::Result<()>;
+}
+
+/// Why a zone gets no RAM.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// Not enough huge pages.
+    #[error(
+        "no huge pages left: {wanted} of 2 MiB are wanted, root has {free} free and could add only {added} more; give \
+         the zone less memory, free some in root, or reserve them at boot with hugepages=N on root's command line"
+    )]
+    NoHugePages {
+        /// Pages wanted.
+        wanted: u64,
+        /// Pages that were free.
+        free: u64,
+        /// Pages that root could add.
+        added: u64,
+    },
+    /// A file cannot be used.
+    #[error("{path}: {cause}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// Guest RAM cannot be mapped.
+    #[error("cannot map the guest's RAM: {0}")]
+    Map(String),
+    /// Physical addresses are hidden.
+    #[error(
+        "/proc/self/pagemap does not tell physical addresses: the daemon needs CAP_SYS_ADMIN to start a zone"
+    )]
+    HiddenAddresses,
+}
+
+/// The machine that this runs on.
+pub struct Linux {
+    /// `/`, or a directory in its place in tests.
+    pub root: PathBuf,
+    /// Directory on hugetlbfs for the daemon's files.
+    pub huge: PathBuf,
+    /// Held while the pool of huge pages is counted and changed.
+    pool: std::sync::Mutex<()>,
+}
+
+impl Linux {
+    /// The machine below `root`; finds or mounts hugetlbfs.
+    ///
+    /// # Errors
+    /// There is no hugetlbfs with pages of 2 MiB.
+    pub fn new(root: PathBuf) -> io::Result<Self> {
+        let huge = hugepages::directory(&root)?;
+        Ok(Self {
+            root,
+            huge,
+            pool: std::sync::Mutex::new(()),
+        })
+    }
+
+    /// Opens or makes the 2 MiB file that holds the shared page.
+    ///
+    /// # Errors
+    /// No huge page is left.
+    pub fn shared_page(&self) -> Result<File, RamError> {
+        let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let path = self.huge.join("shared");
+        let exists = path
+            .metadata()
+            .is_ok_and(|file| file.len() == crate::config::BLOCK);
+        if !exists {
+            hugepages::ensure(&self.root, 1)?;
+        }
+        ram::open_file(&path, crate::config::BLOCK, true)
+    }
+
+    fn ram_path(&self, zone: &str) -> PathBuf {
+        self.huge.join(format!("{zone}.ram"))
+    }
+}
+
+impl Host for Linux {
+    fn cpus(&self) -> io::Result<Vec<Cpu>> {
+        cpus::list(&self.root)
+    }
+
+    fn set_online(&self, cpu: u32, online: bool) -> io::Result<()> {
+        cpus::set_online(&self.root, cpu, online)
+    }
+
+    fn create_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
+        let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let path = self.ram_path(zone);
+        // What a zone of that name left behind when everything died.
+        let _ = std::fs::remove_file(&path);
+        let added = hugepages::ensure(&self.root, bytes.div_ceil(crate::config::BLOCK))?;
+        let made = ram::open_file(&path, bytes, true).and_then(|file| {
+            let ram = ram::map(file, bytes)?;
+            Ok(Ram {
+                added,
+                ..ram.with_blocks(|address| ram::physical(&self.root, address))?
+            })
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_file(&path);
+            let _ = hugepages::give_back(&self.root, added);
+        }
+        made
+    }
+
+    fn open_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
+        ram::map(ram::open_file(&self.ram_path(zone), bytes, false)?, bytes)
+    }
+
+    fn remove_ram(&self, zone: &str, added: u64) -> io::Result<()> {
+        let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        match std::fs::remove_file(self.ram_path(zone)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        hugepages::give_back(&self.root, added)
+    }
+}

@@ -1,0 +1,252 @@
+//! Guest RAM: a file of huge pages, mapped here and donated to EL2.
+//!
+//! Reached through `vm-memory`, and by one loop over all of it that has no safe form: cleaning the caches before a
+//! guest starts with its caches off.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use ringvisor::abi::machine::RAM_BASE;
+use rustix::mm::{MapFlags, ProtFlags};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress,
+};
+
+use super::RamError;
+use crate::config::BLOCK;
+
+const PAGE: u64 = 4096;
+
+/// A zone's RAM.
+pub struct Ram {
+    /// One region at [`RAM_BASE`].
+    pub memory: GuestMemoryMmap,
+    /// Bytes.
+    pub bytes: u64,
+    /// Physical addresses of its 2 MiB blocks in order; empty if it was opened, not made.
+    pub blocks: Vec<u64>,
+    /// Huge pages that were added to root's pool for it.
+    pub added: u64,
+}
+
+/// Opens a file of huge pages, or makes it and allocates its pages.
+///
+/// # Errors
+/// The system refused; a file that was made is gone again.
+pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError> {
+    let failed = |cause| RamError::File {
+        path: path.to_owned(),
+        cause,
+    };
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(create)
+        .truncate(false)
+        .open(path)
+        .map_err(failed)?;
+    let length = file.metadata().map_err(failed)?.len();
+    if length == bytes {
+        return Ok(file);
+    }
+    if !create {
+        let cause = io::Error::other(format!("it has {length} bytes, expected {bytes}"));
+        return Err(failed(cause));
+    }
+    // Allocates all pages now: a page that is missing later would be a SIGBUS.
+    let flags = rustix::fs::FallocateFlags::empty();
+    let allocated = file
+        .set_len(bytes)
+        .and_then(|()| rustix::fs::fallocate(&file, flags, 0, bytes).map_err(io::Error::from));
+    if let Err(cause) = allocated {
+        let _ = std::fs::remove_file(path);
+        if cause.kind() == io::ErrorKind::StorageFull {
+            return Err(RamError::NoHugePages {
+                wanted: bytes.div_ceil(BLOCK),
+                free: 0,
+                added: 0,
+            });
+        }
+        return Err(failed(cause));
+    }
+    Ok(file)
+}
+
+/// Maps a file as guest RAM.
+///
+/// # Errors
+/// The system refused.
+pub fn map(file: File, bytes: u64) -> Result<Ram, RamError> {
+    let failed = |cause: String| RamError::Map(cause);
+    let size = usize::try_from(bytes).map_err(|error| failed(error.to_string()))?;
+    let bits = |bits: u32| i32::try_from(bits).unwrap_or(0);
+    let protection = bits((ProtFlags::READ | ProtFlags::WRITE).bits());
+    let flags = bits((MapFlags::SHARED | MapFlags::POPULATE | MapFlags::NORESERVE).bits());
+    let region = MmapRegion::build(Some(FileOffset::new(file, 0)), size, protection, flags)
+        .map_err(|error| failed(error.to_string()))?;
+    let region = GuestRegionMmap::new(region, GuestAddress(RAM_BASE))
+        .ok_or_else(|| failed("it does not fit into the address space".into()))?;
+    let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|error| failed(error.to_string()))?;
+    Ok(Ram {
+        memory,
+        bytes,
+        blocks: Vec::new(),
+        added: 0,
+    })
+}
+
+/// Physical address of a mapped virtual address of this process.
+///
+/// # Errors
+/// It is not mapped, or the kernel hides addresses from this process.
+pub fn physical(root: &Path, address: usize) -> io::Result<u64> {
+    const PRESENT: u64 = 1 << 63;
+    const FRAME: u64 = (1 << 55) - 1;
+    let pagemap = File::open(root.join("proc/self/pagemap"))?;
+    let mut entry = [0; 8];
+    pagemap.read_exact_at(&mut entry, address as u64 / PAGE * 8)?;
+    let entry = u64::from_ne_bytes(entry);
+    if entry & PRESENT == 0 {
+        return Err(io::Error::other(format!("no page at {address:#x}")));
+    }
+    match entry & FRAME {
+        0 => Err(io::ErrorKind::PermissionDenied.into()),
+        frame => Ok(frame * PAGE),
+    }
+}
+
+impl Ram {
+    /// Fills in the physical addresses of the blocks.
+    ///
+    /// # Errors
+    /// The kernel hides them.
+    pub fn with_blocks(mut self, physical: impl Fn(usize) -> io::Result<u64>) -> Result<Self, RamError> {
+        let base = self.base()? as usize;
+        for offset in (0..self.bytes).step_by(2 << 20) {
+            let address = base.saturating_add(usize::try_from(offset).unwrap_or(usize::MAX));
+            let block = physical(address).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => RamError::HiddenAddresses,
+                _ => RamError::Map(error.to_string()),
+            })?;
+            self.blocks.push(block);
+        }
+        Ok(self)
+    }
+
+    /// Where it is mapped.
+    fn base(&self) -> Result<*mut u8, RamError> {
+        let failed = || RamError::Map("it has no region".into());
+        let region = self.memory.iter().next().ok_or_else(failed)?;
+        region
+            .get_host_address(MemoryRegionAddress(0))
+            .map_err(|error| RamError::Map(error.to_string()))
+    }
+
+    /// Copies `bytes` to `offset` from RAM's base.
+    ///
+    /// # Errors
+    /// They do not fit.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), RamError> {
+        let address = GuestAddress(RAM_BASE.saturating_add(offset));
+        self.memory
+            .write_slice(bytes, address)
+            .map_err(|error| RamError::Map(error.to_string()))
+    }
+
+    /// Copies from `offset` into `bytes`.
+    ///
+    /// # Errors
+    /// Not all of it is RAM.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), RamError> {
+        let address = GuestAddress(RAM_BASE.saturating_add(offset));
+        self.memory
+            .read_slice(bytes, address)
+            .map_err(|error| RamError::Map(error.to_string()))
+    }
+
+    /// Cleans and invalidates the data caches over all of it, so that a guest that starts with its caches off sees
+    /// what was loaded, and no dirty line is written over what it writes.
+    ///
+    /// # Errors
+    /// It is not mapped.
+    pub fn clean_caches(&self) -> Result<(), RamError> {
+        let len = usize::try_from(self.bytes).map_err(|error| RamError::Map(error.to_string()))?;
+        clean_range(self.base()? as usize, len);
+        Ok(())
+    }
+}
+
+/// `DC CIVAC` over a mapped range; Linux allows it at EL0 (SCTLR_EL1.UCI).
+#[cfg(target_arch = "aarch64")]
+fn clean_range(start: usize, len: usize) {
+    let ctr: u64;
+    // SAFETY: reads the cache type register, which Linux allows at EL0 or emulates (SCTLR_EL1.UCT).
+    unsafe { core::arch::asm!("mrs {}, ctr_el0", out(reg) ctr, options(nomem, nostack, preserves_flags)) };
+    // CTR_EL0.DminLine: log2 of the words in the smallest data cache line.
+    let line = 4_usize << ((ctr >> 16) & 0xf);
+    for address in (start..start.saturating_add(len)).step_by(line) {
+        // SAFETY: cleaning a line changes no memory that a program can see; the address is mapped and writable.
+        unsafe { core::arch::asm!("dc civac, {}", in(reg) address, options(nostack, preserves_flags)) };
+    }
+    // SAFETY: a barrier: the maintenance above has ended before anything after it.
+    unsafe { core::arch::asm!("dsb sy", options(nostack, preserves_flags)) };
+}
+
+/// No other architecture runs zones.
+#[cfg(not(target_arch = "aarch64"))]
+fn clean_range(_start: usize, _len: usize) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ram(bytes: u64) -> (tempfile::TempDir, Ram) {
+        let directory = tempfile::tempdir().unwrap();
+        let file = open_file(&directory.path().join("z.ram"), bytes, true).unwrap();
+        (directory, map(file, bytes).unwrap())
+    }
+
+    #[test]
+    fn ram_is_written_and_read() {
+        let (_directory, ram) = ram(4 << 20);
+        ram.write((4 << 20) - 3, b"end").unwrap();
+        ram.clean_caches().unwrap();
+        let mut back = [0; 3];
+        ram.read((4 << 20) - 3, &mut back).unwrap();
+        assert_eq!(&back, b"end");
+        assert!(ram.write((4 << 20) - 2, b"end").is_err());
+    }
+
+    #[test]
+    fn blocks_are_listed_in_order() {
+        let (_directory, ram) = ram(6 << 20);
+        let base = ram.base().unwrap() as usize;
+        let ram = ram
+            .with_blocks(|address| Ok((address - base) as u64 + 0x8000_0000))
+            .unwrap();
+        assert_eq!(ram.blocks, [0x8000_0000, 0x8020_0000, 0x8040_0000]);
+    }
+
+    #[test]
+    fn hidden_addresses_are_explained() {
+        let (_directory, ram) = ram(2 << 20);
+        let hidden = |_| Err(io::ErrorKind::PermissionDenied.into());
+        assert!(matches!(ram.with_blocks(hidden), Err(RamError::HiddenAddresses)));
+    }
+
+    #[test]
+    fn ram_of_another_size_is_not_taken_over() {
+        let (directory, _ram) = ram(2 << 20);
+        let path = directory.path().join("z.ram");
+        assert!(open_file(&path, 2 << 20, false).is_ok());
+        let message = open_file(&path, 4 << 20, false).unwrap_err().to_string();
+        assert!(
+            message.contains("it has 2097152 bytes, expected 4194304"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,210 @@
+//! One function per operation of the contract, on top of [`Hypervisor::execute`].
+
+use ringvisor::abi::command::{
+    DeviceSpec, DeviceState, Header, MAX_DONATION, Op, Status, ZoneCreate, ZoneInfo,
+};
+use ringvisor::abi::{MAX_VCPUS, NAME_LEN};
+use zerocopy::{FromZeros, IntoBytes};
+
+use super::{Hypervisor, Refusal};
+
+fn header(op: Op, zone: u8, args: [u64; 4]) -> Header {
+    Header {
+        op: op as u32,
+        zone: zone.into(),
+        args,
+        ..Header::default()
+    }
+}
+
+/// A command without payload or result.
+fn plain(hv: &dyn Hypervisor, op: Op, zone: u8, args: [u64; 4]) -> Result<(), Refusal> {
+    hv.execute(header(op, zone, args), &[], &mut []).map(drop)
+}
+
+/// A command about a slot, without payload or result.
+fn on_slot(hv: &dyn Hypervisor, op: Op, zone: u8, slot: u8, args: [u64; 4]) -> Result<(), Refusal> {
+    let header = Header {
+        slot: slot.into(),
+        ..header(op, zone, args)
+    };
+    hv.execute(header, &[], &mut []).map(drop)
+}
+
+impl dyn Hypervisor + '_ {
+    /// Takes the CPUs, which root has taken offline, and gives the new zone's number.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn zone_create(&self, name: &str, mpidrs: &[u64], epoch_seconds: u64) -> Result<u8, Refusal> {
+        let mut spec = ZoneCreate {
+            name: [0; NAME_LEN],
+            vcpus: 0,
+            reserved: 0,
+            epoch_seconds,
+            cpus: [0; MAX_VCPUS],
+        };
+        for (to, from) in spec.name.iter_mut().zip(name.bytes().take(NAME_LEN - 1)) {
+            *to = from;
+        }
+        let bad = |detail| Refusal {
+            op: Some(Op::ZoneCreate),
+            status: Status::BadArgument as u32,
+            detail,
+        };
+        let count = mpidrs.len();
+        spec.cpus
+            .get_mut(..count)
+            .ok_or(bad(count as u64))?
+            .copy_from_slice(mpidrs);
+        spec.vcpus = u32::try_from(count).map_err(|_| bad(count as u64))?;
+        let done = self.execute(header(Op::ZoneCreate, 0, [0; 4]), spec.as_bytes(), &mut [])?;
+        u8::try_from(done.zone).map_err(|_| bad(done.zone.into()))
+    }
+
+    /// Gives `blocks` to the zone, mapped one after the other from `ipa`, in as many commands as it takes.
+    ///
+    /// # Errors
+    /// EL2 refused; blocks of earlier commands stay mapped until the zone is destroyed.
+    pub fn zone_donate(&self, zone: u8, ipa: u64, blocks: &[u64]) -> Result<(), Refusal> {
+        let mut ipa = ipa;
+        for chunk in blocks.chunks(MAX_DONATION) {
+            let count = chunk.len() as u64;
+            let header = header(Op::ZoneDonate, zone, [ipa, count, 0, 0]);
+            self.execute(header, chunk.as_bytes(), &mut [])?;
+            ipa = ipa.saturating_add(count.saturating_mul(crate::config::BLOCK));
+        }
+        Ok(())
+    }
+
+    /// Adds a device.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn device_add(&self, zone: u8, slot: u8, spec: &DeviceSpec) -> Result<(), Refusal> {
+        let header = Header {
+            slot: slot.into(),
+            ..header(Op::DeviceAdd, zone, [0; 4])
+        };
+        self.execute(header, spec.as_bytes(), &mut []).map(drop)
+    }
+
+    /// Starts vCPU 0 at `entry` with `x0`.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn zone_start(&self, zone: u8, entry: u64, x0: u64) -> Result<(), Refusal> {
+        plain(self, Op::ZoneStart, zone, [entry, x0, 0, 0])
+    }
+
+    /// Begins to stop the zone.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn zone_stop(&self, zone: u8) -> Result<(), Refusal> {
+        plain(self, Op::ZoneStop, zone, [0; 4])
+    }
+
+    /// Gives CPUs and memory back.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn zone_destroy(&self, zone: u8) -> Result<(), Refusal> {
+        plain(self, Op::ZoneDestroy, zone, [0; 4])
+    }
+
+    /// Begins to pause the zone.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn zone_pause(&self, zone: u8) -> Result<(), Refusal> {
+        plain(self, Op::ZonePause, zone, [0; 4])
+    }
+
+    /// Lets a paused zone go on.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn zone_resume(&self, zone: u8) -> Result<(), Refusal> {
+        plain(self, Op::ZoneResume, zone, [0; 4])
+    }
+
+    /// What EL2 knows about the zone.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn zone_info(&self, zone: u8) -> Result<ZoneInfo, Refusal> {
+        let mut info = ZoneInfo::new_zeroed();
+        self.execute(header(Op::ZoneInfo, zone, [0; 4]), &[], info.as_mut_bytes())?;
+        Ok(info)
+    }
+
+    /// What EL2 has latched of a device.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn device_state(&self, zone: u8, slot: u8) -> Result<DeviceState, Refusal> {
+        let mut state = DeviceState::new_zeroed();
+        let header = Header {
+            slot: slot.into(),
+            ..header(Op::DeviceState, zone, [0; 4])
+        };
+        self.execute(header, &[], state.as_mut_bytes())?;
+        Ok(state)
+    }
+
+    /// Lets the guest's reset number `generation` complete.
+    ///
+    /// # Errors
+    /// EL2 refused; [`Status::Stale`] if another reset has begun since.
+    pub fn device_quiesced(&self, zone: u8, slot: u8, generation: u64) -> Result<(), Refusal> {
+        on_slot(self, Op::DeviceQuiesced, zone, slot, [generation, 0, 0, 0])
+    }
+
+    /// Lets a queue's reset or disable complete.
+    ///
+    /// # Errors
+    /// EL2 refused; [`Status::Stale`] if the device was reset since.
+    pub fn queue_quiesced(&self, zone: u8, slot: u8, generation: u64, queue: u16) -> Result<(), Refusal> {
+        on_slot(
+            self,
+            Op::QueueQuiesced,
+            zone,
+            slot,
+            [generation, queue.into(), 0, 0],
+        )
+    }
+
+    /// Sets DEVICE_NEEDS_RESET.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn device_needs_reset(&self, zone: u8, slot: u8) -> Result<(), Refusal> {
+        on_slot(self, Op::DeviceNeedsReset, zone, slot, [0; 4])
+    }
+
+    /// Takes a device away.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn device_remove(&self, zone: u8, slot: u8) -> Result<(), Refusal> {
+        on_slot(self, Op::DeviceRemove, zone, slot, [0; 4])
+    }
+
+    /// Entries ever written to the zone's ring.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn ring_head(&self, zone: u8) -> Result<u64, Refusal> {
+        self.execute(header(Op::RingHead, zone, [0; 4]), &[], &mut [])
+            .map(|done| done.args[0])
+    }
+
+    /// Sets EL2's log level, 1 (error) to 5 (trace).
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn log_level(&self, level: u32) -> Result<(), Refusal> {
+        plain(self, Op::LogLevel, 0, [level.into(), 0, 0, 0])
+    }
+}

@@ -1,0 +1,198 @@
+//! The real [`Hypervisor`]: the control device's BAR, its interrupt, and the shared page in hugetlbfs.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{Ordering, fence};
+
+use ringblk::ReadWidth;
+use ringvisor::abi::command::{Header, Op, Status};
+use ringvisor::abi::info::InfoPage;
+use ringvisor::abi::{ABI_VERSION, MAGIC, doorbell, shared};
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
+
+use super::mapping::{Bar, SharedPage};
+use super::pci::{self, Function, PciError};
+use super::{Hypervisor, Refusal};
+use crate::io::bell::{Interrupt, Mask};
+
+/// Why the daemon cannot attach.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// No usable control device.
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    /// A file cannot be opened or mapped.
+    #[error("{what}: {cause}")]
+    File {
+        /// What it is.
+        what: String,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The device is there but does not speak as EL2 does.
+    #[error("the control device's information page begins with {0:#018x}, expected {MAGIC:#018x}")]
+    BadMagic(u64),
+    /// Daemon and EL2 are not of one version.
+    #[error(
+        "EL2 speaks version {0} of the interface, this daemon version {ABI_VERSION}: use those of one release"
+    )]
+    Version(u32),
+    /// EL2 does not take the shared page.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// EL2 behind its control device.
+pub struct ControlDevice {
+    bar: Bar,
+    shared: SharedPage,
+    /// The command slot is one; whoever holds this uses it. Innermost lock: nothing is locked while it is held.
+    slot: Mutex<()>,
+}
+
+/// Claims the control device and donates the shared page in `shared_file` (2 MiB on hugetlbfs) to EL2.
+/// `physical` finds the page's physical address from its virtual one.
+///
+/// # Errors
+/// See [`AttachError`].
+pub fn attach(
+    root: &Path,
+    shared_file: &File,
+    physical: impl Fn(usize) -> io::Result<u64>,
+) -> Result<(ControlDevice, Interrupt), AttachError> {
+    let Function { directory, uio } = pci::claim(root)?;
+    let open = |path: &Path, flags: i32| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(path)
+            .map_err(|cause| AttachError::File {
+                what: path.display().to_string(),
+                cause,
+            })
+    };
+    let file = |what: &str, cause| AttachError::File {
+        what: what.to_owned(),
+        cause,
+    };
+    let sync = i32::try_from(rustix::fs::OFlags::SYNC.bits()).unwrap_or(0);
+    let bar = Bar::map(&open(&directory.join("resource0"), sync)?).map_err(|e| file("BAR 0", e))?;
+    check_version(&bar)?;
+    let mask = Mask::new(open(&directory.join("config"), 0)?);
+    let fd = open(&uio, 0)?.into();
+
+    let page = SharedPage::map(shared_file).map_err(|e| file("shared page", e))?;
+    page.write(shared::HEADER, MAGIC.as_bytes());
+    page.write(shared::HEADER + 8, ABI_VERSION.as_bytes());
+    let address = physical(page.address()).map_err(|e| file("/proc/self/pagemap", e))?;
+    let device = ControlDevice {
+        bar,
+        shared: page,
+        slot: Mutex::new(()),
+    };
+    device.ring(doorbell::ATTACH, |bar, offset| bar.write_u64(offset, address));
+    let info = device.info();
+    if info.attach_status != Status::Ok as u32 || info.shared_pa != address {
+        return Err(Refusal {
+            op: None,
+            status: info.attach_status,
+            detail: info.shared_pa,
+        }
+        .into());
+    }
+    mask.unmask().map_err(|e| file("PCI command register", e))?;
+    Ok((
+        device,
+        Interrupt {
+            fd,
+            width: ReadWidth::Four,
+            mask: Some(mask),
+        },
+    ))
+}
+
+/// Magic and version come first in the page and never move, so they can be checked before anything else is read.
+fn check_version(bar: &Bar) -> Result<(), AttachError> {
+    let magic = bar.read_u64(0);
+    if magic != MAGIC {
+        return Err(AttachError::BadMagic(magic));
+    }
+    let version = bar.read_u64(8) as u32;
+    if version != ABI_VERSION {
+        return Err(AttachError::Version(version));
+    }
+    Ok(())
+}
+
+impl ControlDevice {
+    /// A doorbell: what was written to the shared page is visible before the store, and what EL2 wrote after it.
+    fn ring(&self, bell: u16, store: impl Fn(&Bar, usize)) {
+        let page = usize::try_from(doorbell::PAGE_OFFSET).unwrap_or(0);
+        fence(Ordering::SeqCst);
+        store(&self.bar, page + usize::from(bell));
+        fence(Ordering::SeqCst);
+    }
+}
+
+impl Hypervisor for ControlDevice {
+    fn info(&self) -> InfoPage {
+        let mut words = [0_u64; size_of::<InfoPage>().div_ceil(8)];
+        for (index, word) in words.iter_mut().enumerate() {
+            *word = self.bar.read_u64(index * 8).to_le();
+        }
+        let parsed = InfoPage::read_from_prefix(words.as_bytes());
+        parsed.map_or_else(|_| InfoPage::new_zeroed(), |(info, _)| info)
+    }
+
+    fn execute(&self, header: Header, payload: &[u8], result: &mut [u8]) -> Result<Header, Refusal> {
+        let op = Op::try_from(header.op).ok();
+        let too_large = Refusal {
+            op,
+            status: Status::BadArgument as u32,
+            detail: payload.len() as u64,
+        };
+        if payload.len() > shared::PAYLOAD_SIZE || result.len() > shared::PAYLOAD_SIZE {
+            return Err(too_large);
+        }
+        let _slot = self.slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // A status that EL2 never gives, so that a doorbell that did nothing is not taken for success.
+        let header = Header {
+            status: u32::MAX,
+            ..header
+        };
+        self.shared.write(shared::COMMAND, header.as_bytes());
+        self.shared.write(shared::PAYLOAD, payload);
+        self.ring(doorbell::COMMAND, |bar, offset| bar.write_u32(offset, 1));
+        let mut done = Header::default();
+        self.shared.read(shared::COMMAND, done.as_mut_bytes());
+        if done.status != Status::Ok as u32 {
+            return Err(Refusal {
+                op,
+                status: done.status,
+                detail: done.detail,
+            });
+        }
+        self.shared.read(shared::PAYLOAD, result);
+        Ok(done)
+    }
+
+    fn used_buffer(&self, zone: u8, slot: u8) {
+        self.ring(doorbell::USED_BUFFER, |bar, at| {
+            bar.write_u32(at, doorbell::used_buffer(zone, slot))
+        });
+    }
+
+    fn console_input(&self, zone: u8) {
+        self.ring(doorbell::CONSOLE_INPUT, |bar, offset| {
+            bar.write_u32(offset, zone.into())
+        });
+    }
+
+    fn shared(&self) -> &SharedPage {
+        &self.shared
+    }
+}

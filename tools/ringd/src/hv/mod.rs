@@ -1,0 +1,91 @@
+//! EL2 as the daemon sees it.
+//!
+//! [`Hypervisor`] is the border: [`device`] implements it with the control device, [`fake`] with a model in this
+//! process, so that everything above runs on an ordinary host. [`commands`] gives each operation of the contract
+//! a function. [`mapping`] holds the memory that both sides share.
+
+pub mod commands;
+pub mod device;
+pub mod fake;
+pub mod mapping;
+pub mod pci;
+
+use ringvisor::abi::command::{Header, Op, Status};
+use ringvisor::abi::info::InfoPage;
+
+pub use mapping::SharedPage;
+
+/// What EL2 does for the daemon. All of it may be called from any thread.
+pub trait Hypervisor: Send + Sync {
+    /// A copy of the information page as it is now.
+    fn info(&self) -> InfoPage;
+
+    /// Executes a command: `header` and `payload` go in, up to `result.len()` bytes of payload come back.
+    ///
+    /// # Errors
+    /// EL2 refused, or `payload` does not fit into the shared page.
+    fn execute(&self, header: Header, payload: &[u8], result: &mut [u8]) -> Result<Header, Refusal>;
+
+    /// Tells the guest that there are used buffers in a queue of that device.
+    fn used_buffer(&self, zone: u8, slot: u8);
+
+    /// Tells EL2 that there is console input for the zone.
+    fn console_input(&self, zone: u8);
+
+    /// The shared page, with the rings and console buffers of all zones.
+    fn shared(&self) -> &SharedPage;
+}
+
+/// A command that EL2 refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("EL2 refused {}: {}", op_name(*.op), explain(*.status, *.detail))]
+pub struct Refusal {
+    /// The operation.
+    pub op: Option<Op>,
+    /// What EL2 answered; an unknown number is kept.
+    pub status: u32,
+    /// The value complained of.
+    pub detail: u64,
+}
+
+impl Refusal {
+    /// Whether the cause is `status`.
+    #[must_use]
+    pub fn is(&self, status: Status) -> bool {
+        self.status == status as u32
+    }
+}
+
+fn op_name(op: Option<Op>) -> String {
+    op.map_or_else(|| "to attach".into(), |op| format!("{op:?}"))
+}
+
+fn explain(status: u32, detail: u64) -> String {
+    let Ok(status) = Status::try_from(status) else {
+        return format!("status {status} (detail {detail:#x})");
+    };
+    match status {
+        Status::Ok => "nothing to complain of".into(),
+        Status::UnknownOp => "it does not know this operation".into(),
+        Status::BadArgument => format!("argument {detail:#x} is out of range"),
+        Status::NoSuchZone => "no zone of that number".into(),
+        Status::WrongState => format!("the zone's state ({detail}) does not allow it"),
+        Status::NoSuchCpu => format!("the machine has no CPU with MPIDR {detail:#x}"),
+        Status::CpuBusy => {
+            format!("the CPU with MPIDR {detail:#x} is online in root or held by another zone")
+        }
+        Status::NotRootRam => format!("block {detail:#x} is not root's RAM"),
+        Status::Misaligned => format!("block {detail:#x} is not 2 MiB-aligned"),
+        Status::BlockInUse => format!("block {detail:#x} is held by a zone or shared with EL2"),
+        Status::IpaInUse => format!("guest-physical {detail:#x} is mapped or outside of the zone's RAM"),
+        Status::OutOfMemory => format!("it has no page frames left ({detail} wanted)"),
+        Status::TooManyZones => "all zone numbers are taken".into(),
+        Status::NoSuchDevice => format!("slot {detail} has no device"),
+        Status::SlotInUse => format!("slot {detail} has a device"),
+        Status::VersionMismatch => format!("it speaks another version of the interface ({detail})"),
+        Status::NotAttached => "no shared page is attached".into(),
+        Status::ZonesExist => format!("{detail} zones exist that were attached with another shared page"),
+        Status::BadDevice => "the device specification is contradictory".into(),
+        Status::Stale => format!("generation {detail} is not the pending reset's"),
+    }
+}

@@ -1,0 +1,136 @@
+//! [`Rings`]: the reactor's peer. It takes entries off all zones' rings and turns them into work.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ringblk::{Commands, ReadWidth};
+use ringvisor::ring::Entry;
+
+use super::{Table, ZoneIo, armed_offset, lock};
+use crate::hv::Hypervisor;
+
+/// Offset of the command register in PCI configuration space.
+const PCI_COMMAND: u64 = 4;
+/// Memory decoding on, INTx not disabled: what the command register always is while the daemon listens.
+const PCI_COMMAND_LISTENING: u16 = 1 << 1;
+
+/// What becomes readable when EL2 rings, and how to let it ring again.
+pub struct Interrupt {
+    /// `/dev/uioN`, or an eventfd.
+    pub fd: OwnedFd,
+    /// Bytes per read of it.
+    pub width: ReadWidth,
+    /// Unmasks, if the descriptor masks itself.
+    pub mask: Option<Mask>,
+}
+
+/// INTx of a PCI function, which `uio_pci_generic` disables each time it fires.
+pub struct Mask {
+    config: File,
+}
+
+impl Mask {
+    /// By the function's configuration space in sysfs.
+    #[must_use]
+    pub fn new(config: File) -> Self {
+        Self { config }
+    }
+
+    /// Clears INTx Disable. By a plain write of the known value: reading it first would cost another system call.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub fn unmask(&self) -> io::Result<()> {
+        self.config
+            .write_all_at(&PCI_COMMAND_LISTENING.to_le_bytes(), PCI_COMMAND)
+    }
+}
+
+/// The rings of all zones.
+pub(crate) struct Rings {
+    hv: Arc<dyn Hypervisor>,
+    table: Arc<Table>,
+    mask: Option<Mask>,
+}
+
+impl Rings {
+    pub fn new(hv: Arc<dyn Hypervisor>, table: Arc<Table>, mask: Option<Mask>) -> Self {
+        Self { hv, table, mask }
+    }
+}
+
+impl ringblk::Bell for Rings {
+    fn rung(&mut self) {
+        if let Some(mask) = &self.mask
+            && let Err(error) = mask.unmask()
+        {
+            tracing::error!(%error, "cannot unmask the control device's interrupt");
+        }
+    }
+
+    fn collect(&mut self, commands: &mut Commands) {
+        for zone in lock(&self.table).iter_mut().flatten() {
+            zone.collect(&self.hv, commands);
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        let mut more = false;
+        for zone in lock(&self.table).iter_mut().flatten() {
+            if let Some(window) = self.hv.shared().window(zone.number) {
+                more |= !zone.consumer.prepare_to_sleep(&window.ring()) || zone.refresh;
+            }
+        }
+        more
+    }
+
+    fn disarm(&mut self) {
+        for zone in lock(&self.table).iter().flatten() {
+            let armed = armed_offset(zone.number).and_then(|offset| self.hv.shared().u32_at(offset));
+            if let Some(armed) = armed {
+                // A swap, as the consumer's own: see `ringvisor::ring`, "Orderings".
+                armed.swap(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl ZoneIo {
+    fn collect(&mut self, hv: &Arc<dyn Hypervisor>, commands: &mut Commands) {
+        let Some(window) = hv.shared().window(self.number) else {
+            return;
+        };
+        if std::mem::take(&mut self.refresh) {
+            for device in &mut self.devices {
+                device.refresh(hv, commands);
+            }
+            self.console.pump(window);
+            (self.changed)();
+        }
+        while let Some(entry) = self.consumer.take(&window.ring()) {
+            match entry {
+                Entry::Notify { slot, queue } => {
+                    if let Some(id) = self.device(slot).and_then(|device| device.queue(queue)) {
+                        commands.kick(id);
+                    }
+                }
+                Entry::Device { slot } if !self.closing => {
+                    if let Some(device) = self.device(slot) {
+                        device.refresh(hv, commands);
+                    }
+                }
+                Entry::Device { .. } => {}
+                Entry::Console => self.console.pump(window),
+                Entry::Zone => (self.changed)(),
+            }
+        }
+    }
+
+    fn device(&mut self, slot: u8) -> Option<&mut super::DeviceIo> {
+        self.devices.iter_mut().find(|device| device.slot() == slot)
+    }
+}

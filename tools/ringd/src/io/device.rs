@@ -1,0 +1,296 @@
+//! [`DeviceIo`]: one virtio device of a zone, its queues, and what its latched state asks for.
+//!
+//! EL2 tells only that a device has changed; the state is read by command. A reset that is pending holds the guest
+//! on its store to Status until the daemon says that it no longer touches the guest's buffers (virtio 1.2, 2.4).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ringblk::stats::QueueStats;
+use ringblk::{Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
+use ringvisor::abi::MAX_QUEUES;
+use ringvisor::abi::command::{DeviceState, QueueState};
+use serde::{Deserialize, Serialize};
+use vm_memory::{GuestAddress, MmapRegion};
+
+use super::Queues;
+use crate::hv::Hypervisor;
+
+/// Device status bit: the driver is ready (virtio 1.2, 2.1).
+const DRIVER_OK: u32 = 4;
+/// [`QueueState::ready`] of a queue in use.
+const READY: u32 = 1;
+/// [`QueueState::ready`] of a queue that waits to be let go.
+const DISABLING: u32 = 2;
+/// Bytes of a queue's in-flight log: for queues of up to 256 entries.
+pub const LOG_STRIDE: usize = 8 << 10;
+/// An epoch that no queue has: opening a log with it empties the log.
+const NO_EPOCH: u64 = u64::MAX;
+
+/// What makes a device.
+pub struct DeviceParts {
+    /// Zone number.
+    pub zone: u8,
+    /// virtio slot.
+    pub slot: u8,
+    /// Queues.
+    pub queues: usize,
+    /// The image.
+    pub disk: Arc<Disk>,
+    /// The zone's RAM.
+    pub ram: Arc<GuestRam>,
+    /// In-flight logs of the zone; this device's begin at `slot * MAX_QUEUES * LOG_STRIDE`.
+    pub log: Arc<MmapRegion>,
+    /// How often the zone was started: part of the epoch of its logs.
+    pub starts: u32,
+}
+
+/// One device and its queues.
+pub struct DeviceIo {
+    parts: DeviceParts,
+    queues: Vec<ServedQueue>,
+    /// The reset that is being carried out.
+    resetting: Option<u64>,
+}
+
+#[derive(Default)]
+struct ServedQueue {
+    id: Option<QueueId>,
+    /// Of this queue or the last one with its number.
+    stats: Option<Arc<QueueStats>>,
+}
+
+/// Counters of one queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueReport {
+    /// virtio slot of its device.
+    pub slot: u8,
+    /// Number in its device.
+    pub queue: usize,
+    /// Whether the guest uses it now.
+    pub active: bool,
+    /// Requests read.
+    pub reads: u64,
+    /// Requests written.
+    pub writes: u64,
+    /// Flushes done.
+    pub flushes: u64,
+    /// Requests that ended with an error.
+    pub errors: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// Bytes written.
+    pub bytes_written: u64,
+    /// Batches taken.
+    pub batches: u64,
+    /// Most requests in flight at once.
+    pub max_depth: u64,
+    /// Interrupts raised.
+    pub interrupts: u64,
+    /// Interrupts that the guest did not want.
+    pub interrupts_suppressed: u64,
+}
+
+impl DeviceIo {
+    /// A device none of whose queues is set up.
+    #[must_use]
+    pub fn new(parts: DeviceParts) -> Self {
+        let queues = (0..parts.queues.min(MAX_QUEUES))
+            .map(|_| ServedQueue::default())
+            .collect();
+        Self {
+            parts,
+            queues,
+            resetting: None,
+        }
+    }
+
+    /// Its slot.
+    #[must_use]
+    pub fn slot(&self) -> u8 {
+        self.parts.slot
+    }
+
+    /// The queue with this number, if it is served.
+    #[must_use]
+    pub fn queue(&self, number: u8) -> Option<QueueId> {
+        self.queues.get(usize::from(number))?.id
+    }
+
+    /// Forgets its queues; the caller takes them from the reactor.
+    pub fn take_queues(&mut self) -> Vec<QueueId> {
+        self.queues
+            .iter_mut()
+            .filter_map(|queue| queue.id.take())
+            .collect()
+    }
+
+    /// The zone starts for the `starts`-th time.
+    pub fn begin_anew(&mut self, starts: u32) {
+        self.parts.starts = starts;
+        self.resetting = None;
+    }
+
+    /// Looks at the device's latched state and does what it asks for.
+    pub(crate) fn refresh(&mut self, hv: &Arc<dyn Hypervisor>, queues: &mut impl Queues) {
+        let (zone, slot) = (self.parts.zone, self.parts.slot);
+        let state = match (&**hv as &dyn Hypervisor).device_state(zone, slot) {
+            Ok(state) => state,
+            Err(error) => {
+                tracing::warn!(zone, slot, %error, "cannot read a device's state");
+                return;
+            }
+        };
+        if state.reset_pending != 0 {
+            if self.resetting != Some(state.reset_generation) {
+                self.reset(hv, state.reset_generation, queues);
+            }
+            return;
+        }
+        self.resetting = None;
+        for number in 0..self.queues.len() {
+            self.refresh_queue(hv, number, &state, queues);
+        }
+    }
+
+    fn reset(&mut self, hv: &Arc<dyn Hypervisor>, generation: u64, queues: &mut impl Queues) {
+        tracing::debug!(
+            zone = self.parts.zone,
+            slot = self.parts.slot,
+            generation,
+            "device reset"
+        );
+        self.resetting = Some(generation);
+        let ids = self.take_queues();
+        let (zone, slot) = (self.parts.zone, self.parts.slot);
+        let hv = hv.clone();
+        let done = move || {
+            if let Err(error) = (&*hv as &dyn Hypervisor).device_quiesced(zone, slot, generation) {
+                tracing::warn!(zone, slot, %error, "cannot complete a device's reset");
+            }
+        };
+        if ids.is_empty() {
+            return done();
+        }
+        // Whoever is last says so.
+        let left = Arc::new(AtomicUsize::new(ids.len()));
+        for id in ids {
+            let (left, done) = (left.clone(), done.clone());
+            queues.remove(
+                id,
+                Box::new(move || {
+                    if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                        done();
+                    }
+                }),
+            );
+        }
+    }
+
+    fn refresh_queue(
+        &mut self,
+        hv: &Arc<dyn Hypervisor>,
+        number: usize,
+        state: &DeviceState,
+        queues: &mut impl Queues,
+    ) {
+        let (Some(latched), Some(served)) = (state.queue.get(number), self.queues.get_mut(number)) else {
+            return;
+        };
+        match (latched.ready, served.id) {
+            (READY, None) if state.status & DRIVER_OK != 0 => {
+                match make(&self.parts, hv, number, latched, state) {
+                    Ok(queue) => {
+                        served.stats = Some(queue.stats().clone());
+                        served.id = Some(queues.add(queue));
+                    }
+                    Err(error) => {
+                        let (zone, slot) = (self.parts.zone, self.parts.slot);
+                        tracing::warn!(zone, slot, queue = number, %error, "cannot serve a queue");
+                        let _ = (&**hv as &dyn Hypervisor).device_needs_reset(zone, slot);
+                    }
+                }
+            }
+            (DISABLING, id) => {
+                let (zone, slot, generation) = (self.parts.zone, self.parts.slot, state.reset_generation);
+                let area = area(&self.parts, number);
+                let (size, hv) = (latched.size as u16, hv.clone());
+                let done = Box::new(move || {
+                    // The queue's next life begins with an empty log, in the same epoch.
+                    drop(ringblk::inflight::InflightLog::open(&area, size, NO_EPOCH));
+                    let queue = u16::try_from(number).unwrap_or(u16::MAX);
+                    let _ = (&*hv as &dyn Hypervisor).queue_quiesced(zone, slot, generation, queue);
+                });
+                served.id = None;
+                match id {
+                    Some(id) => queues.remove(id, done),
+                    None => done(),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Counters of its queues.
+    #[must_use]
+    pub fn report(&self) -> Vec<QueueReport> {
+        let one = |(number, served): (usize, &ServedQueue)| {
+            let stats = served.stats.as_ref()?;
+            Some(QueueReport {
+                slot: self.parts.slot,
+                queue: number,
+                active: served.id.is_some(),
+                reads: stats.reads.get(),
+                writes: stats.writes.get(),
+                flushes: stats.flushes.get(),
+                errors: stats.errors.get(),
+                bytes_read: stats.bytes_read.get(),
+                bytes_written: stats.bytes_written.get(),
+                batches: stats.batches.get(),
+                max_depth: stats.max_depth.get(),
+                interrupts: stats.interrupts.get(),
+                interrupts_suppressed: stats.interrupts_suppressed.get(),
+            })
+        };
+        self.queues.iter().enumerate().filter_map(one).collect()
+    }
+}
+
+/// Where the log of a queue lies.
+fn area(parts: &DeviceParts, number: usize) -> InflightArea {
+    let index = usize::from(parts.slot) * MAX_QUEUES + number;
+    InflightArea {
+        mapping: parts.log.clone(),
+        offset: index * LOG_STRIDE,
+    }
+}
+
+fn make(
+    parts: &DeviceParts,
+    hv: &Arc<dyn Hypervisor>,
+    number: usize,
+    latched: &QueueState,
+    state: &DeviceState,
+) -> Result<Queue, ringblk::SetupError> {
+    let (zone, slot) = (parts.zone, parts.slot);
+    let (bell, breaker) = (hv.clone(), hv.clone());
+    Queue::new(QueueSetup {
+        disk: parts.disk.clone(),
+        ram: parts.ram.clone(),
+        ring: RingAddresses {
+            // EL2 has checked it against QueueNumMax; 0 is refused by the queue.
+            size: u16::try_from(latched.size).unwrap_or(0),
+            desc: GuestAddress(latched.desc),
+            avail: GuestAddress(latched.driver),
+            used: GuestAddress(latched.device),
+        },
+        features: state.features,
+        inflight: area(parts, number),
+        epoch: u64::from(parts.starts) << 40 | state.reset_generation & 0xff_ffff_ffff,
+        notify: Box::new(move || bell.used_buffer(zone, slot)),
+        needs_reset: Box::new(move |fault| {
+            tracing::warn!(zone, slot, queue = number, %fault, "the guest broke a queue");
+            let _ = (&*breaker as &dyn Hypervisor).device_needs_reset(zone, slot);
+        }),
+    })
+}

@@ -1,0 +1,215 @@
+//! From a zone's ring to its queues: what the reactor's thread does for EL2's events.
+//!
+//! [`Io`] is the control threads' side: zones come and go through it. [`bell`] is the reactor's side: it takes the
+//! entries off the rings. Both meet in the [`Table`]. [`device`] knows which queues of a device are served and what
+//! a change of its latched state asks for.
+
+pub mod bell;
+pub mod device;
+
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use ringblk::{Commands, QueueId, Reactor, ReactorHandle, ReactorOptions};
+use ringvisor::abi::{MAX_ZONES, shared};
+use ringvisor::ring::Consumer;
+
+use crate::console::Console;
+use crate::hv::{Hypervisor, Refusal};
+use bell::{Interrupt, Rings};
+pub use device::{DeviceIo, QueueReport};
+
+/// Called on the reactor's thread when a zone's state has changed; must not block.
+pub type ZoneEvent = Box<dyn Fn() + Send>;
+
+/// What the reactor knows of a zone.
+pub struct ZoneIo {
+    /// Its number.
+    pub number: u8,
+    /// Reads its ring.
+    consumer: Consumer,
+    /// Its devices.
+    devices: Vec<DeviceIo>,
+    /// Where its output goes.
+    console: Arc<Console>,
+    /// Tells whoever looks after the zone.
+    changed: ZoneEvent,
+    /// The ring was taken over: everything counts as changed.
+    refresh: bool,
+    /// Its queues are being taken away; nothing is added any more.
+    closing: bool,
+}
+
+/// Zones by number. The lock is taken by the reactor once a round and by control threads briefly; the command slot's
+/// lock and consoles' locks are taken inside.
+pub(crate) type Table = Mutex<[Option<ZoneIo>; MAX_ZONES]>;
+
+pub(crate) fn lock(table: &Table) -> MutexGuard<'_, [Option<ZoneIo>; MAX_ZONES]> {
+    table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The reactor as control threads see it.
+pub struct Io {
+    hv: Arc<dyn Hypervisor>,
+    reactor: ReactorHandle,
+    table: Arc<Table>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Io {
+    /// Starts the reactor on a thread of its own. The bell is not listened to before [`Self::listen`].
+    ///
+    /// # Errors
+    /// No descriptors or threads are left.
+    pub fn start(hv: Arc<dyn Hypervisor>, options: ReactorOptions) -> std::io::Result<Arc<Self>> {
+        let (reactor, handle) = Reactor::new(options)?;
+        let thread = std::thread::Builder::new()
+            .name("reactor".into())
+            .spawn(move || {
+                if let Err(error) = reactor.run() {
+                    // Without it no guest's disk works: end, so that a supervisor starts a new daemon.
+                    tracing::error!(%error, "the reactor cannot sleep any more");
+                    std::process::exit(70);
+                }
+            })?;
+        let table = Arc::new(Mutex::new(std::array::from_fn(|_| None)));
+        Ok(Arc::new(Self {
+            hv,
+            reactor: handle,
+            table,
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    /// Listens to the bell from now on. Zones that were taken over are added before.
+    pub fn listen(&self, interrupt: Interrupt) {
+        let Interrupt { fd, width, mask } = interrupt;
+        let rings = Rings::new(self.hv.clone(), self.table.clone(), mask);
+        self.reactor.add_bell(fd, width, Box::new(rings));
+    }
+
+    /// Serves a zone whose ring nobody has used yet, or with `takeover` one that an earlier daemon served.
+    ///
+    /// # Errors
+    /// EL2 does not know the zone.
+    pub fn add_zone(
+        &self,
+        number: u8,
+        console: Arc<Console>,
+        devices: Vec<DeviceIo>,
+        changed: ZoneEvent,
+        takeover: bool,
+    ) -> Result<(), Refusal> {
+        let hv: &dyn Hypervisor = &*self.hv;
+        let head = hv.ring_head(number)?;
+        let Some(window) = hv.shared().window(number) else {
+            return Ok(());
+        };
+        let consumer = Consumer::attach(&window.ring(), head);
+        let mut zone = ZoneIo {
+            number,
+            consumer,
+            devices,
+            console,
+            changed,
+            refresh: takeover,
+            closing: false,
+        };
+        // The reactor may be asleep already: it is told of what comes from now on. Nothing is in a new ring.
+        let _ = zone.consumer.prepare_to_sleep(&window.ring());
+        if let Some(slot) = lock(&self.table).get_mut(usize::from(number)) {
+            *slot = Some(zone);
+        }
+        Ok(())
+    }
+
+    /// Takes all queues of the zone away and waits until nothing of them is in flight: from then on this daemon does
+    /// not touch the zone's memory. [`Self::reopen`] lets queues be set up again.
+    pub fn quiesce(&self, number: u8) {
+        let ids = self.with(number, |zone| {
+            zone.closing = true;
+            zone.devices
+                .iter_mut()
+                .flat_map(DeviceIo::take_queues)
+                .collect::<Vec<QueueId>>()
+        });
+        let (sender, receiver) = channel::<()>();
+        for id in ids.unwrap_or_default() {
+            let sender = sender.clone();
+            self.reactor.remove(id, Box::new(move || drop(sender)));
+        }
+        drop(sender);
+        // All senders are gone when all queues are. Callbacks of a reactor that has ended are dropped as well.
+        let _ = receiver.recv();
+    }
+
+    /// The zone begins anew: forgets what [`Self::quiesce`] stopped. `starts` counts the zone's starts.
+    pub fn reopen(&self, number: u8, starts: u32) {
+        self.with(number, |zone| {
+            zone.closing = false;
+            zone.devices
+                .iter_mut()
+                .for_each(|device| device.begin_anew(starts));
+        });
+    }
+
+    /// Moves what is left in the zone's console ring and forgets the zone.
+    pub fn remove_zone(&self, number: u8) {
+        let zone = lock(&self.table)
+            .get_mut(usize::from(number))
+            .and_then(Option::take);
+        if let (Some(zone), Some(window)) = (zone, self.hv.shared().window(number)) {
+            zone.console.pump(window);
+        }
+    }
+
+    /// Counters of the zone's queues.
+    #[must_use]
+    pub fn report(&self, number: u8) -> Vec<QueueReport> {
+        let reports = self.with(number, |zone| {
+            zone.devices.iter().flat_map(DeviceIo::report).collect()
+        });
+        reports.unwrap_or_default()
+    }
+
+    /// Ends the reactor: all queues come to rest.
+    pub fn stop(&self) {
+        self.reactor.stop();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    fn with<T>(&self, number: u8, act: impl FnOnce(&mut ZoneIo) -> T) -> Option<T> {
+        lock(&self.table).get_mut(usize::from(number))?.as_mut().map(act)
+    }
+}
+
+/// Where queues are added and taken away: on the reactor's thread, its own list of commands.
+pub(crate) trait Queues {
+    /// See [`Commands::add`].
+    fn add(&mut self, queue: ringblk::Queue) -> QueueId;
+    /// See [`Commands::remove`].
+    fn remove(&mut self, id: QueueId, then: ringblk::Callback);
+}
+
+impl Queues for Commands {
+    fn add(&mut self, queue: ringblk::Queue) -> QueueId {
+        Commands::add(self, queue)
+    }
+
+    fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
+        Commands::remove(self, id, then);
+    }
+}
+
+/// Offset of a zone's armed flag in the shared page.
+pub(crate) fn armed_offset(number: u8) -> Option<usize> {
+    Some(shared::zone_window(number)? + shared::ARMED)
+}

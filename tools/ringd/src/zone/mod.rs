@@ -1,0 +1,265 @@
+//! Zones: what one is in the daemon, from its description to its end.
+//!
+//! Each zone has a thread, the [`actor`], which alone changes it: it takes what the zone needs ([`resources`]),
+//! fills its memory ([`load`]), follows what EL2 tells, and gives everything back. The [`registry`] names the zones
+//! and passes on what users ask for. [`record`] is what a zone leaves on disk for the next daemon.
+
+pub mod actor;
+pub mod load;
+pub mod record;
+pub mod registry;
+pub mod resources;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::{ConfigError, ZoneConfig};
+use crate::console::Console;
+use crate::host::{Host, RamError};
+use crate::hv::{Hypervisor, Refusal};
+use crate::io::Io;
+
+/// What all zones share.
+pub struct Context {
+    /// EL2.
+    pub hv: Arc<dyn Hypervisor>,
+    /// Root Linux.
+    pub host: Arc<dyn Host>,
+    /// The reactor.
+    pub io: Arc<Io>,
+    /// Directory of the records.
+    pub records: PathBuf,
+    /// Held while CPUs are chosen and taken offline. Outermost lock.
+    pub cpus: Mutex<()>,
+}
+
+impl Context {
+    /// EL2, with one function per operation.
+    #[must_use]
+    pub fn el2(&self) -> &dyn Hypervisor {
+        &*self.hv
+    }
+}
+
+/// Where a zone stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It is being set up.
+    Created,
+    /// It runs.
+    Running,
+    /// It is paused.
+    Paused,
+    /// It crashed and is held for inspection.
+    Crashed,
+    /// It is over and holds nothing.
+    Stopped,
+}
+
+/// How a zone ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "how", content = "detail")]
+pub enum Ending {
+    /// The guest powered off (PSCI SYSTEM_OFF).
+    PoweredOff,
+    /// The guest asked for a reset, and `on_reboot` says stop.
+    Rebooted,
+    /// Somebody stopped it.
+    Stopped,
+    /// The guest took all its CPUs off.
+    AllCpusOff,
+    /// The guest crashed.
+    Crashed(String),
+    /// The daemon could not go on with it.
+    Failed(String),
+}
+
+impl Ending {
+    /// Whether the guest powered off, as a command that waits for it reports by its status.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        matches!(self, Self::PoweredOff)
+    }
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PoweredOff => f.write_str("powered off"),
+            Self::Rebooted => f.write_str("asked for a reset, and on_reboot is \"stop\""),
+            Self::Stopped => f.write_str("was stopped"),
+            Self::AllCpusOff => f.write_str("took all its CPUs off"),
+            Self::Crashed(detail) => write!(f, "crashed: {detail}"),
+            Self::Failed(detail) => write!(f, "failed: {detail}"),
+        }
+    }
+}
+
+/// What `zone list` shows of a zone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// EL2's number while it exists there.
+    pub number: Option<u8>,
+    /// Where it stands.
+    pub state: Phase,
+    /// How it ended, if it did.
+    pub ending: Option<Ending>,
+    /// vCPUs.
+    pub vcpus: usize,
+    /// Root's numbers of its CPUs.
+    pub cpus: Vec<u32>,
+    /// Bytes of RAM.
+    pub memory: u64,
+    /// Disks.
+    pub disks: usize,
+    /// How often it was started again.
+    pub restarts: u32,
+}
+
+/// A zone as everybody sees it.
+pub struct Shared {
+    /// What it was started as.
+    pub config: ZoneConfig,
+    /// Its console.
+    pub console: Arc<Console>,
+    status: Mutex<Status>,
+    changed: Condvar,
+}
+
+impl Shared {
+    /// A zone that is being set up.
+    #[must_use]
+    pub fn new(config: ZoneConfig) -> Arc<Self> {
+        let status = Status {
+            name: config.name.clone(),
+            number: None,
+            state: Phase::Created,
+            ending: None,
+            vcpus: config.cpus.count(),
+            cpus: Vec::new(),
+            memory: config.memory,
+            disks: config.disk.len(),
+            restarts: 0,
+        };
+        let (status, changed) = (Mutex::new(status), Condvar::new());
+        Arc::new(Self {
+            config,
+            console: Arc::default(),
+            status,
+            changed,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Status> {
+        self.status
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// As it is now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        self.lock().clone()
+    }
+
+    /// Changes it and wakes those who wait.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits for its end.
+    #[must_use]
+    pub fn wait(&self) -> Ending {
+        let mut status = self.lock();
+        loop {
+            if let (Phase::Stopped, Some(ending)) = (status.state, &status.ending) {
+                return ending.clone();
+            }
+            status = self
+                .changed
+                .wait(status)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+}
+
+/// Why a zone cannot do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ZoneError {
+    /// Its description is wrong, or names something that is not there.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// EL2 refused.
+    #[error("zone {name}: {cause}")]
+    Refused {
+        /// The zone.
+        name: String,
+        /// What EL2 said.
+        cause: Refusal,
+    },
+    /// Root Linux refused.
+    #[error("zone {name}: {what}: {cause}")]
+    Host {
+        /// The zone.
+        name: String,
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// Its memory cannot be written.
+    #[error("zone {name}: {cause}")]
+    Ram {
+        /// The zone.
+        name: String,
+        /// What went wrong.
+        cause: RamError,
+    },
+    /// There is a zone of that name.
+    #[error("zone {0} exists already; `ringctl zone stop {0}` ends it")]
+    Exists(String),
+    /// There is none.
+    #[error("no zone {0}; `ringctl zone list` shows those there are")]
+    Unknown(String),
+    /// Its state does not allow it.
+    #[error("zone {name} is {}, expected {expected}", phase_name(*.phase))]
+    WrongPhase {
+        /// The zone.
+        name: String,
+        /// Its state.
+        phase: Phase,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// EL2 did not get a vCPU out of the guest in time.
+    #[error("zone {name}: EL2 has not {what} it within {seconds} s")]
+    Timeout {
+        /// The zone.
+        name: String,
+        /// "stopped" or "paused".
+        what: &'static str,
+        /// How long was waited.
+        seconds: u64,
+    },
+}
+
+/// The state's name, as users see it.
+#[must_use]
+pub fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Created => "created",
+        Phase::Running => "running",
+        Phase::Paused => "paused",
+        Phase::Crashed => "crashed",
+        Phase::Stopped => "stopped",
+    }
+}

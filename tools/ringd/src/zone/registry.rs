@@ -1,0 +1,257 @@
+//! All zones by name: starting one, finding one, taking over those of an earlier daemon.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ringvisor::abi::command::ZoneInfo;
+use ringvisor::abi::{ROOT_ZONE, ZoneState};
+
+use super::actor::{self, Message, Wish};
+use super::record::Record;
+use super::{Context, Phase, Shared, Status, ZoneError};
+use crate::config::ZoneConfig;
+
+/// Zones that are over and still shown, with their consoles.
+const REMEMBERED: usize = 16;
+
+/// The daemon's zones.
+pub struct Registry {
+    context: Arc<Context>,
+    zones: Mutex<Zones>,
+}
+
+#[derive(Default)]
+struct Zones {
+    by_name: BTreeMap<String, Zone>,
+    /// Counts starts, to tell which zone has been over for longest.
+    clock: u64,
+}
+
+#[derive(Clone)]
+struct Zone {
+    shared: Arc<Shared>,
+    /// `None` while it is being started, and of one that could not be taken over.
+    outbox: Option<Sender<Message>>,
+    born: u64,
+}
+
+impl Registry {
+    /// No zones.
+    #[must_use]
+    pub fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            zones: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Zones> {
+        self.zones.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// What all zones share.
+    #[must_use]
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Starts a zone and gives it once its guest runs.
+    ///
+    /// # Errors
+    /// It cannot be started; nothing of it is left.
+    pub fn start(&self, config: ZoneConfig) -> Result<Arc<Shared>, ZoneError> {
+        config.check()?;
+        let name = config.name.clone();
+        let shared = Shared::new(config);
+        {
+            let mut zones = self.lock();
+            let existing = zones.by_name.get(&name);
+            if existing.is_some_and(|zone| zone.shared.status().state != Phase::Stopped) {
+                return Err(ZoneError::Exists(name));
+            }
+            zones.insert(&name, shared.clone());
+        }
+        match actor::start(&self.context, &shared) {
+            Ok(outbox) => {
+                self.lock().set_outbox(&name, &shared, outbox);
+                Ok(shared)
+            }
+            Err(error) => {
+                let mut zones = self.lock();
+                if zones
+                    .by_name
+                    .get(&name)
+                    .is_some_and(|zone| Arc::ptr_eq(&zone.shared, &shared))
+                {
+                    zones.by_name.remove(&name);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Fulfils a wish and returns when it has come true.
+    ///
+    /// # Errors
+    /// There is no such zone, or its state does not allow it.
+    pub fn ask(&self, name: &str, wish: Wish) -> Result<(), ZoneError> {
+        let zone = self
+            .lock()
+            .by_name
+            .get(name)
+            .cloned()
+            .ok_or_else(|| ZoneError::Unknown(name.into()))?;
+        let status = zone.shared.status();
+        let wrong = |expected| ZoneError::WrongPhase {
+            name: name.into(),
+            phase: status.state,
+            expected,
+        };
+        if status.state == Phase::Stopped {
+            return Err(wrong("running, paused or crashed"));
+        }
+        let (reply, answer) = channel();
+        let sent = match &zone.outbox {
+            Some(outbox) => outbox.send(Message::Wish(wish, reply)).is_ok(),
+            None => false,
+        };
+        if !sent {
+            return Err(wrong("running, paused or crashed"));
+        }
+        match answer.recv() {
+            Ok(outcome) => outcome,
+            // The zone ended before it saw the wish.
+            Err(_) if wish == Wish::Stop => Ok(()),
+            Err(_) => Err(wrong("running or paused")),
+        }
+    }
+
+    /// A zone by name, also one that is over.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn find(&self, name: &str) -> Result<Arc<Shared>, ZoneError> {
+        let zones = self.lock();
+        zones
+            .by_name
+            .get(name)
+            .map(|zone| zone.shared.clone())
+            .ok_or_else(|| ZoneError::Unknown(name.into()))
+    }
+
+    /// All zones.
+    #[must_use]
+    pub fn list(&self) -> Vec<Status> {
+        self.lock()
+            .by_name
+            .values()
+            .map(|zone| zone.shared.status())
+            .collect()
+    }
+
+    /// Takes over what an earlier daemon left: zones that EL2 has go on, what was half started or is over is cleaned
+    /// up. What cannot be understood is logged and left alone.
+    pub fn take_over(&self) {
+        let records = match Record::load_all(&self.context.records) {
+            Ok(records) => records,
+            Err(error) => {
+                tracing::error!(%error, "cannot look for zones of an earlier daemon");
+                return;
+            }
+        };
+        let mut in_el2 = self.zones_in_el2();
+        for record in records {
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    tracing::error!(%error, "cannot take a zone over");
+                    continue;
+                }
+            };
+            let name = record.config.name.clone();
+            let found = in_el2.remove(&name);
+            let shared = Shared::new(record.config.clone());
+            match found {
+                Some(number) if record.starts > 0 => {
+                    self.lock().insert(&name, shared.clone());
+                    match actor::take_over(&self.context, &shared, record, number) {
+                        Ok(outbox) => {
+                            tracing::info!(zone = name, number, "taken over");
+                            self.lock().set_outbox(&name, &shared, outbox);
+                        }
+                        Err(error) => {
+                            tracing::error!(zone = name, %error, "cannot take a zone over: stopped")
+                        }
+                    }
+                }
+                number => {
+                    tracing::warn!(zone = name, "cleaning up what an earlier daemon left");
+                    actor::clean_up(&self.context, &shared, Record { number, ..record });
+                }
+            }
+        }
+        for (name, number) in in_el2 {
+            tracing::error!(
+                zone = name,
+                number,
+                "EL2 has a zone that nothing is known about: left alone"
+            );
+        }
+    }
+
+    /// Names and numbers of the zones that EL2 has.
+    fn zones_in_el2(&self) -> BTreeMap<String, u8> {
+        let info = self.context.hv.info();
+        let mut found = BTreeMap::new();
+        for (number, summary) in (0_u8..).zip(&info.zones) {
+            if number == ROOT_ZONE || summary.state == ZoneState::None as u8 {
+                continue;
+            }
+            match self.context.el2().zone_info(number) {
+                Ok(info) => drop(found.insert(name(&info), number)),
+                Err(error) => tracing::warn!(number, %error, "cannot ask EL2 about a zone"),
+            }
+        }
+        found
+    }
+}
+
+fn name(info: &ZoneInfo) -> String {
+    let bytes = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+impl Zones {
+    fn insert(&mut self, name: &str, shared: Arc<Shared>) {
+        self.clock += 1;
+        self.by_name.insert(
+            name.to_owned(),
+            Zone {
+                shared,
+                outbox: None,
+                born: self.clock,
+            },
+        );
+        let mut over: Vec<(u64, String)> = self
+            .by_name
+            .iter()
+            .filter(|(_, zone)| zone.shared.status().state == Phase::Stopped)
+            .map(|(name, zone)| (zone.born, name.clone()))
+            .collect();
+        over.sort();
+        for (_, name) in over.iter().rev().skip(REMEMBERED) {
+            self.by_name.remove(name);
+        }
+    }
+
+    fn set_outbox(&mut self, name: &str, shared: &Arc<Shared>, outbox: Sender<Message>) {
+        if let Some(zone) = self
+            .by_name
+            .get_mut(name)
+            .filter(|zone| Arc::ptr_eq(&zone.shared, shared))
+        {
+            zone.outbox = Some(outbox);
+        }
+    }
+}

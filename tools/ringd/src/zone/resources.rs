@@ -1,0 +1,400 @@
+//! [`Held`]: what a zone holds of root and EL2, taken in order and given back in the opposite order.
+//!
+//! Taking stops at the first thing that cannot be had, and what was taken so far is given back: nothing is left half
+//! started. The record on disk runs ahead of each step.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ringblk::{Disk, EngineKind, GuestRam, OpenOptions};
+use ringvisor::abi::MAX_QUEUES;
+use ringvisor::abi::command::DeviceSpec;
+use ringvisor::abi::machine::RAM_BASE;
+
+use super::load::{self, Entry, Images};
+use super::record::{self, Record, RecordError};
+use super::{Context, Shared, ZoneError};
+use crate::config::{Engine, ZoneConfig, quoted, size::format_size};
+use crate::host::{Ram, RamError, cpus};
+use crate::io::device::{DeviceIo, DeviceParts};
+
+/// Vendor id register of our devices: "RNGV".
+const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
+/// Queues of a disk.
+const QUEUES: usize = 1;
+/// How long a new zone waits for the last I/O of a zone that is just gone.
+const DISK_WAIT: Duration = Duration::from_secs(2);
+/// How long a take-over waits for I/O that a dead daemon left in the kernel.
+const TAKEOVER_WAIT: Duration = Duration::from_secs(30);
+
+/// What a zone holds.
+pub struct Held {
+    context: Arc<Context>,
+    shared: Arc<Shared>,
+    record: Record,
+    ram: Option<Ram>,
+    /// Whether the reactor knows the zone.
+    served: bool,
+}
+
+impl Held {
+    /// Takes everything that `shared.config` asks for, up to devices; the zone does not run yet.
+    ///
+    /// # Errors
+    /// The first thing that cannot be had; all else has been given back.
+    pub fn take(
+        context: &Arc<Context>,
+        shared: &Arc<Shared>,
+        changed: crate::io::ZoneEvent,
+    ) -> Result<(Self, Entry), ZoneError> {
+        let config = &shared.config;
+        // Files first: most mistakes are here, and nothing has been taken yet.
+        let images = load::read(config)?;
+        let disks = open_disks(config, DISK_WAIT)?;
+        let mut held = Self {
+            context: context.clone(),
+            shared: shared.clone(),
+            record: Record::new(config.clone()),
+            ram: None,
+            served: false,
+        };
+        match held.take_all(&images, &disks, changed) {
+            Ok(entry) => Ok((held, entry)),
+            Err(error) => {
+                held.release();
+                Err(error)
+            }
+        }
+    }
+
+    fn take_all(
+        &mut self,
+        images: &Images,
+        disks: &[Arc<Disk>],
+        changed: crate::io::ZoneEvent,
+    ) -> Result<Entry, ZoneError> {
+        let context = self.context.clone();
+        let shared = self.shared.clone();
+        let config = &shared.config;
+        let refused = |cause| ZoneError::Refused {
+            name: config.name.clone(),
+            cause,
+        };
+
+        let mpidrs = self.take_cpus()?;
+        let ram = context
+            .host
+            .create_ram(&config.name, config.memory)
+            .map_err(|cause| match cause {
+                RamError::NoHugePages { .. } => config
+                    .unusable_value("memory", quoted(&format_size(config.memory)), cause)
+                    .into(),
+                cause => ZoneError::Ram {
+                    name: config.name.clone(),
+                    cause,
+                },
+            })?;
+        self.record.added_pages = ram.added;
+        let ram = self.ram.insert(ram);
+        self.record
+            .save(&context.records)
+            .map_err(|error| record_failed(config, error))?;
+        let entry = load::fill(config, images, ram)?;
+
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let number = context
+            .el2()
+            .zone_create(&config.name, &mpidrs, now)
+            .map_err(|cause| ZoneError::Config(config.unusable_value("cpus", &config.cpus, cause)))?;
+        self.record.number = Some(number);
+        self.record
+            .save(&context.records)
+            .map_err(|error| record_failed(config, error))?;
+        shared.update(|status| status.number = Some(number));
+        let blocks = self
+            .ram
+            .as_ref()
+            .map(|ram| ram.blocks.as_slice())
+            .unwrap_or_default();
+        context
+            .el2()
+            .zone_donate(number, RAM_BASE, blocks)
+            .map_err(refused)?;
+        for (slot, disk) in disks.iter().enumerate() {
+            let slot = u8::try_from(slot).unwrap_or(u8::MAX);
+            context
+                .el2()
+                .device_add(number, slot, &specification(disk))
+                .map_err(refused)?;
+        }
+        self.record.starts = 1;
+        self.serve(number, disks, changed, false)?;
+        Ok(entry)
+    }
+
+    /// Chooses CPUs and takes them offline.
+    fn take_cpus(&mut self) -> Result<Vec<u64>, ZoneError> {
+        let context = self.context.clone();
+        let config = &self.shared.config;
+        let host_failed = |what: String, cause| ZoneError::Host {
+            name: config.name.clone(),
+            what,
+            cause,
+        };
+        let _choosing = context
+            .cpus
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let all = context
+            .host
+            .cpus()
+            .map_err(|cause| host_failed("list of CPUs".into(), cause))?;
+        let chosen =
+            cpus::choose(&all, &config.cpus).map_err(|error| config.bad("cpus", &config.cpus, error))?;
+        // All of them go into the record first: bringing a CPU online that is online does no harm.
+        self.record.cpus = chosen.iter().map(|cpu| cpu.number).collect();
+        self.record
+            .save(&context.records)
+            .map_err(|error| record_failed(config, error))?;
+        let numbers = self.record.cpus.clone();
+        self.shared.update(|status| status.cpus = numbers);
+        for cpu in &chosen {
+            context
+                .host
+                .set_online(cpu.number, false)
+                .map_err(|cause| host_failed(format!("taking CPU {} offline", cpu.number), cause))?;
+        }
+        Ok(chosen.iter().map(|cpu| cpu.mpidr).collect())
+    }
+
+    /// Makes the reactor serve the zone.
+    fn serve(
+        &mut self,
+        number: u8,
+        disks: &[Arc<Disk>],
+        changed: crate::io::ZoneEvent,
+        takeover: bool,
+    ) -> Result<(), ZoneError> {
+        let config = &self.shared.config;
+        let refused = |cause| ZoneError::Refused {
+            name: config.name.clone(),
+            cause,
+        };
+        let broken = |cause| ZoneError::Ram {
+            name: config.name.clone(),
+            cause,
+        };
+        let Some(ram) = &self.ram else { return Ok(()) };
+        let memory = GuestRam::new(ram.memory.clone()).map_err(|e| broken(RamError::Map(e.to_string())))?;
+        let log = record::inflight(&self.context.records, &config.name)
+            .map_err(|error| record_failed(config, error))?;
+        let mut devices = Vec::new();
+        for (slot, disk) in disks.iter().enumerate() {
+            devices.push(DeviceIo::new(DeviceParts {
+                zone: number,
+                slot: u8::try_from(slot).unwrap_or(u8::MAX),
+                queues: QUEUES,
+                disk: disk.clone(),
+                ram: memory.clone(),
+                log: log.clone(),
+                starts: self.record.starts,
+            }));
+        }
+        let console = self.shared.console.clone();
+        self.context
+            .io
+            .add_zone(number, console, devices, changed, takeover)
+            .map_err(refused)?;
+        self.shared.console.open_input(self.context.el2(), number);
+        self.served = true;
+        self.record
+            .save(&self.context.records)
+            .map_err(|error| record_failed(config, error))
+    }
+
+    /// Takes over what an earlier daemon left of a zone that EL2 still has.
+    ///
+    /// # Errors
+    /// Something is gone; the zone stays as it is.
+    pub fn take_over(
+        context: &Arc<Context>,
+        shared: &Arc<Shared>,
+        record: Record,
+        number: u8,
+        changed: crate::io::ZoneEvent,
+    ) -> Result<Self, Box<(Self, ZoneError)>> {
+        let config = &shared.config;
+        let mut held = Self {
+            context: context.clone(),
+            shared: shared.clone(),
+            record,
+            ram: None,
+            served: false,
+        };
+        let opened = context.host.open_ram(&config.name, config.memory);
+        let opened = opened.map_err(|cause| ZoneError::Ram {
+            name: config.name.clone(),
+            cause,
+        });
+        let taken = opened.and_then(|ram| {
+            held.ram = Some(ram);
+            held.serve(number, &open_disks(config, TAKEOVER_WAIT)?, changed, true)
+        });
+        match taken {
+            Ok(()) => Ok(held),
+            Err(error) => Err(Box::new((held, error))),
+        }
+    }
+
+    /// What an earlier daemon left of a zone that cannot go on, to be given back by [`Self::release`].
+    #[must_use]
+    pub fn left_over(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
+        Self {
+            context: context.clone(),
+            shared: shared.clone(),
+            record,
+            ram: None,
+            served: false,
+        }
+    }
+
+    /// EL2's number of the zone.
+    #[must_use]
+    pub fn number(&self) -> Option<u8> {
+        self.record.number
+    }
+
+    /// Loads the zone anew after its guest has ended. No vCPU runs. What the images do not cover stays as the guest left
+    /// it, as on a machine that is reset (and under QEMU): its kernel may look for what the last one noted there.
+    ///
+    /// # Errors
+    /// Kernel or initial RAM disk are not what they were.
+    pub fn reload(&mut self) -> Result<Entry, ZoneError> {
+        let config = &self.shared.config;
+        let broken = |cause| ZoneError::Ram {
+            name: config.name.clone(),
+            cause,
+        };
+        let images = load::read(config)?;
+        if let Some(number) = self.record.number {
+            self.context.io.quiesce(number);
+        }
+        let Some(ram) = &self.ram else {
+            return Err(broken(RamError::Map("it is not mapped".into())));
+        };
+        let entry = load::fill(config, &images, ram)?;
+        self.record.starts = self.record.starts.wrapping_add(1);
+        self.record
+            .save(&self.context.records)
+            .map_err(|error| record_failed(config, error))?;
+        if let Some(number) = self.record.number {
+            self.context.io.reopen(number, self.record.starts);
+        }
+        Ok(entry)
+    }
+
+    /// Gives everything back. No vCPU of the zone runs any more. What cannot be given back is logged; memory that EL2
+    /// keeps is not given to root.
+    pub fn release(mut self) {
+        let name = self.shared.config.name.clone();
+        let mut el2_has_it = false;
+        self.shared.console.close_input();
+        if let Some(number) = self.record.number {
+            if self.served {
+                self.context.io.quiesce(number);
+                self.context.io.remove_zone(number);
+            }
+            if let Err(error) = self.context.el2().zone_destroy(number) {
+                el2_has_it = !error.is(ringvisor::abi::command::Status::NoSuchZone);
+                tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
+            }
+        }
+        self.ram = None;
+        if el2_has_it {
+            return;
+        }
+        for cpu in self.record.cpus.iter().rev() {
+            if let Err(error) = self.context.host.set_online(*cpu, true) {
+                tracing::error!(zone = name, cpu, %error, "cannot bring a CPU back online");
+            }
+        }
+        if let Err(error) = self.context.host.remove_ram(&name, self.record.added_pages) {
+            tracing::error!(zone = name, %error, "cannot give a zone's memory back");
+        }
+        Record::remove(&self.context.records, &name);
+        self.shared
+            .update(|status| (status.number, status.cpus) = (None, Vec::new()));
+    }
+}
+
+fn record_failed(config: &ZoneConfig, error: RecordError) -> ZoneError {
+    let cause = std::io::Error::other(error.to_string());
+    ZoneError::Host {
+        name: config.name.clone(),
+        what: "its record".into(),
+        cause,
+    }
+}
+
+/// Opens and locks the images.
+fn open_disks(config: &ZoneConfig, wait: Duration) -> Result<Vec<Arc<Disk>>, ZoneError> {
+    let mut disks = Vec::new();
+    for (index, disk) in config.disk.iter().enumerate() {
+        let engine = match disk.engine {
+            Engine::IoUring => EngineKind::IoUring,
+            Engine::Threads => EngineKind::Threads,
+        };
+        let serial = disk.serial.clone().unwrap_or_default();
+        let wanted = ringblk::DiskConfig {
+            path: disk.path.clone(),
+            readonly: disk.readonly,
+            serial,
+            engine,
+        };
+        let options = OpenOptions {
+            owner: Some(owner(&config.name, index)),
+            wait,
+        };
+        let opened = Disk::open_with(&wanted, &options);
+        disks.push(
+            opened.map_err(|error| config.unusable(&format!("disk[{index}].path"), &disk.path, error))?,
+        );
+    }
+    Ok(disks)
+}
+
+/// A number for a disk's lock that is the same after a restart of the daemon (FNV-1a of zone and index).
+fn owner(name: &str, index: usize) -> u64 {
+    let bytes = name.bytes().chain(index.to_le_bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+/// What EL2 shows of a disk.
+fn specification(disk: &Disk) -> DeviceSpec {
+    let mut spec = DeviceSpec {
+        device_id: ringblk::DEVICE_ID,
+        vendor_id: VENDOR_ID,
+        features: ringblk::features(disk),
+        queues: QUEUES as u32,
+        config_len: 0,
+        queue_max: [0; MAX_QUEUES],
+        config: [0; 256],
+    };
+    for (to, from) in spec
+        .config
+        .iter_mut()
+        .zip(ringblk::config(disk, ringblk::QUEUE_SIZE_MAX))
+    {
+        *to = from;
+    }
+    spec.config_len = ringblk::CONFIG_LEN as u32;
+    spec.queue_max
+        .iter_mut()
+        .take(QUEUES)
+        .for_each(|max| *max = ringblk::QUEUE_SIZE_MAX);
+    spec
+}

@@ -1,0 +1,77 @@
+//! A daemon over fakes in this process, with a real socket, for tests that use it from outside.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use ringd::control::server;
+use ringd::host::fake::FakeHost;
+use ringd::hv::Hypervisor;
+use ringd::hv::fake::FakeEl2;
+use ringd::io::Io;
+use ringd::io::bell::Interrupt;
+use ringd::zone::Context;
+use ringd::zone::registry::Registry;
+
+/// CPUs of the machine.
+pub const CPUS: u32 = 4;
+/// Its huge pages.
+pub const PAGES: u64 = 64;
+
+pub struct Machine {
+    pub el2: Arc<FakeEl2>,
+    pub host: Arc<FakeHost>,
+    pub directory: tempfile::TempDir,
+}
+
+impl Machine {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let host = Arc::new(FakeHost::new(directory.path().to_owned(), CPUS, PAGES));
+        let el2 = Arc::new(FakeEl2::new(CPUS as usize).unwrap());
+        fs::write(path("Image"), b"\0 flat kernel").unwrap();
+        fs::write(path("disk.img"), vec![0; 1 << 20]).unwrap();
+        fs::create_dir(path("zones")).unwrap();
+        let hv: Arc<dyn Hypervisor> = el2.clone();
+        let io = Io::start(hv.clone(), ringblk::ReactorOptions::default()).unwrap();
+        let (records, cpus) = (path("zones"), Mutex::new(()));
+        let context = Context {
+            hv,
+            host: host.clone(),
+            io: io.clone(),
+            records,
+            cpus,
+        };
+        let registry = Arc::new(Registry::new(Arc::new(context)));
+        registry.take_over();
+        io.listen(Interrupt {
+            fd: el2.bell().unwrap(),
+            width: ringblk::ReadWidth::Eight,
+            mask: None,
+        });
+        let listener = server::bind(&path("sock")).unwrap();
+        std::thread::spawn(move || server::serve(&listener, &registry, Box::new(|_| {})));
+        Self { el2, host, directory }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A zone file with this line added.
+    pub fn zone_file(&self, name: &str, line: &str) -> PathBuf {
+        let text = format!("name = {name:?}\ncpus = 1\nmemory = \"16M\"\nkernel = \"Image\"\n{line}\n");
+        let path = self.path(&format!("{name}.toml"));
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// Nothing of any zone is left.
+    pub fn assert_clean(&self) {
+        assert_eq!(self.host.online(), (0..CPUS).collect::<Vec<_>>());
+        assert_eq!(self.host.free_pages(), PAGES);
+        assert!(self.el2.zones().is_empty());
+        assert_eq!(fs::read_dir(self.path("zones")).unwrap().count(), 0);
+    }
+}

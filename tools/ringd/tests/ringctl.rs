@@ -1,0 +1,199 @@
+//! The command as users run it, against a daemon over fakes.
+
+#[allow(dead_code, reason = "each test program uses its part")]
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::Machine;
+use ringvisor::abi::{StopReason, ZoneState};
+
+fn command(machine: &Machine, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringctl"));
+    command
+        .arg("--run-dir")
+        .arg(machine.directory.path())
+        .args(arguments)
+        .stdin(Stdio::null());
+    command
+}
+
+fn ringctl(machine: &Machine, arguments: &[&str]) -> Output {
+    command(machine, arguments).output().unwrap()
+}
+
+fn spawn(machine: &Machine, arguments: &[&str]) -> Child {
+    let mut command = command(machine, arguments);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn failure(output: &Output, status: i32) -> String {
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what} did not come true");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_zone_is_started_listed_paused_and_stopped() {
+    let machine = Machine::new();
+    let file = machine.zone_file("one", "");
+    stdout(&ringctl(&machine, &["zone", "start", file.to_str().unwrap()]));
+    let list = stdout(&ringctl(&machine, &["zone", "list"]));
+    let line: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(line, ["one", "1", "running", "3", "16M", "0", "0", "-"]);
+    let json = stdout(&ringctl(&machine, &["zone", "list", "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json[0]["name"], &json[0]["state"]),
+        (&"one".into(), &"running".into())
+    );
+    stdout(&ringctl(&machine, &["zone", "pause", "one"]));
+    assert!(stdout(&ringctl(&machine, &["zone", "list"])).contains("paused"));
+    stdout(&ringctl(&machine, &["zone", "resume", "one"]));
+    stdout(&ringctl(&machine, &["zone", "stop", "one"]));
+    machine.assert_clean();
+    assert!(stdout(&ringctl(&machine, &["zone", "list"])).contains("was stopped"));
+    let waited = failure(&ringctl(&machine, &["zone", "wait", "one"]), 1);
+    assert_eq!(waited, "ringctl: zone one was stopped\n");
+}
+
+#[test]
+fn run_follows_the_console_and_reports_the_end() {
+    let machine = Machine::new();
+    for (reason, status) in [(StopReason::SystemOff, 0), (StopReason::AllCpusOff, 1)] {
+        let kernel = machine.path("Image");
+        let disk = machine.path("disk.img");
+        let run = spawn(
+            &machine,
+            &[
+                "zone",
+                "run",
+                "--name",
+                "r",
+                "--cpus",
+                "1",
+                "--memory",
+                "16M",
+                "--kernel",
+                kernel.to_str().unwrap(),
+                "--disk",
+                disk.to_str().unwrap(),
+                "--cmdline",
+                "console=ttyAMA0",
+            ],
+        );
+        until("start", || machine.el2.starts(1).len() == 1);
+        machine.el2.guest_prints(1, "booting\r\n");
+        machine.el2.guest_prints(1, "login: ");
+        machine.el2.guest_ends(1, ZoneState::Stopped, reason);
+        let output = run.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            text.starts_with("booting\r\nlogin: \r\n[ringd: zone r "),
+            "{text:?}"
+        );
+        machine.assert_clean();
+    }
+}
+
+#[test]
+fn the_console_goes_both_ways() {
+    let machine = Machine::new();
+    let file = machine.zone_file("c", "");
+    stdout(&ringctl(&machine, &["zone", "start", file.to_str().unwrap()]));
+    machine.el2.guest_prints(1, "before\n");
+    let mut console = spawn(&machine, &["zone", "console", "c"]);
+    console.stdin.as_mut().unwrap().write_all(b"uname\r").unwrap();
+    until("input", || machine.el2.typed(1) == b"uname\r");
+    // Its end does not end the console.
+    drop(console.stdin.take());
+    machine.el2.guest_prints(1, "after\n");
+    let mut seen = vec![0; 13];
+    console.stdout.as_mut().unwrap().read_exact(&mut seen).unwrap();
+    assert_eq!(seen, b"before\nafter\n");
+    assert_eq!(
+        stdout(&ringctl(&machine, &["zone", "console", "--dump", "c"])),
+        "before\nafter\n"
+    );
+    machine
+        .el2
+        .guest_ends(1, ZoneState::Stopped, StopReason::SystemOff);
+    assert!(console.wait().unwrap().success());
+    // The console can still be read when the zone is over.
+    let dump = stdout(&ringctl(&machine, &["zone", "console", "c"]));
+    assert!(dump.starts_with("before\nafter\n"), "{dump:?}");
+}
+
+#[test]
+fn disks_and_the_hypervisor_are_shown() {
+    let machine = Machine::new();
+    let file = machine.zone_file(
+        "d",
+        "[[disk]]\npath = \"disk.img\"\nserial = \"root0\"\nreadonly = true",
+    );
+    stdout(&ringctl(&machine, &["zone", "start", file.to_str().unwrap()]));
+    let list = stdout(&ringctl(&machine, &["disk", "list"]));
+    let line: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(line[..6], ["d", "0", "ro", "io_uring", "no", "root0"]);
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&ringctl(&machine, &["disk", "stats", "--json"]))).unwrap();
+    assert_eq!(json[0]["zone"], "d");
+    let info: serde_json::Value =
+        serde_json::from_str(&stdout(&ringctl(&machine, &["info", "--json"]))).unwrap();
+    assert_eq!((&info["zones"], &info["pages_total"]), (&1.into(), &1024.into()));
+    assert!(stdout(&ringctl(&machine, &["info"])).contains("hypervisor  fake"));
+    stdout(&ringctl(&machine, &["log-level", "el2", "debug"]));
+    assert!(stdout(&ringctl(&machine, &["info"])).contains("log level   4"));
+}
+
+#[test]
+fn mistakes_end_with_a_message_and_a_status() {
+    let machine = Machine::new();
+    let bad = machine.zone_file("bad", "colour = \"red\"");
+    let message = failure(&ringctl(&machine, &["zone", "start", bad.to_str().unwrap()]), 1);
+    let name = bad.display();
+    assert!(
+        message.starts_with(&format!(
+            "ringctl: {name}: unknown key colour = \"red\": expected"
+        )),
+        "{message}"
+    );
+    let missing = machine.zone_file("missing", "initrd = \"nope\"");
+    let message = failure(&ringctl(&machine, &["zone", "run", missing.to_str().unwrap()]), 1);
+    assert!(
+        message.contains("initrd = ") && message.contains("No such file"),
+        "{message}"
+    );
+    let message = failure(&ringctl(&machine, &["zone", "stop", "nobody"]), 1);
+    assert!(message.contains("no zone nobody"), "{message}");
+    failure(&ringctl(&machine, &["zone", "stop"]), 2);
+    failure(&ringctl(&machine, &["frobnicate"]), 2);
+    fs::remove_file(machine.path("sock")).unwrap();
+    let message = failure(&ringctl(&machine, &["zone", "list"]), 1);
+    assert!(
+        message.contains("ringd is not running") && message.contains("ringd --daemonize"),
+        "{message}"
+    );
+    machine.assert_clean();
+}

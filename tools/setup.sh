@@ -1,0 +1,77 @@
+#!/bin/bash
+# Installs what the build and the tests need and this machine lacks: Debian packages, Rust, its targets and components.
+# Does nothing, quickly, when all is there. Packages need root: as another user sudo is tried, and where that is not
+# possible the exact command is printed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin"
+
+# program or file -> Debian package that has it
+need=(
+    qemu-system-aarch64:qemu-system-arm
+    gdb-multiarch:gdb-multiarch
+    dtc:device-tree-compiler
+    cpio:cpio
+    zstd:zstd
+    xz:xz-utils
+    mke2fs:e2fsprogs
+    expect:expect
+    setpriv:util-linux
+    tar:tar
+    curl:curl
+    cc:gcc
+    /usr/include/stdio.h:libc6-dev
+)
+packages=()
+for entry in "${need[@]}"; do
+    what=${entry%%:*}
+    if ! { [[ $what == /* && -e $what ]] || command -v "$what" >/dev/null; }; then
+        packages+=("${entry#*:}")
+    fi
+done
+
+if ((${#packages[@]})); then
+    install="apt-get install -y --no-install-recommends ${packages[*]}"
+    if ! command -v apt-get >/dev/null; then
+        echo "setup: please install: ${packages[*]} (this machine has no apt-get)" >&2
+        exit 1
+    fi
+    if ((EUID == 0)); then
+        as_root=(env DEBIAN_FRONTEND=noninteractive)
+    elif sudo -n true 2>/dev/null || { [[ -t 0 ]] && command -v sudo >/dev/null; }; then
+        as_root=(sudo DEBIAN_FRONTEND=noninteractive)
+    else
+        echo "setup: packages are missing; please run as root:" >&2
+        echo "    apt-get update && $install" >&2
+        exit 1
+    fi
+    echo "==> installing Debian packages: ${packages[*]}" >&2
+    # Lists may be missing, or so old that the mirror no longer has what they name.
+    "${as_root[@]}" $install </dev/null >&2 ||
+        { "${as_root[@]}" apt-get update </dev/null >&2 && "${as_root[@]}" $install </dev/null >&2; }
+fi
+
+if ! command -v rustup >/dev/null; then
+    if ! command -v cargo >/dev/null; then
+        echo "setup: Rust is missing; please install rustup and run again" >&2
+        exit 1
+    fi
+    echo "setup: no rustup: targets and components are taken as installed" >&2
+    exit 0
+fi
+# The toolchain file names channel, components and targets.
+host_tools=$(rustc --print sysroot 2>/dev/null)/lib/rustlib
+if [[ ! -d $host_tools/aarch64-unknown-none-softfloat || ! -d $host_tools/aarch64-unknown-linux-musl ]] ||
+    ! compgen -G "$host_tools/*/bin/llvm-objcopy" >/dev/null; then
+    echo "==> installing Rust's targets and components" >&2
+    channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+    targets=$(sed -n 's/^targets = \[\(.*\)\]/\1/p' rust-toolchain.toml | tr -d '",')
+    components=$(sed -n 's/^components = \[\(.*\)\]/\1/p' rust-toolchain.toml | tr -d '",')
+    rustup toolchain install "$channel" --profile minimal >&2
+    rustup target add --toolchain "$channel" $targets >&2
+    rustup component add --toolchain "$channel" $components >&2
+fi
+if [[ ${1:-} == --miri ]] && ! cargo +nightly miri --version >/dev/null 2>&1; then
+    echo "==> installing Miri on the nightly toolchain" >&2
+    rustup toolchain install nightly --profile minimal --component miri --component rust-src >&2
+fi
