@@ -53,25 +53,40 @@ fi
 
 if ! command -v rustup >/dev/null; then
     if ! command -v cargo >/dev/null; then
-        echo "setup: Rust is missing; please install rustup and run again" >&2
+        echo "setup: Rust is missing; please install rustup (rustup.rs, or \`apt-get install rustup\` from Debian 13 on)" \
+            "and run again" >&2
         exit 1
     fi
     echo "setup: no rustup: targets and components are taken as installed" >&2
     exit 0
 fi
-# The toolchain file names channel, components and targets.
-host_tools=$(rustc --print sysroot 2>/dev/null)/lib/rustlib
-if [[ ! -d $host_tools/aarch64-unknown-none-softfloat || ! -d $host_tools/aarch64-unknown-linux-musl ]] ||
-    ! compgen -G "$host_tools/*/bin/llvm-objcopy" >/dev/null; then
+# The toolchain file names the release, components and targets. A release is named and not a channel, so that what is
+# built is the same on every machine, and so that nothing here moves the user's own stable or nightly toolchain.
+release=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+if [[ $(rustc --version 2>/dev/null) != "rustc $release "* ]]; then
+    echo "==> installing Rust $release" >&2
+    # A link under this release's name that leads to another one would only be followed.
+    linked="${RUSTUP_HOME:-$HOME/.rustup}/toolchains/$release-$(rustup show 2>/dev/null | sed -n 's/^Default host: //p')"
+    [[ -L $linked ]] && rm "$linked"
+    rustup toolchain install "$release" --profile minimal --no-self-update >&2
+fi
+library=$(rustc --print sysroot)/lib/rustlib
+list() { sed -n "s/^$1 = \[\(.*\)\]/\1/p" rust-toolchain.toml | tr -d '",'; }
+missing=no
+for target in $(list targets); do
+    [[ -d $library/$target ]] || missing=yes
+done
+compgen -G "$library/*/bin/llvm-objcopy" >/dev/null && [[ -d $library/src ]] || missing=yes
+for tool in rustfmt cargo-clippy; do
+    [[ -x $library/../../bin/$tool ]] || missing=yes
+done
+if [[ $missing == yes ]]; then
     echo "==> installing Rust's targets and components" >&2
-    channel=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
-    targets=$(sed -n 's/^targets = \[\(.*\)\]/\1/p' rust-toolchain.toml | tr -d '",')
-    components=$(sed -n 's/^components = \[\(.*\)\]/\1/p' rust-toolchain.toml | tr -d '",')
-    rustup toolchain install "$channel" --profile minimal >&2
-    rustup target add --toolchain "$channel" $targets >&2
-    rustup component add --toolchain "$channel" $components >&2
+    rustup target add --toolchain "$release" $(list targets) >&2
+    rustup component add --toolchain "$release" $(list components) >&2
 fi
 if [[ ${1:-} == --miri ]] && ! cargo +nightly miri --version >/dev/null 2>&1; then
     echo "==> installing Miri on the nightly toolchain" >&2
-    rustup toolchain install nightly --profile minimal --component miri --component rust-src >&2
+    rustup component add --toolchain nightly miri rust-src >&2 ||
+        rustup toolchain install nightly --profile minimal --component miri --component rust-src >&2
 fi

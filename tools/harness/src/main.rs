@@ -23,9 +23,9 @@ enum What {
     Run {
         #[command(flatten)]
         machine: MachineOptions,
-        /// The zone file (below /srv/zones) to start, or `none`.
-        #[arg(long, env = "ZONE", default_value = "linux.toml")]
-        zone: String,
+        /// The zone file (below /srv/zones) to start, or `none`; linux.toml if not given.
+        #[arg(long, env = "ZONE")]
+        zone: Option<String>,
     },
     /// Runs a script in root, shows the console, and ends with the script's status.
     Exec {
@@ -72,7 +72,9 @@ fn run() -> Result<u8> {
     let project = Project::find()?;
     match arguments.what {
         What::Run { machine, zone } => {
-            let zone = given(Some(&zone)).filter(|z| *z != "none").map(str::to_owned);
+            // An empty variable is one that was not given: make exports them all.
+            let zone = given(zone.as_ref()).unwrap_or("linux.toml");
+            let zone = (zone != "none").then(|| zone.to_owned());
             interactive::run(&project, &machine, zone).map(|()| 0)
         }
         What::Exec {
