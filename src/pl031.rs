@@ -61,6 +61,14 @@ impl Rtc {
         }
     }
 
+    /// The machine is reset: the clock goes on, no alarm is set.
+    pub const fn reset(&mut self) {
+        self.matching = 0;
+        self.due = None;
+        self.raw = false;
+        self.mask = false;
+    }
+
     /// Level of the interrupt output RTCINTR.
     #[must_use]
     pub const fn line(&self) -> bool {

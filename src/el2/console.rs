@@ -13,14 +13,19 @@ use spin::Mutex;
 
 use super::arch::sysreg;
 
-/// Tries for the lock, and for room in the transmit FIFO, before going on without.
+/// Tries for the lock, and for room in the transmit FIFO during a line, before going on without.
 const PATIENCE: u32 = 1 << 20;
 
 struct Console(Mutex<Option<Uart<'static>>>);
 
 static CONSOLE: Console = Console(Mutex::new(None));
 
-struct Writer<'a>(&'a mut Uart<'static>);
+/// Writes one line. A UART that has no room within the line's patience loses the rest of it: it may be switched off,
+/// and nobody at EL2 may wait for it byte after byte.
+struct Writer<'a> {
+    uart: &'a mut Uart<'static>,
+    patience: u32,
+}
 
 impl Write for Writer<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
@@ -36,12 +41,14 @@ impl Write for Writer<'_> {
 
 impl Writer<'_> {
     fn put(&mut self, byte: u8) {
-        let mut patience = PATIENCE;
-        while self.0.is_tx_fifo_full() && patience > 0 {
-            patience -= 1;
+        while self.uart.is_tx_fifo_full() {
+            if self.patience == 0 {
+                return;
+            }
+            self.patience -= 1;
             core::hint::spin_loop();
         }
-        self.0.write_word(byte);
+        self.uart.write_word(byte);
     }
 }
 
@@ -63,7 +70,11 @@ impl Console {
         };
         if let Some(uart) = guard.as_mut() {
             // Writer never fails.
-            let _ = Writer(uart).write_fmt(line);
+            let _ = Writer {
+                uart,
+                patience: PATIENCE,
+            }
+            .write_fmt(line);
         }
     }
 }

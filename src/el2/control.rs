@@ -170,6 +170,10 @@ fn attach(page: Pa) -> Result<(), Refusal> {
     let device = DEVICE.get().ok_or((Status::NotAttached, 0))?;
     let _one = device.commands.lock();
     let old = Pa(device.shared.load(Ordering::Acquire));
+    // Page 0 stands for "none attached" below, and is never root's to give.
+    if page == Pa(0) {
+        return Err((Status::BadArgument, 0));
+    }
     if old != page {
         let zones = zone::count();
         if zones > 0 {

@@ -269,8 +269,14 @@ pub fn leave(zone: &zone::Zone) -> ! {
     idle()
 }
 
-/// The vCPU of this CPU is off: waits for the order to start it or, once released, another.
+/// The vCPU of this CPU is off: waits for the order to start it or, once released, another. The stack begins anew: a
+/// vCPU may be told to leave before it has entered its guest, any number of times.
 pub fn idle() -> ! {
+    // SAFETY: the frame is this CPU's own; callers hold nothing that is to be dropped, for they never return either.
+    unsafe { arch::vectors::restart(this().frame(), wait_for_orders) }
+}
+
+extern "C" fn wait_for_orders() -> ! {
     let cpu = this();
     gic::clear_list_registers();
     cpu.set_state(State::Parked);
@@ -320,14 +326,13 @@ pub fn before_return() {
             if cpu.requests.load(Ordering::Acquire) & STOP != 0 {
                 idle()
             }
-            if !zone.pausing() {
+            if !zone.pausing() && zone.vcpu_continues(cpu.vcpu()) {
                 break;
             }
             zone.vcpu_paused(cpu.vcpu());
             arch::wfi();
             gic::handle_interrupts();
         }
-        zone.vcpu_continues(cpu.vcpu());
         zone.flush_interrupts(cpu.vcpu());
     } else {
         root::flush_interrupts(cpu);

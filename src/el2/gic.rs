@@ -367,13 +367,6 @@ pub fn interrupt_limit() -> u32 {
     ((Physical.dist_read32(4) & 0x1f) + 1) * 32
 }
 
-/// Routes an SPI to a CPU.
-pub fn route(intid: u32, cpu: &Cpu) {
-    if intid >= 32 {
-        Physical.dist_write64(0x6000 + 8 * intid, cpu.mpidr().bits());
-    }
-}
-
 /// CPU and offset of an address in the redistributors.
 pub fn redistributor_at(address: u64) -> Option<(usize, u32)> {
     let address = address as usize;

@@ -42,6 +42,7 @@ struct Root {
 
 static ROOT: Once<Root> = Once::new();
 static ABORTS: AtomicU32 = AtomicU32::new(0);
+static CALLS_REFUSED: AtomicU32 = AtomicU32::new(0);
 
 /// Where root starts.
 pub struct Entry {
@@ -251,11 +252,12 @@ pub fn arrived(cpu: &Cpu, intid: u32) {
 
 /// An SPI came to a CPU that is not root's (it was on its way when the CPU changed hands): to a CPU of root's.
 pub fn reroute(intid: u32) {
-    if let Some(cpu) = cpu::all()
-        .iter()
-        .find(|cpu| cpu.owner() == ROOT_ZONE && cpu.state() == 1)
+    if let Some(root) = ROOT.get()
+        && let Some(cpu) = cpu::all()
+            .iter()
+            .find(|cpu| cpu.owner() == ROOT_ZONE && cpu.state() == 1)
     {
-        gic::route(intid, cpu);
+        root.gic.lock().reroute(intid, cpu.index, &mut gic::Physical);
         gic::set_pending(intid);
     }
 }
@@ -361,7 +363,15 @@ pub fn call(frame: &mut TrapFrame) {
     let [x0, x1, x2, x3, ..] = frame.x;
     let result = match Call::decode([x0, x1, x2, x3]) {
         Some(call) => psci_call(call),
-        None => Err(Error::NotSupported),
+        None => {
+            if CALLS_REFUSED.fetch_add(1, Ordering::Relaxed) == 0 {
+                info!(
+                    "root: unknown call {:#x} (pc {:#x}), expected one of PSCI 1.1: NOT_SUPPORTED; further ones are not logged",
+                    x0 as u32, frame.elr
+                );
+            }
+            Err(Error::NotSupported)
+        }
     };
     frame.x[0] = result.unwrap_or_else(Error::to_register);
 }

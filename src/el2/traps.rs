@@ -140,10 +140,23 @@ fn stage2_fault(frame: &TrapFrame, ipa: Ipa, access: &Access, write: bool) -> Ou
     }
 }
 
+/// A fetch from where no memory is. If it is the fetch of the very handler that the abort would be delivered to, the
+/// guest would take that abort for ever: it is lost.
 fn instruction_abort(frame: &mut TrapFrame, esr: u64, abort: &InstructionAbort) {
-    if let Some(ipa) = fault_address(abort.hpfar_valid) {
-        wild(frame, esr, ipa);
+    let Some(ipa) = fault_address(abort.hpfar_valid) else {
+        return;
+    };
+    match cpu::this_zone() {
+        Some(zone) if frame.elr == synchronous_handler(frame) => {
+            zone.crash(cpu::this().vcpu(), esr, frame.elr, FAR_EL2.get());
+        }
+        _ => wild(frame, esr, ipa),
     }
+}
+
+/// Where EL1 handles a synchronous exception taken now.
+fn synchronous_handler(frame: &TrapFrame) -> u64 {
+    sysreg::read!("vbar_el1").wrapping_add(syndrome::synchronous_vector(frame.spsr))
 }
 
 /// Nothing answers at `ipa`, or the instruction is not known: an external abort into the zone.
@@ -180,7 +193,7 @@ fn inject(frame: &mut TrapFrame, esr: u64, far: u64) {
     if sctlr & SCTLR_DSSBS != 0 {
         pstate |= 1 << 12;
     }
-    frame.elr = sysreg::read!("vbar_el1").wrapping_add(syndrome::synchronous_vector(frame.spsr));
+    frame.elr = synchronous_handler(frame);
     frame.spsr = pstate;
 }
 

@@ -20,7 +20,7 @@ use ringvisor::ring::{Bell, Entry, Producer};
 use ringvisor::stage2::{Access, Stage2};
 use ringvisor::vgic::{Doorbell, Kicks, SgiRequest, Vgic};
 use ringvisor::virtio::{GuestRam, Outcome as Effect, Spec, Transport};
-use spin::{Mutex, RwLock};
+use spin::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::arch::{self, sysreg, vcpu};
 use super::control::{self, Refusal};
@@ -150,15 +150,20 @@ pub fn create(request: &ZoneCreate) -> Result<u8, Refusal> {
     }
     window.clear();
     info!("zone {number} \"{}\" created with {vcpus} vCPUs", zone.name());
-    *ZONES[usize::from(number)].write() = Some(zone);
+    *change(&ZONES[usize::from(number)]) = Some(zone);
     Ok(number)
+}
+
+/// For writing; unlike `write`, this keeps new readers out while it waits for those that are there.
+fn change(place: &RwLock<Option<FrameBox<Zone>>>) -> RwLockWriteGuard<'_, Option<FrameBox<Zone>>> {
+    place.upgradeable_read().upgrade()
 }
 
 /// Destroys a zone that does not run; CPUs and memory are free again.
 pub fn destroy(number: u8) -> Result<(), Refusal> {
     let no_such_zone = (Status::NoSuchZone, u64::from(number));
     let place = ZONES.get(usize::from(number)).ok_or(no_such_zone)?;
-    let mut guard = place.write();
+    let mut guard = change(place);
     let zone = guard.as_ref().ok_or(no_such_zone)?;
     {
         let core = zone.core.lock();
@@ -170,7 +175,10 @@ pub fn destroy(number: u8) -> Result<(), Refusal> {
             return Err((Status::WrongState, core.state as u64));
         }
     }
-    if let Some(zone) = guard.take() {
+    let zone = guard.take();
+    // Doorbells for this number need not wait for what follows; commands are serialized.
+    drop(guard);
+    if let Some(zone) = zone {
         info!("zone {number} \"{}\" destroyed", zone.name());
         zone.cpus.iter().for_each(|cpu| cpu.release());
         dissolve(zone);

@@ -434,6 +434,15 @@ impl RootGic {
         }
     }
 
+    /// Routes the physical SPI to `cpu` until root's routes are looked at again: it came to a CPU that is not root's.
+    pub fn reroute(&mut self, intid: u32, cpu: usize, phys: &mut impl PhysicalGic) {
+        if let Ok(target) = u8::try_from(cpu)
+            && intid >= FIRST_SPI
+        {
+            self.route_to(intid, target, phys);
+        }
+    }
+
     /// Routes the physical SPI to the CPU root's route resolves to.
     fn forward_route(&mut self, intid: u32, phys: &mut impl PhysicalGic) {
         let (index, mask) = split(intid);
@@ -443,6 +452,10 @@ impl RootGic {
         let Some(target) = self.gic.route(intid).map(|route| route.target) else {
             return;
         };
+        self.route_to(intid, target, phys);
+    }
+
+    fn route_to(&mut self, intid: u32, target: u8, phys: &mut impl PhysicalGic) {
         let Some(affinity) = self.gic.vcpus.get(usize::from(target)).map(|cpu| cpu.affinity) else {
             return;
         };

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The PL011: what is typed on root's console arrives, and by interrupt.
-#@ on: a57 generic max
+#@ on: a57
+#@ all: generic max
 . ./lib.sh
 before=$(irq_count 'uart-pl011|ttyAMA0')
 type_line "one, two: three"

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Root's own virtio-mmio disk: what is written is read back, past the page cache.
-#@ on: every
+#@ on: a57 generic large
+#@ all: every
 . ./lib.sh
 file=/srv/root-disk-test
 dd if=/dev/urandom of=/tmp/data bs=1M count=16 2>/dev/null

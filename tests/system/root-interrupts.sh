@@ -1,7 +1,8 @@
 #!/bin/sh
 # Each CPU gets its timer's interrupts (PPI), interrupts of other CPUs (SGI), and a device's when they are routed to it
 # (SPI, affinity).
-#@ on: every
+#@ on: a57 generic max
+#@ all: every
 . ./lib.sh
 cpus=$(nproc)
 cpu=0

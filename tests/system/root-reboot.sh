@@ -1,6 +1,7 @@
 #!/bin/sh
 # Root restarts the machine and comes back with all its CPUs.
-#@ on: a57 generic max
+#@ on: a57 generic
+#@ all: max
 #@ boot: own
 #@ timeout: 250
 . ./lib.sh

@@ -1,7 +1,8 @@
 #!/bin/sh
 # How guests end, well or badly, on the bare-metal test guest: what `zone run` says, that a zone whose guest hangs, storms
 # or faults for ever stops at once, that root is not slowed, and that everything comes back (torture a10, d4, d5, d6).
-#@ on: a57 max
+#@ on: a57
+#@ all: max
 #@ needs: el2
 #@ timeout: 200
 . ./lib.sh
@@ -14,7 +15,7 @@ daemon
 spare=$(($(nproc) - 1))
 cpus=$((spare > 2 ? 2 : spare))
 
-# zone ENDING ON_REBOOT
+# zone ENDING ON_REBOOT [ON_CRASH]
 zone() {
     cat >"$Z/$1.toml" <<END
 name = "$1"
@@ -23,6 +24,7 @@ memory = "32M"
 kernel = "guest-test.bin"
 cmdline = "test=none end=$1"
 on_reboot = "$2"
+on_crash = "${3:-stop}"
 [[disk]]
 path = "scratch.img"
 END
@@ -51,7 +53,25 @@ within 30 says reset "end=reset" 5
 ringctl zone stop reset || fail "zone stop of a zone that resets for ever"
 is "what is left after resets" "$(everything)" "$before"
 
-for ending in hang lost storm; do
+# A guest whose exception handler is where nothing is: it has crashed, and on_crash says what becomes of it.
+zone lost stop stop
+timeout 60 ringctl zone run "$Z/lost.toml" >/tmp/out 2>&1 && fail "zone run says that a lost guest ended well"
+grep -q crashed /tmp/out || fail "no word of a crash: $(cat /tmp/out)"
+is "what is left after a crash" "$(everything)" "$before"
+zone lost stop restart
+ringctl zone start "$Z/lost.toml" || fail "zone start"
+within 60 says lost "end=lost" 3
+ringctl zone stop lost || fail "zone stop of a zone that crashes again and again"
+is "what is left after crashes" "$(everything)" "$before"
+zone lost stop hold
+ringctl zone start "$Z/lost.toml" || fail "zone start"
+within 60 zone_is lost crashed
+ringctl zone pause lost 2>/dev/null && fail "a crashed zone was paused"
+is "state" "$(zone_state lost)" crashed
+ringctl zone stop lost || fail "zone stop of a zone held after a crash"
+is "what is left after a held crash" "$(everything)" "$before"
+
+for ending in hang storm; do
     zone "$ending" stop
     ringctl zone start "$Z/$ending.toml" || fail "zone start"
     within 20 says "$ending" "end=$ending"

@@ -16,12 +16,12 @@ once() {
 }
 round=0
 once
-before="$(value pages_used) pages, $(free) huge pages, $(files) files, $(nproc) CPUs"
+before="$(value pages_used) pages and $(value heap_used) bytes of heap of EL2, $(free) huge pages, $(files) files, $(nproc) CPUs"
 round=1
 while [ "$round" -le "$rounds" ]; do
     once
     round=$((round + 1))
 done
 is "what is left after $rounds rounds" \
-    "$(value pages_used) pages, $(free) huge pages, $(files) files, $(nproc) CPUs" "$before"
+    "$(value pages_used) pages and $(value heap_used) bytes of heap of EL2, $(free) huge pages, $(files) files, $(nproc) CPUs" "$before"
 kernel_is_quiet

@@ -23,10 +23,11 @@ fn hcr() -> u64 {
     if has_pauth() {
         hcr |= APK | API;
     }
-    if field(read!("id_aa64pfr0_el1"), 56) >= 2 {
+    let has = extensions();
+    if has.scxtnum {
         hcr |= ENSCXT;
     }
-    if field(read!("id_aa64pfr1_el1"), 8) >= 2 {
+    if has.mte {
         hcr |= ATA;
     }
     hcr
@@ -51,6 +52,40 @@ pub fn has_sve() -> bool {
 /// FEAT_SME.
 pub fn has_sme() -> bool {
     field(read!("id_aa64pfr1_el1"), 24) != 0
+}
+
+/// Extensions that add state of EL1 or EL0, and nothing else, to a CPU.
+#[derive(Clone, Copy, Debug)]
+pub struct Extensions {
+    /// FEAT_MTE2: memory tags.
+    pub mte: bool,
+    /// FEAT_CSV2_2: SCXTNUM_ELx.
+    pub scxtnum: bool,
+    /// FEAT_TCR2.
+    pub tcr2: bool,
+    /// FEAT_SCTLR2.
+    pub sctlr2: bool,
+    /// FEAT_S1PIE: permission indirection.
+    pub s1pie: bool,
+    /// FEAT_S1POE: permission overlays.
+    pub s1poe: bool,
+    /// FEAT_GCS: guarded control stacks.
+    pub gcs: bool,
+}
+
+/// Which of [`Extensions`] this CPU has.
+pub fn extensions() -> Extensions {
+    let (pfr0, pfr1) = (read!("id_aa64pfr0_el1"), read!("id_aa64pfr1_el1"));
+    let mmfr3 = read!("S3_0_C0_C7_3");
+    Extensions {
+        mte: field(pfr1, 8) >= 2,
+        scxtnum: field(pfr0, 56) >= 2,
+        tcr2: field(mmfr3, 0) != 0,
+        sctlr2: field(mmfr3, 4) != 0,
+        s1pie: field(mmfr3, 8) != 0,
+        s1poe: field(mmfr3, 16) != 0,
+        gcs: field(pfr1, 44) != 0,
+    }
 }
 
 /// A PMU of the architecture.
@@ -131,15 +166,14 @@ fn configure_fine_grained() {
     if field(mmfr1, 40) != 0 {
         let isar1 = read!("id_aa64isar1_el1");
         let isar2 = read!("S3_0_C0_C6_2");
-        let mmfr3 = read!("S3_0_C0_C7_3");
-        let pfr1 = read!("id_aa64pfr1_el1");
+        let has = extensions();
         let mut hcrx = 0u64;
         let ls64 = field(isar1, 60);
         hcrx |= u64::from(ls64 >= 1) << 1 | u64::from(ls64 >= 2) << 2 | u64::from(ls64 >= 3);
         hcrx |= u64::from(field(isar2, 16) != 0) << 11; // MSCEn: FEAT_MOPS
-        hcrx |= u64::from(field(mmfr3, 0) != 0) << 14; // TCR2En
-        hcrx |= u64::from(field(mmfr3, 4) != 0) << 15; // SCTLR2En
-        hcrx |= u64::from(field(pfr1, 44) != 0) << 22; // GCSEn
+        hcrx |= u64::from(has.tcr2) << 14; // TCR2En
+        hcrx |= u64::from(has.sctlr2) << 15; // SCTLR2En
+        hcrx |= u64::from(has.gcs) << 22; // GCSEn
         write!("S3_4_C1_C2_2", hcrx);
     }
     if field(mmfr0, 56) != 0 {

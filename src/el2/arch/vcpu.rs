@@ -79,6 +79,42 @@ fn reset_el1() {
         write!("S3_0_C2_C3_0", 0);
         write!("S3_0_C2_C3_1", 0);
     }
+    reset_extensions();
+}
+
+/// What `features::configure` lets EL1 use where the CPU has it.
+fn reset_extensions() {
+    let has = features::extensions();
+    if has.mte {
+        write!("S3_0_C1_C0_6", 0); // GCR_EL1
+        write!("S3_0_C1_C0_5", 0); // RGSR_EL1
+        write!("S3_0_C5_C6_0", 0); // TFSR_EL1
+        write!("S3_0_C5_C6_1", 0); // TFSRE0_EL1
+    }
+    if has.scxtnum {
+        write!("S3_0_C13_C0_7", 0); // SCXTNUM_EL1
+        write!("S3_3_C13_C0_7", 0); // SCXTNUM_EL0
+    }
+    if has.tcr2 {
+        write!("S3_0_C2_C0_3", 0); // TCR2_EL1
+    }
+    if has.sctlr2 {
+        write!("S3_0_C1_C0_3", 0); // SCTLR2_EL1
+    }
+    if has.s1pie {
+        write!("S3_0_C10_C2_2", 0); // PIRE0_EL1
+        write!("S3_0_C10_C2_3", 0); // PIR_EL1
+    }
+    if has.s1poe {
+        write!("S3_0_C10_C2_4", 0); // POR_EL1
+        write!("S3_3_C10_C2_4", 0); // POR_EL0
+    }
+    if has.gcs {
+        write!("S3_0_C2_C5_0", 0); // GCSCR_EL1
+        write!("S3_0_C2_C5_1", 0); // GCSPR_EL1
+        write!("S3_0_C2_C5_2", 0); // GCSCRE0_EL1
+        write!("S3_3_C2_C5_1", 0); // GCSPR_EL0
+    }
 }
 
 fn reset_debug() {

@@ -155,6 +155,14 @@ return_to_lower:
 enter_lower:
     mov     sp, x0
     b       return_to_lower
+
+    // x0: the place of the TrapFrame at the top of this CPU's stack, x1: where to go on.
+    .global restart_stack
+restart_stack:
+    mov     sp, x0
+    mov     x29, xzr
+    mov     x30, xzr
+    br      x1
     "#,
     frame = const FRAME_SIZE,
     shift = const STACK_SHIFT,
@@ -167,6 +175,7 @@ enter_lower:
 unsafe extern "C" {
     static vectors: u8;
     fn enter_lower(frame: *const TrapFrame) -> !;
+    fn restart_stack(frame: *const TrapFrame, to: extern "C" fn() -> !) -> !;
 }
 
 /// Points VBAR_EL2 at the vectors.
@@ -182,4 +191,14 @@ pub fn install() {
 pub unsafe fn enter(frame: *const TrapFrame) -> ! {
     // SAFETY: the caller's promise: SP is at the stack's top once the frame is popped.
     unsafe { enter_lower(frame) }
+}
+
+/// Goes on in `to` with an empty stack: everything below `frame` is forgotten.
+///
+/// # Safety
+/// `frame` must be the place of the frame at the very top of this CPU's stack, and nothing on the stack may be
+/// waiting to be dropped.
+pub unsafe fn restart(frame: *const TrapFrame, to: extern "C" fn() -> !) -> ! {
+    // SAFETY: the caller's promise.
+    unsafe { restart_stack(frame, to) }
 }

@@ -135,7 +135,7 @@ impl<T> Place<T> {
 impl<T> Deref for FrameBox<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: initialised in `new`, owned until drop.
+        // SAFETY: initialised by whoever made the box, owned until drop.
         unsafe { self.block.as_ref() }
     }
 }

@@ -1,5 +1,5 @@
-//! The global allocator: boot-time structures only (device tree, stage 1). Nothing a zone or the daemon does
-//! allocates here; that goes to [`super::frames`], whose exhaustion is an error code.
+//! The global allocator: boot-time structures (device tree, stage 1) and the zones' vGICs, whose allocations are
+//! fallible. Everything else of a zone comes from [`super::frames`], whose exhaustion is an error code as well.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{NonNull, null_mut};

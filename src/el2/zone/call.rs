@@ -15,7 +15,7 @@ impl Zone {
             None => {
                 if self.calls_refused.fetch_add(1, Ordering::Relaxed) == 0 {
                     info!(
-                        "zone {} \"{}\": unknown call {:#x} (pc {:#x}): not supported; further ones are not logged",
+                        "zone {} \"{}\": unknown call {:#x} (pc {:#x}), expected one of PSCI 1.1: NOT_SUPPORTED; further ones are not logged",
                         self.number,
                         self.name(),
                         x0 as u32,

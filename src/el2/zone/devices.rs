@@ -128,6 +128,8 @@ impl Zone {
         }
         self.uart.lock().reset();
         self.set_line(machine::SPI_BASE + machine::UART_SPI, false);
+        self.rtc.lock().reset();
+        self.set_line(machine::SPI_BASE + machine::RTC_SPI, false);
         self.gic.lock().reset();
     }
 }

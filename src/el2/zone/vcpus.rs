@@ -86,7 +86,7 @@ impl Zone {
         }
         let inside = self.inside.load(Ordering::Acquire);
         if self.pausing() {
-            if inside & !self.paused.load(Ordering::Acquire) == 0 {
+            if inside & !self.paused.load(Ordering::SeqCst) == 0 {
                 self.set_state(core, ZoneState::Paused, StopReason::None);
                 self.tell(Entry::Zone);
             }
@@ -157,7 +157,7 @@ impl Zone {
             return Err((Status::WrongState, core.state as u64));
         }
         core.paused_at = sysreg::read!("cntpct_el0");
-        self.pausing.store(true, Ordering::Release);
+        self.pausing.store(true, Ordering::SeqCst);
         self.set_state(&mut core, ZoneState::Stopping, StopReason::None);
         let inside = self.inside.load(Ordering::Acquire);
         for (vcpu, cpu) in self.cpus.iter().enumerate() {
@@ -165,6 +165,8 @@ impl Zone {
                 gic::kick(cpu);
             }
         }
+        // vCPUs that have not noticed the last resume yet wait all along and would tell nobody.
+        self.settle(&mut core);
         Ok(())
     }
 
@@ -198,14 +200,22 @@ impl Zone {
         self.settle(&mut self.core.lock());
     }
 
-    /// A vCPU that may have waited goes back into the guest.
-    pub fn vcpu_continues(&self, vcpu: usize) {
+    /// A vCPU that may have waited goes back into the guest; false if it must not, because of another pause.
+    ///
+    /// [`Self::pause`] sets `pausing` and then counts `paused`, this clears its bit and then looks at `pausing`: in
+    /// sequential consistency one of the two sees the other.
+    pub fn vcpu_continues(&self, vcpu: usize) -> bool {
         let bit = 1 << vcpu;
-        if self.paused.load(Ordering::Acquire) & bit != 0 {
-            self.paused.fetch_and(!bit, Ordering::AcqRel);
-            sysreg::write!("cntvoff_el2", self.counter_offset.load(Ordering::Acquire));
-            arch::isb();
+        if self.paused.load(Ordering::Acquire) & bit == 0 {
+            return true;
         }
+        self.paused.fetch_and(!bit, Ordering::SeqCst);
+        if self.pausing.load(Ordering::SeqCst) {
+            return false;
+        }
+        sysreg::write!("cntvoff_el2", self.counter_offset.load(Ordering::Acquire));
+        arch::isb();
+        true
     }
 
     /// The whole truth for the daemon.

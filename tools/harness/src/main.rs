@@ -89,7 +89,7 @@ fn run() -> Result<u8> {
             let files = given(files.as_ref()).map(PathBuf::from);
             let limit = seconds(given(timeout.as_ref()).unwrap_or("600"))?;
             let stop = exec::exec(&project, &machine, script.as_ref(), files, limit)?;
-            if !matches!(stop, exec::Stop::Script(_)) {
+            if stop.code() != 0 {
                 eprintln!("harness: {stop}");
             }
             Ok(stop.code())

@@ -1,6 +1,7 @@
 //! Which system tests there are. A test is a script; lines `#@ key: value` at its start say how it runs:
 //!
 //! - `on`: names of machines from `tests/machines.toml`, or `every`. Only for scripts in root; the default is `a57`.
+//! - `all`: more machines, for `make test-all` only.
 //! - `timeout`: seconds, 120 by default. Only what hangs reaches it, so it is generous.
 //! - `needs`: `el2` if it makes no sense on a machine without the hypervisor.
 //! - `boot`: `own` for a boot shared with no other test.
@@ -58,6 +59,7 @@ pub struct Script {
     /// How long it may take.
     pub timeout: Duration,
     on: Vec<String>,
+    on_all: Vec<String>,
     needs_el2: bool,
     own_boot: bool,
     all: bool,
@@ -133,7 +135,8 @@ impl Catalog {
             host: scripts(&tests.join("host"))?,
         };
         for script in &catalog.root {
-            for name in script.on.iter().filter(|n| *n != "every") {
+            let names = script.on.iter().chain(&script.on_all);
+            for name in names.filter(|n| *n != "every") {
                 if !catalog.machines.iter().any(|m| m.name == *name) {
                     bail!(
                         "{}: on: {name}: no such machine in machines.toml",
@@ -167,7 +170,8 @@ impl Catalog {
         for machine in self.machines.iter().filter(|m| all || !m.all) {
             let mut shared = Vec::new();
             for script in &self.root {
-                let runs = script.on.iter().any(|n| n == "every" || *n == machine.name);
+                let among = |names: &[String]| names.iter().any(|n| n == "every" || *n == machine.name);
+                let runs = among(&script.on) || (all && among(&script.on_all));
                 if runs && add(&machine.name, script) {
                     if script.own_boot {
                         jobs.push(Job::Boot {
@@ -223,6 +227,7 @@ fn script(path: &Path) -> Result<Script> {
         path: path.to_owned(),
         timeout: Duration::from_secs(120),
         on: vec!["a57".into()],
+        on_all: Vec::new(),
         needs_el2: false,
         own_boot: false,
         all: false,
@@ -232,6 +237,7 @@ fn script(path: &Path) -> Result<Script> {
         let (key, value) = line.split_once(':').with_context(wrong)?;
         match (key.trim(), value.trim()) {
             ("on", names) => script.on = names.split_whitespace().map(str::to_owned).collect(),
+            ("all", names) => script.on_all = names.split_whitespace().map(str::to_owned).collect(),
             ("timeout", seconds) => {
                 script.timeout = Duration::from_secs(seconds.parse().with_context(wrong)?)
             }
@@ -276,15 +282,16 @@ mod tests {
             ("system/a.sh", "#!/bin/sh\n#@ on: every\n"),
             ("system/b.sh", "#@ boot: own\n#@ timeout: 5\n"),
             ("system/lib.sh", ""),
+            ("system/d.sh", "#@ all: big\n"),
             ("host/c.sh", "#@ tier: all\n"),
         ])
         .unwrap();
-        assert_eq!(names(&catalog, &[], false), ["a57::b", "a57::a"]);
+        assert_eq!(names(&catalog, &[], false), ["a57::b", "a57::a", "a57::d"]);
         assert_eq!(
             names(&catalog, &[], true),
-            ["a57::b", "a57::a", "big::a", "host::c"]
+            ["a57::b", "a57::a", "a57::d", "big::a", "big::d", "host::c"]
         );
-        assert_eq!(names(&catalog, &["big", "b"], true), ["a57::b", "big::a"]);
+        assert_eq!(names(&catalog, &["big", "b"], true), ["a57::b", "big::a", "big::d"]);
         assert!(catalog.select(&["zzz".into()], true, true).is_err());
         assert_eq!(catalog.root[1].timeout, Duration::from_secs(5));
     }

@@ -83,7 +83,7 @@ pub enum OnReboot {
     /// Load it again and start it.
     #[default]
     Restart,
-    /// Treat it as a power-off.
+    /// The zone is over; whoever waits for it learns that it did not power off.
     Stop,
 }
 
@@ -118,7 +118,7 @@ pub struct DiskConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
-    /// `io_uring`, direct where the file allows it; threads where the kernel has none.
+    /// `io_uring`; threads where the kernel has none.
     #[default]
     IoUring,
     /// A pool of threads with `preadv` and `pwritev`.

@@ -251,7 +251,7 @@ impl FakeEl2 {
         match op {
             Op::ZoneDonate => zone.donate(payload, &others)?,
             Op::ZoneStart => {
-                if !matches!(zone.state, ZoneState::Created | ZoneState::Stopped) {
+                if !zone.at_rest() {
                     return Err(wrong);
                 }
                 for device in zone.devices.values_mut() {
@@ -261,6 +261,7 @@ impl FakeEl2 {
                 zone.state = ZoneState::Running;
                 zone.reason = StopReason::None;
             }
+            Op::ZoneStop if zone.at_rest() => return Err(wrong),
             Op::ZoneStop | Op::ZonePause => {
                 let (next, reason) = match op {
                     Op::ZoneStop => (ZoneState::Stopped, StopReason::Requested),
@@ -273,7 +274,7 @@ impl FakeEl2 {
             Op::ZoneResume if zone.state == ZoneState::Paused => zone.state = ZoneState::Running,
             Op::ZoneResume => return Err(wrong),
             Op::ZoneDestroy => {
-                if !matches!(zone.state, ZoneState::Created | ZoneState::Stopped) {
+                if !zone.at_rest() {
                     return Err(wrong);
                 }
                 state.zones.remove(&number);
@@ -325,6 +326,13 @@ impl Device {
 }
 
 impl Zone {
+    fn at_rest(&self) -> bool {
+        matches!(
+            self.state,
+            ZoneState::Created | ZoneState::Stopped | ZoneState::Crashed
+        )
+    }
+
     fn cpus(&self) -> &[u64] {
         let count = usize::try_from(self.spec.vcpus).unwrap_or(0);
         self.spec.cpus.get(..count).unwrap_or_default()

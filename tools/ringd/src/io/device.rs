@@ -4,7 +4,7 @@
 //! on its store to Status until the daemon says that it no longer touches the guest's buffers (virtio 1.2, 2.4).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ringblk::stats::QueueStats;
 use ringblk::{Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
@@ -51,13 +51,36 @@ pub struct DeviceIo {
     queues: Vec<ServedQueue>,
     /// The reset that is being carried out.
     resetting: Option<u64>,
+    /// The queues that the last reset took from the reactor.
+    reset: Vec<Leaving>,
 }
 
 #[derive(Default)]
 struct ServedQueue {
     id: Option<QueueId>,
+    /// It is being taken from the reactor because the guest disabled it.
+    leaving: Option<Leaving>,
     /// Of this queue or the last one with its number.
     stats: Option<Arc<QueueStats>>,
+}
+
+/// A queue on its way out; requests of it may still be in flight.
+struct Leaving {
+    id: QueueId,
+    gone: Arc<AtomicBool>,
+}
+
+impl ServedQueue {
+    fn leaving(&self) -> Option<QueueId> {
+        self.leaving.as_ref()?.id()
+    }
+}
+
+impl Leaving {
+    /// `None` once it has gone.
+    fn id(&self) -> Option<QueueId> {
+        (!self.gone.load(Ordering::Acquire)).then_some(self.id)
+    }
 }
 
 /// Counters of one queue.
@@ -102,6 +125,7 @@ impl DeviceIo {
             parts,
             queues,
             resetting: None,
+            reset: Vec::new(),
         }
     }
 
@@ -117,12 +141,15 @@ impl DeviceIo {
         self.queues.get(usize::from(number))?.id
     }
 
-    /// Forgets its queues; the caller takes them from the reactor.
+    /// Forgets its queues; the caller takes them from the reactor. Those that leave it already are among them, for the
+    /// caller has to wait for them as well.
     pub fn take_queues(&mut self) -> Vec<QueueId> {
-        self.queues
-            .iter_mut()
-            .filter_map(|queue| queue.id.take())
-            .collect()
+        let mut ids: Vec<QueueId> = self.reset.drain(..).filter_map(|leaving| leaving.id()).collect();
+        for queue in &mut self.queues {
+            ids.extend(queue.id.take());
+            ids.extend(queue.leaving());
+        }
+        ids
     }
 
     /// The zone starts for the `starts`-th time.
@@ -162,9 +189,19 @@ impl DeviceIo {
         );
         self.resetting = Some(generation);
         let ids = self.take_queues();
+        let gone = Arc::new(AtomicBool::new(ids.is_empty()));
+        // Whoever else has to wait for the last byte (the end of the zone) finds them here.
+        self.reset = ids
+            .iter()
+            .map(|&id| Leaving {
+                id,
+                gone: gone.clone(),
+            })
+            .collect();
         let (zone, slot) = (self.parts.zone, self.parts.slot);
         let hv = hv.clone();
         let done = move || {
+            gone.store(true, Ordering::Release);
             if let Err(error) = (&*hv as &dyn Hypervisor).device_quiesced(zone, slot, generation) {
                 tracing::warn!(zone, slot, %error, "cannot complete a device's reset");
             }
@@ -211,17 +248,23 @@ impl DeviceIo {
                     }
                 }
             }
+            // Under way: EL2 hears of it when the last request has ended.
+            (DISABLING, _) if served.leaving().is_some() => {}
             (DISABLING, id) => {
                 let (zone, slot, generation) = (self.parts.zone, self.parts.slot, state.reset_generation);
                 let area = area(&self.parts, number);
                 let (size, hv) = (latched.size as u16, hv.clone());
+                let gone = Arc::new(AtomicBool::new(false));
+                let told = gone.clone();
                 let done = Box::new(move || {
+                    told.store(true, Ordering::Release);
                     // The queue's next life begins with an empty log, in the same epoch.
                     drop(ringblk::inflight::InflightLog::open(&area, size, NO_EPOCH));
                     let queue = u16::try_from(number).unwrap_or(u16::MAX);
                     let _ = (&*hv as &dyn Hypervisor).queue_quiesced(zone, slot, generation, queue);
                 });
                 served.id = None;
+                served.leaving = id.map(|id| Leaving { id, gone });
                 match id {
                     Some(id) => queues.remove(id, done),
                     None => done(),

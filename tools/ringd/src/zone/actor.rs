@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use ringvisor::abi::command::ZoneInfo;
+use ringvisor::abi::command::{Status, ZoneInfo};
 use ringvisor::abi::{StopReason, ZoneState};
 
 use super::load::Entry;
@@ -75,11 +75,7 @@ pub fn start(context: &Arc<Context>, shared: &Arc<Shared>) -> Result<Sender<Mess
     let (outbox, inbox) = channel();
     let (held, entry) = Held::take(context, shared, event(&outbox))?;
     let actor = Actor::new(context, shared, held, inbox);
-    if let Err(error) = actor.launch(entry) {
-        actor.finish(Ending::Failed(error.to_string()));
-        return Err(error);
-    }
-    spawn(actor)?;
+    actor.spawn(|actor| actor.launch(entry))?;
     Ok(outbox)
 }
 
@@ -104,7 +100,7 @@ pub fn take_over(
     match Held::take_over(context, shared, record, number, event(&outbox)) {
         Ok(held) => {
             shared.update(|status| status.state = Phase::Running);
-            spawn(Actor::new(context, shared, held, inbox))?;
+            Actor::new(context, shared, held, inbox).spawn(|_| Ok(()))?;
             Ok(outbox)
         }
         Err(failed) => {
@@ -130,19 +126,41 @@ pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
     ));
 }
 
-fn spawn(actor: Actor) -> Result<(), ZoneError> {
-    let name = actor.shared.config.name.clone();
-    let thread = std::thread::Builder::new()
-        .name(format!("zone {name}"))
-        .spawn(move || actor.run());
-    thread.map(drop).map_err(|cause| ZoneError::Host {
-        name,
-        what: "a thread for it".into(),
-        cause,
-    })
-}
-
 impl Actor {
+    /// Runs on a thread of its own once `begin` has worked. What the zone holds moves there only then, so a thread
+    /// that cannot be had and a `begin` that fails both end the zone properly.
+    fn spawn(mut self, begin: impl FnOnce(&mut Self) -> Result<(), ZoneError>) -> Result<(), ZoneError> {
+        let name = self.shared.config.name.clone();
+        let (handover, actor) = channel::<Self>();
+        let thread = std::thread::Builder::new()
+            .name(format!("zone {name}"))
+            .spawn(move || {
+                if let Ok(actor) = actor.recv() {
+                    actor.run();
+                }
+            });
+        let begun = match thread {
+            Ok(_) => begin(&mut self),
+            Err(cause) => Err(ZoneError::Host {
+                name,
+                what: "a thread for it".into(),
+                cause,
+            }),
+        };
+        match begun {
+            // The thread only ends after it has received.
+            Ok(()) => {
+                let _ = handover.send(self);
+                Ok(())
+            }
+            Err(error) => {
+                let _ = self.stop();
+                self.finish(Ending::Failed(error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
     fn new(context: &Arc<Context>, shared: &Arc<Shared>, held: Held, inbox: Receiver<Message>) -> Self {
         let number = held.number().unwrap_or(0);
         Self {
@@ -230,7 +248,13 @@ impl Actor {
             ZoneState::Stopped => return self.ended(&info),
             ZoneState::Crashed => return self.crashed(&info),
             ZoneState::None => return Next::End(Ending::Failed("EL2 no longer has it".into())),
-            ZoneState::Created | ZoneState::Stopping => {}
+            // This thread begins after the start: an earlier daemon died just before it.
+            ZoneState::Created => {
+                return Next::End(Ending::Failed(
+                    "the daemon died while it was being started".into(),
+                ));
+            }
+            ZoneState::Stopping => {}
         }
         Next::Continue
     }
@@ -311,14 +335,16 @@ impl Actor {
             .el2()
             .zone_info(self.number)
             .map_err(|cause| self.refused(cause))?;
-        if matches!(state(&info), ZoneState::Stopped | ZoneState::Created) {
+        if at_rest(&info) {
             return Ok(());
         }
-        self.context
-            .el2()
-            .zone_stop(self.number)
-            .map_err(|cause| self.refused(cause))?;
-        self.wait_for(&[ZoneState::Stopped], "stopped")
+        // It may have come to rest by itself meanwhile, and EL2 refuses then.
+        if let Err(cause) = self.context.el2().zone_stop(self.number)
+            && !cause.is(Status::WrongState)
+        {
+            return Err(self.refused(cause));
+        }
+        self.wait_for(&[ZoneState::Stopped, ZoneState::Crashed], "stopped")
     }
 
     fn pause(&mut self) -> Result<(), ZoneError> {
@@ -327,10 +353,15 @@ impl Actor {
             .zone_pause(self.number)
             .map_err(|cause| self.refused(cause))?;
         // A guest may end while it is being paused; the event for that is still to come.
-        self.wait_for(
+        let waited = self.wait_for(
             &[ZoneState::Paused, ZoneState::Stopped, ZoneState::Crashed],
             "paused",
-        )?;
+        );
+        if let Err(error) = waited {
+            // Not half paused: it goes on, as its state says.
+            let _ = self.context.el2().zone_resume(self.number);
+            return Err(error);
+        }
         let info = self
             .context
             .el2()
@@ -396,6 +427,14 @@ fn state(info: &ZoneInfo) -> ZoneState {
         .ok()
         .and_then(|state| ZoneState::try_from(state).ok());
     state.unwrap_or(ZoneState::None)
+}
+
+/// No vCPU is inside: EL2 lets it be started again or destroyed.
+fn at_rest(info: &ZoneInfo) -> bool {
+    matches!(
+        state(info),
+        ZoneState::Created | ZoneState::Stopped | ZoneState::Crashed
+    )
 }
 
 fn reason(info: &ZoneInfo) -> StopReason {

@@ -308,7 +308,11 @@ impl Held {
             }
             if let Err(error) = self.context.el2().zone_destroy(number) {
                 el2_has_it = !error.is(ringvisor::abi::command::Status::NoSuchZone);
-                tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
+                if el2_has_it {
+                    tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
+                } else {
+                    tracing::warn!(zone = name, %error, "EL2 has no such zone any more");
+                }
             }
         }
         self.ram = None;

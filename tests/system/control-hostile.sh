@@ -1,0 +1,33 @@
+#!/bin/sh
+# Root stores nonsense to the control device (torture c1, c11): EL2 goes on, and so does the daemon.
+#@ needs: el2
+. ./lib.sh
+device=$(grep -l 0x7276 /sys/bus/pci/devices/*/device) || fail "no control device"
+bar=$(awk 'NR == 1 { print $1 }' "$(dirname "$device")/resource")
+at() { printf '0x%x' $((bar + 0x1000 + $1)); }
+# Nobody is attached: page 0, EL2's own memory, what is no RAM, and what is RAM but not the daemon's page.
+for page in 0 1 0x40200000 0x40400000 0x8000000 0xfffffffffff00000 0x44000000; do
+    devmem "$(at 8)" 64 $page
+done
+for offset in 0 0x10 0x14 0x18 0x20 0xff8; do
+    for width in 8 16 32 64; do
+        devmem "$(at $offset)" $width 0xffffffff
+        devmem "$(at $offset)" $width >/dev/null
+    done
+done
+daemon
+ringctl info >/dev/null || fail "ringctl info"
+devmem "$(at 8)" 64 0
+devmem "$(at 8)" 64 0x40200000
+for value in 0 0xffffffff 0x00100000 0x00010000 0x000f001f; do
+    for offset in 0 0x14 0x18; do
+        devmem "$(at $offset)" 32 $value
+    done
+done
+ringctl info >/dev/null || fail "ringctl info after nonsense"
+truncate -s 1M /tmp/disk.img
+ringctl zone start --name z --cpus 1 --memory 64M --kernel /srv/zones/Image --disk /tmp/disk.img || fail "zone start"
+ringctl zone stop z || fail "zone stop"
+devmem "$(at 0x10)" 32 1
+is "CPUs" "$(nproc)" "$(ls -d /proc/device-tree/cpus/cpu@* | wc -l)"
+kernel_is_quiet

@@ -1,0 +1,58 @@
+#!/bin/sh
+# Pause and resume with two vCPUs and I/O in flight: the guest's clock stands still, nothing is lost, also when they
+# follow each other at once, and when the daemon is killed in between.
+#@ needs: el2
+#@ timeout: 300
+. ./lib.sh
+cat >/tmp/autorun <<'A'
+fio --name=v --filename=/dev/vdb --size=16M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
+    --time_based --runtime=18 --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio.out 2>&1 && echo "fio: verified" >/tmp/done &
+last=$(cut -d. -f1 /proc/uptime)
+while [ ! -e /tmp/done ]; do
+    now=$(cut -d. -f1 /proc/uptime)
+    [ $((now - last)) -le 4 ] || echo "jump: from $last to $now"
+    last=$now
+    echo "tick $now"
+    sleep 0.5
+    [ "$now" -lt 200 ] || { cat /tmp/fio.out; break; }
+done
+cat /tmp/done
+dmesg | grep -E 'BUG:|WARNING:|Call trace:|rcu_.*stall|soft lockup|Oops|I/O error' && echo "kernel complained"
+sync
+poweroff
+sleep 100
+A
+guest_disk $Z/root.img /tmp/autorun
+truncate -s 16M $Z/data.img
+zone_file guest1 2 256M root.img data.img
+daemon
+ringctl zone start $Z/guest1.toml || fail "zone start"
+ticks() { ringctl zone console guest1 --dump | grep -c '^tick'; }
+some_ticks() { [ "$(ticks)" -gt "$1" ]; }
+within 150 some_ticks 2
+ringctl zone pause guest1 || fail "zone pause"
+before=$(ticks)
+sleep 8
+is "ticks of a paused guest" "$(ticks)" "$before"
+ringctl zone resume guest1 || fail "zone resume"
+within 60 some_ticks $((before + 1))
+for round in $(seq 20); do
+    ringctl zone pause guest1 || fail "zone pause in round $round"
+    is "state in round $round" "$(zone_state guest1)" paused
+    ringctl zone resume guest1 || fail "zone resume in round $round"
+done
+before=$(ticks)
+within 60 some_ticks "$before"
+ringctl zone pause guest1 || fail "zone pause"
+pkill -KILL ringd
+sleep 0.3
+ringd --daemonize || fail "the next daemon does not start"
+within 10 zone_is guest1 paused
+ringctl zone resume guest1 || fail "zone resume by the next daemon"
+ringctl zone wait guest1 || fail "zone wait"
+ringctl zone console guest1 --dump | tr -d '\r' >/tmp/text
+tail -5 /tmp/text
+grep -q "fio: verified" /tmp/text || fail "fio"
+grep "^jump" /tmp/text && fail "the guest's clock went on while it was paused"
+grep -q "kernel complained" /tmp/text && fail "the guest's kernel complained"
+kernel_is_quiet
