@@ -291,7 +291,10 @@ mod tests {
             names(&catalog, &[], true),
             ["a57::b", "a57::a", "a57::d", "big::a", "big::d", "host::c"]
         );
-        assert_eq!(names(&catalog, &["big", "b"], true), ["a57::b", "big::a", "big::d"]);
+        assert_eq!(
+            names(&catalog, &["big", "b"], true),
+            ["a57::b", "big::a", "big::d"]
+        );
         assert!(catalog.select(&["zzz".into()], true, true).is_err());
         assert_eq!(catalog.root[1].timeout, Duration::from_secs(5));
     }
