@@ -25,7 +25,7 @@ pub struct Asked {
     pub kind: IoKind,
     /// Byte offset.
     pub offset: u64,
-    /// Bytes of all buffers.
+    /// Bytes that it is about.
     pub len: u64,
 }
 
@@ -129,6 +129,15 @@ impl State {
             self.durable.clone_from(&self.cached);
             return 0;
         }
+        if !op.kind.is_transfer() {
+            // A discard reads zero here, as a hole does.
+            let end = (op.offset + op.len) as usize;
+            let end = end.min(self.cached.len());
+            if let Some(range) = self.cached.get_mut(op.offset as usize..end) {
+                range.fill(0);
+            }
+            return 0;
+        }
         let mut offset = op.offset as usize;
         let mut left = limit;
         let mut moved = 0;
@@ -167,12 +176,11 @@ fn parts(op: &IoOp) -> &[crate::memory::IoVec] {
 
 impl Engine for FakeEngine {
     unsafe fn push(&mut self, op: IoOp) {
-        let len = parts(&op).iter().map(|part| part.len() as u64).sum();
         let mut state = self.0.borrow_mut();
         state.asked.push(Asked {
             kind: op.kind,
             offset: op.offset,
-            len,
+            len: op.len,
         });
         state.pending.push(op);
     }

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{Engine, IoDone, IoKind, IoOp, perform};
+use super::{Engine, IoDone, IoKind, IoOp, fallocate_mode, perform};
 use crate::reactor::wait::{ReadWidth, Ready};
 
 /// Set in the user data of a watch; the rest is its number. Else the user data is an operation's tag.
@@ -181,6 +181,10 @@ fn build(op: &IoOp) -> squeue::Entry {
     // A descriptor's length is 32 bits, so a single buffer's fits.
     let entry = match (op.kind, single) {
         (IoKind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        (IoKind::Discard | IoKind::WriteZeroes { .. }, _) => opcode::Fallocate::new(fd, op.len)
+            .offset(op.offset)
+            .mode(fallocate_mode(op.kind))
+            .build(),
         (IoKind::Read, Some(one)) => opcode::Read::new(fd, one.as_ptr(), one.len() as u32)
             .offset(op.offset)
             .build(),

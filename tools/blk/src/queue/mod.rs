@@ -376,6 +376,7 @@ impl Queue {
             iov: parts.as_ptr(),
             count: parts.len().min(MAX_IOV) as u32,
             offset: slot.offset + slot.moved,
+            len: list.total(),
             immediate: self.disk.is_memory() && list.total() <= IMMEDIATE_MAX,
         };
         self.stats.operations.add(1);
@@ -392,6 +393,7 @@ impl Queue {
             iov: std::ptr::null(),
             count: 0,
             offset: 0,
+            len: 0,
             immediate: self.disk.is_memory(),
         };
         self.stats.operations.add(1);
