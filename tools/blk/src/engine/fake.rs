@@ -40,6 +40,7 @@ struct State {
     pending: Vec<IoOp>,
     done: Vec<IoDone>,
     hold: bool,
+    lie: bool,
 }
 
 /// A handle to the engine; clones share it.
@@ -66,6 +67,11 @@ impl FakeEngine {
     /// Whether operations wait for [`Self::run_one`].
     pub fn hold(&self, hold: bool) {
         self.0.borrow_mut().hold = hold;
+    }
+
+    /// From now on nothing becomes durable, whatever is said: what tests of durability must notice.
+    pub fn lie(&self) {
+        self.0.borrow_mut().lie = true;
     }
 
     /// Operations waiting.
@@ -126,7 +132,9 @@ impl State {
 
     fn transfer(&mut self, op: &IoOp, limit: usize) -> i32 {
         if op.kind == IoKind::Sync {
-            self.durable.clone_from(&self.cached);
+            if !self.lie {
+                self.durable.clone_from(&self.cached);
+            }
             return 0;
         }
         if !op.kind.is_transfer() {
@@ -154,7 +162,9 @@ impl State {
                         _ => *byte = guest.read_volatile(),
                     }
                 }
-                if let (IoKind::WriteDurable, Some(durable)) = (op.kind, self.durable.get_mut(offset)) {
+                if let (IoKind::WriteDurable, false, Some(durable)) =
+                    (op.kind, self.lie, self.durable.get_mut(offset))
+                {
                     *durable = *byte;
                 }
                 offset += 1;

@@ -181,7 +181,8 @@ fn a_readonly_disk_takes_no_write() {
 fn unknown_types_are_unsupported() {
     let mut rig = Rig::new(EngineKind::Threads);
     let before = rig.image();
-    // Old SCSI commands, DISCARD, WRITE_ZEROES, zone operations (60), secure erase, lifetime; nothing of it offered.
+    // Old SCSI commands, secure erase, zone operations (60), lifetime; DISCARD and WRITE_ZEROES, which are not
+    // negotiated here.
     for kind in [
         2,
         3,

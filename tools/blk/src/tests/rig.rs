@@ -389,6 +389,18 @@ impl Rig {
         self.faults.lock().unwrap().clone()
     }
 
+    /// Writes segments of a discard or of zeroes at `addr`: sector, sectors, flags. Returns their buffer.
+    pub fn segments(&self, addr: u64, segments: &[(u64, u32, u32)]) -> Buf {
+        let mut bytes = Vec::new();
+        for (sector, count, flags) in segments {
+            bytes.extend(sector.to_le_bytes());
+            bytes.extend(count.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+        }
+        self.fill(addr, &bytes);
+        readable(addr, bytes.len() as u32)
+    }
+
     /// One request of the usual three parts at `head`; returns status and used length.
     pub fn request(&mut self, head: u16, kind: u32, sector: u64, data: Option<Buf>) -> (u8, u32) {
         let at = self.offer_request(head, kind, sector, data);
