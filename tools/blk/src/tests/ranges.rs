@@ -190,6 +190,29 @@ fn who_may_not_ask() {
     }
 }
 
+// virtio-checklist 37; torture b7: segments are bytes of the readable buffers, however these are cut
+#[test]
+fn segments_in_any_framing() {
+    for kind in ENGINES {
+        let mut rig = Rig::with(kind, 64, WRITABLE_FEATURES, false);
+        rig.header(DATA, DISCARD, 0);
+        rig.segments(DATA + 16, &[(8, 8, 0), (24, 8, 0)]);
+        // Header and segments in pieces of 1, 17, 13, 1, ... bytes.
+        let mut bufs = Vec::new();
+        let mut at = 0;
+        for len in [1, 17, 13, 1, 9, 7] {
+            bufs.push(readable(DATA + at, len));
+            at += u64::from(len);
+        }
+        assert_eq!(at, 48);
+        bufs.push(writable(BUFFERS, 1));
+        rig.offer(5, &bufs);
+        rig.run();
+        assert_eq!((rig.take_used(), rig.byte(BUFFERS)), (vec![(5, 1)], OK));
+        assert_eq!(rig.queue().stats().bytes_discarded.get(), 16 * 512);
+    }
+}
+
 // torture c8: errors, interruptions, and a file system that cannot
 #[test]
 fn ranges_whose_file_fails() {

@@ -360,6 +360,69 @@ impl Bell for Busy {
     }
 }
 
+/// Kicks one queue in every round, and keeps the reactor awake.
+struct Kicking(QueueId);
+
+impl Bell for Kicking {
+    fn collect(&mut self, commands: &mut Commands) {
+        commands.kick(self.0);
+    }
+
+    fn arm(&mut self) -> bool {
+        true
+    }
+}
+
+// A large queue that its driver refills as fast as it can starves neither its own completions nor other queues.
+#[test]
+fn a_full_queue_starves_nobody() {
+    for (io_uring, engine) in WAYS {
+        let reactor = Running::new(io_uring);
+        let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let (stop, served, handle) = (&stop, &served, &reactor.handle);
+            scope.spawn(move || {
+                let mut full = Rig::closed(engine, 1024, ALL_FEATURES, false);
+                let (queue, _interrupts) = own_queue(&full);
+                let kicking = Kicking(handle.add(queue));
+                handle.add_bell(eventfd().unwrap(), ReadWidth::Eight, Box::new(kicking));
+                let mut free: Vec<u16> = (0..341).collect();
+                while !stop.load(Ordering::Relaxed) {
+                    while let Some(lane) = free.pop() {
+                        let kind = [VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN][usize::from(lane % 2)];
+                        full.offer_request(lane * 3, kind, 0, Some(writable(DATA, 512)));
+                    }
+                    for (head, _) in full.take_used() {
+                        free.push((head / 3) as u16);
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
+            let (queue, interrupts) = own_queue(&rig);
+            let id = reactor.handle.add(queue);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let mut rounds = 0;
+            while rounds < 20 || served.load(Ordering::Relaxed) < 1000 {
+                rounds += 1;
+                if Instant::now() > deadline {
+                    break;
+                }
+                rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 4096)));
+                rig.offer_request(3, VIRTIO_BLK_T_FLUSH, 0, None);
+                reactor.handle.kick(id);
+                collect(&mut rig, &interrupts, 2);
+            }
+            stop.store(true, Ordering::Relaxed);
+            let served = served.load(Ordering::Relaxed);
+            assert!(
+                rounds >= 20 && served >= 1000,
+                "{rounds} rounds beside {served} requests"
+            );
+        });
+    }
+}
+
 // A storm of notifications does not starve completions, those from the kernel's workers included.
 #[test]
 fn a_busy_peer_starves_nobody() {

@@ -103,6 +103,23 @@ fn what_was_done_is_not_done_again() {
     assert_eq!(offsets, [1024, 2048]);
 }
 
+// torture b4: the head of a request that is held is in flight
+#[test]
+fn the_head_of_a_held_request_offered_again() {
+    let (mut rig, engine) = fake();
+    engine.script([Outcome::Fail(libc::EIO)]);
+    rig.offer_request(2, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
+    rig.run();
+    rig.offer_head(2);
+    rig.queue().retry();
+    rig.run();
+    assert_eq!(
+        rig.fault_list(),
+        ["head 2 was made available while it is in flight"]
+    );
+    assert_eq!(rig.take_used(), [(2, 513)]);
+}
+
 // A failed sync is told at once: no retry brings back what the kernel dropped.
 #[test]
 fn a_failed_sync_is_reported() {
