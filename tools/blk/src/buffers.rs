@@ -164,3 +164,29 @@ impl Buffers {
         }
     }
 }
+
+/// The buffers of several requests as one list for the kernel, copied from their [`Buffers`], which must stay as long
+/// as the list is used. Its storage is kept between uses.
+#[derive(Default)]
+pub struct IoList(Vec<IoVec>);
+
+// SAFETY: the pointers are only handed to the kernel, as those of `Buffers`.
+unsafe impl Send for IoList {}
+
+impl IoList {
+    /// Empties the list.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Appends what is left of a request's data.
+    pub fn append(&mut self, buffers: &Buffers) {
+        self.0.extend_from_slice(buffers.remaining());
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn parts(&self) -> &[IoVec] {
+        &self.0
+    }
+}

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::Control;
 use crate::request::Limits;
 use crate::virtio::{SECTOR_SIZE, VIRTIO_BLK_ID_BYTES};
 
@@ -114,7 +115,9 @@ pub struct Disk {
     capacity: AtomicU64,
     block_size: u32,
     memory: bool,
+    device: bool,
     sync_failed: AtomicBool,
+    control: Control,
 }
 
 impl Disk {
@@ -192,7 +195,9 @@ impl Disk {
             capacity: AtomicU64::new(size / SECTOR_SIZE),
             block_size,
             memory,
+            device: is_device,
             sync_failed: AtomicBool::new(false),
+            control: Control::default(),
         }))
     }
 
@@ -206,6 +211,39 @@ impl Disk {
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the image's size again: `true` if the capacity has changed. The transport must be told then, see
+    /// [`crate::device::capacity`]. A size that is no disk's is an error, and the capacity stays as it was.
+    pub fn reread_capacity(&self) -> Result<bool, DiskError> {
+        let path = &self.config.path;
+        let size = (&self.file)
+            .seek(SeekFrom::End(0))
+            .map_err(|source| DiskError::Io {
+                path: path.clone(),
+                action: "find its size",
+                source,
+            })?;
+        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
+            return Err(DiskError::Size {
+                path: path.clone(),
+                size,
+            });
+        }
+        let capacity = size / SECTOR_SIZE;
+        Ok(self.capacity.swap(capacity, Ordering::Relaxed) != capacity)
+    }
+
+    /// What may be changed while it is in use.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Whether it is a block device.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.device
     }
 
     /// Bytes of a logical block of the backing device; 512 for a file.

@@ -18,8 +18,8 @@
 //! // Per disk: what the transport offers.
 //! let config = DiskConfig { path: "root.img".into(), readonly: false, serial: "root0".into(), ..Default::default() };
 //! let disk = Disk::open(&config)?;
-//! let offered = ringblk::features(&disk);
-//! let space = ringblk::config(&disk, ringblk::QUEUE_SIZE_MAX);
+//! let offered = ringblk::features(&disk, 1);
+//! let space = ringblk::config(&disk, ringblk::QUEUE_SIZE_MAX, 1);
 //!
 //! // Per zone: its RAM.
 //! let ram = GuestRam::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0x4000_0000), 1 << 30)])?)?;
@@ -53,7 +53,8 @@
 //! # Map
 //! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue · [`request`] what a request asks for ·
 //! [`queue`] requests at work · [`inflight`] the log that outlives the process · [`engine`] I/O ·
-//! [`disk`] images · [`device`] features and configuration space · [`reactor`] the thread · [`stats`] counters
+//! [`disk`] images · [`control`], [`throttle`] what may be changed at run time · [`device`] features and
+//! configuration space · [`reactor`] the thread · [`stats`], [`histogram`] counters and latencies · [`clock`] time
 
 // Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
 #![cfg_attr(
@@ -71,9 +72,12 @@
 
 pub mod buffers;
 pub mod chain;
+pub mod clock;
+pub mod control;
 pub mod device;
 pub mod disk;
 pub mod engine;
+pub mod histogram;
 pub mod inflight;
 pub mod memory;
 pub mod queue;
@@ -82,11 +86,13 @@ pub mod request;
 pub mod ring;
 pub mod stats;
 pub mod steps;
+pub mod throttle;
 pub mod virtio;
 
 #[cfg(test)]
 mod tests;
 
+pub use control::{Control, OnError};
 pub use device::{CONFIG_LEN, DEVICE_ID, QUEUE_SIZE_MAX, config, features};
 pub use disk::{Disk, DiskConfig, DiskError, EngineKind, OpenOptions};
 pub use inflight::{InflightArea, InflightError};
@@ -94,4 +100,5 @@ pub use memory::{GuestRam, MemoryError};
 pub use queue::{Queue, QueueFault, QueueSetup, SetupError};
 pub use reactor::{Bell, Callback, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
 pub use ring::{RingAddresses, RingError};
-pub use stats::QueueStats;
+pub use stats::{QueueSnapshot, QueueStats};
+pub use throttle::{Rate, RateLimits};

@@ -1,6 +1,10 @@
 //! Counters of a queue: written by its reactor's thread alone, read by anyone at any time, without locks.
+//!
+//! [`QueueStats`] is what the queue counts with, [`QueueSnapshot`] a copy to be shown.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::histogram::{Histogram, HistogramSnapshot};
 
 /// One counter with a single writer.
 #[derive(Debug, Default)]
@@ -9,12 +13,16 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds; only for the queue's own thread, which is why no atomic addition is needed.
     pub(crate) fn add(&self, count: u64) {
-        self.0.store(self.get().wrapping_add(count), Ordering::Relaxed);
+        self.set(self.get().wrapping_add(count));
+    }
+
+    pub(crate) fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
     }
 
     pub(crate) fn raise_to(&self, value: u64) {
         if value > self.get() {
-            self.0.store(value, Ordering::Relaxed);
+            self.set(value);
         }
     }
 
@@ -25,43 +33,140 @@ impl Counter {
     }
 }
 
-/// What a queue has done since it was made.
-#[derive(Debug, Default)]
-pub struct QueueStats {
+/// Declares the counters once: as they are counted, and as they are copied.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a queue has done since it was made.
+        #[derive(Debug, Default)]
+        pub struct QueueStats {
+            $($(#[$doc])* pub $name: Counter,)*
+            /// How long requests took, in nanoseconds.
+            pub latency: Latencies,
+        }
+
+        /// [`QueueStats`] at some moment.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct QueueSnapshot {
+            $($(#[$doc])* pub $name: u64,)*
+            /// How long requests took, in nanoseconds.
+            pub latency: LatencySnapshot,
+        }
+
+        impl QueueStats {
+            /// A copy. While the queue works, its numbers may differ by what is being counted.
+            #[must_use]
+            pub fn snapshot(&self) -> QueueSnapshot {
+                QueueSnapshot {
+                    $($name: self.$name.get(),)*
+                    latency: self.latency.snapshot(),
+                }
+            }
+        }
+
+        impl QueueSnapshot {
+            /// The counters by name, for whoever shows them all.
+            pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
     /// Reads completed with OK.
-    pub reads: Counter,
+    reads,
     /// Writes completed with OK.
-    pub writes: Counter,
+    writes,
     /// Flushes completed with OK.
-    pub flushes: Counter,
+    flushes,
+    /// Discards completed with OK.
+    discards,
+    /// Zeroes completed with OK.
+    zeroes,
     /// Other requests completed with OK.
-    pub others: Counter,
+    others,
     /// Requests completed with IOERR.
-    pub errors: Counter,
+    errors,
     /// Requests completed with UNSUPP.
-    pub unsupported: Counter,
+    unsupported,
     /// Bytes read.
-    pub bytes_read: Counter,
+    bytes_read,
     /// Bytes written.
-    pub bytes_written: Counter,
+    bytes_written,
+    /// Bytes discarded.
+    bytes_discarded,
+    /// Bytes of zeroes.
+    bytes_zeroed,
     /// Times that requests were found in the available ring.
-    pub batches: Counter,
+    batches,
     /// Requests in those batches.
-    pub batched: Counter,
+    batched,
+    /// Most requests taken in one round.
+    max_batch,
     /// Most requests in flight at once.
-    pub max_depth: Counter,
+    max_depth,
     /// Operations given to the engine.
-    pub operations: Counter,
-    /// Operations that were given again: short transfers, EINTR, EAGAIN.
-    pub retries: Counter,
+    operations,
+    /// Operations that were given again: short transfers, EINTR, EAGAIN, parts of a merged one that failed.
+    retries,
+    /// Operations that carried more than one request.
+    merges,
+    /// Requests that they carried.
+    merged,
     /// Publications of the used index.
-    pub publications: Counter,
+    publications,
     /// Interrupts raised.
-    pub interrupts: Counter,
+    interrupts,
     /// Publications after which the driver wanted none.
-    pub interrupts_suppressed: Counter,
+    interrupts_suppressed,
     /// Notifications that found nothing.
-    pub spurious_kicks: Counter,
+    spurious_kicks,
     /// Requests run again after a restart of the daemon.
-    pub restarted: Counter,
+    restarted,
+    /// Times that requests were left in the available ring for a limit's sake.
+    throttled,
+    /// Requests that failed and are held back now; more than none: the queue is stopped.
+    held,
+    /// Times that a failing request stopped the queue.
+    stops,
+}
+
+/// Histograms of a queue. Requests are timed from being taken off the ring to having their status, so without what
+/// the driver's own queue, a limit, or the interrupt add.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    /// Reads.
+    pub reads: Histogram,
+    /// Writes, discards, zeroes.
+    pub writes: Histogram,
+    /// Flushes.
+    pub flushes: Histogram,
+    /// The image alone: operations of the engine, from being pushed to being reaped.
+    pub file: Histogram,
+}
+
+impl Latencies {
+    /// A copy.
+    #[must_use]
+    pub fn snapshot(&self) -> LatencySnapshot {
+        LatencySnapshot {
+            reads: self.reads.snapshot(),
+            writes: self.writes.snapshot(),
+            flushes: self.flushes.snapshot(),
+            file: self.file.snapshot(),
+        }
+    }
+}
+
+/// [`Latencies`] at some moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LatencySnapshot {
+    /// Reads.
+    pub reads: HistogramSnapshot,
+    /// Writes, discards, zeroes.
+    pub writes: HistogramSnapshot,
+    /// Flushes.
+    pub flushes: HistogramSnapshot,
+    /// The image alone.
+    pub file: HistogramSnapshot,
 }

@@ -4,9 +4,11 @@
 //! them.
 
 pub use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
 };
-pub use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+pub use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 pub use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use virtio_bindings::{virtio_blk as blk, virtio_ring as ring};
@@ -30,6 +32,13 @@ pub const VIRTIO_BLK_T_OUT: u32 = blk::VIRTIO_BLK_T_OUT;
 pub const VIRTIO_BLK_T_FLUSH: u32 = blk::VIRTIO_BLK_T_FLUSH;
 /// Read the serial.
 pub const VIRTIO_BLK_T_GET_ID: u32 = blk::VIRTIO_BLK_T_GET_ID;
+
+/// Give ranges back.
+pub const VIRTIO_BLK_T_DISCARD: u32 = blk::VIRTIO_BLK_T_DISCARD;
+/// Make ranges read zero.
+pub const VIRTIO_BLK_T_WRITE_ZEROES: u32 = blk::VIRTIO_BLK_T_WRITE_ZEROES;
+/// Of a range of zeroes: its blocks may be given back.
+pub const VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 /// Bytes of the serial, NUL-padded.
 pub const VIRTIO_BLK_ID_BYTES: usize = blk::VIRTIO_BLK_ID_BYTES as usize;

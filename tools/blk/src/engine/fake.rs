@@ -25,7 +25,7 @@ pub struct Asked {
     pub kind: IoKind,
     /// Byte offset.
     pub offset: u64,
-    /// Bytes of all buffers.
+    /// Bytes that it is about.
     pub len: u64,
 }
 
@@ -40,6 +40,7 @@ struct State {
     pending: Vec<IoOp>,
     done: Vec<IoDone>,
     hold: bool,
+    lie: bool,
 }
 
 /// A handle to the engine; clones share it.
@@ -66,6 +67,11 @@ impl FakeEngine {
     /// Whether operations wait for [`Self::run_one`].
     pub fn hold(&self, hold: bool) {
         self.0.borrow_mut().hold = hold;
+    }
+
+    /// From now on nothing becomes durable, whatever is said: what tests of durability must notice.
+    pub fn lie(&self) {
+        self.0.borrow_mut().lie = true;
     }
 
     /// Operations waiting.
@@ -126,7 +132,18 @@ impl State {
 
     fn transfer(&mut self, op: &IoOp, limit: usize) -> i32 {
         if op.kind == IoKind::Sync {
-            self.durable.clone_from(&self.cached);
+            if !self.lie {
+                self.durable.clone_from(&self.cached);
+            }
+            return 0;
+        }
+        if !op.kind.is_transfer() {
+            // A discard reads zero here, as a hole does.
+            let end = (op.offset + op.len) as usize;
+            let end = end.min(self.cached.len());
+            if let Some(range) = self.cached.get_mut(op.offset as usize..end) {
+                range.fill(0);
+            }
             return 0;
         }
         let mut offset = op.offset as usize;
@@ -145,7 +162,9 @@ impl State {
                         _ => *byte = guest.read_volatile(),
                     }
                 }
-                if let (IoKind::WriteDurable, Some(durable)) = (op.kind, self.durable.get_mut(offset)) {
+                if let (IoKind::WriteDurable, false, Some(durable)) =
+                    (op.kind, self.lie, self.durable.get_mut(offset))
+                {
                     *durable = *byte;
                 }
                 offset += 1;
@@ -167,12 +186,11 @@ fn parts(op: &IoOp) -> &[crate::memory::IoVec] {
 
 impl Engine for FakeEngine {
     unsafe fn push(&mut self, op: IoOp) {
-        let len = parts(&op).iter().map(|part| part.len() as u64).sum();
         let mut state = self.0.borrow_mut();
         state.asked.push(Asked {
             kind: op.kind,
             offset: op.offset,
-            len,
+            len: op.len,
         });
         state.pending.push(op);
     }

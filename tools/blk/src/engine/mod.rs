@@ -24,6 +24,21 @@ pub enum IoKind {
     WriteDurable,
     /// `fdatasync`
     Sync,
+    /// The bytes need not be kept: a hole is punched. What they read afterwards is not said.
+    Discard,
+    /// The bytes read zero afterwards.
+    WriteZeroes {
+        /// Their blocks may be given back to the file system.
+        unmap: bool,
+    },
+}
+
+impl IoKind {
+    /// Whether the operation moves bytes between the image and buffers. The others have none, and succeed with 0.
+    #[must_use]
+    pub const fn is_transfer(self) -> bool {
+        matches!(self, Self::Read | Self::Write | Self::WriteDurable)
+    }
 }
 
 /// One operation.
@@ -35,12 +50,14 @@ pub struct IoOp {
     pub fd: RawFd,
     /// What to do.
     pub kind: IoKind,
-    /// First buffer; `count` of them follow each other. Unused for [`IoKind::Sync`].
+    /// First buffer; `count` of them follow each other. Only for transfers.
     pub iov: *const IoVec,
     /// Buffers; at most [`MAX_IOV`].
     pub count: u32,
     /// Byte offset in the file.
     pub offset: u64,
+    /// Bytes that it is about: the sum of the buffers of a transfer, nothing for [`IoKind::Sync`].
+    pub len: u64,
     /// It is a copy in memory that cannot wait for a device: quicker done on the spot than handed over.
     pub immediate: bool,
 }
@@ -79,6 +96,10 @@ unsafe fn perform(op: &IoOp) -> IoDone {
                 )
             }
             IoKind::Sync => libc::c_long::from(libc::fdatasync(op.fd)),
+            IoKind::Discard | IoKind::WriteZeroes { .. } => {
+                let mode = fallocate_mode(op.kind);
+                libc::c_long::from(libc::fallocate(op.fd, mode, offset, op.len as libc::off_t))
+            }
         }
     };
     let result = if result < 0 {
@@ -90,12 +111,21 @@ unsafe fn perform(op: &IoOp) -> IoDone {
     IoDone { tag: op.tag, result }
 }
 
+/// What `fallocate` is asked for by a discard or by zeroes; the size of the file stays.
+fn fallocate_mode(kind: IoKind) -> libc::c_int {
+    let what = match kind {
+        IoKind::WriteZeroes { unmap: false } => libc::FALLOC_FL_ZERO_RANGE,
+        _ => libc::FALLOC_FL_PUNCH_HOLE,
+    };
+    what | libc::FALLOC_FL_KEEP_SIZE
+}
+
 /// The outcome of an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct IoDone {
     /// From [`IoOp`].
     pub tag: u64,
-    /// Bytes transferred, maybe fewer than asked for, or `-errno`.
+    /// Bytes transferred, maybe fewer than asked for; 0 for what is no transfer; or `-errno`.
     pub result: i32,
 }
 

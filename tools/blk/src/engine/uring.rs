@@ -9,8 +9,8 @@ use std::os::fd::RawFd;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{Engine, IoDone, IoKind, IoOp, perform};
-use crate::reactor::wait::{ReadWidth, Ready};
+use super::{Engine, IoDone, IoKind, IoOp, fallocate_mode, perform};
+use crate::reactor::wait::{ReadWidth, Ready, Sleep};
 
 /// Set in the user data of a watch; the rest is its number. Else the user data is an operation's tag.
 const WATCH: u64 = 1 << 63;
@@ -46,6 +46,10 @@ impl Uring {
             .setup_taskrun_flag()
             .build(entries)
             .or_else(|_| IoUring::builder().setup_cqsize(completions).build(entries))?;
+        // Sleeping with a deadline: Linux 5.11.
+        if !ring.params().is_feature_ext_arg() {
+            return Err(io::Error::from(io::ErrorKind::Unsupported));
+        }
         Ok(Self {
             ring,
             in_flight: 0,
@@ -84,27 +88,37 @@ impl Uring {
         }
     }
 
-    /// Starts what was pushed and, if `block`, sleeps until something has completed. Appends the watches that read
-    /// something to `ready`; finished operations are left for [`Engine::reap`].
-    pub(crate) fn wait(&mut self, block: bool, ready: &mut Vec<Ready>) -> io::Result<()> {
+    /// Starts what was pushed and sleeps until something has completed. Appends the watches that read something to
+    /// `ready`; finished operations are left for [`Engine::reap`].
+    pub(crate) fn wait(&mut self, sleep: Sleep, ready: &mut Vec<Ready>) -> io::Result<()> {
         self.drain_backlog();
-        let want = usize::from(block && self.done.is_empty() && self.backlog.is_empty());
-        self.enter(want)?;
+        let idle = self.done.is_empty() && self.backlog.is_empty();
+        self.enter(if idle { sleep } else { Sleep::Not })?;
         self.collect(ready);
         Ok(())
     }
 
-    fn enter(&mut self, want: usize) -> io::Result<()> {
+    fn enter(&mut self, sleep: Sleep) -> io::Result<()> {
         let queue = self.ring.submission();
-        if want == 0 && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+        if sleep == Sleep::Not && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
             return Ok(());
         }
         drop(queue);
-        match self.ring.submit_and_wait(want) {
+        let entered = match sleep {
+            Sleep::Not => self.ring.submit_and_wait(0),
+            Sleep::Forever => self.ring.submit_and_wait(1),
+            Sleep::AtMost(time) => {
+                let time = types::Timespec::from(time);
+                let arguments = types::SubmitArgs::new().timespec(&time);
+                self.ring.submitter().submit_with_args(1, &arguments)
+            }
+        };
+        match entered {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
-                // Interrupted; or completions must be taken, or memory be free, before more is accepted.
-                Some(libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                // The time has passed; interrupted; or completions must be taken, or memory be free, before more is
+                // accepted.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
                 _ => Err(error),
             },
         }
@@ -181,6 +195,10 @@ fn build(op: &IoOp) -> squeue::Entry {
     // A descriptor's length is 32 bits, so a single buffer's fits.
     let entry = match (op.kind, single) {
         (IoKind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
+        (IoKind::Discard | IoKind::WriteZeroes { .. }, _) => opcode::Fallocate::new(fd, op.len)
+            .offset(op.offset)
+            .mode(fallocate_mode(op.kind))
+            .build(),
         (IoKind::Read, Some(one)) => opcode::Read::new(fd, one.as_ptr(), one.len() as u32)
             .offset(op.offset)
             .build(),
@@ -216,7 +234,7 @@ impl Engine for Uring {
 
     fn submit(&mut self) {
         self.drain_backlog();
-        if let Err(error) = self.enter(0) {
+        if let Err(error) = self.enter(Sleep::Not) {
             tracing::error!(%error, "io_uring: submit failed");
         }
     }
@@ -232,7 +250,7 @@ impl Drop for Uring {
         self.backlog.clear();
         let mut ready = Vec::new();
         while self.in_flight > 0 {
-            if let Err(error) = self.enter(1) {
+            if let Err(error) = self.enter(Sleep::Forever) {
                 tracing::error!(%error, in_flight = self.in_flight, "io_uring: cannot wait for I/O");
                 std::process::abort();
             }

@@ -6,11 +6,15 @@
 //! simulator may do it themselves, with any [`Engine`]. Requests are numbered by their descriptor head, so the slots
 //! are all allocated at set-up and each request is a small state machine in its slot.
 //!
-//! The second half of a request's life is in `complete`. What a driver must not do breaks the queue: no more is taken
-//! from it, what is in flight ends, and the owner is asked once to set DEVICE_NEEDS_RESET.
+//! Here requests are taken and published; `start` and `complete` have the two halves of their lives, `batch` says
+//! which go to the image as one. What a driver must not do breaks the queue: no more is taken from it, what is in
+//! flight ends, and the owner is asked once to set DEVICE_NEEDS_RESET. A file that fails may stop it
+//! ([`crate::control::OnError`]), a limit may make it wait ([`Queue::deadline`]).
 
+mod batch;
 mod complete;
 mod fault;
+mod start;
 
 use std::mem;
 use std::sync::Arc;
@@ -19,16 +23,22 @@ pub use fault::{QueueFault, SetupError};
 
 use crate::buffers::Buffers;
 use crate::chain;
+use crate::clock::Clock;
 use crate::device::feature;
 use crate::disk::Disk;
-use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
+use crate::engine::Engine;
 use crate::inflight::{InflightArea, InflightLog};
 use crate::memory::GuestRam;
-use crate::request::{Header, Plan, plan};
+use crate::request::{Header, Negotiated, Plan, Segment, plan};
 use crate::ring::{RingAddresses, SplitRing};
 use crate::stats::QueueStats;
 use crate::steps::step;
-use crate::virtio::{Status, VIRTIO_BLK_F_FLUSH, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use crate::virtio::{
+    VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use batch::Batch;
+use start::MergePool;
 
 /// Everything that makes a queue.
 pub struct QueueSetup {
@@ -53,24 +63,120 @@ pub struct QueueSetup {
 
 /// The part of a tag that tells operations of a queue apart: a descriptor head, or this for the shared `fdatasync`.
 const SYNC_TAG: u16 = u16::MAX;
-/// Bytes up to which a transfer from or to memory is done on the spot; larger ones can go on beside each other.
-const IMMEDIATE_MAX: u64 = 64 << 10;
+/// Requests taken in one round, so that those of other queues and what is done get their turn.
+const MAX_BATCH: u16 = 256;
 
+/// What a request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Transfer {
+enum Work {
     Read,
     Write,
+    Flush,
+    Discard,
+    Zeroes,
+    /// It is answered without the image.
+    Other,
 }
 
 /// A request, in the slot of its head.
 struct Slot {
     readable: Buffers,
     writable: Buffers,
-    transfer: Transfer,
+    work: Work,
     offset: u64,
     /// Bytes transferred so far.
     moved: u64,
     retries: u8,
+    /// The transfer was submitted as a durable write.
+    durable: bool,
+    /// Done, and in the image's cache only.
+    cached: bool,
+    /// Of the first of a merged operation: its buffer list. It and the others name the one behind them.
+    group: Option<u16>,
+    next: Option<u16>,
+    /// Of a discard or of zeroes; `segment` is the one being carried out.
+    segments: Vec<Segment>,
+    segment: usize,
+    /// Times: taken off the ring, given to the engine.
+    taken_at: u64,
+    pushed_at: u64,
+}
+
+impl Slot {
+    fn new(ram: &Arc<GuestRam>) -> Self {
+        Self {
+            readable: Buffers::new(ram.clone()),
+            writable: Buffers::new(ram.clone()),
+            work: Work::Other,
+            offset: 0,
+            moved: 0,
+            retries: 0,
+            durable: false,
+            cached: false,
+            group: None,
+            next: None,
+            segments: Vec::new(),
+            segment: 0,
+            taken_at: 0,
+            pushed_at: 0,
+        }
+    }
+
+    /// For the next request. Buffers and segments keep their storage.
+    fn clear(&mut self, now: u64) {
+        self.readable.clear();
+        self.writable.clear();
+        self.segments.clear();
+        self.work = Work::Other;
+        (self.offset, self.moved, self.retries, self.segment) = (0, 0, 0, 0);
+        (self.durable, self.cached) = (false, false);
+        (self.group, self.next) = (None, None);
+        (self.taken_at, self.pushed_at) = (now, now);
+    }
+
+    /// What is left of a transfer.
+    fn data(&self) -> &Buffers {
+        match self.work {
+            Work::Write => &self.readable,
+            _ => &self.writable,
+        }
+    }
+
+    fn data_mut(&mut self) -> &mut Buffers {
+        match self.work {
+            Work::Write => &mut self.readable,
+            _ => &mut self.writable,
+        }
+    }
+}
+
+/// Whether a completed write may still be in a cache, by what was negotiated (5.2.6.2).
+#[derive(Clone, Copy)]
+enum Cache {
+    /// No FLUSH: each write is durable before it completes.
+    Through,
+    /// FLUSH.
+    Back,
+    /// FLUSH and CONFIG_WCE: as the driver chooses from time to time.
+    Chosen,
+}
+
+impl Cache {
+    fn new(flush: bool, config_wce: bool) -> Self {
+        match (flush, config_wce) {
+            (false, _) => Self::Through,
+            (true, false) => Self::Back,
+            (true, true) => Self::Chosen,
+        }
+    }
+
+    fn is_back(self, disk: &Disk) -> bool {
+        match self {
+            Self::Through => false,
+            Self::Back => true,
+            Self::Chosen => disk.control().writeback(),
+        }
+    }
 }
 
 /// A virtqueue at work.
@@ -82,24 +188,40 @@ pub struct Queue {
     notify: Box<dyn Fn() + Send>,
     needs_reset: Box<dyn Fn(&QueueFault) + Send>,
     stats: Arc<QueueStats>,
+    clock: Clock,
+    /// When this round of work began.
+    now: u64,
     indirect: bool,
-    /// FLUSH is negotiated; else each write is durable before it completes (5.2.6.2).
-    write_back: bool,
+    negotiated: Negotiated,
+    cache: Cache,
+    /// The cache's mode when it was last looked at.
+    was_back: bool,
     next_avail: u16,
     used_idx: u16,
     /// Done since the last publication, with used lengths.
     done: Vec<(u16, u32)>,
-    /// Requests started and not done.
+    /// Transfers taken and not submitted: empty between calls.
+    batch: Batch,
+    merge: MergePool,
+    /// Requests started and not done, but for those held.
     running: u16,
+    /// Requests that failed and wait to be tried again; while there are any, no more are taken.
+    held: Vec<u16>,
+    retry_held: bool,
     /// Flushes that the running `fdatasync` answers, and those that came after its start.
     syncing: Vec<u16>,
     sync_next: Vec<u16>,
     sync_retries: u8,
+    sync_pushed_at: u64,
     /// Heads to be run again after a take-over, then empty.
     restart: Vec<u16>,
     tag_base: u64,
     paused: bool,
     broken: bool,
+    /// The last round ended with requests left.
+    more: bool,
+    /// When a limit lets the next request pass.
+    deadline: Option<u64>,
     /// The next publication raises an interrupt whatever the driver wants: one may have been lost with the daemon.
     force_interrupt: bool,
 }
@@ -128,38 +250,45 @@ impl Queue {
             log.end_publish(idx);
             step("taken over");
         }
-        let slots = (0..at.size).map(|_| Slot {
-            readable: Buffers::new(ram.clone()),
-            writable: Buffers::new(ram.clone()),
-            transfer: Transfer::Read,
-            offset: 0,
-            moved: 0,
-            retries: 0,
-        });
         let size = usize::from(at.size);
         let mut done = Vec::with_capacity(size);
         done.extend(past.done);
+        let cache = Cache::new(has(VIRTIO_BLK_F_FLUSH), has(VIRTIO_BLK_F_CONFIG_WCE));
         Ok(Self {
-            slots: slots.collect(),
+            slots: (0..at.size).map(|_| Slot::new(&ram)).collect(),
+            was_back: cache.is_back(&disk),
             disk,
             ring,
             log,
             notify,
             needs_reset,
             stats: Arc::default(),
+            clock: Clock::Monotonic,
+            now: 0,
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
-            write_back: has(VIRTIO_BLK_F_FLUSH),
+            negotiated: Negotiated {
+                discard: has(VIRTIO_BLK_F_DISCARD),
+                zeroes: has(VIRTIO_BLK_F_WRITE_ZEROES),
+            },
+            cache,
             next_avail: past.next_avail,
             used_idx: past.used_idx,
             done,
+            batch: Batch::new(size.min(MAX_BATCH.into())),
+            merge: MergePool::default(),
             running: 0,
+            held: Vec::with_capacity(size),
+            retry_held: false,
             syncing: Vec::with_capacity(size),
             sync_next: Vec::with_capacity(size),
             sync_retries: 0,
+            sync_pushed_at: 0,
             restart: past.restart,
             tag_base: 0,
             paused: false,
             broken: past.broken,
+            more: false,
+            deadline: None,
             force_interrupt: !past.fresh,
         })
     }
@@ -176,7 +305,7 @@ impl Queue {
         &self.stats
     }
 
-    /// Requests started and not done.
+    /// Requests started and not done, without those that are held after an error.
     #[must_use]
     pub fn running(&self) -> u16 {
         self.running
@@ -199,59 +328,66 @@ impl Queue {
         self.paused = paused;
     }
 
+    /// Whether a request that failed has stopped it.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The next [`Self::service`] tries the requests again that have stopped it.
+    pub fn retry(&mut self) {
+        self.retry_held = true;
+    }
+
+    /// Whether the last [`Self::service`] took as many as it may in one round, and there are more.
+    #[must_use]
+    pub fn has_more(&self) -> bool {
+        self.more
+    }
+
+    /// When to call [`Self::service`] again for requests that a limit has kept in the ring, by the queue's clock.
+    #[must_use]
+    pub fn deadline(&self) -> Option<u64> {
+        self.deadline
+    }
+
+    /// Replaces the clock.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
+    }
+
     /// Sets the high bits of the tags of the queue's operations; the low 16 are its own.
     pub fn set_tag_base(&mut self, base: u64) {
         self.tag_base = base & !0xffff;
     }
 
-    /// Takes all requests that are available and starts them. Returns how many.
-    ///
-    /// Bounded by the queue size: a head cannot come twice before a publication.
+    /// Takes the requests that are available and starts them, as many as one round and the disk's limits allow.
+    /// Returns how many.
     pub fn service(&mut self, engine: &mut dyn Engine) -> u16 {
-        let mut taken = 0_u16;
+        self.now = self.clock.now();
+        self.more = false;
+        self.deadline = None;
+        self.follow_cache_mode(engine);
         if self.paused {
-            return taken;
+            return 0;
         }
+        if self.retry_held && self.is_stopped() {
+            self.try_held(engine);
+        }
+        if self.is_stopped() {
+            return 0;
+        }
+        let mut taken = 0;
         if !self.restart.is_empty() {
             taken = self.run_again(engine);
         }
-        if self.broken {
-            return taken;
+        if !self.broken {
+            taken += self.take_batch(engine);
         }
-        self.ring.suppress_notifications();
-        let mut idx = self.ring.avail_idx();
-        while !self.broken {
-            let pending = idx.wrapping_sub(self.next_avail);
-            if pending == 0 {
-                idx = self.ring.request_notifications(self.next_avail);
-                if idx == self.next_avail {
-                    break;
-                }
-                self.ring.suppress_notifications();
-                continue;
-            }
-            if pending > self.ring.size() {
-                self.fail(QueueFault::AvailIndex {
-                    idx,
-                    taken: self.next_avail,
-                    size: self.ring.size(),
-                });
-                break;
-            }
-            self.stats.batches.add(1);
-            for _ in 0..pending {
-                let head = self.ring.avail_head(self.next_avail);
-                if let Err(fault) = self.take(head, engine) {
-                    self.fail(fault);
-                    break;
-                }
-                taken = taken.wrapping_add(1);
-            }
-        }
-        if taken == 0 {
-            self.stats.spurious_kicks.add(1);
-        }
+        // Those of a batch whose end is bad, too: they are in the log.
+        self.submit_batch(engine);
         self.stats.batched.add(taken.into());
+        self.stats.max_batch.raise_to(taken.into());
         self.stats.max_depth.raise_to(self.running.into());
         taken
     }
@@ -271,6 +407,55 @@ impl Queue {
             count += 1;
         }
         count
+    }
+
+    /// Takes entries off the available ring. Bounded by the queue size, since a head cannot come twice before a
+    /// publication, and by what a round may take.
+    fn take_batch(&mut self, engine: &mut dyn Engine) -> u16 {
+        let mut taken = 0_u16;
+        self.ring.suppress_notifications();
+        let mut idx = self.ring.avail_idx();
+        'round: loop {
+            let pending = idx.wrapping_sub(self.next_avail);
+            if pending == 0 {
+                idx = self.ring.request_notifications(self.next_avail);
+                if idx == self.next_avail {
+                    break;
+                }
+                self.ring.suppress_notifications();
+                continue;
+            }
+            if pending > self.ring.size() {
+                self.fail(QueueFault::AvailIndex {
+                    idx,
+                    taken: self.next_avail,
+                    size: self.ring.size(),
+                });
+                return taken;
+            }
+            self.stats.batches.add(1);
+            for _ in 0..pending {
+                if taken == MAX_BATCH {
+                    self.more = true;
+                    break 'round;
+                }
+                self.deadline = self.disk.control().throttle.wait(self.now);
+                if self.deadline.is_some() {
+                    self.stats.throttled.add(1);
+                    break 'round;
+                }
+                let head = self.ring.avail_head(self.next_avail);
+                if let Err(fault) = self.take(head, engine) {
+                    self.fail(fault);
+                    return taken;
+                }
+                taken += 1;
+            }
+        }
+        if taken == 0 && self.deadline.is_none() {
+            self.stats.spurious_kicks.add(1);
+        }
+        taken
     }
 
     /// Takes one entry off the available ring.
@@ -295,11 +480,7 @@ impl Queue {
         let Some(slot) = self.slots.get_mut(usize::from(head)) else {
             return Err(QueueFault::Head(head));
         };
-        slot.readable.clear();
-        slot.writable.clear();
-        slot.transfer = Transfer::Read;
-        slot.moved = 0;
-        slot.retries = 0;
+        slot.clear(self.now);
         chain::walk(
             &self.ring,
             head,
@@ -315,88 +496,22 @@ impl Queue {
         if !slot.writable.take_last() {
             return Err(QueueFault::NoStatus(head));
         }
-        Ok(plan(
+        let (readable, writable) = (slot.readable.total(), slot.writable.total());
+        let plan = plan(
             Header::parse(header),
-            slot.readable.total(),
-            slot.writable.total(),
+            readable,
+            writable,
             self.disk.limits(),
-        ))
-    }
-
-    fn start(&mut self, head: u16, plan: Plan, engine: &mut dyn Engine) {
-        self.running += 1;
-        match plan {
-            Plan::Read(offset) => self.start_transfer(head, Transfer::Read, offset, engine),
-            Plan::Write(offset) => self.start_transfer(head, Transfer::Write, offset, engine),
-            Plan::Flush if self.syncing.is_empty() => {
-                self.syncing.push(head);
-                self.sync_retries = 0;
-                self.push_sync(engine);
-            }
-            Plan::Flush => self.sync_next.push(head),
-            Plan::GetId => {
-                if let Some(slot) = self.slots.get_mut(usize::from(head)) {
-                    slot.moved = slot.writable.write_front(self.disk.serial()) as u64;
-                }
-                self.stats.others.add(1);
-                self.finish(head, Status::Ok);
-            }
-            Plan::Answer(status) => {
-                if status == Status::Ok {
-                    self.stats.others.add(1);
-                }
-                self.finish(head, status);
-            }
-        }
-    }
-
-    fn start_transfer(&mut self, head: u16, transfer: Transfer, offset: u64, engine: &mut dyn Engine) {
-        if let Some(slot) = self.slots.get_mut(usize::from(head)) {
-            slot.transfer = transfer;
-            slot.offset = offset;
-        }
-        self.push_transfer(head, engine);
-    }
-
-    /// Gives what is left of a transfer to the engine. Adjacent requests of a batch would be merged here.
-    fn push_transfer(&mut self, head: u16, engine: &mut dyn Engine) {
-        let Some(slot) = self.slots.get(usize::from(head)) else {
-            return;
+            self.negotiated,
+        );
+        let bytes = match plan {
+            Plan::Read(_) => writable,
+            Plan::Write(_) => readable,
+            Plan::Flush | Plan::Ranges(..) => 0,
+            Plan::GetId | Plan::Answer(_) => return Ok(plan),
         };
-        let (list, kind) = match (slot.transfer, self.write_back) {
-            (Transfer::Read, _) => (&slot.writable, IoKind::Read),
-            (Transfer::Write, true) => (&slot.readable, IoKind::Write),
-            (Transfer::Write, false) => (&slot.readable, IoKind::WriteDurable),
-        };
-        let parts = list.remaining();
-        let op = IoOp {
-            tag: self.tag_base | u64::from(head),
-            fd: self.disk.fd(),
-            kind,
-            iov: parts.as_ptr(),
-            count: parts.len().min(MAX_IOV) as u32,
-            offset: slot.offset + slot.moved,
-            immediate: self.disk.is_memory() && list.total() <= IMMEDIATE_MAX,
-        };
-        self.stats.operations.add(1);
-        // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM mapped and
-        // `self.disk` the file open. Should the queue be dropped first, `drop` leaks all three.
-        unsafe { engine.push(op) };
-    }
-
-    fn push_sync(&mut self, engine: &mut dyn Engine) {
-        let op = IoOp {
-            tag: self.tag_base | u64::from(SYNC_TAG),
-            fd: self.disk.fd(),
-            kind: IoKind::Sync,
-            iov: std::ptr::null(),
-            count: 0,
-            offset: 0,
-            immediate: self.disk.is_memory(),
-        };
-        self.stats.operations.add(1);
-        // SAFETY: no buffers; the file stays open as above.
-        unsafe { engine.push(op) };
+        self.disk.control().throttle.take(self.now, bytes);
+        Ok(plan)
     }
 
     /// Publishes all that is done since the last time, with one store of the used index and at most one interrupt.
@@ -457,6 +572,7 @@ impl Drop for Queue {
         if self.running > 0 {
             // Some engine may still write through these; better a leak than memory that is someone else's.
             mem::forget(mem::take(&mut self.slots));
+            mem::forget(mem::take(&mut self.merge));
             mem::forget(self.disk.clone());
         }
     }

@@ -74,6 +74,7 @@ pub(super) enum Message {
         then: Callback,
     },
     Resume(QueueId),
+    Retry(QueueId),
     Remove {
         id: QueueId,
         then: Callback,
@@ -119,6 +120,11 @@ impl Commands {
     /// Goes on after [`Self::quiesce`].
     pub fn resume(&mut self, id: QueueId) {
         self.list.push_back(Message::Resume(id));
+    }
+
+    /// Tries requests again that failed and have stopped the queue.
+    pub fn retry(&mut self, id: QueueId) {
+        self.list.push_back(Message::Retry(id));
     }
 
     /// As [`Self::quiesce`], then drops the queue before it calls `then`. For a queue that is gone already, `then` is
@@ -172,6 +178,11 @@ impl ReactorHandle {
     /// As [`Commands::resume`].
     pub fn resume(&self, id: QueueId) {
         self.send(Message::Resume(id));
+    }
+
+    /// As [`Commands::retry`].
+    pub fn retry(&self, id: QueueId) {
+        self.send(Message::Retry(id));
     }
 
     /// As [`Commands::remove`].

@@ -6,7 +6,7 @@
 //!
 //! One round: take messages and bells, start what the notified queues offer, publish what is done, arm the bells,
 //! sleep; then complete what has finished. Nothing is polled while it sleeps, and nothing but the mailbox of the
-//! control threads is ever locked.
+//! control threads is ever locked. A queue that its disk's limits keep waiting gives the sleep a deadline.
 
 mod mailbox;
 pub(crate) mod wait;
@@ -15,16 +15,18 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Duration;
 
 pub use mailbox::{Callback, Commands, QueueId, ReactorHandle};
 pub use wait::ReadWidth;
 
+use crate::clock::Clock;
 use crate::disk::EngineKind;
 use crate::engine::threads::Threads;
 use crate::engine::{Engine, IoDone};
 use crate::queue::Queue;
 use mailbox::{IdHasher, Mailbox, Message};
-use wait::{Ready, Sleeper};
+use wait::{Ready, Sleep, Sleeper};
 
 /// A peer that rings. All calls come on the reactor's thread and must not block.
 pub trait Bell: Send {
@@ -70,6 +72,8 @@ struct Entry {
     leaving: bool,
     kicked: bool,
     dirty: bool,
+    /// It is in the list of those that wait for their deadlines.
+    waiting: bool,
 }
 
 /// A reactor that does not run yet.
@@ -97,6 +101,9 @@ impl Reactor {
             queues: HashMap::default(),
             kicked: Vec::new(),
             dirty: Vec::new(),
+            again: Vec::new(),
+            waiting: Vec::new(),
+            clock: Clock::Monotonic,
             stopping: false,
         };
         core.watch(mailbox.event(), ReadWidth::Eight, Watcher::Mailbox)?;
@@ -127,6 +134,11 @@ struct Core {
     queues: HashMap<QueueId, Entry, BuildHasherDefault<IdHasher>>,
     kicked: Vec<QueueId>,
     dirty: Vec<QueueId>,
+    /// Queues with more than one round's requests: storage of [`Core::service`].
+    again: Vec<QueueId>,
+    /// Queues that wait for their deadlines.
+    waiting: Vec<QueueId>,
+    clock: Clock,
     stopping: bool,
 }
 
@@ -157,7 +169,8 @@ impl Core {
             if let Some(pool) = &mut self.pool {
                 pool.submit();
             }
-            let sleep = !more && commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
+            let idle = !more && commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
+            let sleep = if idle { self.until_deadline() } else { Sleep::Not };
             self.sleeper.wait(sleep, &mut ready)?;
             for registered in &mut self.bells {
                 registered.bell.disarm();
@@ -218,6 +231,12 @@ impl Core {
                     self.kick(id);
                 }
             }
+            Message::Retry(id) => {
+                if let Some(entry) = self.queues.get_mut(&id) {
+                    entry.queue.retry();
+                    self.kick(id);
+                }
+            }
             Message::Remove { id, then } => match self.queues.get_mut(&id) {
                 Some(entry) => {
                     entry.queue.set_paused(true);
@@ -260,6 +279,7 @@ impl Core {
             leaving: false,
             kicked: false,
             dirty: false,
+            waiting: false,
         };
         self.queues.insert(id, entry);
         // What an earlier daemon left, and what came since.
@@ -287,8 +307,11 @@ impl Core {
         }
     }
 
-    /// Starts what the notified queues offer.
+    /// Starts what the notified queues offer, and those whose deadlines have passed; at most one round of each.
     fn service(&mut self) {
+        if !self.waiting.is_empty() {
+            self.kick_due();
+        }
         while let Some(id) = self.kicked.pop() {
             let Some(entry) = self.queues.get_mut(&id) else {
                 continue;
@@ -297,7 +320,49 @@ impl Core {
             if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &entry.queue) {
                 entry.queue.service(engine);
             }
+            if entry.queue.has_more() {
+                self.again.push(id);
+            }
+            if entry.queue.deadline().is_some() && !entry.waiting {
+                entry.waiting = true;
+                self.waiting.push(id);
+            }
             self.mark_dirty(id);
+        }
+        while let Some(id) = self.again.pop() {
+            self.kick(id);
+        }
+    }
+
+    /// Kicks the queues that may go on, and forgets those that do not wait any more.
+    fn kick_due(&mut self) {
+        let now = self.clock.now();
+        let (queues, kicked) = (&mut self.queues, &mut self.kicked);
+        self.waiting.retain(|id| {
+            let Some(entry) = queues.get_mut(id) else {
+                return false;
+            };
+            entry.waiting = entry.queue.deadline().is_some_and(|at| at > now);
+            if !entry.waiting && entry.queue.deadline().is_some() && !entry.kicked {
+                entry.kicked = true;
+                kicked.push(*id);
+            }
+            entry.waiting
+        });
+    }
+
+    /// How long to sleep at most.
+    fn until_deadline(&self) -> Sleep {
+        let deadlines = self
+            .waiting
+            .iter()
+            .filter_map(|id| self.queues.get(id)?.queue.deadline());
+        match deadlines.min() {
+            None => Sleep::Forever,
+            Some(at) => match at.saturating_sub(self.clock.now()) {
+                0 => Sleep::Not,
+                left => Sleep::AtMost(Duration::from_nanos(left)),
+            },
         }
     }
 

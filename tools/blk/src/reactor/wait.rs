@@ -4,6 +4,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 use crate::engine::uring::Uring;
 
@@ -15,6 +16,17 @@ pub enum ReadWidth {
     Four = 4,
     /// `eventfd`
     Eight = 8,
+}
+
+/// How long to wait for something to happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Sleep {
+    /// Only look.
+    Not,
+    /// No longer than this.
+    AtMost(Duration),
+    /// As long as it takes.
+    Forever,
 }
 
 /// A new blocking `eventfd`.
@@ -69,10 +81,10 @@ impl Sleeper {
         }
     }
 
-    pub fn wait(&mut self, block: bool, ready: &mut Vec<Ready>) -> io::Result<()> {
+    pub fn wait(&mut self, sleep: Sleep, ready: &mut Vec<Ready>) -> io::Result<()> {
         match self {
-            Self::Uring(ring) => ring.wait(block, ready),
-            Self::Epoll(epoll) => epoll.wait(block, ready),
+            Self::Uring(ring) => ring.wait(sleep, ready),
+            Self::Epoll(epoll) => epoll.wait(sleep, ready),
         }
     }
 }
@@ -112,10 +124,19 @@ impl Epoll {
         }
     }
 
-    fn wait(&mut self, block: bool, ready: &mut Vec<Ready>) -> io::Result<()> {
+    fn wait(&mut self, sleep: Sleep, ready: &mut Vec<Ready>) -> io::Result<()> {
         const BATCH: usize = 16;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
-        let timeout = if block { -1 } else { 0 };
+        let timeout = match sleep {
+            Sleep::Not => 0,
+            // Whole milliseconds, rather too many than a loop of too few.
+            Sleep::AtMost(time) => time
+                .as_nanos()
+                .div_ceil(1_000_000)
+                .try_into()
+                .unwrap_or(libc::c_int::MAX),
+            Sleep::Forever => -1,
+        };
         // SAFETY: room for `BATCH` events.
         let count = unsafe {
             libc::epoll_wait(

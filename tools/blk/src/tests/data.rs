@@ -181,7 +181,8 @@ fn a_readonly_disk_takes_no_write() {
 fn unknown_types_are_unsupported() {
     let mut rig = Rig::new(EngineKind::Threads);
     let before = rig.image();
-    // Old SCSI commands, DISCARD, WRITE_ZEROES, zone operations (60), secure erase, lifetime; nothing of it offered.
+    // Old SCSI commands, secure erase, zone operations (60), lifetime; DISCARD and WRITE_ZEROES, which are not
+    // negotiated here.
     for kind in [
         2,
         3,
@@ -308,21 +309,36 @@ fn a_sum_over_four_gibibytes_is_counted_right() {
 fn features_and_configuration_space() {
     let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
     let disk = Disk::open(&rig.config).unwrap();
+    let common = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX) | feature(VIRTIO_F_RING_RESET);
+    assert_eq!(device::features(&disk, 1), common | WRITABLE_FEATURES);
     assert_eq!(
-        device::features(&disk),
-        ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)
+        device::features(&disk, 4),
+        common | WRITABLE_FEATURES | feature(VIRTIO_BLK_F_MQ)
     );
-    let config = device::config(&disk, 256);
     let mut expected = [0; device::CONFIG_LEN];
-    expected[0] = SECTORS as u8;
-    expected[12] = 254;
-    expected[21] = 2;
-    assert_eq!(config, expected);
+    let mut put = |offset: usize, value: &[u8]| expected[offset..][..value.len()].copy_from_slice(value);
+    put(0, &SECTORS.to_le_bytes());
+    // size_max, seg_max, blk_size; physical blocks of 4096, min_io_size; writeback
+    put(8, &(4_u32 << 20).to_le_bytes());
+    put(12, &254_u32.to_le_bytes());
+    put(20, &512_u32.to_le_bytes());
+    put(24, &[3, 0, 8, 0]);
+    put(32, &[1]);
+    // Discard and zeroes: sectors, segments, alignment; may_unmap.
+    for (offset, value) in [(36, 1 << 21), (40, 64), (44, 8), (48, 1 << 18), (52, 64)] {
+        put(offset, &u32::to_le_bytes(value));
+    }
+    put(56, &[1]);
+    assert_eq!(device::config(&disk, 256, 1), expected);
+    expected[34] = 4;
+    assert_eq!(device::config(&disk, 256, 4), expected);
     drop(disk);
     let readonly = Disk::open(&crate::DiskConfig {
         readonly: true,
         ..rig.config.clone()
     })
     .unwrap();
-    assert_ne!(device::features(&readonly) & feature(VIRTIO_BLK_F_RO), 0);
+    assert_eq!(device::features(&readonly, 1), common | feature(VIRTIO_BLK_F_RO));
+    expected[32..].fill(0);
+    assert_eq!(device::config(&readonly, 256, 1), expected);
 }

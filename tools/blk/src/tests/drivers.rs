@@ -112,11 +112,11 @@ impl Transport for FakeTransport {
     }
 
     fn read_device_features(&mut self) -> u64 {
-        device::features(&self.disk)
+        device::features(&self.disk, 1)
     }
 
     fn write_driver_features(&mut self, features: u64) {
-        assert_eq!(features & !device::features(&self.disk), 0);
+        assert_eq!(features & !device::features(&self.disk, 1), 0);
         self.features = features;
     }
 
@@ -187,7 +187,7 @@ impl Transport for FakeTransport {
     }
 
     fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> virtio_drivers::Result<T> {
-        let config = device::config(&self.disk, device::QUEUE_SIZE_MAX);
+        let config = device::config(&self.disk, device::QUEUE_SIZE_MAX, 1);
         Ok(T::read_from_prefix(&config[offset..]).unwrap().0)
     }
 

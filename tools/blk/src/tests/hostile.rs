@@ -435,11 +435,11 @@ proptest! {
     #[test]
     fn random_rings(
         descs in prop::collection::vec((0_u64..6, 0_u32..0x3000, 0_u16..8, 0_u16..20), 16),
-        kinds in prop::collection::vec(0_u32..12, 4),
+        kinds in prop::collection::vec(0_u32..15, 4),
         heads in prop::collection::vec(0_u16..18, 1..16),
         jump in prop_oneof![9 => Just(0_u16), 1 => any::<u16>()],
     ) {
-        let mut rig = Rig::new(EngineKind::Threads);
+        let mut rig = Rig::with(EngineKind::Threads, 16, WRITABLE_FEATURES, false);
         let places = [BUFFERS, BUFFERS + 0x20, DATA, BASE, BASE + RAM as u64 - 0x1000, u64::MAX - 0x100];
         for (number, kind) in kinds.iter().enumerate() {
             rig.header(BUFFERS + number as u64 * 16, *kind, u64::from(*kind));

@@ -3,14 +3,21 @@
 //! Each test names the statement of the virtio checklist (numbers) or the item of the torture list (letters) that it
 //! shows.
 
+mod allocations;
+mod cache;
 mod crash;
 mod data;
 mod drivers;
 mod faults;
 mod hostile;
 mod images;
+mod limits;
+mod merging;
 mod notify;
+mod ranges;
 mod rig;
 mod service;
 mod sigkill;
 mod speed;
+mod stop;
+mod subsets;

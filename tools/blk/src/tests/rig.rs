@@ -16,6 +16,7 @@ use crate::engine::{Engine, IoDone, IoOp};
 use crate::inflight::InflightArea;
 use crate::memory::GuestRam;
 use crate::queue::{Queue, QueueSetup};
+use crate::reactor::wait::Sleep;
 use crate::ring::RingAddresses;
 use crate::virtio::*;
 
@@ -69,7 +70,7 @@ impl TestEngine {
         self.get().submit();
         while done.is_empty() {
             match self {
-                Self::Uring(ring) => ring.wait(true, &mut Vec::new()).unwrap(),
+                Self::Uring(ring) => ring.wait(Sleep::Forever, &mut Vec::new()).unwrap(),
                 _ => std::thread::yield_now(),
             }
             self.get().reap(done);
@@ -129,11 +130,20 @@ pub struct Rig {
     pub queue: Option<Queue>,
 }
 
+/// What a usual driver takes of what is offered, but for EVENT_IDX.
 pub const ALL_FEATURES: u64 = feature(VIRTIO_F_VERSION_1)
     | feature(VIRTIO_RING_F_INDIRECT_DESC)
+    | feature(VIRTIO_BLK_F_SIZE_MAX)
     | feature(VIRTIO_BLK_F_SEG_MAX)
     | feature(VIRTIO_BLK_F_BLK_SIZE)
+    | feature(VIRTIO_BLK_F_TOPOLOGY)
     | feature(VIRTIO_BLK_F_FLUSH);
+
+/// And these: what may be asked for changes with them.
+pub const WRITABLE_FEATURES: u64 = ALL_FEATURES
+    | feature(VIRTIO_BLK_F_CONFIG_WCE)
+    | feature(VIRTIO_BLK_F_DISCARD)
+    | feature(VIRTIO_BLK_F_WRITE_ZEROES);
 
 impl Rig {
     pub fn new(kind: EngineKind) -> Self {
@@ -338,15 +348,20 @@ impl Rig {
     /// Serves all there is, to the end.
     pub fn run(&mut self) {
         let (queue, engine) = (self.queue.as_mut().unwrap(), &mut self.engine);
-        queue.service(engine.get());
         let mut done = Vec::new();
-        while queue.running() > 0 {
-            engine.wait(&mut done);
-            for outcome in done.drain(..) {
-                queue.complete(outcome.tag, outcome.result, engine.get());
+        loop {
+            queue.service(engine.get());
+            while queue.running() > 0 {
+                engine.wait(&mut done);
+                for outcome in done.drain(..) {
+                    queue.complete(outcome.tag, outcome.result, engine.get());
+                }
+            }
+            queue.publish();
+            if !queue.has_more() {
+                return;
             }
         }
-        queue.publish();
     }
 
     pub fn used_idx(&self) -> u16 {
@@ -372,6 +387,18 @@ impl Rig {
 
     pub fn fault_list(&self) -> Vec<String> {
         self.faults.lock().unwrap().clone()
+    }
+
+    /// Writes segments of a discard or of zeroes at `addr`: sector, sectors, flags. Returns their buffer.
+    pub fn segments(&self, addr: u64, segments: &[(u64, u32, u32)]) -> Buf {
+        let mut bytes = Vec::new();
+        for (sector, count, flags) in segments {
+            bytes.extend(sector.to_le_bytes());
+            bytes.extend(count.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+        }
+        self.fill(addr, &bytes);
+        readable(addr, bytes.len() as u32)
     }
 
     /// One request of the usual three parts at `head`; returns status and used length.

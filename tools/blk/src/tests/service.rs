@@ -17,20 +17,20 @@ use crate::virtio::*;
 const DATA: u64 = BUFFERS + 0x1_0000;
 
 /// All ways a reactor may sleep and a disk be served.
-const WAYS: [(bool, EngineKind); 4] = [
+pub const WAYS: [(bool, EngineKind); 4] = [
     (true, EngineKind::IoUring),
     (true, EngineKind::Threads),
     (false, EngineKind::Threads),
     (false, EngineKind::IoUring),
 ];
 
-struct Running {
-    handle: ReactorHandle,
+pub struct Running {
+    pub handle: ReactorHandle,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Running {
-    fn new(io_uring: bool) -> Self {
+    pub fn new(io_uring: bool) -> Self {
         let options = ReactorOptions {
             io_uring,
             ..ReactorOptions::default()
@@ -43,14 +43,14 @@ impl Running {
         }
     }
 
-    fn quiesce(&self, id: QueueId) {
+    pub fn quiesce(&self, id: QueueId) {
         let (sender, receiver) = channel();
         self.handle
             .quiesce(id, Box::new(move || sender.send(()).unwrap()));
         receiver.recv_timeout(Duration::from_secs(10)).expect("quiesced");
     }
 
-    fn remove(&self, id: QueueId) {
+    pub fn remove(&self, id: QueueId) {
         let (sender, receiver) = channel();
         self.handle.remove(id, Box::new(move || sender.send(()).unwrap()));
         receiver.recv_timeout(Duration::from_secs(10)).expect("removed");
@@ -64,10 +64,15 @@ impl Drop for Running {
     }
 }
 
-/// A queue whose interrupts arrive on a channel.
-fn queue(rig: &Rig) -> (Queue, Receiver<()>) {
+/// A queue of the rig's own disk whose interrupts arrive on a channel.
+fn own_queue(rig: &Rig) -> (Queue, Receiver<()>) {
+    queue(rig, Disk::open(&rig.config).unwrap())
+}
+
+/// A queue of any disk.
+pub fn queue(rig: &Rig, disk: Arc<Disk>) -> (Queue, Receiver<()>) {
     let (sender, receiver) = channel();
-    let mut setup = rig.setup(Disk::open(&rig.config).unwrap());
+    let mut setup = rig.setup(disk);
     setup.notify = Box::new(move || {
         let _ = sender.send(());
     });
@@ -75,7 +80,7 @@ fn queue(rig: &Rig) -> (Queue, Receiver<()>) {
 }
 
 /// Waits for `count` used entries.
-fn collect(rig: &mut Rig, interrupts: &Receiver<()>, count: usize) {
+pub fn collect(rig: &mut Rig, interrupts: &Receiver<()>, count: usize) {
     let mut seen = rig.take_used().len();
     while seen < count {
         interrupts
@@ -91,7 +96,7 @@ fn messages_serve_a_queue() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
-        let (queue, interrupts) = queue(&rig);
+        let (queue, interrupts) = own_queue(&rig);
         let stats = queue.stats().clone();
         // Available before it is added: found without a notification.
         rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
@@ -181,7 +186,7 @@ fn a_bell_serves_many_queues() {
                 let (peer, bell, handle) = (&peer, &bell, &reactor.handle);
                 scope.spawn(move || {
                     let mut rig = Rig::closed(engine, 32, ALL_FEATURES, false);
-                    let (queue, interrupts) = queue(&rig);
+                    let (queue, interrupts) = own_queue(&rig);
                     let id = handle.add(queue);
                     for round in 0..200_u64 {
                         let count = 1 + (round % 8) as u16;
@@ -236,7 +241,7 @@ fn quiesce_and_resume() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
-        let (queue, interrupts) = queue(&rig);
+        let (queue, interrupts) = own_queue(&rig);
         let id = reactor.handle.add(queue);
         let mut total = 0;
         for round in 0..50 {
@@ -265,7 +270,7 @@ fn quiesce_and_resume() {
         rig.fill(rig.ring.avail.0, &[0; 256]);
         rig.fill(rig.ring.used.0, &[0; 1024]);
         (rig.avail_idx, rig.used_seen) = (0, 0);
-        let (again, interrupts) = self::queue(&rig);
+        let (again, interrupts) = own_queue(&rig);
         let id = reactor.handle.add(again);
         rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
         reactor.handle.kick(id);
@@ -275,7 +280,7 @@ fn quiesce_and_resume() {
 }
 
 fn spare(engine: EngineKind) -> (Queue, Receiver<()>) {
-    queue(&Rig::closed(engine, 16, ALL_FEATURES, false))
+    own_queue(&Rig::closed(engine, 16, ALL_FEATURES, false))
 }
 
 // Stopping ends all requests first; a new reactor goes on with the same log: the path of an upgrade.
@@ -285,7 +290,7 @@ fn a_reactor_takes_over_from_another() {
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         for round in 0..20 {
             let reactor = Running::new(io_uring);
-            let (queue, interrupts) = queue(&rig);
+            let (queue, interrupts) = own_queue(&rig);
             let id = reactor.handle.add(queue);
             for head in 0..10 {
                 rig.offer_request(head * 3, VIRTIO_BLK_T_OUT, head.into(), Some(readable(DATA, 512)));
@@ -297,7 +302,7 @@ fn a_reactor_takes_over_from_another() {
             drop(reactor);
             if round % 2 == 1 {
                 let reactor = Running::new(io_uring);
-                let (queue, interrupts) = self::queue(&rig);
+                let (queue, interrupts) = own_queue(&rig);
                 reactor.handle.add(queue);
                 collect(&mut rig, &interrupts, 10);
             }
@@ -355,6 +360,69 @@ impl Bell for Busy {
     }
 }
 
+/// Kicks one queue in every round, and keeps the reactor awake.
+struct Kicking(QueueId);
+
+impl Bell for Kicking {
+    fn collect(&mut self, commands: &mut Commands) {
+        commands.kick(self.0);
+    }
+
+    fn arm(&mut self) -> bool {
+        true
+    }
+}
+
+// A large queue that its driver refills as fast as it can starves neither its own completions nor other queues.
+#[test]
+fn a_full_queue_starves_nobody() {
+    for (io_uring, engine) in WAYS {
+        let reactor = Running::new(io_uring);
+        let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            let (stop, served, handle) = (&stop, &served, &reactor.handle);
+            scope.spawn(move || {
+                let mut full = Rig::closed(engine, 1024, ALL_FEATURES, false);
+                let (queue, _interrupts) = own_queue(&full);
+                let kicking = Kicking(handle.add(queue));
+                handle.add_bell(eventfd().unwrap(), ReadWidth::Eight, Box::new(kicking));
+                let mut free: Vec<u16> = (0..341).collect();
+                while !stop.load(Ordering::Relaxed) {
+                    while let Some(lane) = free.pop() {
+                        let kind = [VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN][usize::from(lane % 2)];
+                        full.offer_request(lane * 3, kind, 0, Some(writable(DATA, 512)));
+                    }
+                    for (head, _) in full.take_used() {
+                        free.push((head / 3) as u16);
+                        served.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
+            let (queue, interrupts) = own_queue(&rig);
+            let id = reactor.handle.add(queue);
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let mut rounds = 0;
+            while rounds < 20 || served.load(Ordering::Relaxed) < 1000 {
+                rounds += 1;
+                if Instant::now() > deadline {
+                    break;
+                }
+                rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 4096)));
+                rig.offer_request(3, VIRTIO_BLK_T_FLUSH, 0, None);
+                reactor.handle.kick(id);
+                collect(&mut rig, &interrupts, 2);
+            }
+            stop.store(true, Ordering::Relaxed);
+            let served = served.load(Ordering::Relaxed);
+            assert!(
+                rounds >= 20 && served >= 1000,
+                "{rounds} rounds beside {served} requests"
+            );
+        });
+    }
+}
+
 // A storm of notifications does not starve completions, those from the kernel's workers included.
 #[test]
 fn a_busy_peer_starves_nobody() {
@@ -363,7 +431,7 @@ fn a_busy_peer_starves_nobody() {
         let bell = eventfd().unwrap();
         reactor.handle.add_bell(bell, ReadWidth::Eight, Box::new(Busy));
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
-        let (queue, interrupts) = queue(&rig);
+        let (queue, interrupts) = own_queue(&rig);
         let id = reactor.handle.add(queue);
         for kind in [VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN] {
             let data = match kind {

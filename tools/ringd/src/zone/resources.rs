@@ -382,16 +382,16 @@ fn specification(disk: &Disk) -> DeviceSpec {
     let mut spec = DeviceSpec {
         device_id: ringblk::DEVICE_ID,
         vendor_id: VENDOR_ID,
-        features: ringblk::features(disk),
+        features: ringblk::features(disk, QUEUES as u16),
         queues: QUEUES as u32,
         config_len: 0,
         queue_max: [0; MAX_QUEUES],
         config: [0; 256],
     };
-    for (to, from) in spec
-        .config
-        .iter_mut()
-        .zip(ringblk::config(disk, ringblk::QUEUE_SIZE_MAX))
+    for (to, from) in
+        spec.config
+            .iter_mut()
+            .zip(ringblk::config(disk, ringblk::QUEUE_SIZE_MAX, QUEUES as u16))
     {
         *to = from;
     }

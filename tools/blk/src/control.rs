@@ -1,0 +1,69 @@
+//! [`Control`]: what may be changed of a disk while its queues work. Read by the queues, set by anyone, no locks.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::throttle::Throttle;
+
+/// What becomes of a request whose I/O fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// The guest gets IOERR.
+    #[default]
+    Report,
+    /// The request stays in flight and its queue takes no more, until someone has it tried again. A failed
+    /// `fdatasync` is reported all the same: trying again does not bring back what the kernel has dropped.
+    Stop,
+}
+
+/// The switches of a disk.
+#[derive(Debug)]
+pub struct Control {
+    writeback: AtomicBool,
+    stop_on_error: AtomicBool,
+    /// Limits of requests and bytes.
+    pub throttle: Throttle,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            writeback: AtomicBool::new(true),
+            stop_on_error: AtomicBool::new(false),
+            throttle: Throttle::default(),
+        }
+    }
+}
+
+impl Control {
+    /// The configuration's `writeback` byte: whether completed writes may wait for a flush, where the driver may
+    /// choose (CONFIG_WCE).
+    #[must_use]
+    pub fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
+    /// The driver has written the byte. Returns whether that is a change; the disk's queues must be kicked then.
+    pub fn set_writeback(&self, writeback: bool) -> bool {
+        self.writeback.swap(writeback, Ordering::Relaxed) != writeback
+    }
+
+    /// What becomes of failed requests.
+    #[must_use]
+    pub fn on_error(&self) -> OnError {
+        if self.stop_on_error.load(Ordering::Relaxed) {
+            OnError::Stop
+        } else {
+            OnError::Report
+        }
+    }
+
+    /// For requests that fail from now on; those already held are tried again by
+    /// [`ReactorHandle::retry`](crate::ReactorHandle::retry) only.
+    pub fn set_on_error(&self, on_error: OnError) {
+        self.stop_on_error
+            .store(on_error == OnError::Stop, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,335 @@
+//! The first half of a request's life, after it was parsed: what needs no I/O is answered, transfers are staged and
+//! merged ([`super::batch`]), and operations are given to the engine.
+
+use std::mem;
+
+use super::batch::Staged;
+use super::{Queue, SYNC_TAG, Slot, Work};
+use crate::buffers::IoList;
+use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
+use crate::request::{Plan, RangeKind, Segment};
+use crate::steps::step;
+use crate::virtio::Status;
+
+/// Bytes up to which a transfer from or to memory is done on the spot; larger ones can go on beside each other.
+const IMMEDIATE_MAX: u64 = 64 << 10;
+/// Bytes up to which transfers are merged: what devices take at once, more or less.
+const MERGE_MAX: u64 = 1 << 20;
+
+/// Buffer lists of merged operations. One that is in use has been taken out of `free`; the last one given back is
+/// the first one used again, so they are as few, and grow as little, as the traffic needs.
+#[derive(Default)]
+pub(super) struct MergePool {
+    lists: Vec<IoList>,
+    free: Vec<u16>,
+}
+
+impl MergePool {
+    fn take(&mut self) -> u16 {
+        if let Some(index) = self.free.pop() {
+            return index;
+        }
+        // Fewer than heads: each is of two or more.
+        let index = self.lists.len() as u16;
+        self.lists.push(IoList::default());
+        self.free.reserve(self.lists.len());
+        index
+    }
+
+    pub(super) fn give_back(&mut self, index: u16) {
+        self.free.push(index);
+    }
+}
+
+impl Queue {
+    pub(super) fn start(&mut self, head: u16, plan: Plan, engine: &mut dyn Engine) {
+        self.running += 1;
+        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
+            return;
+        };
+        match plan {
+            Plan::Read(offset) => {
+                (slot.work, slot.offset) = (Work::Read, offset);
+                self.stage(head, engine);
+            }
+            Plan::Write(offset) => {
+                (slot.work, slot.offset) = (Work::Write, offset);
+                self.stage(head, engine);
+            }
+            Plan::Flush => {
+                slot.work = Work::Flush;
+                self.start_flush(head, engine);
+            }
+            Plan::GetId => {
+                slot.moved = slot.writable.write_front(self.disk.serial()) as u64;
+                self.stats.others.add(1);
+                self.finish(head, Status::Ok);
+            }
+            Plan::Ranges(kind, count) => self.start_ranges(head, kind, count, engine),
+            Plan::Answer(status) => {
+                if status == Status::Ok {
+                    self.stats.others.add(1);
+                }
+                self.finish(head, status);
+            }
+        }
+    }
+
+    /// Waits for an `fdatasync` that starts from now on.
+    pub(super) fn start_flush(&mut self, head: u16, engine: &mut dyn Engine) {
+        if self.syncing.is_empty() {
+            self.syncing.push(head);
+            self.sync_retries = 0;
+            self.push_sync(engine);
+        } else {
+            self.sync_next.push(head);
+        }
+    }
+
+    /// All segments are read and checked before the first is carried out.
+    fn start_ranges(&mut self, head: u16, kind: RangeKind, count: u32, engine: &mut dyn Engine) {
+        let capacity = self.disk.capacity();
+        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
+            return;
+        };
+        for _ in 0..count {
+            let mut bytes = [0; Segment::SIZE];
+            let segment = if slot.readable.take_front(&mut bytes) {
+                Segment::parse(bytes, kind, capacity)
+            } else {
+                Err(Status::IoErr)
+            };
+            match segment {
+                // Nothing to be done is done.
+                Ok(segment) if segment.len == 0 => {}
+                Ok(segment) => slot.segments.push(segment),
+                Err(status) => return self.finish(head, status),
+            }
+        }
+        slot.work = match kind {
+            RangeKind::Discard => Work::Discard,
+            RangeKind::Zeroes => Work::Zeroes,
+        };
+        if slot.segments.is_empty() {
+            self.stats.others.add(1);
+            return self.finish(head, Status::Ok);
+        }
+        // Segments are in nobody's way but their own: those of the batch that came before go first.
+        self.submit_batch(engine);
+        self.push_range(head, engine);
+    }
+
+    /// Holds a transfer back until the batch is complete, for it may go with others.
+    fn stage(&mut self, head: u16, engine: &mut dyn Engine) {
+        let Some(slot) = self.slots.get(usize::from(head)) else {
+            return;
+        };
+        let list = slot.data();
+        let new = Staged {
+            head,
+            work: slot.work,
+            start: slot.offset,
+            // A plan keeps them inside of 63 bits.
+            end: slot.offset.saturating_add(list.total()),
+            parts: u32::try_from(list.remaining().len()).unwrap_or(u32::MAX),
+        };
+        if self.batch.conflicts(&new) {
+            self.submit_batch(engine);
+        }
+        self.batch.push(new);
+        step("staged");
+    }
+
+    /// Gives all that is staged to the engine, neighbours as one.
+    pub(super) fn submit_batch(&mut self, engine: &mut dyn Engine) {
+        if self.batch.is_empty() {
+            return;
+        }
+        self.batch.sort();
+        let most = if self.disk.is_memory() {
+            IMMEDIATE_MAX
+        } else {
+            MERGE_MAX
+        };
+        let mut first = 0;
+        loop {
+            let run = self.batch.run(first, most, MAX_IOV);
+            if run.is_empty() {
+                break;
+            }
+            first = run.end;
+            if run.len() > 1 {
+                self.push_merged(run, engine);
+                continue;
+            }
+            let single = self.batch.heads(run).next();
+            if let Some(head) = single {
+                self.push_transfer(head, engine);
+            }
+        }
+        self.batch.clear();
+    }
+
+    /// One operation for neighbours; its tag is that of the first, from which the others are linked.
+    fn push_merged(&mut self, run: std::ops::Range<usize>, engine: &mut dyn Engine) {
+        let index = self.merge.take();
+        let Some(list) = self.merge.lists.get_mut(usize::from(index)) else {
+            return;
+        };
+        list.clear();
+        let durable = !self.cache.is_back(&self.disk);
+        let count = run.len() as u64;
+        let (mut leader, mut last, mut len) = (None, None::<u16>, 0);
+        for head in self.batch.heads(run) {
+            let Some(slot) = self.slots.get_mut(usize::from(head)) else {
+                continue;
+            };
+            list.append(slot.data());
+            len += slot.data().total();
+            slot.durable = durable;
+            if let Some(last) = last.and_then(|last| self.slots.get_mut(usize::from(last))) {
+                last.next = Some(head);
+            }
+            leader = leader.or(Some(head));
+            last = Some(head);
+        }
+        let parts = list.parts();
+        let Some((head, slot)) = leader.and_then(|head| Some((head, self.slots.get_mut(usize::from(head))?)))
+        else {
+            return;
+        };
+        slot.group = Some(index);
+        slot.pushed_at = self.now;
+        let op = IoOp {
+            tag: self.tag_base | u64::from(head),
+            fd: self.disk.fd(),
+            kind: slot.io_kind(),
+            iov: parts.as_ptr(),
+            count: parts.len() as u32,
+            offset: slot.offset,
+            len,
+            immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
+        };
+        self.stats.operations.add(1);
+        self.stats.merges.add(1);
+        self.stats.merged.add(count);
+        step("merged");
+        // SAFETY: the list is not touched before it is given back in `complete` for this tag, nor are the slots'; the
+        // rest as in `push_transfer`.
+        unsafe { engine.push(op) };
+    }
+
+    /// Gives what is left of a request to the engine.
+    pub(super) fn push(&mut self, head: u16, engine: &mut dyn Engine) {
+        match self.slots.get(usize::from(head)).map(|slot| slot.work) {
+            Some(Work::Read | Work::Write) => self.push_transfer(head, engine),
+            Some(Work::Discard | Work::Zeroes) => self.push_range(head, engine),
+            Some(Work::Flush | Work::Other) | None => {}
+        }
+    }
+
+    pub(super) fn push_transfer(&mut self, head: u16, engine: &mut dyn Engine) {
+        let durable = !self.cache.is_back(&self.disk);
+        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
+            return;
+        };
+        slot.durable = durable;
+        slot.pushed_at = self.now;
+        let kind = slot.io_kind();
+        let parts = slot.data().remaining();
+        let len = if parts.len() <= MAX_IOV {
+            slot.data().total()
+        } else {
+            parts.iter().take(MAX_IOV).map(|part| part.len() as u64).sum()
+        };
+        let op = IoOp {
+            tag: self.tag_base | u64::from(head),
+            fd: self.disk.fd(),
+            kind,
+            iov: parts.as_ptr(),
+            count: parts.len().min(MAX_IOV) as u32,
+            offset: slot.offset + slot.moved,
+            len,
+            immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
+        };
+        self.stats.operations.add(1);
+        // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM mapped and
+        // `self.disk` the file open. Should the queue be dropped first, `drop` leaks all three.
+        unsafe { engine.push(op) };
+    }
+
+    /// Carries out the first of the segments that are left.
+    fn push_range(&mut self, head: u16, engine: &mut dyn Engine) {
+        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
+            return;
+        };
+        slot.pushed_at = self.now;
+        let Some(segment) = slot.segments.get(slot.segment) else {
+            return;
+        };
+        let kind = match slot.work {
+            Work::Zeroes => IoKind::WriteZeroes { unmap: segment.unmap },
+            _ => IoKind::Discard,
+        };
+        let op = IoOp {
+            tag: self.tag_base | u64::from(head),
+            fd: self.disk.fd(),
+            kind,
+            iov: std::ptr::null(),
+            count: 0,
+            offset: segment.offset,
+            len: segment.len,
+            immediate: false,
+        };
+        self.stats.operations.add(1);
+        // SAFETY: no buffers; the file stays open as above.
+        unsafe { engine.push(op) };
+    }
+
+    pub(super) fn push_sync(&mut self, engine: &mut dyn Engine) {
+        self.sync_pushed_at = self.now;
+        let op = IoOp {
+            tag: self.tag_base | u64::from(SYNC_TAG),
+            fd: self.disk.fd(),
+            kind: IoKind::Sync,
+            iov: std::ptr::null(),
+            count: 0,
+            offset: 0,
+            len: 0,
+            immediate: self.disk.is_memory(),
+        };
+        self.stats.operations.add(1);
+        // SAFETY: no buffers; the file stays open as above.
+        unsafe { engine.push(op) };
+    }
+
+    /// The driver has turned the write cache off: what was written to it, and is not published yet, must be durable
+    /// first (5.2.6.2). What still runs finds out when it is done.
+    pub(super) fn follow_cache_mode(&mut self, engine: &mut dyn Engine) {
+        let back = self.cache.is_back(&self.disk);
+        if !mem::replace(&mut self.was_back, back) || back {
+            return;
+        }
+        let mut index = 0;
+        while let Some(&(head, _)) = self.done.get(index) {
+            if self.slots.get(usize::from(head)).is_some_and(|slot| slot.cached) {
+                self.done.swap_remove(index);
+                self.log.start(head);
+                self.running += 1;
+                self.start_flush(head, engine);
+            } else {
+                index += 1;
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn io_kind(&self) -> IoKind {
+        match (self.work, self.durable) {
+            (Work::Write, true) => IoKind::WriteDurable,
+            (Work::Write, false) => IoKind::Write,
+            _ => IoKind::Read,
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! `on_error = stop`: a request whose file fails stays in flight and its queue stops until it is tried again.
+
+use super::rig::*;
+use super::service::{Running, WAYS, collect, queue};
+use crate::control::OnError;
+use crate::disk::{Disk, EngineKind};
+use crate::engine::fake::{FakeEngine, Outcome};
+use crate::virtio::*;
+
+const DATA: u64 = BUFFERS + 0x1_0000;
+const OK: u8 = Status::Ok as u8;
+const IOERR: u8 = Status::IoErr as u8;
+
+fn fake() -> (Rig, FakeEngine) {
+    let mut rig = Rig::with(EngineKind::Threads, 64, WRITABLE_FEATURES, false);
+    rig.queue().disk().control().set_on_error(OnError::Stop);
+    let engine = FakeEngine::new(rig.image());
+    rig.engine = TestEngine::Custom(Box::new(engine.clone()));
+    (rig, engine)
+}
+
+// torture c8: nothing completes with an error; others that run end; no more is taken; then all goes on
+#[test]
+fn a_failing_write_stops_the_queue() {
+    for error in [libc::ENOSPC, libc::EIO] {
+        let (mut rig, engine) = fake();
+        rig.fill(DATA, &[0x21; 1024]);
+        engine.script([Outcome::Fail(error), Outcome::Whole]);
+        let failing = rig.offer_request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512)));
+        rig.offer_request(3, VIRTIO_BLK_T_OUT, 8, Some(readable(DATA, 512)));
+        rig.run();
+        assert_eq!(rig.take_used(), [(3, 1)]);
+        assert!(rig.queue().is_stopped());
+        assert_eq!((rig.queue().running(), rig.byte(failing)), (0, 0xff));
+        rig.offer_request(6, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
+        rig.run();
+        assert_eq!(rig.take_used(), [], "no more is taken");
+        let stats = rig.queue().stats().clone();
+        assert_eq!(
+            (stats.held.get(), stats.stops.get(), stats.errors.get()),
+            (1, 1, 0)
+        );
+        // It fails again, and again it is held; what came meanwhile was taken with it.
+        engine.script([Outcome::Fail(error)]);
+        rig.queue().retry();
+        rig.run();
+        assert_eq!(
+            (rig.take_used(), stats.held.get(), stats.stops.get()),
+            (vec![(6, 513)], 1, 2)
+        );
+        rig.queue().retry();
+        rig.run();
+        assert_eq!(rig.take_used(), [(0, 1)]);
+        assert_eq!((rig.byte(failing), stats.held.get()), (OK, 0));
+        assert_eq!(engine.image()[..512], [0x21; 512]);
+        assert!(!rig.queue().is_stopped());
+    }
+}
+
+// A transfer goes on where it stopped; of a merged one only what failed is held; segments go on with theirs.
+#[test]
+fn what_was_done_is_not_done_again() {
+    use Outcome::{Fail, Short, Whole};
+    let (mut rig, engine) = fake();
+    engine.script([Short(600), Fail(libc::EIO)]);
+    let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 1024)));
+    rig.run();
+    rig.queue().retry();
+    rig.run();
+    assert_eq!((rig.take_used(), rig.byte(status)), (vec![(0, 1025)], OK));
+    assert_eq!(engine.asked().last().unwrap().offset, 1024 + 600);
+    assert_eq!(rig.bytes(DATA, 1024), engine.image()[1024..2048]);
+
+    engine.script([Fail(libc::EIO), Whole, Fail(libc::EIO), Whole]);
+    for number in 0..3_u16 {
+        let at = DATA + u64::from(number) * 512;
+        rig.offer_request(
+            number * 3,
+            VIRTIO_BLK_T_IN,
+            u64::from(number),
+            Some(writable(at, 512)),
+        );
+    }
+    rig.run();
+    assert_eq!(rig.take_used(), [(0, 513), (6, 513)]);
+    rig.queue().retry();
+    rig.run();
+    assert_eq!(rig.take_used(), [(3, 513)]);
+
+    engine.script([Whole, Fail(libc::EIO)]);
+    let segments = rig.segments(DATA, &[(0, 1, 0), (2, 1, 0), (4, 1, 0)]);
+    rig.offer_request(0, VIRTIO_BLK_T_WRITE_ZEROES, 0, Some(segments));
+    rig.run();
+    assert_eq!(rig.take_used(), []);
+    let before = engine.asked().len();
+    rig.queue().retry();
+    rig.run();
+    assert_eq!(rig.take_used(), [(0, 1)]);
+    let offsets: Vec<u64> = engine.asked()[before..]
+        .iter()
+        .map(|asked| asked.offset)
+        .collect();
+    assert_eq!(offsets, [1024, 2048]);
+}
+
+// torture b4: the head of a request that is held is in flight
+#[test]
+fn the_head_of_a_held_request_offered_again() {
+    let (mut rig, engine) = fake();
+    engine.script([Outcome::Fail(libc::EIO)]);
+    rig.offer_request(2, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
+    rig.run();
+    rig.offer_head(2);
+    rig.queue().retry();
+    rig.run();
+    assert_eq!(
+        rig.fault_list(),
+        ["head 2 was made available while it is in flight"]
+    );
+    assert_eq!(rig.take_used(), [(2, 513)]);
+}
+
+// A failed sync is told at once: no retry brings back what the kernel dropped.
+#[test]
+fn a_failed_sync_is_reported() {
+    let (mut rig, engine) = fake();
+    engine.script([Outcome::Fail(libc::EIO)]);
+    assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
+    assert!(!rig.queue().is_stopped());
+}
+
+// torture c5: the daemon dies while the queue is stopped: the next one runs the request again
+#[test]
+fn a_stopped_queue_outlives_the_daemon() {
+    let (mut rig, engine) = fake();
+    engine.script([Outcome::Fail(libc::EIO)]);
+    let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512)));
+    rig.run();
+    assert!(rig.queue().is_stopped());
+    rig.reopen();
+    rig.run();
+    assert_eq!((rig.take_used(), rig.byte(status)), (vec![(0, 513)], OK));
+}
+
+// On a reactor, with a real file that is too short for a while: stopped, quiesced and resumed without completing,
+// tried again in vain, then in earnest.
+#[test]
+fn a_reactor_stops_and_tries_again() {
+    for (io_uring, engine) in WAYS {
+        let reactor = Running::new(io_uring);
+        let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
+        let disk = Disk::open(&rig.config).unwrap();
+        disk.control().set_on_error(OnError::Stop);
+        let (queue, interrupts) = queue(&rig, disk);
+        let stats = queue.stats().clone();
+        let id = reactor.handle.add(queue);
+        let whole = rig.image();
+        rig.image_file().set_len(8192).unwrap();
+        rig.offer_request(0, VIRTIO_BLK_T_IN, 100, Some(writable(DATA, 512)));
+        rig.offer_request(3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
+        reactor.handle.kick(id);
+        collect(&mut rig, &interrupts, 1);
+        // Quiescing, as for a pause, does not wait for what is held.
+        reactor.quiesce(id);
+        assert_eq!((stats.held.get(), rig.used_idx()), (1, 1));
+        reactor.handle.retry(id);
+        reactor.handle.resume(id);
+        while stats.stops.get() < 2 {
+            std::thread::yield_now();
+        }
+        std::fs::write(&rig.config.path, &whole).unwrap();
+        reactor.handle.retry(id);
+        collect(&mut rig, &interrupts, 1);
+        assert_eq!((stats.held.get(), stats.errors.get()), (0, 0));
+        assert_eq!(rig.bytes(DATA, 512), whole[51200..51712]);
+        // A stopped queue can be taken away, as by a reset.
+        rig.image_file().set_len(8192).unwrap();
+        rig.offer_request(0, VIRTIO_BLK_T_IN, 100, Some(writable(DATA, 512)));
+        reactor.handle.kick(id);
+        while stats.stops.get() < 3 {
+            std::thread::yield_now();
+        }
+        reactor.remove(id);
+    }
+}
