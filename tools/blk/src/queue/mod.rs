@@ -250,10 +250,21 @@ impl Queue {
             log.end_publish(idx);
             step("taken over");
         }
+        let cache = Cache::new(has(VIRTIO_BLK_F_FLUSH), has(VIRTIO_BLK_F_CONFIG_WCE));
         let size = usize::from(at.size);
         let mut done = Vec::with_capacity(size);
-        done.extend(past.done);
-        let cache = Cache::new(has(VIRTIO_BLK_F_FLUSH), has(VIRTIO_BLK_F_CONFIG_WCE));
+        let mut restart = past.restart;
+        if matches!(cache, Cache::Chosen) && !cache.is_back(&disk) {
+            // The driver may have turned the cache off before the last daemon heard of it: nothing says that what it
+            // has done is durable. It is done again.
+            for (place, (head, _)) in past.done.into_iter().enumerate() {
+                log.start(head);
+                step("started again");
+                restart.insert(place, head);
+            }
+        } else {
+            done.extend(past.done);
+        }
         Ok(Self {
             slots: (0..at.size).map(|_| Slot::new(&ram)).collect(),
             was_back: cache.is_back(&disk),
@@ -283,7 +294,7 @@ impl Queue {
             sync_next: Vec::with_capacity(size),
             sync_retries: 0,
             sync_pushed_at: 0,
-            restart: past.restart,
+            restart,
             tag_base: 0,
             paused: false,
             broken: past.broken,
