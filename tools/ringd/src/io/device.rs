@@ -175,6 +175,12 @@ impl DeviceIo {
             return;
         }
         self.resetting = None;
+        // Before queues are made: the driver may have chosen how its writes are cached.
+        if ringblk::device::driver_wrote(&self.parts.disk, state.features, &state.config) {
+            for id in self.queues.iter().filter_map(|queue| queue.id) {
+                queues.kick(id);
+            }
+        }
         for number in 0..self.queues.len() {
             self.refresh_queue(hv, number, &state, queues);
         }

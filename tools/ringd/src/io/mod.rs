@@ -195,6 +195,8 @@ impl Io {
 pub(crate) trait Queues {
     /// See [`Commands::add`].
     fn add(&mut self, queue: ringblk::Queue) -> QueueId;
+    /// See [`Commands::kick`].
+    fn kick(&mut self, id: QueueId);
     /// See [`Commands::remove`].
     fn remove(&mut self, id: QueueId, then: ringblk::Callback);
 }
@@ -202,6 +204,10 @@ pub(crate) trait Queues {
 impl Queues for Commands {
     fn add(&mut self, queue: ringblk::Queue) -> QueueId {
         Commands::add(self, queue)
+    }
+
+    fn kick(&mut self, id: QueueId) {
+        Commands::kick(self, id);
     }
 
     fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
