@@ -8,6 +8,7 @@ mod cache;
 mod crash;
 mod data;
 mod drivers;
+mod engines;
 mod faults;
 mod hostile;
 mod images;

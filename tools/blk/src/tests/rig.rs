@@ -167,6 +167,7 @@ impl Rig {
             readonly,
             serial: "serial-0".into(),
             engine: kind,
+            ..DiskConfig::default()
         };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(BASE), RAM)]).unwrap();
         let ram = GuestRam::new(memory.clone()).unwrap();

@@ -356,6 +356,7 @@ fn open_disks(config: &ZoneConfig, wait: Duration) -> Result<Vec<Arc<Disk>>, Zon
             readonly: disk.readonly,
             serial,
             engine,
+            ..Default::default()
         };
         let options = OpenOptions {
             owner: Some(owner(&config.name, index)),
