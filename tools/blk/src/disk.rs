@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::control::Control;
 use crate::image::file::RawFile;
 use crate::image::lock::lock;
+use crate::image::qcow2::Qcow2Image;
 use crate::image::synthetic::Synthetic;
 use crate::image::{Image, ImageRef};
 use crate::request::Limits;
@@ -34,6 +35,17 @@ pub enum EngineKind {
     /// A pool of threads.
     #[serde(rename = "threads")]
     Threads,
+}
+
+/// What the file is. Only the zone file says: a guest could write any header onto its disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The file's bytes are the disk's.
+    #[default]
+    Raw,
+    /// QEMU's format, with backing files.
+    Qcow2,
 }
 
 /// What the host's page cache is used for.
@@ -53,6 +65,9 @@ pub enum HostCache {
 pub struct DiskConfig {
     /// Image file or block device; `null:SIZE` and `zero:SIZE` are disks without storage ([`Synthetic`]).
     pub path: PathBuf,
+    /// What the file is.
+    #[serde(default)]
+    pub format: Format,
     /// The guest may not write.
     #[serde(default)]
     pub readonly: bool,
@@ -62,7 +77,7 @@ pub struct DiskConfig {
     /// How I/O is done.
     #[serde(default)]
     pub engine: EngineKind,
-    /// How the host caches.
+    /// How the host caches; a qcow2 image always goes through its cache.
     #[serde(default)]
     pub cache: HostCache,
 }
@@ -105,6 +120,14 @@ pub enum DiskError {
         path: PathBuf,
         /// Its size in bytes.
         size: u64,
+    },
+    /// A qcow2 image that is damaged, or has what is not supported.
+    #[error("disk image {path}: cannot be used as qcow2: {reason}")]
+    Qcow2 {
+        /// The image, or the file of its chain.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// A disk without storage, of no size.
     #[error("disk {path}: size \"{size}\", expected a number of bytes, which may end in K, M, G or T")]
@@ -153,17 +176,27 @@ impl Disk {
     pub fn open_with(config: &DiskConfig, options: &OpenOptions) -> Result<Arc<Self>, DiskError> {
         let path = &config.path;
         let serial = serial(config)?;
-        let image = match Synthetic::parse(path) {
-            Some(Ok(synthetic)) => Image::Synthetic(synthetic),
-            Some(Err(size)) => {
+        let deadline = Instant::now().checked_add(options.wait);
+        let open = || open_locked(path, config.readonly, options.owner, deadline);
+        let image = match (config.format, Synthetic::parse(path)) {
+            (Format::Raw, Some(Ok(synthetic))) => Image::Synthetic(synthetic),
+            (Format::Raw, Some(Err(size))) => {
                 let path = path.clone();
                 return Err(DiskError::SyntheticSize { path, size });
             }
-            None => {
-                let deadline = Instant::now().checked_add(options.wait);
-                let file = open_locked(path, config.readonly, options.owner, deadline)?;
+            (Format::Raw, None) => {
                 let direct = config.cache == HostCache::None;
-                Image::Raw(RawFile::new(file, direct).map_err(failed(path, "examine it"))?)
+                Image::Raw(RawFile::new(open()?, direct).map_err(failed(path, "examine it"))?)
+            }
+            (Format::Qcow2, _) => {
+                // Backing files are shared by readers; a writer of one would change the disk underneath.
+                let below = |path: &Path| open_locked(path, true, None, deadline);
+                Image::Qcow2(Box::new(Qcow2Image::open(
+                    path,
+                    open()?,
+                    config.readonly,
+                    &below,
+                )?))
             }
         };
         let disk = Self {

@@ -1,4 +1,4 @@
-//! What is behind a disk: a file or block device ([`file`]), or nothing ([`synthetic`]).
+//! What is behind a disk: a file or block device ([`file`]), a qcow2 image ([`qcow2`]), or nothing ([`synthetic`]).
 //!
 //! [`crate::disk`] opens and describes images, [`crate::engine`] runs operations on them. Whatever kind it is, an
 //! image runs any operation to its end on the calling thread ([`Image::run`]); io_uring takes a shorter way to files.
@@ -6,6 +6,7 @@
 pub(crate) mod bounce;
 pub mod file;
 pub(crate) mod lock;
+pub mod qcow2;
 pub mod synthetic;
 
 use std::io;
@@ -14,6 +15,7 @@ use std::ptr::NonNull;
 use crate::engine::IoKind;
 use crate::memory::IoVec;
 use file::RawFile;
+use qcow2::Qcow2Image;
 use synthetic::Synthetic;
 
 /// An open image.
@@ -21,6 +23,8 @@ use synthetic::Synthetic;
 pub enum Image {
     /// A file or block device whose bytes are the disk's.
     Raw(RawFile),
+    /// A qcow2 image.
+    Qcow2(Box<Qcow2Image>),
     /// No storage at all.
     Synthetic(Synthetic),
 }
@@ -30,6 +34,7 @@ impl Image {
     pub fn size(&self) -> io::Result<u64> {
         match self {
             Self::Raw(file) => file.size(),
+            Self::Qcow2(image) => Ok(image.size()),
             Self::Synthetic(synthetic) => Ok(synthetic.size()),
         }
     }
@@ -39,7 +44,7 @@ impl Image {
     pub fn raw(&self) -> Option<&RawFile> {
         match self {
             Self::Raw(file) => Some(file),
-            Self::Synthetic(_) => None,
+            Self::Qcow2(_) | Self::Synthetic(_) => None,
         }
     }
 
@@ -48,6 +53,8 @@ impl Image {
     pub fn is_memory(&self) -> bool {
         match self {
             Self::Raw(file) => file.is_memory(),
+            // Its tables may have to be read first, and written.
+            Self::Qcow2(_) => false,
             Self::Synthetic(_) => true,
         }
     }
@@ -67,6 +74,7 @@ impl Image {
         unsafe {
             match self {
                 Self::Raw(file) => file.run(kind, parts, offset, len),
+                Self::Qcow2(image) => image.run(kind, parts, offset, len),
                 Self::Synthetic(synthetic) => Ok(synthetic.run(kind, parts)),
             }
         }

@@ -15,6 +15,7 @@ mod images;
 mod limits;
 mod merging;
 mod notify;
+mod qcow2;
 mod ranges;
 mod rig;
 mod service;
