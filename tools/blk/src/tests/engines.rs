@@ -291,11 +291,7 @@ fn registration_ends_with_the_last_user() {
     assert!(weak.strong_count() < users || registered.1 == 0);
     drop(disk);
     // The kernel lets go of a slot's file when no request uses the table's old state any more.
-    let patient = crate::disk::OpenOptions {
-        owner: None,
-        wait: std::time::Duration::from_secs(5),
-    };
-    Disk::open_with(&rig.config, &patient).unwrap();
+    open_soon(&rig.config);
 }
 
 // Memory in several regions: requests find the buffer that they are in

@@ -16,7 +16,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use super::rig::*;
 use crate::device::feature;
-use crate::disk::{Disk, DiskConfig, EngineKind, Format, OpenOptions};
+use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenOptions};
 use crate::memory::GuestRam;
 use crate::queue::Queue;
 use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
@@ -252,6 +252,38 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     (dir, lanes)
 }
 
+// What was answered is there for the next daemon although nothing was flushed: it may only be in the kernel's hands.
+#[test]
+fn killed_without_a_flush() {
+    for kind in ENGINES {
+        for format in [Format::Raw, Format::Qcow2] {
+            let suffix = if format == Format::Qcow2 { "qcow2" } else { "raw" };
+            let dir = tempfile::Builder::new().suffix(suffix).tempdir().unwrap();
+            let mut rig = shared(kind, format, dir.path());
+            let mut lanes = [Lane::default(); LANES as usize];
+            for request in [VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_T_OUT] {
+                for request in [request, VIRTIO_BLK_T_IN] {
+                    let mut child = spawn(kind, dir.path());
+                    for (lane, number) in lanes.iter_mut().zip(0..) {
+                        offer_one(&mut rig, lane, number, request);
+                    }
+                    let start = Instant::now();
+                    while lanes.iter().any(|lane| lane.busy.is_some()) {
+                        assert!(start.elapsed() < Duration::from_secs(10), "no service");
+                        if let Some(stdin) = &mut child.stdin {
+                            stdin.write_all(&[1]).unwrap();
+                        }
+                        take(&mut rig, &mut lanes);
+                        std::thread::sleep(Duration::from_micros(100));
+                    }
+                    child.kill().unwrap();
+                    child.wait().unwrap();
+                }
+            }
+        }
+    }
+}
+
 /// A process that writes without an end, when the test below starts it; else nothing.
 #[test]
 fn writer() {
@@ -263,6 +295,7 @@ fn writer() {
     rig.config = DiskConfig {
         format: format_of(Path::new(&path)),
         path: path.into(),
+        cache: HostCache::None,
         ..rig.config.clone()
     };
     rig.open();
@@ -336,7 +369,6 @@ fn offer(rig: &mut Rig, lanes: &mut [Lane; LANES as usize]) {
         if lane.busy.is_some() {
             continue;
         }
-        let addr = DATA + u64::from(number) * u64::from(BLOCK);
         let kind = [
             VIRTIO_BLK_T_OUT,
             VIRTIO_BLK_T_IN,
@@ -345,32 +377,37 @@ fn offer(rig: &mut Rig, lanes: &mut [Lane; LANES as usize]) {
             VIRTIO_BLK_T_WRITE_ZEROES,
             VIRTIO_BLK_T_OUT,
         ][usize::from(number.wrapping_add(lane.turn) % 6)];
-        let sector = u64::from(number) * u64::from(BLOCK) / 512;
         lane.turn = lane.turn.wrapping_add(1);
-        let data = match kind {
-            VIRTIO_BLK_T_OUT => {
-                rig.fill(addr, &vec![lane.version.wrapping_add(1); BLOCK as usize]);
-                Some(readable(addr, BLOCK))
-            }
-            VIRTIO_BLK_T_IN => {
-                rig.fill(addr, &[0xee; BLOCK as usize]);
-                Some(writable(addr, BLOCK))
-            }
-            VIRTIO_BLK_T_WRITE_ZEROES => {
-                // Unmapped.
-                let mut segment = sector.to_le_bytes().to_vec();
-                segment.extend((BLOCK / 512).to_le_bytes());
-                segment.extend(1_u32.to_le_bytes());
-                // Between the headers.
-                let at = BUFFERS + u64::from(number) * 192 + 64;
-                rig.fill(at, &segment);
-                Some(readable(at, 16))
-            }
-            _ => None,
-        };
-        let status = rig.offer_request(number * 3, kind, sector, data);
-        lane.busy = Some((kind, status));
+        offer_one(rig, lane, number, kind);
     }
+}
+
+fn offer_one(rig: &mut Rig, lane: &mut Lane, number: u16, kind: u32) {
+    let addr = DATA + u64::from(number) * u64::from(BLOCK);
+    let sector = u64::from(number) * u64::from(BLOCK) / 512;
+    let data = match kind {
+        VIRTIO_BLK_T_OUT => {
+            rig.fill(addr, &vec![lane.version.wrapping_add(1); BLOCK as usize]);
+            Some(readable(addr, BLOCK))
+        }
+        VIRTIO_BLK_T_IN => {
+            rig.fill(addr, &[0xee; BLOCK as usize]);
+            Some(writable(addr, BLOCK))
+        }
+        VIRTIO_BLK_T_WRITE_ZEROES => {
+            // Unmapped.
+            let mut segment = sector.to_le_bytes().to_vec();
+            segment.extend((BLOCK / 512).to_le_bytes());
+            segment.extend(1_u32.to_le_bytes());
+            // Between the headers.
+            let at = BUFFERS + u64::from(number) * 192 + 64;
+            rig.fill(at, &segment);
+            Some(readable(at, 16))
+        }
+        _ => None,
+    };
+    let status = rig.offer_request(number * 3, kind, sector, data);
+    lane.busy = Some((kind, status));
 }
 
 fn take(rig: &mut Rig, lanes: &mut [Lane; LANES as usize]) -> u64 {
