@@ -4,17 +4,18 @@
 //! on its store to Status until the daemon says that it no longer touches the guest's buffers (virtio 1.2, 2.4).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringblk::stats::QueueStats;
-use ringblk::{Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
+use ringblk::{Callback, Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, MmapRegion};
 
 use super::Queues;
-use crate::hv::Hypervisor;
+use super::drain::Drain;
+use crate::hv::{Hypervisor, Refusal};
 
 /// Device status bit: the driver is ready (virtio 1.2, 2.1).
 const DRIVER_OK: u32 = 4;
@@ -22,8 +23,10 @@ const DRIVER_OK: u32 = 4;
 const READY: u32 = 1;
 /// [`QueueState::ready`] of a queue that waits to be let go.
 const DISABLING: u32 = 2;
-/// Bytes of a queue's in-flight log: for queues of up to 256 entries.
-pub const LOG_STRIDE: usize = 8 << 10;
+/// Offset of `capacity` in the configuration space (virtio 1.2, 5.2.4).
+const CAPACITY: u16 = 0;
+/// Bytes of a queue's in-flight log, whole pages.
+pub const LOG_STRIDE: usize = InflightArea::bytes(ringblk::QUEUE_SIZE_MAX).next_multiple_of(4096);
 /// An epoch that no queue has: opening a log with it empties the log.
 const NO_EPOCH: u64 = u64::MAX;
 
@@ -49,13 +52,19 @@ pub struct DeviceParts {
 pub struct DeviceIo {
     parts: DeviceParts,
     queues: Vec<ServedQueue>,
+    /// Queues that the reactor has not let go of yet.
+    drain: Drain,
     /// The reset that is being carried out.
     resetting: Option<u64>,
+    /// The image is being exchanged: no queue is set up.
+    held: bool,
 }
 
 #[derive(Default)]
 struct ServedQueue {
     id: Option<QueueId>,
+    /// EL2 is told as soon as the reactor has let go of it.
+    stopping: Arc<AtomicBool>,
     /// Of this queue or the last one with its number.
     stats: Option<Arc<QueueStats>>,
 }
@@ -101,7 +110,9 @@ impl DeviceIo {
         Self {
             parts,
             queues,
+            drain: Drain::default(),
             resetting: None,
+            held: false,
         }
     }
 
@@ -117,18 +128,49 @@ impl DeviceIo {
         self.queues.get(usize::from(number))?.id
     }
 
-    /// Forgets its queues; the caller takes them from the reactor.
-    pub fn take_queues(&mut self) -> Vec<QueueId> {
-        self.queues
-            .iter_mut()
-            .filter_map(|queue| queue.id.take())
-            .collect()
+    /// Takes all its queues from the reactor; calls `then` once nothing of them is in flight.
+    pub(crate) fn release(&mut self, queues: &mut impl Queues, then: Callback) {
+        for served in &mut self.queues {
+            if let Some(id) = served.id.take() {
+                let leaving = self.drain.begin();
+                queues.remove(id, Box::new(move || drop(leaving)));
+            }
+        }
+        self.drain.when_empty(then);
+    }
+
+    /// As [`Self::release`], and sets no queue up again before [`Self::exchange`].
+    pub(crate) fn hold(&mut self, queues: &mut impl Queues, then: Callback) {
+        self.held = true;
+        self.release(queues, then);
+    }
+
+    /// Another image, after [`Self::hold`]. Queues set up from now on use it; what the log says is in flight is run
+    /// again, on this one.
+    pub(crate) fn exchange(&mut self, disk: Arc<Disk>) {
+        self.parts.disk = disk;
+        self.held = false;
+    }
+
+    /// Its image.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.parts.disk
     }
 
     /// The zone starts for the `starts`-th time.
     pub fn begin_anew(&mut self, starts: u32) {
         self.parts.starts = starts;
         self.resetting = None;
+    }
+
+    /// Shows the guest the image's capacity (virtio 1.2, 5.2.4), which interrupts it if that is a new one.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub(crate) fn announce_capacity(&self, hv: &dyn Hypervisor) -> Result<(), Refusal> {
+        let capacity = self.parts.disk.capacity().to_le_bytes();
+        hv.device_config(self.parts.zone, self.parts.slot, CAPACITY, &capacity)
     }
 
     /// Looks at the device's latched state and does what it asks for.
@@ -148,43 +190,25 @@ impl DeviceIo {
             return;
         }
         self.resetting = None;
+        if self.held {
+            return;
+        }
         for number in 0..self.queues.len() {
             self.refresh_queue(hv, number, &state, queues);
         }
     }
 
     fn reset(&mut self, hv: &Arc<dyn Hypervisor>, generation: u64, queues: &mut impl Queues) {
-        tracing::debug!(
-            zone = self.parts.zone,
-            slot = self.parts.slot,
-            generation,
-            "device reset"
-        );
-        self.resetting = Some(generation);
-        let ids = self.take_queues();
         let (zone, slot) = (self.parts.zone, self.parts.slot);
+        tracing::debug!(zone, slot, generation, "device reset");
+        self.resetting = Some(generation);
         let hv = hv.clone();
         let done = move || {
             if let Err(error) = (&*hv as &dyn Hypervisor).device_quiesced(zone, slot, generation) {
                 tracing::warn!(zone, slot, %error, "cannot complete a device's reset");
             }
         };
-        if ids.is_empty() {
-            return done();
-        }
-        // Whoever is last says so.
-        let left = Arc::new(AtomicUsize::new(ids.len()));
-        for id in ids {
-            let (left, done) = (left.clone(), done.clone());
-            queues.remove(
-                id,
-                Box::new(move || {
-                    if left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                        done();
-                    }
-                }),
-            );
-        }
+        self.release(queues, Box::new(done));
     }
 
     fn refresh_queue(
@@ -211,21 +235,27 @@ impl DeviceIo {
                     }
                 }
             }
+            // Asked for already; the state was read for another reason.
+            (DISABLING, _) if served.stopping.load(Ordering::Acquire) => {}
             (DISABLING, id) => {
                 let (zone, slot, generation) = (self.parts.zone, self.parts.slot, state.reset_generation);
                 let area = area(&self.parts, number);
                 let (size, hv) = (latched.size as u16, hv.clone());
+                let stopping = served.stopping.clone();
+                stopping.store(true, Ordering::Release);
                 let done = Box::new(move || {
                     // The queue's next life begins with an empty log, in the same epoch.
                     drop(ringblk::inflight::InflightLog::open(&area, size, NO_EPOCH));
                     let queue = u16::try_from(number).unwrap_or(u16::MAX);
                     let _ = (&*hv as &dyn Hypervisor).queue_quiesced(zone, slot, generation, queue);
+                    stopping.store(false, Ordering::Release);
                 });
                 served.id = None;
-                match id {
-                    Some(id) => queues.remove(id, done),
-                    None => done(),
+                if let Some(id) = id {
+                    let leaving = self.drain.begin();
+                    queues.remove(id, Box::new(move || drop(leaving)));
                 }
+                self.drain.when_empty(done);
             }
             _ => {}
         }

@@ -6,12 +6,13 @@
 
 pub mod bell;
 pub mod device;
+mod drain;
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use ringblk::{Commands, QueueId, Reactor, ReactorHandle, ReactorOptions};
+use ringblk::{Commands, Disk, QueueId, Reactor, ReactorHandle, ReactorOptions};
 use ringvisor::abi::{MAX_ZONES, shared};
 use ringvisor::ring::Consumer;
 
@@ -127,21 +128,55 @@ impl Io {
     /// Takes all queues of the zone away and waits until nothing of them is in flight: from then on this daemon does
     /// not touch the zone's memory. [`Self::reopen`] lets queues be set up again.
     pub fn quiesce(&self, number: u8) {
-        let ids = self.with(number, |zone| {
-            zone.closing = true;
-            zone.devices
-                .iter_mut()
-                .flat_map(DeviceIo::take_queues)
-                .collect::<Vec<QueueId>>()
-        });
-        let (sender, receiver) = channel::<()>();
-        for id in ids.unwrap_or_default() {
-            let sender = sender.clone();
-            self.reactor.remove(id, Box::new(move || drop(sender)));
-        }
-        drop(sender);
         // All senders are gone when all queues are. Callbacks of a reactor that has ended are dropped as well.
+        let (sender, receiver) = channel::<()>();
+        self.with(number, |zone| {
+            zone.closing = true;
+            for device in &mut zone.devices {
+                let sender = sender.clone();
+                device.release(&mut self.reactor.clone(), Box::new(move || drop(sender)));
+            }
+        });
+        drop(sender);
         let _ = receiver.recv();
+    }
+
+    /// Exchanges a device's image under its queues: requests in flight end on the old one first, those that are held
+    /// back go on with the new one. The guest is told of the new capacity before it can use more of it, and after it
+    /// can no longer use what is gone.
+    ///
+    /// # Errors
+    /// EL2 refused to show the new capacity.
+    pub fn exchange_disk(&self, number: u8, slot: u8, disk: Arc<Disk>) -> Result<(), Refusal> {
+        let (sender, receiver) = channel::<()>();
+        self.with_device(number, slot, |device, _| {
+            device.hold(&mut self.reactor.clone(), Box::new(move || drop(sender)));
+        });
+        let _ = receiver.recv();
+        self.with_device(number, slot, |device, closing| {
+            device.exchange(disk);
+            let shown = device.announce_capacity(&*self.hv);
+            if !closing {
+                device.refresh(&self.hv, &mut self.reactor.clone());
+            }
+            shown
+        })
+        .unwrap_or(Ok(()))
+    }
+
+    /// Shows the guest what a device's image can hold now.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn announce_capacity(&self, number: u8, slot: u8) -> Result<(), Refusal> {
+        self.with_device(number, slot, |device, _| device.announce_capacity(&*self.hv))
+            .unwrap_or(Ok(()))
+    }
+
+    /// A device's image.
+    #[must_use]
+    pub fn disk(&self, number: u8, slot: u8) -> Option<Arc<Disk>> {
+        self.with_device(number, slot, |device, _| device.disk().clone())
     }
 
     /// The zone begins anew: forgets what [`Self::quiesce`] stopped. `starts` counts the zone's starts.
@@ -186,12 +221,23 @@ impl Io {
         }
     }
 
+    /// Calls `act` on a device; `true`: its zone is being closed.
+    fn with_device<T>(&self, number: u8, slot: u8, act: impl FnOnce(&mut DeviceIo, bool) -> T) -> Option<T> {
+        self.with(number, |zone| {
+            let closing = zone.closing;
+            zone.devices
+                .iter_mut()
+                .find(|device| device.slot() == slot)
+                .map(|device| act(device, closing))
+        })?
+    }
+
     fn with<T>(&self, number: u8, act: impl FnOnce(&mut ZoneIo) -> T) -> Option<T> {
         lock(&self.table).get_mut(usize::from(number))?.as_mut().map(act)
     }
 }
 
-/// Where queues are added and taken away: on the reactor's thread, its own list of commands.
+/// Where queues are added and taken away: on the reactor's thread its own list of commands, elsewhere its mailbox.
 pub(crate) trait Queues {
     /// See [`Commands::add`].
     fn add(&mut self, queue: ringblk::Queue) -> QueueId;
@@ -206,6 +252,16 @@ impl Queues for Commands {
 
     fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
         Commands::remove(self, id, then);
+    }
+}
+
+impl Queues for ReactorHandle {
+    fn add(&mut self, queue: ringblk::Queue) -> QueueId {
+        ReactorHandle::add(self, queue)
+    }
+
+    fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
+        ReactorHandle::remove(self, id, then);
     }
 }
 
