@@ -190,11 +190,7 @@ impl dyn Hypervisor + '_ {
     pub fn device_config(&self, zone: u8, slot: u8, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
         let header = Header {
             slot: slot.into(),
-            ..header(
-                Op::DeviceConfig,
-                zone,
-                [offset.into(), bytes.len() as u64, 0, 0],
-            )
+            ..header(Op::DeviceConfig, zone, [offset.into(), bytes.len() as u64, 0, 0])
         };
         self.execute(header, bytes, &mut []).map(drop)
     }

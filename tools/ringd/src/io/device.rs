@@ -10,11 +10,11 @@ use ringblk::stats::QueueStats;
 use ringblk::{Callback, Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
-use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, MmapRegion};
 
 use super::Queues;
 use super::drain::Drain;
+use super::report::QueueReport;
 use crate::hv::{Hypervisor, Refusal};
 
 /// Device status bit: the driver is ready (virtio 1.2, 2.1).
@@ -69,37 +69,6 @@ struct ServedQueue {
     stats: Option<Arc<QueueStats>>,
 }
 
-/// Counters of one queue.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueReport {
-    /// virtio slot of its device.
-    pub slot: u8,
-    /// Number in its device.
-    pub queue: usize,
-    /// Whether the guest uses it now.
-    pub active: bool,
-    /// Requests read.
-    pub reads: u64,
-    /// Requests written.
-    pub writes: u64,
-    /// Flushes done.
-    pub flushes: u64,
-    /// Requests that ended with an error.
-    pub errors: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-    /// Batches taken.
-    pub batches: u64,
-    /// Most requests in flight at once.
-    pub max_depth: u64,
-    /// Interrupts raised.
-    pub interrupts: u64,
-    /// Interrupts that the guest did not want.
-    pub interrupts_suppressed: u64,
-}
-
 impl DeviceIo {
     /// A device none of whose queues is set up.
     #[must_use]
@@ -139,7 +108,7 @@ impl DeviceIo {
         self.drain.when_empty(then);
     }
 
-    /// As [`Self::release`], and sets no queue up again before [`Self::exchange`].
+    /// As [`Self::release`], and sets no queue up again before [`Self::exchange`] or [`Self::go_on`].
     pub(crate) fn hold(&mut self, queues: &mut impl Queues, then: Callback) {
         self.held = true;
         self.release(queues, then);
@@ -149,7 +118,17 @@ impl DeviceIo {
     /// again, on this one.
     pub(crate) fn exchange(&mut self, disk: Arc<Disk>) {
         self.parts.disk = disk;
+        self.go_on();
+    }
+
+    /// Queues may be set up again, after [`Self::hold`].
+    pub(crate) fn go_on(&mut self) {
         self.held = false;
+    }
+
+    /// Its queues that are served.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = QueueId> {
+        self.queues.iter().filter_map(|served| served.id)
     }
 
     /// Its image.
@@ -192,6 +171,10 @@ impl DeviceIo {
         self.resetting = None;
         if self.held {
             return;
+        }
+        // `writeback`, the one byte that a driver writes (virtio 1.2, 5.2.5): before queues are made, which look at it.
+        if ringblk::device::driver_wrote(&self.parts.disk, state.features, &state.config) {
+            self.ids().for_each(|id| queues.kick(id));
         }
         for number in 0..self.queues.len() {
             self.refresh_queue(hv, number, &state, queues);
@@ -265,22 +248,13 @@ impl DeviceIo {
     #[must_use]
     pub fn report(&self) -> Vec<QueueReport> {
         let one = |(number, served): (usize, &ServedQueue)| {
-            let stats = served.stats.as_ref()?;
-            Some(QueueReport {
-                slot: self.parts.slot,
-                queue: number,
-                active: served.id.is_some(),
-                reads: stats.reads.get(),
-                writes: stats.writes.get(),
-                flushes: stats.flushes.get(),
-                errors: stats.errors.get(),
-                bytes_read: stats.bytes_read.get(),
-                bytes_written: stats.bytes_written.get(),
-                batches: stats.batches.get(),
-                max_depth: stats.max_depth.get(),
-                interrupts: stats.interrupts.get(),
-                interrupts_suppressed: stats.interrupts_suppressed.get(),
-            })
+            let stats = served.stats.as_ref()?.snapshot();
+            Some(QueueReport::new(
+                self.parts.slot,
+                number,
+                served.id.is_some(),
+                &stats,
+            ))
         };
         self.queues.iter().enumerate().filter_map(one).collect()
     }

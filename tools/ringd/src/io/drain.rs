@@ -70,7 +70,9 @@ mod tests {
         let called = Arc::new(AtomicUsize::new(0));
         let count = |by: usize| -> Callback {
             let called = called.clone();
-            Box::new(move || drop(called.fetch_add(by, Ordering::Relaxed)))
+            Box::new(move || {
+                called.fetch_add(by, Ordering::Relaxed);
+            })
         };
         drain.when_empty(count(1));
         assert_eq!(called.load(Ordering::Relaxed), 1);

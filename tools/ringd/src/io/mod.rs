@@ -7,19 +7,21 @@
 pub mod bell;
 pub mod device;
 mod drain;
+pub mod report;
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use ringblk::{Commands, Disk, QueueId, Reactor, ReactorHandle, ReactorOptions};
+use ringblk::{Commands, Disk, QueueId, RateLimits, Reactor, ReactorHandle, ReactorOptions};
 use ringvisor::abi::{MAX_ZONES, shared};
 use ringvisor::ring::Consumer;
 
 use crate::console::Console;
 use crate::hv::{Hypervisor, Refusal};
 use bell::{Interrupt, Rings};
-pub use device::{DeviceIo, QueueReport};
+pub use device::DeviceIo;
+pub use report::QueueReport;
 
 /// Called on the reactor's thread when a zone's state has changed; must not block.
 pub type ZoneEvent = Box<dyn Fn() + Send>;
@@ -141,27 +143,55 @@ impl Io {
         let _ = receiver.recv();
     }
 
-    /// Exchanges a device's image under its queues: requests in flight end on the old one first, those that are held
-    /// back go on with the new one. The guest is told of the new capacity before it can use more of it, and after it
-    /// can no longer use what is gone.
+    /// Exchanges a device's image under its queues: what is in flight ends on the old one, what is held back goes on
+    /// with the new one. The guest is shown the new capacity.
     ///
     /// # Errors
-    /// EL2 refused to show the new capacity.
+    /// EL2 refused to show it.
     pub fn exchange_disk(&self, number: u8, slot: u8, disk: Arc<Disk>) -> Result<(), Refusal> {
+        self.hold(number, slot);
+        self.go_on(number, slot, |device| device.exchange(disk))
+            .map_or(Ok(()), |(_, shown)| shown)
+    }
+
+    /// Calls `act` while nothing is in flight on a device, then shows the guest the image's capacity. `None`: there is
+    /// no such device; else what `act` gave, and whether EL2 took the capacity.
+    pub fn while_held<T>(
+        &self,
+        number: u8,
+        slot: u8,
+        act: impl FnOnce(&Disk) -> T,
+    ) -> Option<(T, Result<(), Refusal>)> {
+        self.hold(number, slot);
+        let result = act(&*self.disk(number, slot)?);
+        let (_, shown) = self.go_on(number, slot, DeviceIo::go_on)?;
+        Some((result, shown))
+    }
+
+    /// Waits until nothing is in flight on a device; nothing more is taken from its queues.
+    fn hold(&self, number: u8, slot: u8) {
         let (sender, receiver) = channel::<()>();
         self.with_device(number, slot, |device, _| {
             device.hold(&mut self.reactor.clone(), Box::new(move || drop(sender)));
         });
         let _ = receiver.recv();
+    }
+
+    /// Ends [`Self::hold`].
+    fn go_on<T>(
+        &self,
+        number: u8,
+        slot: u8,
+        act: impl FnOnce(&mut DeviceIo) -> T,
+    ) -> Option<(T, Result<(), Refusal>)> {
         self.with_device(number, slot, |device, closing| {
-            device.exchange(disk);
+            let result = act(device);
             let shown = device.announce_capacity(&*self.hv);
             if !closing {
                 device.refresh(&self.hv, &mut self.reactor.clone());
             }
-            shown
+            (result, shown)
         })
-        .unwrap_or(Ok(()))
     }
 
     /// Shows the guest what a device's image can hold now.
@@ -171,6 +201,21 @@ impl Io {
     pub fn announce_capacity(&self, number: u8, slot: u8) -> Result<(), Refusal> {
         self.with_device(number, slot, |device, _| device.announce_capacity(&*self.hv))
             .unwrap_or(Ok(()))
+    }
+
+    /// How fast a disk may be from now on.
+    pub fn set_limits(&self, number: u8, slot: u8, limits: RateLimits) {
+        self.with_device(number, slot, |device, _| {
+            device.disk().control().throttle.set_limits(limits);
+            device.ids().for_each(|id| self.reactor.kick(id));
+        });
+    }
+
+    /// Tries again what the disk has stopped at.
+    pub fn retry(&self, number: u8, slot: u8) {
+        self.with_device(number, slot, |device, _| {
+            device.ids().for_each(|id| self.reactor.retry(id));
+        });
     }
 
     /// A device's image.
@@ -241,6 +286,8 @@ impl Io {
 pub(crate) trait Queues {
     /// See [`Commands::add`].
     fn add(&mut self, queue: ringblk::Queue) -> QueueId;
+    /// See [`Commands::kick`].
+    fn kick(&mut self, id: QueueId);
     /// See [`Commands::remove`].
     fn remove(&mut self, id: QueueId, then: ringblk::Callback);
 }
@@ -248,6 +295,10 @@ pub(crate) trait Queues {
 impl Queues for Commands {
     fn add(&mut self, queue: ringblk::Queue) -> QueueId {
         Commands::add(self, queue)
+    }
+
+    fn kick(&mut self, id: QueueId) {
+        Commands::kick(self, id);
     }
 
     fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
@@ -258,6 +309,10 @@ impl Queues for Commands {
 impl Queues for ReactorHandle {
     fn add(&mut self, queue: ringblk::Queue) -> QueueId {
         ReactorHandle::add(self, queue)
+    }
+
+    fn kick(&mut self, id: QueueId) {
+        ReactorHandle::kick(self, id);
     }
 
     fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
