@@ -201,6 +201,42 @@ impl Disk {
         }))
     }
 
+    /// A drive without a medium: of capacity 0, so that each transfer fails, until another disk takes its place.
+    pub fn absent() -> Result<Arc<Self>, DiskError> {
+        let path = PathBuf::from("/dev/null");
+        let file = open_file(&path, false, false).map_err(|source| DiskError::Io {
+            path: path.clone(),
+            action: "open it",
+            source,
+        })?;
+        Ok(Arc::new(Self {
+            file,
+            config: DiskConfig {
+                path,
+                ..DiskConfig::default()
+            },
+            serial: [0; VIRTIO_BLK_ID_BYTES],
+            capacity: AtomicU64::new(0),
+            block_size: SECTOR_SIZE as u32,
+            memory: false,
+            device: false,
+            sync_failed: AtomicBool::new(false),
+            control: Control::default(),
+        }))
+    }
+
+    /// Makes the image's file this long, a number of sectors, and takes that as the capacity. Of a block device the
+    /// size cannot be changed. The transport must be told of the new capacity.
+    pub fn set_size(&self, bytes: u64) -> Result<(), DiskError> {
+        let failed = |source| DiskError::Io {
+            path: self.config.path.clone(),
+            action: "change its size",
+            source,
+        };
+        self.file.set_len(bytes).map_err(failed)?;
+        self.reread_capacity().map(drop)
+    }
+
     /// What it was opened as.
     #[must_use]
     pub fn config(&self) -> &DiskConfig {
