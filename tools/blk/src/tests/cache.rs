@@ -143,6 +143,47 @@ fn writes_under_way_when_the_cache_is_turned_off() {
     assert!(!turned_off_under_way(true), "an engine that lies is noticed");
 }
 
+/// The daemon dies with a write that is done and not published; the next one hears first that the cache is off.
+fn turned_off_between_daemons(lie: bool) -> bool {
+    let (mut rig, engine) = fake(WRITABLE_FEATURES);
+    if lie {
+        engine.lie();
+    }
+    rig.fill(DATA, &[0x67; 512]);
+    let status = rig.offer_request(0, VIRTIO_BLK_T_OUT, 5, Some(readable(DATA, 512)));
+    rig.offer_request(3, VIRTIO_BLK_T_OUT, 6, Some(readable(DATA, 512)));
+    engine.hold(true);
+    rig.queue().service(&mut engine.clone());
+    engine.run_one(0);
+    let mut done = Vec::new();
+    rig.engine.get().reap(&mut done);
+    for outcome in done {
+        rig.queue()
+            .complete(outcome.tag, outcome.result, &mut engine.clone());
+    }
+    assert_eq!((rig.byte(status), rig.used_idx()), (OK, 0));
+    set_writeback(&mut rig, 0);
+    let disk = rig.queue().disk().clone();
+    engine.orphan(|| false);
+    rig.kill();
+    rig.engine = TestEngine::Custom(Box::new(engine.clone()));
+    rig.open_on(disk);
+    rig.run();
+    assert_eq!(rig.take_used(), [(0, 1), (3, 1)]);
+    engine.power_cut();
+    engine.image()[5 * 512..7 * 512] == [0x67; 1024]
+}
+
+// virtio-checklist 58; torture c5: not even a restart of the daemon in between makes a difference
+#[test]
+fn the_cache_is_turned_off_while_no_daemon_listens() {
+    assert!(turned_off_between_daemons(false));
+    assert!(
+        !turned_off_between_daemons(true),
+        "an engine that lies is noticed"
+    );
+}
+
 // A sync that fails turns such a write into an error, though its data were written.
 #[test]
 fn the_sync_for_a_cached_write_fails() {

@@ -290,6 +290,34 @@ fn a_file_truncated_underneath() {
     }
 }
 
+// torture c9: of a merged read, those before the new end are there
+#[test]
+fn a_batch_across_the_end_of_a_truncated_file() {
+    for kind in ENGINES {
+        let mut rig = Rig::with(kind, 64, ALL_FEATURES, false);
+        rig.image_file().set_len(5000).unwrap();
+        let statuses: Vec<u64> = (0..16)
+            .map(|lane| {
+                let data = writable(DATA + u64::from(lane) * 512, 512);
+                rig.offer_request(lane * 3, VIRTIO_BLK_T_IN, lane.into(), Some(data))
+            })
+            .collect();
+        rig.run();
+        assert_eq!(rig.take_used().len(), 16);
+        for (lane, status) in statuses.into_iter().enumerate() {
+            let whole = lane < 5000 / 512;
+            assert_eq!(rig.byte(status), if whole { OK } else { IOERR }, "sector {lane}");
+            if whole {
+                assert_eq!(
+                    rig.bytes(DATA + lane as u64 * 512, 512),
+                    rig.image_at(lane as u64, 512)
+                );
+            }
+        }
+        assert_eq!(rig.queue().stats().merges.get(), 1);
+    }
+}
+
 // torture c9
 #[test]
 fn a_file_unlinked_underneath() {
