@@ -5,7 +5,7 @@ use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use log::warn;
 use ringvisor::addr::{Ipa, Va};
 use ringvisor::syndrome::{
-    self, Access, DataAbort, InstructionAbort, Register, Syndrome, SysAccess, SysReg, Width,
+    self, Access, DataAbort, Fault, InstructionAbort, Register, Syndrome, SysAccess, SysReg, Width,
 };
 use ringvisor::vgic::{SgiRegister, SgiRequest};
 
@@ -113,6 +113,11 @@ fn data_abort(frame: &mut TrapFrame, esr: u64, abort: &DataAbort) {
         return;
     };
     let Some(access) = abort.access else {
+        // A register page may have been away for a moment (`Zone::device_config`): then it is there again by now.
+        let shown = || cpu::this_zone().is_some_and(|zone| zone.shows(ipa));
+        if abort.fault == Fault::Translation && shown() {
+            return;
+        }
         return wild(frame, esr, ipa);
     };
     match stage2_fault(frame, ipa, &access, abort.write) {

@@ -9,7 +9,7 @@ pub mod vectors;
 
 use core::arch::asm;
 
-use ringvisor::addr::{Pa, Va};
+use ringvisor::addr::{Ipa, Pa, Va};
 
 /// Data synchronization barrier, full system.
 pub fn dsb_sy() {
@@ -63,6 +63,27 @@ pub fn tlbi_vmalls12e1is() {
             options(nostack, preserves_flags)
         )
     }
+}
+
+/// Invalidates what all CPUs cache of the page at `ipa` for the VMID in `vttbr`, which need not be this CPU's.
+pub fn tlbi_ipa(vttbr: u64, ipa: Ipa) {
+    let own = sysreg::read!("vttbr_el2");
+    sysreg::write!("vttbr_el2", vttbr);
+    isb();
+    // SAFETY: as above. Stage 2 first, then what was combined with stage 1 (Arm ARM D8.13.5).
+    unsafe {
+        asm!(
+            "dsb ishst",
+            "tlbi ipas2e1is, {}",
+            "dsb ish",
+            "tlbi vmalle1is",
+            "dsb ish",
+            in(reg) ipa.0 >> 12,
+            options(nostack, preserves_flags)
+        )
+    }
+    sysreg::write!("vttbr_el2", own);
+    isb();
 }
 
 /// Invalidates everything that this CPU caches for EL1 and EL0, all VMIDs.

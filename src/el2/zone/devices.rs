@@ -73,16 +73,55 @@ impl Zone {
         })
     }
 
-    /// The device changes its configuration space.
+    /// The device changes its configuration space. No vCPU sees half of it: the page is away meanwhile.
     pub fn device_config(&self, slot: usize, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
         self.with_device(slot, |device| {
-            let effect = device.transport.config_changed(offset, bytes, &device.page);
+            let effect = self.while_hidden(slot, device, |device| {
+                device.transport.config_changed(offset, bytes, &device.page)
+            })?;
             self.apply(
                 slot,
                 effect.map_err(|_| (Status::BadArgument, u64::from(offset)))?,
             );
             Ok(())
         })?
+    }
+
+    /// Calls `change` while the slot's page is not mapped. A load that comes meanwhile faults, waits for the slot's
+    /// lock or that of stage 2 (in [`Self::virtio`] or [`Self::shows`]), which the caller and this function hold, and
+    /// is executed again.
+    fn while_hidden<T>(
+        &self,
+        slot: usize,
+        device: &mut Device,
+        change: impl FnOnce(&mut Device) -> T,
+    ) -> Result<T, Refusal> {
+        let mut guard = self.stage2.lock();
+        let stage2 = guard.as_mut().ok_or((Status::NoSuchDevice, slot as u64))?;
+        let ipa = slot_ipa(slot);
+        stage2.unmap(&mut Tables, ipa, PAGE_SIZE);
+        arch::tlbi_ipa(self.vttbr, ipa);
+        let result = change(device);
+        // The table that the page was in is still there: no frame is needed.
+        stage2
+            .map(
+                &mut Tables,
+                ipa,
+                device.page.0.pa(),
+                PAGE_SIZE,
+                Access::DeviceReadOnly,
+            )
+            .map_err(|_| (Status::OutOfMemory, 1))?;
+        arch::dsb_ish();
+        Ok(result)
+    }
+
+    /// Whether something is mapped at `ipa`.
+    pub fn shows(&self, ipa: Ipa) -> bool {
+        let guard = self.stage2.lock();
+        guard
+            .as_ref()
+            .is_some_and(|stage2| stage2.translate(&Tables, ipa).is_some())
     }
 
     /// Puts a device into a slot that has none.
@@ -98,12 +137,17 @@ impl Zone {
             return Ok(());
         }
         let device = Device::new(&spec).ok_or((Status::OutOfMemory, 2))?;
-        let ipa = Ipa(machine::VIRTIO_BASE + slot as u64 * machine::VIRTIO_STRIDE);
         let page = device.page.0.pa();
         let mut stage2 = self.stage2.lock();
         let stage2 = stage2.as_mut().ok_or(no_slot)?;
         stage2
-            .map(&mut Tables, ipa, page, PAGE_SIZE, Access::DeviceReadOnly)
+            .map(
+                &mut Tables,
+                slot_ipa(slot),
+                page,
+                PAGE_SIZE,
+                Access::DeviceReadOnly,
+            )
             .map_err(|_| (Status::OutOfMemory, 1))?;
         arch::dsb_ish();
         *guard = Some(device);
@@ -132,6 +176,11 @@ impl Zone {
         self.set_line(machine::SPI_BASE + machine::RTC_SPI, false);
         self.gic.lock().reset();
     }
+}
+
+/// Where the guest sees a slot.
+const fn slot_ipa(slot: usize) -> Ipa {
+    Ipa(machine::VIRTIO_BASE + slot as u64 * machine::VIRTIO_STRIDE)
 }
 
 /// An event of a virtqueue reaches the ring: the doorbell's way from the guest's store to the daemon. Its own

@@ -211,6 +211,26 @@ impl Disk {
         Ok(Arc::new(disk))
     }
 
+    /// A drive without a medium: of capacity 0, so that each transfer fails, until another disk takes its place.
+    pub fn absent() -> Result<Arc<Self>, DiskError> {
+        Ok(Arc::new(Self {
+            image: Image::Synthetic(Synthetic::empty()),
+            config: DiskConfig::default(),
+            serial: [0; VIRTIO_BLK_ID_BYTES],
+            capacity: AtomicU64::new(0),
+            sync_failed: AtomicBool::new(false),
+            control: Control::default(),
+        }))
+    }
+
+    /// Makes the image this long, a number of sectors, and takes that as the capacity. Of a block device the size
+    /// cannot be changed, and a qcow2 image only grows. The transport must be told of the new capacity.
+    pub fn set_size(&self, bytes: u64) -> Result<(), DiskError> {
+        let changed = self.image.set_size(bytes);
+        changed.map_err(failed(&self.config.path, "change its size"))?;
+        self.reread_capacity().map(drop)
+    }
+
     /// What it was opened as.
     #[must_use]
     pub fn config(&self) -> &DiskConfig {

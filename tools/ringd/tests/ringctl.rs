@@ -155,7 +155,10 @@ fn disks_and_the_hypervisor_are_shown() {
     stdout(&ringctl(&machine, &["zone", "start", file.to_str().unwrap()]));
     let list = stdout(&ringctl(&machine, &["disk", "list"]));
     let line: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(line[..6], ["d", "0", "ro", "io_uring", "no", "root0"]);
+    assert_eq!(
+        line[..9],
+        ["d", "0", "ro", "1M", "io_uring", "0", "-", "-", "root0"]
+    );
     let json: serde_json::Value =
         serde_json::from_str(&stdout(&ringctl(&machine, &["disk", "stats", "--json"]))).unwrap();
     assert_eq!(json[0]["zone"], "d");
@@ -165,6 +168,60 @@ fn disks_and_the_hypervisor_are_shown() {
     assert!(stdout(&ringctl(&machine, &["info"])).contains("hypervisor  fake"));
     stdout(&ringctl(&machine, &["log-level", "el2", "debug"]));
     assert!(stdout(&ringctl(&machine, &["info"])).contains("log level   4"));
+}
+
+#[test]
+fn disks_come_grow_and_go() {
+    let machine = Machine::new();
+    let file = machine.zone_file("z", "spare_disks = 1");
+    stdout(&ringctl(&machine, &["zone", "start", file.to_str().unwrap()]));
+    let rows = |output: &Output| {
+        let text = stdout(output);
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        text.lines().skip(1).map(words).collect::<Vec<_>>()
+    };
+    let list = || rows(&ringctl(&machine, &["disk", "list"])).remove(0);
+    assert_eq!(list()[..3], ["z", "0", "-"]);
+    let image = machine.path("disk.img").display().to_string();
+    let wanted = format!("{image},serial=s1,engine=threads,iops=100");
+    let attached = rows(&ringctl(&machine, &["disk", "attach", "z", &wanted])).remove(0);
+    assert_eq!(
+        attached[..9],
+        ["z", "0", "rw", "1M", "threads", "0", "100", "-", "s1"]
+    );
+    stdout(&ringctl(&machine, &["disk", "resize", "z", "vda", "2M"]));
+    stdout(&ringctl(
+        &machine,
+        &["disk", "set-limit", "z", "0", "--iops", "none", "--bps", "5M"],
+    ));
+    assert_eq!(list()[3..8], ["2M", "threads", "0", "-", "5M"]);
+    let json = stdout(&ringctl(&machine, &["disk", "list", "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(
+        (&json[0]["size"], &json[0]["disk"]["serial"]),
+        (&(2 << 20).into(), &"s1".into())
+    );
+    stdout(&ringctl(&machine, &["disk", "resume", "z", "0"]));
+    for (arguments, expected) in [
+        (&["disk", "resize", "z", "0", "1M"][..], "1M is less than its 2M"),
+        (
+            &["disk", "attach", "z", "/nonexistent"],
+            "zone z has no drive free for another disk",
+        ),
+        (&["disk", "detach", "z", "vdb"], "zone z has no disk in slot 1"),
+        (&["disk", "detach", "nobody", "0"], "no zone nobody"),
+    ] {
+        let message = failure(&ringctl(&machine, arguments), 1);
+        assert!(message.contains(expected), "{message}");
+    }
+    for arguments in [
+        &["disk", "detach", "z", "sda"][..],
+        &["disk", "set-limit", "z", "0"],
+    ] {
+        failure(&ringctl(&machine, arguments), 2);
+    }
+    stdout(&ringctl(&machine, &["disk", "detach", "z", "vda"]));
+    assert_eq!(list()[..3], ["z", "0", "-"]);
 }
 
 #[test]

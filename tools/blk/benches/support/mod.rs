@@ -190,14 +190,16 @@ impl Registers {
             queue_max,
             config: [0; 256],
         };
+        let slots = [const { AtomicU64::new(0) }; 64];
+        let (pending, armed) = ([AtomicU64::new(0)], AtomicU32::new(0));
         let mut this = Self {
             transport: Transport::new(&Spec::try_from(&spec).expect("a device")),
             page: FakePage::default(),
             producer: Producer::new(),
-            consumer: Consumer::attach(&Self::ring(&[], &[], &AtomicU32::new(0)), 0),
-            slots: [const { AtomicU64::new(0) }; 64],
-            pending: [const { AtomicU64::new(0) }; 1],
-            armed: AtomicU32::new(0),
+            consumer: Consumer::attach(&Ring::new(&slots, &pending, &armed).expect("a ring"), 0),
+            slots,
+            pending,
+            armed,
         };
         this.transport.publish(&this.page);
         for (offset, value) in [
@@ -215,12 +217,6 @@ impl Registers {
             let _ = this.store(offset, value);
         }
         this
-    }
-
-    fn ring<'a>(slots: &'a [AtomicU64], pending: &'a [AtomicU64], armed: &'a AtomicU32) -> Ring<'a> {
-        const EMPTY: &[AtomicU64] = &[const { AtomicU64::new(0) }];
-        let slots = if slots.is_empty() { EMPTY } else { slots };
-        Ring::new(slots, pending, armed).expect("a ring")
     }
 
     fn store(&mut self, offset: u16, value: u32) -> ringvisor::virtio::Outcome {

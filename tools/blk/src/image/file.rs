@@ -94,6 +94,11 @@ impl RawFile {
         (&self.file).seek(SeekFrom::End(0))
     }
 
+    /// Makes a file this long.
+    pub fn set_size(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
     /// Whether the file takes a transfer between these buffers and this offset as it is.
     #[must_use]
     pub fn takes(&self, parts: &[IoVec], offset: u64) -> bool {

@@ -39,6 +39,15 @@ impl Image {
         }
     }
 
+    /// Makes it this long, where that can be.
+    pub fn set_size(&self, bytes: u64) -> io::Result<()> {
+        match self {
+            Self::Raw(file) => file.set_size(bytes),
+            Self::Qcow2(image) => image.grow(bytes),
+            Self::Synthetic(_) => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        }
+    }
+
     /// The file whose bytes are the disk's, if there is one.
     #[must_use]
     pub fn raw(&self) -> Option<&RawFile> {

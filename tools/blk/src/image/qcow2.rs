@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use imago::file::File as Storage;
+use imago::format::PreallocateMode;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{FormatAccess, Mapping, StorageOpenOptions};
@@ -34,7 +35,6 @@ type Access = FormatAccess<Storage>;
 pub struct Qcow2Image {
     /// Exclusive for what frees clusters.
     access: RwLock<Access>,
-    size: u64,
     /// Operations whose new tables may not have left the process. One that could not flush them counts for ever.
     unflushed: AtomicUsize,
 }
@@ -49,7 +49,6 @@ impl Qcow2Image {
     ) -> Result<Self, DiskError> {
         let access = layer(path, file, !readonly, open, 1)?;
         Ok(Self {
-            size: access.size(),
             access: RwLock::new(access),
             unflushed: AtomicUsize::new(0),
         })
@@ -58,7 +57,18 @@ impl Qcow2Image {
     /// Bytes of the disk.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.size
+        self.shared(Access::size)
+    }
+
+    /// Makes the disk larger; what is new reads zero.
+    pub fn grow(&self, bytes: u64) -> io::Result<()> {
+        self.exclusive(|access| {
+            if bytes < access.size() {
+                return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+            }
+            access.resize_grow(bytes, PreallocateMode::Zero)?;
+            access.flush()
+        })
     }
 
     /// # Safety

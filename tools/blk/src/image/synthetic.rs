@@ -37,6 +37,19 @@ impl Synthetic {
         })
     }
 
+    /// A disk of no size.
+    #[must_use]
+    pub fn empty() -> Self {
+        let content = Content::Null;
+        Self { content, size: 0 }
+    }
+
+    /// Whether such a path names no file.
+    #[must_use]
+    pub fn is_named_by(path: &Path) -> bool {
+        Self::parse(path).is_some()
+    }
+
     /// Bytes.
     #[must_use]
     pub fn size(&self) -> u64 {

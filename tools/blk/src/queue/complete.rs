@@ -231,7 +231,6 @@ impl Queue {
 
     /// Tries the held requests again. Those that fail again are held again.
     pub(super) fn try_held(&mut self, engine: &mut dyn Engine) {
-        self.retry_held = false;
         let mut held = mem::take(&mut self.held);
         self.stats.held.set(0);
         for head in held.drain(..) {

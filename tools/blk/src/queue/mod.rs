@@ -14,6 +14,7 @@
 mod batch;
 mod complete;
 mod fault;
+mod slot;
 mod start;
 
 use std::mem;
@@ -21,7 +22,6 @@ use std::sync::Arc;
 
 pub use fault::{QueueFault, SetupError};
 
-use crate::buffers::Buffers;
 use crate::chain;
 use crate::clock::Clock;
 use crate::device::feature;
@@ -29,7 +29,7 @@ use crate::disk::Disk;
 use crate::engine::Engine;
 use crate::inflight::{InflightArea, InflightLog};
 use crate::memory::GuestRam;
-use crate::request::{Header, Negotiated, Plan, Segment, plan};
+use crate::request::{Header, Negotiated, Plan, plan};
 use crate::ring::{RingAddresses, SplitRing};
 use crate::stats::QueueStats;
 use crate::steps::step;
@@ -38,6 +38,7 @@ use crate::virtio::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use batch::Batch;
+use slot::{Cache, Slot, Work};
 use start::MergePool;
 
 /// Everything that makes a queue.
@@ -65,119 +66,6 @@ pub struct QueueSetup {
 const SYNC_TAG: u16 = u16::MAX;
 /// Requests taken in one round, so that those of other queues and what is done get their turn.
 const MAX_BATCH: u16 = 256;
-
-/// What a request does.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Work {
-    Read,
-    Write,
-    Flush,
-    Discard,
-    Zeroes,
-    /// It is answered without the image.
-    Other,
-}
-
-/// A request, in the slot of its head.
-struct Slot {
-    readable: Buffers,
-    writable: Buffers,
-    work: Work,
-    offset: u64,
-    /// Bytes transferred so far.
-    moved: u64,
-    retries: u8,
-    /// The transfer was submitted as a durable write.
-    durable: bool,
-    /// Done, and in the image's cache only.
-    cached: bool,
-    /// Of the first of a merged operation: its buffer list. It and the others name the one behind them.
-    group: Option<u16>,
-    next: Option<u16>,
-    /// Of a discard or of zeroes; `segment` is the one being carried out.
-    segments: Vec<Segment>,
-    segment: usize,
-    /// Times: taken off the ring, given to the engine.
-    taken_at: u64,
-    pushed_at: u64,
-}
-
-impl Slot {
-    fn new(ram: &Arc<GuestRam>) -> Self {
-        Self {
-            readable: Buffers::new(ram.clone()),
-            writable: Buffers::new(ram.clone()),
-            work: Work::Other,
-            offset: 0,
-            moved: 0,
-            retries: 0,
-            durable: false,
-            cached: false,
-            group: None,
-            next: None,
-            segments: Vec::new(),
-            segment: 0,
-            taken_at: 0,
-            pushed_at: 0,
-        }
-    }
-
-    /// For the next request. Buffers and segments keep their storage.
-    fn clear(&mut self, now: u64) {
-        self.readable.clear();
-        self.writable.clear();
-        self.segments.clear();
-        self.work = Work::Other;
-        (self.offset, self.moved, self.retries, self.segment) = (0, 0, 0, 0);
-        (self.durable, self.cached) = (false, false);
-        (self.group, self.next) = (None, None);
-        (self.taken_at, self.pushed_at) = (now, now);
-    }
-
-    /// What is left of a transfer.
-    fn data(&self) -> &Buffers {
-        match self.work {
-            Work::Write => &self.readable,
-            _ => &self.writable,
-        }
-    }
-
-    fn data_mut(&mut self) -> &mut Buffers {
-        match self.work {
-            Work::Write => &mut self.readable,
-            _ => &mut self.writable,
-        }
-    }
-}
-
-/// Whether a completed write may still be in a cache, by what was negotiated (5.2.6.2).
-#[derive(Clone, Copy)]
-enum Cache {
-    /// No FLUSH: each write is durable before it completes.
-    Through,
-    /// FLUSH.
-    Back,
-    /// FLUSH and CONFIG_WCE: as the driver chooses from time to time.
-    Chosen,
-}
-
-impl Cache {
-    fn new(flush: bool, config_wce: bool) -> Self {
-        match (flush, config_wce) {
-            (false, _) => Self::Through,
-            (true, false) => Self::Back,
-            (true, true) => Self::Chosen,
-        }
-    }
-
-    fn is_back(self, disk: &Disk) -> bool {
-        match self {
-            Self::Through => false,
-            Self::Back => true,
-            Self::Chosen => disk.control().writeback(),
-        }
-    }
-}
 
 /// A virtqueue at work.
 pub struct Queue {
@@ -254,18 +142,19 @@ impl Queue {
         let cache = Cache::new(has(VIRTIO_BLK_F_FLUSH), has(VIRTIO_BLK_F_CONFIG_WCE));
         let size = usize::from(at.size);
         let mut done = Vec::with_capacity(size);
-        let mut restart = past.restart;
+        let mut restart = Vec::new();
         if matches!(cache, Cache::Chosen) && !cache.is_back(&disk) {
             // The driver may have turned the cache off before the last daemon heard of it: nothing says that what it
             // has done is durable. It is done again.
-            for (place, (head, _)) in past.done.into_iter().enumerate() {
+            for (head, _) in past.done {
                 log.start(head);
                 step("started again");
-                restart.insert(place, head);
+                restart.push(head);
             }
         } else {
             done.extend(past.done);
         }
+        restart.extend(past.restart);
         Ok(Self {
             slots: (0..at.size).map(|_| Slot::new(&ram)).collect(),
             was_back: cache.is_back(&disk),
@@ -390,7 +279,7 @@ impl Queue {
         if self.paused {
             return 0;
         }
-        if self.retry_held && self.is_stopped() {
+        if mem::take(&mut self.retry_held) {
             self.try_held(engine);
         }
         if self.is_stopped() {

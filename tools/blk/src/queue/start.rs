@@ -4,7 +4,7 @@
 use std::mem;
 
 use super::batch::Staged;
-use super::{Queue, SYNC_TAG, Slot, Work};
+use super::{Queue, SYNC_TAG, Work};
 use crate::buffers::IoList;
 use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
 use crate::request::{Plan, RangeKind, Segment};
@@ -320,16 +320,6 @@ impl Queue {
             } else {
                 index += 1;
             }
-        }
-    }
-}
-
-impl Slot {
-    fn io_kind(&self) -> IoKind {
-        match (self.work, self.durable) {
-            (Work::Write, true) => IoKind::WriteDurable,
-            (Work::Write, false) => IoKind::Write,
-            _ => IoKind::Read,
         }
     }
 }

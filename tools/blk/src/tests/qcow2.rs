@@ -313,3 +313,24 @@ fn readonly_images() {
     let path: PathBuf = rig.config.path.clone();
     assert!(std::fs::read(path).unwrap() == before);
 }
+
+// `ringctl disk resize`: it grows, also over what lies below; it does not shrink.
+#[test]
+fn a_disk_that_grows() {
+    let mut rig = rig_over(EngineKind::Threads, MIB, Some(("disk.img", "raw")));
+    std::fs::write(rig.dir.path().join("disk.img"), vec![7; 4 * MIB]).unwrap();
+    rig.open();
+    let disk = rig.queue().disk().clone();
+    disk.set_size(2 * MIB as u64).unwrap();
+    assert_eq!(disk.capacity(), 4096);
+    transfer(&mut rig, VIRTIO_BLK_T_OUT, 4088, 4096);
+    let written = rig.bytes(DATA, 4096);
+    drop(disk);
+    rig.reopen();
+    let mut expected = vec![7; MIB];
+    expected.resize(2 * MIB - 4096, 0);
+    expected.extend(written);
+    expect(&mut rig, &expected);
+    let error = rig.queue().disk().set_size(MIB as u64).unwrap_err().to_string();
+    assert!(error.contains("cannot change its size"), "{error}");
+}

@@ -24,6 +24,9 @@ fn fake() -> (Rig, FakeEngine) {
 fn a_failing_write_stops_the_queue() {
     for error in [libc::ENOSPC, libc::EIO] {
         let (mut rig, engine) = fake();
+        // Without anything to be tried again, this is forgotten.
+        rig.queue().retry();
+        rig.run();
         rig.fill(DATA, &[0x21; 1024]);
         engine.script([Outcome::Fail(error), Outcome::Whole]);
         let failing = rig.offer_request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512)));

@@ -1,8 +1,9 @@
 //! `ringctl`, the command that users type.
 //!
-//! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`print`] shows tables.
+//! [`zone_options`] turns a zone file and options into a zone, [`disk`] is about disks, [`terminal`] carries a console, [`print`] shows tables.
 //! Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command line that makes no sense.
 
+pub mod disk;
 pub mod print;
 pub mod terminal;
 pub mod zone_options;
@@ -30,17 +31,13 @@ pub struct Options {
 
 /// Commands.
 #[derive(Subcommand, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "there is one value of it in the program"
-)]
 pub enum Command {
     /// Zones: run, start, stop, list, pause, resume, wait, console.
     #[command(subcommand)]
     Zone(ZoneCommand),
-    /// Disks of the zones.
+    /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
     #[command(subcommand)]
-    Disk(DiskCommand),
+    Disk(disk::DiskCommand),
     /// Versions, memory and CPUs of the hypervisor.
     Info(OutputOptions),
     /// Changes what the hypervisor or the daemon logs.
@@ -100,15 +97,6 @@ pub struct Name {
     pub name: String,
 }
 
-/// What can be done with disks.
-#[derive(Subcommand, Debug)]
-pub enum DiskCommand {
-    /// Lists the disks of the zones that run.
-    List(OutputOptions),
-    /// Shows the counters of the disks.
-    Stats(OutputOptions),
-}
-
 /// Does it.
 ///
 /// # Errors
@@ -153,16 +141,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             Reply::Zones(zones) => print::zones(&zones),
             other => confused(&other),
         },
-        Command::Disk(DiskCommand::List(output)) => match ask(Request::Disks)? {
-            Reply::Disks(disks) if output.json => print::json(&disks),
-            Reply::Disks(disks) => print::disks(&disks),
-            other => confused(&other),
-        },
-        Command::Disk(DiskCommand::Stats(output)) => match ask(Request::Disks)? {
-            Reply::Disks(disks) if output.json => print::json(&disks),
-            Reply::Disks(disks) => print::disk_stats(&disks),
-            other => confused(&other),
-        },
+        Command::Disk(command) => disk::run(command, ask),
         Command::Info(output) => match ask(Request::Info)? {
             Reply::Info(info) if output.json => print::json(&info),
             Reply::Info(info) => print::info(&info),

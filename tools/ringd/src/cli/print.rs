@@ -76,33 +76,50 @@ pub fn zones(zones: &[Status]) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// Standard output is gone.
 pub fn disks(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
-    let rows: Vec<Vec<String>> = disks
-        .iter()
-        .map(|disk| {
-            let engine = match disk.engine {
-                Engine::IoUring => "io_uring",
-                Engine::Threads => "threads",
-            };
-            vec![
-                disk.zone.clone(),
-                disk.slot.to_string(),
-                if disk.readonly { "ro" } else { "rw" }.to_owned(),
-                engine.to_owned(),
-                if disk.queues.iter().any(|queue| queue.active) {
-                    "yes"
-                } else {
-                    "no"
-                }
-                .to_owned(),
-                disk.serial.clone(),
-                disk.path.display().to_string(),
-            ]
-        })
-        .collect();
+    let rows: Vec<Vec<String>> = disks.iter().map(disk_row).collect();
     table(
-        &["ZONE", "SLOT", "MODE", "ENGINE", "ACTIVE", "SERIAL", "PATH"],
+        &[
+            "ZONE", "SLOT", "MODE", "SIZE", "ENGINE", "QUEUES", "IOPS", "BPS", "SERIAL", "PATH",
+        ],
         &rows,
     )
+}
+
+fn disk_row(report: &DiskReport) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let active = report
+        .queues
+        .iter()
+        .filter(|queue| queue.active)
+        .count()
+        .to_string();
+    let start = [report.zone.clone(), report.slot.to_string()];
+    let Some(disk) = &report.disk else {
+        let nothing = [dash(), dash(), dash(), active, dash(), dash(), dash()];
+        return start
+            .into_iter()
+            .chain(nothing)
+            .chain(["(no medium)".into()])
+            .collect();
+    };
+    let engine = match disk.engine {
+        Engine::IoUring => "io_uring",
+        Engine::Threads => "threads",
+    };
+    let rest = [
+        if disk.readonly { "ro" } else { "rw" }.to_owned(),
+        format_size(report.size),
+        engine.to_owned(),
+        active,
+        disk.limits.iops.rate.map_or_else(dash, |rate| rate.to_string()),
+        disk.limits.bps.rate.map_or_else(dash, format_size),
+        disk.serial
+            .clone()
+            .filter(|serial| !serial.is_empty())
+            .unwrap_or_else(dash),
+        disk.path.display().to_string(),
+    ];
+    start.into_iter().chain(rest).collect()
 }
 
 /// `disk stats`.
@@ -118,13 +135,19 @@ pub fn disk_stats(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
                 queue.reads,
                 queue.writes,
                 queue.flushes,
+                queue.discards,
+                queue.zeroes,
                 queue.errors,
+                queue.held,
                 queue.bytes_read,
                 queue.bytes_written,
-                queue.batches,
+                queue.merged,
+                queue.throttled,
                 queue.max_depth,
                 queue.interrupts,
                 queue.interrupts_suppressed,
+                queue.read_time.p99 / 1000,
+                queue.write_time.p99 / 1000,
             ];
             row.extend(counters.iter().map(u64::to_string));
             rows.push(row);
@@ -137,13 +160,19 @@ pub fn disk_stats(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
         "READS",
         "WRITES",
         "FLUSHES",
+        "DISCARDS",
+        "ZEROES",
         "ERRORS",
+        "HELD",
         "BYTES-READ",
         "BYTES-WRITTEN",
-        "BATCHES",
+        "MERGED",
+        "THROTTLED",
         "MAX-DEPTH",
         "IRQS",
         "IRQS-SAVED",
+        "READ-P99-US",
+        "WRITE-P99-US",
     ];
     table(&heading, &rows)
 }

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use toml::{Table, Value};
 
-use crate::config::{ConfigError, ZoneConfig, file};
+use crate::config::{ConfigError, DiskConfig, ZoneConfig, file};
 
 /// A zone file, options, or both: an option takes the place of the file's key. Disks are added to the file's.
 #[derive(Args, Debug, Default)]
@@ -38,9 +38,12 @@ pub struct ZoneOptions {
     /// What a crash does: stop, restart or hold.
     #[arg(long, value_name = "POLICY")]
     pub on_crash: Option<String>,
-    /// A disk: PATH[,readonly][,serial=TEXT][,engine=io_uring|threads]. May be given more than once.
+    /// A disk: PATH[,KEY=VALUE...], keys as in a zone file. May be given more than once.
     #[arg(long, value_name = "DISK")]
     pub disk: Vec<String>,
+    /// Drives without a medium to add, for `disk attach`.
+    #[arg(long, value_name = "COUNT")]
+    pub spare_disks: Option<u32>,
 }
 
 impl ZoneOptions {
@@ -75,6 +78,10 @@ impl ZoneOptions {
         put("cmdline", text(&self.cmdline));
         put("on_reboot", text(&self.on_reboot));
         put("on_crash", text(&self.on_crash));
+        put(
+            "spare_disks",
+            self.spare_disks.map(|count| Value::Integer(count.into())),
+        );
         let disks: Result<Vec<Value>, ConfigError> = self.disk.iter().map(|text| disk(text, &here)).collect();
         let disks = disks?;
         let Some(path) = &self.file else {
@@ -106,34 +113,49 @@ fn cpus(text: &str) -> Value {
     list.map_or_else(|_| Value::String(text.into()), Value::Array)
 }
 
+/// A disk as options describe it, its path relative to the working directory.
+///
+/// # Errors
+/// It describes none.
+pub fn one_disk(text: &str) -> anyhow::Result<DiskConfig> {
+    let here = std::env::current_dir().context("cannot find the working directory")?;
+    let disks = file::disks("command line", vec![disk(text, &here)?], &here)?;
+    disks.into_iter().next().context("no disk is described")
+}
+
+/// `PATH[,KEY=VALUE...]` as the table that a zone file would hold. `readonly` alone means true. What is no value of its
+/// key's kind is left for the parser to refuse.
 fn disk(text: &str, here: &std::path::Path) -> Result<Value, ConfigError> {
     let mut table = Table::new();
     let mut parts = text.split(',');
     let path = parts.next().unwrap_or_default();
     if !path.is_empty() {
-        table.insert(
-            "path".into(),
-            Value::String(here.join(path).display().to_string()),
-        );
+        let plain = ringblk::Synthetic::is_named_by(std::path::Path::new(path));
+        let path = if plain {
+            path.to_owned()
+        } else {
+            here.join(path).display().to_string()
+        };
+        table.insert("path".into(), Value::String(path));
     }
     for part in parts {
         let (key, value) = match part.split_once('=') {
-            None if part == "readonly" => (part, Value::Boolean(true)),
-            Some(("readonly", value)) => (
-                "readonly",
-                value
-                    .parse()
-                    .map_or_else(|_| Value::String(value.into()), Value::Boolean),
-            ),
-            Some((key @ ("serial" | "engine"), value)) => (key, Value::String(value.into())),
-            _ => {
+            None if part == "readonly" => (part, "true"),
+            Some(pair) => pair,
+            None => {
                 return Err(ConfigError::BadValue {
                     origin: "command line".into(),
                     key: "disk".into(),
                     value: crate::config::quoted(text),
-                    expected: "PATH[,readonly][,serial=TEXT][,engine=io_uring|threads]".into(),
+                    expected: "PATH[,KEY=VALUE...], keys as in a zone file".into(),
                 });
             }
+        };
+        let text = || Value::String(value.into());
+        let value = match key {
+            "readonly" | "discard" => value.parse().map_or_else(|_| text(), Value::Boolean),
+            "queues" | "iops" | "iops_burst" => value.parse().map_or_else(|_| text(), Value::Integer),
+            _ => text(),
         };
         table.insert(key.into(), value);
     }
@@ -143,7 +165,7 @@ fn disk(text: &str, here: &std::path::Path) -> Result<Value, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Cpus, Engine};
+    use crate::config::{Cpus, Engine, OnError};
 
     fn options(file: Option<PathBuf>) -> ZoneOptions {
         let text = |text: &str| Some(text.to_owned());
@@ -154,7 +176,8 @@ mod tests {
             kernel: text("/k/Image"),
             disk: vec![
                 "/d/rootfs.img".into(),
-                "/d/ro.img,readonly,serial=s1,engine=threads".into(),
+                "/d/ro.img,readonly,serial=s1,engine=threads,bps=10M,iops=100,iops_burst=7,on_error=stop"
+                    .into(),
             ],
             ..ZoneOptions::default()
         }
@@ -176,6 +199,10 @@ mod tests {
             (true, Engine::Threads)
         );
         assert_eq!(zone.disk[1].serial.as_deref(), Some("s1"));
+        let limits = zone.disk[1].limits;
+        assert_eq!((limits.bps.rate, limits.bps.burst()), (Some(10 << 20), 1 << 20));
+        assert_eq!((limits.iops.rate, limits.iops.burst()), (Some(100), 7));
+        assert_eq!((zone.disk[1].on_error, zone.spare_disks), (OnError::Stop, 0));
     }
 
     #[test]
@@ -226,14 +253,42 @@ mod tests {
             message.starts_with("command line: memory = \"lots\": expected a size"),
             "{message}"
         );
-        let bad = ZoneOptions {
-            disk: vec!["a.img,fast".into()],
-            ..options(None)
-        };
-        let message = bad.config().unwrap_err().to_string();
-        assert!(
-            message.starts_with("command line: disk = \"a.img,fast\": expected PATH["),
-            "{message}"
-        );
+        for (disk, expected) in [
+            (
+                "a.img,fast",
+                "command line: disk = \"a.img,fast\": expected PATH[",
+            ),
+            (
+                "a.img,readonly=no",
+                "command line: disk[0].readonly = \"no\": expected true or false",
+            ),
+            (
+                "a.img,iops=fast",
+                "command line: disk[0].iops = \"fast\": expected requests a second",
+            ),
+            (
+                "a.img,bps=0",
+                "command line: disk[0].bps = \"0\": expected a size",
+            ),
+            (
+                "a.img,colour=red",
+                "command line: unknown key disk[0].colour = \"red\": expected one of path,",
+            ),
+            (
+                "a.img,iops_burst=7",
+                "command line: disk[0].iops_burst = 7: expected the key iops beside it",
+            ),
+            (
+                "a.img,queues=17",
+                "command line: disk[0].queues = 17: expected 1 to 16 queues",
+            ),
+        ] {
+            let bad = ZoneOptions {
+                disk: vec![disk.into()],
+                ..options(None)
+            };
+            let message = bad.config().unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{disk}: {message}");
+        }
     }
 }

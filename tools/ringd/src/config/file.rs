@@ -6,9 +6,12 @@
 
 use std::path::{Path, PathBuf};
 
+use ringblk::{Format, HostCache, Synthetic};
 use toml::{Table, Value};
 
-use super::{ConfigError, Cpus, DiskConfig, Engine, OnCrash, OnReboot, ZoneConfig, size};
+use super::{
+    ConfigError, Cpus, DiskConfig, DiskLimits, Engine, Limit, OnCrash, OnError, OnReboot, ZoneConfig, size,
+};
 
 const KEYS: &[&str] = &[
     "name",
@@ -20,9 +23,25 @@ const KEYS: &[&str] = &[
     "on_reboot",
     "on_crash",
     "disk",
+    "spare_disks",
 ];
 const DISK_SECTIONS: &str = "[[disk]] sections";
-const DISK_KEYS: &[&str] = &["path", "readonly", "serial", "engine"];
+const DISK_KEYS: &[&str] = &[
+    "path",
+    "readonly",
+    "serial",
+    "engine",
+    "format",
+    "cache",
+    "queues",
+    "discard",
+    "on_error",
+    "iops",
+    "iops_burst",
+    "bps",
+    "bps_burst",
+];
+const SIZE: &str = "a size in quotes such as \"512M\" or \"1G\"";
 
 /// Reads and checks the zone file at `path`, with the keys of `over` (paths relative to the working directory,
 /// made absolute by the caller) in place of the file's.
@@ -98,6 +117,9 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneCo
             )?
             .unwrap_or_default(),
         disk: keys.disks()?,
+        spare_disks: keys
+            .count("spare_disks", "how many drives without a medium to add")?
+            .unwrap_or(0),
     };
     keys.done(KEYS)?;
     config.check()?;
@@ -205,14 +227,27 @@ impl Keys<'_> {
     }
 
     fn memory(&mut self) -> Result<u64, ConfigError> {
-        const EXPECTED: &str = "a size in quotes such as \"512M\" or \"1G\"";
-        let value = self.table.remove("memory");
-        let value = self.required("memory", value, EXPECTED)?;
-        value
-            .as_str()
-            .and_then(size::parse_size)
-            .filter(|bytes| *bytes != 0)
-            .ok_or_else(|| self.bad("memory", &value, EXPECTED))
+        let bytes = self.size("memory")?;
+        self.required("memory", bytes, SIZE)
+    }
+
+    /// Bytes, more than none.
+    fn size(&mut self, key: &str) -> Result<Option<u64>, ConfigError> {
+        let Some(value) = self.table.remove(key) else {
+            return Ok(None);
+        };
+        let bytes = value.as_str().and_then(size::parse_size);
+        let bytes = bytes.filter(|bytes| *bytes != 0);
+        bytes.map(Some).ok_or_else(|| self.bad(key, &value, SIZE))
+    }
+
+    /// A number that fits.
+    fn count<T: TryFrom<i64>>(&mut self, key: &str, expected: &str) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.table.remove(key) else {
+            return Ok(None);
+        };
+        let number = value.as_integer().and_then(|number| T::try_from(number).ok());
+        number.map(Some).ok_or_else(|| self.bad(key, &value, expected))
     }
 
     fn disks(&mut self) -> Result<Vec<DiskConfig>, ConfigError> {
@@ -256,9 +291,12 @@ impl Keys<'_> {
 
 fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
     const PATH: &str = "the path of an image or a block device";
+    // Relative to the zone file's directory, unless it names no file.
+    let plain = keys.table.get("path").and_then(Value::as_str).map(PathBuf::from);
     let path = keys.path("path", PATH)?;
+    let path = plain.filter(|plain| Synthetic::is_named_by(plain)).or(path);
+    let path = keys.required("path", path, PATH)?;
     let disk = DiskConfig {
-        path: keys.required("path", path, PATH)?,
         readonly: keys.boolean("readonly")?.unwrap_or(false),
         serial: keys.string("serial", "a serial number in quotes")?,
         engine: keys
@@ -267,6 +305,34 @@ fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
                 &[("io_uring", Engine::IoUring), ("threads", Engine::Threads)],
             )?
             .unwrap_or_default(),
+        format: keys
+            .choice("format", &[("raw", Format::Raw), ("qcow2", Format::Qcow2)])?
+            .unwrap_or_default(),
+        cache: keys
+            .choice(
+                "cache",
+                &[("none", HostCache::None), ("writeback", HostCache::Writeback)],
+            )?
+            .unwrap_or_default(),
+        queues: keys.count("queues", "how many queues")?,
+        discard: keys.boolean("discard")?.unwrap_or(true),
+        on_error: keys
+            .choice(
+                "on_error",
+                &[("report", OnError::Report), ("stop", OnError::Stop)],
+            )?
+            .unwrap_or_default(),
+        limits: DiskLimits {
+            iops: Limit {
+                rate: keys.count("iops", "requests a second")?,
+                burst: keys.count("iops_burst", "how many requests at once after a rest")?,
+            },
+            bps: Limit {
+                rate: keys.size("bps")?,
+                burst: keys.size("bps_burst")?,
+            },
+        },
+        ..DiskConfig::new(path)
     };
     keys.done(DISK_KEYS)?;
     Ok(disk)

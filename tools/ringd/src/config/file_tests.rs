@@ -56,6 +56,10 @@ serial = "root0"
 path = "../data.img"
 readonly = true
 engine = "threads"
+format = "qcow2"
+cache = "writeback"
+[[disk]]
+path = "null:64M"
 "#
     );
     let zone = parsed(&text).unwrap();
@@ -72,6 +76,16 @@ engine = "threads"
         (zone.disk[1].readonly, zone.disk[1].engine),
         (true, Engine::Threads)
     );
+    assert_eq!(
+        (zone.disk[0].format, zone.disk[0].cache),
+        (Format::Raw, HostCache::None)
+    );
+    assert_eq!(
+        (zone.disk[1].format, zone.disk[1].cache),
+        (Format::Qcow2, HostCache::Writeback)
+    );
+    assert_eq!(zone.disk[2].path, Path::new("null:64M"));
+    zone.disk[2].check("z.toml", "disk[2].").unwrap();
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! What a zone is made of, as its user describes it.
 //!
 //! [`ZoneConfig`] is the checked description that travels from `ringctl` to the daemon and into the daemon's state
-//! file. [`file`] makes it from a TOML file or from command-line options, [`size`] reads and prints sizes.
+//! file. [`disk`] is a disk's part of it. [`file`] makes it from a TOML file or from command-line options, [`size`]
+//! reads and prints sizes.
 
+pub mod disk;
 pub mod file;
 pub mod size;
 
@@ -11,14 +13,14 @@ use std::path::{Path, PathBuf};
 use ringvisor::abi::{MAX_SLOTS, MAX_VCPUS, NAME_LEN};
 use serde::{Deserialize, Serialize};
 
+pub use disk::{DiskConfig, DiskLimits, Engine, Limit, OnError};
+
 /// Bytes of a huge page, the unit in which memory is donated.
 pub const BLOCK: u64 = 2 << 20;
 /// Least memory of a zone: device tree, kernel and a stack need a few blocks.
 pub const MIN_MEMORY: u64 = 4 * BLOCK;
 /// Most memory of a zone: what lies between RAM's base and the end of the guest's address space, far from both.
 pub const MAX_MEMORY: u64 = 64 << 30;
-/// Bytes of a disk's serial number (virtio 1.2, 5.2.6, GET_ID).
-pub const SERIAL_LEN: usize = 20;
 
 /// A zone as its user wants it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +46,9 @@ pub struct ZoneConfig {
     pub on_crash: OnCrash,
     /// Disks in the order of the guest's `/dev/vd*`.
     pub disk: Vec<DiskConfig>,
+    /// Drives without a medium, after the disks, for `ringctl disk attach`.
+    #[serde(default)]
+    pub spare_disks: u32,
 }
 
 /// CPUs wanted.
@@ -98,31 +103,6 @@ pub enum OnCrash {
     Restart,
     /// Keep it for inspection until `zone stop`.
     Hold,
-}
-
-/// One disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskConfig {
-    /// Image or block device, absolute.
-    pub path: PathBuf,
-    /// Refuse writes.
-    pub readonly: bool,
-    /// What GET_ID answers.
-    pub serial: Option<String>,
-    /// How the file is read and written.
-    pub engine: Engine,
-}
-
-/// How a disk's file is read and written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Engine {
-    /// `io_uring`; threads where the kernel has none.
-    #[default]
-    IoUring,
-    /// A pool of threads with `preadv` and `pwritev`.
-    Threads,
 }
 
 /// Why a description is refused. Each message names source, key, value and what was expected.
@@ -287,28 +267,29 @@ impl ZoneConfig {
             let expected = format!("at most {MAX_SLOTS} disks");
             return Err(self.bad("disk", format!("{} disks", self.disk.len()), expected));
         }
+        let room = MAX_SLOTS - self.disk.len();
+        if usize::try_from(self.spare_disks).map_or(true, |spare| spare > room) {
+            let expected = format!("at most {room} beside {} disks", self.disk.len());
+            return Err(self.bad("spare_disks", self.spare_disks, expected));
+        }
         for (index, disk) in self.disk.iter().enumerate() {
-            absolute(self, &format!("disk[{index}].path"), &disk.path)?;
-            if let Some(serial) = &disk.serial
-                && (serial.len() > SERIAL_LEN || !serial.bytes().all(|b| b.is_ascii_graphic() || b == b' '))
-            {
-                let expected = format!("at most {SERIAL_LEN} printable ASCII characters");
-                return Err(self.bad(&format!("disk[{index}].serial"), quoted(serial), expected));
-            }
-            if let Some(first) = self
-                .disk
-                .iter()
-                .take(index)
-                .position(|other| other.path == disk.path)
-                && !(disk.readonly && self.disk.get(first).is_some_and(|other| other.readonly))
-            {
+            let key = format!("disk[{index}].");
+            disk.check(&self.origin, &key)?;
+            let others = self.disk.iter().take(index);
+            if let Some(first) = others.clone().position(|other| other.conflicts(disk)) {
                 let expected =
                     format!("a file that is no other writable disk of the zone, but disk[{first}] is it");
-                let key = format!("disk[{index}].path");
-                return Err(self.bad(&key, quoted(&disk.path.display().to_string()), expected));
+                return Err(self.bad(&format!("{key}path"), disk.quoted_path(), expected));
             }
         }
         Ok(())
+    }
+
+    /// virtio slots: disks, then spare drives.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        let spare = usize::try_from(self.spare_disks).unwrap_or(MAX_SLOTS);
+        self.disk.len().saturating_add(spare).min(MAX_SLOTS)
     }
 }
 

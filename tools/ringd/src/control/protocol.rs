@@ -5,8 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::ZoneConfig;
+use crate::config::{DiskConfig, ZoneConfig};
 use crate::io::QueueReport;
+use crate::zone::disks::LimitChange;
 use crate::zone::{Ending, Status};
 
 /// Longest line, in bytes.
@@ -52,6 +53,47 @@ pub enum Request {
     },
     /// Answer: [`Reply::Disks`].
     Disks,
+    /// Puts a disk into a drive without a medium. Answer: [`Reply::Disk`].
+    DiskAttach {
+        /// The zone.
+        name: String,
+        /// What to attach.
+        disk: Box<DiskConfig>,
+    },
+    /// Takes a disk out of its drive. Answer: [`Reply::Done`].
+    DiskDetach {
+        /// The zone.
+        name: String,
+        /// Its slot.
+        slot: u8,
+    },
+    /// Changes a disk's size. Answer: [`Reply::Disk`].
+    DiskResize {
+        /// The zone.
+        name: String,
+        /// Its slot.
+        slot: u8,
+        /// Bytes; as its file is, if not given.
+        size: Option<u64>,
+        /// Even if that is less than it is.
+        shrink: bool,
+    },
+    /// Changes how fast a disk may be. Answer: [`Reply::Disk`].
+    DiskLimit {
+        /// The zone.
+        name: String,
+        /// Its slot.
+        slot: u8,
+        /// What changes.
+        change: LimitChange,
+    },
+    /// Tries again what a disk has stopped at. Answer: [`Reply::Disk`].
+    DiskResume {
+        /// The zone.
+        name: String,
+        /// Its slot.
+        slot: u8,
+    },
     /// Answer: [`Reply::Info`].
     Info,
     /// Changes a log level. Answer: [`Reply::Done`].
@@ -113,6 +155,8 @@ pub enum Reply {
     Ended(Ending),
     /// All disks.
     Disks(Vec<DiskReport>),
+    /// A disk.
+    Disk(DiskReport),
     /// The hypervisor.
     Info(InfoReport),
 }
@@ -124,14 +168,10 @@ pub struct DiskReport {
     pub zone: String,
     /// Its slot; 0 is `/dev/vda`.
     pub slot: u8,
-    /// Its image.
-    pub path: std::path::PathBuf,
-    /// Whether writes are refused.
-    pub readonly: bool,
-    /// Its serial number.
-    pub serial: String,
-    /// Its engine.
-    pub engine: crate::config::Engine,
+    /// What it was described as; `None`: a drive without a medium.
+    pub disk: Option<DiskConfig>,
+    /// Bytes it can hold.
+    pub size: u64,
     /// Counters by queue.
     pub queues: Vec<QueueReport>,
 }

@@ -18,6 +18,7 @@ use super::protocol::{
 use crate::hv::Hypervisor;
 use crate::zone::Shared;
 use crate::zone::actor::Wish;
+use crate::zone::disks::DiskWish;
 use crate::zone::registry::Registry;
 
 /// How often a silent console looks whether its reader is still there.
@@ -109,7 +110,7 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
     let wish = |name: &str, wish| {
         registry
             .ask(name, wish)
-            .map(|()| Reply::Done)
+            .map(|_| Reply::Done)
             .map_err(|error| error.to_string())
     };
     match request {
@@ -126,6 +127,18 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         }
         Request::List => Ok(Reply::Zones(registry.list())),
         Request::Disks => Ok(Reply::Disks(disks(registry))),
+        Request::DiskAttach { name, disk } => change_disk(registry, &name, DiskWish::Attach(disk)),
+        Request::DiskDetach { name, slot } => wish(&name, Wish::Disk(DiskWish::Detach(slot))),
+        Request::DiskResize {
+            name,
+            slot,
+            size,
+            shrink,
+        } => change_disk(registry, &name, DiskWish::Resize { slot, size, shrink }),
+        Request::DiskLimit { name, slot, change } => {
+            change_disk(registry, &name, DiskWish::Limit(slot, change))
+        }
+        Request::DiskResume { name, slot } => change_disk(registry, &name, DiskWish::Resume(slot)),
         Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
         Request::LogLevel {
             target: LogTarget::Ringd,
@@ -146,21 +159,33 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
     }
 }
 
+/// Does something to a disk and shows what has become of it.
+fn change_disk(registry: &Registry, name: &str, wish: DiskWish) -> Result<Reply, String> {
+    let slot = registry
+        .ask(name, Wish::Disk(wish))
+        .map_err(|error| error.to_string())?;
+    let found = disks(registry)
+        .into_iter()
+        .find(|disk| disk.zone == name && Some(disk.slot) == slot);
+    // The zone may have ended meanwhile.
+    Ok(found.map_or(Reply::Done, Reply::Disk))
+}
+
 fn disks(registry: &Registry) -> Vec<DiskReport> {
+    let io = &registry.context().io;
     let mut reports = Vec::new();
     for status in registry.list() {
         let (Some(number), Ok(zone)) = (status.number, registry.find(&status.name)) else {
             continue;
         };
-        let queues = registry.context().io.report(number);
-        for (slot, disk) in (0_u8..).zip(&zone.config.disk) {
+        let queues = io.report(number);
+        for (slot, disk) in (0_u8..).zip(zone.disks()) {
+            let sectors = io.disk(number, slot).map_or(0, |image| image.capacity());
             reports.push(DiskReport {
                 zone: status.name.clone(),
                 slot,
-                path: disk.path.clone(),
-                readonly: disk.readonly,
-                serial: disk.serial.clone().unwrap_or_default(),
-                engine: disk.engine,
+                disk,
+                size: sectors.saturating_mul(ringblk::virtio::SECTOR_SIZE),
                 queues: queues
                     .iter()
                     .filter(|queue| queue.slot == slot)

@@ -183,6 +183,18 @@ impl dyn Hypervisor + '_ {
         on_slot(self, Op::DeviceNeedsReset, zone, slot, [0; 4])
     }
 
+    /// Changes bytes of a device's configuration space; the driver is told if there is one.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn device_config(&self, zone: u8, slot: u8, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
+        let header = Header {
+            slot: slot.into(),
+            ..header(Op::DeviceConfig, zone, [offset.into(), bytes.len() as u64, 0, 0])
+        };
+        self.execute(header, bytes, &mut []).map(drop)
+    }
+
     /// Takes a device away.
     ///
     /// # Errors

@@ -39,6 +39,7 @@ struct Zone {
 struct Device {
     state: DeviceState,
     used_buffers: u64,
+    config_changes: u64,
 }
 
 struct State {
@@ -129,6 +130,14 @@ impl FakeEl2 {
         let state = self.state();
         let device = state.zones.get(&zone).and_then(|zone| zone.devices.get(&slot));
         device.map_or(0, |device| device.used_buffers)
+    }
+
+    /// How often the device's configuration was changed by the daemon.
+    #[must_use]
+    pub fn config_changes(&self, zone: u8, slot: u8) -> u64 {
+        let state = self.state();
+        let device = state.zones.get(&zone).and_then(|zone| zone.devices.get(&slot));
+        device.map_or(0, |device| device.config_changes)
     }
 
     fn event(&self, number: u8, zone: &Zone, entry: Entry) {
@@ -294,6 +303,7 @@ impl FakeEl2 {
                     }
                     Op::DeviceQuiesced => device.reset(),
                     Op::DeviceNeedsReset => device.state.status |= 0x40,
+                    Op::DeviceConfig => device.change_config(header.args, payload)?,
                     Op::DeviceRemove => {
                         zone.devices.remove(&slot);
                     }
@@ -318,6 +328,17 @@ fn reply(result: &mut [u8], bytes: &[u8]) {
 }
 
 impl Device {
+    fn change_config(&mut self, [offset, len, ..]: [u64; 4], payload: &[u8]) -> Outcome<()> {
+        let range = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
+        let range = range.and_then(|(start, len)| Some((start, start.checked_add(len)?)));
+        let (start, end) = range.ok_or((Status::BadArgument, offset))?;
+        let target = self.state.config.get_mut(start..end);
+        let target = target.ok_or((Status::BadArgument, offset))?;
+        target.copy_from_slice(payload.get(..target.len()).ok_or((Status::BadArgument, len))?);
+        self.config_changes += 1;
+        Ok(())
+    }
+
     fn reset(&mut self) {
         let kept = (self.state.queues, self.state.reset_generation, self.state.config);
         self.state.zero();
@@ -373,6 +394,7 @@ impl Zone {
             Device {
                 state,
                 used_buffers: 0,
+                config_changes: 0,
             },
         );
         Ok(())

@@ -106,6 +106,10 @@ impl ZoneIo {
         };
         if std::mem::take(&mut self.refresh) {
             for device in &mut self.devices {
+                // The last daemon may have died between changing a disk and telling the guest.
+                if let Err(error) = device.announce_capacity(&**hv) {
+                    tracing::warn!(zone = self.number, slot = device.slot(), %error, "cannot show a disk's size");
+                }
                 device.refresh(hv, commands);
             }
             self.console.pump(window);

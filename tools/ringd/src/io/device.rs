@@ -4,17 +4,18 @@
 //! on its store to Status until the daemon says that it no longer touches the guest's buffers (virtio 1.2, 2.4).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringblk::stats::QueueStats;
-use ringblk::{Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
+use ringblk::{Callback, Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
-use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, MmapRegion};
 
 use super::Queues;
-use crate::hv::Hypervisor;
+use super::drain::Drain;
+use super::report::QueueReport;
+use crate::hv::{Hypervisor, Refusal};
 
 /// Device status bit: the driver is ready (virtio 1.2, 2.1).
 const DRIVER_OK: u32 = 4;
@@ -22,8 +23,10 @@ const DRIVER_OK: u32 = 4;
 const READY: u32 = 1;
 /// [`QueueState::ready`] of a queue that waits to be let go.
 const DISABLING: u32 = 2;
-/// Bytes of a queue's in-flight log: for queues of up to 256 entries.
-pub const LOG_STRIDE: usize = 8 << 10;
+/// Offset of `capacity` in the configuration space (virtio 1.2, 5.2.4).
+const CAPACITY: u16 = 0;
+/// Bytes of a queue's in-flight log, whole pages.
+pub const LOG_STRIDE: usize = InflightArea::bytes(ringblk::QUEUE_SIZE_MAX).next_multiple_of(4096);
 /// An epoch that no queue has: opening a log with it empties the log.
 const NO_EPOCH: u64 = u64::MAX;
 
@@ -49,69 +52,21 @@ pub struct DeviceParts {
 pub struct DeviceIo {
     parts: DeviceParts,
     queues: Vec<ServedQueue>,
+    /// Queues that the reactor has not let go of yet.
+    drain: Drain,
     /// The reset that is being carried out.
     resetting: Option<u64>,
-    /// The queues that the last reset took from the reactor.
-    reset: Vec<Leaving>,
+    /// The image is being exchanged: no queue is set up.
+    held: bool,
 }
 
 #[derive(Default)]
 struct ServedQueue {
     id: Option<QueueId>,
-    /// It is being taken from the reactor because the guest disabled it.
-    leaving: Option<Leaving>,
+    /// EL2 is told as soon as the reactor has let go of it.
+    stopping: Arc<AtomicBool>,
     /// Of this queue or the last one with its number.
     stats: Option<Arc<QueueStats>>,
-}
-
-/// A queue on its way out; requests of it may still be in flight.
-struct Leaving {
-    id: QueueId,
-    gone: Arc<AtomicBool>,
-}
-
-impl ServedQueue {
-    fn leaving(&self) -> Option<QueueId> {
-        self.leaving.as_ref()?.id()
-    }
-}
-
-impl Leaving {
-    /// `None` once it has gone.
-    fn id(&self) -> Option<QueueId> {
-        (!self.gone.load(Ordering::Acquire)).then_some(self.id)
-    }
-}
-
-/// Counters of one queue.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueReport {
-    /// virtio slot of its device.
-    pub slot: u8,
-    /// Number in its device.
-    pub queue: usize,
-    /// Whether the guest uses it now.
-    pub active: bool,
-    /// Requests read.
-    pub reads: u64,
-    /// Requests written.
-    pub writes: u64,
-    /// Flushes done.
-    pub flushes: u64,
-    /// Requests that ended with an error.
-    pub errors: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-    /// Batches taken.
-    pub batches: u64,
-    /// Most requests in flight at once.
-    pub max_depth: u64,
-    /// Interrupts raised.
-    pub interrupts: u64,
-    /// Interrupts that the guest did not want.
-    pub interrupts_suppressed: u64,
 }
 
 impl DeviceIo {
@@ -124,8 +79,9 @@ impl DeviceIo {
         Self {
             parts,
             queues,
+            drain: Drain::default(),
             resetting: None,
-            reset: Vec::new(),
+            held: false,
         }
     }
 
@@ -141,21 +97,59 @@ impl DeviceIo {
         self.queues.get(usize::from(number))?.id
     }
 
-    /// Forgets its queues; the caller takes them from the reactor. Those that leave it already are among them, for the
-    /// caller has to wait for them as well.
-    pub fn take_queues(&mut self) -> Vec<QueueId> {
-        let mut ids: Vec<QueueId> = self.reset.drain(..).filter_map(|leaving| leaving.id()).collect();
-        for queue in &mut self.queues {
-            ids.extend(queue.id.take());
-            ids.extend(queue.leaving());
+    /// Takes all its queues from the reactor; calls `then` once nothing of them is in flight.
+    pub(crate) fn release(&mut self, queues: &mut impl Queues, then: Callback) {
+        for served in &mut self.queues {
+            if let Some(id) = served.id.take() {
+                let leaving = self.drain.begin();
+                queues.remove(id, Box::new(move || drop(leaving)));
+            }
         }
-        ids
+        self.drain.when_empty(then);
+    }
+
+    /// As [`Self::release`], and sets no queue up again before [`Self::exchange`] or [`Self::go_on`].
+    pub(crate) fn hold(&mut self, queues: &mut impl Queues, then: Callback) {
+        self.held = true;
+        self.release(queues, then);
+    }
+
+    /// Another image, after [`Self::hold`]. Queues set up from now on use it; what the log says is in flight is run
+    /// again, on this one.
+    pub(crate) fn exchange(&mut self, disk: Arc<Disk>) {
+        self.parts.disk = disk;
+        self.go_on();
+    }
+
+    /// Queues may be set up again, after [`Self::hold`].
+    pub(crate) fn go_on(&mut self) {
+        self.held = false;
+    }
+
+    /// Its queues that are served.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = QueueId> {
+        self.queues.iter().filter_map(|served| served.id)
+    }
+
+    /// Its image.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.parts.disk
     }
 
     /// The zone starts for the `starts`-th time.
     pub fn begin_anew(&mut self, starts: u32) {
         self.parts.starts = starts;
         self.resetting = None;
+    }
+
+    /// Shows the guest the image's capacity (virtio 1.2, 5.2.4), which interrupts it if that is a new one.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub(crate) fn announce_capacity(&self, hv: &dyn Hypervisor) -> Result<(), Refusal> {
+        let capacity = self.parts.disk.capacity().to_le_bytes();
+        hv.device_config(self.parts.zone, self.parts.slot, CAPACITY, &capacity)
     }
 
     /// Looks at the device's latched state and does what it asks for.
@@ -175,11 +169,12 @@ impl DeviceIo {
             return;
         }
         self.resetting = None;
-        // Before queues are made: the driver may have chosen how its writes are cached.
+        if self.held {
+            return;
+        }
+        // `writeback`, the one byte that a driver writes (virtio 1.2, 5.2.5): before queues are made, which look at it.
         if ringblk::device::driver_wrote(&self.parts.disk, state.features, &state.config) {
-            for id in self.queues.iter().filter_map(|queue| queue.id) {
-                queues.kick(id);
-            }
+            self.ids().for_each(|id| queues.kick(id));
         }
         for number in 0..self.queues.len() {
             self.refresh_queue(hv, number, &state, queues);
@@ -187,47 +182,16 @@ impl DeviceIo {
     }
 
     fn reset(&mut self, hv: &Arc<dyn Hypervisor>, generation: u64, queues: &mut impl Queues) {
-        tracing::debug!(
-            zone = self.parts.zone,
-            slot = self.parts.slot,
-            generation,
-            "device reset"
-        );
-        self.resetting = Some(generation);
-        let ids = self.take_queues();
-        let gone = Arc::new(AtomicBool::new(ids.is_empty()));
-        // Whoever else has to wait for the last byte (the end of the zone) finds them here.
-        self.reset = ids
-            .iter()
-            .map(|&id| Leaving {
-                id,
-                gone: gone.clone(),
-            })
-            .collect();
         let (zone, slot) = (self.parts.zone, self.parts.slot);
+        tracing::debug!(zone, slot, generation, "device reset");
+        self.resetting = Some(generation);
         let hv = hv.clone();
         let done = move || {
-            gone.store(true, Ordering::Release);
             if let Err(error) = (&*hv as &dyn Hypervisor).device_quiesced(zone, slot, generation) {
                 tracing::warn!(zone, slot, %error, "cannot complete a device's reset");
             }
         };
-        if ids.is_empty() {
-            return done();
-        }
-        // Whoever is last says so.
-        let left = Arc::new(AtomicUsize::new(ids.len()));
-        for id in ids {
-            let (left, done) = (left.clone(), done.clone());
-            queues.remove(
-                id,
-                Box::new(move || {
-                    if left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                        done();
-                    }
-                }),
-            );
-        }
+        self.release(queues, Box::new(done));
     }
 
     fn refresh_queue(
@@ -254,27 +218,27 @@ impl DeviceIo {
                     }
                 }
             }
-            // Under way: EL2 hears of it when the last request has ended.
-            (DISABLING, _) if served.leaving().is_some() => {}
+            // Asked for already; the state was read for another reason.
+            (DISABLING, _) if served.stopping.load(Ordering::Acquire) => {}
             (DISABLING, id) => {
                 let (zone, slot, generation) = (self.parts.zone, self.parts.slot, state.reset_generation);
                 let area = area(&self.parts, number);
                 let (size, hv) = (latched.size as u16, hv.clone());
-                let gone = Arc::new(AtomicBool::new(false));
-                let told = gone.clone();
+                let stopping = served.stopping.clone();
+                stopping.store(true, Ordering::Release);
                 let done = Box::new(move || {
-                    told.store(true, Ordering::Release);
                     // The queue's next life begins with an empty log, in the same epoch.
                     drop(ringblk::inflight::InflightLog::open(&area, size, NO_EPOCH));
                     let queue = u16::try_from(number).unwrap_or(u16::MAX);
                     let _ = (&*hv as &dyn Hypervisor).queue_quiesced(zone, slot, generation, queue);
+                    stopping.store(false, Ordering::Release);
                 });
                 served.id = None;
-                served.leaving = id.map(|id| Leaving { id, gone });
-                match id {
-                    Some(id) => queues.remove(id, done),
-                    None => done(),
+                if let Some(id) = id {
+                    let leaving = self.drain.begin();
+                    queues.remove(id, Box::new(move || drop(leaving)));
                 }
+                self.drain.when_empty(done);
             }
             _ => {}
         }
@@ -284,22 +248,13 @@ impl DeviceIo {
     #[must_use]
     pub fn report(&self) -> Vec<QueueReport> {
         let one = |(number, served): (usize, &ServedQueue)| {
-            let stats = served.stats.as_ref()?;
-            Some(QueueReport {
-                slot: self.parts.slot,
-                queue: number,
-                active: served.id.is_some(),
-                reads: stats.reads.get(),
-                writes: stats.writes.get(),
-                flushes: stats.flushes.get(),
-                errors: stats.errors.get(),
-                bytes_read: stats.bytes_read.get(),
-                bytes_written: stats.bytes_written.get(),
-                batches: stats.batches.get(),
-                max_depth: stats.max_depth.get(),
-                interrupts: stats.interrupts.get(),
-                interrupts_suppressed: stats.interrupts_suppressed.get(),
-            })
+            let stats = served.stats.as_ref()?.snapshot();
+            Some(QueueReport::new(
+                self.parts.slot,
+                number,
+                served.id.is_some(),
+                &stats,
+            ))
         };
         self.queues.iter().enumerate().filter_map(one).collect()
     }

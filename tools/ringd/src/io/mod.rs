@@ -6,19 +6,22 @@
 
 pub mod bell;
 pub mod device;
+mod drain;
+pub mod report;
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use ringblk::{Commands, QueueId, Reactor, ReactorHandle, ReactorOptions};
+use ringblk::{Commands, Disk, QueueId, RateLimits, Reactor, ReactorHandle, ReactorOptions};
 use ringvisor::abi::{MAX_ZONES, shared};
 use ringvisor::ring::Consumer;
 
 use crate::console::Console;
 use crate::hv::{Hypervisor, Refusal};
 use bell::{Interrupt, Rings};
-pub use device::{DeviceIo, QueueReport};
+pub use device::DeviceIo;
+pub use report::QueueReport;
 
 /// Called on the reactor's thread when a zone's state has changed; must not block.
 pub type ZoneEvent = Box<dyn Fn() + Send>;
@@ -127,21 +130,98 @@ impl Io {
     /// Takes all queues of the zone away and waits until nothing of them is in flight: from then on this daemon does
     /// not touch the zone's memory. [`Self::reopen`] lets queues be set up again.
     pub fn quiesce(&self, number: u8) {
-        let ids = self.with(number, |zone| {
-            zone.closing = true;
-            zone.devices
-                .iter_mut()
-                .flat_map(DeviceIo::take_queues)
-                .collect::<Vec<QueueId>>()
-        });
-        let (sender, receiver) = channel::<()>();
-        for id in ids.unwrap_or_default() {
-            let sender = sender.clone();
-            self.reactor.remove(id, Box::new(move || drop(sender)));
-        }
-        drop(sender);
         // All senders are gone when all queues are. Callbacks of a reactor that has ended are dropped as well.
+        let (sender, receiver) = channel::<()>();
+        self.with(number, |zone| {
+            zone.closing = true;
+            for device in &mut zone.devices {
+                let sender = sender.clone();
+                device.release(&mut self.reactor.clone(), Box::new(move || drop(sender)));
+            }
+        });
+        drop(sender);
         let _ = receiver.recv();
+    }
+
+    /// Exchanges a device's image under its queues: what is in flight ends on the old one, what is held back goes on
+    /// with the new one. The guest is shown the new capacity.
+    ///
+    /// # Errors
+    /// EL2 refused to show it.
+    pub fn exchange_disk(&self, number: u8, slot: u8, disk: Arc<Disk>) -> Result<(), Refusal> {
+        self.hold(number, slot);
+        self.go_on(number, slot, |device| device.exchange(disk))
+            .map_or(Ok(()), |(_, shown)| shown)
+    }
+
+    /// Calls `act` while nothing is in flight on a device, then shows the guest the image's capacity. `None`: there is
+    /// no such device; else what `act` gave, and whether EL2 took the capacity.
+    pub fn while_held<T>(
+        &self,
+        number: u8,
+        slot: u8,
+        act: impl FnOnce(&Disk) -> T,
+    ) -> Option<(T, Result<(), Refusal>)> {
+        self.hold(number, slot);
+        let result = act(&*self.disk(number, slot)?);
+        let (_, shown) = self.go_on(number, slot, DeviceIo::go_on)?;
+        Some((result, shown))
+    }
+
+    /// Waits until nothing is in flight on a device; nothing more is taken from its queues.
+    fn hold(&self, number: u8, slot: u8) {
+        let (sender, receiver) = channel::<()>();
+        self.with_device(number, slot, |device, _| {
+            device.hold(&mut self.reactor.clone(), Box::new(move || drop(sender)));
+        });
+        let _ = receiver.recv();
+    }
+
+    /// Ends [`Self::hold`].
+    fn go_on<T>(
+        &self,
+        number: u8,
+        slot: u8,
+        act: impl FnOnce(&mut DeviceIo) -> T,
+    ) -> Option<(T, Result<(), Refusal>)> {
+        self.with_device(number, slot, |device, closing| {
+            let result = act(device);
+            let shown = device.announce_capacity(&*self.hv);
+            if !closing {
+                device.refresh(&self.hv, &mut self.reactor.clone());
+            }
+            (result, shown)
+        })
+    }
+
+    /// Shows the guest what a device's image can hold now.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn announce_capacity(&self, number: u8, slot: u8) -> Result<(), Refusal> {
+        self.with_device(number, slot, |device, _| device.announce_capacity(&*self.hv))
+            .unwrap_or(Ok(()))
+    }
+
+    /// How fast a disk may be from now on.
+    pub fn set_limits(&self, number: u8, slot: u8, limits: RateLimits) {
+        self.with_device(number, slot, |device, _| {
+            device.disk().control().throttle.set_limits(limits);
+            device.ids().for_each(|id| self.reactor.kick(id));
+        });
+    }
+
+    /// Tries again what the disk has stopped at.
+    pub fn retry(&self, number: u8, slot: u8) {
+        self.with_device(number, slot, |device, _| {
+            device.ids().for_each(|id| self.reactor.retry(id));
+        });
+    }
+
+    /// A device's image.
+    #[must_use]
+    pub fn disk(&self, number: u8, slot: u8) -> Option<Arc<Disk>> {
+        self.with_device(number, slot, |device, _| device.disk().clone())
     }
 
     /// The zone begins anew: forgets what [`Self::quiesce`] stopped. `starts` counts the zone's starts.
@@ -186,12 +266,23 @@ impl Io {
         }
     }
 
+    /// Calls `act` on a device; `true`: its zone is being closed.
+    fn with_device<T>(&self, number: u8, slot: u8, act: impl FnOnce(&mut DeviceIo, bool) -> T) -> Option<T> {
+        self.with(number, |zone| {
+            let closing = zone.closing;
+            zone.devices
+                .iter_mut()
+                .find(|device| device.slot() == slot)
+                .map(|device| act(device, closing))
+        })?
+    }
+
     fn with<T>(&self, number: u8, act: impl FnOnce(&mut ZoneIo) -> T) -> Option<T> {
         lock(&self.table).get_mut(usize::from(number))?.as_mut().map(act)
     }
 }
 
-/// Where queues are added and taken away: on the reactor's thread, its own list of commands.
+/// Where queues are added and taken away: on the reactor's thread its own list of commands, elsewhere its mailbox.
 pub(crate) trait Queues {
     /// See [`Commands::add`].
     fn add(&mut self, queue: ringblk::Queue) -> QueueId;
@@ -212,6 +303,20 @@ impl Queues for Commands {
 
     fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
         Commands::remove(self, id, then);
+    }
+}
+
+impl Queues for ReactorHandle {
+    fn add(&mut self, queue: ringblk::Queue) -> QueueId {
+        ReactorHandle::add(self, queue)
+    }
+
+    fn kick(&mut self, id: QueueId) {
+        ReactorHandle::kick(self, id);
+    }
+
+    fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
+        ReactorHandle::remove(self, id, then);
     }
 }
 

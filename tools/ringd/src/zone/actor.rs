@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use ringvisor::abi::command::{Status, ZoneInfo};
 use ringvisor::abi::{StopReason, ZoneState};
 
+use super::disks::DiskWish;
 use super::load::Entry;
 use super::record::Record;
 use super::resources::Held;
@@ -29,11 +30,14 @@ pub enum Message {
     /// EL2 says that the zone's state has changed.
     Changed,
     /// Somebody wants something.
-    Wish(Wish, Sender<Result<(), ZoneError>>),
+    Wish(Wish, Sender<Granted>),
 }
 
+/// A wish that came true, with the slot if it was about a disk; or why it did not.
+pub type Granted = Result<Option<u8>, ZoneError>;
+
 /// What users may want of a zone that exists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wish {
     /// End it.
     Stop,
@@ -41,6 +45,8 @@ pub enum Wish {
     Pause,
     /// Let them go on.
     Resume,
+    /// Something about its disks.
+    Disk(DiskWish),
 }
 
 /// The thread's own.
@@ -51,7 +57,7 @@ struct Actor {
     number: u8,
     inbox: Receiver<Message>,
     /// Wishes that came while something was awaited.
-    later: std::collections::VecDeque<(Wish, Sender<Result<(), ZoneError>>)>,
+    later: std::collections::VecDeque<(Wish, Sender<Granted>)>,
 }
 
 /// Whether the thread goes on.
@@ -230,7 +236,7 @@ impl Actor {
         });
         for (wish, reply) in later.into_iter().chain(waiting) {
             let _ = reply.send(match wish {
-                Wish::Stop => Ok(()),
+                Wish::Stop => Ok(None),
                 _ => Err(wrong(&shared, "running")),
             });
         }
@@ -309,24 +315,27 @@ impl Actor {
         }
     }
 
-    fn fulfil(&mut self, wish: Wish, reply: &Sender<Result<(), ZoneError>>) -> Next {
+    fn fulfil(&mut self, wish: Wish, reply: &Sender<Granted>) -> Next {
         let phase = self.shared.status().state;
-        let (outcome, next) = match (wish, phase) {
+        let outcome = match (wish, phase) {
             (Wish::Stop, _) => match self.stop() {
                 Ok(()) => {
                     // Answered by `finish`, when all is given back.
-                    self.later.push_back((wish, reply.clone()));
+                    self.later.push_back((Wish::Stop, reply.clone()));
                     return Next::End(Ending::Stopped);
                 }
-                Err(error) => (Err(error), Next::Continue),
+                Err(error) => Err(error),
             },
-            (Wish::Pause, Phase::Running) => (self.pause(), Next::Continue),
-            (Wish::Resume, Phase::Paused) => (self.resume(), Next::Continue),
-            (Wish::Pause, _) => (Err(wrong(&self.shared, "running")), Next::Continue),
-            (Wish::Resume, _) => (Err(wrong(&self.shared, "paused")), Next::Continue),
+            (Wish::Pause, Phase::Running) => self.pause().map(|()| None),
+            (Wish::Resume, Phase::Paused) => self.resume().map(|()| None),
+            (Wish::Disk(wish), Phase::Running | Phase::Paused | Phase::Crashed) => {
+                self.held.change_disk(&wish).map(Some)
+            }
+            (Wish::Resume, _) => Err(wrong(&self.shared, "paused")),
+            (Wish::Pause | Wish::Disk(_), _) => Err(wrong(&self.shared, "running")),
         };
         let _ = reply.send(outcome);
-        next
+        Next::Continue
     }
 
     fn stop(&mut self) -> Result<(), ZoneError> {

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use ringvisor::abi::MAX_SLOTS;
 use ringvisor::abi::machine::RAM_BASE;
 
 use super::ZoneError;
@@ -12,9 +11,6 @@ use crate::boot::kernel::Kernel;
 use crate::boot::layout;
 use crate::config::{ConfigError, ZoneConfig, quoted};
 use crate::host::Ram;
-
-/// Empty virtio slots that a guest is told of, so that disks can be attached while it runs.
-pub const SPARE_SLOTS: usize = 2;
 
 /// Where vCPU 0 begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +61,7 @@ fn read_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Vec<u8>, Con
     })
 }
 
-/// Puts the images into `ram`, with a device tree for the zone's disks and spare slots.
+/// Puts the images into `ram`, with a device tree for the zone's disks and spare drives.
 ///
 /// # Errors
 /// The device tree cannot be made of the configuration, or RAM is not what it should be.
@@ -90,7 +86,7 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
         memory: config.memory,
         cmdline: &config.cmdline,
         initrd: range,
-        slots: config.disk.len().saturating_add(SPARE_SLOTS).min(MAX_SLOTS),
+        slots: config.slots(),
         seed: &seed,
     });
     let tree = tree.map_err(|error| config.bad("cmdline", quoted(&config.cmdline), error))?;

@@ -1,10 +1,11 @@
 //! Zones: what one is in the daemon, from its description to its end.
 //!
 //! Each zone has a thread, the [`actor`], which alone changes it: it takes what the zone needs ([`resources`]),
-//! fills its memory ([`load`]), follows what EL2 tells, and gives everything back. The [`registry`] names the zones
+//! fills its memory ([`load`]), changes its disks ([`disks`]), follows what EL2 tells, and gives everything back. The [`registry`] names the zones
 //! and passes on what users ask for. [`record`] is what a zone leaves on disk for the next daemon.
 
 pub mod actor;
+pub mod disks;
 pub mod load;
 pub mod record;
 pub mod registry;
@@ -18,7 +19,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{ConfigError, ZoneConfig};
+use crate::config::{ConfigError, DiskConfig, ZoneConfig};
 use crate::console::Console;
 use crate::host::{Host, RamError};
 use crate::hv::{Hypervisor, Refusal};
@@ -132,6 +133,8 @@ pub struct Shared {
     pub console: Arc<Console>,
     status: Mutex<Status>,
     changed: Condvar,
+    /// What is in each slot now.
+    disks: Mutex<Vec<Option<DiskConfig>>>,
 }
 
 impl Shared {
@@ -150,12 +153,30 @@ impl Shared {
             restarts: 0,
         };
         let (status, changed) = (Mutex::new(status), Condvar::new());
+        let disks = Mutex::new(disks::slots(&config));
         Arc::new(Self {
             config,
             console: Arc::default(),
             status,
             changed,
+            disks,
         })
+    }
+
+    /// What is in each slot now.
+    #[must_use]
+    pub fn disks(&self) -> Vec<Option<DiskConfig>> {
+        self.disks
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .clone()
+    }
+
+    /// Something else is in the slots.
+    pub fn set_disks(&self, disks: Vec<Option<DiskConfig>>) {
+        let count = disks.iter().flatten().count();
+        *self.disks.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = disks;
+        self.update(|status| status.disks = count);
     }
 
     fn lock(&self) -> MutexGuard<'_, Status> {
@@ -239,6 +260,30 @@ pub enum ZoneError {
         phase: Phase,
         /// What it should be.
         expected: &'static str,
+    },
+    /// All drives have a disk, or there are none.
+    #[error(
+        "zone {0} has no drive free for another disk: `spare_disks` in its zone file says how many it starts with, \
+         and `ringctl disk detach` frees one"
+    )]
+    NoSpareDisk(String),
+    /// There is no disk in that slot.
+    #[error("zone {name} has no disk in slot {slot}; `ringctl disk list` shows those there are")]
+    NoDisk {
+        /// The zone.
+        name: String,
+        /// The slot.
+        slot: u8,
+    },
+    /// A disk cannot be what it should.
+    #[error("zone {name}, disk in slot {slot}: {cause}")]
+    Disk {
+        /// The zone.
+        name: String,
+        /// Its slot.
+        slot: usize,
+        /// What is wrong.
+        cause: String,
     },
     /// EL2 did not get a vCPU out of the guest in time.
     #[error("zone {name}: EL2 has not {what} it within {seconds} s")]

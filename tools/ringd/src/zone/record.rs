@@ -12,11 +12,11 @@ use ringvisor::abi::{MAX_QUEUES, MAX_SLOTS};
 use serde::{Deserialize, Serialize};
 use vm_memory::{FileOffset, MmapRegion};
 
-use crate::config::ZoneConfig;
+use crate::config::{DiskConfig, ZoneConfig};
 use crate::io::device::LOG_STRIDE;
 
 /// Version of the layout of records, shared page notes and in-flight files together.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A zone's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub struct Record {
     pub added_pages: u64,
     /// Starts so far; 0 while it is being set up.
     pub starts: u32,
+    /// What is in each slot now: disks may have been attached, detached and limited since the start.
+    pub disks: Vec<Option<DiskConfig>>,
 }
 
 /// Why a record cannot be used.
@@ -79,6 +81,7 @@ impl Record {
     pub fn new(config: ZoneConfig) -> Self {
         Self {
             version: VERSION,
+            disks: super::disks::slots(&config),
             config,
             number: None,
             cpus: Vec::new(),
@@ -229,7 +232,7 @@ mod tests {
             error.contains("b.json: written by another version of ringd (layout 7"),
             "{error}"
         );
-        fs::write(directory.path().join("b.json"), "{\"version\": 1, \"zone\": 1}").unwrap();
+        fs::write(directory.path().join("b.json"), "{\"version\": 2, \"zone\": 1}").unwrap();
         let error = Record::load_all(directory.path())
             .unwrap()
             .remove(0)

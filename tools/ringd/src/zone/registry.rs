@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use ringvisor::abi::command::ZoneInfo;
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
 
-use super::actor::{self, Message, Wish};
+use super::actor::{self, Granted, Message, Wish};
 use super::record::Record;
 use super::{Context, Phase, Shared, Status, ZoneError};
 use crate::config::ZoneConfig;
@@ -91,11 +91,11 @@ impl Registry {
         }
     }
 
-    /// Fulfils a wish and returns when it has come true.
+    /// Fulfils a wish and returns when it has come true; with a disk's slot if it was about one.
     ///
     /// # Errors
     /// There is no such zone, or its state does not allow it.
-    pub fn ask(&self, name: &str, wish: Wish) -> Result<(), ZoneError> {
+    pub fn ask(&self, name: &str, wish: Wish) -> Granted {
         let zone = self
             .lock()
             .by_name
@@ -113,7 +113,7 @@ impl Registry {
         }
         let (reply, answer) = channel();
         let sent = match &zone.outbox {
-            Some(outbox) => outbox.send(Message::Wish(wish, reply)).is_ok(),
+            Some(outbox) => outbox.send(Message::Wish(wish.clone(), reply)).is_ok(),
             None => false,
         };
         if !sent {
@@ -122,7 +122,7 @@ impl Registry {
         match answer.recv() {
             Ok(outcome) => outcome,
             // The zone ended before it saw the wish.
-            Err(_) if wish == Wish::Stop => Ok(()),
+            Err(_) if wish == Wish::Stop => Ok(None),
             Err(_) => Err(wrong("running or paused")),
         }
     }
@@ -172,6 +172,7 @@ impl Registry {
             let name = record.config.name.clone();
             let found = in_el2.remove(&name);
             let shared = Shared::new(record.config.clone());
+            shared.set_disks(record.disks.clone());
             match found {
                 Some(number) if record.starts > 0 => {
                     self.lock().insert(&name, shared.clone());

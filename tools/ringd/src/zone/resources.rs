@@ -6,31 +6,24 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ringblk::{Disk, EngineKind, GuestRam, OpenOptions};
-use ringvisor::abi::MAX_QUEUES;
-use ringvisor::abi::command::DeviceSpec;
+use ringblk::{Disk, GuestRam};
 use ringvisor::abi::machine::RAM_BASE;
 
+use super::disks::{self, DISK_WAIT};
 use super::load::{self, Entry, Images};
 use super::record::{self, Record, RecordError};
 use super::{Context, Shared, ZoneError};
-use crate::config::{Engine, ZoneConfig, quoted, size::format_size};
+use crate::config::{DiskConfig, ZoneConfig, quoted, size::format_size};
 use crate::host::{Ram, RamError, cpus};
 use crate::io::device::{DeviceIo, DeviceParts};
 
-/// Vendor id register of our devices: "RNGV".
-const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
-/// Queues of a disk.
-const QUEUES: usize = 1;
-/// How long a new zone waits for the last I/O of a zone that is just gone.
-const DISK_WAIT: Duration = Duration::from_secs(2);
 /// How long a take-over waits for I/O that a dead daemon left in the kernel.
 const TAKEOVER_WAIT: Duration = Duration::from_secs(30);
 
 /// What a zone holds.
 pub struct Held {
-    context: Arc<Context>,
-    shared: Arc<Shared>,
+    pub(super) context: Arc<Context>,
+    pub(super) shared: Arc<Shared>,
     record: Record,
     ram: Option<Ram>,
     /// Whether the reactor knows the zone.
@@ -50,7 +43,7 @@ impl Held {
         let config = &shared.config;
         // Files first: most mistakes are here, and nothing has been taken yet.
         let images = load::read(config)?;
-        let disks = open_disks(config, DISK_WAIT)?;
+        let disks = disks::open_all(config, &shared.disks(), DISK_WAIT)?;
         let mut held = Self {
             context: context.clone(),
             shared: shared.clone(),
@@ -122,12 +115,11 @@ impl Held {
             .el2()
             .zone_donate(number, RAM_BASE, blocks)
             .map_err(refused)?;
-        for (slot, disk) in disks.iter().enumerate() {
-            let slot = u8::try_from(slot).unwrap_or(u8::MAX);
-            context
-                .el2()
-                .device_add(number, slot, &specification(disk))
-                .map_err(refused)?;
+        let wanted = shared.disks();
+        for (slot, (disk, wanted)) in (0_u8..).zip(disks.iter().zip(&wanted)) {
+            let wanted = wanted.as_ref();
+            let spec = disks::specification(disk, wanted, disks::queues(config, wanted));
+            context.el2().device_add(number, slot, &spec).map_err(refused)?;
         }
         self.record.starts = 1;
         self.serve(number, disks, changed, false)?;
@@ -191,11 +183,13 @@ impl Held {
         let log = record::inflight(&self.context.records, &config.name)
             .map_err(|error| record_failed(config, error))?;
         let mut devices = Vec::new();
-        for (slot, disk) in disks.iter().enumerate() {
+        for (slot, disk) in (0_u8..).zip(disks) {
+            // As the slot was when the zone began: what is attached later has the drive's queues.
+            let first = config.disk.get(usize::from(slot));
             devices.push(DeviceIo::new(DeviceParts {
                 zone: number,
-                slot: u8::try_from(slot).unwrap_or(u8::MAX),
-                queues: QUEUES,
+                slot,
+                queues: disks::queues(config, first),
                 disk: disk.clone(),
                 ram: memory.clone(),
                 log: log.clone(),
@@ -240,7 +234,8 @@ impl Held {
         });
         let taken = opened.and_then(|ram| {
             held.ram = Some(ram);
-            held.serve(number, &open_disks(config, TAKEOVER_WAIT)?, changed, true)
+            let disks = disks::open_all(config, &shared.disks(), TAKEOVER_WAIT)?;
+            held.serve(number, &disks, changed, true)
         });
         match taken {
             Ok(()) => Ok(held),
@@ -258,6 +253,20 @@ impl Held {
             ram: None,
             served: false,
         }
+    }
+
+    /// Notes what is in a slot now, for the next daemon and for users.
+    pub(super) fn note_disk(&mut self, slot: usize, disk: Option<DiskConfig>) -> Result<(), ZoneError> {
+        let mut record = self.record.clone();
+        if let Some(place) = record.disks.get_mut(slot) {
+            *place = disk;
+        }
+        record
+            .save(&self.context.records)
+            .map_err(|error| record_failed(&self.shared.config, error))?;
+        self.record = record;
+        self.shared.set_disks(self.record.disks.clone());
+        Ok(())
     }
 
     /// EL2's number of the zone.
@@ -340,66 +349,4 @@ fn record_failed(config: &ZoneConfig, error: RecordError) -> ZoneError {
         what: "its record".into(),
         cause,
     }
-}
-
-/// Opens and locks the images.
-fn open_disks(config: &ZoneConfig, wait: Duration) -> Result<Vec<Arc<Disk>>, ZoneError> {
-    let mut disks = Vec::new();
-    for (index, disk) in config.disk.iter().enumerate() {
-        let engine = match disk.engine {
-            Engine::IoUring => EngineKind::IoUring,
-            Engine::Threads => EngineKind::Threads,
-        };
-        let serial = disk.serial.clone().unwrap_or_default();
-        let wanted = ringblk::DiskConfig {
-            path: disk.path.clone(),
-            readonly: disk.readonly,
-            serial,
-            engine,
-            ..Default::default()
-        };
-        let options = OpenOptions {
-            owner: Some(owner(&config.name, index)),
-            wait,
-        };
-        let opened = Disk::open_with(&wanted, &options);
-        disks.push(
-            opened.map_err(|error| config.unusable(&format!("disk[{index}].path"), &disk.path, error))?,
-        );
-    }
-    Ok(disks)
-}
-
-/// A number for a disk's lock that is the same after a restart of the daemon (FNV-1a of zone and index).
-fn owner(name: &str, index: usize) -> u64 {
-    let bytes = name.bytes().chain(index.to_le_bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
-/// What EL2 shows of a disk.
-fn specification(disk: &Disk) -> DeviceSpec {
-    let mut spec = DeviceSpec {
-        device_id: ringblk::DEVICE_ID,
-        vendor_id: VENDOR_ID,
-        features: ringblk::features(disk, QUEUES as u16),
-        queues: QUEUES as u32,
-        config_len: 0,
-        queue_max: [0; MAX_QUEUES],
-        config: [0; 256],
-    };
-    for (to, from) in
-        spec.config
-            .iter_mut()
-            .zip(ringblk::config(disk, ringblk::QUEUE_SIZE_MAX, QUEUES as u16))
-    {
-        *to = from;
-    }
-    spec.config_len = ringblk::CONFIG_LEN as u32;
-    spec.queue_max
-        .iter_mut()
-        .take(QUEUES)
-        .for_each(|max| *max = ringblk::QUEUE_SIZE_MAX);
-    spec
 }

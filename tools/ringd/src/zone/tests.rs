@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use ringvisor::abi::command::Op;
 use ringvisor::abi::{StopReason, ZoneState};
 
+mod disks;
+
 use super::actor::Wish;
 use super::record::Record;
 use super::registry::Registry;
@@ -59,16 +61,15 @@ impl Machine {
             on_reboot: OnReboot::Restart,
             on_crash: OnCrash::Stop,
             disk: Vec::new(),
+            spare_disks: 0,
         }
     }
 
     fn disk(&self, name: &str, bytes: usize) -> DiskConfig {
         fs::write(self.path(name), vec![0; bytes]).unwrap();
         DiskConfig {
-            path: self.path(name),
-            readonly: false,
-            serial: None,
             engine: Engine::Threads,
+            ..DiskConfig::new(self.path(name))
         }
     }
 
