@@ -70,6 +70,7 @@ const MAX_BATCH: u16 = 256;
 /// A virtqueue at work.
 pub struct Queue {
     disk: Arc<Disk>,
+    ram: Arc<GuestRam>,
     ring: SplitRing,
     log: InflightLog,
     slots: Vec<Slot>,
@@ -158,6 +159,7 @@ impl Queue {
             slots: (0..at.size).map(|_| Slot::new(&ram)).collect(),
             was_back: cache.is_back(&disk),
             disk,
+            ram,
             ring,
             log,
             notify,
@@ -197,6 +199,12 @@ impl Queue {
     #[must_use]
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
+    }
+
+    /// The guest's RAM.
+    #[must_use]
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
     }
 
     /// The counters, which stay readable after the queue is gone.

@@ -202,7 +202,7 @@ impl Queue {
         slot.pushed_at = self.now;
         let op = IoOp {
             tag: self.tag_base | u64::from(head),
-            fd: self.disk.fd(),
+            image: self.disk.image(),
             kind: slot.io_kind(),
             iov: parts.as_ptr(),
             count: parts.len() as u32,
@@ -244,7 +244,7 @@ impl Queue {
         };
         let op = IoOp {
             tag: self.tag_base | u64::from(head),
-            fd: self.disk.fd(),
+            image: self.disk.image(),
             kind,
             iov: parts.as_ptr(),
             count: parts.len().min(MAX_IOV) as u32,
@@ -254,7 +254,7 @@ impl Queue {
         };
         self.stats.operations.add(1);
         // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM mapped and
-        // `self.disk` the file open. Should the queue be dropped first, `drop` leaks all three.
+        // `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
         unsafe { engine.push(op) };
     }
 
@@ -273,7 +273,7 @@ impl Queue {
         };
         let op = IoOp {
             tag: self.tag_base | u64::from(head),
-            fd: self.disk.fd(),
+            image: self.disk.image(),
             kind,
             iov: std::ptr::null(),
             count: 0,
@@ -282,7 +282,7 @@ impl Queue {
             immediate: false,
         };
         self.stats.operations.add(1);
-        // SAFETY: no buffers; the file stays open as above.
+        // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
     }
 
@@ -290,7 +290,7 @@ impl Queue {
         self.sync_pushed_at = self.now;
         let op = IoOp {
             tag: self.tag_base | u64::from(SYNC_TAG),
-            fd: self.disk.fd(),
+            image: self.disk.image(),
             kind: IoKind::Sync,
             iov: std::ptr::null(),
             count: 0,
@@ -299,7 +299,7 @@ impl Queue {
             immediate: self.disk.is_memory(),
         };
         self.stats.operations.add(1);
-        // SAFETY: no buffers; the file stays open as above.
+        // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
     }
 

@@ -273,6 +273,9 @@ impl Core {
                 Err(error) => tracing::error!(%error, "cannot start the thread pool"),
             }
         }
+        if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &queue) {
+            engine.attach(queue.disk(), queue.ram());
+        }
         let entry = Entry {
             queue,
             quiesced: Vec::new(),
@@ -398,6 +401,10 @@ impl Core {
             }
             let waiting = std::mem::take(&mut entry.quiesced);
             if entry.leaving {
+                let queue = &entry.queue;
+                if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, queue) {
+                    engine.detach(queue.disk(), queue.ram());
+                }
                 self.queues.remove(&id);
             }
             for then in waiting {
