@@ -87,6 +87,7 @@ pub mod ring;
 pub mod stats;
 pub mod steps;
 pub mod throttle;
+pub mod trace;
 pub mod virtio;
 
 #[cfg(test)]
