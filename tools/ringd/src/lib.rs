@@ -19,6 +19,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod host;
 pub mod hv;
 pub mod io;
