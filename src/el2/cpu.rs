@@ -46,10 +46,13 @@ pub struct Cpu {
     context: AtomicU64,
     zone: AtomicPtr<zone::Zone>,
     /// What it counts; written by the CPU itself.
-    pub counters: Counters,
+    pub counters: &'static Counters,
     /// It has an owner that has not used it yet: the counters begin anew.
     fresh: AtomicBool,
 }
+
+/// Apart from [`CPUS`], because they are zero at first and take no room in the image.
+static COUNTERS: [Counters; MAX_CPUS] = [const { Counters::new() }; MAX_CPUS];
 
 static CPUS: [Cpu; MAX_CPUS] = {
     let mut index = 0;
@@ -75,7 +78,7 @@ impl Cpu {
             entry: AtomicU64::new(0),
             context: AtomicU64::new(0),
             zone: AtomicPtr::new(ptr::null_mut()),
-            counters: Counters::new(),
+            counters: &COUNTERS[index],
             fresh: AtomicBool::new(false),
         }
     }

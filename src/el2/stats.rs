@@ -107,7 +107,7 @@ pub fn enter() {
 /// EL2 is about to be left. `timed` is false if the CPU waited here on purpose: then the stay has no length.
 #[inline]
 pub fn leave(exit: Exit, timed: bool) {
-    let counters = &cpu::this().counters;
+    let counters = cpu::this().counters;
     counters.add(word::EXITS + exit as usize, 1);
     if !timed {
         return;
@@ -170,7 +170,7 @@ fn record_entered(kind: Kind, zone: u8, slot: u8, queue: u8, value: u32) {
 #[cold]
 #[inline(never)]
 fn write(stamp: u64, kind: Kind, zone: u8, slot: u8, queue: u8, value: u32) {
-    let counters = &cpu::this().counters;
+    let counters = cpu::this().counters;
     let (ring, capacity) = (counters.ring.load(Ordering::Relaxed), u64::from(records()));
     if ring.is_null() || capacity == 0 {
         return;
