@@ -248,7 +248,8 @@ pub fn collect(registry: &Registry) -> StatsReport {
             continue;
         };
         let queues = context.io.snapshots(number);
-        for (slot, disk) in (0_u8..).zip(&zone.config.disk) {
+        for (slot, disk) in (0_u8..).zip(zone.disks()) {
+            let Some(disk) = disk else { continue };
             let counters = hv.device_counters(number, slot);
             disks.push(DiskStats {
                 zone: status.name.clone(),
