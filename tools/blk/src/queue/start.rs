@@ -212,7 +212,7 @@ impl Queue {
             len,
             immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         };
-        self.stats.operations.add(1);
+        self.count(op.kind);
         self.stats.merges.add(1);
         self.stats.merged.add(count);
         step("merged");
@@ -254,11 +254,18 @@ impl Queue {
             len,
             immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         };
-        self.stats.operations.add(1);
+        self.count(op.kind);
         trace::event(Kind::Submitted, self.trace, head.into());
         // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM mapped and
         // `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
         unsafe { engine.push(op) };
+    }
+
+    fn count(&self, kind: IoKind) {
+        self.stats.operations.add(1);
+        if kind == IoKind::WriteDurable {
+            self.stats.durable.add(1);
+        }
     }
 
     /// Carries out the first of the segments that are left.
