@@ -23,7 +23,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
 
 OBJCOPY = "$$(rustc --print sysroot)"/lib/rustlib/"$$(rustc -vV | sed -n 's/^host: //p')"/bin/llvm-objcopy
 
-.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check help clean distclean
+.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check sim help clean distclean
 
 ## make: builds the hypervisor, the daemon, the test guest and the tools.
 all: hypervisor ringd guest-test harness
@@ -72,6 +72,11 @@ test-all: all
 ## make check: formatting and lints alone.
 check: all
 	@$(HARNESS) suite --only lint
+
+## make sim [SEED=n] [RUNS=n]: the deterministic simulation; one seed alone prints every event.
+sim: setup
+	@cargo build -q -p sim
+	@"$(CARGO_TARGET_DIR)/debug/sim" $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
 
 help:
 	@cat tools/help.txt

@@ -153,7 +153,7 @@ impl DeviceIo {
     }
 
     /// Looks at the device's latched state and does what it asks for.
-    pub(crate) fn refresh(&mut self, hv: &Arc<dyn Hypervisor>, queues: &mut impl Queues) {
+    pub fn refresh(&mut self, hv: &Arc<dyn Hypervisor>, queues: &mut impl Queues) {
         let (zone, slot) = (self.parts.zone, self.parts.slot);
         let state = match (&**hv as &dyn Hypervisor).device_state(zone, slot) {
             Ok(state) => state,

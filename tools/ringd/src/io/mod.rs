@@ -283,7 +283,7 @@ impl Io {
 }
 
 /// Where queues are added and taken away: on the reactor's thread its own list of commands, elsewhere its mailbox.
-pub(crate) trait Queues {
+pub trait Queues {
     /// See [`Commands::add`].
     fn add(&mut self, queue: ringblk::Queue) -> QueueId;
     /// See [`Commands::kick`].
