@@ -23,7 +23,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
 
 OBJCOPY = "$$(rustc --print sysroot)"/lib/rustlib/"$$(rustc -vV | sed -n 's/^host: //p')"/bin/llvm-objcopy
 
-.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check sim help clean distclean
+.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check sim fuzz help clean distclean
 
 ## make: builds the hypervisor, the daemon, the test guest and the tools.
 all: hypervisor ringd guest-test harness
@@ -77,6 +77,10 @@ check: all
 sim: setup
 	@cargo build -q -p sim
 	@"$(CARGO_TARGET_DIR)/debug/sim" $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
+
+## make fuzz [TARGET=name] [SECONDS=n]: libFuzzer on one or all targets, n seconds each.
+fuzz: setup
+	@tools/fuzz/run.sh "$(or $(SECONDS),60)" $(TARGET)
 
 help:
 	@cat tools/help.txt

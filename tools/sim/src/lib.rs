@@ -11,14 +11,22 @@
 //!
 //! # Map
 //! [`guest`] the driver · [`transport`] its registers · [`world`] the scheduler · [`el2`], [`daemon`], [`disk`] the
-//! others · [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
+//! others · [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
 
 pub mod daemon;
 pub mod disk;
 pub mod el2;
+pub mod fuzz;
 pub mod guest;
 pub mod memory;
 pub mod model;
+#[allow(
+    missing_docs,
+    dead_code,
+    reason = "shared with the transport's tests, which use all of it"
+)]
+#[path = "../../../tests/transport/model.rs"]
+mod model_of_registers;
 pub mod options;
 pub mod rng;
 pub mod trace;

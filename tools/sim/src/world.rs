@@ -376,7 +376,7 @@ impl Drop for World {
 }
 
 /// The device as the daemon describes it to EL2, with RING_RESET, which the transport has and `ringd` does not offer.
-fn spec(disk: &Disk) -> DeviceSpec {
+pub(crate) fn spec(disk: &Disk) -> DeviceSpec {
     let mut spec = DeviceSpec::new_zeroed();
     spec.device_id = device::DEVICE_ID;
     spec.features = device::features(disk) | bit::RING_RESET;
@@ -394,7 +394,8 @@ fn log_words(log: &MmapRegion) -> impl Iterator<Item = *mut u64> {
     (0..InflightArea::bytes(QUEUE_SIZE as u16) / 8).map(move |index| first.wrapping_add(index))
 }
 
-fn clear_log(log: &MmapRegion) {
+/// Zeroes the queue's log.
+pub(crate) fn clear_log(log: &MmapRegion) {
     for word in log_words(log) {
         // SAFETY: inside of the mapping, which is larger; no daemon lives.
         unsafe { word.write_volatile(0) };
