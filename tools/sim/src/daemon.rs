@@ -74,6 +74,10 @@ impl Queues for Commands {
         id
     }
 
+    fn kick(&mut self, id: QueueId) {
+        self.list.push_back(Message::Kick(id));
+    }
+
     fn remove(&mut self, id: QueueId, then: Callback) {
         self.list.push_back(Message::Remove(id, then));
     }

@@ -20,6 +20,8 @@ struct Op {
     tag: u64,
     kind: IoKind,
     offset: usize,
+    /// Bytes that it is about, where it has no buffers.
+    extent: usize,
     /// Host address and length of each buffer.
     parts: Vec<(usize, usize)>,
     /// For a sync: the dirty sectors when it was pushed, as they were.
@@ -118,11 +120,11 @@ impl SimDisk {
         } else if op.kind != IoKind::Sync && rng.chance(profile.fail) {
             // A part may have been done all the same.
             let part = rng.below(op.len() as u64 + 1) as usize;
-            if op.kind != IoKind::Read || rng.chance(500) {
+            if op.kind.is_transfer() && rng.chance(700) {
                 state.perform(&op, part, rng);
             }
             if rng.chance(500) { -5 } else { -28 }
-        } else if op.kind != IoKind::Sync && rng.chance(profile.short) {
+        } else if op.kind.is_transfer() && rng.chance(profile.short) {
             let part = rng.range(1, op.len().max(1) as u64) as usize;
             state.perform(&op, part, rng)
         } else {
@@ -211,6 +213,12 @@ impl State {
                 0
             }
             IoKind::Read | IoKind::Write | IoKind::WriteDurable => self.transfer(op, limit),
+            // A discarded range reads whatever it likes: here zeroes as well.
+            IoKind::Discard | IoKind::WriteZeroes { .. } => {
+                self.cached[op.offset..op.offset + op.extent].fill(0);
+                self.dirty[op.offset / SECTOR..(op.offset + op.extent).div_ceil(SECTOR)].fill(true);
+                0
+            }
         }
     }
 
@@ -269,7 +277,10 @@ impl Engine for SimEngine {
         // Whatever a guest does, the daemon touches nothing but its RAM and the image.
         let (first, behind) = memory::host_range();
         let inside = |&(host, len): &(usize, usize)| host >= first && host + len <= behind;
-        let bytes: usize = parts.iter().map(|part| part.1).sum();
+        let bytes = match op.kind {
+            IoKind::Discard | IoKind::WriteZeroes { .. } => op.len as usize,
+            _ => parts.iter().map(|part| part.1).sum(),
+        };
         let offset = op.offset as usize;
         if !parts.iter().all(inside) || offset + bytes > state.cached.len() {
             state.fault = Some(format!(
@@ -302,6 +313,7 @@ impl Engine for SimEngine {
             tag: op.tag,
             kind: op.kind,
             offset,
+            extent: bytes,
             parts,
             covered,
             reported,

@@ -13,7 +13,6 @@ use ringd::hv::Hypervisor;
 use ringd::io::device::LOG_STRIDE;
 use ringvisor::abi::command::DeviceSpec;
 use ringvisor::abi::shared;
-use ringvisor::virtio::features::bit;
 use tempfile::NamedTempFile;
 use vm_memory::MmapRegion;
 use zerocopy::FromZeros;
@@ -375,14 +374,14 @@ impl Drop for World {
     }
 }
 
-/// The device as the daemon describes it to EL2, with RING_RESET, which the transport has and `ringd` does not offer.
+/// The device as the daemon describes it to EL2.
 pub(crate) fn spec(disk: &Disk) -> DeviceSpec {
     let mut spec = DeviceSpec::new_zeroed();
     spec.device_id = device::DEVICE_ID;
-    spec.features = device::features(disk) | bit::RING_RESET;
+    spec.features = device::features(disk, 1);
     spec.queues = 1;
     spec.queue_max[0] = device::QUEUE_SIZE_MAX;
-    let config = device::config(disk, device::QUEUE_SIZE_MAX);
+    let config = device::config(disk, device::QUEUE_SIZE_MAX, 1);
     spec.config_len = config.len() as u32;
     spec.config[..config.len()].copy_from_slice(&config);
     spec
