@@ -212,15 +212,16 @@ impl Disk {
     }
 
     /// A drive without a medium: of capacity 0, so that each transfer fails, until another disk takes its place.
-    pub fn absent() -> Result<Arc<Self>, DiskError> {
-        Ok(Arc::new(Self {
-            image: Image::Synthetic(Synthetic::empty()),
+    #[must_use]
+    pub fn absent() -> Arc<Self> {
+        Arc::new(Self {
+            image: Image::Synthetic(Synthetic::EMPTY),
             config: DiskConfig::default(),
             serial: [0; VIRTIO_BLK_ID_BYTES],
             capacity: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
             control: Control::default(),
-        }))
+        })
     }
 
     /// Makes the image this long, a number of sectors, and takes that as the capacity. Of a block device the size

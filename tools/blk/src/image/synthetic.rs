@@ -22,6 +22,12 @@ pub struct Synthetic {
 }
 
 impl Synthetic {
+    /// No disk at all.
+    pub const EMPTY: Self = Self {
+        content: Content::Null,
+        size: 0,
+    };
+
     /// What such a path says; `None` if it names a file, `Some(Err)` if the size is none. Sizes are bytes, or end in
     /// `K`, `M`, `G` or `T`.
     #[must_use]
@@ -35,13 +41,6 @@ impl Synthetic {
             Some(size) => Ok(Self { content, size }),
             None => Err(size.to_owned()),
         })
-    }
-
-    /// A disk of no size.
-    #[must_use]
-    pub fn empty() -> Self {
-        let content = Content::Null;
-        Self { content, size: 0 }
     }
 
     /// Whether such a path names no file.
