@@ -67,7 +67,8 @@ awk '$1 == "guest1" && $2 == "vdb" && $3 > 0 { found = 1 } END { exit !found }' 
 busybox wget -qO /tmp/metrics http://127.0.0.1:9100/metrics || fail "no metrics"
 grep -q '^ringvisor_queue_total{zone="guest1",slot="1",queue="0",what="reads"} [1-9]' /tmp/metrics || fail "reads in metrics"
 [ "$(tail -n 1 /tmp/metrics)" = "# EOF" ] || fail "metrics are cut off"
-ringctl stats --json | grep -q '"kicks_taken"' || fail "stats --json"
+ringctl stats --json >/tmp/stats.json || fail "stats --json"
+grep -q '"kicks_taken"' /tmp/stats.json || fail "no kicks in the JSON"
 
 ringctl trace --seconds 3 --output /tmp/trace.json >/tmp/summary || fail "trace"
 cat /tmp/summary
