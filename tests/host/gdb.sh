@@ -39,7 +39,7 @@ matches "^  avail [0-9]+: head [0-9]+ 0x4[0-9a-f]+\+0x" rv-queue
 matches "^cpu[1-9]: .*permission [1-9]" rv-counters
 matches "^0 records so far, [1-9][0-9]* kept, mask 0x0" rv-trace
 matches "^elr ffff[0-9a-f]+  spsr 0x" rv-regs
-matches "^\\$1 = 0$" "the printer of atomics"
-matches "^\\$2 = [1-9][0-9]*$" "the printer of atomics"
+matches '^\$1 = 0$' "the printer of atomics"
+matches '^\$2 = [1-9][0-9]*$' "the printer of atomics"
 matches "^ESR_EL2 0x9[0-9a-f]+ " rv-regs
 exit 0

@@ -11,8 +11,8 @@ run() {
         --runtime="$2" --minimal >/dev/null 2>&1
     echo "depth $1 ended"
 }
-run 1 30
-run 32 15
+run 1 40
+run 32 20
 poweroff
 sleep 100
 S
@@ -32,15 +32,22 @@ said() { ringctl zone console --dump guest1 | grep -q "$1"; }
 # get FILE NAME: a counter in what `ringctl stats` printed, 0 if it is not there
 get() { awk -v name="$2" '$1 == name { value = $2 } END { print value + 0 }' "$1"; }
 cpu=$(ringctl zone list | awk '$1 == "guest1" { print $4 }')
+# moves: the guest has read since /tmp/before
+moves() {
+    ringctl stats >/tmp/after && [ "$(get /tmp/after $reads_of)" -gt $(($(get /tmp/before $reads_of) + 20)) ]
+}
+reads_of=disk.guest1.1.queue0.reads
 # measure DEPTH SECONDS: exits per hundred reads, in $notes, $kicks, $all (guest's CPU) and $root (root's CPUs)
 measure() {
     within 120 said "depth $1 begins"
-    sleep 1
+    ringctl stats >/tmp/before || fail "stats"
+    # fio takes a while to start.
+    within 60 moves
     ringctl stats >/tmp/before || fail "stats"
     sleep "$2"
     ringctl stats >/tmp/after || fail "stats"
-    reads=$(($(get /tmp/after disk.guest1.1.queue0.reads) - $(get /tmp/before disk.guest1.1.queue0.reads)))
-    at_least "reads" $reads 50
+    reads=$(($(get /tmp/after $reads_of) - $(get /tmp/before $reads_of)))
+    at_least "reads" "$reads" 50
     rise() { echo $(($(get /tmp/after "$1") - $(get /tmp/before "$1"))); }
     notes=$(($(rise "cpu$cpu.exits.permission") * 100 / reads))
     kicks=$(($(rise "cpu$cpu.kicks_taken") * 100 / reads))
@@ -60,7 +67,8 @@ awk '$1 == "guest1" && $2 == "vdb" && $3 > 0 { found = 1 } END { exit !found }' 
 busybox wget -qO /tmp/metrics http://127.0.0.1:9100/metrics || fail "no metrics"
 grep -q '^ringvisor_queue_total{zone="guest1",slot="1",queue="0",what="reads"} [1-9]' /tmp/metrics || fail "reads in metrics"
 [ "$(tail -n 1 /tmp/metrics)" = "# EOF" ] || fail "metrics are cut off"
-ringctl stats --json | grep -q '"kicks_taken"' || fail "stats --json"
+ringctl stats --json >/tmp/stats.json || fail "stats --json"
+grep -q '"kicks_taken"' /tmp/stats.json || fail "no kicks in the JSON"
 
 ringctl trace --seconds 3 --output /tmp/trace.json >/tmp/summary || fail "trace"
 cat /tmp/summary

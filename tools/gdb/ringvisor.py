@@ -262,8 +262,8 @@ def show_registers(which):
         raise Problem(f"CPU {index} has never come up")
     saved = words(frame_of(table[index]), 33)
     for first in range(0, 31, 4):
-        print("  ".join(f"x{n:<2} {saved[n]:018x}" for n in range(first, min(first + 4, 31))))
-    print(f"elr {saved[31]:018x}  spsr {saved[32]:#x}")
+        print("  ".join(f"x{n:<2} {saved[n]:016x}" for n in range(first, min(first + 4, 31))))
+    print(f"elr {saved[31]:016x}  spsr {saved[32]:#x}")
     before = gdb.selected_thread()
     thread = next((t for t in gdb.selected_inferior().threads() if t.num == index + 1), None)
     if thread is None:

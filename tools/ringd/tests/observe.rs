@@ -77,7 +77,12 @@ fn stats_show_what_el2_counts() {
     );
     assert_eq!(json["disks"][0]["notifications"], 17);
     assert_eq!(json["zones"][0]["state"], "running");
-    assert!(json["daemon"]["rounds"].as_u64().unwrap() > 0);
+    machine.el2.guest_prints(1, "hello\n");
+    until("a wake-up for the console", || {
+        let text = stdout(&ringctl(&machine, &["stats"]));
+        let has = |name: &str| text.lines().any(|line| line.starts_with(name));
+        has("daemon.wakeups 1") && has("daemon.entries ") && has("daemon.rounds ")
+    });
 }
 
 #[test]
@@ -185,7 +190,7 @@ fn a_trace_is_recorded_written_and_switched_off() {
     }
     let output = spawned.wait_with_output().unwrap();
     let text = stdout(&output);
-    assert!(text.starts_with("5 records in "), "{text}");
+    assert!(text.contains(" 0 lost; 0 requests"), "{text}");
     let row = text.lines().find(|line| line.starts_with("zone 1 irq")).unwrap();
     assert_eq!(row.split_whitespace().nth(3), Some("5"));
     let file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();

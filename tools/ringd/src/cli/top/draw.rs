@@ -70,7 +70,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     .areas(frame.area());
     let daemon = &model.daemon;
     let line = format!(
-        "ringvisor {}   ringd: {:.1}% cpu, {:.1} MiB, {} wake-ups/s, {} in vain      q leaves",
+        "ringvisor {}  ringd {:.1}% cpu, {:.1} MiB, {} wake-ups/s, {} in vain  q leaves",
         daemon.version,
         daemon.cpu * 100.0,
         daemon.memory,
@@ -193,7 +193,8 @@ mod tests {
         let text = plain(&Model::new(&report(1), &report(2)));
         let lines: Vec<&str> = text.lines().collect();
         assert!(
-            lines[0].starts_with("ringvisor 9.9   ringd: 25.0% cpu, 4.0 MiB, 500 wake-ups/s"),
+            lines[0]
+                .starts_with("ringvisor 9.9  ringd 25.0% cpu, 4.0 MiB, 500 wake-ups/s, 0 in vain  q leaves"),
             "{text}"
         );
         let row = |first: &str, second: &str| -> Vec<String> {

@@ -102,7 +102,6 @@ where
     B::Error: Send + Sync + 'static,
 {
     let mut model = Model::new(&before, &before);
-    terminal.clear()?;
     loop {
         terminal.draw(|frame| draw::draw(frame, &model))?;
         let next = Instant::now() + interval;
@@ -117,7 +116,11 @@ where
                     match key.code {
                         KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
                         KeyCode::Char('c' | 'd') if control => return Ok(()),
-                        KeyCode::Char('l') if control => terminal.clear()?,
+                        // Not `clear`, which asks the terminal where its cursor is: not every one answers.
+                        KeyCode::Char('l') if control => {
+                            let area = terminal.get_frame().area();
+                            terminal.resize(area)?;
+                        }
                         _ => {}
                     }
                 }
@@ -137,7 +140,8 @@ impl Screen {
     fn enter() -> io::Result<Self> {
         terminal::enable_raw_mode()?;
         let screen = Self;
-        execute!(io::stdout(), terminal::EnterAlternateScreen, cursor::Hide)?;
+        let clear = terminal::Clear(terminal::ClearType::All);
+        execute!(io::stdout(), terminal::EnterAlternateScreen, clear, cursor::Hide)?;
         Ok(screen)
     }
 
