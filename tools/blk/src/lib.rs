@@ -88,6 +88,7 @@ pub mod ring;
 pub mod stats;
 pub mod steps;
 pub mod throttle;
+pub mod trace;
 pub mod virtio;
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! # Map
 //! [`config`] what users write · [`boot`] kernels and device trees · [`host`] root's CPUs and memory · [`hv`] EL2 ·
-//! [`io`] rings and queues · [`console`] · [`zone`] life cycle · [`control`] the socket · [`daemon`] and [`cli`] the
+//! [`io`] rings and queues · [`console`] · [`zone`] life cycle · [`stats`] counters · [`trace`] the
+//! way of requests · [`control`] the socket · [`daemon`] and [`cli`] the
 //! two programs
 //!
 //! What happens where: the *reactor thread* ([`io`]) takes entries off the zones' rings, serves queues and moves
@@ -32,7 +33,10 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod host;
 pub mod hv;
 pub mod io;
+pub mod stats;
+pub mod trace;
 pub mod zone;

@@ -9,6 +9,7 @@ use crate::buffers::IoList;
 use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
 use crate::request::{Plan, RangeKind, Segment};
 use crate::steps::step;
+use crate::trace::{self, Kind};
 use crate::virtio::Status;
 
 /// Bytes up to which a transfer from or to memory is done on the spot; larger ones can go on beside each other.
@@ -181,6 +182,7 @@ impl Queue {
         let count = run.len() as u64;
         let (mut leader, mut last, mut len) = (None, None::<u16>, 0);
         for head in self.batch.heads(run) {
+            trace::event(Kind::Submitted, self.trace, head.into());
             let Some(slot) = self.slots.get_mut(usize::from(head)) else {
                 continue;
             };
@@ -253,6 +255,7 @@ impl Queue {
             immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         };
         self.stats.operations.add(1);
+        trace::event(Kind::Submitted, self.trace, head.into());
         // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM mapped and
         // `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
         unsafe { engine.push(op) };
@@ -282,12 +285,16 @@ impl Queue {
             immediate: false,
         };
         self.stats.operations.add(1);
+        trace::event(Kind::Submitted, self.trace, head.into());
         // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
     }
 
     pub(super) fn push_sync(&mut self, engine: &mut dyn Engine) {
         self.sync_pushed_at = self.now;
+        for head in &self.syncing {
+            trace::event(Kind::Submitted, self.trace, (*head).into());
+        }
         let op = IoOp {
             tag: self.tag_base | u64::from(SYNC_TAG),
             image: self.disk.image(),

@@ -25,6 +25,7 @@ use crate::disk::EngineKind;
 use crate::engine::threads::Threads;
 use crate::engine::{Engine, IoDone};
 use crate::queue::Queue;
+use crate::trace::{self, TraceId};
 use mailbox::{IdHasher, Mailbox, Message};
 use wait::{Ready, Sleep, Sleeper};
 
@@ -172,6 +173,9 @@ impl Core {
             let idle = !more && commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
             let sleep = if idle { self.until_deadline() } else { Sleep::Not };
             self.sleeper.wait(sleep, &mut ready)?;
+            if idle {
+                trace::event(trace::Kind::Wake, TraceId::default(), 0);
+            }
             for registered in &mut self.bells {
                 registered.bell.disarm();
             }
