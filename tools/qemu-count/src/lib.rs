@@ -7,6 +7,10 @@
 //! 1. code in the upper half: a kernel;
 //! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never there.
 //!
+//! With `profile=FILE` of [`PROFILE_BYTES`], what CPU 0 executes in class 1 is also counted by address: the word at index
+//! `address / 4 % PROFILE_WORDS` is the instructions of the blocks that begin there. That is enough for a Linux kernel, whose
+//! text is smaller than 16 MiB, if its place is known (`nokaslr`): see docs/performance.md.
+//!
 //! Whole translation blocks are counted when they begin, so a block that an exception cuts short counts too much: an
 //! error of a few instructions per exception. The interface is version 1 of QEMU's `qemu-plugin.h`, which Debian does
 //! not package; the few functions of it are declared here. QEMU 7.2 takes that version, QEMU 10 does not.
@@ -24,6 +28,10 @@ pub const CLASSES: usize = 4;
 pub const CPUS: usize = 64;
 /// Length of the file.
 pub const BYTES: usize = CLASSES * CPUS * 8;
+/// Words of a profile.
+pub const PROFILE_WORDS: usize = 4 << 20;
+/// Length of a profile.
+pub const PROFILE_BYTES: usize = PROFILE_WORDS * 8;
 
 /// `QEMU_PLUGIN_CB_NO_REGS`: the callback reads no registers.
 const NO_REGISTERS: c_int = 0;
@@ -57,6 +65,8 @@ unsafe extern "C" {
 /// The counters, and the range of class 2.
 struct State {
     counters: &'static [AtomicU64],
+    /// By address; empty without a profile.
+    profile: &'static [AtomicU64],
     low: u64,
     high: u64,
 }
@@ -107,20 +117,36 @@ fn state(arguments: &[String]) -> Result<State, String> {
             .map_err(|_| format!("{name}={text}: expected a hexadecimal address")),
     };
     let path = value("counters").ok_or("counters=FILE is missing")?;
+    Ok(State {
+        counters: map(path, CLASSES * CPUS)?,
+        profile: match value("profile") {
+            None => &[],
+            Some(path) => map(path, PROFILE_WORDS)?,
+        },
+        low: address("low")?,
+        high: address("high")?,
+    })
+}
+
+/// The file `path` as words, of which it must have as many as said.
+fn map(path: &str, words: usize) -> Result<&'static [AtomicU64], String> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
         .open(path)
         .map_err(|e| format!("{path}: {e}"))?;
-    let length = file.metadata().map_err(|e| format!("{path}: {e}"))?.len();
-    if length != BYTES as u64 {
-        return Err(format!("{path}: has {length} bytes, expected {BYTES}"));
+    let (length, bytes) = (
+        file.metadata().map_err(|e| format!("{path}: {e}"))?.len(),
+        words * 8,
+    );
+    if length != bytes as u64 {
+        return Err(format!("{path}: has {length} bytes, expected {bytes}"));
     }
     // SAFETY: a new mapping at an address of the kernel's choice.
     let memory = unsafe {
         mmap(
             std::ptr::null_mut(),
-            BYTES,
+            bytes,
             ProtFlags::READ | ProtFlags::WRITE,
             MapFlags::SHARED,
             &file,
@@ -128,13 +154,8 @@ fn state(arguments: &[String]) -> Result<State, String> {
         )
     };
     let memory = memory.map_err(|e| format!("{path}: cannot be mapped: {e}"))?;
-    // SAFETY: the mapping is never taken away, aligned to a page, BYTES long, and only accessed by atomics here.
-    let counters = unsafe { std::slice::from_raw_parts(memory.cast::<AtomicU64>(), CLASSES * CPUS) };
-    Ok(State {
-        counters,
-        low: address("low")?,
-        high: address("high")?,
-    })
+    // SAFETY: the mapping is never taken away, aligned to a page, of that length, and only accessed by atomics here.
+    Ok(unsafe { std::slice::from_raw_parts(memory.cast::<AtomicU64>(), words) })
 }
 
 /// Called for each new translation block: has it counted when it is executed.
@@ -147,18 +168,28 @@ extern "C" fn translated(_id: u64, block: *mut Block) {
         _ if start >> 63 != 0 => 1,
         _ => 0,
     };
-    // The pointer carries two numbers and is never followed: a block has at most a few hundred instructions.
-    let data = std::ptr::without_provenance_mut(length * CLASSES + class);
+    // The pointer carries three numbers and is never followed: a block has at most a few hundred instructions.
+    let place = (start / 4) as usize % PROFILE_WORDS;
+    let data = (place << 16) | (length.min(0x3fff) * CLASSES) | class;
+    let data = std::ptr::without_provenance_mut(data);
     // SAFETY: as above; the callback does not follow the pointer.
     unsafe { qemu_plugin_register_vcpu_tb_exec_cb(block, executed, NO_REGISTERS, data) };
 }
 
 extern "C" fn executed(cpu: c_uint, data: *mut c_void) {
+    let Some(state) = STATE.get() else { return };
     let data = data.addr();
-    let word = cpu as usize * CLASSES + data % CLASSES;
-    if let Some(counter) = STATE.get().and_then(|s| s.counters.get(word)) {
-        // A CPU is run by one thread at a time, so its words have one writer.
-        let before = counter.load(Ordering::Relaxed);
-        counter.store(before.wrapping_add((data / CLASSES) as u64), Ordering::Relaxed);
+    let (place, length, class) = (data >> 16, (data & 0xffff) / CLASSES, data % CLASSES);
+    add(state.counters, cpu as usize * CLASSES + class, length);
+    if cpu == 0 && class == 1 {
+        add(state.profile, place, length);
+    }
+}
+
+/// A CPU is run by one thread at a time, so its words have one writer.
+fn add(words: &[AtomicU64], index: usize, count: usize) {
+    if let Some(word) = words.get(index) {
+        let before = word.load(Ordering::Relaxed);
+        word.store(before.wrapping_add(count as u64), Ordering::Relaxed);
     }
 }

@@ -39,10 +39,35 @@ impl Watch {
     }
 
     fn entry(&mut self, data: u64) -> squeue::Entry {
-        opcode::Read::new(types::Fd(self.fd), self.buffer.as_mut_ptr(), self.width as u32)
-            .offset(u64::MAX)
-            .build()
-            .user_data(data)
+        let fd = types::Fd(self.fd);
+        let entry = if self.polls() {
+            opcode::PollAdd::new(fd, libc::POLLIN as u32).build()
+        } else {
+            opcode::Read::new(fd, self.buffer.as_mut_ptr(), self.width as u32)
+                .offset(u64::MAX)
+                .build()
+        };
+        entry.user_data(data)
+    }
+
+    /// Whether it is polled and then read, in place of a read that io_uring carries out. A uio driver has nothing but a
+    /// blocking `read`, which io_uring must not call: it finds the file readable, gets EAGAIN and asks again, 128 times
+    /// (some 200 000 instructions), until it leaves the read to a thread.
+    fn polls(&self) -> bool {
+        self.width == ReadWidth::Four
+    }
+
+    /// From the result of what was submitted to that of a read.
+    fn taken(&mut self, result: i32) -> i32 {
+        if !self.polls() || result < 0 {
+            return result;
+        }
+        // SAFETY: room for eight bytes, which is the largest width. Does not block: there is something, and nobody else reads.
+        match unsafe { libc::read(self.fd, self.buffer.as_mut_ptr().cast(), self.width as usize) } {
+            -1 => -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
+            // At most eight.
+            count => count as i32,
+        }
     }
 }
 
@@ -217,7 +242,8 @@ impl Uring {
                 continue;
             }
             let number = (data & !WATCH) as usize;
-            match result {
+            let watch = self.watches.get_mut(number);
+            match watch.map_or(result, |watch| watch.taken(result)) {
                 1.. => ready.push(Ready { watch: number }),
                 error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
                 other => {
