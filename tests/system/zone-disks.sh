@@ -1,6 +1,7 @@
 #!/bin/sh
 # Disks: what root wrote the guest reads, what the guest wrote and flushed root reads; a read-only disk and a serial; both
-# engines; a block device as a disk. Hashes are compared from root's side.
+# engines, each with a file and a block device, under fio with a random seed (torture e1). Hashes are compared from root's
+# side.
 #@ needs: el2
 #@ timeout: 300
 . ./lib.sh
@@ -15,18 +16,25 @@ for disk in vdb vdc; do
     echo "$disk-after: $(sha256sum </dev/$disk | cut -d ' ' -f 1)"
 done
 dd if=/dev/zero of=/dev/vdd bs=4k count=1 oflag=direct 2>/dev/null && echo "vdd was written"
-fio --name=v --filename=/dev/vdb --size=8M --rw=randwrite --bsrange=512-64k --direct=1 --ioengine=libaio --iodepth=32 \
-    --verify=crc32c --verify_fatal=1 --randseed=11 --minimal >/tmp/fio.out 2>&1 && echo "fio: verified" || cat /tmp/fio.out
-echo "vdb-last: $(sha256sum </dev/vdb | cut -d ' ' -f 1)"
+seed=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+echo "fio: seed $seed"
+fio --size=6M --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --randseed=$seed \
+    --name=b --filename=/dev/vdb --bsrange=512-64k --iodepth=32 --name=c --filename=/dev/vdc --bsrange=4k-1M --iodepth=4 \
+    --name=e --filename=/dev/vde --bsrange=512-16k --iodepth=256 --name=f --filename=/dev/vdf --bs=4k --iodepth=1 \
+    >/tmp/fio.out 2>&1 && echo "fio: verified" || cat /tmp/fio.out
+for disk in vdb vdc vde vdf; do
+    echo "$disk-last: $(sha256sum </dev/$disk | cut -d ' ' -f 1)"
+done
 poweroff
 sleep 100
 S
 guest_disk $Z/root.img /tmp/autorun
-for disk in b c d; do
+for disk in b c d e f; do
     dd if=/dev/urandom of=$Z/$disk.img bs=1M count=16 2>/dev/null
     eval "hash_$disk=$(sha256sum <$Z/$disk.img | cut -d ' ' -f 1)"
 done
 loop=$(losetup -f --show $Z/c.img)
+loop_f=$(losetup -f --show $Z/f.img)
 zone_file guest1 1 256M root.img
 cat >>$Z/guest1.toml <<T
 [[disk]]
@@ -40,6 +48,12 @@ engine = "threads"
 [[disk]]
 path = "d.img"
 readonly = true
+[[disk]]
+path = "e.img"
+engine = "threads"
+[[disk]]
+path = "$loop_f"
+engine = "io_uring"
 T
 daemon
 ringctl zone run $Z/guest1.toml >/tmp/console 2>&1 </dev/null
@@ -57,7 +71,11 @@ has "fio: verified"
 sync
 echo 3 >/proc/sys/vm/drop_caches
 is "hash of b" "$(sha256sum <$Z/b.img | cut -d ' ' -f 1)" "$(said vdb-last)"
-is "hash of c" "$(sha256sum <$loop | cut -d ' ' -f 1)" "$(said vdc-after)"
+is "hash of c" "$(sha256sum <$loop | cut -d ' ' -f 1)" "$(said vdc-last)"
+is "hash of e" "$(sha256sum <$Z/e.img | cut -d ' ' -f 1)" "$(said vde-last)"
+is "hash of f" "$(sha256sum <$loop_f | cut -d ' ' -f 1)" "$(said vdf-last)"
 is "hash of d" "$(sha256sum <$Z/d.img | cut -d ' ' -f 1)" "$hash_d"
+e2fsck -fn $Z/root.img >/dev/null || fail "the guest's file system is not clean"
 losetup -d "$loop"
+losetup -d "$loop_f"
 kernel_is_quiet

@@ -68,4 +68,23 @@ ringctl zone start "$Z/typed.toml" || fail "zone start"
 ) | timeout 30 ringctl zone console typed >"$Z/typed.log" 2>&1
 timeout 30 ringctl zone wait typed
 grep -q '^guest-test: PASS' "$Z/typed.log" || { cat "$Z/typed.log"; fail "what was typed did not arrive"; }
+
+# A disk whose capacity changes in both words while the guest reads it.
+cat >"$Z/capacity.toml" <<END
+name = "capacity"
+cpus = 1
+memory = "64M"
+kernel = "guest-test.bin"
+cmdline = "test=capacity"
+[[disk]]
+path = "huge.img"
+END
+truncate -s 2T "$Z/huge.img" || fail "no sparse file of 2 TiB"
+ringctl zone start "$Z/capacity.toml" || fail "zone start"
+while zone_is capacity running; do
+    ringctl disk resize capacity 0 2199023255040 --shrink 2>/dev/null
+    ringctl disk resize capacity 0 2T 2>/dev/null
+done
+ringctl zone console capacity --dump | tee "$Z/capacity.log" | grep -q '^guest-test: PASS' ||
+    { cat "$Z/capacity.log"; fail "half of a capacity was seen"; }
 kernel_is_quiet

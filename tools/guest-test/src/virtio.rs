@@ -32,6 +32,7 @@ pub mod register {
     pub const SHM_SEL: u64 = 0x0ac;
     pub const SHM_LEN: u64 = 0x0b0;
     pub const SHM_BASE: u64 = 0x0b8;
+    pub const QUEUE_RESET: u64 = 0x0c0;
     pub const CONFIG_GENERATION: u64 = 0x0fc;
     pub const CONFIG: u64 = 0x100;
 }
@@ -90,6 +91,11 @@ impl Slot {
     /// Reads one byte.
     pub fn read_byte(&self, offset: u64) -> u8 {
         attempt!(self.device.base + offset, 0, "ldrb {x:w}, [{a}]").value as u8
+    }
+
+    /// Writes one byte.
+    pub fn write_byte(&self, offset: u64, value: u8) {
+        let _ = attempt!(self.device.base + offset, value.into(), "strb {x:w}, [{a}]");
     }
 
     /// Resets and waits for it; whether it came to an end within a second.

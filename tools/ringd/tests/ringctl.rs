@@ -156,8 +156,8 @@ fn disks_and_the_hypervisor_are_shown() {
     let list = stdout(&ringctl(&machine, &["disk", "list"]));
     let line: Vec<&str> = list.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(
-        line[..9],
-        ["d", "0", "ro", "1M", "io_uring", "0", "-", "-", "root0"]
+        line[..10],
+        ["d", "0", "ro", "1M", "io_uring", "0", "idle", "-", "-", "root0"]
     );
     let json: serde_json::Value =
         serde_json::from_str(&stdout(&ringctl(&machine, &["disk", "stats", "--json"]))).unwrap();
@@ -186,15 +186,15 @@ fn disks_come_grow_and_go() {
     let wanted = format!("{image},serial=s1,engine=threads,iops=100");
     let attached = rows(&ringctl(&machine, &["disk", "attach", "z", &wanted])).remove(0);
     assert_eq!(
-        attached[..9],
-        ["z", "0", "rw", "1M", "threads", "0", "100", "-", "s1"]
+        attached[..10],
+        ["z", "0", "rw", "1M", "threads", "0", "idle", "100", "-", "s1"]
     );
     stdout(&ringctl(&machine, &["disk", "resize", "z", "vda", "2M"]));
     stdout(&ringctl(
         &machine,
         &["disk", "set-limit", "z", "0", "--iops", "none", "--bps", "5M"],
     ));
-    assert_eq!(list()[3..8], ["2M", "threads", "0", "-", "5M"]);
+    assert_eq!(list()[3..9], ["2M", "threads", "0", "idle", "-", "5M"]);
     let json = stdout(&ringctl(&machine, &["disk", "list", "--json"]));
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(

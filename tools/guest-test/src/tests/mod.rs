@@ -1,6 +1,7 @@
 //! The tests, in groups that the command line can choose from.
 
 mod blk;
+mod features;
 mod gic;
 mod psci;
 mod queue;
@@ -19,20 +20,24 @@ use crate::report::Suite;
 /// A group of tests.
 pub type Group = fn(&mut Suite, &mut Context<'_>);
 
-/// The group that wants somebody to type; only run if it is asked for.
-pub const INTERACTIVE: &str = "uart-rx";
+/// Groups that want somebody to do something, to type or to resize the first disk; only run if they are asked for.
+pub const INTERACTIVE: [&str; 2] = [UART_RX, CAPACITY];
+const UART_RX: &str = "uart-rx";
+const CAPACITY: &str = "capacity";
 
 /// All groups, in the order in which they run.
 pub const GROUPS: &[(&str, Group)] = &[
     ("transport", transport::run),
     ("blk", blk::run),
     ("queue", queue::run),
+    ("features", features::run),
     ("race", race::run),
     ("gic", gic::run),
     ("timer", timer::run),
     ("psci", psci::run),
     ("uart", uart::run),
-    (INTERACTIVE, uart::receive),
+    (UART_RX, uart::receive),
+    (CAPACITY, features::capacity),
     ("sysreg", sysreg::run),
     ("wild", wild::run),
 ];

@@ -70,46 +70,70 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
 }
 
 /// A queue that is up, in pages of its own.
-struct Queue {
+pub(super) struct Queue {
     slot: Slot,
+    number: u32,
     pages: NonNull<u8>,
     offered: u16,
 }
 
 impl Queue {
     /// Negotiates and sets queue 0 up, without DRIVER_OK.
-    fn new(slot: Slot, features: u64) -> Result<Self, Failure> {
+    pub(super) fn new(slot: Slot, features: u64) -> Result<Self, Failure> {
         check!(slot.reset(), "reset");
-        let pages = hal::allocate(2).ok_or_else(|| Failure::new(format_args!("no memory")))?;
-        let queue = Self {
-            slot,
-            pages,
-            offered: 0,
-        };
         let up = slot.negotiate(VERSION_1 | features);
         check!(
             up & status::FEATURES_OK != 0,
             "features {features:#x} are refused"
         );
-        slot.write(QUEUE_SEL, 0);
-        slot.write(QUEUE_NUM, SIZE.into());
-        slot.write_address(QUEUE_DESC, queue.at(0));
-        slot.write_address(QUEUE_DRIVER, queue.at(PART));
-        slot.write_address(QUEUE_DEVICE, queue.at(2 * PART));
-        slot.write(QUEUE_READY, 1);
-        check_eq!(slot.read(STATUS), up, "Status after QueueReady");
-        queue.set(queue.status(), UNTOUCHED);
+        Self::numbered(slot, 0)
+    }
+
+    /// Sets queue `number` up.
+    pub(super) fn numbered(slot: Slot, number: u32) -> Result<Self, Failure> {
+        let pages = hal::allocate(2).ok_or_else(|| Failure::new(format_args!("no memory")))?;
+        let queue = Self {
+            slot,
+            number,
+            pages,
+            offered: 0,
+        };
+        queue.set_up()?;
         Ok(queue)
     }
 
+    fn set_up(&self) -> Outcome {
+        let slot = self.slot;
+        let before = slot.read(STATUS);
+        slot.write(QUEUE_SEL, self.number);
+        slot.write(QUEUE_NUM, SIZE.into());
+        slot.write_address(QUEUE_DESC, self.at(0));
+        slot.write_address(QUEUE_DRIVER, self.at(PART));
+        slot.write_address(QUEUE_DEVICE, self.at(2 * PART));
+        slot.write(QUEUE_READY, 1);
+        check_eq!(slot.read(STATUS), before, "Status after QueueReady");
+        self.set(self.status(), UNTOUCHED);
+        Ok(())
+    }
+
+    /// Sets it up once more, after its reset: from the beginning, in memory as it was.
+    pub(super) fn set_up_again(&mut self) -> Outcome {
+        self.offered = 0;
+        for part in [PART, 2 * PART] {
+            // Flags and indices of the rings.
+            self.set(self.at(part), 0_u32);
+        }
+        self.set_up()
+    }
+
     /// As [`Self::new`], and DRIVER_OK.
-    fn running(slot: Slot, features: u64) -> Result<Self, Failure> {
+    pub(super) fn running(slot: Slot, features: u64) -> Result<Self, Failure> {
         let queue = Self::new(slot, features)?;
         queue.driver_ok();
         Ok(queue)
     }
 
-    fn driver_ok(&self) {
+    pub(super) fn driver_ok(&self) {
         self.slot
             .write(STATUS, self.slot.read(STATUS) | status::DRIVER_OK);
     }
@@ -161,6 +185,20 @@ impl Queue {
         self.describe_in(self.at(0), index, address, length, flags, next);
     }
 
+    /// Reads a sector.
+    pub(super) fn read_sector(&mut self, sector: u64) -> Outcome {
+        self.request(IN, sector, 512);
+        check_eq!(self.submit()?, OK, "status of a read in queue {}", self.number);
+        Ok(())
+    }
+
+    /// Offers a read of a sector and does not wait for it.
+    pub(super) fn offer_read(&mut self, sector: u64) {
+        self.request(IN, sector, 512);
+        self.offer(0);
+        self.notify();
+    }
+
     /// Writes a request of one sector as header, data and status, from descriptor 0 on.
     fn request(&self, kind: u32, sector: u64, length: u32) {
         self.head(kind, sector);
@@ -186,7 +224,7 @@ impl Queue {
     }
 
     fn notify(&self) {
-        self.slot.write(QUEUE_NOTIFY, 0);
+        self.slot.write(QUEUE_NOTIFY, self.number);
     }
 
     /// Index of the used ring.

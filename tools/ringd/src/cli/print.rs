@@ -79,7 +79,7 @@ pub fn disks(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
     let rows: Vec<Vec<String>> = disks.iter().map(disk_row).collect();
     table(
         &[
-            "ZONE", "SLOT", "MODE", "SIZE", "ENGINE", "QUEUES", "IOPS", "BPS", "SERIAL", "PATH",
+            "ZONE", "SLOT", "MODE", "SIZE", "ENGINE", "QUEUES", "STATE", "IOPS", "BPS", "SERIAL", "PATH",
         ],
         &rows,
     )
@@ -87,15 +87,25 @@ pub fn disks(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
 
 fn disk_row(report: &DiskReport) -> Vec<String> {
     let dash = || "-".to_owned();
-    let active = report
-        .queues
-        .iter()
-        .filter(|queue| queue.active)
-        .count()
-        .to_string();
+    let active = report.queues.iter().filter(|queue| queue.active).count();
+    let state = match active {
+        _ if report.queues.iter().any(|queue| queue.held > 0) => "stopped",
+        0 => "idle",
+        _ => "active",
+    };
+    let active = active.to_string();
     let start = [report.zone.clone(), report.slot.to_string()];
     let Some(disk) = &report.disk else {
-        let nothing = [dash(), dash(), dash(), active, dash(), dash(), dash()];
+        let nothing = [
+            dash(),
+            dash(),
+            dash(),
+            active,
+            state.to_owned(),
+            dash(),
+            dash(),
+            dash(),
+        ];
         return start
             .into_iter()
             .chain(nothing)
@@ -111,6 +121,7 @@ fn disk_row(report: &DiskReport) -> Vec<String> {
         format_size(report.size),
         engine.to_owned(),
         active,
+        state.to_owned(),
         disk.limits.iops.rate.map_or_else(dash, |rate| rate.to_string()),
         disk.limits.bps.rate.map_or_else(dash, format_size),
         disk.serial
