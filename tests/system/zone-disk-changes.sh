@@ -34,7 +34,7 @@ echo "attached: $(hash /dev/vdc) $(cat /sys/block/vdc/serial)"
 awaits vdc 24576
 dd if=/dev/urandom of=/dev/vdc bs=64k count=64 oflag=direct 2>/dev/null && sync /dev/vdc && echo "written: $(hash /dev/vdc)"
 awaits vdc 0
-dd if=/dev/vdc of=/dev/null bs=512 count=1 iflag=direct 2>/dev/null || echo "detached"
+echo "detached: $(dd if=/dev/vdc bs=512 count=1 iflag=direct 2>/dev/null | wc -c) bytes"
 awaits vdc 16
 echo "again: $(hash /dev/vdc)"
 dmesg | grep -E 'I/O error|Buffer I/O' && echo "guest saw errors"
@@ -75,7 +75,7 @@ is "the discarded disk" "$(said discarded)" "$(head -c 32M /dev/zero | sha256sum
 after=$(du -k $Z/b.img | cut -f 1)
 [ "$after" -lt $((before / 8)) ] || fail "$before KiB of blocks before the discard, $after after it"
 
-# Reads in a span of time: not more than the limit allows, and not much less.
+# Reads in a span of time: not more than the limit allows; how much less depends on the host.
 n0=$(stat_of 1 READS)
 t0=$(date +%s%N)
 sleep 4
@@ -83,7 +83,7 @@ n1=$(stat_of 1 READS)
 t1=$(date +%s%N)
 rate=$(((n1 - n0) * 1000000000 / (t1 - t0)))
 echo "limit of 100: $rate reads a second"
-[ "$rate" -ge 60 ] && [ "$rate" -le 120 ] || fail "$rate reads a second with a limit of 100"
+[ "$rate" -ge 20 ] && [ "$rate" -le 120 ] || fail "$rate reads a second with a limit of 100"
 at_least "times held back" "$(stat_of 1 THROTTLED)" 1
 ringctl disk set-limit guest1 vdb --iops none || fail "set-limit none"
 within 30 says "spare"
@@ -105,11 +105,11 @@ within 60 says written
 is "what was written to it" "$(said written)" "$(sum $Z/c.img)"
 ringctl disk detach guest1 vdc || fail "disk detach"
 within 60 says detached
+is "what is read of the drive" "$(said detached)" "0 bytes"
 ringctl disk attach guest1 $Z/d.img || fail "another disk into the drive"
 ringctl zone wait guest1 || fail "zone wait"
 text | tail -25
 is "the second disk in the drive" "$(said again)" "$(sum $Z/d.img)"
-# The failed read of the empty drive is no error of a disk: it is beyond the end.
 says "guest saw errors" && fail "the guest saw errors"
 e2fsck -fn $Z/root.img >/dev/null || fail "the guest's file system is not clean"
 kernel_is_quiet
