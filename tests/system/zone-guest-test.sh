@@ -87,4 +87,5 @@ while zone_is capacity running; do
 done
 ringctl zone console capacity --dump | tee "$Z/capacity.log" | grep -q '^guest-test: PASS' ||
     { cat "$Z/capacity.log"; fail "half of a capacity was seen"; }
+grep -q '^ok .*no half of a new capacity' "$Z/capacity.log" || fail "the guest did not look at the capacity"
 kernel_is_quiet
