@@ -8,7 +8,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 
-export SCRIPT FILES QEMU QEMU_ARGS CPU SMP MEM ROOT_KERNEL BOOTARGS EL2_ARGS HYPERVISOR TIMEOUT ZONE FILTER
+export QUICK ONLY SCRIPT FILES QEMU QEMU_ARGS CPU SMP MEM ROOT_KERNEL BOOTARGS EL2_ARGS HYPERVISOR TIMEOUT ZONE FILTER
 # A target directory of another project or a wrapper would put the results where nobody looks for them.
 export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
@@ -23,7 +23,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
 
 OBJCOPY = "$$(rustc --print sysroot)"/lib/rustlib/"$$(rustc -vV | sed -n 's/^host: //p')"/bin/llvm-objcopy
 
-.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check help clean distclean
+.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check bench sim fuzz help clean distclean
 
 ## make: builds the hypervisor, the daemon, the test guest and the tools.
 all: hypervisor ringd guest-test harness
@@ -72,6 +72,20 @@ test-all: all
 ## make check: formatting and lints alone.
 check: all
 	@$(HARNESS) suite --only lint
+
+## make bench: ours, KVM with QEMU and QEMU alone, measured in one run; table, JSON and plot in build/bench.
+bench: all
+	@cargo build --release -p qemu-count
+	@$(HARNESS) bench
+
+## make sim [SEED=n] [RUNS=n]: the deterministic simulation; one seed alone prints every event.
+sim: setup
+	@cargo build -q -p sim
+	@"$(CARGO_TARGET_DIR)/debug/sim" $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
+
+## make fuzz [TARGET=name] [SECONDS=n]: libFuzzer on one or all targets, n seconds each.
+fuzz: setup
+	@tools/fuzz/run.sh "$(or $(SECONDS),60)" $(TARGET)
 
 help:
 	@cat tools/help.txt

@@ -20,6 +20,7 @@ need=(
     tar:tar
     curl:curl
     cc:gcc
+    c++:g++
     /usr/include/stdio.h:libc6-dev
 )
 packages=()
@@ -89,4 +90,8 @@ if [[ ${1:-} == --miri ]] && ! cargo +nightly miri --version >/dev/null 2>&1; th
     echo "==> installing Miri on the nightly toolchain" >&2
     rustup component add --toolchain nightly miri rust-src >&2 ||
         rustup toolchain install nightly --profile minimal --component miri --component rust-src >&2
+fi
+if [[ ${1:-} == --fuzz ]] && ! cargo +nightly --version >/dev/null 2>&1; then
+    echo "==> installing a nightly toolchain for libFuzzer" >&2
+    rustup toolchain install nightly --profile minimal >&2
 fi

@@ -68,6 +68,8 @@ pub enum Op {
     RingHead = 16,
     /// `args[0]`: level 1 (error) to 5 (trace).
     LogLevel = 17,
+    /// `args[0]`: what the trace buffers record from now on, bits of [`super::trace`]; 0: nothing.
+    Trace = 32,
 }
 
 impl TryFrom<u32> for Op {
@@ -91,6 +93,7 @@ impl TryFrom<u32> for Op {
             15 => Self::DeviceRemove,
             16 => Self::RingHead,
             17 => Self::LogLevel,
+            32 => Self::Trace,
             other => return Err(other),
         })
     }

@@ -83,8 +83,12 @@ pub struct InfoPage {
     pub log_level: u32,
     /// Physical address of the attached shared page, 0 if none.
     pub shared_pa: u64,
+    /// Records in each CPU's trace buffer ([`super::trace`]), a power of two.
+    pub trace_records: u32,
+    /// What is recorded there: bits of [`super::trace`].
+    pub trace_mask: u32,
     /// Zero.
-    pub reserved: [u8; 40],
+    pub reserved: [u8; 32],
     /// CPUs in the order of the device tree.
     pub cpus: [CpuInfo; MAX_CPUS],
     /// Zones by number.

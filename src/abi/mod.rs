@@ -1,8 +1,8 @@
 //! The contract between EL2 and user space in root: what lies where, which store means what.
 //!
-//! Three parts, one file each:
-//! - [`info`] and [`doorbell`]: BAR 0 of the control device. Root reads the information page without an exit;
-//!   a store to the doorbell page traps and is the hypercall.
+//! Three parts:
+//! - [`info`], [`doorbell`], [`counters`], [`trace`]: BAR 0 of the control device. Root reads it without an exit; a store
+//!   to the doorbell page traps and is the hypercall.
 //! - [`shared`]: one 2 MiB huge page of root's own memory that the daemon donates with `ATTACH`. Ordinary
 //!   cacheable memory on both sides: the command slot, and per zone the event ring and the console buffers.
 //! - [`command`]: the operations that the command doorbell executes.
@@ -11,13 +11,15 @@
 //! All integers are little-endian. Version changes whenever a layout or a meaning does.
 
 pub mod command;
+pub mod counters;
 pub mod doorbell;
 pub mod info;
 pub mod machine;
 pub mod shared;
+pub mod trace;
 
 /// Version of everything in this module; EL2 and daemon must agree exactly.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// First bytes of the information page and of the shared page: "RINGVISR".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGVISR");
@@ -26,8 +28,8 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGVISR");
 pub const PCI_VENDOR: u16 = 0x1209;
 /// PCI device number of the control device.
 pub const PCI_DEVICE: u16 = 0x7276;
-/// Bytes in BAR 0: the information page, the doorbell page, and room to grow.
-pub const BAR_SIZE: u64 = 64 << 10;
+/// Bytes in BAR 0: the information page, the doorbell page, counters and trace buffers.
+pub const BAR_SIZE: u64 = 512 << 10;
 
 /// Number of the root zone.
 pub const ROOT_ZONE: u8 = 0;

@@ -8,8 +8,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use log::{info, warn};
 use ringvisor::abi::command::{self, Header, Op, Status};
+use ringvisor::abi::counters::Event;
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
-use ringvisor::abi::{self, MAX_CPUS, MAX_ZONES, doorbell, shared};
+use ringvisor::abi::trace::Kind;
+use ringvisor::abi::{self, MAX_CPUS, MAX_ZONES, ROOT_ZONE, doorbell, shared};
 use ringvisor::addr::{BLOCK_SIZE, Pa};
 use ringvisor::pci::{ConfigSpace, Effect, Page};
 use ringvisor::ring::ZoneWindow;
@@ -20,7 +22,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 use super::arch::sysreg;
 use super::mm::frames::RegisterFrame;
 use super::mm::{blocks, frames, heap, stage1};
-use super::{cpu, gic, zone};
+use super::{cpu, gic, stats, zone};
 
 mod exec;
 
@@ -103,6 +105,8 @@ pub fn ring_bell() {
     let Function { space, frame } = &mut *function;
     if space.assert_intx(&mut FramePage(frame)) == Effect::RaiseIntx {
         device.bells.fetch_add(1, Ordering::Relaxed);
+        stats::count(Event::Bells);
+        stats::record(Kind::Bell, ROOT_ZONE, 0, 0, 0);
         gic::set_pending(device.intid);
     }
 }
@@ -137,6 +141,8 @@ pub fn bar_write(offset: u32, width: Width, value: u64) {
     match (register as u16, width) {
         (doorbell::USED_BUFFER, Width::Word) => {
             if let Some((number, slot)) = doorbell::parse_used_buffer(value as u32) {
+                stats::count(Event::Doorbells);
+                stats::record_trap(Kind::Doorbell, number, slot, 0);
                 zone::with(number, |zone| zone.used_buffer(usize::from(slot)));
             }
         }
@@ -280,6 +286,7 @@ fn copy_out<T: IntoBytes + Immutable>(page: Pa, offset: usize, value: &T) {
 
 fn run_command() {
     let Some(device) = DEVICE.get() else { return };
+    stats::count(Event::Commands);
     let _one = device.commands.lock();
     let page = Pa(device.shared.load(Ordering::Acquire));
     if page == Pa(0) {
@@ -332,7 +339,9 @@ pub fn refresh() {
         counter_frequency: sysreg::read!("cntfrq_el0") as u32,
         log_level: log::max_level() as u32,
         shared_pa: device.shared.load(Ordering::Relaxed),
-        reserved: [0; 40],
+        trace_records: stats::records(),
+        trace_mask: stats::mask(),
+        reserved: [0; 32],
         cpus: [CpuInfo {
             owner: OWNER_NONE,
             ..CpuInfo::default()

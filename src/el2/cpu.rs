@@ -5,7 +5,7 @@
 //! return to a guest and in the idle loop; nobody waits for their effect.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use ringvisor::abi::info::{CpuInfo, OWNER_NONE};
 use ringvisor::abi::{MAX_CPUS, ROOT_ZONE};
@@ -14,6 +14,7 @@ use ringvisor::psci::Mpidr;
 use super::arch::boot::SecondaryContext;
 use super::arch::vectors::{STACK_SHIFT, TrapFrame};
 use super::arch::{self, sysreg, vcpu};
+use super::stats::Counters;
 use super::{control, gic, root, zone};
 
 /// Start the vCPU whose entry is in [`Cpu::start`].
@@ -44,7 +45,14 @@ pub struct Cpu {
     entry: AtomicU64,
     context: AtomicU64,
     zone: AtomicPtr<zone::Zone>,
+    /// What it counts; written by the CPU itself.
+    pub counters: &'static Counters,
+    /// It has an owner that has not used it yet: the counters begin anew.
+    fresh: AtomicBool,
 }
+
+/// Apart from [`CPUS`], because they are zero at first and take no room in the image.
+static COUNTERS: [Counters; MAX_CPUS] = [const { Counters::new() }; MAX_CPUS];
 
 static CPUS: [Cpu; MAX_CPUS] = {
     let mut index = 0;
@@ -70,6 +78,8 @@ impl Cpu {
             entry: AtomicU64::new(0),
             context: AtomicU64::new(0),
             zone: AtomicPtr::new(ptr::null_mut()),
+            counters: &COUNTERS[index],
+            fresh: AtomicBool::new(false),
         }
     }
 
@@ -120,6 +130,7 @@ impl Cpu {
             return false;
         }
         self.vcpu.store(vcpu, Ordering::Relaxed);
+        self.fresh.store(true, Ordering::Relaxed);
         self.zone.store(zone, Ordering::Release);
         true
     }
@@ -296,6 +307,9 @@ extern "C" fn wait_for_orders() -> ! {
 }
 
 fn start(cpu: &'static Cpu) -> ! {
+    if cpu.fresh.swap(false, Ordering::Relaxed) {
+        cpu.counters.restart();
+    }
     match cpu.zone_ref() {
         Some(zone) => zone.prepare_vcpu(cpu.vcpu()),
         None => root::prepare_vcpu(cpu),
@@ -318,9 +332,11 @@ fn enter(entry: u64, context: u64) -> ! {
     }
 }
 
-/// What every return to a lower level passes: requests, pauses, and list registers out of date.
-pub fn before_return() {
+/// What every return to a lower level passes: requests, pauses, and list registers out of date. False if the CPU waited
+/// out a pause here.
+pub fn before_return() -> bool {
     let cpu = this();
+    let mut waited = false;
     if let Some(zone) = cpu.zone_ref() {
         loop {
             if cpu.requests.load(Ordering::Acquire) & STOP != 0 {
@@ -329,6 +345,7 @@ pub fn before_return() {
             if !zone.pausing() && zone.vcpu_continues(cpu.vcpu()) {
                 break;
             }
+            waited = true;
             zone.vcpu_paused(cpu.vcpu());
             arch::wfi();
             gic::handle_interrupts();
@@ -337,4 +354,5 @@ pub fn before_return() {
     } else {
         root::flush_interrupts(cpu);
     }
+    !waited
 }

@@ -8,13 +8,15 @@ use core::ptr::NonNull;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicDistributor, GicRedistributor};
 use arm_gic::{IntId, UniqueMmioPointer};
+use ringvisor::abi::counters::Event;
+use ringvisor::abi::trace::Kind;
 use ringvisor::vgic::ListRegisters;
 use ringvisor::vgic::PhysicalGic;
 use spin::Once;
 
 use super::arch::{self, sysreg};
 use super::cpu::{self, Cpu};
-use super::root;
+use super::{root, stats};
 
 /// The SGI by which EL2 asks a CPU to look at its requests and list registers.
 const KICK: u32 = 7;
@@ -24,6 +26,9 @@ const MAINTENANCE: u32 = 25;
 const SPECIAL: u32 = 1020;
 /// Interrupts acknowledged in one stay at EL2; more are still pending and trap again.
 const BURST: usize = 32;
+
+/// ICH_LR_EL2.State, pending; its low half is the INTID.
+const LR_PENDING: u64 = 1 << 62;
 
 /// Where the GIC's registers are.
 #[derive(Debug)]
@@ -140,6 +145,7 @@ fn redistributor(cpu: &Cpu) -> Option<usize> {
 
 /// Makes `cpu` come to EL2 soon.
 pub fn kick(cpu: &Cpu) {
+    stats::count(Event::KicksSent);
     let mpidr = cpu.mpidr().bits();
     let (aff0, aff1, aff2, aff3) = (
         mpidr & 0xff,
@@ -174,18 +180,25 @@ fn dispatch(intid: u32) {
     let cpu = cpu::this();
     match intid {
         MAINTENANCE => {
+            stats::count(Event::Maintenance);
             match cpu::this_zone() {
                 Some(zone) => zone.maintenance(cpu.vcpu()),
                 None => root::maintenance(cpu),
             }
             deactivate(intid);
         }
-        0..16 => deactivate(intid),
-        _ => match cpu::this_zone() {
-            Some(zone) if zone.takes(intid) => zone.arrived(cpu.vcpu(), intid),
-            None if cpu.owner() == ringvisor::abi::ROOT_ZONE => root::arrived(cpu, intid),
-            _ => stray(cpu, intid),
-        },
+        0..16 => {
+            stats::count(Event::KicksTaken);
+            deactivate(intid);
+        }
+        _ => {
+            stats::count(Event::Interrupts);
+            match cpu::this_zone() {
+                Some(zone) if zone.takes(intid) => zone.arrived(cpu.vcpu(), intid),
+                None if cpu.owner() == ringvisor::abi::ROOT_ZONE => root::arrived(cpu, intid),
+                _ => stray(cpu, intid),
+            }
+        }
     }
 }
 
@@ -289,6 +302,10 @@ macro_rules! list_registers {
             }
 
             fn write(&mut self, index: usize, value: u64) {
+                if value & LR_PENDING != 0 {
+                    stats::count(Event::Injected);
+                    stats::record(Kind::Inject, cpu::this().owner(), 0, 0, value as u32);
+                }
                 match index {
                     $($index => sysreg::write!($name, value),)*
                     _ => {}

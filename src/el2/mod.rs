@@ -2,7 +2,7 @@
 //!
 //! `arch` is the instruction set and uses no sibling; `mm` is memory; `cpu` the physical CPUs; `gic` the physical
 //! interrupt controller; `traps` decodes exceptions and hands them to `root` or `zone`; `control` is the device by
-//! which the daemon talks to EL2. The rules (transport, vGIC, PSCI, stage 2) are in the library.
+//! which the daemon talks to EL2, `stats` what it sees of EL2. The rules (transport, vGIC, PSCI, stage 2) are in the library.
 //!
 //! Lock order: control, then a zone's core, then a device slot or the UART, then a vGIC; stage-1 map and frame
 //! pools are leaves.
@@ -16,6 +16,7 @@ mod gic;
 mod mm;
 pub mod panic;
 mod root;
+mod stats;
 pub mod traps;
 mod zone;
 

@@ -171,8 +171,12 @@ fn map_machine(
         page(ecam.0 + function * PAGE_SIZE, control.ones)?;
     }
     page(bar.0, control.info)?;
+    let mut shown = Vec::new();
+    super::stats::init(|offset, to| shown.push((offset as u64 / PAGE_SIZE, to)))
+        .map_err(|_| MapError::OutOfMemory)?;
     for index in 2..BAR_SIZE / PAGE_SIZE {
-        page(bar.0 + index * PAGE_SIZE, control.ones)?;
+        let to = shown.iter().find(|(at, _)| *at == index);
+        page(bar.0 + index * PAGE_SIZE, to.map_or(control.ones, |(_, to)| *to))?;
     }
     Ok(tree)
 }

@@ -3,6 +3,7 @@
 
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use log::warn;
+use ringvisor::abi::counters::Exit;
 use ringvisor::addr::{Ipa, Va};
 use ringvisor::syndrome::{
     self, Access, DataAbort, Fault, InstructionAbort, Register, Syndrome, SysAccess, SysReg, Width,
@@ -11,7 +12,7 @@ use ringvisor::vgic::{SgiRegister, SgiRequest};
 
 use super::arch::vectors::TrapFrame;
 use super::arch::{self, sysreg};
-use super::{cpu, gic, root};
+use super::{cpu, gic, root, stats};
 
 /// What became of a trapped access.
 pub enum Outcome {
@@ -50,8 +51,11 @@ fn skip(frame: &mut TrapFrame, esr: u64) {
 
 /// A synchronous exception of a lower level.
 pub extern "C" fn lower_sync(frame: &mut TrapFrame) {
+    stats::enter();
     let esr = ESR_EL2.get();
-    match Syndrome::decode(esr) {
+    let syndrome = Syndrome::decode(esr);
+    let exit = reason(&syndrome);
+    match syndrome {
         Syndrome::DataAbort(abort) => data_abort(frame, esr, &abort),
         Syndrome::InstructionAbort(abort) => instruction_abort(frame, esr, &abort),
         Syndrome::Hvc(_) => call(frame),
@@ -67,23 +71,39 @@ pub extern "C" fn lower_sync(frame: &mut TrapFrame) {
             inject_undefined(frame);
         }
     }
-    cpu::before_return();
+    stats::leave(exit, cpu::before_return());
+}
+
+/// As what an exception is counted.
+fn reason(syndrome: &Syndrome) -> Exit {
+    match syndrome {
+        Syndrome::DataAbort(abort) if matches!(abort.fault, Fault::Permission) => Exit::Permission,
+        Syndrome::DataAbort(abort) if abort.write => Exit::Write,
+        Syndrome::DataAbort(_) => Exit::Read,
+        Syndrome::Hvc(_) => Exit::Hvc,
+        Syndrome::Smc(_) => Exit::Smc,
+        Syndrome::Sys(_) => Exit::Sysreg,
+        Syndrome::Wfx(_) => Exit::Wfx,
+        _ => Exit::Other,
+    }
 }
 
 /// A physical interrupt while a lower level ran.
 pub extern "C" fn lower_irq(_frame: &mut TrapFrame) {
+    stats::enter();
     gic::handle_interrupts();
-    cpu::before_return();
+    stats::leave(Exit::Irq, cpu::before_return());
 }
 
 /// An SError while a lower level ran: it is the lower level's own doing, or the machine is broken.
 pub extern "C" fn lower_serror(frame: &mut TrapFrame) {
+    stats::enter();
     let esr = ESR_EL2.get();
     match cpu::this_zone() {
         Some(zone) => zone.crash(cpu::this().vcpu(), esr, frame.elr, FAR_EL2.get()),
         None => warn!("SError in root at {:#x}, ESR {esr:#x}", frame.elr),
     }
-    cpu::before_return();
+    stats::leave(Exit::Other, cpu::before_return());
 }
 
 fn call(frame: &mut TrapFrame) {

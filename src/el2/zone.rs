@@ -9,7 +9,9 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use arrayvec::ArrayVec;
 use log::{info, warn};
 use ringvisor::abi::command::{DeviceSpec, Status, ZoneCreate, ZoneInfo};
+use ringvisor::abi::counters::{DeviceEvent, Event};
 use ringvisor::abi::info::ZoneSummary;
+use ringvisor::abi::trace::Kind;
 use ringvisor::abi::{MAX_SLOTS, MAX_VCPUS, MAX_ZONES, NAME_LEN, ROOT_ZONE, StopReason, ZoneState, machine};
 use ringvisor::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, Pa};
 use ringvisor::pl031::Rtc;
@@ -29,7 +31,7 @@ use super::device::Device;
 use super::gic::{self, LocalListRegisters};
 use super::mm::blocks;
 use super::mm::frames::{FrameBox, Tables};
-use super::root;
+use super::{root, stats};
 
 mod access;
 mod call;
@@ -81,6 +83,7 @@ pub struct Zone {
     counter_offset: AtomicU64,
     aborts: AtomicU32,
     calls_refused: AtomicU32,
+    counters: stats::Devices,
 }
 
 static ZONES: [RwLock<Option<FrameBox<Zone>>>; MAX_ZONES] = [const { RwLock::new(None) }; MAX_ZONES];
@@ -149,6 +152,7 @@ pub fn create(request: &ZoneCreate) -> Result<u8, Refusal> {
         }
     }
     window.clear();
+    zone.counters.restart_all(number);
     info!("zone {number} \"{}\" created with {vcpus} vCPUs", zone.name());
     *change(&ZONES[usize::from(number)]) = Some(zone);
     Ok(number)
@@ -241,6 +245,7 @@ impl Zone {
             counter_offset: AtomicU64::new(0),
             aborts: AtomicU32::new(0),
             calls_refused: AtomicU32::new(0),
+            counters: stats::Devices::new(),
         }))
     }
 
@@ -257,11 +262,16 @@ impl Zone {
         Ram(self.blocks.load(Ordering::Acquire) * BLOCK_SIZE)
     }
 
-    /// Tells the daemon.
-    fn tell(&self, entry: Entry) {
-        if self.producer.push(&self.window.ring(), entry) == Bell::Ring {
+    /// Tells the daemon; false if it had been told and has not looked yet.
+    fn tell(&self, entry: Entry) -> bool {
+        let bell = self.producer.offer(&self.window.ring(), entry);
+        if let (Some(_), Entry::Notify { slot, queue }) = (bell, entry) {
+            stats::record(Kind::Ring, self.number, slot, queue, 0);
+        }
+        if bell == Some(Bell::Ring) {
             control::ring_bell();
         }
+        bell.is_some()
     }
 
     /// Entries ever put on the ring.

@@ -38,6 +38,7 @@ fn function() -> (ConfigSpace, Image) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code alone; a minute there")]
 fn header() {
     let (_, image) = function();
     assert_eq!(image.read(0x00, 2), 0x1209);
@@ -177,6 +178,7 @@ fn scratch_bytes() {
 proptest! {
     /// Whatever is written, the page shows the registers, and only writable bits have changed.
     #[test]
+    #[cfg_attr(miri, ignore = "safe code alone; minutes there")]
     fn page_agrees(writes in prop::collection::vec((any::<u16>(), 0..9_u8, any::<u64>()), 0..200)) {
         let (mut config, mut image) = function();
         let start = config.clone();

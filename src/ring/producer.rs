@@ -50,11 +50,15 @@ impl Producer {
     ///
     /// What this CPU did before is visible to the consumer when it acts on the entry. Never waits.
     pub fn push(&self, ring: &Ring<'_>, entry: Entry) -> Bell {
-        let Some((word, mask)) = entry.bit().and_then(|bit| ring.pending(bit)) else {
-            return Bell::Quiet;
-        };
+        self.offer(ring, entry).unwrap_or(Bell::Quiet)
+    }
+
+    /// As [`Self::push`]; `None` if nothing had to be added.
+    #[inline]
+    pub fn offer(&self, ring: &Ring<'_>, entry: Entry) -> Option<Bell> {
+        let (word, mask) = ring.pending(entry.bit()?)?;
         if word.fetch_or(mask, ordering("pending_set", Ordering::Release)) & mask != 0 {
-            return Bell::Quiet;
+            return None;
         }
         let index = self
             .head
@@ -69,13 +73,13 @@ impl Producer {
         if mutated("disarm_by_store") {
             let armed = ring.armed.load(Ordering::Relaxed);
             ring.armed.store(0, disarm);
-            return if armed == 1 { Bell::Ring } else { Bell::Quiet };
+            return Some(if armed == 1 { Bell::Ring } else { Bell::Quiet });
         }
-        if ring.armed.swap(0, disarm) == 1 {
+        Some(if ring.armed.swap(0, disarm) == 1 {
             Bell::Ring
         } else {
             Bell::Quiet
-        }
+        })
     }
 
     /// Entries ever added: where a consumer that attaches begins.

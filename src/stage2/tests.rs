@@ -5,6 +5,7 @@ const GIB: u64 = 1 << 30;
 const MIB2: u64 = 2 << 20;
 
 #[test]
+#[cfg_attr(miri, ignore = "safe code alone; minutes there")]
 fn uses_the_largest_blocks() {
     let mut frames = FakeFrames::default();
     let mut tree = Stage2::new(&mut frames, 40).unwrap();
@@ -45,6 +46,7 @@ fn refuses_overlap_and_rolls_back() {
 
 // torture d3
 #[test]
+#[cfg_attr(miri, ignore = "safe code alone; minutes there")]
 fn every_allocation_failing_leaves_nothing_mapped() {
     for budget in 0..4 {
         let mut frames = FakeFrames::default();

@@ -1,6 +1,12 @@
 //! A virtual CPU interface as the architecture describes it (IHI 0069, chapter 6), so that tests can play the guest:
 //! acknowledge, end and deactivate interrupts, and see the maintenance interrupt.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test that does what no CPU does is to fail"
+)]
+
 extern crate std;
 
 use super::lr::{ListRegisters, Lr, hcr, vmcr};

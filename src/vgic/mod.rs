@@ -18,8 +18,8 @@
 
 mod bank;
 mod dist;
-#[cfg(test)]
-mod fake;
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
 mod fill;
 mod flush;
 mod gic;

@@ -1,4 +1,5 @@
 //! A page and a RAM for tests.
+#![allow(clippy::indexing_slicing, reason = "a test that leaves the page is to fail")]
 
 use core::cell::Cell;
 

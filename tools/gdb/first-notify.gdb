@@ -16,4 +16,19 @@ end
 echo \n== first QueueNotify\n
 backtrace 12
 el2-where
+echo == commands\n
+rv-zones
+rv-vcpus
+rv-stage2 1 0x40000000
+rv-stage2 1 0x0a000000
+rv-stage2 0 0x9000000
+rv-ring 1
+rv-queue 1 0 0 4
+rv-counters
+rv-trace 0
+# The CPU that notified, from the thread that gdb is at.
+python gdb.execute(f"rv-regs {gdb.selected_thread().num - 1}")
+# By pretty-printers.
+print ringvisor::el2::cpu::CPUS[0].owner
+print ringvisor::el2::stats::RECORDS
 echo == end\n

@@ -2,13 +2,13 @@
 
 use log::info;
 use ringvisor::abi::command::{DeviceSpec, Header, MAX_DONATION, Op, Status, ZoneCreate};
-use ringvisor::abi::shared;
+use ringvisor::abi::{shared, trace};
 use ringvisor::addr::{Ipa, Pa};
 use ringvisor::virtio::Rejected;
 
 use super::{Refusal, copy_in, copy_out};
-use crate::el2::level_filter;
 use crate::el2::zone::{self, Zone};
+use crate::el2::{level_filter, stats};
 
 /// Executes one command. `header` is EL2's own copy; results go into it or into the payload.
 pub fn execute(op: Op, header: &mut Header, page: Pa) -> Result<(), Refusal> {
@@ -27,6 +27,13 @@ pub fn execute(op: Op, header: &mut Header, page: Pa) -> Result<(), Refusal> {
             }
             other => Err((Status::BadArgument, other)),
         },
+        Op::Trace => match u32::try_from(header.args[0]) {
+            Ok(mask) if mask & !trace::ALL == 0 => {
+                stats::set_mask(mask);
+                Ok(())
+            }
+            _ => Err((Status::BadArgument, header.args[0])),
+        },
         _ => {
             let number = number(header)?;
             zone::with(number, |zone| on_zone(op, header, page, zone))
@@ -44,7 +51,9 @@ fn on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result<(), Ref
     let slot = header.slot as usize;
     let stale = |_: Rejected| (Status::Stale, arg0);
     match op {
-        Op::ZoneCreate | Op::ZoneDestroy | Op::LogLevel => Err((Status::UnknownOp, u64::from(header.op))),
+        Op::ZoneCreate | Op::ZoneDestroy | Op::LogLevel | Op::Trace => {
+            Err((Status::UnknownOp, u64::from(header.op)))
+        }
         Op::ZoneDonate => {
             let list: [u64; MAX_DONATION] = copy_in(page, shared::PAYLOAD);
             let blocks = usize::try_from(arg1).ok().filter(|count| *count > 0);

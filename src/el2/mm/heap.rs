@@ -5,7 +5,10 @@ use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{NonNull, null_mut};
 
 use buddy_system_allocator::Heap;
+use ringvisor::addr::PAGE_SIZE;
 use spin::Mutex;
+
+const PAGE: usize = PAGE_SIZE as usize;
 
 struct Global(Mutex<Heap<32>>);
 
@@ -33,6 +36,22 @@ unsafe impl GlobalAlloc for Global {
 pub unsafe fn init(start: usize, size: usize) {
     // SAFETY: the caller's promise.
     unsafe { HEAP.0.lock().init(start, size) }
+}
+
+/// Whether `pages` can still be had, one by one or together. After boot nobody allocates but the holder of the command
+/// lock, so for that one the answer stays true.
+pub fn has_room(pages: usize) -> bool {
+    let size = pages.checked_mul(PAGE).and_then(usize::checked_next_power_of_two);
+    let Some(layout) = size.and_then(|size| Layout::from_size_align(size, PAGE).ok()) else {
+        return false;
+    };
+    let mut heap = HEAP.0.lock();
+    let Ok(block) = heap.alloc(layout) else {
+        return false;
+    };
+    // SAFETY: allocated just now with this layout, and used by nobody.
+    unsafe { heap.dealloc(block, layout) }
+    true
 }
 
 /// Bytes in all and in use.

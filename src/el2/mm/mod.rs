@@ -14,7 +14,7 @@ use ringvisor::addr::Pa;
 /// Bytes of heap.
 pub const HEAP_SIZE: usize = 256 << 10;
 /// Bytes of register frames.
-pub const REGISTER_FRAMES_SIZE: usize = 512 << 10;
+pub const REGISTER_FRAMES_SIZE: usize = 640 << 10;
 
 /// EL2's memory: first byte and first byte beyond.
 pub fn el2_range() -> (Pa, Pa) {

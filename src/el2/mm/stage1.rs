@@ -8,6 +8,7 @@ use spin::Mutex;
 
 use crate::el2::arch::vectors::STACK_SHIFT;
 use crate::el2::arch::{self, boot};
+use crate::el2::mm::heap;
 
 const COMMON: Attr = Attr::VALID.union(Attr::ACCESSED).union(Attr::USER_RES1);
 const NORMAL: Attr = COMMON.union(Attr::ATTRIBUTE_INDEX_1).union(Attr::INNER_SHAREABLE);
@@ -99,8 +100,12 @@ pub fn forget_ram(ram: &[(u64, u64)]) -> Result<(), Stage1Error> {
     Ok(())
 }
 
-/// Maps the 2 MiB shared page that the daemon donated, at its own address.
+/// Maps the 2 MiB shared page that the daemon donated, at its own address. Under the command lock.
 pub fn map_shared(page: Pa) -> Result<(), Stage1Error> {
+    // `aarch64-paging` ends in a panic where there is no memory for a table; at most two are made here.
+    if !heap::has_room(2) {
+        return Err(Stage1Error);
+    }
     let start = page.0 as usize;
     change(start, start + BLOCK_SIZE as usize, DATA)
 }

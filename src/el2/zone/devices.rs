@@ -24,6 +24,17 @@ impl Zone {
         };
         match stored {
             Some(value) => {
+                match offset {
+                    registers::QUEUE_NOTIFY => {
+                        stats::count(Event::Notifications);
+                        self.counters.count(self.number, slot, DeviceEvent::Notifications);
+                        stats::record_trap(Kind::Notify, self.number, slot as u8, value as u8);
+                    }
+                    registers::INTERRUPT_ACK => {
+                        stats::record_trap(Kind::Acknowledge, self.number, slot as u8, 0);
+                    }
+                    _ => {}
+                }
                 let effect = device
                     .transport
                     .write(offset, width, value, &self.ram(), &device.page);
@@ -37,10 +48,18 @@ impl Zone {
     /// Does what a transport's call asks for. Under the slot's lock, so that levels and events keep their order.
     fn apply(&self, slot: usize, effect: Effect) -> Outcome {
         if let Some(level) = effect.line {
+            if level {
+                self.counters.count(self.number, slot, DeviceEvent::Interrupts);
+            }
             self.set_line(machine::SPI_BASE + machine::VIRTIO_SPI + slot as u32, level);
         }
         if let Some(event) = effect.event {
-            notify(self, event.entry(slot as u8));
+            let entry = event.entry(slot as u8);
+            if !notify(self, entry) && matches!(entry, Entry::Notify { .. }) {
+                stats::count(Event::NotificationsPending);
+                self.counters
+                    .count(self.number, slot, DeviceEvent::NotificationsPending);
+            }
         }
         if effect.retry {
             Outcome::Again
@@ -60,6 +79,7 @@ impl Zone {
     pub fn used_buffer(&self, slot: usize) {
         let Some(place) = self.slots.get(slot) else { return };
         if let Some(device) = place.lock().as_deref_mut() {
+            self.counters.count(self.number, slot, DeviceEvent::Doorbells);
             let effect = device.transport.used_buffer(&device.page);
             self.apply(slot, effect);
         }
@@ -133,6 +153,7 @@ impl Zone {
             if !device.transport.is_empty() {
                 return Err((Status::SlotInUse, slot as u64));
             }
+            self.counters.restart(self.number, slot);
             device.replace(Transport::new(&spec));
             return Ok(());
         }
@@ -184,8 +205,8 @@ const fn slot_ipa(slot: usize) -> Ipa {
 }
 
 /// An event of a virtqueue reaches the ring: the doorbell's way from the guest's store to the daemon. Its own
-/// function so that a debugger can stop at it.
+/// function so that a debugger can stop at it. False if the daemon had been told and has not looked yet.
 #[inline(never)]
-fn notify(zone: &Zone, entry: Entry) {
-    zone.tell(entry);
+fn notify(zone: &Zone, entry: Entry) -> bool {
+    zone.tell(entry)
 }

@@ -5,8 +5,8 @@
 //! is also the proof that they have ended: [`OpenOptions::wait`].
 
 use std::fs::{File, OpenOptions as FileOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
+use crate::image::file::RawFile;
+use crate::image::lock::lock;
+use crate::image::qcow2::Qcow2Image;
+use crate::image::synthetic::Synthetic;
+use crate::image::{Image, ImageRef};
 use crate::request::Limits;
 use crate::virtio::{SECTOR_SIZE, VIRTIO_BLK_ID_BYTES};
 
@@ -32,12 +37,37 @@ pub enum EngineKind {
     Threads,
 }
 
+/// What the file is. Only the zone file says: a guest could write any header onto its disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The file's bytes are the disk's.
+    #[default]
+    Raw,
+    /// QEMU's format, with backing files.
+    Qcow2,
+}
+
+/// What the host's page cache is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostCache {
+    /// Nothing: O_DIRECT, where the file takes requests at any sector. Elsewhere as [`Self::Writeback`].
+    #[default]
+    None,
+    /// Reads and writes go through it; only flushes wait for the device.
+    Writeback,
+}
+
 /// A disk as a zone file describes it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// Raw image file or block device.
+    /// Image file or block device; `null:SIZE` and `zero:SIZE` are disks without storage ([`Synthetic`]).
     pub path: PathBuf,
+    /// What the file is.
+    #[serde(default)]
+    pub format: Format,
     /// The guest may not write.
     #[serde(default)]
     pub readonly: bool,
@@ -47,6 +77,9 @@ pub struct DiskConfig {
     /// How I/O is done.
     #[serde(default)]
     pub engine: EngineKind,
+    /// How the host caches; a qcow2 image always goes through its cache.
+    #[serde(default)]
+    pub cache: HostCache,
 }
 
 /// How to open, beside what the zone file says.
@@ -88,6 +121,22 @@ pub enum DiskError {
         /// Its size in bytes.
         size: u64,
     },
+    /// A qcow2 image that is damaged, or has what is not supported.
+    #[error("disk image {path}: cannot be used as qcow2: {reason}")]
+    Qcow2 {
+        /// The image, or the file of its chain.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A disk without storage, of no size.
+    #[error("disk {path}: size \"{size}\", expected a number of bytes, which may end in K, M, G or T")]
+    SyntheticSize {
+        /// As configured.
+        path: PathBuf,
+        /// What should be a size.
+        size: String,
+    },
     /// Someone else has it open.
     #[error("disk image {path}: in use by another zone or program, expected {expected}")]
     Locked {
@@ -106,16 +155,13 @@ pub enum DiskError {
     },
 }
 
-/// An open image.
+/// An open disk.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
+    image: Image,
     config: DiskConfig,
     serial: [u8; VIRTIO_BLK_ID_BYTES],
     capacity: AtomicU64,
-    block_size: u32,
-    memory: bool,
-    device: bool,
     sync_failed: AtomicBool,
     control: Control,
 }
@@ -129,111 +175,60 @@ impl Disk {
     /// Opens and locks the image.
     pub fn open_with(config: &DiskConfig, options: &OpenOptions) -> Result<Arc<Self>, DiskError> {
         let path = &config.path;
-        let io = |action| {
-            move |source| DiskError::Io {
-                path: config.path.clone(),
-                action,
-                source,
-            }
-        };
-        let bytes = config.serial.as_bytes();
-        let mut serial = [0; VIRTIO_BLK_ID_BYTES];
-        match serial.get_mut(..bytes.len()) {
-            Some(head) => head.copy_from_slice(bytes),
-            None => {
-                return Err(DiskError::Serial {
-                    path: path.clone(),
-                    serial: config.serial.clone(),
-                });
-            }
-        }
-        // Before the open, which would block on a pipe.
-        let is_device = check_kind(path, &std::fs::metadata(path).map_err(io("open it"))?)?;
+        let serial = serial(config)?;
         let deadline = Instant::now().checked_add(options.wait);
-        let mut file = loop {
-            let attempt = open_file(path, config.readonly, is_device).and_then(|file| {
-                lock(&file, config.readonly, options.owner)?;
-                Ok(file)
-            });
-            match attempt {
-                Ok(file) => break file,
-                Err(error) if !is_busy(&error) => return Err(io("open it")(error)),
-                Err(_) if deadline.is_none_or(|deadline| Instant::now() < deadline) => {
-                    thread::sleep(Duration::from_millis(2))
-                }
-                Err(_) => {
-                    let expected = if config.readonly {
-                        "no writer beside a reader"
-                    } else {
-                        "no other user beside a writer"
-                    };
-                    return Err(DiskError::Locked {
-                        path: path.clone(),
-                        expected,
-                    });
-                }
+        let open = || open_locked(path, config.readonly, options.owner, deadline);
+        let image = match (config.format, Synthetic::parse(path)) {
+            (Format::Raw, Some(Ok(synthetic))) => Image::Synthetic(synthetic),
+            (Format::Raw, Some(Err(size))) => {
+                let path = path.clone();
+                return Err(DiskError::SyntheticSize { path, size });
+            }
+            (Format::Raw, None) => {
+                let direct = config.cache == HostCache::None;
+                Image::Raw(RawFile::new(open()?, direct).map_err(failed(path, "examine it"))?)
+            }
+            (Format::Qcow2, _) => {
+                // Backing files are shared by readers; a writer of one would change the disk underneath.
+                let below = |path: &Path| open_locked(path, true, None, deadline);
+                Image::Qcow2(Box::new(Qcow2Image::open(
+                    path,
+                    open()?,
+                    config.readonly,
+                    &below,
+                )?))
             }
         };
-        check_kind(path, &file.metadata().map_err(io("examine it"))?)?;
-        let size = file.seek(SeekFrom::End(0)).map_err(io("find its size"))?;
-        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
-            return Err(DiskError::Size {
-                path: path.clone(),
-                size,
-            });
-        }
-        let block_size = if is_device {
-            logical_block_size(&file).map_err(io("find its block size"))?
-        } else {
-            SECTOR_SIZE as u32
-        };
-        let memory = !is_device && is_in_memory(&file).map_err(io("examine its file system"))?;
-        Ok(Arc::new(Self {
-            file,
+        let disk = Self {
+            image,
             config: config.clone(),
             serial,
-            capacity: AtomicU64::new(size / SECTOR_SIZE),
-            block_size,
-            memory,
-            device: is_device,
+            capacity: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
             control: Control::default(),
-        }))
+        };
+        disk.reread_capacity()?;
+        Ok(Arc::new(disk))
     }
 
     /// A drive without a medium: of capacity 0, so that each transfer fails, until another disk takes its place.
-    pub fn absent() -> Result<Arc<Self>, DiskError> {
-        let path = PathBuf::from("/dev/null");
-        let file = open_file(&path, false, false).map_err(|source| DiskError::Io {
-            path: path.clone(),
-            action: "open it",
-            source,
-        })?;
-        Ok(Arc::new(Self {
-            file,
-            config: DiskConfig {
-                path,
-                ..DiskConfig::default()
-            },
+    #[must_use]
+    pub fn absent() -> Arc<Self> {
+        Arc::new(Self {
+            image: Image::Synthetic(Synthetic::EMPTY),
+            config: DiskConfig::default(),
             serial: [0; VIRTIO_BLK_ID_BYTES],
             capacity: AtomicU64::new(0),
-            block_size: SECTOR_SIZE as u32,
-            memory: false,
-            device: false,
             sync_failed: AtomicBool::new(false),
             control: Control::default(),
-        }))
+        })
     }
 
-    /// Makes the image's file this long, a number of sectors, and takes that as the capacity. Of a block device the
-    /// size cannot be changed. The transport must be told of the new capacity.
+    /// Makes the image's file this long, a number of sectors, and takes that as the capacity. Only of a raw file can
+    /// the size be changed. The transport must be told of the new capacity.
     pub fn set_size(&self, bytes: u64) -> Result<(), DiskError> {
-        let failed = |source| DiskError::Io {
-            path: self.config.path.clone(),
-            action: "change its size",
-            source,
-        };
-        self.file.set_len(bytes).map_err(failed)?;
+        let set = self.image.set_size(bytes);
+        set.map_err(failed(&self.config.path, "change its size"))?;
         self.reread_capacity().map(drop)
     }
 
@@ -253,13 +248,7 @@ impl Disk {
     /// [`crate::device::capacity`]. A size that is no disk's is an error, and the capacity stays as it was.
     pub fn reread_capacity(&self) -> Result<bool, DiskError> {
         let path = &self.config.path;
-        let size = (&self.file)
-            .seek(SeekFrom::End(0))
-            .map_err(|source| DiskError::Io {
-                path: path.clone(),
-                action: "find its size",
-                source,
-            })?;
+        let size = self.image.size().map_err(failed(path, "find its size"))?;
         if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
             return Err(DiskError::Size {
                 path: path.clone(),
@@ -279,19 +268,19 @@ impl Disk {
     /// Whether it is a block device.
     #[must_use]
     pub fn is_device(&self) -> bool {
-        self.device
+        self.image.raw().is_some_and(RawFile::is_device)
     }
 
     /// Bytes of a logical block of the backing device; 512 for a file.
     #[must_use]
     pub fn block_size(&self) -> u32 {
-        self.block_size
+        self.image.raw().map_or(SECTOR_SIZE as u32, RawFile::block_size)
     }
 
-    /// Whether it is on a file system that lives in memory, where I/O is a copy and waits for no device.
+    /// Whether I/O is a copy in memory at most, and waits for no device.
     #[must_use]
     pub fn is_memory(&self) -> bool {
-        self.memory
+        self.image.is_memory()
     }
 
     /// The serial, NUL-padded.
@@ -309,10 +298,22 @@ impl Disk {
         }
     }
 
-    /// The image's descriptor, open as long as the disk.
+    /// Names the image for an engine's operations, as long as the disk lives.
+    #[must_use]
+    pub fn image(&self) -> ImageRef {
+        ImageRef::new(&self.image)
+    }
+
+    /// The file or device whose bytes are the disk's, if there is one, open as long as the disk.
+    #[must_use]
+    pub fn raw(&self) -> Option<&RawFile> {
+        self.image.raw()
+    }
+
+    /// The descriptor of [`Self::raw`]; -1 if there is none.
     #[must_use]
     pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+        self.image.raw().map_or(-1, RawFile::fd)
     }
 
     /// Whether an `fdatasync` failed. The kernel reports such an error once and drops the pages, so nothing that was
@@ -326,6 +327,67 @@ impl Disk {
     pub fn set_sync_failed(&self) {
         self.sync_failed.store(true, Ordering::Relaxed);
     }
+}
+
+fn failed<'a>(path: &'a Path, action: &'static str) -> impl Fn(io::Error) -> DiskError + 'a {
+    move |source| DiskError::Io {
+        path: path.to_owned(),
+        action,
+        source,
+    }
+}
+
+fn serial(config: &DiskConfig) -> Result<[u8; VIRTIO_BLK_ID_BYTES], DiskError> {
+    let bytes = config.serial.as_bytes();
+    let mut serial = [0; VIRTIO_BLK_ID_BYTES];
+    match serial.get_mut(..bytes.len()) {
+        Some(head) => head.copy_from_slice(bytes),
+        None => {
+            return Err(DiskError::Serial {
+                path: config.path.clone(),
+                serial: config.serial.clone(),
+            });
+        }
+    }
+    Ok(serial)
+}
+
+/// Opens a file or block device and locks it, waiting for another's lock until the deadline.
+fn open_locked(
+    path: &Path,
+    readonly: bool,
+    owner: Option<u64>,
+    deadline: Option<Instant>,
+) -> Result<File, DiskError> {
+    // Before the open, which would block on a pipe.
+    let metadata = std::fs::metadata(path).map_err(failed(path, "open it"))?;
+    let is_device = check_kind(path, &metadata)?;
+    let file = loop {
+        let attempt = open_file(path, readonly, is_device).and_then(|file| {
+            lock(&file, readonly, owner)?;
+            Ok(file)
+        });
+        match attempt {
+            Ok(file) => break file,
+            Err(error) if !is_busy(&error) => return Err(failed(path, "open it")(error)),
+            Err(_) if deadline.is_none_or(|deadline| Instant::now() < deadline) => {
+                thread::sleep(Duration::from_millis(2))
+            }
+            Err(_) => {
+                let expected = if readonly {
+                    "no writer beside a reader"
+                } else {
+                    "no other user beside a writer"
+                };
+                return Err(DiskError::Locked {
+                    path: path.to_owned(),
+                    expected,
+                });
+            }
+        }
+    };
+    check_kind(path, &file.metadata().map_err(failed(path, "examine it"))?)?;
+    Ok(file)
 }
 
 /// Whether it is a block device; an error if it is neither that nor a file.
@@ -366,73 +428,4 @@ fn is_busy(error: &io::Error) -> bool {
 /// EACCES is a permission when opening, a conflict on some file systems when locking; only the latter is retried.
 fn is_permission(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EACCES)
-}
-
-/// Bytes from here on are locked by owners; below is the image.
-const OWNER_BASE: i64 = 1 << 62;
-
-/// Writers lock everything; readers share the image's bytes, and their owner's byte.
-pub(crate) fn lock(file: &File, readonly: bool, owner: Option<u64>) -> io::Result<()> {
-    if !readonly {
-        return set_lock(file, libc::F_WRLCK, 0, 0);
-    }
-    set_lock(file, libc::F_RDLCK, 0, OWNER_BASE)?;
-    let Some(owner) = owner else { return Ok(()) };
-    // A reader cannot hold a writer's lock, but may ask whether one would be granted.
-    let byte = OWNER_BASE + (owner & (u64::MAX >> 3)) as i64;
-    let mut query = flock(libc::F_WRLCK, byte, 1);
-    fcntl(file, libc::F_OFD_GETLK, &mut query)?;
-    if i32::from(query.l_type) != i32::from(libc::F_UNLCK as i16) {
-        return Err(io::Error::from_raw_os_error(libc::EAGAIN));
-    }
-    set_lock(file, libc::F_RDLCK, byte, 1)
-}
-
-fn set_lock(file: &File, kind: libc::c_int, start: i64, len: i64) -> io::Result<()> {
-    fcntl(file, libc::F_OFD_SETLK, &mut flock(kind, start, len))
-}
-
-fn flock(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start,
-        l_len: len,
-        l_pid: 0,
-    }
-}
-
-fn fcntl(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
-    // SAFETY: both commands take a pointer to a `struct flock`, which outlives the call.
-    match unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
-    }
-}
-
-fn logical_block_size(file: &File) -> io::Result<u32> {
-    let mut size: libc::c_int = 0;
-    // SAFETY: BLKSSZGET stores an `int` where the pointer says.
-    match unsafe {
-        libc::ioctl(
-            file.as_raw_fd(),
-            libc::BLKSSZGET as _,
-            std::ptr::from_mut(&mut size),
-        )
-    } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => u32::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL)),
-    }
-}
-
-fn is_in_memory(file: &File) -> io::Result<bool> {
-    let mut info = std::mem::MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: fstatfs fills the structure that the pointer names.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), info.as_mut_ptr()) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: zeroed, which is a valid value, then filled.
-    let info = unsafe { info.assume_init() };
-    // TMPFS_MAGIC and RAMFS_MAGIC of `linux/magic.h`; the field's type differs between C libraries.
-    Ok(matches!(info.f_type, 0x0102_1994 | 0x8584_58f6))
 }

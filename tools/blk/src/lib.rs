@@ -53,7 +53,7 @@
 //! # Map
 //! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue · [`request`] what a request asks for ·
 //! [`queue`] requests at work · [`inflight`] the log that outlives the process · [`engine`] I/O ·
-//! [`disk`] images · [`control`], [`throttle`] what may be changed at run time · [`device`] features and
+//! [`disk`], [`image`] images · [`control`], [`throttle`] what may be changed at run time · [`device`] features and
 //! configuration space · [`reactor`] the thread · [`stats`], [`histogram`] counters and latencies · [`clock`] time
 
 // Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
@@ -78,6 +78,7 @@ pub mod device;
 pub mod disk;
 pub mod engine;
 pub mod histogram;
+pub mod image;
 pub mod inflight;
 pub mod memory;
 pub mod queue;
@@ -87,6 +88,7 @@ pub mod ring;
 pub mod stats;
 pub mod steps;
 pub mod throttle;
+pub mod trace;
 pub mod virtio;
 
 #[cfg(test)]
@@ -94,7 +96,7 @@ mod tests;
 
 pub use control::{Control, OnError};
 pub use device::{CONFIG_LEN, DEVICE_ID, QUEUE_SIZE_MAX, config, features};
-pub use disk::{Disk, DiskConfig, DiskError, EngineKind, OpenOptions};
+pub use disk::{Disk, DiskConfig, DiskError, EngineKind, Format, HostCache, OpenOptions};
 pub use inflight::{InflightArea, InflightError};
 pub use memory::{GuestRam, MemoryError};
 pub use queue::{Queue, QueueFault, QueueSetup, SetupError};

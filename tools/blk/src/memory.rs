@@ -126,6 +126,14 @@ impl<T: Shared> Slots<T> {
 pub struct IoVec(pub(crate) libc::iovec);
 
 impl IoVec {
+    /// A buffer of ours. It is valid as long as the bytes are.
+    pub(crate) fn of(bytes: &mut [u8]) -> Self {
+        Self(libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        })
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -186,6 +194,11 @@ impl GuestRam {
             extents,
             _memory: memory,
         }))
+    }
+
+    /// Host addresses and lengths of all there is.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (*mut u8, u64)> {
+        self.extents.iter().map(|extent| (extent.host, extent.len))
     }
 
     /// The host address of `addr` and how many bytes follow it in the same extent.

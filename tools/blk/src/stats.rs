@@ -107,6 +107,8 @@ counters! {
     max_depth,
     /// Operations given to the engine.
     operations,
+    /// Of them, writes that are durable by themselves: the write cache is off.
+    durable,
     /// Operations that were given again: short transfers, EINTR, EAGAIN, parts of a merged one that failed.
     retries,
     /// Operations that carried more than one request.

@@ -1,5 +1,5 @@
 //! Boots ringvisor machines in QEMU: interactive ([`interactive`]), scripted ([`exec`]), under a debugger ([`gdb`]), and
-//! for the system tests ([`system`]); runs all stages of `make test` ([`suite`]).
+//! for the system tests ([`system`]); runs all stages of `make test` ([`suite`]); measures ([`bench`]).
 //!
 //! - [`board`]: `platform/<board>/board.toml`, the data a machine is started from.
 //! - [`options`]: what the user may choose, from options or from the Makefile's variables.
@@ -8,6 +8,7 @@
 //! - [`symbols`]: functions and lines for the hypervisor's backtraces.
 //! - [`stop`]: why a machine stopped, and the exit status that means.
 
+pub mod bench;
 pub mod board;
 pub mod console;
 pub mod exec;

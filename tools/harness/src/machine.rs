@@ -123,11 +123,7 @@ impl Machine {
         }
         let cache = Cache::open(&project.dir)?;
         let files = root_files(&cache, options)?;
-        let program = match given(options.qemu.as_ref()) {
-            Some("10") => image::qemu::obtain(&cache)?.display().to_string(),
-            Some(program) => program.to_owned(),
-            None => board.program.clone(),
-        };
+        let program = program(&cache, board, options)?;
         let dir = RunDir::create(&cache.root().join("run"))?;
         let nonce = Nonce::default();
         let initramfs = dir.file("initramfs");
@@ -137,6 +133,7 @@ impl Machine {
 
         let machine = match hypervisor {
             Some(_) => format!("{},{}", board.machine, board.el2),
+            None if options.nested => format!("{},{}", board.machine, board.el2),
             None => board.machine.clone(),
         };
         let smp = options.smp(board.smp)?.to_string();
@@ -163,11 +160,40 @@ impl Machine {
             files_disk(tree, &path)?;
             arguments.extend(disk("files", &path));
         }
+        for (id, image) in &options.disks {
+            arguments.extend(disk(id, image));
+        }
         arguments.extend(options.qemu_args()?);
         Ok(Self {
             dir,
             nonce,
             program,
+            arguments,
+        })
+    }
+
+    /// A machine of the board's kind that has nothing but what `more` gives it: no root, no hypervisor.
+    ///
+    /// # Errors
+    /// An option is wrong, or QEMU cannot be had.
+    pub fn bare(
+        project: &Project,
+        board: &Board,
+        options: &MachineOptions,
+        dir: RunDir,
+        more: Vec<String>,
+    ) -> Result<Self> {
+        let cache = Cache::open(&project.dir)?;
+        let mut arguments: Vec<String> = ["-no-user-config", "-M", &board.machine, "-nic", "none", "-cpu"]
+            .map(str::to_owned)
+            .to_vec();
+        arguments.push(given(options.cpu.as_ref()).unwrap_or(&board.cpu).to_owned());
+        arguments.extend(more);
+        arguments.extend(options.qemu_args()?);
+        Ok(Self {
+            dir,
+            nonce: Nonce::default(),
+            program: program(&cache, board, options)?,
             arguments,
         })
     }
@@ -189,6 +215,15 @@ impl Machine {
     pub fn program(&self) -> &str {
         &self.program
     }
+}
+
+/// The QEMU to use.
+fn program(cache: &Cache, board: &Board, options: &MachineOptions) -> Result<String> {
+    Ok(match given(options.qemu.as_ref()) {
+        Some("10") => image::qemu::obtain(cache)?.display().to_string(),
+        Some(program) => program.to_owned(),
+        None => board.program.clone(),
+    })
 }
 
 fn root_files(cache: &Cache, options: &MachineOptions) -> Result<RootFiles> {
@@ -258,7 +293,7 @@ fn disk(id: &str, image: &Path) -> [String; 4] {
 }
 
 /// A value inside one of QEMU's comma-separated options.
-fn value(text: &str) -> String {
+pub(crate) fn value(text: &str) -> String {
     text.replace(',', ",,")
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use harness::machine::Project;
 use harness::options::{MachineOptions, given};
-use harness::{exec, gdb, interactive, suite, symbols, system};
+use harness::{bench, exec, gdb, interactive, suite, symbols, system};
 
 /// Boots ringvisor machines in QEMU.
 #[derive(Parser)]
@@ -55,6 +55,8 @@ enum What {
     System(system::Arguments),
     /// Runs every stage of the tests.
     Suite(suite::Arguments),
+    /// Measures ringvisor, KVM with QEMU, and QEMU alone.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -103,6 +105,7 @@ fn run() -> Result<u8> {
         }
         What::System(arguments) => system::run(&project, arguments),
         What::Suite(arguments) => suite::run(&project, &arguments),
+        What::Bench(arguments) => bench::run(&project, &arguments),
     }
 }
 

@@ -37,6 +37,12 @@ pub struct MachineOptions {
     /// Words for the hypervisor's command line, such as `loglevel=debug`.
     #[arg(long, env = "EL2_ARGS", allow_hyphen_values = true)]
     pub el2_args: Option<String>,
+    /// Starts root's Linux in EL2 though there is no hypervisor, so that it can use KVM. For the harness itself.
+    #[arg(skip)]
+    pub nested: bool,
+    /// More disks: an id and an image each. For the harness itself.
+    #[arg(skip)]
+    pub disks: Vec<(String, PathBuf)>,
 }
 
 /// Root's kernel.

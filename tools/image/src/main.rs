@@ -33,6 +33,8 @@ enum What {
     },
     /// QEMU 10 from Debian's backports, for this machine.
     Qemu10,
+    /// A disk with QEMU 10 for root, to run guests under KVM.
+    QemuRoot,
 }
 
 fn main() -> ExitCode {
@@ -67,6 +69,7 @@ fn run() -> Result<()> {
                 files.disk.display()
             );
         }
+        What::QemuRoot => println!("{}", qemu::root_disk(&cache)?.display()),
         What::Qemu10 => println!("{}", qemu::obtain(&cache)?.display()),
     }
     Ok(())

@@ -1,4 +1,5 @@
-//! QEMU 10 from Debian's backports, unpacked into the cache and run from there: nothing is installed on the machine.
+//! QEMU 10 from Debian's backports: for this machine ([`obtain`]), unpacked into the cache and run from there, so that
+//! nothing is installed; and for root ([`root_disk`]), where it runs guests under KVM to be compared with.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +9,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::apt::{self, Apt, Request};
 use crate::cache::{Cache, Key};
-use crate::cmd;
+use crate::{cmd, ext4};
+
+/// Label of the disk made by [`root_disk`].
+pub const ROOT_DISK_LABEL: &str = "ringvisor-qemu";
+/// Size of that disk. Sparse.
+const ROOT_DISK_BYTES: u64 = 1 << 30;
+/// What a guest that is given its kernel, and a machine without display and network, do without.
+const ROOT_EXCLUDE: &[&str] = &["./usr/share", "./etc", "./var", "./lib/udev", "./usr/lib/systemd"];
 
 /// Starts the unpacked QEMU with its own libraries, but the machine's C library, and its own firmware files.
 const WRAPPER: &str = r#"#!/bin/sh
@@ -59,6 +67,38 @@ pub fn obtain(cache: &Cache) -> Result<PathBuf> {
         Ok(())
     })?;
     Ok(dir.join("qemu"))
+}
+
+/// An ext4 disk with Debian's arm64 QEMU and its libraries, to be mounted in root: `usr/bin/qemu-system-aarch64` and
+/// `usr/lib/aarch64-linux-gnu`. The C library is root's own.
+///
+/// # Errors
+/// The packages cannot be had, or the cache cannot be written.
+pub fn root_disk(cache: &Cache) -> Result<PathBuf> {
+    let lock = cache.lock()?;
+    let apt = Apt::open(cache, "arm64")?;
+    let request = Request {
+        packages: &["qemu-system-arm"],
+        backports: true,
+    };
+    let debs = apt.packages("qemu-root", request, is_part)?;
+    let key = Key::new(1).with(&debs).with(ROOT_EXCLUDE);
+    cache.publish(&lock, "qemu-root-disk", &key, |path| {
+        cmd::step("making the disk with QEMU for root");
+        let tree = path.with_extension("tree");
+        for sub in ["usr/bin", "usr/lib"] {
+            fs::create_dir_all(tree.join(sub))?;
+        }
+        for (link, target) in [("bin", "usr/bin"), ("lib", "usr/lib")] {
+            std::os::unix::fs::symlink(target, tree.join(link))?;
+        }
+        apt::unpack(&debs, &tree, ROOT_EXCLUDE)?;
+        if !tree.join("usr/bin/qemu-system-aarch64").is_file() {
+            bail!("Debian's qemu-system-arm has no usr/bin/qemu-system-aarch64");
+        }
+        ext4::make(&tree, path, ROOT_DISK_BYTES, ROOT_DISK_LABEL)?;
+        Ok(fs::remove_dir_all(&tree)?)
+    })
 }
 
 /// Libraries and QEMU's own files. The C library must be the one of the dynamic linker, which is the machine's.

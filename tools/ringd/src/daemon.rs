@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use crate::control::server;
 use crate::host::{Linux, ram};
 use crate::hv::device;
 use crate::io::Io;
+use crate::stats::metrics;
 use crate::zone::Context;
 use crate::zone::registry::Registry;
 
@@ -53,6 +55,9 @@ pub struct Options {
     /// Do without io_uring: all disks use threads.
     #[arg(long)]
     pub no_io_uring: bool,
+    /// Give counters to Prometheus at http://ADDRESS/metrics, for example 127.0.0.1:9100.
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
     /// Started by `--daemonize`.
     #[arg(long, hide = true)]
     pub background: bool,
@@ -101,6 +106,15 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     registry.take_over();
     io.listen(interrupt);
 
+    if let Some(address) = options.metrics {
+        let listener =
+            TcpListener::bind(address).with_context(|| format!("cannot listen for metrics at {address}"))?;
+        let registry = registry.clone();
+        std::thread::Builder::new()
+            .name("metrics".into())
+            .spawn(move || metrics::serve(&listener, &registry))
+            .context("cannot start a thread for metrics")?;
+    }
     let socket = options.run_dir.join("sock");
     let listener = server::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
     tracing::info!(
@@ -190,6 +204,9 @@ fn daemonize(options: &Options) -> anyhow::Result<()> {
         .arg(format!("{:?}", options.log_level).to_lowercase());
     if options.no_io_uring {
         command.arg("--no-io-uring");
+    }
+    if let Some(address) = options.metrics {
+        command.arg("--metrics").arg(address.to_string());
     }
     let mut child = command
         .stdin(Stdio::null())

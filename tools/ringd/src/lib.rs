@@ -2,7 +2,8 @@
 //!
 //! # Map
 //! [`config`] what users write · [`boot`] kernels and device trees · [`host`] root's CPUs and memory · [`hv`] EL2 ·
-//! [`io`] rings and queues · [`console`] · [`zone`] life cycle · [`control`] the socket · [`daemon`] and [`cli`] the
+//! [`io`] rings and queues · [`console`] · [`zone`] life cycle · [`stats`] counters · [`trace`] the
+//! way of requests · [`control`] the socket · [`daemon`] and [`cli`] the
 //! two programs
 //!
 //! What happens where: the *reactor thread* ([`io`]) takes entries off the zones' rings, serves queues and moves
@@ -12,13 +13,30 @@
 //! Locks, outermost first: CPUs ([`zone::Context::cpus`]), the reactor's table ([`io`]), a console, EL2's command
 //! slot ([`hv::device`]). The registry's and a zone's status lock are leaves.
 
+// Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice
+    )
+)]
+
 pub mod boot;
 pub mod cli;
 pub mod config;
 pub mod console;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod host;
 pub mod hv;
 pub mod io;
+pub mod stats;
+pub mod trace;
 pub mod zone;

@@ -1,15 +1,17 @@
 //! How a request's I/O reaches the file: the [`Engine`] trait and its implementations, siblings under one test suite.
 //!
-//! [`uring::Uring`] submits to the kernel's ring; [`threads::Threads`] has a pool that calls `preadv` and `pwritev`.
-//! An engine knows files, offsets and host memory; it knows nothing of virtio.
+//! [`uring::Uring`] submits to the kernel's ring what that can do; [`threads::Threads`] has a pool of threads on which
+//! any image runs any operation. An engine knows images, offsets and host memory; it knows nothing of virtio.
 
-use std::io;
-use std::os::fd::RawFd;
+use std::sync::Arc;
 
-use crate::memory::IoVec;
+use crate::disk::Disk;
+use crate::image::ImageRef;
+use crate::memory::{GuestRam, IoVec};
 
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
+mod registry;
 pub mod threads;
 pub mod uring;
 
@@ -47,7 +49,7 @@ pub struct IoOp {
     /// Comes back in [`IoDone`].
     pub tag: u64,
     /// The image.
-    pub fd: RawFd,
+    pub image: ImageRef,
     /// What to do.
     pub kind: IoKind,
     /// First buffer; `count` of them follow each other. Only for transfers.
@@ -62,62 +64,40 @@ pub struct IoOp {
     pub immediate: bool,
 }
 
-// SAFETY: the pointer is not dereferenced but under the contract of `Engine::push`, which is not bound to a thread.
+impl IoOp {
+    /// Its buffers.
+    ///
+    /// # Safety
+    /// As for [`Engine::push`], and as long as the result is used.
+    unsafe fn parts<'a>(&self) -> &'a [IoVec] {
+        if self.count == 0 {
+            return &[];
+        }
+        // SAFETY: `count` entries are there, says the caller.
+        unsafe { std::slice::from_raw_parts(self.iov, self.count as usize) }
+    }
+}
+
+// SAFETY: the pointers are not dereferenced but under the contract of `Engine::push`, which is not bound to a thread.
 unsafe impl Send for IoOp {}
 
 /// Most buffers of one operation: `UIO_MAXIOV`.
 pub const MAX_IOV: usize = 1024;
 
-/// Runs an operation on the calling thread, to its end.
+/// Runs an operation on the calling thread, to its end or as far as it goes at once.
 ///
 /// # Safety
-/// The buffer list and the memory it names are valid and the descriptor is open.
+/// As for [`Engine::push`].
 unsafe fn perform(op: &IoOp) -> IoDone {
-    let count = op.count as libc::c_int;
-    // A plan keeps offsets inside of signed 64 bits.
-    let offset = op.offset as libc::off_t;
-    let iov = op.iov.cast();
-    // SAFETY: by this function's own contract.
-    let result = unsafe {
-        match op.kind {
-            IoKind::Read => libc::preadv(op.fd, iov, count, offset) as libc::c_long,
-            IoKind::Write => libc::pwritev(op.fd, iov, count, offset) as libc::c_long,
-            // Offset in two halves, of which a 64-bit kernel ignores the second; musl has no wrapper.
-            IoKind::WriteDurable => {
-                let (count, high): (libc::c_long, libc::c_long) = (op.count.into(), 0);
-                libc::syscall(
-                    libc::SYS_pwritev2,
-                    op.fd,
-                    iov,
-                    count,
-                    offset,
-                    high,
-                    libc::RWF_DSYNC,
-                )
-            }
-            IoKind::Sync => libc::c_long::from(libc::fdatasync(op.fd)),
-            IoKind::Discard | IoKind::WriteZeroes { .. } => {
-                let mode = fallocate_mode(op.kind);
-                libc::c_long::from(libc::fallocate(op.fd, mode, offset, op.len as libc::off_t))
-            }
-        }
-    };
-    let result = if result < 0 {
-        -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
-    } else {
-        // The kernel transfers at most 0x7ffff000 bytes at once.
-        i32::try_from(result).unwrap_or(i32::MAX)
+    // SAFETY: the image lives, and `count` entries are there, says the caller.
+    let (image, parts) = unsafe { (op.image.get(), op.parts()) };
+    // SAFETY: the memory is valid, says the caller.
+    let result = match unsafe { image.run(op.kind, parts, op.offset, op.len) } {
+        // The kernel transfers at most 0x7ffff000 bytes at once, and the rest follows.
+        Ok(moved) => i32::try_from(moved).unwrap_or(i32::MAX),
+        Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
     };
     IoDone { tag: op.tag, result }
-}
-
-/// What `fallocate` is asked for by a discard or by zeroes; the size of the file stays.
-fn fallocate_mode(kind: IoKind) -> libc::c_int {
-    let what = match kind {
-        IoKind::WriteZeroes { unmap: false } => libc::FALLOC_FL_ZERO_RANGE,
-        _ => libc::FALLOC_FL_PUNCH_HOLE,
-    };
-    what | libc::FALLOC_FL_KEEP_SIZE
 }
 
 /// The outcome of an operation.
@@ -131,11 +111,18 @@ pub struct IoDone {
 
 /// A way to run operations.
 pub trait Engine {
+    /// Operations between this image and this memory will follow; the engine may make them quicker. As many
+    /// [`Self::detach`] follow, each when none of its operations are left.
+    fn attach(&mut self, _disk: &Arc<Disk>, _ram: &Arc<GuestRam>) {}
+
+    /// The opposite: nothing of the image or the memory is held afterwards, if this was the last.
+    fn detach(&mut self, _disk: &Arc<Disk>, _ram: &Arc<GuestRam>) {}
+
     /// Takes an operation; it may start at once or at [`Self::submit`].
     ///
     /// # Safety
-    /// Until its [`IoDone`] was reaped or the engine was dropped, the buffer list and the memory it names stay valid
-    /// and the descriptor open.
+    /// Until its [`IoDone`] was reaped or the engine was dropped, the buffer list and the memory it names stay valid,
+    /// and the image lives.
     unsafe fn push(&mut self, op: IoOp);
 
     /// Starts all that was pushed.

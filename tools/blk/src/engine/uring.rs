@@ -1,25 +1,55 @@
 //! The io_uring engine. Its ring is also where the reactor sleeps: file I/O and watched descriptors complete in one
 //! `io_uring_enter`.
 //!
-//! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them).
+//! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). What it does
+//! itself is transfers that the file takes as they are, and syncs; all else is for a pool of threads of its own, made
+//! when first needed: the kernel would hand such operations to threads as well.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use io_uring::{IoUring, opcode, squeue, types};
 
-use super::{Engine, IoDone, IoKind, IoOp, fallocate_mode, perform};
+use super::registry::Registry;
+use super::threads::Threads;
+use super::{Engine, IoDone, IoKind, IoOp, perform};
+use crate::disk::Disk;
+use crate::image::file::RawFile;
+use crate::memory::{GuestRam, IoVec};
 use crate::reactor::wait::{ReadWidth, Ready, Sleep};
 
 /// Set in the user data of a watch; the rest is its number. Else the user data is an operation's tag.
 const WATCH: u64 = 1 << 63;
+/// The user data of the helpers' watch.
+const HELPERS: u64 = u64::MAX;
 
 struct Watch {
     fd: RawFd,
     width: ReadWidth,
     /// Where the kernel stores what it reads; leaked, for a read may be outstanding when the ring is dropped.
     buffer: &'static mut [u8; 8],
+}
+
+impl Watch {
+    fn new(fd: RawFd, width: ReadWidth) -> Self {
+        let buffer = Box::leak(Box::new([0; 8]));
+        Self { fd, width, buffer }
+    }
+
+    fn entry(&mut self, data: u64) -> squeue::Entry {
+        opcode::Read::new(types::Fd(self.fd), self.buffer.as_mut_ptr(), self.width as u32)
+            .offset(u64::MAX)
+            .build()
+            .user_data(data)
+    }
+}
+
+/// Threads for what a ring does not do.
+struct Helpers {
+    pool: Threads,
+    watch: Watch,
 }
 
 /// A ring with its operations and watches.
@@ -32,6 +62,8 @@ pub struct Uring {
     watches: Vec<Watch>,
     /// Watches that read something and are to read again.
     rearm: Vec<usize>,
+    registry: Registry,
+    helpers: Option<Helpers>,
 }
 
 impl Uring {
@@ -51,6 +83,8 @@ impl Uring {
             return Err(io::Error::from(io::ErrorKind::Unsupported));
         }
         Ok(Self {
+            registry: Registry::new(&ring),
+            helpers: None,
             ring,
             in_flight: 0,
             backlog: VecDeque::with_capacity(entries as usize),
@@ -64,11 +98,7 @@ impl Uring {
     /// from 0.
     pub(crate) fn watch(&mut self, fd: RawFd, width: ReadWidth) {
         let number = self.watches.len();
-        self.watches.push(Watch {
-            fd,
-            width,
-            buffer: Box::leak(Box::new([0; 8])),
-        });
+        self.watches.push(Watch::new(fd, width));
         self.start_watch(number);
     }
 
@@ -76,22 +106,71 @@ impl Uring {
         let Some(watch) = self.watches.get_mut(number) else {
             return;
         };
-        let entry = opcode::Read::new(types::Fd(watch.fd), watch.buffer.as_mut_ptr(), watch.width as u32)
-            .offset(u64::MAX)
-            .build()
-            .user_data(WATCH | number as u64);
-        if !self.enqueue(&entry) {
-            tracing::error!(
-                fd = watch_fd(&self.watches, number),
-                "io_uring: no room for a watch"
-            );
+        let entry = watch.entry(WATCH | number as u64);
+        self.enqueue_watch(&entry);
+    }
+
+    fn start_helpers_watch(&mut self) {
+        if let Some(helpers) = &mut self.helpers {
+            let entry = helpers.watch.entry(HELPERS);
+            self.enqueue_watch(&entry);
         }
+    }
+
+    fn enqueue_watch(&mut self, entry: &squeue::Entry) {
+        if !self.enqueue(entry) {
+            tracing::error!("io_uring: no room for a watch");
+        }
+    }
+
+    /// The pool, started if need be.
+    fn helpers(&mut self) -> io::Result<&mut Threads> {
+        if self.helpers.is_none() {
+            let pool = Threads::new()?;
+            let watch = Watch::new(pool.event(), ReadWidth::Eight);
+            self.helpers = Some(Helpers { pool, watch });
+            self.start_helpers_watch();
+        }
+        match &mut self.helpers {
+            Some(helpers) => Ok(&mut helpers.pool),
+            None => Err(io::Error::from(io::ErrorKind::NotFound)),
+        }
+    }
+
+    /// # Safety
+    /// As for [`Engine::push`].
+    unsafe fn help(&mut self, op: IoOp) {
+        match self.helpers() {
+            // SAFETY: says the caller.
+            Ok(pool) => unsafe { pool.push(op) },
+            Err(error) => {
+                tracing::warn!(%error, "no threads for disk requests: done in place");
+                // SAFETY: says the caller.
+                self.done.push(unsafe { perform(&op) });
+            }
+        }
+    }
+
+    fn reap_helpers(&mut self) {
+        if let Some(helpers) = &mut self.helpers {
+            helpers.pool.reap(&mut self.done);
+        }
+        self.start_helpers_watch();
+    }
+
+    /// Files and buffers registered.
+    #[cfg(test)]
+    pub(crate) fn registered(&self) -> (usize, usize) {
+        self.registry.count()
     }
 
     /// Starts what was pushed and sleeps until something has completed. Appends the watches that read something to
     /// `ready`; finished operations are left for [`Engine::reap`].
     pub(crate) fn wait(&mut self, sleep: Sleep, ready: &mut Vec<Ready>) -> io::Result<()> {
         self.drain_backlog();
+        if let Some(helpers) = &mut self.helpers {
+            helpers.pool.submit();
+        }
         let idle = self.done.is_empty() && self.backlog.is_empty();
         self.enter(if idle { sleep } else { Sleep::Not })?;
         self.collect(ready);
@@ -125,11 +204,16 @@ impl Uring {
     }
 
     fn collect(&mut self, ready: &mut Vec<Ready>) {
+        let mut helped = false;
         for entry in self.ring.completion() {
             let (data, result) = (entry.user_data(), entry.result());
             if data & WATCH == 0 {
                 self.in_flight = self.in_flight.saturating_sub(1);
                 self.done.push(IoDone { tag: data, result });
+                continue;
+            }
+            if data == HELPERS {
+                helped = true;
                 continue;
             }
             let number = (data & !WATCH) as usize;
@@ -146,6 +230,9 @@ impl Uring {
         }
         while let Some(number) = self.rearm.pop() {
             self.start_watch(number);
+        }
+        if helped {
+            self.reap_helpers();
         }
     }
 
@@ -165,7 +252,13 @@ impl Uring {
 
     fn drain_backlog(&mut self) {
         while let Some(op) = self.backlog.front() {
-            let entry = build(op);
+            // SAFETY: by the contract of `Engine::push`.
+            let entry = unsafe { native(&self.registry, op) };
+            let Some(entry) = entry else {
+                // It was native when it came.
+                self.backlog.pop_front();
+                continue;
+            };
             if !self.enqueue(&entry) {
                 return;
             }
@@ -179,53 +272,92 @@ fn watch_fd(watches: &[Watch], number: usize) -> RawFd {
     watches.get(number).map_or(-1, |watch| watch.fd)
 }
 
-fn build(op: &IoOp) -> squeue::Entry {
-    let fd = types::Fd(op.fd);
+/// The entry for an operation that a ring does; `None` for others.
+///
+/// # Safety
+/// As for [`Engine::push`].
+unsafe fn native(registry: &Registry, op: &IoOp) -> Option<squeue::Entry> {
+    // SAFETY: says the caller.
+    let (file, parts) = unsafe { (op.image.get().raw()?, op.parts()) };
+    let fits = match op.kind {
+        IoKind::Sync => true,
+        IoKind::Discard | IoKind::WriteZeroes { .. } => false,
+        IoKind::Read | IoKind::Write | IoKind::WriteDurable => file.takes(parts, op.offset),
+    };
+    fits.then(|| build(registry, op, file, parts).user_data(op.tag & !WATCH))
+}
+
+fn build(registry: &Registry, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squeue::Entry {
     let flags = if op.kind == IoKind::WriteDurable {
         libc::RWF_DSYNC
     } else {
         0
     };
-    let single = if op.count == 1 {
-        // SAFETY: by the contract of `Engine::push`, `count` entries are there.
-        unsafe { op.iov.as_ref() }
-    } else {
-        None
-    };
-    // A descriptor's length is 32 bits, so a single buffer's fits.
-    let entry = match (op.kind, single) {
-        (IoKind::Sync, _) => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-        (IoKind::Discard | IoKind::WriteZeroes { .. }, _) => opcode::Fallocate::new(fd, op.len)
-            .offset(op.offset)
-            .mode(fallocate_mode(op.kind))
-            .build(),
-        (IoKind::Read, Some(one)) => opcode::Read::new(fd, one.as_ptr(), one.len() as u32)
-            .offset(op.offset)
-            .build(),
-        (IoKind::Read, None) => opcode::Readv::new(fd, op.iov.cast(), op.count)
-            .offset(op.offset)
-            .build(),
-        (_, Some(one)) => opcode::Write::new(fd, one.as_ptr(), one.len() as u32)
-            .offset(op.offset)
-            .rw_flags(flags)
-            .build(),
-        (_, None) => opcode::Writev::new(fd, op.iov.cast(), op.count)
-            .offset(op.offset)
-            .rw_flags(flags)
-            .build(),
-    };
-    entry.user_data(op.tag & !WATCH)
+    // The crate's types for a descriptor and for a slot have no name in common.
+    macro_rules! on {
+        ($file:expr) => {{
+            let file = $file;
+            match (op.kind, parts) {
+                (IoKind::Sync, _) => opcode::Fsync::new(file)
+                    .flags(types::FsyncFlags::DATASYNC)
+                    .build(),
+                // A descriptor's length is 32 bits, so a single buffer's fits.
+                (IoKind::Read, [one]) => match registry.buffer(one) {
+                    Some(buffer) => opcode::ReadFixed::new(file, one.as_ptr(), one.len() as u32, buffer)
+                        .offset(op.offset)
+                        .build(),
+                    None => opcode::Read::new(file, one.as_ptr(), one.len() as u32)
+                        .offset(op.offset)
+                        .build(),
+                },
+                (IoKind::Read, _) => opcode::Readv::new(file, op.iov.cast(), op.count)
+                    .offset(op.offset)
+                    .build(),
+                (_, [one]) => match registry.buffer(one) {
+                    Some(buffer) => opcode::WriteFixed::new(file, one.as_ptr(), one.len() as u32, buffer)
+                        .offset(op.offset)
+                        .rw_flags(flags)
+                        .build(),
+                    None => opcode::Write::new(file, one.as_ptr(), one.len() as u32)
+                        .offset(op.offset)
+                        .rw_flags(flags)
+                        .build(),
+                },
+                (_, _) => opcode::Writev::new(file, op.iov.cast(), op.count)
+                    .offset(op.offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }};
+    }
+    match registry.file(op.image) {
+        Some(slot) => on!(types::Fixed(slot)),
+        None => on!(types::Fd(file.fd())),
+    }
 }
 
 impl Engine for Uring {
+    fn attach(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
+        self.registry.attach(&self.ring, disk, ram);
+    }
+
+    fn detach(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
+        self.registry.detach(&self.ring, disk, ram);
+    }
+
     unsafe fn push(&mut self, op: IoOp) {
         if op.immediate {
             // SAFETY: by this function's own contract.
             self.done.push(unsafe { perform(&op) });
             return;
         }
+        // SAFETY: by this function's own contract.
+        let Some(entry) = (unsafe { native(&self.registry, &op) }) else {
+            // SAFETY: by this function's own contract.
+            return unsafe { self.help(op) };
+        };
         // Behind the backlog, so that nothing is overtaken for ever.
-        if self.backlog.is_empty() && self.enqueue(&build(&op)) {
+        if self.backlog.is_empty() && self.enqueue(&entry) {
             self.in_flight += 1;
         } else {
             self.backlog.push_back(op);
@@ -234,6 +366,9 @@ impl Engine for Uring {
 
     fn submit(&mut self) {
         self.drain_backlog();
+        if let Some(helpers) = &mut self.helpers {
+            helpers.pool.submit();
+        }
         if let Err(error) = self.enter(Sleep::Not) {
             tracing::error!(%error, "io_uring: submit failed");
         }
@@ -248,6 +383,8 @@ impl Drop for Uring {
     /// Waits for what the kernel still does: it writes to memory that may go next.
     fn drop(&mut self) {
         self.backlog.clear();
+        // Waits for its threads.
+        self.helpers = None;
         let mut ready = Vec::new();
         while self.in_flight > 0 {
             if let Err(error) = self.enter(Sleep::Forever) {

@@ -6,6 +6,7 @@ use super::{Queue, SYNC_TAG, Work};
 use crate::control::OnError;
 use crate::engine::Engine;
 use crate::steps::step;
+use crate::trace::{self, Kind};
 use crate::virtio::Status;
 
 /// EINTR and EAGAIN in a row before a request fails.
@@ -271,6 +272,7 @@ impl Queue {
             Work::Flush => latency.flushes.record(took),
             Work::Other => {}
         }
+        trace::event(Kind::Completed, self.trace, head.into());
         step("status written");
         self.log.finish(head, used_len);
         self.running = self.running.saturating_sub(1);

@@ -33,6 +33,7 @@ use crate::request::{Header, Negotiated, Plan, plan};
 use crate::ring::{RingAddresses, SplitRing};
 use crate::stats::QueueStats;
 use crate::steps::step;
+use crate::trace::{self, Kind, TraceId};
 use crate::virtio::{
     VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES,
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
@@ -70,6 +71,7 @@ const MAX_BATCH: u16 = 256;
 /// A virtqueue at work.
 pub struct Queue {
     disk: Arc<Disk>,
+    ram: Arc<GuestRam>,
     ring: SplitRing,
     log: InflightLog,
     slots: Vec<Slot>,
@@ -104,6 +106,7 @@ pub struct Queue {
     /// Heads to be run again after a take-over, then empty.
     restart: Vec<u16>,
     tag_base: u64,
+    trace: TraceId,
     paused: bool,
     broken: bool,
     /// The last round ended with requests left.
@@ -158,6 +161,7 @@ impl Queue {
             slots: (0..at.size).map(|_| Slot::new(&ram)).collect(),
             was_back: cache.is_back(&disk),
             disk,
+            ram,
             ring,
             log,
             notify,
@@ -185,6 +189,7 @@ impl Queue {
             sync_pushed_at: 0,
             restart,
             tag_base: 0,
+            trace: TraceId::default(),
             paused: false,
             broken: past.broken,
             more: false,
@@ -197,6 +202,12 @@ impl Queue {
     #[must_use]
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
+    }
+
+    /// The guest's RAM.
+    #[must_use]
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
     }
 
     /// The counters, which stay readable after the queue is gone.
@@ -261,9 +272,15 @@ impl Queue {
         self.tag_base = base & !0xffff;
     }
 
+    /// Sets as what its steps are recorded.
+    pub fn set_trace_id(&mut self, id: TraceId) {
+        self.trace = id;
+    }
+
     /// Takes the requests that are available and starts them, as many as one round and the disk's limits allow.
     /// Returns how many.
     pub fn service(&mut self, engine: &mut dyn Engine) -> u16 {
+        trace::event(Kind::Service, self.trace, 0);
         self.now = self.clock.now();
         self.more = false;
         self.deadline = None;
@@ -371,6 +388,7 @@ impl Queue {
         self.log.start(head);
         self.next_avail = self.next_avail.wrapping_add(1);
         step("logged");
+        trace::event(Kind::Popped, self.trace, head.into());
         self.start(head, plan, engine);
         Ok(())
     }
@@ -431,6 +449,7 @@ impl Queue {
             self.ring.publish_used(idx);
             step("published");
             for (head, _) in self.done.drain(..) {
+                trace::event(Kind::Used, self.trace, head.into());
                 self.log.free(head);
                 step("freed");
             }
@@ -441,10 +460,12 @@ impl Queue {
             self.force_interrupt |= self.ring.interrupt_wanted(old, idx);
             if !self.force_interrupt {
                 self.stats.interrupts_suppressed.add(1);
+                trace::event(Kind::Quiet, self.trace, 0);
             }
         }
         if mem::take(&mut self.force_interrupt) {
             self.stats.interrupts.add(1);
+            trace::event(Kind::Raise, self.trace, 0);
             (self.notify)();
         }
         count

@@ -9,6 +9,7 @@ use crate::buffers::IoList;
 use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
 use crate::request::{Plan, RangeKind, Segment};
 use crate::steps::step;
+use crate::trace::{self, Kind};
 use crate::virtio::Status;
 
 /// Bytes up to which a transfer from or to memory is done on the spot; larger ones can go on beside each other.
@@ -181,6 +182,7 @@ impl Queue {
         let count = run.len() as u64;
         let (mut leader, mut last, mut len) = (None, None::<u16>, 0);
         for head in self.batch.heads(run) {
+            trace::event(Kind::Submitted, self.trace, head.into());
             let Some(slot) = self.slots.get_mut(usize::from(head)) else {
                 continue;
             };
@@ -202,7 +204,7 @@ impl Queue {
         slot.pushed_at = self.now;
         let op = IoOp {
             tag: self.tag_base | u64::from(head),
-            fd: self.disk.fd(),
+            image: self.disk.image(),
             kind: slot.io_kind(),
             iov: parts.as_ptr(),
             count: parts.len() as u32,
@@ -210,7 +212,7 @@ impl Queue {
             len,
             immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         };
-        self.stats.operations.add(1);
+        self.count(op.kind);
         self.stats.merges.add(1);
         self.stats.merged.add(count);
         step("merged");
@@ -244,7 +246,7 @@ impl Queue {
         };
         let op = IoOp {
             tag: self.tag_base | u64::from(head),
-            fd: self.disk.fd(),
+            image: self.disk.image(),
             kind,
             iov: parts.as_ptr(),
             count: parts.len().min(MAX_IOV) as u32,
@@ -252,10 +254,18 @@ impl Queue {
             len,
             immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         };
-        self.stats.operations.add(1);
+        self.count(op.kind);
+        trace::event(Kind::Submitted, self.trace, head.into());
         // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM mapped and
-        // `self.disk` the file open. Should the queue be dropped first, `drop` leaks all three.
+        // `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
         unsafe { engine.push(op) };
+    }
+
+    fn count(&self, kind: IoKind) {
+        self.stats.operations.add(1);
+        if kind == IoKind::WriteDurable {
+            self.stats.durable.add(1);
+        }
     }
 
     /// Carries out the first of the segments that are left.
@@ -273,7 +283,7 @@ impl Queue {
         };
         let op = IoOp {
             tag: self.tag_base | u64::from(head),
-            fd: self.disk.fd(),
+            image: self.disk.image(),
             kind,
             iov: std::ptr::null(),
             count: 0,
@@ -282,15 +292,19 @@ impl Queue {
             immediate: false,
         };
         self.stats.operations.add(1);
-        // SAFETY: no buffers; the file stays open as above.
+        trace::event(Kind::Submitted, self.trace, head.into());
+        // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
     }
 
     pub(super) fn push_sync(&mut self, engine: &mut dyn Engine) {
         self.sync_pushed_at = self.now;
+        for head in &self.syncing {
+            trace::event(Kind::Submitted, self.trace, (*head).into());
+        }
         let op = IoOp {
             tag: self.tag_base | u64::from(SYNC_TAG),
-            fd: self.disk.fd(),
+            image: self.disk.image(),
             kind: IoKind::Sync,
             iov: std::ptr::null(),
             count: 0,
@@ -299,7 +313,7 @@ impl Queue {
             immediate: self.disk.is_memory(),
         };
         self.stats.operations.add(1);
-        // SAFETY: no buffers; the file stays open as above.
+        // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
     }
 

@@ -21,6 +21,20 @@ pub type Callback = Box<dyn FnOnce() + Send>;
 pub struct QueueId(u64);
 
 impl QueueId {
+    /// For simulations that number queues themselves.
+    #[cfg(feature = "fakes")]
+    #[must_use]
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// Its number.
+    #[cfg(feature = "fakes")]
+    #[must_use]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
     /// The tag of its operations: 16 bits are the queue's, the top bit is the sleeper's.
     pub(super) fn tag(self) -> u64 {
         self.0 << 16

@@ -25,6 +25,7 @@ use crate::disk::EngineKind;
 use crate::engine::threads::Threads;
 use crate::engine::{Engine, IoDone};
 use crate::queue::Queue;
+use crate::trace::{self, TraceId};
 use mailbox::{IdHasher, Mailbox, Message};
 use wait::{Ready, Sleep, Sleeper};
 
@@ -172,6 +173,9 @@ impl Core {
             let idle = !more && commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
             let sleep = if idle { self.until_deadline() } else { Sleep::Not };
             self.sleeper.wait(sleep, &mut ready)?;
+            if idle {
+                trace::event(trace::Kind::Wake, TraceId::default(), 0);
+            }
             for registered in &mut self.bells {
                 registered.bell.disarm();
             }
@@ -272,6 +276,9 @@ impl Core {
                 // A ring serves these as well.
                 Err(error) => tracing::error!(%error, "cannot start the thread pool"),
             }
+        }
+        if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &queue) {
+            engine.attach(queue.disk(), queue.ram());
         }
         let entry = Entry {
             queue,
@@ -398,6 +405,10 @@ impl Core {
             }
             let waiting = std::mem::take(&mut entry.quiesced);
             if entry.leaving {
+                let queue = &entry.queue;
+                if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, queue) {
+                    engine.detach(queue.disk(), queue.ram());
+                }
                 self.queues.remove(&id);
             }
             for then in waiting {

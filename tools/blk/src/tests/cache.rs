@@ -86,6 +86,7 @@ fn the_mode_changes_at_run_time() {
         assert_eq!(write(&mut rig, 3, writeback), OK);
         assert_eq!(engine.asked().last().unwrap().kind, kind);
     }
+    assert_eq!(rig.queue().stats().durable.get(), 2);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
 }
 

@@ -176,7 +176,7 @@ fn a_readonly_disk_takes_no_write() {
     }
 }
 
-// virtio-checklist 61; torture b11
+// virtio-checklist 60, 61; torture b11
 #[test]
 fn unknown_types_are_unsupported() {
     let mut rig = Rig::new(EngineKind::Threads);

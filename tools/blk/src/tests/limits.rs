@@ -36,17 +36,17 @@ fn offer(rig: &mut Rig, heads: std::ops::Range<u16>, len: u32) {
     }
 }
 
-// The burst passes, then one each 10 ms; what does not pass stays in the ring, in order; nothing is lost.
+// The burst passes, then one each 10 ms; what does not pass stays in the ring; nothing is lost.
 #[test]
 fn requests_wait_in_the_ring() {
     let (mut rig, time) = limited(iops(100, 5));
     offer(&mut rig, 0..20, 512);
     rig.run();
+    // They complete in any order.
     let heads = |rig: &mut Rig| {
-        rig.take_used()
-            .iter()
-            .map(|used| used.0 / 3)
-            .collect::<Vec<u32>>()
+        let mut heads: Vec<u32> = rig.take_used().iter().map(|used| used.0 / 3).collect();
+        heads.sort_unstable();
+        heads
     };
     assert_eq!(heads(&mut rig), [0, 1, 2, 3, 4]);
     for next in 5..20 {

@@ -4,12 +4,13 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use crate::device::feature;
-use crate::disk::{Disk, DiskConfig, EngineKind};
+use crate::disk::{Disk, DiskConfig, EngineKind, HostCache, OpenOptions};
 use crate::engine::threads::Threads;
 use crate::engine::uring::Uring;
 use crate::engine::{Engine, IoDone, IoOp};
@@ -111,6 +112,16 @@ pub fn writable(addr: u64, len: u32) -> Buf {
     }
 }
 
+/// Opens a disk that nobody has open any more: processes that other tests start may hold a descriptor of it for a
+/// moment, between their fork and their program.
+pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
+    let patient = OpenOptions {
+        owner: None,
+        wait: Duration::from_secs(5),
+    };
+    Disk::open_with(config, &patient).unwrap()
+}
+
 /// What stays when the daemon dies, and what the guest owns.
 pub struct Rig {
     pub dir: TempDir,
@@ -167,6 +178,9 @@ impl Rig {
             readonly,
             serial: "serial-0".into(),
             engine: kind,
+            // Quick wherever the file is; `engines` has the tests of the other way.
+            cache: HostCache::Writeback,
+            ..DiskConfig::default()
         };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(BASE), RAM)]).unwrap();
         let ram = GuestRam::new(memory.clone()).unwrap();
@@ -197,8 +211,7 @@ impl Rig {
 
     /// Makes the queue, as a daemon does at the driver's set-up or after its own restart.
     pub fn open(&mut self) {
-        let disk = Disk::open(&self.config).unwrap();
-        self.open_on(disk);
+        self.open_on(open_soon(&self.config));
     }
 
     pub fn open_on(&mut self, disk: Arc<Disk>) {

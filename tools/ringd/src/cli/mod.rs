@@ -5,7 +5,10 @@
 
 pub mod disk;
 pub mod print;
+pub mod stats;
 pub mod terminal;
+pub mod top;
+pub mod trace;
 pub mod zone_options;
 
 use std::path::PathBuf;
@@ -40,6 +43,14 @@ pub enum Command {
     Disk(disk::DiskCommand),
     /// Versions, memory and CPUs of the hypervisor.
     Info(OutputOptions),
+    /// Everything that is counted: exits, time at EL2, notifications, interrupts, requests, latencies.
+    Stats(OutputOptions),
+    /// What zones, CPUs and disks do now.
+    Top(top::TopOptions),
+    /// Records the way of each request from the guest's store to its interrupt, and says where the time goes.
+    Trace(trace::TraceOptions),
+    /// Says what this machine lacks to run zones, and what to do; the status is 1 if something is wrong.
+    Doctor(OutputOptions),
     /// Changes what the hypervisor or the daemon logs.
     LogLevel {
         /// Whose log.
@@ -147,8 +158,29 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             Reply::Info(info) => print::info(&info),
             other => confused(&other),
         },
+        Command::Stats(output) => match ask(Request::Stats)? {
+            Reply::Stats(report) if output.json => print::json(&report),
+            Reply::Stats(report) => stats::print(&report),
+            other => confused(&other),
+        },
+        Command::Top(top) => top::run(&socket, &top),
+        Command::Trace(trace) => trace::run(&socket, &trace),
+        Command::Doctor(output) => doctor(&socket, output.json),
         Command::LogLevel { target, level } => done(Request::LogLevel { target, level }),
     }
+}
+
+fn doctor(socket: &std::path::Path, json: bool) -> anyhow::Result<ExitCode> {
+    let checks = crate::doctor::examine(std::path::Path::new("/"), socket);
+    if json {
+        print::json(&checks)?;
+    } else {
+        print!("{}", crate::doctor::text(&checks));
+    }
+    let wrong = checks
+        .iter()
+        .any(|check| check.verdict == crate::doctor::Verdict::Wrong);
+    Ok(ExitCode::from(u8::from(wrong)))
 }
 
 fn confused(reply: &Reply) -> anyhow::Result<ExitCode> {

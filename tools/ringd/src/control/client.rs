@@ -5,6 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use super::protocol::{Reply, Request, Response};
+use crate::trace::{Chunk, TraceStart};
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,34 @@ impl Client {
             Ok(Response::Ok(reply)) => Ok(reply),
             Ok(Response::Error(message)) => Err(ClientError::Refused(message)),
             Err(error) => Err(ClientError::Confused(error.to_string())),
+        }
+    }
+
+    /// Records for so long; calls `each` with what comes, in order.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn trace(
+        mut self,
+        milliseconds: u64,
+        mut each: impl FnMut(Chunk),
+    ) -> Result<TraceStart, ClientError> {
+        let start = match self.ask(&Request::Trace { milliseconds })? {
+            Reply::Trace(start) => start,
+            other => return Err(ClientError::Confused(format!("{other:?}"))),
+        };
+        loop {
+            let mut line = String::new();
+            if self.reader.read_line(&mut line)? == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            let chunk: Chunk =
+                serde_json::from_str(&line).map_err(|error| ClientError::Confused(error.to_string()))?;
+            let end = chunk.end;
+            each(chunk);
+            if end {
+                return Ok(start);
+            }
         }
     }
 

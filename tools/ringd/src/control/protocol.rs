@@ -1,12 +1,14 @@
 //! Requests and answers. One line of JSON each; an answer per request, in order.
 //!
-//! [`Request::Console`] is the exception: after its answer the connection carries the console's bytes, both ways, and
-//! ends with the zone.
+//! [`Request::Console`] and [`Request::Trace`] are exceptions: after its answer the connection carries the console's bytes,
+//! both ways, and ends with the zone; or the records, and ends with them.
 
 use serde::{Deserialize, Serialize};
 
 use crate::config::{DiskConfig, ZoneConfig};
 use crate::io::QueueReport;
+use crate::stats::StatsReport;
+use crate::trace::TraceStart;
 use crate::zone::disks::LimitChange;
 use crate::zone::{Ending, Status};
 
@@ -96,6 +98,13 @@ pub enum Request {
     },
     /// Answer: [`Reply::Info`].
     Info,
+    /// Answer: [`Reply::Stats`].
+    Stats,
+    /// Records what happens. Answer: [`Reply::Trace`], then lines of [`crate::trace::Chunk`] until the time is over.
+    Trace {
+        /// How long.
+        milliseconds: u64,
+    },
     /// Changes a log level. Answer: [`Reply::Done`].
     LogLevel {
         /// Whose.
@@ -132,7 +141,7 @@ pub enum LogLevel {
 }
 
 /// What the daemon says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     /// It worked.
@@ -142,7 +151,7 @@ pub enum Response {
 }
 
 /// What a request that worked gives.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
     /// Nothing more to say.
@@ -159,6 +168,10 @@ pub enum Reply {
     Disk(DiskReport),
     /// The hypervisor.
     Info(InfoReport),
+    /// All counters.
+    Stats(Box<StatsReport>),
+    /// Recording has begun.
+    Trace(TraceStart),
 }
 
 /// A disk and its queues.

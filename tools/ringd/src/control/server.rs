@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringvisor::abi::info::{InfoPage, OWNER_NONE};
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
@@ -16,6 +16,8 @@ use super::protocol::{
     CpuReport, DiskReport, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
 use crate::hv::Hypervisor;
+use crate::stats;
+use crate::trace::record::Recorder;
 use crate::zone::Shared;
 use crate::zone::actor::Wish;
 use crate::zone::disks::DiskWish;
@@ -25,6 +27,11 @@ use crate::zone::registry::Registry;
 const CONSOLE_GLANCE: Duration = Duration::from_millis(200);
 /// How long to wait for room in a zone's console input.
 const INPUT_GLANCE: Duration = Duration::from_millis(5);
+
+/// How often the trace buffers are emptied: they hold more than is written meanwhile.
+const TRACE_GLANCE: Duration = Duration::from_millis(20);
+/// Longest trace.
+const MAX_TRACE: Duration = Duration::from_secs(600);
 
 /// Changes the daemon's own log level.
 pub type SetLogLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
@@ -92,11 +99,48 @@ fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLo
                 Err(error) => respond(stream, &Response::Error(error.to_string())),
             };
         }
+        if let Request::Trace { milliseconds } = request {
+            return trace(stream, registry, Duration::from_millis(milliseconds));
+        }
         let response = match answer(request, registry, set_log_level) {
             Ok(reply) => Response::Ok(reply),
             Err(error) => Response::Error(error),
         };
         respond(stream, &response)?;
+    }
+}
+
+/// Records for a while and sends what there is.
+fn trace(mut stream: &UnixStream, registry: &Registry, time: Duration) -> io::Result<()> {
+    if time > MAX_TRACE {
+        let most = MAX_TRACE.as_secs();
+        return respond(
+            stream,
+            &Response::Error(format!("a trace lasts at most {most} s")),
+        );
+    }
+    let mut recorder = match Recorder::start(registry.context().hv.clone()) {
+        Ok(recorder) => recorder,
+        Err(error) => return respond(stream, &Response::Error(error.to_string())),
+    };
+    respond(stream, &Response::Ok(Reply::Trace(recorder.about())))?;
+    let end = Instant::now() + time;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        std::thread::sleep(left.min(TRACE_GLANCE));
+        let over = left.is_zero();
+        if over {
+            recorder.stop();
+        }
+        let mut chunk = recorder.take();
+        chunk.end = over;
+        let mut line = serde_json::to_vec(&chunk)?;
+        line.push(b'\n');
+        // Whoever does not listen any more ends the recording.
+        stream.write_all(&line)?;
+        if over {
+            return Ok(());
+        }
     }
 }
 
@@ -139,6 +183,7 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
             change_disk(registry, &name, DiskWish::Limit(slot, change))
         }
         Request::DiskResume { name, slot } => change_disk(registry, &name, DiskWish::Resume(slot)),
+        Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
         Request::LogLevel {
             target: LogTarget::Ringd,
@@ -155,7 +200,7 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
             set.map(|()| Reply::Done).map_err(|error| error.to_string())
         }
         // Taken care of by `converse`.
-        Request::Console { .. } => Err("a console needs a connection of its own".into()),
+        Request::Console { .. } | Request::Trace { .. } => Err("this needs a connection of its own".into()),
     }
 }
 

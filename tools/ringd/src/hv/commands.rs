@@ -212,6 +212,14 @@ impl dyn Hypervisor + '_ {
             .map(|done| done.args[0])
     }
 
+    /// Says what EL2's trace buffers record, bits of [`ringvisor::abi::trace`].
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn trace(&self, mask: u32) -> Result<(), Refusal> {
+        plain(self, Op::Trace, 0, [mask.into(), 0, 0, 0])
+    }
+
     /// Sets EL2's log level, 1 (error) to 5 (trace).
     ///
     /// # Errors

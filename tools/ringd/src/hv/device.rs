@@ -192,6 +192,10 @@ impl Hypervisor for ControlDevice {
         });
     }
 
+    fn bar_word(&self, offset: usize) -> u64 {
+        self.bar.read_u64(offset)
+    }
+
     fn shared(&self) -> &SharedPage {
         &self.shared
     }

@@ -23,6 +23,8 @@ pub struct FakeEl2 {
     shared: SharedPage,
     state: Mutex<State>,
     bell: OwnedFd,
+    /// Words of BAR 0 that are not zero.
+    bar: Mutex<BTreeMap<usize, u64>>,
 }
 
 struct Zone {
@@ -49,11 +51,15 @@ struct State {
     refuse: Option<Op>,
     console_inputs: u64,
     log_level: u32,
+    trace_mask: u32,
 }
 
 type Outcome<T> = Result<T, (Status, u64)>;
 
 impl FakeEl2 {
+    /// Records of each CPU's trace buffer.
+    pub const TRACE_RECORDS: u32 = 256;
+
     /// A machine with `cpus` CPUs whose MPIDR is their number.
     ///
     /// # Errors
@@ -66,12 +72,14 @@ impl FakeEl2 {
             refuse: None,
             console_inputs: 0,
             log_level: 3,
+            trace_mask: 0,
         };
         let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         Ok(Self {
             shared: SharedPage::private()?,
             state: Mutex::new(state),
             bell,
+            bar: Mutex::default(),
         })
     }
 
@@ -85,6 +93,18 @@ impl FakeEl2 {
     /// No descriptors are left.
     pub fn bell(&self) -> io::Result<OwnedFd> {
         Ok(rustix::io::fcntl_dupfd_cloexec(&self.bell, 0)?)
+    }
+
+    /// EL2 writes a word of BAR 0.
+    pub fn set_bar_word(&self, offset: usize, value: u64) {
+        let mut bar = self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        bar.insert(offset, value);
+    }
+
+    /// What is to be recorded.
+    #[must_use]
+    pub fn trace_mask(&self) -> u32 {
+        self.state().trace_mask
     }
 
     /// Makes the next command `op` fail.
@@ -242,6 +262,10 @@ impl FakeEl2 {
         }
         if op == Op::LogLevel {
             state.log_level = header.args[0] as u32;
+            return Ok(());
+        }
+        if op == Op::Trace {
+            state.trace_mask = header.args[0] as u32;
             return Ok(());
         }
         let number = header.zone as u8;
@@ -419,6 +443,8 @@ impl Hypervisor for FakeEl2 {
         let state = self.state();
         let mut info = InfoPage::new_zeroed();
         (info.magic, info.abi_version, info.log_level) = (MAGIC, ABI_VERSION, state.log_level);
+        (info.trace_records, info.trace_mask) = (Self::TRACE_RECORDS, state.trace_mask);
+        info.counter_frequency = 1_000_000_000;
         (info.pages_total, info.heap_total) = (1024, 1 << 20);
         reply(&mut info.version, b"fake");
         info.zone_count = MAX_ZONES as u32;
@@ -473,6 +499,11 @@ impl Hypervisor for FakeEl2 {
 
     fn console_input(&self, _zone: u8) {
         self.state().console_inputs += 1;
+    }
+
+    fn bar_word(&self, offset: usize) -> u64 {
+        let bar = self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        bar.get(&offset).copied().unwrap_or(0)
     }
 
     fn shared(&self) -> &SharedPage {

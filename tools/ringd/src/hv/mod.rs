@@ -5,6 +5,7 @@
 //! a function. [`mapping`] holds the memory that both sides share.
 
 pub mod commands;
+pub mod counters;
 pub mod device;
 pub mod fake;
 pub mod mapping;
@@ -31,6 +32,9 @@ pub trait Hypervisor: Send + Sync {
 
     /// Tells EL2 that there is console input for the zone.
     fn console_input(&self, zone: u8);
+
+    /// The 64-bit word at `offset` of BAR 0, without an exit: counters and trace buffers. 0 outside of it.
+    fn bar_word(&self, offset: usize) -> u64;
 
     /// The shared page, with the rings and console buffers of all zones.
     fn shared(&self) -> &SharedPage;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use ringvisor::abi::{PCI_DEVICE, PCI_VENDOR};
 
-const DRIVER: &str = "uio_pci_generic";
+/// The driver that the control device is bound to.
+pub const DRIVER: &str = "uio_pci_generic";
 /// How long udev and the kernel may take to show `/dev/uioN`.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -69,7 +70,11 @@ pub fn claim(root: &Path) -> Result<Function, PciError> {
     Ok(Function { directory, uio })
 }
 
-fn find(root: &Path) -> Result<PathBuf, PciError> {
+/// The control device's directory in sysfs below `root`.
+///
+/// # Errors
+/// It is not there.
+pub fn find(root: &Path) -> Result<PathBuf, PciError> {
     let devices = root.join("sys/bus/pci/devices");
     let number = |path: PathBuf| {
         let text = fs::read_to_string(path).ok()?;
@@ -87,7 +92,9 @@ fn find(root: &Path) -> Result<PathBuf, PciError> {
     Err(PciError::NoDevice(devices))
 }
 
-fn bound_to(device: &Path) -> Option<String> {
+/// The driver that a function is bound to.
+#[must_use]
+pub fn bound_to(device: &Path) -> Option<String> {
     let driver = fs::read_link(device.join("driver")).ok()?;
     Some(driver.file_name()?.to_string_lossy().into_owned())
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ringblk::{Commands, ReadWidth};
 use ringvisor::ring::Entry;
@@ -50,21 +50,56 @@ impl Mask {
     }
 }
 
+/// What the reactor has taken off the rings; written by its thread alone.
+#[derive(Debug, Default)]
+pub struct BellCounters {
+    /// Rounds of the reactor.
+    pub rounds: AtomicU64,
+    /// Interrupts of the control device taken.
+    pub wakeups: AtomicU64,
+    /// Those after which no ring had an entry.
+    pub spurious_wakeups: AtomicU64,
+    /// Entries taken.
+    pub entries: AtomicU64,
+    /// Those that were notifications of queues.
+    pub notifications: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+}
+
 /// The rings of all zones.
 pub(crate) struct Rings {
     hv: Arc<dyn Hypervisor>,
     table: Arc<Table>,
     mask: Option<Mask>,
+    counters: Arc<BellCounters>,
+    /// It was rung since rings were last looked at.
+    rung: bool,
 }
 
 impl Rings {
-    pub fn new(hv: Arc<dyn Hypervisor>, table: Arc<Table>, mask: Option<Mask>) -> Self {
-        Self { hv, table, mask }
+    pub fn new(
+        hv: Arc<dyn Hypervisor>,
+        table: Arc<Table>,
+        mask: Option<Mask>,
+        counters: Arc<BellCounters>,
+    ) -> Self {
+        Self {
+            hv,
+            table,
+            mask,
+            counters,
+            rung: false,
+        }
     }
 }
 
 impl ringblk::Bell for Rings {
     fn rung(&mut self) {
+        self.rung = true;
+        add(&self.counters.wakeups, 1);
         if let Some(mask) = &self.mask
             && let Err(error) = mask.unmask()
         {
@@ -73,8 +108,14 @@ impl ringblk::Bell for Rings {
     }
 
     fn collect(&mut self, commands: &mut Commands) {
+        let mut taken = 0;
         for zone in lock(&self.table).iter_mut().flatten() {
-            zone.collect(&self.hv, commands);
+            taken += zone.collect(&self.hv, commands, &self.counters);
+        }
+        add(&self.counters.rounds, 1);
+        add(&self.counters.entries, taken);
+        if std::mem::take(&mut self.rung) && taken == 0 {
+            add(&self.counters.spurious_wakeups, 1);
         }
     }
 
@@ -100,9 +141,11 @@ impl ringblk::Bell for Rings {
 }
 
 impl ZoneIo {
-    fn collect(&mut self, hv: &Arc<dyn Hypervisor>, commands: &mut Commands) {
+    /// Takes what is on the ring. Gives the number of entries.
+    fn collect(&mut self, hv: &Arc<dyn Hypervisor>, commands: &mut Commands, counters: &BellCounters) -> u64 {
+        let mut taken = 0;
         let Some(window) = hv.shared().window(self.number) else {
-            return;
+            return taken;
         };
         if std::mem::take(&mut self.refresh) {
             for device in &mut self.devices {
@@ -116,8 +159,10 @@ impl ZoneIo {
             (self.changed)();
         }
         while let Some(entry) = self.consumer.take(&window.ring()) {
+            taken += 1;
             match entry {
                 Entry::Notify { slot, queue } => {
+                    add(&counters.notifications, 1);
                     if let Some(id) = self.device(slot).and_then(|device| device.queue(queue)) {
                         commands.kick(id);
                     }
@@ -132,6 +177,7 @@ impl ZoneIo {
                 Entry::Zone => (self.changed)(),
             }
         }
+        taken
     }
 
     fn device(&mut self, slot: u8) -> Option<&mut super::DeviceIo> {

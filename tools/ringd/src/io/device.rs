@@ -69,6 +69,19 @@ struct ServedQueue {
     stats: Option<Arc<QueueStats>>,
 }
 
+/// All that is counted of one queue.
+#[derive(Clone, Debug)]
+pub struct QueueSnapshots {
+    /// virtio slot of its device.
+    pub slot: u8,
+    /// Number in its device.
+    pub queue: usize,
+    /// Whether the guest uses it now.
+    pub active: bool,
+    /// Counters and histograms.
+    pub stats: ringblk::stats::QueueSnapshot,
+}
+
 impl DeviceIo {
     /// A device none of whose queues is set up.
     #[must_use]
@@ -153,7 +166,7 @@ impl DeviceIo {
     }
 
     /// Looks at the device's latched state and does what it asks for.
-    pub(crate) fn refresh(&mut self, hv: &Arc<dyn Hypervisor>, queues: &mut impl Queues) {
+    pub fn refresh(&mut self, hv: &Arc<dyn Hypervisor>, queues: &mut impl Queues) {
         let (zone, slot) = (self.parts.zone, self.parts.slot);
         let state = match (&**hv as &dyn Hypervisor).device_state(zone, slot) {
             Ok(state) => state,
@@ -244,6 +257,21 @@ impl DeviceIo {
         }
     }
 
+    /// Everything that is counted of its queues.
+    #[must_use]
+    pub fn snapshots(&self) -> Vec<QueueSnapshots> {
+        let one = |(number, served): (usize, &ServedQueue)| {
+            let stats = served.stats.as_ref()?.snapshot();
+            Some(QueueSnapshots {
+                slot: self.parts.slot,
+                queue: number,
+                active: served.id.is_some(),
+                stats,
+            })
+        };
+        self.queues.iter().enumerate().filter_map(one).collect()
+    }
+
     /// Counters of its queues.
     #[must_use]
     pub fn report(&self) -> Vec<QueueReport> {
@@ -278,7 +306,7 @@ fn make(
 ) -> Result<Queue, ringblk::SetupError> {
     let (zone, slot) = (parts.zone, parts.slot);
     let (bell, breaker) = (hv.clone(), hv.clone());
-    Queue::new(QueueSetup {
+    let mut queue = Queue::new(QueueSetup {
         disk: parts.disk.clone(),
         ram: parts.ram.clone(),
         ring: RingAddresses {
@@ -296,5 +324,11 @@ fn make(
             tracing::warn!(zone, slot, queue = number, %fault, "the guest broke a queue");
             let _ = (&*breaker as &dyn Hypervisor).device_needs_reset(zone, slot);
         }),
-    })
+    })?;
+    queue.set_trace_id(ringblk::trace::TraceId::new([
+        zone,
+        slot,
+        u8::try_from(number).unwrap_or(u8::MAX),
+    ]));
+    Ok(queue)
 }

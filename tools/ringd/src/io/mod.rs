@@ -19,8 +19,9 @@ use ringvisor::ring::Consumer;
 
 use crate::console::Console;
 use crate::hv::{Hypervisor, Refusal};
+pub use bell::BellCounters;
 use bell::{Interrupt, Rings};
-pub use device::DeviceIo;
+pub use device::{DeviceIo, QueueSnapshots};
 pub use report::QueueReport;
 
 /// Called on the reactor's thread when a zone's state has changed; must not block.
@@ -57,6 +58,7 @@ pub struct Io {
     hv: Arc<dyn Hypervisor>,
     reactor: ReactorHandle,
     table: Arc<Table>,
+    counters: Arc<BellCounters>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -81,6 +83,7 @@ impl Io {
             hv,
             reactor: handle,
             table,
+            counters: Arc::default(),
             thread: Mutex::new(Some(thread)),
         }))
     }
@@ -88,7 +91,7 @@ impl Io {
     /// Listens to the bell from now on. Zones that were taken over are added before.
     pub fn listen(&self, interrupt: Interrupt) {
         let Interrupt { fd, width, mask } = interrupt;
-        let rings = Rings::new(self.hv.clone(), self.table.clone(), mask);
+        let rings = Rings::new(self.hv.clone(), self.table.clone(), mask, self.counters.clone());
         self.reactor.add_bell(fd, width, Box::new(rings));
     }
 
@@ -244,6 +247,21 @@ impl Io {
         }
     }
 
+    /// What the reactor has taken off the rings.
+    #[must_use]
+    pub fn bell_counters(&self) -> &BellCounters {
+        &self.counters
+    }
+
+    /// Everything that is counted of the zone's queues.
+    #[must_use]
+    pub fn snapshots(&self, number: u8) -> Vec<QueueSnapshots> {
+        let snapshots = self.with(number, |zone| {
+            zone.devices.iter().flat_map(DeviceIo::snapshots).collect()
+        });
+        snapshots.unwrap_or_default()
+    }
+
     /// Counters of the zone's queues.
     #[must_use]
     pub fn report(&self, number: u8) -> Vec<QueueReport> {
@@ -283,7 +301,7 @@ impl Io {
 }
 
 /// Where queues are added and taken away: on the reactor's thread its own list of commands, elsewhere its mailbox.
-pub(crate) trait Queues {
+pub trait Queues {
     /// See [`Commands::add`].
     fn add(&mut self, queue: ringblk::Queue) -> QueueId;
     /// See [`Commands::kick`].

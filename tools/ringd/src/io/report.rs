@@ -41,6 +41,8 @@ pub struct QueueReport {
     pub max_depth: u64,
     /// Operations on the image.
     pub operations: u64,
+    /// Of them, writes that are durable by themselves: the guest has turned its write cache off.
+    pub durable: u64,
     /// Operations that carried several requests.
     pub merges: u64,
     /// Requests that those carried.
@@ -115,6 +117,7 @@ impl QueueReport {
             max_batch: stats.max_batch,
             max_depth: stats.max_depth,
             operations: stats.operations,
+            durable: stats.durable,
             merges: stats.merges,
             merged: stats.merged,
             retries: stats.retries,

@@ -103,7 +103,7 @@ pub fn open_all(
             Some(wanted) => open(config, slot, wanted, wait).map_err(|error| {
                 ZoneError::Config(config.unusable(&format!("disk[{slot}].path"), &wanted.path, error))
             }),
-            None => absent(config, slot),
+            None => Ok(Disk::absent()),
         };
         disks.push(opened?);
     }
@@ -124,6 +124,7 @@ fn open(
             Engine::IoUring => EngineKind::IoUring,
             Engine::Threads => EngineKind::Threads,
         },
+        ..ringblk::DiskConfig::default()
     };
     let options = OpenOptions {
         owner: Some(owner(&config.name, slot)),
@@ -147,11 +148,6 @@ fn rates(limits: &DiskLimits) -> RateLimits {
         iops: rate(&limits.iops),
         bytes: rate(&limits.bps),
     }
-}
-
-/// A drive without a medium.
-fn absent(config: &ZoneConfig, slot: usize) -> Result<Arc<Disk>, ZoneError> {
-    Disk::absent().map_err(|error| refused(config, slot, error))
 }
 
 fn refused(config: &ZoneConfig, slot: usize, cause: impl ToString) -> ZoneError {
@@ -265,8 +261,7 @@ impl Held {
 
     fn detach(&mut self, slot: u8) -> Result<u8, ZoneError> {
         self.disk_in(slot)?;
-        let shared = self.shared.clone();
-        let absent = absent(&shared.config, slot.into())?;
+        let absent = Disk::absent();
         self.insert(slot.into(), None, absent)
     }
 

@@ -1,0 +1,165 @@
+//! Trace buffers of EL2, in read-only pages of BAR 0: one ring of [`Record`]s per CPU, from [`OFFSET`].
+//!
+//! A CPU writes its record number `n` to place `n mod` [`super::info::InfoPage::trace_records`], then `n + 1` to
+//! [`super::counters::CpuCounters::trace_head`]. Old records are overwritten; nobody waits. A reader takes the head,
+//! copies, takes the head again, and drops what may have been overwritten meanwhile ([`lost`]). Off, which is how it
+//! starts, a place where EL2 could record costs one load and one branch; [`super::command::Op::Trace`] switches.
+
+use super::BAR_SIZE;
+
+/// Offset in BAR 0 of CPU 0's ring; rings follow one another.
+pub const OFFSET: usize = 0x1_0000;
+/// Bytes of a record.
+pub const RECORD_SIZE: usize = 16;
+/// Bytes of all rings at most.
+pub const SIZE: usize = BAR_SIZE as usize - OFFSET;
+
+/// Bit of the mask: the steps of requests.
+pub const REQUESTS: u32 = 1;
+/// Bit of the mask: each stay at EL2.
+pub const EXITS: u32 = 2;
+/// All bits.
+pub const ALL: u32 = REQUESTS | EXITS;
+
+/// What a record tells.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// A stay at EL2: `slot` is the [`super::counters::Exit`], `value` the ticks, the stamp its begin.
+    Exit = 1,
+    /// A guest stored to QueueNotify. The stamp is that of the trap.
+    Notify = 2,
+    /// An entry for the queue is on the ring; without one, the queue's pending bit was set.
+    Ring = 3,
+    /// The control device's interrupt was raised.
+    Bell = 4,
+    /// The daemon stored to the used-buffer doorbell. The stamp is that of the trap.
+    Doorbell = 5,
+    /// An interrupt became pending in a list register of this CPU: `value` is its INTID.
+    Inject = 6,
+    /// The guest stored to InterruptACK. The stamp is that of the trap.
+    Acknowledge = 7,
+}
+
+impl TryFrom<u8> for Kind {
+    type Error = u8;
+    fn try_from(value: u8) -> Result<Self, u8> {
+        Ok(match value {
+            1 => Self::Exit,
+            2 => Self::Notify,
+            3 => Self::Ring,
+            4 => Self::Bell,
+            5 => Self::Doorbell,
+            6 => Self::Inject,
+            7 => Self::Acknowledge,
+            other => return Err(other),
+        })
+    }
+}
+
+/// One record, as two words: the stamp, and the rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// Generic counter as root reads it (CNTVCT_EL0 in root).
+    pub stamp: u64,
+    /// What.
+    pub kind: Kind,
+    /// Zone that it is about.
+    pub zone: u8,
+    /// virtio slot, or as `kind` says.
+    pub slot: u8,
+    /// Queue.
+    pub queue: u8,
+    /// As `kind` says.
+    pub value: u32,
+}
+
+impl Record {
+    /// All but the stamp.
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        self.kind as u64
+            | (self.zone as u64) << 8
+            | (self.slot as u64) << 16
+            | (self.queue as u64) << 24
+            | (self.value as u64) << 32
+    }
+
+    /// From both words; `None` for a kind that does not exist.
+    #[must_use]
+    pub fn parse(stamp: u64, word: u64) -> Option<Self> {
+        Some(Self {
+            stamp,
+            kind: Kind::try_from(word as u8).ok()?,
+            zone: (word >> 8) as u8,
+            slot: (word >> 16) as u8,
+            queue: (word >> 24) as u8,
+            value: (word >> 32) as u32,
+        })
+    }
+}
+
+/// First record that a reader may trust, who copied from a ring of `capacity` when its head, read afterwards, was
+/// `head`: the one in work may be half overwritten.
+#[must_use]
+pub const fn first_intact(head: u64, capacity: u64) -> u64 {
+    (head + 1).saturating_sub(capacity)
+}
+
+/// Pages of a CPU's ring on a machine with this many CPUs: a power of two, less the more CPUs there are.
+#[must_use]
+pub const fn pages_per_cpu(cpus: usize) -> usize {
+    /// Pages of all rings together, as long as each has one.
+    const BUDGET: usize = 32;
+    match cpus {
+        0..=4 => BUDGET / 4,
+        5..=8 => BUDGET / 8,
+        9..=16 => BUDGET / 16,
+        _ => 1,
+    }
+}
+
+const _: () = assert!(pages_per_cpu(super::MAX_CPUS) * super::MAX_CPUS * 4096 <= SIZE);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_survive_their_words() {
+        let record = Record {
+            stamp: u64::MAX,
+            kind: Kind::Ring,
+            zone: 15,
+            slot: 31,
+            queue: 7,
+            value: 0xdead_beef,
+        };
+        assert_eq!(Record::parse(record.stamp, record.word()), Some(record));
+        for kind in 0..=u8::MAX {
+            let parsed = Record::parse(0, kind.into());
+            assert_eq!(parsed.is_some(), (1..=7).contains(&kind), "{kind}");
+            assert!(parsed.is_none_or(|record| record.kind as u8 == kind));
+        }
+    }
+
+    #[test]
+    fn what_may_be_overwritten_is_not_trusted() {
+        assert_eq!(first_intact(0, 256), 0);
+        assert_eq!(first_intact(255, 256), 0);
+        // Record 256 may be on its way to the place of record 0.
+        assert_eq!(first_intact(256, 256), 1);
+        assert_eq!(first_intact(1000, 256), 745);
+    }
+
+    #[test]
+    fn rings_fit_into_the_bar() {
+        for cpus in 1..=super::super::MAX_CPUS {
+            let pages = pages_per_cpu(cpus);
+            assert!(pages.is_power_of_two());
+            assert!(OFFSET + pages * cpus * 4096 <= BAR_SIZE as usize);
+        }
+        assert_eq!(pages_per_cpu(4), 8);
+        assert_eq!(pages_per_cpu(16), 2);
+    }
+}

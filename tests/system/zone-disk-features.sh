@@ -1,0 +1,61 @@
+#!/bin/sh
+# A Linux guest with all the disk's features: cache modes it switches, neighbours merged under verify, blocks it discards
+# freed in root's file, zeroes it asks for. What it reads at the end is what root has.
+#@ needs: el2
+#@ timeout: 300
+. ./lib.sh
+cat >/tmp/autorun <<'S'
+queue=/sys/block/vdb/queue
+echo "sizes: $(cat $queue/discard_granularity) $(cat $queue/write_zeroes_max_bytes) $(cat $queue/physical_block_size)"
+verify() {
+    fio --name=v --filename=/dev/vdb --size=4M --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 "$@" --minimal \
+        >/tmp/fio.out 2>&1 || cat /tmp/fio.out
+}
+for mode in "write through" "write back"; do
+    echo "$mode" >/sys/block/vdb/cache_type
+    verify --rw=randwrite --bsrange=512-64k --iodepth=32 && echo "$(cat $queue/write_cache): verified"
+done
+echo "write through" >/sys/block/vdb/cache_type
+verify --rw=write --bs=4k --iodepth=64 --iodepth_batch_submit=32 && echo "neighbours: verified"
+blkdiscard -o 5M -l 2M /dev/vdb && echo "discarded"
+blkdiscard -z -o 9M -l 1M /dev/vdb && echo "zeroed: $(dd if=/dev/vdb bs=1M skip=9 count=1 2>/dev/null | tr -d '\0' | wc -c)"
+sync
+echo 3 >/proc/sys/vm/drop_caches
+echo "hash: $(sha256sum </dev/vdb | cut -d ' ' -f 1)"
+sleep 2
+poweroff
+sleep 100
+S
+guest_disk $Z/root.img /tmp/autorun
+dd if=/dev/urandom of=$Z/b.img bs=1M count=16 2>/dev/null
+sync
+blocks=$(stat -c %b $Z/b.img)
+zone_file guest1 1 256M root.img b.img
+daemon
+ringctl zone run $Z/guest1.toml >/tmp/console 2>&1 </dev/null &
+zone=$!
+# The last that is seen of the disk's counters.
+while kill -0 $zone 2>/dev/null; do
+    ringctl disk stats --json >/tmp/stats.new 2>/dev/null && grep -q '"durable"' /tmp/stats.new && mv /tmp/stats.new /tmp/stats
+    sleep 1
+done
+wait $zone
+status=$?
+cat /tmp/console
+# count NAME: the largest of the counters of this name
+count() { sed -n "s/.*\"$1\": *\([0-9]*\).*/\1/p" /tmp/stats | sort -n | tail -n 1; }
+is "status of zone run" $status 0
+tr -d '\r' </tmp/console >/tmp/text
+for line in "sizes: 4096 134217728 4096" "write through: verified" "write back: verified" "neighbours: verified" discarded \
+    "zeroed: 0"; do
+    grep -qxF "$line" /tmp/text || fail "the guest did not say '$line'"
+done
+at_least "durable writes" "$(count durable)" 1
+at_least "merged operations" "$(count merges)" 1
+at_least "discards" "$(count discards)" 1
+sync
+freed=$((blocks - $(stat -c %b $Z/b.img)))
+at_least "blocks freed by the discard" $freed 4096
+is "size of the image" "$(stat -c %s $Z/b.img)" $((16 << 20))
+is "hash of the image" "$(sha256sum <$Z/b.img | cut -d ' ' -f 1)" "$(sed -n 's/^hash: //p' /tmp/text)"
+kernel_is_quiet

@@ -1,0 +1,49 @@
+//! Locks on images: open-file-description locks, which go when the last reference to the open file does. Requests that
+//! the kernel still runs for a dead process hold one, and so do its threads in the middle of a system call and a ring
+//! with the file registered: a lock that was granted proves that all of them have ended.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Bytes from here on are locked by owners; below is the image.
+const OWNER_BASE: i64 = 1 << 62;
+
+/// Writers lock everything; readers share the image's bytes, and their owner's byte.
+pub(crate) fn lock(file: &File, readonly: bool, owner: Option<u64>) -> io::Result<()> {
+    if !readonly {
+        return set_lock(file, libc::F_WRLCK, 0, 0);
+    }
+    set_lock(file, libc::F_RDLCK, 0, OWNER_BASE)?;
+    let Some(owner) = owner else { return Ok(()) };
+    // A reader cannot hold a writer's lock, but may ask whether one would be granted.
+    let byte = OWNER_BASE + (owner & (u64::MAX >> 3)) as i64;
+    let mut query = flock(libc::F_WRLCK, byte, 1);
+    fcntl(file, libc::F_OFD_GETLK, &mut query)?;
+    if i32::from(query.l_type) != i32::from(libc::F_UNLCK as i16) {
+        return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+    }
+    set_lock(file, libc::F_RDLCK, byte, 1)
+}
+
+fn set_lock(file: &File, kind: libc::c_int, start: i64, len: i64) -> io::Result<()> {
+    fcntl(file, libc::F_OFD_SETLK, &mut flock(kind, start, len))
+}
+
+fn flock(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    }
+}
+
+fn fcntl(file: &File, command: libc::c_int, lock: &mut libc::flock) -> io::Result<()> {
+    // SAFETY: both commands take a pointer to a `struct flock`, which outlives the call.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, std::ptr::from_mut(lock)) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}

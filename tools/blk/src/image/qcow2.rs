@@ -1,0 +1,280 @@
+//! qcow2 images, by the crate `imago`: read, write, chains of backing files.
+//!
+//! The crate is used without `async`: an operation runs to its end on a thread of a pool, many at once, and only what
+//! frees clusters has the image for itself. Data goes through a [`Bounce`], for the crate takes slices, and none may
+//! be formed of memory that a guest writes to.
+//!
+//! The daemon may be killed at any moment, so a write is not answered before the tables that lead to it have left this
+//! process, too: whatever allocates flushes the crate's cache (into the page cache; FLUSH makes it durable).
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use imago::file::File as Storage;
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{FormatAccess, Mapping, StorageOpenOptions};
+
+use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
+use crate::disk::DiskError;
+use crate::engine::IoKind;
+use crate::memory::IoVec;
+
+/// Most files of a chain; a longer one is taken for one that leads back to itself.
+const MAX_DEPTH: usize = 64;
+
+type Access = FormatAccess<Storage>;
+
+/// An open qcow2 image with its backing files.
+#[derive(Debug)]
+pub struct Qcow2Image {
+    /// Exclusive for what frees clusters.
+    access: RwLock<Access>,
+    size: u64,
+    /// Operations whose new tables may not have left the process. One that could not flush them counts for ever.
+    unflushed: AtomicUsize,
+}
+
+impl Qcow2Image {
+    /// Opens the image in `file`, locked by the caller, and its backing files by `open`, which locks each.
+    pub fn open(
+        path: &Path,
+        file: File,
+        readonly: bool,
+        open: &dyn Fn(&Path) -> Result<File, DiskError>,
+    ) -> Result<Self, DiskError> {
+        let access = layer(path, file, !readonly, open, 1)?;
+        Ok(Self {
+            size: access.size(),
+            access: RwLock::new(access),
+            unflushed: AtomicUsize::new(0),
+        })
+    }
+
+    /// Bytes of the disk.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// # Safety
+    /// The buffers are valid.
+    pub(super) unsafe fn run(
+        &self,
+        kind: IoKind,
+        parts: &[IoVec],
+        offset: u64,
+        len: u64,
+    ) -> io::Result<usize> {
+        // A damaged image must not end a thread of the pool, and the request with it.
+        let run = AssertUnwindSafe(|| match kind {
+            // SAFETY: says the caller.
+            IoKind::Read => unsafe { self.read(parts, offset, len) },
+            // SAFETY: says the caller.
+            IoKind::Write => unsafe { self.write(parts, offset, len) },
+            // SAFETY: says the caller.
+            IoKind::WriteDurable => unsafe { self.write(parts, offset, len) }.and_then(|moved| {
+                self.sync()?;
+                Ok(moved)
+            }),
+            IoKind::Sync => self.sync().map(|()| 0),
+            IoKind::Discard => self.discard(offset, len).map(|()| 0),
+            IoKind::WriteZeroes { unmap } => self.zero(offset, len, unmap).map(|()| 0),
+        });
+        match catch_unwind(run) {
+            Ok(result) => result.map_err(|error| io::Error::from_raw_os_error(number(&error))),
+            Err(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
+        }
+    }
+
+    fn shared<R>(&self, work: impl FnOnce(&Access) -> R) -> R {
+        work(&self.access.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn exclusive<R>(&self, work: impl FnOnce(&mut Access) -> R) -> R {
+        work(&mut self.access.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// # Safety
+    /// The buffers are valid.
+    unsafe fn read(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
+        let mut bounce = Bounce::new(len)?;
+        let mut moved = 0_u64;
+        while moved < len {
+            let now = (len - moved).min(BOUNCE_MAX as u64) as usize;
+            let bytes = bounce.bytes().get_mut(..now).unwrap_or_default();
+            self.shared(|access| access.read(&mut *bytes, offset + moved))?;
+            // SAFETY: says the caller.
+            moved += unsafe { scatter(bytes, parts, moved) } as u64;
+        }
+        Ok(moved as usize)
+    }
+
+    /// # Safety
+    /// The buffers are valid.
+    unsafe fn write(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
+        let mut bounce = Bounce::new(len)?;
+        let mut moved = 0_u64;
+        while moved < len {
+            let now = (len - moved).min(BOUNCE_MAX as u64) as usize;
+            let bytes = bounce.bytes().get_mut(..now).unwrap_or_default();
+            // SAFETY: says the caller.
+            let count = unsafe { gather(parts, moved, bytes) };
+            self.write_bytes(bytes.get(..count).unwrap_or_default(), offset + moved)?;
+            moved += count as u64;
+        }
+        Ok(moved as usize)
+    }
+
+    fn write_bytes(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.shared(|access| {
+            let ready = is_allocated(access, offset, bytes.len() as u64)?;
+            // In this order: who allocated what was just found had counted itself before.
+            if ready && self.unflushed.load(Ordering::SeqCst) == 0 {
+                return access.write(bytes, offset);
+            }
+            self.unflushed.fetch_add(1, Ordering::SeqCst);
+            let written = access.write(bytes, offset);
+            self.flushed(access.flush())?;
+            written
+        })
+    }
+
+    /// Ends what `unflushed` counts, if the flush worked.
+    fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
+        if result.is_ok() {
+            self.unflushed.fetch_sub(1, Ordering::SeqCst);
+        }
+        result
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.shared(|access| {
+            access.flush()?;
+            access.sync()
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.exclusive(|access| {
+            self.unflushed.fetch_add(1, Ordering::SeqCst);
+            let discarded = access.discard_to_any(offset, len);
+            self.flushed(access.flush())?;
+            discarded
+        })
+    }
+
+    fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let unsupported = |result: &io::Result<()>| matches!(result, Err(error) if error.kind() == io::ErrorKind::Unsupported);
+        let mut zeroed = Err(io::Error::from(io::ErrorKind::Unsupported));
+        if unmap {
+            zeroed = self.exclusive(|access| {
+                self.unflushed.fetch_add(1, Ordering::SeqCst);
+                let zeroed = access.discard_to_zero(offset, len);
+                self.flushed(access.flush())?;
+                zeroed
+            });
+        }
+        if unsupported(&zeroed) {
+            zeroed = self.shared(|access| {
+                self.unflushed.fetch_add(1, Ordering::SeqCst);
+                let zeroed = access.write_zeroes(offset, len);
+                self.flushed(access.flush())?;
+                zeroed
+            });
+        }
+        // Version 2 has no clusters that are zero.
+        if unsupported(&zeroed) {
+            let mut bounce = Bounce::new(len)?;
+            let mut done = 0;
+            while done < len {
+                let now = (len - done).min(BOUNCE_MAX as u64);
+                let bytes = bounce.bytes().get(..now as usize).unwrap_or_default();
+                self.write_bytes(bytes, offset + done)?;
+                done += now;
+            }
+            return Ok(());
+        }
+        zeroed
+    }
+}
+
+/// Opens one layer on top of those it names.
+fn layer(
+    path: &Path,
+    file: File,
+    writable: bool,
+    open: &dyn Fn(&Path) -> Result<File, DiskError>,
+    depth: usize,
+) -> Result<Access, DiskError> {
+    let unusable = |reason: String| DiskError::Qcow2 {
+        path: path.to_owned(),
+        reason,
+    };
+    let refused = |error: io::Error| unusable(error.to_string());
+    if depth > MAX_DEPTH {
+        return Err(unusable(format!("more than {MAX_DEPTH} backing files")));
+    }
+    let mut qcow2: Qcow2<Storage> =
+        Qcow2::open_image(storage(path, file, writable).map_err(refused)?, writable).map_err(refused)?;
+    if qcow2.requires_external_data_file() {
+        return Err(unusable("data in an external file, expected in the image".into()));
+    }
+    qcow2.set_data_file(None);
+    let Some(name) = qcow2.implicit_backing_file().cloned() else {
+        qcow2.set_backing(None);
+        return Ok(FormatAccess::new(qcow2));
+    };
+    // A relative name is relative to the file that has it. Names with a protocol are those of no file.
+    let below = path.parent().unwrap_or(Path::new("")).join(name);
+    // Never probed: a guest may have written a header onto what was raw.
+    let backing = match qcow2.implicit_backing_format().map(String::as_str) {
+        Some("qcow2") => layer(&below, open(&below)?, false, open, depth + 1)?,
+        Some("raw") => {
+            let raw = storage(&below, open(&below)?, false).and_then(|file| Raw::open_image(file, false));
+            FormatAccess::new(raw.map_err(refused)?)
+        }
+        other => {
+            let found = other.unwrap_or("missing");
+            return Err(unusable(format!(
+                "format of its backing file {} is {found}, expected qcow2 or raw",
+                below.display()
+            )));
+        }
+    };
+    qcow2.set_backing(Some(backing));
+    Ok(FormatAccess::new(qcow2))
+}
+
+fn storage(path: &Path, file: File, writable: bool) -> io::Result<Storage> {
+    Storage::from_open_file(file, StorageOpenOptions::new().write(writable).filename(path))
+}
+
+/// Whether writing there changes no table.
+fn is_allocated(access: &Access, mut offset: u64, len: u64) -> io::Result<bool> {
+    let end = offset.saturating_add(len);
+    while offset < end {
+        let (mapping, found) = access.get_mapping(offset, end - offset)?;
+        if found == 0 || !matches!(mapping, Mapping::Raw { writable: true, .. }) {
+            return Ok(false);
+        }
+        offset = offset.saturating_add(found);
+    }
+    Ok(true)
+}
+
+/// The error number that says it best.
+fn number(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(match error.kind() {
+        io::ErrorKind::StorageFull => libc::ENOSPC,
+        io::ErrorKind::QuotaExceeded => libc::EDQUOT,
+        io::ErrorKind::Unsupported => libc::EOPNOTSUPP,
+        io::ErrorKind::Interrupted => libc::EINTR,
+        io::ErrorKind::OutOfMemory => libc::ENOMEM,
+        _ => libc::EIO,
+    })
+}

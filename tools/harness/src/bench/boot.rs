@@ -1,0 +1,358 @@
+//! The machines of a run: builds what they boot, runs them, keeps their consoles as raw logs.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use image::cpio::Archive;
+use image::{Cache, GuestFiles, cmd};
+
+use super::collect::{Collector, Expected};
+use super::plan::{Job, Kind, Plan};
+use super::plugin::Counters;
+use super::results::Results;
+use crate::board::Board;
+use crate::console::Line;
+use crate::exec::{Next, watch};
+use crate::machine::{Machine, Mode, Project, value};
+use crate::options::{MachineOptions, given};
+use crate::rundir::RunDir;
+
+/// Memory of a guest in MiB.
+const GUEST_MEMORY: u32 = 512;
+/// Memory of the machines with a root: its half, less what Linux takes, must hold guest, image and programs.
+const ROOT_MEMORY: &str = "3G";
+/// Bytes of the image that is measured.
+const IMAGE_BYTES: u64 = 256 << 20;
+/// A flat binary that does nothing: `wfi; b .-4`.
+const IDLE: [u8; 8] = [0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17];
+/// Bytes of RAM that the hypervisor keeps (`EL2_SIZE` in `linker.ld`).
+pub const EL2_BYTES: u64 = 4 << 20;
+
+const ROOT_SCRIPT: &str = include_str!("../../../../tests/bench/root.sh");
+const GUEST_INIT: &str = include_str!("../../../../tests/bench/guest-init");
+const JOBS_SCRIPT: &str = include_str!("../../../../tests/bench/jobs.sh");
+
+/// What all boots of a run share.
+#[derive(Debug)]
+pub struct Bench<'a> {
+    /// The project.
+    pub project: &'a Project,
+    /// The board.
+    pub board: Board,
+    /// The machine as the user wants it.
+    pub options: MachineOptions,
+    /// What is measured.
+    pub plan: Plan,
+    /// Where raw logs go.
+    pub raw: PathBuf,
+    /// The guest's kernel, initramfs and disk.
+    pub guest: GuestFiles,
+    /// The disk with QEMU for root, if it could be had.
+    pub qemu_disk: Option<PathBuf>,
+    /// The plugin that counts instructions, if QEMU takes it.
+    pub plugin: Option<PathBuf>,
+}
+
+/// One boot, or for plain QEMU one guest.
+#[derive(Debug, Clone)]
+pub struct Boot {
+    /// Name of the raw log.
+    pub label: String,
+    /// Which machine.
+    pub kind: Kind,
+    /// The guests.
+    pub configs: Vec<&'static str>,
+    /// The jobs.
+    pub jobs: Vec<Job>,
+    /// From 1.
+    pub round: u32,
+    /// Requests are counted instead of timed.
+    pub count: bool,
+    /// Under `-icount shift=0`.
+    pub icount: bool,
+    /// Sizes are measured, too.
+    pub sizes: bool,
+}
+
+impl Bench<'_> {
+    /// Runs `boot`; what goes wrong is noted in `results`.
+    pub fn run(&self, results: &mut Results, boot: &Boot) {
+        if boot.configs.is_empty() && !boot.sizes {
+            return;
+        }
+        cmd::step(&format!("{}: {}", boot.label, boot.configs.join(" ")));
+        let outcome = match boot.kind {
+            Kind::Ours | Kind::Kvm => self.root(results, boot),
+            Kind::Plain => boot
+                .configs
+                .iter()
+                .try_for_each(|config| self.plain(results, boot, config)),
+        };
+        if let Err(error) = outcome {
+            eprintln!("    {error:#}");
+            results.fail(&boot.label, format!("{error:#}"));
+        }
+    }
+
+    fn guest_cpus(boot: &Boot) -> u32 {
+        if boot.count { 1 } else { 2 }
+    }
+
+    /// Seconds that one guest may take. Generous: a busy host is several times slower than an idle one.
+    fn limit(&self, boot: &Boot) -> u64 {
+        let jobs = boot.jobs.len() as u64;
+        if boot.count {
+            300 + jobs * 300
+        } else {
+            240 + jobs * (60 + u64::from(self.plan.seconds + self.plan.ramp))
+        }
+    }
+
+    fn root(&self, results: &mut Results, boot: &Boot) -> Result<()> {
+        let mut options = self.options.clone();
+        let files = tempfile::tempdir()?;
+        fs::write(files.path().join("initrd"), self.initrd(boot)?)?;
+        fs::write(files.path().join("bench.conf"), self.conf(boot))?;
+        fs::write(files.path().join("jobs.sh"), JOBS_SCRIPT)?;
+        fs::write(files.path().join("idle.bin"), IDLE)?;
+        if given(options.mem.as_ref()).is_none() {
+            options.mem = Some(ROOT_MEMORY.into());
+        }
+        if boot.kind == Kind::Ours {
+            options.el2_args = Some("loglevel=error".into());
+        } else {
+            options.hypervisor = Some("none".into());
+            options.nested = true;
+            let disk = self
+                .qemu_disk
+                .clone()
+                .context("the disk with QEMU for root cannot be had")?;
+            options.disks.push(("qemu".into(), disk));
+        }
+        if boot.count && boot.icount {
+            // A guest of ours has a CPU of its own beside root's; KVM's runs on root's.
+            options.smp = Some(if boot.kind == Kind::Ours { "2" } else { "1" }.into());
+        }
+        let stats = boot.count && boot.kind == Kind::Ours;
+        let yes = |on: bool| if on { "yes" } else { "no" };
+        let script = format!(
+            "CONFIGS='{}' MODE={} CPUS={} MEMORY={GUEST_MEMORY} LIMIT={} SIZES={} STATS={}\n{ROOT_SCRIPT}",
+            boot.configs.join(" "),
+            mode(boot),
+            Self::guest_cpus(boot),
+            self.limit(boot),
+            yes(boot.sizes),
+            yes(stats)
+        );
+        let dir = RunDir::create(&Cache::open(&self.project.dir)?.root().join("run"))?;
+        let counters = self.count_arguments(boot, &dir, &mut options)?;
+        let mode = Mode::Exec {
+            script: script.into_bytes(),
+            files: Some(files.path().to_owned()),
+        };
+        let machine = Machine::prepare(self.project, &self.board, &options, &mode)?;
+        let limit = Duration::from_secs(300 + boot.configs.len() as u64 * self.limit(boot));
+        self.watch(
+            results,
+            boot,
+            &machine,
+            limit,
+            counters.as_ref(),
+            &boot.configs,
+            None,
+        )
+    }
+
+    fn plain(&self, results: &mut Results, boot: &Boot, config: &'static str) -> Result<()> {
+        let mut options = self.options.clone();
+        let dir = RunDir::create(&Cache::open(&self.project.dir)?.root().join("run"))?;
+        let initrd = dir.file("initrd");
+        fs::write(&initrd, self.initrd(boot)?)?;
+        let counters = self.count_arguments(boot, &dir, &mut options)?;
+        let image = HostImage::create(dir.path())?;
+        if let Some(note) = &image.note {
+            results.fail("plain: image in the host's tmpfs", note);
+        }
+        let aio = config.strip_prefix("plain-").unwrap_or(config);
+        let path = |p: &Path| value(&p.display().to_string());
+        let arguments = [
+            "-smp".into(),
+            Self::guest_cpus(boot).to_string(),
+            "-m".into(),
+            GUEST_MEMORY.to_string(),
+            "-kernel".into(),
+            self.guest.image.display().to_string(),
+            "-initrd".into(),
+            initrd.display().to_string(),
+            "-append".into(),
+            "console=ttyAMA0 quiet panic=-1".into(),
+            "-drive".into(),
+            format!("if=none,id=data,format=raw,file={},aio={aio}", path(&image.file)),
+            "-device".into(),
+            "virtio-blk-device,drive=data,serial=data".into(),
+            "-drive".into(),
+            format!(
+                "if=none,id=tools,format=raw,file={},readonly=on",
+                path(&self.guest.disk)
+            ),
+            "-device".into(),
+            "virtio-blk-device,drive=tools,serial=tools".into(),
+        ];
+        let machine = Machine::bare(self.project, &self.board, &options, dir, arguments.to_vec())?;
+        let limit = Duration::from_secs(self.limit(boot));
+        self.watch(
+            results,
+            boot,
+            &machine,
+            limit,
+            counters.as_ref(),
+            &[config],
+            Some(config),
+        )
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one caller for each kind of machine")]
+    fn watch(
+        &self,
+        results: &mut Results,
+        boot: &Boot,
+        machine: &Machine,
+        limit: Duration,
+        counters: Option<&Counters>,
+        configs: &[&'static str],
+        config: Option<&'static str>,
+    ) -> Result<()> {
+        let label = match config {
+            Some(config) => format!("{}-{config}", boot.label),
+            None => boot.label.clone(),
+        };
+        let log = self.raw.join(format!("{label}.log"));
+        let mut log_file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
+        let expected = Expected {
+            round: boot.round,
+            configs: configs.iter().map(|c| (*c).to_owned()).collect(),
+            jobs: boot.jobs.iter().map(|j| j.name.to_owned()).collect(),
+            counts: boot.count.then_some(self.plan.counts),
+            icount: boot.icount,
+            starts: !boot.count,
+            stats: boot.count && boot.kind == Kind::Ours,
+        };
+        let mut collector = Collector::new(results, expected, counters, config);
+        let mut written = Ok(());
+        let stop = watch(machine, limit, |line, _| {
+            if let Line::Text(text) | Line::Panic(text) = line {
+                if written.is_ok() {
+                    written = writeln!(log_file, "{text}");
+                }
+                if let Some(shown) = collector.line(text) {
+                    eprintln!("    {shown}");
+                }
+            }
+            Next::Go
+        })?;
+        collector.finish(&label, &stop.to_string());
+        written.with_context(|| format!("cannot write {}", log.display()))
+    }
+
+    /// Adds `-icount` and the plugin to QEMU's arguments if `boot` is to have them.
+    fn count_arguments(
+        &self,
+        boot: &Boot,
+        dir: &RunDir,
+        options: &mut MachineOptions,
+    ) -> Result<Option<Counters>> {
+        if !boot.icount {
+            return Ok(None);
+        }
+        let mut arguments = options.qemu_args()?;
+        arguments.extend(["-icount".into(), "shift=0".into()]);
+        let counters = match &self.plugin {
+            None => None,
+            Some(library) => {
+                let counters = Counters::create(dir.file("counters"))?;
+                let low = self.board.load.hypervisor;
+                arguments.extend(counters.arguments(library, low, low + EL2_BYTES));
+                Some(counters)
+            }
+        };
+        options.qemu_args = Some(shell_words::join(arguments));
+        Ok(counters)
+    }
+
+    /// The guest's initramfs with our first program in place of its own.
+    fn initrd(&self, boot: &Boot) -> Result<Vec<u8>> {
+        let path = &self.guest.initramfs;
+        let mut data = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        // Linux looks for the next archive on a boundary of 4 bytes.
+        data.resize(data.len().next_multiple_of(4), 0);
+        let mut archive = Archive::new();
+        archive.file("init", 0o755, GUEST_INIT.as_bytes())?;
+        archive.file("bench.conf", 0o644, self.conf(boot).as_bytes())?;
+        archive.file("jobs.sh", 0o755, JOBS_SCRIPT.as_bytes())?;
+        data.extend(archive.finish());
+        Ok(data)
+    }
+
+    fn conf(&self, boot: &Boot) -> String {
+        let jobs: Vec<String> = boot.jobs.iter().map(Job::word).collect();
+        let [small, large] = self.plan.counts;
+        format!(
+            "MODE={} JOBS='{}' RUNTIME={} RAMP={} COUNTS='{small} {large}' LIMIT=240\n",
+            mode(boot),
+            jobs.join(" "),
+            self.plan.seconds,
+            self.plan.ramp
+        )
+    }
+}
+
+fn mode(boot: &Boot) -> &'static str {
+    if boot.count { "count" } else { "fio" }
+}
+
+/// The image of plain QEMU's guests, in the host's tmpfs where there is one with room.
+#[derive(Debug)]
+struct HostImage {
+    file: PathBuf,
+    /// Why it is somewhere else.
+    note: Option<String>,
+    /// Removed with this.
+    _dir: tempfile::TempDir,
+}
+
+impl HostImage {
+    fn create(otherwise: &Path) -> Result<Self> {
+        match Self::create_in(Path::new("/dev/shm")) {
+            Ok(image) => Ok(image),
+            Err(error) => {
+                let mut image = Self::create_in(otherwise)?;
+                image.note = Some(format!("it is in {}: {error:#}", otherwise.display()));
+                Ok(image)
+            }
+        }
+    }
+
+    fn create_in(parent: &Path) -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("ringvisor-bench-")
+            .tempdir_in(parent)
+            .with_context(|| format!("cannot use {}", parent.display()))?;
+        let file = dir.path().join("image");
+        // All blocks there, as in root.
+        let mut writer = File::create(&file)?;
+        let block = vec![0; 1 << 20];
+        for _ in 0..IMAGE_BYTES >> 20 {
+            writer
+                .write_all(&block)
+                .with_context(|| format!("no room in {}", parent.display()))?;
+        }
+        Ok(Self {
+            file,
+            note: None,
+            _dir: dir,
+        })
+    }
+}

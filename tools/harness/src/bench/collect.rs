@@ -1,0 +1,457 @@
+//! Turns the lines of one boot into results: whose job each result is, what a count's difference is, and what is missing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::fio::Fio;
+use super::plugin::{Counters, Snapshot};
+use super::results::{Count, Exits, Results, Sample, Start};
+use super::said::{self, Said};
+
+/// What one boot is expected to give.
+#[derive(Debug)]
+pub struct Expected {
+    /// From 1.
+    pub round: u32,
+    /// Configurations.
+    pub configs: Vec<String>,
+    /// Jobs.
+    pub jobs: Vec<String>,
+    /// Numbers of requests whose difference is counted; none for jobs that run for a time.
+    pub counts: Option<[u64; 2]>,
+    /// Under `-icount`.
+    pub icount: bool,
+    /// Whether starts are measured.
+    pub starts: bool,
+    /// Whether the root of that boot reports EL2's counters.
+    pub stats: bool,
+}
+
+/// The state of one count of requests.
+#[derive(Debug, Default)]
+struct Marks {
+    before: Mark,
+    after: Mark,
+    fio: Option<Fio>,
+}
+
+/// What was read at a mark.
+#[derive(Debug, Default)]
+struct Mark {
+    instructions: Option<Snapshot>,
+    stats: Option<Value>,
+}
+
+/// Collects one boot.
+#[derive(Debug)]
+pub struct Collector<'a> {
+    results: &'a mut Results,
+    expected: Expected,
+    counters: Option<&'a Counters>,
+    /// When the machine was started.
+    started: Instant,
+    config: Option<String>,
+    /// Root's clock when the guest was started; none for a machine without a root.
+    start: Option<f64>,
+    marks: BTreeMap<(String, String, u64), Marks>,
+    /// The mark that EL2's counters belong to when they come, and whether it is the second.
+    last: Option<((String, String, u64), bool)>,
+    /// Last reason to believe that a configuration failed, by configuration.
+    reasons: BTreeMap<String, String>,
+    /// Last lines of the console that were not for us.
+    tail: Vec<String>,
+}
+
+impl<'a> Collector<'a> {
+    /// For a boot that starts now. `config` is set for a machine that is one guest.
+    pub fn new(
+        results: &'a mut Results,
+        expected: Expected,
+        counters: Option<&'a Counters>,
+        config: Option<&str>,
+    ) -> Self {
+        Self {
+            results,
+            expected,
+            counters,
+            started: Instant::now(),
+            config: config.map(str::to_owned),
+            start: None,
+            marks: BTreeMap::new(),
+            last: None,
+            reasons: BTreeMap::new(),
+            tail: Vec::new(),
+        }
+    }
+
+    /// Takes a line of the console. Returns what a user who waits might want to see.
+    pub fn line(&mut self, text: &str) -> Option<String> {
+        let Some(said) = said::parse(text) else {
+            if !text.trim().is_empty() {
+                self.tail.push(text.trim().to_owned());
+                let excess = self.tail.len().saturating_sub(4);
+                self.tail.drain(..excess);
+            }
+            return None;
+        };
+        let config = self.config.clone().unwrap_or_else(|| "root".into());
+        match said {
+            Said::Config(name) => {
+                self.tail.clear();
+                self.start = None;
+                self.last = None;
+                self.config = Some(name.clone());
+                return Some(name);
+            }
+            Said::Start(at) => self.start = Some(at),
+            Said::First(at) => {
+                let seconds = match (self.start.take(), at) {
+                    (Some(start), Some(first)) => first - start,
+                    (None, None) => self.started.elapsed().as_secs_f64(),
+                    _ => return None,
+                };
+                if self.expected.starts {
+                    self.results.starts.push(Start {
+                        config: config.clone(),
+                        round: self.expected.round,
+                        seconds,
+                        load: load(),
+                    });
+                }
+                return Some(format!("{config}: first line after {seconds:.1} s"));
+            }
+            Said::Begin(_) | Said::Done => {}
+            Said::Job(job, result) => return Some(self.job(config, job, result)),
+            Said::CountBegin(job, count) => {
+                let key = (config, job, count);
+                let instructions = self.counters.and_then(Counters::read);
+                self.marks.entry(key.clone()).or_default().before.instructions = instructions;
+                self.last = Some((key, false));
+            }
+            Said::CountEnd(job, count, result) => {
+                let shown = format!("{config}: {job}: {count} requests counted");
+                let key = (config.clone(), job, count);
+                let instructions = self.counters.and_then(Counters::read);
+                let marks = self.marks.entry(key.clone()).or_default();
+                marks.after.instructions = instructions;
+                match result {
+                    Ok(fio) => marks.fio = Some(fio),
+                    Err(why) => drop(self.reasons.insert(config, why)),
+                }
+                self.last = Some((key, true));
+                return Some(shown);
+            }
+            Said::Stats(stats) => {
+                if let Some((key, second)) = &self.last
+                    && let Some(marks) = self.marks.get_mut(key)
+                {
+                    let mark = if *second {
+                        &mut marks.after
+                    } else {
+                        &mut marks.before
+                    };
+                    mark.stats = Some(stats);
+                }
+            }
+            Said::Size(zones, info) => self.sizes(zones, &info),
+            Said::Rss(zones, resident, own) => {
+                let what = format!("ringd, {}: resident", zones_word(zones));
+                self.results.size(what, resident * 1024, "bytes");
+                let what = format!("ringd, {}: its own of that", zones_word(zones));
+                self.results.size(what, own * 1024, "bytes");
+            }
+            Said::Note(text) => {
+                self.reasons.insert(config.clone(), text.clone());
+                return Some(format!("{config}: {text}"));
+            }
+            Said::End(status) => {
+                if status != "0" {
+                    let why = format!("ended with status {status}: {}", self.tail.join(" | "));
+                    self.reasons.insert(config.clone(), why.clone());
+                    return Some(format!("{config}: {why}"));
+                }
+            }
+        }
+        None
+    }
+
+    fn job(&mut self, config: String, job: String, result: Result<Fio, String>) -> String {
+        match result {
+            Ok(fio) => {
+                let shown = format!("{config}: {job}: {:.0} IOPS, {:.1} MB/s", fio.iops, fio.mb_s);
+                self.results.samples.push(Sample {
+                    config,
+                    job,
+                    round: self.expected.round,
+                    fio,
+                    load: load(),
+                });
+                shown
+            }
+            Err(why) => {
+                let shown = format!("{config}: {job}: {why}");
+                self.results.fail(
+                    format!("{config}, {job}, round {}", self.expected.round),
+                    why.clone(),
+                );
+                self.reasons.insert(config, why);
+                shown
+            }
+        }
+    }
+
+    fn sizes(&mut self, zones: u64, info: &Value) {
+        let number = |name: &str| info.get(name).and_then(Value::as_u64);
+        let when = zones_word(zones);
+        if let Some(pages) = number("pages_used") {
+            self.results
+                .size(format!("EL2 pages, {when}"), pages * 4096, "bytes");
+        }
+        if let Some(heap) = number("heap_used") {
+            self.results.size(format!("EL2 heap, {when}"), heap, "bytes");
+        }
+    }
+
+    /// Computes the counts, and notes what is missing because of `stop`, the way in which the machine ended.
+    pub fn finish(mut self, label: &str, stop: &str) {
+        if let Some([small, large]) = self.expected.counts {
+            for config in self.expected.configs.clone() {
+                for job in self.expected.jobs.clone() {
+                    if let Err(why) = self.count(&config, &job, small, large) {
+                        let why = self.reasons.get(&config).unwrap_or(&why);
+                        self.results.fail(
+                            format!("{label}: {config}, {job}"),
+                            format!("{why}; the machine: {stop}"),
+                        );
+                    }
+                }
+            }
+            return;
+        }
+        for config in &self.expected.configs {
+            let round = self.expected.round;
+            let has = |job: &String| {
+                self.results
+                    .samples
+                    .iter()
+                    .any(|s| s.config == *config && s.job == *job && s.round == round)
+            };
+            let missing: Vec<&str> = self
+                .expected
+                .jobs
+                .iter()
+                .filter(|j| !has(j))
+                .map(String::as_str)
+                .collect();
+            if !missing.is_empty() {
+                let why = match self.reasons.get(config) {
+                    Some(why) => format!("{why}; the machine: {stop}"),
+                    None => format!("the machine: {stop}"),
+                };
+                self.results
+                    .fail(format!("{config}, round {round}: {}", missing.join(" ")), why);
+            }
+        }
+    }
+
+    /// Difference of a large and a small number of requests, so that what fio and the marks cost themselves falls out.
+    fn count(&mut self, config: &str, job: &str, small: u64, large: u64) -> Result<(), String> {
+        let marks = |count| {
+            self.marks
+                .get(&(config.to_owned(), job.to_owned(), count))
+                .ok_or(format!("{count} requests were not counted"))
+        };
+        let (small, large, requests) = (marks(small)?, marks(large)?, large.saturating_sub(small).max(1));
+        let fio = large.fio.ok_or("fio gave no result")?;
+        if self.expected.icount {
+            let difference = |m: &Marks| Some(m.after.instructions?.since(&m.before.instructions?));
+            let mut parts = BTreeMap::new();
+            let mut total = None;
+            if let (Some(small), Some(large)) = (difference(small), difference(large)) {
+                for (part, count) in large.parts(config.starts_with("ours-")) {
+                    let less = small
+                        .parts(config.starts_with("ours-"))
+                        .get(&part)
+                        .copied()
+                        .unwrap_or(0);
+                    parts.insert(part, (count as f64 - less as f64) / requests as f64);
+                }
+                total = Some(parts.values().sum());
+            }
+            self.results.counts.push(Count {
+                config: config.to_owned(),
+                job: job.to_owned(),
+                requests,
+                instructions: total,
+                parts,
+                virtual_us: fio.mean_us,
+            });
+        }
+        if !self.expected.stats {
+            return Ok(());
+        }
+        let stats = [&small.before, &small.after, &large.before, &large.after]
+            .map(|m| m.stats.as_ref().map(sides))
+            .into_iter()
+            .collect::<Option<Vec<_>>>()
+            .ok_or("`ringctl stats` gave no counters")?;
+        let [a, b, c, d] = stats.as_slice() else {
+            return Err("`ringctl stats` gave no counters".into());
+        };
+        for side in ["guest", "root"] {
+            let of = |all: &Sides| all.get(side).cloned().unwrap_or_default();
+            let (a, b, c, d) = (of(a), of(b), of(c), of(d));
+            let each = |pick: fn(&Side) -> &BTreeMap<String, u64>| -> BTreeMap<String, f64> {
+                let value = |side: &Side, name: &str| pick(side).get(name).copied().unwrap_or(0) as f64;
+                pick(&d)
+                    .keys()
+                    .map(|name| {
+                        let large = value(&d, name) - value(&c, name);
+                        let small = value(&b, name) - value(&a, name);
+                        (name.clone(), (large - small) / requests as f64)
+                    })
+                    .collect()
+            };
+            let reasons = each(|s| &s.exits);
+            self.results.exits.push(Exits {
+                config: config.to_owned(),
+                job: job.to_owned(),
+                icount: self.expected.icount,
+                requests,
+                side: side.to_owned(),
+                total: reasons.values().sum(),
+                reasons,
+                events: each(|s| &s.events),
+                longest_ns: d.longest_ns,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Sums over the CPUs of one side.
+#[derive(Debug, Clone, Default)]
+struct Side {
+    exits: BTreeMap<String, u64>,
+    events: BTreeMap<String, u64>,
+    longest_ns: u64,
+}
+
+type Sides = BTreeMap<&'static str, Side>;
+
+/// What `ringctl stats --json` says, by root's CPUs and the guest's.
+fn sides(stats: &Value) -> Sides {
+    let mut sides = Sides::new();
+    for cpu in stats.get("cpus").and_then(Value::as_array).into_iter().flatten() {
+        let name = match cpu.get("zone").and_then(Value::as_u64) {
+            Some(0) => "root",
+            Some(_) => "guest",
+            None => continue,
+        };
+        let side = sides.entry(name).or_default();
+        for (key, into) in [("exits", &mut side.exits), ("events", &mut side.events)] {
+            for (reason, count) in cpu.get(key).and_then(Value::as_object).into_iter().flatten() {
+                *into.entry(reason.clone()).or_default() += count.as_u64().unwrap_or(0);
+            }
+        }
+        let longest = cpu.get("longest_ns").and_then(Value::as_u64).unwrap_or(0);
+        side.longest_ns = side.longest_ns.max(longest);
+    }
+    sides
+}
+
+fn zones_word(zones: u64) -> String {
+    match zones {
+        0 => "no zone".into(),
+        1 => "1 zone".into(),
+        n => format!("{n} zones"),
+    }
+}
+
+/// The host's load over the last minute; 0 where there is none to be read.
+pub fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|w| w.parse().ok()).unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expected(counts: Option<[u64; 2]>) -> Expected {
+        Expected {
+            round: 1,
+            configs: vec!["ours-io_uring".into(), "kvm-threads-none".into()],
+            jobs: vec!["randread-1".into()],
+            counts,
+            icount: false,
+            starts: true,
+            stats: counts.is_some(),
+        }
+    }
+
+    #[test]
+    fn a_failed_configuration_is_reported_with_its_reason() {
+        let mut results = Results::default();
+        let mut collector = Collector::new(&mut results, expected(None), None, None);
+        for line in [
+            "bench: config kvm-threads-none 1 2 3",
+            "bench: start 10.00",
+            "qemu-system-aarch64: -drive: file system does not support O_DIRECT",
+            "bench: end 1",
+        ] {
+            collector.line(line);
+        }
+        collector.finish("round 1", "the script ended with status 0");
+        let why = &results
+            .failures
+            .iter()
+            .find(|f| f.what.contains("kvm"))
+            .unwrap()
+            .why;
+        assert!(why.contains("O_DIRECT"), "{why}");
+        assert!(results.failures.iter().any(|f| f.what.contains("ours-io_uring")));
+        assert!(results.starts.is_empty());
+    }
+
+    #[test]
+    fn starts_are_measured_by_roots_clock() {
+        let mut results = Results::default();
+        let mut collector = Collector::new(&mut results, expected(None), None, None);
+        for line in [
+            "bench: config ours-io_uring 1",
+            "bench: start 10.00",
+            "bench: first 13.50",
+        ] {
+            collector.line(line);
+        }
+        drop(collector);
+        assert_eq!(results.starts[0].seconds, 3.5);
+    }
+
+    #[test]
+    fn exits_are_the_difference_of_two_counts() {
+        let stats = |guest: u64, root: u64| {
+            format!(
+                "bench: stats {{\"cpus\":[{{\"zone\":0,\"exits\":{{\"irq\":{root}}}}},{{\"zone\":1,\"exits\":{{\"permission\":{guest}}},\"longest_ns\":7}},{{\"zone\":null}}]}}"
+            )
+        };
+        let fio = include_str!("../../../../tests/data/fio-minimal.txt").trim();
+        let mut results = Results::default();
+        let mut collector = Collector::new(&mut results, expected(Some([100, 600])), None, None);
+        collector.line("bench: config ours-io_uring 1");
+        for (count, before, after) in [(100, 1000, 1250), (600, 2000, 3250)] {
+            collector.line(&format!("bench: count-begin randread-1 {count}"));
+            collector.line(&stats(before, before));
+            collector.line(&format!("bench: count-end randread-1 {count} 0 {fio}"));
+            collector.line(&stats(after, after));
+        }
+        collector.finish("exits", "done");
+        let guest = results.exits.iter().find(|e| e.side == "guest").unwrap();
+        assert_eq!((guest.total, guest.requests, guest.longest_ns), (2.0, 500, 7));
+        assert_eq!(guest.reasons["permission"], 2.0);
+    }
+}

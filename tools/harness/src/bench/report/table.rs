@@ -1,0 +1,264 @@
+//! Tables for people.
+
+use std::fmt::Write as _;
+
+use crate::bench::plan::{LEGEND, Plan, Section};
+use crate::bench::results::{Medians, Results};
+
+/// All tables of a run.
+pub fn table(plan: &Plan, results: &Results) -> String {
+    let mut text = String::new();
+    for (key, value) in &results.about {
+        let _ = writeln!(text, "{key:14} {value}");
+    }
+    let _ = writeln!(text, "\n{LEGEND}");
+    if plan.wants(Section::Fio) {
+        for job in &plan.jobs {
+            fio(&mut text, plan, results, job.name, &job.title());
+        }
+        starts(&mut text, plan, results);
+    }
+    counts(&mut text, plan, results);
+    exits(&mut text, results);
+    sizes(&mut text, results);
+    if !results.failures.is_empty() {
+        let _ = writeln!(text, "\nNot measured:");
+        for failure in &results.failures {
+            let _ = writeln!(text, "  {}: {}", failure.what, failure.why);
+        }
+    }
+    text
+}
+
+/// Column heads are to the right, as numbers are.
+fn row(text: &mut String, name: &str, cells: &[String]) {
+    let _ = write!(text, "  {name:24}");
+    for cell in cells {
+        let _ = write!(text, " {cell:>13}");
+    }
+    text.truncate(text.trim_end_matches(' ').len());
+    text.push('\n');
+}
+
+/// The best of the configurations whose names begin with `prefix`.
+fn best(plan: &Plan, results: &Results, job: &str, prefix: &str) -> Option<f64> {
+    plan.configs
+        .iter()
+        .filter(|c| c.name.starts_with(prefix))
+        .filter_map(|c| results.medians(c.name, job))
+        .map(|m| m.fio.iops)
+        .reduce(f64::max)
+}
+
+fn ratio(value: f64, to: Option<f64>) -> String {
+    match to {
+        Some(to) if to > 0.0 => format!("{:.2}", value / to),
+        _ => "-".into(),
+    }
+}
+
+fn fio(text: &mut String, plan: &Plan, results: &Results, job: &str, title: &str) {
+    let _ = writeln!(
+        text,
+        "\n{title} ({job}); medians, ratios of IOPS to the best of KVM's and of plain QEMU's"
+    );
+    let heads = [
+        "IOPS",
+        "lowest",
+        "highest",
+        "MB/s",
+        "mean us",
+        "p99 us",
+        "/ KVM",
+        "/ plain",
+        "host load",
+    ];
+    row(text, "", &heads.map(str::to_owned));
+    let (kvm, plain) = (
+        best(plan, results, job, "kvm-"),
+        best(plan, results, job, "plain-"),
+    );
+    for config in &plan.configs {
+        match results.medians(config.name, job) {
+            Some(Medians {
+                fio,
+                range: (low, high),
+                load,
+                runs,
+            }) => {
+                let mut cells = vec![
+                    format!("{:.0}", fio.iops),
+                    format!("{low:.0}"),
+                    format!("{high:.0}"),
+                    format!("{:.1}", fio.mb_s),
+                    format!("{:.0}", fio.mean_us),
+                    format!("{:.0}", fio.p99_us),
+                    ratio(fio.iops, kvm),
+                    ratio(fio.iops, plain),
+                    format!("{load:.1}"),
+                ];
+                if runs < plan.rounds as usize {
+                    cells.push(format!("{runs} of {} runs", plan.rounds));
+                }
+                row(text, config.name, &cells);
+            }
+            None => row(text, config.name, &["failed".into()]),
+        }
+    }
+}
+
+fn starts(text: &mut String, plan: &Plan, results: &Results) {
+    let _ = writeln!(
+        text,
+        "\nFrom the start of a guest (2 CPUs, 512 MiB) to its first line of user space; medians"
+    );
+    row(
+        text,
+        "",
+        &["seconds", "/ KVM", "/ plain", "starts"].map(str::to_owned),
+    );
+    let best = |prefix: &str| {
+        plan.configs
+            .iter()
+            .filter(|c| c.name.starts_with(prefix))
+            .filter_map(|c| results.start(c.name))
+            .map(|(seconds, _)| seconds)
+            .reduce(f64::min)
+    };
+    for config in plan.configs.iter().filter(|c| c.name != "loop") {
+        match results.start(config.name) {
+            Some((seconds, count)) => row(
+                text,
+                config.name,
+                &[
+                    format!("{seconds:.2}"),
+                    ratio(seconds, best("kvm-")),
+                    ratio(seconds, best("plain-")),
+                    count.to_string(),
+                ],
+            ),
+            None => row(text, config.name, &["failed".into()]),
+        }
+    }
+}
+
+fn counts(text: &mut String, plan: &Plan, results: &Results) {
+    if !plan.wants(Section::Instructions) {
+        return;
+    }
+    for job in plan.counted_jobs() {
+        let _ = writeln!(
+            text,
+            "\nInstructions for a request under -icount shift=0, one CPU for the guest: {} ({})",
+            job.title(),
+            job.name
+        );
+        row(
+            text,
+            "",
+            &["instructions", "virtual us", "requests"].map(str::to_owned),
+        );
+        for count in results.counts.iter().filter(|c| c.job == job.name) {
+            let total = match count.instructions {
+                Some(total) => format!("{total:.0}"),
+                None => "-".into(),
+            };
+            row(
+                text,
+                &count.config,
+                &[
+                    total,
+                    format!("{:.1}", count.virtual_us),
+                    count.requests.to_string(),
+                ],
+            );
+            for (part, instructions) in &count.parts {
+                row(text, &format!("  {part}"), &[format!("{instructions:.0}")]);
+            }
+        }
+    }
+}
+
+fn exits(text: &mut String, results: &Results) {
+    for exits in &results.exits {
+        let how = if exits.icount { ", -icount shift=0" } else { "" };
+        let _ = writeln!(
+            text,
+            "\nExits at EL2 for a request on {}'s CPUs: {}, {}{how}: {:.2} (longest stay so far {:.1} us)",
+            exits.side,
+            exits.config,
+            exits.job,
+            exits.total,
+            exits.longest_ns as f64 / 1000.0
+        );
+        for (kind, values) in [("exit", &exits.reasons), ("event", &exits.events)] {
+            let list: Vec<String> = values
+                .iter()
+                .filter(|(_, n)| n.abs() >= 0.005)
+                .map(|(name, n)| format!("{name} {n:.2}"))
+                .collect();
+            if !list.is_empty() {
+                let _ = writeln!(text, "  {kind:6} {}", list.join(", "));
+            }
+        }
+    }
+}
+
+fn sizes(text: &mut String, results: &Results) {
+    if results.sizes.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\nSizes");
+    for size in &results.sizes {
+        let _ = writeln!(text, "  {:44} {:>10} {}", size.what, size.value, size.unit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::fio::Fio;
+    use crate::bench::results::Sample;
+
+    #[test]
+    fn ratios_are_to_the_best_and_failures_stay_in_the_table() {
+        let plan = Plan::new(false, &["fio".into(), "randread-1".into()]).unwrap();
+        let mut results = Results::default();
+        for (config, iops) in [
+            ("ours-io_uring", 600.0),
+            ("kvm-threads-none", 100.0),
+            ("kvm-threads-writeback", 200.0),
+        ] {
+            let fio = Fio {
+                iops,
+                mb_s: 1.0,
+                mean_us: 1.0,
+                p99_us: 1.0,
+            };
+            results.samples.push(Sample {
+                config: config.into(),
+                job: "randread-1".into(),
+                round: 1,
+                fio,
+                load: 1.0,
+            });
+        }
+        results.fail("kvm-io_uring-none", "no O_DIRECT");
+        let text = table(&plan, &results);
+        let line = |name: &str| text.lines().find(|l| l.trim().starts_with(name)).unwrap();
+        let ours: Vec<&str> = text
+            .lines()
+            .filter(|l| l.trim().starts_with("ours-io_uring"))
+            .collect();
+        assert!(
+            ours.iter()
+                .any(|l| l.contains("3.00") && l.contains("1 of 3 runs")),
+            "{text}"
+        );
+        assert!(line("kvm-io_uring-none: no O_DIRECT").contains("O_DIRECT"));
+        assert!(
+            text.lines()
+                .any(|l| l.contains("plain-threads") && l.contains("failed"))
+        );
+    }
+}

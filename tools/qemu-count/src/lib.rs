@@ -1,0 +1,164 @@
+//! A TCG plugin for QEMU that counts executed instructions, by CPU and by where the code is.
+//!
+//! `-plugin file=libqemu_count.so,counters=FILE[,low=ADDRESS,high=ADDRESS]`: the counters are 64-bit words in FILE, which
+//! has to exist and be [`BYTES`] long, and which anybody may read while QEMU runs. A CPU has [`CLASSES`] words:
+//!
+//! 0. code in the lower half of the address space: user space, or KVM's part at EL2;
+//! 1. code in the upper half: a kernel;
+//! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never there.
+//!
+//! Whole translation blocks are counted when they begin, so a block that an exception cuts short counts too much: an
+//! error of a few instructions per exception. The interface is version 1 of QEMU's `qemu-plugin.h`, which Debian does
+//! not package; the few functions of it are declared here. QEMU 7.2 takes that version, QEMU 10 does not.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::fs::OpenOptions;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::mm::{MapFlags, ProtFlags, mmap};
+
+/// Counters of one CPU.
+pub const CLASSES: usize = 4;
+/// CPUs that have counters; those of others are not counted.
+pub const CPUS: usize = 64;
+/// Length of the file.
+pub const BYTES: usize = CLASSES * CPUS * 8;
+
+/// `QEMU_PLUGIN_CB_NO_REGS`: the callback reads no registers.
+const NO_REGISTERS: c_int = 0;
+
+/// The version of the interface, by which QEMU knows that it is ours.
+#[unsafe(no_mangle)]
+#[allow(non_upper_case_globals, reason = "QEMU looks for this name")]
+pub static qemu_plugin_version: c_int = 1;
+
+/// A translation block, only ever seen through a pointer.
+#[repr(C)]
+pub struct Block {
+    _private: [u8; 0],
+}
+
+type Translated = extern "C" fn(u64, *mut Block);
+type Executed = extern "C" fn(c_uint, *mut c_void);
+
+unsafe extern "C" {
+    fn qemu_plugin_register_vcpu_tb_trans_cb(id: u64, callback: Translated);
+    fn qemu_plugin_register_vcpu_tb_exec_cb(
+        block: *mut Block,
+        callback: Executed,
+        flags: c_int,
+        data: *mut c_void,
+    );
+    fn qemu_plugin_tb_n_insns(block: *const Block) -> usize;
+    fn qemu_plugin_tb_vaddr(block: *const Block) -> u64;
+}
+
+/// The counters, and the range of class 2.
+struct State {
+    counters: &'static [AtomicU64],
+    low: u64,
+    high: u64,
+}
+
+static STATE: OnceLock<State> = OnceLock::new();
+
+/// Called once by QEMU. Returns 0, or -1 after a message.
+///
+/// # Safety
+/// As QEMU calls it: `argv` are `argc` strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn qemu_plugin_install(
+    id: u64,
+    _info: *const c_void,
+    argc: c_int,
+    argv: *const *const c_char,
+) -> c_int {
+    let mut arguments = Vec::new();
+    for index in 0..usize::try_from(argc).unwrap_or_default() {
+        // SAFETY: QEMU passes `argc` strings that live as long as this call.
+        let text = unsafe { CStr::from_ptr(*argv.add(index)) };
+        arguments.push(text.to_string_lossy().into_owned());
+    }
+    match state(&arguments) {
+        Ok(state) => {
+            // Called once, so the cell is empty.
+            let _ = STATE.set(state);
+            // SAFETY: `id` is the one QEMU gave us, and the callback stays: a plugin is not unloaded while it counts.
+            unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translated) };
+            0
+        }
+        Err(message) => {
+            eprintln!("qemu-count: {message}");
+            -1
+        }
+    }
+}
+
+fn state(arguments: &[String]) -> Result<State, String> {
+    let value = |name: &str| {
+        arguments
+            .iter()
+            .find_map(|a| a.strip_prefix(name)?.strip_prefix('='))
+    };
+    let address = |name: &str| match value(name) {
+        None => Ok(0),
+        Some(text) => u64::from_str_radix(text.trim_start_matches("0x"), 16)
+            .map_err(|_| format!("{name}={text}: expected a hexadecimal address")),
+    };
+    let path = value("counters").ok_or("counters=FILE is missing")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|e| format!("{path}: {e}"))?;
+    let length = file.metadata().map_err(|e| format!("{path}: {e}"))?.len();
+    if length != BYTES as u64 {
+        return Err(format!("{path}: has {length} bytes, expected {BYTES}"));
+    }
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let memory = unsafe {
+        mmap(
+            std::ptr::null_mut(),
+            BYTES,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            &file,
+            0,
+        )
+    };
+    let memory = memory.map_err(|e| format!("{path}: cannot be mapped: {e}"))?;
+    // SAFETY: the mapping is never taken away, aligned to a page, BYTES long, and only accessed by atomics here.
+    let counters = unsafe { std::slice::from_raw_parts(memory.cast::<AtomicU64>(), CLASSES * CPUS) };
+    Ok(State {
+        counters,
+        low: address("low")?,
+        high: address("high")?,
+    })
+}
+
+/// Called for each new translation block: has it counted when it is executed.
+extern "C" fn translated(_id: u64, block: *mut Block) {
+    let Some(state) = STATE.get() else { return };
+    // SAFETY: QEMU passes a block that lives as long as this call.
+    let (start, length) = unsafe { (qemu_plugin_tb_vaddr(block), qemu_plugin_tb_n_insns(block)) };
+    let class = match start {
+        _ if (state.low..state.high).contains(&start) => 2,
+        _ if start >> 63 != 0 => 1,
+        _ => 0,
+    };
+    // The pointer carries two numbers and is never followed: a block has at most a few hundred instructions.
+    let data = std::ptr::without_provenance_mut(length * CLASSES + class);
+    // SAFETY: as above; the callback does not follow the pointer.
+    unsafe { qemu_plugin_register_vcpu_tb_exec_cb(block, executed, NO_REGISTERS, data) };
+}
+
+extern "C" fn executed(cpu: c_uint, data: *mut c_void) {
+    let data = data.addr();
+    let word = cpu as usize * CLASSES + data % CLASSES;
+    if let Some(counter) = STATE.get().and_then(|s| s.counters.get(word)) {
+        // A CPU is run by one thread at a time, so its words have one writer.
+        let before = counter.load(Ordering::Relaxed);
+        counter.store(before.wrapping_add((data / CLASSES) as u64), Ordering::Relaxed);
+    }
+}

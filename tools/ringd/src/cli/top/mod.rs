@@ -1,0 +1,190 @@
+//! `ringctl top`: what zones, vCPUs and disks do now.
+//!
+//! [`model`] turns two reports into rates, [`draw`] puts them on the screen; this file holds the terminal. It works on
+//! any terminal that knows cursor positions, a serial console too, whose size nobody knows: `COLUMNS` and `LINES`, or
+//! 80 by 24.
+
+pub mod draw;
+pub mod model;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use ratatui::backend::{CrosstermBackend, TestBackend};
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::{cursor, execute, terminal};
+use ratatui::layout::Rect;
+use ratatui::{Terminal, TerminalOptions, Viewport};
+
+use crate::control::client::{Client, ClientError};
+use crate::control::protocol::{Reply, Request};
+use crate::stats::StatsReport;
+use model::Model;
+
+/// How it looks.
+#[derive(Args, Debug)]
+pub struct TopOptions {
+    /// Seconds between two looks.
+    #[arg(long, short = 'd', value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub interval: Duration,
+    /// Look once, print what is seen, and end. So it does if standard output is no terminal.
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// A duration from a number of seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
+    if !(0.1..=3600.0).contains(&number) {
+        return Err(format!("{text} is not between 0.1 and 3600"));
+    }
+    Ok(Duration::from_secs_f64(number))
+}
+
+/// Columns of what is printed without a terminal.
+const WIDTH: u16 = 80;
+
+/// Shows it until the user leaves.
+///
+/// # Errors
+/// The daemon or the terminal is gone.
+pub fn run(socket: &Path, options: &TopOptions) -> anyhow::Result<ExitCode> {
+    let mut client = Client::connect(socket)?;
+    let mut look = || -> Result<StatsReport, ClientError> {
+        match client.ask(&Request::Stats)? {
+            Reply::Stats(report) => Ok(*report),
+            other => Err(ClientError::Confused(format!("{other:?}"))),
+        }
+    };
+    let before = look()?;
+    if options.once || !io::stdout().is_terminal() {
+        std::thread::sleep(options.interval);
+        let text = plain(&Model::new(&before, &look()?));
+        io::stdout().lock().write_all(text.as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let screen = Screen::enter()?;
+    let outcome = watch(screen.terminal()?, before, look, options.interval);
+    drop(screen);
+    outcome?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What would be on a screen that is high enough, as lines of text.
+#[must_use]
+pub fn plain(model: &Model) -> String {
+    let height = draw::height(model);
+    let Ok(mut terminal) = Terminal::new(TestBackend::new(WIDTH, height));
+    let Ok(_) = terminal.draw(|frame| draw::draw(frame, model));
+    let buffer = terminal.backend().buffer();
+    let mut text = String::new();
+    for y in 0..height {
+        let line: String = (0..WIDTH)
+            .filter_map(|x| buffer.cell((x, y)))
+            .map(ratatui::buffer::Cell::symbol)
+            .collect();
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn watch<B: ratatui::backend::Backend>(
+    mut terminal: Terminal<B>,
+    mut before: StatsReport,
+    mut look: impl FnMut() -> Result<StatsReport, ClientError>,
+    interval: Duration,
+) -> anyhow::Result<()>
+where
+    B::Error: Send + Sync + 'static,
+{
+    let mut model = Model::new(&before, &before);
+    terminal.clear()?;
+    loop {
+        terminal.draw(|frame| draw::draw(frame, &model))?;
+        let next = Instant::now() + interval;
+        loop {
+            let left = next.saturating_duration_since(Instant::now());
+            if !event::poll(left)? {
+                break;
+            }
+            match event::read()? {
+                Event::Key(key) if key.kind != KeyEventKind::Release => {
+                    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+                    match key.code {
+                        KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
+                        KeyCode::Char('c' | 'd') if control => return Ok(()),
+                        KeyCode::Char('l') if control => terminal.clear()?,
+                        _ => {}
+                    }
+                }
+                _ => break,
+            }
+        }
+        let now = look()?;
+        model = Model::new(&before, &now);
+        before = now;
+    }
+}
+
+/// The terminal in raw mode, on its other screen; as it was when dropped, in a panic too.
+struct Screen;
+
+impl Screen {
+    fn enter() -> io::Result<Self> {
+        terminal::enable_raw_mode()?;
+        let screen = Self;
+        execute!(io::stdout(), terminal::EnterAlternateScreen, cursor::Hide)?;
+        Ok(screen)
+    }
+
+    fn terminal(&self) -> io::Result<Terminal<CrosstermBackend<io::Stdout>>> {
+        let viewport = match terminal::size() {
+            Ok((width, height)) if width > 0 && height > 0 => Viewport::Fullscreen,
+            _ => Viewport::Fixed(assumed(|name| std::env::var(name).ok())),
+        };
+        Terminal::with_options(CrosstermBackend::new(io::stdout()), TerminalOptions { viewport })
+    }
+}
+
+/// The size of a terminal that does not tell.
+fn assumed(variable: impl Fn(&str) -> Option<String>) -> Rect {
+    let number = |name, otherwise| {
+        variable(name)
+            .and_then(|text| text.trim().parse().ok())
+            .filter(|number| (1..=1000).contains(number))
+            .unwrap_or(otherwise)
+    };
+    Rect::new(0, 0, number("COLUMNS", 80), number("LINES", 24))
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        let _ = execute!(io::stdout(), cursor::Show, terminal::LeaveAlternateScreen);
+        let _ = terminal::disable_raw_mode();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_without_size_gets_one() {
+        let none = assumed(|_| None);
+        assert_eq!((none.width, none.height), (80, 24));
+        let some = assumed(|name| Some(if name == "COLUMNS" { "132" } else { "0" }.to_owned()));
+        assert_eq!((some.width, some.height), (132, 24));
+    }
+
+    #[test]
+    fn intervals() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for bad in ["0", "-1", "x", "NaN", "inf", "1e9"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,388 @@
+//! Two reports become rates.
+
+use std::collections::BTreeMap;
+
+use crate::stats::{Counts, CpuStats, DiskStats, Latency, QueueStats, StatsReport, quantile};
+
+/// What [`super::draw`] shows.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    /// The daemon, in a line.
+    pub daemon: DaemonRow,
+    /// Zones.
+    pub zones: Vec<ZoneRow>,
+    /// CPUs that somebody has.
+    pub cpus: Vec<CpuRow>,
+    /// Disks.
+    pub disks: Vec<DiskRow>,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DaemonRow {
+    /// EL2's version.
+    pub version: String,
+    /// Wake-ups in a second.
+    pub wakeups: f64,
+    /// Those that found nothing.
+    pub spurious: f64,
+    /// CPUs that it keeps busy, of 1.
+    pub cpu: f64,
+    /// Most memory so far, in MiB.
+    pub memory: f64,
+}
+
+/// A zone.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ZoneRow {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    pub number: Option<u8>,
+    /// Where it stands.
+    pub state: String,
+    /// vCPUs.
+    pub vcpus: usize,
+    /// MiB of RAM.
+    pub memory: u64,
+    /// Restarts.
+    pub restarts: u32,
+    /// Aborts injected.
+    pub aborts: u64,
+    /// Exits in a second, of all its vCPUs.
+    pub exits: f64,
+}
+
+/// A CPU.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CpuRow {
+    /// Its number.
+    pub cpu: usize,
+    /// Zone and vCPU.
+    pub zone: String,
+    /// vCPU.
+    pub vcpu: u8,
+    /// Exits in a second.
+    pub exits: f64,
+    /// By reason, as the report names them.
+    pub by: BTreeMap<String, f64>,
+    /// Part of the time at EL2, of 1.
+    pub el2: f64,
+    /// Longest stay, in microseconds.
+    pub longest: f64,
+}
+
+/// A disk.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DiskRow {
+    /// Its zone.
+    pub zone: String,
+    /// As Linux names it.
+    pub name: String,
+    /// Reads in a second.
+    pub reads: f64,
+    /// Writes in a second.
+    pub writes: f64,
+    /// MB read in a second.
+    pub read_mb: f64,
+    /// MB written in a second.
+    pub write_mb: f64,
+    /// Median of the latency meanwhile, in microseconds.
+    pub p50: f64,
+    /// 99th percentile.
+    pub p99: f64,
+    /// Mean of the image alone.
+    pub file: f64,
+    /// Requests at work, on average (Little's law).
+    pub depth: f64,
+    /// Interrupts in a second.
+    pub interrupts: f64,
+}
+
+/// How much a counter rose; one that began anew counts from zero.
+fn rise(before: u64, now: u64) -> u64 {
+    now.checked_sub(before).unwrap_or(now)
+}
+
+fn rises(before: Option<&Counts>, now: &Counts) -> BTreeMap<String, u64> {
+    let old = |name: &str| before.and_then(|before| before.get(name)).copied().unwrap_or(0);
+    now.iter()
+        .map(|(name, value)| (name.clone(), rise(old(name), *value)))
+        .collect()
+}
+
+/// The durations that came since.
+fn since(before: Option<&Latency>, now: &Latency) -> Latency {
+    let old: BTreeMap<u64, u64> =
+        before.map_or_else(BTreeMap::new, |old| old.buckets.iter().copied().collect());
+    let began_anew = before.is_some_and(|old| old.count > now.count);
+    let of = |upper: &u64| {
+        if began_anew {
+            0
+        } else {
+            old.get(upper).copied().unwrap_or(0)
+        }
+    };
+    let (count, sum) = match before {
+        Some(old) if !began_anew => (
+            now.count.saturating_sub(old.count),
+            now.sum_ns.saturating_sub(old.sum_ns),
+        ),
+        _ => (now.count, now.sum_ns),
+    };
+    Latency {
+        count,
+        sum_ns: sum,
+        buckets: now
+            .buckets
+            .iter()
+            .map(|(upper, count)| (*upper, count.saturating_sub(of(upper))))
+            .filter(|(_, count)| *count > 0)
+            .collect(),
+        ..Latency::default()
+    }
+}
+
+fn merged<'a>(all: impl Iterator<Item = &'a Latency>) -> Latency {
+    let mut buckets: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut sum = Latency::default();
+    for one in all {
+        (sum.count, sum.sum_ns) = (sum.count + one.count, sum.sum_ns + one.sum_ns);
+        for (upper, count) in &one.buckets {
+            *buckets.entry(*upper).or_default() += count;
+        }
+    }
+    sum.buckets = buckets.into_iter().collect();
+    sum
+}
+
+impl Model {
+    /// What happened between two reports.
+    #[must_use]
+    pub fn new(before: &StatsReport, now: &StatsReport) -> Self {
+        let seconds = (now.time_ns.saturating_sub(before.time_ns) as f64 / 1e9).max(1e-9);
+        let idle = before.time_ns == now.time_ns;
+        // Of two looks at one moment nothing can be said.
+        let rate = |count: u64| if idle { 0.0 } else { count as f64 / seconds };
+        let cpus: Vec<CpuRow> = now
+            .cpus
+            .iter()
+            .filter(|cpu| cpu.zone.is_some())
+            .map(|cpu| cpu_row(before, now, cpu, rate))
+            .collect();
+        let zones = now.zones.iter().map(|zone| ZoneRow {
+            name: zone.name.clone(),
+            number: zone.number,
+            state: zone.state.clone(),
+            vcpus: zone.vcpus,
+            memory: zone.memory >> 20,
+            restarts: zone.restarts,
+            aborts: zone.aborts,
+            exits: cpus
+                .iter()
+                .filter(|cpu| cpu.zone == zone.name)
+                .map(|cpu| cpu.exits)
+                .sum(),
+        });
+        let (old, new) = (&before.daemon, &now.daemon);
+        Self {
+            daemon: DaemonRow {
+                version: new.el2_version.clone(),
+                wakeups: rate(rise(old.wakeups, new.wakeups)),
+                spurious: rate(rise(old.spurious_wakeups, new.spurious_wakeups)),
+                cpu: rate(rise(old.user_ns + old.system_ns, new.user_ns + new.system_ns)) / 1e9,
+                memory: new.max_rss_bytes as f64 / 1048576.0,
+            },
+            zones: zones.collect(),
+            disks: now
+                .disks
+                .iter()
+                .map(|disk| disk_row(before, disk, rate))
+                .collect(),
+            cpus,
+        }
+    }
+}
+
+fn cpu_row(before: &StatsReport, now: &StatsReport, cpu: &CpuStats, rate: impl Fn(u64) -> f64) -> CpuRow {
+    let old = before
+        .cpus
+        .iter()
+        .find(|old| (old.cpu, old.zone, old.vcpu) == (cpu.cpu, cpu.zone, cpu.vcpu));
+    let by = rises(old.map(|old| &old.exits), &cpu.exits);
+    let times = rises(old.map(|old| &old.el2_ns), &cpu.el2_ns);
+    let name = match cpu.zone {
+        Some(0) => "root".to_owned(),
+        other => now
+            .zones
+            .iter()
+            .find(|zone| zone.number == other)
+            .map_or_else(|| "-".to_owned(), |zone| zone.name.clone()),
+    };
+    CpuRow {
+        cpu: cpu.cpu,
+        zone: name,
+        vcpu: cpu.vcpu,
+        exits: rate(by.values().sum()),
+        by: by.into_iter().map(|(name, count)| (name, rate(count))).collect(),
+        el2: rate(times.values().sum()) / 1e9,
+        longest: cpu.longest_ns as f64 / 1e3,
+    }
+}
+
+fn disk_row(before: &StatsReport, disk: &DiskStats, rate: impl Fn(u64) -> f64) -> DiskRow {
+    let old = before
+        .disks
+        .iter()
+        .find(|old| (&old.zone, old.slot) == (&disk.zone, disk.slot));
+    let old_queue = |queue: &QueueStats| {
+        let old = old.map_or(&[] as &[QueueStats], |old| &old.queues);
+        old.iter().find(|old| old.queue == queue.queue)
+    };
+    let count = |name: &str| -> u64 {
+        let get = |queue: &QueueStats| queue.counters.get(name).copied().unwrap_or(0);
+        let queues = disk.queues.iter();
+        queues
+            .map(|queue| rise(old_queue(queue).map_or(0, get), get(queue)))
+            .sum()
+    };
+    let latencies = |which: fn(&QueueStats) -> &Latency| -> Latency {
+        let all: Vec<Latency> = disk
+            .queues
+            .iter()
+            .map(|queue| since(old_queue(queue).map(which), which(queue)))
+            .collect();
+        merged(all.iter())
+    };
+    let kinds = [
+        latencies(|queue| &queue.reads),
+        latencies(|queue| &queue.writes),
+        latencies(|queue| &queue.flushes),
+    ];
+    let requests = merged(kinds.iter());
+    let file = latencies(|queue| &queue.file);
+    let device = |of: fn(&DiskStats) -> u64| rate(rise(old.map_or(0, of), of(disk)));
+    let letter = char::from(b'a'.saturating_add(disk.slot));
+    DiskRow {
+        zone: disk.zone.clone(),
+        name: if disk.slot < 26 {
+            format!("vd{letter}")
+        } else {
+            format!("#{}", disk.slot)
+        },
+        reads: rate(count("reads")),
+        writes: rate(count("writes")),
+        read_mb: rate(count("bytes_read")) / 1e6,
+        write_mb: rate(count("bytes_written")) / 1e6,
+        p50: quantile(&requests.buckets, 0.5) as f64 / 1e3,
+        p99: quantile(&requests.buckets, 0.99) as f64 / 1e3,
+        file: file.sum_ns as f64 / file.count.max(1) as f64 / 1e3,
+        depth: rate(requests.sum_ns) / 1e9,
+        interrupts: device(|disk| disk.interrupts),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::stats::{DaemonStats, ZoneStats};
+
+    /// A zone with a disk after `n` seconds of a thousand reads each.
+    pub fn report(n: u64) -> StatsReport {
+        let cpu = |cpu, zone, exits: u64| CpuStats {
+            cpu,
+            zone: Some(zone),
+            exits: [("irq".to_owned(), exits), ("permission".to_owned(), 2 * exits)].into(),
+            el2_ns: [("irq".to_owned(), exits * 10_000)].into(),
+            longest_ns: 12_345,
+            ..CpuStats::default()
+        };
+        let reads = Latency {
+            count: 1000 * n,
+            sum_ns: 1000 * n * 200_000,
+            buckets: vec![(100_000, 900 * n), (1_000_000, 100 * n)],
+            ..Latency::default()
+        };
+        let queue = QueueStats {
+            active: true,
+            counters: [
+                ("reads".to_owned(), 1000 * n),
+                ("bytes_read".to_owned(), 4_096_000 * n),
+            ]
+            .into(),
+            file: reads.clone(),
+            reads,
+            ..QueueStats::default()
+        };
+        StatsReport {
+            time_ns: 5_000_000_000 + n * 1_000_000_000,
+            daemon: DaemonStats {
+                el2_version: "9.9".into(),
+                wakeups: 500 * n,
+                user_ns: 250_000_000 * n,
+                max_rss_bytes: 4 << 20,
+                ..DaemonStats::default()
+            },
+            zones: vec![ZoneStats {
+                name: "guest1".into(),
+                number: Some(1),
+                state: "running".into(),
+                vcpus: 1,
+                memory: 256 << 20,
+                ..ZoneStats::default()
+            }],
+            cpus: vec![cpu(0, 0, 100 * n), cpu(3, 1, 1000 * n), CpuStats::default()],
+            disks: vec![DiskStats {
+                zone: "guest1".into(),
+                notifications: 700 * n,
+                interrupts: 600 * n,
+                queues: vec![queue],
+                ..DiskStats::default()
+            }],
+        }
+    }
+
+    #[test]
+    fn rates_are_of_what_came_since() {
+        let model = Model::new(&report(1), &report(3));
+        assert_eq!(model.cpus.len(), 2);
+        let cpu = &model.cpus[1];
+        assert_eq!(
+            (cpu.zone.as_str(), cpu.exits, cpu.by["irq"]),
+            ("guest1", 3000.0, 1000.0)
+        );
+        assert!((cpu.el2 - 0.01).abs() < 1e-9, "{}", cpu.el2);
+        assert_eq!(model.zones[0].exits, 3000.0);
+        let disk = &model.disks[0];
+        assert_eq!(
+            (disk.name.as_str(), disk.reads, disk.read_mb),
+            ("vda", 1000.0, 4.096)
+        );
+        assert_eq!((disk.p50, disk.p99, disk.file), (100.0, 1000.0, 200.0));
+        assert!((disk.depth - 0.2).abs() < 1e-9);
+        assert_eq!(disk.interrupts, 600.0);
+        assert_eq!((model.daemon.wakeups, model.daemon.cpu), (500.0, 0.25));
+    }
+
+    #[test]
+    fn what_began_anew_counts_from_zero() {
+        let model = Model::new(
+            &report(5),
+            &StatsReport {
+                time_ns: report(6).time_ns,
+                ..report(1)
+            },
+        );
+        assert_eq!(model.cpus[1].exits, 3000.0);
+        assert_eq!((model.disks[0].reads, model.disks[0].p50), (1000.0, 100.0));
+    }
+
+    #[test]
+    fn of_one_moment_nothing_is_said() {
+        let model = Model::new(&report(2), &report(2));
+        assert_eq!(
+            (model.cpus[1].exits, model.disks[0].reads, model.disks[0].p99),
+            (0.0, 0.0, 0.0)
+        );
+    }
+}

@@ -1,0 +1,319 @@
+//! The trace as a file for ui.perfetto.dev and chrome://tracing: JSON in the Trace Event Format.
+//!
+//! EL2 is a process with a thread per CPU, on which stays at EL2 are slices and the steps of requests instants; the
+//! daemon is a process with its threads; each zone is a process whose requests are asynchronous slices, with their
+//! stages inside.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::join::Joined;
+use super::{Event, Source, Step, Trace};
+
+/// Number of EL2 among the processes; the daemon's, and those of zones from [`ZONES`] on.
+const EL2: usize = 1;
+const DAEMON: usize = 2;
+const ZONES: usize = 100;
+
+/// One event; fields are named as the format names them.
+#[derive(Serialize)]
+struct Entry<'a> {
+    name: &'a str,
+    cat: &'a str,
+    ph: &'a str,
+    /// Microseconds.
+    ts: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dur: Option<f64>,
+    pid: usize,
+    tid: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// Scope of an instant: its thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    s: Option<&'a str>,
+    #[serde(skip_serializing_if = "Value::is_null")]
+    args: Value,
+}
+
+struct Writer<'a, W> {
+    output: W,
+    trace: &'a Trace,
+    origin: u64,
+    first: bool,
+}
+
+impl<W: Write> Writer<'_, W> {
+    fn time(&self, stamp: u64) -> f64 {
+        self.length(stamp.saturating_sub(self.origin))
+    }
+
+    fn length(&self, ticks: u64) -> f64 {
+        ticks as f64 * 1e6 / self.trace.frequency.max(1) as f64
+    }
+
+    fn put(&mut self, entry: &impl Serialize) -> io::Result<()> {
+        let between: &[u8] = if std::mem::take(&mut self.first) {
+            b"\n"
+        } else {
+            b",\n"
+        };
+        self.output.write_all(between)?;
+        Ok(serde_json::to_writer(&mut self.output, entry)?)
+    }
+
+    fn name(&mut self, kind: &str, pid: usize, tid: usize, name: &str) -> io::Result<()> {
+        self.put(&json!({"name": kind, "ph": "M", "pid": pid, "tid": tid, "args": {"name": name}}))
+    }
+
+    fn event(&mut self, event: &Event) -> io::Result<()> {
+        let (pid, tid) = match event.source {
+            Source::Cpu(cpu) => (EL2, cpu),
+            Source::Thread(thread) => (DAEMON, thread),
+        };
+        let about = json!({"zone": event.zone, "slot": event.slot, "queue": event.queue});
+        let (name, ph, dur, args) = match event.step {
+            Step::Exit(exit, ticks) => (
+                exit.name(),
+                "X",
+                Some(self.length(ticks.into())),
+                json!({"zone": event.zone}),
+            ),
+            Step::Notify => ("notify", "i", None, about),
+            Step::Ring => ("ring", "i", None, about),
+            Step::Bell => ("bell", "i", None, Value::Null),
+            Step::Doorbell => ("doorbell", "i", None, about),
+            Step::Inject(intid) => ("inject", "i", None, json!({"zone": event.zone, "intid": intid})),
+            Step::Acknowledge => ("acknowledge", "i", None, about),
+            Step::Daemon(kind) => {
+                let mut about = about;
+                if let Some(about) = about.as_object_mut() {
+                    about.insert("head".into(), event.value.into());
+                }
+                (daemon_name(kind), "i", None, about)
+            }
+        };
+        self.put(&Entry {
+            name,
+            cat: if dur.is_some() { "exit" } else { "step" },
+            ph,
+            ts: self.time(event.stamp),
+            dur,
+            pid,
+            tid,
+            id: None,
+            s: dur.is_none().then_some("t"),
+            args,
+        })
+    }
+
+    fn slice(&mut self, pid: usize, id: &str, name: &str, from: u64, to: u64, args: Value) -> io::Result<()> {
+        for (ph, stamp, args) in [("b", from, args), ("e", to, Value::Null)] {
+            self.put(&Entry {
+                name,
+                cat: "request",
+                ph,
+                ts: self.time(stamp),
+                dur: None,
+                pid,
+                tid: 0,
+                id: Some(id.to_owned()),
+                s: None,
+                args,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn daemon_name(kind: ringblk::trace::Kind) -> &'static str {
+    use ringblk::trace::Kind;
+    match kind {
+        Kind::Wake => "wake",
+        Kind::Service => "service",
+        Kind::Popped => "popped",
+        Kind::Submitted => "submitted",
+        Kind::Completed => "completed",
+        Kind::Used => "used",
+        Kind::Raise => "raise",
+        Kind::Quiet => "quiet",
+    }
+}
+
+/// Writes a sorted trace and its requests.
+///
+/// # Errors
+/// The output failed.
+pub fn write(trace: &Trace, joined: &Joined, output: impl Write) -> io::Result<()> {
+    let mut writer = Writer {
+        output,
+        trace,
+        origin: trace.events.first().map_or(0, |event| event.stamp),
+        first: true,
+    };
+    writer
+        .output
+        .write_all(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[")?;
+    writer.name("process_name", EL2, 0, "EL2")?;
+    for cpu in 0..trace.cpus {
+        writer.name("thread_name", EL2, cpu, &format!("cpu{cpu}"))?;
+    }
+    writer.name("process_name", DAEMON, 0, "ringd")?;
+    for (number, name) in trace.threads.iter().enumerate() {
+        writer.name("thread_name", DAEMON, number, name)?;
+    }
+    let mut zones: Vec<u8> = joined.requests.iter().map(|request| request.zone).collect();
+    zones.sort_unstable();
+    zones.dedup();
+    for zone in zones {
+        writer.name(
+            "process_name",
+            ZONES + usize::from(zone),
+            0,
+            &format!("zone {zone}"),
+        )?;
+    }
+    for event in &trace.events {
+        writer.event(event)?;
+    }
+    for (number, request) in joined.requests.iter().enumerate() {
+        let pid = ZONES + usize::from(request.zone);
+        let id = format!("{:#x}", number + 1);
+        let (Some((_, begin)), Some((_, end))) = (request.points().next(), request.points().last()) else {
+            continue;
+        };
+        let name = format!("disk {} queue {}", request.slot, request.queue);
+        writer.slice(pid, &id, &name, begin, end, json!({"head": request.head}))?;
+        let mut before = begin;
+        for (point, stamp) in request.points().skip(1) {
+            writer.slice(pid, &id, point.name(), before, stamp, Value::Null)?;
+            before = stamp;
+        }
+    }
+    let other = json!({"lost": trace.lost, "unfinished": joined.unfinished});
+    write!(writer.output, "\n],\"otherData\":{other}}}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use ringblk::trace::Kind;
+    use ringvisor::abi::counters::Exit;
+
+    use super::*;
+    use crate::trace::join::join;
+
+    fn sample() -> Trace {
+        let event = |stamp, source, step| Event {
+            stamp,
+            source,
+            step,
+            zone: 1,
+            slot: 0,
+            queue: 0,
+            value: 9,
+        };
+        let thread = |stamp, kind| event(stamp, Source::Thread(0), Step::Daemon(kind));
+        Trace {
+            frequency: 62_500_000,
+            cpus: 2,
+            threads: vec!["reactor \"1\"".into()],
+            events: vec![
+                event(1000, Source::Cpu(1), Step::Exit(Exit::Permission, 50)),
+                event(1000, Source::Cpu(1), Step::Notify),
+                thread(1100, Kind::Service),
+                thread(1101, Kind::Popped),
+                thread(1102, Kind::Submitted),
+                thread(1103, Kind::Completed),
+                thread(1104, Kind::Used),
+                thread(1105, Kind::Raise),
+                event(1200, Source::Cpu(0), Step::Doorbell),
+                event(1250, Source::Cpu(1), Step::Inject(48)),
+                event(1300, Source::Cpu(1), Step::Acknowledge),
+            ],
+            lost: 4,
+        }
+    }
+
+    /// The rules of the Trace Event Format that the viewers hold a file to.
+    fn check(text: &str) -> Vec<Value> {
+        let file: Value = serde_json::from_str(text).unwrap();
+        assert!(matches!(file["displayTimeUnit"].as_str(), Some("ns" | "ms")));
+        let events = file["traceEvents"].as_array().unwrap().clone();
+        let mut open: HashMap<String, Vec<(String, f64)>> = HashMap::new();
+        for event in &events {
+            let ph = event["ph"].as_str().unwrap();
+            assert!(
+                event["pid"].is_u64() && event["tid"].is_u64() && event["name"].is_string(),
+                "{event}"
+            );
+            if ph == "M" {
+                assert!(event["args"]["name"].is_string(), "{event}");
+                continue;
+            }
+            let ts = event["ts"].as_f64().unwrap();
+            assert!(ts >= 0.0 && event["cat"].is_string(), "{event}");
+            match ph {
+                "X" => assert!(event["dur"].as_f64().unwrap() >= 0.0),
+                "i" => assert_eq!(event["s"], "t"),
+                "b" | "e" => {
+                    let key = format!("{}/{}", event["pid"], event["id"].as_str().unwrap());
+                    let stack = open.entry(key).or_default();
+                    let name = event["name"].as_str().unwrap().to_owned();
+                    if ph == "b" {
+                        stack.push((name, ts));
+                    } else {
+                        let at = stack.iter().rposition(|(open, _)| *open == name).unwrap();
+                        assert!(stack.remove(at).1 <= ts, "{event}");
+                    }
+                }
+                other => panic!("phase {other}"),
+            }
+        }
+        assert!(open.values().all(Vec::is_empty), "{open:?}");
+        events
+    }
+
+    #[test]
+    fn the_file_is_what_viewers_read() {
+        let trace = sample();
+        let joined = join(&trace);
+        assert_eq!(joined.requests.len(), 1);
+        let mut text = Vec::new();
+        write(&trace, &joined, &mut text).unwrap();
+        let events = check(std::str::from_utf8(&text).unwrap());
+        let exit = events.iter().find(|event| event["ph"] == "X").unwrap();
+        assert_eq!(
+            (&exit["name"], &exit["dur"], &exit["tid"]),
+            (&"permission".into(), &0.8.into(), &1.into())
+        );
+        let request = events.iter().find(|event| event["ph"] == "b").unwrap();
+        assert_eq!(
+            (&request["name"], &request["pid"]),
+            (&"disk 0 queue 0".into(), &101.into())
+        );
+        let end = events
+            .iter()
+            .find(|event| event["ph"] == "e" && event["name"] == request["name"])
+            .unwrap();
+        assert_eq!(end["ts"], 4.8);
+        let stages = events
+            .iter()
+            .filter(|event| event["ph"] == "b" && event["name"] != request["name"]);
+        assert_eq!(stages.count(), joined.requests[0].points().count() - 1);
+        let thread = events
+            .iter()
+            .any(|event| event["args"]["name"] == "reactor \"1\"");
+        assert!(thread);
+    }
+
+    #[test]
+    fn nothing_is_a_file_too() {
+        let mut text = Vec::new();
+        write(&Trace::default(), &Joined::default(), &mut text).unwrap();
+        check(std::str::from_utf8(&text).unwrap());
+    }
+}

@@ -1,0 +1,315 @@
+//! Requests out of events: which notification, wake-up, interrupt and acknowledgement belong to which request.
+//!
+//! A request begins when the daemon pops its head and ends when the guest acknowledges the interrupt that tells of it,
+//! or, if the driver wanted none, in the used ring. Around that:
+//! - The daemon's look at a queue takes all that was notified before it; the requests that it finds share the earliest
+//!   of those notifications. Requests that are found without one (the driver was told not to notify) have none.
+//! - An interrupt tells of all that the queue put into the used ring since the one before.
+//!
+//! What began before the recording, or has no end in it, is counted and left out.
+
+use std::collections::HashMap;
+
+use ringblk::trace::Kind;
+
+use super::{Event, Source, Step, Trace};
+
+/// A point on a request's way, in their order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(usize)]
+pub enum Point {
+    /// The guest's store to QueueNotify trapped.
+    Notify = 0,
+    /// The ring has an entry.
+    Ring = 1,
+    /// The control device's interrupt was raised, because the daemon slept.
+    Bell = 2,
+    /// The daemon's thread woke up, if it slept.
+    Wake = 3,
+    /// The request was taken off the available ring.
+    Popped = 4,
+    /// Its operation went to the engine.
+    Submitted = 5,
+    /// Its data are there.
+    Completed = 6,
+    /// It is in the used ring.
+    Used = 7,
+    /// The daemon stores to the doorbell.
+    Raise = 8,
+    /// That store trapped.
+    Doorbell = 9,
+    /// The interrupt is pending on the guest's CPU.
+    Inject = 10,
+    /// The guest acknowledged it.
+    Acknowledge = 11,
+}
+
+/// How many there are.
+pub const POINTS: usize = 12;
+
+impl Point {
+    /// All of them, in order.
+    pub const ALL: [Self; POINTS] = [
+        Self::Notify,
+        Self::Ring,
+        Self::Bell,
+        Self::Wake,
+        Self::Popped,
+        Self::Submitted,
+        Self::Completed,
+        Self::Used,
+        Self::Raise,
+        Self::Doorbell,
+        Self::Inject,
+        Self::Acknowledge,
+    ];
+
+    /// For people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Notify => "notify trap",
+            Self::Ring => "ring entry",
+            Self::Bell => "bell",
+            Self::Wake => "daemon wake-up",
+            Self::Popped => "popped",
+            Self::Submitted => "submitted",
+            Self::Completed => "completed",
+            Self::Used => "used ring",
+            Self::Raise => "doorbell store",
+            Self::Doorbell => "doorbell trap",
+            Self::Inject => "interrupt injected",
+            Self::Acknowledge => "acknowledged",
+        }
+    }
+}
+
+/// One request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Request {
+    /// Zone.
+    pub zone: u8,
+    /// virtio slot.
+    pub slot: u8,
+    /// Queue.
+    pub queue: u8,
+    /// Descriptor head.
+    pub head: u16,
+    /// Stamps by [`Point`].
+    pub at: [Option<u64>; POINTS],
+}
+
+impl Request {
+    fn set(&mut self, point: Point, stamp: u64) {
+        if let Some(place) = self.at.get_mut(point as usize) {
+            *place = Some(stamp);
+        }
+    }
+
+    fn has(&self, point: Point) -> bool {
+        self.get(point).is_some()
+    }
+
+    /// When it was there.
+    #[must_use]
+    pub fn get(&self, point: Point) -> Option<u64> {
+        self.at.get(point as usize).copied().flatten()
+    }
+
+    /// The points that it passed, with their stamps.
+    pub fn points(&self) -> impl Iterator<Item = (Point, u64)> {
+        Point::ALL
+            .into_iter()
+            .filter_map(|point| Some((point, self.get(point)?)))
+    }
+
+    /// From first to last point.
+    #[must_use]
+    pub fn ticks(&self) -> u64 {
+        let first = self.points().next().map_or(0, |(_, stamp)| stamp);
+        let last = self.points().last().map_or(0, |(_, stamp)| stamp);
+        last.saturating_sub(first)
+    }
+}
+
+/// What came of a trace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Joined {
+    /// Requests that are complete, by their ends.
+    pub requests: Vec<Request>,
+    /// Requests whose end is not in the trace.
+    pub unfinished: usize,
+}
+
+/// A notification that no look at the queue has taken yet.
+#[derive(Clone, Copy, Default)]
+struct Notification {
+    notify: Option<u64>,
+    ring: Option<u64>,
+    bell: Option<u64>,
+    wake: Option<u64>,
+}
+
+#[derive(Default)]
+struct Queue {
+    coming: Notification,
+    taken: Notification,
+    running: HashMap<u32, Request>,
+    used: Vec<Request>,
+}
+
+type QueueKey = (u8, u8, u8);
+
+#[derive(Default)]
+struct Joiner {
+    queues: HashMap<QueueKey, Queue>,
+    /// Requests whose interrupt is on its way, by zone and slot.
+    raised: HashMap<(u8, u8), Vec<Request>>,
+    /// The queue whose entry a CPU put on a ring last: the bell that follows is for it.
+    rang: HashMap<Source, QueueKey>,
+    woke: HashMap<Source, u64>,
+    done: Vec<Request>,
+}
+
+/// Joins the events of a sorted trace.
+#[must_use]
+pub fn join(trace: &Trace) -> Joined {
+    let mut joiner = Joiner::default();
+    for event in &trace.events {
+        match event.step {
+            Step::Daemon(kind) => joiner.daemon(event, kind),
+            _ => joiner.el2(event),
+        }
+    }
+    let in_queues: usize = joiner
+        .queues
+        .values()
+        .map(|queue| queue.running.len() + queue.used.len())
+        .sum();
+    let unfinished = in_queues + joiner.raised.values().map(Vec::len).sum::<usize>();
+    Joined {
+        requests: joiner.done,
+        unfinished,
+    }
+}
+
+impl Joiner {
+    fn el2(&mut self, event: &Event) {
+        let key = (event.zone, event.slot, event.queue);
+        let (device, stamp) = ((event.zone, event.slot), event.stamp);
+        match event.step {
+            Step::Notify => {
+                let queue = self.queues.entry(key).or_default();
+                queue.coming.notify.get_or_insert(stamp);
+            }
+            Step::Ring => {
+                let queue = self.queues.entry(key).or_default();
+                queue.coming.ring.get_or_insert(stamp);
+                self.rang.insert(event.source, key);
+            }
+            Step::Bell => {
+                let key = self.rang.remove(&event.source);
+                if let Some(queue) = key.and_then(|key| self.queues.get_mut(&key)) {
+                    queue.coming.bell.get_or_insert(stamp);
+                }
+            }
+            Step::Doorbell | Step::Inject(_) => {
+                let (point, before) = match event.step {
+                    Step::Doorbell => (Point::Doorbell, Point::Raise),
+                    _ => (Point::Inject, Point::Doorbell),
+                };
+                for request in self.raised.entry(device).or_default() {
+                    if request.has(before) && !request.has(point) {
+                        request.set(point, stamp);
+                    }
+                }
+            }
+            Step::Acknowledge => {
+                let waiting = self.raised.entry(device).or_default();
+                let told = waiting.extract_if(.., |request| request.has(Point::Doorbell));
+                self.done.extend(told.map(|mut request| {
+                    request.set(Point::Acknowledge, stamp);
+                    request
+                }));
+            }
+            Step::Exit(..) | Step::Daemon(_) => {}
+        }
+    }
+
+    fn daemon(&mut self, event: &Event, kind: Kind) {
+        let stamp = event.stamp;
+        if kind == Kind::Wake {
+            self.woke.insert(event.source, stamp);
+            return;
+        }
+        let queue = self
+            .queues
+            .entry((event.zone, event.slot, event.queue))
+            .or_default();
+        let point = match kind {
+            Kind::Service => {
+                let coming = std::mem::take(&mut queue.coming);
+                let woke = self.woke.get(&event.source).copied();
+                queue.taken = Notification {
+                    wake: woke.filter(|woke| coming.notify.is_some_and(|notify| *woke >= notify)),
+                    ..coming
+                };
+                return;
+            }
+            Kind::Popped => {
+                let mut request = Request {
+                    zone: event.zone,
+                    slot: event.slot,
+                    queue: event.queue,
+                    head: event.value as u16,
+                    at: [None; POINTS],
+                };
+                let Notification {
+                    notify,
+                    ring,
+                    bell,
+                    wake,
+                } = queue.taken;
+                for (point, at) in Point::ALL.into_iter().zip([notify, ring, bell, wake]) {
+                    if let Some(at) = at {
+                        request.set(point, at);
+                    }
+                }
+                request.set(Point::Popped, stamp);
+                queue.running.insert(event.value, request);
+                return;
+            }
+            Kind::Raise | Kind::Quiet => {
+                let told = std::mem::take(&mut queue.used);
+                if kind == Kind::Quiet {
+                    self.done.extend(told);
+                    return;
+                }
+                let waiting = self.raised.entry((event.zone, event.slot)).or_default();
+                waiting.extend(told.into_iter().map(|mut request| {
+                    request.set(Point::Raise, stamp);
+                    request
+                }));
+                return;
+            }
+            Kind::Submitted => Point::Submitted,
+            Kind::Completed => Point::Completed,
+            Kind::Used => Point::Used,
+            Kind::Wake => return,
+        };
+        if kind == Kind::Used {
+            if let Some(mut request) = queue.running.remove(&event.value) {
+                request.set(point, stamp);
+                queue.used.push(request);
+            }
+        } else if let Some(request) = queue.running.get_mut(&event.value)
+            && !(point == Point::Submitted && request.has(point))
+        {
+            request.set(point, stamp);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "join_tests.rs"]
+mod tests;

@@ -1,0 +1,143 @@
+//! Recording: one at a time, switched off again when the [`Recorder`] goes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ringblk::trace::Ring;
+use ringvisor::abi::MAX_CPUS;
+use ringvisor::abi::trace::ALL;
+
+use super::{Chunk, TraceStart};
+use crate::hv::{Hypervisor, Refusal};
+
+static BUSY: AtomicBool = AtomicBool::new(false);
+
+/// Why nothing is recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Somebody else records.
+    #[error("a trace is being recorded already; there can be only one at a time")]
+    Busy,
+    /// EL2 does not record.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// Holds the right to record.
+struct Claim;
+
+impl Claim {
+    fn new() -> Option<Self> {
+        (!BUSY.swap(true, Ordering::AcqRel)).then_some(Self)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        BUSY.store(false, Ordering::Release);
+    }
+}
+
+struct Thread {
+    ring: Arc<Ring>,
+    next: u64,
+}
+
+/// While it lives, EL2 and the daemon record.
+pub struct Recorder {
+    hv: Arc<dyn Hypervisor>,
+    /// Next record by CPU.
+    cpus: Vec<u64>,
+    capacity: u64,
+    frequency: u64,
+    threads: Vec<Thread>,
+    _claim: Claim,
+}
+
+impl Recorder {
+    /// Begins.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub fn start(hv: Arc<dyn Hypervisor>) -> Result<Self, RecordError> {
+        let claim = Claim::new().ok_or(RecordError::Busy)?;
+        let info = hv.info();
+        let count = usize::try_from(info.cpu_count).unwrap_or(0).min(MAX_CPUS);
+        let heads = |hv: &dyn Hypervisor| (0..count).map(|cpu| hv.trace_head(cpu)).collect();
+        let threads = ringblk::trace::rings().into_iter().map(|ring| Thread {
+            next: ring.head(),
+            ring,
+        });
+        let recorder = Self {
+            cpus: heads(&*hv),
+            threads: threads.collect(),
+            capacity: info.trace_records.into(),
+            frequency: ringblk::trace::frequency(),
+            hv,
+            _claim: claim,
+        };
+        (&*recorder.hv as &dyn Hypervisor).trace(ALL)?;
+        ringblk::trace::set_on(true);
+        Ok(recorder)
+    }
+
+    /// What whoever reads the records has to know.
+    #[must_use]
+    pub fn about(&self) -> TraceStart {
+        TraceStart {
+            frequency: self.frequency,
+            cpus: self.cpus.len(),
+        }
+    }
+
+    /// What was recorded since the last call.
+    pub fn take(&mut self) -> Chunk {
+        let mut chunk = Chunk::default();
+        let mut raw = Vec::new();
+        let hv: &dyn Hypervisor = &*self.hv;
+        for (cpu, next) in self.cpus.iter_mut().enumerate() {
+            let (now, lost) = hv.read_trace(cpu, self.capacity, *next, &mut raw);
+            *next = now;
+            chunk.lost += lost;
+            let records = raw.drain(..);
+            chunk
+                .records
+                .extend(records.map(|(stamp, word)| (cpu, stamp, word)));
+        }
+        for ring in ringblk::trace::rings() {
+            if !self.threads.iter().any(|known| Arc::ptr_eq(&known.ring, &ring)) {
+                self.threads.push(Thread { ring, next: 0 });
+            }
+        }
+        for (number, thread) in self.threads.iter_mut().enumerate() {
+            let progress = thread.ring.read(thread.next, &mut raw);
+            thread.next = progress.next;
+            chunk.lost += progress.lost;
+            let records = raw.drain(..);
+            let who = MAX_CPUS + number;
+            chunk
+                .records
+                .extend(records.map(|(stamp, word)| (who, stamp, word)));
+        }
+        chunk.threads = self
+            .threads
+            .iter()
+            .map(|thread| thread.ring.name().to_owned())
+            .collect();
+        chunk
+    }
+
+    /// Stops recording; [`Self::take`] gives the rest.
+    pub fn stop(&self) {
+        ringblk::trace::set_on(false);
+        if let Err(error) = (&*self.hv as &dyn Hypervisor).trace(0) {
+            tracing::warn!(%error, "EL2 goes on recording");
+        }
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

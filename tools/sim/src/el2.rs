@@ -1,0 +1,206 @@
+//! EL2: the real transport state machine and ring producer, and the commands by which the daemon talks to them.
+//!
+//! What `src/el2/zone/devices.rs` and `src/el2/control/exec.rs` do around the library is here in a few lines. One
+//! zone, one slot.
+
+use std::sync::{Mutex, MutexGuard};
+
+use ringd::hv::{Hypervisor, Refusal, SharedPage};
+use ringvisor::abi::command::{DeviceSpec, Header, Op, Status};
+use ringvisor::abi::info::InfoPage;
+use ringvisor::ring::{Bell, Producer, ZoneWindow};
+use ringvisor::syndrome::Width;
+use ringvisor::virtio::fake::{FakePage, FakeRam};
+use ringvisor::virtio::{Outcome, Rejected, Spec, Transport};
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::memory;
+
+/// The zone's number.
+pub const ZONE: u8 = 1;
+/// The device's slot.
+pub const SLOT: u8 = 0;
+
+/// EL2 and the page that it shares with the daemon.
+pub struct SimEl2 {
+    shared: SharedPage,
+    state: Mutex<State>,
+}
+
+struct State {
+    transport: Transport,
+    page: FakePage,
+    producer: Producer,
+    /// Level of the guest's interrupt line.
+    line: bool,
+    /// The daemon's INTx is pending.
+    bell: bool,
+    /// How many of the next notifications and used-buffer interrupts are lost: built-in mistakes.
+    lose_notifications: u32,
+    lose_interrupts: u32,
+}
+
+impl SimEl2 {
+    /// A zone that has just been made, with one device; its ring's next entry has number `head`.
+    #[must_use]
+    pub fn new(spec: &DeviceSpec, head: u64) -> Self {
+        let spec = Spec::try_from(spec).expect("the daemon describes devices that EL2 takes");
+        let transport = Transport::new(&spec);
+        let page = FakePage::default();
+        transport.publish(&page);
+        let shared = SharedPage::private().expect("the system has 2 MiB");
+        let el2 = Self {
+            shared,
+            state: Mutex::new(State {
+                transport,
+                page,
+                producer: Producer::starting_at(head),
+                line: false,
+                bell: false,
+                lose_notifications: 0,
+                lose_interrupts: 0,
+            }),
+        };
+        el2.window().clear();
+        el2
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The zone's window in the shared page.
+    #[must_use]
+    pub fn window(&self) -> &ZoneWindow {
+        self.shared.window(ZONE).expect("zone 1 has a window")
+    }
+
+    /// Entries ever added to the ring.
+    #[must_use]
+    pub fn ring_head(&self) -> u64 {
+        self.state().producer.head()
+    }
+
+    /// A guest's load.
+    #[must_use]
+    pub fn load(&self, offset: u16) -> u32 {
+        self.state().page.read32(offset)
+    }
+
+    /// A guest's store. `true`: it has not happened, try again.
+    pub fn store(&self, offset: u16, width: Width, value: u64) -> bool {
+        let mut state = self.state();
+        let State { transport, page, .. } = &mut *state;
+        let ram = FakeRam(&[(memory::BASE, memory::SIZE as u64)]);
+        let outcome = transport.write(offset, width, value, &ram, page);
+        let notified = offset == ringvisor::virtio::registers::QUEUE_NOTIFY && outcome.event.is_some();
+        if notified && state.lose_notifications > 0 {
+            state.lose_notifications -= 1;
+            return false;
+        }
+        self.apply(&mut state, outcome);
+        outcome.retry
+    }
+
+    fn apply(&self, state: &mut State, outcome: Outcome) {
+        if let Some(level) = outcome.line {
+            state.line = level;
+        }
+        if let Some(event) = outcome.event
+            && state.producer.push(&self.window().ring(), event.entry(SLOT)) == Bell::Ring
+        {
+            state.bell = true;
+        }
+    }
+
+    /// Level of the guest's interrupt line.
+    #[must_use]
+    pub fn line(&self) -> bool {
+        self.state().line
+    }
+
+    /// Takes the daemon's interrupt, if it is pending.
+    #[must_use]
+    pub fn take_bell(&self) -> bool {
+        std::mem::take(&mut self.state().bell)
+    }
+
+    /// Whether the daemon's interrupt is pending.
+    #[must_use]
+    pub fn bell(&self) -> bool {
+        self.state().bell
+    }
+
+    /// The next notification is lost.
+    pub fn lose_notification(&self) {
+        self.state().lose_notifications = 1;
+    }
+
+    /// The next interrupt for used buffers is lost.
+    pub fn lose_interrupt(&self) {
+        self.state().lose_interrupts = 1;
+    }
+}
+
+impl Hypervisor for SimEl2 {
+    fn info(&self) -> InfoPage {
+        InfoPage::new_zeroed()
+    }
+
+    fn execute(&self, mut header: Header, _payload: &[u8], result: &mut [u8]) -> Result<Header, Refusal> {
+        let op = Op::try_from(header.op).ok();
+        let refuse = |status: Status, detail| Refusal {
+            op,
+            status: status as u32,
+            detail,
+        };
+        if header.zone != u32::from(ZONE) || header.slot != u32::from(SLOT) {
+            return Err(refuse(Status::NoSuchDevice, header.slot.into()));
+        }
+        let mut state = self.state();
+        let State { transport, page, .. } = &mut *state;
+        let [arg0, arg1, ..] = header.args;
+        let stale = |_: Rejected| refuse(Status::Stale, arg0);
+        match op {
+            Some(Op::RingHead) => header.args[0] = state.producer.head(),
+            Some(Op::DeviceState) => {
+                let bytes = transport.state();
+                for (to, from) in result.iter_mut().zip(bytes.as_bytes()) {
+                    *to = *from;
+                }
+            }
+            Some(Op::DeviceQuiesced) => transport.quiesced(arg0, page).map_err(stale)?,
+            Some(Op::QueueQuiesced) => transport.queue_quiesced(arg1 as u32, arg0, page).map_err(stale)?,
+            Some(Op::DeviceNeedsReset) => {
+                let outcome = transport.needs_reset(page);
+                self.apply(&mut state, outcome);
+            }
+            _ => return Err(refuse(Status::UnknownOp, header.op.into())),
+        }
+        Ok(header)
+    }
+
+    fn used_buffer(&self, zone: u8, slot: u8) {
+        if (zone, slot) != (ZONE, SLOT) {
+            return;
+        }
+        let mut state = self.state();
+        if state.lose_interrupts > 0 {
+            state.lose_interrupts -= 1;
+            return;
+        }
+        let State { transport, page, .. } = &mut *state;
+        let outcome = transport.used_buffer(page);
+        self.apply(&mut state, outcome);
+    }
+
+    fn console_input(&self, _zone: u8) {}
+
+    fn bar_word(&self, _offset: usize) -> u64 {
+        0
+    }
+
+    fn shared(&self) -> &SharedPage {
+        &self.shared
+    }
+}

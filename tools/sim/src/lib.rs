@@ -1,0 +1,78 @@
+//! Deterministic simulation: a guest, EL2's transport and ring, the daemon's device and a disk in one process, under
+//! a scheduler whose every decision comes from a seed.
+//!
+//! What is real: the guest's queue (`virtio-drivers`), [`ringvisor::virtio::Transport`], [`ringvisor::ring`],
+//! `ringd`'s [`ringd::io::DeviceIo`], `ringblk`'s queues and in-flight log. What is played: traps, the reactor's
+//! thread and its sleep ([`daemon`]), the file ([`disk`]). Faults are drawn from a [`Profile`]. A [`model`] of the disk
+//! checks each answer, and each sector after a power cut.
+//!
+//! A seed gives the same events in every run of the same code: [`Report::hash`] is over all of them. `docs/torture.md`
+//! says what has been shown with it.
+//!
+//! # Map
+//! [`guest`] the driver · [`transport`] its registers · [`world`] the scheduler · [`el2`], [`daemon`], [`disk`] the
+//! others · [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
+
+pub mod daemon;
+pub mod disk;
+pub mod el2;
+pub mod fuzz;
+pub mod guest;
+pub mod memory;
+pub mod model;
+#[allow(
+    missing_docs,
+    dead_code,
+    reason = "shared with the transport's tests, which use all of it"
+)]
+#[path = "../../../tests/transport/model.rs"]
+mod model_of_registers;
+pub mod options;
+pub mod rng;
+pub mod trace;
+pub mod transport;
+pub mod world;
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub use options::{Profile, Sabotage};
+pub use world::Counts;
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Its seed.
+    pub seed: u64,
+    /// Over all events.
+    pub hash: u64,
+    /// Events.
+    pub events: u64,
+    /// How often what happened.
+    pub counts: Counts,
+    /// Where daemons were killed.
+    pub killed_at: BTreeSet<String>,
+    /// Why it failed.
+    pub failure: Option<String>,
+}
+
+/// Runs a seed. `print` writes every event to standard error.
+#[must_use]
+pub fn run(seed: u64, sabotage: Sabotage, print: bool) -> Report {
+    let model = model::Model::new(world::SECTORS);
+    let world = world::World::new(seed, sabotage, model.image(), print);
+    let mut guest = guest::Guest::new(world.clone(), model);
+    let ended = catch_unwind(AssertUnwindSafe(|| guest.run()));
+    let mut world = world.borrow_mut();
+    if ended.is_err() {
+        world.fail("something panicked");
+    }
+    Report {
+        seed,
+        hash: world.trace.hash(),
+        events: world.trace.events(),
+        counts: world.counts,
+        killed_at: std::mem::take(&mut world.killed_at),
+        failure: world.failure.clone(),
+    }
+}

@@ -1,0 +1,59 @@
+//! What happened in a run: a hash by which two runs are compared, and lines if somebody wants to read them.
+
+use std::fmt::{Arguments, Write};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Trace {
+    hash: Hash,
+    line: String,
+    print: bool,
+    events: u64,
+}
+
+#[derive(Debug)]
+struct Hash(u64);
+
+impl Default for Hash {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Trace {
+    /// An empty trace; `print` writes each event to standard error.
+    #[must_use]
+    pub fn new(print: bool) -> Self {
+        Self {
+            print,
+            ..Self::default()
+        }
+    }
+
+    /// Something happened.
+    pub fn event(&mut self, what: Arguments<'_>) {
+        self.line.clear();
+        // A `String` takes everything.
+        let _ = self.line.write_fmt(what);
+        if self.print {
+            eprintln!("{:6} {}", self.events, self.line);
+        }
+        self.events += 1;
+        // FNV-1a.
+        for byte in self.line.bytes().chain([b'\n']) {
+            self.hash.0 = (self.hash.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    /// Hash over all events so far.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        self.hash.0
+    }
+
+    /// Events so far.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events
+    }
+}

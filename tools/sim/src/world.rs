@@ -1,0 +1,414 @@
+//! Everything that is not the guest's driver, and the scheduler's dice.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ringblk::steps::{Killed, arm, disarm};
+use ringblk::{Disk, DiskConfig, GuestRam, InflightArea, device};
+use ringd::hv::Hypervisor;
+use ringd::io::device::LOG_STRIDE;
+use ringvisor::abi::command::DeviceSpec;
+use ringvisor::abi::shared;
+use tempfile::NamedTempFile;
+use vm_memory::MmapRegion;
+use zerocopy::FromZeros;
+
+use crate::daemon::Daemon;
+use crate::disk::{SECTOR, SimDisk};
+use crate::el2::{SimEl2, ZONE};
+use crate::memory;
+use crate::options::{Profile, Sabotage};
+use crate::rng::Rng;
+use crate::trace::Trace;
+
+/// Sectors of the image.
+pub const SECTORS: usize = 48;
+/// Its serial.
+pub const SERIAL: &str = "simulated-0";
+/// Entries of the guest's queue.
+pub const QUEUE_SIZE: usize = 16;
+
+/// What outlives runs, because making it costs more than a run: the file that daemons open and lock, and the memory
+/// of the in-flight log.
+struct Fixtures {
+    file: NamedTempFile,
+    ram: Arc<GuestRam>,
+    log: Arc<MmapRegion>,
+}
+
+thread_local! {
+    static FIXTURES: Fixtures = {
+        let file = NamedTempFile::new().expect("a temporary file can be made");
+        file.as_file().set_len((SECTORS * SECTOR) as u64).expect("it can be made larger");
+        Fixtures {
+            file,
+            ram: memory::guest_ram(),
+            log: Arc::new(MmapRegion::new(LOG_STRIDE * ringvisor::abi::MAX_QUEUES).expect("memory for a log")),
+        }
+    };
+}
+
+/// How often what happened.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// Kills of the daemon.
+    pub kills: u64,
+    /// Kills inside of a step of `ringblk`.
+    pub kills_inside: u64,
+    /// Resets of the device.
+    pub resets: u64,
+    /// Stops of the queue alone.
+    pub queue_resets: u64,
+    /// Requests answered.
+    pub answered: u64,
+    /// Requests answered with an error.
+    pub errors: u64,
+    /// Turns of the scheduler.
+    pub turns: u64,
+}
+
+/// EL2, the daemon, the disk.
+pub struct World {
+    /// All decisions.
+    pub rng: Rng,
+    /// All events.
+    pub trace: Trace,
+    /// What is injected.
+    pub profile: Profile,
+    /// EL2.
+    pub el2: Arc<SimEl2>,
+    /// The image.
+    pub disk: SimDisk,
+    /// Statistics.
+    pub counts: Counts,
+    /// Where daemons were killed.
+    pub killed_at: BTreeSet<String>,
+    /// The run has failed.
+    pub failure: Option<String>,
+    daemon: Option<Daemon>,
+    config: DiskConfig,
+    ram: Arc<GuestRam>,
+    log: Arc<MmapRegion>,
+    /// A bell was lost on purpose and nobody has woken the daemon since.
+    bell_lost: bool,
+    /// A kill waits inside of some step.
+    armed: bool,
+}
+
+/// The world as guest and transport share it.
+pub type SharedWorld = Rc<RefCell<World>>;
+
+impl World {
+    /// A machine that was just switched on.
+    #[must_use]
+    pub fn new(seed: u64, sabotage: Sabotage, image: Vec<u8>, print: bool) -> SharedWorld {
+        let mut rng = Rng::new(seed);
+        let profile = Profile::draw(&mut rng, sabotage);
+        let mut trace = Trace::new(print);
+        trace.event(format_args!("{profile:?}"));
+        memory::clear();
+        let (config, ram, log) = FIXTURES.with(|fixtures| {
+            let config = DiskConfig {
+                path: fixtures.file.path().to_owned(),
+                serial: SERIAL.into(),
+                ..DiskConfig::default()
+            };
+            (config, fixtures.ram.clone(), fixtures.log.clone())
+        });
+        clear_log(&log);
+        let disk = SimDisk::new(image, sabotage);
+        let opened = Disk::open(&config).expect("nobody has the image open");
+        // Numbers of entries that are about to need more than 16 and 32 bits, in some runs.
+        let head = match rng.below(4) {
+            0 => 0xffff - rng.below(20),
+            1 => 0xffff_ffff - rng.below(20),
+            _ => rng.below(1000),
+        };
+        let el2 = Arc::new(SimEl2::new(&spec(&opened), head));
+        drop(opened);
+        Rc::new(RefCell::new(Self {
+            rng,
+            trace,
+            profile,
+            el2,
+            disk,
+            counts: Counts::default(),
+            killed_at: BTreeSet::new(),
+            failure: None,
+            daemon: None,
+            config,
+            ram,
+            log,
+            bell_lost: false,
+            armed: false,
+        }))
+    }
+
+    /// The run fails, if it has not yet.
+    pub fn fail(&mut self, why: impl Into<String>) {
+        if self.failure.is_none() {
+            let why = why.into();
+            self.trace.event(format_args!("FAILED: {why}"));
+            self.failure = Some(why);
+        }
+    }
+
+    /// Whether nothing will happen unless the guest does something.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let asleep = self.daemon.as_ref().is_some_and(Daemon::is_asleep);
+        asleep && self.disk.waiting() == 0
+    }
+
+    /// The rule for wake-ups that were lost on purpose: a timer of root's. `false` if there was none to make up for.
+    pub fn make_up_for_lost_bell(&mut self) -> bool {
+        if std::mem::take(&mut self.bell_lost) {
+            self.trace.event(format_args!("a timer wakes the daemon"));
+            self.daemon.iter_mut().for_each(Daemon::wake);
+            return true;
+        }
+        false
+    }
+
+    /// A turn of the others while the guest only waits, for the `waited`-th time: also what makes up for events that
+    /// were lost on purpose.
+    pub fn wait(&mut self, waited: u32) {
+        if self.is_idle() {
+            let _ = self.make_up_for_lost_bell();
+        }
+        if waited.is_multiple_of(2000) {
+            self.make_up_for_scribbles();
+        }
+        self.turn();
+    }
+
+    /// Somebody does something.
+    pub fn turn(&mut self) {
+        self.counts.turns += 1;
+        if self.profile.scribble > 0 && self.rng.chance(self.profile.scribble) {
+            self.scribble();
+        }
+        if self.profile.second_vcpu > 0 && self.rng.chance(self.profile.second_vcpu) {
+            self.second_vcpu();
+        }
+        if self.profile.sabotage == Sabotage::LostInterrupt && self.rng.chance(3) {
+            self.el2.lose_interrupt();
+        }
+        if self.rng.chance(self.profile.lost_bell) && self.el2.take_bell() {
+            self.trace.event(format_args!("the bell is lost"));
+            self.bell_lost = true;
+        }
+        if self.rng.chance(30) {
+            self.disk.write_back(&mut self.rng);
+        }
+        if self.disk.waiting() > 0 && self.rng.chance(400) {
+            if let Some(what) = self.disk.run_one(&self.profile, &mut self.rng) {
+                self.trace.event(format_args!("{what}"));
+            }
+            return;
+        }
+        if self.daemon.is_none() {
+            if self.rng.chance(300) {
+                self.start_daemon();
+            }
+            return;
+        }
+        if self.rng.chance(self.profile.kill) {
+            if self.rng.chance(300) {
+                self.kill("between two steps");
+                return;
+            }
+            arm(self.rng.below(25));
+            self.armed = true;
+        }
+        if self.rng.chance(self.profile.spurious) {
+            self.trace.event(format_args!("the daemon wakes for nothing"));
+            self.daemon.iter_mut().for_each(Daemon::wake);
+        }
+        self.step_daemon();
+    }
+
+    fn step_daemon(&mut self) {
+        let Some(daemon) = &mut self.daemon else { return };
+        match catch_unwind(AssertUnwindSafe(|| daemon.step())) {
+            Ok("asleep") => {}
+            Ok(step) => self.trace.event(format_args!("daemon {step}")),
+            Err(panic) => match panic.downcast_ref::<Killed>() {
+                Some(Killed(step)) => {
+                    self.counts.kills_inside += 1;
+                    self.armed = false;
+                    self.kill(step);
+                }
+                None => {
+                    self.daemon = None;
+                    self.fail("the daemon panicked");
+                }
+            },
+        }
+        if let Some(fault) = self.disk.fault() {
+            self.fail(fault);
+        }
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self, at: &str) {
+        if std::mem::take(&mut self.armed) {
+            disarm();
+        }
+        self.counts.kills += 1;
+        if !self.killed_at.contains(at) {
+            self.killed_at.insert(at.to_owned());
+        }
+        self.daemon = None;
+        self.disk
+            .orphan(self.profile.sabotage == Sabotage::NoDrain, &mut self.rng);
+        match self.profile.sabotage {
+            Sabotage::NoLog => clear_log(&self.log),
+            Sabotage::ForgetStarted => forget_started(&self.log),
+            _ => {}
+        }
+        self.trace.event(format_args!("the daemon is killed: {at}"));
+    }
+
+    fn start_daemon(&mut self) {
+        match Disk::open(&self.config) {
+            Ok(disk) => {
+                self.disk.reopened();
+                let daemon = Daemon::new(
+                    self.el2.clone(),
+                    disk,
+                    self.ram.clone(),
+                    self.log.clone(),
+                    self.disk.clone(),
+                    self.profile.sabotage,
+                );
+                self.daemon = Some(daemon);
+                self.trace.event(format_args!("a daemon attaches"));
+                if self.profile.kill > 0 && self.rng.chance(200) {
+                    // Within its first steps, in which it takes over.
+                    arm(self.rng.below(6));
+                    self.armed = true;
+                }
+            }
+            Err(error) => self.fail(format!("a new daemon cannot open the image: {error}")),
+        }
+    }
+
+    /// Ends hostilities.
+    pub fn make_peace(&mut self) {
+        self.profile.scribble = 0;
+        self.profile.second_vcpu = 0;
+        self.replace_daemon();
+    }
+
+    /// The rule for a ring into which somebody scribbles: that costs the daemon its events, and who rules root replaces
+    /// the daemon on a clean ring.
+    fn make_up_for_scribbles(&mut self) {
+        if self.profile.scribble > 0 {
+            self.replace_daemon();
+        }
+    }
+
+    fn replace_daemon(&mut self) {
+        self.kill("by its supervisor");
+        self.el2.window().ring().clear();
+        self.start_daemon();
+    }
+
+    /// Someone in root writes into the ring.
+    fn scribble(&mut self) {
+        let Some(window) = shared::zone_window(ZONE) else {
+            return;
+        };
+        let head = self.el2.ring_head();
+        let random = self.rng.draw();
+        let (offset, value) = match self.rng.below(4) {
+            // A slot near the head, with a number that the consumer waits for.
+            0 => {
+                let index = head.wrapping_add(self.rng.below(4));
+                let slot = index as usize % shared::RING_SLOTS;
+                let value = (index.wrapping_add(1) & 0xffff_ffff) << 32 | random & 0x0302_0003;
+                (shared::RING + slot * 8, value)
+            }
+            1 => (shared::RING + self.rng.index(shared::RING_SLOTS) * 8, random),
+            2 => (
+                shared::PENDING + self.rng.index(shared::PENDING_WORDS) * 8,
+                random,
+            ),
+            _ => (shared::ARMED, random & 3),
+        };
+        if let Some(word) = self.el2.shared().u64_at(window + offset) {
+            word.store(value, Ordering::Relaxed);
+        }
+        self.trace
+            .event(format_args!("scribbles {value:#x} at {offset:#x}"));
+    }
+
+    /// Another vCPU of the guest writes where requests and rings are.
+    fn second_vcpu(&mut self) {
+        let offset = if self.rng.chance(500) {
+            self.rng.index(3 * 4096)
+        } else {
+            self.rng.index(memory::SIZE)
+        };
+        if memory::in_use(offset) {
+            let byte = if self.rng.chance(500) {
+                self.rng.below(4) as u8
+            } else {
+                self.rng.draw() as u8
+            };
+            memory::poke(offset, byte);
+            self.trace
+                .event(format_args!("vCPU 1 stores {byte:#x} at {offset:#x}"));
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        disarm();
+    }
+}
+
+/// The device as the daemon describes it to EL2.
+pub(crate) fn spec(disk: &Disk) -> DeviceSpec {
+    let mut spec = DeviceSpec::new_zeroed();
+    spec.device_id = device::DEVICE_ID;
+    spec.features = device::features(disk, 1);
+    spec.queues = 1;
+    spec.queue_max[0] = device::QUEUE_SIZE_MAX;
+    let config = device::config(disk, device::QUEUE_SIZE_MAX, 1);
+    spec.config_len = config.len() as u32;
+    spec.config[..config.len()].copy_from_slice(&config);
+    spec
+}
+
+/// Words of the queue's log.
+fn log_words(log: &MmapRegion) -> impl Iterator<Item = *mut u64> {
+    let first = log.as_ptr().cast::<u64>();
+    (0..InflightArea::bytes(QUEUE_SIZE as u16) / 8).map(move |index| first.wrapping_add(index))
+}
+
+/// Zeroes the queue's log.
+pub(crate) fn clear_log(log: &MmapRegion) {
+    for word in log_words(log) {
+        // SAFETY: inside of the mapping, which is larger; no daemon lives.
+        unsafe { word.write_volatile(0) };
+    }
+}
+
+/// Frees the entries that say "started".
+fn forget_started(log: &MmapRegion) {
+    for word in log_words(log).skip(ringblk::inflight::HEADER_WORDS).step_by(2) {
+        // SAFETY: as above.
+        unsafe {
+            if word.read_volatile() == 1 {
+                word.write_volatile(0);
+            }
+        }
+    }
+}
