@@ -4,10 +4,10 @@
 //! keeps two writers apart. Requests that the kernel still runs for a dead daemon hold that description, so the lock
 //! is also the proof that they have ended: [`OpenOptions::wait`].
 
-use std::fs::{File, OpenOptions as FileOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -360,7 +360,7 @@ fn open_locked(
     deadline: Option<Instant>,
 ) -> Result<File, DiskError> {
     // Before the open, which would block on a pipe.
-    let metadata = std::fs::metadata(path).map_err(failed(path, "open it"))?;
+    let metadata = crate::opener::metadata(path).map_err(failed(path, "open it"))?;
     let is_device = check_kind(path, &metadata)?;
     let file = loop {
         let attempt = open_file(path, readonly, is_device).and_then(|file| {
@@ -411,11 +411,7 @@ fn check_kind(path: &Path, metadata: &std::fs::Metadata) -> Result<bool, DiskErr
 fn open_file(path: &Path, readonly: bool, is_device: bool) -> io::Result<File> {
     // O_EXCL without O_CREAT refuses a block device that is mounted or held by another exclusive user.
     let exclusive = if is_device && !readonly { libc::O_EXCL } else { 0 };
-    FileOptions::new()
-        .read(true)
-        .write(!readonly)
-        .custom_flags(exclusive | libc::O_CLOEXEC)
-        .open(path)
+    crate::opener::open(path, !readonly, exclusive)
 }
 
 fn is_busy(error: &io::Error) -> bool {

@@ -81,6 +81,7 @@ pub mod histogram;
 pub mod image;
 pub mod inflight;
 pub mod memory;
+pub mod opener;
 pub mod queue;
 pub mod reactor;
 pub mod request;
@@ -100,6 +101,7 @@ pub use disk::{Disk, DiskConfig, DiskError, EngineKind, Format, HostCache, OpenO
 pub use image::synthetic::Synthetic;
 pub use inflight::{InflightArea, InflightError};
 pub use memory::{GuestRam, MemoryError};
+pub use opener::Opener;
 pub use queue::{Queue, QueueFault, QueueSetup, SetupError};
 pub use reactor::{Bell, Callback, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
 pub use ring::{RingAddresses, RingError};

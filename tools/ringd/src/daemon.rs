@@ -1,48 +1,63 @@
-//! The daemon's start: options, single instance, attaching to EL2, taking over, serving.
+//! The daemon's start: options and the processes that it consists of.
 //!
-//! Everything here and in [`crate::host`] happens once or when zones come and go; what runs for each request is the
-//! reactor alone ([`crate::io`]), which needs no privileges.
+//! | process | started as | does |
+//! |---|---|---|
+//! | supervisor | `ringd --supervise` | starts the daemon again whenever it ends ([`crate::supervise`]) |
+//! | broker | `ringd` | takes the run lock, keeps root's rights for the worker ([`crate::broker`]) |
+//! | worker | `ringd --worker`, by the broker | everything else; here |
+//!
+//! The worker attaches to EL2 and opens devices as root, then gives up its rights ([`crate::sandbox`]), and only
+//! after that looks at anything that a guest or a client wrote.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Parser;
-use rustix::fs::FlockOperation;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
 
+use crate::broker::{self, Broker, Outcome};
 use crate::control::protocol::LogLevel;
 use crate::control::server;
 use crate::host::{Linux, ram};
 use crate::hv::device;
+use crate::instance::{self, State};
 use crate::io::Io;
 use crate::stats::metrics;
 use crate::zone::Context;
-use crate::zone::registry::Registry;
+use crate::zone::registry::{Registry, Upgrade};
+use crate::{sandbox, supervise, upgrade};
 
 /// Where the daemon's files are unless said otherwise.
 pub const RUN_DIR: &str = "/run/ringd";
 /// How long `--daemonize` waits for the daemon to answer.
 const START_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a daemon that makes room for another waits for requests in flight to end.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The device behind the virtio disks of ringvisor's zones, and the keeper of the zones.
 ///
 /// Runs in the root zone. Attaches to the hypervisor through its control device, serves the zones' disks and consoles,
 /// and listens for `ringctl`. It may die at any time: zones go on, and the next daemon takes them over.
-#[derive(Parser, Debug)]
+#[derive(Parser, Debug, Clone)]
 #[command(name = "ringd", version)]
 pub struct Options {
     /// Run in the background; returns when the daemon answers. The log goes to ringd.log in the run directory.
     #[arg(long)]
     pub daemonize: bool,
+    /// Start the daemon again whenever it ends, until a signal that ends programs comes.
+    #[arg(long)]
+    pub supervise: bool,
     /// Directory for socket, lock and state.
     #[arg(long, value_name = "DIR", default_value = RUN_DIR, env = "RINGD_RUN_DIR")]
     pub run_dir: PathBuf,
@@ -58,9 +73,44 @@ pub struct Options {
     /// Give counters to Prometheus at http://ADDRESS/metrics, for example 127.0.0.1:9100.
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<SocketAddr>,
+    /// User and group that the daemon becomes once it is set up; needs no entry in /etc/passwd.
+    #[arg(long, value_name = "ID", default_value_t = 7276)]
+    pub user: u32,
+    /// Keep root's rights and all system calls, to debug the daemon itself.
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Started by `--daemonize`.
     #[arg(long, hide = true)]
     pub background: bool,
+    /// Started by the broker.
+    #[arg(long, hide = true)]
+    pub worker: bool,
+    /// Says whether this program can take over from a daemon that runs, with EL2's version of the interface.
+    #[arg(long, hide = true, value_name = "ABI")]
+    pub check_takeover: Option<u32>,
+}
+
+impl Options {
+    /// The same options but for those that choose the process, as arguments.
+    fn arguments(&self, role: &[&str]) -> Vec<String> {
+        let mut arguments: Vec<String> = role.iter().map(|&option| option.into()).collect();
+        let mut add = |option: &str, value: &str| arguments.extend([option.into(), value.into()]);
+        add("--run-dir", &self.run_dir.display().to_string());
+        add("--log-level", &format!("{:?}", self.log_level).to_lowercase());
+        add("--user", &self.user.to_string());
+        if let Some(file) = &self.log_file {
+            add("--log-file", &file.display().to_string());
+        }
+        for (option, given) in [
+            ("--no-io-uring", self.no_io_uring),
+            ("--no-sandbox", self.no_sandbox),
+        ] {
+            if given {
+                arguments.push(option.into());
+            }
+        }
+        arguments
+    }
 }
 
 /// Runs the daemon; returns only when it cannot, or after `--daemonize`.
@@ -68,27 +118,98 @@ pub struct Options {
 /// # Errors
 /// What keeps the daemon from running, for people.
 pub fn run(options: &Options) -> anyhow::Result<()> {
+    if let Some(abi) = options.check_takeover {
+        upgrade::check(&options.run_dir, abi)?;
+        println!("{}", upgrade::CAN);
+        return Ok(());
+    }
+    // What `instance` and administrators look for, whatever the file is called.
+    let _ = rustix::thread::set_name(c"ringd");
+    if options.worker {
+        return worker(options);
+    }
     let records = options.run_dir.join("zones");
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&records);
     made.with_context(|| format!("cannot make {}", records.display()))?;
     if options.daemonize {
         return daemonize(options);
     }
-    let set_log_level = start_log(options)?;
-    let _lock = lock(&options.run_dir)?;
     if options.background {
         // A session of its own: the terminal it was started from may go.
         let _ = rustix::process::setsid();
     }
+    drop(start_log(options)?);
+    if options.supervise {
+        return supervise::run(&options.run_dir, &options.arguments(&[]));
+    }
+    broker(options)
+}
 
+/// The privileged half: starts the worker and serves it.
+fn broker(options: &Options) -> anyhow::Result<()> {
+    let lock = instance::take_lock(&options.run_dir)?;
+    let broker = Broker::new(options.run_dir.clone())?;
+    match broker.run(&options.arguments(&["--worker"]), &lock)? {
+        Outcome::Ended(why) => bail!("the worker {why}"),
+        Outcome::Upgrade(program) => {
+            tracing::info!(program = %program.display(), "going on as another program");
+            // The supervisor goes on with it, too, should it have to.
+            fs::write(
+                supervise::program_file(&options.run_dir),
+                program.display().to_string(),
+            )?;
+            drop(lock);
+            let error = Command::new(&program).args(options.arguments(&[])).exec();
+            Err(error).with_context(|| format!("cannot go on as {}", program.display()))
+        }
+    }
+}
+
+/// The unprivileged half.
+fn worker(options: &Options) -> anyhow::Result<()> {
+    let parent = rustix::process::getppid();
+    let set_log_level = start_log(options)?;
+    let state = Arc::new(State::new(&options.run_dir).context("cannot write into the run directory")?);
+    state.set("starting");
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let (broker, _lock) = broker::client::Client::new(socket).context("the broker does not answer")?;
+    let broker = Arc::new(broker);
+
+    // As root: what is opened once.
     let root = PathBuf::from("/");
-    let host = Linux::new(root.clone()).context("no huge pages can be used")?;
-    let shared = host
+    let shared = Linux::new(root.clone())
+        .context("no huge pages can be used")?
         .shared_page()
         .context("cannot get the page that is shared with EL2")?;
     let physical = |address| ram::physical(&root, address);
     let (el2, interrupt) =
         device::attach(&root, &shared, physical).context("cannot attach to the hypervisor")?;
+    let records = options.run_dir.join("zones");
+    let socket = options.run_dir.join("sock");
+    let listener =
+        server::reserve(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let metrics = match options.metrics {
+        None => None,
+        Some(address) => {
+            let listener = TcpListener::bind(address);
+            Some(listener.with_context(|| format!("cannot listen for metrics at {address}"))?)
+        }
+    };
+    if !options.no_sandbox {
+        // To be passed through, not listed.
+        fs::set_permissions(&options.run_dir, fs::Permissions::from_mode(0o711))?;
+        sandbox::hand_over(&records, options.user).context("cannot hand the records over")?;
+        sandbox::drop_privileges(options.user).context("cannot drop privileges")?;
+        sandbox::restrict().context("cannot restrict system calls")?;
+        ringblk::opener::install(broker.clone());
+    }
+    // Without the broker no zone could be ended. Not before: a change of identity clears it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    if rustix::process::getppid() != parent {
+        bail!("the broker is gone");
+    }
+
+    // From here on without rights.
     let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);
     let reactor = ringblk::ReactorOptions {
         io_uring: !options.no_io_uring,
@@ -97,33 +218,65 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let io = Io::start(hv.clone(), reactor).context("cannot start the reactor")?;
     let context = Context {
         hv,
-        host: Arc::new(host),
+        host: broker.clone(),
         io: io.clone(),
         records,
         cpus: Mutex::new(()),
     };
     let registry = Arc::new(Registry::new(Arc::new(context)));
-    registry.take_over();
+    registry.allow_upgrades(Box::new(Leave {
+        broker,
+        io: io.clone(),
+    }));
+    state.set("taking over");
+    let say = state.clone();
+    registry.take_over_saying(&(Arc::new(move |text: &str| say.set(text)) as _));
     io.listen(interrupt);
-
-    if let Some(address) = options.metrics {
-        let listener =
-            TcpListener::bind(address).with_context(|| format!("cannot listen for metrics at {address}"))?;
+    if let Some(listener) = metrics {
         let registry = registry.clone();
         std::thread::Builder::new()
             .name("metrics".into())
             .spawn(move || metrics::serve(&listener, &registry))
             .context("cannot start a thread for metrics")?;
     }
-    let socket = options.run_dir.join("sock");
-    let listener = server::bind(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    let listener =
+        server::listen(listener).with_context(|| format!("cannot listen at {}", socket.display()))?;
+    state.set(instance::READY);
     tracing::info!(
         pid = std::process::id(),
         version = env!("CARGO_PKG_VERSION"),
+        user = rustix::process::getuid().as_raw(),
         "ready"
     );
     server::serve(&listener, &registry, set_log_level);
     Ok(())
+}
+
+/// How the worker makes room for another program.
+struct Leave {
+    broker: Arc<broker::client::Client>,
+    io: Arc<Io>,
+}
+
+impl Upgrade for Leave {
+    fn ask(&self, program: Option<PathBuf>, abi: u32) -> io::Result<()> {
+        self.broker.upgrade(program, abi)
+    }
+
+    /// Nothing more is taken from the queues. What is in flight may end, but need not: the next daemon goes on from
+    /// the in-flight log either way.
+    fn leave(&self) {
+        tracing::info!("making room for another program");
+        let io = self.io.clone();
+        let quiet = std::thread::Builder::new()
+            .name("leave".into())
+            .spawn(move || io.stop());
+        let deadline = Instant::now() + LEAVE_PATIENCE;
+        while quiet.as_ref().is_ok_and(|quiet| !quiet.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::process::exit(broker::STATUS_UPGRADE)
+    }
 }
 
 /// Starts logging; gives the way to change the level.
@@ -156,58 +309,25 @@ fn level_filter(level: LogLevel) -> LevelFilter {
     }
 }
 
-/// Holds the lock that makes this the only daemon, as long as the file lives.
-///
-/// # Errors
-/// Another daemon runs; the message names its process.
-pub fn lock(run_dir: &Path) -> anyhow::Result<File> {
-    let path = run_dir.join("lock");
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
-    if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut pid = String::new();
-        let _ = file.read_to_string(&mut pid);
-        bail!(
-            "ringd is running already as process {}; there can be only one",
-            pid.trim()
-        );
-    }
-    file.set_len(0)?;
-    file.seek(SeekFrom::Start(0))?;
-    writeln!(file, "{}", std::process::id())?;
-    Ok(file)
-}
-
 /// Starts this program once more, in the background, and waits until it answers.
 fn daemonize(options: &Options) -> anyhow::Result<()> {
     let default_log = options.run_dir.join("ringd.log");
     let log = options.log_file.as_ref().unwrap_or(&default_log);
     // For the message below, should it fail; the daemon itself reports through the same file.
-    drop(lock(&options.run_dir)?);
+    drop(instance::take_lock(&options.run_dir)?);
     let before = fs::metadata(log).map_or(0, |log| log.len());
     let open = || File::options().create(true).append(true).mode(0o600).open(log);
     let output = open().with_context(|| format!("cannot write the log {}", log.display()))?;
+    let mut role = vec!["--background"];
+    if options.supervise {
+        role.push("--supervise");
+    }
+    let options = Options {
+        log_file: Some(log.clone()),
+        ..options.clone()
+    };
     let mut command = Command::new(std::env::current_exe()?);
-    command
-        .arg("--background")
-        .arg("--run-dir")
-        .arg(&options.run_dir)
-        .arg("--log-file")
-        .arg(log);
-    command
-        .arg("--log-level")
-        .arg(format!("{:?}", options.log_level).to_lowercase());
-    if options.no_io_uring {
-        command.arg("--no-io-uring");
-    }
-    if let Some(address) = options.metrics {
-        command.arg("--metrics").arg(address.to_string());
-    }
+    command.args(options.arguments(&role));
     let mut child = command
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
@@ -241,19 +361,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_second_daemon_is_refused_by_the_first_ones_number() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = lock(directory.path()).unwrap();
-        let message = lock(directory.path()).unwrap_err().to_string();
-        assert_eq!(
-            message,
-            format!(
-                "ringd is running already as process {}; there can be only one",
-                std::process::id()
-            )
+    fn options_survive_being_passed_on() {
+        let line = [
+            "ringd",
+            "--run-dir",
+            "/r",
+            "--log-level",
+            "debug",
+            "--user",
+            "5",
+            "--no-io-uring",
+        ];
+        let options = Options::parse_from(line);
+        let again = Options::parse_from(
+            ["ringd".to_owned()]
+                .into_iter()
+                .chain(options.arguments(&["--worker"])),
         );
-        drop(first);
-        lock(directory.path()).unwrap();
+        assert!(again.worker && again.no_io_uring && !again.no_sandbox);
+        assert_eq!((again.user, again.run_dir), (5, PathBuf::from("/r")));
+        assert_eq!(again.log_level, LogLevel::Debug);
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! [`config`] what users write · [`boot`] kernels and device trees · [`host`] root's CPUs and memory · [`hv`] EL2 ·
 //! [`io`] rings and queues · [`console`] · [`zone`] life cycle · [`stats`] counters · [`trace`] the
 //! way of requests · [`control`] the socket · [`daemon`] and [`cli`] the
-//! two programs
+//! two programs · [`broker`], [`sandbox`] who may do what · [`supervise`], [`upgrade`], [`instance`] one daemon after
+//! the other
 //!
 //! What happens where: the *reactor thread* ([`io`]) takes entries off the zones' rings, serves queues and moves
 //! console output; it never waits for the others. Each zone has a *zone thread* ([`zone::actor`]), each connection of
@@ -28,6 +29,7 @@
 )]
 
 pub mod boot;
+pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod console;
@@ -36,7 +38,12 @@ pub mod daemon;
 pub mod doctor;
 pub mod host;
 pub mod hv;
+pub mod instance;
 pub mod io;
+pub mod sandbox;
+pub mod signals;
 pub mod stats;
+pub mod supervise;
 pub mod trace;
+pub mod upgrade;
 pub mod zone;

@@ -164,6 +164,11 @@ impl ReactorHandle {
         }
     }
 
+    /// Lets the thread go round once, so that bells are looked at though nobody rang.
+    pub fn wake(&self) {
+        let _ = (&*self.event).write(&1_u64.to_ne_bytes());
+    }
+
     /// Listens to a peer. `fd` is read, `width` bytes at a time, whenever it is readable; it is made blocking.
     pub fn add_bell(&self, fd: OwnedFd, width: ReadWidth, bell: Box<dyn Bell>) {
         self.send(Message::Bell { fd, width, bell });

@@ -11,8 +11,9 @@ pub mod top;
 pub mod trace;
 pub mod zone_options;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -41,6 +42,14 @@ pub enum Command {
     /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
     #[command(subcommand)]
     Disk(disk::DiskCommand),
+    /// Goes on as another ringd, without the zones noticing more than a pause.
+    ///
+    /// The program that is to take over is asked first whether it understands what the running one left; if not,
+    /// nothing changes.
+    Upgrade {
+        /// The new program; if not given, the one at the running one's path.
+        program: Option<PathBuf>,
+    },
     /// Versions, memory and CPUs of the hypervisor.
     Info(OutputOptions),
     /// Everything that is counted: exits, time at EL2, notifications, interrupts, requests, latencies.
@@ -153,6 +162,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             other => confused(&other),
         },
         Command::Disk(command) => disk::run(command, ask),
+        Command::Upgrade { program } => upgrade(&socket, program),
         Command::Info(output) => match ask(Request::Info)? {
             Reply::Info(info) if output.json => print::json(&info),
             Reply::Info(info) => print::info(&info),
@@ -181,6 +191,44 @@ fn doctor(socket: &std::path::Path, json: bool) -> anyhow::Result<ExitCode> {
         .iter()
         .any(|check| check.verdict == crate::doctor::Verdict::Wrong);
     Ok(ExitCode::from(u8::from(wrong)))
+}
+
+/// How long the new daemon may take to answer.
+const UPGRADE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Lets another program take the daemon's place, and waits until it answers.
+fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> {
+    let program = match program {
+        Some(path) => Some(std::path::absolute(path)?),
+        None => None,
+    };
+    let mut client = Client::connect(socket)?;
+    let before = client.daemon();
+    client.ask(&Request::Upgrade { program })?;
+    drop(client);
+    let deadline = Instant::now() + UPGRADE_PATIENCE;
+    loop {
+        match Client::connect(socket) {
+            Ok(mut client) if client.daemon() != before => {
+                if let Ok(Reply::Info(info)) = client.ask(&Request::Info) {
+                    eprintln!(
+                        "ringd {} serves, as process {}",
+                        info.ringd_version, info.ringd_pid
+                    );
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+            Err(error) if Instant::now() >= deadline => {
+                return Err(anyhow::Error::new(error).context("the new daemon does not answer"));
+            }
+            // The old one may be on its way out, or nobody be there for a moment.
+            Ok(_) | Err(_) => {}
+        }
+        if Instant::now() >= deadline {
+            anyhow::bail!("the old daemon still answers");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn confused(reply: &Reply) -> anyhow::Result<ExitCode> {

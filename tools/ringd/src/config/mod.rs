@@ -172,6 +172,14 @@ pub enum ConfigError {
     },
 }
 
+/// Whether a zone may have this name. It becomes part of file names.
+#[must_use]
+pub fn is_zone_name(name: &str) -> bool {
+    let name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let name_starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    name_starts && name.len() < NAME_LEN && name.chars().all(name_char)
+}
+
 impl ZoneConfig {
     /// An error about `key`.
     #[must_use]
@@ -207,9 +215,7 @@ impl ZoneConfig {
     /// # Errors
     /// The first value that cannot be.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let name_starts = self.name.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if !name_starts || self.name.len() >= NAME_LEN || !self.name.chars().all(name_char) {
+        if !is_zone_name(&self.name) {
             let most = NAME_LEN - 1;
             let expected =
                 format!("1 to {most} letters, digits, '-', '_' or '.', beginning with a letter or digit");

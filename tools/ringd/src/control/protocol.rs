@@ -112,6 +112,11 @@ pub enum Request {
         /// To what.
         level: LogLevel,
     },
+    /// Goes on as another program. Answer: [`Reply::Done`], after which the connection ends.
+    Upgrade {
+        /// Its path; if not given, that of the program that runs.
+        program: Option<std::path::PathBuf>,
+    },
 }
 
 /// Who logs.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use ringvisor::abi::info::{InfoPage, OWNER_NONE};
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
+use rustix::net;
 
 use super::protocol::{
     CpuReport, DiskReport, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
@@ -33,6 +35,9 @@ const TRACE_GLANCE: Duration = Duration::from_millis(20);
 /// Longest trace.
 const MAX_TRACE: Duration = Duration::from_secs(600);
 
+/// Connections that may wait.
+const BACKLOG: i32 = 128;
+
 /// Changes the daemon's own log level.
 pub type SetLogLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 
@@ -41,13 +46,36 @@ pub type SetLogLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
 /// # Errors
 /// The system refused.
 pub fn bind(path: &Path) -> io::Result<UnixListener> {
+    listen(reserve(path)?)
+}
+
+/// Makes the socket but does not listen yet: who connects is refused.
+///
+/// # Errors
+/// The system refused.
+pub fn reserve(path: &Path) -> io::Result<OwnedFd> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let socket = net::socket_with(
+        net::AddressFamily::UNIX,
+        net::SocketType::STREAM,
+        net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    net::bind(&socket, &net::SocketAddrUnix::new(path)?)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    Ok(socket)
+}
+
+/// Listens at a socket that was reserved.
+///
+/// # Errors
+/// The system refused.
+pub fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
+    net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Serves connections for ever.
@@ -101,6 +129,16 @@ fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLo
         }
         if let Request::Trace { milliseconds } = request {
             return trace(stream, registry, Duration::from_millis(milliseconds));
+        }
+        if let Request::Upgrade { program } = request {
+            match registry.upgrade(program) {
+                Ok(upgrade) => {
+                    respond(stream, &Response::Ok(Reply::Done))?;
+                    upgrade.leave();
+                }
+                Err(error) => respond(stream, &Response::Error(error))?,
+            }
+            continue;
         }
         let response = match answer(request, registry, set_log_level) {
             Ok(reply) => Response::Ok(reply),
@@ -200,7 +238,9 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
             set.map(|()| Reply::Done).map_err(|error| error.to_string())
         }
         // Taken care of by `converse`.
-        Request::Console { .. } | Request::Trace { .. } => Err("this needs a connection of its own".into()),
+        Request::Console { .. } | Request::Trace { .. } | Request::Upgrade { .. } => {
+            Err("this needs a connection of its own".into())
+        }
     }
 }
 

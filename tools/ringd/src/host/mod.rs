@@ -80,6 +80,15 @@ pub enum RamError {
         "/proc/self/pagemap does not tell physical addresses: the daemon needs CAP_SYS_ADMIN to start a zone"
     )]
     HiddenAddresses,
+    /// What the broker said.
+    #[error("{0}")]
+    Broker(String),
+}
+
+impl From<io::Error> for RamError {
+    fn from(error: io::Error) -> Self {
+        Self::Broker(error.to_string())
+    }
 }
 
 /// The machine that this runs on.
@@ -122,6 +131,37 @@ impl Linux {
         ram::open_file(&path, crate::config::BLOCK, true)
     }
 
+    /// Makes a zone's RAM; gives the file, the physical addresses of its blocks, and pages added to the pool.
+    ///
+    /// # Errors
+    /// There are not enough huge pages; nothing stays behind.
+    pub fn create_ram_file(&self, zone: &str, bytes: u64) -> Result<(File, Vec<u64>, u64), RamError> {
+        let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let path = self.ram_path(zone);
+        // What a zone of that name left behind when everything died.
+        let _ = std::fs::remove_file(&path);
+        let added = hugepages::ensure(&self.root, bytes.div_ceil(crate::config::BLOCK))?;
+        let made = ram::open_file(&path, bytes, true).and_then(|file| {
+            let blocks = ram::map(file.try_clone()?, bytes)?
+                .with_blocks(|address| ram::physical(&self.root, address))?
+                .blocks;
+            Ok((file, blocks, added))
+        });
+        if made.is_err() {
+            let _ = std::fs::remove_file(&path);
+            let _ = hugepages::give_back(&self.root, added);
+        }
+        made
+    }
+
+    /// Opens the file of the RAM that an earlier daemon made for the zone.
+    ///
+    /// # Errors
+    /// It is not there, or of another size.
+    pub fn open_ram_file(&self, zone: &str, bytes: u64) -> Result<File, RamError> {
+        ram::open_file(&self.ram_path(zone), bytes, false)
+    }
+
     fn ram_path(&self, zone: &str) -> PathBuf {
         self.huge.join(format!("{zone}.ram"))
     }
@@ -137,27 +177,20 @@ impl Host for Linux {
     }
 
     fn create_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
-        let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let path = self.ram_path(zone);
-        // What a zone of that name left behind when everything died.
-        let _ = std::fs::remove_file(&path);
-        let added = hugepages::ensure(&self.root, bytes.div_ceil(crate::config::BLOCK))?;
-        let made = ram::open_file(&path, bytes, true).and_then(|file| {
-            let ram = ram::map(file, bytes)?;
-            Ok(Ram {
-                added,
-                ..ram.with_blocks(|address| ram::physical(&self.root, address))?
-            })
-        });
-        if made.is_err() {
-            let _ = std::fs::remove_file(&path);
-            let _ = hugepages::give_back(&self.root, added);
+        let (file, blocks, added) = self.create_ram_file(zone, bytes)?;
+        let ram = ram::map(file, bytes);
+        if ram.is_err() {
+            let _ = self.remove_ram(zone, added);
         }
-        made
+        Ok(Ram {
+            blocks,
+            added,
+            ..ram?
+        })
     }
 
     fn open_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
-        ram::map(ram::open_file(&self.ram_path(zone), bytes, false)?, bytes)
+        ram::map(self.open_ram_file(zone, bytes)?, bytes)
     }
 
     fn remove_ram(&self, zone: &str, added: u64) -> io::Result<()> {

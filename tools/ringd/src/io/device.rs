@@ -14,6 +14,7 @@ use vm_memory::{GuestAddress, MmapRegion};
 
 use super::Queues;
 use super::drain::Drain;
+use super::first::FirstRequest;
 use super::report::QueueReport;
 use crate::hv::{Hypervisor, Refusal};
 
@@ -306,6 +307,8 @@ fn make(
 ) -> Result<Queue, ringblk::SetupError> {
     let (zone, slot) = (parts.zone, parts.slot);
     let (bell, breaker) = (hv.clone(), hv.clone());
+    let first = FirstRequest::new(zone, slot, number);
+    let reporter = first.clone();
     let mut queue = Queue::new(QueueSetup {
         disk: parts.disk.clone(),
         ram: parts.ram.clone(),
@@ -319,7 +322,10 @@ fn make(
         features: state.features,
         inflight: area(parts, number),
         epoch: u64::from(parts.starts) << 40 | state.reset_generation & 0xff_ffff_ffff,
-        notify: Box::new(move || bell.used_buffer(zone, slot)),
+        notify: Box::new(move || {
+            bell.used_buffer(zone, slot);
+            reporter.published();
+        }),
         needs_reset: Box::new(move |fault| {
             tracing::warn!(zone, slot, queue = number, %fault, "the guest broke a queue");
             let _ = (&*breaker as &dyn Hypervisor).device_needs_reset(zone, slot);
@@ -330,5 +336,6 @@ fn make(
         slot,
         u8::try_from(number).unwrap_or(u8::MAX),
     ]));
+    first.watch(queue.stats());
     Ok(queue)
 }

@@ -7,6 +7,7 @@
 pub mod bell;
 pub mod device;
 mod drain;
+mod first;
 pub mod report;
 
 use std::sync::mpsc::channel;
@@ -126,6 +127,10 @@ impl Io {
         let _ = zone.consumer.prepare_to_sleep(&window.ring());
         if let Some(slot) = lock(&self.table).get_mut(usize::from(number)) {
             *slot = Some(zone);
+        }
+        if takeover {
+            // Nobody rings for what was there before.
+            self.reactor.wake();
         }
         Ok(())
     }

@@ -94,6 +94,7 @@ pub fn take_over(
     shared: &Arc<Shared>,
     record: Record,
     number: u8,
+    say: &dyn Fn(&str),
 ) -> Result<Sender<Message>, ZoneError> {
     let (outbox, inbox) = channel();
     let record = Record {
@@ -103,7 +104,7 @@ pub fn take_over(
     let restarts = record.starts.saturating_sub(1);
     let cpus = record.cpus.clone();
     shared.update(|status| (status.number, status.cpus, status.restarts) = (Some(number), cpus, restarts));
-    match Held::take_over(context, shared, record, number, event(&outbox)) {
+    match Held::take_over(context, shared, record, number, event(&outbox), say) {
         Ok(held) => {
             shared.update(|status| status.state = Phase::Running);
             Actor::new(context, shared, held, inbox).spawn(|_| Ok(()))?;

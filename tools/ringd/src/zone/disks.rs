@@ -5,7 +5,7 @@
 //! attaching, detaching and resizing are all the same thing to it, a change of capacity.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringblk::{Disk, DiskError, EngineKind, OpenOptions, Rate, RateLimits};
 use ringvisor::abi::MAX_QUEUES;
@@ -15,11 +15,23 @@ use serde::{Deserialize, Serialize};
 use super::ZoneError;
 use super::resources::Held;
 use crate::config::{DiskConfig, DiskLimits, Engine, Limit, OnError, ZoneConfig, size::format_size};
+use crate::instance;
 
 /// Vendor id register of our devices: "RNGV".
 const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
 /// How long an image is waited for that somebody else has just let go of.
 pub const DISK_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a take-over waits for I/O that a dead daemon left in the kernel before it says so.
+const TAKEOVER_GLANCE: Duration = Duration::from_millis(250);
+
+/// How long to wait for an image that is locked.
+pub enum Wait<'a> {
+    /// So long: who holds it may be a zone that just ended.
+    For(Duration),
+    /// For ever, saying so: whoever holds it may still write into the guest's memory.
+    UntilDrained(&'a dyn Fn(&str)),
+}
 
 /// What users may want of a zone's disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +107,7 @@ pub fn slots(config: &ZoneConfig) -> Vec<Option<DiskConfig>> {
 pub fn open_all(
     config: &ZoneConfig,
     slots: &[Option<DiskConfig>],
-    wait: Duration,
+    wait: &Wait<'_>,
 ) -> Result<Vec<Arc<Disk>>, ZoneError> {
     let mut disks = Vec::new();
     for (slot, wanted) in slots.iter().enumerate() {
@@ -114,7 +126,7 @@ fn open(
     config: &ZoneConfig,
     slot: usize,
     wanted: &DiskConfig,
-    wait: Duration,
+    wait: &Wait<'_>,
 ) -> Result<Arc<Disk>, DiskError> {
     let image = ringblk::DiskConfig {
         path: wanted.path.clone(),
@@ -127,17 +139,55 @@ fn open(
         format: wanted.format,
         cache: wanted.cache,
     };
-    let options = OpenOptions {
-        owner: Some(owner(&config.name, slot)),
-        wait,
-    };
-    let disk = Disk::open_with(&image, &options)?;
+    let owner = Some(owner(&config.name, slot));
+    let disk = match wait {
+        Wait::For(wait) => Disk::open_with(&image, &OpenOptions { owner, wait: *wait }),
+        Wait::UntilDrained(say) => open_drained(&config.name, &image, owner, say),
+    }?;
     disk.control().set_on_error(match wanted.on_error {
         OnError::Report => ringblk::OnError::Report,
         OnError::Stop => ringblk::OnError::Stop,
     });
     disk.control().throttle.set_limits(rates(&wanted.limits));
     Ok(disk)
+}
+
+/// Opens an image that requests of a dead daemon may still hold.
+fn open_drained(
+    zone: &str,
+    image: &ringblk::DiskConfig,
+    owner: Option<u64>,
+    say: &dyn Fn(&str),
+) -> Result<Arc<Disk>, DiskError> {
+    let begin = Instant::now();
+    let mut said = None::<Instant>;
+    let options = OpenOptions {
+        owner,
+        wait: TAKEOVER_GLANCE,
+    };
+    loop {
+        let opened = Disk::open_with(image, &options);
+        let path = image.path.display();
+        if !matches!(opened, Err(DiskError::Locked { .. })) {
+            if said.is_some() {
+                tracing::info!(zone, %path, waited = ?begin.elapsed(), "the image is free");
+                say("taking over");
+            }
+            return opened;
+        }
+        if said.is_none_or(|said| said.elapsed() >= instance::REMINDER) {
+            tracing::warn!(
+                zone,
+                %path,
+                waited = ?begin.elapsed(),
+                "the image is locked: I/O that the last daemon began has not ended, or another program uses it; waiting"
+            );
+            say(&format!(
+                "taking over: zone {zone} waits for I/O on {path} that the last daemon began"
+            ));
+            said = Some(Instant::now());
+        }
+    }
 }
 
 fn rates(limits: &DiskLimits) -> RateLimits {
@@ -256,7 +306,8 @@ impl Held {
         }
         let free = slots.iter().position(Option::is_none);
         let slot = free.ok_or_else(|| ZoneError::NoSpareDisk(config.name.clone()))?;
-        let image = open(config, slot, disk, DISK_WAIT).map_err(|error| refused(config, slot, error))?;
+        let image =
+            open(config, slot, disk, &Wait::For(DISK_WAIT)).map_err(|error| refused(config, slot, error))?;
         self.insert(slot, Some(disk.clone()), image)
     }
 

@@ -1,5 +1,6 @@
 //! Fills a zone's RAM: kernel, initial RAM disk, device tree, then the caches are cleaned.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
@@ -52,7 +53,12 @@ pub fn read(config: &ZoneConfig) -> Result<Images, ConfigError> {
 }
 
 fn read_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    std::fs::read(path).map_err(|error| {
+    let read = ringblk::opener::open(path, false, 0).and_then(|mut file| {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    });
+    read.map_err(|error| {
         config.bad(
             key,
             quoted(&path.display().to_string()),

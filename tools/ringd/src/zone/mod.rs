@@ -61,6 +61,8 @@ pub enum Phase {
     Crashed,
     /// It is over and holds nothing.
     Stopped,
+    /// It is being taken over from an earlier daemon: its guest runs, its disks wait.
+    Recovering,
 }
 
 /// How a zone ended.
@@ -248,6 +250,12 @@ pub enum ZoneError {
     /// There is a zone of that name.
     #[error("zone {0} exists already; `ringctl zone stop {0}` ends it")]
     Exists(String),
+    /// EL2 has one of that name that this daemon could not take over.
+    #[error(
+        "EL2 has a zone {0} that this ringd could not take over; its log says why. The ringd that started it can end \
+         it, or a restart of the machine"
+    )]
+    Foreign(String),
     /// There is none.
     #[error("no zone {0}; `ringctl zone list` shows those there are")]
     Unknown(String),
@@ -306,5 +314,6 @@ pub fn phase_name(phase: Phase) -> &'static str {
         Phase::Paused => "paused",
         Phase::Crashed => "crashed",
         Phase::Stopped => "stopped",
+        Phase::Recovering => "recovering",
     }
 }

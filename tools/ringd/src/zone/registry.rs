@@ -1,8 +1,10 @@
 //! All zones by name: starting one, finding one, taking over those of an earlier daemon.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use ringvisor::abi::command::ZoneInfo;
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
@@ -15,9 +17,28 @@ use crate::config::ZoneConfig;
 /// Zones that are over and still shown, with their consoles.
 const REMEMBERED: usize = 16;
 
+/// How long a take-over may keep the daemon from answering. Zones that take longer go on being taken over.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Says what the daemon is doing, for those that it does not answer yet.
+pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// How the daemon makes room for another program.
+pub trait Upgrade: Send + Sync {
+    /// Asks whether `program`, or a new one of the same path, can take over; `abi` is EL2's version of the interface.
+    ///
+    /// # Errors
+    /// It cannot; this daemon goes on.
+    fn ask(&self, program: Option<PathBuf>, abi: u32) -> std::io::Result<()>;
+
+    /// Ends this daemon.
+    fn leave(&self);
+}
+
 /// The daemon's zones.
 pub struct Registry {
     context: Arc<Context>,
+    upgrade: OnceLock<Box<dyn Upgrade>>,
     zones: Mutex<Zones>,
 }
 
@@ -42,8 +63,31 @@ impl Registry {
     pub fn new(context: Arc<Context>) -> Self {
         Self {
             context,
+            upgrade: OnceLock::new(),
             zones: Mutex::default(),
         }
+    }
+
+    /// From now on the daemon may be upgraded.
+    pub fn allow_upgrades(&self, upgrade: Box<dyn Upgrade>) {
+        let _ = self.upgrade.set(upgrade);
+    }
+
+    /// Asks whether another program can take over; gives the way to let it.
+    ///
+    /// # Errors
+    /// It cannot, or a zone is in a state that it should not have to take over.
+    pub fn upgrade(&self, program: Option<PathBuf>) -> Result<&dyn Upgrade, String> {
+        let upgrade = self.upgrade.get().ok_or("this daemon cannot be upgraded")?;
+        let busy = |status: &&Status| matches!(status.state, Phase::Created | Phase::Recovering);
+        if let Some(zone) = self.list().iter().find(busy) {
+            let state = super::phase_name(zone.state);
+            return Err(format!("zone {} is {state}: try again when it runs", zone.name));
+        }
+        upgrade
+            .ask(program, self.context.hv.info().abi_version)
+            .map_err(|error| error.to_string())?;
+        Ok(&**upgrade)
     }
 
     fn lock(&self) -> MutexGuard<'_, Zones> {
@@ -69,6 +113,9 @@ impl Registry {
             let existing = zones.by_name.get(&name);
             if existing.is_some_and(|zone| zone.shared.status().state != Phase::Stopped) {
                 return Err(ZoneError::Exists(name));
+            }
+            if self.zones_in_el2().contains_key(&name) {
+                return Err(ZoneError::Foreign(name));
             }
             zones.insert(&name, shared.clone());
         }
@@ -152,7 +199,13 @@ impl Registry {
 
     /// Takes over what an earlier daemon left: zones that EL2 has go on, what was half started or is over is cleaned
     /// up. What cannot be understood is logged and left alone.
-    pub fn take_over(&self) {
+    pub fn take_over(self: &Arc<Self>) {
+        self.take_over_saying(&(Arc::new(|_: &str| {}) as Say));
+    }
+
+    /// As [`Self::take_over`], and says what is waited for. A zone whose last I/O has not ended does not hold up the
+    /// others, nor for long the daemon.
+    pub fn take_over_saying(self: &Arc<Self>, say: &Say) {
         let records = match Record::load_all(&self.context.records) {
             Ok(records) => records,
             Err(error) => {
@@ -161,6 +214,7 @@ impl Registry {
             }
         };
         let mut in_el2 = self.zones_in_el2();
+        let (working, all_done) = channel::<()>();
         for record in records {
             let record = match record {
                 Ok(record) => record,
@@ -175,15 +229,16 @@ impl Registry {
             shared.set_disks(record.disks.clone());
             match found {
                 Some(number) if record.starts > 0 => {
+                    shared.update(|status| status.state = Phase::Recovering);
                     self.lock().insert(&name, shared.clone());
-                    match actor::take_over(&self.context, &shared, record, number) {
-                        Ok(outbox) => {
-                            tracing::info!(zone = name, number, "taken over");
-                            self.lock().set_outbox(&name, &shared, outbox);
-                        }
-                        Err(error) => {
-                            tracing::error!(zone = name, %error, "cannot take a zone over: stopped")
-                        }
+                    let (registry, say, working) = (self.clone(), say.clone(), working.clone());
+                    let take = move || {
+                        registry.take_over_one(&shared, record, number, &*say);
+                        drop(working);
+                    };
+                    let thread = std::thread::Builder::new().name(format!("take {name}"));
+                    if let Err(error) = thread.spawn(take) {
+                        tracing::error!(zone = name, %error, "cannot take a zone over");
                     }
                 }
                 number => {
@@ -192,12 +247,26 @@ impl Registry {
                 }
             }
         }
+        drop(working);
+        // An error either way: the time is over, or all threads are done.
+        let _ = all_done.recv_timeout(PATIENCE);
         for (name, number) in in_el2 {
             tracing::error!(
                 zone = name,
                 number,
                 "EL2 has a zone that nothing is known about: left alone"
             );
+        }
+    }
+
+    fn take_over_one(&self, shared: &Arc<Shared>, record: Record, number: u8, say: &dyn Fn(&str)) {
+        let name = &shared.config.name;
+        match actor::take_over(&self.context, shared, record, number, say) {
+            Ok(outbox) => {
+                tracing::info!(zone = name, number, "taken over");
+                self.lock().set_outbox(name, shared, outbox);
+            }
+            Err(error) => tracing::error!(zone = name, %error, "cannot take a zone over: stopped"),
         }
     }
 

@@ -4,21 +4,18 @@
 //! started. The record on disk runs ahead of each step.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringblk::{Disk, GuestRam};
 use ringvisor::abi::machine::RAM_BASE;
 
-use super::disks::{self, DISK_WAIT};
+use super::disks::{self, DISK_WAIT, Wait};
 use super::load::{self, Entry, Images};
 use super::record::{self, Record, RecordError};
 use super::{Context, Shared, ZoneError};
 use crate::config::{DiskConfig, ZoneConfig, quoted, size::format_size};
 use crate::host::{Ram, RamError, cpus};
 use crate::io::device::{DeviceIo, DeviceParts};
-
-/// How long a take-over waits for I/O that a dead daemon left in the kernel.
-const TAKEOVER_WAIT: Duration = Duration::from_secs(30);
 
 /// What a zone holds.
 pub struct Held {
@@ -43,7 +40,7 @@ impl Held {
         let config = &shared.config;
         // Files first: most mistakes are here, and nothing has been taken yet.
         let images = load::read(config)?;
-        let disks = disks::open_all(config, &shared.disks(), DISK_WAIT)?;
+        let disks = disks::open_all(config, &shared.disks(), &Wait::For(DISK_WAIT))?;
         let mut held = Self {
             context: context.clone(),
             shared: shared.clone(),
@@ -218,6 +215,7 @@ impl Held {
         record: Record,
         number: u8,
         changed: crate::io::ZoneEvent,
+        say: &dyn Fn(&str),
     ) -> Result<Self, Box<(Self, ZoneError)>> {
         let config = &shared.config;
         let mut held = Self {
@@ -234,7 +232,7 @@ impl Held {
         });
         let taken = opened.and_then(|ram| {
             held.ram = Some(ram);
-            let disks = disks::open_all(config, &shared.disks(), TAKEOVER_WAIT)?;
+            let disks = disks::open_all(config, &shared.disks(), &Wait::UntilDrained(say))?;
             held.serve(number, &disks, changed, true)
         });
         match taken {

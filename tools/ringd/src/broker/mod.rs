@@ -1,0 +1,291 @@
+//! The privileged half of the daemon: does for the worker what takes root, and nothing else.
+//!
+//! The worker ([`crate::daemon`]) reads what guests wrote, so it has no privileges. What it needs later comes over a
+//! socket: CPUs taken offline and back, huge pages and their physical addresses, images and kernels opened. The
+//! broker is one thread that answers one request after the other ([`Broker`]); the worker's side is a
+//! [`Host`](crate::host::Host) and an [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries messages and
+//! descriptors.
+//!
+//! Both live and die together: the worker ends with the broker (PR_SET_PDEATHSIG), the broker with the worker.
+
+pub mod client;
+pub mod wire;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::config::is_zone_name;
+use crate::host::{Host, Linux, RamError};
+use crate::instance::{self, Condition};
+
+/// Status of a worker that ends to let an upgrade happen.
+pub const STATUS_UPGRADE: i32 = 71;
+/// How long a new program may take to say whether it can take over.
+const CHECK_PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the worker wants.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// Nothing yet: the first message from the broker to the worker is the answer to it, with the run lock.
+    Hello,
+    /// A CPU offline or back online.
+    SetOnline(u32, bool),
+    /// RAM for a zone, of so many bytes.
+    CreateRam(String, u64),
+    /// The RAM that an earlier daemon made.
+    OpenRam(String, u64),
+    /// A zone's RAM given back, and so many pages of the pool.
+    RemoveRam(String, u64),
+    /// A file: its path, whether to write, more `O_` flags.
+    Open(PathBuf, bool, i32),
+    /// Another program in place of this one, by default of the same path; EL2's version of the interface.
+    Upgrade(Option<PathBuf>, u32),
+}
+
+/// What the broker answers; a descriptor may come with it.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// RAM: physical addresses of its blocks, pages added to the pool.
+    Ram(Vec<u64>, u64),
+    /// It failed.
+    Failed(Failure),
+}
+
+/// Why it failed.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Failure {
+    /// The system's reason.
+    Os(i32),
+    /// In words.
+    Other(String),
+    /// [`RamError::NoHugePages`]: wanted, free, added.
+    NoHugePages(u64, u64, u64),
+    /// [`RamError::HiddenAddresses`].
+    HiddenAddresses,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        error
+            .raw_os_error()
+            .map_or_else(|| Self::Other(error.to_string()), Self::Os)
+    }
+}
+
+impl From<RamError> for Failure {
+    fn from(error: RamError) -> Self {
+        match error {
+            RamError::NoHugePages { wanted, free, added } => Self::NoHugePages(wanted, free, added),
+            RamError::HiddenAddresses => Self::HiddenAddresses,
+            other => Self::Other(other.to_string()),
+        }
+    }
+}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Os(number) => Self::from_raw_os_error(number),
+            Failure::Other(text) => Self::other(text),
+            other => Self::other(RamError::from(other).to_string()),
+        }
+    }
+}
+
+impl From<Failure> for RamError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NoHugePages(wanted, free, added) => Self::NoHugePages { wanted, free, added },
+            Failure::HiddenAddresses => Self::HiddenAddresses,
+            Failure::Os(number) => Self::Broker(io::Error::from_raw_os_error(number).to_string()),
+            Failure::Other(text) => Self::Broker(text),
+        }
+    }
+}
+
+/// The privileged half.
+pub struct Broker {
+    host: Linux,
+    /// This program.
+    program: PathBuf,
+    /// `--run-dir` of it.
+    run_dir: PathBuf,
+    /// The program that a granted upgrade goes on with.
+    next: Option<PathBuf>,
+}
+
+/// How the daemon's life ended for the broker.
+pub enum Outcome {
+    /// The worker is gone; why.
+    Ended(String),
+    /// It made room for this program.
+    Upgrade(PathBuf),
+}
+
+impl Broker {
+    /// A broker on this machine.
+    ///
+    /// # Errors
+    /// There is no hugetlbfs.
+    pub fn new(run_dir: PathBuf) -> anyhow::Result<Self> {
+        Ok(Self {
+            host: Linux::new("/".into()).context("no huge pages can be used")?,
+            program: std::env::current_exe().context("cannot find this program")?,
+            run_dir,
+            next: None,
+        })
+    }
+
+    /// Starts the worker with these arguments, gives it the run lock, and serves it until it ends.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn run(mut self, arguments: &[String], lock: &File) -> anyhow::Result<Outcome> {
+        let (ours, theirs) = UnixStream::pair().context("no socket for the worker")?;
+        let mut worker = Command::new(&self.program)
+            .args(arguments)
+            .stdin(OwnedFd::from(theirs))
+            .spawn()
+            .context("cannot start the worker")?;
+        wire::send(&ours, &Answer::Done, Some(lock)).context("cannot greet the worker")?;
+        if let Err(error) = self.serve(&ours, worker.id())
+            && error.kind() != io::ErrorKind::UnexpectedEof
+        {
+            tracing::error!(%error, "lost the worker");
+            let _ = worker.kill();
+        }
+        self.outcome(&mut worker)
+    }
+
+    fn outcome(self, worker: &mut Child) -> anyhow::Result<Outcome> {
+        let status = worker.wait().context("cannot wait for the worker")?;
+        Ok(match (status.code(), self.next) {
+            (Some(STATUS_UPGRADE), Some(next)) => Outcome::Upgrade(next),
+            (Some(crate::sandbox::STATUS_VIOLATION), _) => {
+                Outcome::Ended("it made a system call that it may not make".into())
+            }
+            _ => Outcome::Ended(crate::supervise::cause(status)),
+        })
+    }
+
+    fn serve(&mut self, socket: &UnixStream, worker: u32) -> io::Result<()> {
+        loop {
+            self.wait(socket, worker)?;
+            let (ask, _) = wire::receive::<Ask>(socket)?;
+            tracing::debug!(?ask, "the worker asks");
+            match self.answer(ask) {
+                Ok((answer, file)) => wire::send(socket, &answer, file.as_ref())?,
+                Err(failure) => wire::send(socket, &Answer::Failed(failure), None)?,
+            }
+        }
+    }
+
+    /// Waits until the worker asks something or is gone. A worker that was killed is gone only when its last system
+    /// call has returned; that this takes long is said.
+    fn wait(&self, socket: &UnixStream, worker: u32) -> io::Result<()> {
+        let second = Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        };
+        let mut waited = 0_u64;
+        loop {
+            let mut descriptors = [PollFd::new(socket, PollFlags::IN)];
+            match poll(&mut descriptors, Some(&second)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+            if instance::condition(worker) == Condition::Dying {
+                if waited.is_multiple_of(instance::REMINDER.as_secs()) {
+                    tracing::warn!(
+                        worker,
+                        "the worker was killed, but I/O that it began has not ended: waiting for it"
+                    );
+                }
+                waited += 1;
+            }
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) -> Result<(Answer, Option<File>), Failure> {
+        let named = |zone: &str| match is_zone_name(zone) {
+            true => Ok(()),
+            false => Err(Failure::Other(format!("{zone:?} is no zone's name"))),
+        };
+        match ask {
+            Ask::Hello => {}
+            Ask::SetOnline(cpu, online) => self.host.set_online(cpu, online)?,
+            Ask::CreateRam(zone, bytes) => {
+                named(&zone)?;
+                let (file, blocks, added) = self.host.create_ram_file(&zone, bytes)?;
+                return Ok((Answer::Ram(blocks, added), Some(file)));
+            }
+            Ask::OpenRam(zone, bytes) => {
+                named(&zone)?;
+                return Ok((Answer::Done, Some(self.host.open_ram_file(&zone, bytes)?)));
+            }
+            Ask::RemoveRam(zone, added) => {
+                named(&zone)?;
+                self.host.remove_ram(&zone, added)?;
+            }
+            Ask::Open(path, write, flags) => {
+                return Ok((
+                    Answer::Done,
+                    Some(ringblk::opener::open_here(&path, write, flags)?),
+                ));
+            }
+            Ask::Upgrade(path, abi) => {
+                let path = path.unwrap_or_else(|| self.program.clone());
+                check(&path, &self.run_dir, abi).map_err(|error| Failure::Other(format!("{error:#}")))?;
+                self.next = Some(path);
+            }
+        }
+        Ok((Answer::Done, None))
+    }
+}
+
+/// Asks a program whether it could take over what is here.
+fn check(program: &std::path::Path, run_dir: &std::path::Path, abi: u32) -> anyhow::Result<()> {
+    let shown = program.display();
+    let mut child = Command::new(program)
+        .args(["--check-takeover", &abi.to_string(), "--run-dir"])
+        .arg(run_dir)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {shown}"))?;
+    let deadline = Instant::now() + CHECK_PATIENCE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            bail!("{shown} does not say within {CHECK_PATIENCE:?} whether it can take over");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output()?;
+    let (out, err) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    if !output.status.success() {
+        bail!("{shown} cannot take over: {}", err.trim());
+    }
+    if out.trim() != crate::upgrade::CAN {
+        bail!("{shown} is no ringd that can take over: it says {:?}", out.trim());
+    }
+    Ok(())
+}

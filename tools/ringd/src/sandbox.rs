@@ -1,0 +1,252 @@
+//! What the worker gives up once it is set up: root's identity, all capabilities, most system calls.
+//!
+//! [`drop_privileges`], then [`restrict`], in the process's only thread: threads that are started later inherit both.
+//! A system call that is not on the list ends the process with a line in the log that names it.
+
+use std::collections::BTreeMap;
+use std::ffi::{c_int, c_void};
+use std::io;
+use std::path::Path;
+
+use rustix::process::{Gid, Resource, Rlimit, Uid};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+/// Status of a process that made a system call that is not allowed.
+pub const STATUS_VIOLATION: i32 = 72;
+
+/// System calls of a daemon at work.
+const ALLOWED: &[libc::c_long] = &[
+    // Reading, writing, mapping what is open or sent; its own records.
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_copy_file_range,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_lseek,
+    libc::SYS_openat,
+    libc::SYS_close,
+    libc::SYS_close_range,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_fcntl,
+    libc::SYS_flock,
+    libc::SYS_ioctl,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_fstatfs,
+    libc::SYS_faccessat,
+    libc::SYS_readlinkat,
+    libc::SYS_getdents64,
+    libc::SYS_getcwd,
+    libc::SYS_mkdirat,
+    libc::SYS_unlinkat,
+    libc::SYS_renameat2,
+    libc::SYS_renameat,
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_pipe2,
+    libc::SYS_eventfd2,
+    libc::SYS_memfd_create,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    libc::SYS_splice,
+    // io_uring and epoll.
+    libc::SYS_io_uring_setup,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    // Sockets: that of ringctl, the broker's, and listeners on behalf of a user. No connections to elsewhere.
+    libc::SYS_socket,
+    libc::SYS_socketpair,
+    libc::SYS_bind,
+    libc::SYS_listen,
+    libc::SYS_accept4,
+    libc::SYS_shutdown,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    // Memory and threads.
+    libc::SYS_brk,
+    libc::SYS_mmap,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_mprotect,
+    libc::SYS_madvise,
+    libc::SYS_msync,
+    libc::SYS_mlock,
+    libc::SYS_futex,
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_set_robust_list,
+    libc::SYS_get_robust_list,
+    libc::SYS_set_tid_address,
+    libc::SYS_rseq,
+    libc::SYS_membarrier,
+    libc::SYS_prctl,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_getcpu,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_tgkill,
+    libc::SYS_tkill,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_prlimit64,
+    libc::SYS_getrusage,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+    // Time and chance.
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+    // Names that this architecture has beside the above.
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_dup2,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_mkdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rename,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_chmod,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_arch_prctl,
+];
+
+/// Gives a directory and the files in it to the user that the worker becomes.
+///
+/// # Errors
+/// The system refused.
+pub fn hand_over(directory: &Path, id: u32) -> io::Result<()> {
+    let (uid, gid) = (Some(Uid::from_raw(id)), Some(Gid::from_raw(id)));
+    rustix::fs::chown(directory, uid, gid)?;
+    for entry in std::fs::read_dir(directory)? {
+        rustix::fs::chown(entry?.path(), uid, gid)?;
+    }
+    Ok(())
+}
+
+/// Becomes the unprivileged user and group `id`, for good: no capabilities are left and none can be had again.
+///
+/// # Errors
+/// The system refused; the process is then in between and should end.
+pub fn drop_privileges(id: u32) -> io::Result<()> {
+    // Locked memory for io_uring's registered buffers is accounted to a user without CAP_IPC_LOCK.
+    let unlimited = Rlimit {
+        current: None,
+        maximum: None,
+    };
+    if let Err(error) = rustix::process::setrlimit(Resource::Memlock, unlimited) {
+        tracing::warn!(%error, "cannot lift the limit on locked memory");
+    }
+    let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    // With the last id that is root's, the kernel clears all capabilities (capabilities(7)).
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    rustix::thread::set_no_new_privs(true).map_err(Into::into)
+}
+
+/// Allows this thread, and those that it starts, the system calls of a daemon at work and no others.
+///
+/// # Errors
+/// The kernel has no seccomp filters.
+pub fn restrict() -> io::Result<()> {
+    install_handler()?;
+    let arch = std::env::consts::ARCH;
+    let arch = TargetArch::try_from(arch).map_err(io::Error::other)?;
+    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
+        ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+    let filter = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch);
+    let program: BpfProgram = filter.and_then(BpfProgram::try_from).map_err(io::Error::other)?;
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
+}
+
+/// SIGSYS ends the process, with a line that says why.
+fn install_handler() -> io::Result<()> {
+    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = refused;
+    // SAFETY: a sigaction is plain data for which zeroes are valid.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: the handler calls only what a signal handler may; the old action is not asked for.
+    match unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+extern "C" fn refused(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+    /// Offset of `si_syscall`: behind signal, errno and code, aligned to the pointer `si_call_addr`, and that.
+    const SI_SYSCALL: usize = 24;
+    // SAFETY: the kernel gives a valid siginfo with SA_SIGINFO; its size is 128 bytes.
+    let mut number = unsafe { info.cast::<u8>().add(SI_SYSCALL).cast::<c_int>().read_unaligned() };
+    let mut line = *b"ringd: seccomp: system call      is not allowed; the daemon ends\n";
+    if let Some(digits) = line.get_mut(28..32) {
+        for digit in digits.iter_mut().rev() {
+            if number > 0 {
+                *digit = b'0' + (number % 10) as u8;
+                number /= 10;
+            }
+        }
+    }
+    // SAFETY: write and _exit may be called from a signal handler; the line outlives the call.
+    unsafe {
+        libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len());
+        libc::_exit(STATUS_VIOLATION)
+    }
+}

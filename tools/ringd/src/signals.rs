@@ -1,0 +1,57 @@
+//! Signals as messages: blocked, and taken one at a time. For the supervisor, which has no other thread.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::time::Duration;
+
+/// The signals that a supervisor passes on or acts upon.
+pub const WATCHED: [i32; 7] = [
+    libc::SIGCHLD,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGHUP,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+];
+
+/// A set of blocked signals.
+pub struct Signals(libc::sigset_t);
+
+impl Signals {
+    /// Blocks [`WATCHED`] in this thread, and so in those that it starts. Programs started by
+    /// [`std::process::Command`] begin with nothing blocked.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn block() -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: sigemptyset initialises the set that the pointer names.
+        let mut set = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            set.assume_init()
+        };
+        for signal in WATCHED {
+            // SAFETY: the set is initialised.
+            unsafe { libc::sigaddset(&mut set, signal) };
+        }
+        // SAFETY: the set is initialised, and the old mask is not asked for.
+        match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
+            0 => Ok(Self(set)),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+
+    /// The next signal, or `None` when none has come for `patience`.
+    #[must_use]
+    pub fn next(&self, patience: Duration) -> Option<i32> {
+        let time = libc::timespec {
+            tv_sec: patience.as_secs().try_into().unwrap_or(0),
+            tv_nsec: patience.subsec_nanos().into(),
+        };
+        // SAFETY: set and time are initialised and outlive the call; who sent the signal is not asked for.
+        let signal = unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &time) };
+        // Negative: EAGAIN after the time, or EINTR by a signal that is not of the set.
+        (signal > 0).then_some(signal)
+    }
+}

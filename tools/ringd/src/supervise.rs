@@ -1,0 +1,199 @@
+//! `ringd --supervise`: a process that starts the daemon and starts it again whenever it ends.
+//!
+//! Kept so small that nothing in it can fail while the daemon runs: it holds no lock, no device and no memory of a
+//! zone, reads nothing that a guest or a client wrote, and does nothing but wait for signals. Killed itself, it
+//! leaves the daemon running.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::instance;
+use crate::signals::Signals;
+
+/// A daemon that lives shorter than this died quickly.
+const QUICK: Duration = Duration::from_millis(500);
+/// First pause after a quick death; doubled with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Longest pause if the daemon had begun to serve: zones wait for it.
+const PAUSE_SERVING: Duration = Duration::from_millis(500);
+/// Longest pause if it never did: starting it more often would only keep root busy.
+const PAUSE_FAILING: Duration = Duration::from_secs(10);
+/// How long the daemon may take to end after a signal that ends it.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Decides how long to wait before the daemon is started again.
+#[derive(Debug, Default)]
+struct BackOff {
+    quick: u32,
+}
+
+impl BackOff {
+    /// The pause after a daemon that lived so long and was ready or not.
+    fn after(&mut self, lived: Duration, ready: bool) -> Duration {
+        if lived >= QUICK && ready {
+            self.quick = 0;
+            return Duration::ZERO;
+        }
+        let longest = if ready { PAUSE_SERVING } else { PAUSE_FAILING };
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.quick.min(16));
+        self.quick = self.quick.saturating_add(1);
+        pause.min(longest)
+    }
+}
+
+/// Keeps a daemon running until a signal says that both are to end. `arguments` are the daemon's.
+///
+/// # Errors
+/// Signals cannot be blocked, or the run directory cannot be written.
+pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
+    let signals = Signals::block().context("cannot block signals")?;
+    instance::note_supervisor(run_dir).context("cannot note the supervisor's process")?;
+    let _ = fs::remove_file(program_file(run_dir));
+    let own = std::env::current_exe().context("cannot find this program")?;
+    let mut back_off = BackOff::default();
+    loop {
+        let program = upgraded(run_dir).unwrap_or_else(|| own.clone());
+        // Not what an earlier daemon said.
+        let _ = fs::write(run_dir.join("state"), "starting\n");
+        let start = Instant::now();
+        let ended = match Command::new(&program).args(arguments).spawn() {
+            Ok(child) => attend(child, &signals)?,
+            Err(error) => {
+                tracing::error!(program = %program.display(), %error, "cannot start the daemon");
+                Ended::Died("was not started".into())
+            }
+        };
+        let why = match ended {
+            Ended::AsAsked(signal) => {
+                tracing::info!(signal, "the daemon has ended, as asked");
+                let _ = fs::remove_file(run_dir.join("supervisor"));
+                return Ok(());
+            }
+            Ended::Died(why) => why,
+        };
+        let lived = start.elapsed();
+        let ready =
+            fs::read_to_string(run_dir.join("state")).is_ok_and(|text| text.trim() == instance::READY);
+        let pause = back_off.after(lived, ready);
+        tracing::warn!(why, ?lived, ?pause, "the daemon died: starting it again");
+        if let Some(signal) = doze(&signals, pause) {
+            tracing::info!(signal, "ending");
+            return Ok(());
+        }
+    }
+}
+
+/// How an attended daemon ended.
+enum Ended {
+    /// By this signal, which came to the supervisor.
+    AsAsked(i32),
+    /// Otherwise.
+    Died(String),
+}
+
+/// Whether a daemon that gets it is meant to end.
+fn ends(signal: i32) -> bool {
+    matches!(
+        signal,
+        libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP
+    )
+}
+
+/// Waits for the daemon's end and passes signals on to it.
+fn attend(mut child: Child, signals: &Signals) -> anyhow::Result<Ended> {
+    let mut asked = None::<(i32, Instant)>;
+    loop {
+        let status = child.try_wait().context("cannot wait for the daemon")?;
+        if let Some(status) = status {
+            return Ok(match asked {
+                Some((signal, _)) => Ended::AsAsked(signal),
+                None => Ended::Died(cause(status)),
+            });
+        }
+        if let Some((_, since)) = asked
+            && since.elapsed() > FAREWELL
+        {
+            let _ = child.kill();
+        }
+        let Some(signal) = signals.next(Duration::from_secs(1)) else {
+            continue;
+        };
+        if signal == libc::SIGCHLD {
+            continue;
+        }
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal)) {
+            let _ = kill_process(pid, signal);
+        }
+        if ends(signal) {
+            asked.get_or_insert((signal, Instant::now()));
+        }
+    }
+}
+
+/// Sleeps; a signal that ends the supervisor is given at once.
+fn doze(signals: &Signals, pause: Duration) -> Option<i32> {
+    let end = Instant::now() + pause;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        if let Some(signal) = signals.next(left).filter(|signal| ends(*signal)) {
+            return Some(signal);
+        }
+    }
+}
+
+/// How a process ended, for people.
+#[must_use]
+pub fn cause(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("killed by signal {signal}"),
+        (None, Some(code)) => format!("ended with status {code}"),
+        (None, None) => format!("ended: {status}"),
+    }
+}
+
+/// Where an upgrade notes the program that runs from then on.
+#[must_use]
+pub fn program_file(run_dir: &Path) -> PathBuf {
+    run_dir.join("program")
+}
+
+/// The program of the last upgrade, if it is still there.
+fn upgraded(run_dir: &Path) -> Option<PathBuf> {
+    let path = PathBuf::from(
+        fs::read_to_string(program_file(run_dir))
+            .ok()?
+            .trim_end_matches('\n'),
+    );
+    path.is_file().then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quick_deaths_are_followed_by_longer_pauses() {
+        let mut back_off = BackOff::default();
+        let ms = Duration::from_millis;
+        assert_eq!(back_off.after(ms(900), true), ms(0));
+        assert_eq!(back_off.after(ms(10), true), ms(50));
+        assert_eq!(back_off.after(ms(10), true), ms(100));
+        for _ in 0..40 {
+            assert!(back_off.after(ms(10), true) <= PAUSE_SERVING);
+        }
+        assert_eq!(back_off.after(ms(700), true), ms(0));
+        let pauses: Vec<Duration> = (0..10).map(|_| back_off.after(ms(900), false)).collect();
+        assert_eq!(pauses.first(), Some(&ms(50)));
+        assert_eq!(pauses.last(), Some(&PAUSE_FAILING));
+    }
+}

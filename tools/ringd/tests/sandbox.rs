@@ -1,0 +1,141 @@
+//! The worker's sandbox, in processes of its own: this program starts itself once more for each test, because a
+//! sandbox is for good.
+
+#[allow(dead_code, reason = "each test program uses its part")]
+mod common;
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use common::Machine;
+use ringd::control::client::Client;
+use ringd::control::protocol::Request;
+use ringd::sandbox;
+
+/// Runs the test `name` of this program in a child that is told to do the dangerous part.
+fn command(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", name, "--nocapture", "--test-threads", "1"])
+        .env("RINGD_TEST_SANDBOX", name);
+    command
+}
+
+fn child(name: &str) -> Output {
+    command(name).output().unwrap()
+}
+
+fn is_child(name: &str) -> bool {
+    std::env::var("RINGD_TEST_SANDBOX").is_ok_and(|text| text == name)
+}
+
+/// `torture c12`: zones live and die inside of the filter, with disks on both engines. The client is outside.
+#[test]
+fn a_daemon_at_work_needs_nothing_else() {
+    const NAME: &str = "a_daemon_at_work_needs_nothing_else";
+    if is_child(NAME) {
+        sandbox::restrict().unwrap();
+        let machine = Machine::new();
+        std::fs::write(machine.path("other.img"), vec![0; 1 << 20]).unwrap();
+        let disks = "[[disk]]\npath = \"disk.img\"\n[[disk]]\npath = \"other.img\"\nengine = \"threads\"";
+        machine.zone_file("z", disks);
+        eprintln!("directory {}", machine.directory.path().display());
+        // Until the parent is done.
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        machine.assert_clean();
+        return;
+    }
+    let mut daemon = command(NAME)
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(daemon.stderr.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    let directory = Path::new(
+        line.trim()
+            .strip_prefix("directory ")
+            .unwrap_or_else(|| panic!("{line}")),
+    );
+    let config = ringd::config::file::load(&directory.join("z.toml"), toml::Table::new()).unwrap();
+    let mut client = Client::connect(&directory.join("sock")).unwrap();
+    for _ in 0..3 {
+        let config = Box::new(config.clone());
+        client.ask(&Request::Start { config }).unwrap();
+        client.ask(&Request::List).unwrap();
+        client.ask(&Request::Disks).unwrap();
+        client.ask(&Request::Info).unwrap();
+        client.ask(&Request::Stop { name: "z".into() }).unwrap();
+    }
+    drop(daemon.stdin.take());
+    let status = daemon.wait().unwrap();
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert!(status.success(), "{status}: {rest}");
+}
+
+/// What is not on the list ends the process with a line that names the system call.
+#[test]
+fn other_system_calls_end_the_process() {
+    const NAME: &str = "other_system_calls_end_the_process";
+    if !is_child(NAME) {
+        let output = child(NAME);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(sandbox::STATUS_VIOLATION), "{said}");
+        let number = libc::SYS_execve;
+        let line = format!("seccomp: system call {number:4} is not allowed");
+        assert!(said.contains(&line), "{said}");
+        return;
+    }
+    sandbox::restrict().unwrap();
+    // Starting a program, from a thread that began after the filter.
+    let thread = std::thread::spawn(|| {
+        use std::os::unix::process::CommandExt;
+        Command::new("/bin/true").exec()
+    });
+    let error = thread.join();
+    panic!("a program was started, or tried: {error:?}");
+}
+
+/// Root's rights are gone for good. Needs root to begin with.
+#[test]
+fn privileges_are_dropped() {
+    const NAME: &str = "privileges_are_dropped";
+    if !rustix::process::getuid().is_root() {
+        eprintln!("not run as root: nothing to drop");
+        return;
+    }
+    if !is_child(NAME) {
+        let output = child(NAME);
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    // In a thread: the test harness's other thread keeps its rights, as a daemon's has none beside it.
+    let thread = std::thread::spawn(|| {
+        if rustix::thread::set_thread_groups(&[]).is_err() {
+            eprintln!("root may not change its groups here");
+            return;
+        }
+        sandbox::drop_privileges(7276).unwrap();
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let field = |name: &str| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .unwrap()
+                .trim()
+        };
+        assert_eq!(field("Uid:"), "7276\t7276\t7276\t7276");
+        assert_eq!(field("Gid:"), "7276\t7276\t7276\t7276");
+        assert_eq!(field("Groups:"), "");
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(field(set), "0000000000000000", "{set}");
+        }
+        assert_eq!(field("NoNewPrivs:"), "1");
+        assert!(std::fs::File::open("/etc/shadow").is_err());
+        assert!(rustix::thread::set_thread_uid(rustix::process::Uid::ROOT).is_err());
+    });
+    thread.join().unwrap();
+}
