@@ -6,7 +6,7 @@
 rounds=${ROUNDS:-25}
 value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
 free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
-files() { ls "/proc/$(pidof ringd)/fd" | wc -l; }
+files() { for pid in $(pidof ringd); do ls "/proc/$pid/fd"; done | wc -l; }
 mkdir -p $Z
 truncate -s 4M $Z/disk.img
 zone_file guest1 1 64M disk.img

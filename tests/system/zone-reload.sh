@@ -5,7 +5,8 @@
 #@ timeout: 300
 . ./lib.sh
 value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
-left() { echo "$(value pages_used) pages, $(value heap_used) bytes of heap, $(ls "/proc/$(pidof ringd)/fd" | wc -l) files"; }
+files() { for pid in $(pidof ringd); do ls "/proc/$pid/fd"; done | wc -l; }
+left() { echo "$(value pages_used) pages, $(value heap_used) bytes of heap, $(files) files"; }
 mkdir -p $Z
 dd if=/dev/urandom of=$Z/disk.img bs=1M count=8 2>/dev/null
 hash=$(sha256sum <$Z/disk.img | cut -d ' ' -f 1)
