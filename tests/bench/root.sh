@@ -110,8 +110,9 @@ sizes() {
     ringd --daemonize || return
     size() { # WHEN
         say "size $1 $(ringctl info --json | tr -d '\n\r')"
-        say "rss $1 $(awk '/^VmRSS/ { rss = $2 } /^RssAnon/ { anon = $2 } END { print rss, anon }' \
-            "/proc/$(pidof ringd)/status")"
+        # Of its processes together.
+        say "rss $1 $(for pid in $(pidof ringd); do cat "/proc/$pid/status"; done |
+            awk '/^VmRSS/ { rss += $2 } /^RssAnon/ { anon += $2 } END { print rss, anon }')"
     }
     size 0
     for zone in 1 2; do
