@@ -101,6 +101,9 @@ impl Options {
         if let Some(file) = &self.log_file {
             add("--log-file", &file.display().to_string());
         }
+        if let Some(address) = self.metrics {
+            add("--metrics", &address.to_string());
+        }
         for (option, given) in [
             ("--no-io-uring", self.no_io_uring),
             ("--no-sandbox", self.no_sandbox),

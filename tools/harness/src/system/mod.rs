@@ -35,7 +35,7 @@ pub struct Arguments {
     #[arg(long)]
     pub verbose: bool,
     /// Machines to run at the same time.
-    #[arg(long, env = "RINGVISOR_JOBS", default_value_t = 2)]
+    #[arg(long, env = "RINGVISOR_JOBS", default_value_t = 3)]
     pub jobs: usize,
     /// Options for every machine; a machine's own settings go before them.
     #[command(flatten)]
