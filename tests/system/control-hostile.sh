@@ -15,6 +15,11 @@ for offset in 0 0x10 0x14 0x18 0x20 0xff8; do
         devmem "$(at $offset)" $width >/dev/null
     done
 done
+# EL2's own memory: reads and stores end in a bus error, for the program alone.
+for address in 0x40200000 0x40300000 0x405ffff8; do
+    devmem $address 32 >/tmp/out 2>&1 && fail "root reads EL2's memory at $address: $(cat /tmp/out)"
+    devmem $address 32 0 >/tmp/out 2>&1 && fail "root writes EL2's memory at $address"
+done
 daemon
 ringctl info >/dev/null || fail "ringctl info"
 devmem "$(at 8)" 64 0

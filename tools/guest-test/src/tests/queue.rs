@@ -236,8 +236,9 @@ impl Queue {
 
     /// Waits until all that was offered is used; the request's status.
     fn complete(&self) -> Result<u8, Failure> {
+        // Only a request that is lost takes so long: the daemon's machine may be busy.
         check!(
-            time::wait(2000, || self.used() == self.offered),
+            time::wait(20_000, || self.used() == self.offered),
             "used index {}, offered {}",
             self.used(),
             self.offered
