@@ -22,7 +22,8 @@ blkdiscard -z -o 9M -l 1M /dev/vdb && echo "zeroed: $(dd if=/dev/vdb bs=1M skip=
 sync
 echo 3 >/proc/sys/vm/drop_caches
 echo "hash: $(sha256sum </dev/vdb | cut -d ' ' -f 1)"
-sleep 2
+# Root looks at the counters now.
+sleep 15
 poweroff
 sleep 100
 S
@@ -34,10 +35,11 @@ zone_file guest1 1 256M root.img b.img
 daemon
 ringctl zone run $Z/guest1.toml >/tmp/console 2>&1 </dev/null &
 zone=$!
-# The last that is seen of the disk's counters.
+# The guest is done but has not left: the disk's counters are complete.
+: >/tmp/stats
 while kill -0 $zone 2>/dev/null; do
-    ringctl disk stats --json >/tmp/stats.new 2>/dev/null && grep -q '"durable"' /tmp/stats.new && mv /tmp/stats.new /tmp/stats
-    sleep 1
+    grep -q '^hash: ' /tmp/console && ringctl disk stats --json >/tmp/stats && break
+    sleep 0.2
 done
 wait $zone
 status=$?
