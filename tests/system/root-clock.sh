@@ -1,7 +1,7 @@
 #!/bin/sh
 # Timers: sleeps take as long as they should, and the clock never runs backwards on any CPU.
-#@ on: a57 small
-#@ all: generic max
+#@ on: a57
+#@ all: generic max small
 . ./lib.sh
 hundredths() { tr -d . </proc/uptime | cut -d ' ' -f 1; }
 pids=

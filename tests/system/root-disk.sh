@@ -1,6 +1,6 @@
 #!/bin/sh
 # Root's own virtio-mmio disk: what is written is read back, past the page cache.
-#@ on: a57 generic large
+#@ on: a57
 #@ all: every
 . ./lib.sh
 file=/srv/root-disk-test

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Each CPU gets its timer's interrupts (PPI), interrupts of other CPUs (SGI), and a device's when they are routed to it
 # (SPI, affinity).
-#@ on: a57 generic max
+#@ on: a57
 #@ all: every
 . ./lib.sh
 cpus=$(nproc)

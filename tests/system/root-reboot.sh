@@ -1,7 +1,7 @@
 #!/bin/sh
 # Root restarts the machine and comes back with all its CPUs.
-#@ on: a57 generic
-#@ all: max
+#@ on: a57
+#@ all: generic max
 #@ boot: own
 #@ timeout: 250
 . ./lib.sh

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The PL031: tells the time, and its alarm interrupts.
-#@ on: a57 generic
+#@ on: a57
+#@ all: generic
 . ./lib.sh
 rtc=/sys/class/rtc/rtc0
 [ -e $rtc ] || fail "no real-time clock"

@@ -57,7 +57,8 @@ at_least "merged operations" "$(count merges)" 1
 at_least "discards" "$(count discards)" 1
 sync
 freed=$((blocks - $(stat -c %b $Z/b.img)))
-at_least "blocks freed by the discard" $freed 4096
+# A hole may cost the file a block or two for its list of extents, which are counted as its own.
+at_least "blocks freed by the discard" $freed $((4096 - 2 * 8))
 is "size of the image" "$(stat -c %s $Z/b.img)" $((16 << 20))
 is "hash of the image" "$(sha256sum <$Z/b.img | cut -d ' ' -f 1)" "$(sed -n 's/^hash: //p' /tmp/text)"
 kernel_is_quiet
