@@ -2,6 +2,7 @@
 # What a daemon that is stopped, doubled, upgraded, stuck or dead means for zones and for those who ask (torture c4, c6,
 # c7, c12).
 #@ needs: el2
+#@ boot: disks
 #@ timeout: 400
 . ./lib.sh
 cat >/tmp/autorun <<'S'

@@ -2,6 +2,7 @@
 # What is done to disks while their guest runs: resize, attach, detach, limits, a write cache that is switched, blocks given
 # back; a queue for each vCPU. A new daemon has what the last one had attached.
 #@ needs: el2
+#@ boot: disks
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'S'

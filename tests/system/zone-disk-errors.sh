@@ -2,6 +2,7 @@
 # A file that fails: no space in a small tmpfs, EIO from device mapper's error target. The guest is told (on_error = "report")
 # or waits until the cause is gone (on_error = "stop"), as does its file system (torture c8).
 #@ needs: el2
+#@ boot: disks
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'S'

@@ -2,6 +2,7 @@
 # A Linux guest with all the disk's features: cache modes it switches, neighbours merged under verify, blocks it discards
 # freed in root's file, zeroes it asks for. What it reads at the end is what root has.
 #@ needs: el2
+#@ boot: disks
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'S'

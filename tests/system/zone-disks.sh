@@ -3,6 +3,7 @@
 # engines, each with a file and a block device, under fio with a random seed (torture e1). Hashes are compared from root's
 # side.
 #@ needs: el2
+#@ boot: disks
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'S'

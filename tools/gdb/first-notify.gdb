@@ -23,7 +23,8 @@ rv-stage2 1 0x40000000
 rv-stage2 1 0x0a000000
 rv-stage2 0 0x9000000
 rv-ring 1
-rv-queue 1 0 0 4
+# Any of the disk's queues may be the first to be notified: each vCPU has its own.
+rv-queue 1 0 all 4
 rv-counters
 rv-trace 0
 # The CPU that notified, from the thread that gdb is at.

@@ -329,9 +329,10 @@ def show_ring(which, count="8"):
 
 
 @command("rv-queue", 2)
-def show_queue(which, slot, queue="0", count="16"):
-    """rv-queue ZONE SLOT [QUEUE [COUNT]]: a device's registers and one of its queues: what EL2 has latched, available ring,
-    used ring, and the chains of the last COUNT heads that the driver made available."""
+def show_queue(which, slot, queue="all", count="16"):
+    """rv-queue ZONE SLOT [QUEUE|all [COUNT]]: a device's registers and its queues (one, or all that the driver has set up):
+    what EL2 has latched, available ring, used ring, and the chains of the last COUNT heads that the driver made available.
+    """
     place = zone(which)["slots"][int(slot, 0)]
     (pointer,) = words(address_of(locked(place)), 1)
     if pointer == 0:
@@ -343,27 +344,37 @@ def show_queue(which, slot, queue="0", count="16"):
         f"{number(transport['generation'])}"
     )
     queues = elements(transport["queues"], "ringvisor::virtio::queue::Queue")
+    memory = GuestMemory(which)
+    if queue == "all":
+        for index, one in enumerate(queues):
+            if number(one["setup"]["size"]) and number(one["setup"]["desc"]):
+                show_rings(memory, index, one, int(count, 0))
+        return
     index = int(queue, 0)
     if not 0 <= index < len(queues):
         raise Problem(f"the device has {len(queues)} queues")
-    setup = queues[index]["setup"]
+    show_rings(memory, index, queues[index], int(count, 0))
+
+
+def show_rings(memory, index, queue, count):
+    """One queue's rings."""
+    setup = queue["setup"]
     fields = {f.name: number(setup[f.name]) for f in setup.type.fields()}
     size, desc, driver, device = (fields[name] for name in ("size", "desc", "driver", "device"))
-    print(f"queue {index}: {queues[index]['phase']}, size {size}, desc {desc:#x}, avail {driver:#x}, used {device:#x}")
+    print(f"queue {index}: {queue['phase']}, size {size}, desc {desc:#x}, avail {driver:#x}, used {device:#x}")
     if size == 0 or desc == 0:
         return
-    memory = GuestMemory(which)
     flags, avail = memory.words(driver, 2, "H")
     used_flags, used = memory.words(device, 2, "H")
     (used_event,) = memory.words(driver + 4 + size * 2, 1, "H")
     (avail_event,) = memory.words(device + 4 + size * 8, 1, "H")
     print(f"avail: idx {avail}, flags {flags}, used_event {used_event}; used: idx {used}, flags {used_flags}, "
           f"avail_event {avail_event}; {(avail - used) & 0xFFFF} in flight")
-    for step in range(min(int(count, 0), size, avail), 0, -1):
+    for step in range(min(count, size, avail), 0, -1):
         position = (avail - step) & 0xFFFF
         (head,) = memory.words(driver + 4 + position % size * 2, 1, "H")
         print(f"  avail {position}: " + chain(memory, desc, size, head))
-    for step in range(min(int(count, 0), size, used), 0, -1):
+    for step in range(min(count, size, used), 0, -1):
         position = (used - step) & 0xFFFF
         head, length = memory.words(device + 4 + position % size * 8, 2, "I")
         print(f"  used {position}: head {head}, {length} bytes")

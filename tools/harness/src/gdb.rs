@@ -68,6 +68,8 @@ fn gdb(project: &Project, board: &Board, socket: &Path, batch: Option<&Path>) ->
         "set confirm off".to_owned(),
         "set pagination off".to_owned(),
         "set architecture aarch64".to_owned(),
+        // A busy host answers late; after two seconds, the default, answers and questions would not match any more.
+        "set remotetimeout 120".to_owned(),
         format!(
             "add-symbol-file {} -o {:#x}",
             elf.display(),

@@ -4,7 +4,8 @@
 //! - `all`: more machines, for `make test-all` only.
 //! - `timeout`: seconds, 120 by default. Only what hangs reaches it, so it is generous.
 //! - `needs`: `el2` if it makes no sense on a machine without the hypervisor.
-//! - `boot`: `own` for a boot shared with no other test.
+//! - `boot`: a word; tests of the same word (and machine) share a boot, those without one another. `own` is shared with no
+//!   other test. Boots are what runs side by side, so they should take about equally long.
 //! - `tier`: `all` to run by `make test-all` only.
 
 use std::fs;
@@ -61,7 +62,7 @@ pub struct Script {
     on: Vec<String>,
     on_all: Vec<String>,
     needs_el2: bool,
-    own_boot: bool,
+    boot: Option<String>,
     all: bool,
 }
 
@@ -168,27 +169,23 @@ impl Catalog {
         };
         let mut jobs = Vec::new();
         for machine in self.machines.iter().filter(|m| all || !m.all) {
-            let mut shared = Vec::new();
+            // In the order of the first test of each.
+            let mut boots: Vec<(Option<&str>, Vec<Script>)> = Vec::new();
             for script in &self.root {
                 let among = |names: &[String]| names.iter().any(|n| n == "every" || *n == machine.name);
                 let runs = among(&script.on) || (all && among(&script.on_all));
                 if runs && add(&machine.name, script) {
-                    if script.own_boot {
-                        jobs.push(Job::Boot {
-                            machine: machine.clone(),
-                            scripts: vec![script.clone()],
-                        });
-                    } else {
-                        shared.push(script.clone());
+                    let boot = script.boot.as_deref();
+                    match boots.iter_mut().find(|(b, _)| *b == boot && boot != Some("own")) {
+                        Some((_, scripts)) => scripts.push(script.clone()),
+                        None => boots.push((boot, vec![script.clone()])),
                     }
                 }
             }
-            if !shared.is_empty() {
-                jobs.push(Job::Boot {
-                    machine: machine.clone(),
-                    scripts: shared,
-                });
-            }
+            jobs.extend(boots.into_iter().map(|(_, scripts)| Job::Boot {
+                machine: machine.clone(),
+                scripts,
+            }));
         }
         for script in self.host.iter().filter(|s| add("host", s)) {
             jobs.push(Job::Host {
@@ -229,7 +226,7 @@ fn script(path: &Path) -> Result<Script> {
         on: vec!["a57".into()],
         on_all: Vec::new(),
         needs_el2: false,
-        own_boot: false,
+        boot: None,
         all: false,
     };
     for line in text.lines().filter_map(|l| l.strip_prefix("#@")) {
@@ -242,7 +239,7 @@ fn script(path: &Path) -> Result<Script> {
                 script.timeout = Duration::from_secs(seconds.parse().with_context(wrong)?)
             }
             ("needs", "el2") => script.needs_el2 = true,
-            ("boot", "own") => script.own_boot = true,
+            ("boot", word) => script.boot = Some(word.to_owned()),
             ("tier", "all") => script.all = true,
             _ => bail!(wrong()),
         }
@@ -283,13 +280,26 @@ mod tests {
             ("system/b.sh", "#@ boot: own\n#@ timeout: 5\n"),
             ("system/lib.sh", ""),
             ("system/d.sh", "#@ all: big\n"),
+            ("system/e.sh", "#@ boot: disks\n"),
+            ("system/f.sh", "#@ boot: own\n"),
+            ("system/g.sh", "#@ boot: disks\n"),
             ("host/c.sh", "#@ tier: all\n"),
         ])
         .unwrap();
-        assert_eq!(names(&catalog, &[], false), ["a57::b", "a57::a", "a57::d"]);
+        let selection = catalog.select(&[], false, true).unwrap();
+        let boots: Vec<Vec<&str>> = selection
+            .jobs
+            .iter()
+            .map(|job| match job {
+                Job::Boot { scripts, .. } => scripts.iter().map(|s| s.name.as_str()).collect(),
+                Job::Host { .. } => Vec::new(),
+            })
+            .collect();
+        let expected: [&[&str]; 4] = [&["a", "d"], &["b"], &["e", "g"], &["f"]];
+        assert_eq!(boots, expected);
         assert_eq!(
-            names(&catalog, &[], true),
-            ["a57::b", "a57::a", "a57::d", "big::a", "big::d", "host::c"]
+            names(&catalog, &["a57::a", "big", "host"], true),
+            ["a57::a", "big::a", "big::d", "host::c"]
         );
         assert_eq!(
             names(&catalog, &["big", "b"], true),
