@@ -1,13 +1,14 @@
 #!/bin/sh
 # Disks: what root wrote the guest reads, what the guest wrote and flushed root reads; a read-only disk and a serial; both
-# engines, each with a file and a block device, under fio with a random seed (torture e1). Hashes are compared from root's
-# side.
+# engines, each with files around the page cache and through it, a loop device, device mapper, qcow2 alone and over
+# backing files, under fio with a random seed (torture e1). Hashes are compared from root's side; zone-disks-matrix.sh has
+# all combinations.
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'S'
-for disk in vdb vdc vdd; do
+for disk in vdb vdc vdd vdh; do
     echo "$disk: $(sha256sum </dev/$disk | cut -d ' ' -f 1) ro=$(cat /sys/block/$disk/ro) serial=$(cat /sys/block/$disk/serial)"
 done
 for disk in vdb vdc; do
@@ -22,20 +23,30 @@ echo "fio: seed $seed"
 fio --size=6M --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --randseed=$seed \
     --name=b --filename=/dev/vdb --bsrange=512-64k --iodepth=32 --name=c --filename=/dev/vdc --bsrange=4k-1M --iodepth=4 \
     --name=e --filename=/dev/vde --bsrange=512-16k --iodepth=256 --name=f --filename=/dev/vdf --bs=4k --iodepth=1 \
-    >/tmp/fio.out 2>&1 && echo "fio: verified" || cat /tmp/fio.out
-for disk in vdb vdc vde vdf; do
+    --size=2M --name=g --filename=/dev/vdg --bsrange=512-256k --iodepth=16 \
+    --name=h --filename=/dev/vdh --bsrange=512-64k --iodepth=8 --name=i --filename=/dev/vdi --bsrange=512-64k --iodepth=64 \
+    --name=j --filename=/dev/vdj --bsrange=512-1M --iodepth=32 >/tmp/fio.out 2>&1 && echo "fio: verified" || cat /tmp/fio.out
+for disk in vdb vdc vde vdf vdi vdj; do
     echo "$disk-last: $(sha256sum </dev/$disk | cut -d ' ' -f 1)"
 done
 poweroff
 sleep 100
 S
 guest_disk $Z/root.img /tmp/autorun
-for disk in b c d e f; do
+for disk in b c d e f i j; do
     dd if=/dev/urandom of=$Z/$disk.img bs=1M count=16 2>/dev/null
     eval "hash_$disk=$(sha256sum <$Z/$disk.img | cut -d ' ' -f 1)"
 done
 loop=$(losetup -f --show $Z/c.img)
 loop_f=$(losetup -f --show $Z/f.img)
+loop_i=$(losetup -f --show $Z/i.img)
+# Nobody makes device nodes but dmsetup itself.
+export DM_DISABLE_UDEV=1
+printf '0 16384 linear %s 16384\n16384 16384 linear %s 0\n' "$loop_i" "$loop_i" | dmsetup create i || fail "dmsetup create"
+qcow2 $Z/g.qcow2 16
+# Over two backing files, the lower of which has data.
+qcow2 $Z/h1.qcow2 16 d.img raw
+qcow2 $Z/h.qcow2 16 h1.qcow2 qcow2
 zone_file guest1 1 256M root.img
 cat >>$Z/guest1.toml <<T
 [[disk]]
@@ -55,6 +66,21 @@ engine = "threads"
 [[disk]]
 path = "$loop_f"
 engine = "io_uring"
+[[disk]]
+path = "g.qcow2"
+format = "qcow2"
+engine = "io_uring"
+[[disk]]
+path = "h.qcow2"
+format = "qcow2"
+engine = "threads"
+[[disk]]
+path = "/dev/mapper/i"
+engine = "io_uring"
+[[disk]]
+path = "j.img"
+engine = "threads"
+cache = "writeback"
 T
 daemon
 ringctl zone run $Z/guest1.toml >/tmp/console 2>&1 </dev/null
@@ -75,8 +101,13 @@ is "hash of b" "$(sha256sum <$Z/b.img | cut -d ' ' -f 1)" "$(said vdb-last)"
 is "hash of c" "$(sha256sum <$loop | cut -d ' ' -f 1)" "$(said vdc-last)"
 is "hash of e" "$(sha256sum <$Z/e.img | cut -d ' ' -f 1)" "$(said vde-last)"
 is "hash of f" "$(sha256sum <$loop_f | cut -d ' ' -f 1)" "$(said vdf-last)"
+is "hash of i" "$(sha256sum </dev/mapper/i | cut -d ' ' -f 1)" "$(said vdi-last)"
+is "hash of j" "$(sha256sum <$Z/j.img | cut -d ' ' -f 1)" "$(said vdj-last)"
+has "vdh: $hash_d"
 is "hash of d" "$(sha256sum <$Z/d.img | cut -d ' ' -f 1)" "$hash_d"
-e2fsck -fn $Z/root.img >/dev/null || fail "the guest's file system is not clean"
+clean $Z/root.img
+dmsetup remove i
 losetup -d "$loop"
 losetup -d "$loop_f"
+losetup -d "$loop_i"
 kernel_is_quiet

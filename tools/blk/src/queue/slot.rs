@@ -87,8 +87,8 @@ impl Slot {
     /// How a transfer is submitted.
     pub fn io_kind(&self) -> IoKind {
         match (self.work, self.durable) {
-            (Work::Write, true) => IoKind::WriteDurable,
-            (Work::Write, false) => IoKind::Write,
+            (Work::Write, true) if !cfg!(feature = "skip-fdatasync") => IoKind::WriteDurable,
+            (Work::Write, _) => IoKind::Write,
             _ => IoKind::Read,
         }
     }

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::rig::*;
 use super::service::{Running, WAYS, collect};
 use crate::device::feature;
-use crate::disk::Disk;
 use crate::queue::Queue;
 use crate::reactor::wait::eventfd;
 use crate::reactor::{Bell, Commands, QueueId, ReadWidth};
@@ -145,7 +144,7 @@ fn a_reactor_allocates_nothing() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 256, WRITABLE_FEATURES, false);
-        let disk = Disk::open(&rig.config).unwrap();
+        let disk = open_soon(&rig.config);
         let (sender, interrupts) = std::sync::mpsc::channel();
         let mut setup = rig.setup(disk);
         // A channel allocates; it is not the reactor's.

@@ -39,7 +39,7 @@ impl Driver {
         let features = WRITABLE_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
         let rig = Rig::closed(EngineKind::Threads, SIZE, features, false);
         let model: Vec<u8> = (0..SECTORS * 512).map(pattern).collect();
-        let disk = Disk::open(&rig.config).unwrap();
+        let disk = open_soon(&rig.config);
         let fake = FakeEngine::new(model.clone());
         let outstanding = HashMap::new();
         let mut driver = Self {
@@ -319,7 +319,7 @@ fn flushed_writes_survive(lie: bool) -> bool {
 fn the_log_keeps_the_order() {
     use crate::inflight::InflightLog;
     let rig = Rig::closed(EngineKind::Threads, SIZE, 0, false);
-    let area = rig.setup(Disk::open(&rig.config).unwrap()).inflight;
+    let area = rig.setup(open_soon(&rig.config)).inflight;
     let (mut log, past) = InflightLog::open(&area, SIZE, 7).unwrap();
     assert!(past.fresh);
     for head in [9, 2, 31, 5, 0] {

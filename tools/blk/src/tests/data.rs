@@ -2,7 +2,7 @@
 
 use super::rig::*;
 use crate::device::{self, feature};
-use crate::disk::{Disk, EngineKind};
+use crate::disk::EngineKind;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -308,7 +308,7 @@ fn a_sum_over_four_gibibytes_is_counted_right() {
 #[test]
 fn features_and_configuration_space() {
     let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
-    let disk = Disk::open(&rig.config).unwrap();
+    let disk = open_soon(&rig.config);
     let common = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX) | feature(VIRTIO_F_RING_RESET);
     assert_eq!(device::features(&disk, 1), common | WRITABLE_FEATURES);
     assert_eq!(
@@ -333,11 +333,10 @@ fn features_and_configuration_space() {
     expected[34] = 4;
     assert_eq!(device::config(&disk, 256, 4), expected);
     drop(disk);
-    let readonly = Disk::open(&crate::DiskConfig {
+    let readonly = open_soon(&crate::DiskConfig {
         readonly: true,
         ..rig.config.clone()
-    })
-    .unwrap();
+    });
     assert_eq!(device::features(&readonly, 1), common | feature(VIRTIO_BLK_F_RO));
     expected[32..].fill(0);
     assert_eq!(device::config(&readonly, 256, 1), expected);

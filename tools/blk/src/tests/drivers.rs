@@ -205,7 +205,7 @@ fn with_driver(io_uring: bool, rig: &Rig, test: impl FnOnce(&mut VirtIOBlk<Ram, 
     .unwrap();
     let thread = std::thread::spawn(move || reactor.run().unwrap());
     let transport = FakeTransport {
-        disk: Disk::open(&rig.config).unwrap(),
+        disk: open_soon(&rig.config),
         handle: handle.clone(),
         log: Arc::new(MmapRegion::new(8192).unwrap()),
         status: DeviceStatus::empty(),

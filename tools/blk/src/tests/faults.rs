@@ -376,7 +376,7 @@ fn a_full_file_system() {
             path: path.clone(),
             ..rig.config.clone()
         };
-        let disk: Arc<Disk> = Disk::open(&rig.config).unwrap();
+        let disk: Arc<Disk> = open_soon(&rig.config);
         rig.open_on(disk);
         let mut failed = 0;
         for sector in (0..2048).step_by(32) {

@@ -92,7 +92,7 @@ fn locks() {
         readonly: true,
         ..writer.clone()
     };
-    let open = Disk::open(&writer).unwrap();
+    let open = open_soon(&writer);
     assert!(
         refusal(&writer)
             .contains("in use by another zone or program, expected no other user beside a writer")

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::rig::*;
 use super::service::{Running, WAYS, collect, queue};
 use crate::clock::Clock;
-use crate::disk::{Disk, EngineKind};
+use crate::disk::EngineKind;
 use crate::queue::Queue;
 use crate::throttle::{Rate, RateLimits};
 use crate::virtio::*;
@@ -130,12 +130,12 @@ fn a_reactor_waits_for_the_limit() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 256, ALL_FEATURES, false);
-        let disk = Disk::open(&rig.config).unwrap();
+        let disk = open_soon(&rig.config);
         disk.control().throttle.set_limits(iops(200, 1));
         let (limited, interrupts) = queue(&rig, disk.clone());
         let stats = limited.stats().clone();
         let mut free = Rig::closed(engine, 256, ALL_FEATURES, false);
-        let (unlimited, others) = queue(&free, Disk::open(&free.config).unwrap());
+        let (unlimited, others) = queue(&free, open_soon(&free.config));
         let (id, free_id) = (reactor.handle.add(limited), reactor.handle.add(unlimited));
         let start = Instant::now();
         offer(&mut rig, 0..21, 512);

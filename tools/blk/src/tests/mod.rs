@@ -8,6 +8,7 @@ mod cache;
 mod crash;
 mod data;
 mod drivers;
+mod durable;
 mod engines;
 mod faults;
 mod hostile;

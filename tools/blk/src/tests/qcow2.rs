@@ -210,7 +210,7 @@ fn every_file_of_a_chain_is_locked() {
         path: rig.dir.path().join("disk.img"),
         ..DiskConfig::default()
     };
-    let disk = Disk::open(&rig.config).unwrap();
+    let disk = open_soon(&rig.config);
     assert!(refusal(&rig.config).contains("in use"));
     assert!(refusal(&base).contains("in use"));
     let second = DiskConfig {

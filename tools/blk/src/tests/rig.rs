@@ -113,7 +113,7 @@ pub fn writable(addr: u64, len: u32) -> Buf {
 }
 
 /// Opens a disk that nobody has open any more: processes that other tests start may hold a descriptor of it for a
-/// moment, between their fork and their program.
+/// moment, between their fork and their program, and a ring one that was registered with it.
 pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
     let patient = OpenOptions {
         owner: None,

@@ -66,7 +66,7 @@ impl Drop for Running {
 
 /// A queue of the rig's own disk whose interrupts arrive on a channel.
 fn own_queue(rig: &Rig) -> (Queue, Receiver<()>) {
-    queue(rig, Disk::open(&rig.config).unwrap())
+    queue(rig, open_soon(&rig.config))
 }
 
 /// A queue of any disk.

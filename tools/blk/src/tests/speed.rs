@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use super::rig::*;
 use crate::device::feature;
-use crate::disk::Disk;
 use crate::queue::Queue;
 use crate::reactor::wait::eventfd;
 use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
@@ -55,7 +54,7 @@ fn speed() {
                     rig.config.path = path;
                 }
                 let flags = Arc::new(Flags::default());
-                let mut setup = rig.setup(Disk::open(&rig.config).unwrap());
+                let mut setup = rig.setup(open_soon(&rig.config));
                 let raised = flags.clone();
                 setup.notify = Box::new(move || {
                     raised.interrupt.fetch_add(1, Ordering::Release);

@@ -3,7 +3,7 @@
 use super::rig::*;
 use super::service::{Running, WAYS, collect, queue};
 use crate::control::OnError;
-use crate::disk::{Disk, EngineKind};
+use crate::disk::EngineKind;
 use crate::engine::fake::{FakeEngine, Outcome};
 use crate::virtio::*;
 
@@ -152,7 +152,7 @@ fn a_reactor_stops_and_tries_again() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
-        let disk = Disk::open(&rig.config).unwrap();
+        let disk = open_soon(&rig.config);
         disk.control().set_on_error(OnError::Stop);
         let (queue, interrupts) = queue(&rig, disk);
         let stats = queue.stats().clone();

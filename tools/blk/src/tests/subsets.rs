@@ -3,7 +3,6 @@
 use super::rig::*;
 use super::service::{Running, WAYS, collect, queue};
 use crate::device::{self, feature};
-use crate::disk::Disk;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -97,7 +96,7 @@ fn several_queues_of_one_disk() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let first = Rig::closed(engine, 64, ALL_FEATURES, false);
-        let disk = Disk::open(&first.config).unwrap();
+        let disk = open_soon(&first.config);
         std::thread::scope(|scope| {
             for number in 0..QUEUES {
                 let (disk, handle) = (disk.clone(), &reactor.handle);
