@@ -32,7 +32,7 @@ setup:
 	@tools/setup.sh
 
 hypervisor: setup
-	@cargo build --release --target $(EL2_TARGET) --bin ringvisor
+	@cargo build --release --target $(EL2_TARGET) -p ringvisor --bin ringvisor
 	@mkdir -p build
 	@$(OBJCOPY) -O binary "$(EL2_ELF)" "build/ringvisor.bin.$$$$" && mv "build/ringvisor.bin.$$$$" build/ringvisor.bin
 

@@ -98,8 +98,8 @@ zone_state() {
 
 zone_is() { [ "$(zone_state "$1")" = "$2" ]; }
 
-# sum FILE: its hash
-sum() { sha256sum <"$1" | cut -d ' ' -f 1; }
+# image_hash FILE: its SHA-256
+image_hash() { sha256sum <"$1" | cut -d ' ' -f 1; }
 
 # clean IMAGE [stopped]: its ext4 has no error. A guest that was stopped did not unmount it: its journal is replayed first.
 clean() {

@@ -24,3 +24,4 @@ exec 3>&-
 kill $follower
 printf 'poweroff\r' | timeout 60 ringctl zone console guest1 >/dev/null 2>&1
 timeout 60 ringctl zone wait guest1 || fail "zone wait"
+clean $Z/root.img

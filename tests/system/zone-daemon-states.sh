@@ -154,6 +154,7 @@ within 60 empty
 is "CPUs" "$(nproc)" $((cpus + 2))
 at_least "huge pages" "$(free)" $((pages + 1))
 wait
+clean $Z/root.img stopped
 grep seccomp $LOG && fail "a system call was refused"
 umount /srv/frozen
 rm -rf /srv/frozen /srv/frozen.img /srv/ringd-new

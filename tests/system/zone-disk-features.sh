@@ -62,5 +62,6 @@ at_least "discards" "$(count discards)" 1
 sync
 at_least "blocks freed by the discard" $((blocks - $(data_blocks $Z/b.img))) 512
 is "size of the image" "$(stat -c %s $Z/b.img)" $((16 << 20))
+clean $Z/root.img
 is "hash of the image" "$(sha256sum <$Z/b.img | cut -d ' ' -f 1)" "$(sed -n 's/^hash: //p' /tmp/text)"
 kernel_is_quiet

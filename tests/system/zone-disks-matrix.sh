@@ -112,7 +112,7 @@ for pair in $hashed; do
     dm_*) file=/dev/mapper/$(basename "${pair#*=}" .img) ;;
     *) file=${pair#*=} ;;
     esac
-    is "hash of ${pair#*=}" "$(sum "$file")" "$(said /tmp/text "${pair%%=*}")"
+    is "hash of ${pair#*=}" "$(image_hash "$file")" "$(said /tmp/text "${pair%%=*}")"
 done
 clean root.img
 
@@ -133,7 +133,7 @@ while read -r now was; do
     is "hash of qcow2 $was" "$(said /tmp/text2 "$now")" "$(said /tmp/text "$was")"
 done <pairs
 clean reader.img
-is "the lower backing files" "$(sum lower_io_uring.img) $(sum lower_threads.img)" "$(sum base.img) $(sum base.img)"
+is "the lower backing files" "$(image_hash lower_io_uring.img) $(image_hash lower_threads.img)" "$(image_hash base.img) $(image_hash base.img)"
 dmsetup remove_all
 losetup -D
 umount memory

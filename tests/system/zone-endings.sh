@@ -10,7 +10,8 @@ pages() { ringctl info --json | tr -d ' ,' | sed -n 's/^"pages_used"://p'; }
 free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
 mkdir -p "$Z"
 cp /srv/zones/guest-test.bin "$Z" || fail "no guest-test.bin next to the zone files"
-truncate -s 1M "$Z/scratch.img"
+dd if=/dev/urandom of="$Z/scratch.img" bs=64k count=16 2>/dev/null
+hash=$(image_hash "$Z/scratch.img")
 daemon
 spare=$(($(nproc) - 1))
 cpus=$((spare > 2 ? 2 : spare))
@@ -90,4 +91,5 @@ for ending in hang storm; do
     is "what is left after $ending" "$(everything)" "$before"
     echo "$ending: stopped"
 done
+is "hash of the image" "$(image_hash "$Z/scratch.img")" "$hash"
 kernel_is_quiet

@@ -6,7 +6,9 @@
 pages() { ringctl info --json | tr -d ' ,' | sed -n 's/^"pages_used"://p'; }
 free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
 guest_disk $Z/root.img
-zone_file guest1 1 256M root.img
+dd if=/dev/urandom of=$Z/data.img bs=1M count=4 2>/dev/null
+hash=$(image_hash $Z/data.img)
+zone_file guest1 1 256M root.img data.img
 daemon
 cpus=$(nproc)
 pages_before=$(pages)
@@ -35,6 +37,8 @@ for round in 1 2 3; do
     is "EL2's pages" "$(pages)" "$pages_before"
     timeout 10 ringctl zone wait guest1
     is "status of zone wait for a stopped zone" $? 1
+    is "hash of the image" "$(image_hash $Z/data.img)" "$hash"
+    clean $Z/root.img stopped
 done
 for command in stop pause resume wait "console --dump"; do
     # shellcheck disable=SC2086 # the words are meant to be split

@@ -8,7 +8,8 @@ value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
 free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
 files() { for pid in $(pidof ringd); do ls "/proc/$pid/fd"; done | wc -l; }
 mkdir -p $Z
-truncate -s 4M $Z/disk.img
+dd if=/dev/urandom of=$Z/disk.img bs=1M count=4 2>/dev/null
+hash=$(image_hash $Z/disk.img)
 zone_file guest1 1 64M disk.img
 daemon
 once() {
@@ -24,4 +25,5 @@ while [ "$round" -le "$rounds" ]; do
 done
 is "what is left after $rounds rounds" \
     "$(value pages_used) pages and $(value heap_used) bytes of heap of EL2, $(free) huge pages, $(files) files, $(nproc) CPUs" "$before"
+is "hash of the image" "$(image_hash $Z/disk.img)" "$hash"
 kernel_is_quiet

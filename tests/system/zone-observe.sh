@@ -19,6 +19,7 @@ S
 guest_disk $Z/root.img /tmp/autorun
 disk=/run/observe.img
 dd if=/dev/urandom of=$disk bs=1M count=16 2>/dev/null
+hash=$(image_hash $disk)
 zone_file guest1 1 256M root.img $disk
 ringctl doctor >/tmp/doctor || { cat /tmp/doctor; fail "doctor finds something wrong before the daemon runs"; }
 grep -q '^note *daemon .*not running' /tmp/doctor || fail "doctor does not say that the daemon is not running"
@@ -84,5 +85,7 @@ said "depth 1 ended" && fail "the guest was too fast"
 measure 32 4
 [ $((notes + kicks)) -lt $depth1_exits ] || fail "a deep queue takes as many exits for a read as a shallow one"
 ringctl zone wait guest1 || fail "the guest did not end well"
+is "hash of the image" "$(image_hash $disk)" "$hash"
+clean $Z/root.img
 rm $disk
 kernel_is_quiet

@@ -9,7 +9,7 @@ daemon
 ringctl zone run --cpus 1 --memory 256M --kernel /srv/zones/Image --initrd /srv/zones/initrd.cpio.gz \
     --disk $Z/root.img --cmdline "console=ttyAMA0 root=/dev/vda rw quiet" >/tmp/console 2>&1 </dev/null ||
     { cat /tmp/console; fail "zone run by options"; }
-e2fsck -fn $Z/root.img >/dev/null || fail "the guest's file system is not clean"
+clean $Z/root.img
 
 # A guest that does not power off by itself: its kernel panics and waits. `zone run` ends when the zone is stopped.
 zone_file guest1 1 256M

@@ -17,6 +17,8 @@ while [ ! -e /tmp/done ]; do
     [ "$now" -lt 200 ] || { cat /tmp/fio.out; break; }
 done
 cat /tmp/done
+echo 3 >/proc/sys/vm/drop_caches
+echo "hash: $(sha256sum </dev/vdb | cut -d " " -f 1)"
 dmesg | grep -E 'BUG:|WARNING:|Call trace:|rcu_.*stall|soft lockup|Oops|I/O error' && echo "kernel complained"
 sync
 poweroff
@@ -55,4 +57,6 @@ tail -5 /tmp/text
 grep -q "fio: verified" /tmp/text || fail "fio"
 grep "^jump" /tmp/text && fail "the guest's clock went on while it was paused"
 grep -q "kernel complained" /tmp/text && fail "the guest's kernel complained"
+is "hash of the image" "$(image_hash $Z/data.img)" "$(sed -n 's/^hash: //p' /tmp/text)"
+clean $Z/root.img
 kernel_is_quiet

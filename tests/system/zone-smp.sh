@@ -47,6 +47,7 @@ for cpus in $((all - 1)) "[2, $((all - 3))]"; do
             { cat /tmp/text; fail "CPU $cpu of the guest does not work"; }
     done
     grep -q "kernel complained" /tmp/text && fail "the guest's kernel complained"
+    clean $Z/root.img
     is "CPUs root has back" "$(nproc)" "$all"
 done
 kernel_is_quiet

@@ -1,5 +1,6 @@
-//! `cargo bench -p ringblk`: nanoseconds for each request of 4 KiB through ring and device with the `null:` image, which
-//! moves nothing; and for EL2's registers and ring. No system calls, no exits. docs/performance.md has a table.
+//! `cargo bench`: nanoseconds for each request of 4 KiB through ring and device with the `null:` image, which moves
+//! nothing; for EL2's registers and ring; and for all of it. No system calls, no exits. docs/performance.md has a table,
+//! `instructions.rs` counts.
 
 mod support;
 
@@ -27,7 +28,11 @@ fn requests(criterion: &mut Criterion) {
     group.finish();
     let mut registers = Registers::new();
     criterion.bench_function("registers and ring at EL2", |bencher| {
-        bencher.iter(|| registers.request());
+        bencher.iter(|| registers.request(|| {}));
+    });
+    let mut disk = Disk::new(Shape::read(1));
+    criterion.bench_function("transport, ring and device: read 4K x 1", |bencher| {
+        bencher.iter(|| registers.request(|| disk.round()));
     });
 }
 

@@ -1,4 +1,4 @@
-//! What `benches/requests.rs` and `examples/requests.rs` measure: [`Disk`], a guest's driver with as little work as
+//! What `benches/requests.rs` and `benches/instructions.rs` measure: [`Disk`], a guest's driver with as little work as
 //! possible, the queue and the engine, in one thread; and [`Registers`], EL2's part of a request, as host code.
 #![allow(dead_code, reason = "each of the two uses what it needs")]
 
@@ -36,6 +36,19 @@ pub struct Shape {
     pub depth: u16,
     /// Each begins where the one before it ends.
     pub neighbours: bool,
+}
+
+impl Shape {
+    /// Reads of the `null:` image, none a neighbour of another.
+    #[must_use]
+    pub fn read(depth: u16) -> Self {
+        Self {
+            path: "null:64M",
+            write: false,
+            depth,
+            neighbours: false,
+        }
+    }
 }
 
 /// A disk at work.
@@ -225,13 +238,14 @@ impl Registers {
     }
 
     /// What EL2 does for one request at depth 1, without traps: the store to QueueNotify and its ring entry, which the
-    /// daemon takes; the daemon's completion; the store to InterruptACK.
-    pub fn request(&mut self) {
+    /// daemon takes; the daemon's completion; the store to InterruptACK. In between `serve` does what the daemon does.
+    pub fn request(&mut self, serve: impl FnOnce()) {
         let notified = self.store(registers::QUEUE_NOTIFY, 0);
         let event = notified.event.expect("the daemon is told");
         let ring = Ring::new(&self.slots, &self.pending, &self.armed).expect("a ring");
         let _ = self.producer.push(&ring, event.entry(0));
         self.consumer.take(&ring).expect("an entry");
+        serve();
         assert!(self.consumer.prepare_to_sleep(&ring));
         let raised = self.transport.used_buffer(&self.page);
         let acknowledged = self.store(registers::INTERRUPT_ACK, 1);

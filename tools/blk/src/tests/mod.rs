@@ -15,6 +15,7 @@ mod hostile;
 mod images;
 mod limits;
 mod merging;
+mod neighbours;
 mod notify;
 mod qcow2;
 mod ranges;

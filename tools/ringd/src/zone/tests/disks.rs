@@ -307,3 +307,88 @@ fn a_device_has_as_many_queues_as_there_are_vcpus_or_as_its_file_says() {
     machine.registry.ask("a", Wish::Stop).unwrap();
     machine.assert_clean();
 }
+
+/// The driver's choice of the write cache, as the daemon has it.
+fn writeback(registry: &Registry) -> bool {
+    registry.context().io.disk(1, 0).unwrap().control().writeback()
+}
+
+// virtio-checklist 53, 58: the byte that the driver writes reaches the disk, if CONFIG_WCE was negotiated; another image, a
+// reset and another daemon have it too
+#[test]
+fn the_driver_turns_the_write_cache_off_and_on() {
+    const FLUSH: u64 = 1 << 9;
+    const CONFIG_WCE: u64 = 1 << 11;
+    let machine = Machine::new();
+    machine.start_with_spare();
+    machine.activate(0);
+    let choose = |features: u64, byte: u8| {
+        machine.el2.guest_changes_device(1, 0, |device| {
+            device.features = 1 << 32 | features;
+            device.config[32] = byte;
+        });
+    };
+    assert_eq!(machine.el2.device(1, 0).unwrap().config[32], 1, "on at first");
+    assert!(writeback(&machine.registry));
+    for byte in [0, 1, 0] {
+        choose(FLUSH | CONFIG_WCE, byte);
+        until("mode", || writeback(&machine.registry) == (byte == 1));
+    }
+    assert!(machine.active(0), "the queue is served all the time");
+    // A larger capacity does not touch it.
+    let wish = DiskWish::Resize {
+        slot: 0,
+        size: Some(8192),
+        shrink: false,
+    };
+    machine.wish(wish).unwrap();
+    assert_eq!(machine.el2.device(1, 0).unwrap().config[32], 0);
+    assert!(!writeback(&machine.registry));
+    // The next daemon finds it in the device's state.
+    machine.registry.context().io.stop();
+    let path = machine.path("records/a.json");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(path, text.replace("d.img", "copy-d.img")).unwrap();
+    fs::copy(machine.path("d.img"), machine.path("copy-d.img")).unwrap();
+    let next = daemon(&machine.el2, &machine.host, machine.path("records"));
+    until("mode", || !writeback(&next));
+    next.ask("a", Wish::Stop).unwrap();
+    machine.assert_clean();
+}
+
+#[test]
+fn a_read_only_image_in_a_spare_drive() {
+    let machine = Machine::new();
+    machine.start_with_spare();
+    let disk = DiskConfig {
+        readonly: true,
+        ..machine.disk("more.img", 1 << 20)
+    };
+    machine.activate(1);
+    assert_eq!(machine.attach(&disk), Ok(1));
+    assert_eq!(machine.capacity(1), 2048);
+    assert!(machine.active(1), "the queue is served again");
+    let image = machine.registry.context().io.disk(1, 1).unwrap();
+    assert!(image.config().readonly);
+    assert!(
+        machine.record().disks[1].as_ref().unwrap().readonly,
+        "the next daemon opens it so, too"
+    );
+    // Its file is not made longer, and others may read it.
+    let wish = DiskWish::Resize {
+        slot: 1,
+        size: Some(2 << 20),
+        shrink: false,
+    };
+    let message = machine.wish(wish).unwrap_err();
+    assert!(message.contains("read-only"), "{message}");
+    let other = ZoneConfig {
+        disk: vec![disk],
+        cpus: Cpus::Count(1),
+        ..machine.config("other")
+    };
+    machine.registry.start(other).unwrap();
+    machine.registry.ask("other", Wish::Stop).unwrap();
+    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.assert_clean();
+}
