@@ -115,7 +115,7 @@ fn a_hostile_guest_beside_a_good_one() {
                     .iter()
                     .map(|lane| {
                         let at = DATA + lane * 512;
-                        good.fill(at, &[round as u8 + *lane as u8; 512]);
+                        good.fill(at, &[(round + *lane as u32) as u8; 512]);
                         good.offer_request(*lane as u16 * 3, VIRTIO_BLK_T_OUT, *lane, Some(readable(at, 512)))
                     })
                     .collect();
