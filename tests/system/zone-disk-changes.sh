@@ -39,6 +39,8 @@ echo "detached: $(dd if=/dev/vdc bs=512 count=1 iflag=direct 2>/dev/null | wc -c
 awaits vdc 16
 echo "again: $(hash /dev/vdc)"
 dmesg | grep -E 'I/O error|Buffer I/O' && echo "guest saw errors"
+# That image is read-only, which the drive cannot say: writing fails.
+dd if=/dev/zero of=/dev/vdc bs=4k count=1 oflag=direct 2>/dev/null && echo "written" || echo "refused"
 poweroff
 sleep 100
 S
@@ -46,6 +48,7 @@ guest_disk $Z/root.img /tmp/autorun
 dd if=/dev/zero of=$Z/b.img bs=1M count=16 2>/dev/null
 dd if=/dev/urandom of=$Z/c.img bs=1M count=8 2>/dev/null
 dd if=/dev/urandom of=$Z/d.img bs=1k count=8 2>/dev/null
+hash_d=$(image_hash $Z/d.img)
 zone_file guest1 2 256M root.img b.img
 sed -i 's/^cpus/spare_disks = 1\ncpus/' $Z/guest1.toml
 daemon
@@ -106,10 +109,12 @@ is "what was written to it" "$(said written)" "$(image_hash $Z/c.img)"
 ringctl disk detach guest1 vdc || fail "disk detach"
 within 60 says detached
 is "what is read of the drive" "$(said detached)" "0 bytes"
-ringctl disk attach guest1 $Z/d.img || fail "another disk into the drive"
+ringctl disk attach guest1 $Z/d.img,readonly=true || fail "another disk into the drive"
 ringctl zone wait guest1 || fail "zone wait"
 text | tail -25
 is "the second disk in the drive" "$(said again)" "$(image_hash $Z/d.img)"
+says refused || fail "a read-only image was written"
+is "hash of the read-only image" "$(image_hash $Z/d.img)" "$hash_d"
 says "guest saw errors" && fail "the guest saw errors"
 clean $Z/root.img
 kernel_is_quiet

@@ -1,5 +1,5 @@
 #!/bin/sh
-# States of a zone: start, list, pause, resume, stop, wait; everything it had comes back.
+# States of a zone: start, list, pause, resume, stop, wait; everything it had comes back. How much memory the daemon takes.
 #@ needs: el2
 #@ timeout: 300
 . ./lib.sh
@@ -9,7 +9,18 @@ guest_disk $Z/root.img
 dd if=/dev/urandom of=$Z/data.img bs=1M count=4 2>/dev/null
 hash=$(image_hash $Z/data.img)
 zone_file guest1 1 256M root.img data.img
-daemon
+ringd --daemonize --supervise || fail "ringd does not start"
+
+# daemon_memory GUEST_RAM: KiB of supervisor, broker and worker beside guest RAM; what they share counts once
+daemon_memory() {
+    total=$((-$1))
+    for pid in $(pidof ringd); do
+        pss=$(awk '$1 == "Pss:" { print $2 }' "/proc/$pid/smaps_rollup")
+        huge=$(awk '$1 == "HugetlbPages:" { print $2 }' "/proc/$pid/status")
+        total=$((total + pss + huge))
+    done
+    echo $total
+}
 cpus=$(nproc)
 pages_before=$(pages)
 ringctl zone list --json | grep -q . || fail "no JSON"
@@ -22,7 +33,13 @@ for round in 1 2 3; do
     ringctl zone list --json | grep -q '"guest1"' || fail "not in the JSON list"
     ringctl zone start $Z/guest1.toml 2>/tmp/message && fail "a zone was started twice"
     grep -q guest1 /tmp/message || fail "unclear: $(cat /tmp/message)"
-    [ $round = 1 ] && sleep 3
+    if [ $round = 1 ]; then
+        sleep 3
+        memory=$(daemon_memory $((256 << 10)))
+        echo "the daemon has $memory KiB beside its guest's RAM"
+        at_least "the daemon's memory in KiB" "$memory" 1024
+        [ "$memory" -lt 8192 ] || fail "the daemon has $memory KiB beside its guest's RAM, expected less than 8192"
+    fi
     ringctl zone pause guest1 || fail "zone pause"
     is "state" "$(zone_state guest1)" paused
     ringctl zone console guest1 --dump >/tmp/one

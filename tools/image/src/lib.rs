@@ -9,6 +9,7 @@
 //! - [`userland`]: the directory tree of busybox, fio, e2fsprogs, util-linux, procps, kmod, bash.
 //! - [`cpio`], [`initramfs`], [`ext4`]: what the tree is packed into.
 //! - [`qemu`]: QEMU 10 from backports, unpacked for the host.
+//! - [`programs`]: programs for a test of a guest's disk.
 //! - [`machine`]: the public entry points, used by `tools/harness`.
 
 pub mod apt;
@@ -20,6 +21,7 @@ pub mod initramfs;
 pub mod kernel;
 pub mod machine;
 pub mod modules;
+pub mod programs;
 pub mod qemu;
 pub mod userland;
 pub mod zimg;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use image::{Cache, Flavour, machine, qemu};
+use image::{Cache, Flavour, machine, programs, qemu};
 
 /// Makes what a ringvisor machine boots, from Debian arm64 packages.
 #[derive(Parser)]
@@ -31,6 +31,8 @@ enum What {
         #[arg(long, value_enum, default_value = "cloud")]
         kernel: Flavour,
     },
+    /// A disk with git, SQLite and tar, for a test's guest.
+    Programs,
     /// QEMU 10 from Debian's backports, for this machine.
     Qemu10,
     /// A disk with QEMU 10 for root, to run guests under KVM.
@@ -69,6 +71,7 @@ fn run() -> Result<()> {
                 files.disk.display()
             );
         }
+        What::Programs => println!("{}", programs::disk(&cache)?.display()),
         What::QemuRoot => println!("{}", qemu::root_disk(&cache)?.display()),
         What::Qemu10 => println!("{}", qemu::obtain(&cache)?.display()),
     }

@@ -2,10 +2,10 @@
 //! memory and image are what it wrote, and the daemon has as many descriptors as before.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::rig::*;
-use super::service::{Running, WAYS, collect, queue};
+use super::service::{PATIENCE, Running, WAYS, collect, queue};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x10_0000;
@@ -96,7 +96,7 @@ fn a_hostile_guest_beside_a_good_one() {
                     broken.fetch_add(attack(&mut bad, reactor, &mut seed).into(), Ordering::Relaxed);
                 }
                 // Its queues have gone, and a moment later their images.
-                let deadline = Instant::now() + Duration::from_secs(10);
+                let deadline = Instant::now() + PATIENCE;
                 while descriptors(bad.dir.path()) > 0 {
                     assert!(Instant::now() < deadline, "descriptors are left");
                     std::thread::yield_now();

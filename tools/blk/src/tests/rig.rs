@@ -117,7 +117,7 @@ pub fn writable(addr: u64, len: u32) -> Buf {
 pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
     let patient = OpenOptions {
         owner: None,
-        wait: Duration::from_secs(5),
+        wait: Duration::from_secs(60),
     };
     Disk::open_with(config, &patient).unwrap()
 }
