@@ -14,7 +14,13 @@ const PACKAGES: &[&str] = &["git", "sqlite3", "tar"];
 /// Size of the disk. Sparse.
 const BYTES: u64 = 512 << 20;
 /// What no program reads.
-const EXCLUDE: &[&str] = &["./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./etc", "./var"];
+const EXCLUDE: &[&str] = &[
+    "./usr/share/doc",
+    "./usr/share/man",
+    "./usr/share/locale",
+    "./etc",
+    "./var",
+];
 
 /// An ext4 disk with `usr/bin` and `usr/lib/aarch64-linux-gnu`, to be mounted anywhere. The C library is the guest's own.
 ///
@@ -53,7 +59,14 @@ pub fn disk(cache: &Cache) -> Result<PathBuf> {
 fn is_part(name: &str) -> bool {
     PACKAGES.contains(&name)
         || name.starts_with("lib")
-            && !["libc6", "libc-bin", "libperl", "libgdbm", "libdb5", "liberror-perl"]
-                .iter()
-                .any(|other| name.starts_with(other))
+            && ![
+                "libc6",
+                "libc-bin",
+                "libperl",
+                "libgdbm",
+                "libdb5",
+                "liberror-perl",
+            ]
+            .iter()
+            .any(|other| name.starts_with(other))
 }

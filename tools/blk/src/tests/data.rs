@@ -1,8 +1,11 @@
 //! Requests that a decent driver makes: types, framing, limits of the disk. On both engines.
 
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
 use super::rig::*;
 use crate::device::{self, feature};
 use crate::disk::EngineKind;
+use crate::memory::GuestRam;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -289,7 +292,7 @@ fn more_segments_than_the_kernel_takes_at_once() {
     }
 }
 
-// torture b8: 4 GiB-1 bytes in one descriptor need RAM of that size; the sum over 2^32 is made of many large ones
+// torture b8: a sum over 2^32 of many buffers
 #[test]
 fn a_sum_over_four_gibibytes_is_counted_right() {
     let mut rig = Rig::with(EngineKind::Threads, 1024, ALL_FEATURES, false);
@@ -302,6 +305,61 @@ fn a_sum_over_four_gibibytes_is_counted_right() {
     rig.run();
     assert_eq!(rig.take_used(), [(0, 0)]);
     assert_eq!(rig.byte(BUFFERS + 64), IOERR);
+}
+
+// torture b8: descriptors of 4 GiB - 1 bytes and of the most that is sectors, alone and two of them, over 2^32 in sum. The
+// memory is there by address alone.
+#[test]
+fn descriptors_of_four_gibibytes() {
+    const ODD: u32 = u32::MAX;
+    const WHOLE: u32 = u32::MAX - 511;
+    let high = BASE + 0x1_0000_0000;
+    for kind in ENGINES {
+        let mut rig = Rig::closed(kind, 16, ALL_FEATURES, false);
+        let ranges = [(GuestAddress(BASE), RAM), (GuestAddress(high), 5 << 30)];
+        rig.memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
+        rig.ram = GuestRam::new(rig.memory.clone()).unwrap();
+        rig.config.path = "null:16G".into();
+        rig.open();
+        let both = |len| {
+            [
+                readable(BUFFERS, 16),
+                writable(high, len),
+                writable(high + 4096, len),
+            ]
+        };
+        for (lens, status, used) in [
+            (1, IOERR, 0),
+            (2, OK, WHOLE + 1),
+            // What does not fit into the field of 32 bits is less than what was written.
+            (3, OK, u32::MAX),
+        ] {
+            rig.header(BUFFERS, VIRTIO_BLK_T_IN, 0);
+            rig.fill(BUFFERS + 64, &[0xff]);
+            let mut bufs = match lens {
+                1 => both(ODD)[..2].to_vec(),
+                2 => both(WHOLE)[..2].to_vec(),
+                _ => both(WHOLE).to_vec(),
+            };
+            bufs.push(writable(BUFFERS + 64, 1));
+            rig.offer(0, &bufs);
+            rig.run();
+            assert_eq!(
+                (rig.take_used(), rig.byte(BUFFERS + 64)),
+                (vec![(0, used)], status)
+            );
+        }
+        // Of a disk that is smaller nothing is read.
+        rig.kill();
+        let mut small = Rig::closed(kind, 16, ALL_FEATURES, false);
+        (small.memory, small.ram) = (rig.memory.clone(), rig.ram.clone());
+        small.epoch = 2;
+        small.fill(small.ring.avail.0, &[0; 64]);
+        small.fill(small.ring.used.0, &[0; 256]);
+        small.open();
+        let done = small.request(0, VIRTIO_BLK_T_IN, 0, Some(writable(high, WHOLE)));
+        assert_eq!(done, (IOERR, 0));
+    }
 }
 
 // virtio-checklist 51, 52, 54, 65

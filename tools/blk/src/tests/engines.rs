@@ -167,7 +167,7 @@ fn truncated_underneath() {
     }
 }
 
-// virtio-checklist 60, 64: a discard gives blocks back, zeroes read zero whether unmapped or not, neighbours stay
+// virtio-checklist 57: a discard gives blocks back, zeroes read zero whether unmapped or not, neighbours stay
 #[test]
 fn holes_and_zeroes() {
     let dir = disk_dir();

@@ -86,9 +86,7 @@ pub fn queue(rig: &Rig, disk: Arc<Disk>) -> (Queue, Receiver<()>) {
 pub fn collect(rig: &mut Rig, interrupts: &Receiver<()>, count: usize) {
     let mut seen = rig.take_used().len();
     while seen < count {
-        interrupts
-            .recv_timeout(PATIENCE)
-            .expect("an interrupt");
+        interrupts.recv_timeout(PATIENCE).expect("an interrupt");
         seen += rig.take_used().len();
     }
     assert_eq!(seen, count);
