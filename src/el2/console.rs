@@ -9,9 +9,9 @@ use core::ptr::NonNull;
 use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer};
 use log::{LevelFilter, Log, Metadata, Record};
 use ringvisor::addr::Pa;
-use spin::Mutex;
 
-use super::arch::sysreg;
+use super::arch::{self, sysreg};
+use super::sync::Mutex;
 
 /// Tries for the lock, and for room in the transmit FIFO during a line, before going on without.
 const PATIENCE: u32 = 1 << 20;
@@ -46,7 +46,7 @@ impl Writer<'_> {
                 return;
             }
             self.patience -= 1;
-            core::hint::spin_loop();
+            arch::relax();
         }
         self.uart.write_word(byte);
     }
@@ -66,7 +66,7 @@ impl Console {
                 }
                 None => patience -= 1,
             }
-            core::hint::spin_loop();
+            arch::relax();
         };
         if let Some(uart) = guard.as_mut() {
             // Writer never fails.

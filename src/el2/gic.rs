@@ -12,10 +12,10 @@ use ringvisor::abi::counters::Event;
 use ringvisor::abi::trace::Kind;
 use ringvisor::vgic::ListRegisters;
 use ringvisor::vgic::PhysicalGic;
-use spin::Once;
 
 use super::arch::{self, sysreg};
 use super::cpu::{self, Cpu};
+use super::sync::Once;
 use super::{root, stats};
 
 /// The SGI by which EL2 asks a CPU to look at its requests and list registers.

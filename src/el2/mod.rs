@@ -17,6 +17,7 @@ mod mm;
 pub mod panic;
 mod root;
 mod stats;
+mod sync;
 pub mod traps;
 mod zone;
 
@@ -28,11 +29,11 @@ use ringvisor::abi::MAX_CPUS;
 use ringvisor::addr::Pa;
 use ringvisor::machine::{Conduit, DeviceTree, LogLevel, Machine, Options};
 use ringvisor::stage2::Stage2;
-use spin::Once;
 
 use arch::boot::SecondaryContext;
 use arch::vectors::STACK_SHIFT;
 use arch::{features, sysreg};
+use sync::Once;
 
 /// Bits of a zone's physical address at most: what the tables' 40-bit form gives.
 const MAX_IPA_BITS: u32 = 40;
@@ -203,7 +204,7 @@ fn start_secondaries(machine: &Machine) {
     }
     let deadline = sysreg::read!("cntpct_el0") + SECONDARY_PATIENCE * sysreg::read!("cntfrq_el0");
     while cpu::all().iter().any(|cpu| !cpu.is_here()) && sysreg::read!("cntpct_el0") < deadline {
-        core::hint::spin_loop();
+        arch::relax();
     }
     let here = cpu::all().iter().filter(|cpu| cpu.is_here()).count();
     info!("{here} of {} CPUs at EL2", cpu::all().len());

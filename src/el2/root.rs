@@ -15,12 +15,12 @@ use ringvisor::psci::{self, Call, Error, Mpidr};
 use ringvisor::stage2::{Access, MapError, Stage2, gaps};
 use ringvisor::syndrome::Width;
 use ringvisor::vgic::{Doorbell, Kicks, RootConfig, RootGic, SgiRequest};
-use spin::{Mutex, Once};
 
 use super::arch::vectors::TrapFrame;
 use super::arch::{self, vcpu};
 use super::cpu::Cpu;
 use super::mm::frames::Tables;
+use super::sync::{Mutex, Once};
 use super::traps::{Outcome, bytes};
 use super::{control, cpu, gic, mm};
 

@@ -22,7 +22,6 @@ use ringvisor::ring::{Bell, Entry, Producer};
 use ringvisor::stage2::{Access, Stage2};
 use ringvisor::vgic::{Doorbell, Kicks, SgiRequest, Vgic};
 use ringvisor::virtio::{GuestRam, Outcome as Effect, Spec, Transport};
-use spin::{Mutex, RwLock, RwLockWriteGuard};
 
 use super::arch::{self, sysreg, vcpu};
 use super::control::{self, Refusal};
@@ -31,6 +30,7 @@ use super::device::Device;
 use super::gic::{self, LocalListRegisters};
 use super::mm::blocks;
 use super::mm::frames::{FrameBox, Tables};
+use super::sync::{Mutex, RwLock, RwLockWriteGuard};
 use super::{root, stats};
 
 mod access;

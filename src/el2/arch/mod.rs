@@ -29,6 +29,12 @@ pub fn isb() {
     unsafe { asm!("isb", options(nostack, preserves_flags)) }
 }
 
+/// One turn of a loop that waits for another CPU.
+pub fn relax() {
+    // SAFETY: a hint and a barrier.
+    unsafe { asm!("yield", "isb", options(nomem, nostack, preserves_flags)) }
+}
+
 /// Waits for an interrupt; returns at once if one is pending, masked or not.
 pub fn wfi() {
     // SAFETY: only stops the CPU until an interrupt; `dsb` first, as the architecture recommends.

@@ -4,9 +4,10 @@ use alloc::vec::Vec;
 
 use ringvisor::abi::command::Status;
 use ringvisor::addr::{BLOCK_SIZE, Pa};
-use spin::Mutex;
 
 use crate::el2::root;
+
+use super::super::sync::Mutex;
 
 struct Bits {
     base: u64,

@@ -7,7 +7,8 @@ use core::ptr::NonNull;
 use buddy_system_allocator::Heap;
 use ringvisor::addr::{PAGE_SIZE, Pa};
 use ringvisor::stage2::TableMemory;
-use spin::Mutex;
+
+use super::super::sync::Mutex;
 
 const PAGE: usize = PAGE_SIZE as usize;
 

@@ -6,7 +6,8 @@ use core::ptr::{NonNull, null_mut};
 
 use buddy_system_allocator::Heap;
 use ringvisor::addr::PAGE_SIZE;
-use spin::Mutex;
+
+use super::super::sync::Mutex;
 
 const PAGE: usize = PAGE_SIZE as usize;
 

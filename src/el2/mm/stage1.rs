@@ -4,11 +4,12 @@ use aarch64_paging::descriptor::El23Attributes as Attr;
 use aarch64_paging::idmap::IdMap;
 use aarch64_paging::paging::{El2, MemoryRegion};
 use ringvisor::addr::{BLOCK_SIZE, PAGE_SIZE, Pa, Va};
-use spin::Mutex;
 
 use crate::el2::arch::vectors::STACK_SHIFT;
 use crate::el2::arch::{self, boot};
 use crate::el2::mm::heap;
+
+use super::super::sync::Mutex;
 
 const COMMON: Attr = Attr::VALID.union(Attr::ACCESSED).union(Attr::USER_RES1);
 const NORMAL: Attr = COMMON.union(Attr::ATTRIBUTE_INDEX_1).union(Attr::INNER_SHAREABLE);
