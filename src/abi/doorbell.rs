@@ -16,6 +16,9 @@ pub const DETACH: u16 = 0x010;
 pub const USED_BUFFER: u16 = 0x014;
 /// 32-bit, `zone`: there is input in the zone's console input ring.
 pub const CONSOLE_INPUT: u16 = 0x018;
+/// 32-bit: how the bell rings. 1: every ring is a pulse of INTx, whatever INTx Disable says, and one comes at once. 0, or
+/// a write that enables INTx: as PCI has it, which holds after a reset.
+pub const PULSES: u16 = 0x01c;
 
 /// Value for [`USED_BUFFER`].
 #[must_use]

@@ -19,7 +19,7 @@ pub mod shared;
 pub mod trace;
 
 /// Version of everything in this module; EL2 and daemon must agree exactly.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// First bytes of the information page and of the shared page: "RINGVISR".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGVISR");

@@ -16,12 +16,12 @@ use ringvisor::addr::{BLOCK_SIZE, Pa};
 use ringvisor::pci::{ConfigSpace, Effect, Page};
 use ringvisor::ring::ZoneWindow;
 use ringvisor::syndrome::Width;
-use spin::{Mutex, Once};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
 use super::arch::sysreg;
 use super::mm::frames::RegisterFrame;
 use super::mm::{blocks, frames, heap, stage1};
+use super::sync::{Mutex, Once};
 use super::{cpu, gic, stats, zone};
 
 mod exec;
@@ -111,6 +111,17 @@ pub fn ring_bell() {
     }
 }
 
+/// A store to [`doorbell::PULSES`].
+fn set_pulses(pulses: bool) {
+    let Some(device) = DEVICE.get() else { return };
+    let mut function = device.function.lock();
+    let Function { space, frame } = &mut *function;
+    if space.set_pulses(&mut FramePage(frame), pulses) == Effect::RaiseIntx {
+        device.bells.fetch_add(1, Ordering::Relaxed);
+        gic::set_pending(device.intid);
+    }
+}
+
 /// A store of root's to configuration space; `offset` in the whole of it. Only function 0 of device 0 exists.
 pub fn config_write(offset: u32, width: Width, value: u64) {
     let (Some(device), Ok(offset)) = (DEVICE.get(), u16::try_from(offset)) else {
@@ -151,6 +162,7 @@ pub fn bar_write(offset: u32, width: Width, value: u64) {
                 zone::with(number, zone::Zone::console_input);
             }
         }
+        (doorbell::PULSES, Width::Word) => set_pulses(value as u32 == 1),
         (doorbell::COMMAND, Width::Word) => run_command(),
         (doorbell::ATTACH, Width::Double) => finish_attach(attach(Pa(value))),
         (doorbell::DETACH, Width::Word) => finish_attach(detach()),

@@ -141,6 +141,38 @@ fn interrupts_are_neither_lost_nor_doubled() {
 }
 
 #[test]
+fn pulses_need_no_write_and_are_never_lost() {
+    let (mut config, mut image) = function();
+    let enabled = COMMAND_MEMORY | COMMAND_MASTER;
+    let _ = config.write(&mut image, 4, 2, enabled.into());
+    // One is under way when pulses begin: told of again.
+    assert_eq!(config.assert_intx(&mut image), Effect::RaiseIntx);
+    assert_eq!(config.set_pulses(&mut image, true), Effect::RaiseIntx);
+    assert_eq!(config.set_pulses(&mut image, true), Effect::None);
+    let shown = enabled | COMMAND_INTX_DISABLE | STATUS_INTERRUPT;
+    for _ in 0..3 {
+        assert_eq!(config.assert_intx(&mut image), Effect::RaiseIntx);
+        assert!(check_and_mask(&mut config, &mut image));
+        assert_eq!(image.read(4, 4), shown, "the handler wrote nothing");
+    }
+    // Writes that leave INTx disabled, as of Linux's bus mastering, change nothing.
+    let _ = config.write(&mut image, 4, 2, (COMMAND_MEMORY | COMMAND_INTX_DISABLE).into());
+    assert_eq!(config.assert_intx(&mut image), Effect::RaiseIntx);
+    // Whoever enables INTx has levels again, and is told of the one that is up.
+    assert_eq!(unmask(&mut config, &mut image), Effect::RaiseIntx);
+    assert_eq!(config.assert_intx(&mut image), Effect::None, "one is under way");
+    assert!(check_and_mask(&mut config, &mut image));
+    config.deassert_intx(&mut image);
+    assert_eq!(unmask(&mut config, &mut image), Effect::None);
+    assert_eq!(config.assert_intx(&mut image), Effect::RaiseIntx);
+    // Ended without a write: masked until software enables INTx.
+    let _ = config.set_pulses(&mut image, true);
+    assert_eq!(config.set_pulses(&mut image, false), Effect::None);
+    assert_eq!(config.assert_intx(&mut image), Effect::None);
+    assert_eq!(unmask(&mut config, &mut image), Effect::RaiseIntx);
+}
+
+#[test]
 fn what_is_read_only_stays() {
     let (mut config, mut image) = function();
     let _ = config.assert_intx(&mut image);

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::registry::Registry;
 use super::threads::Threads;
@@ -41,7 +41,7 @@ impl Watch {
     fn entry(&mut self, data: u64) -> squeue::Entry {
         let fd = types::Fd(self.fd);
         let entry = if self.polls() {
-            opcode::PollAdd::new(fd, libc::POLLIN as u32).build()
+            opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build()
         } else {
             opcode::Read::new(fd, self.buffer.as_mut_ptr(), self.width as u32)
                 .offset(u64::MAX)
@@ -50,24 +50,12 @@ impl Watch {
         entry.user_data(data)
     }
 
-    /// Whether it is polled and then read, in place of a read that io_uring carries out. A uio driver has nothing but a
-    /// blocking `read`, which io_uring must not call: it finds the file readable, gets EAGAIN and asks again, 128 times
-    /// (some 200 000 instructions), until it leaves the read to a thread.
+    /// Whether it is polled for good and never read. A uio driver counts its interrupts and has nothing but a blocking
+    /// `read` to tell that the count has changed. io_uring must not call that: it finds the file readable, gets EAGAIN and
+    /// asks again, 128 times (some 200 000 instructions), until it leaves the read to a thread. Of interest is only that
+    /// there was one, which a multishot poll says at each wake-up, without being asked again.
     fn polls(&self) -> bool {
         self.width == ReadWidth::Four
-    }
-
-    /// From the result of what was submitted to that of a read.
-    fn taken(&mut self, result: i32) -> i32 {
-        if !self.polls() || result < 0 {
-            return result;
-        }
-        // SAFETY: room for eight bytes, which is the largest width. Does not block: there is something, and nobody else reads.
-        match unsafe { libc::read(self.fd, self.buffer.as_mut_ptr().cast(), self.width as usize) } {
-            -1 => -io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
-            // At most eight.
-            count => count as i32,
-        }
     }
 }
 
@@ -85,7 +73,7 @@ pub struct Uring {
     backlog: VecDeque<IoOp>,
     done: Vec<IoDone>,
     watches: Vec<Watch>,
-    /// Watches that read something and are to read again.
+    /// Watches that are to be submitted again.
     rearm: Vec<usize>,
     registry: Registry,
     helpers: Option<Helpers>,
@@ -242,8 +230,7 @@ impl Uring {
                 continue;
             }
             let number = (data & !WATCH) as usize;
-            let watch = self.watches.get_mut(number);
-            match watch.map_or(result, |watch| watch.taken(result)) {
+            match result {
                 1.. => ready.push(Ready { watch: number }),
                 error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
                 other => {
@@ -252,7 +239,10 @@ impl Uring {
                     continue;
                 }
             }
-            self.rearm.push(number);
+            // A poll goes on by itself, unless completions were lost; it then begins with what is there.
+            if !cqueue::more(entry.flags()) {
+                self.rearm.push(number);
+            }
         }
         while let Some(number) = self.rearm.pop() {
             self.start_watch(number);

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{Ordering, fence};
@@ -16,7 +16,12 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use super::mapping::{Bar, SharedPage};
 use super::pci::{self, Function, PciError};
 use super::{Hypervisor, Refusal};
-use crate::io::bell::{Interrupt, Mask};
+use crate::io::bell::Interrupt;
+
+/// Offset of the command register in PCI configuration space.
+const PCI_COMMAND: u64 = 4;
+/// Its bit for memory decoding.
+const PCI_COMMAND_MEMORY: u16 = 1 << 1;
 
 /// Why the daemon cannot attach.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +87,7 @@ pub fn attach(
     let sync = i32::try_from(rustix::fs::OFlags::SYNC.bits()).unwrap_or(0);
     let bar = Bar::map(&open(&directory.join("resource0"), sync)?).map_err(|e| file("BAR 0", e))?;
     check_version(&bar)?;
-    let mask = Mask::new(open(&directory.join("config"), 0)?);
+    let config = open(&directory.join("config"), 0)?;
     let fd = open(&uio, 0)?.into();
 
     let page = SharedPage::map(shared_file).map_err(|e| file("shared page", e))?;
@@ -104,13 +109,16 @@ pub fn attach(
         }
         .into());
     }
-    mask.unmask().map_err(|e| file("PCI command register", e))?;
+    // Memory decoding on. Then pulses: an interrupt needs no writes to configuration space, each of which would be an exit.
+    config
+        .write_all_at(&PCI_COMMAND_MEMORY.to_le_bytes(), PCI_COMMAND)
+        .map_err(|e| file("PCI command register", e))?;
+    device.ring(doorbell::PULSES, |bar, offset| bar.write_u32(offset, 1));
     Ok((
         device,
         Interrupt {
             fd,
             width: ReadWidth::Four,
-            mask: Some(mask),
         },
     ))
 }

@@ -1,9 +1,6 @@
 //! [`Rings`]: the reactor's peer. It takes entries off all zones' rings and turns them into work.
 
-use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,41 +10,12 @@ use ringvisor::ring::Entry;
 use super::{Table, ZoneIo, armed_offset, lock};
 use crate::hv::Hypervisor;
 
-/// Offset of the command register in PCI configuration space.
-const PCI_COMMAND: u64 = 4;
-/// Memory decoding on, INTx not disabled: what the command register always is while the daemon listens.
-const PCI_COMMAND_LISTENING: u16 = 1 << 1;
-
-/// What becomes readable when EL2 rings, and how to let it ring again.
+/// What becomes readable when EL2 rings.
 pub struct Interrupt {
     /// `/dev/uioN`, or an eventfd.
     pub fd: OwnedFd,
     /// Bytes per read of it.
     pub width: ReadWidth,
-    /// Unmasks, if the descriptor masks itself.
-    pub mask: Option<Mask>,
-}
-
-/// INTx of a PCI function, which `uio_pci_generic` disables each time it fires.
-pub struct Mask {
-    config: File,
-}
-
-impl Mask {
-    /// By the function's configuration space in sysfs.
-    #[must_use]
-    pub fn new(config: File) -> Self {
-        Self { config }
-    }
-
-    /// Clears INTx Disable. By a plain write of the known value: reading it first would cost another system call.
-    ///
-    /// # Errors
-    /// The device is gone.
-    pub fn unmask(&self) -> io::Result<()> {
-        self.config
-            .write_all_at(&PCI_COMMAND_LISTENING.to_le_bytes(), PCI_COMMAND)
-    }
 }
 
 /// What the reactor has taken off the rings; written by its thread alone.
@@ -73,23 +41,16 @@ fn add(counter: &AtomicU64, count: u64) {
 pub(crate) struct Rings {
     hv: Arc<dyn Hypervisor>,
     table: Arc<Table>,
-    mask: Option<Mask>,
     counters: Arc<BellCounters>,
     /// It was rung since rings were last looked at.
     rung: bool,
 }
 
 impl Rings {
-    pub fn new(
-        hv: Arc<dyn Hypervisor>,
-        table: Arc<Table>,
-        mask: Option<Mask>,
-        counters: Arc<BellCounters>,
-    ) -> Self {
+    pub fn new(hv: Arc<dyn Hypervisor>, table: Arc<Table>, counters: Arc<BellCounters>) -> Self {
         Self {
             hv,
             table,
-            mask,
             counters,
             rung: false,
         }
@@ -100,16 +61,11 @@ impl ringblk::Bell for Rings {
     fn rung(&mut self) {
         self.rung = true;
         add(&self.counters.wakeups, 1);
-        if let Some(mask) = &self.mask
-            && let Err(error) = mask.unmask()
-        {
-            tracing::error!(%error, "cannot unmask the control device's interrupt");
-        }
     }
 
     fn collect(&mut self, commands: &mut Commands) {
         let mut taken = 0;
-        for zone in lock(&self.table).iter_mut().flatten() {
+        for zone in lock(&self.table).iter_mut() {
             taken += zone.collect(&self.hv, commands, &self.counters);
         }
         add(&self.counters.rounds, 1);
@@ -121,7 +77,7 @@ impl ringblk::Bell for Rings {
 
     fn arm(&mut self) -> bool {
         let mut more = false;
-        for zone in lock(&self.table).iter_mut().flatten() {
+        for zone in lock(&self.table).iter_mut() {
             if let Some(window) = self.hv.shared().window(zone.number) {
                 more |= !zone.consumer.prepare_to_sleep(&window.ring()) || zone.refresh;
             }
@@ -130,7 +86,7 @@ impl ringblk::Bell for Rings {
     }
 
     fn disarm(&mut self) {
-        for zone in lock(&self.table).iter().flatten() {
+        for zone in lock(&self.table).iter() {
             let armed = armed_offset(zone.number).and_then(|offset| self.hv.shared().u32_at(offset));
             if let Some(armed) = armed {
                 // A swap, as the consumer's own: see `ringvisor::ring`, "Orderings".

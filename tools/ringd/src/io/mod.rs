@@ -46,11 +46,11 @@ pub struct ZoneIo {
     closing: bool,
 }
 
-/// Zones by number. The lock is taken by the reactor once a round and by control threads briefly; the command slot's
+/// The zones there are, in no order: the reactor goes through them several times a round. The lock is taken by the reactor once a round and by control threads briefly; the command slot's
 /// lock and consoles' locks are taken inside.
-pub(crate) type Table = Mutex<[Option<ZoneIo>; MAX_ZONES]>;
+pub(crate) type Table = Mutex<Vec<ZoneIo>>;
 
-pub(crate) fn lock(table: &Table) -> MutexGuard<'_, [Option<ZoneIo>; MAX_ZONES]> {
+pub(crate) fn lock(table: &Table) -> MutexGuard<'_, Vec<ZoneIo>> {
     table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
@@ -79,7 +79,7 @@ impl Io {
                     std::process::exit(70);
                 }
             })?;
-        let table = Arc::new(Mutex::new(std::array::from_fn(|_| None)));
+        let table = Arc::new(Mutex::new(Vec::with_capacity(MAX_ZONES)));
         Ok(Arc::new(Self {
             hv,
             reactor: handle,
@@ -91,8 +91,8 @@ impl Io {
 
     /// Listens to the bell from now on. Zones that were taken over are added before.
     pub fn listen(&self, interrupt: Interrupt) {
-        let Interrupt { fd, width, mask } = interrupt;
-        let rings = Rings::new(self.hv.clone(), self.table.clone(), mask, self.counters.clone());
+        let Interrupt { fd, width } = interrupt;
+        let rings = Rings::new(self.hv.clone(), self.table.clone(), self.counters.clone());
         self.reactor.add_bell(fd, width, Box::new(rings));
     }
 
@@ -125,9 +125,11 @@ impl Io {
         };
         // The reactor may be asleep already: it is told of what comes from now on. Nothing is in a new ring.
         let _ = zone.consumer.prepare_to_sleep(&window.ring());
-        if let Some(slot) = lock(&self.table).get_mut(usize::from(number)) {
-            *slot = Some(zone);
-        }
+        let mut table = lock(&self.table);
+        // At most one of a number.
+        table.retain(|zone| zone.number != number);
+        table.push(zone);
+        drop(table);
         if takeover {
             // Nobody rings for what was there before.
             self.reactor.wake();
@@ -244,9 +246,10 @@ impl Io {
 
     /// Moves what is left in the zone's console ring and forgets the zone.
     pub fn remove_zone(&self, number: u8) {
-        let zone = lock(&self.table)
-            .get_mut(usize::from(number))
-            .and_then(Option::take);
+        let mut table = lock(&self.table);
+        let place = table.iter().position(|zone| zone.number == number);
+        let zone = place.map(|place| table.swap_remove(place));
+        drop(table);
         if let (Some(zone), Some(window)) = (zone, self.hv.shared().window(number)) {
             zone.console.pump(window);
         }
@@ -301,7 +304,10 @@ impl Io {
     }
 
     fn with<T>(&self, number: u8, act: impl FnOnce(&mut ZoneIo) -> T) -> Option<T> {
-        lock(&self.table).get_mut(usize::from(number))?.as_mut().map(act)
+        lock(&self.table)
+            .iter_mut()
+            .find(|zone| zone.number == number)
+            .map(act)
     }
 }
 

@@ -48,7 +48,6 @@ impl Machine {
         io.listen(Interrupt {
             fd: el2.bell().unwrap(),
             width: ringblk::ReadWidth::Eight,
-            mask: None,
         });
         let listener = server::bind(&path("sock")).unwrap();
         std::thread::spawn(move || server::serve(&listener, &registry, Box::new(|_| {})));
