@@ -157,6 +157,8 @@ impl Core {
                 self.obey(message);
             }
             self.service();
+            // What was done in place, so that it is published in this round.
+            self.finish(&mut done);
             self.publish();
             self.settle();
             if self.stopping && self.queues.is_empty() {
@@ -191,15 +193,20 @@ impl Core {
                     Some(Watcher::Pool) | None => {}
                 }
             }
-            if let Sleeper::Uring(ring) = &mut self.sleeper {
-                ring.reap(&mut done);
-            }
-            if let Some(pool) = &mut self.pool {
-                pool.reap(&mut done);
-            }
-            for outcome in done.drain(..) {
-                self.complete(outcome);
-            }
+            self.finish(&mut done);
+        }
+    }
+
+    /// Completes what the engines are done with. `done` is storage.
+    fn finish(&mut self, done: &mut Vec<IoDone>) {
+        if let Sleeper::Uring(ring) = &mut self.sleeper {
+            ring.reap(done);
+        }
+        if let Some(pool) = &mut self.pool {
+            pool.reap(done);
+        }
+        for outcome in done.drain(..) {
+            self.complete(outcome);
         }
     }
 
