@@ -1,6 +1,7 @@
 //! Zone 0: a Linux that owns the machine. Identity-mapped but for EL2's memory and the GIC; PSCI and GIC
 //! emulated just enough that CPUs and interrupts can be shared with other zones.
 
+use alloc::collections::BinaryHeap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -149,12 +150,13 @@ fn map_machine(
     let ram = machine.ram.iter().map(|region| (region.base().0, region.end().0));
     let mut not_ram = holes.clone();
     not_ram.extend(ram.clone());
-    not_ram.sort_unstable();
+    // Sorted as in `region::merge`.
+    let not_ram = BinaryHeap::from(not_ram).into_sorted_vec();
     let limit = tree.limit();
     gaps(limit, &not_ram, |at, len| {
         tree.map(memory, Ipa(at), Pa(at), len, Access::Device)
     })?;
-    holes.sort_unstable();
+    let holes = BinaryHeap::from(holes).into_sorted_vec();
     for (from, to) in ram {
         let inside: Vec<_> = holes
             .iter()

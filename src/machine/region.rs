@@ -3,6 +3,7 @@
 //! Used by [`super::Machine`] for RAM and device ranges and by [`super::root_dtb`] to take EL2's memory out of
 //! root's.
 
+use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
 use core::fmt;
 
@@ -93,7 +94,8 @@ impl fmt::Display for Region {
 
 /// Sorts `regions` and joins those that touch or overlap.
 pub fn merge(regions: &mut Vec<Region>) {
-    regions.sort_unstable();
+    // A heap, because that is less code than the general sort, which image and boot would have for a dozen regions.
+    *regions = BinaryHeap::from(core::mem::take(regions)).into_sorted_vec();
     regions.dedup_by(|next, previous| {
         if next.base > previous.end() {
             return false;
