@@ -52,7 +52,12 @@ impl Kicks {
 
     /// The virtual CPUs, in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..MAX_VCPUS).filter(move |&vcpu| self.contains(vcpu))
+        let mut left = self.0;
+        core::iter::from_fn(move || {
+            let vcpu = left.trailing_zeros() as usize;
+            left &= !Self::of(vcpu).0;
+            (vcpu < MAX_VCPUS).then_some(vcpu)
+        })
     }
 }
 
