@@ -23,7 +23,7 @@ echo "fio: seed $seed"
 start=$(date +%s)
 fio --size=6M --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --randseed=$seed \
     --name=b --filename=/dev/vdb --bsrange=512-64k --iodepth=32 --name=c --filename=/dev/vdc --bsrange=4k-1M --iodepth=4 \
-    --name=e --filename=/dev/vde --bsrange=512-16k --iodepth=256 --name=f --filename=/dev/vdf --bs=4k --iodepth=1 \
+    --size=2M --name=e --filename=/dev/vde --bsrange=512-16k --iodepth=256 --size=1M --name=f --filename=/dev/vdf --bs=4k --iodepth=1 \
     --size=2M --name=g --filename=/dev/vdg --bsrange=512-256k --iodepth=16 \
     --name=h --filename=/dev/vdh --bsrange=512-64k --iodepth=8 --name=i --filename=/dev/vdi --bsrange=512-64k --iodepth=64 \
     --name=j --filename=/dev/vdj --bsrange=512-1M --iodepth=32 >/tmp/fio.out 2>&1 && echo "fio: verified in $(($(date +%s) - start)) s" || cat /tmp/fio.out

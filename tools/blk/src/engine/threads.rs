@@ -61,7 +61,8 @@ impl Pool {
 pub struct Threads {
     pool: Arc<Pool>,
     workers: Vec<JoinHandle<()>>,
-    pushed: usize,
+    /// Until they are submitted, so that a round locks the pool once, whatever it has.
+    pushed: Vec<IoOp>,
 }
 
 impl Threads {
@@ -76,7 +77,7 @@ impl Threads {
         let mut engine = Self {
             pool,
             workers: Vec::with_capacity(WORKERS),
-            pushed: 0,
+            pushed: Vec::new(),
         };
         for number in 0..WORKERS {
             let pool = engine.pool.clone();
@@ -97,15 +98,19 @@ impl Threads {
 
 impl Engine for Threads {
     unsafe fn push(&mut self, op: IoOp) {
-        self.pool.lock().jobs.push_back(op);
-        self.pushed += 1;
+        self.pushed.push(op);
     }
 
     fn submit(&mut self) {
-        match std::mem::take(&mut self.pushed) {
-            0 => {}
-            1 => self.pool.work.notify_one(),
-            _ => self.pool.work.notify_all(),
+        let count = self.pushed.len();
+        if count == 0 {
+            return;
+        }
+        self.pool.lock().jobs.extend(self.pushed.drain(..));
+        if count == 1 {
+            self.pool.work.notify_one();
+        } else {
+            self.pool.work.notify_all();
         }
     }
 
