@@ -21,7 +21,7 @@ pub const QUEUE_SIZE_MAX: u16 = 256;
 /// `size_max`: larger segments would do no harm, but no driver makes them.
 const SIZE_MAX: u32 = 4 << 20;
 /// Offset of `writeback`, the byte that the driver may write.
-const WRITEBACK: usize = 32;
+pub const WRITEBACK: usize = 32;
 /// Blocks of most file systems and devices: what an image is best written in.
 const PHYSICAL_BLOCK: u32 = 4096;
 

@@ -161,13 +161,34 @@ impl InflightLog {
         Ok((log, recovery))
     }
 
-    /// Without its identity the log is empty to whoever opens it next, so a kill in here does no harm.
+    /// Empties the log of a queue whose next available and next used entry are both `idx`.
+    ///
+    /// # Errors
+    /// The area is bad.
+    pub fn begin_at(area: &InflightArea, size: u16, epoch: u64, idx: u16) -> Result<(), InflightError> {
+        let words = Slots::in_mapping(&area.mapping, area.offset, HEADER_WORDS + 2 * usize::from(size))?;
+        let log = Self {
+            words,
+            size,
+            count: 0,
+        };
+        log.format_at(epoch, idx);
+        Ok(())
+    }
+
     fn format(&self, epoch: u64) {
+        self.format_at(epoch, 0);
+    }
+
+    /// Without its identity the log is empty to whoever opens it next, so a kill in here does no harm.
+    fn format_at(&self, epoch: u64, idx: u16) {
         self.set(IDENTITY, 0);
         step("format begun");
         for index in EPOCH..HEADER_WORDS + 2 * usize::from(self.size) {
             self.set(index, 0);
         }
+        self.set(USED_IDX, idx.into());
+        self.set(PUBLISH_IDX, idx.into());
         self.set(EPOCH, epoch);
         self.set(
             IDENTITY,

@@ -25,6 +25,14 @@ pub enum MemoryError {
         /// Length in bytes.
         len: u64,
     },
+    /// Two parts of guest RAM have addresses in common.
+    #[error("{len:#x} bytes at {addr:#x} are guest RAM twice")]
+    Overlap {
+        /// Guest-physical start of one of them.
+        addr: u64,
+        /// Its length in bytes.
+        len: u64,
+    },
     /// A table does not start at a multiple of its element's alignment.
     #[error("{addr:#x} is not aligned to {align} bytes")]
     Misaligned {
@@ -168,7 +176,22 @@ struct Extent {
 /// A guest's RAM, resolved to host addresses once.
 pub struct GuestRam {
     extents: Vec<Extent>,
-    _memory: GuestMemoryMmap,
+    /// Whether its pages are the same as long as it is mapped.
+    fixed: bool,
+    /// What keeps it mapped.
+    _memory: Box<dyn Any + Send + Sync>,
+}
+
+/// A range of guest RAM that is part of a mapping.
+pub struct ForeignPart {
+    /// Guest-physical start.
+    pub start: GuestAddress,
+    /// Bytes.
+    pub len: usize,
+    /// What it is part of.
+    pub mapping: Arc<MmapRegion>,
+    /// Where it begins there.
+    pub offset: usize,
 }
 
 // SAFETY: the pointers name memory that `_memory` keeps mapped for as long as this value lives; they are only
@@ -192,8 +215,45 @@ impl GuestRam {
         extents.sort_by_key(|extent| extent.start);
         Ok(Arc::new(Self {
             extents,
-            _memory: memory,
+            fixed: true,
+            _memory: Box::new(memory),
         }))
+    }
+
+    /// RAM of parts of mappings that another process owns. Their pages may be exchanged, as a VMM does whose guest
+    /// gives memory back, so they are not registered with the kernel, which would go on with the old ones.
+    pub fn foreign(parts: Vec<ForeignPart>) -> Result<Arc<Self>, MemoryError> {
+        let mut extents: Vec<Extent> = Vec::new();
+        for part in &parts {
+            let (size, offset, len) = (part.mapping.size(), part.offset, part.len);
+            if offset.checked_add(len).is_none_or(|end| end > size) {
+                return Err(MemoryError::OutsideMapping { offset, len, size });
+            }
+            let (start, len) = (part.start.0, len as u64);
+            let end = start
+                .checked_add(len)
+                .ok_or(MemoryError::NotRam { addr: start, len })?;
+            if extents
+                .iter()
+                .any(|other| start < other.start + other.len && other.start < end)
+            {
+                return Err(MemoryError::Overlap { addr: start, len });
+            }
+            // The offset is inside the mapping, so this does not wrap.
+            let host = part.mapping.as_ptr().wrapping_add(offset);
+            extents.push(Extent { start, len, host });
+        }
+        extents.sort_by_key(|extent| extent.start);
+        Ok(Arc::new(Self {
+            extents,
+            fixed: false,
+            _memory: Box::new(parts),
+        }))
+    }
+
+    /// Whether the kernel may keep its pages.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.fixed
     }
 
     /// Host addresses and lengths of all there is.

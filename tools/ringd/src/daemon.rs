@@ -36,7 +36,7 @@ use crate::io::Io;
 use crate::stats::metrics;
 use crate::zone::Context;
 use crate::zone::registry::{Registry, Upgrade};
-use crate::{sandbox, supervise, upgrade};
+use crate::{sandbox, serve, supervise, upgrade};
 
 /// Where the daemon's files are unless said otherwise.
 pub const RUN_DIR: &str = "/run/ringd";
@@ -88,6 +88,16 @@ pub struct Options {
     /// Says whether this program can take over from a daemon that runs, with EL2's version of the interface.
     #[arg(long, hide = true, value_name = "ABI")]
     pub check_takeover: Option<u32>,
+    /// What else the program does.
+    #[command(subcommand)]
+    pub command: Option<Subcommand>,
+}
+
+/// What `ringd` does that is not the daemon's work.
+#[derive(clap::Subcommand, Debug, Clone)]
+pub enum Subcommand {
+    /// Serve a disk image to QEMU or another VMM over vhost-user, on any Linux.
+    Serve(serve::ServeOptions),
 }
 
 impl Options {
@@ -125,6 +135,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         upgrade::check(&options.run_dir, abi)?;
         println!("{}", upgrade::CAN);
         return Ok(());
+    }
+    if let Some(Subcommand::Serve(what)) = &options.command {
+        return serve::run(what, level_filter(options.log_level));
     }
     // What `instance` and administrators look for, whatever the file is called.
     let _ = rustix::thread::set_name(c"ringd");

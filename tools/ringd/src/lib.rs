@@ -41,6 +41,7 @@ pub mod hv;
 pub mod instance;
 pub mod io;
 pub mod sandbox;
+pub mod serve;
 pub mod signals;
 pub mod stats;
 pub mod supervise;

@@ -133,6 +133,9 @@ impl Registry {
     /// All of a guest's RAM, or nothing of it.
     fn attach_ram(&mut self, ring: &IoUring, ram: &GuestRam) -> Vec<u32> {
         let mut taken = Vec::new();
+        if !ram.is_fixed() {
+            return taken;
+        }
         for (host, len) in ram.spans() {
             let mut at = 0;
             while at < len {

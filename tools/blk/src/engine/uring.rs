@@ -43,7 +43,7 @@ impl Watch {
         let entry = if self.polls() {
             opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build()
         } else {
-            opcode::Read::new(fd, self.buffer.as_mut_ptr(), self.width as u32)
+            opcode::Read::new(fd, self.buffer.as_mut_ptr(), self.width.bytes() as u32)
                 .offset(u64::MAX)
                 .build()
         };
@@ -53,9 +53,10 @@ impl Watch {
     /// Whether it is polled for good and never read. A uio driver counts its interrupts and has nothing but a blocking
     /// `read` to tell that the count has changed. io_uring must not call that: it finds the file readable, gets EAGAIN and
     /// asks again, 128 times (some 200 000 instructions), until it leaves the read to a thread. Of interest is only that
-    /// there was one, which a multishot poll says at each wake-up, without being asked again.
+    /// there was one, which a multishot poll says at each wake-up, without being asked again. A foreign eventfd may be
+    /// non-blocking, for which a read of io_uring's ends at once; its count grows, which takes ages to matter.
     fn polls(&self) -> bool {
-        self.width == ReadWidth::Four
+        self.width != ReadWidth::Eight
     }
 }
 
@@ -107,7 +108,7 @@ impl Uring {
         })
     }
 
-    /// Reads from `fd`, which must be blocking, whenever there is something, until it fails; watch numbers count
+    /// Reads from `fd`, which must be blocking if it is ours, whenever there is something, until it fails; watch numbers count
     /// from 0.
     pub(crate) fn watch(&mut self, fd: RawFd, width: ReadWidth) {
         let number = self.watches.len();

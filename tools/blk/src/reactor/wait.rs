@@ -8,14 +8,25 @@ use std::time::Duration;
 
 use crate::engine::uring::Uring;
 
-/// How many bytes a read of the descriptor takes.
+/// How a descriptor is read, and how many bytes at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
 pub enum ReadWidth {
-    /// `/dev/uioN`
-    Four = 4,
-    /// `eventfd`
-    Eight = 8,
+    /// `/dev/uioN`: four bytes.
+    Four,
+    /// An `eventfd` of this process: eight bytes. It is made blocking.
+    Eight,
+    /// An `eventfd` that another process made and uses too: its flags are that one's, so they stay as they are.
+    Foreign,
+}
+
+impl ReadWidth {
+    /// Bytes of a read.
+    pub(crate) const fn bytes(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight | Self::Foreign => 8,
+        }
+    }
 }
 
 /// How long to wait for something to happen.
@@ -64,13 +75,15 @@ impl Sleeper {
         Epoll::new().map(Self::Epoll)
     }
 
-    /// Makes `fd` blocking: a ring answers a read of a non-blocking one at once, with EAGAIN.
+    /// Makes `fd` blocking if it is ours: a ring answers a read of a non-blocking one at once, with EAGAIN.
     pub fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<()> {
-        // SAFETY: no pointers.
-        let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-        // SAFETY: no pointers.
-        if flags == -1 || unsafe { libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK) } == -1 {
-            return Err(io::Error::last_os_error());
+        if width != ReadWidth::Foreign {
+            // SAFETY: no pointers.
+            let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+            // SAFETY: no pointers.
+            if flags == -1 || unsafe { libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK) } == -1 {
+                return Err(io::Error::last_os_error());
+            }
         }
         match self {
             Self::Uring(ring) => {
@@ -170,7 +183,7 @@ impl Epoll {
     fn read(&self, fd: RawFd, width: ReadWidth) -> bool {
         let mut buffer = [0_u8; 8];
         // SAFETY: room for eight bytes, which is the largest width.
-        let count = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), width as usize) };
+        let count = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), width.bytes()) };
         if count > 0 {
             return true;
         }

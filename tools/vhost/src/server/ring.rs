@@ -1,0 +1,229 @@
+//! [`Ring`]: one virtqueue of a front end: what is known of it, and its thread while it is at work.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use ringblk::inflight::InflightLog;
+use ringblk::{
+    Bell, Commands, Disk, InflightArea, InflightError, Queue, QueueId, QueueSetup, Reactor, ReactorHandle,
+    ReactorOptions, ReadWidth, RingAddresses, SetupError,
+};
+
+use super::inflight::{self, Region, RegionError};
+use super::memory::FrontMemory;
+
+/// Of all logs: a front end gives a new region, or none, for what a reset has ended.
+const EPOCH: u64 = 1;
+
+/// Why a queue cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// An area is not in the memory that is shared.
+    #[error("ring at {0:#x} of the front end's addresses is not in the memory that it shares")]
+    Address(u64),
+    /// The queue's set-up.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The in-flight region.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The log in it.
+    #[error(transparent)]
+    Log(#[from] InflightError),
+    /// No threads or descriptors are left.
+    #[error("cannot start a thread for the queue: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// Areas of a ring, at the front end's own addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UserAddresses {
+    pub desc: u64,
+    pub avail: u64,
+    pub used: u64,
+}
+
+/// An event descriptor that can be exchanged while the queue is at work.
+#[derive(Clone, Default)]
+pub struct Signal(Arc<Mutex<Option<File>>>);
+
+impl Signal {
+    /// Another descriptor, or none.
+    pub fn set(&self, file: Option<File>) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = file;
+    }
+
+    /// Signals, if somebody wants that.
+    pub fn raise(&self) {
+        let file = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(mut file) = file.as_ref() {
+            // A full counter has signalled already.
+            let _ = file.write(&1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// What a queue needs of its session.
+pub struct Surroundings<'a> {
+    pub disk: &'a Arc<Disk>,
+    pub memory: &'a FrontMemory,
+    pub region: Option<&'a Region>,
+    pub features: u64,
+    pub reactor: ReactorOptions,
+}
+
+struct Running {
+    handle: ReactorHandle,
+    id: QueueId,
+    thread: JoinHandle<io::Result<()>>,
+    area: InflightArea,
+}
+
+/// One queue.
+#[derive(Default)]
+pub struct Ring {
+    pub size: u16,
+    pub addresses: Option<UserAddresses>,
+    /// Where to begin; where it ended once it is stopped.
+    pub base: u16,
+    pub kick: Option<File>,
+    pub call: Signal,
+    pub error: Signal,
+    pub enabled: bool,
+    running: Option<Running>,
+}
+
+impl Ring {
+    pub fn is_running(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Looks at the queue though nobody has kicked it.
+    pub fn poke(&self) {
+        if let Some(running) = &self.running {
+            running.handle.kick(running.id);
+        }
+    }
+
+    /// Begins to serve the queue, if all that takes is there.
+    pub fn start(&mut self, index: usize, around: &Surroundings<'_>) -> Result<(), RingError> {
+        let (Some(addresses), Some(kick), true) = (self.addresses, &self.kick, self.enabled) else {
+            return Ok(());
+        };
+        if self.is_running() || self.size == 0 {
+            return Ok(());
+        }
+        let at = |user| {
+            let found = around.memory.guest_address(user);
+            found.ok_or(RingError::Address(user))
+        };
+        let ring = RingAddresses {
+            size: self.size,
+            desc: at(addresses.desc)?,
+            avail: at(addresses.avail)?,
+            used: at(addresses.used)?,
+        };
+        let area = match around.region {
+            Some(region) => region.area(index, self.size)?,
+            None => inflight::private(self.size)?,
+        };
+        let (_, past) = InflightLog::open(&area, self.size, EPOCH)?;
+        if past.restart.is_empty() && past.done.is_empty() && past.republish.is_none() {
+            // Nothing is in flight. The front end knows where to begin, unless it has lost the last server: then the
+            // log does. If the ring agrees with the front end, it has been set up anew.
+            let used = around.memory.ram().slots::<AtomicU16>(ring.used, 2);
+            let used = used
+                .ok()
+                .and_then(|used| used.get(1).map(|idx| idx.load(Ordering::Relaxed)));
+            if past.fresh || used.map(u16::from_le) == Some(self.base) {
+                InflightLog::begin_at(&area, self.size, EPOCH, self.base)?;
+            }
+        } else {
+            let (restart, done) = (past.restart.len(), past.done.len());
+            tracing::info!(queue = index, restart, done, "going on with what was in flight");
+        }
+        let queue = self.queue(index, ring, area.clone(), around)?;
+        let kick = OwnedFd::from(kick.try_clone()?);
+        let (reactor, handle) = Reactor::new(around.reactor)?;
+        let thread = std::thread::Builder::new()
+            .name(format!("queue {index}"))
+            .spawn(move || reactor.run())?;
+        let id = handle.add(queue);
+        handle.add_bell(kick, ReadWidth::Foreign, Box::new(Kick { id, rung: false }));
+        self.running = Some(Running {
+            handle,
+            id,
+            thread,
+            area,
+        });
+        Ok(())
+    }
+
+    fn queue(
+        &self,
+        index: usize,
+        ring: RingAddresses,
+        inflight: InflightArea,
+        around: &Surroundings<'_>,
+    ) -> Result<Queue, SetupError> {
+        let (call, error) = (self.call.clone(), self.error.clone());
+        Queue::new(QueueSetup {
+            disk: around.disk.clone(),
+            ram: around.memory.ram().clone(),
+            ring,
+            features: around.features,
+            inflight,
+            epoch: EPOCH,
+            notify: Box::new(move || call.raise()),
+            needs_reset: Box::new(move |fault| {
+                tracing::warn!(queue = index, %fault, "the guest broke a queue");
+                error.raise();
+            }),
+        })
+    }
+
+    /// Ends the work: nothing is in flight afterwards, and all is published. Remembers where to go on.
+    pub fn stop(&mut self) {
+        let Some(running) = self.running.take() else {
+            return;
+        };
+        running.handle.stop();
+        match running.thread.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "a queue's thread could not sleep"),
+            Err(_) => tracing::error!("a queue's thread has panicked"),
+        }
+        match InflightLog::open(&running.area, self.size, EPOCH) {
+            Ok((_, past)) => self.base = past.next_avail,
+            Err(error) => tracing::error!(%error, "a queue's in-flight log was damaged"),
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The front end's event descriptor.
+struct Kick {
+    id: QueueId,
+    rung: bool,
+}
+
+impl Bell for Kick {
+    fn rung(&mut self) {
+        self.rung = true;
+    }
+
+    fn collect(&mut self, commands: &mut Commands) {
+        if std::mem::take(&mut self.rung) {
+            commands.kick(self.id);
+        }
+    }
+}

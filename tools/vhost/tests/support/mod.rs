@@ -1,0 +1,151 @@
+//! A client of a vhost-user-blk server with as little of its own as possible: for tests and for `examples/load.rs`.
+#![allow(dead_code, reason = "each user uses what it needs")]
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ringvhost::front::{Connection, Done, FrontError, Request, Shape, SharedRings};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vhost::VhostUserMemoryRegionInfo;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Where the client's RAM starts, guest-physical.
+pub const BASE: u64 = 0x4000_0000;
+/// Its bytes.
+pub const RAM: u64 = 32 << 20;
+
+/// A connected client with its rings and RAM.
+pub struct Client {
+    pub connection: Connection,
+    pub rings: SharedRings,
+    pub memory: GuestMemoryMmap,
+    pub kicks: Vec<EventFd>,
+    pub call: EventFd,
+    region: VhostUserMemoryRegionInfo,
+    _file: Arc<File>,
+}
+
+/// Connects as soon as somebody listens.
+pub fn connect(socket: &Path) -> UnixStream {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => return stream,
+            Err(error) if Instant::now() > deadline => panic!("{}: {error}", socket.display()),
+            Err(_) => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+impl Client {
+    pub fn new(stream: UnixStream, queues: u16) -> Result<Self, FrontError> {
+        let mut client = Self::stopped(stream, queues)?;
+        client.start()?;
+        Ok(client)
+    }
+
+    /// Nothing but negotiated.
+    pub fn stopped(stream: UnixStream, queues: u16) -> Result<Self, FrontError> {
+        let connection = Connection::negotiate(stream, queues)?;
+        let count = connection.shape().queues;
+        let rings = SharedRings::new(count, connection.event_idx()).unwrap();
+        let file = Arc::new(File::from(memfd_create(c"client", MemfdFlags::CLOEXEC).unwrap()));
+        ftruncate(&file, RAM).unwrap();
+        let mapping: MmapRegion =
+            MmapRegion::from_file(FileOffset::new(file.try_clone().unwrap(), 0), RAM as usize).unwrap();
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: BASE,
+            memory_size: RAM,
+            userspace_addr: mapping.as_ptr().addr() as u64,
+            mmap_offset: 0,
+            mmap_handle: file.as_raw_fd(),
+        };
+        let memory =
+            GuestMemoryMmap::from_regions(vec![GuestRegionMmap::new(mapping, GuestAddress(BASE)).unwrap()])
+                .unwrap();
+        Ok(Self {
+            connection,
+            rings,
+            memory,
+            kicks: (0..count).map(|_| EventFd::new(EFD_NONBLOCK).unwrap()).collect(),
+            call: EventFd::new(EFD_NONBLOCK).unwrap(),
+            region,
+            _file: file,
+        })
+    }
+
+    pub fn start(&mut self) -> Result<(), FrontError> {
+        self.connection
+            .start(&[self.region], &self.rings, &self.kicks, &self.call)
+    }
+
+    pub fn shape(&self) -> Shape {
+        *self.connection.shape()
+    }
+
+    pub fn put(&self, offset: u64, bytes: &[u8]) {
+        self.memory
+            .write_slice(bytes, GuestAddress(BASE + offset))
+            .unwrap();
+    }
+
+    pub fn get(&self, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(BASE + offset))
+            .unwrap();
+        bytes
+    }
+
+    /// Publishes what was pushed to a queue and kicks if the server wants that.
+    pub fn publish(&mut self, queue: usize) {
+        if self.rings.rings[queue].publish() {
+            self.kicks[queue].write(1).unwrap();
+        }
+    }
+
+    /// Waits for the next request of a queue that is done; `None`: it takes too long, or the server has gone.
+    pub fn next(&mut self, queue: usize, patience: Duration) -> Option<Done> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(done) = self.rings.rings[queue].pop().expect("no nonsense") {
+                return Some(done);
+            }
+            if self.rings.rings[queue].arm() {
+                continue;
+            }
+            let left = deadline.checked_duration_since(Instant::now())?;
+            let wait = rustix::time::Timespec::try_from(left).unwrap();
+            // SAFETY: it is open as long as the client.
+            let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
+            let mut fds = [
+                PollFd::new(&call, PollFlags::IN),
+                PollFd::new(self.connection.stream(), PollFlags::IN),
+            ];
+            let _ = poll(&mut fds, Some(&wait));
+            if !fds[1].revents().is_empty() && fds[0].revents().is_empty() {
+                return None;
+            }
+            let _ = self.call.read();
+        }
+    }
+
+    /// One request on queue 0, to its end.
+    pub fn run(&mut self, request: Request, parts: &[(u64, u32)]) -> u8 {
+        self.run_on(0, request, parts)
+    }
+
+    pub fn run_on(&mut self, queue: usize, request: Request, parts: &[(u64, u32)]) -> u8 {
+        assert!(self.rings.rings[queue].push(77, request, parts));
+        self.publish(queue);
+        let done = self.next(queue, Duration::from_secs(20)).expect("an answer");
+        assert_eq!(done.token, 77);
+        done.status
+    }
+}
