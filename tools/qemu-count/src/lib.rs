@@ -6,6 +6,7 @@
 //! 0. code in the lower half of the address space: user space, or KVM's part at EL2;
 //! 1. code in the upper half: a kernel;
 //! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never there.
+//! 3. not a class: the longest stay in class 2 without anything else in between, since somebody last stored 0 here.
 //!
 //! With `profile=FILE` of [`PROFILE_BYTES`], what CPU 0 executes in class 1 is also counted by address: the word at index
 //! `address / 4 % PROFILE_WORDS` is the instructions of the blocks that begin there. That is enough for a Linux kernel, whose
@@ -22,7 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap};
 
-/// Counters of one CPU.
+/// Words of one CPU.
 pub const CLASSES: usize = 4;
 /// CPUs that have counters; those of others are not counted.
 pub const CPUS: usize = 64;
@@ -32,6 +33,11 @@ pub const BYTES: usize = CLASSES * CPUS * 8;
 pub const PROFILE_WORDS: usize = 4 << 20;
 /// Length of a profile.
 pub const PROFILE_BYTES: usize = PROFILE_WORDS * 8;
+
+/// The class of ringvisor's code.
+const HYPERVISOR: usize = 2;
+/// The word of the longest stay in it.
+const LONGEST: usize = 3;
 
 /// `QEMU_PLUGIN_CB_NO_REGS`: the callback reads no registers.
 const NO_REGISTERS: c_int = 0;
@@ -72,6 +78,8 @@ struct State {
 }
 
 static STATE: OnceLock<State> = OnceLock::new();
+/// By CPU: instructions of the stay in [`HYPERVISOR`] that it is in.
+static STAYS: [AtomicU64; CPUS] = [const { AtomicU64::new(0) }; CPUS];
 
 /// Called once by QEMU. Returns 0, or -1 after a message.
 ///
@@ -164,7 +172,7 @@ extern "C" fn translated(_id: u64, block: *mut Block) {
     // SAFETY: QEMU passes a block that lives as long as this call.
     let (start, length) = unsafe { (qemu_plugin_tb_vaddr(block), qemu_plugin_tb_n_insns(block)) };
     let class = match start {
-        _ if (state.low..state.high).contains(&start) => 2,
+        _ if (state.low..state.high).contains(&start) => HYPERVISOR,
         _ if start >> 63 != 0 => 1,
         _ => 0,
     };
@@ -181,8 +189,25 @@ extern "C" fn executed(cpu: c_uint, data: *mut c_void) {
     let data = data.addr();
     let (place, length, class) = (data >> 16, (data & 0xffff) / CLASSES, data % CLASSES);
     add(state.counters, cpu as usize * CLASSES + class, length);
+    stay(state, cpu as usize, class, length as u64);
     if cpu == 0 && class == 1 {
         add(state.profile, place, length);
+    }
+}
+
+/// Follows how long a CPU stays in [`HYPERVISOR`].
+fn stay(state: &State, cpu: usize, class: usize, length: u64) {
+    let (Some(stay), Some(longest)) = (STAYS.get(cpu), state.counters.get(cpu * CLASSES + LONGEST)) else {
+        return;
+    };
+    if class != HYPERVISOR {
+        stay.store(0, Ordering::Relaxed);
+        return;
+    }
+    let now = stay.load(Ordering::Relaxed) + length;
+    stay.store(now, Ordering::Relaxed);
+    if now > longest.load(Ordering::Relaxed) {
+        longest.store(now, Ordering::Relaxed);
     }
 }
 

@@ -126,6 +126,9 @@ impl<'a> Collector<'a> {
             Said::Begin(_) | Said::Done => {}
             Said::Job(job, result) => return Some(self.job(config, job, result)),
             Said::CountBegin(job, count) => {
+                if let Some(Err(error)) = self.counters.map(Counters::begin_stays) {
+                    self.reasons.insert(config.clone(), format!("{error:#}"));
+                }
                 let key = (config, job, count);
                 let instructions = self.counters.and_then(Counters::read);
                 self.marks.entry(key.clone()).or_default().before.instructions = instructions;
@@ -269,8 +272,9 @@ impl<'a> Collector<'a> {
         if self.expected.icount {
             let difference = |m: &Marks| Some(m.after.instructions?.since(&m.before.instructions?));
             let mut parts = BTreeMap::new();
-            let mut total = None;
+            let (mut total, mut longest_stay) = (None, None);
             if let (Some(small), Some(large)) = (difference(small), difference(large)) {
+                longest_stay = Some(large.longest_stay()).filter(|_| config.starts_with("ours-"));
                 for (part, count) in large.parts(config.starts_with("ours-")) {
                     let less = small
                         .parts(config.starts_with("ours-"))
@@ -288,6 +292,7 @@ impl<'a> Collector<'a> {
                 instructions: total,
                 parts,
                 virtual_us: fio.mean_us,
+                longest_stay,
             });
         }
         if !self.expected.stats {

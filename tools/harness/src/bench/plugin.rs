@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-/// Counters of one CPU, and CPUs (`CLASSES` and `CPUS` of the plugin).
+/// Words of one CPU, and CPUs (`CLASSES` and `CPUS` of the plugin).
 const CLASSES: usize = 4;
 const CPUS: usize = 64;
+/// The word that is no counter: the longest stay at EL2.
+const LONGEST: usize = 3;
 
 /// The file that the plugin counts into.
 #[derive(Debug)]
@@ -44,6 +47,18 @@ impl Counters {
         ]
     }
 
+    /// Longest stays at EL2 count from here on.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn begin_stays(&self) -> Result<()> {
+        let file = fs::File::options().write(true).open(&self.file)?;
+        for cpu in 0..CPUS as u64 {
+            file.write_all_at(&[0; 8], (cpu * CLASSES as u64 + LONGEST as u64) * 8)?;
+        }
+        Ok(())
+    }
+
     /// Reads the counters; none if the file is gone.
     pub fn read(&self) -> Option<Snapshot> {
         let data = fs::read(&self.file).ok()?;
@@ -61,13 +76,19 @@ impl Counters {
 }
 
 impl Snapshot {
-    /// What was counted since `before`.
+    /// What was counted since `before`. Longest stays are as they are.
     pub fn since(mut self, before: &Self) -> Self {
-        let old = before.0.iter().flatten();
-        for (counter, old) in self.0.iter_mut().flatten().zip(old) {
-            *counter = counter.saturating_sub(*old);
+        for (cpu, old) in self.0.iter_mut().zip(&before.0) {
+            for (counter, old) in cpu.iter_mut().zip(old).take(LONGEST) {
+                *counter = counter.saturating_sub(*old);
+            }
         }
         self
+    }
+
+    /// The longest stay at EL2 of any CPU, in instructions.
+    pub fn longest_stay(&self) -> u64 {
+        self.0.iter().map(|cpu| cpu[LONGEST]).max().unwrap_or_default()
     }
 
     /// By who executed them: on a machine of ours CPU 0 is root's and all others are the guest's; elsewhere only user space
@@ -102,12 +123,23 @@ mod tests {
         let mut data = vec![0; CLASSES * CPUS * 8];
         data[..8].copy_from_slice(&5u64.to_le_bytes());
         data[16..24].copy_from_slice(&7u64.to_le_bytes());
+        data[24..32].copy_from_slice(&11u64.to_le_bytes());
         data[CLASSES * 8 + 8..CLASSES * 8 + 16].copy_from_slice(&9u64.to_le_bytes());
         fs::write(&counters.file, data).unwrap();
-        let parts = counters.read().unwrap().since(&before).parts(true);
+        let snapshot = counters.read().unwrap();
+        assert_eq!(snapshot.since(&snapshot).longest_stay(), 11);
+        let parts = snapshot.since(&before).parts(true);
         assert_eq!(parts["root user space"], 5);
         assert_eq!(parts["EL2 on root's CPU"], 7);
         assert_eq!(parts["guest kernel"], 9);
+        counters.begin_stays().unwrap();
+        let snapshot = counters.read().unwrap();
+        assert_eq!(snapshot.longest_stay(), 0);
+        assert_eq!(
+            snapshot.since(&before).parts(true),
+            parts,
+            "nothing else was touched"
+        );
     }
 
     #[test]

@@ -70,6 +70,8 @@ pub struct Count {
     /// fio's mean time of a request in microseconds of virtual time. An instruction is a nanosecond; what all CPUs wait
     /// passes at the host's speed.
     pub virtual_us: f64,
+    /// Instructions of the longest single stay of any CPU at EL2 meanwhile, if the plugin counted and there is our EL2.
+    pub longest_stay: Option<u64>,
 }
 
 /// Exits for one request.

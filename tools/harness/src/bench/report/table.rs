@@ -175,6 +175,9 @@ fn counts(text: &mut String, plan: &Plan, results: &Results) {
             for (part, instructions) in &count.parts {
                 row(text, &format!("  {part}"), &[format!("{instructions:.0}")]);
             }
+            if let Some(stay) = count.longest_stay {
+                row(text, "  longest stay at EL2", &[stay.to_string()]);
+            }
         }
     }
 }
