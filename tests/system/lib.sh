@@ -148,70 +148,78 @@ worker() { ringctl info --json | tr -d ' ,' | sed -n 's/^"ringd_pid"://p'; }
 # The log of a daemon in the background.
 LOG=/run/ringd/ringd.log
 
-# first_requests SLOT: how often a disk in this slot was served anew, by the daemon's log
-first_requests() { grep -c "first request completed .*slot=$1 " $LOG; }
+# first_requests SLOT...: how often disks in these slots were served anew, by the daemon's log
+first_requests() { grep -c "first request completed .*slot=[$(echo "$*" | tr -d ' ')] " $LOG; }
 
 # milliseconds_of LINE: the time at the beginning of a line of the log, in milliseconds
 milliseconds_of() { date -d "${1%% *}" +%s%3N; }
 
-# daemon_kills KILLS SECONDS: a guest writes and verifies on both engines for SECONDS, or longer if it takes longer to
-# kill the supervised daemon KILLS times, once a second. Prints how long each kill kept the disks from being served.
-daemon_kills() {
-    kills=$1
-    cat >/tmp/autorun <<S
+# qcow2_data FILE MIB: what a `qcow2` image without a backing file holds
+qcow2_data() {
+    table=$(od -An -v -tu1 -j 196608 -N 8 "$1" | awk '{ print (($2 * 256 + $3) * 256 + $4) * 65536 + $5 * 256 + $6 }')
+    # Runs of neighbours: cluster (0: none) and number of them.
+    od -An -v -w8 -tu1 -j $((table * 65536)) -N $(($2 * 128)) "$1" | awk '
+        { at = (($2 * 256 + $3) * 256 + $4) * 65536 + $5 * 256 + $6; if ($8 % 2) at = 0 }
+        count && at == (first ? first + count : 0) { count++; next }
+        { if (count) print first, count; first = at; count = 1 }
+        END { print first, count }' >/tmp/runs
+    while read -r first count; do
+        if [ "$first" = 0 ]; then
+            dd if=/dev/zero bs=64K count="$count" 2>/dev/null
+        else
+            dd if="$1" bs=64K skip="$first" count="$count" 2>/dev/null
+        fi
+    done </tmp/runs
+}
+
+# kill_guest: starts guest1 under a supervised daemon, whose I/O goes on until `kill_guest_ends`: fio writes and verifies at
+# depths 1, 32 and 256 on both engines, raw (vdb, vdc) and qcow2 (vdd, vde).
+kill_guest() {
+    cat >/tmp/autorun <<'S'
 echo "io: begins"
-end=\$((\$(date +%s) + $2))
-seed=\$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
+seed=$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 runs=0
-while [ \$(date +%s) -lt \$end ]; do
-    seed=\$((seed + 1))
-    set -- --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 --randseed=\$seed
-    for disk in vdb vdc; do
-        set -- "\$@" --name=one-\$disk --filename=/dev/\$disk --offset=0 --size=512k --bs=512 --iodepth=1
-        set -- "\$@" --name=some-\$disk --filename=/dev/\$disk --offset=1M --size=7M --bs=4k --iodepth=32
-        set -- "\$@" --name=many-\$disk --filename=/dev/\$disk --offset=8M --size=16M --bs=64k --iodepth=256
+# The last disk says when to end.
+until dd if=/dev/vdf bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
+    seed=$((seed + 1))
+    set -- --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 --randseed=$seed
+    for disk in vdb vdc vdd vde; do
+        set -- "$@" --name=one-$disk --filename=/dev/$disk --offset=0 --size=64k --bs=512 --iodepth=1
+        set -- "$@" --name=some-$disk --filename=/dev/$disk --offset=1M --size=512k --bs=4k --iodepth=32
+        set -- "$@" --name=many-$disk --filename=/dev/$disk --offset=2M --size=3M --bs=8k --iodepth=256
     done
-    fio "\$@" >/tmp/fio.out 2>&1 || { echo "fio: failed with seed \$seed"; cat /tmp/fio.out; break; }
-    runs=\$((runs + 1))
+    fio "$@" >/tmp/fio.out 2>&1 || { echo "fio: failed with seed $seed"; cat /tmp/fio.out; break; }
+    runs=$((runs + 1))
 done
-echo "fio: \$runs runs verified, seeds up to \$seed"
+echo "fio: $runs runs verified, seeds up to $seed"
 dmesg | grep -E 'I/O error|Buffer I/O|hung_task|blocked for more' && echo "guest saw errors"
-for disk in vdb vdc; do echo "hash of \$disk: \$(sha256sum </dev/\$disk | cut -c1-64)"; done
+echo 3 >/proc/sys/vm/drop_caches
+for disk in vdb vdc vdd vde; do echo "hash of $disk: $(sha256sum </dev/$disk | cut -c1-64)"; done
 echo "io: ends"
 sync
 poweroff
 sleep 100
 S
     guest_disk $Z/root.img /tmp/autorun
-    truncate -s 24M $Z/vdb.img $Z/vdc.img
-    zone_file guest1 1 256M root.img vdb.img vdc.img
-    echo 'engine = "threads"' >>$Z/guest1.toml
+    truncate -s 8M $Z/vdb.img $Z/vdc.img
+    qcow2 $Z/vdd.img 8
+    qcow2 $Z/vde.img 8
+    truncate -s 4K $Z/vdf.img
+    zone_file guest1 1 256M root.img vdb.img
+    for disk in 'vdc.img raw threads' 'vdd.img qcow2 io_uring' 'vde.img qcow2 threads' 'vdf.img raw io_uring'; do
+        set -- $disk
+        printf '[[disk]]\npath = "%s"\nformat = "%s"\nengine = "%s"\n' "$1" "$2" "$3" >>$Z/guest1.toml
+    done
     pidof ringd >/dev/null && fail "a daemon runs already"
     ringd --daemonize --supervise || fail "ringd does not start"
     ringctl zone start $Z/guest1.toml || fail "zone start"
-    says() { ringctl zone console guest1 --dump | tr -d '\r' | grep -q "$1"; }
-    within 200 says '^io: begins'
-    served() { [ "$(first_requests 1)" -gt "$1" ] && [ "$(first_requests 2)" -gt "$2" ]; }
-    within 60 served 0 0
-    : >/tmp/pauses
-    for kill in $(seq "$kills"); do
-        sleep 1
-        pid=$(worker)
-        one=$(first_requests 1) two=$(first_requests 2)
-        killed=$(date +%s%3N)
-        kill -KILL "$pid" || fail "no worker to kill"
-        within 30 served "$one" "$two"
-        line=$(grep 'first request completed .*slot=[12] ' $LOG | sed -n $((one + two + 1))p)
-        echo $(($(milliseconds_of "$line") - killed)) >>/tmp/pauses
-        says '^io: ends' && fail "the guest's I/O ended before kill $kill: no proof"
-        is "state" "$(zone_state guest1)" running
-    done
-    sort -n /tmp/pauses >/tmp/sorted
-    median=$(sed -n $(((kills + 1) / 2))p /tmp/sorted)
-    echo "$kills kills: from kill to the first completed request, in ms: $(tr '\n' ' ' </tmp/sorted | cut -c1-400)"
-    echo "median $median ms, longest $(tail -1 /tmp/sorted) ms"
-    # A second is the aim; an emulated machine on a busy host may need more.
-    [ "$median" -le 5000 ] || fail "the daemon is not back soon enough"
+    within 200 guest_says '^io: begins'
+    within 60 served 1 0
+}
+
+# kill_guest_ends: ends the guest's I/O and looks at what has become of it
+kill_guest_ends() {
+    printf 'end\n' | dd of=$Z/vdf.img conv=notrunc 2>/dev/null
     ringctl zone wait guest1 || fail "zone wait"
     ringctl zone console guest1 --dump | tr -d '\r' | sed -n '/^io: begins/,$p' >/tmp/text
     cat /tmp/text
@@ -220,9 +228,50 @@ S
     for disk in vdb vdc; do
         is "hash of $disk" "$(sed -n "s/^hash of $disk: //p" /tmp/text)" "$(sha256sum <$Z/$disk.img | cut -c1-64)"
     done
+    for disk in vdd vde; do
+        is "hash of $disk" "$(sed -n "s/^hash of $disk: //p" /tmp/text)" "$(qcow2_data $Z/$disk.img 8 | sha256sum | cut -c1-64)"
+    done
     clean $Z/root.img
     grep -E 'seccomp|WARN.*(cannot|refus)' $LOG && fail "the log complains"
     kernel_is_quiet
+}
+
+guest_says() { ringctl zone console guest1 --dump | tr -d '\r' | grep -q "$1"; }
+
+# served SLOTS NUMBER: the disks have been served anew more often than that
+served() { [ "$(first_requests "$1")" -gt "$2" ]; }
+
+# daemon_kills KILLS: kills the daemon of `kill_guest` so often, once a second; says how long each kept the disks from
+# being served.
+daemon_kills() {
+    kills=$1
+    : >/tmp/pauses
+    : >/tmp/starts
+    for kill in $(seq "$kills"); do
+        sleep 1
+        before=$(first_requests 1234)
+        killed=$(date +%s%3N)
+        kill -KILL "$(sed -n 's/.* ready pid=\([0-9]*\) .*/\1/p' $LOG | tail -1)" || fail "no worker to kill"
+        within 60 served 1234 "$before"
+        line=$(grep 'first request completed .*slot=[1-4] ' $LOG | sed -n $((before + 1))p)
+        echo $(($(milliseconds_of "$line") - killed)) >>/tmp/pauses
+        # What starting a program of this size takes at this moment: this machine may be emulated, and busy.
+        start=$(date +%s%3N)
+        ringd --version >/dev/null
+        echo $(($(date +%s%3N) - start)) >>/tmp/starts
+    done
+    guest_says '^io: ends' && fail "the guest's I/O ended before the kills: no proof"
+    zone_is guest1 running || fail "after the kills the zone is $(zone_state guest1)"
+    for slot in 1 2 3 4; do
+        at_least "daemons that served slot $slot" "$(first_requests $slot)" $((kills / 3))
+    done
+    median=$(sort -n /tmp/pauses | sed -n $(((kills + 1) / 2))p)
+    start=$(sort -n /tmp/starts | sed -n $(((kills + 1) / 2))p)
+    echo "$kills kills: from kill to the first completed request, in ms: $(sort -n /tmp/pauses | tr '\n' ' ' | cut -c1-900)"
+    echo "median $median ms, longest $(sort -n /tmp/pauses | tail -1) ms; starting a program takes $start ms"
+    # A second; on a machine that needs long to start any program, so many times as long.
+    limit=$((20 * start > 1000 ? 20 * start : 1000))
+    [ "$median" -le $limit ] || fail "the disks wait $median ms for the next daemon, expected up to $limit"
 }
 
 if [ "${1:-}" = clean ]; then

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::Machine;
+use ringd::control::protocol::Request;
 use ringvisor::abi::{StopReason, ZoneState};
 
 fn command(machine: &Machine, arguments: &[&str]) -> Command {
@@ -253,4 +254,97 @@ fn mistakes_end_with_a_message_and_a_status() {
         "{message}"
     );
     machine.assert_clean();
+}
+
+/// A daemon that serves one connection after the other: for each, a test says what it does with it.
+mod mortal {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use ringd::control::protocol::{Frame, Request};
+
+    /// The next connection's first request, which is granted if there is an answer.
+    pub fn serve(listener: &UnixListener, answer: &str) -> (Request, UnixStream) {
+        let (stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        writeln!(&stream, "{answer}").unwrap();
+        (serde_json::from_str(&line).unwrap(), stream)
+    }
+
+    pub fn print(mut stream: &UnixStream, seen: u64, bytes: &[u8]) {
+        let len = u32::try_from(bytes.len()).unwrap();
+        stream.write_all(&Frame { seen, len }.to_bytes()).unwrap();
+        stream.write_all(bytes).unwrap();
+    }
+}
+
+#[test]
+fn consoles_and_waits_outlast_the_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(directory.path().join("sock")).unwrap();
+    let ringctl = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_ringctl"))
+            .arg("--run-dir")
+            .arg(directory.path())
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let console = |from| Request::Console {
+        name: "z".into(),
+        follow: true,
+        from: Some(from),
+    };
+    let wait = Request::Wait { name: "z".into() };
+    let done = r#"{"ok":"done"}"#;
+
+    // A console goes on where it was: a whole piece counts, one that was cut off does not.
+    let mut child = ringctl(&["zone", "console", "z"]);
+    let (request, stream) = mortal::serve(&listener, done);
+    assert_eq!(request, console(0));
+    mortal::print(&stream, 4, b"one ");
+    (&stream)
+        .write_all(&[9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, b't', b'w'])
+        .unwrap();
+    drop(stream);
+    let (request, stream) = mortal::serve(&listener, done);
+    assert_eq!(request, console(4));
+    mortal::print(&stream, 9, b"[two]");
+    // What is typed goes to the next one.
+    child.stdin.as_mut().unwrap().write_all(b"ls\r").unwrap();
+    let mut typed = [0; 3];
+    (&stream).read_exact(&mut typed).unwrap();
+    assert_eq!(&typed, b"ls\r");
+    mortal::print(&stream, 9, b"");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(stdout(&output), "one [two]");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains("lost the connection to ringd") && said.contains("ringd serves again"),
+        "{said}"
+    );
+
+    // A wait goes on, and says it if the next daemon knows nothing.
+    for (answer, status) in [
+        (r#"{"ok":{"ended":{"how":"powered_off"}}}"#, 0),
+        (r#"{"error":"no zone z"}"#, 1),
+    ] {
+        let child = ringctl(&["zone", "wait", "z"]);
+        let (stream, _) = listener.accept().unwrap();
+        drop(stream);
+        let (request, _stream) = mortal::serve(&listener, answer);
+        assert_eq!(request, wait);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            said.contains("zone z is over: it ended when ringd died"),
+            status == 1,
+            "{said}"
+        );
+    }
 }

@@ -3,6 +3,8 @@
 mod blk;
 mod features;
 mod gic;
+mod inherited;
+mod orphans;
 mod psci;
 mod queue;
 mod race;
@@ -20,13 +22,17 @@ use crate::report::Suite;
 /// A group of tests.
 pub type Group = fn(&mut Suite, &mut Context<'_>);
 
-/// Groups that want somebody to do something, to type or to resize the first disk; only run if they are asked for.
-pub const INTERACTIVE: [&str; 2] = [UART_RX, CAPACITY];
+/// Groups that want somebody to do something, to type, to resize the first disk or to kill the daemon; only run if they are
+/// asked for.
+pub const INTERACTIVE: [&str; 4] = [UART_RX, CAPACITY, RESET, REBOOT];
 const UART_RX: &str = "uart-rx";
 const CAPACITY: &str = "capacity";
+const RESET: &str = "orphans-reset";
+const REBOOT: &str = "orphans-reboot";
 
 /// All groups, in the order in which they run.
 pub const GROUPS: &[(&str, Group)] = &[
+    ("inherited", inherited::run),
     ("transport", transport::run),
     ("blk", blk::run),
     ("queue", queue::run),
@@ -38,6 +44,8 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("uart", uart::run),
     (UART_RX, uart::receive),
     (CAPACITY, features::capacity),
+    (RESET, orphans::reset),
+    (REBOOT, orphans::reboot),
     ("sysreg", sysreg::run),
     ("wild", wild::run),
 ];

@@ -199,6 +199,24 @@ impl Queue {
         self.notify();
     }
 
+    /// Whether all that was offered is used.
+    pub(super) fn is_done(&self) -> bool {
+        self.used() == self.offered
+    }
+
+    /// Resets the device; whether Status then reads 0.
+    pub(super) fn reset(&self) -> bool {
+        self.slot.reset()
+    }
+
+    /// All of the pages in one number.
+    pub(super) fn sum(&self) -> u64 {
+        let words = (0..4 * PART)
+            .step_by(8)
+            .map(|offset| self.get::<u64>(self.at(offset)));
+        words.fold(0, |sum, word| sum.rotate_left(1) ^ word)
+    }
+
     /// Writes a request of one sector as header, data and status, from descriptor 0 on.
     fn request(&self, kind: u32, sector: u64, length: u32) {
         self.head(kind, sector);

@@ -1,9 +1,11 @@
 //! `ringctl`, the command that users type.
 //!
-//! [`zone_options`] turns a zone file and options into a zone, [`disk`] is about disks, [`terminal`] carries a console, [`print`] shows tables.
+//! [`zone_options`] turns a zone file and options into a zone, [`disk`] is about disks, [`terminal`] carries a console,
+//! [`patience`] outlasts daemons, [`print`] shows tables.
 //! Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command line that makes no sense.
 
 pub mod disk;
+pub mod patience;
 pub mod print;
 pub mod stats;
 pub mod terminal;
@@ -137,7 +139,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             if left {
                 return Ok(ExitCode::SUCCESS);
             }
-            wait(ask(Request::Wait { name: name.clone() })?, &name)
+            wait(patience::wait(&socket, &name)?, &name)
         }
         Command::Zone(ZoneCommand::Start(zone)) => done(Request::Start {
             config: Box::new(zone.config()?),
@@ -145,9 +147,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Zone(ZoneCommand::Stop(Name { name })) => done(Request::Stop { name }),
         Command::Zone(ZoneCommand::Pause(Name { name })) => done(Request::Pause { name }),
         Command::Zone(ZoneCommand::Resume(Name { name })) => done(Request::Resume { name }),
-        Command::Zone(ZoneCommand::Wait(Name { name })) => {
-            wait(ask(Request::Wait { name: name.clone() })?, &name)
-        }
+        Command::Zone(ZoneCommand::Wait(Name { name })) => wait(patience::wait(&socket, &name)?, &name),
         Command::Zone(ZoneCommand::Console { name, dump: true }) => {
             terminal::dump(&socket, &name)?;
             Ok(ExitCode::SUCCESS)

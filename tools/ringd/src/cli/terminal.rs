@@ -1,21 +1,26 @@
 //! A console on the user's terminal, or on whatever standard input and output are.
 
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, BufReader, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use crate::control::client::{Client, ClientError};
-use crate::control::protocol::Request;
+use crate::control::protocol::{Frame, Request};
+
+use super::patience;
 
 /// Ctrl-]: leaves the console.
 const DETACH: u8 = 0x1d;
+/// How often it is tried to send what was typed while there was no daemon.
+const KEYS_GLANCE: Duration = Duration::from_millis(100);
 
 /// Whether standard input goes to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +54,14 @@ impl Drop for Raw {
     }
 }
 
-/// Shows a zone's console until the zone ends or the user leaves; `true` if the user left.
+/// Shows a zone's console until the zone ends or the user leaves; `true` if the user left. Goes on at the next daemon if
+/// one dies.
 ///
 /// # Errors
 /// There is no such zone, or a stream failed.
 pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientError> {
-    let (reader, stream) = open(socket, zone, true)?;
+    let mut seen = 0;
+    let (mut reader, stream) = open(Client::connect(socket)?, zone, Some(seen))?;
     let typed = io::stdin().is_terminal();
     let raw = if typed {
         eprintln!("[console of {zone}; Ctrl-] leaves]");
@@ -62,24 +69,98 @@ pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientErr
     } else {
         None
     };
-    let left = Arc::new(AtomicBool::new(false));
+    let keys = Arc::new(Keys::new(stream));
     if typed || input == Input::Always {
-        let left = left.clone();
-        let writer = stream.try_clone()?;
+        let keys = keys.clone();
         // Not joined: it may sit in a read of standard input for ever.
         std::thread::Builder::new()
             .name("input".into())
-            .spawn(move || send_input(&writer, typed, &left))?;
+            .spawn(move || send_input(&keys, typed))?;
     }
-    let outcome = copy_output(reader);
+    let outcome = loop {
+        let cause = match copy_frames(&mut reader, &mut seen) {
+            Ok(()) => break Ok(()),
+            Err(FrameError::Output(error)) => break Err(error.into()),
+            Err(FrameError::Lost(_)) if keys.left() => break Ok(()),
+            Err(FrameError::Lost(cause)) => cause,
+        };
+        let next = match patience::next_daemon(socket, &cause, || keys.left()) {
+            Ok(Some(client)) => open(client, zone, Some(seen)),
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        match next {
+            Ok((next, stream)) => {
+                reader = next;
+                keys.go_to(stream);
+            }
+            // It may have died as well.
+            Err(ClientError::Lost(_)) => {}
+            Err(ClientError::Refused(_)) => break Err(ClientError::Forgotten(zone.into())),
+            Err(error) => break Err(error),
+        }
+    };
     drop(raw);
-    let left = left.load(Ordering::Relaxed);
-    if left {
+    if keys.left() {
         eprintln!("\n[left the console of {zone}]");
         return Ok(true);
     }
-    outcome?;
-    Ok(false)
+    outcome.map(|()| false)
+}
+
+/// Where what is typed goes: the connection to the daemon of the moment.
+struct Keys {
+    stream: Mutex<UnixStream>,
+    left: AtomicBool,
+}
+
+impl Keys {
+    fn new(stream: UnixStream) -> Self {
+        Self {
+            stream: Mutex::new(stream),
+            left: AtomicBool::new(false),
+        }
+    }
+
+    fn stream(&self) -> MutexGuard<'_, UnixStream> {
+        self.stream
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn go_to(&self, stream: UnixStream) {
+        *self.stream() = stream;
+        // Whoever left between two daemons.
+        if self.left() {
+            self.leave();
+        }
+    }
+
+    fn left(&self) -> bool {
+        self.left.load(Ordering::SeqCst)
+    }
+
+    fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
+        let _ = self.stream().shutdown(std::net::Shutdown::Both);
+    }
+
+    /// Sends to the guest if somebody takes it.
+    fn try_send(&self, keys: &[u8]) {
+        let _ = self.stream().write_all(keys);
+    }
+
+    /// Sends to the guest, or when there is one again, to the next daemon.
+    fn send(&self, mut keys: &[u8]) {
+        while !keys.is_empty() {
+            let sent = self.stream().write(keys);
+            match sent {
+                Ok(count) => keys = keys.get(count..).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => std::thread::sleep(KEYS_GLANCE),
+            }
+        }
+    }
 }
 
 /// Prints what is kept of a zone's output.
@@ -87,17 +168,53 @@ pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientErr
 /// # Errors
 /// There is no such zone, or a stream failed.
 pub fn dump(socket: &Path, zone: &str) -> Result<(), ClientError> {
-    let (reader, _stream) = open(socket, zone, false)?;
+    let (reader, _stream) = open(Client::connect(socket)?, zone, None)?;
     Ok(copy_output(reader)?)
 }
 
-fn open(socket: &Path, zone: &str, follow: bool) -> Result<(impl Read + use<>, UnixStream), ClientError> {
-    let mut client = Client::connect(socket)?;
+/// Asks for a console: what is there, or from a position on and what comes.
+fn open(
+    mut client: Client,
+    zone: &str,
+    from: Option<u64>,
+) -> Result<(BufReader<UnixStream>, UnixStream), ClientError> {
     client.ask(&Request::Console {
         name: zone.to_owned(),
-        follow,
+        follow: from.is_some(),
+        from,
     })?;
     Ok(client.into_bytes())
+}
+
+/// Why a console ends before its zone.
+enum FrameError {
+    /// The daemon is gone.
+    Lost(io::Error),
+    /// Nobody takes what is shown.
+    Output(io::Error),
+}
+
+/// Shows what comes until the zone's end; `seen` is how far it has come.
+fn copy_frames(reader: &mut impl Read, seen: &mut u64) -> Result<(), FrameError> {
+    let mut output = io::stdout().lock();
+    loop {
+        let mut head = [0; Frame::SIZE];
+        reader.read_exact(&mut head).map_err(FrameError::Lost)?;
+        let frame = Frame::from_bytes(head);
+        if frame.len == 0 {
+            return Ok(());
+        }
+        let mut piece = Vec::new();
+        let read = reader.by_ref().take(frame.len.into()).read_to_end(&mut piece);
+        if read.map_err(FrameError::Lost)? < frame.len as usize {
+            return Err(FrameError::Lost(io::ErrorKind::UnexpectedEof.into()));
+        }
+        output
+            .write_all(&piece)
+            .and_then(|()| output.flush())
+            .map_err(FrameError::Output)?;
+        *seen = frame.seen;
+    }
 }
 
 fn copy_output(mut reader: impl Read) -> io::Result<()> {
@@ -116,7 +233,7 @@ fn copy_output(mut reader: impl Read) -> io::Result<()> {
 }
 
 /// Sends standard input until its end or, on a terminal, the detach key.
-fn send_input(stream: &UnixStream, typed: bool, left: &AtomicBool) {
+fn send_input(stream: &Keys, typed: bool) {
     let Ok(copy) = io::stdin().as_fd().try_clone_to_owned() else {
         return;
     };
@@ -141,13 +258,12 @@ fn send_input(stream: &UnixStream, typed: bool, left: &AtomicBool) {
             None
         };
         let keys = keys.get(..detach.unwrap_or(count)).unwrap_or_default();
-        if (&*stream).write_all(keys).is_err() {
-            return;
-        }
         if detach.is_some() {
-            left.store(true, Ordering::Relaxed);
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+            // Before they are sent: nobody may be there to take them.
+            stream.try_send(keys);
+            stream.leave();
             return;
         }
+        stream.send(keys);
     }
 }

@@ -4,6 +4,7 @@
 //! ([`Console::pump`]); any number of readers follow it at their own pace ([`Console::read`]), and none of them can
 //! slow the guest or the reactor down. Input goes straight into the ring.
 
+mod marks;
 pub mod scrollback;
 
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -13,6 +14,7 @@ use ringvisor::ring::ZoneWindow;
 use ringvisor::ring::console::{InputProducer, OutputConsumer};
 
 use crate::hv::Hypervisor;
+use marks::Marks;
 use scrollback::{Chunk, Scrollback};
 
 /// Bytes of output kept.
@@ -32,14 +34,26 @@ pub struct Console {
 
 struct State {
     kept: Scrollback,
+    marks: Marks,
     output: OutputConsumer,
     closed: bool,
+}
+
+impl State {
+    /// Adds what no guest printed; `guest` is the position of its output behind that.
+    fn insert(&mut self, text: &str, guest: u64) {
+        let begin = self.kept.end();
+        self.kept.push(text.as_bytes());
+        self.marks.insert(begin, self.kept.end(), guest);
+        self.marks.forget(self.kept.start());
+    }
 }
 
 impl Default for Console {
     fn default() -> Self {
         let state = State {
             kept: Scrollback::new(KEPT),
+            marks: Marks::default(),
             output: OutputConsumer::default(),
             closed: false,
         };
@@ -67,7 +81,8 @@ impl Console {
                     "\r\n[ringd: {} bytes of console output were lost here]\r\n",
                     read.dropped
                 );
-                state.kept.push(note.as_bytes());
+                let guest = state.output.position().saturating_sub(read.len as u64);
+                state.insert(&note, guest);
             }
             state.kept.push(buffer.get(..read.len).unwrap_or_default());
             if read.len == 0 {
@@ -80,9 +95,10 @@ impl Console {
 
     /// Adds a line of the daemon's own.
     pub fn note(&self, text: &str) {
-        self.state()
-            .kept
-            .push(format!("\r\n[ringd: {text}]\r\n").as_bytes());
+        let mut state = self.state();
+        let guest = state.output.position();
+        state.insert(&format!("\r\n[ringd: {text}]\r\n"), guest);
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -96,6 +112,23 @@ impl Console {
     #[must_use]
     pub fn start(&self) -> u64 {
         self.state().kept.start()
+    }
+
+    /// How many bytes the guest had printed at a position; another daemon finds the place again by
+    /// [`Self::position_of`].
+    #[must_use]
+    pub fn guest_position(&self, position: u64) -> u64 {
+        self.state().marks.guest(position)
+    }
+
+    /// Where to go on for a reader who has seen so many bytes of the guest's output.
+    #[must_use]
+    pub fn position_of(&self, guest: u64) -> u64 {
+        let state = self.state();
+        state
+            .marks
+            .position(guest)
+            .clamp(state.kept.start(), state.kept.end())
     }
 
     /// Waits until there are bytes at or behind `position`, then gives up to 4 KiB of them. `None` after the end, and
@@ -182,6 +215,43 @@ mod tests {
             text.contains("[ringd: 4096 bytes of console output were lost here]"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_reader_goes_on_at_the_next_daemon_where_it_was() {
+        let page = SharedPage::private().unwrap();
+        let window = page.window(1).unwrap();
+        let (first, mut guest) = (Console::default(), OutputProducer::new());
+        guest.write(&window.output(), b"one ");
+        first.pump(window);
+        first.note("rebooting");
+        guest.write(&window.output(), b"two ");
+        first.pump(window);
+        let seen = first.read(0, NOW).unwrap().next;
+        assert_eq!(first.guest_position(seen), 8);
+
+        // Nothing was lost.
+        guest.write(&window.output(), b"three");
+        let second = Console::default();
+        second.pump(window);
+        let text = |console: &Console, guest| {
+            let bytes = console.read(console.position_of(guest), NOW).unwrap().bytes;
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(text(&second, 8), "three");
+        // What is said at that place comes, too.
+        second.note("taken over");
+        assert_eq!(text(&second, 13), "\r\n[ringd: taken over]\r\n");
+
+        // The ring has lost what was seen, and later what was not.
+        for _ in 0..17 {
+            guest.write(&window.output(), &[b'x'; 4096]);
+        }
+        let third = Console::default();
+        third.pump(window);
+        let lost = 13 + 4096;
+        assert!(text(&third, lost).starts_with("xxx"));
+        assert!(text(&third, 13).starts_with("\r\n[ringd: 4109 bytes of console output were lost here]"));
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub enum ClientError {
         /// How it is.
         condition: Condition,
     },
+    /// The last daemon died, and the next one does not know the zone.
+    #[error("zone {0} is over: it ended when ringd died, and nobody knows how; the log of ringd may")]
+    Forgotten(String),
     /// It listens, but not to us.
     #[error("cannot connect to ringd at {path}: {cause}")]
     Connect {

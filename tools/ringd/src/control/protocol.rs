@@ -52,6 +52,10 @@ pub enum Request {
         name: String,
         /// Go on with what is printed from now on.
         follow: bool,
+        /// Bytes of the guest's output seen already. The output then comes in [`Frame`]s, so that a reader whose daemon
+        /// died can go on at the next one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<u64>,
     },
     /// Answer: [`Reply::Disks`].
     Disks,
@@ -238,6 +242,39 @@ pub struct CpuReport {
     pub state: String,
 }
 
+/// Head of a piece of console output, which so many bytes follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Bytes of the guest's output up to the piece's end.
+    pub seen: u64,
+    /// Bytes of the piece; 0: the zone has ended, nothing more will come.
+    pub len: u32,
+}
+
+impl Frame {
+    /// Bytes of a head.
+    pub const SIZE: usize = 12;
+
+    /// As bytes.
+    #[must_use]
+    pub fn to_bytes(self) -> [u8; Self::SIZE] {
+        let mut bytes = [0; Self::SIZE];
+        let words = self.seen.to_le_bytes().into_iter().chain(self.len.to_le_bytes());
+        bytes.iter_mut().zip(words).for_each(|(to, from)| *to = from);
+        bytes
+    }
+
+    /// From bytes.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+        Self {
+            seen: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            len: u32::from_le_bytes([i, j, k, l]),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,6 +284,7 @@ mod tests {
         let request = Request::Console {
             name: "a".into(),
             follow: true,
+            from: None,
         };
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(line, r#"{"op":"console","name":"a","follow":true}"#);
@@ -264,6 +302,16 @@ mod tests {
         assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), ended);
         let error = serde_json::to_string(&Response::Error("no".into())).unwrap();
         assert_eq!(error, r#"{"error":"no"}"#);
+    }
+
+    #[test]
+    fn frames_are_twelve_bytes() {
+        let frame = Frame {
+            seen: 0x0102_0304_0506_0708,
+            len: 9,
+        };
+        assert_eq!(frame.to_bytes(), [8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0]);
+        assert_eq!(Frame::from_bytes(frame.to_bytes()), frame);
     }
 
     #[test]

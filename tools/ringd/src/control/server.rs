@@ -15,7 +15,7 @@ use ringvisor::abi::{ROOT_ZONE, ZoneState};
 use rustix::net;
 
 use super::protocol::{
-    CpuReport, DiskReport, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
+    CpuReport, DiskReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
 use crate::hv::Hypervisor;
 use crate::stats;
@@ -118,11 +118,11 @@ fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLo
             }
         };
         tracing::debug!(?request, "request");
-        if let Request::Console { name, follow } = request {
+        if let Request::Console { name, follow, from } = request {
             return match registry.find(&name) {
                 Ok(zone) => {
                     respond(stream, &Response::Ok(Reply::Done))?;
-                    console(stream, reader, &zone, registry, follow)
+                    console(stream, reader, &zone, registry, Output { follow, from })
                 }
                 Err(error) => respond(stream, &Response::Error(error.to_string())),
             };
@@ -321,18 +321,25 @@ fn cpu(cpu: &ringvisor::abi::info::CpuInfo) -> CpuReport {
     }
 }
 
+/// What of a console's output is wanted.
+#[derive(Clone, Copy)]
+struct Output {
+    follow: bool,
+    from: Option<u64>,
+}
+
 /// Carries a console's bytes: output from a thread of its own, input here, until either side ends.
 fn console(
     stream: &UnixStream,
     mut reader: BufReader<&UnixStream>,
     zone: &Arc<Shared>,
     registry: &Registry,
-    follow: bool,
+    wanted: Output,
 ) -> io::Result<()> {
     let gone = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let output = scope.spawn(|| {
-            let outcome = send_output(stream, zone, &gone, follow);
+            let outcome = send_output(stream, zone, &gone, wanted);
             // Ends the reading below, too.
             let _ = stream.shutdown(std::net::Shutdown::Both);
             outcome
@@ -344,23 +351,38 @@ fn console(
     })
 }
 
-fn send_output(mut stream: &UnixStream, zone: &Shared, gone: &AtomicBool, follow: bool) -> io::Result<()> {
-    let mut position = zone.console.start();
-    let patience = if follow { CONSOLE_GLANCE } else { Duration::ZERO };
+fn send_output(mut stream: &UnixStream, zone: &Shared, gone: &AtomicBool, wanted: Output) -> io::Result<()> {
+    let console = &zone.console;
+    let mut send = |position: u64, bytes: &[u8]| {
+        if wanted.from.is_some() {
+            let frame = Frame {
+                seen: console.guest_position(position),
+                len: u32::try_from(bytes.len()).map_err(io::Error::other)?,
+            };
+            stream.write_all(&frame.to_bytes())?;
+        }
+        stream.write_all(bytes)
+    };
+    let start = wanted.from.map(|guest| console.position_of(guest));
+    let mut position = start.unwrap_or_else(|| console.start());
+    let patience = if wanted.follow {
+        CONSOLE_GLANCE
+    } else {
+        Duration::ZERO
+    };
     while !gone.load(Ordering::Relaxed) {
-        let Some(chunk) = zone.console.read(position, patience) else {
-            break;
+        let Some(chunk) = console.read(position, patience) else {
+            return send(position, b"");
         };
         if chunk.skipped > 0 {
             let skipped = chunk.skipped;
-            write!(
-                stream,
-                "\r\n[ringd: this reader was too slow for {skipped} bytes]\r\n"
-            )?;
+            let note = format!("\r\n[ringd: this reader was too slow for {skipped} bytes]\r\n");
+            send(position, note.as_bytes())?;
         }
-        stream.write_all(&chunk.bytes)?;
-        if !follow && chunk.bytes.is_empty() {
-            break;
+        if !chunk.bytes.is_empty() {
+            send(chunk.next, &chunk.bytes)?;
+        } else if !wanted.follow {
+            return Ok(());
         }
         position = chunk.next;
     }

@@ -1,6 +1,6 @@
 //! Zones over a fake EL2, a fake root and the real reactor.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use ringvisor::abi::command::Op;
 use ringvisor::abi::{StopReason, ZoneState};
 
 mod disks;
+mod mutations;
 
 use super::actor::Wish;
 use super::record::Record;

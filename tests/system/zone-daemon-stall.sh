@@ -1,0 +1,41 @@
+#!/bin/sh
+# The daemon is stopped for a minute in the middle of a guest's I/O: the guest waits, loses nothing and sees no error, and
+# `ringctl` says all the time why (torture c6). Then it may open nothing more, and then it is what the OOM killer chooses:
+# disks are served, or served again (torture c10).
+#@ needs: el2
+#@ tier: all
+#@ timeout: 400
+. ./lib.sh
+kill_guest
+pid=$(worker)
+kill -STOP "$pid"
+end=$(($(date +%s) + 60))
+while [ "$(date +%s)" -lt $end ]; do
+    timeout 30 ringctl zone list 2>/tmp/message && fail "zone list of a stopped daemon succeeds"
+    grep -q "process $pid) is stopped" /tmp/message || fail "unclear: $(cat /tmp/message)"
+    sleep 5
+done
+kill -CONT "$pid"
+within 30 zone_is guest1 running
+is "worker" "$(worker)" "$pid"
+
+# Not one descriptor more. Nobody is let in, disks go on: the reads of each are counted before and after.
+requests() { ringctl disk stats --json | tr -d ' ,' | sed -n 's/^"\(reads\|writes\)"://p' | awk '{ sum += $1 } END { print sum + 0 }'; }
+before=$(requests)
+at_least "requests so far" "$before" 1
+prlimit --pid "$pid" --nofile=8:1024 || fail "prlimit"
+for _ in 1 2 3 4 5; do
+    timeout 2 ringctl zone list >/dev/null 2>&1 && fail "a daemon without descriptors answers"
+done
+prlimit --pid "$pid" --nofile=1024:1024 || fail "prlimit"
+within 30 zone_is guest1 running
+is "worker" "$(worker)" "$pid"
+at_least "requests meanwhile" "$(requests)" $((before + 1))
+
+# No memory: the kernel is asked to kill what is largest, which is said to be the worker.
+served_before=$(first_requests 1234)
+echo 1000 >/proc/"$pid"/oom_score_adj || fail "oom_score_adj"
+echo f >/proc/sysrq-trigger || fail "sysrq"
+within 60 served 1234 "$served_before"
+dmesg | grep -q "Out of memory.*ringd" || fail "the OOM killer has not killed ringd"
+kill_guest_ends

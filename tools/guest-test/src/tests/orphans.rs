@@ -1,0 +1,91 @@
+//! Requests in flight whose daemon is dead, when the device is reset and when the machine is: from then on nobody writes
+//! into this memory. Somebody outside suspends the last disk and kills the daemon once a read is under way.
+
+use smccc::{Hvc, psci};
+
+use super::queue::Queue;
+use crate::console::println;
+use crate::report::{Failure, Outcome, Suite};
+use crate::virtio::Slot;
+use crate::{Context, check, time};
+
+/// Says, behind a reboot, that there was one.
+const SECOND_LIFE: u64 = 0x7276_2d6c_6966_6532;
+/// How long the daemon may take to die, in milliseconds. If it takes longer, it dies during the reset: as good.
+const DEATH: u64 = 5000;
+/// How long the read is kept from ending after it has been announced, at least, in milliseconds.
+const HELD: u64 = 10_000;
+/// How long memory is watched, in milliseconds.
+const WATCH: u64 = 3000;
+
+/// Resets the device.
+pub fn reset(suite: &mut Suite, context: &mut Context<'_>) {
+    suite.test("memory stays as it is once Status reads 0", || {
+        let (queue, begun) = reading(context)?;
+        check!(queue.reset(), "Status does not read 0");
+        println!("guest-test: reset");
+        held_since(begun)?;
+        unchanged(&queue)
+    });
+}
+
+/// Resets the machine, and watches the memory in its next life.
+pub fn reboot(suite: &mut Suite, context: &mut Context<'_>) {
+    // The last words of RAM: the image and the tree are elsewhere, and a reboot leaves them.
+    let (base, size) = context.machine.ram;
+    let mark = (base + size - 16) as *mut [u64; 2];
+    // SAFETY: RAM of this guest that nothing else uses.
+    let [word, begun] = unsafe { mark.read_volatile() };
+    suite.test("memory stays as it is after a reboot", || {
+        if word == SECOND_LIFE {
+            println!("guest-test: second life");
+            held_since(begun)?;
+            // The same pages: nothing else was allocated, in either life.
+            return unchanged(&Queue::running(last_disk(context)?, 0)?);
+        }
+        let (_queue, begun) = reading(context)?;
+        // SAFETY: as above.
+        unsafe { mark.write_volatile([SECOND_LIFE, begun]) };
+        let _ = psci::system_reset::<Hvc>();
+        Err(Failure::new(format_args!("the machine was not reset")))
+    });
+}
+
+/// A queue of the last disk with a read that does not end, and when it was announced.
+fn reading(context: &Context<'_>) -> Result<(Queue, u64), Failure> {
+    let mut queue = Queue::running(last_disk(context)?, 0)?;
+    queue.offer_read(0);
+    println!("guest-test: reading");
+    let begun = time::now_physical();
+    time::sleep(DEATH);
+    check!(!queue.is_done(), "the read has ended: the disk is not suspended");
+    Ok((queue, begun))
+}
+
+/// The read cannot have ended yet when this is not true.
+fn held_since(begun: u64) -> Outcome {
+    let since = time::now_physical().wrapping_sub(begun);
+    check!(
+        since >= time::milliseconds(HELD),
+        "done after {since} counts, with the read under way"
+    );
+    Ok(())
+}
+
+fn last_disk(context: &Context<'_>) -> Result<Slot, Failure> {
+    let slot = Slot::blocks(context.machine).last();
+    slot.ok_or_else(|| Failure::new(format_args!("no disk")))
+}
+
+/// The queue's pages, with the read's buffer, do not change.
+fn unchanged(queue: &Queue) -> Outcome {
+    let before = queue.sum();
+    let end = time::now() + time::milliseconds(WATCH);
+    while time::now() < end {
+        check!(
+            queue.sum() == before,
+            "memory was written after it was given back"
+        );
+    }
+    Ok(())
+}
