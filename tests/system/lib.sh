@@ -214,7 +214,7 @@ S
     ringd --daemonize --supervise || fail "ringd does not start"
     ringctl zone start $Z/guest1.toml || fail "zone start"
     within 200 guest_says '^io: begins'
-    within 60 served 1 0
+    within 100 served 1 0
 }
 
 # kill_guest_ends: ends the guest's I/O and looks at what has become of it
@@ -252,7 +252,7 @@ daemon_kills() {
         before=$(first_requests 1234)
         killed=$(date +%s%3N)
         kill -KILL "$(sed -n 's/.* ready pid=\([0-9]*\) .*/\1/p' $LOG | tail -1)" || fail "no worker to kill"
-        within 60 served 1234 "$before"
+        within 100 served 1234 "$before"
         line=$(grep 'first request completed .*slot=[1-4] ' $LOG | sed -n $((before + 1))p)
         echo $(($(milliseconds_of "$line") - killed)) >>/tmp/pauses
         # What starting a program of this size takes at this moment: this machine may be emulated, and busy.
@@ -263,7 +263,7 @@ daemon_kills() {
     guest_says '^io: ends' && fail "the guest's I/O ended before the kills: no proof"
     zone_is guest1 running || fail "after the kills the zone is $(zone_state guest1)"
     for slot in 1 2 3 4; do
-        at_least "daemons that served slot $slot" "$(first_requests $slot)" $((kills / 3))
+        at_least "daemons that served slot $slot" "$(first_requests $slot)" $((1 + kills / 20))
     done
     median=$(sort -n /tmp/pauses | sed -n $(((kills + 1) / 2))p)
     start=$(sort -n /tmp/starts | sed -n $(((kills + 1) / 2))p)
