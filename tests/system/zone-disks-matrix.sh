@@ -5,22 +5,25 @@
 #@ needs: el2
 #@ tier: all
 #@ boot: own
-#@ timeout: 3000
+#@ timeout: 4000
 . ./lib.sh
 cat >/tmp/autorun <<'S'
 . /mnt/kinds
 dmesg -C
 for bs in 512 4k 64k 1M 512-1M; do
     case $bs in
-    512) size=128k ;;
-    4k) size=512k ;;
-    64k) size=2M ;;
-    *) size=8M ;;
+    512) size=64k ;;
+    4k) size=256k ;;
+    64k) size=1M ;;
+    *) size=4M ;;
     esac
     for depth in 1 8 64 256; do
         seed=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')
         set -- --size=$size --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --randseed=$seed
-        set -- "$@" --bsrange=$bs --iodepth=$depth
+        case $bs in
+        *-*) set -- "$@" --bsrange=$bs --iodepth=$depth ;;
+        *) set -- "$@" --bs=$bs --iodepth=$depth ;;
+        esac
         for disk in $disks; do
             # A device of larger blocks takes no smaller ones.
             block=$(cat /sys/block/$disk/queue/logical_block_size)
@@ -44,8 +47,8 @@ for disk in $disks; do echo "hash of $disk: $(sha256sum </dev/$disk | cut -d ' '
 poweroff
 sleep 100
 S
-cd "$(mkdir -p $Z && echo $Z)" || exit 1
-. "$OLDPWD/lib.sh"
+mkdir -p $Z
+cd $Z || exit 1
 export DM_DISABLE_UDEV=1
 dd if=/dev/urandom of=base.img bs=1M count=16 2>/dev/null
 mkdir -p memory
