@@ -35,7 +35,10 @@ impl Cache {
     /// # Errors
     /// The directory cannot be created.
     pub fn open(project: &Path) -> Result<Self> {
-        let root = std::env::var_os(CACHE_VARIABLE).map_or_else(|| project.join(".cache"), PathBuf::from);
+        // Empty is as not set, as for all that make exports.
+        let root = std::env::var_os(CACHE_VARIABLE)
+            .filter(|root| !root.is_empty())
+            .map_or_else(|| project.join(".cache"), PathBuf::from);
         Self::at(&root)
     }
 
