@@ -6,7 +6,6 @@
 rounds=${ROUNDS:-25}
 value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
 free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
-files() { for pid in $(pidof ringd); do ls "/proc/$pid/fd"; done | wc -l; }
 mkdir -p $Z
 dd if=/dev/urandom of=$Z/disk.img bs=1M count=4 2>/dev/null
 hash=$(image_hash $Z/disk.img)

@@ -5,7 +5,6 @@
 #@ timeout: 300
 . ./lib.sh
 value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
-files() { for pid in $(pidof ringd); do ls "/proc/$pid/fd"; done | wc -l; }
 left() { echo "$(value pages_used) pages, $(value heap_used) bytes of heap, $(files) files"; }
 mkdir -p $Z
 dd if=/dev/urandom of=$Z/disk.img bs=1M count=8 2>/dev/null
@@ -16,6 +15,7 @@ daemon
 ringctl zone start $Z/guest1.toml || fail "zone start"
 says() { ringctl zone console guest1 --dump | tr -d '\r' | grep -q "$1"; }
 within 150 says 'shell in the initramfs'
+rm -f /tmp/typed
 mkfifo /tmp/typed
 ringctl zone console guest1 </tmp/typed >/dev/null 2>&1 &
 exec 3>/tmp/typed
