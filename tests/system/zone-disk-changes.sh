@@ -28,7 +28,7 @@ awaits vdb 65536
 echo "resized: $(sectors vdb)"
 dd if=/dev/urandom of=/dev/vdb bs=1M seek=31 count=1 oflag=direct 2>/dev/null && sync /dev/vdb && echo "tail: $(hash /dev/vdb)"
 blkdiscard /dev/vdb && echo "discarded: $(hash /dev/vdb)"
-dd if=/dev/vdb of=/dev/null bs=512 count=200 iflag=direct 2>/dev/null && echo "limited reads are over"
+dd if=/dev/vdb of=/dev/null bs=512 count=2000 iflag=direct 2>/dev/null && echo "limited reads are over"
 echo "spare: $(sectors vdc)"
 awaits vdc 16384
 echo "attached: $(hash /dev/vdc) $(cat /sys/block/vdc/serial)"
@@ -78,15 +78,21 @@ is "the discarded disk" "$(said discarded)" "$(head -c 32M /dev/zero | sha256sum
 after=$(du -k $Z/b.img | cut -f 1)
 [ "$after" -lt $((before / 8)) ] || fail "$before KiB of blocks before the discard, $after after it"
 
-# Reads in a span of time: not more than the limit allows; how much less depends on the host, which may be too busy for 20.
-t0=$(date +%s%N)
-n0=$(stat_of 1 READS)
-sleep 4
-n1=$(stat_of 1 READS)
-t1=$(date +%s%N)
-rate=$(((n1 - n0) * 1000000000 / (t1 - t0)))
-echo "limit of 20: $rate reads a second"
-[ "$rate" -le 24 ] || fail "$rate reads a second with a limit of 20"
+# Reads in spans of time: never more than the limit allows, and in one of them at least near to it. In the others the host may
+# have been busy with something else.
+rate=0 spans=0
+until [ "$rate" -ge 8 ]; do
+    spans=$((spans + 1))
+    [ $spans -le 10 ] || fail "$rate reads a second with a limit of 20, in the last of 10 spans"
+    t0=$(date +%s%N)
+    n0=$(stat_of 1 READS)
+    sleep 4
+    n1=$(stat_of 1 READS)
+    t1=$(date +%s%N)
+    rate=$(((n1 - n0) * 1000000000 / (t1 - t0)))
+    echo "limit of 20: $rate reads a second"
+    [ "$rate" -le 24 ] || fail "$rate reads a second with a limit of 20"
+done
 at_least "times held back" "$(stat_of 1 THROTTLED)" 1
 ringctl disk set-limit guest1 vdb --iops none || fail "set-limit none"
 within 30 says "spare"

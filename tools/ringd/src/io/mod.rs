@@ -46,8 +46,8 @@ pub struct ZoneIo {
     closing: bool,
 }
 
-/// The zones there are, in no order: the reactor goes through them several times a round. The lock is taken by the reactor once a round and by control threads briefly; the command slot's
-/// lock and consoles' locks are taken inside.
+/// The zones there are, in no order: the reactor goes through them several times a round. It takes the lock each time, and
+/// control threads take it briefly; the command slot's lock and consoles' locks are taken inside.
 pub(crate) type Table = Mutex<Vec<ZoneIo>>;
 
 pub(crate) fn lock(table: &Table) -> MutexGuard<'_, Vec<ZoneIo>> {

@@ -111,7 +111,12 @@ impl Server {
     /// Connections cannot be accepted any more.
     pub fn run(&self) -> Result<std::convert::Infallible, ServeError> {
         loop {
-            let (stream, _) = self.listener.accept().map_err(ServeError::Accept)?;
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                // That front end has gone again.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => return Err(ServeError::Accept(error)),
+            };
             tracing::info!("a front end has connected");
             self.serve(stream);
         }
