@@ -28,7 +28,7 @@ awaits vdb 65536
 echo "resized: $(sectors vdb)"
 dd if=/dev/urandom of=/dev/vdb bs=1M seek=31 count=1 oflag=direct 2>/dev/null && sync /dev/vdb && echo "tail: $(hash /dev/vdb)"
 blkdiscard /dev/vdb && echo "discarded: $(hash /dev/vdb)"
-dd if=/dev/vdb of=/dev/null bs=512 count=2000 iflag=direct 2>/dev/null && echo "limited reads are over"
+dd if=/dev/vdb of=/dev/null bs=512 count=600 iflag=direct 2>/dev/null && echo "limited reads are over"
 echo "spare: $(sectors vdc)"
 awaits vdc 16384
 echo "attached: $(hash /dev/vdc) $(cat /sys/block/vdc/serial)"
