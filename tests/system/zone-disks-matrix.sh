@@ -1,7 +1,7 @@
 #!/bin/sh
-# fio with verify in a guest, random seeds: block sizes from 512 bytes to 1 MiB by depths from 1 to 256 by both engines by all
-# kinds of images, each disk beside all the others (torture e1). What the guest reads at the end is what root has; of
-# qcow2 images, what another guest reads by the other engine.
+# fio with verify in a guest, random seeds: block sizes from 512 bytes to 1 MiB by depths from 1 to 256 (as far as 8 MiB
+# have blocks) by both engines by all kinds of images, each disk beside all the others (torture e1). What the guest reads at
+# the end is what root has; of qcow2 images, what another guest reads by the other engine.
 #@ needs: el2
 #@ tier: all
 #@ boot: own
@@ -12,12 +12,17 @@ cat >/tmp/autorun <<'S'
 dmesg -C
 for bs in 512 4k 64k 1M 512-1M; do
     case $bs in
-    512) size=64k ;;
-    4k) size=256k ;;
-    64k) size=1M ;;
-    *) size=4M ;;
+    512) block=512 ;;
+    4k) block=4096 ;;
+    64k) block=65536 ;;
+    *) block=1048576 ;;
     esac
-    for depth in 1 8 64 256; do
+    for most in 1 8 64 256; do
+        # No more can be in flight than there are blocks, and images have 16 MiB.
+        blocks=$((8388608 / block))
+        depth=$((most < blocks ? most : blocks))
+        size=$((most < 64 ? 64 : most))
+        size=$((block * (size < blocks ? size : blocks)))
         seed=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')
         set -- --size=$size --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --randseed=$seed
         case $bs in
@@ -26,9 +31,9 @@ for bs in 512 4k 64k 1M 512-1M; do
         esac
         for disk in $disks; do
             # A device of larger blocks takes no smaller ones.
-            block=$(cat /sys/block/$disk/queue/logical_block_size)
-            [ "$block" = 512 ] || [ "${bs#512}" = "$bs" ] || continue
-            set -- "$@" --name=$disk --filename=/dev/$disk --offset=$((depth % 5))M
+            logical=$(cat /sys/block/$disk/queue/logical_block_size)
+            [ "$logical" = 512 ] || [ "${bs#512}" = "$bs" ] || continue
+            set -- "$@" --name=$disk --filename=/dev/$disk --offset=$((most % 5))M
         done
         fio "$@" >/tmp/fio.out 2>&1 || { cat /tmp/fio.out; echo "fio: failed with $bs, depth $depth, seed $seed"; break 2; }
         echo "verified: $bs, depth $depth, seed $seed"
@@ -53,7 +58,7 @@ export DM_DISABLE_UDEV=1
 dd if=/dev/urandom of=base.img bs=1M count=16 2>/dev/null
 mkdir -p memory
 mount -t tmpfs -o size=64M none memory
-zone_file guest1 2 256M root.img
+zone_file guest1 2 512M root.img
 zone_file reader 1 256M reader.img
 disks='' hashed=''
 letter=b

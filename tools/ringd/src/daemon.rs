@@ -40,6 +40,8 @@ use crate::{sandbox, serve, supervise, upgrade};
 
 /// Where the daemon's files are unless said otherwise.
 pub const RUN_DIR: &str = "/run/ringd";
+/// How long the reactor looks on unless said otherwise, in microseconds.
+const POLL: u32 = ringblk::ReactorOptions::POLL.as_micros() as u32;
 /// How long `--daemonize` waits for the daemon to answer.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a daemon that makes room for another waits for requests in flight to end.
@@ -70,6 +72,9 @@ pub struct Options {
     /// Do without io_uring: all disks use threads.
     #[arg(long)]
     pub no_io_uring: bool,
+    /// For how many microseconds to look on for requests, at most, before going to sleep; 0: not at all.
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = POLL, value_parser = clap::value_parser!(u32).range(..=100_000))]
+    pub poll: u32,
     /// Give counters to Prometheus at http://ADDRESS/metrics, for example 127.0.0.1:9100.
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Option<SocketAddr>,
@@ -108,6 +113,7 @@ impl Options {
         add("--run-dir", &self.run_dir.display().to_string());
         add("--log-level", &format!("{:?}", self.log_level).to_lowercase());
         add("--user", &self.user.to_string());
+        add("--poll", &self.poll.to_string());
         if let Some(file) = &self.log_file {
             add("--log-file", &file.display().to_string());
         }
@@ -229,6 +235,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
     let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);
     let reactor = ringblk::ReactorOptions {
         io_uring: !options.no_io_uring,
+        poll: Duration::from_micros(options.poll.into()),
         ..Default::default()
     };
     let io = Io::start(hv.clone(), reactor).context("cannot start the reactor")?;

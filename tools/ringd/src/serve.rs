@@ -85,7 +85,7 @@ pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
     let disk = Disk::open_with(&config, &wait)?;
     let reactor = ReactorOptions {
         io_uring: !options.no_io_uring,
-        ..ReactorOptions::default()
+        ..ServerOptions::default().reactor
     };
     let queues = options.queues;
     let server = Server::bind(&options.vhost_user, disk, ServerOptions { queues, reactor })?;

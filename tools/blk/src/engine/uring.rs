@@ -178,6 +178,15 @@ impl Uring {
         self.registry.count()
     }
 
+    /// Whether something has completed, or will when the ring is entered, that was not taken yet. No system call.
+    pub(crate) fn is_ready(&mut self) -> bool {
+        if !self.done.is_empty() || !self.ring.completion().is_empty() {
+            return true;
+        }
+        let queue = self.ring.submission();
+        queue.taskrun() || queue.cq_overflow()
+    }
+
     /// Starts what was pushed and sleeps until something has completed. Appends the watches that read something to
     /// `ready`; finished operations are left for [`Engine::reap`].
     pub(crate) fn wait(&mut self, sleep: Sleep, ready: &mut Vec<Ready>) -> io::Result<()> {

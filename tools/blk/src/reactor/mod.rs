@@ -4,18 +4,19 @@
 //! [`Bell`] from within: it is the peer that rings (EL2 through `/dev/uioN`, an `eventfd` in tests) and knows which
 //! queues were notified. Both use the same [`Commands`].
 //!
-//! One round: take messages and bells, start what the notified queues offer, publish what is done, arm the bells,
-//! sleep; then complete what has finished. Nothing is polled while it sleeps, and nothing but the mailbox of the
-//! control threads is ever locked. A queue that its disk's limits keep waiting gives the sleep a deadline.
+//! One round: take messages and bells, start what the notified queues offer, publish what is done, look on for a while
+//! ([`poll`]), arm the bells, sleep; then complete what has finished. Nothing but the mailbox of the control threads is
+//! ever locked. A queue that its disk's limits keep waiting gives the sleep a deadline.
 
 mod mailbox;
+mod poll;
 pub(crate) mod wait;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use mailbox::{Callback, Commands, QueueId, ReactorHandle};
 pub use wait::ReadWidth;
@@ -27,6 +28,7 @@ use crate::engine::{Engine, IoDone};
 use crate::queue::Queue;
 use crate::trace::{self, TraceId};
 use mailbox::{IdHasher, Mailbox, Message};
+use poll::Polling;
 use wait::{Ready, Sleep, Sleeper};
 
 /// A peer that rings. All calls come on the reactor's thread and must not block.
@@ -36,6 +38,11 @@ pub trait Bell: Send {
 
     /// Takes what the peer has left and says what to do. Called in every round.
     fn collect(&mut self, commands: &mut Commands);
+
+    /// Whether the peer has left something, without taking it. Called often while the thread looks on before it sleeps.
+    fn look(&self) -> bool {
+        false
+    }
 
     /// The thread is about to sleep: asks the peer to ring from now on, then looks once more. `true` if the peer left
     /// something meanwhile; [`Self::collect`] is called again then.
@@ -54,6 +61,13 @@ pub struct ReactorOptions {
     pub io_uring: bool,
     /// Submission entries of the ring.
     pub entries: u32,
+    /// For how long to look on at most before going to sleep; zero: not at all. Without io_uring never.
+    pub poll: Duration,
+}
+
+impl ReactorOptions {
+    /// KVM's limit for a halted vCPU on this architecture (`halt_poll_ns`).
+    pub const POLL: Duration = Duration::from_micros(500);
 }
 
 impl Default for ReactorOptions {
@@ -61,6 +75,7 @@ impl Default for ReactorOptions {
         Self {
             io_uring: true,
             entries: 256,
+            poll: Self::POLL,
         }
     }
 }
@@ -105,6 +120,7 @@ impl Reactor {
             again: Vec::new(),
             waiting: Vec::new(),
             clock: Clock::Monotonic,
+            polling: Polling::new(options.poll),
             stopping: false,
         };
         core.watch(mailbox.event(), ReadWidth::Eight, Watcher::Mailbox)?;
@@ -140,6 +156,7 @@ struct Core {
     /// Queues that wait for their deadlines.
     waiting: Vec<QueueId>,
     clock: Clock,
+    polling: Polling,
     stopping: bool,
 }
 
@@ -164,22 +181,15 @@ impl Core {
             if self.stopping && self.queues.is_empty() {
                 return Ok(());
             }
-            // Every bell is armed, even if one has more already.
-            let more = self
-                .bells
-                .iter_mut()
-                .fold(false, |more, registered| registered.bell.arm() | more);
             if let Some(pool) = &mut self.pool {
                 pool.submit();
             }
-            let idle = !more && commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
-            let sleep = if idle { self.until_deadline() } else { Sleep::Not };
-            self.sleeper.wait(sleep, &mut ready)?;
-            if idle {
-                trace::event(trace::Kind::Wake, TraceId::default(), 0);
-            }
-            for registered in &mut self.bells {
-                registered.bell.disarm();
+            let idle = commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
+            if idle && self.look_on() {
+                // Nobody was asked to ring, so nobody is told not to.
+                self.sleeper.wait(Sleep::Not, &mut ready)?;
+            } else {
+                self.sleep(idle, &mut ready)?;
             }
             for Ready { watch } in ready.drain(..) {
                 match self.watchers.get(watch) {
@@ -195,6 +205,49 @@ impl Core {
             }
             self.finish(&mut done);
         }
+    }
+
+    /// Looks on for a while, with everything submitted. `true`: something has happened.
+    fn look_on(&mut self) -> bool {
+        let Sleeper::Uring(ring) = &mut self.sleeper else {
+            return false;
+        };
+        if !self.polling.is_worth_it() {
+            return false;
+        }
+        ring.submit();
+        let limit = self.until_deadline().at_most();
+        let Sleeper::Uring(ring) = &mut self.sleeper else {
+            return false;
+        };
+        let bells = &self.bells;
+        self.polling.look_on(limit, || {
+            bells.iter().any(|registered| registered.bell.look()) || ring.is_ready()
+        })
+    }
+
+    /// Arms the bells and sleeps, if there is nothing else to do, until something happens.
+    fn sleep(&mut self, idle: bool, ready: &mut Vec<Ready>) -> io::Result<()> {
+        let start = Instant::now();
+        // Every bell is armed, even if one has more already.
+        let more = self
+            .bells
+            .iter_mut()
+            .fold(false, |more, registered| registered.bell.arm() | more);
+        let sleep = if idle && !more {
+            self.until_deadline()
+        } else {
+            Sleep::Not
+        };
+        self.sleeper.wait(sleep, ready)?;
+        if sleep != Sleep::Not {
+            self.polling.slept(start.elapsed());
+            trace::event(trace::Kind::Wake, TraceId::default(), 0);
+        }
+        for registered in &mut self.bells {
+            registered.bell.disarm();
+        }
+        Ok(())
     }
 
     /// Completes what the engines are done with. `done` is storage.

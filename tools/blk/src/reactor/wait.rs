@@ -40,6 +40,17 @@ pub(crate) enum Sleep {
     Forever,
 }
 
+impl Sleep {
+    /// The longest time, if there is one.
+    pub const fn at_most(self) -> Option<Duration> {
+        match self {
+            Self::Not => Some(Duration::ZERO),
+            Self::AtMost(time) => Some(time),
+            Self::Forever => None,
+        }
+    }
+}
+
 /// A new blocking `eventfd`.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: no pointers; the result is checked and owned by nobody else.

@@ -28,6 +28,7 @@ pub fn text(report: &StatsReport) -> String {
         ("bells", daemon.bells),
         ("wakeups", daemon.wakeups),
         ("spurious_wakeups", daemon.spurious_wakeups),
+        ("polled", daemon.polled),
         ("rounds", daemon.rounds),
         ("entries", daemon.entries),
         ("notifications", daemon.notifications),

@@ -27,6 +27,8 @@ pub struct BellCounters {
     pub wakeups: AtomicU64,
     /// Those after which no ring had an entry.
     pub spurious_wakeups: AtomicU64,
+    /// Times that an entry was found by looking on before going to sleep.
+    pub polled: AtomicU64,
     /// Entries taken.
     pub entries: AtomicU64,
     /// Those that were notifications of queues.
@@ -73,6 +75,17 @@ impl ringblk::Bell for Rings {
         if std::mem::take(&mut self.rung) && taken == 0 {
             add(&self.counters.spurious_wakeups, 1);
         }
+    }
+
+    fn look(&self) -> bool {
+        let found = lock(&self.table).iter().any(|zone| {
+            let window = self.hv.shared().window(zone.number);
+            zone.refresh || window.is_some_and(|window| zone.consumer.peek(&window.ring()).is_some())
+        });
+        if found {
+            add(&self.counters.polled, 1);
+        }
+        found
     }
 
     fn arm(&mut self) -> bool {

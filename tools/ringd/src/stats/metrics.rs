@@ -333,6 +333,11 @@ fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Res
             "Wake-ups after which no ring had an entry",
             daemon.spurious_wakeups,
         ),
+        (
+            "daemon_polled",
+            "Times that an entry was found before going to sleep",
+            daemon.polled,
+        ),
         ("daemon_rounds", "Rounds of the reactor", daemon.rounds),
         ("daemon_entries", "Entries taken off the rings", daemon.entries),
     ] {

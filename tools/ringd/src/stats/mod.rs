@@ -55,6 +55,9 @@ pub struct DaemonStats {
     pub wakeups: u64,
     /// Those after which no ring had an entry.
     pub spurious_wakeups: u64,
+    /// Times that it found an entry by looking on before going to sleep.
+    #[serde(default)]
+    pub polled: u64,
     /// Rounds of the reactor.
     pub rounds: u64,
     /// Entries taken off the rings.
@@ -290,6 +293,7 @@ fn daemon_stats(registry: &Registry) -> DaemonStats {
         pid: std::process::id(),
         wakeups: get(&bell.wakeups),
         spurious_wakeups: get(&bell.spurious_wakeups),
+        polled: get(&bell.polled),
         rounds: get(&bell.rounds),
         entries: get(&bell.entries),
         notifications: get(&bell.notifications),

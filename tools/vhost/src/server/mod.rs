@@ -15,6 +15,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use ringblk::{Disk, ReactorOptions};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
@@ -63,7 +64,11 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             queues: 8,
-            reactor: ReactorOptions::default(),
+            // A kick is a system call of the front end's whether somebody looks on or not.
+            reactor: ReactorOptions {
+                poll: Duration::ZERO,
+                ..ReactorOptions::default()
+            },
         }
     }
 }

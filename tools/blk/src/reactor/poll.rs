@@ -1,0 +1,125 @@
+//! Looking on for a while before going to sleep.
+//!
+//! A guest that waits for one request before it makes the next is back within microseconds. To sleep meanwhile costs an
+//! exit to EL2, an interrupt and three context switches in root, and the guest waits for all of them. So the thread looks
+//! on first, for a time that follows what happened last, by the rule of KVM's halt polling: had a sleep been shorter
+//! than the longest time worth polling, the next poll is twice as long; had it been longer, nothing is polled until short
+//! sleeps return. An idle daemon sleeps.
+
+use std::time::{Duration, Instant};
+
+/// The first time that is polled for, as a part of the longest.
+const FIRST: u32 = 50;
+/// How often is looked between two readings of the clock.
+const LOOKS: u32 = 4;
+
+/// For how long to look on.
+pub(super) struct Polling {
+    /// At most; zero: never.
+    longest: Duration,
+    /// Next time.
+    window: Duration,
+}
+
+impl Polling {
+    pub const fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            window: Duration::ZERO,
+        }
+    }
+
+    /// Calls `look` until it gives `true`, the time is up or `limit` has passed. Gives what it gave last.
+    pub fn look_on(&self, limit: Option<Duration>, mut look: impl FnMut() -> bool) -> bool {
+        let window = limit.map_or(self.window, |limit| limit.min(self.window));
+        if window.is_zero() {
+            return false;
+        }
+        let start = Instant::now();
+        loop {
+            for _ in 0..LOOKS {
+                if look() {
+                    return true;
+                }
+                relax();
+            }
+            if start.elapsed() >= window {
+                return false;
+            }
+        }
+    }
+
+    /// Whether [`Self::look_on`] would look.
+    pub const fn is_worth_it(&self) -> bool {
+        !self.window.is_zero()
+    }
+
+    /// The thread looked on in vain, if at all, and then slept for `idle`.
+    pub fn slept(&mut self, idle: Duration) {
+        self.window = if idle > self.longest {
+            Duration::ZERO
+        } else {
+            (self.window * 2).clamp(self.longest / FIRST, self.longest)
+        };
+    }
+}
+
+/// Lets whoever shares the CPU's parts go on. YIELD, and not the ISB that the standard library has for a spinning loop:
+/// an emulator that runs CPUs in turn goes on with the next one at YIELD.
+fn relax() {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint: it touches neither memory nor registers nor flags.
+    unsafe {
+        std::arch::asm!("yield", options(nomem, nostack, preserves_flags));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    std::hint::spin_loop();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn us(count: u64) -> Duration {
+        Duration::from_micros(count)
+    }
+
+    #[test]
+    fn the_window_follows_the_sleeps() {
+        let mut polling = Polling::new(us(100));
+        assert!(!polling.look_on(None, || unreachable!("nothing was short yet")));
+        let mut windows = Vec::new();
+        for idle in [30, 30, 90, 100, 50, 50, 101, 20] {
+            polling.slept(us(idle));
+            windows.push(polling.window.as_micros());
+        }
+        assert_eq!(windows, [2, 4, 8, 16, 32, 64, 0, 2]);
+    }
+
+    #[test]
+    fn it_ends_when_something_came_or_the_time_is_up() {
+        let mut polling = Polling::new(us(10_000));
+        for _ in 0..20 {
+            polling.slept(us(1));
+        }
+        let mut looks = 0;
+        assert!(polling.look_on(None, || {
+            looks += 1;
+            looks == 10
+        }));
+        assert_eq!(looks, 10);
+        let start = Instant::now();
+        assert!(!polling.look_on(None, || false));
+        assert!(start.elapsed() >= us(10_000));
+        assert!(!polling.look_on(Some(Duration::ZERO), || unreachable!("no time")));
+    }
+
+    #[test]
+    fn none_is_none() {
+        let mut polling = Polling::new(Duration::ZERO);
+
+        polling.slept(Duration::ZERO);
+        assert!(!polling.is_worth_it());
+        assert!(!polling.look_on(None, || unreachable!("polling is off")));
+    }
+}
