@@ -1,4 +1,5 @@
-//! Signals as messages: blocked, and taken one at a time. For the supervisor, which has no other thread.
+//! Signals as messages: blocked, and taken one at a time. For the supervisor, which has no other thread, and for a thread
+//! of `ringctl` that puts the terminal back.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -15,25 +16,28 @@ pub const WATCHED: [i32; 7] = [
     libc::SIGUSR2,
 ];
 
+/// The signals that ask a program to end.
+pub const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::SIGHUP];
+
 /// A set of blocked signals.
 pub struct Signals(libc::sigset_t);
 
 impl Signals {
-    /// Blocks [`WATCHED`] in this thread, and so in those that it starts. Programs started by
+    /// Blocks some signals in this thread, and so in those that it starts. Programs started by
     /// [`std::process::Command`] begin with nothing blocked.
     ///
     /// # Errors
     /// The system refused.
-    pub fn block() -> io::Result<Self> {
+    pub fn block(signals: &[i32]) -> io::Result<Self> {
         let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
         // SAFETY: sigemptyset initialises the set that the pointer names.
         let mut set = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             set.assume_init()
         };
-        for signal in WATCHED {
+        for signal in signals {
             // SAFETY: the set is initialised.
-            unsafe { libc::sigaddset(&mut set, signal) };
+            unsafe { libc::sigaddset(&mut set, *signal) };
         }
         // SAFETY: the set is initialised, and the old mask is not asked for.
         match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
@@ -53,5 +57,14 @@ impl Signals {
         let signal = unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &time) };
         // Negative: EAGAIN after the time, or EINTR by a signal that is not of the set.
         (signal > 0).then_some(signal)
+    }
+
+    /// Does to this process what a signal of the set does where nobody looks at it.
+    pub fn obey(&self, signal: i32) {
+        // SAFETY: no pointers but to the set, which is initialised. It is blocked in all other threads, or ends them as well.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut());
+            libc::raise(signal);
+        }
     }
 }

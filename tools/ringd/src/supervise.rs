@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::instance;
-use crate::signals::Signals;
+use crate::signals::{Signals, WATCHED};
 
 /// A daemon that lives shorter than this died quickly.
 const QUICK: Duration = Duration::from_millis(500);
@@ -52,7 +52,7 @@ impl BackOff {
 /// # Errors
 /// Signals cannot be blocked, or the run directory cannot be written.
 pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
-    let signals = Signals::block().context("cannot block signals")?;
+    let signals = Signals::block(&WATCHED).context("cannot block signals")?;
     instance::note_supervisor(run_dir).context("cannot note the supervisor's process")?;
     let _ = fs::remove_file(program_file(run_dir));
     let own = std::env::current_exe().context("cannot find this program")?;

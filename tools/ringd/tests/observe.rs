@@ -5,6 +5,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -108,6 +109,16 @@ fn is_raw(terminal: &File) -> bool {
 
 #[test]
 fn top_leaves_the_terminal_as_it_was() {
+    top_leaves(|keyboard, _| keyboard.write_all(b"q").unwrap(), 0);
+    // By a signal, too.
+    let term = |_: &mut File, top: u32| {
+        let pid = rustix::process::Pid::from_raw(top.try_into().unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    };
+    top_leaves(term, libc::SIGTERM);
+}
+
+fn top_leaves(end: impl FnOnce(&mut File, u32), signal: i32) {
     let machine = with_zone();
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&master).unwrap();
@@ -140,10 +151,11 @@ fn top_leaves_the_terminal_as_it_was() {
     });
     until("raw mode", || is_raw(&terminal));
     std::thread::sleep(Duration::from_millis(300));
-    keyboard.write_all(b"q").unwrap();
+    end(&mut keyboard, top.id());
     let status = top.wait().unwrap();
     let seen = reader.join().unwrap();
-    assert!(status.success(), "{seen}");
+    assert_eq!(status.signal().unwrap_or(0), signal, "{seen}");
+    assert!(signal != 0 || status.success(), "{seen}");
     assert!(!is_raw(&terminal));
     // Another screen, the tables, and back.
     for text in ["\x1b[?1049h", "ringvisor", "running", "\x1b[?1049l", "\x1b[?25h"] {

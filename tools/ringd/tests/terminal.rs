@@ -5,13 +5,15 @@ mod common;
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::Machine;
 use ringd::config::file;
 use ringd::control::client::Client;
 use ringd::control::protocol::Request;
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 use toml::Table;
@@ -45,6 +47,18 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+fn console(machine: &Machine, terminal: &File) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_ringctl"))
+        .arg("--run-dir")
+        .arg(machine.directory.path())
+        .args(["zone", "console", "t"])
+        .stdin(Stdio::from(terminal.try_clone().unwrap()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
 #[test]
 fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
     let machine = Machine::new();
@@ -56,15 +70,7 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
         .unwrap();
     let (mut keyboard, screen) = terminal();
     assert!(!is_raw(&screen));
-    let mut console = Command::new(env!("CARGO_BIN_EXE_ringctl"))
-        .arg("--run-dir")
-        .arg(machine.directory.path())
-        .args(["zone", "console", "t"])
-        .stdin(Stdio::from(screen.try_clone().unwrap()))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut console = console(&machine, &screen);
     until("raw mode", || is_raw(&screen));
     // Ctrl-C is the guest's.
     keyboard.write_all(b"top\r\x03").unwrap();
@@ -83,4 +89,12 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
         "{said}"
     );
     until("the last key", || machine.el2.typed(1) == b"top\r\x03x");
+    // Whoever is ended by a signal leaves no raw terminal behind.
+    for signal in [Signal::TERM, Signal::HUP] {
+        let mut console = self::console(&machine, &screen);
+        until("raw mode", || is_raw(&screen));
+        kill_process(Pid::from_child(&console), signal).unwrap();
+        assert_eq!(console.wait().unwrap().signal(), Some(signal.as_raw()));
+        assert!(!is_raw(&screen));
+    }
 }

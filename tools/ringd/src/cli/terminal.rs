@@ -16,11 +16,15 @@ use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Frame, Request};
 
 use super::patience;
+use crate::signals::{ENDING, Signals};
 
 /// Ctrl-]: leaves the console.
 const DETACH: u8 = 0x1d;
 /// How often it is tried to send what was typed while there was no daemon.
 const KEYS_GLANCE: Duration = Duration::from_millis(100);
+
+/// How long a signal is waited for at once.
+const LONG: Duration = Duration::from_secs(3600);
 
 /// Whether standard input goes to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +35,22 @@ pub enum Input {
     IfTerminal,
 }
 
-/// The terminal in raw mode; as it was when dropped.
+/// Has the terminal put back, by `restore`, before a signal ends the program. Called before other threads are started.
+pub(super) fn restore_on_signals(restore: impl Fn() + Send + 'static) -> io::Result<()> {
+    let signals = Signals::block(&ENDING)?;
+    let thread = std::thread::Builder::new().name("signals".into());
+    thread.spawn(move || {
+        loop {
+            if let Some(signal) = signals.next(LONG) {
+                restore();
+                signals.obey(signal);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// The terminal in raw mode; as it was when dropped, and when a signal ends the program.
 struct Raw {
     terminal: io::Stdin,
     before: Termios,
@@ -41,6 +60,10 @@ impl Raw {
     fn enter() -> io::Result<Self> {
         let terminal = io::stdin();
         let before = tcgetattr(&terminal)?;
+        let then = before.clone();
+        restore_on_signals(move || {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &then);
+        })?;
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(&terminal, OptionalActions::Now, &raw)?;

@@ -19,6 +19,7 @@ use ratatui::crossterm::{cursor, execute, terminal};
 use ratatui::layout::Rect;
 use ratatui::{Terminal, TerminalOptions, Viewport};
 
+use super::terminal::restore_on_signals;
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Reply, Request};
 use crate::stats::StatsReport;
@@ -133,11 +134,12 @@ where
     }
 }
 
-/// The terminal in raw mode, on its other screen; as it was when dropped, in a panic too.
+/// The terminal in raw mode, on its other screen; as it was when dropped, in a panic and by a signal too.
 struct Screen;
 
 impl Screen {
     fn enter() -> io::Result<Self> {
+        restore_on_signals(restore)?;
         terminal::enable_raw_mode()?;
         let screen = Self;
         let clear = terminal::Clear(terminal::ClearType::All);
@@ -167,9 +169,13 @@ fn assumed(variable: impl Fn(&str) -> Option<String>) -> Rect {
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        let _ = execute!(io::stdout(), cursor::Show, terminal::LeaveAlternateScreen);
-        let _ = terminal::disable_raw_mode();
+        restore();
     }
+}
+
+fn restore() {
+    let _ = execute!(io::stdout(), cursor::Show, terminal::LeaveAlternateScreen);
+    let _ = terminal::disable_raw_mode();
 }
 
 #[cfg(test)]
