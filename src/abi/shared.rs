@@ -6,7 +6,7 @@
 //!
 //! Layout: [`HEADER`], the [`COMMAND`] slot with its payload, then a window of [`ZONE_STRIDE`] bytes per zone.
 
-use super::MAX_ZONES;
+use super::{MAX_QUEUES, MAX_SLOTS, MAX_ZONES};
 
 /// Bytes in all.
 pub const SIZE: usize = 2 << 20;
@@ -54,6 +54,11 @@ pub const CONSOLE_OUT: usize = 0x4000;
 /// Bytes of console output.
 pub const CONSOLE_OUT_SIZE: usize = 0x1_0000;
 
+/// In a zone's window: when each queue was notified, `[AtomicU64; MAX_SLOTS * MAX_QUEUES]`: the generic counter as root reads
+/// it, at the notification that made the entry on the ring which was taken last or will be taken next. 0: never (EL2 writes,
+/// never reads).
+pub const NOTIFIED: usize = 0x1_4000;
+
 /// Offset of a zone's window in the shared page, or `None` for a number out of range.
 #[must_use]
 pub const fn zone_window(zone: u8) -> Option<usize> {
@@ -65,6 +70,7 @@ pub const fn zone_window(zone: u8) -> Option<usize> {
 }
 
 const _: () = assert!(PAYLOAD + PAYLOAD_SIZE <= ZONE_BASE);
-const _: () = assert!(CONSOLE_OUT + CONSOLE_OUT_SIZE <= ZONE_STRIDE);
+const _: () = assert!(CONSOLE_OUT + CONSOLE_OUT_SIZE <= NOTIFIED);
+const _: () = assert!(NOTIFIED + MAX_SLOTS * MAX_QUEUES * 8 <= ZONE_STRIDE);
 const _: () = assert!(ZONE_BASE + MAX_ZONES * ZONE_STRIDE <= SIZE);
 const _: () = assert!(PENDING_WORDS * 64 <= RING_SLOTS);

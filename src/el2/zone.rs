@@ -264,6 +264,9 @@ impl Zone {
 
     /// Tells the daemon; false if it had been told and has not looked yet.
     fn tell(&self, entry: Entry) -> bool {
+        if let Entry::Notify { slot, queue } = entry {
+            self.window.note_notification(slot, queue, stats::now());
+        }
         let bell = self.producer.offer(&self.window.ring(), entry);
         if let (Some(_), Entry::Notify { slot, queue }) = (bell, entry) {
             stats::record(Kind::Ring, self.number, slot, queue, 0);

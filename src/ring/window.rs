@@ -3,9 +3,9 @@
 //! All fields are atomics, for which every bit pattern is valid: whoever has mapped the page makes a reference to
 //! this type and needs no further care.
 
-use super::Ring;
 use super::console::{Input, Output};
-use crate::abi::shared;
+use super::{Entry, Ring};
+use crate::abi::{MAX_QUEUES, MAX_SLOTS, shared};
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 const PENDING_PAD: usize = shared::ARMED - shared::PENDING - shared::PENDING_WORDS * 8;
@@ -32,6 +32,7 @@ pub struct ZoneWindow {
     pad4: [AtomicU8; IN_READ_PAD],
     in_bytes: [AtomicU8; shared::CONSOLE_IN_SIZE],
     out_bytes: [AtomicU8; shared::CONSOLE_OUT_SIZE],
+    notified: [AtomicU64; MAX_SLOTS * MAX_QUEUES],
 }
 
 const _: () = {
@@ -45,6 +46,7 @@ const _: () = {
     assert!(offset_of!(ZoneWindow, in_read) == shared::CONSOLE_IN_READ);
     assert!(offset_of!(ZoneWindow, in_bytes) == shared::CONSOLE_IN);
     assert!(offset_of!(ZoneWindow, out_bytes) == shared::CONSOLE_OUT);
+    assert!(offset_of!(ZoneWindow, notified) == shared::NOTIFIED);
     assert!(size_of::<ZoneWindow>() <= shared::ZONE_STRIDE);
     assert!(shared::ZONE_STRIDE.is_multiple_of(align_of::<ZoneWindow>()));
     assert!(shared::RING_SLOTS.is_power_of_two());
@@ -82,6 +84,36 @@ impl ZoneWindow {
         }
     }
 
+    /// Notes that a notification comes at `now`, if it will make an entry: for EL2, before it offers the entry. What the
+    /// daemon writes there or into the pending bits spoils a number that it alone reads.
+    #[inline]
+    pub fn note_notification(&self, slot: u8, queue: u8, now: u64) {
+        let entry = Entry::Notify { slot, queue };
+        let Some((word, mask)) = entry.bit().and_then(|bit| self.ring().pending(bit)) else {
+            return;
+        };
+        if word.load(Ordering::Relaxed) & mask == 0
+            && let Some(at) = self.notified(slot, queue)
+        {
+            at.store(now, Ordering::Relaxed);
+        }
+    }
+
+    /// When a queue was notified, by the generic counter, if it was: for the daemon, once it has taken the entry.
+    #[must_use]
+    pub fn notified_at(&self, slot: u8, queue: u8) -> Option<u64> {
+        let at = self.notified(slot, queue)?.load(Ordering::Relaxed);
+        (at != 0).then_some(at)
+    }
+
+    fn notified(&self, slot: u8, queue: u8) -> Option<&AtomicU64> {
+        let in_range = usize::from(queue) < MAX_QUEUES;
+        in_range.then(|| {
+            self.notified
+                .get(usize::from(slot) * MAX_QUEUES + usize::from(queue))
+        })?
+    }
+
     /// Empties everything: for a new zone, before its producers start at 0. What an earlier zone left in the slots
     /// would look like entries of this one.
     pub fn clear(&self) {
@@ -93,6 +125,9 @@ impl ZoneWindow {
             &self.in_read,
         ] {
             position.store(0, Ordering::Relaxed);
+        }
+        for at in &self.notified {
+            at.store(0, Ordering::Relaxed);
         }
     }
 }

@@ -133,8 +133,8 @@ counters! {
     stops,
 }
 
-/// Histograms of a queue. Requests are timed from being taken off the ring to having their status, so without what
-/// the driver's own queue, a limit, or the interrupt add.
+/// Histograms of a queue. Requests are timed from the driver's notification to having their status; where no notification is
+/// known of, since the driver saved it, or a limit kept them in the ring, from being taken off the ring.
 #[derive(Debug, Default)]
 pub struct Latencies {
     /// Reads.

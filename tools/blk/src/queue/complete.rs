@@ -264,7 +264,7 @@ impl Queue {
         };
         let with_status = u64::from(slot.writable.total() == 0);
         let used_len = u32::try_from(filled.saturating_add(with_status)).unwrap_or(u32::MAX);
-        let took = self.now.saturating_sub(slot.taken_at);
+        let took = self.now.saturating_sub(slot.made_at);
         let latency = &self.stats.latency;
         match slot.work {
             Work::Read => latency.reads.record(took),

@@ -81,6 +81,10 @@ pub struct Queue {
     clock: Clock,
     /// When this round of work began.
     now: u64,
+    /// When the driver first notified the queue of what was not taken yet, if it is known.
+    notified_at: Option<u64>,
+    /// When the requests that are being taken count as made.
+    since: u64,
     indirect: bool,
     negotiated: Negotiated,
     cache: Cache,
@@ -169,6 +173,8 @@ impl Queue {
             stats: Arc::default(),
             clock: Clock::Monotonic,
             now: 0,
+            notified_at: None,
+            since: 0,
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             negotiated: Negotiated {
                 discard: has(VIRTIO_BLK_F_DISCARD),
@@ -277,6 +283,12 @@ impl Queue {
         self.trace = id;
     }
 
+    /// The driver notified the queue so many nanoseconds ago: the requests that are taken next are timed from there.
+    pub fn set_notified(&mut self, ago: u64) {
+        let at = self.clock.now().saturating_sub(ago);
+        self.notified_at = Some(self.notified_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
     /// Takes the requests that are available and starts them, as many as one round and the disk's limits allow.
     /// Returns how many.
     pub fn service(&mut self, engine: &mut dyn Engine) -> u16 {
@@ -312,6 +324,7 @@ impl Queue {
     /// Starts what an earlier daemon had started, in its order.
     fn run_again(&mut self, engine: &mut dyn Engine) -> u16 {
         let mut count = 0;
+        self.since = self.now;
         for head in mem::take(&mut self.restart) {
             match self.parse(head) {
                 Ok(plan) => self.start(head, plan, engine),
@@ -330,6 +343,7 @@ impl Queue {
     /// publication, and by what a round may take.
     fn take_batch(&mut self, engine: &mut dyn Engine) -> u16 {
         let mut taken = 0_u16;
+        self.since = self.notified_at.take().unwrap_or(self.now);
         self.ring.suppress_notifications();
         let mut idx = self.ring.avail_idx();
         'round: loop {
@@ -398,7 +412,7 @@ impl Queue {
         let Some(slot) = self.slots.get_mut(usize::from(head)) else {
             return Err(QueueFault::Head(head));
         };
-        slot.clear(self.now);
+        slot.clear(self.now, self.since);
         chain::walk(
             &self.ring,
             head,

@@ -39,8 +39,8 @@ pub(super) struct Slot {
     /// Of a discard or of zeroes; `segment` is the one being carried out.
     pub segments: Vec<Segment>,
     pub segment: usize,
-    /// Times: taken off the ring, given to the engine.
-    pub taken_at: u64,
+    /// Times: made by the driver as far as is known, given to the engine.
+    pub made_at: u64,
     pub pushed_at: u64,
 }
 
@@ -59,13 +59,13 @@ impl Slot {
             next: None,
             segments: Vec::new(),
             segment: 0,
-            taken_at: 0,
+            made_at: 0,
             pushed_at: 0,
         }
     }
 
-    /// For the next request. Buffers and segments keep their storage.
-    pub fn clear(&mut self, now: u64) {
+    /// For the next request, made at `since` and taken `now`. Buffers and segments keep their storage.
+    pub fn clear(&mut self, now: u64, since: u64) {
         self.readable.clear();
         self.writable.clear();
         self.segments.clear();
@@ -73,7 +73,7 @@ impl Slot {
         (self.offset, self.moved, self.retries, self.segment) = (0, 0, 0, 0);
         (self.durable, self.cached) = (false, false);
         (self.group, self.next) = (None, None);
-        (self.taken_at, self.pushed_at) = (now, now);
+        (self.made_at, self.pushed_at) = (since, now);
     }
 
     /// What is left of a transfer.

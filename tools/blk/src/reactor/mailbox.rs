@@ -83,6 +83,10 @@ pub(super) enum Message {
         queue: Box<Queue>,
     },
     Kick(QueueId),
+    Notified {
+        id: QueueId,
+        ago: u64,
+    },
     Quiesce {
         id: QueueId,
         then: Callback,
@@ -124,6 +128,11 @@ impl Commands {
     /// The driver has notified the queue.
     pub fn kick(&mut self, id: QueueId) {
         self.list.push_back(Message::Kick(id));
+    }
+
+    /// As [`Self::kick`], with how long ago the driver did so, in nanoseconds: requests are timed from there.
+    pub fn notified(&mut self, id: QueueId, ago: u64) {
+        self.list.push_back(Message::Notified { id, ago });
     }
 
     /// Takes nothing more from the queue; calls `then` when nothing of it is in flight and all is published.

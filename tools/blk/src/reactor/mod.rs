@@ -280,6 +280,12 @@ impl Core {
             }
             Message::Add { id, queue } => self.add(id, *queue),
             Message::Kick(id) => self.kick(id),
+            Message::Notified { id, ago } => {
+                if let Some(entry) = self.queues.get_mut(&id) {
+                    entry.queue.set_notified(ago);
+                }
+                self.kick(id);
+            }
             Message::Quiesce { id, then } => match self.queues.get_mut(&id) {
                 Some(entry) => {
                     entry.queue.set_paused(true);

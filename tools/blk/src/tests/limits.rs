@@ -175,7 +175,7 @@ fn a_reactor_waits_for_the_limit() {
     }
 }
 
-// Latencies by the same clock: from being taken to the status, and the file's alone.
+// Latencies by the same clock: from the notification, or from being taken, to the status, and the file's alone.
 #[test]
 fn latencies_are_recorded() {
     use crate::engine::fake::FakeEngine;
@@ -210,4 +210,27 @@ fn latencies_are_recorded() {
     assert_eq!(shape(&latency.file), (4, 1 + 2 + 3 + 3, 3));
     let counters: Vec<(&str, u64)> = rig.queue().stats().snapshot().counters().collect();
     assert!(counters.contains(&("flushes", 2)) && counters.contains(&("operations", 4)));
+
+    // Notified twice before it is taken: the first counts, once, and not for the file.
+    time.fetch_add(20 * MS, Ordering::Relaxed);
+    for (head, notified, reads) in [(0, true, 2 + 8), (3, false, 2 + 8 + 1)] {
+        if notified {
+            rig.queue().set_notified(7 * MS);
+            rig.queue().set_notified(4 * MS);
+        }
+        rig.offer_request(head, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
+        rig.queue().service(&mut engine.clone());
+        time.fetch_add(MS, Ordering::Relaxed);
+        engine.run_one(0);
+        let mut done = Vec::new();
+        rig.engine.get().reap(&mut done);
+        for outcome in done {
+            rig.queue()
+                .complete(outcome.tag, outcome.result, &mut engine.clone());
+        }
+        rig.queue().publish();
+        let latency = rig.queue().stats().snapshot().latency;
+        assert_eq!(latency.reads.sum() / MS, reads);
+    }
+    assert_eq!(rig.queue().stats().snapshot().latency.file.sum() / MS, 9 + 2);
 }

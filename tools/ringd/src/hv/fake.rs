@@ -164,6 +164,9 @@ impl FakeEl2 {
         let Some(window) = self.shared.window(number) else {
             return;
         };
+        if let Entry::Notify { slot, queue } = entry {
+            window.note_notification(slot, queue, ringblk::trace::now());
+        }
         if zone.ring.push(&window.ring(), entry) == Wake::Ring {
             let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
         }

@@ -194,6 +194,8 @@ impl Bar {
 
 #[cfg(test)]
 mod tests {
+    use ringvisor::ring::{Consumer, Entry, Producer};
+
     use super::*;
 
     #[test]
@@ -210,5 +212,35 @@ mod tests {
         assert!(page.u32_at(usize::MAX - 1).is_none());
         page.u64_at(8).unwrap().store(1, Ordering::Relaxed);
         assert_eq!(page.u32_at(8).unwrap().load(Ordering::Relaxed), 1);
+    }
+
+    // The first notification after the daemon has looked is the one that requests are timed from.
+    #[test]
+    fn the_first_notification_is_stamped() {
+        let page = SharedPage::private().unwrap();
+        let window = page.window(1).unwrap();
+        let producer = Producer::new();
+        let mut consumer = Consumer::attach(&window.ring(), 0);
+        let (slot, queue) = (3, 15);
+        let notify = |now| {
+            window.note_notification(slot, queue, now);
+            let _ = producer.push(&window.ring(), Entry::Notify { slot, queue });
+        };
+        assert_eq!(window.notified_at(slot, queue), None);
+        notify(100);
+        notify(200);
+        assert_eq!(window.notified_at(slot, queue), Some(100));
+        assert_eq!(consumer.take(&window.ring()), Some(Entry::Notify { slot, queue }));
+        notify(300);
+        assert_eq!(window.notified_at(slot, queue), Some(300));
+        // No other queue is touched, and there are no others.
+        window.note_notification(slot, 16, 400);
+        window.note_notification(32, 0, 400);
+        let stamped = (0..=255)
+            .flat_map(|slot| (0..=255).map(move |queue| (slot, queue)))
+            .filter(|(slot, queue)| window.notified_at(*slot, *queue).is_some());
+        assert_eq!(stamped.collect::<Vec<_>>(), [(slot, queue)]);
+        window.clear();
+        assert_eq!(window.notified_at(slot, queue), None);
     }
 }

@@ -4,11 +4,14 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ringblk::{Commands, ReadWidth};
+use ringblk::{Commands, ReadWidth, trace};
 use ringvisor::ring::Entry;
 
 use super::{Table, ZoneIo, armed_offset, lock};
 use crate::hv::Hypervisor;
+
+/// No notification waits for longer, in nanoseconds: an hour.
+const LONGEST: u64 = 3_600_000_000_000;
 
 /// What becomes readable when EL2 rings.
 pub struct Interrupt {
@@ -109,6 +112,13 @@ impl ringblk::Bell for Rings {
     }
 }
 
+/// Nanoseconds since a stamp of EL2's; `None` for one that cannot be.
+fn ago(stamp: u64) -> Option<u64> {
+    let ticks = trace::now().checked_sub(stamp)?;
+    let nanoseconds = u128::from(ticks) * 1_000_000_000 / u128::from(trace::frequency());
+    u64::try_from(nanoseconds).ok().filter(|ago| *ago < LONGEST)
+}
+
 impl ZoneIo {
     /// Takes what is on the ring. Gives the number of entries.
     fn collect(&mut self, hv: &Arc<dyn Hypervisor>, commands: &mut Commands, counters: &BellCounters) -> u64 {
@@ -133,7 +143,10 @@ impl ZoneIo {
                 Entry::Notify { slot, queue } => {
                     add(&counters.notifications, 1);
                     if let Some(id) = self.device(slot).and_then(|device| device.queue(queue)) {
-                        commands.kick(id);
+                        match window.notified_at(slot, queue).and_then(ago) {
+                            Some(ago) => commands.notified(id, ago),
+                            None => commands.kick(id),
+                        }
                     }
                 }
                 Entry::Device { slot } if !self.closing => {
