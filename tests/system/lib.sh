@@ -232,6 +232,7 @@ kill_guest_ends() {
     ringctl zone wait guest1 || fail "zone wait"
     ringctl zone console guest1 --dump | tr -d '\r' | sed -n '/^io: begins/,$p' >/tmp/text
     cat /tmp/text
+    grep 'disk request failed' $LOG | head
     grep -q "fio: [1-9][0-9]* runs verified" /tmp/text || fail "fio"
     grep -qE "guest saw errors|fio: failed" /tmp/text && fail "the guest saw errors"
     for disk in vdb vdc; do

@@ -4,7 +4,7 @@
 # the OOM killer chooses: disks are served, or served again (torture c10).
 #@ needs: el2
 #@ tier: all
-#@ timeout: 400
+#@ timeout: 600
 . ./lib.sh
 kill_guest
 pid=$(worker)
