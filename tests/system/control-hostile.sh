@@ -1,5 +1,5 @@
 #!/bin/sh
-# Root stores nonsense to the control device (torture c1, c11): EL2 goes on, and so does the daemon.
+# Root stores nonsense to the control device (torture c1, c2, c11): EL2 goes on, and so does the daemon.
 #@ needs: el2
 . ./lib.sh
 device=$(grep -l 0x7276 /sys/bus/pci/devices/*/device) || fail "no control device"
@@ -32,6 +32,11 @@ done
 ringctl info >/dev/null || fail "ringctl info after nonsense"
 truncate -s 1M /tmp/disk.img
 ringctl zone start --name z --cpus 1 --memory 64M --kernel /srv/zones/Image --disk /tmp/disk.img || fail "zone start"
+# Completions for zones and slots that are not there, and with bits that mean nothing.
+for value in 0x00000000 0x00020000 0x000f0000 0x00ff0000 0x00010001 0x0001001f 0x000100ff 0x01010000 0x00010100 0xffffffff; do
+    devmem "$(at 0x14)" 32 $value
+done
+zone_is z running || fail "a stray completion ended the zone: $(zone_state z)"
 ringctl zone stop z || fail "zone stop"
 devmem "$(at 0x10)" 32 1
 is "CPUs" "$(nproc)" "$(ls -d /proc/device-tree/cpus/cpu@* | wc -l)"

@@ -7,7 +7,8 @@
 //! | worker | `ringd --worker`, by the broker | everything else; here |
 //!
 //! The worker attaches to EL2 and opens devices as root, then gives up its rights ([`crate::sandbox`]), and only
-//! after that looks at anything that a guest or a client wrote.
+//! after that looks at anything that a guest or a client wrote. The supervisor keeps a second broker and worker, which
+//! have done all that can be done while another daemon runs: the next one ([`supervise::standby`]).
 
 use std::fs::{self, File};
 use std::io;
@@ -90,6 +91,9 @@ pub struct Options {
     /// Started by the broker.
     #[arg(long, hide = true)]
     pub worker: bool,
+    /// Started by the supervisor, to wait until the daemon that runs has died.
+    #[arg(long, hide = true)]
+    pub standby: bool,
     /// Says whether this program can take over from a daemon that runs, with EL2's version of the interface.
     #[arg(long, hide = true, value_name = "ABI")]
     pub check_takeover: Option<u32>,
@@ -169,9 +173,22 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 /// The privileged half: starts the worker and serves it.
 fn broker(options: &Options) -> anyhow::Result<()> {
-    let lock = instance::take_lock(&options.run_dir)?;
     let broker = Broker::new(options.run_dir.clone())?;
-    match broker.run(&options.arguments(&["--worker"]), &lock)? {
+    let arguments = options.arguments(&["--worker"]);
+    let (lock, worker) = if options.standby {
+        let worker = broker.start(&arguments)?;
+        if !worker.wait_for_turn()? {
+            return Ok(());
+        }
+        (instance::take_lock(&options.run_dir)?, worker)
+    } else {
+        let lock = instance::take_lock(&options.run_dir)?;
+        (lock, broker.start(&arguments)?)
+    };
+    State::new(&options.run_dir)
+        .context("cannot write into the run directory")?
+        .set("starting");
+    match broker.run(worker, &lock)? {
         Outcome::Ended(why) => bail!("the worker {why}"),
         Outcome::Upgrade(program) => {
             tracing::info!(program = %program.display(), "going on as another program");
@@ -187,15 +204,10 @@ fn broker(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-/// The unprivileged half.
+/// The unprivileged half. Up to the broker's greeting it does what another daemon that runs does not notice.
 fn worker(options: &Options) -> anyhow::Result<()> {
     let parent = rustix::process::getppid();
     let set_log_level = start_log(options)?;
-    let state = Arc::new(State::new(&options.run_dir).context("cannot write into the run directory")?);
-    state.set("starting");
-    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let (broker, _lock) = broker::client::Client::new(socket).context("the broker does not answer")?;
-    let broker = Arc::new(broker);
 
     // As root: what is opened once.
     let root = PathBuf::from("/");
@@ -204,8 +216,20 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         .shared_page()
         .context("cannot get the page that is shared with EL2")?;
     let physical = |address| ram::physical(&root, address);
-    let (el2, interrupt) =
-        device::attach(&root, &shared, physical).context("cannot attach to the hypervisor")?;
+    let prepared = device::prepare(&root, &shared, physical).context("cannot attach to the hypervisor")?;
+    let filter = sandbox::Filter::new().context("cannot restrict system calls")?;
+
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let (broker, _lock) = match broker::client::Client::new(socket) {
+        // It has ended, and said why if that is an error.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        greeted => greeted.context("the broker does not answer")?,
+    };
+    let broker = Arc::new(broker);
+    let state = Arc::new(State::new(&options.run_dir).context("cannot write into the run directory")?);
+    state.set("attaching");
+    let (el2, interrupt) = prepared.attach().context("cannot attach to the hypervisor")?;
+    tracing::debug!("attached");
     let records = options.run_dir.join("zones");
     let socket = options.run_dir.join("sock");
     let listener =
@@ -222,7 +246,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         fs::set_permissions(&options.run_dir, fs::Permissions::from_mode(0o711))?;
         sandbox::hand_over(&records, options.user).context("cannot hand the records over")?;
         sandbox::drop_privileges(options.user).context("cannot drop privileges")?;
-        sandbox::restrict().context("cannot restrict system calls")?;
+        filter.restrict().context("cannot restrict system calls")?;
         ringblk::opener::install(broker.clone());
     }
     // Without the broker no zone could be ended. Not before: a change of identity clears it.
@@ -232,6 +256,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
     }
 
     // From here on without rights.
+    tracing::debug!("restricted");
     let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);
     let reactor = ringblk::ReactorOptions {
         io_uring: !options.no_io_uring,
@@ -239,6 +264,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         ..Default::default()
     };
     let io = Io::start(hv.clone(), reactor).context("cannot start the reactor")?;
+    tracing::debug!("the reactor runs");
     let context = Context {
         hv,
         host: broker.clone(),

@@ -1,6 +1,6 @@
 //! What the worker gives up once it is set up: root's identity, all capabilities, most system calls.
 //!
-//! [`drop_privileges`], then [`restrict`], in the process's only thread: threads that are started later inherit both.
+//! [`drop_privileges`], then [`Filter::restrict`], in the process's only thread: threads that are started later inherit both.
 //! A system call that is not on the list ends the process with a line in the log that names it.
 
 use std::collections::BTreeMap;
@@ -201,19 +201,31 @@ pub fn drop_privileges(id: u32) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true).map_err(Into::into)
 }
 
-/// Allows this thread, and those that it starts, the system calls of a daemon at work and no others.
-///
-/// # Errors
-/// The kernel has no seccomp filters.
-pub fn restrict() -> io::Result<()> {
-    install_handler()?;
-    let arch = std::env::consts::ARCH;
-    let arch = TargetArch::try_from(arch).map_err(io::Error::other)?;
-    let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-        ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
-    let filter = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch);
-    let program: BpfProgram = filter.and_then(BpfProgram::try_from).map_err(io::Error::other)?;
-    seccompiler::apply_filter(&program).map_err(io::Error::other)
+/// The list as the kernel takes it: made ahead, for a take-over should not wait for it.
+pub struct Filter(BpfProgram);
+
+impl Filter {
+    /// Translates the list.
+    ///
+    /// # Errors
+    /// This architecture has no seccomp filters.
+    pub fn new() -> io::Result<Self> {
+        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
+        let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
+            ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+        let filter = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch);
+        let program = filter.and_then(BpfProgram::try_from).map_err(io::Error::other)?;
+        Ok(Self(program))
+    }
+
+    /// Allows this thread, and those that it starts, the system calls of a daemon at work and no others.
+    ///
+    /// # Errors
+    /// The kernel has no seccomp filters.
+    pub fn restrict(&self) -> io::Result<()> {
+        install_handler()?;
+        seccompiler::apply_filter(&self.0).map_err(io::Error::other)
+    }
 }
 
 /// SIGSYS ends the process, with a line that says why.

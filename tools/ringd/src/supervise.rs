@@ -3,6 +3,11 @@
 //! Kept so small that nothing in it can fail while the daemon runs: it holds no lock, no device and no memory of a
 //! zone, reads nothing that a guest or a client wrote, and does nothing but wait for signals. Killed itself, it
 //! leaves the daemon running.
+//!
+//! Once the daemon serves, the next one is started, too, and waits for its turn ([`standby`]): starting a program is most
+//! of what a guest would wait for.
+
+pub mod standby;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -15,6 +20,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::instance;
 use crate::signals::{Signals, WATCHED};
+use standby::{Program, Reserve};
 
 /// A daemon that lives shorter than this died quickly.
 const QUICK: Duration = Duration::from_millis(500);
@@ -57,15 +63,23 @@ pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
     let _ = fs::remove_file(program_file(run_dir));
     let own = std::env::current_exe().context("cannot find this program")?;
     let mut back_off = BackOff::default();
+    let mut reserve = Reserve::new(arguments);
     loop {
-        let program = upgraded(run_dir).unwrap_or_else(|| own.clone());
+        let path = upgraded(run_dir).unwrap_or_else(|| own.clone());
         // Not what an earlier daemon said.
         let _ = fs::write(run_dir.join("state"), "starting\n");
         let start = Instant::now();
-        let ended = match Command::new(&program).args(arguments).spawn() {
-            Ok(child) => attend(child, &signals)?,
+        let child = match reserve.take(&Program::at(&path)) {
+            Some(child) => Ok(child),
+            None => Command::new(&path).args(arguments).spawn(),
+        };
+        let ended = match child {
+            Ok(child) => attend(child, &signals, || {
+                let path = upgraded(run_dir).unwrap_or_else(|| own.clone());
+                reserve.keep(&Program::at(&path), is_ready(run_dir))
+            })?,
             Err(error) => {
-                tracing::error!(program = %program.display(), %error, "cannot start the daemon");
+                tracing::error!(program = %path.display(), %error, "cannot start the daemon");
                 Ended::Died("was not started".into())
             }
         };
@@ -78,15 +92,18 @@ pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
             Ended::Died(why) => why,
         };
         let lived = start.elapsed();
-        let ready =
-            fs::read_to_string(run_dir.join("state")).is_ok_and(|text| text.trim() == instance::READY);
-        let pause = back_off.after(lived, ready);
+        let pause = back_off.after(lived, is_ready(run_dir));
         tracing::warn!(why, ?lived, ?pause, "the daemon died: starting it again");
         if let Some(signal) = doze(&signals, pause) {
             tracing::info!(signal, "ending");
             return Ok(());
         }
     }
+}
+
+/// Whether the daemon serves.
+fn is_ready(run_dir: &Path) -> bool {
+    fs::read_to_string(run_dir.join("state")).is_ok_and(|text| text.trim() == instance::READY)
 }
 
 /// How an attended daemon ended.
@@ -105,8 +122,12 @@ fn ends(signal: i32) -> bool {
     )
 }
 
-/// Waits for the daemon's end and passes signals on to it.
-fn attend(mut child: Child, signals: &Signals) -> anyhow::Result<Ended> {
+/// Waits for the daemon's end and passes signals on to it. `glance` is called at least so often as it says.
+fn attend(
+    mut child: Child,
+    signals: &Signals,
+    mut glance: impl FnMut() -> Duration,
+) -> anyhow::Result<Ended> {
     let mut asked = None::<(i32, Instant)>;
     loop {
         let status = child.try_wait().context("cannot wait for the daemon")?;
@@ -121,7 +142,7 @@ fn attend(mut child: Child, signals: &Signals) -> anyhow::Result<Ended> {
         {
             let _ = child.kill();
         }
-        let Some(signal) = signals.next(Duration::from_secs(1)) else {
+        let Some(signal) = signals.next(glance()) else {
             continue;
         };
         if signal == libc::SIGCHLD {

@@ -35,7 +35,7 @@ fn is_child(name: &str) -> bool {
 fn a_daemon_at_work_needs_nothing_else() {
     const NAME: &str = "a_daemon_at_work_needs_nothing_else";
     if is_child(NAME) {
-        sandbox::restrict().unwrap();
+        sandbox::Filter::new().unwrap().restrict().unwrap();
         let machine = Machine::new();
         std::fs::write(machine.path("other.img"), vec![0; 1 << 20]).unwrap();
         let disks = "[[disk]]\npath = \"disk.img\"\n[[disk]]\npath = \"other.img\"\nengine = \"threads\"";
@@ -89,7 +89,7 @@ fn other_system_calls_end_the_process() {
         assert!(said.contains(&line), "{said}");
         return;
     }
-    sandbox::restrict().unwrap();
+    sandbox::Filter::new().unwrap().restrict().unwrap();
     // Starting a program, from a thread that began after the filter.
     let thread = std::thread::spawn(|| {
         use std::os::unix::process::CommandExt;

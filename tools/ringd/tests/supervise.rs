@@ -11,7 +11,12 @@ use rustix::process::{Pid, Signal, kill_process};
 /// A supervisor whose daemon is a script: what an upgrade to it would leave.
 fn supervisor(directory: &Path, script: &str) -> Child {
     let program = directory.join("daemon.sh");
-    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    // As the daemon does: one that is kept ready waits for its turn, which never comes if the supervisor ends.
+    let turn = format!(
+        "case \"$*\" in *--standby*) echo $$ >>{0}/standby; read turn || {{ echo $$ >>{0}/unused; exit 0; }}; echo $$ >>{0}/turn;; esac",
+        directory.display()
+    );
+    std::fs::write(&program, format!("#!/bin/sh\n{turn}\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     let child = Command::new(env!("CARGO_BIN_EXE_ringd"))
         .args(["--supervise", "--run-dir"])
@@ -55,7 +60,16 @@ fn a_daemon_that_dies_is_started_again_and_signals_are_passed_on() {
         let text = std::fs::read_to_string(at("started")).unwrap();
         Pid::from_raw(text.lines().last().unwrap().parse().unwrap()).unwrap()
     };
+    let last = |name: &str| {
+        std::fs::read_to_string(at(name))
+            .unwrap()
+            .lines()
+            .last()
+            .unwrap()
+            .to_owned()
+    };
     for round in 2..5 {
+        until("one kept ready", || lines(&at("standby")) == round - 1);
         // Long enough not to count as quick.
         std::thread::sleep(Duration::from_millis(600));
         let killed = Instant::now();
@@ -66,9 +80,20 @@ fn a_daemon_that_dies_is_started_again_and_signals_are_passed_on() {
             "{:?}",
             killed.elapsed()
         );
+        assert_eq!((lines(&at("turn")), last("turn")), (round - 1, last("started")));
+        assert_eq!(last("turn"), last("standby"));
     }
     let log = std::fs::read_to_string(at("log")).unwrap();
     assert!(log.contains("killed by signal 9"), "{log}");
+
+    // Another program of the same name: the one that is kept is exchanged, and the other not used.
+    until("one kept ready", || lines(&at("standby")) == 4);
+    let program = at("daemon.sh");
+    let (stale, new) = (last("standby"), at("new.sh"));
+    std::fs::copy(&program, &new).unwrap();
+    std::fs::rename(&new, &program).unwrap();
+    until("another kept ready", || lines(&at("standby")) == 5);
+    assert!(!Path::new("/proc").join(&stale).exists());
 
     let own = Pid::from_child(&supervisor);
     kill_process(own, Signal::USR1).unwrap();
@@ -79,6 +104,26 @@ fn a_daemon_that_dies_is_started_again_and_signals_are_passed_on() {
     assert_eq!(lines(&at("term")), 1);
     assert_eq!(lines(&at("started")), 4);
     assert!(!at("supervisor").exists());
+    assert!(!Path::new("/proc").join(last("standby")).exists());
+}
+
+#[test]
+fn one_kept_ready_ends_when_the_supervisor_is_killed() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let script = format!(
+        "echo $$ >>{0}/started; echo ready >{0}/state; exec sleep 60",
+        directory.path().display()
+    );
+    let mut supervisor = supervisor(directory.path(), &script);
+    until("one kept ready", || lines(&at("standby")) == 1);
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    until("its end", || lines(&at("unused")) == 1);
+    assert_eq!(lines(&at("started")), 1);
+    let daemon = std::fs::read_to_string(at("started")).unwrap();
+    let daemon = Pid::from_raw(daemon.trim().parse().unwrap()).unwrap();
+    kill_process(daemon, Signal::KILL).unwrap();
 }
 
 #[test]

@@ -108,12 +108,13 @@ impl Daemon {
         ram: Arc<GuestRam>,
         log: Arc<MmapRegion>,
         sim: SimDisk,
+        queues: usize,
         sabotage: Sabotage,
     ) -> Self {
         let device = DeviceIo::new(DeviceParts {
             zone: ZONE,
             slot: SLOT,
-            queues: 1,
+            queues,
             disk,
             ram,
             log,
@@ -210,6 +211,9 @@ impl Daemon {
             }
             Entry::Device { slot: SLOT } => {
                 self.device.refresh(&self.dyn_hv, &mut self.commands);
+                if self.sabotage == Sabotage::DeafToCache {
+                    self.device.disk().control().set_writeback(true);
+                }
                 "looks at the device"
             }
             _ => "ignores an entry",

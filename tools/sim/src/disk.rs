@@ -20,7 +20,7 @@ struct Op {
     tag: u64,
     kind: IoKind,
     offset: usize,
-    /// Bytes that it is about, where it has no buffers.
+    /// Bytes that it is about.
     extent: usize,
     /// Host address and length of each buffer.
     parts: Vec<(usize, usize)>,
@@ -33,8 +33,9 @@ struct Op {
 }
 
 impl Op {
-    fn len(&self) -> usize {
-        self.parts.iter().map(|part| part.1).sum()
+    /// Whether it can be done in part, and fails in ways of its own.
+    fn is_range(&self) -> bool {
+        matches!(self.kind, IoKind::Discard | IoKind::WriteZeroes { .. })
     }
 }
 
@@ -119,14 +120,16 @@ impl SimDisk {
             -5
         } else if op.kind != IoKind::Sync && rng.chance(profile.fail) {
             // A part may have been done all the same.
-            let part = rng.below(op.len() as u64 + 1) as usize;
-            if op.kind.is_transfer() && rng.chance(700) {
+            let part = rng.below(op.extent as u64 + 1) as usize;
+            if rng.chance(700) {
                 state.perform(&op, part, rng);
             }
             if rng.chance(500) { -5 } else { -28 }
         } else if op.kind.is_transfer() && rng.chance(profile.short) {
-            let part = rng.range(1, op.len().max(1) as u64) as usize;
+            let part = rng.range(1, op.extent.max(1) as u64) as usize;
             state.perform(&op, part, rng)
+        } else if op.is_range() && rng.chance(profile.lacks) {
+            -95
         } else {
             state.perform(&op, usize::MAX, rng)
         };
@@ -160,7 +163,7 @@ impl SimDisk {
             let op = ops.swap_remove(rng.index(ops.len()));
             let part = match rng.below(3) {
                 0 => continue,
-                1 => rng.below(op.len() as u64 + 1) as usize,
+                1 => rng.below(op.extent as u64 + 1) as usize,
                 _ => usize::MAX,
             };
             state.perform(&op, part, rng);
@@ -213,10 +216,17 @@ impl State {
                 0
             }
             IoKind::Read | IoKind::Write | IoKind::WriteDurable => self.transfer(op, limit),
-            // A discarded range reads whatever it likes: here zeroes as well.
+            // Whole sectors; of a discard any of them or none.
             IoKind::Discard | IoKind::WriteZeroes { .. } => {
-                self.cached[op.offset..op.offset + op.extent].fill(0);
-                self.dirty[op.offset / SECTOR..(op.offset + op.extent).div_ceil(SECTOR)].fill(true);
+                let first = op.offset / SECTOR;
+                for sector in first..first + op.extent.min(limit) / SECTOR {
+                    let discards = op.kind == IoKind::Discard;
+                    if discards && rng.chance(300) || self.sabotage == Sabotage::NoZeroes && !discards {
+                        continue;
+                    }
+                    self.cached[sector * SECTOR..][..SECTOR].fill(0);
+                    self.dirty[sector] = true;
+                }
                 0
             }
         }

@@ -223,7 +223,7 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         ..DiskConfig::default()
     };
     let opened = Disk::open(&config).expect("nobody has the image open");
-    let el2 = Arc::new(SimEl2::new(&world::spec(&opened), 0));
+    let el2 = Arc::new(SimEl2::new(&world::spec(&opened, 1), 0));
     let disk = SimDisk::new(vec![7; 16 * SECTOR], Sabotage::None);
     let profile = Profile::draw(&mut Rng::new(0), Sabotage::None);
     let mut rng = Rng::new(again.len() as u64);
@@ -235,6 +235,7 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         RAM.with(Arc::clone),
         log,
         disk.clone(),
+        1,
         Sabotage::None,
     );
     let store = |offset, value: u64| el2.store(offset, Width::Word, value);

@@ -10,7 +10,7 @@
 //! says what has been shown with it.
 //!
 //! # Map
-//! [`guest`] the driver · [`transport`] its registers · [`world`] the scheduler · [`el2`], [`daemon`], [`disk`] the
+//! [`guest`] the driver and its requests · [`transport`] its registers · [`world`] the scheduler · [`el2`], [`daemon`], [`disk`] the
 //! others · [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
 
 pub mod daemon;

@@ -22,8 +22,10 @@ const GRANULE: usize = 64;
 struct Arena {
     memory: GuestMemoryMmap,
     host: NonNull<u8>,
-    /// Granules handed out.
-    taken: Vec<bool>,
+    /// For each granule whose it is: a queue's number and one, or 0 if it is free.
+    owners: Vec<u8>,
+    /// Whose is what is handed out from now on.
+    owner: u8,
     /// Where the next search begins.
     next: usize,
 }
@@ -42,7 +44,8 @@ impl Arena {
         Self {
             memory,
             host: NonNull::new(host).expect("mappings are not at address 0"),
-            taken: vec![false; SIZE / GRANULE],
+            owners: vec![0; SIZE / GRANULE],
+            owner: 1,
             next: 0,
         }
     }
@@ -50,14 +53,14 @@ impl Arena {
     fn allocate(&mut self, bytes: usize, align: usize) -> PhysAddr {
         let count = bytes.div_ceil(GRANULE).max(1);
         let step = align / GRANULE;
-        let total = self.taken.len();
+        let total = self.owners.len();
         for attempt in 0..total {
             let first = (self.next + attempt) % total;
             if !first.is_multiple_of(step.max(1)) || first + count > total {
                 continue;
             }
-            if self.taken[first..first + count].iter().all(|taken| !taken) {
-                self.taken[first..first + count].fill(true);
+            if self.owners[first..first + count].iter().all(|owner| *owner == 0) {
+                self.owners[first..first + count].fill(self.owner);
                 self.next = first + count;
                 return BASE + (first * GRANULE) as u64;
             }
@@ -67,7 +70,7 @@ impl Arena {
 
     fn release(&mut self, addr: PhysAddr, bytes: usize) {
         let first = (addr - BASE) as usize / GRANULE;
-        self.taken[first..first + bytes.div_ceil(GRANULE).max(1)].fill(false);
+        self.owners[first..first + bytes.div_ceil(GRANULE).max(1)].fill(0);
     }
 
     fn at(&self, addr: PhysAddr) -> NonNull<u8> {
@@ -81,16 +84,25 @@ impl Arena {
 /// Empty RAM of zeroes. No queue of an earlier run may be used any more.
 pub fn clear() {
     ARENA.with_borrow_mut(|arena| {
-        arena.taken.fill(false);
+        arena.owners.fill(0);
         arena.next = 0;
         // SAFETY: the whole mapping, which nobody uses now.
         unsafe { arena.host.write_bytes(0, SIZE) };
     });
 }
 
-/// All memory that was handed out is free again; its bytes stay.
-pub fn release_all() {
-    ARENA.with_borrow_mut(|arena| arena.taken.fill(false));
+/// What is handed out from now on is for this queue.
+pub fn set_owner(queue: usize) {
+    ARENA.with_borrow_mut(|arena| arena.owner = queue as u8 + 1);
+}
+
+/// All memory that was handed out for a queue is free again; its bytes stay.
+pub fn release_queue(queue: usize) {
+    let owned = queue as u8 + 1;
+    ARENA.with_borrow_mut(|arena| {
+        let owners = arena.owners.iter_mut().filter(|owner| **owner == owned);
+        owners.for_each(|owner| *owner = 0);
+    });
 }
 
 /// What the daemon maps.
@@ -122,6 +134,17 @@ pub fn snapshot() -> Vec<u8> {
     })
 }
 
+/// A copy of all memory that was handed out for a queue.
+#[must_use]
+pub fn snapshot_of_queue(queue: usize) -> Vec<u8> {
+    let all = snapshot();
+    ARENA.with_borrow(|arena| {
+        let owners = arena.owners.iter().zip(all.chunks(GRANULE));
+        let owned = owners.filter(|(owner, _)| **owner == queue as u8 + 1);
+        owned.flat_map(|(_, bytes)| bytes.iter().copied()).collect()
+    })
+}
+
 /// Stores a byte at `offset` in RAM, as a second vCPU does.
 pub fn poke(offset: usize, byte: u8) {
     assert!(offset < SIZE);
@@ -134,7 +157,12 @@ pub fn poke(offset: usize, byte: u8) {
 /// Whether an offset belongs to memory that is handed out.
 #[must_use]
 pub fn in_use(offset: usize) -> bool {
-    ARENA.with_borrow(|arena| arena.taken.get(offset / GRANULE).copied().unwrap_or(false))
+    ARENA.with_borrow(|arena| {
+        arena
+            .owners
+            .get(offset / GRANULE)
+            .is_some_and(|owner| *owner != 0)
+    })
 }
 
 /// Memory of the guest for `virtio-drivers`.

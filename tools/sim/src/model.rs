@@ -5,6 +5,34 @@ use crate::rng::Rng;
 
 /// Stamp of content that nobody knows.
 const ANYTHING: u64 = u64::MAX;
+/// In the stamp of a request that zeroes.
+const ZEROES: u64 = 1 << 40;
+/// In the stamp of a request that discards: the sector then reads zero, or as before. What else virtio allows no device here
+/// does.
+const DISCARD: u64 = 1 << 41;
+/// The number in a stamp.
+const NUMBER: u64 = ZEROES - 1;
+
+/// What a request does to sectors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Data of its own.
+    Write,
+    /// WRITE_ZEROES.
+    Zeroes,
+    /// DISCARD.
+    Discard,
+}
+
+impl Change {
+    fn mark(self) -> u64 {
+        match self {
+            Self::Write => 0,
+            Self::Zeroes => ZEROES,
+            Self::Discard => DISCARD,
+        }
+    }
+}
 
 /// Where a write stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +61,18 @@ struct Sector {
     readers: u32,
 }
 
+impl Sector {
+    /// The version at `position`, which was answered with OK, is durable: what came before is gone, unless it is a discard,
+    /// which may have left it.
+    fn forget_before(&mut self, mut position: usize) {
+        let is_certain = |version: &Version| version.fate == Fate::Done && version.stamp & DISCARD == 0;
+        while position > 0 && !self.versions.get(position).is_some_and(is_certain) {
+            position -= 1;
+        }
+        self.versions.drain(..position);
+    }
+}
+
 /// What a flush that is under way will have proven: by sector the stamp of the last write completed before it.
 pub type Covered = Vec<Option<u64>>;
 
@@ -42,15 +82,27 @@ pub struct Model {
     stamps: u64,
 }
 
-/// The bytes of a sector that was written with `stamp`.
+/// The bytes of a sector that was written with `stamp`; of one that was discarded, if the discard had an effect.
 #[must_use]
 pub fn content(stamp: u64, sector: usize) -> Vec<u8> {
+    if stamp != ANYTHING && stamp & (ZEROES | DISCARD) != 0 {
+        return vec![0; SECTOR];
+    }
     let mut rng = Rng::new(stamp << 20 ^ sector as u64);
     let mut bytes = Vec::with_capacity(SECTOR);
     while bytes.len() < SECTOR {
         bytes.extend(rng.draw().to_le_bytes());
     }
     bytes
+}
+
+fn name(stamp: u64) -> String {
+    match (stamp == ANYTHING, stamp & ZEROES != 0, stamp & DISCARD != 0) {
+        (true, ..) => "anything".into(),
+        (_, true, _) => format!("zeroes {}", stamp & NUMBER),
+        (_, _, true) => format!("discard {}", stamp & NUMBER),
+        _ => format!("version {stamp}"),
+    }
 }
 
 impl Model {
@@ -120,32 +172,41 @@ impl Model {
 
     /// Whether these bytes are what a read of the sector gives now.
     fn check_current(&self, number: usize, bytes: &[u8]) -> Result<(), String> {
-        let Some(last) = self.sectors[number].versions.last() else {
-            return Ok(());
-        };
-        if last.fate == Fate::Done && content(last.stamp, number) != bytes {
-            let found = self.explain(number, bytes);
-            return Err(format!(
-                "sector {number} reads {found}, expected version {}",
-                last.stamp
-            ));
+        let versions = &self.sectors[number].versions;
+        for version in versions.iter().rev() {
+            if version.fate != Fate::Done
+                || version.stamp == ANYTHING
+                || content(version.stamp, number) == bytes
+            {
+                return Ok(());
+            }
+            if version.stamp & DISCARD == 0 {
+                break;
+            }
         }
-        Ok(())
+        let expected: Vec<String> = versions.iter().map(|version| name(version.stamp)).collect();
+        let found = self.explain(number, bytes);
+        Err(format!(
+            "sector {number} reads {found}, expected the last of {expected:?}"
+        ))
     }
 
     fn explain(&self, number: usize, bytes: &[u8]) -> String {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return "zero".into();
+        }
         match (0..=self.stamps).find(|&stamp| content(stamp, number) == bytes) {
-            Some(stamp) => format!("version {stamp}"),
+            Some(stamp) => name(stamp),
             None => format!("{:02x?}... of no version", &bytes[..8]),
         }
     }
 
-    /// A write begins; the stamp of its data.
-    pub fn write(&mut self, first: usize, count: usize) -> u64 {
+    /// A change of sectors begins; its stamp.
+    pub fn change(&mut self, what: Change, first: usize, count: usize) -> u64 {
         self.stamps += 1;
         for sector in &mut self.sectors[first..first + count] {
             sector.versions.push(Version {
-                stamp: self.stamps,
+                stamp: self.stamps | what.mark(),
                 fate: Fate::Outstanding,
                 doubtful: false,
             });
@@ -153,27 +214,27 @@ impl Model {
         self.stamps
     }
 
-    /// A write was answered. `durable`: the answer says that it is.
-    pub fn write_done(&mut self, first: usize, count: usize, ok: bool, durable: bool) {
+    /// A change was answered. `durable`: the answer says that it is.
+    pub fn changed(&mut self, first: usize, count: usize, ok: bool, durable: bool) {
         for sector in &mut self.sectors[first..first + count] {
             if let Some(last) = sector.versions.last_mut() {
                 last.fate = if ok { Fate::Done } else { Fate::Torn };
             }
             if ok && durable {
-                sector.versions.drain(..sector.versions.len() - 1);
+                sector.forget_before(sector.versions.len() - 1);
             }
         }
     }
 
-    /// Nobody will answer any more what is outstanding: the device was reset.
-    pub fn forget_outstanding(&mut self) {
-        for sector in &mut self.sectors {
-            sector.readers = 0;
-            for version in &mut sector.versions {
-                if version.fate == Fate::Outstanding {
-                    version.fate = Fate::Torn;
-                }
-            }
+    /// Nobody will answer any more a change of these sectors: its queue was reset.
+    pub fn forget_change(&mut self, first: usize, count: usize) {
+        self.changed(first, count, false, false);
+    }
+
+    /// Nobody will answer any more a read of these sectors.
+    pub fn forget_read(&mut self, first: usize, count: usize) {
+        for sector in &mut self.sectors[first..first + count] {
+            sector.readers = sector.readers.saturating_sub(1);
         }
     }
 
@@ -207,7 +268,7 @@ impl Model {
                 .iter()
                 .position(|version| version.stamp == stamp && !version.doubtful);
             if let Some(position) = position {
-                sector.versions.drain(..position);
+                sector.forget_before(position);
             }
         }
     }
@@ -241,7 +302,7 @@ impl Model {
                 .enumerate()
                 .all(|(at, byte)| candidates.iter().any(|candidate| candidate[at] == *byte));
             if !(torn && mixed) {
-                let stamps: Vec<u64> = versions.iter().map(|version| version.stamp).collect();
+                let stamps: Vec<String> = versions.iter().map(|version| name(version.stamp)).collect();
                 return Err(format!(
                     "after a power cut sector {number} is {}, expected one of versions {stamps:?}",
                     self.explain(number, bytes)

@@ -2,6 +2,9 @@
 
 use crate::rng::Rng;
 
+/// Most queues of the simulated device.
+pub const MAX_QUEUES: usize = 2;
+
 /// A mistake that is built in on purpose: the simulation must notice it, or it proves nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Sabotage {
@@ -26,6 +29,10 @@ pub enum Sabotage {
     NoDrain,
     /// A reset is answered while requests run.
     EarlyQuiesce,
+    /// WRITE_ZEROES does nothing and says that it did.
+    NoZeroes,
+    /// The daemon does not hear that the driver turns the write cache off.
+    DeafToCache,
 }
 
 /// What is injected in a run. Chances are per mille and decision.
@@ -48,6 +55,8 @@ pub struct Profile {
     pub fail_sync: u64,
     /// Somebody wakes without a reason.
     pub spurious: u64,
+    /// A discard, or zeroing, fails with EOPNOTSUPP.
+    pub lacks: u64,
     /// EL2's interrupt to the daemon is lost; a timer of the daemon's supervisor wakes it later.
     pub lost_bell: u64,
     /// The device is reset.
@@ -56,10 +65,18 @@ pub struct Profile {
     pub queue_reset: u64,
     /// Someone in root scribbles into the shared ring.
     pub scribble: u64,
+    /// The driver switches the write cache, if it may.
+    pub switch_cache: u64,
     /// A second vCPU scribbles into rings, descriptors and buffers.
     pub second_vcpu: u64,
     /// The driver negotiates FLUSH.
     pub flush: bool,
+    /// ... CONFIG_WCE, if the device offers it.
+    pub choose_cache: bool,
+    /// ... DISCARD and WRITE_ZEROES.
+    pub ranges: bool,
+    /// Queues of the device, all of which the driver uses.
+    pub queues: usize,
     /// ... EVENT_IDX.
     pub event_idx: bool,
     /// ... INDIRECT_DESC.
@@ -84,13 +101,18 @@ impl Profile {
             transient: some(rng, 10, 200),
             fail: if rng.chance(250) { rng.range(1, 40) } else { 0 },
             fail_sync: if sync_errors { rng.range(20, 400) } else { 0 },
+            lacks: if rng.chance(150) { rng.range(50, 500) } else { 0 },
             spurious: some(rng, 1, 100),
             lost_bell: if rng.chance(150) { rng.range(10, 300) } else { 0 },
             reset: some(rng, 1, 60),
             queue_reset: some(rng, 1, 60),
             scribble: if hostile == 0 { rng.range(5, 100) } else { 0 },
+            switch_cache: some(rng, 20, 150),
             second_vcpu: if hostile == 1 { rng.range(20, 400) } else { 0 },
             flush: rng.chance(750),
+            choose_cache: rng.chance(400),
+            ranges: rng.chance(600),
+            queues: if rng.chance(400) { MAX_QUEUES } else { 1 },
             event_idx: rng.chance(500),
             indirect: rng.chance(500),
             power_cut: rng.chance(500),

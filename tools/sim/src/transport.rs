@@ -139,11 +139,15 @@ impl Transport for SimTransport {
         T::read_from_bytes(&bytes).map_err(|_| Error::ConfigSpaceTooSmall)
     }
 
-    fn write_config_space<T: IntoBytes + Immutable>(
-        &mut self,
-        _offset: usize,
-        _value: T,
-    ) -> Result<(), Error> {
-        Err(Error::Unsupported)
+    fn write_config_space<T: IntoBytes + Immutable>(&mut self, offset: usize, value: T) -> Result<(), Error> {
+        let el2 = self.world.borrow().el2.clone();
+        for (at, byte) in (offset..).zip(value.as_bytes()) {
+            // Such a store is never held back.
+            let held = el2.store(reg::CONFIG + at as u16, Width::Byte, u64::from(*byte));
+            if held {
+                return Err(Error::NotReady);
+            }
+        }
+        Ok(())
     }
 }

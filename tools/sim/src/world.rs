@@ -21,7 +21,7 @@ use crate::daemon::Daemon;
 use crate::disk::{SECTOR, SimDisk};
 use crate::el2::{SimEl2, ZONE};
 use crate::memory;
-use crate::options::{Profile, Sabotage};
+use crate::options::{MAX_QUEUES, Profile, Sabotage};
 use crate::rng::Rng;
 use crate::trace::Trace;
 
@@ -29,7 +29,7 @@ use crate::trace::Trace;
 pub const SECTORS: usize = 48;
 /// Its serial.
 pub const SERIAL: &str = "simulated-0";
-/// Entries of the guest's queue.
+/// Entries of each of the guest's queues.
 pub const QUEUE_SIZE: usize = 16;
 
 /// What outlives runs, because making it costs more than a run: the file that daemons open and lock, and the memory
@@ -61,7 +61,7 @@ pub struct Counts {
     pub kills_inside: u64,
     /// Resets of the device.
     pub resets: u64,
-    /// Stops of the queue alone.
+    /// Stops of a queue alone.
     pub queue_resets: u64,
     /// Requests answered.
     pub answered: u64,
@@ -128,7 +128,7 @@ impl World {
             1 => 0xffff_ffff - rng.below(20),
             _ => rng.below(1000),
         };
-        let el2 = Arc::new(SimEl2::new(&spec(&opened), head));
+        let el2 = Arc::new(SimEl2::new(&spec(&opened, profile.queues), head));
         drop(opened);
         Rc::new(RefCell::new(Self {
             rng,
@@ -284,6 +284,7 @@ impl World {
                     self.ram.clone(),
                     self.log.clone(),
                     self.disk.clone(),
+                    self.profile.queues,
                     self.profile.sabotage,
                 );
                 self.daemon = Some(daemon);
@@ -351,7 +352,7 @@ impl World {
     /// Another vCPU of the guest writes where requests and rings are.
     fn second_vcpu(&mut self) {
         let offset = if self.rng.chance(500) {
-            self.rng.index(3 * 4096)
+            self.rng.index(3 * 4096 * self.profile.queues)
         } else {
             self.rng.index(memory::SIZE)
         };
@@ -375,27 +376,30 @@ impl Drop for World {
 }
 
 /// The device as the daemon describes it to EL2.
-pub(crate) fn spec(disk: &Disk) -> DeviceSpec {
+pub(crate) fn spec(disk: &Disk, queues: usize) -> DeviceSpec {
     let mut spec = DeviceSpec::new_zeroed();
     spec.device_id = device::DEVICE_ID;
-    spec.features = device::features(disk, 1);
-    spec.queues = 1;
-    spec.queue_max[0] = device::QUEUE_SIZE_MAX;
-    let config = device::config(disk, device::QUEUE_SIZE_MAX, 1);
+    spec.features = device::features(disk, queues as u16);
+    spec.queues = queues as u32;
+    spec.queue_max[..queues].fill(device::QUEUE_SIZE_MAX);
+    let config = device::config(disk, device::QUEUE_SIZE_MAX, queues as u16);
     spec.config_len = config.len() as u32;
     spec.config[..config.len()].copy_from_slice(&config);
     spec
 }
 
-/// Words of the queue's log.
-fn log_words(log: &MmapRegion) -> impl Iterator<Item = *mut u64> {
+/// Words of the queues' logs, with their places in them.
+fn log_words(log: &MmapRegion) -> impl Iterator<Item = (usize, *mut u64)> {
     let first = log.as_ptr().cast::<u64>();
-    (0..InflightArea::bytes(QUEUE_SIZE as u16) / 8).map(move |index| first.wrapping_add(index))
+    (0..MAX_QUEUES).flat_map(move |queue| {
+        let words = 0..InflightArea::bytes(QUEUE_SIZE as u16) / 8;
+        words.map(move |word| (word, first.wrapping_add(queue * LOG_STRIDE / 8 + word)))
+    })
 }
 
-/// Zeroes the queue's log.
+/// Zeroes the queues' logs.
 pub(crate) fn clear_log(log: &MmapRegion) {
-    for word in log_words(log) {
+    for (_, word) in log_words(log) {
         // SAFETY: inside of the mapping, which is larger; no daemon lives.
         unsafe { word.write_volatile(0) };
     }
@@ -403,7 +407,11 @@ pub(crate) fn clear_log(log: &MmapRegion) {
 
 /// Frees the entries that say "started".
 fn forget_started(log: &MmapRegion) {
-    for word in log_words(log).skip(ringblk::inflight::HEADER_WORDS).step_by(2) {
+    let is_state = |place: &usize| {
+        let header = ringblk::inflight::HEADER_WORDS;
+        *place >= header && (place - header).is_multiple_of(2)
+    };
+    for (_, word) in log_words(log).filter(|(place, _)| is_state(place)) {
         // SAFETY: as above.
         unsafe {
             if word.read_volatile() == 1 {

@@ -1,7 +1,6 @@
 //! [`Bounce`]: an aligned buffer of ours between guest memory and an image, where the guest's own cannot be used.
 
 use std::alloc::{self, Layout};
-use std::io;
 use std::ptr::NonNull;
 
 use crate::memory::IoVec;
@@ -18,17 +17,18 @@ pub struct Bounce {
 }
 
 impl Bounce {
-    /// At least `len` bytes, but not more than [`BOUNCE_MAX`].
-    pub fn new(len: u64) -> io::Result<Self> {
+    /// At least `len` bytes, but not more than [`BOUNCE_MAX`]. That there is no memory for it is no error of the image, which
+    /// a guest should see: as with any other allocation the process ends, and the next one does the request.
+    pub fn new(len: u64) -> Self {
         let size = usize::try_from(len)
             .unwrap_or(BOUNCE_MAX)
             .clamp(1, BOUNCE_MAX)
             .next_multiple_of(512);
-        let no_memory = || io::Error::from_raw_os_error(libc::ENOMEM);
-        let layout = Layout::from_size_align(size, ALIGN).map_err(|_| no_memory())?;
+        let layout = Layout::from_size_align(size, ALIGN).unwrap_or(Layout::new::<[u8; BOUNCE_MAX]>());
         // SAFETY: the size is not zero.
-        let base = NonNull::new(unsafe { alloc::alloc_zeroed(layout) }).ok_or_else(no_memory)?;
-        Ok(Self { base, layout })
+        let base = NonNull::new(unsafe { alloc::alloc_zeroed(layout) });
+        let base = base.unwrap_or_else(|| alloc::handle_alloc_error(layout));
+        Self { base, layout }
     }
 
     /// All of it.

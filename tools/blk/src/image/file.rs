@@ -134,7 +134,7 @@ impl RawFile {
     unsafe fn read_bounced(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
         // What is left of a short read may start anywhere.
         let lead = offset % DIRECT_ALIGN;
-        let mut bounce = Bounce::new(lead.saturating_add(len))?;
+        let mut bounce = Bounce::new(lead.saturating_add(len));
         let bytes = bounce.bytes();
         // SAFETY: these are our bytes.
         let got = unsafe {
@@ -155,7 +155,7 @@ impl RawFile {
         offset: u64,
         len: u64,
     ) -> io::Result<usize> {
-        let mut bounce = Bounce::new(len)?;
+        let mut bounce = Bounce::new(len);
         let bytes = bounce.bytes();
         // SAFETY: says the caller; and then these are our bytes.
         unsafe {
@@ -203,7 +203,7 @@ impl RawFile {
     }
 
     fn write_zeroes(&self, mut offset: u64, len: u64) -> io::Result<()> {
-        let mut bounce = Bounce::new(len)?;
+        let mut bounce = Bounce::new(len);
         let end = offset.saturating_add(len);
         while offset < end {
             let now = (end - offset).min(BOUNCE_MAX as u64) as usize;

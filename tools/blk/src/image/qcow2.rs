@@ -7,6 +7,7 @@
 //! The daemon may be killed at any moment, so a write is not answered before the tables that lead to it have left this
 //! process, too: whatever allocates flushes the crate's cache (into the page cache; FLUSH makes it durable).
 
+use std::alloc::{Layout, handle_alloc_error};
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -96,6 +97,12 @@ impl Qcow2Image {
             IoKind::WriteZeroes { unmap } => self.zero(offset, len, unmap).map(|()| 0),
         });
         match catch_unwind(run) {
+            // The crate's own buffers: as ours, see `Bounce::new`.
+            Ok(Err(error))
+                if error.kind() == io::ErrorKind::OutOfMemory && error.raw_os_error().is_none() =>
+            {
+                handle_alloc_error(Layout::new::<[u8; BOUNCE_MAX]>())
+            }
             Ok(result) => result.map_err(|error| io::Error::from_raw_os_error(number(&error))),
             Err(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
         }
@@ -112,7 +119,7 @@ impl Qcow2Image {
     /// # Safety
     /// The buffers are valid.
     unsafe fn read(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
-        let mut bounce = Bounce::new(len)?;
+        let mut bounce = Bounce::new(len);
         let mut moved = 0_u64;
         while moved < len {
             let now = (len - moved).min(BOUNCE_MAX as u64) as usize;
@@ -127,7 +134,7 @@ impl Qcow2Image {
     /// # Safety
     /// The buffers are valid.
     unsafe fn write(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
-        let mut bounce = Bounce::new(len)?;
+        let mut bounce = Bounce::new(len);
         let mut moved = 0_u64;
         while moved < len {
             let now = (len - moved).min(BOUNCE_MAX as u64) as usize;
@@ -199,7 +206,7 @@ impl Qcow2Image {
         }
         // Version 2 has no clusters that are zero.
         if unsupported(&zeroed) {
-            let mut bounce = Bounce::new(len)?;
+            let mut bounce = Bounce::new(len);
             let mut done = 0;
             while done < len {
                 let now = (len - done).min(BOUNCE_MAX as u64);

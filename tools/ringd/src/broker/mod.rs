@@ -126,6 +126,42 @@ pub struct Broker {
     next: Option<PathBuf>,
 }
 
+/// The unprivileged half. It ends by itself when the broker does, since nobody is at the socket's other end then.
+pub struct Worker {
+    process: Child,
+    socket: UnixStream,
+}
+
+impl Worker {
+    /// Waits for a line on standard input, by which the supervisor says that the last daemon is dead. `false`: there will
+    /// be none, or the worker is gone.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn wait_for_turn(&self) -> io::Result<bool> {
+        let input = rustix::stdio::stdin();
+        loop {
+            let mut descriptors = [
+                PollFd::new(&input, PollFlags::IN),
+                PollFd::new(&self.socket, PollFlags::IN),
+            ];
+            match poll(&mut descriptors, None) {
+                Err(Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+                Ok(_) => {}
+            }
+            let [input_ready, gone] = descriptors.map(|descriptor| !descriptor.revents().is_empty());
+            if input_ready {
+                let mut byte = [0];
+                return Ok(rustix::io::read(input, &mut byte)? == 1);
+            }
+            if gone {
+                return Ok(false);
+            }
+        }
+    }
+}
+
 /// How the daemon's life ended for the broker.
 pub enum Outcome {
     /// The worker is gone; why.
@@ -148,25 +184,40 @@ impl Broker {
         })
     }
 
-    /// Starts the worker with these arguments, gives it the run lock, and serves it until it ends.
+    /// Starts the worker with these arguments; it prepares itself and waits for [`Self::run`].
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn run(mut self, arguments: &[String], lock: &File) -> anyhow::Result<Outcome> {
+    pub fn start(&self, arguments: &[String]) -> anyhow::Result<Worker> {
         let (ours, theirs) = UnixStream::pair().context("no socket for the worker")?;
-        let mut worker = Command::new(&self.program)
+        let process = Command::new(&self.program)
             .args(arguments)
             .stdin(OwnedFd::from(theirs))
             .spawn()
             .context("cannot start the worker")?;
+        Ok(Worker {
+            process,
+            socket: ours,
+        })
+    }
+
+    /// Gives the worker the run lock, and serves it until it ends.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub fn run(mut self, worker: Worker, lock: &File) -> anyhow::Result<Outcome> {
+        let Worker {
+            mut process,
+            socket: ours,
+        } = worker;
         wire::send(&ours, &Answer::Done, Some(lock)).context("cannot greet the worker")?;
-        if let Err(error) = self.serve(&ours, worker.id())
+        if let Err(error) = self.serve(&ours, process.id())
             && error.kind() != io::ErrorKind::UnexpectedEof
         {
             tracing::error!(%error, "lost the worker");
-            let _ = worker.kill();
+            let _ = process.kill();
         }
-        self.outcome(&mut worker)
+        self.outcome(&mut process)
     }
 
     fn outcome(self, worker: &mut Child) -> anyhow::Result<Outcome> {

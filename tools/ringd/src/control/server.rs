@@ -81,12 +81,18 @@ pub fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
 /// Serves connections for ever.
 pub fn serve(listener: &UnixListener, registry: &Arc<Registry>, set_log_level: SetLogLevel) {
     let set_log_level = Arc::new(set_log_level);
+    let mut failing = false;
     for stream in listener.incoming() {
         let stream = match stream {
-            Ok(stream) => stream,
+            Ok(stream) => {
+                failing = false;
+                stream
+            }
             Err(error) => {
                 // No descriptors left, most likely: some connection has to end first.
-                tracing::warn!(%error, "cannot accept a connection");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, "cannot accept a connection; trying again ten times a second");
+                }
                 std::thread::sleep(Duration::from_millis(100));
                 continue;
             }

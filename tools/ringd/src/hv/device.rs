@@ -58,69 +58,96 @@ pub struct ControlDevice {
     slot: Mutex<()>,
 }
 
-/// Claims the control device and donates the shared page in `shared_file` (2 MiB on hugetlbfs) to EL2.
-/// `physical` finds the page's physical address from its virtual one.
+/// The control device, claimed and mapped; EL2 has not been told anything. This much can be done while another daemon
+/// is attached.
+pub struct Prepared {
+    bar: Bar,
+    page: SharedPage,
+    /// The page's physical address.
+    address: u64,
+    function: Function,
+}
+
+/// Claims the control device and maps it, and the page in `shared_file` (2 MiB on hugetlbfs). `physical` finds the page's
+/// physical address from its virtual one.
 ///
 /// # Errors
 /// See [`AttachError`].
-pub fn attach(
+pub fn prepare(
     root: &Path,
     shared_file: &File,
     physical: impl Fn(usize) -> io::Result<u64>,
-) -> Result<(ControlDevice, Interrupt), AttachError> {
-    let Function { directory, uio } = pci::claim(root)?;
-    let open = |path: &Path, flags: i32| {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(flags)
-            .open(path)
-            .map_err(|cause| AttachError::File {
-                what: path.display().to_string(),
-                cause,
-            })
-    };
-    let file = |what: &str, cause| AttachError::File {
+) -> Result<Prepared, AttachError> {
+    let function = pci::claim(root)?;
+    let sync = i32::try_from(rustix::fs::OFlags::SYNC.bits()).unwrap_or(0);
+    let bar = Bar::map(&open(&function.directory.join("resource0"), sync)?).map_err(|e| file("BAR 0", e))?;
+    check_version(&bar)?;
+    let page = SharedPage::map(shared_file).map_err(|e| file("shared page", e))?;
+    let address = physical(page.address()).map_err(|e| file("/proc/self/pagemap", e))?;
+    Ok(Prepared {
+        bar,
+        page,
+        address,
+        function,
+    })
+}
+
+impl Prepared {
+    /// Donates the shared page to EL2: from now on this process is the daemon.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn attach(self) -> Result<(ControlDevice, Interrupt), AttachError> {
+        let Self {
+            bar,
+            page,
+            address,
+            function: Function { directory, uio },
+        } = self;
+        let config = open(&directory.join("config"), 0)?;
+        let fd = open(&uio, 0)?.into();
+        page.write(shared::HEADER, MAGIC.as_bytes());
+        page.write(shared::HEADER + 8, ABI_VERSION.as_bytes());
+        let device = ControlDevice {
+            bar,
+            shared: page,
+            slot: Mutex::new(()),
+        };
+        device.ring(doorbell::ATTACH, |bar, offset| bar.write_u64(offset, address));
+        let info = device.info();
+        if info.attach_status != Status::Ok as u32 || info.shared_pa != address {
+            return Err(Refusal {
+                op: None,
+                status: info.attach_status,
+                detail: info.shared_pa,
+            }
+            .into());
+        }
+        // Memory decoding on. Then pulses: an interrupt needs no writes to configuration space, each of which would be
+        // an exit.
+        config
+            .write_all_at(&PCI_COMMAND_MEMORY.to_le_bytes(), PCI_COMMAND)
+            .map_err(|e| file("PCI command register", e))?;
+        device.ring(doorbell::PULSES, |bar, offset| bar.write_u32(offset, 1));
+        let width = ReadWidth::Four;
+        Ok((device, Interrupt { fd, width }))
+    }
+}
+
+fn file(what: &str, cause: io::Error) -> AttachError {
+    AttachError::File {
         what: what.to_owned(),
         cause,
-    };
-    let sync = i32::try_from(rustix::fs::OFlags::SYNC.bits()).unwrap_or(0);
-    let bar = Bar::map(&open(&directory.join("resource0"), sync)?).map_err(|e| file("BAR 0", e))?;
-    check_version(&bar)?;
-    let config = open(&directory.join("config"), 0)?;
-    let fd = open(&uio, 0)?.into();
-
-    let page = SharedPage::map(shared_file).map_err(|e| file("shared page", e))?;
-    page.write(shared::HEADER, MAGIC.as_bytes());
-    page.write(shared::HEADER + 8, ABI_VERSION.as_bytes());
-    let address = physical(page.address()).map_err(|e| file("/proc/self/pagemap", e))?;
-    let device = ControlDevice {
-        bar,
-        shared: page,
-        slot: Mutex::new(()),
-    };
-    device.ring(doorbell::ATTACH, |bar, offset| bar.write_u64(offset, address));
-    let info = device.info();
-    if info.attach_status != Status::Ok as u32 || info.shared_pa != address {
-        return Err(Refusal {
-            op: None,
-            status: info.attach_status,
-            detail: info.shared_pa,
-        }
-        .into());
     }
-    // Memory decoding on. Then pulses: an interrupt needs no writes to configuration space, each of which would be an exit.
-    config
-        .write_all_at(&PCI_COMMAND_MEMORY.to_le_bytes(), PCI_COMMAND)
-        .map_err(|e| file("PCI command register", e))?;
-    device.ring(doorbell::PULSES, |bar, offset| bar.write_u32(offset, 1));
-    Ok((
-        device,
-        Interrupt {
-            fd,
-            width: ReadWidth::Four,
-        },
-    ))
+}
+
+fn open(path: &Path, flags: i32) -> Result<File, AttachError> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(path);
+    opened.map_err(|cause| file(&path.display().to_string(), cause))
 }
 
 /// Magic and version come first in the page and never move, so they can be checked before anything else is read.

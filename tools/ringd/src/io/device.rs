@@ -337,5 +337,6 @@ fn make(
         u8::try_from(number).unwrap_or(u8::MAX),
     ]));
     first.watch(queue.stats());
+    tracing::debug!(zone, slot, queue = number, "queue is set up");
     Ok(queue)
 }

@@ -117,6 +117,7 @@ pub fn open_all(
             }),
             None => Ok(Disk::absent()),
         };
+        tracing::debug!(zone = config.name, slot, ok = opened.is_ok(), "image opened");
         disks.push(opened?);
     }
     Ok(disks)

@@ -232,6 +232,7 @@ impl Held {
         });
         let taken = opened.and_then(|ram| {
             held.ram = Some(ram);
+            tracing::debug!(zone = config.name, "RAM is mapped");
             let disks = disks::open_all(config, &shared.disks(), &Wait::UntilDrained(say))?;
             held.serve(number, &disks, changed, true)
         });

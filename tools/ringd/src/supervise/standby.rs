@@ -1,0 +1,166 @@
+//! The next daemon, started while the last one serves: a broker and a worker that have come as far as they can without the
+//! run lock, and wait for a line on the broker's standard input.
+//!
+//! It is used only if it is the program that would be started now. If it is not, or has ended, the daemon is started anew.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How often the daemon is looked at before it serves: then there is to be a standby soon.
+const GLANCE: Duration = Duration::from_millis(50);
+/// How often the program is looked at when there is a standby, or none to be had.
+const GLANCE_LATER: Duration = Duration::from_secs(1);
+/// How long the daemon is left alone once it serves: its first requests come first.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Pause after a standby that ended by itself.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// A program as it is in its file: another file of the same name is another program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    path: PathBuf,
+    /// Device, inode, size, time of the last change; `None` if there is no file.
+    file: Option<(u64, u64, u64, i64, i64)>,
+}
+
+impl Program {
+    /// The program in the file at `path` now.
+    #[must_use]
+    pub fn at(path: &Path) -> Self {
+        let identity = |file: fs::Metadata| {
+            (
+                file.dev(),
+                file.ino(),
+                file.size(),
+                file.ctime(),
+                file.ctime_nsec(),
+            )
+        };
+        Self {
+            path: path.to_owned(),
+            file: fs::metadata(path).ok().map(identity),
+        }
+    }
+}
+
+/// A daemon that waits for its turn.
+struct Standby {
+    child: Child,
+    turn: ChildStdin,
+    program: Program,
+}
+
+/// Where the next daemon is kept. Dropped, it ends.
+pub struct Reserve {
+    arguments: Vec<String>,
+    standby: Option<Standby>,
+    /// Not before.
+    next: Option<Instant>,
+    /// Since when the daemon serves.
+    ready: Option<Instant>,
+}
+
+impl Reserve {
+    /// Nothing yet. `arguments` are the daemon's.
+    #[must_use]
+    pub fn new(arguments: &[String]) -> Self {
+        Self {
+            arguments: ["--standby".to_owned()]
+                .into_iter()
+                .chain(arguments.iter().cloned())
+                .collect(),
+            standby: None,
+            next: None,
+            ready: None,
+        }
+    }
+
+    /// The next daemon, whose turn it is from now on, if there is one of this program.
+    pub fn take(&mut self, program: &Program) -> Option<Child> {
+        self.ready = None;
+        let standby = self.standby.take()?;
+        if standby.program != *program {
+            standby.end();
+            return None;
+        }
+        let Standby {
+            mut child, mut turn, ..
+        } = standby;
+        match turn.write_all(b"\n") {
+            Ok(()) => Some(child),
+            // It has ended.
+            Err(_) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                None
+            }
+        }
+    }
+
+    /// Sees to it that there is a standby of this program once the daemon is ready; says when to call it again at the latest.
+    pub fn keep(&mut self, program: &Program, ready: bool) -> Duration {
+        if let Some(standby) = &mut self.standby {
+            match standby.child.try_wait() {
+                Ok(None) if standby.program == *program => return GLANCE_LATER,
+                Ok(None) => self.end(),
+                status => {
+                    tracing::warn!(?status, "the next daemon, kept ready, has ended");
+                    self.standby = None;
+                    self.next = Some(Instant::now() + RETRY);
+                }
+            }
+        }
+        if self.next.is_some_and(|next| Instant::now() < next) {
+            return GLANCE_LATER;
+        }
+        if !ready {
+            self.ready = None;
+            return GLANCE;
+        }
+        if self.ready.get_or_insert_with(Instant::now).elapsed() < SETTLE {
+            return GLANCE;
+        }
+        let spawned = Command::new(&program.path)
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .spawn();
+        match spawned {
+            Ok(mut child) => {
+                self.standby = child.stdin.take().map(|turn| Standby {
+                    child,
+                    turn,
+                    program: program.clone(),
+                });
+            }
+            Err(error) => {
+                tracing::warn!(program = %program.path.display(), %error, "cannot start the next daemon ahead");
+                self.next = Some(Instant::now() + RETRY);
+            }
+        }
+        GLANCE_LATER
+    }
+
+    fn end(&mut self) {
+        if let Some(standby) = self.standby.take() {
+            standby.end();
+        }
+    }
+}
+
+impl Drop for Reserve {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Standby {
+    /// Its worker follows it.
+    fn end(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

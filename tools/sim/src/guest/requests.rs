@@ -1,0 +1,347 @@
+//! The requests of the guest: what it asks for, how that lies in memory, and which answers are right.
+
+use ringblk::virtio::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use virtio_drivers::transport::Transport;
+
+use super::{Guest, Queue};
+use crate::disk::SECTOR;
+use crate::memory;
+use crate::model::{Change, Covered, Model, content};
+use crate::world::{SECTORS, SERIAL};
+
+/// `VIRTIO_BLK_S_IOERR`
+const IOERR: u8 = 1;
+/// `VIRTIO_BLK_S_UNSUPP`
+const UNSUPP: u8 = 2;
+/// Most segments of a request.
+const SEGMENTS: u64 = 3;
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Read,
+    Change(Change),
+    Flush {
+        covered: Covered,
+        after_failure: bool,
+    },
+    GetId,
+    /// What cannot be done, and the answer to it.
+    Wrong {
+        number: u32,
+        status: u8,
+    },
+}
+
+impl Kind {
+    /// The request's type.
+    fn number(&self) -> u32 {
+        match self {
+            Self::Read => VIRTIO_BLK_T_IN,
+            Self::Change(Change::Write) => VIRTIO_BLK_T_OUT,
+            Self::Change(Change::Zeroes) => VIRTIO_BLK_T_WRITE_ZEROES,
+            Self::Change(Change::Discard) => VIRTIO_BLK_T_DISCARD,
+            Self::Flush { .. } => VIRTIO_BLK_T_FLUSH,
+            Self::GetId => VIRTIO_BLK_T_GET_ID,
+            Self::Wrong { number, .. } => *number,
+        }
+    }
+
+    /// Whether its data is the driver's, for the device to read.
+    fn gives_data(&self) -> bool {
+        matches!(
+            self.number(),
+            VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
+        )
+    }
+}
+
+pub(super) struct Request {
+    kind: Kind,
+    /// Sectors: first, and how many.
+    ranges: Vec<(usize, usize)>,
+    /// The write cache was off, and had been set so often: if it still is, the answer says that the change is durable.
+    through: Option<u64>,
+    header: Vec<u8>,
+    data: Vec<Vec<u8>>,
+    status: Vec<u8>,
+}
+
+impl Request {
+    /// Adds it to the queue; the token.
+    fn add(&mut self, queue: &mut Queue) -> Result<u16, virtio_drivers::Error> {
+        let (inputs, mut outputs) = self.buffers();
+        // SAFETY: the HAL copies, so the device never touches these buffers themselves.
+        unsafe { queue.add(&inputs, &mut outputs) }
+    }
+
+    /// Takes it back from the queue; the used length.
+    pub(super) fn pop(&mut self, queue: &mut Queue, token: u16) -> Result<u32, virtio_drivers::Error> {
+        let (inputs, mut outputs) = self.buffers();
+        // SAFETY: the buffers that were added with this token.
+        unsafe { queue.pop_used(token, &inputs, &mut outputs) }
+    }
+
+    fn buffers(&mut self) -> (Vec<&[u8]>, Vec<&mut [u8]>) {
+        let mut inputs: Vec<&[u8]> = vec![&self.header];
+        let mut outputs: Vec<&mut [u8]> = Vec::new();
+        if self.kind.gives_data() {
+            inputs.extend(self.data.iter().map(Vec::as_slice));
+        } else {
+            outputs.extend(self.data.iter_mut().map(Vec::as_mut_slice));
+        }
+        outputs.push(&mut self.status);
+        (inputs, outputs)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.data.concat()
+    }
+
+    /// Nobody will ever answer it, or say anything about its answer.
+    pub(super) fn forget(self, model: &mut Model) {
+        for &(first, count) in &self.ranges {
+            match self.kind {
+                Kind::Read => model.forget_read(first, count),
+                Kind::Change(_) => model.forget_change(first, count),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// `struct virtio_blk_discard_write_zeroes` (virtio 1.2, 5.2.6).
+fn segment(first: usize, count: usize, flags: u32) -> impl Iterator<Item = u8> {
+    let sector = (first as u64).to_le_bytes();
+    let count = (count as u32).to_le_bytes();
+    sector.into_iter().chain(count).chain(flags.to_le_bytes())
+}
+
+impl Guest {
+    /// Makes a request and adds it, if the queue has room.
+    pub(super) fn submit(&mut self, number: usize) {
+        let first = self.below(SECTORS as u64) as usize;
+        let count = (1 + self.below(4) as usize).min(SECTORS - first);
+        let (flush, ranges) = {
+            let world = self.world.borrow();
+            (world.profile.flush, world.profile.ranges)
+        };
+        match self.below(if ranges { 13 } else { 10 }) {
+            0..=3 if self.room(number) && self.model.can_write(first, count) => {
+                let stamp = self.model.change(Change::Write, first, count);
+                let bytes: Vec<u8> = (first..first + count)
+                    .flat_map(|sector| content(stamp, sector))
+                    .collect();
+                self.offer(number, Kind::Change(Change::Write), vec![(first, count)], bytes);
+            }
+            4..=6 if self.room(number) && self.model.can_read(first, count) => {
+                self.model.read(first, count);
+                self.offer(number, Kind::Read, vec![(first, count)], vec![0; count * SECTOR]);
+            }
+            7 | 8 if flush => self.submit_flush(number),
+            9 if self.room(number) => self.submit_other(number),
+            10.. if self.room(number) => self.submit_ranges(number),
+            _ => {}
+        }
+    }
+
+    pub(super) fn submit_flush(&mut self, number: usize) {
+        if self.world.borrow().profile.flush && self.room(number) {
+            let kind = Kind::Flush {
+                covered: self.model.flush(),
+                after_failure: self.flush_failed,
+            };
+            self.offer(number, kind, Vec::new(), Vec::new());
+        }
+    }
+
+    /// Discards or zeroes some ranges.
+    fn submit_ranges(&mut self, number: usize) {
+        let what = match self.below(3) {
+            0 => Change::Discard,
+            _ => Change::Zeroes,
+        };
+        let (mut ranges, mut bytes) = (Vec::new(), Vec::new());
+        for _ in 0..1 + self.below(SEGMENTS) {
+            let first = self.below(SECTORS as u64) as usize;
+            let count = (1 + self.below(6) as usize).min(SECTORS - first);
+            // Not what this request has already, either.
+            if !self.model.can_write(first, count) {
+                continue;
+            }
+            self.model.change(what, first, count);
+            let unmap = what == Change::Zeroes && self.chance(500);
+            let flags = if unmap {
+                VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+            } else {
+                0
+            };
+            ranges.push((first, count));
+            bytes.extend(segment(first, count, flags));
+        }
+        if !ranges.is_empty() {
+            self.offer(number, Kind::Change(what), ranges, bytes);
+        }
+    }
+
+    /// What changes nothing.
+    fn submit_other(&mut self, number: usize) {
+        let wrong = |number, status| Kind::Wrong { number, status };
+        let known = self.world.borrow().profile.ranges;
+        // The first segment is good; none is carried out all the same.
+        let with = |first, count, flags| segment(0, 1, 0).chain(segment(first, count, flags)).collect();
+        let (discard, zeroes) = (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES);
+        let bad = |status| if known { status } else { UNSUPP };
+        let (kind, bytes): (Kind, Vec<u8>) = match self.below(8) {
+            0 | 1 => (Kind::GetId, vec![0; 20]),
+            2 => (wrong(VIRTIO_BLK_T_IN, IOERR), vec![0; SECTOR]),
+            3 => (wrong(0x7777, UNSUPP), vec![0; SECTOR]),
+            4 => (wrong(zeroes, bad(IOERR)), with(SECTORS - 1, 2, 0)),
+            5 => (wrong(zeroes, UNSUPP), with(1, 1, 2)),
+            6 => (wrong(discard, bad(IOERR)), with(SECTORS, 1, 0)),
+            _ => (
+                wrong(discard, UNSUPP),
+                with(1, 1, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP),
+            ),
+        };
+        self.offer(number, kind, vec![(SECTORS, 0)], bytes);
+    }
+
+    /// Whether a request of the largest number of buffers fits.
+    fn room(&self, number: usize) -> bool {
+        let queue = self.queues[number].queue.as_ref();
+        queue.is_some_and(|queue| queue.available_desc() >= 5)
+    }
+
+    fn offer(&mut self, number: usize, kind: Kind, ranges: Vec<(usize, usize)>, mut bytes: Vec<u8>) {
+        let mut header = kind.number().to_le_bytes().to_vec();
+        header.extend([0; 4]);
+        let first = match kind {
+            Kind::Change(Change::Zeroes | Change::Discard) => 0,
+            _ => ranges.first().map_or(0, |range| range.0),
+        };
+        header.extend((first as u64).to_le_bytes());
+        // Up to three buffers, cut anywhere.
+        let mut data = Vec::new();
+        while bytes.len() > 1 && data.len() < 2 && self.chance(300) {
+            let at = 1 + self.below(bytes.len() as u64 - 1) as usize;
+            let rest = bytes.split_off(at);
+            data.push(std::mem::replace(&mut bytes, rest));
+        }
+        if !bytes.is_empty() {
+            data.push(bytes);
+        }
+        let mut request = Request {
+            kind,
+            ranges,
+            through: (!self.cache.back).then_some(self.cache.set),
+            header,
+            data,
+            status: vec![0],
+        };
+        memory::set_owner(number);
+        let Some(queue) = &mut self.queues[number].queue else {
+            return request.forget(&mut self.model);
+        };
+        let token = match request.add(queue) {
+            Ok(token) => token,
+            Err(error) => return self.fail(format!("the queue takes no request: {error}")),
+        };
+        let notify = queue.should_notify();
+        let name = match request.kind {
+            Kind::Flush { .. } => "Flush".into(),
+            ref other => format!("{other:?}"),
+        };
+        self.event(format_args!(
+            "offers {token} to {number}: {name} {:?}, notify {notify}",
+            request.ranges
+        ));
+        self.queues[number].outstanding.insert(token, request);
+        if notify {
+            self.transport.notify(number as u16);
+        }
+    }
+
+    pub(super) fn answered(&mut self, number: usize, token: u16, request: Request, len: u32) {
+        let status = request.status[0];
+        let bytes = request.bytes();
+        {
+            let mut world = self.world.borrow_mut();
+            world.counts.answered += 1;
+            world.counts.errors += u64::from(status == IOERR);
+            world.trace.event(format_args!(
+                "answer {token} of {number}: status {status}, length {len}"
+            ));
+        }
+        if !self.strict {
+            return request.forget(&mut self.model);
+        }
+        if let Err(why) = self.judge(request, status, len, &bytes) {
+            self.fail(why);
+        }
+    }
+
+    fn judge(&mut self, request: Request, status: u8, len: u32, bytes: &[u8]) -> Result<(), String> {
+        let ok = status == 0;
+        let (may_fail, may_lack, kills) = {
+            let world = self.world.borrow();
+            let profile = &world.profile;
+            let may_fail = profile.fail > 0 || profile.fail_sync > 0;
+            (may_fail, profile.lacks > 0, world.counts.kills)
+        };
+        let expected = match request.kind {
+            Kind::Wrong { status: wanted, .. } => status == wanted,
+            Kind::GetId => ok,
+            Kind::Change(Change::Zeroes) if may_lack && status == UNSUPP => true,
+            _ => ok || status == IOERR && may_fail,
+        };
+        let Request { ranges, through, .. } = request;
+        let what = format!("{ranges:?}, status {status:#x}, length {len}");
+        if !expected {
+            return Err(format!("unexpected answer to {:?} {what}", request.kind));
+        }
+        match request.kind {
+            Kind::Read => {
+                for (first, _) in ranges {
+                    self.model.read_done(first, bytes, ok)?;
+                }
+                if ok && len as usize != bytes.len() + 1 {
+                    return Err(format!("a read says too little or too much: {what}"));
+                }
+            }
+            Kind::Change(change) => {
+                // A discard promises nothing.
+                let durable = change != Change::Discard && through == Some(self.cache.set);
+                for (first, count) in ranges {
+                    self.model.changed(first, count, ok, durable);
+                }
+            }
+            Kind::Flush {
+                covered,
+                after_failure,
+            } => {
+                // Whose failure it was cannot be told once a daemon was killed: an answer may come from the next.
+                if ok && after_failure && kills == 0 {
+                    return Err("a flush says OK after one that failed".into());
+                }
+                self.flush_failed |= !ok;
+                self.model.flush_done(&covered, ok);
+            }
+            Kind::GetId => {
+                let mut serial = [0; 20];
+                serial[..SERIAL.len()].copy_from_slice(SERIAL.as_bytes());
+                if bytes != serial {
+                    return Err(format!("the serial is {bytes:x?}"));
+                }
+            }
+            Kind::Wrong { .. } => {
+                if !request.kind.gives_data() && bytes.iter().any(|&byte| byte != 0xa5) {
+                    return Err(format!("a request that failed has moved data: {what}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
