@@ -50,6 +50,7 @@ pub fn features(disk: &Disk, queues: u16) -> u64 {
         VIRTIO_BLK_F_DISCARD,
         VIRTIO_BLK_F_WRITE_ZEROES,
     ];
+    let lacks_zeroes = disk.remote().is_some_and(|remote| !remote.has_zeroes());
     let by_access: &[u32] = if disk.limits().readonly {
         &[VIRTIO_BLK_F_RO]
     } else {
@@ -57,7 +58,12 @@ pub fn features(disk: &Disk, queues: u16) -> u64 {
     };
     let several: &[u32] = if queues > 1 { &[VIRTIO_BLK_F_MQ] } else { &[] };
     let offered = always.iter().chain(by_access).chain(several);
-    offered.fold(0, |all, &number| all | feature(number))
+    let all = offered.fold(0, |all, &number| all | feature(number));
+    if lacks_zeroes {
+        all & !feature(VIRTIO_BLK_F_WRITE_ZEROES)
+    } else {
+        all
+    }
 }
 
 /// The configuration space of a disk with so many queues of up to `queue_max` entries. Fields of features that are

@@ -22,6 +22,7 @@ use crate::image::lock::lock;
 use crate::image::qcow2::Qcow2Image;
 use crate::image::synthetic::Synthetic;
 use crate::image::{Image, ImageRef};
+use crate::remote::{self, Remembered, Remote};
 use crate::request::Limits;
 use crate::virtio::{SECTOR_SIZE, VIRTIO_BLK_ID_BYTES};
 
@@ -90,6 +91,9 @@ pub struct OpenOptions {
     pub owner: Option<u64>,
     /// How long to wait for a lock that another holds.
     pub wait: Duration,
+    /// What a guest knows already of a disk that another process serves: with it, one whose server is not there is opened
+    /// all the same.
+    pub known: Option<Remembered>,
 }
 
 /// Why a disk cannot be opened. Each message names the file.
@@ -137,6 +141,14 @@ pub enum DiskError {
         /// What should be a size.
         size: String,
     },
+    /// A disk of another process that is not there, or cannot be used.
+    #[error("disk served at {path}: {reason}")]
+    Remote {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// Someone else has it open.
     #[error("disk image {path}: in use by another zone or program, expected {expected}")]
     Locked {
@@ -178,6 +190,9 @@ impl Disk {
         let serial = serial(config)?;
         let deadline = Instant::now().checked_add(options.wait);
         let open = || open_locked(path, config.readonly, options.owner, deadline);
+        if let Some(socket) = remote::socket(path) {
+            return Self::connect(config, serial, socket, options.known);
+        }
         let image = match (config.format, Synthetic::parse(path)) {
             (Format::Raw, Some(Ok(synthetic))) => Image::Synthetic(synthetic),
             (Format::Raw, Some(Err(size))) => {
@@ -201,6 +216,36 @@ impl Disk {
         };
         let disk = Self {
             image,
+            config: config.clone(),
+            serial,
+            capacity: AtomicU64::new(0),
+            sync_failed: AtomicBool::new(false),
+            control: Control::default(),
+        };
+        disk.reread_capacity()?;
+        Ok(Arc::new(disk))
+    }
+
+    /// A disk that another process serves.
+    fn connect(
+        config: &DiskConfig,
+        serial: [u8; VIRTIO_BLK_ID_BYTES],
+        socket: &Path,
+        known: Option<Remembered>,
+    ) -> Result<Arc<Self>, DiskError> {
+        let refused = |reason| DiskError::Remote {
+            path: socket.to_owned(),
+            reason,
+        };
+        let remote = remote::connect(socket, known).map_err(refused)?;
+        if remote.is_readonly() && !config.readonly {
+            return Err(refused(
+                "the server's disk is read-only, expected readonly = true or a disk that can be written"
+                    .into(),
+            ));
+        }
+        let disk = Self {
+            image: Image::Remote(remote),
             config: config.clone(),
             serial,
             capacity: AtomicU64::new(0),
@@ -271,9 +316,21 @@ impl Disk {
         self.image.raw().is_some_and(RawFile::is_device)
     }
 
+    /// The other process's disk, if it is one.
+    #[must_use]
+    pub fn remote(&self) -> Option<&Arc<dyn Remote>> {
+        match &self.image {
+            Image::Remote(remote) => Some(remote),
+            _ => None,
+        }
+    }
+
     /// Bytes of a logical block of the backing device; 512 for a file.
     #[must_use]
     pub fn block_size(&self) -> u32 {
+        if let Some(remote) = self.remote() {
+            return remote.block_size();
+        }
         self.image.raw().map_or(SECTOR_SIZE as u32, RawFile::block_size)
     }
 

@@ -53,7 +53,8 @@
 //! # Map
 //! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue · [`request`] what a request asks for ·
 //! [`queue`] requests at work · [`inflight`] the log that outlives the process · [`engine`] I/O ·
-//! [`disk`], [`image`] images · [`control`], [`throttle`] what may be changed at run time · [`device`] features and
+//! [`disk`], [`image`] images · [`remote`] those of other processes · [`control`], [`throttle`] what may be changed at run
+//! time · [`device`] features and
 //! configuration space · [`reactor`] the thread · [`stats`], [`histogram`] counters and latencies · [`clock`] time
 
 // Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
@@ -84,6 +85,7 @@ pub mod memory;
 pub mod opener;
 pub mod queue;
 pub mod reactor;
+pub mod remote;
 pub mod request;
 pub mod ring;
 pub mod stats;

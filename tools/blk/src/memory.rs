@@ -7,6 +7,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
@@ -171,6 +172,23 @@ struct Extent {
     start: u64,
     len: u64,
     host: *mut u8,
+    file: Option<RawFd>,
+    file_offset: u64,
+}
+
+/// A region of guest RAM, as another process could map it.
+#[derive(Clone, Copy, Debug)]
+pub struct FileExtent {
+    /// Guest-physical start.
+    pub start: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where it is mapped here.
+    pub host: u64,
+    /// The file that it is of, open as long as the RAM lives.
+    pub file: Option<RawFd>,
+    /// Where it begins in the file.
+    pub offset: u64,
 }
 
 /// A guest's RAM, resolved to host addresses once.
@@ -210,6 +228,8 @@ impl GuestRam {
                 start: region.start_addr().0,
                 len: region.len(),
                 host,
+                file: region.file_offset().map(|file| file.file().as_raw_fd()),
+                file_offset: region.file_offset().map_or(0, |file| file.start()),
             });
         }
         extents.sort_by_key(|extent| extent.start);
@@ -241,7 +261,13 @@ impl GuestRam {
             }
             // The offset is inside the mapping, so this does not wrap.
             let host = part.mapping.as_ptr().wrapping_add(offset);
-            extents.push(Extent { start, len, host });
+            extents.push(Extent {
+                start,
+                len,
+                host,
+                file: None,
+                file_offset: 0,
+            });
         }
         extents.sort_by_key(|extent| extent.start);
         Ok(Arc::new(Self {
@@ -249,6 +275,28 @@ impl GuestRam {
             fixed: false,
             _memory: Box::new(parts),
         }))
+    }
+
+    /// Its regions with what others need to map them too.
+    pub fn files(&self) -> impl Iterator<Item = FileExtent> {
+        self.extents.iter().map(|extent| FileExtent {
+            start: extent.start,
+            len: extent.len,
+            host: extent.host.addr() as u64,
+            file: extent.file,
+            offset: extent.file_offset,
+        })
+    }
+
+    /// The guest-physical address of a buffer that is in one region.
+    #[must_use]
+    pub fn guest_address(&self, part: &IoVec) -> Option<u64> {
+        let host = part.as_ptr().addr();
+        self.extents.iter().find_map(|extent| {
+            let offset = host.checked_sub(extent.host.addr())? as u64;
+            let room = extent.len.checked_sub(offset)?;
+            (part.len() as u64 <= room).then(|| extent.start.wrapping_add(offset))
+        })
     }
 
     /// Whether the kernel may keep its pages.

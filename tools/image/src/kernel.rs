@@ -38,6 +38,7 @@ const ROOT_MODULES: &[&str] = &[
     "dm_snapshot",
     "null_blk?",
     "brd?",
+    "nbd?",
     "tun",
     "rtc_pl031",
     "gpio_keys?",

@@ -33,6 +33,8 @@ enum What {
     },
     /// A disk with git, SQLite and tar, for a test's guest.
     Programs,
+    /// A disk with qemu-storage-daemon, qemu-nbd and nbd-client, for tests in root.
+    Storage,
     /// QEMU 10 from Debian's backports, for this machine.
     Qemu10,
     /// A disk with QEMU 10 for root, to run guests under KVM.
@@ -72,6 +74,7 @@ fn run() -> Result<()> {
             );
         }
         What::Programs => println!("{}", programs::disk(&cache)?.display()),
+        What::Storage => println!("{}", programs::storage(&cache)?.display()),
         What::QemuRoot => println!("{}", qemu::root_disk(&cache)?.display()),
         What::Qemu10 => println!("{}", qemu::obtain(&cache)?.display()),
     }

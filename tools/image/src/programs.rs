@@ -1,4 +1,5 @@
-//! A disk with programs that a guest's disk is tested with: git, SQLite and tar, and the libraries they need.
+//! Disks with programs for tests, and the libraries they need: git, SQLite and tar for a guest ([`disk`]), servers and clients
+//! of disks for root ([`storage`]).
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,9 +10,29 @@ use crate::apt::{self, Apt, Request};
 use crate::cache::{Cache, Key};
 use crate::{cmd, ext4};
 
-/// What they come from.
-const PACKAGES: &[&str] = &["git", "sqlite3", "tar"];
-/// Size of the disk. Sparse.
+/// A disk.
+struct Set {
+    /// Its label, and the role under which apt's answer is kept.
+    name: &'static str,
+    /// What the programs come from.
+    packages: &'static [&'static str],
+    /// Programs that must be there.
+    programs: &'static [&'static str],
+}
+
+const PROGRAMS: Set = Set {
+    name: "programs",
+    packages: &["git", "sqlite3", "tar"],
+    programs: &["bin/git", "bin/sqlite3"],
+};
+
+const STORAGE: Set = Set {
+    name: "storage",
+    packages: &["qemu-system-common", "qemu-utils", "nbd-client"],
+    programs: &["bin/qemu-storage-daemon", "bin/qemu-nbd", "sbin/nbd-client"],
+};
+
+/// Size of a disk. Sparse.
 const BYTES: u64 = 512 << 20;
 /// What no program reads.
 const EXCLUDE: &[&str] = &[
@@ -27,37 +48,48 @@ const EXCLUDE: &[&str] = &[
 /// # Errors
 /// The packages cannot be had, or the cache cannot be written.
 pub fn disk(cache: &Cache) -> Result<PathBuf> {
+    make(cache, &PROGRAMS)
+}
+
+/// As [`disk`], with `qemu-storage-daemon`, `qemu-nbd`, `qemu-img` and, in `usr/sbin`, `nbd-client`.
+///
+/// # Errors
+/// The packages cannot be had, or the cache cannot be written.
+pub fn storage(cache: &Cache) -> Result<PathBuf> {
+    make(cache, &STORAGE)
+}
+
+fn make(cache: &Cache, set: &Set) -> Result<PathBuf> {
     let lock = cache.lock()?;
     let apt = Apt::open(cache, "arm64")?;
     let request = Request {
-        packages: PACKAGES,
+        packages: set.packages,
         backports: false,
     };
-    let debs = apt.packages("programs", request, is_part)?;
-    let key = Key::new(1).with(&debs).with(EXCLUDE);
-    cache.publish(&lock, "programs-disk", &key, |path| {
-        cmd::step("making the disk with programs for tests");
+    let debs = apt.packages(set.name, request, is_part)?;
+    let key = Key::new(2).with(&debs).with(EXCLUDE);
+    cache.publish(&lock, &format!("{}-disk", set.name), &key, |path| {
+        cmd::step(&format!("making the disk {} for tests", set.name));
         let tree = path.with_extension("tree");
-        for sub in ["usr/bin", "usr/lib"] {
-            fs::create_dir_all(tree.join(sub))?;
-        }
-        for (link, target) in [("bin", "usr/bin"), ("lib", "usr/lib")] {
+        for (link, target) in [("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib")] {
+            fs::create_dir_all(tree.join(target))?;
             std::os::unix::fs::symlink(target, tree.join(link))?;
         }
         apt::unpack(&debs, &tree, EXCLUDE)?;
-        for program in ["git", "sqlite3"] {
-            if !tree.join("usr/bin").join(program).is_file() {
-                bail!("Debian's {program} has no usr/bin/{program}");
+        for program in set.programs {
+            if !tree.join("usr").join(program).is_file() {
+                bail!("Debian's packages have no usr/{program}");
             }
         }
-        ext4::make(&tree, path, BYTES, "programs")?;
+        ext4::make(&tree, path, BYTES, set.name)?;
         Ok(fs::remove_dir_all(&tree)?)
     })
 }
 
-/// The programs and the libraries, but for those of the dynamic linker, which is the guest's, and of Perl.
+/// The programs and the libraries, but for those of the dynamic linker, which is the machine's, and of Perl.
 fn is_part(name: &str) -> bool {
-    PACKAGES.contains(&name)
+    PROGRAMS.packages.contains(&name)
+        || STORAGE.packages.contains(&name)
         || name.starts_with("lib")
             && ![
                 "libc6",

@@ -255,6 +255,10 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         bail!("the broker is gone");
     }
 
+    let servers = broker.clone();
+    let reach: ringvhost::front::Reach = Arc::new(move |path: &std::path::Path| servers.connect(path));
+    ringblk::remote::install(Arc::new(ringvhost::front::Driver::new(reach)));
+
     // From here on without rights.
     tracing::debug!("restricted");
     let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);

@@ -79,6 +79,7 @@ pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
         },
     };
     let wait = OpenOptions {
+        known: None,
         owner: None,
         wait: IMAGE_WAIT,
     };

@@ -69,7 +69,7 @@ impl IoOp {
     ///
     /// # Safety
     /// As for [`Engine::push`], and as long as the result is used.
-    unsafe fn parts<'a>(&self) -> &'a [IoVec] {
+    pub unsafe fn parts<'a>(&self) -> &'a [IoVec] {
         if self.count == 0 {
             return &[];
         }

@@ -24,18 +24,28 @@ use crate::reactor::wait::{ReadWidth, Ready, Sleep};
 const WATCH: u64 = 1 << 63;
 /// The user data of the helpers' watch.
 const HELPERS: u64 = u64::MAX;
+/// The user data of a watch's removal.
+const UNWATCHED: u64 = u64::MAX - 1;
 
 struct Watch {
     fd: RawFd,
     width: ReadWidth,
     /// Where the kernel stores what it reads; leaked, for a read may be outstanding when the ring is dropped.
     buffer: &'static mut [u8; 8],
+    /// Its poll is being taken back: what it still says is of no interest, and its last word frees the number.
+    leaving: bool,
 }
 
 impl Watch {
     fn new(fd: RawFd, width: ReadWidth) -> Self {
         let buffer = Box::leak(Box::new([0; 8]));
-        Self { fd, width, buffer }
+        let leaving = false;
+        Self {
+            fd,
+            width,
+            buffer,
+            leaving,
+        }
     }
 
     fn entry(&mut self, data: u64) -> squeue::Entry {
@@ -74,6 +84,8 @@ pub struct Uring {
     backlog: VecDeque<IoOp>,
     done: Vec<IoDone>,
     watches: Vec<Watch>,
+    /// Numbers of watches that have ended.
+    free_watches: Vec<usize>,
     /// Watches that are to be submitted again.
     rearm: Vec<usize>,
     registry: Registry,
@@ -104,16 +116,34 @@ impl Uring {
             backlog: VecDeque::with_capacity(entries as usize),
             done: Vec::with_capacity(completions as usize),
             watches: Vec::new(),
+            free_watches: Vec::new(),
             rearm: Vec::new(),
         })
     }
 
     /// Reads from `fd`, which must be blocking if it is ours, whenever there is something, until it fails; watch numbers count
     /// from 0.
-    pub(crate) fn watch(&mut self, fd: RawFd, width: ReadWidth) {
-        let number = self.watches.len();
-        self.watches.push(Watch::new(fd, width));
-        self.start_watch(number);
+    pub(crate) fn watch(&mut self, fd: RawFd, width: ReadWidth) -> usize {
+        let free = self.free_watches.pop().unwrap_or(self.watches.len());
+        match self.watches.get_mut(free) {
+            Some(watch) => (watch.fd, watch.width, watch.leaving) = (fd, width, false),
+            None => self.watches.push(Watch::new(fd, width)),
+        }
+        self.start_watch(free);
+        free
+    }
+
+    /// Stops polling a foreign descriptor, which may be closed afterwards. Its number is used again when the poll has
+    /// said its last: that it was taken back, or what it had said already.
+    pub(crate) fn unwatch(&mut self, number: usize) {
+        if let Some(watch) = self.watches.get_mut(number) {
+            watch.leaving = true;
+        }
+        let entry = opcode::PollRemove::new(WATCH | number as u64).build();
+        self.enqueue_watch(&entry.user_data(UNWATCHED));
+        // Nothing in the queue names the descriptor any more. What cannot be submitted now is later, to no harm but
+        // that of a poll too many.
+        let _ = self.ring.submit();
     }
 
     fn start_watch(&mut self, number: usize) {
@@ -239,7 +269,16 @@ impl Uring {
                 helped = true;
                 continue;
             }
+            if data == UNWATCHED {
+                continue;
+            }
             let number = (data & !WATCH) as usize;
+            if self.watches.get(number).is_some_and(|watch| watch.leaving) {
+                if !cqueue::more(entry.flags()) {
+                    self.free_watches.push(number);
+                }
+                continue;
+            }
             match result {
                 1.. => ready.push(Ready { watch: number }),
                 error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}

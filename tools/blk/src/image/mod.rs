@@ -11,9 +11,11 @@ pub mod synthetic;
 
 use std::io;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use crate::engine::IoKind;
 use crate::memory::IoVec;
+use crate::remote::Remote;
 use file::RawFile;
 use qcow2::Qcow2Image;
 use synthetic::Synthetic;
@@ -27,6 +29,8 @@ pub enum Image {
     Qcow2(Box<Qcow2Image>),
     /// No storage at all.
     Synthetic(Synthetic),
+    /// Another process's, with an engine of its own.
+    Remote(Arc<dyn Remote>),
 }
 
 impl Image {
@@ -36,6 +40,7 @@ impl Image {
             Self::Raw(file) => file.size(),
             Self::Qcow2(image) => Ok(image.size()),
             Self::Synthetic(synthetic) => Ok(synthetic.size()),
+            Self::Remote(remote) => Ok(remote.size()),
         }
     }
 
@@ -44,7 +49,7 @@ impl Image {
         match self {
             Self::Raw(file) => file.set_size(bytes),
             Self::Qcow2(image) => image.grow(bytes),
-            Self::Synthetic(_) => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+            Self::Synthetic(_) | Self::Remote(_) => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
         }
     }
 
@@ -53,7 +58,7 @@ impl Image {
     pub fn raw(&self) -> Option<&RawFile> {
         match self {
             Self::Raw(file) => Some(file),
-            Self::Qcow2(_) | Self::Synthetic(_) => None,
+            Self::Qcow2(_) | Self::Synthetic(_) | Self::Remote(_) => None,
         }
     }
 
@@ -63,7 +68,7 @@ impl Image {
         match self {
             Self::Raw(file) => file.is_memory(),
             // Its tables may have to be read first, and written.
-            Self::Qcow2(_) => false,
+            Self::Qcow2(_) | Self::Remote(_) => false,
             Self::Synthetic(_) => true,
         }
     }
@@ -85,6 +90,8 @@ impl Image {
                 Self::Raw(file) => file.run(kind, parts, offset, len),
                 Self::Qcow2(image) => image.run(kind, parts, offset, len),
                 Self::Synthetic(synthetic) => Ok(synthetic.run(kind, parts)),
+                // Its own engine does that.
+                Self::Remote(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
             }
         }
     }

@@ -485,6 +485,12 @@ impl Queue {
         count
     }
 
+    /// The engine has forgotten what runs: nobody touches a buffer any more, and nothing completes. For a queue that
+    /// leaves; its log has what was in flight.
+    pub(crate) fn abandoned(&mut self) {
+        self.running = 0;
+    }
+
     /// For simulated kills: the queue may be dropped, with its memory, although requests run.
     ///
     /// # Safety

@@ -10,25 +10,29 @@
 
 mod mailbox;
 mod poll;
+mod remotes;
 pub(crate) mod wait;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use mailbox::{Callback, Commands, QueueId, ReactorHandle};
 pub use wait::ReadWidth;
 
 use crate::clock::Clock;
-use crate::disk::EngineKind;
+use crate::disk::{Disk, EngineKind};
 use crate::engine::threads::Threads;
 use crate::engine::{Engine, IoDone};
+use crate::memory::GuestRam;
 use crate::queue::Queue;
 use crate::trace::{self, TraceId};
 use mailbox::{IdHasher, Mailbox, Message};
 use poll::Polling;
+use remotes::Remotes;
 use wait::{Ready, Sleep, Sleeper};
 
 /// A peer that rings. All calls come on the reactor's thread and must not block.
@@ -112,6 +116,7 @@ impl Reactor {
         let mut core = Core {
             sleeper: Sleeper::new(options.io_uring, options.entries)?,
             pool: None,
+            remotes: Remotes::default(),
             bells: Vec::new(),
             watchers: Vec::new(),
             queues: HashMap::default(),
@@ -133,6 +138,7 @@ impl Reactor {
 enum Watcher {
     Mailbox,
     Pool,
+    Remote,
     Bell(usize),
 }
 
@@ -146,6 +152,7 @@ struct RegisteredBell {
 struct Core {
     sleeper: Sleeper,
     pool: Option<Threads>,
+    remotes: Remotes,
     bells: Vec<RegisteredBell>,
     watchers: Vec<Watcher>,
     queues: HashMap<QueueId, Entry, BuildHasherDefault<IdHasher>>,
@@ -177,6 +184,7 @@ impl Core {
             // What was done in place, so that it is published in this round.
             self.finish(&mut done);
             self.publish();
+            self.abandon_leaving();
             self.settle();
             if self.stopping && self.queues.is_empty() {
                 return Ok(());
@@ -184,6 +192,7 @@ impl Core {
             if let Some(pool) = &mut self.pool {
                 pool.submit();
             }
+            self.remotes.submit();
             let idle = commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
             if idle && self.look_on() {
                 // Nobody was asked to ring, so nobody is told not to.
@@ -200,7 +209,7 @@ impl Core {
                         }
                     }
                     // Reaped below in any case.
-                    Some(Watcher::Pool) | None => {}
+                    Some(Watcher::Pool | Watcher::Remote) | None => {}
                 }
             }
             self.finish(&mut done);
@@ -220,9 +229,9 @@ impl Core {
         let Sleeper::Uring(ring) = &mut self.sleeper else {
             return false;
         };
-        let bells = &self.bells;
+        let (bells, remotes) = (&self.bells, &self.remotes);
         self.polling.look_on(limit, || {
-            bells.iter().any(|registered| registered.bell.look()) || ring.is_ready()
+            bells.iter().any(|registered| registered.bell.look()) || ring.is_ready() || remotes.look()
         })
     }
 
@@ -234,6 +243,7 @@ impl Core {
             .bells
             .iter_mut()
             .fold(false, |more, registered| registered.bell.arm() | more);
+        let more = self.remotes.arm() | more;
         let sleep = if idle && !more {
             self.until_deadline()
         } else {
@@ -258,15 +268,66 @@ impl Core {
         if let Some(pool) = &mut self.pool {
             pool.reap(done);
         }
+        self.remotes.reap(done);
         for outcome in done.drain(..) {
             self.complete(outcome);
         }
     }
 
-    fn watch(&mut self, fd: i32, width: ReadWidth, watcher: Watcher) -> io::Result<()> {
-        self.sleeper.watch(fd, width)?;
-        self.watchers.push(watcher);
-        Ok(())
+    fn watch(&mut self, fd: i32, width: ReadWidth, watcher: Watcher) -> io::Result<usize> {
+        let number = self.sleeper.watch(fd, width)?;
+        match self.watchers.get_mut(number) {
+            Some(known) => *known = watcher,
+            None => self.watchers.push(watcher),
+        }
+        Ok(number)
+    }
+
+    /// An engine for a queue of another process's disk.
+    fn attach_remote(&mut self, queue: &Queue) {
+        let (disk, ram) = (queue.disk(), queue.ram());
+        let Some(remote) = disk.remote() else {
+            return;
+        };
+        if self.remotes.attach(disk, ram) {
+            return;
+        }
+        let started = remote.start(ram).and_then(|engine| {
+            let watch = self.watch(engine.event().as_raw_fd(), ReadWidth::Foreign, Watcher::Remote)?;
+            self.remotes.add(disk, ram, engine, watch);
+            Ok(())
+        });
+        if let Err(error) = started {
+            let path = disk.config().path.display();
+            tracing::error!(%path, %error, "cannot serve a queue");
+        }
+    }
+
+    fn detach_remote(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
+        if let Some((watch, event)) = self.remotes.detach(disk, ram) {
+            self.sleeper.unwatch(watch, event.as_raw_fd());
+        }
+    }
+
+    /// Queues that leave do not wait for a process that is not there: their logs have what was in flight.
+    fn abandon_leaving(&mut self) {
+        if self.remotes.is_empty() {
+            return;
+        }
+        for (id, entry) in &mut self.queues {
+            let queue = &mut entry.queue;
+            if !entry.leaving || queue.running() == 0 {
+                continue;
+            }
+            let engine = self.remotes.get(queue.disk(), queue.ram());
+            if engine.is_some_and(|engine| engine.abandon(id.tag())) {
+                queue.abandoned();
+                if !entry.dirty {
+                    entry.dirty = true;
+                    self.dirty.push(*id);
+                }
+            }
+        }
     }
 
     fn obey(&mut self, message: Message) {
@@ -334,8 +395,9 @@ impl Core {
         if self.stopping {
             return;
         }
-        let threads =
-            queue.disk().config().engine == EngineKind::Threads || matches!(self.sleeper, Sleeper::Epoll(_));
+        let threads = queue.disk().remote().is_none()
+            && (queue.disk().config().engine == EngineKind::Threads
+                || matches!(self.sleeper, Sleeper::Epoll(_)));
         if threads && self.pool.is_none() {
             match self.start_pool() {
                 Ok(()) => {}
@@ -343,7 +405,10 @@ impl Core {
                 Err(error) => tracing::error!(%error, "cannot start the thread pool"),
             }
         }
-        if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &queue) {
+        if queue.disk().remote().is_some() {
+            self.attach_remote(&queue);
+        } else if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &queue)
+        {
             engine.attach(queue.disk(), queue.ram());
         }
         let entry = Entry {
@@ -390,7 +455,9 @@ impl Core {
                 continue;
             };
             entry.kicked = false;
-            if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &entry.queue) {
+            if let Some(engine) =
+                engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &entry.queue)
+            {
                 entry.queue.service(engine);
             }
             if entry.queue.has_more() {
@@ -444,7 +511,7 @@ impl Core {
         let Some(entry) = self.queues.get_mut(&id) else {
             return;
         };
-        if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &entry.queue) {
+        if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &entry.queue) {
             entry.queue.complete(outcome.tag, outcome.result, engine);
         }
         self.mark_dirty(id);
@@ -470,12 +537,17 @@ impl Core {
                 continue;
             }
             let waiting = std::mem::take(&mut entry.quiesced);
-            if entry.leaving {
-                let queue = &entry.queue;
-                if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, queue) {
-                    engine.detach(queue.disk(), queue.ram());
+            if entry.leaving
+                && let Some(Entry { queue, .. }) = self.queues.remove(&id)
+            {
+                let (disk, ram) = (queue.disk(), queue.ram());
+                if disk.remote().is_some() {
+                    self.detach_remote(disk, ram);
+                } else if let Some(engine) =
+                    engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &queue)
+                {
+                    engine.detach(disk, ram);
                 }
-                self.queues.remove(&id);
             }
             for then in waiting {
                 then();
@@ -488,8 +560,13 @@ impl Core {
 fn engine_for<'a>(
     sleeper: &'a mut Sleeper,
     pool: &'a mut Option<Threads>,
+    remotes: &'a mut Remotes,
     queue: &Queue,
 ) -> Option<&'a mut dyn Engine> {
+    if queue.disk().remote().is_some() {
+        let engine = remotes.get(queue.disk(), queue.ram())?;
+        return Some(engine);
+    }
     match (sleeper, pool, queue.disk().config().engine) {
         (Sleeper::Uring(ring), _, EngineKind::IoUring) => Some(&mut **ring),
         (_, Some(pool), _) => Some(pool),

@@ -87,7 +87,8 @@ impl Sleeper {
     }
 
     /// Makes `fd` blocking if it is ours: a ring answers a read of a non-blocking one at once, with EAGAIN.
-    pub fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<()> {
+    /// Gives the number that it is watched as.
+    pub fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<usize> {
         if width != ReadWidth::Foreign {
             // SAFETY: no pointers.
             let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
@@ -97,11 +98,16 @@ impl Sleeper {
             }
         }
         match self {
-            Self::Uring(ring) => {
-                ring.watch(fd, width);
-                Ok(())
-            }
+            Self::Uring(ring) => Ok(ring.watch(fd, width)),
             Self::Epoll(epoll) => epoll.watch(fd, width),
+        }
+    }
+
+    /// Stops watching a foreign descriptor, which may be closed afterwards. Its number is given to another.
+    pub fn unwatch(&mut self, number: usize, fd: RawFd) {
+        match self {
+            Self::Uring(ring) => ring.unwatch(number),
+            Self::Epoll(epoll) => epoll.unwatch(number, fd),
         }
     }
 
@@ -117,6 +123,8 @@ impl Sleeper {
 pub(crate) struct Epoll {
     epoll: OwnedFd,
     watches: Vec<(RawFd, ReadWidth)>,
+    /// Numbers of those that are watched no more.
+    free: Vec<usize>,
 }
 
 impl Epoll {
@@ -130,20 +138,38 @@ impl Epoll {
         Ok(Self {
             epoll,
             watches: Vec::new(),
+            free: Vec::new(),
         })
     }
 
-    fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<()> {
+    fn unwatch(&mut self, number: usize, fd: RawFd) {
+        // SAFETY: no event is needed to delete one.
+        unsafe {
+            libc::epoll_ctl(
+                self.epoll.as_raw_fd(),
+                libc::EPOLL_CTL_DEL,
+                fd,
+                std::ptr::null_mut(),
+            )
+        };
+        self.free.push(number);
+    }
+
+    fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<usize> {
+        let number = self.free.pop().unwrap_or(self.watches.len());
         let mut event = libc::epoll_event {
             events: libc::EPOLLIN as u32,
-            u64: self.watches.len() as u64,
+            u64: number as u64,
         };
         // SAFETY: the event outlives the call.
         match unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &raw mut event) } {
             -1 => Err(io::Error::last_os_error()),
             _ => {
-                self.watches.push((fd, width));
-                Ok(())
+                match self.watches.get_mut(number) {
+                    Some(watch) => *watch = (fd, width),
+                    None => self.watches.push((fd, width)),
+                }
+                Ok(number)
             }
         }
     }

@@ -117,6 +117,7 @@ fn a_takeover_waits_for_the_same_owner() {
             ..config(&rig, "disk.img")
         };
         let options = OpenOptions {
+            known: None,
             owner: Some(0x1234_5678_9abc_def0),
             wait: Duration::ZERO,
         };
@@ -124,6 +125,7 @@ fn a_takeover_waits_for_the_same_owner() {
         assert!(Disk::open_with(&config, &options).is_err());
         if readonly {
             let other = OpenOptions {
+                known: None,
                 owner: Some(1),
                 ..options
             };

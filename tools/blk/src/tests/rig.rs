@@ -116,6 +116,7 @@ pub fn writable(addr: u64, len: u32) -> Buf {
 /// moment, between their fork and their program, and a ring one that was registered with it.
 pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
     let patient = OpenOptions {
+        known: None,
         owner: None,
         wait: Duration::from_secs(60),
     };

@@ -88,6 +88,7 @@ fn daemon() {
     let rig = shared(kind, format_of(Path::new(&dir)), Path::new(&dir));
     // The lock says when the old daemon's I/O has ended.
     let options = OpenOptions {
+        known: None,
         owner: Some(1),
         wait: Duration::from_secs(10),
     };
@@ -173,6 +174,7 @@ fn killed_with_qcow2() {
         // The lock goes a moment after the process.
         let mut rig = shared(kind, Format::Qcow2, path);
         let patient = OpenOptions {
+            known: None,
             owner: Some(1),
             wait: Duration::from_secs(10),
         };
@@ -345,6 +347,7 @@ fn the_lock_proves_that_io_has_ended() {
                     ..DiskConfig::default()
                 };
                 let patient = OpenOptions {
+                    known: None,
                     owner: None,
                     wait: Duration::from_secs(10),
                 };

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -41,6 +42,15 @@ impl Client {
         let (answer, file) = self.ask(ask)?;
         let file = file.ok_or_else(|| Failure::Other("the broker sent no descriptor".into()))?;
         Ok((answer, file))
+    }
+
+    /// A connection to the socket of a disk's server, at once or not at all.
+    ///
+    /// # Errors
+    /// Nobody listens there, or not now.
+    pub fn connect(&self, path: &Path) -> io::Result<UnixStream> {
+        let (_, file) = self.ask_file(&Ask::Connect(path.to_owned()))?;
+        Ok(UnixStream::from(OwnedFd::from(file)))
     }
 
     /// Asks for an upgrade to another program; granted, it happens when this process ends with

@@ -48,6 +48,8 @@ pub enum Ask {
     RemoveRam(String, u64),
     /// A file: its path, whether to write, more `O_` flags.
     Open(PathBuf, bool, i32),
+    /// A connection to the socket of a disk's server.
+    Connect(PathBuf),
     /// Another program in place of this one, by default of the same path; EL2's version of the interface.
     Upgrade(Option<PathBuf>, u32),
 }
@@ -297,6 +299,7 @@ impl Broker {
                     Some(ringblk::opener::open_here(&path, write, flags)?),
                 ));
             }
+            Ask::Connect(path) => return Ok((Answer::Done, Some(connect(&path)?))),
             Ask::Upgrade(path, abi) => {
                 let path = path.unwrap_or_else(|| self.program.clone());
                 check(&path, &self.run_dir, abi).map_err(|error| Failure::Other(format!("{error:#}")))?;
@@ -305,6 +308,16 @@ impl Broker {
         }
         Ok((Answer::Done, None))
     }
+}
+
+/// Connects, but waits for nobody: a server that does not accept must not keep the broker from its work.
+fn connect(path: &std::path::Path) -> io::Result<File> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::io::ioctl_fionbio(&socket, false)?;
+    Ok(File::from(socket))
 }
 
 /// Asks a program whether it could take over what is here.

@@ -130,7 +130,7 @@ fn disk(text: &str, here: &std::path::Path) -> Result<Value, ConfigError> {
     let mut parts = text.split(',');
     let path = parts.next().unwrap_or_default();
     if !path.is_empty() {
-        let plain = ringblk::Synthetic::is_named_by(std::path::Path::new(path));
+        let plain = crate::config::disk::names_no_file(std::path::Path::new(path));
         let path = if plain {
             path.to_owned()
         } else {

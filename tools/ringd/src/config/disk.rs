@@ -76,8 +76,14 @@ impl DiskConfig {
             value,
             expected,
         };
-        if !self.path.is_absolute() && !Synthetic::is_named_by(&self.path) {
+        if !self.path.is_absolute() && !names_no_file(&self.path) {
             return Err(bad("path", self.quoted_path(), "an absolute path".into()));
+        }
+        if let ("vhost_user", socket) = self.source()
+            && !socket.is_absolute()
+        {
+            let value = quoted(&socket.display().to_string());
+            return Err(bad("vhost_user", value, "an absolute path".into()));
         }
         if let Some(serial) = &self.serial
             && (serial.len() > SERIAL_LEN || !serial.bytes().all(|b| b.is_ascii_graphic() || b == b' '))
@@ -124,10 +130,12 @@ impl DiskConfig {
         quoted(&self.path.display().to_string())
     }
 
-    /// Whether the two cannot be used at once.
+    /// Whether the two cannot be used at once. A server has one disk for one user.
     #[must_use]
     pub fn conflicts(&self, other: &Self) -> bool {
-        self.path == other.path && !(self.readonly && other.readonly) && !Synthetic::is_named_by(&self.path)
+        let served = ringblk::remote::socket(&self.path).is_some();
+        let shared = self.readonly && other.readonly && !served;
+        self.path == other.path && !shared && !Synthetic::is_named_by(&self.path)
     }
 
     /// Whether it is the image at `path`.
@@ -135,6 +143,23 @@ impl DiskConfig {
     pub fn is(&self, path: &Path) -> bool {
         self.path == path
     }
+}
+
+impl DiskConfig {
+    /// The key of a zone file that says where the disk is, and what it says.
+    #[must_use]
+    pub fn source(&self) -> (&'static str, &Path) {
+        match ringblk::remote::socket(&self.path) {
+            Some(socket) => ("vhost_user", socket),
+            None => ("path", &self.path),
+        }
+    }
+}
+
+/// Whether such a path is not one of the file system: a disk without storage, or another process's.
+#[must_use]
+pub fn names_no_file(path: &Path) -> bool {
+    Synthetic::is_named_by(path) || ringblk::remote::socket(path).is_some()
 }
 
 /// How a disk's file is read and written.

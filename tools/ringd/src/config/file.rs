@@ -6,9 +6,10 @@
 
 use std::path::{Path, PathBuf};
 
-use ringblk::{Format, HostCache, Synthetic};
+use ringblk::{Format, HostCache};
 use toml::{Table, Value};
 
+use super::disk::names_no_file;
 use super::{
     ConfigError, Cpus, DiskConfig, DiskLimits, Engine, Limit, OnCrash, OnError, OnReboot, ZoneConfig, size,
 };
@@ -28,6 +29,7 @@ const KEYS: &[&str] = &[
 const DISK_SECTIONS: &str = "[[disk]] sections";
 const DISK_KEYS: &[&str] = &[
     "path",
+    "vhost_user",
     "readonly",
     "serial",
     "engine",
@@ -289,12 +291,34 @@ impl Keys<'_> {
     }
 }
 
+/// The disk of a vhost-user-blk server, and nothing beside it that is the server's affair.
+fn served(keys: &mut Keys<'_>, has_path: bool) -> Result<Option<PathBuf>, ConfigError> {
+    let socket = keys.path("vhost_user", "the path of a vhost-user-blk server's socket")?;
+    let Some(socket) = socket else {
+        return Ok(None);
+    };
+    let other = ["engine", "format", "cache"].into_iter();
+    let other = has_path.then_some("path").into_iter().chain(other);
+    for key in other {
+        if key == "path" || keys.table.contains_key(key) {
+            return Err(ConfigError::BadValue {
+                origin: keys.origin.to_owned(),
+                key: keys.name("vhost_user"),
+                value: super::quoted(&socket.display().to_string()),
+                expected: format!("no key {key} beside it: the server has the image"),
+            });
+        }
+    }
+    Ok(Some(ringblk::remote::path(&socket)))
+}
+
 fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
     const PATH: &str = "the path of an image or a block device";
     // Relative to the zone file's directory, unless it names no file.
     let plain = keys.table.get("path").and_then(Value::as_str).map(PathBuf::from);
     let path = keys.path("path", PATH)?;
-    let path = plain.filter(|plain| Synthetic::is_named_by(plain)).or(path);
+    let path = plain.filter(|plain| names_no_file(plain)).or(path);
+    let path = served(&mut keys, path.is_some())?.or(path);
     let path = keys.required("path", path, PATH)?;
     let disk = DiskConfig {
         readonly: keys.boolean("readonly")?.unwrap_or(false),

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringblk::remote::Remembered;
 use ringblk::{Disk, DiskError, EngineKind, OpenOptions, Rate, RateLimits};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
@@ -16,6 +17,7 @@ use super::ZoneError;
 use super::resources::Held;
 use crate::config::{DiskConfig, DiskLimits, Engine, Limit, OnError, ZoneConfig, size::format_size};
 use crate::instance;
+use crate::io::Io;
 
 /// Vendor id register of our devices: "RNGV".
 const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
@@ -30,7 +32,15 @@ pub enum Wait<'a> {
     /// So long: who holds it may be a zone that just ended.
     For(Duration),
     /// For ever, saying so: whoever holds it may still write into the guest's memory.
-    UntilDrained(&'a dyn Fn(&str)),
+    UntilDrained(&'a TakeOver<'a>),
+}
+
+/// What is known of a zone's disks that an earlier daemon served.
+pub struct TakeOver<'a> {
+    /// Tells people what is waited for.
+    pub say: &'a dyn Fn(&str),
+    /// What the guest was shown of the disk in a slot.
+    pub shown: &'a dyn Fn(usize) -> Option<[u8; 256]>,
 }
 
 /// What users may want of a zone's disks.
@@ -113,7 +123,8 @@ pub fn open_all(
     for (slot, wanted) in slots.iter().enumerate() {
         let opened = match wanted {
             Some(wanted) => open(config, slot, wanted, wait).map_err(|error| {
-                ZoneError::Config(config.unusable(&format!("disk[{slot}].path"), &wanted.path, error))
+                let (key, path) = wanted.source();
+                ZoneError::Config(config.unusable(&format!("disk[{slot}].{key}"), path, error))
             }),
             None => Ok(Disk::absent()),
         };
@@ -142,8 +153,22 @@ fn open(
     };
     let owner = Some(owner(&config.name, slot));
     let disk = match wait {
-        Wait::For(wait) => Disk::open_with(&image, &OpenOptions { owner, wait: *wait }),
-        Wait::UntilDrained(say) => open_drained(&config.name, &image, owner, say),
+        Wait::For(wait) => {
+            let options = OpenOptions {
+                owner,
+                wait: *wait,
+                known: None,
+            };
+            Disk::open_with(&image, &options)
+        }
+        Wait::UntilDrained(last) => {
+            let options = OpenOptions {
+                owner,
+                wait: TAKEOVER_GLANCE,
+                known: (last.shown)(slot).map(|shown| remembered(&shown, &image)),
+            };
+            open_drained(&config.name, &image, &options, last.say)
+        }
     }?;
     disk.control().set_on_error(match wanted.on_error {
         OnError::Report => ringblk::OnError::Report,
@@ -153,21 +178,30 @@ fn open(
     Ok(disk)
 }
 
-/// Opens an image that requests of a dead daemon may still hold.
+/// A disk as the guest sees it in its configuration space (virtio 1.2, 5.2.4).
+fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> Remembered {
+    let [a, b, c, d, e, f, g, h, ..] = *shown;
+    let sectors = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+    let block_size = shown.get(BLK_SIZE).and_then(|bytes| bytes.try_into().ok());
+    Remembered {
+        size: sectors.saturating_mul(SECTOR),
+        block_size: block_size.map_or(SECTOR as u32, u32::from_le_bytes),
+        readonly: image.readonly,
+    }
+}
+
+/// Opens an image that requests of a dead daemon may still hold. Of a disk that a server has there is no lock: the server
+/// answers when it has let go of the dead daemon's requests, and if it does not, the disk waits for it, not the zone.
 fn open_drained(
     zone: &str,
     image: &ringblk::DiskConfig,
-    owner: Option<u64>,
+    options: &OpenOptions,
     say: &dyn Fn(&str),
 ) -> Result<Arc<Disk>, DiskError> {
     let begin = Instant::now();
     let mut said = None::<Instant>;
-    let options = OpenOptions {
-        owner,
-        wait: TAKEOVER_GLANCE,
-    };
     loop {
-        let opened = Disk::open_with(image, &options);
+        let opened = Disk::open_with(image, options);
         let path = image.path.display();
         if !matches!(opened, Err(DiskError::Locked { .. })) {
             if said.is_some() {
@@ -189,6 +223,28 @@ fn open_drained(
             said = Some(Instant::now());
         }
     }
+}
+
+/// Has the guest hear of it when a server's disk in this slot gets another size.
+pub(super) fn watch_size(io: &Arc<Io>, zone: u8, slot: u8, disk: &Arc<Disk>) {
+    let Some(remote) = disk.remote() else {
+        return;
+    };
+    let (io, disk) = (Arc::downgrade(io), Arc::downgrade(disk));
+    remote.on_resize(Box::new(move || {
+        let (Some(io), Some(disk)) = (io.upgrade(), disk.upgrade()) else {
+            return;
+        };
+        // It may have been exchanged.
+        if !io.disk(zone, slot).is_some_and(|now| Arc::ptr_eq(&now, &disk)) {
+            return;
+        }
+        if let Err(error) = disk.reread_capacity() {
+            tracing::error!(zone, slot, %error, "a served disk's new size cannot be used");
+        } else if let Err(error) = io.announce_capacity(zone, slot) {
+            tracing::error!(zone, slot, %error, "cannot show a served disk's new size");
+        }
+    }));
 }
 
 fn rates(limits: &DiskLimits) -> RateLimits {
@@ -324,8 +380,9 @@ impl Held {
         let number = u8::try_from(slot).unwrap_or(u8::MAX);
         self.note_disk(slot, disk)?;
         if let Some(zone) = self.number() {
-            let shown = self.context.io.exchange_disk(zone, number, image);
+            let shown = self.context.io.exchange_disk(zone, number, image.clone());
             shown.map_err(|cause| self.refusal(cause))?;
+            watch_size(&self.context.io, zone, number, &image);
         }
         Ok(number)
     }
@@ -420,3 +477,5 @@ impl Held {
 
 /// Bytes in a sector.
 const SECTOR: u64 = ringblk::virtio::SECTOR_SIZE;
+/// Where `blk_size` is in the configuration space (virtio 1.2, 5.2.4).
+const BLK_SIZE: std::ops::Range<usize> = 20..24;

@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use ringblk::{Disk, GuestRam};
 use ringvisor::abi::machine::RAM_BASE;
 
-use super::disks::{self, DISK_WAIT, Wait};
+use super::disks::{self, DISK_WAIT, TakeOver, Wait};
 use super::load::{self, Entry, Images};
 use super::record::{self, Record, RecordError};
 use super::{Context, Shared, ZoneError};
@@ -198,6 +198,13 @@ impl Held {
             .io
             .add_zone(number, console, devices, changed, takeover)
             .map_err(refused)?;
+        for (slot, disk) in (0_u8..).zip(disks) {
+            disks::watch_size(&self.context.io, number, slot, disk);
+            if takeover && disk.remote().is_some() {
+                // It may have grown while there was no daemon.
+                self.context.io.announce_capacity(number, slot).map_err(refused)?;
+            }
+        }
         self.shared.console.open_input(self.context.el2(), number);
         self.served = true;
         self.record
@@ -233,7 +240,12 @@ impl Held {
         let taken = opened.and_then(|ram| {
             held.ram = Some(ram);
             tracing::debug!(zone = config.name, "RAM is mapped");
-            let disks = disks::open_all(config, &shared.disks(), &Wait::UntilDrained(say))?;
+            let shown = |slot: usize| {
+                let state = context.el2().device_state(number, u8::try_from(slot).ok()?);
+                state.ok().map(|state| state.config)
+            };
+            let last = TakeOver { say, shown: &shown };
+            let disks = disks::open_all(config, &shared.disks(), &Wait::UntilDrained(&last))?;
             held.serve(number, &disks, changed, true)
         });
         match taken {

@@ -19,25 +19,27 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::notices::Notices;
 use super::ring::{SEGMENTS, SIZE};
 use super::shared::SharedRings;
 
-/// How long a server may take for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a server may take for an answer, and for letting go of requests, if nothing else is said.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Ends a connection on which something takes too long: the `vhost` crate waits for ever, whatever the socket says.
 struct Watchdog {
     _done: Sender<()>,
 }
 
 impl Watchdog {
-    fn new(stream: &UnixStream) -> io::Result<Self> {
+    fn new(stream: &UnixStream, patience: Duration) -> io::Result<Self> {
         let stream = stream.try_clone()?;
         let (done, waited) = channel();
         std::thread::Builder::new()
             .name("watchdog".into())
             .spawn(move || {
-                if waited.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                    tracing::warn!("a vhost-user server does not answer");
+                if waited.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                    tracing::warn!(?patience, "a vhost-user server does not answer");
                     let _ = stream.shutdown(Shutdown::Both);
                 }
             })?;
@@ -78,6 +80,19 @@ pub enum FrontError {
     /// The server lacks what cannot be done without.
     #[error("the server does not offer {0}, which is needed")]
     Missing(&'static str),
+    /// The guest's memory is nobody else's to map.
+    #[error("the guest's memory has no descriptor, expected memory that can be shared")]
+    Private,
+    /// It is not what it was.
+    #[error("the server says {what} is {found}, expected {expected}, which the guest knows")]
+    Changed {
+        /// What has changed.
+        what: &'static str,
+        /// As it is.
+        found: u64,
+        /// As the guest knows it.
+        expected: u64,
+    },
     /// Its disk is none.
     #[error("the server says {what} is {found}, expected {expected}")]
     Config {
@@ -118,6 +133,9 @@ pub struct Connection {
     frontend: Frontend,
     stream: UnixStream,
     shape: Shape,
+    /// The server can say that its disk has changed.
+    notifies: bool,
+    patience: Duration,
 }
 
 fn step<T>(message: &'static str, result: vhost::Result<T>) -> Result<T, FrontError> {
@@ -130,8 +148,16 @@ impl Connection {
     /// # Errors
     /// It does not answer in time, is no server, or not one that can be used.
     pub fn negotiate(stream: UnixStream, queues: u16) -> Result<Self, FrontError> {
+        Self::negotiate_within(stream, queues, PATIENCE)
+    }
+
+    /// As [`Self::negotiate`], with a server that has so much time for each step.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn negotiate_within(stream: UnixStream, queues: u16, patience: Duration) -> Result<Self, FrontError> {
         let system = |what| move |source| FrontError::System { what, source };
-        let _watchdog = Watchdog::new(&stream).map_err(system("cannot start a thread"))?;
+        let _watchdog = Watchdog::new(&stream, patience).map_err(system("cannot start a thread"))?;
         let copy = stream.try_clone().map_err(system("cannot copy a descriptor"))?;
         let mut frontend = Frontend::from_stream(copy, 1);
         step("SET_OWNER", frontend.set_owner())?;
@@ -162,6 +188,7 @@ impl Connection {
         }
         let wanted = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::REPLY_ACK;
         step(
             "SET_PROTOCOL_FEATURES",
@@ -174,10 +201,7 @@ impl Connection {
         if queues > 1 && protocol.contains(VhostUserProtocolFeatures::MQ) {
             served = step("GET_QUEUE_NUM", frontend.get_queue_num())?;
         }
-        let ask = [0; CONFIG_LEN];
-        let config = frontend.get_config(0, CONFIG_LEN as u32, VhostUserConfigFlags::empty(), &ask);
-        let (_, config) = step("GET_CONFIG", config)?;
-        let mut shape = Shape::parse(&config, features)?;
+        let mut shape = read_shape(&mut frontend, features)?;
         let several = offered & feature(VIRTIO_BLK_F_MQ) != 0;
         let most = if several { shape.queues } else { 1 };
         shape.queues = most.clamp(1, u16::try_from(served).unwrap_or(1).clamp(1, queues.max(1)));
@@ -189,7 +213,43 @@ impl Connection {
             frontend,
             stream,
             shape,
+            patience,
+            notifies: protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ),
         })
+    }
+
+    /// Asks anew what its disk is.
+    ///
+    /// # Errors
+    /// It does not answer in time, or the disk is none.
+    pub fn reread(&mut self) -> Result<&Shape, FrontError> {
+        let _watchdog = self.watch()?;
+        let queues = self.shape.queues;
+        self.shape = Shape {
+            queues,
+            ..read_shape(&mut self.frontend, self.shape.features)?
+        };
+        Ok(&self.shape)
+    }
+
+    /// Has the server say when its disk changes; `None`: it cannot.
+    ///
+    /// # Errors
+    /// The server refuses, or no descriptors are left.
+    pub fn notices(&mut self) -> Result<Option<Notices>, FrontError> {
+        if !self.notifies {
+            return Ok(None);
+        }
+        let _watchdog = self.watch()?;
+        let (notices, theirs) = Notices::new().map_err(|source| FrontError::System {
+            what: "cannot make a channel",
+            source,
+        })?;
+        step(
+            "SET_BACKEND_REQ_FD",
+            self.frontend.set_backend_request_fd(&theirs),
+        )?;
+        Ok(Some(notices))
     }
 
     /// What its disk is.
@@ -240,7 +300,7 @@ impl Connection {
     }
 
     fn watch(&self) -> Result<Watchdog, FrontError> {
-        Watchdog::new(&self.stream).map_err(|source| FrontError::System {
+        Watchdog::new(&self.stream, self.patience).map_err(|source| FrontError::System {
             what: "cannot start a thread",
             source,
         })
@@ -257,6 +317,13 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+fn read_shape(frontend: &mut Frontend, features: u64) -> Result<Shape, FrontError> {
+    let ask = [0; CONFIG_LEN];
+    let config = frontend.get_config(0, CONFIG_LEN as u32, VhostUserConfigFlags::empty(), &ask);
+    let (_, config) = step("GET_CONFIG", config)?;
+    Shape::parse(&config, features)
 }
 
 impl Shape {

@@ -6,9 +6,14 @@
 //! writes nonsense writes it to us.
 
 pub mod connect;
+mod engine;
+mod link;
+pub mod notices;
 pub mod ring;
 pub mod shared;
 
 pub use connect::{Connection, FrontError, Shape};
+pub use engine::Driver;
+pub use link::Reach;
 pub use ring::{Done, DriverRing, Nonsense, Request};
 pub use shared::SharedRings;

@@ -324,6 +324,12 @@ impl DriverRing {
         Ok(Some(Done { token, status }))
     }
 
+    /// Whether the server has used something that was not taken yet.
+    #[must_use]
+    pub fn has_done(&self) -> bool {
+        load(&self.used, 1) != self.seen
+    }
+
     /// Asks to be called when the next request is done. `true`: one is already.
     pub fn arm(&mut self) -> bool {
         if self.event_idx

@@ -1,0 +1,109 @@
+//! Disks that another process serves: the interface to whoever talks to it.
+//!
+//! A [`Remote`] is an image of which only the shape is known here. When a queue of it comes to a reactor it makes a
+//! [`RemoteEngine`], which gets the operations as any engine does, and completes them whenever the other process does:
+//! one that dies keeps them waiting until it is back. Its disk may grow or shrink meanwhile, and the guest is to hear of
+//! it ([`Remote::on_resize`]). Who knows how to reach such processes is [`install`]ed.
+
+use std::fmt::Debug;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use crate::engine::Engine;
+use crate::memory::GuestRam;
+
+/// What the path of such a disk begins with; the rest is for the [`Connector`].
+const PREFIX: &str = "vhost-user:";
+
+/// What a guest was shown of a disk, for when nobody is there who could be asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Remembered {
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of a logical block.
+    pub block_size: u32,
+    /// Whether nobody wants to write.
+    pub readonly: bool,
+}
+
+/// A disk in another process.
+pub trait Remote: Debug + Send + Sync {
+    /// Bytes, as the other process said last.
+    fn size(&self) -> u64;
+    /// Bytes of a logical block.
+    fn block_size(&self) -> u32;
+    /// Whether it refuses writes.
+    fn is_readonly(&self) -> bool;
+    /// Whether it can make ranges read zero.
+    fn has_zeroes(&self) -> bool;
+    /// Whom to tell that the size has changed; on a thread of the remote's, and in the place of who was told before.
+    fn on_resize(&self, tell: Box<dyn Fn() + Send + Sync>);
+    /// Begins to work, with buffers in this memory.
+    ///
+    /// # Errors
+    /// No threads or descriptors are left.
+    fn start(&self, ram: &Arc<GuestRam>) -> std::io::Result<Box<dyn RemoteEngine>>;
+}
+
+/// An engine whose operations another process carries out.
+pub trait RemoteEngine: Engine {
+    /// An `eventfd` that is readable when there may be something to [`Engine::reap`].
+    fn event(&self) -> Arc<File>;
+
+    /// Whether there is something to reap; asks nobody for anything.
+    fn has_done(&self) -> bool;
+
+    /// The thread is about to sleep: asks to be woken. `true`: there is something to reap already.
+    fn arm(&mut self) -> bool;
+
+    /// Forgets the operations whose tags have these high 48 bits, if nobody is there who could still work at them. `false`:
+    /// there is; he is given a limited time, [`Self::event`] tells when it is over.
+    fn abandon(&mut self, tag_base: u64) -> bool;
+}
+
+/// Finds disks in other processes.
+pub trait Connector: Send + Sync {
+    /// The disk that somebody serves at `path`.
+    ///
+    /// # Errors
+    /// Why there is none, for people.
+    fn connect(&self, path: &Path) -> Result<Arc<dyn Remote>, String>;
+
+    /// The disk that somebody served at `path` and will serve again; until then its requests wait.
+    fn expect(&self, path: &Path, known: Remembered) -> Arc<dyn Remote>;
+}
+
+static CONNECTOR: OnceLock<Arc<dyn Connector>> = OnceLock::new();
+
+/// From now on `connector` finds disks. Only the first call counts.
+pub fn install(connector: Arc<dyn Connector>) {
+    let _ = CONNECTOR.set(connector);
+}
+
+/// Where the disk of this path is served, if it is such a one.
+#[must_use]
+pub fn socket(path: &Path) -> Option<&Path> {
+    path.to_str()?.strip_prefix(PREFIX).map(Path::new)
+}
+
+/// The path of the disk that is served at this socket.
+#[must_use]
+pub fn path(socket: &Path) -> PathBuf {
+    PathBuf::from(format!("{PREFIX}{}", socket.display()))
+}
+
+/// The disk that is served at this socket, or is expected there if it is known.
+pub(crate) fn connect(socket: &Path, known: Option<Remembered>) -> Result<Arc<dyn Remote>, String> {
+    let Some(connector) = CONNECTOR.get() else {
+        return Err("this program has no vhost-user".into());
+    };
+    match (connector.connect(socket), known) {
+        (Err(error), Some(known)) => {
+            let path = socket.display();
+            tracing::warn!(%path, %error, "the disk's server cannot be used: its requests wait");
+            Ok(connector.expect(socket, known))
+        }
+        (found, _) => found,
+    }
+}
