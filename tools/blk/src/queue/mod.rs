@@ -113,6 +113,10 @@ pub struct Queue {
     trace: TraceId,
     paused: bool,
     broken: bool,
+    /// Whoever drives the queue looks at the available ring itself.
+    quiet: bool,
+    /// The driver notifies of the next request.
+    listening: bool,
     /// The last round ended with requests left.
     more: bool,
     /// When a limit lets the next request pass.
@@ -198,6 +202,8 @@ impl Queue {
             trace: TraceId::default(),
             paused: false,
             broken: past.broken,
+            quiet: false,
+            listening: false,
             more: false,
             deadline: None,
             force_interrupt: !past.fresh,
@@ -283,6 +289,46 @@ impl Queue {
         self.trace = id;
     }
 
+    /// Whether [`Self::service`] asks the driver for a notification of the next request when it has taken all. If not,
+    /// look with [`Self::has_available`], and call [`Self::listen`] before going to sleep.
+    pub fn set_quiet(&mut self, quiet: bool) {
+        self.quiet = quiet;
+    }
+
+    /// Whether there is a request that the next [`Self::service`] would take.
+    #[must_use]
+    pub fn has_available(&self) -> bool {
+        self.takes() && self.deadline.is_none() && self.ring.avail_idx() != self.next_avail
+    }
+
+    /// Whether it wants [`Self::listen`] to be called before the thread sleeps. Where it takes nothing now, it is serviced
+    /// when it does again.
+    #[must_use]
+    pub fn wants_to_listen(&self) -> bool {
+        !self.listening && self.takes() && self.deadline.is_none()
+    }
+
+    /// Asks the driver for a notification of the next request. `true`: there is one already.
+    #[must_use]
+    pub fn listen(&mut self) -> bool {
+        self.request_notifications() != self.next_avail
+    }
+
+    fn request_notifications(&mut self) -> u16 {
+        self.listening = true;
+        self.ring.request_notifications(self.next_avail)
+    }
+
+    fn suppress_notifications(&mut self) {
+        self.listening = false;
+        self.ring.suppress_notifications();
+    }
+
+    /// Nothing keeps it from taking requests but a limit.
+    fn takes(&self) -> bool {
+        !self.paused && !self.broken && !self.is_stopped()
+    }
+
     /// The driver notified the queue so many nanoseconds ago: the requests that are taken next are timed from there.
     pub fn set_notified(&mut self, ago: u64) {
         let at = self.clock.now().saturating_sub(ago);
@@ -344,16 +390,19 @@ impl Queue {
     fn take_batch(&mut self, engine: &mut dyn Engine) -> u16 {
         let mut taken = 0_u16;
         self.since = self.notified_at.take().unwrap_or(self.now);
-        self.ring.suppress_notifications();
+        self.suppress_notifications();
         let mut idx = self.ring.avail_idx();
         'round: loop {
             let pending = idx.wrapping_sub(self.next_avail);
             if pending == 0 {
-                idx = self.ring.request_notifications(self.next_avail);
+                if self.quiet {
+                    break;
+                }
+                idx = self.request_notifications();
                 if idx == self.next_avail {
                     break;
                 }
-                self.ring.suppress_notifications();
+                self.suppress_notifications();
                 continue;
             }
             if pending > self.ring.size() {

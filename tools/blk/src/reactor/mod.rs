@@ -94,6 +94,8 @@ struct Entry {
     dirty: bool,
     /// It is in the list of those that wait for their deadlines.
     waiting: bool,
+    /// It is in the list of those whose drivers need not notify.
+    quiet: bool,
 }
 
 /// A reactor that does not run yet.
@@ -124,6 +126,7 @@ impl Reactor {
             dirty: Vec::new(),
             again: Vec::new(),
             waiting: Vec::new(),
+            quiet: Vec::new(),
             clock: Clock::Monotonic,
             polling: Polling::new(options.poll),
             stopping: false,
@@ -162,6 +165,8 @@ struct Core {
     again: Vec<QueueId>,
     /// Queues that wait for their deadlines.
     waiting: Vec<QueueId>,
+    /// Queues whose drivers need not notify, while the thread looks itself.
+    quiet: Vec<QueueId>,
     clock: Clock,
     polling: Polling,
     stopping: bool,
@@ -229,15 +234,50 @@ impl Core {
         let Sleeper::Uring(ring) = &mut self.sleeper else {
             return false;
         };
-        let (bells, remotes) = (&self.bells, &self.remotes);
-        self.polling.look_on(limit, || {
-            bells.iter().any(|registered| registered.bell.look()) || ring.is_ready() || remotes.look()
-        })
+        let (bells, remotes, queues, quiet) = (&self.bells, &self.remotes, &self.queues, &self.quiet);
+        let available = |id| {
+            queues
+                .get(id)
+                .is_some_and(|entry: &Entry| entry.queue.has_available())
+        };
+        let found = self.polling.look_on(limit, || {
+            quiet.iter().any(available)
+                || bells.iter().any(|registered| registered.bell.look())
+                || ring.is_ready()
+                || remotes.look()
+        });
+        if found {
+            self.kick_quiet(|queue| queue.has_available());
+        }
+        found
+    }
+
+    /// Kicks those quiet queues of which `which` says so.
+    fn kick_quiet(&mut self, which: impl Fn(&mut Queue) -> bool) {
+        for id in &self.quiet {
+            if let Some(entry) = self.queues.get_mut(id)
+                && which(&mut entry.queue)
+                && !entry.kicked
+            {
+                entry.kicked = true;
+                self.kicked.push(*id);
+            }
+        }
     }
 
     /// Arms the bells and sleeps, if there is nothing else to do, until something happens.
     fn sleep(&mut self, idle: bool, ready: &mut Vec<Ready>) -> io::Result<()> {
         let start = Instant::now();
+        if idle {
+            // Drivers notify from here on, and what came before that is found.
+            self.kick_quiet(|queue| queue.wants_to_listen() && queue.listen());
+            for id in self.quiet.drain(..) {
+                if let Some(entry) = self.queues.get_mut(&id) {
+                    entry.quiet = false;
+                }
+            }
+        }
+        let idle = idle && self.kicked.is_empty();
         // Every bell is armed, even if one has more already.
         let more = self
             .bells
@@ -418,6 +458,7 @@ impl Core {
             kicked: false,
             dirty: false,
             waiting: false,
+            quiet: false,
         };
         self.queues.insert(id, entry);
         // What an earlier daemon left, and what came since.
@@ -458,7 +499,12 @@ impl Core {
             if let Some(engine) =
                 engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &entry.queue)
             {
+                entry.queue.set_quiet(self.polling.is_worth_it());
                 entry.queue.service(engine);
+            }
+            if entry.queue.wants_to_listen() && !entry.quiet {
+                entry.quiet = true;
+                self.quiet.push(id);
             }
             if entry.queue.has_more() {
                 self.again.push(id);

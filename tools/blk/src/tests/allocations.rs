@@ -4,13 +4,15 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::rig::*;
 use super::service::{Running, WAYS, collect};
 use crate::device::feature;
+use crate::disk::EngineKind;
 use crate::queue::Queue;
 use crate::reactor::wait::eventfd;
-use crate::reactor::{Bell, Commands, QueueId, ReadWidth};
+use crate::reactor::{Bell, Commands, QueueId, ReactorOptions, ReadWidth};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x10_0000;
@@ -138,43 +140,53 @@ impl Bell for Watcher {
     }
 }
 
-// The whole reactor, however it sleeps.
+// The whole reactor, however it sleeps. Where it looks on, it takes a driver's requests while more are being offered: how
+// they are merged then varies, and so the lists of merged transfers may still grow once in a while.
 #[test]
 fn a_reactor_allocates_nothing() {
     for (io_uring, engine) in WAYS {
-        let reactor = Running::new(io_uring);
-        let mut rig = Rig::closed(engine, 256, WRITABLE_FEATURES, false);
-        let disk = open_soon(&rig.config);
-        let (sender, interrupts) = std::sync::mpsc::channel();
-        let mut setup = rig.setup(disk);
-        // A channel allocates; it is not the reactor's.
-        setup.notify = Box::new(move || {
-            let before = COUNT.get();
-            let _ = sender.send(());
-            COUNT.set(before);
-        });
-        let id = reactor.handle.add(Queue::new(setup).unwrap());
-        let bell = eventfd().unwrap();
-        let ring = std::fs::File::from(bell.try_clone().unwrap());
-        let allocated = Arc::new(AtomicU64::new(0));
-        let watcher = Watcher {
-            id,
-            allocated: allocated.clone(),
-        };
-        reactor.handle.add_bell(bell, ReadWidth::Eight, Box::new(watcher));
-        let mut round = |number| {
-            let count = offer(&mut rig, number);
-            std::io::Write::write_all(&mut &ring, &1_u64.to_ne_bytes()).unwrap();
-            collect(&mut rig, &interrupts, count);
-        };
-        (0..200).for_each(&mut round);
-        let before = allocated.load(Ordering::Relaxed);
-        (200..500).for_each(&mut round);
-        // As of the last round's beginning.
-        assert_eq!(
-            allocated.load(Ordering::Relaxed) - before,
-            0,
-            "{io_uring} {engine:?}"
-        );
+        a_reactor_allocates_no_more_than(0, io_uring, engine, Duration::ZERO);
     }
+    a_reactor_allocates_no_more_than(50, true, EngineKind::IoUring, ReactorOptions::POLL);
+}
+
+fn a_reactor_allocates_no_more_than(most: u64, io_uring: bool, engine: EngineKind, poll: Duration) {
+    let reactor = Running::with(ReactorOptions {
+        io_uring,
+        poll,
+        ..ReactorOptions::default()
+    });
+    let mut rig = Rig::closed(engine, 256, WRITABLE_FEATURES, false);
+    let disk = open_soon(&rig.config);
+    let (sender, interrupts) = std::sync::mpsc::channel();
+    let mut setup = rig.setup(disk);
+    // A channel allocates; it is not the reactor's.
+    setup.notify = Box::new(move || {
+        let before = COUNT.get();
+        let _ = sender.send(());
+        COUNT.set(before);
+    });
+    let id = reactor.handle.add(Queue::new(setup).unwrap());
+    let bell = eventfd().unwrap();
+    let ring = std::fs::File::from(bell.try_clone().unwrap());
+    let allocated = Arc::new(AtomicU64::new(0));
+    let watcher = Watcher {
+        id,
+        allocated: allocated.clone(),
+    };
+    reactor.handle.add_bell(bell, ReadWidth::Eight, Box::new(watcher));
+    let mut round = |number| {
+        let count = offer(&mut rig, number);
+        std::io::Write::write_all(&mut &ring, &1_u64.to_ne_bytes()).unwrap();
+        collect(&mut rig, &interrupts, count);
+    };
+    (0..200).for_each(&mut round);
+    let before = allocated.load(Ordering::Relaxed);
+    (200..500).for_each(&mut round);
+    // As of the last round's beginning; a round is LANES requests.
+    let allocated = allocated.load(Ordering::Relaxed) - before;
+    assert!(
+        allocated <= most,
+        "{io_uring} {engine:?} {poll:?}: {allocated} allocations"
+    );
 }

@@ -378,6 +378,16 @@ impl Rig {
         }
     }
 
+    /// Whether a driver has to notify of the last request that it offered (2.7.10).
+    pub fn notification_wanted(&self) -> bool {
+        let used = self.ring.used.0;
+        if self.features & feature(VIRTIO_RING_F_EVENT_IDX) == 0 {
+            return self.u16_at(used) & VIRTQ_USED_F_NO_NOTIFY == 0;
+        }
+        let avail_event = self.u16_at(used + 4 + 8 * u64::from(self.ring.size));
+        self.avail_idx.wrapping_sub(avail_event) == 1
+    }
+
     pub fn used_idx(&self) -> u16 {
         self.u16_at(self.ring.used.0 + 2)
     }

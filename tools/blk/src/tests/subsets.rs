@@ -120,8 +120,7 @@ fn several_queues_of_one_disk() {
                                 len: 512,
                                 write,
                             });
-                            let status = rig.offer_request(head as u16 * 3, kind, number * 8 + head, data);
-                            assert_eq!(rig.byte(status), 0xff);
+                            rig.offer_request(head as u16 * 3, kind, number * 8 + head, data);
                         }
                         handle.kick(id);
                         collect(&mut rig, &interrupts, 8);
