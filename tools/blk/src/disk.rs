@@ -17,12 +17,15 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::control::Control;
+use crate::engine::IoKind;
 use crate::image::file::RawFile;
 use crate::image::lock::lock;
 use crate::image::qcow2::Qcow2Image;
 use crate::image::synthetic::Synthetic;
 use crate::image::{Image, ImageRef};
-use crate::remote::{self, Remembered, Remote};
+use crate::memory::IoVec;
+use crate::mirror::Mirror;
+use crate::remote::{self, Blocking, Remembered, Remote};
 use crate::request::Limits;
 use crate::virtio::{SECTOR_SIZE, VIRTIO_BLK_ID_BYTES};
 
@@ -254,6 +257,79 @@ impl Disk {
         };
         disk.reread_capacity()?;
         Ok(Arc::new(disk))
+    }
+
+    /// The disk that a mirror's source is, by way of the mirror.
+    #[must_use]
+    pub fn mirrored(mirror: Arc<Mirror>) -> Arc<Self> {
+        let source = mirror.source();
+        Arc::new(Self {
+            config: source.config.clone(),
+            serial: source.serial,
+            capacity: AtomicU64::new(source.capacity()),
+            sync_failed: AtomicBool::new(source.sync_failed()),
+            control: Control::default(),
+            image: Image::Remote(mirror),
+        })
+    }
+
+    /// Somebody else's disk.
+    #[cfg(test)]
+    pub(crate) fn of_remote(remote: Arc<dyn Remote>) -> Arc<Self> {
+        Arc::new(Self {
+            capacity: AtomicU64::new(remote.size() / SECTOR_SIZE),
+            image: Image::Remote(remote),
+            config: DiskConfig::default(),
+            serial: [0; VIRTIO_BLK_ID_BYTES],
+            sync_failed: AtomicBool::new(false),
+            control: Control::default(),
+        })
+    }
+
+    /// Does something to the image on the calling thread, to its end.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn perform(&self, what: Blocking<'_>, offset: u64) -> io::Result<()> {
+        if let Some(remote) = self.remote() {
+            return remote.perform(what, offset);
+        }
+        let (kind, len) = match what {
+            Blocking::Read(bytes) => return self.perform_transfer(IoKind::Read, IoVec::of(bytes), offset),
+            Blocking::Write(bytes, durable) => {
+                let kind = if durable {
+                    IoKind::WriteDurable
+                } else {
+                    IoKind::Write
+                };
+                return self.perform_transfer(kind, IoVec::reading(bytes), offset);
+            }
+            Blocking::Sync => (IoKind::Sync, 0),
+            Blocking::Zero { len, unmap } => (IoKind::WriteZeroes { unmap }, len),
+        };
+        // SAFETY: there are no buffers.
+        unsafe { self.image.run(kind, &[], offset, len) }.map(drop)
+    }
+
+    fn perform_transfer(&self, kind: IoKind, bytes: IoVec, offset: u64) -> io::Result<()> {
+        let (mut rest, mut offset) = (bytes, offset);
+        let mut interrupted = 0;
+        while !rest.is_empty() {
+            let len = rest.len() as u64;
+            // SAFETY: part of a slice that the caller has borrowed, mutably if it is written to.
+            match unsafe { self.image.run(kind, &[rest], offset, len) } {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(moved) => {
+                    rest = rest.behind(moved);
+                    offset += moved as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && interrupted < 100 => {
+                    interrupted += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// A drive without a medium: of capacity 0, so that each transfer fails, until another disk takes its place.

@@ -53,9 +53,9 @@
 //! # Map
 //! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue · [`request`] what a request asks for ·
 //! [`queue`] requests at work · [`inflight`] the log that outlives the process · [`engine`] I/O ·
-//! [`disk`], [`image`] images · [`remote`] those of other processes · [`control`], [`throttle`] what may be changed at run
-//! time · [`device`] features and
-//! configuration space · [`reactor`] the thread · [`stats`], [`histogram`] counters and latencies · [`clock`] time
+//! [`disk`], [`image`] images · [`remote`] those of other processes · [`mirror`] moving to another image ·
+//! [`control`], [`throttle`] what may be changed at run time · [`device`] features and configuration space ·
+//! [`reactor`] the thread · [`stats`], [`histogram`] counters and latencies · [`clock`] time
 
 // Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
 #![cfg_attr(
@@ -82,6 +82,7 @@ pub mod histogram;
 pub mod image;
 pub mod inflight;
 pub mod memory;
+pub mod mirror;
 pub mod opener;
 pub mod queue;
 pub mod reactor;

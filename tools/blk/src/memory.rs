@@ -143,6 +143,23 @@ impl IoVec {
         })
     }
 
+    /// A buffer of ours that is only read.
+    pub(crate) fn reading(bytes: &[u8]) -> Self {
+        Self(libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: bytes.len(),
+        })
+    }
+
+    /// What lies behind its first bytes.
+    pub(crate) fn behind(&self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.len());
+        Self(libc::iovec {
+            iov_base: self.as_ptr().wrapping_add(bytes).cast(),
+            iov_len: self.len() - bytes,
+        })
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {

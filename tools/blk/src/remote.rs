@@ -10,8 +10,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::engine::Engine;
-use crate::memory::GuestRam;
+use crate::engine::{Engine, IoKind};
+use crate::image::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
+use crate::memory::{GuestRam, IoVec};
 
 /// What the path of such a disk begins with; the rest is for the [`Connector`].
 const PREFIX: &str = "vhost-user:";
@@ -27,6 +28,24 @@ pub struct Remembered {
     pub readonly: bool,
 }
 
+/// What is done on the calling thread, to its end.
+#[derive(Debug)]
+pub enum Blocking<'a> {
+    /// Fills the buffer.
+    Read(&'a mut [u8]),
+    /// Writes the bytes; `true`: they are durable then.
+    Write(&'a [u8], bool),
+    /// What was written is durable.
+    Sync,
+    /// So many bytes read zero; the blocks may be given back.
+    Zero {
+        /// Bytes.
+        len: u64,
+        /// Whether they may.
+        unmap: bool,
+    },
+}
+
 /// A disk in another process.
 pub trait Remote: Debug + Send + Sync {
     /// Bytes, as the other process said last.
@@ -39,6 +58,11 @@ pub trait Remote: Debug + Send + Sync {
     fn has_zeroes(&self) -> bool;
     /// Whom to tell that the size has changed; on a thread of the remote's, and in the place of who was told before.
     fn on_resize(&self, tell: Box<dyn Fn() + Send + Sync>);
+    /// Does something on the calling thread, without an engine. Nobody else uses the disk meanwhile.
+    ///
+    /// # Errors
+    /// What the system, or the other process, said.
+    fn perform(&self, what: Blocking<'_>, offset: u64) -> std::io::Result<()>;
     /// Begins to work, with buffers in this memory.
     ///
     /// # Errors
@@ -91,6 +115,41 @@ pub fn socket(path: &Path) -> Option<&Path> {
 #[must_use]
 pub fn path(socket: &Path) -> PathBuf {
     PathBuf::from(format!("{PREFIX}{}", socket.display()))
+}
+
+/// An engine's operation on the calling thread; transfers may be short.
+///
+/// # Safety
+/// The buffers are valid.
+pub(crate) unsafe fn run(
+    remote: &dyn Remote,
+    kind: IoKind,
+    parts: &[IoVec],
+    offset: u64,
+    len: u64,
+) -> std::io::Result<usize> {
+    let zero = |unmap| remote.perform(Blocking::Zero { len, unmap }, offset).map(|()| 0);
+    match kind {
+        IoKind::Sync => remote.perform(Blocking::Sync, 0).map(|()| 0),
+        IoKind::Discard => zero(true),
+        IoKind::WriteZeroes { unmap } => zero(unmap),
+        IoKind::Read | IoKind::Write | IoKind::WriteDurable => {
+            let len = usize::try_from(len).unwrap_or(BOUNCE_MAX).min(BOUNCE_MAX);
+            let mut bounce = Bounce::new(len as u64);
+            let bytes = bounce.bytes().get_mut(..len).unwrap_or_default();
+            if kind == IoKind::Read {
+                remote.perform(Blocking::Read(bytes), offset)?;
+                // SAFETY: says the caller.
+                return Ok(unsafe { scatter(bytes, parts, 0) });
+            }
+            // SAFETY: says the caller.
+            let len = unsafe { gather(parts, 0, bytes) };
+            let durable = kind == IoKind::WriteDurable;
+            let bytes = bytes.get(..len).unwrap_or_default();
+            remote.perform(Blocking::Write(bytes, durable), offset)?;
+            Ok(len)
+        }
+    }
 }
 
 /// The disk that is served at this socket, or is expected there if it is known.

@@ -94,6 +94,16 @@ impl Threads {
     pub fn event(&self) -> RawFd {
         self.pool.event.as_raw_fd()
     }
+
+    /// Another descriptor of it.
+    pub(crate) fn event_copy(&self) -> io::Result<File> {
+        self.pool.event.try_clone()
+    }
+
+    /// Whether there is something to reap.
+    pub(crate) fn has_done(&self) -> bool {
+        !self.pool.lock().done.is_empty()
+    }
 }
 
 impl Engine for Threads {

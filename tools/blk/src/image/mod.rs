@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::engine::IoKind;
 use crate::memory::IoVec;
-use crate::remote::Remote;
+use crate::remote::{self, Remote};
 use file::RawFile;
 use qcow2::Qcow2Image;
 use synthetic::Synthetic;
@@ -90,8 +90,7 @@ impl Image {
                 Self::Raw(file) => file.run(kind, parts, offset, len),
                 Self::Qcow2(image) => image.run(kind, parts, offset, len),
                 Self::Synthetic(synthetic) => Ok(synthetic.run(kind, parts)),
-                // Its own engine does that.
-                Self::Remote(_) => Err(io::Error::from_raw_os_error(libc::EIO)),
+                Self::Remote(remote) => remote::run(&**remote, kind, parts, offset, len),
             }
         }
     }

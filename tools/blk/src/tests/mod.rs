@@ -15,6 +15,7 @@ mod hostile;
 mod images;
 mod limits;
 mod merging;
+mod mirror;
 mod neighbours;
 mod notify;
 mod qcow2;

@@ -1,14 +1,23 @@
 //! `ringctl disk ...`.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 
 use super::{OutputOptions, confused, print, zone_options};
-use crate::config::size::parse_size;
+use crate::config::size::{format_size, parse_size};
 use crate::control::client::ClientError;
 use crate::control::protocol::{Reply, Request};
 use crate::zone::disks::LimitChange;
+use crate::zone::moves::Stage;
+
+/// How often a move is looked at.
+const GLANCE: Duration = Duration::from_millis(200);
+/// How long the daemon may be away meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What can be done with disks.
 #[derive(Subcommand, Debug)]
@@ -55,6 +64,26 @@ pub enum DiskCommand {
     },
     /// Tries again what a disk with `on_error = "stop"` has stopped at.
     Resume(Which),
+    /// Moves a disk to another image or server while its guest uses it, compares the two, and returns when the guest uses
+    /// the target.
+    ///
+    /// The target must be there, at least as large as the disk, and is overwritten: `truncate -s SIZE FILE` or `qemu-img
+    /// create` make one. Until the switch the disk is where it was, whatever happens to the target. A daemon that dies is
+    /// followed by one that goes on.
+    Migrate {
+        /// Which disk.
+        #[command(flatten)]
+        which: Which,
+        /// PATH[,format=...][,engine=...][,cache=...], or vhost-user:SOCKET.
+        #[arg(required_unless_present = "cancel")]
+        target: Option<String>,
+        /// Return when it has begun; `disk list` shows how far it is.
+        #[arg(long)]
+        no_wait: bool,
+        /// End a move that is under way: the disk stays where it is.
+        #[arg(long, conflicts_with_all = ["target", "no_wait"])]
+        cancel: bool,
+    },
 }
 
 /// Which disk of which zone.
@@ -147,7 +176,7 @@ pub fn run(
             let disk = Box::new(zone_options::one_disk(&disk)?);
             match ask(Request::DiskAttach { name: zone, disk })? {
                 Reply::Disk(disk) if json => print::json(&disk),
-                Reply::Disk(disk) => print::disks(&[disk]),
+                Reply::Disk(disk) => print::disks(&[*disk]),
                 other => confused(&other),
             }
         }
@@ -191,6 +220,84 @@ pub fn run(
             zone: name,
             disk: slot,
         }) => change(Request::DiskResume { name, slot }),
+        DiskCommand::Migrate {
+            which: Which {
+                zone: name,
+                disk: slot,
+            },
+            target,
+            no_wait,
+            ..
+        } => {
+            let Some(target) = target else {
+                return change(Request::DiskMigrateEnd { name, slot });
+            };
+            let target = Box::new(zone_options::one_disk(&target)?);
+            let path = target.path.clone();
+            ask(Request::DiskMigrate {
+                name: name.clone(),
+                slot,
+                target,
+            })?;
+            if no_wait {
+                return Ok(ExitCode::SUCCESS);
+            }
+            await_move(&name, slot, &path, ask)
+        }
+    }
+}
+
+/// Waits for a move to end, also over the death of the daemon.
+fn await_move(
+    name: &str,
+    slot: u8,
+    target: &Path,
+    ask: impl Fn(Request) -> Result<Reply, ClientError>,
+) -> anyhow::Result<ExitCode> {
+    let mut last_answer = Instant::now();
+    let mut said = None;
+    loop {
+        std::thread::sleep(GLANCE);
+        let disks = match ask(Request::Disks) {
+            Ok(Reply::Disks(disks)) => disks,
+            Ok(other) => return confused(&other),
+            Err(error) if last_answer.elapsed() > PATIENCE => return Err(error.into()),
+            Err(_) => continue,
+        };
+        last_answer = Instant::now();
+        let Some(report) = disks
+            .into_iter()
+            .find(|report| report.zone == name && report.slot == slot)
+        else {
+            bail!("zone {name} has ended before the disk in slot {slot} was moved");
+        };
+        if let Some(moving) = report.moving {
+            let tenths = (
+                moving.stage.clone(),
+                moving.copied.saturating_mul(10) / moving.size.max(1),
+            );
+            if said.as_ref() != Some(&tenths) {
+                eprintln!(
+                    "{}: {} of {}",
+                    match moving.stage {
+                        Stage::Copying => "copying",
+                        Stage::Comparing => "comparing",
+                        Stage::Ready => "switching",
+                        Stage::Failed(_) => "giving up",
+                    },
+                    format_size(moving.copied),
+                    format_size(moving.size)
+                );
+                said = Some(tenths);
+            }
+            continue;
+        }
+        if report.disk.is_some_and(|disk| disk.is(target)) {
+            println!("zone {name}, disk in slot {slot}: moved to {}", target.display());
+            return Ok(ExitCode::SUCCESS);
+        }
+        let reason = report.move_failure.unwrap_or_else(|| "nobody knows why".into());
+        bail!("zone {name}, disk in slot {slot}: stays where it is: {reason}");
     }
 }
 

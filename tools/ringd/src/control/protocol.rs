@@ -10,6 +10,7 @@ use crate::io::QueueReport;
 use crate::stats::StatsReport;
 use crate::trace::TraceStart;
 use crate::zone::disks::LimitChange;
+use crate::zone::moves::MoveReport;
 use crate::zone::{Ending, Status};
 
 /// Longest line, in bytes.
@@ -100,6 +101,22 @@ pub enum Request {
         /// Its slot.
         slot: u8,
     },
+    /// Moves a disk to another image. Answer: [`Reply::Disk`], when it has begun.
+    DiskMigrate {
+        /// The zone.
+        name: String,
+        /// Its slot.
+        slot: u8,
+        /// The image.
+        target: Box<DiskConfig>,
+    },
+    /// Leaves a disk that is being moved where it is. Answer: [`Reply::Disk`].
+    DiskMigrateEnd {
+        /// The zone.
+        name: String,
+        /// Its slot.
+        slot: u8,
+    },
     /// Answer: [`Reply::Info`].
     Info,
     /// Answer: [`Reply::Stats`].
@@ -174,7 +191,7 @@ pub enum Reply {
     /// All disks.
     Disks(Vec<DiskReport>),
     /// A disk.
-    Disk(DiskReport),
+    Disk(Box<DiskReport>),
     /// The hypervisor.
     Info(InfoReport),
     /// All counters.
@@ -196,6 +213,12 @@ pub struct DiskReport {
     pub size: u64,
     /// Counters by queue.
     pub queues: Vec<QueueReport>,
+    /// Where it is being moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<MoveReport>,
+    /// Why its last move came to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub move_failure: Option<String>,
 }
 
 /// What EL2 and the daemon say of themselves.

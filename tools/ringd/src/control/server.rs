@@ -227,6 +227,10 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
             change_disk(registry, &name, DiskWish::Limit(slot, change))
         }
         Request::DiskResume { name, slot } => change_disk(registry, &name, DiskWish::Resume(slot)),
+        Request::DiskMigrate { name, slot, target } => {
+            change_disk(registry, &name, DiskWish::Migrate { slot, target })
+        }
+        Request::DiskMigrateEnd { name, slot } => change_disk(registry, &name, DiskWish::EndMigration(slot)),
         Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
         Request::LogLevel {
@@ -259,7 +263,7 @@ fn change_disk(registry: &Registry, name: &str, wish: DiskWish) -> Result<Reply,
         .into_iter()
         .find(|disk| disk.zone == name && Some(disk.slot) == slot);
     // The zone may have ended meanwhile.
-    Ok(found.map_or(Reply::Done, Reply::Disk))
+    Ok(found.map_or(Reply::Done, |disk| Reply::Disk(Box::new(disk))))
 }
 
 fn disks(registry: &Registry) -> Vec<DiskReport> {
@@ -282,6 +286,12 @@ fn disks(registry: &Registry) -> Vec<DiskReport> {
                     .filter(|queue| queue.slot == slot)
                     .cloned()
                     .collect(),
+                moving: zone
+                    .moves()
+                    .iter()
+                    .find(|moving| moving.slot() == slot)
+                    .map(|moving| moving.report()),
+                move_failure: zone.move_failure(slot),
             });
         }
     }

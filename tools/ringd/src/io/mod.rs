@@ -159,9 +159,31 @@ impl Io {
     /// # Errors
     /// EL2 refused to show it.
     pub fn exchange_disk(&self, number: u8, slot: u8, disk: Arc<Disk>) -> Result<(), Refusal> {
+        match self.exchange_disk_if(number, slot, disk, || Ok::<(), std::convert::Infallible>(())) {
+            Ok(shown) => shown,
+        }
+    }
+
+    /// As [`Self::exchange_disk`], if `commit`, called while nothing is in flight, succeeds. Else the device goes on with what
+    /// it has.
+    ///
+    /// # Errors
+    /// What `commit` says; inside, EL2's refusal to show the new capacity.
+    pub fn exchange_disk_if<E>(
+        &self,
+        number: u8,
+        slot: u8,
+        disk: Arc<Disk>,
+        commit: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Result<(), Refusal>, E> {
         self.hold(number, slot);
-        self.go_on(number, slot, |device| device.exchange(disk))
-            .map_or(Ok(()), |(_, shown)| shown)
+        let commited = commit();
+        if let Err(error) = commited {
+            let _ = self.go_on(number, slot, DeviceIo::go_on);
+            return Err(error);
+        }
+        let shown = self.go_on(number, slot, |device| device.exchange(disk));
+        Ok(shown.map_or(Ok(()), |(_, shown)| shown))
     }
 
     /// Calls `act` while nothing is in flight on a device, then shows the guest the image's capacity. `None`: there is

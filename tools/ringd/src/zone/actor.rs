@@ -13,6 +13,7 @@ use ringvisor::abi::{StopReason, ZoneState};
 
 use super::disks::DiskWish;
 use super::load::Entry;
+use super::moves::Poke;
 use super::record::Record;
 use super::resources::Held;
 use super::{Context, Ending, Phase, Shared, ZoneError};
@@ -73,13 +74,21 @@ fn event(outbox: &Sender<Message>) -> crate::io::ZoneEvent {
     })
 }
 
+fn poke(outbox: &Sender<Message>) -> Poke {
+    let outbox = outbox.clone();
+    Arc::new(move || {
+        let _ = outbox.send(Message::Changed);
+    })
+}
+
 /// Starts a zone on a thread of its own; gives the way to talk to it once the zone runs.
 ///
 /// # Errors
 /// The zone cannot be started; nothing of it is left.
 pub fn start(context: &Arc<Context>, shared: &Arc<Shared>) -> Result<Sender<Message>, ZoneError> {
     let (outbox, inbox) = channel();
-    let (held, entry) = Held::take(context, shared, event(&outbox))?;
+    let (mut held, entry) = Held::take(context, shared, event(&outbox))?;
+    held.poke = Some(poke(&outbox));
     let actor = Actor::new(context, shared, held, inbox);
     actor.spawn(|actor| actor.launch(entry))?;
     Ok(outbox)
@@ -105,7 +114,9 @@ pub fn take_over(
     let cpus = record.cpus.clone();
     shared.update(|status| (status.number, status.cpus, status.restarts) = (Some(number), cpus, restarts));
     match Held::take_over(context, shared, record, number, event(&outbox), say) {
-        Ok(held) => {
+        Ok(mut held) => {
+            held.poke = Some(poke(&outbox));
+            held.start_moves();
             shared.update(|status| status.state = Phase::Running);
             Actor::new(context, shared, held, inbox).spawn(|_| Ok(()))?;
             Ok(outbox)
@@ -245,6 +256,7 @@ impl Actor {
 
     /// Looks at what EL2 says and does what the zone's policies ask for.
     fn look(&mut self) -> Next {
+        self.held.settle_moves();
         let info = match self.context.el2().zone_info(self.number) {
             Ok(info) => info,
             Err(error) => return Next::End(Ending::Failed(error.to_string())),

@@ -63,6 +63,15 @@ pub enum DiskWish {
     Limit(u8, LimitChange),
     /// Try again what a disk has stopped at.
     Resume(u8),
+    /// Move a disk to another image.
+    Migrate {
+        /// The slot.
+        slot: u8,
+        /// The image: what is not path, format, engine or cache is as if nothing were said.
+        target: Box<DiskConfig>,
+    },
+    /// Leave a disk that is being moved where it is.
+    EndMigration(u8),
 }
 
 /// Changes to a disk's limits: what is not given stays, 0 is no limit.
@@ -134,7 +143,11 @@ pub fn open_all(
     Ok(disks)
 }
 
-fn open(
+/// Opens and locks one.
+///
+/// # Errors
+/// It cannot be used.
+pub(super) fn open(
     config: &ZoneConfig,
     slot: usize,
     wanted: &DiskConfig,
@@ -170,12 +183,17 @@ fn open(
             open_drained(&config.name, &image, &options, last.say)
         }
     }?;
+    configure(&disk, wanted);
+    Ok(disk)
+}
+
+/// What may be changed while a disk is in use.
+pub(super) fn configure(disk: &Disk, wanted: &DiskConfig) {
     disk.control().set_on_error(match wanted.on_error {
         OnError::Report => ringblk::OnError::Report,
         OnError::Stop => ringblk::OnError::Stop,
     });
     disk.control().throttle.set_limits(rates(&wanted.limits));
-    Ok(disk)
 }
 
 /// A disk as the guest sees it in its configuration space (virtio 1.2, 5.2.4).
@@ -258,7 +276,7 @@ fn rates(limits: &DiskLimits) -> RateLimits {
     }
 }
 
-fn refused(config: &ZoneConfig, slot: usize, cause: impl ToString) -> ZoneError {
+pub(super) fn refused(config: &ZoneConfig, slot: usize, cause: impl ToString) -> ZoneError {
     ZoneError::Disk {
         name: config.name.clone(),
         slot,
@@ -336,6 +354,8 @@ impl Held {
             DiskWish::Resize { slot, size, shrink } => self.resize(*slot, *size, *shrink),
             DiskWish::Limit(slot, change) => self.limit(*slot, change),
             DiskWish::Resume(slot) => self.resume_disk(*slot),
+            DiskWish::Migrate { slot, target } => self.migrate(*slot, target),
+            DiskWish::EndMigration(slot) => self.end_move(*slot),
         }
     }
 
@@ -370,6 +390,7 @@ impl Held {
 
     fn detach(&mut self, slot: u8) -> Result<u8, ZoneError> {
         self.disk_in(slot)?;
+        self.is_not_moving(slot)?;
         let absent = Disk::absent();
         self.insert(slot.into(), None, absent)
     }
@@ -389,6 +410,7 @@ impl Held {
 
     fn resize(&mut self, slot: u8, size: Option<u64>, shrink: bool) -> Result<u8, ZoneError> {
         let disk = self.disk_in(slot)?;
+        self.is_not_moving(slot)?;
         let shared = self.shared.clone();
         let no = |cause: String| refused(&shared.config, slot.into(), cause);
         let zone = self.number().unwrap_or_default();
@@ -459,7 +481,7 @@ impl Held {
     }
 
     /// The disk in a slot.
-    fn disk_in(&self, slot: u8) -> Result<DiskConfig, ZoneError> {
+    pub(super) fn disk_in(&self, slot: u8) -> Result<DiskConfig, ZoneError> {
         let disk = self.shared.disks().into_iter().nth(slot.into()).flatten();
         disk.ok_or_else(|| ZoneError::NoDisk {
             name: self.shared.config.name.clone(),
@@ -467,7 +489,7 @@ impl Held {
         })
     }
 
-    fn refusal(&self, cause: crate::hv::Refusal) -> ZoneError {
+    pub(super) fn refusal(&self, cause: crate::hv::Refusal) -> ZoneError {
         ZoneError::Refused {
             name: self.shared.config.name.clone(),
             cause,

@@ -7,6 +7,7 @@
 pub mod actor;
 pub mod disks;
 pub mod load;
+pub mod moves;
 pub mod record;
 pub mod registry;
 pub mod resources;
@@ -14,6 +15,7 @@ pub mod resources;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -24,6 +26,7 @@ use crate::console::Console;
 use crate::host::{Host, RamError};
 use crate::hv::{Hypervisor, Refusal};
 use crate::io::Io;
+use moves::Moving;
 
 /// What all zones share.
 pub struct Context {
@@ -137,6 +140,10 @@ pub struct Shared {
     changed: Condvar,
     /// What is in each slot now.
     disks: Mutex<Vec<Option<DiskConfig>>>,
+    /// Disks that are being moved.
+    moves: Mutex<Vec<Arc<Moving>>>,
+    /// Why the last move of the disk in a slot came to nothing.
+    move_failures: Mutex<BTreeMap<u8, String>>,
 }
 
 impl Shared {
@@ -162,7 +169,35 @@ impl Shared {
             status,
             changed,
             disks,
+            moves: Mutex::default(),
+            move_failures: Mutex::default(),
         })
+    }
+
+    /// Disks that are being moved.
+    pub(crate) fn moves(&self) -> MutexGuard<'_, Vec<Arc<Moving>>> {
+        self.moves.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Why the last move of the disk in this slot came to nothing, if it did.
+    #[must_use]
+    pub fn move_failure(&self, slot: u8) -> Option<String> {
+        let failures = self.move_failures.lock();
+        failures
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .get(&slot)
+            .cloned()
+    }
+
+    fn set_move_failure(&self, slot: u8, reason: Option<String>) {
+        let mut failures = self
+            .move_failures
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        match reason {
+            Some(reason) => failures.insert(slot, reason),
+            None => failures.remove(&slot),
+        };
     }
 
     /// What is in each slot now.

@@ -36,6 +36,19 @@ pub struct Record {
     pub starts: u32,
     /// What is in each slot now: disks may have been attached, detached and limited since the start.
     pub disks: Vec<Option<DiskConfig>>,
+    /// Disks that are being moved.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub moves: Vec<Move>,
+}
+
+/// A disk that is being moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Move {
+    /// Its slot.
+    pub slot: u8,
+    /// What it is to be.
+    pub target: DiskConfig,
 }
 
 /// Why a record cannot be used.
@@ -87,6 +100,7 @@ impl Record {
             cpus: Vec::new(),
             added_pages: 0,
             starts: 0,
+            moves: Vec::new(),
         }
     }
 
@@ -165,13 +179,18 @@ fn load(path: PathBuf) -> Result<Record, RecordError> {
     serde_json::from_str(&text).map_err(|cause| RecordError::Damaged { path, cause })
 }
 
+/// Where in that file the progress of moves is, a word for each slot: behind the logs.
+pub const PROGRESS: usize = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
+/// Bytes of that.
+const PROGRESS_LEN: usize = 4096;
+
 /// Maps the file with a zone's in-flight logs; a new one is all zeroes, and takes memory only where it is written.
 ///
 /// # Errors
 /// The system refused.
 pub fn inflight(directory: &Path, name: &str) -> Result<Arc<MmapRegion>, RecordError> {
     let path = inflight_path(directory, name);
-    let size = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
+    let size = PROGRESS + PROGRESS_LEN;
     let open = || -> io::Result<MmapRegion> {
         let file = File::options()
             .read(true)

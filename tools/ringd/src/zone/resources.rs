@@ -11,7 +11,8 @@ use ringvisor::abi::machine::RAM_BASE;
 
 use super::disks::{self, DISK_WAIT, TakeOver, Wait};
 use super::load::{self, Entry, Images};
-use super::record::{self, Record, RecordError};
+use super::moves::Poke;
+use super::record::{self, Move, Record, RecordError};
 use super::{Context, Shared, ZoneError};
 use crate::config::{DiskConfig, ZoneConfig, quoted, size::format_size};
 use crate::host::{Ram, RamError, cpus};
@@ -25,6 +26,8 @@ pub struct Held {
     ram: Option<Ram>,
     /// Whether the reactor knows the zone.
     served: bool,
+    /// How the zone's thread is told of moves, once there is one.
+    pub(super) poke: Option<Poke>,
 }
 
 impl Held {
@@ -47,6 +50,7 @@ impl Held {
             record: Record::new(config.clone()),
             ram: None,
             served: false,
+            poke: None,
         };
         match held.take_all(&images, &disks, changed) {
             Ok(entry) => Ok((held, entry)),
@@ -231,6 +235,7 @@ impl Held {
             record,
             ram: None,
             served: false,
+            poke: None,
         };
         let opened = context.host.open_ram(&config.name, config.memory);
         let opened = opened.map_err(|cause| ZoneError::Ram {
@@ -245,7 +250,9 @@ impl Held {
                 state.ok().map(|state| state.config)
             };
             let last = TakeOver { say, shown: &shown };
-            let disks = disks::open_all(config, &shared.disks(), &Wait::UntilDrained(&last))?;
+            let wait = Wait::UntilDrained(&last);
+            let mut disks = disks::open_all(config, &shared.disks(), &wait)?;
+            held.mirror_again(&mut disks, &wait)?;
             held.serve(number, &disks, changed, true)
         });
         match taken {
@@ -263,15 +270,45 @@ impl Held {
             record,
             ram: None,
             served: false,
+            poke: None,
         }
     }
 
     /// Notes what is in a slot now, for the next daemon and for users.
     pub(super) fn note_disk(&mut self, slot: usize, disk: Option<DiskConfig>) -> Result<(), ZoneError> {
+        self.note(|record| {
+            if let Some(place) = record.disks.get_mut(slot) {
+                *place = disk;
+            }
+        })
+    }
+
+    /// Notes that the disk in a slot is being moved, or is not any more.
+    pub(super) fn note_move(&mut self, slot: u8, target: Option<DiskConfig>) -> Result<(), ZoneError> {
+        self.note(|record| {
+            record.moves.retain(|one| one.slot != slot);
+            record.moves.extend(target.map(|target| Move { slot, target }));
+        })
+    }
+
+    /// Notes that the disk in a slot has moved, all at once.
+    pub(super) fn note_moved(&mut self, slot: u8, disk: DiskConfig) -> Result<(), ZoneError> {
+        self.note(|record| {
+            record.moves.retain(|one| one.slot != slot);
+            if let Some(place) = record.disks.get_mut(usize::from(slot)) {
+                *place = Some(disk);
+            }
+        })
+    }
+
+    /// Disks that are being moved.
+    pub(super) fn moves_on_record(&self) -> Vec<Move> {
+        self.record.moves.clone()
+    }
+
+    fn note(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), ZoneError> {
         let mut record = self.record.clone();
-        if let Some(place) = record.disks.get_mut(slot) {
-            *place = disk;
-        }
+        change(&mut record);
         record
             .save(&self.context.records)
             .map_err(|error| record_failed(&self.shared.config, error))?;
@@ -320,6 +357,7 @@ impl Held {
     pub fn release(mut self) {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;
+        self.abort_moves();
         self.shared.console.close_input();
         if let Some(number) = self.record.number {
             if self.served {
@@ -353,7 +391,7 @@ impl Held {
     }
 }
 
-fn record_failed(config: &ZoneConfig, error: RecordError) -> ZoneError {
+pub(super) fn record_failed(config: &ZoneConfig, error: RecordError) -> ZoneError {
     let cause = std::io::Error::other(error.to_string());
     ZoneError::Host {
         name: config.name.clone(),

@@ -9,6 +9,7 @@ use ringvisor::abi::command::Op;
 use ringvisor::abi::{StopReason, ZoneState};
 
 mod disks;
+mod moves;
 mod mutations;
 
 use super::actor::Wish;

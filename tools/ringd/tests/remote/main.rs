@@ -5,6 +5,7 @@
 mod fake;
 mod faults;
 mod guest;
+mod moving;
 #[path = "../../../vhost/tests/support/mod.rs"]
 mod support;
 

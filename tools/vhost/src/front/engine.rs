@@ -15,9 +15,10 @@ use std::time::Duration;
 use ringblk::GuestRam;
 use ringblk::engine::{Engine, IoDone, IoKind, IoOp};
 use ringblk::memory::IoVec;
-use ringblk::remote::{Connector, Remembered, Remote, RemoteEngine};
+use ringblk::remote::{Blocking, Connector, Remembered, Remote, RemoteEngine};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::blocking::BlockingFront;
 use super::connect::{Connection, PATIENCE, Shape};
 use super::link::{Known, Link, News, QUEUES, Reach, Shared};
 use super::ring::{Done, DriverRing, Request};
@@ -84,6 +85,7 @@ impl Driver {
             reach: self.reach.clone(),
             zeroes,
             patience: self.patience,
+            blocking: BlockingFront::new(path.into(), self.reach.clone(), self.patience),
             known: Arc::new(Known {
                 size: AtomicU64::new(known.size),
                 block_size: known.block_size,
@@ -100,6 +102,8 @@ struct ServedDisk {
     reach: Reach,
     zeroes: bool,
     patience: Duration,
+    /// Used while it moves.
+    blocking: BlockingFront,
     known: Arc<Known>,
 }
 
@@ -138,7 +142,12 @@ impl Remote for ServedDisk {
         *resized = Some(tell);
     }
 
+    fn perform(&self, what: Blocking<'_>, offset: u64) -> io::Result<()> {
+        self.blocking.perform(what, offset)
+    }
+
     fn start(&self, ram: &Arc<GuestRam>) -> io::Result<Box<dyn RemoteEngine>> {
+        self.blocking.disconnect();
         let link = Link {
             path: self.path.clone(),
             reach: self.reach.clone(),

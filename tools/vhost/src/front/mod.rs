@@ -5,6 +5,7 @@
 //! rings are ours and not the guest's: a server that dies takes nothing with it that is not known here, and one that
 //! writes nonsense writes it to us.
 
+mod blocking;
 pub mod connect;
 mod engine;
 mod link;

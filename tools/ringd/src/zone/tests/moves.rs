@@ -1,0 +1,246 @@
+//! Disks that move: what the record says at each moment, and what a daemon makes of it that finds it.
+
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ringblk::memory::Slots;
+use ringvisor::abi::MAX_SLOTS;
+
+use super::*;
+use crate::zone::disks::DiskWish;
+use crate::zone::record::{self, Move};
+
+const MIB: usize = 1 << 20;
+
+impl Machine {
+    /// An image with something in it.
+    fn filled(&self, name: &str, bytes: usize) -> DiskConfig {
+        let disk = self.disk(name, bytes);
+        let content: Vec<u8> = (0..bytes).map(|at| (at / 512 % 251) as u8).collect();
+        fs::write(&disk.path, content).unwrap();
+        disk
+    }
+
+    fn migrate(&self, target: &DiskConfig) -> Result<(), String> {
+        let target = Box::new(DiskConfig {
+            engine: Engine::default(),
+            ..target.clone()
+        });
+        let done = self
+            .registry
+            .ask("a", Wish::Disk(DiskWish::Migrate { slot: 0, target }));
+        done.map(drop).map_err(|error| error.to_string())
+    }
+
+    fn only_record(&self) -> Record {
+        let mut all = Record::load_all(&self.path("records")).unwrap();
+        assert_eq!(all.len(), 1);
+        all.remove(0).unwrap()
+    }
+
+    fn zone_with(&self, disk: &DiskConfig) -> Arc<Shared> {
+        let config = ZoneConfig {
+            disk: vec![disk.clone()],
+            ..self.config("a")
+        };
+        self.registry.start(config).unwrap()
+    }
+}
+
+fn settled(zone: &Shared) {
+    until("the move's end", || zone.moves().is_empty());
+}
+
+#[test]
+fn a_disk_moves_to_a_larger_image() {
+    let machine = Machine::new();
+    let source = DiskConfig {
+        serial: Some("stays".into()),
+        ..machine.filled("source.img", MIB)
+    };
+    let zone = machine.zone_with(&source);
+    let target = machine.disk("target.img", 2 * MIB);
+    machine.migrate(&target).unwrap();
+    settled(&zone);
+    assert_eq!(zone.move_failure(0), None);
+    // All but the image itself is as it was.
+    let expected = DiskConfig {
+        path: target.path.clone(),
+        engine: Engine::default(),
+        ..source.clone()
+    };
+    assert_eq!(zone.disks()[0].as_ref(), Some(&expected));
+    let record = machine.only_record();
+    assert_eq!(
+        (record.disks[0].as_ref(), record.moves.len()),
+        (Some(&expected), 0)
+    );
+    assert_eq!(
+        fs::read(&target.path).unwrap()[..MIB],
+        fs::read(&source.path).unwrap()
+    );
+    let shown = machine.el2.device(1, 0).unwrap().config;
+    assert_eq!(
+        u64::from_le_bytes(shown[..8].try_into().unwrap()),
+        2 * MIB as u64 / 512
+    );
+    // The source is free, the target is not.
+    let other = |disk: &DiskConfig| ZoneConfig {
+        disk: vec![disk.clone()],
+        cpus: Cpus::Count(1),
+        ..machine.config("b")
+    };
+    assert!(machine.registry.start(other(&target)).is_err());
+    machine.registry.start(other(&source)).unwrap();
+    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.registry.ask("b", Wish::Stop).unwrap();
+    machine.assert_clean();
+}
+
+#[test]
+fn what_cannot_be_a_target_is_said() {
+    let machine = Machine::new();
+    let source = machine.filled("source.img", MIB);
+    let zone = machine.zone_with(&source);
+    let refused = |target: &DiskConfig| machine.migrate(target).unwrap_err();
+    for (target, expected) in [
+        (
+            machine.disk("small.img", MIB / 2),
+            "the target has 524288 bytes, expected at least the disk's 1048576",
+        ),
+        (
+            DiskConfig::new(machine.path("missing.img")),
+            "missing.img: cannot open it",
+        ),
+        (source.clone(), "source.img is attached already, here"),
+        (DiskConfig::new("relative".into()), "target.path"),
+        (
+            DiskConfig {
+                readonly: true,
+                ..machine.disk("ro.img", MIB)
+            },
+            "expected of a target only its path, format, engine and cache",
+        ),
+        (DiskConfig::new("vhost-user:/nonexistent".into()), "/nonexistent"),
+    ] {
+        let message = refused(&target);
+        assert!(
+            message.contains("disk in slot 0") || message.contains("target.path"),
+            "{message}"
+        );
+        assert!(message.contains(expected), "{message}");
+    }
+    let nothing = machine.registry.ask("a", Wish::Disk(DiskWish::EndMigration(0)));
+    assert!(nothing.unwrap_err().to_string().contains("not being moved"));
+    assert!(zone.moves().is_empty() && machine.only_record().moves.is_empty());
+    assert_eq!(zone.disks()[0].as_ref(), Some(&source));
+    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.assert_clean();
+}
+
+/// A target that breaks leaves the disk where it is.
+#[test]
+fn a_target_that_fails_is_given_up() {
+    let machine = Machine::new();
+    let source = machine.filled("source.img", MIB);
+    let zone = machine.zone_with(&source);
+    // Writes to it fail, for it has no room.
+    let full = DiskConfig::new("/dev/full".into());
+    let message = machine.migrate(&full).unwrap_err();
+    assert!(message.contains("character device"), "{message}");
+    // A zero disk forgets what is written.
+    let forgetful = DiskConfig::new("zero:1M".into());
+    machine.migrate(&forgetful).unwrap();
+    settled(&zone);
+    let reason = zone.move_failure(0).unwrap();
+    assert!(
+        reason.contains("the target differs from the disk in the 262144 bytes from byte 0"),
+        "{reason}"
+    );
+    assert_eq!(zone.disks()[0].as_ref(), Some(&source));
+    assert!(machine.only_record().moves.is_empty());
+    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.assert_clean();
+}
+
+/// What a daemon leaves that was killed while it copied: the next one goes on where it was, and does not copy again what is
+/// there.
+#[test]
+fn the_next_daemon_goes_on() {
+    for progress in [0, MIB / 2, MIB] {
+        let machine = Machine::new();
+        let source = machine.filled("source.img", MIB);
+        machine.zone_with(&source);
+        let target = machine.disk("target.img", MIB);
+        let content = fs::read(&source.path).unwrap();
+        fs::write(
+            &target.path,
+            [&content[..progress], &vec![0xee; MIB - progress]].concat(),
+        )
+        .unwrap();
+        machine.registry.context().io.stop();
+        let records = machine.path("records");
+        // The first daemon's lock is there as long as this process.
+        let copy = machine.filled("copy.img", MIB);
+        let record = Record {
+            disks: vec![Some(copy.clone())],
+            moves: vec![Move {
+                slot: 0,
+                target: target.clone(),
+            }],
+            ..machine.only_record()
+        };
+        record.save(&records).unwrap();
+        let log = record::inflight(&records, "a").unwrap();
+        let words: Slots<AtomicU64> = Slots::in_mapping(&log, record::PROGRESS, MAX_SLOTS).unwrap();
+        words.get(0).unwrap().store(progress as u64, Ordering::Relaxed);
+        // What is believed to be there is compared all the same.
+        let broken = progress == MIB / 2;
+        if broken {
+            let file = File::options().write(true).open(&target.path).unwrap();
+            file.write_all_at(&[0xff; 512], 4096).unwrap();
+        }
+        let next = daemon(&machine.el2, &machine.host, records);
+        let zone = next.find("a").unwrap();
+        settled(&zone);
+        let record = machine.only_record();
+        assert!(record.moves.is_empty());
+        if broken {
+            assert!(zone.move_failure(0).unwrap().contains("differs"));
+            assert_eq!(record.disks[0].as_ref(), Some(&copy));
+        } else {
+            assert_eq!(record.disks[0].as_ref().unwrap().path, target.path);
+            assert_eq!(fs::read(&target.path).unwrap(), content);
+        }
+        next.ask("a", Wish::Stop).unwrap();
+        machine.assert_clean();
+    }
+}
+
+/// Without its target a move cannot go on: the disk stays, and nobody believes later that it was copied.
+#[test]
+fn a_target_that_is_gone_is_forgotten() {
+    let machine = Machine::new();
+    let source = machine.filled("source.img", MIB);
+    machine.zone_with(&source);
+    machine.registry.context().io.stop();
+    let records = machine.path("records");
+    let copy = machine.filled("copy.img", MIB);
+    let record = Record {
+        disks: vec![Some(copy.clone())],
+        moves: vec![Move {
+            slot: 0,
+            target: DiskConfig::new(machine.path("gone.img")),
+        }],
+        ..machine.only_record()
+    };
+    record.save(&records).unwrap();
+    let next = daemon(&machine.el2, &machine.host, records);
+    let zone = next.find("a").unwrap();
+    until("running", || zone.status().state == Phase::Running);
+    assert!(zone.move_failure(0).unwrap().contains("gone.img"));
+    assert!(machine.only_record().moves.is_empty());
+    assert_eq!(zone.disks()[0].as_ref(), Some(&copy));
+    next.ask("a", Wish::Stop).unwrap();
+    machine.assert_clean();
+}
