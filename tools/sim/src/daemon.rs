@@ -19,7 +19,7 @@ use vm_memory::MmapRegion;
 
 use crate::disk::{SimDisk, SimEngine};
 use crate::el2::{SLOT, SimEl2, ZONE};
-use crate::options::Sabotage;
+use crate::options::{Profile, Sabotage};
 
 /// What the next step does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +36,10 @@ enum Phase {
     Publish,
     /// Tells those who wait for queues at rest.
     Settle,
+    /// Looks at the available rings, so many times still.
+    Look(u64),
+    /// Asks a driver for notifications, if one is not asked.
+    Listen,
     /// Asks for the bell.
     Arm,
     /// Sleeps, if the flag says so.
@@ -90,6 +94,8 @@ pub struct Daemon {
     disk: SimDisk,
     engine: SimEngine,
     sabotage: Sabotage,
+    /// How often it looks on before it sleeps.
+    looks: u64,
     device: DeviceIo,
     consumer: Consumer,
     /// The ring was taken over: everything counts as changed.
@@ -108,9 +114,14 @@ impl Daemon {
         ram: Arc<GuestRam>,
         log: Arc<MmapRegion>,
         sim: SimDisk,
-        queues: usize,
-        sabotage: Sabotage,
+        profile: &Profile,
     ) -> Self {
+        let Profile {
+            queues,
+            sabotage,
+            looks,
+            ..
+        } = *profile;
         let device = DeviceIo::new(DeviceParts {
             zone: ZONE,
             slot: SLOT,
@@ -127,6 +138,7 @@ impl Daemon {
             disk: sim,
             hv,
             sabotage,
+            looks,
             device,
             consumer,
             refresh: true,
@@ -159,6 +171,8 @@ impl Daemon {
             Phase::Service => self.service(),
             Phase::Publish => self.publish(),
             Phase::Settle => self.settle(),
+            Phase::Look(left) => self.look(left),
+            Phase::Listen => self.listen(),
             Phase::Arm => self.arm(),
             Phase::Sleep(sleep) => {
                 if sleep && !self.hv.bell() && !self.disk.has_results() {
@@ -265,6 +279,7 @@ impl Daemon {
         };
         served.kicked = false;
         served.dirty = true;
+        served.queue.set_quiet(self.looks > 0);
         served.queue.service(&mut self.engine);
         "serves"
     }
@@ -280,7 +295,7 @@ impl Daemon {
     fn settle(&mut self) -> &'static str {
         let dirty = self.queues.iter_mut().find(|(_, served)| served.dirty);
         let Some((&id, served)) = dirty else {
-            self.phase = Phase::Arm;
+            self.phase = Phase::Look(self.looks);
             return "settled";
         };
         served.dirty = false;
@@ -291,6 +306,36 @@ impl Daemon {
             waiting.into_iter().for_each(|then| then());
         }
         "settles"
+    }
+
+    fn look(&mut self, left: u64) -> &'static str {
+        let Some(left) = left.checked_sub(1) else {
+            self.phase = Phase::Listen;
+            return "has looked";
+        };
+        self.phase = Phase::Look(left);
+        for served in self.queues.values_mut() {
+            if served.queue.has_available() {
+                served.kicked = true;
+                self.phase = Phase::Collect;
+            }
+        }
+        if self.consumer.peek(&self.hv.window().ring()).is_some() || self.disk.has_results() {
+            self.phase = Phase::Disarm;
+        }
+        "looks"
+    }
+
+    fn listen(&mut self) -> &'static str {
+        let queue = self
+            .queues
+            .values_mut()
+            .find(|served| served.queue.wants_to_listen() && self.sabotage != Sabotage::NoListen);
+        match queue {
+            Some(served) => served.kicked |= served.queue.listen(),
+            None => self.phase = Phase::Arm,
+        }
+        "listens"
     }
 
     fn arm(&mut self) -> &'static str {

@@ -235,8 +235,11 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         RAM.with(Arc::clone),
         log,
         disk.clone(),
-        1,
-        Sabotage::None,
+        &Profile {
+            queues: 1,
+            looks: 0,
+            ..profile.clone()
+        },
     );
     let store = |offset, value: u64| el2.store(offset, Width::Word, value);
     store(reg::STATUS, 1 | 2);

@@ -33,6 +33,8 @@ pub enum Sabotage {
     NoZeroes,
     /// The daemon does not hear that the driver turns the write cache off.
     DeafToCache,
+    /// The daemon stops looking at the available rings and does not ask for notifications.
+    NoListen,
 }
 
 /// What is injected in a run. Chances are per mille and decision.
@@ -85,6 +87,8 @@ pub struct Profile {
     pub power_cut: bool,
     /// Of the guest's turns: how many are the others'.
     pub patience: u64,
+    /// How often the daemon looks at the available rings, without being notified, before it goes to sleep.
+    pub looks: u64,
 }
 
 impl Profile {
@@ -93,7 +97,7 @@ impl Profile {
         let some = |rng: &mut Rng, low, high| if rng.chance(500) { rng.range(low, high) } else { 0 };
         let sync_errors = rng.chance(80);
         let hostile = if sync_errors { u64::MAX } else { rng.below(12) };
-        Self {
+        let mut profile = Self {
             sabotage,
             actions: rng.range(10, 90),
             kill: if sync_errors { 0 } else { some(rng, 1, 40) },
@@ -117,6 +121,12 @@ impl Profile {
             indirect: rng.chance(500),
             power_cut: rng.chance(500),
             patience: rng.range(1, 12),
+            looks: 0,
+        };
+        // Every other run, from what was drawn already.
+        if profile.patience.is_multiple_of(2) {
+            profile.looks = profile.patience / 2;
         }
+        profile
     }
 }

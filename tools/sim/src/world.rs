@@ -284,8 +284,7 @@ impl World {
                     self.ram.clone(),
                     self.log.clone(),
                     self.disk.clone(),
-                    self.profile.queues,
-                    self.profile.sabotage,
+                    &self.profile,
                 );
                 self.daemon = Some(daemon);
                 self.trace.event(format_args!("a daemon attaches"));

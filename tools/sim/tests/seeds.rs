@@ -111,6 +111,7 @@ fn lost_wake_ups_are_noticed() {
         Sabotage::LostNotify,
         Sabotage::NoSecondLook,
         Sabotage::LostInterrupt,
+        Sabotage::NoListen,
     ] {
         assert!(found(sabotage).ends_with("a wake-up is lost"));
     }
