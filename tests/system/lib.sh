@@ -279,6 +279,9 @@ daemon_kills() {
     for slot in 1 2 3 4; do
         at_least "daemons that served slot $slot" "$(first_requests $slot)" $((1 + kills / 20))
     done
+    # Each next daemon was to be kept ready; the first kills may come before one is.
+    at_least "daemons that had been kept ready" "$(grep -c 'kept ready, takes over' $LOG)" $((kills / 2))
+    grep 'kept ready, has ended' $LOG && fail "a daemon that was kept ready has ended"
     median=$(sort -n /tmp/pauses | sed -n $(((kills + 1) / 2))p)
     start=$(sort -n /tmp/starts | sed -n $(((kills + 1) / 2))p)
     echo "$kills kills: from kill to the first completed request, in ms: $(sort -n /tmp/pauses | tr '\n' ' ' | cut -c1-900)"

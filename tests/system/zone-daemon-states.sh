@@ -92,6 +92,11 @@ healthy "after the broker's death"
 # What cannot take over is refused, and the old one goes on.
 timeout 60 ringctl upgrade /bin/true 2>/tmp/message && fail "an upgrade to /bin/true"
 grep -q "no ringd that can take over" /tmp/message || fail "unclear: $(cat /tmp/message)"
+printf '#!/bin/sh\necho "unexpected argument --poll" >&2\nexit 2\n' >/srv/ringd-old
+chmod 755 /srv/ringd-old
+timeout 60 ringctl upgrade /srv/ringd-old 2>/tmp/message && fail "an upgrade to a program that lacks an option"
+grep -q "cannot take over: unexpected argument --poll" /tmp/message || fail "unclear: $(cat /tmp/message)"
+rm /srv/ringd-old
 sed -i 's/"version":2,/"version":99,/' /run/ringd/zones/guest1.json
 timeout 60 ringctl upgrade 2>/tmp/message && fail "an upgrade over a record of another version"
 grep -q "layout 99, this one has 2" /tmp/message || fail "unclear: $(cat /tmp/message)"

@@ -100,6 +100,8 @@ moves
 ringctl disk migrate guest1 vdb $Z/last.img,engine=threads >/tmp/migrate 2>&1 || { cat /tmp/migrate $LOG; fail "migrate to a file"; }
 moves
 kill $server
+wait $server 2>/dev/null
+rm -f /run/disk.sock
 # A target that breaks: its server goes for good.
 truncate -s ${SIZE}M $Z/served.img
 serve

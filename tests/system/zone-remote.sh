@@ -118,11 +118,13 @@ grep -qE "guest saw errors|fio: failed|failed" /tmp/text && fail "the guest saw 
 is "hash of the image" "$(sha256sum <$Z/vdb.img | cut -c1-64)" "$(sed -n 's/^hash of vdb: //p' /tmp/text)"
 is "what was discarded and zeroed" "$(tail -c +8388609 $Z/vdb.img | head -c 2097152 | tr -d '\0' | wc -c)" 0
 kill $server
+wait $server 2>/dev/null
+rm -f /run/disk.sock
 grep -E 'seccomp|panicked' $LOG /tmp/server && fail "the log complains"
 
 # A server that hangs does not hold a zone that is to stop for longer than it may take.
 serve
-sleep 1
+within 20 test -S /run/disk.sock
 truncate -s 4K $Z/vdc.img
 cat >/tmp/autorun <<'S'
 echo "io: begins"

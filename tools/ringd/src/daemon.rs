@@ -173,7 +173,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
 /// The privileged half: starts the worker and serves it.
 fn broker(options: &Options) -> anyhow::Result<()> {
-    let broker = Broker::new(options.run_dir.clone())?;
+    let broker = Broker::new(options.arguments(&[]))?;
     let arguments = options.arguments(&["--worker"]);
     let (lock, worker) = if options.standby {
         let worker = broker.start(&arguments)?;
@@ -423,6 +423,12 @@ mod tests {
             "debug",
             "--user",
             "5",
+            "--poll",
+            "7",
+            "--log-file",
+            "/l",
+            "--metrics",
+            "127.0.0.1:9",
             "--no-io-uring",
         ];
         let options = Options::parse_from(line);
@@ -434,6 +440,8 @@ mod tests {
         assert!(again.worker && again.no_io_uring && !again.no_sandbox);
         assert_eq!((again.user, again.run_dir), (5, PathBuf::from("/r")));
         assert_eq!(again.log_level, LogLevel::Debug);
+        assert_eq!((again.poll, again.log_file), (7, Some(PathBuf::from("/l"))));
+        assert_eq!(again.metrics, options.metrics);
     }
 
     #[test]

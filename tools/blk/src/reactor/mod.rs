@@ -48,6 +48,9 @@ pub trait Bell: Send {
         false
     }
 
+    /// The thread has looked for so long, and something was there or not.
+    fn looked(&mut self, _found: bool, _time: Duration) {}
+
     /// The thread is about to sleep: asks the peer to ring from now on, then looks once more. `true` if the peer left
     /// something meanwhile; [`Self::collect`] is called again then.
     fn arm(&mut self) -> bool {
@@ -96,6 +99,8 @@ struct Entry {
     waiting: bool,
     /// It is in the list of those whose drivers need not notify.
     quiet: bool,
+    /// Its engine knows of it.
+    attached: bool,
 }
 
 /// A reactor that does not run yet.
@@ -230,7 +235,11 @@ impl Core {
             return false;
         }
         ring.submit();
+        // What a limit keeps waiting goes on at a known moment, until which there is no need to be awake.
         let limit = self.until_deadline().at_most();
+        if limit.is_some_and(|limit| limit <= self.polling.window()) {
+            return false;
+        }
         let Sleeper::Uring(ring) = &mut self.sleeper else {
             return false;
         };
@@ -240,12 +249,15 @@ impl Core {
                 .get(id)
                 .is_some_and(|entry: &Entry| entry.queue.has_available())
         };
-        let found = self.polling.look_on(limit, || {
+        let (found, time) = self.polling.look_on(|| {
             quiet.iter().any(available)
                 || bells.iter().any(|registered| registered.bell.look())
                 || ring.is_ready()
                 || remotes.look()
         });
+        for registered in &mut self.bells {
+            registered.bell.looked(found, time);
+        }
         if found {
             self.kick_quiet(|queue| queue.has_available());
         }
@@ -254,6 +266,7 @@ impl Core {
 
     /// Kicks those quiet queues of which `which` says so.
     fn kick_quiet(&mut self, which: impl Fn(&mut Queue) -> bool) {
+        debug_assert!(self.quiet.len() <= self.queues.len());
         for id in &self.quiet {
             if let Some(entry) = self.queues.get_mut(id)
                 && which(&mut entry.queue)
@@ -291,7 +304,9 @@ impl Core {
         };
         self.sleeper.wait(sleep, ready)?;
         if sleep != Sleep::Not {
-            self.polling.slept(start.elapsed());
+            let slept = start.elapsed();
+            let whole = sleep.at_most().is_some_and(|most| slept >= most);
+            self.polling.slept(slept, whole);
             trace::event(trace::Kind::Wake, TraceId::default(), 0);
         }
         for registered in &mut self.bells {
@@ -323,24 +338,25 @@ impl Core {
         Ok(number)
     }
 
-    /// An engine for a queue of another process's disk.
-    fn attach_remote(&mut self, queue: &Queue) {
+    /// An engine for a queue of another process's disk. `false`: there is none.
+    fn attach_remote(&mut self, queue: &Queue) -> bool {
         let (disk, ram) = (queue.disk(), queue.ram());
         let Some(remote) = disk.remote() else {
-            return;
+            return false;
         };
         if self.remotes.attach(disk, ram) {
-            return;
+            return true;
         }
         let started = remote.start(ram).and_then(|engine| {
             let watch = self.watch(engine.event().as_raw_fd(), ReadWidth::Foreign, Watcher::Remote)?;
             self.remotes.add(disk, ram, engine, watch);
             Ok(())
         });
-        if let Err(error) = started {
+        if let Err(error) = &started {
             let path = disk.config().path.display();
             tracing::error!(%path, %error, "cannot serve a queue");
         }
+        started.is_ok()
     }
 
     fn detach_remote(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
@@ -445,8 +461,9 @@ impl Core {
                 Err(error) => tracing::error!(%error, "cannot start the thread pool"),
             }
         }
+        let mut attached = true;
         if queue.disk().remote().is_some() {
-            self.attach_remote(&queue);
+            attached = self.attach_remote(&queue);
         } else if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &queue)
         {
             engine.attach(queue.disk(), queue.ram());
@@ -459,6 +476,7 @@ impl Core {
             dirty: false,
             waiting: false,
             quiet: false,
+            attached,
         };
         self.queues.insert(id, entry);
         // What an earlier daemon left, and what came since.
@@ -496,12 +514,14 @@ impl Core {
                 continue;
             };
             entry.kicked = false;
-            if let Some(engine) =
-                engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &entry.queue)
-            {
-                entry.queue.set_quiet(self.polling.is_worth_it());
-                entry.queue.service(engine);
-            }
+            let engine = engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &entry.queue);
+            let Some(engine) = engine else {
+                // Nobody serves it, so nobody looks at it. Whoever waits for it to come to rest is told.
+                self.mark_dirty(id);
+                continue;
+            };
+            entry.queue.set_quiet(self.polling.is_worth_it());
+            entry.queue.service(engine);
             if entry.queue.wants_to_listen() && !entry.quiet {
                 entry.quiet = true;
                 self.quiet.push(id);
@@ -584,11 +604,21 @@ impl Core {
             }
             let waiting = std::mem::take(&mut entry.quiesced);
             if entry.leaving
-                && let Some(Entry { queue, .. }) = self.queues.remove(&id)
+                && let Some(Entry {
+                    queue,
+                    quiet,
+                    attached,
+                    ..
+                }) = self.queues.remove(&id)
             {
+                if quiet {
+                    self.quiet.retain(|other| *other != id);
+                }
                 let (disk, ram) = (queue.disk(), queue.ram());
                 if disk.remote().is_some() {
-                    self.detach_remote(disk, ram);
+                    if attached {
+                        self.detach_remote(disk, ram);
+                    }
                 } else if let Some(engine) =
                     engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &queue)
                 {

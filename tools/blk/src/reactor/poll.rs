@@ -29,24 +29,29 @@ impl Polling {
         }
     }
 
-    /// Calls `look` until it gives `true`, the time is up or `limit` has passed. Gives what it gave last.
-    pub fn look_on(&self, limit: Option<Duration>, mut look: impl FnMut() -> bool) -> bool {
-        let window = limit.map_or(self.window, |limit| limit.min(self.window));
-        if window.is_zero() {
-            return false;
+    /// Calls `look` until it gives `true`, or the time is up. Gives what it gave last, and how long that took.
+    pub fn look_on(&self, mut look: impl FnMut() -> bool) -> (bool, Duration) {
+        if self.window.is_zero() {
+            return (false, Duration::ZERO);
         }
         let start = Instant::now();
         loop {
             for _ in 0..LOOKS {
                 if look() {
-                    return true;
+                    return (true, start.elapsed());
                 }
                 relax();
             }
-            if start.elapsed() >= window {
-                return false;
+            let time = start.elapsed();
+            if time >= self.window {
+                return (false, time);
             }
         }
+    }
+
+    /// For how long [`Self::look_on`] would look.
+    pub const fn window(&self) -> Duration {
+        self.window
     }
 
     /// Whether [`Self::look_on`] would look.
@@ -54,13 +59,14 @@ impl Polling {
         !self.window.is_zero()
     }
 
-    /// The thread looked on in vain, if at all, and then slept for `idle`.
-    pub fn slept(&mut self, idle: Duration) {
-        self.window = if idle > self.longest {
-            Duration::ZERO
-        } else {
-            (self.window * 2).clamp(self.longest / FIRST, self.longest)
-        };
+    /// The thread looked on in vain, if at all, and then slept for `idle`; for as long as it wanted to, if it says so: then
+    /// nothing came that looking would have found.
+    pub fn slept(&mut self, idle: Duration, whole: bool) {
+        if idle > self.longest || (whole && self.window + idle > self.longest) {
+            self.window = Duration::ZERO;
+        } else if !whole {
+            self.window = (self.window * 2).clamp(self.longest / FIRST, self.longest);
+        }
     }
 }
 
@@ -87,39 +93,43 @@ mod tests {
     #[test]
     fn the_window_follows_the_sleeps() {
         let mut polling = Polling::new(us(100));
-        assert!(!polling.look_on(None, || unreachable!("nothing was short yet")));
+        assert!(!polling.look_on(|| unreachable!("nothing was short yet")).0);
         let mut windows = Vec::new();
         for idle in [30, 30, 90, 100, 50, 50, 101, 20] {
-            polling.slept(us(idle));
+            polling.slept(us(idle), false);
             windows.push(polling.window.as_micros());
         }
         assert_eq!(windows, [2, 4, 8, 16, 32, 64, 0, 2]);
+        // The time was up: nothing was there to be found.
+        for (idle, window) in [(30, 2), (98, 2), (99, 0), (30, 0)] {
+            polling.slept(us(idle), true);
+            assert_eq!(polling.window, us(window), "after {idle}");
+        }
     }
 
     #[test]
     fn it_ends_when_something_came_or_the_time_is_up() {
         let mut polling = Polling::new(us(10_000));
         for _ in 0..20 {
-            polling.slept(us(1));
+            polling.slept(us(1), false);
         }
         let mut looks = 0;
-        assert!(polling.look_on(None, || {
+        let (found, _) = polling.look_on(|| {
             looks += 1;
             looks == 10
-        }));
+        });
+        assert!(found);
         assert_eq!(looks, 10);
-        let start = Instant::now();
-        assert!(!polling.look_on(None, || false));
-        assert!(start.elapsed() >= us(10_000));
-        assert!(!polling.look_on(Some(Duration::ZERO), || unreachable!("no time")));
+        let (found, time) = polling.look_on(|| false);
+        assert!(!found);
+        assert!(time >= us(10_000), "{time:?}");
     }
 
     #[test]
     fn none_is_none() {
         let mut polling = Polling::new(Duration::ZERO);
-
-        polling.slept(Duration::ZERO);
+        polling.slept(Duration::ZERO, false);
         assert!(!polling.is_worth_it());
-        assert!(!polling.look_on(None, || unreachable!("polling is off")));
+        assert!(!polling.look_on(|| unreachable!("polling is off")).0);
     }
 }

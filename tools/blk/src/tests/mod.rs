@@ -14,6 +14,7 @@ mod faults;
 mod hostile;
 mod images;
 mod limits;
+mod looking;
 mod merging;
 mod mirror;
 mod neighbours;

@@ -1,14 +1,13 @@
 //! The reactor: bells, messages, quiescing, several queues, with and without io_uring.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::{Disk, EngineKind};
 use crate::queue::Queue;
 use crate::reactor::wait::eventfd;
@@ -72,7 +71,7 @@ impl Drop for Running {
 }
 
 /// A queue of the rig's own disk whose interrupts arrive on a channel.
-fn own_queue(rig: &Rig) -> (Queue, Receiver<()>) {
+pub fn own_queue(rig: &Rig) -> (Queue, Receiver<()>) {
     queue(rig, open_soon(&rig.config))
 }
 
@@ -132,15 +131,17 @@ fn messages_serve_a_queue() {
 
 /// A peer in shared memory, as EL2's ring is: a list of notified queues and an armed flag.
 #[derive(Default)]
-struct Peer {
-    notified: Mutex<Vec<QueueId>>,
+pub struct Peer {
+    pub notified: Mutex<Vec<QueueId>>,
     armed: AtomicBool,
-    rung: AtomicUsize,
+    pub rung: AtomicUsize,
     /// Times that it was armed.
-    arming: AtomicUsize,
+    pub arming: AtomicUsize,
+    /// Nanoseconds that the reactor looked on.
+    pub looked: AtomicU64,
 }
 
-struct PeerBell(Arc<Peer>);
+pub struct PeerBell(pub Arc<Peer>);
 
 impl Bell for PeerBell {
     fn rung(&mut self) {
@@ -157,6 +158,10 @@ impl Bell for PeerBell {
         !self.0.notified.lock().unwrap().is_empty()
     }
 
+    fn looked(&mut self, _found: bool, time: Duration) {
+        self.0.looked.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     fn arm(&mut self) -> bool {
         self.0.arming.fetch_add(1, Ordering::Relaxed);
         self.0.armed.store(true, Ordering::SeqCst);
@@ -169,7 +174,8 @@ impl Bell for PeerBell {
 }
 
 impl Peer {
-    fn notify(&self, id: QueueId, bell: &OwnedFd) {
+    /// The guest notifies a queue: who sleeps is rung for.
+    pub fn notify(&self, id: QueueId, bell: &OwnedFd) {
         self.notified.lock().unwrap().push(id);
         if self.armed.swap(false, Ordering::SeqCst) {
             std::io::Write::write_all(
@@ -220,92 +226,6 @@ fn a_bell_serves_many_queues() {
             }
         });
         assert!(peer.rung.load(Ordering::Relaxed) <= 800);
-    }
-}
-
-// Short sleeps make the reactor look on before the next; what comes meanwhile, from the peer, from a file or by message,
-// is served though nobody rings.
-#[test]
-fn what_comes_while_it_looks_on() {
-    for engine in [EngineKind::IoUring, EngineKind::Threads] {
-        let options = ReactorOptions {
-            // For hours from the first sleep on.
-            poll: Duration::from_secs(1_000_000),
-            ..ReactorOptions::default()
-        };
-        let reactor = Running::with(options);
-        let peer = Arc::new(Peer::default());
-        let bell = eventfd().unwrap();
-        let mut writer = std::fs::File::from(bell.try_clone().unwrap());
-        reactor
-            .handle
-            .add_bell(bell, ReadWidth::Eight, Box::new(PeerBell(peer.clone())));
-        let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
-        let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
-        rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-        reactor.handle.kick(id);
-        collect(&mut rig, &interrupts, 1);
-        // From here on there are no messages: it sleeps until it is rung, and once is enough.
-        for count in 1..=3 {
-            std::io::Write::write_all(&mut writer, &1_u64.to_ne_bytes()).unwrap();
-            let deadline = Instant::now() + PATIENCE;
-            while peer.rung.load(Ordering::Relaxed) < count {
-                assert!(Instant::now() < deadline);
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        let arming = peer.arming.load(Ordering::Relaxed);
-        for round in 0..100_u64 {
-            // Beyond what is copied on the spot.
-            let length = if round % 2 == 0 { 512 } else { 128 << 10 };
-            rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, length)));
-            match round % 3 {
-                0 => reactor.handle.kick(id),
-                1 => peer.notified.lock().unwrap().push(id),
-                // By the available ring alone: the driver is asked for no notification meanwhile.
-                _ => assert!(!rig.notification_wanted()),
-            }
-            collect(&mut rig, &interrupts, 1);
-        }
-        reactor.quiesce(id);
-        assert_eq!(peer.arming.load(Ordering::Relaxed), arming, "it never slept");
-    }
-}
-
-// A driver that notifies only when it is asked to, at all distances from the moment when the reactor stops looking and falls
-// asleep: none of its requests is missed, and some notifications are saved.
-#[test]
-fn notifications_are_saved_and_none_is_missed() {
-    for features in [ALL_FEATURES, ALL_FEATURES & !feature(VIRTIO_RING_F_EVENT_IDX)] {
-        let reactor = Running::with(ReactorOptions {
-            poll: Duration::from_millis(4),
-            ..ReactorOptions::default()
-        });
-        let peer = Arc::new(Peer::default());
-        let bell = eventfd().unwrap();
-        reactor.handle.add_bell(
-            bell.try_clone().unwrap(),
-            ReadWidth::Eight,
-            Box::new(PeerBell(peer.clone())),
-        );
-        let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
-        let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
-        let mut saved = 0;
-        for round in 0..300_u64 {
-            rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-            // The driver's half of 2.7.10: what was made available is visible before it looks at the wish.
-            std::sync::atomic::fence(Ordering::SeqCst);
-            if rig.notification_wanted() {
-                peer.notify(id, &bell);
-            } else {
-                saved += 1;
-            }
-            collect(&mut rig, &interrupts, 1);
-            std::thread::sleep(Duration::from_micros(round * 370 % 6000));
-        }
-        assert!(saved > 0, "every request was notified");
     }
 }
 

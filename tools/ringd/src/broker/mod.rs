@@ -122,8 +122,8 @@ pub struct Broker {
     host: Linux,
     /// This program.
     program: PathBuf,
-    /// `--run-dir` of it.
-    run_dir: PathBuf,
+    /// Its options, which the next program is to understand.
+    options: Vec<String>,
     /// The program that a granted upgrade goes on with.
     next: Option<PathBuf>,
 }
@@ -177,11 +177,11 @@ impl Broker {
     ///
     /// # Errors
     /// There is no hugetlbfs.
-    pub fn new(run_dir: PathBuf) -> anyhow::Result<Self> {
+    pub fn new(options: Vec<String>) -> anyhow::Result<Self> {
         Ok(Self {
             host: Linux::new("/".into()).context("no huge pages can be used")?,
             program: std::env::current_exe().context("cannot find this program")?,
-            run_dir,
+            options,
             next: None,
         })
     }
@@ -302,7 +302,7 @@ impl Broker {
             Ask::Connect(path) => return Ok((Answer::Done, Some(connect(&path)?))),
             Ask::Upgrade(path, abi) => {
                 let path = path.unwrap_or_else(|| self.program.clone());
-                check(&path, &self.run_dir, abi).map_err(|error| Failure::Other(format!("{error:#}")))?;
+                check(&path, &self.options, abi).map_err(|error| Failure::Other(format!("{error:#}")))?;
                 self.next = Some(path);
             }
         }
@@ -321,11 +321,11 @@ fn connect(path: &std::path::Path) -> io::Result<File> {
 }
 
 /// Asks a program whether it could take over what is here.
-fn check(program: &std::path::Path, run_dir: &std::path::Path, abi: u32) -> anyhow::Result<()> {
+fn check(program: &std::path::Path, options: &[String], abi: u32) -> anyhow::Result<()> {
     let shown = program.display();
     let mut child = Command::new(program)
-        .args(["--check-takeover", &abi.to_string(), "--run-dir"])
-        .arg(run_dir)
+        .args(["--check-takeover", &abi.to_string()])
+        .args(options)
         .stdin(std::process::Stdio::null())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ringblk::{Commands, ReadWidth, trace};
 use ringvisor::ring::Entry;
@@ -30,8 +31,12 @@ pub struct BellCounters {
     pub wakeups: AtomicU64,
     /// Those after which no ring had an entry.
     pub spurious_wakeups: AtomicU64,
-    /// Times that an entry was found by looking on before going to sleep.
+    /// Times that looking on before going to sleep found something.
     pub polled: AtomicU64,
+    /// Times that it did not.
+    pub polled_in_vain: AtomicU64,
+    /// Nanoseconds that the thread looked on.
+    pub polling_ns: AtomicU64,
     /// Entries taken.
     pub entries: AtomicU64,
     /// Those that were notifications of queues.
@@ -39,7 +44,10 @@ pub struct BellCounters {
 }
 
 fn add(counter: &AtomicU64, count: u64) {
-    counter.store(counter.load(Ordering::Relaxed) + count, Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(count),
+        Ordering::Relaxed,
+    );
 }
 
 /// The rings of all zones.
@@ -81,14 +89,21 @@ impl ringblk::Bell for Rings {
     }
 
     fn look(&self) -> bool {
-        let found = lock(&self.table).iter().any(|zone| {
+        lock(&self.table).iter().any(|zone| {
             let window = self.hv.shared().window(zone.number);
             zone.refresh || window.is_some_and(|window| zone.consumer.peek(&window.ring()).is_some())
-        });
-        if found {
-            add(&self.counters.polled, 1);
-        }
-        found
+        })
+    }
+
+    fn looked(&mut self, found: bool, time: Duration) {
+        let counter = if found {
+            &self.counters.polled
+        } else {
+            &self.counters.polled_in_vain
+        };
+        add(counter, 1);
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        add(&self.counters.polling_ns, time);
     }
 
     fn arm(&mut self) -> bool {

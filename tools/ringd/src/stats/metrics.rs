@@ -335,8 +335,18 @@ fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Res
         ),
         (
             "daemon_polled",
-            "Times that an entry was found before going to sleep",
+            "Times that looking on before going to sleep found something",
             daemon.polled,
+        ),
+        (
+            "daemon_polled_in_vain",
+            "Times that looking on before going to sleep found nothing",
+            daemon.polled_in_vain,
+        ),
+        (
+            "daemon_polling_nanoseconds",
+            "Time that the daemon looked on before going to sleep",
+            daemon.polling_ns,
         ),
         ("daemon_rounds", "Rounds of the reactor", daemon.rounds),
         ("daemon_entries", "Entries taken off the rings", daemon.entries),

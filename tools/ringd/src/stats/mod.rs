@@ -55,9 +55,15 @@ pub struct DaemonStats {
     pub wakeups: u64,
     /// Those after which no ring had an entry.
     pub spurious_wakeups: u64,
-    /// Times that it found an entry by looking on before going to sleep.
+    /// Times that it found something by looking on before going to sleep.
     #[serde(default)]
     pub polled: u64,
+    /// Times that it looked on and found nothing.
+    #[serde(default)]
+    pub polled_in_vain: u64,
+    /// Time that it looked on.
+    #[serde(default)]
+    pub polling_ns: u64,
     /// Rounds of the reactor.
     pub rounds: u64,
     /// Entries taken off the rings.
@@ -294,6 +300,8 @@ fn daemon_stats(registry: &Registry) -> DaemonStats {
         wakeups: get(&bell.wakeups),
         spurious_wakeups: get(&bell.spurious_wakeups),
         polled: get(&bell.polled),
+        polled_in_vain: get(&bell.polled_in_vain),
+        polling_ns: get(&bell.polling_ns),
         rounds: get(&bell.rounds),
         entries: get(&bell.entries),
         notifications: get(&bell.notifications),

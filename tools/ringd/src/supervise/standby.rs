@@ -91,7 +91,10 @@ impl Reserve {
             mut child, mut turn, ..
         } = standby;
         match turn.write_all(b"\n") {
-            Ok(()) => Some(child),
+            Ok(()) => {
+                tracing::info!("the next daemon, kept ready, takes over");
+                Some(child)
+            }
             // It has ended.
             Err(_) => {
                 let _ = child.kill();
