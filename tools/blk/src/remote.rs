@@ -72,7 +72,7 @@ pub trait Remote: Debug + Send + Sync {
 
 /// An engine whose operations another process carries out.
 pub trait RemoteEngine: Engine {
-    /// An `eventfd` that is readable when there may be something to [`Engine::reap`].
+    /// Becomes readable when there may be something to [`Engine::reap`]. It is polled, and never read.
     fn event(&self) -> Arc<File>;
 
     /// Whether there is something to reap; asks nobody for anything.

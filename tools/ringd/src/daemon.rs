@@ -257,7 +257,8 @@ fn worker(options: &Options) -> anyhow::Result<()> {
 
     let servers = broker.clone();
     let reach: ringvhost::front::Reach = Arc::new(move |path: &std::path::Path| servers.connect(path));
-    ringblk::remote::install(Arc::new(ringvhost::front::Driver::new(reach)));
+    let driver = ringvhost::front::Driver::new(reach).with_io_uring(!options.no_io_uring);
+    ringblk::remote::install(Arc::new(driver));
 
     // From here on without rights.
     tracing::debug!("restricted");

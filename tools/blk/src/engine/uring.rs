@@ -64,7 +64,8 @@ impl Watch {
     /// `read` to tell that the count has changed. io_uring must not call that: it finds the file readable, gets EAGAIN and
     /// asks again, 128 times (some 200 000 instructions), until it leaves the read to a thread. Of interest is only that
     /// there was one, which a multishot poll says at each wake-up, without being asked again. A foreign eventfd may be
-    /// non-blocking, for which a read of io_uring's ends at once; its count grows, which takes ages to matter.
+    /// non-blocking, for which a read of io_uring's ends at once; its count grows, which takes ages to matter, or does what
+    /// the other process wants, which harms that one.
     fn polls(&self) -> bool {
         self.width != ReadWidth::Eight
     }

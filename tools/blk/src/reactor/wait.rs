@@ -1,6 +1,7 @@
 //! How a reactor's thread sleeps: in `io_uring_enter`, or in `epoll_wait` where io_uring is not to be had.
 //!
-//! Either way a watched descriptor is read when it is readable, so that its owner only learns that it was.
+//! Either way a watched descriptor is read when it is readable, so that its owner only learns that it was. What other
+//! processes have too is not: they could make the read wait.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -15,7 +16,8 @@ pub enum ReadWidth {
     Four,
     /// An `eventfd` of this process: eight bytes. It is made blocking.
     Eight,
-    /// An `eventfd` that another process made and uses too: its flags are that one's, so they stay as they are.
+    /// An `eventfd` that another process uses too, or anything else that is polled: it is never read, its flags stay as they
+    /// are, and what counts is that it becomes readable once more.
     Foreign,
 }
 
@@ -158,7 +160,10 @@ impl Epoll {
     fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<usize> {
         let number = self.free.pop().unwrap_or(self.watches.len());
         let mut event = libc::epoll_event {
-            events: libc::EPOLLIN as u32,
+            events: match width {
+                ReadWidth::Foreign => libc::EPOLLIN | libc::EPOLLET,
+                ReadWidth::Four | ReadWidth::Eight => libc::EPOLLIN,
+            } as u32,
             u64: number as u64,
         };
         // SAFETY: the event outlives the call.
@@ -209,7 +214,7 @@ impl Epoll {
             let Some(&(fd, width)) = self.watches.get(watch) else {
                 continue;
             };
-            if self.read(fd, width) {
+            if width == ReadWidth::Foreign || self.read(fd, width) {
                 ready.push(Ready { watch });
             }
         }

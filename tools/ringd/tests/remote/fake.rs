@@ -15,6 +15,8 @@ use ringblk::device::feature;
 use ringblk::virtio::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC,
 };
+use ringvhost::front::DriverRing;
+use rustix::fs::OFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -47,6 +49,10 @@ pub struct Manners {
     pub block_size: u32,
     /// Answers nothing from this request on.
     pub mute_from: Option<u32>,
+    /// Ends each connection as soon as its queue is set up.
+    pub hasty: bool,
+    /// Has another number of sectors each time it is asked: one more than `sectors` every other time.
+    pub wavers: bool,
 }
 
 impl Default for Manners {
@@ -61,6 +67,8 @@ impl Default for Manners {
             sectors: 512,
             block_size: 512,
             mute_from: None,
+            hasty: false,
+            wavers: false,
         }
     }
 }
@@ -71,6 +79,7 @@ pub struct Given {
     rings: Arc<MmapRegion>,
     used: usize,
     call: Option<File>,
+    kick: Option<File>,
     /// To say that the disk has changed.
     pub notices: Option<UnixStream>,
     stream: UnixStream,
@@ -89,9 +98,44 @@ impl Given {
         }
     }
 
+    /// Requests that were ever made available, as a 16-bit number.
+    pub fn available(&self) -> u16 {
+        let [_, avail, used] = DriverRing::areas();
+        let offset = self.used - used + avail + 2;
+        let address = self.rings.as_ptr().wrapping_add(offset).cast::<AtomicU16>();
+        // SAFETY: in the mapping, which lives, and aligned: the ring is.
+        unsafe { &*address }.load(Ordering::Acquire)
+    }
+
+    /// Whoever writes to the kick or the call from now on waits.
+    pub fn fill_events(&self) {
+        for mut event in [&self.kick, &self.call].map(|event| event.as_ref().unwrap()) {
+            // A read of an empty one ends at once, as yet.
+            let _ = event.read(&mut [0; 8]);
+            rustix::fs::fcntl_setfl(event, OFlags::RDWR).unwrap();
+            event.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
+        }
+    }
+
+    /// The file of the memory with the ring.
+    pub fn file(&self) -> &File {
+        self.rings.file_offset().unwrap().file()
+    }
+
+    /// Ends the connection.
+    pub fn hang_up(&self) {
+        self.stream.shutdown(Shutdown::Both).unwrap();
+    }
+
     /// Says something that nobody has asked for.
     pub fn say(&self, bytes: &[u8]) {
         (&self.stream).write_all(bytes).unwrap();
+    }
+
+    /// Says that the disk has changed.
+    pub fn notice(&self) -> io::Result<()> {
+        let message = [2_u32, 1, 0].map(u32::to_ne_bytes).concat();
+        self.notices.as_ref().unwrap().write_all(&message)
     }
 }
 
@@ -166,6 +210,7 @@ fn serve(stream: &UnixStream, manners: &Mutex<Manners>, send: &Sender<Given>) ->
     // The last region of the table is the rings': where the front end has it, and the memory.
     let mut rings: Option<(u64, Arc<MmapRegion>)> = None;
     let (mut used, mut call, mut notices) = (0, None, None);
+    let mut asked = 0;
     loop {
         let (header, mut files) = header(stream)?;
         let [request, flags, size] = header;
@@ -184,7 +229,9 @@ fn serve(stream: &UnixStream, manners: &Mutex<Manners>, send: &Sender<Given>) ->
             GET_PROTOCOL_FEATURES => answer = Some(now.protocol.to_ne_bytes().to_vec()),
             GET_CONFIG => {
                 let mut config = body.clone();
-                config[12..20].copy_from_slice(&now.sectors.to_le_bytes());
+                asked += 1;
+                let more = u64::from(now.wavers && asked % 2 == 0);
+                config[12..20].copy_from_slice(&(now.sectors + more).to_le_bytes());
                 config[32..36].copy_from_slice(&now.block_size.to_le_bytes());
                 answer = Some(config);
             }
@@ -215,10 +262,14 @@ fn serve(stream: &UnixStream, manners: &Mutex<Manners>, send: &Sender<Given>) ->
         }
         if request == SET_VRING_KICK {
             let (_, rings) = rings.clone().expect("memory before a kick");
+            if now.hasty {
+                return Ok(());
+            }
             let _ = send.send(Given {
                 rings,
                 used,
                 call: call.take(),
+                kick: files.pop(),
                 notices: notices.take(),
                 stream: stream.try_clone()?,
             });

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
 use ringblk::device::feature;
@@ -244,6 +244,128 @@ fn a_disk_that_grows_or_shrinks_is_heard_of() {
     // A server that cannot tell is as good as others.
     small.change(|manners| manners.sectors = 2048);
     assert!(small.given.recv_timeout(PATIENCE).unwrap().notices.is_none());
+}
+
+/// It has the same files as the daemon: the memory with the rings, the events.
+#[test]
+fn a_server_cannot_stop_the_reactor_with_what_it_was_given() {
+    let _alone = alone();
+    for io_uring in [true, false] {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (socket, other) = (directory.path().join("sock"), directory.path().join("other"));
+        let fake = Fake::new(&socket, Manners::default());
+        let mut guest = Guest::new(io_uring);
+        guest.use_disk(open_soon(&socket));
+        let given = fake.given.recv_timeout(PATIENCE).unwrap();
+        for len in [0, 1 << 30] {
+            let error = given.file().set_len(len).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+        }
+        given.fill_events();
+        let at = BASE + BUFFERS;
+        guest.put(at, &[4; 512]);
+        guest.push(1, Request::Write { offset: 0 }, &[(at, 512)]);
+        guest.publish();
+        assert_eq!(guest.next(Duration::from_millis(200)), None);
+        assert_eq!(given.available(), 1);
+        // The reactor has other disks, and the next server of this one events of its own.
+        given.hang_up();
+        drop(given);
+        drop(fake);
+        let image = image(directory.path());
+        let server = Server::ringd(&socket, &image);
+        assert_eq!(guest.next(PATIENCE), Some((1, 0)));
+        assert_eq!(std::fs::read(&image).unwrap()[..512], [4; 512]);
+        guest.remove();
+        drop(server);
+        let _server = Server::ringd(&other, &image);
+        guest.use_disk(open_soon(&other));
+        assert_eq!(guest.run(Request::Read { offset: 0 }, &[(at + 512, 512)]), 0);
+        assert_eq!(guest.get(at + 512, 512), [4; 512]);
+    }
+}
+
+#[test]
+fn a_server_that_closes_at_once_is_not_asked_without_end() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("sock");
+    let fake = Fake::new(&socket, Manners::default());
+    let mut guest = Guest::new(true);
+    let disk = open_soon(&socket);
+    fake.change(|manners| manners.hasty = true);
+    guest.use_disk(disk);
+    fake.gone.recv_timeout(PATIENCE).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let connections = fake.gone.try_iter().count();
+    assert!((2..=11).contains(&connections), "{connections} in a second");
+    fake.change(|manners| manners.hasty = false);
+    fake.given.recv_timeout(PATIENCE).unwrap();
+}
+
+/// It goes on talking, though it is to go.
+#[test]
+fn a_server_that_was_sent_away_is_asked_nothing_more() {
+    let _alone = alone();
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let socket = directory.path().join("sock");
+    let fake = Fake::new(&socket, Manners::default());
+    let mut guest = Guest::new(true);
+    guest.use_disk(open_soon(&socket));
+    let given = fake.given.recv_timeout(PATIENCE).unwrap();
+    while fake.gone.try_recv().is_ok() {}
+    given.say(b"x");
+    fake.gone.recv_timeout(PATIENCE).expect("it is sent away");
+    for _ in 0..4 {
+        given.say(&[b'x'; 1 << 16]);
+        given.notice().unwrap_or_default();
+    }
+    let at = BASE + BUFFERS;
+    guest.put(at, &[8; 512]);
+    guest.push(1, Request::Write { offset: 0 }, &[(at, 512)]);
+    guest.publish();
+    assert_eq!(guest.next(Duration::from_millis(200)), None);
+    assert_eq!(given.available(), 0);
+    assert_eq!(fake.given.try_recv().err(), Some(TryRecvError::Empty));
+    drop(given);
+    drop(fake);
+    let image = image(directory.path());
+    let _server = Server::ringd(&socket, &image);
+    assert_eq!(guest.next(PATIENCE), Some((1, 0)));
+}
+
+#[test]
+fn sizes_are_heeded_ten_times_a_second_and_the_last_one_counts() {
+    let _alone = alone();
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("sock");
+    let fake = Fake::new(&socket, Manners::default());
+    let mut guest = Guest::new(true);
+    let disk = open_soon(&socket);
+    let (tell, told) = channel();
+    disk.remote()
+        .unwrap()
+        .on_resize(Box::new(move || tell.send(()).unwrap()));
+    guest.use_disk(disk.clone());
+    let given = fake.given.recv_timeout(PATIENCE).unwrap();
+    fake.change(|manners| manners.wavers = true);
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(1) {
+        given.notice().unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    fake.change(|manners| (manners.wavers, manners.sectors) = (false, 4096));
+    given.notice().unwrap();
+    while disk.remote().unwrap().size() != 4096 * 512 {
+        assert!(begin.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    let sizes = told.try_iter().count();
+    assert!(
+        sizes >= 2 && sizes as f64 <= 10.0 * seconds + 2.0,
+        "{sizes} in {seconds} s"
+    );
 }
 
 /// A daemon that takes a zone over knows what the guest knows, and need not wait for a server.

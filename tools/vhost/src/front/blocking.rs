@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use ringblk::remote::Blocking;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -21,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::connect::Connection;
 use super::link::Reach;
 use super::ring::{DriverRing, Request};
-use super::shared::SharedRings;
+use super::shared::{SharedRings, sealed};
 
 /// Bytes of memory for data, and most of one request.
 const ROOM: u64 = 1 << 20;
@@ -160,8 +159,7 @@ impl Session {
     fn new(front: &BlockingFront) -> io::Result<Self> {
         let stream = (front.reach)(&front.path)?;
         let mut connection = Connection::negotiate_within(stream, 1, front.patience).map_err(other)?;
-        let file = File::from(memfd_create(c"ringd data", MemfdFlags::CLOEXEC)?);
-        ftruncate(&file, ROOM)?;
+        let file = sealed(c"ringd data", ROOM)?;
         let mapping: MmapRegion =
             MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), ROOM as usize).map_err(other)?;
         let region = VhostUserMemoryRegionInfo {

@@ -16,10 +16,10 @@ use ringblk::GuestRam;
 use ringblk::engine::{Engine, IoDone, IoKind, IoOp};
 use ringblk::memory::IoVec;
 use ringblk::remote::{Blocking, Connector, Remembered, Remote, RemoteEngine};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::blocking::BlockingFront;
 use super::connect::{Connection, PATIENCE, Shape};
+use super::kick::{Kick, Threads};
 use super::link::{Known, Link, News, QUEUES, Reach, Shared};
 use super::ring::{Done, DriverRing, Request};
 use super::shared::SharedRings;
@@ -36,6 +36,7 @@ const SECTOR: u64 = ringblk::virtio::SECTOR_SIZE;
 pub struct Driver {
     reach: Reach,
     patience: Duration,
+    io_uring: bool,
 }
 
 impl Driver {
@@ -45,6 +46,7 @@ impl Driver {
         Self {
             reach,
             patience: PATIENCE,
+            io_uring: true,
         }
     }
 
@@ -52,6 +54,12 @@ impl Driver {
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {
         Self { patience, ..self }
+    }
+
+    /// Whether io_uring may be used, where the system has it, to kick servers.
+    #[must_use]
+    pub fn with_io_uring(self, io_uring: bool) -> Self {
+        Self { io_uring, ..self }
     }
 }
 
@@ -85,6 +93,8 @@ impl Driver {
             reach: self.reach.clone(),
             zeroes,
             patience: self.patience,
+            io_uring: self.io_uring,
+            threads: Threads::default(),
             blocking: BlockingFront::new(path.into(), self.reach.clone(), self.patience),
             known: Arc::new(Known {
                 size: AtomicU64::new(known.size),
@@ -102,6 +112,8 @@ struct ServedDisk {
     reach: Reach,
     zeroes: bool,
     patience: Duration,
+    io_uring: bool,
+    threads: Threads,
     /// Used while it moves.
     blocking: BlockingFront,
     known: Arc<Known>,
@@ -154,19 +166,10 @@ impl Remote for ServedDisk {
             known: self.known.clone(),
             ram: ram.clone(),
             patience: self.patience,
+            io_uring: self.io_uring,
+            threads: self.threads.clone(),
         };
-        Ok(Box::new(FrontEngine {
-            shared: link.start()?,
-            ram: ram.clone(),
-            up: None,
-            operations: BTreeMap::new(),
-            waiting: VecDeque::new(),
-            next: 0,
-            done: Vec::new(),
-            parts: Vec::new(),
-            leaving: Vec::new(),
-            waits: 0,
-        }))
+        Ok(Box::new(FrontEngine::new(link.start()?, ram.clone())))
     }
 }
 
@@ -183,7 +186,7 @@ struct Operation {
 struct Up {
     shape: Shape,
     rings: SharedRings,
-    kicks: Vec<EventFd>,
+    kicks: Vec<Kick>,
     /// The server has broken the rules; it is being waited for.
     faulty: bool,
 }
@@ -211,6 +214,21 @@ struct FrontEngine {
 const OF_QUEUE: u64 = 0xffff;
 
 impl FrontEngine {
+    fn new(shared: Arc<Shared>, ram: Arc<GuestRam>) -> Self {
+        Self {
+            shared,
+            ram,
+            up: None,
+            operations: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            next: 0,
+            done: Vec::new(),
+            parts: Vec::new(),
+            leaving: Vec::new(),
+            waits: 0,
+        }
+    }
+
     /// Puts into the rings what waits, as long as there is room.
     fn fill(&mut self) {
         while let Some(&key) = self.waiting.front() {
@@ -240,11 +258,10 @@ impl FrontEngine {
     }
 
     fn kick(&mut self) {
-        if let Some(up) = &mut self.up {
-            for (ring, kick) in up.rings.rings.iter_mut().zip(&up.kicks) {
+        if let Some(up) = self.up.as_mut().filter(|up| !up.faulty) {
+            for (ring, kick) in up.rings.rings.iter_mut().zip(&mut up.kicks) {
                 if ring.publish() {
-                    // A full counter has kicked already.
-                    let _ = kick.write(1);
+                    kick.kick();
                 }
             }
         }
@@ -297,9 +314,20 @@ impl FrontEngine {
                         faulty: false,
                     });
                 }
+                News::Faulty => {
+                    self.take_answers();
+                    if let Some(up) = &mut self.up {
+                        up.faulty = true;
+                    }
+                }
                 News::Down => {
                     self.take_answers();
                     self.up = None;
+                    // Somebody waits for these to be let go of, which they are now: the next server may already be there,
+                    // and does not get them.
+                    let leaving = &self.leaving;
+                    self.operations
+                        .retain(|_, operation| !leaving.contains(&(operation.op.tag & !OF_QUEUE)));
                     // All of it again, also what waited for a flush: the next server may not have it.
                     for operation in self.operations.values_mut() {
                         operation.written = false;
@@ -336,7 +364,9 @@ impl FrontEngine {
                 Ok(Some(done)) => self.answered(done),
                 Ok(None) => queue += 1,
                 Err(nonsense) => {
-                    tracing::error!(%nonsense, "the disk's server is sent away");
+                    if self.shared.talk.may() {
+                        tracing::error!(%nonsense, "the disk's server is sent away");
+                    }
                     up.faulty = true;
                     self.shared.hang_up();
                 }
@@ -475,10 +505,16 @@ impl RemoteEngine for FrontEngine {
 
     fn abandon(&mut self, tag_base: u64) -> bool {
         self.look();
+        let of = |tag: u64| tag & !OF_QUEUE == tag_base;
         if self.up.is_none() {
-            self.operations
-                .retain(|_, operation| operation.op.tag & !OF_QUEUE != tag_base);
+            self.operations.retain(|_, operation| !of(operation.op.tag));
             self.forget_who_left();
+        }
+        if self.done.iter().any(|done| of(done.tag)) {
+            // Reaped before anybody sleeps.
+            return false;
+        }
+        if !self.operations.values().any(|operation| of(operation.op.tag)) {
             return true;
         }
         if !self.leaving.contains(&tag_base) {
@@ -495,5 +531,79 @@ impl RemoteEngine for FrontEngine {
 impl Drop for FrontEngine {
     fn drop(&mut self) {
         self.shared.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringblk::{Disk, DiskConfig};
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+
+    fn up() -> News {
+        News::Up {
+            shape: Shape {
+                size: 1 << 20,
+                block_size: 512,
+                readonly: false,
+                flush: true,
+                discard: 0,
+                zeroes: 0,
+                segments: 1,
+                queues: 1,
+                features: 0,
+            },
+            rings: SharedRings::new(1, false).unwrap(),
+            kicks: Vec::new(),
+        }
+    }
+
+    /// The next server may be there before anybody has looked.
+    #[test]
+    fn who_leaves_is_let_go_when_the_server_goes() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        // An operation names an image, of which the engine makes nothing.
+        let disk = Disk::open(&DiskConfig {
+            path: file.path().into(),
+            ..DiskConfig::default()
+        })
+        .unwrap();
+        let shared = Shared::alone();
+        let mut engine = FrontEngine::new(shared.clone(), GuestRam::new(memory).unwrap());
+        shared.hear(up());
+        let (leaving, staying) = (1 << 16, 2 << 16);
+        for tag in [leaving, staying] {
+            let op = IoOp {
+                tag,
+                image: disk.image(),
+                kind: IoKind::Sync,
+                iov: std::ptr::null(),
+                count: 0,
+                offset: 0,
+                len: 0,
+                immediate: false,
+            };
+            // SAFETY: it has no buffers.
+            unsafe { engine.push(op) };
+        }
+        assert!(!engine.abandon(leaving));
+        shared.hear(News::Down);
+        shared.hear(up());
+        assert!(engine.abandon(leaving), "nobody works at it");
+        assert!(engine.leaving.is_empty());
+        let rings = |engine: &FrontEngine| engine.up.as_ref().unwrap().rings.rings[0].outstanding();
+        assert_eq!(rings(&engine), 1, "the other queue's is asked again");
+        // Of one that has broken the rules nothing more is asked.
+        shared.hear(News::Faulty);
+        assert!(!engine.abandon(staying));
+        let again = engine.operations.values().next().unwrap().op;
+        // SAFETY: as above.
+        unsafe { engine.push(again) };
+        engine.submit();
+        assert_eq!(rings(&engine), 1);
+        assert!(!engine.arm());
     }
 }

@@ -1,11 +1,12 @@
 //! [`Link`]: the thread that keeps a server connected. It negotiates, hands the rings of each connection to the engine
 //! ([`super::engine`]), tells it when the server has gone, and the disk's user when its size has changed.
 
+use std::error::Error;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,11 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ringblk::GuestRam;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use vhost::VhostUserMemoryRegionInfo;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::connect::{Connection, FrontError, Shape};
+use super::kick::{Kick, Threads};
 use super::notices::{Notice, Notices};
 use super::shared::SharedRings;
 
@@ -27,6 +29,17 @@ pub const QUEUES: u16 = 4;
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often it is said that a server is not there: attempts.
 const REMINDER: u32 = 100;
+/// A connection that lasts less is followed by a pause.
+const STEADY: Duration = Duration::from_secs(1);
+/// Between looks at the channel for notices that has had one: what a server says in between is heeded once, together.
+const NOTICE_PAUSE: Duration = Duration::from_millis(100);
+/// Most notices of one look.
+const NOTICES: usize = 1000;
+/// Between looks at what a server that was sent away goes on saying.
+const AWAY_PAUSE: Duration = Duration::from_millis(10);
+/// Lines about a server, at most so many in a time.
+const LINES: u32 = 20;
+const LINES_TIME: Duration = Duration::from_secs(10);
 
 /// How a server's socket is reached.
 pub type Reach = Arc<dyn Fn(&Path) -> io::Result<UnixStream> + Send + Sync>;
@@ -81,15 +94,47 @@ impl Known {
         Ok(())
     }
 
-    fn resize(&self, path: &Path, size: u64) {
+    fn resize(&self, path: &Path, size: u64, talk: &Talk) {
         let before = self.size.swap(size, Ordering::Relaxed);
         if before == size {
             return;
         }
-        tracing::info!(path = %path.display(), before, size, "the served disk has another size");
+        if talk.may() {
+            tracing::info!(path = %path.display(), before, size, "the served disk has another size");
+        }
         if let Some(tell) = &*locked(&self.resized) {
             tell();
         }
+    }
+}
+
+/// How much is said of a server in the log: it may come, go and do wrong as often as it likes.
+#[derive(Default)]
+pub struct Talk(Mutex<Option<Lines>>);
+
+struct Lines {
+    begun: Instant,
+    said: u32,
+}
+
+impl Talk {
+    /// Whether there may be one more line.
+    pub fn may(&self) -> bool {
+        self.may_at(Instant::now())
+    }
+
+    fn may_at(&self, now: Instant) -> bool {
+        let mut lines = locked(&self.0);
+        let fresh = Lines { begun: now, said: 0 };
+        let lines = match &mut *lines {
+            Some(lines) if now.saturating_duration_since(lines.begun) < LINES_TIME => lines,
+            other => other.insert(fresh),
+        };
+        lines.said = lines.said.saturating_add(1);
+        if lines.said == LINES {
+            tracing::warn!("too much is to be said of a disk's server: no more for {LINES_TIME:?}");
+        }
+        lines.said < LINES
     }
 }
 
@@ -102,16 +147,26 @@ pub enum News {
         /// Its rings.
         rings: SharedRings,
         /// What each is kicked with.
-        kicks: Vec<EventFd>,
+        kicks: Vec<Kick>,
     },
+    /// It has broken the rules, and is to go: nothing more is asked of it, and nothing that it answers counts.
+    Faulty,
     /// It has gone; nobody touches what is in flight.
     Down,
 }
 
 /// Shared by the thread and the engine.
 pub struct Shared {
-    /// Signalled by the server when requests are done, and by the thread with news.
+    /// Readable when the server has said that requests are done, or the thread has news: an epoll instance, so that each
+    /// connection can have an event of its own. The server has that one too, so nobody here reads or writes it: it could be
+    /// made to wait. It is polled, and goes with its connection, in whatever state the server has left it.
     pub event: Arc<File>,
+    /// Signalled by the thread: nobody else has it.
+    told: File,
+    /// What is said of the server.
+    pub talk: Talk,
+    /// The server of now has been told to go.
+    sent_away: AtomicBool,
     news: Mutex<Vec<News>>,
     has_news: AtomicBool,
     /// Told to end.
@@ -129,6 +184,24 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    fn new() -> io::Result<Arc<Self>> {
+        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(File::from);
+        let (all, told) = (epoll::create(epoll::CreateFlags::CLOEXEC)?, event()?);
+        watch(&all, &told)?;
+        Ok(Arc::new(Self {
+            event: Arc::new(all.into()),
+            told,
+            talk: Talk::default(),
+            sent_away: AtomicBool::new(false),
+            news: Mutex::default(),
+            has_news: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+            leaving: AtomicU64::new(0),
+            wake: event()?,
+            stream: Mutex::default(),
+        }))
+    }
+
     /// What is new since the last time.
     pub fn take_news(&self) -> Vec<News> {
         if !self.has_news.swap(false, Ordering::Acquire) {
@@ -145,12 +218,13 @@ impl Shared {
     fn tell(&self, news: News) {
         locked(&self.news).push(news);
         self.has_news.store(true, Ordering::Release);
-        let _ = (&*self.event).write(&1_u64.to_ne_bytes());
+        let _ = (&self.told).write(&1_u64.to_ne_bytes());
     }
 
     /// The server wrote nonsense: it is told to go. What it works at is known to be free when it has closed the
     /// connection, or died.
     pub fn hang_up(&self) {
+        self.sent_away.store(true, Ordering::Release);
         if let Some(stream) = &*locked(&self.stream) {
             let _ = stream.shutdown(Shutdown::Write);
         }
@@ -175,8 +249,16 @@ impl Shared {
         let _ = (&self.wake).write(&1_u64.to_ne_bytes());
     }
 
+    fn is_sent_away(&self) -> bool {
+        self.sent_away.load(Ordering::Acquire)
+    }
+
     fn is_ending(&self) -> bool {
         self.ending.load(Ordering::Acquire)
+    }
+
+    fn pause(&self, time: Duration) {
+        self.sleep([], Some(time));
     }
 
     /// Sleeps until woken, or one of `fds` is readable or closed: which are.
@@ -230,6 +312,50 @@ pub struct Link {
     pub ram: Arc<GuestRam>,
     /// How long a server may take for an answer, and for letting go of requests that nobody wants any more.
     pub patience: Duration,
+    /// Whether servers are kicked by io_urings.
+    pub io_uring: bool,
+    /// Those that kick servers otherwise.
+    pub threads: Threads,
+}
+
+/// Readable `event` makes `epoll` readable.
+fn watch(epoll: impl AsFd, event: impl AsFd) -> io::Result<()> {
+    let flags = epoll::EventFlags::IN;
+    Ok(epoll::add(epoll, event, epoll::EventData::new_u64(0), flags)?)
+}
+
+/// What a server signals, as long as its connection lasts.
+struct Call<'a> {
+    shared: &'a Shared,
+    event: EventFd,
+}
+
+impl<'a> Call<'a> {
+    fn new(shared: &'a Shared) -> io::Result<Self> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let call = Self { shared, event };
+        watch(&call.shared.event, call.fd())?;
+        Ok(call)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: open as long as `self`.
+        unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) }
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        // The server may keep it open.
+        let _ = epoll::delete(&self.shared.event, self.fd());
+    }
+}
+
+/// A server that works at rings of ours.
+struct Session<'a> {
+    connection: Connection,
+    notices: Option<Notices>,
+    _call: Call<'a>,
 }
 
 impl Link {
@@ -238,16 +364,7 @@ impl Link {
     /// # Errors
     /// No threads or descriptors are left.
     pub fn start(self) -> io::Result<Arc<Shared>> {
-        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(File::from);
-        let shared = Arc::new(Shared {
-            event: Arc::new(event()?),
-            news: Mutex::default(),
-            has_news: AtomicBool::new(false),
-            ending: AtomicBool::new(false),
-            leaving: AtomicU64::new(0),
-            wake: event()?,
-            stream: Mutex::default(),
-        });
+        let shared = Shared::new()?;
         let result = shared.clone();
         std::thread::Builder::new()
             .name("vhost-user".into())
@@ -260,29 +377,40 @@ impl Link {
         let mut said = String::new();
         while !shared.is_ending() {
             match self.connect(shared) {
-                Ok((mut connection, notices)) => {
+                Ok(session) => {
                     (attempts, said) = (0, String::new());
-                    self.attend(shared, &mut connection, notices);
+                    let begun = Instant::now();
+                    self.attend(shared, session);
                     *locked(&shared.stream) = None;
                     shared.tell(News::Down);
+                    if begun.elapsed() < STEADY {
+                        shared.pause(PAUSE);
+                    }
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    if attempts.is_multiple_of(REMINDER) || error != said {
+                    if (attempts.is_multiple_of(REMINDER) || error != said) && shared.talk.may() {
                         let path = self.path.display();
                         tracing::warn!(%path, %error, "the disk's server cannot be used: its requests wait");
                     }
                     said = error;
                     attempts = attempts.wrapping_add(1);
-                    shared.sleep([], Some(PAUSE));
+                    shared.pause(PAUSE);
                 }
             }
         }
     }
 
     /// Until the server goes, or the engine does.
-    fn attend(&self, shared: &Shared, connection: &mut Connection, mut notices: Option<Notices>) {
+    fn attend(&self, shared: &Shared, session: Session<'_>) {
+        let Session {
+            mut connection,
+            mut notices,
+            _call,
+        } = session;
         let path = self.path.display();
+        let mut heed_from = Instant::now();
+        let mut said = vec![0; 1 << 16];
         let mut limit = Limit {
             patience: self.patience,
             wait: None,
@@ -295,8 +423,8 @@ impl Link {
                 }
                 return;
             }
-            let left = limit.left(shared.leaving.load(Ordering::Acquire));
-            if left == Some(Duration::ZERO) {
+            let mut time = limit.left(shared.leaving.load(Ordering::Acquire));
+            if time == Some(Duration::ZERO) {
                 tracing::error!(
                     %path,
                     patience = ?self.patience,
@@ -305,42 +433,40 @@ impl Link {
                 let _ = connection.stream().shutdown(Shutdown::Both);
                 return;
             }
+            if shared.is_sent_away() {
+                notices = None;
+            }
+            let calm = heed_from.saturating_duration_since(Instant::now());
+            if notices.is_some() && !calm.is_zero() {
+                time = Some(time.map_or(calm, |time| time.min(calm)));
+            }
             let fds = [
                 Some(connection.stream().as_fd()),
-                notices.as_ref().map(Notices::fd),
+                notices.as_ref().filter(|_| calm.is_zero()).map(Notices::fd),
             ];
-            let [stream, noticed] = shared.sleep(fds, left);
+            let [stream, noticed] = shared.sleep(fds, time);
             if noticed && let Some(channel) = &mut notices {
-                match channel.take() {
-                    Ok(Notice::None) => {}
-                    Ok(Notice::Closed) => notices = None,
-                    Ok(Notice::Changed) => match connection.reread() {
-                        Ok(shape) => self.known.resize(&self.path, shape.size),
-                        Err(error) => {
-                            tracing::error!(%path, %error, "the disk's server is sent away");
-                            shared.hang_up();
-                        }
-                    },
-                    Err(error) => {
-                        tracing::error!(%path, %error, "the disk's server is sent away");
-                        shared.hang_up();
-                        notices = None;
-                    }
+                heed_from = Instant::now() + NOTICE_PAUSE;
+                match self.heed(shared, &mut connection, channel) {
+                    Ok(true) => {}
+                    Ok(false) => notices = None,
+                    Err(error) => self.send_away(shared, &*error),
                 }
             }
             if !stream {
                 continue;
             }
-            let mut byte = [0];
-            match connection.stream().read(&mut byte) {
+            match connection.stream().read(&mut said) {
                 // A server that says something unasked.
                 Ok(1..) => {
-                    tracing::error!(%path, "the disk's server is sent away: it answers what was not asked");
-                    shared.hang_up();
+                    if !shared.is_sent_away() {
+                        self.send_away(shared, "it answers what was not asked");
+                    }
+                    shared.pause(AWAY_PAUSE);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => {
-                    if !shared.is_ending() {
+                    if !shared.is_ending() && shared.talk.may() {
                         tracing::warn!(%path, "the disk's server has gone: its requests wait");
                     }
                     return;
@@ -349,8 +475,41 @@ impl Link {
         }
     }
 
+    /// Takes what has come on the channel for notices, and asks once what has changed. `false`: the channel is closed.
+    fn heed(
+        &self,
+        shared: &Shared,
+        connection: &mut Connection,
+        channel: &mut Notices,
+    ) -> Result<bool, Box<dyn Error>> {
+        let (mut changed, mut open) = (false, true);
+        for _ in 0..NOTICES {
+            match channel.take()? {
+                Notice::None => break,
+                Notice::Changed => changed = true,
+                Notice::Closed => {
+                    open = false;
+                    break;
+                }
+            }
+        }
+        if changed {
+            let size = connection.reread()?.size;
+            self.known.resize(&self.path, size, &shared.talk);
+        }
+        Ok(open)
+    }
+
+    fn send_away<E: fmt::Display + ?Sized>(&self, shared: &Shared, error: &E) {
+        if shared.talk.may() {
+            tracing::error!(path = %self.path.display(), %error, "the disk's server is sent away");
+        }
+        shared.hang_up();
+        shared.tell(News::Faulty);
+    }
+
     /// Connects, and has the server begin.
-    fn connect(&self, shared: &Shared) -> Result<(Connection, Option<Notices>), FrontError> {
+    fn connect<'a>(&self, shared: &'a Shared) -> Result<Session<'a>, FrontError> {
         let system = |what| move |source: io::Error| FrontError::System { what, source };
         let stream = (self.reach)(&self.path).map_err(system("cannot connect"))?;
         let mut connection = Connection::negotiate_within(stream, QUEUES, self.patience)?;
@@ -358,25 +517,29 @@ impl Link {
         self.known.check(&shape)?;
         let rings = SharedRings::new(shape.queues, connection.event_idx())
             .map_err(system("cannot make the rings"))?;
-        // Neither side may be made to wait.
-        let kicks = (0..shape.queues).map(|_| EventFd::new(EFD_NONBLOCK));
+        let kicks = (0..shape.queues).map(|_| Kick::new(self.io_uring, &self.threads));
         let kicks = kicks.collect::<Result<Vec<_>, _>>();
         let kicks = kicks.map_err(system("cannot make an event"))?;
-        let call = shared
-            .event
-            .try_clone()
-            .map_err(system("cannot copy a descriptor"))?;
-        // SAFETY: the descriptor is this copy's alone.
-        let call = unsafe { EventFd::from_raw_fd(call.into_raw_fd()) };
+        let theirs = kicks.iter().map(Kick::for_server).collect::<Result<Vec<_>, _>>();
+        let theirs = theirs.map_err(system("cannot copy a descriptor"))?;
+        let call = Call::new(shared).map_err(system("cannot make an event"))?;
         let guest = self.memory()?;
         let notices = connection.notices()?;
-        connection.start(&guest, &rings, &kicks, &call)?;
+        connection.start(&guest, &rings, &theirs, &call.event)?;
         let stream = connection.stream().try_clone();
-        *locked(&shared.stream) = Some(stream.map_err(system("cannot copy a descriptor"))?);
-        tracing::info!(path = %self.path.display(), queues = shape.queues, "connected to the disk's server");
-        self.known.resize(&self.path, shape.size);
+        let stream = stream.map_err(system("cannot copy a descriptor"))?;
+        shared.sent_away.store(false, Ordering::Release);
+        *locked(&shared.stream) = Some(stream);
+        if shared.talk.may() {
+            tracing::info!(path = %self.path.display(), queues = shape.queues, "connected to the disk's server");
+        }
+        self.known.resize(&self.path, shape.size, &shared.talk);
         shared.tell(News::Up { shape, rings, kicks });
-        Ok((connection, notices))
+        Ok(Session {
+            connection,
+            notices,
+            _call: call,
+        })
     }
 
     fn memory(&self) -> Result<Vec<VhostUserMemoryRegionInfo>, FrontError> {
@@ -394,5 +557,53 @@ impl Link {
             });
         }
         Ok(table)
+    }
+}
+
+#[cfg(test)]
+impl Shared {
+    /// Without a thread.
+    pub fn alone() -> Arc<Self> {
+        Self::new().unwrap()
+    }
+
+    /// As the thread does.
+    pub fn hear(&self, news: News) {
+        self.tell(news);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn not_too_much_is_said_of_a_server() {
+        let (talk, begun) = (Talk::default(), Instant::now());
+        let said = |from: u64| {
+            let times = (0..1000).map(|ms| begun + Duration::from_millis(from + ms));
+            times.filter(|&now| talk.may_at(now)).count()
+        };
+        assert_eq!(said(0), 19);
+        assert_eq!(said(5_000), 0);
+        assert_eq!(said(10_000), 19);
+    }
+
+    #[test]
+    fn a_call_counts_as_long_as_its_connection() {
+        let shared = Shared::alone();
+        let readable = || {
+            let mut polled = [PollFd::new(&*shared.event, PollFlags::IN)];
+            poll(&mut polled, Some(&Timespec::default())).unwrap() == 1
+        };
+        assert!(!readable());
+        let call = Call::new(&shared).unwrap();
+        let server = call.event.try_clone().unwrap();
+        server.write(u64::MAX - 1).unwrap();
+        assert!(readable());
+        drop(call);
+        assert!(!readable());
+        shared.tell(News::Down);
+        assert!(readable());
     }
 }

@@ -8,6 +8,7 @@
 mod blocking;
 pub mod connect;
 mod engine;
+mod kick;
 mod link;
 pub mod notices;
 pub mod ring;

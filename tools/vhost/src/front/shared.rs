@@ -2,12 +2,13 @@
 //!
 //! Each connection gets new memory: a server whose connection has ended may still have the old one mapped.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vhost::{VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -15,6 +16,18 @@ use super::ring::{self, DriverRing};
 
 /// Where the server is told that our memory is, guest-physical: above any guest's RAM.
 const BASE: u64 = 1 << 46;
+
+/// Memory that a server may have: it can be written, and is of this size for good. A server that could make it shorter
+/// would end us, by SIGBUS, when we look at it next.
+///
+/// # Errors
+/// There is no memory.
+pub(super) fn sealed(name: &CStr, size: u64) -> io::Result<File> {
+    let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&file, size)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file.into())
+}
 
 /// The rings of one connection.
 pub struct SharedRings {
@@ -31,8 +44,7 @@ impl SharedRings {
     /// There is no memory.
     pub fn new(count: u16, event_idx: bool) -> io::Result<Self> {
         let size = ring::BYTES * usize::from(count);
-        let file = File::from(memfd_create(c"ringd rings", MemfdFlags::CLOEXEC)?);
-        ftruncate(&file, size as u64)?;
+        let file = sealed(c"ringd rings", size as u64)?;
         let mapping = MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), size);
         let mapping = Arc::new(mapping.map_err(io::Error::other)?);
         let rings = (0..usize::from(count)).map(|number| {
