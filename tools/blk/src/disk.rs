@@ -306,6 +306,7 @@ impl Disk {
             }
             Blocking::Sync => (IoKind::Sync, 0),
             Blocking::Zero { len, unmap } => (IoKind::WriteZeroes { unmap }, len),
+            Blocking::Discard { len } => (IoKind::Discard, len),
         };
         // SAFETY: there are no buffers.
         unsafe { self.image.run(kind, &[], offset, len) }.map(drop)
@@ -399,6 +400,12 @@ impl Disk {
             Image::Remote(remote) => Some(remote),
             _ => None,
         }
+    }
+
+    /// How often something that [`Self::perform`] wrote may have been lost, with a server that went.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.remote().map_or(0, |remote| remote.losses())
     }
 
     /// Bytes of a logical block of the backing device; 512 for a file.

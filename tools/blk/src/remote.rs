@@ -44,6 +44,11 @@ pub enum Blocking<'a> {
         /// Whether they may.
         unmap: bool,
     },
+    /// The blocks of so many bytes may be given back, and nobody says what these read.
+    Discard {
+        /// Bytes.
+        len: u64,
+    },
 }
 
 /// A disk in another process.
@@ -63,6 +68,11 @@ pub trait Remote: Debug + Send + Sync {
     /// # Errors
     /// What the system, or the other process, said.
     fn perform(&self, what: Blocking<'_>, offset: u64) -> std::io::Result<()>;
+    /// How often something that [`Self::perform`] wrote may have been lost, with a process that went before it made that
+    /// durable.
+    fn losses(&self) -> u64 {
+        0
+    }
     /// Begins to work, with buffers in this memory.
     ///
     /// # Errors
@@ -128,11 +138,11 @@ pub(crate) unsafe fn run(
     offset: u64,
     len: u64,
 ) -> std::io::Result<usize> {
-    let zero = |unmap| remote.perform(Blocking::Zero { len, unmap }, offset).map(|()| 0);
+    let range = |what| remote.perform(what, offset).map(|()| 0);
     match kind {
         IoKind::Sync => remote.perform(Blocking::Sync, 0).map(|()| 0),
-        IoKind::Discard => zero(true),
-        IoKind::WriteZeroes { unmap } => zero(unmap),
+        IoKind::Discard => range(Blocking::Discard { len }),
+        IoKind::WriteZeroes { unmap } => range(Blocking::Zero { len, unmap }),
         IoKind::Read | IoKind::Write | IoKind::WriteDurable => {
             let len = usize::try_from(len).unwrap_or(BOUNCE_MAX).min(BOUNCE_MAX);
             let mut bounce = Bounce::new(len as u64);

@@ -13,21 +13,25 @@
 //! 4. *The progress outlives the process*: it is in memory of a file. It grows after the target has a chunk, and is zero before
 //!    a write is answered that the target failed. So a daemon that finds it after a SIGKILL goes on from there, having run
 //!    again, through a mirror, what the in-flight log has: that is all that the target may lack.
+//! 5. *What was lost is missed.* A server that goes takes with it what it had not made durable; that it may have is counted
+//!    ([`Remote::losses`]), and all is compared anew ([`compare`]).
 //!
 //! A mirror is a [`Remote`], because it has an engine of its own.
 
+mod compare;
 mod engine;
 mod ranges;
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disk::Disk;
 use crate::image::bounce::{BOUNCE_MAX, Bounce};
 use crate::memory::{GuestRam, Slots};
 use crate::remote::{Blocking, Remote, RemoteEngine};
+use compare::Pass;
 use engine::MirrorEngine;
 use ranges::Ranges;
 
@@ -126,6 +130,11 @@ pub struct Mirror {
     progress: Progress,
     /// Why the target is of no use any more.
     failed: Mutex<Option<String>>,
+    pass: Mutex<Pass>,
+    /// Bytes that were copied again.
+    mended: AtomicU64,
+    /// Zeroes that are copied take no blocks.
+    sparse: AtomicBool,
 }
 
 impl Mirror {
@@ -146,7 +155,11 @@ impl Mirror {
         if found > expected {
             return Err(MirrorError::Blocks { found, expected });
         }
+        let losses = source.losses().wrapping_add(target.losses());
         Ok(Arc::new(Self {
+            pass: Mutex::new(Pass::new(losses, progress.get() > 0)),
+            mended: AtomicU64::new(0),
+            sparse: AtomicBool::new(true),
             source,
             target,
             size,
@@ -154,6 +167,11 @@ impl Mirror {
             progress,
             failed: Mutex::default(),
         }))
+    }
+
+    /// The target keeps the blocks that it has: zeroes that are copied are no holes.
+    pub fn keep_blocks(&self) {
+        self.sparse.store(false, Ordering::Relaxed);
     }
 
     /// Bytes to be moved.
@@ -215,15 +233,7 @@ impl Mirror {
         let bytes = part(&mut bounce, len);
         let _held = self.ranges.hold(offset, len);
         self.read_source(bytes, offset)?;
-        let written = if bytes.iter().all(|&byte| byte == 0) {
-            zero(&self.target, offset, len)
-        } else {
-            self.target.perform(Blocking::Write(bytes, false), offset)
-        };
-        if let Err(error) = written {
-            self.fail(&error.to_string());
-        }
-        self.check()?;
+        self.fill(bytes, offset)?;
         // A write elsewhere may fail at this moment, and set it to zero.
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         if failed.is_none() {
@@ -232,46 +242,34 @@ impl Mirror {
         Ok(Step::More)
     }
 
-    /// Makes the target durable, after all is copied.
-    ///
-    /// # Errors
-    /// As for [`Self::copy`].
-    pub fn sync(&self) -> Result<(), MirrorError> {
-        if let Err(error) = self.target.perform(Blocking::Sync, 0) {
+    /// Gives the target these bytes of the source. Their range is held.
+    fn fill(&self, bytes: &[u8], offset: u64) -> Result<(), MirrorError> {
+        let written = if bytes.iter().all(|&byte| byte == 0) {
+            let unmap = self.sparse.load(Ordering::Relaxed);
+            zero(&self.target, offset, bytes.len() as u64, unmap)
+        } else {
+            self.target.perform(Blocking::Write(bytes, false), offset)
+        };
+        if let Err(error) = written {
             self.fail(&error.to_string());
         }
         self.check()
     }
 
-    /// Compares the chunk at `offset`, which moves on.
-    ///
-    /// # Errors
-    /// As for [`Self::copy`], or they differ.
-    pub fn verify(&self, offset: &mut u64) -> Result<Step, MirrorError> {
-        self.check()?;
-        let at = *offset;
-        let len = CHUNK.min(self.size.saturating_sub(at));
-        if len == 0 {
-            return Ok(Step::End);
-        }
-        let (mut one, mut other) = (Bounce::new(len), Bounce::new(len));
-        let _held = self.ranges.hold(at, len);
-        self.read_source(part(&mut one, len), at)?;
-        if let Err(error) = self.target.perform(Blocking::Read(part(&mut other, len)), at) {
-            self.fail(&error.to_string());
-        }
-        self.check()?;
-        if part(&mut one, len) != part(&mut other, len) {
-            self.fail("it differs from the disk");
-            return Err(MirrorError::Differs { offset: at });
-        }
-        *offset = at + len;
-        Ok(Step::More)
-    }
-
     fn read_source(&self, bytes: &mut [u8], offset: u64) -> Result<(), MirrorError> {
         let read = self.source.perform(Blocking::Read(bytes), offset);
         read.map_err(|source| MirrorError::Read { offset, source })
+    }
+
+    /// Of a failed `fdatasync` the kernel tells once: the source has to remember it, which may outlive the mirror.
+    fn note_failed_sync(&self, done: io::Result<()>) -> io::Result<()> {
+        let transient = [libc::EINTR, libc::EAGAIN];
+        if let Err(error) = &done
+            && !error.raw_os_error().is_some_and(|code| transient.contains(&code))
+        {
+            self.source.set_sync_failed();
+        }
+        done
     }
 
     /// Does something to the target that the source has done, if these bytes are there already. Their range is held.
@@ -292,8 +290,8 @@ fn part(bounce: &mut Bounce, len: u64) -> &mut [u8] {
 }
 
 /// Zeroes, by writing them where there is no other way.
-fn zero(disk: &Disk, offset: u64, len: u64) -> io::Result<()> {
-    let zeroes = Blocking::Zero { len, unmap: true };
+fn zero(disk: &Disk, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    let zeroes = Blocking::Zero { len, unmap };
     match disk.perform(zeroes, offset) {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
         done => return done,
@@ -335,20 +333,38 @@ impl Remote for Mirror {
 
     fn perform(&self, what: Blocking<'_>, offset: u64) -> io::Result<()> {
         match what {
-            Blocking::Read(_) | Blocking::Sync => self.source.perform(what, offset),
+            Blocking::Read(_) => self.source.perform(what, offset),
+            Blocking::Sync => self.note_failed_sync(self.source.perform(what, offset)),
             Blocking::Write(bytes, durable) => {
                 let _held = self.ranges.hold(offset, bytes.len() as u64);
-                self.source.perform(Blocking::Write(bytes, durable), offset)?;
+                let written = self.source.perform(Blocking::Write(bytes, durable), offset);
+                match written {
+                    Err(error) if durable && error.raw_os_error() != Some(libc::ENOSPC) => {
+                        return self.note_failed_sync(Err(error));
+                    }
+                    written => written?,
+                }
                 self.follow(offset, |target| {
                     target.perform(Blocking::Write(bytes, false), offset)
                 });
                 Ok(())
             }
-            // What discarded bytes read is not said: here they read the same on both, zero.
-            Blocking::Zero { len, .. } => {
+            Blocking::Zero { len, unmap } => {
                 let _held = self.ranges.hold(offset, len);
                 self.source.perform(what, offset)?;
-                self.follow(offset, |target| zero(target, offset, len));
+                self.follow(offset, |target| zero(target, offset, len, unmap));
+                Ok(())
+            }
+            Blocking::Discard { len } => {
+                let _held = self.ranges.hold(offset, len);
+                match self.source.perform(what, offset) {
+                    // It is no more than advice.
+                    Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
+                    done => done?,
+                }
+                // What discarded bytes read is not said: here they read the same on both, zero.
+                zero(&self.source, offset, len, true)?;
+                self.follow(offset, |target| zero(target, offset, len, true));
                 Ok(())
             }
         }

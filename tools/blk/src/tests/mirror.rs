@@ -1,7 +1,7 @@
 //! Moving a disk: with writers, with faults on either side, and killed between any two steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{io, thread};
 
@@ -25,6 +25,13 @@ struct Faulty {
     /// Reads of this offset fail.
     unreadable: AtomicU64,
     zeroes: bool,
+    /// Blocks can be given back; they read something else then.
+    discards: AtomicBool,
+    /// Syncs fail.
+    unsynced: AtomicBool,
+    /// Ranges that were zeroed with blocks given back.
+    unmapped: AtomicUsize,
+    losses: AtomicU64,
 }
 
 /// What a killed process leaves behind on its stack.
@@ -38,6 +45,10 @@ impl Faulty {
             writes: AtomicUsize::new(usize::MAX),
             unreadable: AtomicU64::new(u64::MAX),
             zeroes,
+            discards: AtomicBool::new(true),
+            unsynced: AtomicBool::new(false),
+            unmapped: AtomicUsize::new(0),
+            losses: AtomicU64::new(0),
         })
     }
 
@@ -47,6 +58,12 @@ impl Faulty {
 
     fn now(&self) -> Vec<u8> {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its server goes and comes back as it was before.
+    fn lose(&self, before: Vec<u8>) {
+        *self.bytes.lock().unwrap() = before;
+        self.losses.fetch_add(1, Ordering::Relaxed);
     }
 
     fn step(&self) {
@@ -78,6 +95,10 @@ impl Remote for Faulty {
 
     fn on_resize(&self, _tell: Box<dyn Fn() + Send + Sync>) {}
 
+    fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Relaxed)
+    }
+
     fn start(&self, _ram: &Arc<GuestRam>) -> io::Result<Box<dyn RemoteEngine>> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -98,11 +119,19 @@ impl Remote for Faulty {
             Blocking::Read(_) if offset == self.unreadable.load(Ordering::Relaxed) => return failed(),
             Blocking::Read(to) => to.copy_from_slice(&held[at..at + to.len()]),
             Blocking::Write(from, _) => held[at..at + from.len()].copy_from_slice(from),
+            Blocking::Sync if self.unsynced.load(Ordering::Relaxed) => return failed(),
             Blocking::Sync => {}
+            Blocking::Discard { .. } if !self.discards.load(Ordering::Relaxed) => {
+                return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+            }
+            Blocking::Discard { len } => held[at..at + len as usize].fill(0xdd),
             Blocking::Zero { .. } if !self.zeroes => {
                 return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
             }
-            Blocking::Zero { len, .. } => held[at..at + len as usize].fill(0),
+            Blocking::Zero { len, unmap } => {
+                held[at..at + len as usize].fill(0);
+                self.unmapped.fetch_add(unmap.into(), Ordering::Relaxed);
+            }
         }
         drop(held);
         self.step();
@@ -235,7 +264,7 @@ fn what_cannot_be_moved_is_said() {
 
 /// A guest's writes while it moves, as the in-flight log knows them: killed before any step on either disk, a new mirror
 /// with what is left runs again what was not answered, and goes on. Negative control: one that does not run it again, or
-/// believes in more progress than there was, is found out.
+/// believes in more progress than there was, finds what the target lacks.
 #[test]
 fn killed_at_every_step() {
     let mut hook = Some(std::panic::take_hook());
@@ -285,12 +314,11 @@ fn killed_at_every_step() {
             }
             let finished = finish(&mirror);
             match control {
-                None => {
-                    finished.unwrap();
-                    assert_eq!(source.now(), target.now(), "killed after {steps} steps");
-                }
-                Some(control) => caught[control] += usize::from(finished.is_err()),
+                None => assert_eq!(mirror.mended(), 0, "killed after {steps} steps"),
+                Some(control) => caught[control] += usize::from(mirror.mended() > 0),
             }
+            finished.unwrap();
+            assert_eq!(source.now(), target.now(), "killed after {steps} steps");
             if ended.is_ok() {
                 break;
             }
@@ -333,4 +361,95 @@ fn files_of_all_kinds() {
     let bytes = std::fs::read(&other).unwrap();
     assert_eq!(bytes, std::fs::read(&path).unwrap());
     assert_eq!((bytes[512], bytes[1024], bytes[4096], bytes[5120]), (8, 7, 0, 11));
+}
+
+fn one_disk() -> (Arc<Faulty>, Arc<Faulty>, Arc<Mirror>) {
+    let source = Faulty::new(content(), &immortal(), true);
+    let target = Faulty::new(vec![0xaa; SIZE as usize], &immortal(), true);
+    let mirror = Mirror::new(source.disk(), target.disk(), Progress::new(words(), 0)).unwrap();
+    (source, target, mirror)
+}
+
+/// A server that goes while it moves may lose what it had answered, whether that was compared already or not.
+#[test]
+fn what_a_server_loses_is_copied_again() {
+    for compared in [0, 1, 4] {
+        let (source, target, mirror) = one_disk();
+        while mirror.copy().unwrap() == Step::More {}
+        mirror.sync().unwrap();
+        let mut at = 0;
+        for _ in 0..compared {
+            mirror.verify(&mut at).unwrap();
+        }
+        let before = target.now();
+        mirror.perform(Blocking::Write(&[9; 1024], false), 512).unwrap();
+        target.lose(before);
+        while mirror.verify(&mut at).unwrap() == Step::More {}
+        assert_eq!(mirror.mended(), CHUNK, "{compared}");
+        assert_eq!(source.now(), target.now(), "{compared}");
+        // Between the comparison and the switch.
+        let before = target.now();
+        mirror
+            .perform(Blocking::Write(&[8; 1024], false), 2 * CHUNK)
+            .unwrap();
+        target.lose(before);
+        assert_eq!(mirror.seal().unwrap(), Step::More);
+        at = 0;
+        while mirror.verify(&mut at).unwrap() == Step::More {}
+        assert_eq!(mirror.seal().unwrap(), Step::End);
+        assert_eq!((mirror.mended(), source.now()), (2 * CHUNK, target.now()));
+        // Without a loss nothing explains a difference.
+        target.bytes.lock().unwrap()[5] ^= 1;
+        assert!(matches!(
+            mirror.verify(&mut 0),
+            Err(MirrorError::Differs { offset: 0 })
+        ));
+    }
+}
+
+/// As long as the daemon lives: the mirror may be gone when the guest asks next.
+#[test]
+fn the_source_remembers_that_it_could_not_be_made_durable() {
+    for what in [Blocking::Sync, Blocking::Write(&[1; 512], true)] {
+        let (source, _, mirror) = one_disk();
+        mirror.perform(Blocking::Sync, 0).unwrap();
+        let unflushed = matches!(what, Blocking::Sync);
+        source.unsynced.store(unflushed, Ordering::Relaxed);
+        source.writes.store(usize::from(unflushed), Ordering::Relaxed);
+        assert!(!mirror.source().sync_failed());
+        mirror.perform(what, 0).unwrap_err();
+        assert!(mirror.source().sync_failed());
+        // The target is as good as it was.
+        assert!(mirror.failure().is_none());
+    }
+    let (source, _, mirror) = one_disk();
+    source.writes.store(0, Ordering::Relaxed);
+    mirror.perform(Blocking::Write(&[1; 512], false), 0).unwrap_err();
+    assert!(!mirror.source().sync_failed());
+}
+
+#[test]
+fn discards_and_zeroes_do_to_the_target_what_they_do_to_the_source() {
+    let (source, target, mirror) = one_disk();
+    while mirror.copy().unwrap() == Step::More {}
+    // The chunk of zeroes.
+    assert_eq!(target.unmapped.swap(0, Ordering::Relaxed), 1);
+    for unmap in [false, true] {
+        mirror.perform(Blocking::Zero { len: 512, unmap }, 512).unwrap();
+        let unmapped = target.unmapped.swap(0, Ordering::Relaxed);
+        assert_eq!(unmapped, usize::from(unmap));
+    }
+    mirror.perform(Blocking::Discard { len: 512 }, 2048).unwrap();
+    assert_eq!(source.now()[2048..2560], [0; 512]);
+    finish(&mirror).unwrap();
+    // A source that keeps its blocks keeps them, and the target does.
+    source.discards.store(false, Ordering::Relaxed);
+    let writes = (source.now(), target.now());
+    mirror.perform(Blocking::Discard { len: 4096 }, 4096).unwrap();
+    assert_eq!((source.now(), target.now()), writes);
+    finish(&mirror).unwrap();
+    let (_, target, mirror) = one_disk();
+    mirror.keep_blocks();
+    while mirror.copy().unwrap() == Step::More {}
+    assert_eq!(target.unmapped.load(Ordering::Relaxed), 0);
 }

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 
 use super::{OutputOptions, confused, print, zone_options};
 use crate::config::size::{format_size, parse_size};
+use crate::config::{DiskConfig, quoted};
 use crate::control::client::ClientError;
 use crate::control::protocol::{Reply, Request};
 use crate::zone::disks::LimitChange;
@@ -276,7 +277,7 @@ fn await_move(
                 moving.stage.clone(),
                 moving.copied.saturating_mul(10) / moving.size.max(1),
             );
-            if said.as_ref() != Some(&tenths) {
+            if said.as_ref() != Some(&tenths) && moving.size > 0 {
                 eprintln!(
                     "{}: {} of {}",
                     match moving.stage {
@@ -292,8 +293,10 @@ fn await_move(
             }
             continue;
         }
-        if report.disk.is_some_and(|disk| disk.is(target)) {
+        if let Some(disk) = report.disk.filter(|disk| disk.is(target)) {
             println!("zone {name}, disk in slot {slot}: moved to {}", target.display());
+            // The daemon has it on record, for as long as the zone lives.
+            println!("{}", reminder(&disk));
             return Ok(ExitCode::SUCCESS);
         }
         let reason = report.move_failure.unwrap_or_else(|| "nobody knows why".into());
@@ -301,9 +304,65 @@ fn await_move(
     }
 }
 
+/// What is left to be done after a move: the next start of the zone is by its file.
+fn reminder(disk: &DiskConfig) -> String {
+    let (key, place) = disk.source();
+    format!(
+        "the zone file still says where the disk was: change it to {key} = {}, with the format and cache of the target",
+        quoted(&place.display().to_string())
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
+    use std::path::PathBuf;
+
+    use crate::control::protocol::DiskReport;
+    use crate::zone::moves::MoveReport;
+
+    fn report(path: &str, moving: Option<u64>) -> Result<Reply, ClientError> {
+        Ok(Reply::Disks(vec![DiskReport {
+            zone: "a".into(),
+            slot: 0,
+            disk: Some(DiskConfig::new(path.into())),
+            size: 4096,
+            queues: Vec::new(),
+            moving: moving.map(|size| MoveReport {
+                target: "/target".into(),
+                copied: 0,
+                size,
+                stage: Stage::Copying,
+            }),
+            move_failure: None,
+        }]))
+    }
+
+    /// Over a daemon that dies, is not there, and takes its time to take the zone over.
+    #[test]
+    fn a_move_is_waited_for_over_a_take_over() {
+        let gone = || Err(ClientError::NotRunning(PathBuf::from("/sock")));
+        let answers = RefCell::new(vec![
+            report("/target", None),
+            report("/source", Some(4096)),
+            report("/source", Some(0)),
+            gone(),
+            report("/source", Some(4096)),
+        ]);
+        let ask = |_| answers.borrow_mut().pop().unwrap();
+        let done = await_move("a", 0, Path::new("/target"), ask).unwrap();
+        assert_eq!(done, ExitCode::SUCCESS);
+        let stays = await_move("a", 0, Path::new("/target"), |_| report("/source", None));
+        assert!(stays.unwrap_err().to_string().contains("stays where it is"));
+    }
+
+    #[test]
+    fn what_the_zone_file_has_to_say_is_said() {
+        let said = |path: &str| reminder(&DiskConfig::new(path.into()));
+        assert!(said("/srv/new.img").contains("path = \"/srv/new.img\""));
+        assert!(said("vhost-user:/run/sock").contains("vhost_user = \"/run/sock\""));
+    }
 
     #[test]
     fn a_disk_is_named_by_its_slot_or_as_in_the_guest() {

@@ -286,11 +286,7 @@ fn disks(registry: &Registry) -> Vec<DiskReport> {
                     .filter(|queue| queue.slot == slot)
                     .cloned()
                     .collect(),
-                moving: zone
-                    .moves()
-                    .iter()
-                    .find(|moving| moving.slot() == slot)
-                    .map(|moving| moving.report()),
+                moving: zone.move_report(slot),
                 move_failure: zone.move_failure(slot),
             });
         }

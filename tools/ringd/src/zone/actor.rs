@@ -222,6 +222,8 @@ impl Actor {
             if let Next::End(ending) = next {
                 break ending;
             }
+            // What said so may have come while something else was awaited.
+            self.held.settle_moves();
         };
         self.finish(ending);
     }

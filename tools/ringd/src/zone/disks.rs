@@ -373,15 +373,8 @@ impl Held {
                 return Err(config.bad(key, value, expected).into());
             }
         }
-        let slots = shared.disks();
-        if let Some(other) = slots
-            .iter()
-            .position(|other| other.as_ref().is_some_and(|other| other.conflicts(disk)))
-        {
-            let cause = format!("{} is attached already, here", disk.path.display());
-            return Err(refused(config, other, cause));
-        }
-        let free = slots.iter().position(Option::is_none);
+        self.is_free(disk)?;
+        let free = shared.disks().iter().position(Option::is_none);
         let slot = free.ok_or_else(|| ZoneError::NoSpareDisk(config.name.clone()))?;
         let image =
             open(config, slot, disk, &Wait::For(DISK_WAIT)).map_err(|error| refused(config, slot, error))?;

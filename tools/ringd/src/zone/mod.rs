@@ -26,7 +26,8 @@ use crate::console::Console;
 use crate::host::{Host, RamError};
 use crate::hv::{Hypervisor, Refusal};
 use crate::io::Io;
-use moves::Moving;
+use moves::{MoveReport, Moving};
+use record::Move;
 
 /// What all zones share.
 pub struct Context {
@@ -142,6 +143,8 @@ pub struct Shared {
     disks: Mutex<Vec<Option<DiskConfig>>>,
     /// Disks that are being moved.
     moves: Mutex<Vec<Arc<Moving>>>,
+    /// Moves that an earlier daemon had begun, until the zone is taken over.
+    begun_moves: Mutex<Vec<Move>>,
     /// Why the last move of the disk in a slot came to nothing.
     move_failures: Mutex<BTreeMap<u8, String>>,
 }
@@ -170,6 +173,7 @@ impl Shared {
             changed,
             disks,
             moves: Mutex::default(),
+            begun_moves: Mutex::default(),
             move_failures: Mutex::default(),
         })
     }
@@ -177,6 +181,36 @@ impl Shared {
     /// Disks that are being moved.
     pub(crate) fn moves(&self) -> MutexGuard<'_, Vec<Arc<Moving>>> {
         self.moves.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// It is being taken over, with the moves that are on its record.
+    fn recover(&self, number: u8, moves: Vec<Move>) {
+        *self
+            .begun_moves
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner()) = moves;
+        self.update(|status| (status.state, status.number) = (Phase::Recovering, Some(number)));
+    }
+
+    /// How far the disk in this slot is, if it is being moved. While the zone is being taken over nobody knows how far.
+    #[must_use]
+    pub fn move_report(&self, slot: u8) -> Option<MoveReport> {
+        // In this order: what is no longer recovering is there.
+        let recovering = self.status().state == Phase::Recovering;
+        let report = self
+            .moves()
+            .iter()
+            .find(|moving| moving.slot() == slot)
+            .map(|moving| moving.report());
+        let begun = self
+            .begun_moves
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let begun = || {
+            let begun = begun.iter().find(|one| recovering && one.slot == slot)?;
+            Some(MoveReport::begun(begun.target.path.clone()))
+        };
+        report.or_else(begun)
     }
 
     /// Why the last move of the disk in this slot came to nothing, if it did.

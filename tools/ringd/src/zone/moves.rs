@@ -5,6 +5,7 @@
 //! zone's record: that is the moment of the switch*. It is atomic, since a record is renamed into place, and nothing is in
 //! flight: a daemon that is killed before it is followed by one that serves the source by way of a mirror and goes on copying,
 //! one that is killed afterwards by one that serves the target. How much was copied is a word behind the in-flight logs.
+//! A target that may have lost something between the comparison and the switch, with its server, is compared again.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -47,10 +48,22 @@ pub struct MoveReport {
     pub target: PathBuf,
     /// Bytes that are there.
     pub copied: u64,
-    /// Bytes in all.
+    /// Bytes in all; 0 while the zone is being taken over.
     pub size: u64,
     /// How far it is.
     pub stage: Stage,
+}
+
+impl MoveReport {
+    /// Of a move of which no more is known than that there is one.
+    pub(super) const fn begun(target: PathBuf) -> Self {
+        Self {
+            target,
+            copied: 0,
+            size: 0,
+            stage: Stage::Copying,
+        }
+    }
 }
 
 /// A disk on its way.
@@ -181,14 +194,7 @@ impl Held {
                 "it is read-only, expected a disk that can be written: of another, copy the image and attach that".into(),
             ));
         }
-        if let Some(other) = shared
-            .disks()
-            .iter()
-            .position(|other| other.as_ref().is_some_and(|other| other.conflicts(&wanted)))
-        {
-            let cause = format!("{} is attached already, here", wanted.path.display());
-            return Err(disks::refused(config, other, cause));
-        }
+        self.is_free(&wanted)?;
         let zone = self.number().unwrap_or_default();
         let source = self.context.io.disk(zone, slot);
         let source = source.ok_or_else(|| no("it is not served".into()))?;
@@ -197,13 +203,18 @@ impl Held {
         let progress = self.progress(slot)?;
         progress.set(0);
         let mirror = Mirror::new(source, image, progress).map_err(|error| no(error.to_string()))?;
+        if !disk.discard {
+            mirror.keep_blocks();
+        }
         let moving = Moving::new(slot, wanted.clone(), mirror);
         self.note_move(slot, Some(wanted))?;
         shared.set_move_failure(slot, None);
         shared.moves().push(moving.clone());
         let mirrored = self.mirrored(&moving, &disk);
-        let shown = self.context.io.exchange_disk(zone, slot, mirrored);
-        shown.map_err(|cause| self.refusal(cause))?;
+        // The mirror is there either way, and its capacity is the disk's.
+        if let Err(error) = self.context.io.exchange_disk(zone, slot, mirrored) {
+            tracing::error!(zone = config.name, slot, %error, "cannot show the capacity of a disk that is being moved");
+        }
         tracing::info!(zone = config.name, slot, target = %moving.target.path.display(), "moving a disk");
         self.start_moves();
         Ok(slot)
@@ -243,6 +254,27 @@ impl Held {
         }
     }
 
+    /// # Errors
+    /// The zone has that image already, or moves a disk there.
+    pub(super) fn is_free(&self, wanted: &DiskConfig) -> Result<(), ZoneError> {
+        let config = &self.shared.config;
+        let path = wanted.path.display();
+        let disks = self.shared.disks();
+        let conflicts = |disk: &Option<DiskConfig>| disk.as_ref().is_some_and(|disk| disk.conflicts(wanted));
+        if let Some(slot) = disks.iter().position(conflicts) {
+            let cause = format!("{path} is attached already, here");
+            return Err(disks::refused(config, slot, cause));
+        }
+        let moves = self.shared.moves();
+        match moves.iter().find(|moving| moving.target.conflicts(wanted)) {
+            None => Ok(()),
+            Some(moving) => {
+                let cause = format!("it is being moved to {path}");
+                Err(disks::refused(config, moving.slot.into(), cause))
+            }
+        }
+    }
+
     /// In the place of disks that an earlier daemon was moving, their mirrors.
     pub(super) fn mirror_again(
         &mut self,
@@ -255,6 +287,8 @@ impl Held {
             let Some(disk) = images.get_mut(usize::from(slot)) else {
                 continue;
             };
+            // Its limits may have changed since the move began.
+            let now = self.disk_in(slot)?;
             let opened = disks::open(config, slot.into(), &target, wait).map_err(|error| error.to_string());
             let progress = self.progress(slot)?;
             let mirror = opened.and_then(|image| {
@@ -262,10 +296,13 @@ impl Held {
             });
             match mirror {
                 Ok(mirror) => {
+                    if !now.discard {
+                        mirror.keep_blocks();
+                    }
                     let copied = mirror.copied();
                     tracing::info!(zone = config.name, slot, copied, "going on moving a disk");
                     let moving = Moving::new(slot, target.clone(), mirror);
-                    *disk = self.mirrored(&moving, &target);
+                    *disk = self.mirrored(&moving, &now);
                     shared.moves().push(moving);
                 }
                 Err(reason) => {
@@ -332,9 +369,14 @@ impl Held {
         let mut reason = None;
         let outcome = io.exchange_disk_if(zone, slot, image.clone(), || {
             // Nothing is in flight: what failed has failed, what was written is there.
-            moving.mirror.sync().map_err(|error| {
-                reason = Some(error.to_string());
-            })?;
+            match moving.mirror.seal() {
+                Ok(Step::End) => {}
+                Ok(Step::More) => return Err(()),
+                Err(error) => {
+                    reason = Some(error.to_string());
+                    return Err(());
+                }
+            }
             self.note_moved(slot, config).map_err(|error| {
                 reason = Some(error.to_string());
             })
@@ -346,8 +388,23 @@ impl Held {
                 tracing::info!(zone = self.shared.config.name, slot, path = %moving.target.path.display(), "the disk has moved");
                 shown.map_err(|cause| self.refusal(cause))
             }
-            Err(()) => self.give_up(moving, &reason.unwrap_or_default()),
+            Err(()) => match reason {
+                Some(reason) => self.give_up(moving, &reason),
+                None => {
+                    self.compare_again(moving);
+                    Ok(())
+                }
+            },
         }
+    }
+
+    /// Something may have been lost since it was compared.
+    fn compare_again(&mut self, moving: &Moving) {
+        let target = moving.target.path.display();
+        tracing::warn!(zone = self.shared.config.name, slot = moving.slot, %target, "a server has gone: compared again");
+        moving.cancelled.store(false, Ordering::Relaxed);
+        moving.set(Stage::Comparing);
+        self.start_moves();
     }
 
     /// The disk stays where it is.
@@ -367,7 +424,8 @@ impl Held {
         let source = moving.mirror.source().clone();
         disks::configure(&source, &self.disk_in(slot)?);
         let zone = self.number().unwrap_or_default();
-        let shown = self.context.io.exchange_disk(zone, slot, source);
+        let shown = self.context.io.exchange_disk(zone, slot, source.clone());
+        disks::watch_size(&self.context.io, zone, slot, &source);
         shown.map_err(|cause| self.refusal(cause))
     }
 

@@ -229,7 +229,7 @@ impl Registry {
             shared.set_disks(record.disks.clone());
             match found {
                 Some(number) if record.starts > 0 => {
-                    shared.update(|status| status.state = Phase::Recovering);
+                    shared.recover(number, record.moves.clone());
                     self.lock().insert(&name, shared.clone());
                     let (registry, say, working) = (self.clone(), say.clone(), working.clone());
                     let take = move || {

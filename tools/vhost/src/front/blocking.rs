@@ -2,13 +2,15 @@
 //! does that.
 //!
 //! It has a connection of its own, and memory that data goes through. A server that goes is waited for, for a limited time;
-//! then the request fails.
+//! then the request fails, and with it those that have waited meanwhile. What a server had answered before it went and not
+//! made durable may be lost: that is counted.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ringblk::remote::Blocking;
@@ -18,7 +20,7 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMma
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::connect::Connection;
-use super::link::Reach;
+use super::link::{Known, Reach};
 use super::ring::{DriverRing, Request};
 use super::shared::{SharedRings, sealed};
 
@@ -34,7 +36,16 @@ pub struct BlockingFront {
     path: PathBuf,
     reach: Reach,
     patience: Duration,
-    session: Mutex<Option<Session>>,
+    known: Arc<Known>,
+    losses: AtomicU64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    session: Option<Session>,
+    /// When a request failed last because the server was not there, or did not answer.
+    failed: Option<Instant>,
 }
 
 struct Session {
@@ -44,6 +55,8 @@ struct Session {
     call: EventFd,
     memory: GuestMemoryMmap,
     _file: File,
+    /// It may be lost with the server what was written.
+    dirty: bool,
 }
 
 fn other(error: impl ToString) -> io::Error {
@@ -52,22 +65,29 @@ fn other(error: impl ToString) -> io::Error {
 
 impl BlockingFront {
     /// Not connected yet.
-    pub fn new(path: PathBuf, reach: Reach, patience: Duration) -> Self {
+    pub fn new(path: PathBuf, reach: Reach, patience: Duration, known: Arc<Known>) -> Self {
         Self {
             path,
             reach,
             patience,
-            session: Mutex::default(),
+            known,
+            losses: AtomicU64::new(0),
+            state: Mutex::default(),
         }
+    }
+
+    /// How often a server went that may have lost something.
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
     }
 
     /// Lets go of the server, and waits for nobody. No request is in flight.
     pub fn disconnect(&self) {
-        self.lock().take();
+        self.lock().session = None;
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Session>> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does it, in as many requests as it takes.
@@ -101,31 +121,47 @@ impl BlockingFront {
                 Ok(())
             }
             Blocking::Sync => self.request(Session::flush),
-            Blocking::Zero { len, unmap } => {
-                let mut at = 0;
-                while at < len {
-                    let mut most = 0;
-                    self.request(|session, left| {
-                        most = session.zero(offset + at, len - at, unmap, left)?;
-                        Ok(())
-                    })?;
-                    at += most;
-                }
-                Ok(())
-            }
+            Blocking::Zero { len, unmap } => self.range(offset, len, |session, offset, len, left| {
+                session.zero(offset, len, unmap, left)
+            }),
+            Blocking::Discard { len } => self.range(offset, len, Session::discard),
         }
+    }
+
+    /// As many requests as it takes to do `act` to so many bytes; it gives those of one.
+    fn range(
+        &self,
+        offset: u64,
+        len: u64,
+        act: impl Fn(&mut Session, u64, u64, Instant) -> Result<u64, Failure>,
+    ) -> io::Result<()> {
+        let mut at = 0;
+        while at < len {
+            let mut done = 0;
+            self.request(|session, left| {
+                done = act(session, offset + at, len - at, left)?;
+                Ok(())
+            })?;
+            at += done;
+        }
+        Ok(())
     }
 
     /// Tries until a server has answered, or the time is over.
     fn request(&self, mut act: impl FnMut(&mut Session, Instant) -> Result<(), Failure>) -> io::Result<()> {
-        let end = Instant::now() + self.patience;
-        let mut session = self.lock();
+        let begin = Instant::now();
+        let end = begin + self.patience;
+        let mut state = self.lock();
+        // The server has had its time.
+        if Instant::now() >= end || state.failed.is_some_and(|failed| failed >= begin) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         loop {
-            let done = match &mut *session {
+            let done = match &mut state.session {
                 Some(session) => act(session, end),
-                None => match Session::new(self) {
+                None => match Session::new(self, end) {
                     Ok(new) => {
-                        *session = Some(new);
+                        state.session = Some(new);
                         continue;
                     }
                     Err(error) => Err(Failure::Gone(error)),
@@ -135,9 +171,12 @@ impl BlockingFront {
                 Ok(()) => return Ok(()),
                 Err(Failure::Refused(error)) => return Err(error),
                 Err(Failure::Gone(error)) => {
-                    // What it had is asked of the next one again.
-                    *session = None;
+                    // What it had is asked of the next one again; not so what it had answered.
+                    if state.session.take().is_some_and(|session| session.dirty) {
+                        self.losses.fetch_add(1, Ordering::Release);
+                    }
                     if Instant::now() >= end {
+                        state.failed = Some(Instant::now());
                         return Err(error);
                     }
                     std::thread::sleep(PAUSE);
@@ -156,9 +195,11 @@ enum Failure {
 }
 
 impl Session {
-    fn new(front: &BlockingFront) -> io::Result<Self> {
+    fn new(front: &BlockingFront, end: Instant) -> io::Result<Self> {
+        let left = || end.saturating_duration_since(Instant::now());
         let stream = (front.reach)(&front.path)?;
-        let mut connection = Connection::negotiate_within(stream, 1, front.patience).map_err(other)?;
+        let mut connection = Connection::negotiate_within(stream, 1, left()).map_err(other)?;
+        front.known.check(connection.shape()).map_err(other)?;
         let file = sealed(c"ringd data", ROOM)?;
         let mapping: MmapRegion =
             MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), ROOM as usize).map_err(other)?;
@@ -176,6 +217,7 @@ impl Session {
         let kick = EventFd::new(EFD_NONBLOCK)?;
         let call = EventFd::new(EFD_NONBLOCK)?;
         let kicks = [kick.try_clone()?];
+        connection.set_patience(left());
         connection
             .start(&[region], &rings, &kicks, &call)
             .map_err(other)?;
@@ -186,6 +228,7 @@ impl Session {
             call,
             memory,
             _file: file,
+            dirty: false,
         })
     }
 
@@ -254,7 +297,14 @@ impl Session {
         let written = self.memory.write_slice(bytes, GuestAddress(BASE));
         written.map_err(|error| Failure::Gone(other(error)))?;
         let part = (BASE, bytes.len() as u32);
-        self.run(Request::Write { offset }, &[part], end)
+        self.run(Request::Write { offset }, &[part], end)?;
+        self.written();
+        Ok(())
+    }
+
+    /// Something was, and may be in a cache.
+    fn written(&mut self) {
+        self.dirty |= self.connection.shape().flush;
     }
 
     fn flush(&mut self, end: Instant) -> Result<(), Failure> {
@@ -262,22 +312,32 @@ impl Session {
         if !self.connection.shape().flush {
             return Ok(());
         }
-        self.run(Request::Flush, &[], end)
+        self.run(Request::Flush, &[], end)?;
+        self.dirty = false;
+        Ok(())
     }
 
     /// Gives the bytes of the one request.
     fn zero(&mut self, offset: u64, len: u64, unmap: bool, end: Instant) -> Result<u64, Failure> {
-        let most = self.connection.shape().zeroes;
-        let most = len.min(most - most % ringblk::virtio::SECTOR_SIZE);
-        if most == 0 {
-            let error = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
-            return Err(Failure::Refused(error));
-        }
-        let request = Request::WriteZeroes {
-            offset,
-            len: most,
-            unmap,
-        };
-        self.run(request, &[], end).map(|()| most)
+        let len = piece(len, self.connection.shape().zeroes)?;
+        self.run(Request::WriteZeroes { offset, len, unmap }, &[], end)?;
+        self.written();
+        Ok(len)
+    }
+
+    /// As [`Self::zero`].
+    fn discard(&mut self, offset: u64, len: u64, end: Instant) -> Result<u64, Failure> {
+        let len = piece(len, self.connection.shape().discard)?;
+        self.run(Request::Discard { offset, len }, &[], end)?;
+        self.written();
+        Ok(len)
+    }
+}
+
+/// As much of `len` as one request takes, if the server knows such at all.
+fn piece(len: u64, most: u64) -> Result<u64, Failure> {
+    match len.min(most - most % ringblk::virtio::SECTOR_SIZE) {
+        0 => Err(Failure::Refused(io::Error::from_raw_os_error(libc::EOPNOTSUPP))),
+        len => Ok(len),
     }
 }

@@ -252,6 +252,11 @@ impl Connection {
         Ok(Some(notices))
     }
 
+    /// Gives the server so much time for each step from now on.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.patience = patience;
+    }
+
     /// What its disk is.
     #[must_use]
     pub fn shape(&self) -> &Shape {

@@ -88,6 +88,12 @@ impl Connector for Driver {
 
 impl Driver {
     fn disk(&self, path: &Path, zeroes: bool, known: Remembered) -> Arc<ServedDisk> {
+        let known = Arc::new(Known {
+            size: AtomicU64::new(known.size),
+            block_size: known.block_size,
+            readonly: known.readonly,
+            resized: Mutex::default(),
+        });
         Arc::new(ServedDisk {
             path: path.into(),
             reach: self.reach.clone(),
@@ -95,13 +101,8 @@ impl Driver {
             patience: self.patience,
             io_uring: self.io_uring,
             threads: Threads::default(),
-            blocking: BlockingFront::new(path.into(), self.reach.clone(), self.patience),
-            known: Arc::new(Known {
-                size: AtomicU64::new(known.size),
-                block_size: known.block_size,
-                readonly: known.readonly,
-                resized: Mutex::default(),
-            }),
+            blocking: BlockingFront::new(path.into(), self.reach.clone(), self.patience, known.clone()),
+            known,
         })
     }
 }
@@ -156,6 +157,10 @@ impl Remote for ServedDisk {
 
     fn perform(&self, what: Blocking<'_>, offset: u64) -> io::Result<()> {
         self.blocking.perform(what, offset)
+    }
+
+    fn losses(&self) -> u64 {
+        self.blocking.losses()
     }
 
     fn start(&self, ram: &Arc<GuestRam>) -> io::Result<Box<dyn RemoteEngine>> {

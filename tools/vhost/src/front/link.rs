@@ -71,8 +71,8 @@ impl fmt::Debug for Known {
 
 impl Known {
     /// Whether a server that has come (back) may go on with the disk. It may have grown; a smaller one is not the one that
-    /// the guest has written to.
-    fn check(&self, found: &Shape) -> Result<(), FrontError> {
+    /// the guest has written to. Its blocks may be smaller: what a guest asks for is whole ones of those, too.
+    pub fn check(&self, found: &Shape) -> Result<(), FrontError> {
         let size = self.size.load(Ordering::Relaxed);
         if found.size < size {
             return Err(FrontError::Changed {
@@ -81,7 +81,7 @@ impl Known {
                 expected: size,
             });
         }
-        if found.block_size != self.block_size {
+        if found.block_size > self.block_size {
             return Err(FrontError::Changed {
                 what: "blk_size",
                 found: found.block_size.into(),
