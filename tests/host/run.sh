@@ -18,7 +18,8 @@ send "echo \$((6 * 7))-works\r"
 await "42-works" 5
 # Ctrl-C ends a program in root, not QEMU.
 await "root@root" 8
-send "echo sleep\$((7 * 7)); sleep 1000\r"
+# By a shell of its own, which Ctrl-C finds with nothing still to be set up.
+send "sh -c 'echo sleep\$((7 * 7)); sleep 1000'\r"
 await "sleep49" 9
 send "\003"
 await "root@root" 10

@@ -156,7 +156,9 @@ impl BlockingFront {
         if Instant::now() >= end || state.failed.is_some_and(|failed| failed >= begin) {
             return Err(io::ErrorKind::TimedOut.into());
         }
+        let mut said = None;
         loop {
+            let left = end.saturating_duration_since(Instant::now());
             let done = match &mut state.session {
                 Some(session) => act(session, end),
                 None => match Session::new(self, end) {
@@ -175,9 +177,15 @@ impl BlockingFront {
                     if state.session.take().is_some_and(|session| session.dirty) {
                         self.losses.fetch_add(1, Ordering::Release);
                     }
+                    // The last attempts fail for want of time, which says nothing of the server.
+                    if left >= self.patience / 4 {
+                        said = Some(error);
+                    } else {
+                        said.get_or_insert(error);
+                    }
                     if Instant::now() >= end {
                         state.failed = Some(Instant::now());
-                        return Err(error);
+                        return Err(said.unwrap_or_else(|| io::ErrorKind::TimedOut.into()));
                     }
                     std::thread::sleep(PAUSE);
                 }
