@@ -9,6 +9,7 @@ export PATH="$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin"
 # program or file -> Debian package that has it
 need=(
     qemu-system-aarch64:qemu-system-arm
+    qemu-nbd:qemu-utils
     gdb-multiarch:gdb-multiarch
     dtc:device-tree-compiler
     cpio:cpio

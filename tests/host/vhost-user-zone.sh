@@ -135,6 +135,11 @@ cat >/tmp/qmp <<'Q'
 {"execute": "block_resize", "arguments": {"node-name": "disk", "size": 33554432}}
 Q
 cat /tmp/qmp >/run/qmp.in
+within 20 sh -c "[ \$(stat -c %s $Z/raw.img) = 33554432 ]"
+# QEMU 7.2 does not tell: the next connection does.
+before=$(connections raw)
+kill_server raw
+within 60 connected raw "$before"
 ringctl zone wait guest1 || fail "zone wait"
 ringctl zone console guest1 --dump | tr -d '\r' | sed -n '/^disks: /,$p' >/tmp/text
 cat /tmp/text
