@@ -6,7 +6,7 @@
 //! made durable may be lost: that is counted.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,11 +15,13 @@ use std::time::{Duration, Instant};
 
 use ringblk::remote::Blocking;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{ReadWriteFlags, preadv2};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::connect::Connection;
+use super::kick::{Kick, Threads};
 use super::link::{Known, Reach};
 use super::ring::{DriverRing, Request};
 use super::shared::{SharedRings, sealed};
@@ -36,6 +38,7 @@ pub struct BlockingFront {
     path: PathBuf,
     reach: Reach,
     patience: Duration,
+    threads: Threads,
     known: Arc<Known>,
     losses: AtomicU64,
     state: Mutex<State>,
@@ -51,7 +54,7 @@ struct State {
 struct Session {
     connection: Connection,
     rings: SharedRings,
-    kick: EventFd,
+    kick: Kick,
     call: EventFd,
     memory: GuestMemoryMmap,
     _file: File,
@@ -70,6 +73,7 @@ impl BlockingFront {
             path,
             reach,
             patience,
+            threads: Threads::default(),
             known,
             losses: AtomicU64::new(0),
             state: Mutex::default(),
@@ -222,9 +226,9 @@ impl Session {
             GuestRegionMmap::new(mapping, GuestAddress(BASE)).ok_or_else(|| other("no room for data"))?;
         let memory = GuestMemoryMmap::from_regions(vec![region_here]).map_err(other)?;
         let rings = SharedRings::new(1, connection.event_idx())?;
-        let kick = EventFd::new(EFD_NONBLOCK)?;
+        let kick = Kick::new(true, &front.threads)?;
         let call = EventFd::new(EFD_NONBLOCK)?;
-        let kicks = [kick.try_clone()?];
+        let kicks = [kick.for_server()?];
         connection.set_patience(left());
         connection
             .start(&[region], &rings, &kicks, &call)
@@ -250,8 +254,7 @@ impl Session {
         let ring = self.ring()?;
         ring.push(0, request, parts);
         if ring.publish() {
-            // A full counter has kicked already.
-            let _ = self.kick.write(1);
+            self.kick.kick();
         }
         loop {
             let ring = self.ring()?;
@@ -286,7 +289,14 @@ impl Session {
         ];
         let time = Timespec::try_from(time).ok();
         let _ = poll(&mut fds, time.as_ref());
-        let _ = self.call.read();
+        // Not by `read`: the server can make that wait.
+        let mut count = [0; 8];
+        let _ = preadv2(
+            call,
+            &mut [IoSliceMut::new(&mut count)],
+            u64::MAX,
+            ReadWriteFlags::NOWAIT,
+        );
         let [called, stream] = fds.map(|fd| !fd.revents().is_empty());
         if stream && !called {
             return Err(Failure::Gone(io::ErrorKind::ConnectionReset.into()));
