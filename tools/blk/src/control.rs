@@ -1,5 +1,7 @@
 //! [`Control`]: what may be changed of a disk while its queues work. Read by the queues, set by anyone, no locks.
 
+use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
@@ -23,8 +25,22 @@ pub enum OnError {
 pub struct Control {
     writeback: AtomicBool,
     stop_on_error: AtomicBool,
+    stopped: Stopped,
     /// Limits of requests and bytes.
     pub throttle: Throttle,
+}
+
+/// Whether a queue has stopped, and who wants to know.
+#[derive(Default)]
+struct Stopped {
+    happened: AtomicBool,
+    tell: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.happened.fmt(f)
+    }
 }
 
 impl Default for Control {
@@ -32,6 +48,7 @@ impl Default for Control {
         Self {
             writeback: AtomicBool::new(true),
             stop_on_error: AtomicBool::new(false),
+            stopped: Stopped::default(),
             throttle: Throttle::default(),
         }
     }
@@ -65,5 +82,23 @@ impl Control {
     pub fn set_on_error(&self, on_error: OnError) {
         self.stop_on_error
             .store(on_error == OnError::Stop, Ordering::Relaxed);
+    }
+
+    /// Whom to tell that a failed request has stopped a queue, on the reactor's thread. Only the first call counts.
+    pub fn on_stop(&self, tell: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.stopped.tell.set(tell);
+    }
+
+    /// Whether a failed request has ever stopped a queue.
+    #[must_use]
+    pub fn has_stopped(&self) -> bool {
+        self.stopped.happened.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_stopped(&self) {
+        self.stopped.happened.store(true, Ordering::Relaxed);
+        if let Some(tell) = self.stopped.tell.get() {
+            tell();
+        }
     }
 }

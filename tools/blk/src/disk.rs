@@ -346,6 +346,30 @@ impl Disk {
         })
     }
 
+    /// In the place of a device that is closed, or cannot be opened, until another disk takes its place: of this shape, and
+    /// its queues start nothing.
+    ///
+    /// # Errors
+    /// The configuration is wrong, or the shape is no disk's.
+    pub fn released(config: &DiskConfig, shape: Remembered) -> Result<Arc<Self>, DiskError> {
+        let disk = Self {
+            image: Image::Released(shape),
+            config: config.clone(),
+            serial: serial(config)?,
+            capacity: AtomicU64::new(0),
+            sync_failed: AtomicBool::new(false),
+            control: Control::default(),
+        };
+        disk.reread_capacity()?;
+        Ok(Arc::new(disk))
+    }
+
+    /// Whether it is one of [`Self::released`].
+    #[must_use]
+    pub fn is_released(&self) -> bool {
+        matches!(self.image, Image::Released(_))
+    }
+
     /// Makes the image this long, a number of sectors, and takes that as the capacity. Of a block device the size
     /// cannot be changed, and a qcow2 image only grows. The transport must be told of the new capacity.
     pub fn set_size(&self, bytes: u64) -> Result<(), DiskError> {
@@ -413,6 +437,9 @@ impl Disk {
     pub fn block_size(&self) -> u32 {
         if let Some(remote) = self.remote() {
             return remote.block_size();
+        }
+        if let Image::Released(released) = &self.image {
+            return released.block_size;
         }
         self.image.raw().map_or(SECTOR_SIZE as u32, RawFile::block_size)
     }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::engine::IoKind;
 use crate::memory::IoVec;
-use crate::remote::{self, Remote};
+use crate::remote::{self, Remembered, Remote};
 use file::RawFile;
 use qcow2::Qcow2Image;
 use synthetic::Synthetic;
@@ -29,6 +29,8 @@ pub enum Image {
     Qcow2(Box<Qcow2Image>),
     /// No storage at all.
     Synthetic(Synthetic),
+    /// A device that is closed until somebody has it opened again.
+    Released(Remembered),
     /// Another process's, with an engine of its own.
     Remote(Arc<dyn Remote>),
 }
@@ -40,6 +42,7 @@ impl Image {
             Self::Raw(file) => file.size(),
             Self::Qcow2(image) => Ok(image.size()),
             Self::Synthetic(synthetic) => Ok(synthetic.size()),
+            Self::Released(released) => Ok(released.size),
             Self::Remote(remote) => Ok(remote.size()),
         }
     }
@@ -49,7 +52,9 @@ impl Image {
         match self {
             Self::Raw(file) => file.set_size(bytes),
             Self::Qcow2(image) => image.grow(bytes),
-            Self::Synthetic(_) | Self::Remote(_) => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+            Self::Synthetic(_) | Self::Released(_) | Self::Remote(_) => {
+                Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+            }
         }
     }
 
@@ -58,7 +63,7 @@ impl Image {
     pub fn raw(&self) -> Option<&RawFile> {
         match self {
             Self::Raw(file) => Some(file),
-            Self::Qcow2(_) | Self::Synthetic(_) | Self::Remote(_) => None,
+            Self::Qcow2(_) | Self::Synthetic(_) | Self::Released(_) | Self::Remote(_) => None,
         }
     }
 
@@ -69,7 +74,7 @@ impl Image {
             Self::Raw(file) => file.is_memory(),
             // Its tables may have to be read first, and written.
             Self::Qcow2(_) | Self::Remote(_) => false,
-            Self::Synthetic(_) => true,
+            Self::Synthetic(_) | Self::Released(_) => true,
         }
     }
 
@@ -90,6 +95,7 @@ impl Image {
                 Self::Raw(file) => file.run(kind, parts, offset, len),
                 Self::Qcow2(image) => image.run(kind, parts, offset, len),
                 Self::Synthetic(synthetic) => Ok(synthetic.run(kind, parts)),
+                Self::Released(_) => Err(io::Error::from_raw_os_error(libc::ENXIO)),
                 Self::Remote(remote) => remote::run(&**remote, kind, parts, offset, len),
             }
         }

@@ -224,6 +224,7 @@ impl Queue {
     fn hold(&mut self, head: u16) {
         if self.held.is_empty() {
             self.stats.stops.add(1);
+            self.disk.control().set_stopped();
         }
         self.held.push(head);
         self.running = self.running.saturating_sub(1);

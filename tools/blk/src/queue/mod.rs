@@ -251,10 +251,10 @@ impl Queue {
         self.paused = paused;
     }
 
-    /// Whether a request that failed has stopped it.
+    /// Whether a request that failed has stopped it, or its device is closed.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || self.disk.is_released()
     }
 
     /// The next [`Self::service`] tries the requests again that have stopped it.
@@ -342,6 +342,10 @@ impl Queue {
         self.now = self.clock.now();
         self.more = false;
         self.deadline = None;
+        if self.disk.is_released() {
+            self.stats.held.set(self.restart.len() as u64);
+            return 0;
+        }
         self.follow_cache_mode(engine);
         if self.paused {
             return 0;
@@ -371,6 +375,7 @@ impl Queue {
     fn run_again(&mut self, engine: &mut dyn Engine) -> u16 {
         let mut count = 0;
         self.since = self.now;
+        self.stats.held.set(0);
         for head in mem::take(&mut self.restart) {
             match self.parse(head) {
                 Ok(plan) => self.start(head, plan, engine),

@@ -328,6 +328,7 @@ mod tests {
             slot: 0,
             disk: Some(DiskConfig::new(path.into())),
             size: 4096,
+            released: false,
             queues: Vec::new(),
             moving: moving.map(|size| MoveReport {
                 target: "/target".into(),

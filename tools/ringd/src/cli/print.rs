@@ -89,6 +89,7 @@ fn disk_row(report: &DiskReport) -> Vec<String> {
     let dash = || "-".to_owned();
     let active = report.queues.iter().filter(|queue| queue.active).count();
     let state = match active {
+        _ if report.released => "released",
         _ if report.queues.iter().any(|queue| queue.held > 0) => "stopped",
         0 => "idle",
         _ => "active",

@@ -211,6 +211,9 @@ pub struct DiskReport {
     pub disk: Option<DiskConfig>,
     /// Bytes it can hold.
     pub size: u64,
+    /// Its device is closed until the disk is resumed.
+    #[serde(default)]
+    pub released: bool,
     /// Counters by queue.
     pub queues: Vec<QueueReport>,
     /// Where it is being moved.

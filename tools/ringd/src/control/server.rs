@@ -275,12 +275,14 @@ fn disks(registry: &Registry) -> Vec<DiskReport> {
         };
         let queues = io.report(number);
         for (slot, disk) in (0_u8..).zip(zone.disks()) {
-            let sectors = io.disk(number, slot).map_or(0, |image| image.capacity());
+            let image = io.disk(number, slot);
+            let sectors = image.as_ref().map_or(0, |image| image.capacity());
             reports.push(DiskReport {
                 zone: status.name.clone(),
                 slot,
                 disk,
                 size: sectors.saturating_mul(ringblk::virtio::SECTOR_SIZE),
+                released: image.is_some_and(|image| image.is_released()),
                 queues: queues
                     .iter()
                     .filter(|queue| queue.slot == slot)

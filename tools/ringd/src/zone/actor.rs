@@ -88,7 +88,7 @@ fn poke(outbox: &Sender<Message>) -> Poke {
 pub fn start(context: &Arc<Context>, shared: &Arc<Shared>) -> Result<Sender<Message>, ZoneError> {
     let (outbox, inbox) = channel();
     let (mut held, entry) = Held::take(context, shared, event(&outbox))?;
-    held.poke = Some(poke(&outbox));
+    held.listen(poke(&outbox));
     let actor = Actor::new(context, shared, held, inbox);
     actor.spawn(|actor| actor.launch(entry))?;
     Ok(outbox)
@@ -115,7 +115,7 @@ pub fn take_over(
     shared.update(|status| (status.number, status.cpus, status.restarts) = (Some(number), cpus, restarts));
     match Held::take_over(context, shared, record, number, event(&outbox), say) {
         Ok(mut held) => {
-            held.poke = Some(poke(&outbox));
+            held.listen(poke(&outbox));
             held.start_moves();
             shared.update(|status| status.state = Phase::Running);
             Actor::new(context, shared, held, inbox).spawn(|_| Ok(()))?;
@@ -224,6 +224,7 @@ impl Actor {
             }
             // What said so may have come while something else was awaited.
             self.held.settle_moves();
+            self.held.release_stopped();
         };
         self.finish(ending);
     }

@@ -175,12 +175,20 @@ pub(super) fn open(
             Disk::open_with(&image, &options)
         }
         Wait::UntilDrained(last) => {
+            let known = (last.shown)(slot).map(|shown| remembered(&shown, &image));
             let options = OpenOptions {
                 owner,
                 wait: TAKEOVER_GLANCE,
-                known: (last.shown)(slot).map(|shown| remembered(&shown, &image)),
+                known,
             };
-            open_drained(&config.name, &image, &options, last.say)
+            let opened = open_drained(&config.name, &image, &options, last.say);
+            match (opened, known) {
+                (Err(error), Some(known)) if wanted.on_error == OnError::Stop => {
+                    tracing::error!(zone = config.name, slot, %error, "the disk is released until it is resumed");
+                    Disk::released(&image, known)
+                }
+                (opened, _) => opened,
+            }
         }
     }?;
     configure(&disk, wanted);
@@ -396,7 +404,7 @@ impl Held {
         if let Some(zone) = self.number() {
             let shown = self.context.io.exchange_disk(zone, number, image.clone());
             shown.map_err(|cause| self.refusal(cause))?;
-            watch_size(&self.context.io, zone, number, &image);
+            self.watch(zone, number, &image);
         }
         Ok(number)
     }
@@ -465,14 +473,6 @@ impl Held {
         Ok(slot)
     }
 
-    fn resume_disk(&mut self, slot: u8) -> Result<u8, ZoneError> {
-        self.disk_in(slot)?;
-        if let Some(zone) = self.number() {
-            self.context.io.retry(zone, slot);
-        }
-        Ok(slot)
-    }
-
     /// The disk in a slot.
     pub(super) fn disk_in(&self, slot: u8) -> Result<DiskConfig, ZoneError> {
         let disk = self.shared.disks().into_iter().nth(slot.into()).flatten();
@@ -491,6 +491,6 @@ impl Held {
 }
 
 /// Bytes in a sector.
-const SECTOR: u64 = ringblk::virtio::SECTOR_SIZE;
+pub(super) const SECTOR: u64 = ringblk::virtio::SECTOR_SIZE;
 /// Where `blk_size` is in the configuration space (virtio 1.2, 5.2.4).
 const BLK_SIZE: std::ops::Range<usize> = 20..24;

@@ -10,6 +10,7 @@ pub mod load;
 pub mod moves;
 pub mod record;
 pub mod registry;
+mod released;
 pub mod resources;
 
 #[cfg(test)]

@@ -198,6 +198,9 @@ impl Held {
         let zone = self.number().unwrap_or_default();
         let source = self.context.io.disk(zone, slot);
         let source = source.ok_or_else(|| no("it is not served".into()))?;
+        if source.is_released() {
+            return Err(no("its device is closed, expected one that works: `ringctl disk resume` opens it".into()));
+        }
         let opened = disks::open(config, slot.into(), &wanted, &Wait::For(DISK_WAIT));
         let image = opened.map_err(|error| no(error.to_string()))?;
         let progress = self.progress(slot)?;
@@ -384,7 +387,7 @@ impl Held {
         match outcome {
             Ok(shown) => {
                 self.forget(moving);
-                disks::watch_size(&io, zone, slot, &image);
+                self.watch(zone, slot, &image);
                 tracing::info!(zone = self.shared.config.name, slot, path = %moving.target.path.display(), "the disk has moved");
                 shown.map_err(|cause| self.refusal(cause))
             }
@@ -425,7 +428,7 @@ impl Held {
         disks::configure(&source, &self.disk_in(slot)?);
         let zone = self.number().unwrap_or_default();
         let shown = self.context.io.exchange_disk(zone, slot, source.clone());
-        disks::watch_size(&self.context.io, zone, slot, &source);
+        self.watch(zone, slot, &source);
         shown.map_err(|cause| self.refusal(cause))
     }
 

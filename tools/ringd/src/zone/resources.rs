@@ -26,7 +26,7 @@ pub struct Held {
     ram: Option<Ram>,
     /// Whether the reactor knows the zone.
     served: bool,
-    /// How the zone's thread is told of moves, once there is one.
+    /// How the zone's thread is told of moves and of disks that stop, once there is one.
     pub(super) poke: Option<Poke>,
 }
 
@@ -203,7 +203,7 @@ impl Held {
             .add_zone(number, console, devices, changed, takeover)
             .map_err(refused)?;
         for (slot, disk) in (0_u8..).zip(disks) {
-            disks::watch_size(&self.context.io, number, slot, disk);
+            self.watch(number, slot, disk);
             if takeover && disk.remote().is_some() {
                 // It may have grown while there was no daemon.
                 self.context.io.announce_capacity(number, slot).map_err(refused)?;
