@@ -1,10 +1,14 @@
 //! `on_error = stop`: a request whose file fails stays in flight and its queue stops until it is tried again.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::rig::*;
 use super::service::{Running, WAYS, collect, queue};
 use crate::control::OnError;
-use crate::disk::EngineKind;
+use crate::disk::{Disk, EngineKind};
 use crate::engine::fake::{FakeEngine, Outcome};
+use crate::remote::Remembered;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -143,6 +147,53 @@ fn a_stopped_queue_outlives_the_daemon() {
     rig.reopen();
     rig.run();
     assert_eq!((rig.take_used(), rig.byte(status)), (vec![(0, 513)], OK));
+}
+
+// torture c8: its device is closed meanwhile: nothing is run again or taken until another image is there.
+#[test]
+fn a_released_disk_keeps_its_requests() {
+    let (mut rig, engine) = fake();
+    let told = Arc::new(AtomicUsize::new(0));
+    let tell = told.clone();
+    let disk = rig.queue().disk().clone();
+    disk.control()
+        .on_stop(Box::new(move || drop(tell.fetch_add(1, Ordering::Relaxed))));
+    engine.script([Outcome::Fail(libc::EIO)]);
+    let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512)));
+    assert!(!disk.control().has_stopped());
+    rig.run();
+    assert_eq!(
+        (told.load(Ordering::Relaxed), disk.control().has_stopped()),
+        (1, true)
+    );
+    let shape = Remembered {
+        size: disk.capacity() * 512,
+        block_size: 4096,
+        readonly: false,
+    };
+    drop(disk);
+    rig.kill();
+    let released = Disk::released(&rig.config, shape).unwrap();
+    assert_eq!((released.is_released(), released.block_size()), (true, 4096));
+    // Nobody has the image.
+    drop(open_soon(&rig.config));
+    rig.engine = TestEngine::new(rig.config.engine);
+    rig.open_on(released);
+    rig.offer_request(3, VIRTIO_BLK_T_FLUSH, 0, None);
+    for _ in 0..2 {
+        rig.run();
+        rig.queue().retry();
+        let stats = rig.queue().stats().clone();
+        assert_eq!((rig.take_used(), stats.held.get()), (vec![], 1));
+        assert!(rig.queue().is_stopped() && rig.queue().running() == 0);
+    }
+    rig.reopen();
+    rig.run();
+    let mut used = rig.take_used();
+    used.sort_unstable();
+    assert_eq!((used, rig.byte(status)), (vec![(0, 513), (3, 1)], OK));
+    assert_eq!(rig.bytes(DATA, 512), rig.image_at(2, 512));
+    assert_eq!(rig.queue().stats().held.get(), 0);
 }
 
 // On a reactor, with a real file that is too short for a while: stopped, quiesced and resumed without completing,

@@ -199,7 +199,9 @@ impl Held {
         let source = self.context.io.disk(zone, slot);
         let source = source.ok_or_else(|| no("it is not served".into()))?;
         if source.is_released() {
-            return Err(no("its device is closed, expected one that works: `ringctl disk resume` opens it".into()));
+            return Err(no(
+                "its device is closed, expected one that works: `ringctl disk resume` opens it".into(),
+            ));
         }
         let opened = disks::open(config, slot.into(), &wanted, &Wait::For(DISK_WAIT));
         let image = opened.map_err(|error| no(error.to_string()))?;

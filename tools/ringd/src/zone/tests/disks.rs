@@ -1,6 +1,7 @@
 //! What is done to a zone's disks while it runs.
 
 use super::*;
+use crate::config::OnError;
 use crate::zone::disks::{DiskWish, LimitChange};
 
 impl Machine {
@@ -391,4 +392,68 @@ fn a_read_only_image_in_a_spare_drive() {
     machine.registry.ask("other", Wish::Stop).unwrap();
     machine.registry.ask("a", Wish::Stop).unwrap();
     machine.assert_clean();
+}
+
+/// A disk that cannot be opened at a take-over waits until it is resumed, if it stops at errors; else the zone ends.
+#[test]
+fn the_next_daemon_waits_for_a_disk_that_stops() {
+    for on_error in [OnError::Stop, OnError::Report] {
+        let machine = Machine::new();
+        machine.start_with_spare();
+        let disk = DiskConfig {
+            on_error,
+            ..machine.disk("more.img", 1 << 20)
+        };
+        machine.attach(&disk).unwrap();
+        machine.activate(1);
+        machine.registry.context().io.stop();
+        // Copies, because the locks of this process are still held.
+        let path = machine.path("records/a.json");
+        let text = fs::read_to_string(&path).unwrap();
+        let text = text
+            .replace("d.img", "copy-d.img")
+            .replace("more.img", "copy-m.img");
+        fs::write(path, text).unwrap();
+        fs::copy(machine.path("d.img"), machine.path("copy-d.img")).unwrap();
+        let next = daemon(&machine.el2, &machine.host, machine.path("records"));
+        if on_error == OnError::Report {
+            until("end of the zone", || {
+                next.find("a").unwrap().status().state == Phase::Stopped
+            });
+            machine.assert_clean();
+            continue;
+        }
+        let image = || next.context().io.disk(1, 1).unwrap();
+        assert_eq!((image().is_released(), machine.capacity(1)), (true, 2048));
+        let ask = |wish| next.ask("a", Wish::Disk(wish)).map_err(|error| error.to_string());
+        let resume = || ask(DiskWish::Resume(1));
+        let refused = |expected: &str| {
+            let message = resume().unwrap_err();
+            assert!(message.contains(expected), "{message}");
+            assert_eq!((image().is_released(), machine.capacity(1)), (true, 2048));
+        };
+        refused("copy-m.img: cannot open it");
+        let size = |bytes| fs::write(machine.path("copy-m.img"), vec![0; bytes]).unwrap();
+        size(0);
+        refused("size 0 bytes");
+        size(1 << 19);
+        refused("524288 bytes, expected at least the 1048576 that the guest knows of");
+        let target = Box::new(machine.disk("target.img", 1 << 20));
+        let message = ask(DiskWish::Migrate { slot: 1, target }).unwrap_err();
+        assert!(message.contains("its device is closed"), "{message}");
+        size(2 << 20);
+        resume().unwrap();
+        assert_eq!((image().is_released(), machine.capacity(1)), (false, 4096));
+        until("queue", || {
+            let report = next.context().io.report(1);
+            report.iter().any(|queue| queue.slot == 1 && queue.active)
+        });
+        // One that works is just tried again.
+        let before = image();
+        resume().unwrap();
+        assert!(Arc::ptr_eq(&before, &image()));
+        drop(before);
+        next.ask("a", Wish::Stop).unwrap();
+        machine.assert_clean();
+    }
 }
