@@ -52,7 +52,7 @@ name = "hostile"
 cpus = 1
 memory = "64M"
 kernel = "guest-test.bin"
-cmdline = "test=inherited,transport,queue,race,gic,timer,psci,uart,sysreg,wild"
+cmdline = "test=inherited,transport,race,gic,timer,psci,uart,sysreg,wild"
 [[disk]]
 path = "scratch.img"
 serial = "scratch0"
@@ -80,7 +80,7 @@ for zone in $guests; do within 300 says $zone '^io: begins'; done
 (
     while [ -e /tmp/soaking ]; do
         timeout 300 ringctl zone run $Z/hostile.toml >/tmp/hostile.log 2>&1
-        grep -E '^(not ok|guest-test: FAIL)' /tmp/hostile.log >>/tmp/hostile-failed
+        grep -E -A 3 '^(not ok|guest-test: FAIL)' /tmp/hostile.log >>/tmp/hostile-failed
         grep -q '^guest-test: PASS' /tmp/hostile.log && echo pass >>/tmp/hostile-runs
         timeout 60 ringctl zone stop hostile 2>/dev/null
     done
