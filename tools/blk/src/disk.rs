@@ -217,6 +217,15 @@ impl Disk {
                 )?))
             }
         };
+        Self::new(image, config, serial)
+    }
+
+    /// Around an image, whose size must be a disk's.
+    fn new(
+        image: Image,
+        config: &DiskConfig,
+        serial: [u8; VIRTIO_BLK_ID_BYTES],
+    ) -> Result<Arc<Self>, DiskError> {
         let disk = Self {
             image,
             config: config.clone(),
@@ -247,16 +256,7 @@ impl Disk {
                     .into(),
             ));
         }
-        let disk = Self {
-            image: Image::Remote(remote),
-            config: config.clone(),
-            serial,
-            capacity: AtomicU64::new(0),
-            sync_failed: AtomicBool::new(false),
-            control: Control::default(),
-        };
-        disk.reread_capacity()?;
-        Ok(Arc::new(disk))
+        Self::new(Image::Remote(remote), config, serial)
     }
 
     /// The disk that a mirror's source is, by way of the mirror.
@@ -352,16 +352,7 @@ impl Disk {
     /// # Errors
     /// The configuration is wrong, or the shape is no disk's.
     pub fn released(config: &DiskConfig, shape: Remembered) -> Result<Arc<Self>, DiskError> {
-        let disk = Self {
-            image: Image::Released(shape),
-            config: config.clone(),
-            serial: serial(config)?,
-            capacity: AtomicU64::new(0),
-            sync_failed: AtomicBool::new(false),
-            control: Control::default(),
-        };
-        disk.reread_capacity()?;
-        Ok(Arc::new(disk))
+        Self::new(Image::Released(shape), config, serial(config)?)
     }
 
     /// Whether it is one of [`Self::released`].

@@ -64,6 +64,9 @@ pub enum DiskCommand {
         limits: Limits,
     },
     /// Tries again what a disk with `on_error = "stop"` has stopped at.
+    ///
+    /// A block device that has stopped is closed (state `released` in `disk list`), so that it can be connected again, and
+    /// opened anew by this.
     Resume(Which),
     /// Moves a disk to another image or server while its guest uses it, compares the two, and returns when the guest uses
     /// the target.

@@ -185,7 +185,8 @@ pub(super) fn open(
             match (opened, known) {
                 (Err(error), Some(known)) if wanted.on_error == OnError::Stop => {
                     tracing::error!(zone = config.name, slot, %error, "the disk is released until it is resumed");
-                    Disk::released(&image, known)
+                    // Nothing was shown of one that was just being attached.
+                    Disk::released(&image, known).map_err(|_| error)
                 }
                 (opened, _) => opened,
             }
@@ -401,12 +402,18 @@ impl Held {
     fn insert(&mut self, slot: usize, disk: Option<DiskConfig>, image: Arc<Disk>) -> Result<u8, ZoneError> {
         let number = u8::try_from(slot).unwrap_or(u8::MAX);
         self.note_disk(slot, disk)?;
-        if let Some(zone) = self.number() {
-            let shown = self.context.io.exchange_disk(zone, number, image.clone());
-            shown.map_err(|cause| self.refusal(cause))?;
-            self.watch(zone, number, &image);
-        }
+        self.exchange(number, image)?;
         Ok(number)
+    }
+
+    /// Another image for the queues of a slot, if the zone is served.
+    pub(super) fn exchange(&self, slot: u8, image: Arc<Disk>) -> Result<(), ZoneError> {
+        let Some(zone) = self.number() else {
+            return Ok(());
+        };
+        let shown = self.context.io.exchange_disk(zone, slot, image.clone());
+        self.watch(zone, slot, &image);
+        shown.map_err(|cause| self.refusal(cause))
     }
 
     fn resize(&mut self, slot: u8, size: Option<u64>, shrink: bool) -> Result<u8, ZoneError> {

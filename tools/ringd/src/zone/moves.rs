@@ -297,6 +297,10 @@ impl Held {
             let opened = disks::open(config, slot.into(), &target, wait).map_err(|error| error.to_string());
             let progress = self.progress(slot)?;
             let mirror = opened.and_then(|image| {
+                if disk.is_released() || image.is_released() {
+                    let target = target.path.display();
+                    return Err(format!("it, or its target {target}, cannot be opened"));
+                }
                 Mirror::new(disk.clone(), image, progress).map_err(|error| error.to_string())
             });
             match mirror {
@@ -428,10 +432,7 @@ impl Held {
         self.forget(moving);
         let source = moving.mirror.source().clone();
         disks::configure(&source, &self.disk_in(slot)?);
-        let zone = self.number().unwrap_or_default();
-        let shown = self.context.io.exchange_disk(zone, slot, source.clone());
-        self.watch(zone, slot, &source);
-        shown.map_err(|cause| self.refusal(cause))
+        self.exchange(slot, source)
     }
 
     fn forget(&self, moving: &Moving) {

@@ -88,15 +88,8 @@ impl Held {
             return Err(self.unusable(slot, cause));
         }
         tracing::info!(zone = self.shared.config.name, slot, path = %wanted.path.display(), "the disk's device is open again");
-        self.watch(zone, slot, &image);
         self.exchange(slot, image)?;
         Ok(slot)
-    }
-
-    fn exchange(&mut self, slot: u8, disk: Arc<Disk>) -> Result<(), ZoneError> {
-        let zone = self.number().unwrap_or_default();
-        let shown = self.context.io.exchange_disk(zone, slot, disk);
-        shown.map_err(|cause| self.refusal(cause))
     }
 
     fn unusable(&self, slot: u8, cause: impl ToString) -> ZoneError {

@@ -7,6 +7,7 @@ use ringblk::memory::Slots;
 use ringvisor::abi::MAX_SLOTS;
 
 use super::*;
+use crate::config::OnError;
 use crate::zone::disks::DiskWish;
 use crate::zone::record::{self, Move};
 
@@ -224,29 +225,34 @@ fn the_next_daemon_goes_on() {
 /// Without its target a move cannot go on: the disk stays, and nobody believes later that it was copied.
 #[test]
 fn a_target_that_is_gone_is_forgotten() {
-    let machine = Machine::new();
-    let source = machine.filled("source.img", MIB);
-    machine.zone_with(&source);
-    machine.registry.context().io.stop();
-    let records = machine.path("records");
-    let copy = machine.filled("copy.img", MIB);
-    let record = Record {
-        disks: vec![Some(copy.clone())],
-        moves: vec![Move {
-            slot: 0,
-            target: DiskConfig::new(machine.path("gone.img")),
-        }],
-        ..machine.only_record()
-    };
-    record.save(&records).unwrap();
-    let next = daemon(&machine.el2, &machine.host, records);
-    let zone = next.find("a").unwrap();
-    until("running", || zone.status().state == Phase::Running);
-    assert!(zone.move_failure(0).unwrap().contains("gone.img"));
-    assert!(machine.only_record().moves.is_empty());
-    assert_eq!(zone.disks()[0].as_ref(), Some(&copy));
-    next.ask("a", Wish::Stop).unwrap();
-    machine.assert_clean();
+    for on_error in [OnError::Report, OnError::Stop] {
+        let machine = Machine::new();
+        let source = machine.filled("source.img", MIB);
+        machine.zone_with(&source);
+        machine.registry.context().io.stop();
+        let records = machine.path("records");
+        let copy = machine.filled("copy.img", MIB);
+        let record = Record {
+            disks: vec![Some(copy.clone())],
+            moves: vec![Move {
+                slot: 0,
+                target: DiskConfig {
+                    on_error,
+                    ..DiskConfig::new(machine.path("gone.img"))
+                },
+            }],
+            ..machine.only_record()
+        };
+        record.save(&records).unwrap();
+        let next = daemon(&machine.el2, &machine.host, records);
+        let zone = next.find("a").unwrap();
+        until("running", || zone.status().state == Phase::Running);
+        assert!(zone.move_failure(0).unwrap().contains("gone.img"));
+        assert!(machine.only_record().moves.is_empty());
+        assert_eq!(zone.disks()[0].as_ref(), Some(&copy));
+        next.ask("a", Wish::Stop).unwrap();
+        machine.assert_clean();
+    }
 }
 
 /// Limits that were changed while the disk moved are those of the next daemon, too.
