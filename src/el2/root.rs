@@ -23,7 +23,7 @@ use super::cpu::Cpu;
 use super::mm::frames::Tables;
 use super::sync::{Mutex, Once};
 use super::traps::{Outcome, bytes};
-use super::{control, cpu, gic, mm};
+use super::{control, cpu, gic, mm, zone};
 
 mod image;
 
@@ -306,13 +306,16 @@ pub fn access(ipa: Ipa, width: Width, stored: Option<u64>) -> Outcome {
     let mut list = gic::LocalListRegisters::new();
     if (root.distributor.0..root.distributor.1).contains(&at) {
         let offset = (at - root.distributor.0) as u32;
-        return root.with_gic(this, |gic| {
+        let mut turned_off = false;
+        let outcome = root.with_gic(this, |gic| {
             let kicks = gic.sync(this.index, &mut list);
             match stored {
-                Some(value) => (
-                    kicks | gic.dist_write(offset, bytes(width), value, &mut gic::Physical),
-                    Outcome::Done(0),
-                ),
+                Some(value) => {
+                    let was_on = gic.is_on();
+                    let more = gic.dist_write(offset, bytes(width), value, &mut gic::Physical);
+                    turned_off = was_on && !gic.is_on();
+                    (kicks | more, Outcome::Done(0))
+                }
                 None => match gic.await_dist_read(this.index, offset, bytes(width)) {
                     Kicks::NONE => {
                         let value = gic.dist_read(offset, bytes(width), &mut gic::Physical);
@@ -322,6 +325,10 @@ pub fn access(ipa: Ipa, width: Width, stored: Option<u64>) -> Outcome {
                 },
             }
         });
+        if turned_off {
+            end_of_kernel();
+        }
+        return outcome;
     }
     if let Some((target, offset)) = gic::redistributor_at(at) {
         return root.with_gic(this, |gic| {
@@ -450,6 +457,21 @@ fn psci_call(call: Call) -> Result<u64, Error> {
             Err(Error::InternalFailure)
         }
     }
+}
+
+/// Root has turned its distributor off: a kernel that was started by another one, as by kexec, sets up its GIC. If zones
+/// exist, it takes their memory and the page that EL2 shares with the daemon for its own, so the machine is reset, as by any
+/// other restart of root.
+fn end_of_kernel() {
+    let zones = zone::count();
+    if zones == 0 {
+        return;
+    }
+    warn!(
+        "root's kernel was replaced while {zones} zones exist, whose memory it would use: the machine is reset"
+    );
+    // Comes back only if the firmware refuses.
+    let _ = smccc::psci::system_reset::<smccc::Smc>();
 }
 
 /// Cleans what EL2 wrote into root's memory, because root starts with its caches off.

@@ -199,6 +199,13 @@ impl RootGic {
         self.gic.await_redist_read(reader, cpu, offset, width)
     }
 
+    /// Whether root has an interrupt group on (`GICD_CTLR`). A kernel turns them off before it sets the distributor up, which
+    /// it does once.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.gic.groups != 0
+    }
+
     /// A read by root of `width` bytes at `offset` of the distributor.
     pub fn dist_read(&mut self, offset: u32, width: u32, phys: &mut impl PhysicalGic) -> u64 {
         if let Some(access) = Access::decode(offset, width) {

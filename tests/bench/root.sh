@@ -1,5 +1,6 @@
 # What root runs for `make bench`: the guests of $CONFIGS one after the other, on one image in tmpfs. The harness puts the
-# settings in front of this text: CONFIGS, MODE, CPUS, MEMORY (in MiB), LIMIT (seconds for a guest), SIZES and STATS (yes or no).
+# settings in front of this text: CONFIGS, CMDLINE (of the guests), MODE, CPUS, MEMORY (in MiB), LIMIT (seconds for a guest), SIZES
+# and STATS (yes or no).
 # Lines for the harness begin with "bench: "; all others are only kept in the log.
 files=/mnt/files
 tools=/srv/zones/rootfs.img
@@ -7,8 +8,6 @@ image=/dev/shm/bench.img
 qemu_dir=/mnt/qemu
 cr=$(printf '\r')
 say() { printf 'bench: %s\n' "$*"; }
-# Console options that are the same everywhere. No root=: the first program is our own.
-cmdline="console=ttyAMA0 quiet panic=-1"
 
 # uptime: seconds since boot, without starting a program
 uptime() {
@@ -60,7 +59,7 @@ cpus = $CPUS
 memory = "${MEMORY}M"
 kernel = "/srv/zones/Image"
 initrd = "$files/initrd"
-cmdline = "$cmdline"
+cmdline = "$CMDLINE"
 on_reboot = "stop"
 on_crash = "stop"
 [[disk]]
@@ -87,7 +86,7 @@ kvm_guest() { # AIO CACHE
     timed "$qemu_dir/usr/bin/qemu-system-aarch64" -no-user-config -nodefaults -display none -serial stdio \
         -machine virt,gic-version=3,memory-backend=ram -accel kvm -cpu host -smp "$CPUS" -m "$MEMORY" \
         -object "memory-backend-file,id=ram,size=${MEMORY}M,mem-path=/dev/hugepages,share=on" \
-        -kernel /srv/zones/Image -initrd "$files/initrd" -append "$cmdline" \
+        -kernel /srv/zones/Image -initrd "$files/initrd" -append "$CMDLINE" \
         -drive "if=none,id=data,format=raw,file=$image,aio=$1,cache=$2" \
         -device virtio-blk-device,drive=data,serial=data \
         -drive "if=none,id=tools,format=raw,file=$tools,readonly=on" \

@@ -61,12 +61,14 @@ path = "readonly.img"
 readonly = true
 S
 dd if=/dev/urandom of=$Z/again.img bs=64k count=16 2>/dev/null
-zone_file again 1 64M again.img
+cp $Z/again.img $Z/again-threads.img
+zone_file again 1 64M again.img again-threads.img
+echo 'engine = "threads"' >>$Z/again.toml
 readonly_hash=$(image_hash $Z/readonly.img)
 value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
 left() { echo "$(value pages_used) pages of EL2, $(nproc) CPUs, $(files) files"; }
 ringd --daemonize --supervise || fail "ringd does not start"
-# As after any zone's end: one of each kind has been there.
+# As after any zone's end: one has been there, and a disk of each engine (the daemon keeps its pool of threads).
 ringctl zone start $Z/again.toml && ringctl zone stop again || fail "zone start and stop"
 before=$(left)
 for zone in $guests; do ringctl zone start $Z/$zone.toml || fail "zone $zone does not start"; done
@@ -94,7 +96,8 @@ for zone in $guests; do within 300 says $zone '^io: begins'; done
 ) &
 kills=0
 end=$(($(date +%s) + seconds))
-while [ "$(date +%s)" -lt $end ]; do
+# And on a busy host until the daemon was killed often enough.
+while [ "$(date +%s)" -lt $end ] || [ $kills -lt 10 ]; do
     for zone in $guests; do
         timeout 30 ringctl zone pause $zone 2>/dev/null
         timeout 30 ringctl disk set-limit $zone vdb --iops $((200 + $(date +%s) % 800)) 2>/dev/null
@@ -128,11 +131,18 @@ for zone in $guests; do
 done
 echo "$kills kills; the hostile guest passed $(wc -l </tmp/hostile-runs) times; $(wc -l </tmp/again-runs) starts and stops"
 [ ! -s /tmp/hostile-failed ] || { cat /tmp/hostile-failed; fail "the hostile guest found something"; }
-at_least "kills" $kills $((seconds / 60))
 at_least "passes of the hostile guest" "$(wc -l </tmp/hostile-runs)" 1
 at_least "starts and stops" "$(wc -l </tmp/again-runs)" 3
 is "hash of the read-only image" "$(image_hash $Z/readonly.img)" "$readonly_hash"
 none() { [ -z "$(ls /run/ringd/zones)" ]; }
 within 60 none
-is "what is left" "$(left)" "$before"
+# The last zone's threads may be closing what they had when its record is gone.
+as_before() { [ "$(left)" = "$before" ]; }
+(within 60 as_before) || {
+    for pid in $(pidof ringd); do
+        tr '\0' ' ' <"/proc/$pid/cmdline"
+        ls -l "/proc/$pid/fd"
+    done
+    fail "what is left is '$(left)', expected '$before'"
+}
 kernel_is_quiet

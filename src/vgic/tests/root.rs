@@ -106,7 +106,9 @@ fn what_is_not_roots_is_not_taken() {
 fn held_back_while_the_group_is_off() {
     let (mut root, mut phys, mut cpus) = root(1);
     let _ = root.dist_write(0x104, 4, 1 << 5, &mut phys);
+    assert!(root.is_on());
     let kicks = root.dist_write(0, 4, 0, &mut phys);
+    assert!(!root.is_on());
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(phys.dist.get(&0), None, "the physical GICD_CTLR is EL2's");
     let (kicks, _) = root.arrived(0, 37);
@@ -120,6 +122,7 @@ fn held_back_while_the_group_is_off() {
     );
     assert_eq!(root.dist_read(0x204, 4, &mut phys), 1 << 5);
     let kicks = root.dist_write(0, 4, 0x12, &mut phys);
+    assert!(root.is_on());
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), 37);
 }

@@ -28,7 +28,7 @@ pub struct MachineOptions {
     /// Root's kernel: `cloud` (6.12), `generic` (6.1), or the path of an arm64 Image.
     #[arg(long, env = "ROOT_KERNEL")]
     pub root_kernel: Option<String>,
-    /// More words for root's kernel command line.
+    /// More words for root's kernel command line; with `bench` for every guest's, too.
     #[arg(long, env = "BOOTARGS", allow_hyphen_values = true)]
     pub bootargs: Option<String>,
     /// The hypervisor's image, or `none` to boot root's Linux directly on QEMU.

@@ -33,7 +33,7 @@ enum What {
     },
     /// A disk with git, SQLite and tar, for a test's guest.
     Programs,
-    /// A disk with qemu-storage-daemon, qemu-nbd and nbd-client, for tests in root.
+    /// A disk with qemu-storage-daemon, qemu-nbd, nbd-client and kexec, for tests in root.
     Storage,
     /// QEMU 10 from Debian's backports, for this machine.
     Qemu10,

@@ -1,5 +1,5 @@
 //! Disks with programs for tests, and the libraries they need: git, SQLite and tar for a guest ([`disk`]), servers and clients
-//! of disks for root ([`storage`]).
+//! of disks, and kexec, for root ([`storage`]).
 
 use std::fs;
 use std::path::PathBuf;
@@ -28,8 +28,13 @@ const PROGRAMS: Set = Set {
 
 const STORAGE: Set = Set {
     name: "storage",
-    packages: &["qemu-system-common", "qemu-utils", "nbd-client"],
-    programs: &["bin/qemu-storage-daemon", "bin/qemu-nbd", "sbin/nbd-client"],
+    packages: &["qemu-system-common", "qemu-utils", "nbd-client", "kexec-tools"],
+    programs: &[
+        "bin/qemu-storage-daemon",
+        "bin/qemu-nbd",
+        "sbin/nbd-client",
+        "sbin/kexec",
+    ],
 };
 
 /// Size of a disk. Sparse.
@@ -51,7 +56,7 @@ pub fn disk(cache: &Cache) -> Result<PathBuf> {
     make(cache, &PROGRAMS)
 }
 
-/// As [`disk`], with `qemu-storage-daemon`, `qemu-nbd`, `qemu-img` and, in `usr/sbin`, `nbd-client`.
+/// As [`disk`], with `qemu-storage-daemon`, `qemu-nbd`, `qemu-img` and, in `usr/sbin`, `nbd-client` and `kexec`.
 ///
 /// # Errors
 /// The packages cannot be had, or the cache cannot be written.

@@ -32,6 +32,7 @@ pub struct TestMachine {
     smp: Option<u32>,
     mem: Option<String>,
     kernel: Option<String>,
+    bootargs: Option<String>,
 }
 
 impl TestMachine {
@@ -45,6 +46,7 @@ impl TestMachine {
             smp: self.smp.map(|n| n.to_string()).or(base.smp),
             mem: self.mem.clone().or(base.mem),
             root_kernel: self.kernel.clone().or(base.root_kernel),
+            bootargs: self.bootargs.clone().or(base.bootargs),
             ..base
         }
     }

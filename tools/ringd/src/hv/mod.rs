@@ -88,7 +88,9 @@ fn explain(status: u32, detail: u64) -> String {
         Status::SlotInUse => format!("slot {detail} has a device"),
         Status::VersionMismatch => format!("it speaks another version of the interface ({detail})"),
         Status::NotAttached => "no shared page is attached".into(),
-        Status::ZonesExist => format!("{detail} zones exist that were attached with another shared page"),
+        Status::ZonesExist => {
+            format!("zones exist that were attached with another shared page, at {detail:#x}")
+        }
         Status::BadDevice => "the device specification is contradictory".into(),
         Status::Stale => format!("generation {detail} is not the pending reset's"),
     }
