@@ -1,6 +1,7 @@
 #!/bin/bash
 # `make exec`: a panic of root's kernel is recognised, before the script and in it.
 #@ timeout: 300
+#@ tier: all
 . tests/host/lib.sh
 echo 'echo c >/proc/sysrq-trigger; sleep 100' >"$work/script"
 "$HARNESS" exec --script "$work/script" --timeout 250 >"$work/out" 2>&1 &

@@ -3,6 +3,7 @@
 # own vmlinuz for arm64 is not packed: it is the Image that all other tests boot.)
 #@ needs: el2
 #@ timeout: 400
+#@ tier: all
 . tests/host/lib.sh
 cache=${RINGVISOR_CACHE:-.cache}
 image=$(ls -t "$cache"/kernel-cloud-*/Image | head -1)

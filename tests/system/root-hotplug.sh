@@ -1,7 +1,7 @@
 #!/bin/sh
 # CPUs are taken offline and online again through sysfs, under load, and work afterwards.
-#@ on: a57 large
-#@ all: generic max qemu10 generic-max large-generic
+#@ on: a57
+#@ all: large generic max qemu10 generic-max large-generic
 . ./lib.sh
 cpus=$(nproc)
 at_least "number of CPUs" "$cpus" 2

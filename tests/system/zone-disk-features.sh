@@ -5,6 +5,7 @@
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
+#@ tier: all
 . ./lib.sh
 cat >/tmp/autorun <<'S'
 queue=/sys/block/vdb/queue

@@ -2,6 +2,7 @@
 # Two zones at once, each with disks of its own and I/O on them: neither sees the other's data.
 #@ needs: el2
 #@ timeout: 300
+#@ tier: all
 . ./lib.sh
 cat >/tmp/autorun <<'S'
 echo "data: $(sha256sum </dev/vdb | cut -d ' ' -f 1)"

@@ -99,7 +99,8 @@ impl Stage {
             .needs
             .as_ref()
             .is_none_or(|file| project.dir.join(file).exists());
-        named && there && (arguments.all || !self.all)
+        let lint = self.lint && arguments.only.as_deref() == Some("lint");
+        named && there && (arguments.all || lint || !self.all)
     }
 
     fn run(&self, project: &Project, all: bool) -> Result<Count> {
