@@ -59,8 +59,9 @@ impl BackOff {
 /// Signals cannot be blocked, or the run directory cannot be written.
 pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
     let signals = Signals::block(&WATCHED).context("cannot block signals")?;
-    instance::note_supervisor(run_dir).context("cannot note the supervisor's process")?;
+    // Before anybody can know of this supervisor, and note another program for it.
     let _ = fs::remove_file(program_file(run_dir));
+    instance::note_supervisor(run_dir).context("cannot note the supervisor's process")?;
     let own = std::env::current_exe().context("cannot find this program")?;
     let mut back_off = BackOff::default();
     let mut reserve = Reserve::new(arguments);
