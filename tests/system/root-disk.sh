@@ -2,6 +2,8 @@
 # Root's own virtio-mmio disk: what is written is read back, past the page cache.
 #@ on: a57
 #@ all: every
+# Waits for the disk of the host.
+#@ timeout: 300
 . ./lib.sh
 file=/srv/root-disk-test
 dd if=/dev/urandom of=/tmp/data bs=1M count=16 2>/dev/null
