@@ -99,7 +99,7 @@ for zone in $guests; do within 300 says $zone '^io: begins'; done
 kills=0
 end=$(($(date +%s) + seconds))
 # And on a busy host until the daemon was killed often enough.
-while [ "$(date +%s)" -lt $end ] || [ $kills -lt 10 ]; do
+while [ "$(date +%s)" -lt $end ] || [ $kills -lt $((seconds / 60)) ]; do
     for zone in $guests; do
         timeout 30 ringctl zone pause $zone 2>/dev/null
         timeout 30 ringctl disk set-limit $zone vdb --iops $((200 + $(date +%s) % 800)) 2>/dev/null

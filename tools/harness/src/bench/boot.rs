@@ -122,9 +122,11 @@ impl Bench<'_> {
         // They go through a shell and a zone file.
         if let Some(sign) = more
             .chars()
-            .find(|sign| matches!(sign, '\'' | '"' | '\\' | '$' | '`'))
+            .find(|sign| sign.is_control() || matches!(sign, '\'' | '"' | '\\' | '$' | '`'))
         {
-            bail!("BOOTARGS={more}: found {sign}, expected words without quotes, backslash and dollar");
+            bail!(
+                "BOOTARGS={more}: found {sign:?}, expected words on one line without quotes, backslash and dollar"
+            );
         }
         Ok(format!("{GUEST_BOOTARGS} {more}"))
     }
