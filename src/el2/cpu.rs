@@ -45,6 +45,8 @@ pub struct Cpu {
     entry: AtomicU64,
     context: AtomicU64,
     zone: AtomicPtr<zone::Zone>,
+    /// Its list registers.
+    pub list: gic::ListState,
     /// What it counts; written by the CPU itself.
     pub counters: &'static Counters,
     /// It has an owner that has not used it yet: the counters begin anew.
@@ -78,6 +80,7 @@ impl Cpu {
             entry: AtomicU64::new(0),
             context: AtomicU64::new(0),
             zone: AtomicPtr::new(ptr::null_mut()),
+            list: gic::ListState::new(),
             counters: &COUNTERS[index],
             fresh: AtomicBool::new(false),
         }

@@ -4,14 +4,14 @@
 //! to the zone, whose list register carries the hardware bit. EL2's own are the kick SGI and the maintenance PPI.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicDistributor, GicRedistributor};
 use arm_gic::{IntId, UniqueMmioPointer};
 use ringvisor::abi::counters::Event;
 use ringvisor::abi::trace::Kind;
-use ringvisor::vgic::ListRegisters;
-use ringvisor::vgic::PhysicalGic;
+use ringvisor::vgic::{Image, ListRegisters, PhysicalGic};
 
 use super::arch::{self, sysreg};
 use super::cpu::{self, Cpu};
@@ -163,7 +163,12 @@ pub fn kick(cpu: &Cpu) {
 
 /// Acknowledges what is pending on this CPU and hands it to the owner of the CPU.
 pub fn handle_interrupts() {
+    const PENDING: u64 = 1 << 7; // ISR_EL1.I, which shows physical interrupts at EL2
     for _ in 0..BURST {
+        // Cheaper than to be told by the CPU interface that nothing is left.
+        if sysreg::read!("isr_el1") & PENDING == 0 {
+            return;
+        }
         let iar = sysreg::read!("S3_0_C12_C12_0"); // ICC_IAR1_EL1
         let intid = iar as u32 & 0xff_ffff;
         if intid >= SPECIAL {
@@ -251,13 +256,16 @@ pub fn set_pending(intid: u32) {
 
 /// Empties the list registers and turns the virtual interface to its reset state.
 pub fn clear_list_registers() {
-    let mut list = LocalListRegisters::new();
+    let vtr = sysreg::read!("S3_4_C12_C11_1"); // ICH_VTR_EL2
+    let state = &cpu::this().list;
+    let mut list = LocalListRegisters((vtr & 0x1f) as usize + 1);
     for index in 0..list.count() {
         list.write(index, 0);
     }
+    state.count.store(list.count(), Ordering::Relaxed);
+    state.used.store(0, Ordering::Relaxed);
     sysreg::write!("S3_4_C12_C9_0", 0); // ICH_AP1R0_EL2
     sysreg::write!("S3_4_C12_C8_0", 0); // ICH_AP0R0_EL2
-    let vtr = sysreg::read!("S3_4_C12_C11_1");
     if vtr >> 26 & 7 >= 5 {
         sysreg::write!("S3_4_C12_C9_1", 0);
         sysreg::write!("S3_4_C12_C8_1", 0);
@@ -273,25 +281,48 @@ pub fn clear_list_registers() {
     arch::isb();
 }
 
-/// This CPU's list registers.
-pub struct LocalListRegisters {
-    count: usize,
+/// What EL2 knows of a CPU's list registers; used by that CPU only.
+#[derive(Debug)]
+pub struct ListState {
+    /// ICH_VTR_EL2.ListRegs + 1; 0 before [`clear_list_registers`].
+    count: AtomicUsize,
+    /// Those that are not empty, a bit for each.
+    used: AtomicU32,
 }
 
-impl LocalListRegisters {
-    /// Of the CPU that calls.
-    pub fn new() -> Self {
+impl ListState {
+    /// Of a CPU that has not come up.
+    pub const fn new() -> Self {
         Self {
-            count: (sysreg::read!("S3_4_C12_C11_1") & 0x1f) as usize + 1,
+            count: AtomicUsize::new(0),
+            used: AtomicU32::new(0),
         }
     }
 }
+
+/// Runs `pass` on a copy of this CPU's list registers, and writes what it changed. The lock of a GIC is taken and let go
+/// in `pass`. Not to be nested.
+pub fn with_list_registers<T>(pass: impl FnOnce(&mut LocalImage<'_>) -> T) -> T {
+    let state = &cpu::this().list;
+    let mut real = LocalListRegisters(state.count.load(Ordering::Relaxed));
+    let mut image = Image::read(&mut real, state.used.load(Ordering::Relaxed));
+    let result = pass(&mut image);
+    state.used.store(image.write_back(), Ordering::Relaxed);
+    result
+}
+
+/// What [`with_list_registers`] gives.
+pub type LocalImage<'a> = Image<'a, LocalListRegisters>;
+
+/// This CPU's list registers: how many there are.
+#[derive(Debug)]
+pub struct LocalListRegisters(usize);
 
 macro_rules! list_registers {
     ($($index:literal => $name:literal),* $(,)?) => {
         impl ListRegisters for LocalListRegisters {
             fn count(&self) -> usize {
-                self.count.min(16)
+                self.0.min(16)
             }
 
             fn read(&self, index: usize) -> u64 {

@@ -20,10 +20,11 @@ use ringvisor::vgic::{Doorbell, Kicks, RootConfig, RootGic, SgiRequest};
 use super::arch::vectors::TrapFrame;
 use super::arch::{self, vcpu};
 use super::cpu::Cpu;
+use super::gic::{self, LocalImage};
 use super::mm::frames::Tables;
 use super::sync::{Mutex, Once};
 use super::traps::{Outcome, bytes};
-use super::{control, cpu, gic, mm, zone};
+use super::{control, cpu, mm, zone};
 
 mod image;
 
@@ -201,8 +202,7 @@ pub fn prepare_vcpu(cpu: &Cpu) {
     vcpu::reset(root.vttbr, cpu.mpidr().bits(), 0);
     gic::reset_private(cpu, 0);
     gic::clear_list_registers();
-    let mut list = gic::LocalListRegisters::new();
-    let kicks = root.gic.lock().unpark(cpu.index, &mut list, &mut gic::Physical);
+    let kicks = gic::with_list_registers(|list| root.gic.lock().unpark(cpu.index, list, &mut gic::Physical));
     root.ring(kicks);
 }
 
@@ -217,12 +217,16 @@ impl Root {
     }
 
     /// Changes the GIC and refills this CPU's list registers.
-    fn with_gic<T>(&self, cpu: &Cpu, change: impl FnOnce(&mut RootGic) -> (Kicks, T)) -> T {
-        let mut list = gic::LocalListRegisters::new();
-        let mut gic = self.gic.lock();
-        let (mut kicks, result) = change(&mut gic);
-        kicks |= gic.flush(cpu.index, &mut list);
-        drop(gic);
+    fn with_gic<T>(
+        &self,
+        cpu: &Cpu,
+        change: impl FnOnce(&mut RootGic, &mut LocalImage<'_>) -> (Kicks, T),
+    ) -> T {
+        let (kicks, result) = gic::with_list_registers(|list| {
+            let mut gic = self.gic.lock();
+            let (kicks, result) = change(&mut gic, list);
+            (kicks | gic.flush(cpu.index, list), result)
+        });
         self.ring(kicks.without(cpu.index));
         result
     }
@@ -233,15 +237,14 @@ pub fn flush_interrupts(cpu: &Cpu) {
     if let Some(root) = ROOT.get()
         && root.doorbell.take(cpu.index)
     {
-        root.with_gic(cpu, |_| (Kicks::NONE, ()));
+        root.with_gic(cpu, |_, _| (Kicks::NONE, ()));
     }
 }
 
 /// A maintenance interrupt of this CPU.
 pub fn maintenance(cpu: &Cpu) {
     if let Some(root) = ROOT.get() {
-        let mut list = gic::LocalListRegisters::new();
-        let kicks = root.gic.lock().sync(cpu.index, &mut list);
+        let kicks = gic::with_list_registers(|list| root.gic.lock().sync(cpu.index, list));
         root.ring(kicks);
     }
 }
@@ -250,7 +253,7 @@ pub fn maintenance(cpu: &Cpu) {
 pub fn arrived(cpu: &Cpu, intid: u32) {
     let taken = ROOT
         .get()
-        .is_some_and(|root| root.with_gic(cpu, |gic| gic.arrived(cpu.index, intid)));
+        .is_some_and(|root| root.with_gic(cpu, |gic, _| gic.arrived(cpu.index, intid)));
     if !taken {
         gic::deactivate(intid);
     }
@@ -271,15 +274,14 @@ pub fn reroute(intid: u32) {
 /// A write to one of the SGI registers.
 pub fn send_sgi(cpu: &Cpu, request: &SgiRequest) {
     if let Some(root) = ROOT.get() {
-        root.with_gic(cpu, |gic| (gic.send_sgi(cpu.index, request), ()));
+        root.with_gic(cpu, |gic, _| (gic.send_sgi(cpu.index, request), ()));
     }
 }
 
 /// A trapped write to ICC_DIR_EL1.
 pub fn deactivate(cpu: &Cpu, intid: u32) {
     if let Some(root) = ROOT.get() {
-        let mut list = gic::LocalListRegisters::new();
-        let kicks = root.gic.lock().deactivate(cpu.index, intid, &mut list);
+        let kicks = gic::with_list_registers(|list| root.gic.lock().deactivate(cpu.index, intid, list));
         root.ring(kicks);
     }
 }
@@ -303,12 +305,11 @@ pub fn access(ipa: Ipa, width: Width, stored: Option<u64>) -> Outcome {
         return Outcome::Done(u64::MAX);
     }
     let this = cpu::this();
-    let mut list = gic::LocalListRegisters::new();
     if (root.distributor.0..root.distributor.1).contains(&at) {
         let offset = (at - root.distributor.0) as u32;
         let mut turned_off = false;
-        let outcome = root.with_gic(this, |gic| {
-            let kicks = gic.sync(this.index, &mut list);
+        let outcome = root.with_gic(this, |gic, list| {
+            let kicks = gic.sync(this.index, list);
             match stored {
                 Some(value) => {
                     let was_on = gic.is_on();
@@ -331,8 +332,8 @@ pub fn access(ipa: Ipa, width: Width, stored: Option<u64>) -> Outcome {
         return outcome;
     }
     if let Some((target, offset)) = gic::redistributor_at(at) {
-        return root.with_gic(this, |gic| {
-            let kicks = gic.sync(this.index, &mut list);
+        return root.with_gic(this, |gic, list| {
+            let kicks = gic.sync(this.index, list);
             match stored {
                 Some(value) => {
                     let more = gic.redist_write(target, offset, bytes(width), value, &mut gic::Physical);
@@ -403,8 +404,9 @@ fn psci_call(call: Call) -> Result<u64, Error> {
         Call::CpuOff => {
             info!("root gives cpu{} up", this.index);
             if let Some(root) = ROOT.get() {
-                let mut list = gic::LocalListRegisters::new();
-                let kicks = root.gic.lock().park(this.index, &mut list, &mut gic::Physical);
+                let kicks = gic::with_list_registers(|list| {
+                    root.gic.lock().park(this.index, list, &mut gic::Physical)
+                });
                 root.ring(kicks);
             }
             cpu::retire()

@@ -27,7 +27,7 @@ use super::arch::{self, sysreg, vcpu};
 use super::control::{self, Refusal};
 use super::cpu::{self, Cpu};
 use super::device::Device;
-use super::gic::{self, LocalListRegisters};
+use super::gic;
 use super::mm::blocks;
 use super::mm::frames::{FrameBox, Tables};
 use super::sync::{Mutex, RwLock, RwLockWriteGuard};

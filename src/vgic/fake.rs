@@ -9,6 +9,7 @@
 
 extern crate std;
 
+use super::image::Image;
 use super::lr::{ListRegisters, Lr, hcr, vmcr};
 use std::vec;
 use std::vec::Vec;
@@ -31,6 +32,8 @@ pub struct FakeCpu {
     pub low: Vec<u32>,
     /// Accesses to list registers since the test last cleared it.
     pub accesses: core::cell::Cell<usize>,
+    /// List registers in use, as of the last [`FakeCpu::image`].
+    used: u32,
 }
 
 impl FakeCpu {
@@ -45,7 +48,17 @@ impl FakeCpu {
             deactivated: Vec::new(),
             low: Vec::new(),
             accesses: 0.into(),
+            used: 0,
         }
+    }
+
+    /// What EL2 does with a CPU's list registers: `pass` works on a copy of those that the last pass left in use.
+    pub fn image<T>(&mut self, pass: impl FnOnce(&mut Image<'_, Self>) -> T) -> T {
+        let used = self.used;
+        let mut image = Image::read(self, used);
+        let result = pass(&mut image);
+        self.used = image.write_back();
+        result
     }
 
     /// Sets `ICH_VMCR_EL2`.

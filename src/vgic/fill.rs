@@ -47,12 +47,15 @@ impl Vgic {
     /// Fills list registers, the most urgent first.
     pub(super) fn fill(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let mut kicks = self.release(vcpu, lrs);
-        if self.vcpus.get(vcpu).is_none_or(|cpu| cpu.ready_banks == 0) {
+        let Some(cpu) = self.vcpus.get(vcpu).filter(|cpu| cpu.ready_banks != 0) else {
             return kicks;
-        }
-        let vmcr = lrs.vmcr();
+        };
         let count = lrs.count().min(MAX_LIST_REGISTERS);
         let all = ((1u64 << count) - 1) as u32;
+        // Where there is room for everyone, nobody's rank matters.
+        let waiting: u32 = cpu.ready.iter().map(|word| word.count_ones()).sum();
+        let room = (all & !cpu.used).count_ones() >= waiting;
+        let vmcr = if room { 0 } else { lrs.vmcr() };
         while let Some(rank) = self.best(vcpu, vmcr, |_| true) {
             let Some(cpu) = self.vcpus.get(vcpu) else { break };
             let free = (all & !cpu.used).trailing_zeros() as usize;

@@ -6,10 +6,11 @@
 //! the physical GIC, filtered.
 //!
 //! How EL2 uses it. CPUs are partitioned, so list registers are never saved: they stay loaded, and only the CPU they
-//! belong to reaches them, through [`ListRegisters`]. One lock (EL2's) guards a [`Vgic`]. Every change returns
-//! [`Kicks`]: the virtual CPUs whose list registers are out of date. EL2 calls [`Vgic::flush`] at once for its own,
-//! and rings a [`Doorbell`] and sends an SGI for the others, which flush on their own CPU. A maintenance interrupt is
-//! answered with [`Vgic::sync`]. Nothing else is needed on the way into or out of a guest.
+//! belong to reaches them, through [`ListRegisters`]. One lock (EL2's) guards a [`Vgic`]; under it EL2 works on an
+//! [`Image`] of them. Every change returns [`Kicks`]: the virtual CPUs whose list registers are out of date. EL2 calls
+//! [`Vgic::flush`] at once for its own, and rings a [`Doorbell`] and sends an SGI for the others, which flush on their
+//! own CPU. A maintenance interrupt is answered with [`Vgic::sync`]. Nothing else is needed on the way into or out of a
+//! guest.
 //!
 //! An interrupt is in one of three places: nowhere (`Route::home` is `NONE`), listed in the `ready` set of a virtual
 //! CPU because it wants a list register, or resident in a list register of a virtual CPU. While it is resident, the
@@ -23,6 +24,7 @@ pub mod fake;
 mod fill;
 mod flush;
 mod gic;
+mod image;
 mod kicks;
 mod lr;
 mod park;
@@ -37,6 +39,7 @@ mod tests;
 pub use fill::HCR_OWNED;
 pub use gic::Vgic;
 use gic::{Slot, VCpu};
+pub use image::Image;
 pub use kicks::{Doorbell, Kicks, MAX_VCPUS};
 pub use lr::{ListRegisters, Lr, MAX_LIST_REGISTERS, hcr, vmcr};
 pub use physical::PhysicalGic;

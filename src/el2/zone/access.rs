@@ -113,12 +113,12 @@ impl Zone {
     /// Changes the GIC from a vCPU of this zone, after taking over what the guest did to its list registers.
     fn with_synced_gic<T>(&self, change: impl FnOnce(&mut Vgic) -> (Kicks, T)) -> T {
         let vcpu = cpu::this().vcpu();
-        let mut list = LocalListRegisters::new();
-        let mut gic = self.gic.lock();
-        let mut kicks = gic.sync(vcpu, &mut list);
-        let (more, result) = change(&mut gic);
-        kicks |= more | gic.flush(vcpu, &mut list);
-        drop(gic);
+        let (kicks, result) = gic::with_list_registers(|list| {
+            let mut gic = self.gic.lock();
+            let kicks = gic.sync(vcpu, list);
+            let (more, result) = change(&mut gic);
+            (kicks | more | gic.flush(vcpu, list), result)
+        });
         self.ring(kicks.without(vcpu));
         result
     }
@@ -126,16 +126,14 @@ impl Zone {
     /// Refills the list registers if somebody changed what belongs in them.
     pub fn flush_interrupts(&self, vcpu: usize) {
         if self.doorbell.take(vcpu) {
-            let mut list = LocalListRegisters::new();
-            let kicks = self.gic.lock().flush(vcpu, &mut list);
+            let kicks = gic::with_list_registers(|list| self.gic.lock().flush(vcpu, list));
             self.ring(kicks.without(vcpu));
         }
     }
 
     /// A maintenance interrupt.
     pub fn maintenance(&self, vcpu: usize) {
-        let mut list = LocalListRegisters::new();
-        let kicks = self.gic.lock().sync(vcpu, &mut list);
+        let kicks = gic::with_list_registers(|list| self.gic.lock().sync(vcpu, list));
         self.ring(kicks);
     }
 
@@ -146,8 +144,11 @@ impl Zone {
 
     /// A timer of this vCPU has fired.
     pub fn arrived(&self, vcpu: usize, intid: u32) {
-        let kicks = self.gic.lock().arrived(vcpu, intid);
-        self.ring(kicks);
+        let kicks = gic::with_list_registers(|list| {
+            let mut gic = self.gic.lock();
+            gic.arrived(vcpu, intid) | gic.flush(vcpu, list)
+        });
+        self.ring(kicks.without(vcpu));
     }
 
     /// A write to one of the SGI registers.
@@ -158,8 +159,7 @@ impl Zone {
 
     /// A trapped write to ICC_DIR_EL1.
     pub fn deactivate(&self, vcpu: usize, intid: u32) {
-        let mut list = LocalListRegisters::new();
-        let kicks = self.gic.lock().deactivate(vcpu, intid, &mut list);
+        let kicks = gic::with_list_registers(|list| self.gic.lock().deactivate(vcpu, intid, list));
         self.ring(kicks);
     }
 }

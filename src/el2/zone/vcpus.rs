@@ -51,8 +51,7 @@ impl Zone {
         arch::tlbi_vmalls12e1is();
         gic::reset_private(cpu::this(), TIMERS);
         gic::clear_list_registers();
-        let mut list = LocalListRegisters::new();
-        let kicks = self.gic.lock().unpark(vcpu, &mut list);
+        let kicks = gic::with_list_registers(|list| self.gic.lock().unpark(vcpu, list));
         self.ring(kicks);
     }
 
@@ -62,8 +61,7 @@ impl Zone {
         if self.inside.load(Ordering::Acquire) & bit == 0 {
             return;
         }
-        let mut list = LocalListRegisters::new();
-        let kicks = self.gic.lock().park(vcpu, &mut list);
+        let kicks = gic::with_list_registers(|list| self.gic.lock().park(vcpu, list));
         gic::reset_private(cpu::this(), 0);
         gic::clear_list_registers();
         arch::tlbi_vmalls12e1is();

@@ -50,7 +50,7 @@ impl World {
         let split = if case.split_eoi { vmcr::VEOIM } else { 0 };
         let mut irqs = BTreeMap::new();
         for (cpu, interface) in cpus.iter_mut().enumerate() {
-            let _ = gic.unpark(cpu, interface);
+            let _ = interface.image(|list| gic.unpark(cpu, list));
             interface.set_vmcr(vmcr::VENG0 | vmcr::VENG1 | split);
             for intid in SGIS.into_iter().chain([PPI_LINE, PPI_PHYSICAL]) {
                 let edge = intid < 16;
@@ -181,11 +181,12 @@ impl World {
                         self.reference.cpus[cpu].online,
                         "kick for a CPU that is not there"
                     );
-                    self.kicks = self.kicks.without(cpu) | self.gic.flush(cpu, &mut self.cpus[cpu]);
+                    self.kicks =
+                        self.kicks.without(cpu) | self.cpus[cpu].image(|list| self.gic.flush(cpu, list));
                     quiet = false;
                 }
                 if self.cpus[cpu].maintenance() {
-                    self.kicks |= self.gic.sync(cpu, &mut self.cpus[cpu]);
+                    self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
                     quiet = false;
                 }
             }
@@ -218,7 +219,7 @@ impl World {
     fn check_registers(&mut self) {
         for cpu in 0..self.cpus.len() {
             if self.reference.cpus[cpu].online {
-                self.kicks |= self.gic.sync(cpu, &mut self.cpus[cpu]);
+                self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
             }
         }
         self.settle();
@@ -278,7 +279,7 @@ impl World {
         }
         let intid = self.reference.cpus[cpu].ended.remove(choice % count);
         if !self.cpus[cpu].dir(intid) {
-            self.kicks |= self.gic.deactivate(cpu, intid, &mut self.cpus[cpu]);
+            self.kicks |= self.cpus[cpu].image(|list| self.gic.deactivate(cpu, intid, list));
         }
         self.reference.irq(cpu, intid).active = false;
     }
@@ -318,7 +319,7 @@ impl World {
             if self.reference.cpus.iter().filter(|cpu| cpu.online).count() == 1 {
                 return;
             }
-            self.kicks |= self.gic.park(cpu, &mut self.cpus[cpu]);
+            self.kicks |= self.cpus[cpu].image(|list| self.gic.park(cpu, list));
             self.kicks = self.kicks.without(cpu);
             self.reference.cpus[cpu].online = false;
             self.reference.cpus[cpu].running.clear();
@@ -334,7 +335,7 @@ impl World {
             }
         } else {
             self.reference.cpus[cpu].online = true;
-            self.kicks |= self.gic.unpark(cpu, &mut self.cpus[cpu]);
+            self.kicks |= self.cpus[cpu].image(|list| self.gic.unpark(cpu, list));
         }
     }
 
@@ -481,7 +482,7 @@ impl World {
         self.check_registers();
         assert!(self.physically_active.is_empty());
         for cpu in 0..self.cpus.len() {
-            self.kicks |= self.gic.sync(cpu, &mut self.cpus[cpu]);
+            self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
             assert!(self.cpus[cpu].valid().is_empty());
         }
         for irq in self.reference.irqs.values() {

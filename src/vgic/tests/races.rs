@@ -70,13 +70,13 @@ impl World {
     }
 
     fn flush(&mut self, cpu: usize) -> Kicks {
-        let kicks = self.gic.flush(cpu, &mut self.cpus[cpu]);
+        let kicks = self.cpus[cpu].image(|list| self.gic.flush(cpu, list));
         self.physical(cpu);
         kicks
     }
 
     fn sync(&mut self, cpu: usize) {
-        let kicks = self.gic.sync(cpu, &mut self.cpus[cpu]);
+        let kicks = self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
         self.physical(cpu);
         self.kicks |= kicks.without(cpu);
     }
@@ -157,7 +157,7 @@ impl World {
         }
         let intid = self.ended[cpu].remove(0);
         if !self.cpus[cpu].dir(intid) {
-            let kicks = self.gic.deactivate(cpu, intid, &mut self.cpus[cpu]);
+            let kicks = self.cpus[cpu].image(|list| self.gic.deactivate(cpu, intid, list));
             self.kicks |= kicks;
         }
         self.physical(cpu);

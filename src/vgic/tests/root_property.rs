@@ -60,7 +60,7 @@ impl World {
             ..Irq::default()
         };
         for (cpu, interface) in cpus.iter_mut().enumerate() {
-            let _ = root.unpark(cpu, interface, &mut machine);
+            let _ = interface.image(|list| root.unpark(cpu, list, &mut machine));
             interface.set_vmcr(vmcr::VENG0 | vmcr::VENG1 | split);
             irqs.extend(SGIS.map(|intid| ((cpu, intid), Irq { edge: true, ..irq })));
             irqs.extend(PPIS.map(|intid| ((cpu, intid), irq)));
@@ -194,7 +194,8 @@ impl World {
                         self.reference.cpus[cpu].online,
                         "kick for a CPU that is not there"
                     );
-                    self.kicks = self.kicks.without(cpu) | self.root.flush(cpu, &mut self.cpus[cpu]);
+                    self.kicks =
+                        self.kicks.without(cpu) | self.cpus[cpu].image(|list| self.root.flush(cpu, list));
                     quiet = false;
                 }
                 if self.cpus[cpu].maintenance() {
@@ -215,7 +216,7 @@ impl World {
             .into_iter()
             .filter(|intid| self.machine.banks[cpu].line >> intid & 1 == 0)
             .collect();
-        self.kicks |= self.root.sync(cpu, &mut self.cpus[cpu]);
+        self.kicks |= self.cpus[cpu].image(|list| self.root.sync(cpu, list));
         for intid in PPIS {
             // Taken for a level that has gone, though software had set it pending, too.
             let irq = self.reference.irq(cpu, intid);
@@ -279,7 +280,7 @@ impl World {
         let intid = self.reference.cpus[cpu].ended.remove(choice % count);
         if !self.cpus[cpu].dir(intid) {
             self.sync(cpu);
-            self.kicks |= self.root.deactivate(cpu, intid, &mut self.cpus[cpu]);
+            self.kicks |= self.cpus[cpu].image(|list| self.root.deactivate(cpu, intid, list));
         }
         self.reference.irq(cpu, intid).active = false;
         true
@@ -291,7 +292,7 @@ impl World {
         }
         if !self.reference.cpus[cpu].online {
             self.reference.cpus[cpu].online = true;
-            self.kicks |= self.root.unpark(cpu, &mut self.cpus[cpu], &mut self.machine);
+            self.kicks |= self.cpus[cpu].image(|list| self.root.unpark(cpu, list, &mut self.machine));
             return;
         }
         if self.reference.cpus.iter().filter(|cpu| cpu.online).count() == 1 {
@@ -309,7 +310,7 @@ impl World {
                 self.excused.remove(&(cpu, *intid));
             }
         }
-        self.kicks |= self.root.park(cpu, &mut self.cpus[cpu], &mut self.machine);
+        self.kicks |= self.cpus[cpu].image(|list| self.root.park(cpu, list, &mut self.machine));
         self.kicks = self.kicks.without(cpu);
         let gone = &mut self.reference.cpus[cpu];
         gone.online = false;
