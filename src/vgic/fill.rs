@@ -53,7 +53,10 @@ impl Vgic {
         let count = lrs.count().min(MAX_LIST_REGISTERS);
         let all = ((1u64 << count) - 1) as u32;
         // Where there is room for everyone, nobody's rank matters.
-        let waiting: u32 = cpu.ready.iter().map(|word| word.count_ones()).sum();
+        let waiting: u32 = bits(cpu.ready_banks)
+            .filter_map(|index| cpu.ready.get(index as usize))
+            .map(|word| word.count_ones())
+            .sum();
         let room = (all & !cpu.used).count_ones() >= waiting;
         let vmcr = if room { 0 } else { lrs.vmcr() };
         while let Some(rank) = self.best(vcpu, vmcr, |_| true) {

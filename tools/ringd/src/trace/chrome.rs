@@ -109,22 +109,29 @@ impl<W: Write> Writer<'_, W> {
         })
     }
 
-    fn slice(&mut self, pid: usize, id: &str, name: &str, from: u64, to: u64, args: Value) -> io::Result<()> {
-        for (ph, stamp, args) in [("b", from, args), ("e", to, Value::Null)] {
-            self.put(&Entry {
-                name,
-                cat: "request",
-                ph,
-                ts: self.time(stamp),
-                dur: None,
-                pid,
-                tid: 0,
-                id: Some(id.to_owned()),
-                s: None,
-                args,
-            })?;
-        }
-        Ok(())
+    /// The begin (`b`) or the end (`e`) of a span of `id`. Viewers sort by time and keep the order of the file where
+    /// times are equal, so a span that ends with the one around it is to be ended first.
+    fn edge(
+        &mut self,
+        ph: &'static str,
+        pid: usize,
+        id: &str,
+        name: &str,
+        stamp: u64,
+        args: Value,
+    ) -> io::Result<()> {
+        self.put(&Entry {
+            name,
+            cat: "request",
+            ph,
+            ts: self.time(stamp),
+            dur: None,
+            pid,
+            tid: 0,
+            id: Some(id.to_owned()),
+            s: None,
+            args,
+        })
     }
 }
 
@@ -185,12 +192,14 @@ pub fn write(trace: &Trace, joined: &Joined, output: impl Write) -> io::Result<(
             continue;
         };
         let name = format!("disk {} queue {}", request.slot, request.queue);
-        writer.slice(pid, &id, &name, begin, end, json!({"head": request.head}))?;
+        writer.edge("b", pid, &id, &name, begin, json!({"head": request.head}))?;
         let mut before = begin;
         for (point, stamp) in request.points().skip(1) {
-            writer.slice(pid, &id, point.name(), before, stamp, Value::Null)?;
+            writer.edge("b", pid, &id, point.name(), before, Value::Null)?;
+            writer.edge("e", pid, &id, point.name(), stamp, Value::Null)?;
             before = stamp;
         }
+        writer.edge("e", pid, &id, &name, end, Value::Null)?;
     }
     let other = json!({"lost": trace.lost, "unfinished": joined.unfinished});
     write!(writer.output, "\n],\"otherData\":{other}}}\n")
@@ -244,7 +253,12 @@ mod tests {
         assert!(matches!(file["displayTimeUnit"].as_str(), Some("ns" | "ms")));
         let events = file["traceEvents"].as_array().unwrap().clone();
         let mut open: HashMap<String, Vec<(String, f64)>> = HashMap::new();
-        for event in &events {
+        // In the order in which viewers go through them.
+        let mut sorted: Vec<&Value> = events.iter().collect();
+        sorted.sort_by(|a, b| {
+            f64::total_cmp(&a["ts"].as_f64().unwrap_or(0.0), &b["ts"].as_f64().unwrap_or(0.0))
+        });
+        for event in sorted {
             let ph = event["ph"].as_str().unwrap();
             assert!(
                 event["pid"].is_u64() && event["tid"].is_u64() && event["name"].is_string(),
@@ -266,8 +280,9 @@ mod tests {
                     if ph == "b" {
                         stack.push((name, ts));
                     } else {
-                        let at = stack.iter().rposition(|(open, _)| *open == name).unwrap();
-                        assert!(stack.remove(at).1 <= ts, "{event}");
+                        let (innermost, since) = stack.pop().unwrap();
+                        assert_eq!(innermost, name, "{event}");
+                        assert!(since <= ts, "{event}");
                     }
                 }
                 other => panic!("phase {other}"),
