@@ -234,6 +234,13 @@ impl Queue {
         self.running
     }
 
+    /// Requests that the driver has made available and that are not in the used ring: what it waits for.
+    #[must_use]
+    pub fn outstanding(&self) -> u16 {
+        let made = self.ring.avail_idx().wrapping_sub(self.used_idx);
+        made.min(u16::try_from(self.slots.len()).unwrap_or(u16::MAX))
+    }
+
     /// Whether the driver broke it.
     #[must_use]
     pub fn is_broken(&self) -> bool {

@@ -137,6 +137,10 @@ impl Driver {
         self.rig.engine = TestEngine::Custom(Box::new(self.fake.clone()));
         let disk = self.disk.clone();
         while !self.daemon(|driver| driver.rig.open_on(disk.clone())) {}
+        // What the log is to say that the guest waits for.
+        let untaken = self.rig.used_idx().wrapping_sub(self.rig.used_seen);
+        let waiting = self.outstanding.len() - usize::from(untaken);
+        assert_eq!(usize::from(self.rig.queue().outstanding()), waiting);
     }
 
     /// Serves until all is done, through any number of kills; `happens` says which orphaned operations happen.

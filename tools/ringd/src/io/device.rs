@@ -336,7 +336,7 @@ fn make(
         slot,
         u8::try_from(number).unwrap_or(u8::MAX),
     ]));
-    first.watch(queue.stats());
+    first.watch(&queue);
     tracing::debug!(zone, slot, queue = number, "queue is set up");
     Ok(queue)
 }
