@@ -160,6 +160,14 @@ impl IoVec {
         })
     }
 
+    /// Its first bytes, or all of it if it has no more.
+    pub(crate) fn front(&self, bytes: usize) -> Self {
+        Self(libc::iovec {
+            iov_base: self.0.iov_base,
+            iov_len: bytes.min(self.len()),
+        })
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -2,7 +2,7 @@
 //! `io_uring_enter`.
 //!
 //! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). What it does
-//! itself is transfers that the file takes as they are, and syncs; all else is for a pool of threads of its own, made
+//! itself is transfers that the file takes as they are, some of them in [`pieces`], and syncs; all else is for a pool of threads of its own, made
 //! when first needed: the kernel would hand such operations to threads as well.
 
 use std::collections::VecDeque;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
+use super::pieces::{self, Progress};
 use super::registry::Registry;
 use super::threads::Threads;
 use super::{Engine, IoDone, IoKind, IoOp, perform};
@@ -22,6 +23,8 @@ use crate::reactor::wait::{ReadWidth, Ready, Sleep};
 
 /// Set in the user data of a watch; the rest is its number. Else the user data is an operation's tag.
 const WATCH: u64 = 1 << 63;
+/// Set in the user data of a piece of a write; the rest is the write's number and, in the low 16 bits, the piece's.
+const PIECE: u64 = 1 << 62;
 /// The user data of the helpers' watch.
 const HELPERS: u64 = u64::MAX;
 /// The user data of a watch's removal.
@@ -84,6 +87,9 @@ pub struct Uring {
     /// Operations for which the submission queue had no room.
     backlog: VecDeque<IoOp>,
     done: Vec<IoDone>,
+    /// Writes in pieces, by number, and the numbers of those that have ended.
+    split: Vec<Progress>,
+    free_split: Vec<usize>,
     watches: Vec<Watch>,
     /// Numbers of watches that have ended.
     free_watches: Vec<usize>,
@@ -116,6 +122,8 @@ impl Uring {
             in_flight: 0,
             backlog: VecDeque::with_capacity(entries as usize),
             done: Vec::with_capacity(completions as usize),
+            split: Vec::new(),
+            free_split: Vec::new(),
             watches: Vec::new(),
             free_watches: Vec::new(),
             rearm: Vec::new(),
@@ -261,6 +269,17 @@ impl Uring {
         let mut helped = false;
         for entry in self.ring.completion() {
             let (data, result) = (entry.user_data(), entry.result());
+            if data & (WATCH | PIECE) == PIECE {
+                self.in_flight = self.in_flight.saturating_sub(1);
+                let (number, piece) = ((data & !PIECE) >> 16, data as u16);
+                let progress = self.split.get_mut(number as usize);
+                let ended = progress.and_then(|progress| progress.ended(piece.into(), result));
+                if let Some((tag, result)) = ended {
+                    self.free_split.push(number as usize);
+                    self.done.push(IoDone { tag, result });
+                }
+                continue;
+            }
             if data & WATCH == 0 {
                 self.in_flight = self.in_flight.saturating_sub(1);
                 self.done.push(IoDone { tag: data, result });
@@ -314,6 +333,60 @@ impl Uring {
             }
         }
         false
+    }
+
+    /// Submits a write piece by piece, if it is to be and the queue has room for the first.
+    ///
+    /// # Safety
+    /// As for [`Engine::push`].
+    unsafe fn push_pieces(&mut self, op: &IoOp) -> bool {
+        // SAFETY: says the caller.
+        let (Some(file), parts) = (unsafe { (op.image.get().raw(), op.parts()) }) else {
+            return false;
+        };
+        let whole = matches!(parts, [one] if self.registry.buffer(one).is_some());
+        if whole || !pieces::wanted(op.kind, file, op.len) || !file.takes(parts, op.offset) {
+            return false;
+        }
+        let number = self.free_split.pop().unwrap_or(self.split.len());
+        if number == self.split.len() {
+            self.split.push(Progress::default());
+        }
+        let Some(mut progress) = self.split.get_mut(number).map(std::mem::take) else {
+            return false;
+        };
+        progress.begin(op.tag & !WATCH);
+        let mut rest = parts;
+        while !rest.is_empty() {
+            let (count, bytes) = pieces::first(rest);
+            let Some((piece, after)) = rest.split_at_checked(count) else {
+                break;
+            };
+            let part = IoOp {
+                iov: piece.as_ptr(),
+                count: count as u32,
+                offset: op.offset.saturating_add(progress.end()),
+                len: bytes,
+                ..*op
+            };
+            let data = PIECE | (number as u64) << 16 | progress.count() as u64;
+            let entry = build(&self.registry, &part, file, piece).user_data(data);
+            if !self.enqueue(&entry) {
+                // What is not submitted now makes a short write.
+                break;
+            }
+            self.in_flight += 1;
+            progress.push(bytes);
+            rest = after;
+        }
+        let begun = progress.count() > 0;
+        if !begun {
+            self.free_split.push(number);
+        }
+        if let Some(place) = self.split.get_mut(number) {
+            *place = progress;
+        }
+        begun
     }
 
     fn drain_backlog(&mut self) {
@@ -422,6 +495,10 @@ impl Engine for Uring {
             // SAFETY: by this function's own contract.
             return unsafe { self.help(op) };
         };
+        // SAFETY: by this function's own contract.
+        if self.backlog.is_empty() && unsafe { self.push_pieces(&op) } {
+            return;
+        }
         // Behind the backlog, so that nothing is overtaken for ever.
         if self.backlog.is_empty() && self.enqueue(&entry) {
             self.in_flight += 1;

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
-use crate::engine::IoKind;
+use crate::engine::{IoKind, pieces};
 use crate::memory::IoVec;
 use crate::virtio::SECTOR_SIZE;
 
@@ -121,12 +121,51 @@ impl RawFile {
             IoKind::Discard => self.discard(offset, len).map(|()| 0),
             IoKind::WriteZeroes { unmap } => self.zero(offset, len, unmap).map(|()| 0),
             // SAFETY: says the caller.
+            _ if pieces::wanted(kind, self, len) => unsafe { self.write_pieces(kind, parts, offset) },
+            // SAFETY: says the caller.
             _ if self.takes(parts, offset) => unsafe { transfer(&self.file, kind, parts, offset) },
             // SAFETY: says the caller.
             IoKind::Read => unsafe { self.read_bounced(parts, offset, len) },
             // SAFETY: says the caller.
             IoKind::Write | IoKind::WriteDurable => unsafe { self.write_bounced(kind, parts, offset, len) },
         }
+    }
+
+    /// Writes to a file in memory, which takes any buffers, in [`pieces`].
+    ///
+    /// # Safety
+    /// The buffers are valid.
+    unsafe fn write_pieces(&self, kind: IoKind, mut parts: &[IoVec], offset: u64) -> io::Result<usize> {
+        let mut moved = 0_usize;
+        // Bytes of the first buffer that are written.
+        let mut skip = 0;
+        while let Some(first) = parts.first() {
+            let next = [first.behind(skip).front(pieces::PIECE)];
+            let whole = if skip == 0 && first.len() <= pieces::PIECE {
+                pieces::first(parts).0
+            } else {
+                0
+            };
+            let piece = parts.get(..whole).filter(|_| whole > 0).unwrap_or(&next);
+            let bytes: usize = piece.iter().map(IoVec::len).sum();
+            // SAFETY: says the caller.
+            match unsafe { transfer(&self.file, kind, piece, offset.saturating_add(moved as u64)) } {
+                Ok(now) => {
+                    moved += now;
+                    if now < bytes {
+                        break;
+                    }
+                }
+                Err(error) if moved == 0 => return Err(error),
+                Err(_) => break,
+            }
+            skip += bytes;
+            if whole > 0 || skip >= first.len() {
+                parts = parts.get(whole.max(1)..).unwrap_or_default();
+                skip = 0;
+            }
+        }
+        Ok(moved)
     }
 
     /// # Safety
