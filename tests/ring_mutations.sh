@@ -4,8 +4,9 @@
 # Usage: tests/ring_mutations.sh [mutation...]
 set -u
 cd "$(dirname "$0")/.." || exit 1
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+log=$results/log
 
 export RUST_BACKTRACE=0
 RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
@@ -23,10 +24,15 @@ fi
 
 default="pending_set pending_clear slot_fill slot_read arm disarm disarm_by_store no_second_look head_advance
     head_read output_written output_read output_claim_fence output_check_fence input_written input_len"
+mutations=${*:-$default}
+# One on each CPU at a time.
+# shellcheck disable=SC2086 # one line for each
+printf '%s\n' $mutations | xargs -P "$(nproc)" -I '{}' \
+    sh -c 'RING_MUTATION={} timeout 600 "$0" --test-threads=1 >"$1/{}" 2>&1; echo $? >"$1/{}.status"' "$test" "$results"
 good=1 bad=0
-for mutation in ${*:-$default}; do
-    RING_MUTATION=$mutation timeout 600 "$test" --test-threads=1 >"$log" 2>&1
-    status=$?
+for mutation in $mutations; do
+    log=$results/$mutation
+    status=$(cat "$log.status")
     if [ $status -eq 0 ]; then
         echo "$mutation: NOT NOTICED"
         bad=$((bad + 1))
