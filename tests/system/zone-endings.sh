@@ -4,6 +4,7 @@
 #@ on: a57
 #@ all: max
 #@ needs: el2
+#@ boot: cpus
 #@ timeout: 200
 . ./lib.sh
 pages() { ringctl info --json | tr -d ' ,' | sed -n 's/^"pages_used"://p'; }

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Zones started and stopped many times leave nothing behind: EL2's pages, huge pages, CPUs, the daemon's files (torture d1).
 #@ needs: el2
+#@ boot: cpus
 #@ timeout: 600
 . ./lib.sh
 rounds=${ROUNDS:-25}

@@ -2,6 +2,7 @@
 # The guest's driver is taken away and loaded again, many times, with I/O in flight: nothing is left behind in EL2 or the
 # daemon, and the disk reads as before.
 #@ needs: el2
+#@ boot: cpus
 #@ timeout: 300
 . ./lib.sh
 value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }

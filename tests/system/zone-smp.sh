@@ -1,8 +1,9 @@
 #!/bin/sh
 # A guest with as many vCPUs as root can give up, each of which runs programs and takes its own timer's interrupts; then
 # one on CPUs that the zone file names.
-#@ on: large
+#@ all: large
 #@ needs: el2
+#@ boot: cpus
 #@ timeout: 400
 . ./lib.sh
 cat >/tmp/autorun <<'A'

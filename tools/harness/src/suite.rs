@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use image::cache::Cache;
 use image::cmd;
+use image::machine::Flavour;
 use serde::Deserialize;
 
 use crate::machine::Project;
@@ -60,6 +62,9 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
     let started = Instant::now();
     let mut total = Count::default();
     let mut table = Vec::new();
+    if arguments.only.is_none() {
+        fetch_ahead(project);
+    }
     for stage in stages.stage.iter().filter(|s| s.wanted(project, arguments)) {
         cmd::step(&stage.name);
         let since = Instant::now();
@@ -86,6 +91,24 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
     );
     std::io::stdout().flush()?;
     Ok(u8::from(total.failed != 0))
+}
+
+/// What the system tests need from Debian comes over the network, and is unpacked on one CPU: it is fetched while the
+/// stages before them compile. They wait for it where they need it, and try again what failed here.
+fn fetch_ahead(project: &Project) {
+    let dir = project.dir.clone();
+    std::thread::spawn(move || {
+        let fetch = || -> Result<()> {
+            let cache = Cache::open(&dir)?;
+            for flavour in [Flavour::Cloud, Flavour::Generic] {
+                image::machine::root_files(&cache, flavour)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = fetch() {
+            eprintln!("harness: cannot fetch ahead what the system tests need: {error:#}");
+        }
+    });
 }
 
 impl Stage {
