@@ -32,7 +32,8 @@ printf '%s\n' $mutations | xargs -P "$(nproc)" -I '{}' \
 good=1 bad=0
 for mutation in $mutations; do
     log=$results/$mutation
-    status=$(cat "$log.status")
+    # Without a status it was killed: that is no answer.
+    status=$(cat "$log.status" 2>/dev/null || echo 124)
     if [ $status -eq 0 ]; then
         echo "$mutation: NOT NOTICED"
         bad=$((bad + 1))

@@ -312,13 +312,14 @@ daemon_kills() {
     echo "to that of the last disk: $(column 3 /tmp/pauses)"
     echo "to the next daemon's being ready: $(column 1 /tmp/readies)"
     echo "median $median ms; starting a program takes $start ms"
-    at_least "kills with requests waiting" "$(wc -l </tmp/pauses)" $(((kills + 1) / 2))
+    at_least "kills with requests waiting" "$(wc -l </tmp/pauses)" $(((kills + 3) / 4))
     # A second; on a machine that needs long to start any program, so many times as long, up to four.
     limit=$((12 * start > 1000 ? 12 * start : 1000))
     limit=$((limit < 4000 ? limit : 4000))
     [ "$median" -le $limit ] || fail "the disks wait $median ms for the next daemon, expected up to $limit"
-    longest=$(awk '$2 > longest { longest = $2 } END { print longest }' /tmp/pauses)
-    [ "$longest" -le $((3 * limit)) ] || fail "the disks waited $longest ms for one daemon, expected up to $((3 * limit))"
+    # A host that stops for a while may stop one in twenty.
+    late=$(awk -v limit=$((3 * limit)) '$2 > limit' /tmp/pauses | wc -l)
+    [ "$late" -le $((kills / 20)) ] || fail "the disks waited over $((3 * limit)) ms for $late daemons, expected up to $((kills / 20))"
 }
 
 if [ "${1:-}" = clean ]; then

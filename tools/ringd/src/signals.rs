@@ -23,8 +23,8 @@ pub const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::
 pub struct Signals(libc::sigset_t);
 
 impl Signals {
-    /// Blocks some signals in this thread, and so in those that it starts. Programs started by
-    /// [`std::process::Command`] begin with nothing blocked.
+    /// Blocks some signals in this thread, and so in those that it starts, but for those that the process was started to
+    /// ignore, as by `nohup`: they stay ignored. Programs started by [`std::process::Command`] begin with nothing blocked.
     ///
     /// # Errors
     /// The system refused.
@@ -35,9 +35,12 @@ impl Signals {
             libc::sigemptyset(set.as_mut_ptr());
             set.assume_init()
         };
-        for signal in signals {
+        for &signal in signals {
+            if signal != libc::SIGCHLD && is_ignored(signal) {
+                continue;
+            }
             // SAFETY: the set is initialised.
-            unsafe { libc::sigaddset(&mut set, *signal) };
+            unsafe { libc::sigaddset(&mut set, signal) };
         }
         // SAFETY: the set is initialised, and the old mask is not asked for.
         match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
@@ -67,4 +70,12 @@ impl Signals {
             libc::raise(signal);
         }
     }
+}
+
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: the pointer names room for what is asked for, and nothing is changed.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: all zeroes are a value, and then what the system wrote.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }

@@ -32,6 +32,8 @@ fn terminal() -> (File, File) {
     (File::from(master), slave)
 }
 
+const HUP_ENDS: &str = "--default-signal=HUP";
+
 fn is_raw(terminal: &File) -> bool {
     !tcgetattr(terminal)
         .unwrap()
@@ -47,8 +49,11 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn console(machine: &Machine, terminal: &File) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_ringctl"))
+/// `ringctl zone console t`, whatever signals whoever runs the tests ignores; `signals` is how it takes SIGHUP.
+fn console(machine: &Machine, terminal: &File, signals: &str) -> Child {
+    Command::new("env")
+        .args(["--default-signal=INT,QUIT,TERM", signals])
+        .arg(env!("CARGO_BIN_EXE_ringctl"))
         .arg("--run-dir")
         .arg(machine.directory.path())
         .args(["zone", "console", "t"])
@@ -70,7 +75,7 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
         .unwrap();
     let (mut keyboard, screen) = terminal();
     assert!(!is_raw(&screen));
-    let mut console = console(&machine, &screen);
+    let mut console = console(&machine, &screen, HUP_ENDS);
     until("raw mode", || is_raw(&screen));
     // Ctrl-C is the guest's.
     keyboard.write_all(b"top\r\x03").unwrap();
@@ -91,10 +96,20 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
     until("the last key", || machine.el2.typed(1) == b"top\r\x03x");
     // Whoever is ended by a signal leaves no raw terminal behind.
     for signal in [Signal::TERM, Signal::HUP] {
-        let mut console = self::console(&machine, &screen);
+        let mut console = self::console(&machine, &screen, HUP_ENDS);
         until("raw mode", || is_raw(&screen));
         kill_process(Pid::from_child(&console), signal).unwrap();
         assert_eq!(console.wait().unwrap().signal(), Some(signal.as_raw()));
         assert!(!is_raw(&screen));
     }
+    // One that was started to ignore SIGHUP, as by nohup, goes on.
+    let mut console = self::console(&machine, &screen, "--ignore-signal=HUP");
+    until("raw mode", || is_raw(&screen));
+    kill_process(Pid::from_child(&console), Signal::HUP).unwrap();
+    keyboard.write_all(b"z").unwrap();
+    until("the key after SIGHUP", || machine.el2.typed(1) == b"top\r\x03xz");
+    assert!(is_raw(&screen) && console.try_wait().unwrap().is_none());
+    kill_process(Pid::from_child(&console), Signal::TERM).unwrap();
+    assert_eq!(console.wait().unwrap().signal(), Some(Signal::TERM.as_raw()));
+    assert!(!is_raw(&screen));
 }

@@ -1,16 +1,16 @@
 //! Large writes to files in memory are made in pieces.
 //!
-//! Before Linux 6.13 a file on tmpfs claims to have pages of 2 MiB, whether it has them or not. A write of `n` pages then
-//! touches all that are left of its buffers before it copies the next one of 4 KiB: `n²/2` times in all, 33 000 for 1 MiB,
-//! each of which is a walk of two page tables where the TLB has fewer entries than the write has pages. What it does not
-//! touch are buffers that were registered. So a large registered buffer is a piece of its own, and the others are taken
-//! together up to [`PIECE`] bytes.
+//! In Linux 6.12 (until 5a90c155defa) a file on tmpfs claims to have pages of 2 MiB, whether it has them or not. A write of
+//! `n` pages then touches all that are left of its buffers before it copies the next one of 4 KiB: `n²/2` times in all,
+//! 33 000 for 1 MiB, each of which is a walk of two page tables where the TLB has fewer entries than the write has pages.
+//! What it does not touch are registered buffers. So a large registered buffer is a piece of its own, of one that is not
+//! each [`PIECE`] bytes are, and small ones are taken together up to [`PIECE`] bytes.
 
 use crate::engine::IoKind;
 use crate::image::file::RawFile;
 use crate::memory::IoVec;
 
-/// Bytes of a piece of buffers that are not registered.
+/// Most bytes of a piece, but for a registered buffer.
 pub const PIECE: usize = 64 << 10;
 
 /// Whether a transfer is made in pieces.
@@ -18,16 +18,63 @@ pub fn wanted(kind: IoKind, file: &RawFile, len: u64) -> bool {
     matches!(kind, IoKind::Write | IoKind::WriteDurable) && file.is_memory() && len > PIECE as u64
 }
 
-/// How many of these buffers are the first piece, and their bytes: at least one, if there is one.
-pub fn first(parts: &[IoVec]) -> (usize, u64) {
-    let mut bytes = 0;
-    for (count, part) in parts.iter().enumerate() {
-        if count > 0 && bytes + part.len() > PIECE {
-            return (count, bytes as u64);
+/// What is next of a write.
+#[derive(Clone, Copy)]
+pub enum Piece<'a> {
+    /// So many buffers.
+    Whole(&'a [IoVec]),
+    /// A part of one.
+    Part(IoVec),
+}
+
+impl Piece<'_> {
+    /// Its buffers.
+    pub fn parts(&self) -> &[IoVec] {
+        match self {
+            Self::Whole(parts) => parts,
+            Self::Part(part) => std::slice::from_ref(part),
         }
-        bytes += part.len();
     }
-    (parts.len(), bytes as u64)
+
+    /// Its bytes.
+    pub fn bytes(&self) -> u64 {
+        self.parts().iter().map(|part| part.len() as u64).sum()
+    }
+}
+
+/// The pieces of a write, in order.
+pub struct Pieces<'a> {
+    parts: &'a [IoVec],
+    /// Bytes of the first buffer that were in pieces already.
+    skip: usize,
+}
+
+impl<'a> Pieces<'a> {
+    /// Of these buffers.
+    pub fn new(parts: &'a [IoVec]) -> Self {
+        Self { parts, skip: 0 }
+    }
+
+    /// The next piece; `registered` says which buffers need not be cut, and always the same.
+    pub fn next(&mut self, registered: impl Fn(&IoVec) -> bool) -> Option<Piece<'a>> {
+        let (first, behind) = self.parts.split_first()?;
+        if first.len() > PIECE && !registered(first) {
+            let rest = first.behind(self.skip);
+            self.skip += PIECE;
+            if rest.len() <= PIECE {
+                (self.parts, self.skip) = (behind, 0);
+            }
+            return Some(Piece::Part(rest.front(PIECE)));
+        }
+        let mut bytes = first.len();
+        let more = behind.iter().take_while(|part| {
+            bytes = bytes.saturating_add(part.len());
+            bytes <= PIECE
+        });
+        let (piece, after) = self.parts.split_at_checked(1 + more.count())?;
+        self.parts = after;
+        Some(Piece::Whole(piece))
+    }
 }
 
 /// What has become of a write's pieces, which end in any order.
@@ -97,25 +144,42 @@ mod tests {
     }
 
     #[test]
-    fn small_buffers_are_taken_together_and_large_ones_alone() {
+    fn small_buffers_are_taken_together_and_large_ones_cut_unless_registered() {
         let mut memory = vec![0; 3 * PIECE];
-        let mut sizes = |sizes: &[usize]| {
+        let start = memory.as_mut_ptr();
+        let mut cut = |sizes: &[usize], registered: bool| -> Vec<(usize, usize, usize)> {
             let parts = buffers(sizes, &mut memory);
-            let (mut rest, mut pieces) = (&parts[..], Vec::new());
-            while !rest.is_empty() {
-                let (count, bytes) = first(rest);
-                pieces.push((count, bytes as usize));
-                rest = &rest[count..];
-            }
-            pieces
+            let mut pieces = Pieces::new(&parts);
+            std::iter::from_fn(|| pieces.next(|_| registered))
+                .map(|piece| {
+                    let first = piece.parts()[0].as_ptr();
+                    let at = first.addr() - start.addr();
+                    (piece.parts().len(), at, piece.bytes() as usize)
+                })
+                .collect()
         };
-        assert_eq!(sizes(&[4096; 33]), [(16, PIECE), (16, PIECE), (1, 4096)]);
         assert_eq!(
-            sizes(&[512, 3 * PIECE, 512, PIECE - 512, 1]),
-            [(1, 512), (1, 3 * PIECE), (2, PIECE), (1, 1)]
+            cut(&[4096; 33], false),
+            [(16, 0, PIECE), (16, 0, PIECE), (1, 0, 4096)]
         );
-        assert_eq!(sizes(&[PIECE]), [(1, PIECE)]);
-        assert_eq!(first(&[]), (0, 0));
+        assert_eq!(
+            cut(&[512, 3 * PIECE, 512, PIECE - 512, 1], true),
+            [(1, 0, 512), (1, 0, 3 * PIECE), (2, 0, PIECE), (1, 0, 1)]
+        );
+        assert_eq!(
+            cut(&[512, 2 * PIECE + 7, 512, 2 * PIECE], false),
+            [
+                (1, 0, 512),
+                (1, 0, PIECE),
+                (1, PIECE, PIECE),
+                (1, 2 * PIECE, 7),
+                (1, 0, 512),
+                (1, 0, PIECE),
+                (1, PIECE, PIECE)
+            ]
+        );
+        assert_eq!(cut(&[PIECE], false), [(1, 0, PIECE)]);
+        assert_eq!(cut(&[], false), []);
     }
 
     #[test]

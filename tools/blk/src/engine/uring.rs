@@ -2,8 +2,8 @@
 //! `io_uring_enter`.
 //!
 //! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). What it does
-//! itself is transfers that the file takes as they are, some of them in [`pieces`], and syncs; all else is for a pool of threads of its own, made
-//! when first needed: the kernel would hand such operations to threads as well.
+//! itself is transfers that the file takes as they are, some of them in [`pieces`], and syncs; all else is for a pool of
+//! threads of its own, made when first needed: the kernel would hand such operations to threads as well.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::pieces::{self, Progress};
+use super::pieces::{self, Pieces, Progress};
 use super::registry::Registry;
 use super::threads::Threads;
 use super::{Engine, IoDone, IoKind, IoOp, perform};
@@ -21,10 +21,13 @@ use crate::image::file::RawFile;
 use crate::memory::{GuestRam, IoVec};
 use crate::reactor::wait::{ReadWidth, Ready, Sleep};
 
-/// Set in the user data of a watch; the rest is its number. Else the user data is an operation's tag.
+/// Set in the user data of a watch; the rest is its number.
 const WATCH: u64 = 1 << 63;
-/// Set in the user data of a piece of a write; the rest is the write's number and, in the low 16 bits, the piece's.
-const PIECE: u64 = 1 << 62;
+/// Set, without [`WATCH`], in the user data of a piece of a write; the rest is the write's number and, in the low 16 bits,
+/// the piece's. With neither, the user data is an operation's tag.
+const SPLIT: u64 = 1 << 62;
+/// The bits of a tag.
+const TAG: u64 = !(WATCH | SPLIT);
 /// The user data of the helpers' watch.
 const HELPERS: u64 = u64::MAX;
 /// The user data of a watch's removal.
@@ -90,6 +93,8 @@ pub struct Uring {
     /// Writes in pieces, by number, and the numbers of those that have ended.
     split: Vec<Progress>,
     free_split: Vec<usize>,
+    #[cfg(test)]
+    pub(crate) pieces: usize,
     watches: Vec<Watch>,
     /// Numbers of watches that have ended.
     free_watches: Vec<usize>,
@@ -124,6 +129,8 @@ impl Uring {
             done: Vec::with_capacity(completions as usize),
             split: Vec::new(),
             free_split: Vec::new(),
+            #[cfg(test)]
+            pieces: 0,
             watches: Vec::new(),
             free_watches: Vec::new(),
             rearm: Vec::new(),
@@ -269,9 +276,9 @@ impl Uring {
         let mut helped = false;
         for entry in self.ring.completion() {
             let (data, result) = (entry.user_data(), entry.result());
-            if data & (WATCH | PIECE) == PIECE {
+            if data & (WATCH | SPLIT) == SPLIT {
                 self.in_flight = self.in_flight.saturating_sub(1);
-                let (number, piece) = ((data & !PIECE) >> 16, data as u16);
+                let (number, piece) = ((data & !SPLIT) >> 16, data as u16);
                 let progress = self.split.get_mut(number as usize);
                 let ended = progress.and_then(|progress| progress.ended(piece.into(), result));
                 if let Some((tag, result)) = ended {
@@ -344,8 +351,10 @@ impl Uring {
         let (Some(file), parts) = (unsafe { (op.image.get().raw(), op.parts()) }) else {
             return false;
         };
-        let whole = matches!(parts, [one] if self.registry.buffer(one).is_some());
-        if whole || !pieces::wanted(op.kind, file, op.len) || !file.takes(parts, op.offset) {
+        if !pieces::wanted(op.kind, file, op.len)
+            || matches!(parts, [one] if self.registry.buffer(one).is_some())
+            || !file.takes(parts, op.offset)
+        {
             return false;
         }
         let number = self.free_split.pop().unwrap_or(self.split.len());
@@ -355,29 +364,33 @@ impl Uring {
         let Some(mut progress) = self.split.get_mut(number).map(std::mem::take) else {
             return false;
         };
-        progress.begin(op.tag & !WATCH);
-        let mut rest = parts;
-        while !rest.is_empty() {
-            let (count, bytes) = pieces::first(rest);
-            let Some((piece, after)) = rest.split_at_checked(count) else {
-                break;
-            };
+        progress.begin(op.tag & TAG);
+        let most = self.ring.params().cq_entries() as usize / 2;
+        let mut pieces = Pieces::new(parts);
+        // What is not submitted now makes a short write, which goes on when this part is done: where the queue has no room,
+        // and where a guest with many buffers would fill it for all others.
+        while progress.count() == 0 || self.in_flight < most && progress.count() < usize::from(u16::MAX) {
+            let piece = pieces.next(|part| self.registry.buffer(part).is_some());
+            let Some(piece) = piece else { break };
+            let bytes = piece.bytes();
             let part = IoOp {
-                iov: piece.as_ptr(),
-                count: count as u32,
+                iov: piece.parts().as_ptr(),
+                count: piece.parts().len() as u32,
                 offset: op.offset.saturating_add(progress.end()),
                 len: bytes,
                 ..*op
             };
-            let data = PIECE | (number as u64) << 16 | progress.count() as u64;
-            let entry = build(&self.registry, &part, file, piece).user_data(data);
+            let data = SPLIT | (number as u64) << 16 | progress.count() as u64;
+            let entry = build(&self.registry, &part, file, piece.parts()).user_data(data);
             if !self.enqueue(&entry) {
-                // What is not submitted now makes a short write.
                 break;
             }
             self.in_flight += 1;
             progress.push(bytes);
-            rest = after;
+            #[cfg(test)]
+            {
+                self.pieces += 1;
+            }
         }
         let begun = progress.count() > 0;
         if !begun {
@@ -423,7 +436,7 @@ unsafe fn native(registry: &Registry, op: &IoOp) -> Option<squeue::Entry> {
         IoKind::Discard | IoKind::WriteZeroes { .. } => false,
         IoKind::Read | IoKind::Write | IoKind::WriteDurable => file.takes(parts, op.offset),
     };
-    fits.then(|| build(registry, op, file, parts).user_data(op.tag & !WATCH))
+    fits.then(|| build(registry, op, file, parts).user_data(op.tag & TAG))
 }
 
 fn build(registry: &Registry, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squeue::Entry {

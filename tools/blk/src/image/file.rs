@@ -11,7 +11,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
-use crate::engine::{IoKind, pieces};
+use crate::engine::IoKind;
+use crate::engine::pieces::{self, Pieces};
 use crate::memory::IoVec;
 use crate::virtio::SECTOR_SIZE;
 
@@ -135,34 +136,27 @@ impl RawFile {
     ///
     /// # Safety
     /// The buffers are valid.
-    unsafe fn write_pieces(&self, kind: IoKind, mut parts: &[IoVec], offset: u64) -> io::Result<usize> {
+    unsafe fn write_pieces(&self, kind: IoKind, parts: &[IoVec], offset: u64) -> io::Result<usize> {
         let mut moved = 0_usize;
-        // Bytes of the first buffer that are written.
-        let mut skip = 0;
-        while let Some(first) = parts.first() {
-            let next = [first.behind(skip).front(pieces::PIECE)];
-            let whole = if skip == 0 && first.len() <= pieces::PIECE {
-                pieces::first(parts).0
-            } else {
-                0
-            };
-            let piece = parts.get(..whole).filter(|_| whole > 0).unwrap_or(&next);
-            let bytes: usize = piece.iter().map(IoVec::len).sum();
+        let mut pieces = Pieces::new(parts);
+        while let Some(piece) = pieces.next(|_| false) {
             // SAFETY: says the caller.
-            match unsafe { transfer(&self.file, kind, piece, offset.saturating_add(moved as u64)) } {
+            match unsafe {
+                transfer(
+                    &self.file,
+                    kind,
+                    piece.parts(),
+                    offset.saturating_add(moved as u64),
+                )
+            } {
                 Ok(now) => {
                     moved += now;
-                    if now < bytes {
+                    if (now as u64) < piece.bytes() {
                         break;
                     }
                 }
                 Err(error) if moved == 0 => return Err(error),
                 Err(_) => break,
-            }
-            skip += bytes;
-            if whole > 0 || skip >= first.len() {
-                parts = parts.get(whole.max(1)..).unwrap_or_default();
-                skip = 0;
             }
         }
         Ok(moved)

@@ -35,7 +35,7 @@ impl QueueId {
         self.0
     }
 
-    /// The tag of its operations: 16 bits are the queue's, the top bit is the sleeper's.
+    /// The tag of its operations: 16 bits are the queue's, the top two are the sleeper's.
     pub(super) fn tag(self) -> u64 {
         self.0 << 16
     }

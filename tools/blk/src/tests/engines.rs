@@ -183,7 +183,37 @@ fn large_writes_to_files_in_memory() {
             );
         }
         assert_eq!(rig.queue().stats().retries.get(), 0, "no write was short");
+        if let TestEngine::Uring(ring) = &rig.engine {
+            let pieces = if ring.registered().1 > 0 {
+                3 + 3 + 4 + 3
+            } else {
+                3 + 3 + (2 + 5 + 1 + 2) + 5 + 10
+            };
+            assert_eq!(ring.pieces, pieces, "registered: {registered}");
+        }
     }
+}
+
+// A write of more pieces than may be in the ring at a time goes on when those are done.
+#[test]
+fn a_write_does_not_fill_the_ring() {
+    let Ok(ring) = Uring::new(8) else {
+        eprintln!("skipped: no io_uring here");
+        return;
+    };
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut rig = rig_on(&dir, EngineKind::IoUring, HostCache::Writeback, 4096);
+    rig.engine = TestEngine::Uring(Box::new(ring));
+    let bytes: Vec<u8> = (0..2_u32 << 20).map(|at| (at / 512 + at % 97) as u8).collect();
+    rig.fill(DATA, &bytes);
+    out(&mut rig, 0, DATA, 2 << 20);
+    assert!(rig.image() == bytes);
+    let TestEngine::Uring(ring) = &rig.engine else {
+        unreachable!()
+    };
+    assert_eq!(ring.pieces, 32);
+    // 32 completions: 16 at a time.
+    assert_eq!(rig.queue().stats().retries.get(), 1);
 }
 
 // A file that another program reads and writes through the page cache between the requests
