@@ -18,7 +18,10 @@ fn supervisor(directory: &Path, script: &str) -> Child {
     );
     std::fs::write(&program, format!("#!/bin/sh\n{turn}\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let child = Command::new(env!("CARGO_BIN_EXE_ringd"))
+    // Whatever signals whoever runs the tests ignores: a shell has its programs in the background ignore SIGINT.
+    let child = Command::new("env")
+        .arg("--default-signal")
+        .arg(env!("CARGO_BIN_EXE_ringd"))
         .args(["--supervise", "--run-dir"])
         .arg(directory)
         .stdin(Stdio::null())
