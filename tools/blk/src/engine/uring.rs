@@ -402,6 +402,7 @@ impl Uring {
         begun
     }
 
+    /// Whole operations, also large writes: pieces are for those that find room at once.
     fn drain_backlog(&mut self) {
         while let Some(op) = self.backlog.front() {
             // SAFETY: by the contract of `Engine::push`.
