@@ -4,7 +4,8 @@
 //! exit to EL2, an interrupt and three context switches in root, and the guest waits for all of them. So the thread looks
 //! on first, for a time that follows what happened last, by the rule of KVM's halt polling: had a sleep been shorter
 //! than the longest time worth polling, the next poll is twice as long; had it been longer, nothing is polled until short
-//! sleeps return. An idle daemon sleeps.
+//! sleeps return. An idle daemon sleeps. One rule is ours: a sleep that ends at a moment known beforehand (a limit's) found
+//! nothing, and neither did the poll before it, so the next one is half as long.
 
 use std::time::{Duration, Instant};
 
@@ -62,10 +63,14 @@ impl Polling {
     /// The thread looked on in vain, if at all, and then slept for `idle`; for as long as it wanted to, if it says so: then
     /// nothing came that looking would have found.
     pub fn slept(&mut self, idle: Duration, whole: bool) {
+        let first = self.longest / FIRST;
         if idle > self.longest || (whole && self.window + idle > self.longest) {
             self.window = Duration::ZERO;
-        } else if !whole {
-            self.window = (self.window * 2).clamp(self.longest / FIRST, self.longest);
+        } else if whole {
+            let half = self.window / 2;
+            self.window = if half < first { Duration::ZERO } else { half };
+        } else {
+            self.window = (self.window * 2).clamp(first, self.longest);
         }
     }
 }
@@ -101,10 +106,20 @@ mod tests {
         }
         assert_eq!(windows, [2, 4, 8, 16, 32, 64, 0, 2]);
         // The time was up: nothing was there to be found.
-        for (idle, window) in [(30, 2), (98, 2), (99, 0), (30, 0)] {
-            polling.slept(us(idle), true);
-            assert_eq!(polling.window, us(window), "after {idle}");
-        }
+        let mut up_then_down = |up: usize, idle: &[u64]| {
+            polling.slept(us(101), true);
+            for _ in 0..up {
+                polling.slept(us(30), false);
+            }
+            let windows = idle.iter().map(|&idle| {
+                polling.slept(us(idle), true);
+                polling.window.as_micros()
+            });
+            windows.collect::<Vec<_>>()
+        };
+        assert_eq!(up_then_down(3, &[30, 30, 30, 30]), [4, 2, 0, 0]);
+        assert_eq!(up_then_down(3, &[93]), [0], "8 µs of polling and 93 of sleep");
+        assert_eq!(up_then_down(3, &[92]), [4]);
     }
 
     #[test]
