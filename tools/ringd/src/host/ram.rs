@@ -1,15 +1,19 @@
 //! Guest RAM: a file of huge pages, mapped here and donated to EL2.
 //!
-//! Reached through `vm-memory`, and by one loop over all of it that has no safe form: cleaning the caches before a
-//! guest starts with its caches off.
+//! Reached through `vm-memory`, and by two walks over all of it that have no safe form: having the kernel clear it, and
+//! cleaning the caches before a guest starts with its caches off. A zone's start waits for both, so they are done in
+//! [`parts`] by all CPUs.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use ringvisor::abi::machine::RAM_BASE;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -20,6 +24,8 @@ use super::RamError;
 use crate::config::BLOCK;
 
 const PAGE: u64 = 4096;
+/// What a thread takes at once of what is done in parts; whole blocks.
+const PART: usize = 16 << 20;
 
 /// A zone's RAM.
 pub struct Ram {
@@ -57,11 +63,13 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
         let cause = io::Error::other(format!("it has {length} bytes, expected {bytes}"));
         return Err(failed(cause));
     }
-    // Allocates all pages now: a page that is missing later would be a SIGBUS.
+    // Allocates all pages now: a page that is missing later would be a SIGBUS. The kernel clears one after the other in
+    // `fallocate`, which then finds what is here already.
     let flags = rustix::fs::FallocateFlags::empty();
-    let allocated = file
-        .set_len(bytes)
-        .and_then(|()| rustix::fs::fallocate(&file, flags, 0, bytes).map_err(io::Error::from));
+    let allocated = file.set_len(bytes).and_then(|()| {
+        clear(&file, bytes);
+        rustix::fs::fallocate(&file, flags, 0, bytes).map_err(io::Error::from)
+    });
     if let Err(cause) = allocated {
         let _ = std::fs::remove_file(path);
         if cause.kind() == io::ErrorKind::StorageFull {
@@ -76,18 +84,68 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
     Ok(file)
 }
 
+/// Makes the pages of a file that has none, as far as that goes: what is missing, and why, is for `fallocate` to find. A
+/// kernel before 5.14 has no `MADV_POPULATE_WRITE`, and for little it is not worth threads.
+fn clear(file: &File, bytes: u64) {
+    if bytes <= PART as u64 {
+        return;
+    }
+    // With pages reserved for all of it: without them, others could be left with none meanwhile.
+    let cloned = file.try_clone().map_err(|error| RamError::Map(error.to_string()));
+    let Ok(region) = cloned.and_then(|file| region(file, bytes, MapFlags::empty())) else {
+        return;
+    };
+    parts(region.size(), |part| {
+        let address = region.as_ptr().wrapping_add(part.start);
+        // SAFETY: the range is mapped for as long as `region` is; nobody reads or writes through it, and what this does to
+        // the file's pages a write of what they hold would do.
+        let done = unsafe { rustix::mm::madvise(address.cast(), part.len(), Advice::LinuxPopulateWrite) };
+        done.is_ok()
+    });
+}
+
+/// Calls `work` with all parts of `0..size`, in several threads, one for each CPU that this process may use, or in as many
+/// as there can be. Stops early when `work` gives `false`.
+fn parts(size: usize, work: impl Fn(Range<usize>) -> bool + Sync) {
+    let next = AtomicUsize::new(0);
+    let all = || {
+        loop {
+            let start = next.fetch_add(1, Ordering::Relaxed).saturating_mul(PART);
+            if start >= size || !work(start..size.min(start.saturating_add(PART))) {
+                break;
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        for _ in 1..threads.min(size.div_ceil(PART)) {
+            // Not one more? Then those that there are do it.
+            if thread::Builder::new().spawn_scoped(scope, all).is_err() {
+                break;
+            }
+        }
+        all();
+    });
+}
+
+/// Maps a file, shared and writable.
+fn region(file: File, bytes: u64, flags: MapFlags) -> Result<MmapRegion, RamError> {
+    let failed = |cause: String| RamError::Map(cause);
+    let size = usize::try_from(bytes).map_err(|error| failed(error.to_string()))?;
+    let bits = |bits: u32| i32::try_from(bits).unwrap_or(0);
+    let protection = bits((ProtFlags::READ | ProtFlags::WRITE).bits());
+    let flags = bits((MapFlags::SHARED | flags).bits());
+    MmapRegion::build(Some(FileOffset::new(file, 0)), size, protection, flags)
+        .map_err(|error| failed(error.to_string()))
+}
+
 /// Maps a file as guest RAM.
 ///
 /// # Errors
 /// The system refused.
 pub fn map(file: File, bytes: u64) -> Result<Ram, RamError> {
     let failed = |cause: String| RamError::Map(cause);
-    let size = usize::try_from(bytes).map_err(|error| failed(error.to_string()))?;
-    let bits = |bits: u32| i32::try_from(bits).unwrap_or(0);
-    let protection = bits((ProtFlags::READ | ProtFlags::WRITE).bits());
-    let flags = bits((MapFlags::SHARED | MapFlags::POPULATE | MapFlags::NORESERVE).bits());
-    let region = MmapRegion::build(Some(FileOffset::new(file, 0)), size, protection, flags)
-        .map_err(|error| failed(error.to_string()))?;
+    let region = region(file, bytes, MapFlags::POPULATE | MapFlags::NORESERVE)?;
     let region = GuestRegionMmap::new(region, GuestAddress(RAM_BASE))
         .ok_or_else(|| failed("it does not fit into the address space".into()))?;
     let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|error| failed(error.to_string()))?;
@@ -175,7 +233,11 @@ impl Ram {
     /// It is not mapped.
     pub fn clean_caches(&self) -> Result<(), RamError> {
         let len = usize::try_from(self.bytes).map_err(|error| RamError::Map(error.to_string()))?;
-        clean_range(self.base()? as usize, len);
+        let base = self.base()? as usize;
+        parts(len, |part| {
+            clean_range(base.saturating_add(part.start), part.len());
+            true
+        });
         Ok(())
     }
 }
@@ -219,6 +281,38 @@ mod tests {
         ram.read((4 << 20) - 3, &mut back).unwrap();
         assert_eq!(&back, b"end");
         assert!(ram.write((4 << 20) - 2, b"end").is_err());
+    }
+
+    #[test]
+    fn all_parts_are_done_once() {
+        for size in [0, 1, PART - 1, PART, PART + 1, 7 * PART + 4096] {
+            let seen = std::sync::Mutex::new(Vec::new());
+            parts(size, |part| {
+                seen.lock().unwrap().push(part);
+                true
+            });
+            let mut seen = seen.into_inner().unwrap();
+            seen.sort_by_key(|part| part.start);
+            let mut end = 0;
+            for part in seen {
+                assert_eq!(part.start, end);
+                assert!(part.len() <= PART && !part.is_empty());
+                end = part.end;
+            }
+            assert_eq!(end, size);
+        }
+    }
+
+    #[test]
+    fn every_page_is_there_before_it_is_asked_for() {
+        use std::os::unix::fs::MetadataExt;
+        let bytes = 3 * PART as u64 + (2 << 20);
+        // `clear` alone, without `fallocate` after it.
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(bytes).unwrap();
+        clear(&file, bytes);
+        file.sync_all().unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 >= bytes);
     }
 
     #[test]
