@@ -17,6 +17,12 @@ const EL2: usize = 1;
 const DAEMON: usize = 2;
 const ZONES: usize = 100;
 
+/// Number of a process's thread. Perfetto has one space of thread numbers for all processes, where 0 is the idle task, which is
+/// not shown, and a thread with its process's number the main thread: none of ours is either.
+const fn thread(pid: usize, number: usize) -> usize {
+    pid * 1000 + number
+}
+
 /// One event; fields are named as the format names them.
 #[derive(Serialize)]
 struct Entry<'a> {
@@ -70,8 +76,8 @@ impl<W: Write> Writer<'_, W> {
 
     fn event(&mut self, event: &Event) -> io::Result<()> {
         let (pid, tid) = match event.source {
-            Source::Cpu(cpu) => (EL2, cpu),
-            Source::Thread(thread) => (DAEMON, thread),
+            Source::Cpu(cpu) => (EL2, thread(EL2, cpu)),
+            Source::Thread(number) => (DAEMON, thread(DAEMON, number)),
         };
         let about = json!({"zone": event.zone, "slot": event.slot, "queue": event.queue});
         let (name, ph, dur, args) = match event.step {
@@ -127,7 +133,7 @@ impl<W: Write> Writer<'_, W> {
             ts: self.time(stamp),
             dur: None,
             pid,
-            tid: 0,
+            tid: thread(pid, 0),
             id: Some(id.to_owned()),
             s: None,
             args,
@@ -163,24 +169,20 @@ pub fn write(trace: &Trace, joined: &Joined, output: impl Write) -> io::Result<(
     writer
         .output
         .write_all(b"{\"displayTimeUnit\":\"ns\",\"traceEvents\":[")?;
-    writer.name("process_name", EL2, 0, "EL2")?;
+    writer.name("process_name", EL2, thread(EL2, 0), "EL2")?;
     for cpu in 0..trace.cpus {
-        writer.name("thread_name", EL2, cpu, &format!("cpu{cpu}"))?;
+        writer.name("thread_name", EL2, thread(EL2, cpu), &format!("cpu{cpu}"))?;
     }
-    writer.name("process_name", DAEMON, 0, "ringd")?;
+    writer.name("process_name", DAEMON, thread(DAEMON, 0), "ringd")?;
     for (number, name) in trace.threads.iter().enumerate() {
-        writer.name("thread_name", DAEMON, number, name)?;
+        writer.name("thread_name", DAEMON, thread(DAEMON, number), name)?;
     }
     let mut zones: Vec<u8> = joined.requests.iter().map(|request| request.zone).collect();
     zones.sort_unstable();
     zones.dedup();
     for zone in zones {
-        writer.name(
-            "process_name",
-            ZONES + usize::from(zone),
-            0,
-            &format!("zone {zone}"),
-        )?;
+        let pid = ZONES + usize::from(zone);
+        writer.name("process_name", pid, thread(pid, 0), &format!("zone {zone}"))?;
     }
     for event in &trace.events {
         writer.event(event)?;
@@ -253,6 +255,7 @@ mod tests {
         assert!(matches!(file["displayTimeUnit"].as_str(), Some("ns" | "ms")));
         let events = file["traceEvents"].as_array().unwrap().clone();
         let mut open: HashMap<String, Vec<(String, f64)>> = HashMap::new();
+        let mut owners = HashMap::new();
         // In the order in which viewers go through them.
         let mut sorted: Vec<&Value> = events.iter().collect();
         sorted.sort_by(|a, b| {
@@ -264,6 +267,10 @@ mod tests {
                 event["pid"].is_u64() && event["tid"].is_u64() && event["name"].is_string(),
                 "{event}"
             );
+            // Perfetto: 0 is the idle task, its process's number the main thread, and no two processes share one.
+            let (pid, tid) = (event["pid"].as_u64().unwrap(), event["tid"].as_u64().unwrap());
+            assert!(tid != 0 && tid != pid, "{event}");
+            assert_eq!(*owners.entry(tid).or_insert(pid), pid, "{event}");
             if ph == "M" {
                 assert!(event["args"]["name"].is_string(), "{event}");
                 continue;
@@ -303,7 +310,7 @@ mod tests {
         let exit = events.iter().find(|event| event["ph"] == "X").unwrap();
         assert_eq!(
             (&exit["name"], &exit["dur"], &exit["tid"]),
-            (&"permission".into(), &0.8.into(), &1.into())
+            (&"permission".into(), &0.8.into(), &1001.into())
         );
         let request = events.iter().find(|event| event["ph"] == "b").unwrap();
         assert_eq!(
