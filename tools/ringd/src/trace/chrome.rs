@@ -35,13 +35,19 @@ struct Entry<'a> {
     dur: Option<f64>,
     pid: usize,
     tid: usize,
+    /// Number of an asynchronous slice among its process's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<String>,
+    id2: Option<Local<'a>>,
     /// Scope of an instant: its thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     s: Option<&'a str>,
     #[serde(skip_serializing_if = "Value::is_null")]
     args: Value,
+}
+
+#[derive(Serialize)]
+struct Local<'a> {
+    local: &'a str,
 }
 
 struct Writer<'a, W> {
@@ -109,7 +115,7 @@ impl<W: Write> Writer<'_, W> {
             dur,
             pid,
             tid,
-            id: None,
+            id2: None,
             s: dur.is_none().then_some("t"),
             args,
         })
@@ -134,7 +140,7 @@ impl<W: Write> Writer<'_, W> {
             dur: None,
             pid,
             tid: thread(pid, 0),
-            id: Some(id.to_owned()),
+            id2: Some(Local { local: id }),
             s: None,
             args,
         })
@@ -281,7 +287,7 @@ mod tests {
                 "X" => assert!(event["dur"].as_f64().unwrap() >= 0.0),
                 "i" => assert_eq!(event["s"], "t"),
                 "b" | "e" => {
-                    let key = format!("{}/{}", event["pid"], event["id"].as_str().unwrap());
+                    let key = format!("{}/{}", event["pid"], event["id2"]["local"].as_str().unwrap());
                     let stack = open.entry(key).or_default();
                     let name = event["name"].as_str().unwrap().to_owned();
                     if ph == "b" {
