@@ -5,7 +5,7 @@
 //! on first, for a time that follows what happened last, by the rule of KVM's halt polling: had a sleep been shorter
 //! than the longest time worth polling, the next poll is twice as long; had it been longer, nothing is polled until short
 //! sleeps return. An idle daemon sleeps. One rule is ours: a sleep that ends at a moment known beforehand (a limit's) found
-//! nothing, and neither did the poll before it, so the next one is half as long.
+//! nothing, and neither did the poll before it, if there was one, so the next one is half as long.
 
 use std::time::{Duration, Instant};
 

@@ -63,8 +63,8 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
         let cause = io::Error::other(format!("it has {length} bytes, expected {bytes}"));
         return Err(failed(cause));
     }
-    // Allocates all pages now: a page that is missing later would be a SIGBUS. The kernel clears one after the other in
-    // `fallocate`, which then finds what is here already.
+    // Allocates all pages now: a page that is missing later would be a SIGBUS. `fallocate` alone would do, but clears one
+    // after the other; so it finds most of them there already.
     let flags = rustix::fs::FallocateFlags::empty();
     let allocated = file.set_len(bytes).and_then(|()| {
         clear(&file, bytes);
@@ -84,15 +84,17 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
     Ok(file)
 }
 
-/// Makes the pages of a file that has none, as far as that goes: what is missing, and why, is for `fallocate` to find. A
+/// Makes the pages of a file that has none, as far as that goes; what is missing, and why, is for `fallocate` to find. A
 /// kernel before 5.14 has no `MADV_POPULATE_WRITE`, and for little it is not worth threads.
 fn clear(file: &File, bytes: u64) {
     if bytes <= PART as u64 {
         return;
     }
-    // With pages reserved for all of it: without them, others could be left with none meanwhile.
-    let cloned = file.try_clone().map_err(|error| RamError::Map(error.to_string()));
-    let Ok(region) = cloned.and_then(|file| region(file, bytes, MapFlags::empty())) else {
+    let Ok(file) = file.try_clone() else {
+        return;
+    };
+    // Reserves pages for all of it: if there are too few, it fails here, and none is taken.
+    let Ok(region) = region(file, bytes, MapFlags::empty()) else {
         return;
     };
     parts(region.size(), |part| {
