@@ -1,5 +1,5 @@
 //! All interleavings, and all values that the memory model lets a load see: two producers and a consumer that
-//! sleeps (torture f1), a consumer that attaches, the console rings.
+//! sleeps (torture f1), a consumer that attaches, the console rings; and a device's interrupt line on its way to the GIC.
 //!
 //! Run by `tests/ring_mutations.sh`, which also weakens each ordering in turn and expects a failure (torture f2).
 #![cfg(loom)]
@@ -9,6 +9,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use ringvisor::ring::console::{Input, InputConsumer, InputProducer, Output, OutputConsumer, OutputProducer};
 use ringvisor::ring::{Bell, Consumer, Entry, Producer, Ring};
+use ringvisor::vgic::Line;
 
 /// A ring with one word of pending bits, and what a guest and an interrupt controller are to it.
 struct World {
@@ -293,5 +294,64 @@ fn input_arrives_in_order() {
             }
         }
         consumer.join().unwrap();
+    });
+}
+
+/// A device with one interrupt line, and the GIC's input that follows it.
+struct Device {
+    /// InterruptStatus.
+    status: Mutex<u32>,
+    line: Line,
+    input: Mutex<GicInput>,
+}
+
+#[derive(Default)]
+struct GicInput {
+    high: bool,
+    /// Rising edges so far.
+    edges: u32,
+}
+
+impl Device {
+    /// As `Zone::used_buffer`, and a store to InterruptACK: the lock of the device, then that of the GIC.
+    fn set(&self, status: u32) {
+        let changed = {
+            let mut now = self.status.lock().unwrap();
+            *now = status;
+            self.line.set(status != 0)
+        };
+        if changed {
+            let mut input = self.input.lock().unwrap();
+            for &level in self.line.take() {
+                input.edges += u32::from(level && !input.high);
+                input.high = level;
+            }
+        }
+    }
+}
+
+/// The daemon completes while the guest acknowledges the interrupt before, and neither keeps the device's lock while it
+/// tells the GIC.
+#[test]
+fn a_line_ends_as_noted_last_and_loses_no_edge() {
+    model(0, || {
+        let device = Arc::new(Device {
+            status: Mutex::new(0),
+            line: Line::new(),
+            input: Mutex::new(GicInput::default()),
+        });
+        device.set(1);
+        assert_eq!(device.input.lock().unwrap().edges, 1);
+        let daemon = {
+            let device = Arc::clone(&device);
+            thread::spawn(move || device.set(1))
+        };
+        device.set(0);
+        daemon.join().unwrap();
+        let status = *device.status.lock().unwrap();
+        let input = device.input.lock().unwrap();
+        assert_eq!(input.high, status != 0);
+        // Completed after the acknowledgement: the guest has to hear of it, however its GIC is configured.
+        assert_eq!(input.edges, 1 + status);
     });
 }

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The rings under loom: unchanged, every test must pass; with one ordering weakened or one step left out, some test
+# Rings and lines under loom: unchanged, every test must pass; with one ordering weakened or one step left out, some test
 # must fail (torture f1, f2). Prints one line per mutation and a summary; exits 0 if all went as expected.
 # Usage: tests/ring_mutations.sh [mutation...]
 set -u
@@ -23,7 +23,8 @@ else
 fi
 
 default="pending_set pending_clear slot_fill slot_read arm disarm disarm_by_store no_second_look head_advance
-    head_read output_written output_read output_claim_fence output_check_fence input_written input_len"
+    head_read output_written output_read output_claim_fence output_check_fence input_written input_len line_rose
+    line_stale"
 mutations=${*:-$default}
 # One on each CPU at a time.
 # shellcheck disable=SC2086 # one line for each

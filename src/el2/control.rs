@@ -101,9 +101,13 @@ pub fn init(ecam: Pa, bar: Pa, intid: u32) -> Result<Pages, String> {
 /// Wakes the daemon: raises INTx.
 pub fn ring_bell() {
     let Some(device) = DEVICE.get() else { return };
-    let mut function = device.function.lock();
-    let Function { space, frame } = &mut *function;
-    if space.assert_intx(&mut FramePage(frame)) == Effect::RaiseIntx {
+    let effect = {
+        let mut function = device.function.lock();
+        let Function { space, frame } = &mut *function;
+        space.assert_intx(&mut FramePage(frame))
+    };
+    // Without the lock: the distributor is slow. Root may have disabled INTx meanwhile, then it comes a moment too late.
+    if effect == Effect::RaiseIntx {
         device.bells.fetch_add(1, Ordering::Relaxed);
         stats::count(Event::Bells);
         stats::record(Kind::Bell, ROOT_ZONE, 0, 0, 0);

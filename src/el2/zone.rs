@@ -20,7 +20,7 @@ use ringvisor::psci::cpus::CpuTable;
 use ringvisor::ring::ZoneWindow;
 use ringvisor::ring::{Bell, Entry, Producer};
 use ringvisor::stage2::{Access, Stage2};
-use ringvisor::vgic::{Doorbell, Kicks, SgiRequest, Vgic};
+use ringvisor::vgic::{Doorbell, Kicks, Line, SgiRequest, Vgic};
 use ringvisor::virtio::{GuestRam, Outcome as Effect, Spec, Transport};
 
 use super::arch::{self, sysreg, vcpu};
@@ -72,6 +72,8 @@ pub struct Zone {
     blocks: AtomicU64,
     gic: Mutex<Vgic>,
     doorbell: Doorbell,
+    /// By SPI, counted from the first: what devices say, for `gic` to follow.
+    lines: [Line; machine::SPI_COUNT as usize],
     slots: [Mutex<Option<FrameBox<Device>>>; MAX_SLOTS],
     uart: Mutex<Uart>,
     rtc: Mutex<Rtc>,
@@ -234,6 +236,7 @@ impl Zone {
             blocks: AtomicU64::new(0),
             gic: Mutex::new(gic),
             doorbell: Doorbell::new(),
+            lines: [const { Line::new() }; machine::SPI_COUNT as usize],
             slots: [const { Mutex::new(None) }; MAX_SLOTS],
             uart: Mutex::new(Uart::new()),
             rtc: Mutex::new(Rtc::new(request.epoch_seconds, seconds())),
@@ -262,8 +265,16 @@ impl Zone {
         Ram(self.blocks.load(Ordering::Acquire) * BLOCK_SIZE)
     }
 
-    /// Tells the daemon; false if it had been told and has not looked yet.
-    fn tell(&self, entry: Entry) -> bool {
+    /// Tells the daemon.
+    fn tell(&self, entry: Entry) {
+        if self.offer(entry) == Some(Bell::Ring) {
+            control::ring_bell();
+        }
+    }
+
+    /// Puts an entry on the ring; who gets [`Bell::Ring`] has to ring. `None` if the daemon had been told and has not looked
+    /// yet.
+    fn offer(&self, entry: Entry) -> Option<Bell> {
         if let Entry::Notify { slot, queue } = entry {
             self.window.note_notification(slot, queue, stats::now());
         }
@@ -271,10 +282,7 @@ impl Zone {
         if let (Some(_), Entry::Notify { slot, queue }) = (bell, entry) {
             stats::record(Kind::Ring, self.number, slot, queue, 0);
         }
-        if bell == Some(Bell::Ring) {
-            control::ring_bell();
-        }
-        bell.is_some()
+        bell
     }
 
     /// Entries ever put on the ring.

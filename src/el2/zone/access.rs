@@ -75,7 +75,11 @@ impl Zone {
             }
             None => rtc.read(offset, width, now),
         };
-        self.set_line(machine::SPI_BASE + machine::RTC_SPI, rtc.line());
+        let changed = self.note_line(machine::RTC_SPI, rtc.line());
+        drop(rtc);
+        if changed {
+            self.follow_line(machine::RTC_SPI);
+        }
         Outcome::Done(u64::from(value))
     }
 
@@ -104,9 +108,32 @@ impl Zone {
         }
     }
 
-    /// Sets the level of an interrupt line.
-    pub(super) fn set_line(&self, intid: u32, high: bool) {
-        let kicks = self.gic.lock().set_line(intid, high);
+    /// Sets the level of a line, `spi` counted from the first SPI.
+    pub(super) fn set_line(&self, spi: u32, high: bool) {
+        if self.note_line(spi, high) {
+            self.follow_line(spi);
+        }
+    }
+
+    /// Notes the level of a line under the lock of its device. If true, [`Self::follow_line`] is to be called when that is
+    /// free again.
+    pub(super) fn note_line(&self, spi: u32, high: bool) -> bool {
+        self.lines.get(spi as usize).is_some_and(|line| line.set(high))
+    }
+
+    /// The GIC follows a line.
+    #[inline(never)]
+    pub(super) fn follow_line(&self, spi: u32) {
+        let Some(line) = self.lines.get(spi as usize) else {
+            return;
+        };
+        let mut kicks = Kicks::NONE;
+        {
+            let mut gic = self.gic.lock();
+            for &level in line.take() {
+                kicks |= gic.set_line(machine::SPI_BASE + spi, level);
+            }
+        }
         self.ring(kicks);
     }
 

@@ -1,10 +1,24 @@
 //! The virtio slots of a zone.
+//!
+//! What a call of a transport leads to is noted under the slot's lock ([`Zone::note`]), so that levels and events keep their
+//! order, and carried out when that is free again ([`Zone::carry_out`]): kicks and the bell wait for the interrupt
+//! controller, and other CPUs want the slot meanwhile.
 
 use ringvisor::syndrome::Width;
 use ringvisor::virtio::registers;
 
 use super::*;
 use crate::el2::traps::Outcome;
+
+/// What remains to be done without the slot's lock.
+#[derive(Clone, Copy, Default)]
+#[must_use = "an interrupt or the daemon's bell is lost"]
+struct Rest {
+    /// The slot's line has another level.
+    line: bool,
+    /// The daemon sleeps.
+    bell: bool,
+}
 
 impl Zone {
     /// A store to a slot's page, or a load from a slot that has no page yet.
@@ -38,34 +52,65 @@ impl Zone {
                 let effect = device
                     .transport
                     .write(offset, width, value, &self.ram(), &device.page);
-                self.apply(slot, effect)
+                let rest = self.note(slot, effect);
+                drop(guard);
+                self.carry_out(slot, rest);
+                if effect.retry {
+                    Outcome::Again
+                } else {
+                    Outcome::Done(0)
+                }
             }
             // The page was mapped between the fault and now: the load will find it.
             None => Outcome::Again,
         }
     }
 
-    /// Does what a transport's call asks for. Under the slot's lock, so that levels and events keep their order.
-    fn apply(&self, slot: usize, effect: Effect) -> Outcome {
+    /// Notes what a transport's call asks for. Under the slot's lock.
+    #[inline(never)]
+    fn note(&self, slot: usize, effect: Effect) -> Rest {
+        let mut rest = Rest::default();
         if let Some(level) = effect.line {
             if level {
                 self.counters.count(self.number, slot, DeviceEvent::Interrupts);
             }
-            self.set_line(machine::SPI_BASE + machine::VIRTIO_SPI + slot as u32, level);
+            rest.line = self.note_line(spi(slot), level);
         }
         if let Some(event) = effect.event {
             let entry = event.entry(slot as u8);
-            if !notify(self, entry) && matches!(entry, Entry::Notify { .. }) {
+            let bell = notify(self, entry);
+            if bell.is_none() && matches!(entry, Entry::Notify { .. }) {
                 stats::count(Event::NotificationsPending);
                 self.counters
                     .count(self.number, slot, DeviceEvent::NotificationsPending);
             }
+            rest.bell = bell == Some(Bell::Ring);
         }
-        if effect.retry {
-            Outcome::Again
-        } else {
-            Outcome::Done(0)
+        rest
+    }
+
+    /// Does what is left. Without the slot's lock.
+    #[inline(never)]
+    fn carry_out(&self, slot: usize, rest: Rest) {
+        if rest.line {
+            self.follow_line(spi(slot));
         }
+        if rest.bell {
+            control::ring_bell();
+        }
+    }
+
+    /// Calls `f` on a slot's device, and does what follows from it.
+    fn change_device<T>(
+        &self,
+        slot: usize,
+        f: impl FnOnce(&mut Device) -> Result<(Effect, T), Refusal>,
+    ) -> Result<T, Refusal> {
+        let (rest, result) = self.with_device(slot, |device| {
+            f(device).map(|(effect, result)| (self.note(slot, effect), result))
+        })??;
+        self.carry_out(slot, rest);
+        Ok(result)
     }
 
     /// Calls `f` on a slot's device.
@@ -78,33 +123,33 @@ impl Zone {
     /// The daemon has put used buffers into a queue.
     pub fn used_buffer(&self, slot: usize) {
         let Some(place) = self.slots.get(slot) else { return };
-        if let Some(device) = place.lock().as_deref_mut() {
-            self.counters.count(self.number, slot, DeviceEvent::Doorbells);
-            let effect = device.transport.used_buffer(&device.page);
-            self.apply(slot, effect);
-        }
+        let mut guard = place.lock();
+        let Some(device) = guard.as_deref_mut() else {
+            return;
+        };
+        self.counters.count(self.number, slot, DeviceEvent::Doorbells);
+        let effect = device.transport.used_buffer(&device.page);
+        let rest = self.note(slot, effect);
+        drop(guard);
+        self.carry_out(slot, rest);
     }
 
     /// The daemon's device cannot go on.
     pub fn device_needs_reset(&self, slot: usize) -> Result<(), Refusal> {
-        self.with_device(slot, |device| {
-            let effect = device.transport.needs_reset(&device.page);
-            self.apply(slot, effect);
+        self.change_device(slot, |device| {
+            Ok((device.transport.needs_reset(&device.page), ()))
         })
     }
 
     /// The device changes its configuration space. No vCPU sees half of it: the page is away meanwhile.
     pub fn device_config(&self, slot: usize, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
-        self.with_device(slot, |device| {
+        self.change_device(slot, |device| {
             let effect = self.while_hidden(slot, device, |device| {
                 device.transport.config_changed(offset, bytes, &device.page)
             })?;
-            self.apply(
-                slot,
-                effect.map_err(|_| (Status::BadArgument, u64::from(offset)))?,
-            );
-            Ok(())
-        })?
+            let effect = effect.map_err(|_| (Status::BadArgument, u64::from(offset)))?;
+            Ok((effect, ()))
+        })
     }
 
     /// Calls `change` while the slot's page is not mapped. A load that comes meanwhile faults, waits for the slot's
@@ -177,24 +222,32 @@ impl Zone {
 
     /// Empties a slot. Its page stays mapped and shows no device.
     pub fn remove_device(&self, slot: usize) -> Result<(), Refusal> {
-        self.with_device(slot, |device| {
+        self.change_device(slot, |device| {
             device.replace(Transport::empty());
-            self.set_line(machine::SPI_BASE + machine::VIRTIO_SPI + slot as u32, false);
+            let effect = Effect {
+                line: Some(false),
+                ..Effect::default()
+            };
+            Ok((effect, ()))
         })
     }
 
     /// Everything as after power-on. No vCPU is inside and the daemon holds no buffer.
     pub(super) fn reset_devices(&self) {
         for (slot, place) in self.slots.iter().enumerate() {
-            if let Some(device) = place.lock().as_deref_mut() {
-                let effect = device.transport.power_cycle(&device.page);
-                self.apply(slot, effect);
-            }
+            let rest = match place.lock().as_deref_mut() {
+                Some(device) => {
+                    let effect = device.transport.power_cycle(&device.page);
+                    self.note(slot, effect)
+                }
+                None => continue,
+            };
+            self.carry_out(slot, rest);
         }
         self.uart.lock().reset();
-        self.set_line(machine::SPI_BASE + machine::UART_SPI, false);
+        self.set_line(machine::UART_SPI, false);
         self.rtc.lock().reset();
-        self.set_line(machine::SPI_BASE + machine::RTC_SPI, false);
+        self.set_line(machine::RTC_SPI, false);
         self.gic.lock().reset();
     }
 }
@@ -204,9 +257,14 @@ const fn slot_ipa(slot: usize) -> Ipa {
     Ipa(machine::VIRTIO_BASE + slot as u64 * machine::VIRTIO_STRIDE)
 }
 
+/// The SPI of a slot, counted from the first.
+const fn spi(slot: usize) -> u32 {
+    machine::VIRTIO_SPI + slot as u32
+}
+
 /// An event of a virtqueue reaches the ring: the doorbell's way from the guest's store to the daemon. Its own
-/// function so that a debugger can stop at it. False if the daemon had been told and has not looked yet.
+/// function so that a debugger can stop at it. `None` if the daemon had been told and has not looked yet.
 #[inline(never)]
-fn notify(zone: &Zone, entry: Entry) -> bool {
-    zone.tell(entry)
+fn notify(zone: &Zone, entry: Entry) -> Option<Bell> {
+    zone.offer(entry)
 }

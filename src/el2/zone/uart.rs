@@ -74,8 +74,11 @@ impl Zone {
             None => device.read(offset, width, source),
         };
         let wrote = sink.wrote;
-        self.set_line(machine::SPI_BASE + machine::UART_SPI, device.line());
+        let changed = self.note_line(machine::UART_SPI, device.line());
         drop(guard);
+        if changed {
+            self.follow_line(machine::UART_SPI);
+        }
         if wrote {
             self.tell(Entry::Console);
         }
@@ -87,6 +90,10 @@ impl Zone {
         let mut guard = self.uart.lock();
         let Uart { device, input, .. } = &mut *guard;
         device.poll(&mut FromRing(input, self.window));
-        self.set_line(machine::SPI_BASE + machine::UART_SPI, device.line());
+        let changed = self.note_line(machine::UART_SPI, device.line());
+        drop(guard);
+        if changed {
+            self.follow_line(machine::UART_SPI);
+        }
     }
 }
