@@ -62,6 +62,14 @@ depth1_exits=$((notes + kicks))
 # Notify, acknowledge and one kick; what else there is are timers.
 [ $depth1_exits -le 330 ] || fail "$depth1_exits exits for 100 reads at depth 1 on the guest's CPU, expected at most 300"
 
+# The reactor runs where the control device's interrupt is taken; threads that it starts run anywhere.
+interrupt=$(awk '/uio_pci_generic/ { sub(":", "", $1); print $1 }' /proc/interrupts)
+taken=$(cat "/proc/irq/$interrupt/effective_affinity_list")
+kept=$(for pid in $(pidof ringd); do for task in /proc/"$pid"/task/*; do
+    [ "$(cat "$task/comm")" = reactor ] && awk '/^Cpus_allowed_list/ { print $2 }' "$task/status"
+done; done)
+is "the reactor's CPU" "$kept" "$taken"
+
 ringctl top --once --interval 2 >/tmp/top || fail "top"
 cat /tmp/top
 awk '$1 == "guest1" && $2 == "vdb" && $3 > 0 { found = 1 } END { exit !found }' /tmp/top || fail "top shows no reads"

@@ -57,6 +57,14 @@ impl Pool {
     }
 }
 
+/// Lets this thread run where the process's first thread may: whoever started it may be bound to one CPU.
+fn run_anywhere() {
+    let first = rustix::process::getpid();
+    let allowed = rustix::thread::sched_getaffinity(Some(first));
+    // Without it the pool is slower, no more.
+    let _ = allowed.and_then(|cpus| rustix::thread::sched_setaffinity(None, &cpus));
+}
+
 /// A pool with its operations.
 pub struct Threads {
     pool: Arc<Pool>,
@@ -83,7 +91,10 @@ impl Threads {
             let pool = engine.pool.clone();
             let worker = thread::Builder::new()
                 .name(format!("blk-io-{number}"))
-                .spawn(move || pool.run())?;
+                .spawn(move || {
+                    run_anywhere();
+                    pool.run();
+                })?;
             engine.workers.push(worker);
         }
         Ok(engine)

@@ -123,6 +123,8 @@ pub struct Queue {
     deadline: Option<u64>,
     /// The next publication raises an interrupt whatever the driver wants: one may have been lost with the daemon.
     force_interrupt: bool,
+    /// See [`Self::is_crowded`].
+    crowded: bool,
 }
 
 impl Queue {
@@ -207,6 +209,7 @@ impl Queue {
             more: false,
             deadline: None,
             force_interrupt: !past.fresh,
+            crowded: false,
         })
     }
 
@@ -532,7 +535,9 @@ impl Queue {
             self.used_idx = idx;
             step("publication ended");
             self.stats.publications.add(1);
-            self.force_interrupt |= self.ring.interrupt_wanted(old, idx);
+            let wanted = self.ring.interrupt_wanted(old, idx);
+            self.crowded = count > 1 || self.running > 0 || !wanted;
+            self.force_interrupt |= wanted;
             if !self.force_interrupt {
                 self.stats.interrupts_suppressed.add(1);
                 trace::event(Kind::Quiet, self.trace, 0);
@@ -544,6 +549,12 @@ impl Queue {
             (self.notify)();
         }
         count
+    }
+
+    /// Whether the driver had more than one request under way at the last publication: some ran or were published with it, or
+    /// the driver wanted no interrupt, as it was not through with the completions before.
+    pub(crate) const fn is_crowded(&self) -> bool {
+        self.crowded
     }
 
     /// The engine has forgotten what runs: nobody touches a buffer any more, and nothing completes. For a queue that

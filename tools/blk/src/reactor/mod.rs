@@ -134,6 +134,7 @@ impl Reactor {
             quiet: Vec::new(),
             clock: Clock::Monotonic,
             polling: Polling::new(options.poll),
+            crowded: false,
             stopping: false,
         };
         core.watch(mailbox.event(), ReadWidth::Eight, Watcher::Mailbox)?;
@@ -174,6 +175,8 @@ struct Core {
     quiet: Vec<QueueId>,
     clock: Clock,
     polling: Polling,
+    /// Among the drivers whose requests were published last is one with more than one under way.
+    crowded: bool,
     stopping: bool,
 }
 
@@ -231,7 +234,7 @@ impl Core {
         let Sleeper::Uring(ring) = &mut self.sleeper else {
             return false;
         };
-        if !self.polling.is_worth_it() {
+        if !self.polling.is_worth_it() || self.crowded {
             return false;
         }
         ring.submit();
@@ -585,10 +588,16 @@ impl Core {
 
     /// One publication and at most one interrupt for each queue that has something.
     fn publish(&mut self) {
+        let (mut some, mut crowded) = (false, false);
         for id in &self.dirty {
             if let Some(entry) = self.queues.get_mut(id) {
-                entry.queue.publish();
+                let published = entry.queue.publish() > 0;
+                some |= published;
+                crowded |= published && entry.queue.is_crowded();
             }
+        }
+        if some {
+            self.crowded = crowded;
         }
     }
 

@@ -405,6 +405,14 @@ impl Rig {
         entries
     }
 
+    /// Asks for an interrupt for the next used entry, as a driver that is through with those before (2.7.10).
+    pub fn await_interrupt(&self) {
+        if self.features & feature(VIRTIO_RING_F_EVENT_IDX) != 0 {
+            let used_event = self.ring.avail.0 + 4 + 2 * u64::from(self.ring.size);
+            self.set_u16(used_event, self.used_seen);
+        }
+    }
+
     pub fn interrupt_count(&self) -> usize {
         self.interrupts.load(Ordering::Relaxed)
     }

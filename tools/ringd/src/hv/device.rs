@@ -102,7 +102,12 @@ impl Prepared {
             bar,
             page,
             address,
-            function: Function { directory, uio },
+            function:
+                Function {
+                    directory,
+                    uio,
+                    irq_cpu,
+                },
         } = self;
         let config = open(&directory.join("config"), 0)?;
         let fd = open(&uio, 0)?.into();
@@ -130,7 +135,8 @@ impl Prepared {
             .map_err(|e| file("PCI command register", e))?;
         device.ring(doorbell::PULSES, |bar, offset| bar.write_u32(offset, 1));
         let width = ReadWidth::Four;
-        Ok((device, Interrupt { fd, width }))
+        let cpu = File::open(irq_cpu).ok();
+        Ok((device, Interrupt { fd, width, cpu }))
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Function {
     pub directory: PathBuf,
     /// Its interrupt: `/dev/uioN`.
     pub uio: PathBuf,
+    /// Says which CPU takes it; not there with a kernel without CONFIG_GENERIC_IRQ_EFFECTIVE_AFF_MASK.
+    pub irq_cpu: PathBuf,
 }
 
 /// Why there is no control device to use.
@@ -67,7 +69,16 @@ pub fn claim(root: &Path) -> Result<Function, PciError> {
         fs::write(&enable, "1").map_err(|cause| PciError::File { path: enable, cause })?;
     }
     let uio = uio_node(root, &directory)?;
-    Ok(Function { directory, uio })
+    let irq = fs::read_to_string(directory.join("irq")).unwrap_or_default();
+    let irq_cpu = root
+        .join("proc/irq")
+        .join(irq.trim())
+        .join("effective_affinity_list");
+    Ok(Function {
+        directory,
+        uio,
+        irq_cpu,
+    })
 }
 
 /// The control device's directory in sysfs below `root`.
@@ -169,6 +180,7 @@ mod tests {
         fs::write(device.join("vendor"), "0x1209\n").unwrap();
         fs::write(device.join("device"), "0x7276\n").unwrap();
         fs::write(device.join("enable"), "0\n").unwrap();
+        fs::write(device.join("irq"), "19\n").unwrap();
         fs::create_dir_all(root.path().join("dev")).unwrap();
         fs::write(root.path().join("dev/uio3"), "").unwrap();
         (root, device)
@@ -184,7 +196,8 @@ mod tests {
             function,
             Function {
                 directory: device.clone(),
-                uio: root.path().join("dev/uio3")
+                uio: root.path().join("dev/uio3"),
+                irq_cpu: root.path().join("proc/irq/19/effective_affinity_list"),
             }
         );
         assert_eq!(

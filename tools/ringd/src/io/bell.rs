@@ -1,5 +1,6 @@
 //! [`Rings`]: the reactor's peer. It takes entries off all zones' rings and turns them into work.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use ringblk::{Commands, ReadWidth, trace};
 use ringvisor::ring::Entry;
 
+use super::place::Place;
 use super::{Table, ZoneIo, armed_offset, lock};
 use crate::hv::Hypervisor;
 
@@ -20,6 +22,8 @@ pub struct Interrupt {
     pub fd: OwnedFd,
     /// Bytes per read of it.
     pub width: ReadWidth,
+    /// Which CPU takes it, if that can be known: `/proc/irq/N/effective_affinity_list`.
+    pub cpu: Option<File>,
 }
 
 /// What the reactor has taken off the rings; written by its thread alone.
@@ -57,15 +61,23 @@ pub(crate) struct Rings {
     counters: Arc<BellCounters>,
     /// It was rung since rings were last looked at.
     rung: bool,
+    place: Option<Place>,
 }
 
 impl Rings {
-    pub fn new(hv: Arc<dyn Hypervisor>, table: Arc<Table>, counters: Arc<BellCounters>) -> Self {
+    /// `cpu`: see [`Interrupt::cpu`].
+    pub fn new(
+        hv: Arc<dyn Hypervisor>,
+        table: Arc<Table>,
+        counters: Arc<BellCounters>,
+        cpu: Option<File>,
+    ) -> Self {
         Self {
             hv,
             table,
             counters,
             rung: false,
+            place: cpu.and_then(Place::new),
         }
     }
 }
@@ -74,6 +86,9 @@ impl ringblk::Bell for Rings {
     fn rung(&mut self) {
         self.rung = true;
         add(&self.counters.wakeups, 1);
+        if let Some(place) = &mut self.place {
+            place.follow();
+        }
     }
 
     fn collect(&mut self, commands: &mut Commands) {

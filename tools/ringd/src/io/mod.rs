@@ -8,6 +8,7 @@ pub mod bell;
 pub mod device;
 mod drain;
 mod first;
+mod place;
 pub mod report;
 
 use std::sync::mpsc::channel;
@@ -91,8 +92,8 @@ impl Io {
 
     /// Listens to the bell from now on. Zones that were taken over are added before.
     pub fn listen(&self, interrupt: Interrupt) {
-        let Interrupt { fd, width } = interrupt;
-        let rings = Rings::new(self.hv.clone(), self.table.clone(), self.counters.clone());
+        let Interrupt { fd, width, cpu } = interrupt;
+        let rings = Rings::new(self.hv.clone(), self.table.clone(), self.counters.clone(), cpu);
         self.reactor.add_bell(fd, width, Box::new(rings));
     }
 

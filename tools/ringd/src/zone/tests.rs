@@ -103,6 +103,7 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
     io.listen(Interrupt {
         fd: el2.bell().unwrap(),
         width: ringblk::ReadWidth::Eight,
+        cpu: None,
     });
     registry
 }

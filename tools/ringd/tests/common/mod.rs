@@ -48,6 +48,7 @@ impl Machine {
         io.listen(Interrupt {
             fd: el2.bell().unwrap(),
             width: ringblk::ReadWidth::Eight,
+            cpu: None,
         });
         let listener = server::bind(&path("sock")).unwrap();
         std::thread::spawn(move || server::serve(&listener, &registry, Box::new(|_| {})));
