@@ -24,7 +24,7 @@ fi
 
 default="pending_set pending_clear slot_fill slot_read arm disarm disarm_by_store no_second_look head_advance
     head_read output_written output_read output_claim_fence output_check_fence input_written input_len line_rose
-    line_stale"
+    line_stale line_pulse"
 mutations=${*:-$default}
 # One on each CPU at a time.
 # shellcheck disable=SC2086 # one line for each

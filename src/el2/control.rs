@@ -56,6 +56,16 @@ struct Device {
 
 static DEVICE: Once<Device> = Once::new();
 
+impl Device {
+    /// Changes configuration space. INTx is raised without the lock, for the distributor is slow: if root disables it
+    /// meanwhile, it comes a moment too late.
+    fn change<T>(&self, change: impl FnOnce(&mut ConfigSpace, &mut FramePage<'_>) -> T) -> T {
+        let mut function = self.function.lock();
+        let Function { space, frame } = &mut *function;
+        change(space, &mut FramePage(frame))
+    }
+}
+
 struct FramePage<'a>(&'a RegisterFrame);
 
 impl Page for FramePage<'_> {
@@ -101,13 +111,7 @@ pub fn init(ecam: Pa, bar: Pa, intid: u32) -> Result<Pages, String> {
 /// Wakes the daemon: raises INTx.
 pub fn ring_bell() {
     let Some(device) = DEVICE.get() else { return };
-    let effect = {
-        let mut function = device.function.lock();
-        let Function { space, frame } = &mut *function;
-        space.assert_intx(&mut FramePage(frame))
-    };
-    // Without the lock: the distributor is slow. Root may have disabled INTx meanwhile, then it comes a moment too late.
-    if effect == Effect::RaiseIntx {
+    if device.change(|space, page| space.assert_intx(page)) == Effect::RaiseIntx {
         device.bells.fetch_add(1, Ordering::Relaxed);
         stats::count(Event::Bells);
         stats::record(Kind::Bell, ROOT_ZONE, 0, 0, 0);
@@ -118,9 +122,7 @@ pub fn ring_bell() {
 /// A store to [`doorbell::PULSES`].
 fn set_pulses(pulses: bool) {
     let Some(device) = DEVICE.get() else { return };
-    let mut function = device.function.lock();
-    let Function { space, frame } = &mut *function;
-    if space.set_pulses(&mut FramePage(frame), pulses) == Effect::RaiseIntx {
+    if device.change(|space, page| space.set_pulses(page, pulses)) == Effect::RaiseIntx {
         device.bells.fetch_add(1, Ordering::Relaxed);
         gic::set_pending(device.intid);
     }
@@ -134,17 +136,17 @@ pub fn config_write(offset: u32, width: Width, value: u64) {
     if offset >= 4096 {
         return;
     }
-    let mut function = device.function.lock();
-    let Function { space, frame } = &mut *function;
-    let page = &mut FramePage(frame);
-    match space.write(page, offset, width.bytes() as u8, value) {
-        Effect::None => {}
-        Effect::RaiseIntx => {
-            device.bells.fetch_add(1, Ordering::Relaxed);
-            gic::set_pending(device.intid);
+    let raise = device.change(|space, page| {
+        let effect = space.write(page, offset, width.bytes() as u8, value);
+        if effect == Effect::IntxMasked {
+            // Linux's handler has noted the interrupt.
+            space.deassert_intx(page);
         }
-        // Linux's handler has noted the interrupt.
-        Effect::IntxMasked => space.deassert_intx(page),
+        effect == Effect::RaiseIntx
+    });
+    if raise {
+        device.bells.fetch_add(1, Ordering::Relaxed);
+        gic::set_pending(device.intid);
     }
 }
 

@@ -57,6 +57,7 @@ impl Line {
         };
         match (seen & ROSE != 0, seen & HIGH != 0) {
             (true, true) => &[false, true],
+            (true, false) if mutated("line_pulse") => &[false],
             (true, false) => &[false, true, false],
             (false, true) => &[true],
             (false, false) => &[false],

@@ -75,11 +75,8 @@ impl Zone {
             }
             None => rtc.read(offset, width, now),
         };
-        let changed = self.note_line(machine::RTC_SPI, rtc.line());
-        drop(rtc);
-        if changed {
-            self.follow_line(machine::RTC_SPI);
-        }
+        let line = rtc.line();
+        self.let_go(rtc, machine::RTC_SPI, line);
         Outcome::Done(u64::from(value))
     }
 
@@ -108,17 +105,19 @@ impl Zone {
         }
     }
 
-    /// Sets the level of a line, `spi` counted from the first SPI.
-    pub(super) fn set_line(&self, spi: u32, high: bool) {
-        if self.note_line(spi, high) {
-            self.follow_line(spi);
-        }
-    }
-
-    /// Notes the level of a line under the lock of its device. If true, [`Self::follow_line`] is to be called when that is
+    /// Notes the level of a line, `spi` counted from the first SPI, under the lock of its device. If true, [`Self::follow_line`] is to be called when that is
     /// free again.
     pub(super) fn note_line(&self, spi: u32, high: bool) -> bool {
         self.lines.get(spi as usize).is_some_and(|line| line.set(high))
+    }
+
+    /// Lets go of a device's lock with its line at this level.
+    pub(super) fn let_go<T>(&self, device: T, spi: u32, high: bool) {
+        let changed = self.note_line(spi, high);
+        drop(device);
+        if changed {
+            self.follow_line(spi);
+        }
     }
 
     /// The GIC follows a line.

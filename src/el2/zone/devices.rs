@@ -244,10 +244,12 @@ impl Zone {
             };
             self.carry_out(slot, rest);
         }
-        self.uart.lock().reset();
-        self.set_line(machine::UART_SPI, false);
-        self.rtc.lock().reset();
-        self.set_line(machine::RTC_SPI, false);
+        let mut uart = self.uart.lock();
+        uart.reset();
+        self.let_go(uart, machine::UART_SPI, false);
+        let mut rtc = self.rtc.lock();
+        rtc.reset();
+        self.let_go(rtc, machine::RTC_SPI, false);
         self.gic.lock().reset();
     }
 }

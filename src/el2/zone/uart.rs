@@ -74,11 +74,8 @@ impl Zone {
             None => device.read(offset, width, source),
         };
         let wrote = sink.wrote;
-        let changed = self.note_line(machine::UART_SPI, device.line());
-        drop(guard);
-        if changed {
-            self.follow_line(machine::UART_SPI);
-        }
+        let line = device.line();
+        self.let_go(guard, machine::UART_SPI, line);
         if wrote {
             self.tell(Entry::Console);
         }
@@ -90,10 +87,7 @@ impl Zone {
         let mut guard = self.uart.lock();
         let Uart { device, input, .. } = &mut *guard;
         device.poll(&mut FromRing(input, self.window));
-        let changed = self.note_line(machine::UART_SPI, device.line());
-        drop(guard);
-        if changed {
-            self.follow_line(machine::UART_SPI);
-        }
+        let line = device.line();
+        self.let_go(guard, machine::UART_SPI, line);
     }
 }

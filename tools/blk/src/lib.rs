@@ -71,6 +71,7 @@
     )
 )]
 
+pub mod affinity;
 pub mod buffers;
 pub mod chain;
 pub mod clock;

@@ -57,14 +57,6 @@ impl Pool {
     }
 }
 
-/// Lets this thread run where the process's first thread may: whoever started it may be bound to one CPU.
-fn run_anywhere() {
-    let first = rustix::process::getpid();
-    let allowed = rustix::thread::sched_getaffinity(Some(first));
-    // Without it the pool is slower, no more.
-    let _ = allowed.and_then(|cpus| rustix::thread::sched_setaffinity(None, &cpus));
-}
-
 /// A pool with its operations.
 pub struct Threads {
     pool: Arc<Pool>,
@@ -92,7 +84,7 @@ impl Threads {
             let worker = thread::Builder::new()
                 .name(format!("blk-io-{number}"))
                 .spawn(move || {
-                    run_anywhere();
+                    crate::affinity::run_anywhere();
                     pool.run();
                 })?;
             engine.workers.push(worker);

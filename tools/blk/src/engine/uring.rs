@@ -105,6 +105,17 @@ pub struct Uring {
 }
 
 impl Uring {
+    /// Keeps the kernel's threads for requests that wait on these CPUs. On the thread that submits.
+    pub(crate) fn keep_workers_on(&self, cpus: &rustix::thread::CpuSet) -> io::Result<()> {
+        // SAFETY: a cpu_set_t is an array of words, for which zeroes are valid.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        for cpu in (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| cpus.is_set(cpu)) {
+            // SAFETY: the set has MAX_CPU bits.
+            unsafe { libc::CPU_SET(cpu, &mut set) };
+        }
+        self.ring.submitter().register_iowq_aff(&set)
+    }
+
     /// A ring with `entries` submissions; fails where the kernel or a policy forbids io_uring.
     pub fn new(entries: u32) -> io::Result<Self> {
         let completions = entries.saturating_mul(4);

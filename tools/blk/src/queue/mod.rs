@@ -67,6 +67,8 @@ pub struct QueueSetup {
 const SYNC_TAG: u16 = u16::MAX;
 /// Requests taken in one round, so that those of other queues and what is done get their turn.
 const MAX_BATCH: u16 = 256;
+/// A driver that has wanted no interrupt for so many publications looks at the used ring itself.
+const POLLS: u16 = 64;
 
 /// A virtqueue at work.
 pub struct Queue {
@@ -123,6 +125,8 @@ pub struct Queue {
     deadline: Option<u64>,
     /// The next publication raises an interrupt whatever the driver wants: one may have been lost with the daemon.
     force_interrupt: bool,
+    /// Publications since the driver last wanted an interrupt for one.
+    unwanted: u16,
     /// See [`Self::is_crowded`].
     crowded: bool,
 }
@@ -209,6 +213,7 @@ impl Queue {
             more: false,
             deadline: None,
             force_interrupt: !past.fresh,
+            unwanted: 0,
             crowded: false,
         })
     }
@@ -536,7 +541,13 @@ impl Queue {
             step("publication ended");
             self.stats.publications.add(1);
             let wanted = self.ring.interrupt_wanted(old, idx);
-            self.crowded = count > 1 || self.running > 0 || !wanted;
+            self.unwanted = if wanted {
+                0
+            } else {
+                self.unwanted.saturating_add(1)
+            };
+            let behind = (1..POLLS).contains(&self.unwanted);
+            self.crowded = count > 1 || self.running > 0 || behind;
             self.force_interrupt |= wanted;
             if !self.force_interrupt {
                 self.stats.interrupts_suppressed.add(1);
@@ -552,7 +563,8 @@ impl Queue {
     }
 
     /// Whether the driver had more than one request under way at the last publication: some ran or were published with it, or
-    /// the driver wanted no interrupt, as it was not through with the completions before.
+    /// the driver wanted no interrupt, as it was not through with the completions before. (One that has wanted none for long
+    /// polls, which says nothing.)
     pub(crate) const fn is_crowded(&self) -> bool {
         self.crowded
     }

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 pub use mailbox::{Callback, Commands, QueueId, ReactorHandle};
 pub use wait::ReadWidth;
 
+use crate::affinity;
 use crate::clock::Clock;
 use crate::disk::{Disk, EngineKind};
 use crate::engine::threads::Threads;
@@ -39,6 +40,12 @@ use wait::{Ready, Sleep, Sleeper};
 pub trait Bell: Send {
     /// The descriptor was read: the peer rang. An interrupt that masks itself is unmasked here.
     fn rung(&mut self) {}
+
+    /// Asked after [`Self::rung`], on which CPU the thread is best off: there it is kept, on `Some(None)` anywhere. `None`:
+    /// where it is.
+    fn place(&mut self) -> Option<Option<usize>> {
+        None
+    }
 
     /// Takes what the peer has left and says what to do. Called in every round.
     fn collect(&mut self, commands: &mut Commands);
@@ -219,6 +226,9 @@ impl Core {
                     Some(&Watcher::Bell(index)) => {
                         if let Some(registered) = self.bells.get_mut(index) {
                             registered.bell.rung();
+                            if let Some(cpu) = registered.bell.place() {
+                                self.stay_on(cpu);
+                            }
                         }
                     }
                     // Reaped below in any case.
@@ -226,6 +236,17 @@ impl Core {
                 }
             }
             self.finish(&mut done);
+        }
+    }
+
+    /// Keeps the thread on a CPU, or nowhere.
+    fn stay_on(&self, cpu: Option<usize>) {
+        let ring = match &self.sleeper {
+            Sleeper::Uring(ring) => Some(&**ring),
+            Sleeper::Epoll(_) => None,
+        };
+        if let Err(error) = affinity::bind(cpu, ring) {
+            tracing::debug!(?cpu, %error, "the reactor cannot stay there");
         }
     }
 

@@ -5,7 +5,8 @@
 //! on first, for a time that follows what happened last, by the rule of KVM's halt polling: had a sleep been shorter
 //! than the longest time worth polling, the next poll is twice as long; had it been longer, nothing is polled until short
 //! sleeps return. An idle daemon sleeps. One rule is ours: a sleep that ends at a moment known beforehand (a limit's) found
-//! nothing, and neither did the poll before it, if there was one, so the next one is half as long.
+//! nothing, and neither did the poll before it, if there was one, so the next one is half as long. The reactor has another:
+//! nobody looks on for drivers that have several requests under way ([`Queue::is_crowded`](crate::queue::Queue::is_crowded)).
 
 use std::time::{Duration, Instant};
 

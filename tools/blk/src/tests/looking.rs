@@ -96,13 +96,6 @@ fn several_requests_are_not_looked_for() {
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
         let id = reactor.handle.add(queue);
-        let becomes = |rig: &Rig, wanted: bool| {
-            let deadline = Instant::now() + PATIENCE;
-            while rig.notification_wanted() != wanted {
-                assert!(Instant::now() < deadline, "notifications wanted: {}", !wanted);
-                std::thread::yield_now();
-            }
-        };
         for _ in 0..10 {
             for together in [1, 2, 3] {
                 reactor.quiesce(id);
@@ -113,14 +106,45 @@ fn several_requests_are_not_looked_for() {
                 collect(&mut rig, &interrupts, together.into());
                 rig.await_interrupt();
             }
-            // It sleeps, and asks for a notification of the next request.
+            // It goes to sleep, and asks for a notification of the next request.
+            let deadline = Instant::now() + PATIENCE;
+            while !rig.next_notification_wanted() {
+                assert!(Instant::now() < deadline, "it looks on");
+                std::thread::yield_now();
+            }
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-            becomes(&rig, true);
             peer.notify(id, &bell);
             collect(&mut rig, &interrupts, 1);
             rig.await_interrupt();
         }
     }
+}
+
+// What counts as several: requests published together, one that still runs, completions that the driver is not through with.
+#[test]
+fn what_several_requests_are() {
+    let features = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
+    let mut rig = Rig::with(EngineKind::Threads, 64, features, false);
+    let mut served = |count: u16, awaits: bool| {
+        if awaits {
+            rig.take_used();
+            rig.await_interrupt();
+        }
+        for head in 0..count {
+            rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
+        }
+        rig.run();
+        rig.queue().is_crowded()
+    };
+    assert!(!served(1, true));
+    assert!(served(2, true));
+    assert!(!served(1, true));
+    for _ in 1..64 {
+        assert!(served(1, false), "it is still at the completions before");
+    }
+    assert!(!served(1, false), "it has not wanted an interrupt for long");
+    assert!(served(2, false));
+    assert!(!served(1, true) && served(1, false));
 }
 
 // A driver that notifies only when it is asked to, at all distances from the moment when the reactor stops looking and falls

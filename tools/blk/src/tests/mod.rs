@@ -21,7 +21,7 @@ mod neighbours;
 mod notify;
 mod qcow2;
 mod ranges;
-mod rig;
+pub(crate) mod rig;
 mod service;
 mod sigkill;
 mod speed;

@@ -388,6 +388,15 @@ impl Rig {
         self.avail_idx.wrapping_sub(avail_event) == 1
     }
 
+    /// Whether it will have to for the next.
+    pub fn next_notification_wanted(&self) -> bool {
+        let used = self.ring.used.0;
+        if self.features & feature(VIRTIO_RING_F_EVENT_IDX) == 0 {
+            return self.notification_wanted();
+        }
+        self.u16_at(used + 4 + 8 * u64::from(self.ring.size)) == self.avail_idx
+    }
+
     pub fn used_idx(&self) -> u16 {
         self.u16_at(self.ring.used.0 + 2)
     }

@@ -77,7 +77,7 @@ impl Rings {
             table,
             counters,
             rung: false,
-            place: cpu.and_then(Place::new),
+            place: cpu.map(Place::new),
         }
     }
 }
@@ -86,9 +86,10 @@ impl ringblk::Bell for Rings {
     fn rung(&mut self) {
         self.rung = true;
         add(&self.counters.wakeups, 1);
-        if let Some(place) = &mut self.place {
-            place.follow();
-        }
+    }
+
+    fn place(&mut self) -> Option<Option<usize>> {
+        self.place.as_mut()?.ask()
     }
 
     fn collect(&mut self, commands: &mut Commands) {

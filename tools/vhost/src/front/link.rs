@@ -368,7 +368,10 @@ impl Link {
         let result = shared.clone();
         std::thread::Builder::new()
             .name("vhost-user".into())
-            .spawn(move || self.run(&shared))?;
+            .spawn(move || {
+                ringblk::affinity::run_anywhere();
+                self.run(&shared);
+            })?;
         Ok(result)
     }
 
