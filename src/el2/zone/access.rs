@@ -105,8 +105,8 @@ impl Zone {
         }
     }
 
-    /// Notes the level of a line, `spi` counted from the first SPI, under the lock of its device. If true, [`Self::follow_line`] is to be called when that is
-    /// free again.
+    /// Notes the level of a line, `spi` counted from the first SPI, under the lock of its device. If true,
+    /// [`Self::follow_line`] is to be called when that is free again.
     pub(super) fn note_line(&self, spi: u32, high: bool) -> bool {
         self.lines.get(spi as usize).is_some_and(|line| line.set(high))
     }

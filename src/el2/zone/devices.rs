@@ -101,16 +101,14 @@ impl Zone {
     }
 
     /// Calls `f` on a slot's device, and does what follows from it.
-    fn change_device<T>(
+    fn change_device(
         &self,
         slot: usize,
-        f: impl FnOnce(&mut Device) -> Result<(Effect, T), Refusal>,
-    ) -> Result<T, Refusal> {
-        let (rest, result) = self.with_device(slot, |device| {
-            f(device).map(|(effect, result)| (self.note(slot, effect), result))
-        })??;
+        f: impl FnOnce(&mut Device) -> Result<Effect, Refusal>,
+    ) -> Result<(), Refusal> {
+        let rest = self.with_device(slot, |device| f(device).map(|effect| self.note(slot, effect)))??;
         self.carry_out(slot, rest);
-        Ok(result)
+        Ok(())
     }
 
     /// Calls `f` on a slot's device.
@@ -136,9 +134,7 @@ impl Zone {
 
     /// The daemon's device cannot go on.
     pub fn device_needs_reset(&self, slot: usize) -> Result<(), Refusal> {
-        self.change_device(slot, |device| {
-            Ok((device.transport.needs_reset(&device.page), ()))
-        })
+        self.change_device(slot, |device| Ok(device.transport.needs_reset(&device.page)))
     }
 
     /// The device changes its configuration space. No vCPU sees half of it: the page is away meanwhile.
@@ -147,8 +143,7 @@ impl Zone {
             let effect = self.while_hidden(slot, device, |device| {
                 device.transport.config_changed(offset, bytes, &device.page)
             })?;
-            let effect = effect.map_err(|_| (Status::BadArgument, u64::from(offset)))?;
-            Ok((effect, ()))
+            effect.map_err(|_| (Status::BadArgument, u64::from(offset)))
         })
     }
 
@@ -224,11 +219,10 @@ impl Zone {
     pub fn remove_device(&self, slot: usize) -> Result<(), Refusal> {
         self.change_device(slot, |device| {
             device.replace(Transport::empty());
-            let effect = Effect {
+            Ok(Effect {
                 line: Some(false),
                 ..Effect::default()
-            };
-            Ok((effect, ()))
+            })
         })
     }
 

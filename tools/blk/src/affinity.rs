@@ -81,6 +81,11 @@ mod tests {
     use crate::tests::rig::{ALL_FEATURES, Rig, TestEngine};
     use crate::virtio::VIRTIO_BLK_T_FLUSH;
 
+    /// The last CPU of a set: of those that are on line, where the set is what `sched_getaffinity` gave.
+    fn last(cpus: &CpuSet) -> usize {
+        (0..CpuSet::MAX_CPU).rfind(|&cpu| cpus.is_set(cpu)).unwrap()
+    }
+
     #[test]
     fn lists_of_cpus() {
         let cpus = |list: &str| {
@@ -98,10 +103,9 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri has no io_uring")]
     #[test]
     fn a_thread_is_kept_and_those_it_starts_are_not() {
-        let all = allowed().unwrap();
-        let cpu = (0..CpuSet::MAX_CPU).rfind(|&cpu| all.is_set(cpu)).unwrap();
         let here = || sched_getaffinity(None).unwrap();
         let before = here();
+        let cpu = last(&before);
         let ring = Uring::new(8).ok();
         bind(Some(cpu), ring.as_ref()).unwrap();
         assert!(here().count() == 1 && here().is_set(cpu));
@@ -126,7 +130,7 @@ mod tests {
     #[test]
     fn workers_of_a_ring_run_elsewhere() {
         let all = allowed().unwrap();
-        let cpu = (0..CpuSet::MAX_CPU).rfind(|&cpu| all.is_set(cpu)).unwrap();
+        let cpu = last(&sched_getaffinity(None).unwrap());
         let mut rig = Rig::with(EngineKind::IoUring, 64, ALL_FEATURES, false);
         let TestEngine::Uring(ring) = &rig.engine else {
             return;
