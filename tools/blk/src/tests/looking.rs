@@ -25,6 +25,18 @@ fn for_hours() -> Running {
     })
 }
 
+/// A peer of the reactor's, and what it rings.
+fn peer_of(reactor: &Running) -> (Arc<Peer>, OwnedFd) {
+    let peer = Arc::new(Peer::default());
+    let bell = eventfd().unwrap();
+    reactor.handle.add_bell(
+        bell.try_clone().unwrap(),
+        ReadWidth::Eight,
+        Box::new(PeerBell(peer.clone())),
+    );
+    (peer, bell)
+}
+
 /// A driver that notifies when it is asked to: whether it was.
 fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, bell: &OwnedFd) -> bool {
     // The driver's half of 2.7.10: what was made available is visible before it looks at the wish.
@@ -86,13 +98,7 @@ fn what_comes_while_it_looks_on() {
 fn several_requests_are_not_looked_for() {
     for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
         let reactor = for_hours();
-        let peer = Arc::new(Peer::default());
-        let bell = eventfd().unwrap();
-        reactor.handle.add_bell(
-            bell.try_clone().unwrap(),
-            ReadWidth::Eight,
-            Box::new(PeerBell(peer.clone())),
-        );
+        let (peer, bell) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
         let id = reactor.handle.add(queue);
@@ -145,6 +151,31 @@ fn what_several_requests_are() {
     assert!(!served(1, false), "it has not wanted an interrupt for long");
     assert!(served(2, false));
     assert!(!served(1, true) && served(1, false));
+
+    // Two, of which one is published while the other runs, as far as the queue knows.
+    rig.take_used();
+    rig.await_interrupt();
+    for head in 0..2 {
+        rig.offer_request(
+            head * 3,
+            VIRTIO_BLK_T_IN,
+            u64::from(head) * 16,
+            Some(writable(DATA, 512)),
+        );
+    }
+    let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
+    queue.service(engine.get());
+    let mut done = Vec::new();
+    engine.wait(&mut done);
+    let first = done.remove(0);
+    queue.complete(first.tag, first.result, engine.get());
+    assert_eq!(queue.publish(), 1);
+    assert!(queue.is_crowded() && queue.running() == 1);
+    if done.is_empty() {
+        engine.wait(&mut done);
+    }
+    queue.complete(done[0].tag, done[0].result, engine.get());
+    assert_eq!((queue.publish(), queue.running()), (1, 0));
 }
 
 // A driver that notifies only when it is asked to, at all distances from the moment when the reactor stops looking and falls
@@ -156,13 +187,7 @@ fn notifications_are_saved_and_none_is_missed() {
             poll: Duration::from_millis(4),
             ..ReactorOptions::default()
         });
-        let peer = Arc::new(Peer::default());
-        let bell = eventfd().unwrap();
-        reactor.handle.add_bell(
-            bell.try_clone().unwrap(),
-            ReadWidth::Eight,
-            Box::new(PeerBell(peer.clone())),
-        );
+        let (peer, bell) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
         let id = reactor.handle.add(queue);
@@ -185,13 +210,7 @@ fn notifications_with_queues_that_change() {
         poll: Duration::from_millis(2),
         ..ReactorOptions::default()
     });
-    let peer = Arc::new(Peer::default());
-    let bell = eventfd().unwrap();
-    reactor.handle.add_bell(
-        bell.try_clone().unwrap(),
-        ReadWidth::Eight,
-        Box::new(PeerBell(peer.clone())),
-    );
+    let (peer, bell) = peer_of(&reactor);
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut random = move |below: u64| {
         state ^= state << 13;
