@@ -293,6 +293,12 @@ impl SysReg {
             op2,
         }
     }
+
+    /// Whether it is a `TLBI` of the EL1&0 regime (Arm ARM C5.5); CRn 9 are those with FEAT_XS's nXS qualifier.
+    #[must_use]
+    pub const fn is_tlbi_el1(self) -> bool {
+        self.op0 == 1 && self.op1 == 0 && matches!(self.crn, 8 | 9)
+    }
 }
 
 /// A trapped MSR, MRS or SYS in AArch64 state.

@@ -260,7 +260,7 @@ pub fn enter_secondary(cpu: &'static Cpu, vtcr: u64) -> ! {
 
 /// Starts root's first vCPU on the boot CPU.
 pub fn enter_root(entry: u64, context: u64) -> ! {
-    root::prepare_vcpu(this());
+    root::prepare_vcpu(this(), true);
     enter(entry, context)
 }
 
@@ -315,7 +315,7 @@ fn start(cpu: &'static Cpu) -> ! {
     }
     match cpu.zone_ref() {
         Some(zone) => zone.prepare_vcpu(cpu.vcpu()),
-        None => root::prepare_vcpu(cpu),
+        None => root::prepare_vcpu(cpu, false),
     }
     cpu.set_state(State::Running);
     control::refresh();

@@ -18,7 +18,7 @@ use ringvisor::syndrome::Width;
 use ringvisor::vgic::{Doorbell, Kicks, RootConfig, RootGic, SgiRequest};
 
 use super::arch::vectors::TrapFrame;
-use super::arch::{self, vcpu};
+use super::arch::{self, features, vcpu};
 use super::cpu::Cpu;
 use super::gic::{self, LocalImage};
 use super::mm::frames::Tables;
@@ -196,10 +196,12 @@ pub fn owns_ram(start: Pa, len: u64) -> bool {
     in_ram && (end <= el2_start || start >= el2_end)
 }
 
-/// Makes this CPU root's: registers, stage 2, list registers.
-pub fn prepare_vcpu(cpu: &Cpu) {
+/// Makes this CPU root's: registers, stage 2, list registers. `alone`: no other CPU is root's yet, [`features::trap_tlbi`].
+pub fn prepare_vcpu(cpu: &Cpu, alone: bool) {
     let Some(root) = ROOT.get() else { return };
+    features::trap_tlbi(alone);
     vcpu::reset(root.vttbr, cpu.mpidr().bits(), 0);
+    arch::tlbi_alle1();
     gic::reset_private(cpu, 0);
     gic::clear_list_registers();
     let kicks = gic::with_list_registers(|list| root.gic.lock().unpark(cpu.index, list, &mut gic::Physical));
@@ -425,6 +427,7 @@ fn psci_call(call: Call) -> Result<u64, Error> {
                 return Err(Error::Denied);
             }
             info!("root takes cpu{}", target.index);
+            features::trap_tlbi(false);
             target.start(entry.0, context);
             Ok(0)
         }

@@ -113,6 +113,27 @@ fn register_31_is_the_zero_register() {
 }
 
 #[test]
+fn tlb_maintenance_of_el1() {
+    for (crn, crm, op2, name) in [
+        (8, 3, 0, "VMALLE1IS"),
+        (8, 7, 1, "VAE1"),
+        (8, 1, 2, "ASIDE1OS"),
+        (8, 6, 7, "RVAALE1"),
+        (9, 3, 1, "VAE1ISNXS"),
+    ] {
+        assert!(SysReg::new(1, 0, crn, crm, op2).is_tlbi_el1(), "{name}");
+    }
+    for (reg, name) in [
+        (SysReg::new(1, 4, 8, 7, 4), "TLBI ALLE1, which is EL2's"),
+        (SysReg::new(1, 0, 7, 8, 0), "AT S1E1R"),
+        (SysReg::new(1, 0, 7, 14, 2), "DC CISW"),
+        (SysReg::new(3, 0, 8, 7, 1), "a register"),
+    ] {
+        assert!(!reg.is_tlbi_el1(), "{name}");
+    }
+}
+
+#[test]
 fn system_registers_by_name() {
     // mrs x5, ICC_SRE_EL1 (S3_0_C12_C12_5), read.
     let iss = 3 << 20 | 5 << 17 | 12 << 10 | 5 << 5 | 12 << 1 | 1;

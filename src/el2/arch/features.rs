@@ -5,7 +5,8 @@
 
 use super::sysreg::{read, write};
 
-/// HCR_EL2 for every zone: stage 2 on, interrupts to EL2, SMC trapped, EL1 in AArch64. Constant per CPU.
+/// HCR_EL2 for every zone: stage 2 on, interrupts to EL2, SMC trapped, EL1 in AArch64. Constant per CPU, but for the trap
+/// of [`trap_tlbi`].
 fn hcr() -> u64 {
     const VM: u64 = 1;
     const SWIO: u64 = 1 << 1;
@@ -31,6 +32,20 @@ fn hcr() -> u64 {
         hcr |= ATA;
     }
     hcr
+}
+
+/// Whether TLB maintenance of EL1 traps from the next return to it: of all kinds, or, with FEAT_EVT, only what is broadcast
+/// (HCR_EL2, Arm ARM D24.2.57). No translation depends on these bits, so none is dropped for them.
+pub fn trap_tlbi(on: bool) {
+    const TTLB: u64 = 1 << 25;
+    const TTLBIS: u64 = 1 << 54;
+    const TTLBOS: u64 = 1 << 55;
+    let mut hcr = read!("hcr_el2") & !(TTLB | TTLBIS | TTLBOS);
+    if on {
+        let evt = field(read!("id_aa64mmfr2_el1"), 56);
+        hcr |= if evt >= 2 { TTLBIS | TTLBOS } else { TTLB };
+    }
+    write!("hcr_el2", hcr);
 }
 
 fn field(register: u64, shift: u32) -> u64 {

@@ -106,6 +106,29 @@ pub fn tlbi_alle1() {
     }
 }
 
+/// Executes TLB maintenance of EL1 (a `TLBI` with this CRm, op2 and argument) for this CPU only, or one that drops more. EL1 and
+/// its tables are those of the zone that runs here (Arm ARM C5.5, D8.17).
+pub fn tlbi_el1(crm: u8, op2: u8, argument: u64) {
+    let by_range = matches!(crm, 2 | 5 | 6);
+    macro_rules! tlbi {
+        ($instruction:literal) => {
+            // SAFETY: dropping translations that are still valid is harmless: they are walked again.
+            unsafe { asm!($instruction, in(reg) argument, options(nostack, preserves_flags)) }
+        };
+    }
+    // Entries of the last level only: those of all levels are dropped.
+    match (op2, by_range) {
+        (1 | 5, false) => tlbi!("tlbi vae1, {}"),
+        (3 | 7, false) => tlbi!("tlbi vaae1, {}"),
+        (2, false) => tlbi!("tlbi aside1, {}"),
+        (1 | 5, true) => tlbi!("sys #0, c8, c6, #1, {}"), // RVAE1
+        (3 | 7, true) => tlbi!("sys #0, c8, c6, #3, {}"), // RVAAE1
+        _ => tlbi!("tlbi vmalle1 // {}"),
+    }
+    // SAFETY: a barrier. The zone's own may be one that does not wait for this (`DSB nXS`).
+    unsafe { asm!("dsb nsh", options(nostack, preserves_flags)) }
+}
+
 /// Invalidates this CPU's instruction cache.
 pub fn ic_iallu() {
     // SAFETY: instruction cache maintenance is architecturally invisible to correct code.

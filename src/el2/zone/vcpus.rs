@@ -41,7 +41,13 @@ impl Zone {
 
     /// On the vCPU's own physical CPU, before it enters the guest for the first time.
     pub fn prepare_vcpu(&self, vcpu: usize) {
-        self.core.lock().cpus.entered(vcpu);
+        let alone = {
+            let mut core = self.core.lock();
+            core.cpus.entered(vcpu);
+            core.cpus.count_on() == 1
+        };
+        // Until it turns another on, which it alone can do.
+        features::trap_tlbi(alone);
         vcpu::reset(
             self.vttbr,
             machine::vcpu_mpidr(vcpu),

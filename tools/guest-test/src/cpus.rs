@@ -28,12 +28,19 @@ pub enum Command {
     Timer = 3,
     /// Work against CPU 0 on a device, see [`crate::tests::disturb`].
     Disturb = 4,
+    /// Load from the address of [`load`].
+    Load = 5,
 }
 
 static COMMAND: AtomicU32 = AtomicU32::new(0);
 /// Times that the second CPU has come up.
 static STARTS: AtomicU32 = AtomicU32::new(0);
 static MPIDR: AtomicU64 = AtomicU64::new(0);
+
+/// Where [`Command::Load`] loads from, what it loaded, and how many times it did.
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+static LOADED: AtomicU64 = AtomicU64::new(0);
+static LOADS: AtomicU32 = AtomicU32::new(0);
 
 static mut STACK: Stack<8> = Stack::new();
 
@@ -75,6 +82,26 @@ pub fn ensure_on(mpidr: u64) -> bool {
         Err(psci::Error::AlreadyOn) => true,
         Err(_) => false,
     }
+}
+
+/// A load of the second CPU.
+pub struct Load {
+    before: u32,
+}
+
+impl Load {
+    /// What it loaded, once it has.
+    pub fn value(&self) -> Option<u64> {
+        (LOADS.load(Ordering::SeqCst) != self.before).then(|| LOADED.load(Ordering::SeqCst))
+    }
+}
+
+/// Has the second CPU load 8 bytes from an address that is mapped.
+pub fn load(address: u64) -> Load {
+    let before = LOADS.load(Ordering::SeqCst);
+    ADDRESS.store(address, Ordering::SeqCst);
+    send(Command::Load);
+    Load { before }
 }
 
 /// Has the second CPU do something.
@@ -119,6 +146,14 @@ fn run() {
             command if command == Command::Disturb as u32 => {
                 interrupts::enable();
                 crate::tests::disturb();
+            }
+            command if command == Command::Load as u32 => {
+                let value: u64;
+                let address = ADDRESS.load(Ordering::SeqCst);
+                // SAFETY: reads what the caller of `load` has mapped.
+                unsafe { asm!("ldr {}, [{}]", out(reg) value, in(reg) address, options(nostack, readonly)) };
+                LOADED.store(value, Ordering::SeqCst);
+                LOADS.fetch_add(1, Ordering::SeqCst);
             }
             _ => wfi(),
         }

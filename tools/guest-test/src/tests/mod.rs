@@ -10,6 +10,7 @@ mod queue;
 mod race;
 mod sysreg;
 mod timer;
+mod tlb;
 mod transport;
 mod uart;
 mod wild;
@@ -33,6 +34,7 @@ const REBOOT: &str = "orphans-reboot";
 /// All groups, in the order in which they run.
 pub const GROUPS: &[(&str, Group)] = &[
     ("inherited", inherited::run),
+    ("tlb", tlb::run),
     ("transport", transport::run),
     ("blk", blk::run),
     ("queue", queue::run),

@@ -1,0 +1,234 @@
+//! TLB maintenance by EL1 (Arm ARM C5.5): each `TLBI` drops what it should, before the second CPU is on and after.
+
+use core::arch::asm;
+
+use crate::cpus::{self, Command};
+use crate::report::{Failure, Outcome, Suite};
+use crate::{Context, attempt, check, check_eq, hal, time};
+
+/// Where the page is mapped that the tests change: beyond RAM, in a GiB that nothing else uses.
+const PAGE: u64 = 300 << 30;
+/// Descriptor of a table, and of a page of memory: valid, accessed, inner shareable, MAIR index 1, not global.
+const TABLE: u64 = 3;
+const MEMORY: u64 = 3 | 1 << 10 | 3 << 8 | 1 << 2 | 1 << 11;
+/// Exception class of a data abort, fault status of a missing level 3 descriptor.
+const EC_DATA: u64 = 0x25;
+const TRANSLATION_3: u64 = 7;
+/// How many times [`many`] drops the page; `tests/system/zone-guest-test.sh` compares EL2's counters with it.
+const ROUNDS: u64 = 1000;
+
+/// Runs the group. Nobody has turned the second CPU on yet, or it is off again.
+pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
+    let pages = match Pages::new() {
+        Ok(pages) => pages,
+        Err(failure) => return suite.test("tables", || Err(failure)),
+    };
+    suite.test("every instruction", || every(&pages));
+    suite.test("many", || many(&pages));
+    match context.machine.cpus.get(1).copied() {
+        Some(second) => {
+            suite.test("what another CPU caches", || broadcast(&pages, second));
+            suite.test("many, beside another CPU", || many(&pages));
+            cpus::send(Command::Off);
+        }
+        None => {
+            suite.skip("what another CPU caches", "one CPU");
+            suite.test("many again", || many(&pages));
+        }
+    }
+}
+
+/// [`PAGE`] and what it can show: two pages that begin with 0 and 1.
+struct Pages {
+    /// The level 1 descriptor of its GiB, and what that was.
+    table: *mut u64,
+    before: u64,
+    /// Its level 3 descriptor.
+    descriptor: *mut u64,
+    shown: [u64; 2],
+}
+
+impl Pages {
+    fn new() -> Result<Self, Failure> {
+        let page = || {
+            hal::allocate(1)
+                .map(|page| page.as_ptr().cast::<u64>())
+                .ok_or_else(|| Failure::new(format_args!("no memory")))
+        };
+        let (level2, level3) = (page()?, page()?);
+        let shown = [page()?, page()?];
+        let root: u64;
+        // SAFETY: reads a register.
+        unsafe { asm!("mrs {}, ttbr0_el1", out(reg) root, options(nomem, nostack, preserves_flags)) };
+        let table = ((root & 0xffff_ffff_fffe) as *mut u64).wrapping_add((PAGE >> 30) as usize);
+        // SAFETY: the pages are ours, the table that TTBR0_EL1 names is the guest's own.
+        let before = unsafe {
+            shown[1].write_volatile(1);
+            level2.write_volatile(level3 as u64 | TABLE);
+            table.read_volatile()
+        };
+        replace(table, level2 as u64 | TABLE);
+        Ok(Self {
+            table,
+            before,
+            descriptor: level3,
+            shown: shown.map(|page| page as u64),
+        })
+    }
+
+    /// Shows page `index`, or nothing. What is cached of it is dropped by the caller.
+    fn set(&self, index: Option<usize>) {
+        let value = index
+            .and_then(|index| self.shown.get(index))
+            .map_or(0, |page| page | MEMORY);
+        // SAFETY: the descriptor of a page that only these tests use.
+        unsafe {
+            self.descriptor.write_volatile(value);
+            asm!("dsb ish", "isb", options(nostack));
+        }
+    }
+
+    /// Replaces page 0, which has been read, by nothing and then by page 1, and drops it by `invalidate` in between.
+    fn replace(&self, name: &str, invalidate: impl FnOnce()) -> Outcome {
+        self.set(Some(0));
+        check_eq!(load()?, 0, "{name}: the first page");
+        self.set(None);
+        invalidate();
+        // SAFETY: barriers.
+        unsafe { asm!("dsb ish", "isb", options(nostack)) };
+        let Some(fault) = attempt!(PAGE, 0, "ldr {x}, [{a}]").fault else {
+            return Err(Failure::new(format_args!("{name}: what is gone can be read")));
+        };
+        check_eq!(fault.class(), EC_DATA, "{name}: exception class");
+        check_eq!(fault.status(), TRANSLATION_3, "{name}: fault status");
+        self.set(Some(1));
+        check_eq!(load()?, 1, "{name}: the second page");
+        self.set(None);
+        drop_page();
+        Ok(())
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        replace(self.table, self.before);
+    }
+}
+
+/// Replaces a level 1 descriptor whose GiB nobody uses meanwhile.
+fn replace(table: *mut u64, value: u64) {
+    // SAFETY: an entry of the guest's own table.
+    unsafe {
+        table.write_volatile(0);
+        asm!("dsb ish", "tlbi vmalle1is", "dsb ish", "isb", options(nostack));
+        table.write_volatile(value);
+        asm!("dsb ish", "isb", options(nostack));
+    }
+}
+
+fn load() -> Result<u64, Failure> {
+    attempt!(PAGE, u64::MAX, "ldr {x}, [{a}]").done()
+}
+
+/// Drops [`PAGE`] everywhere.
+fn drop_page() {
+    // SAFETY: translations are fetched anew.
+    unsafe { asm!("dsb ishst", "tlbi vae1is, {}", "dsb ish", "isb", in(reg) PAGE >> 12, options(nostack)) };
+}
+
+macro_rules! tlbi {
+    ($pages:expr, $argument:expr, $($name:literal),* $(,)?) => {
+        $($pages.replace($name, || {
+            let argument: u64 = $argument;
+            // SAFETY: translations are fetched anew.
+            unsafe {
+                asm!(".arch_extension tlb-rmi", concat!("tlbi ", $name, ", {}"), in(reg) argument, options(nostack));
+            }
+        })?;)*
+    };
+}
+
+fn every(pages: &Pages) -> Outcome {
+    let isar0: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, id_aa64isar0_el1", out(reg) isar0, options(nomem, nostack, preserves_flags)) };
+    let (outer, range) = ((isar0 >> 56) & 0xf >= 1, (isar0 >> 56) & 0xf >= 2);
+    // The ASID is 0.
+    let page = PAGE >> 12;
+    tlbi!(
+        pages, page, "vae1", "vae1is", "vale1", "vale1is", "vaae1", "vaae1is", "vaale1", "vaale1is"
+    );
+    tlbi!(pages, 0, "aside1", "aside1is");
+    // SAFETY: translations are fetched anew.
+    pages.replace("vmalle1", || unsafe { asm!("tlbi vmalle1", options(nostack)) })?;
+    // SAFETY: as above.
+    pages.replace("vmalle1is", || unsafe {
+        asm!("tlbi vmalle1is", options(nostack))
+    })?;
+    if outer {
+        tlbi!(pages, page, "vae1os", "vale1os", "vaae1os", "vaale1os");
+        tlbi!(pages, 0, "aside1os");
+        // SAFETY: as above.
+        pages.replace("vmalle1os", || unsafe {
+            asm!(".arch_extension tlb-rmi", "tlbi vmalle1os", options(nostack))
+        })?;
+    }
+    if range {
+        // From the page before, 2 * (NUM + 1) = 4 pages of 4 KiB: TG 1, SCALE 0, NUM 1.
+        let pages_around = (page - 1) | 1 << 39 | 1 << 46;
+        tlbi!(
+            pages,
+            pages_around,
+            "rvae1",
+            "rvae1is",
+            "rvae1os",
+            "rvale1",
+            "rvale1is",
+            "rvale1os"
+        );
+        tlbi!(
+            pages,
+            pages_around,
+            "rvaae1",
+            "rvaae1is",
+            "rvaae1os",
+            "rvaale1",
+            "rvaale1is",
+            "rvaale1os"
+        );
+    }
+    Ok(())
+}
+
+fn many(pages: &Pages) -> Outcome {
+    for round in 0..ROUNDS {
+        let shown = (round & 1) as usize;
+        pages.set(Some(shown));
+        check_eq!(load()?, shown as u64, "page in round {round}");
+        pages.set(None);
+        drop_page();
+    }
+    Ok(())
+}
+
+/// The other CPU caches the page, this one drops it.
+fn broadcast(pages: &Pages, second: u64) -> Outcome {
+    check!(cpus::ensure_on(second), "the second CPU does not come up");
+    for round in 0..100_u64 {
+        let shown = (round & 1) as usize;
+        pages.set(Some(shown));
+        let loaded = cpus::load(PAGE);
+        check!(
+            time::wait(2000, || loaded.value().is_some()),
+            "the second CPU does not load, round {round}"
+        );
+        check_eq!(
+            loaded.value(),
+            Some(shown as u64),
+            "page of the second CPU, round {round}"
+        );
+        pages.set(None);
+        drop_page();
+    }
+    Ok(())
+}
