@@ -127,7 +127,8 @@ say "note root: $(uname -rv), $(nproc) CPUs, $(awk '/^MemTotal/ { print $2 }' /p
 [ "$SIZES" = yes ] && sizes
 [ -n "$CONFIGS" ] || exit 0
 dd if=/dev/zero of=$image bs=1M count=256 2>/dev/null || say "note no room for the image: $(df /dev/shm | tail -n 1)"
-cat "$tools" >/dev/null
+# From here on in root's page cache, as plain QEMU's files are in the host's.
+cat "$tools" /srv/zones/Image "$files/initrd" >/dev/null
 for config in $CONFIGS; do
     say "config $config $(cat /proc/loadavg)"
     case $config in

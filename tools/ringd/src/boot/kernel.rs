@@ -7,6 +7,7 @@ use std::io::Read;
 
 use ringvisor::abi::machine::RAM_BASE;
 
+use super::content::Content;
 use crate::config::{BLOCK, size::format_size};
 
 /// Offset from RAM's base of a kernel without Image header (QEMU: `KERNEL64_LOAD_ADDR`).
@@ -20,10 +21,10 @@ const OLD_TEXT_OFFSET: u64 = 0x8_0000;
 const IMAGE_HEADER: usize = 64;
 
 /// A kernel ready to be copied into RAM.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Kernel {
     /// Its bytes, decompressed.
-    pub bytes: Vec<u8>,
+    pub content: Content,
     /// Where it goes, from RAM's base; also its entry.
     pub offset: u64,
     /// Bytes it needs there, with what follows its bytes (BSS).
@@ -79,6 +80,9 @@ pub enum KernelError {
         /// What the decompressor said.
         cause: String,
     },
+    /// Its file was opened and cannot be read.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
     /// More than the zone's memory.
     #[error("it needs more than the {} that the zone has", format_size(*.memory))]
     TooLarge {
@@ -88,25 +92,34 @@ pub enum KernelError {
 }
 
 impl Kernel {
-    /// Makes a kernel of a file's bytes, for a zone of `memory` bytes.
+    /// Makes a kernel of what a file holds, for a zone of `memory` bytes. Of a file that is not packed the beginning is read.
     ///
     /// # Errors
     /// See [`KernelError`].
-    pub fn parse(file: Vec<u8>, memory: u64) -> Result<Self, KernelError> {
-        let bytes = unpack(file, memory)?;
-        if bytes.is_empty() {
+    pub fn parse(file: Content, memory: u64) -> Result<Self, KernelError> {
+        let mut content = if is_packed(file.head()) {
+            Content::from(unpack(&read(file)?, memory)?)
+        } else {
+            file
+        };
+        if content.is_empty() {
             return Err(KernelError::Empty);
         }
-        if bytes.starts_with(b"\x7fELF") {
+        if content.head().starts_with(b"\x7fELF") {
             return Err(KernelError::Elf);
         }
-        if is_text(&bytes) {
-            return Err(KernelError::Text);
+        // Its size is no reason to read a file that does not fit anyway.
+        if is_text(content.head()) && content.len() <= memory {
+            let bytes = read(content)?;
+            if is_text(&bytes) {
+                return Err(KernelError::Text);
+            }
+            content = bytes.into();
         }
-        let kernel = if is_image(&bytes) {
-            image(bytes)?
+        let kernel = if is_image(content.head()) {
+            image(content)?
         } else {
-            flat(bytes)
+            flat(content)
         };
         match kernel.offset.checked_add(kernel.needs) {
             Some(end) if end <= memory => Ok(kernel),
@@ -127,6 +140,11 @@ impl Kernel {
     }
 }
 
+fn read(file: Content) -> Result<Vec<u8>, KernelError> {
+    file.into_bytes()
+        .map_err(|error| KernelError::Unreadable(error.to_string()))
+}
+
 fn is_text(bytes: &[u8]) -> bool {
     bytes
         .iter()
@@ -137,46 +155,51 @@ fn is_image(bytes: &[u8]) -> bool {
     bytes.len() >= IMAGE_HEADER && bytes.get(56..60) == Some(b"ARM\x64")
 }
 
-fn flat(bytes: Vec<u8>) -> Kernel {
+fn flat(content: Content) -> Kernel {
     Kernel {
         offset: FLAT_OFFSET,
-        needs: bytes.len() as u64,
-        bytes,
+        needs: content.len(),
+        content,
         format: Format::Flat,
     }
 }
 
-fn image(bytes: Vec<u8>) -> Result<Kernel, KernelError> {
-    let word = |at| read_u64(&bytes, at).ok_or(KernelError::BadImage("it is cut short"));
+fn image(content: Content) -> Result<Kernel, KernelError> {
+    let word = |at| read_u64(content.head(), at).ok_or(KernelError::BadImage("it is cut short"));
     let (mut text_offset, mut image_size, flags) = (word(8)?, word(16)?, word(24)?);
     if flags & 1 != 0 {
         return Err(KernelError::BadImage("the kernel is big-endian"));
     }
     if image_size == 0 {
         text_offset = OLD_TEXT_OFFSET;
-        image_size = bytes.len() as u64;
+        image_size = content.len();
     }
     if text_offset >= 1 << 40 || image_size >= 1 << 40 {
         return Err(KernelError::BadImage("text offset or size is absurd"));
     }
-    let needs = image_size.max(bytes.len() as u64);
+    let needs = image_size.max(content.len());
     Ok(Kernel {
         offset: IMAGE_BASE + text_offset,
         needs,
-        bytes,
+        content,
         format: Format::Image,
     })
 }
 
-/// Takes gzip and zboot containers off.
-fn unpack(file: Vec<u8>, memory: u64) -> Result<Vec<u8>, KernelError> {
-    if file.starts_with(&[0x1f, 0x8b]) {
-        return gunzip(&file, memory);
+fn is_packed(head: &[u8]) -> bool {
+    is_gzip(head) || head.starts_with(b"MZ") && head.get(4..8) == Some(b"zimg")
+}
+
+fn is_gzip(head: &[u8]) -> bool {
+    head.starts_with(&[0x1f, 0x8b])
+}
+
+/// Takes the gzip or zboot container off that [`is_packed`] has seen.
+fn unpack(file: &[u8], memory: u64) -> Result<Vec<u8>, KernelError> {
+    if is_gzip(file) {
+        return gunzip(file, memory);
     }
-    if !(file.starts_with(b"MZ") && file.get(4..8) == Some(b"zimg")) {
-        return Ok(file);
-    }
-    let (offset, size) = (read_u32(&file, 8).unwrap_or(0), read_u32(&file, 12).unwrap_or(0));
+    let (offset, size) = (read_u32(file, 8).unwrap_or(0), read_u32(file, 12).unwrap_or(0));
     let damaged = || KernelError::BadZboot {
         offset,
         size,

@@ -6,6 +6,14 @@ use super::*;
 
 const MEMORY: u64 = 64 << 20;
 
+/// In a file, as a zone's kernel is.
+fn parse(bytes: impl AsRef<[u8]>) -> Result<Kernel, KernelError> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(bytes.as_ref()).unwrap();
+    let content = Content::of(file.reopen().unwrap()).unwrap();
+    Kernel::parse(content, MEMORY)
+}
+
 fn image_file(text_offset: u64, image_size: u64, flags: u64, len: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
     bytes[0..2].copy_from_slice(b"MZ");
@@ -42,35 +50,40 @@ fn zboot(kind: &str, payload: &[u8]) -> Vec<u8> {
 #[test]
 fn an_image_goes_where_its_header_says() {
     let file = image_file(0, 0x30_0000, 0b1010, 5000);
-    let kernel = Kernel::parse(file.clone(), MEMORY).unwrap();
+    let kernel = parse(&file).unwrap();
     assert_eq!(
-        kernel,
-        Kernel {
-            bytes: file,
-            offset: 0x20_0000,
-            needs: 0x30_0000,
-            format: Format::Image
-        }
+        (kernel.offset, kernel.needs, kernel.format),
+        (0x20_0000, 0x30_0000, Format::Image)
     );
     assert_eq!((kernel.entry(), kernel.end()), (0x4020_0000, 0x50_0000));
-    let kernel = Kernel::parse(image_file(0x8_0000, 100, 0, 5000), MEMORY).unwrap();
+    assert_eq!(kernel.content.into_bytes().unwrap(), file);
+    let kernel = parse(image_file(0x8_0000, 100, 0, 5000)).unwrap();
     assert_eq!((kernel.offset, kernel.needs), (0x28_0000, 5000));
 }
 
 #[test]
 fn an_image_without_size_is_an_old_one() {
-    let kernel = Kernel::parse(image_file(0x1234_5678_9abc, 0, 0, 4096), MEMORY).unwrap();
+    let kernel = parse(image_file(0x1234_5678_9abc, 0, 0, 4096)).unwrap();
     assert_eq!((kernel.offset, kernel.needs), (0x28_0000, 4096));
 }
 
 #[test]
 fn a_file_without_header_is_flat() {
-    let kernel = Kernel::parse(vec![0x1f, 0x20, 0x03, 0xd5], MEMORY).unwrap();
+    let kernel = parse(vec![0x1f, 0x20, 0x03, 0xd5]).unwrap();
     assert_eq!(
         (kernel.offset, kernel.needs, kernel.format),
         (FLAT_OFFSET, 4, Format::Flat)
     );
     assert_eq!(kernel.entry(), 0x4008_0000);
+}
+
+#[test]
+fn text_that_goes_on_with_code_is_flat() {
+    let mut file = vec![b'x'; 10_000];
+    file.push(0xd5);
+    let kernel = parse(&file).unwrap();
+    assert_eq!((kernel.needs, kernel.format), (10_001, Format::Flat));
+    assert_eq!(kernel.content.into_bytes().unwrap(), file);
 }
 
 #[test]
@@ -82,8 +95,9 @@ fn compressed_kernels_are_unpacked() {
         zboot("zstd22", &zstd(&image)),
         zboot("zstd", &zstd(&image)),
     ] {
-        let kernel = Kernel::parse(file, MEMORY).unwrap();
-        assert_eq!((kernel.format, &kernel.bytes), (Format::Image, &image));
+        let kernel = parse(file).unwrap();
+        assert_eq!(kernel.format, Format::Image);
+        assert_eq!(kernel.content.into_bytes().unwrap(), image);
     }
 }
 
@@ -95,10 +109,12 @@ fn each_bad_kernel_says_why() {
     let bomb = gzip(&vec![0; MEMORY as usize + 1]);
     let mut outside = zboot("gzip", &zipped);
     outside[12..16].copy_from_slice(&u32::MAX.to_le_bytes());
-    let cases: [(Vec<u8>, &str); 11] = [
+    let cases: [(Vec<u8>, &str); 13] = [
         (vec![], "the file is empty"),
         (b"name = \"guest1\"\n".to_vec(), "it is a text file"),
+        ("name = \"guest1\"\n".repeat(1000).into(), "it is a text file"),
         (b"\x7fELF\x02\x01".to_vec(), "ELF file"),
+        (vec![b'x'; MEMORY as usize + 1], "needs more than the 64M"),
         (image_file(0, 100, 1, 100), "big-endian"),
         (image_file(u64::MAX, 100, 0, 100), "absurd"),
         (image_file(0, MEMORY, 0, 100), "needs more than the 64M"),
@@ -112,7 +128,7 @@ fn each_bad_kernel_says_why() {
         (zboot("zstd", &zipped), "cannot be decompressed (zstd)"),
     ];
     for (file, expected) in cases {
-        let message = Kernel::parse(file, MEMORY).unwrap_err().to_string();
+        let message = parse(file).unwrap_err().to_string();
         assert!(message.contains(expected), "{message} should say {expected}");
     }
 }
@@ -132,9 +148,9 @@ proptest::proptest! {
             *slot = byte;
         }
         file.append(&mut tail);
-        if let Ok(kernel) = Kernel::parse(file, MEMORY) {
+        if let Ok(kernel) = parse(file) {
             proptest::prop_assert!(kernel.end() <= MEMORY);
-            proptest::prop_assert!(kernel.bytes.len() as u64 <= kernel.needs);
+            proptest::prop_assert!(kernel.content.len() <= kernel.needs);
         }
     }
 }

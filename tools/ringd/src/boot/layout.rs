@@ -52,7 +52,7 @@ mod tests {
 
     fn kernel(offset: u64, needs: u64) -> Kernel {
         Kernel {
-            bytes: vec![0],
+            content: vec![0].into(),
             offset,
             needs,
             format: Format::Image,

@@ -5,7 +5,7 @@
 //! [`parts`] by all CPUs.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -21,6 +21,7 @@ use vm_memory::{
 };
 
 use super::RamError;
+use crate::boot::content::{Content, Source};
 use crate::config::BLOCK;
 
 const PAGE: u64 = 4096;
@@ -217,6 +218,25 @@ impl Ram {
             .map_err(|error| RamError::Map(error.to_string()))
     }
 
+    /// Copies all of `content` to `offset` from RAM's base.
+    ///
+    /// # Errors
+    /// It does not fit, or its file cannot be read or has become shorter.
+    pub fn put(&self, offset: u64, content: &Content) -> io::Result<()> {
+        match content.source() {
+            Source::Bytes(bytes) => self.write(offset, bytes).map_err(io::Error::other),
+            Source::File(mut file, len) => {
+                let address = GuestAddress(RAM_BASE.saturating_add(offset));
+                let len = usize::try_from(len).map_err(io::Error::other)?;
+                // From its beginning, also when it was put somewhere before.
+                file.rewind()?;
+                self.memory
+                    .read_exact_volatile_from(address, &mut file, len)
+                    .map_err(io::Error::other)
+            }
+        }
+    }
+
     /// Copies from `offset` into `bytes`.
     ///
     /// # Errors
@@ -283,6 +303,30 @@ mod tests {
         ram.read((4 << 20) - 3, &mut back).unwrap();
         assert_eq!(&back, b"end");
         assert!(ram.write((4 << 20) - 2, b"end").is_err());
+    }
+
+    #[test]
+    fn content_is_put_from_memory_and_from_a_file() {
+        use std::io::Write;
+        let (_directory, ram) = ram(4 << 20);
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&bytes).unwrap();
+        let in_file = Content::of(file.reopen().unwrap()).unwrap();
+        // Twice from the file: each time it begins at its beginning.
+        for (offset, content) in [
+            (4096, &in_file),
+            (1 << 20, &in_file),
+            (2 << 20, &bytes.clone().into()),
+        ] {
+            ram.put(offset, content).unwrap();
+            let mut back = vec![0; bytes.len()];
+            ram.read(offset, &mut back).unwrap();
+            assert_eq!(back, bytes, "at {offset:#x}");
+        }
+        assert!(ram.put((4 << 20) - 10, &in_file).is_err(), "it does not fit");
+        file.as_file().set_len(50_000).unwrap();
+        assert!(ram.put(0, &in_file).is_err(), "it has become shorter");
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! Fills a zone's RAM: kernel, initial RAM disk, device tree, then the caches are cleaned.
 
-use std::io::Read;
 use std::path::Path;
 use std::time::Instant;
 
 use ringvisor::abi::machine::RAM_BASE;
 
 use super::ZoneError;
+use crate::boot::content::Content;
 use crate::boot::fdt::{self, Machine, Seed};
 use crate::boot::kernel::Kernel;
 use crate::boot::layout;
@@ -22,43 +22,39 @@ pub struct Entry {
     pub x0: u64,
 }
 
-/// What is loaded, read and checked before anything is taken from root.
+/// What is loaded, checked before anything is taken from root.
 pub struct Images {
     kernel: Kernel,
-    /// Offset from RAM's base, and bytes.
-    initrd: Option<(u64, Vec<u8>)>,
+    /// Offset from RAM's base.
+    initrd: Option<(u64, Content)>,
 }
 
-/// Reads kernel and initial RAM disk.
+/// Opens kernel and initial RAM disk, and reads as much of them as tells what they are and where they go.
 ///
 /// # Errors
 /// A file cannot be read, is no kernel, or does not fit.
-pub fn read(config: &ZoneConfig) -> Result<Images, ConfigError> {
+pub fn open(config: &ZoneConfig) -> Result<Images, ConfigError> {
     let start = Instant::now();
-    let kernel = Kernel::parse(read_file(config, "kernel", &config.kernel)?, config.memory);
+    let kernel = Kernel::parse(open_file(config, "kernel", &config.kernel)?, config.memory);
     let kernel = kernel.map_err(|cause| config.unusable("kernel", &config.kernel, cause))?;
     let initrd = match &config.initrd {
         None => None,
         Some(path) => {
-            let bytes = read_file(config, "initrd", path)?;
-            let offset = layout::initrd_offset(&kernel, bytes.len() as u64, config.memory);
+            let content = open_file(config, "initrd", path)?;
+            let offset = layout::initrd_offset(&kernel, content.len(), config.memory);
             Some((
                 offset.map_err(|cause| config.unusable("initrd", path, cause))?,
-                bytes,
+                content,
             ))
         }
     };
-    tracing::debug!(zone = config.name, took = ?start.elapsed(), "images read");
+    tracing::debug!(zone = config.name, took = ?start.elapsed(), "images opened");
     Ok(Images { kernel, initrd })
 }
 
-fn read_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    let read = ringblk::opener::open(path, false, 0).and_then(|mut file| {
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(bytes)
-    });
-    read.map_err(|error| {
+fn open_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Content, ConfigError> {
+    let opened = ringblk::opener::open(path, false, 0).and_then(Content::of);
+    opened.map_err(|error| {
         config.bad(
             key,
             quoted(&path.display().to_string()),
@@ -67,10 +63,10 @@ fn read_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Vec<u8>, Con
     })
 }
 
-/// Puts the images into `ram`, with a device tree for the zone's disks and spare drives.
+/// Puts the images into `ram`, with a device tree for the zone's disks and spare drives, and cleans the caches.
 ///
 /// # Errors
-/// The device tree cannot be made of the configuration, or RAM is not what it should be.
+/// A file cannot be read, the device tree cannot be made of the configuration, or RAM is not what it should be.
 pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, ZoneError> {
     let start = Instant::now();
     let broken = |cause| ZoneError::Ram {
@@ -78,9 +74,9 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
         cause,
     };
     let initrd = images.initrd.as_ref();
-    let range = initrd.map(|(offset, bytes)| {
+    let range = initrd.map(|(offset, content)| {
         let start = RAM_BASE.saturating_add(*offset);
-        (start, start.saturating_add(bytes.len() as u64))
+        (start, start.saturating_add(content.len()))
     });
     let seed = seed().map_err(|cause| ZoneError::Host {
         name: config.name.clone(),
@@ -96,10 +92,18 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
         seed: &seed,
     });
     let tree = tree.map_err(|error| config.bad("cmdline", quoted(&config.cmdline), error))?;
-    ram.write(images.kernel.offset, &images.kernel.bytes)
-        .map_err(broken)?;
-    if let Some((offset, bytes)) = initrd {
-        ram.write(*offset, bytes).map_err(broken)?;
+    let put = |key, path: &Path, offset, content| {
+        ram.put(offset, content)
+            .map_err(|cause| config.unusable(key, path, cause))
+    };
+    put(
+        "kernel",
+        &config.kernel,
+        images.kernel.offset,
+        &images.kernel.content,
+    )?;
+    if let (Some((offset, content)), Some(path)) = (initrd, &config.initrd) {
+        put("initrd", path, *offset, content)?;
     }
     ram.write(0, &tree).map_err(broken)?;
     let copied = start.elapsed();

@@ -15,7 +15,7 @@ use super::moves::Poke;
 use super::record::{self, Move, Record, RecordError};
 use super::{Context, Shared, ZoneError};
 use crate::config::{DiskConfig, ZoneConfig, quoted, size::format_size};
-use crate::host::{Ram, RamError, cpus};
+use crate::host::{Cpu, Ram, RamError, cpus};
 use crate::io::device::{DeviceIo, DeviceParts};
 
 /// What a zone holds.
@@ -42,7 +42,7 @@ impl Held {
     ) -> Result<(Self, Entry), ZoneError> {
         let config = &shared.config;
         // Files first: most mistakes are here, and nothing has been taken yet.
-        let images = load::read(config)?;
+        let images = load::open(config)?;
         let disks = disks::open_all(config, &shared.disks(), &Wait::For(DISK_WAIT))?;
         let mut held = Self {
             context: context.clone(),
@@ -75,7 +75,8 @@ impl Held {
             cause,
         };
 
-        let mpidrs = self.take_cpus()?;
+        // Wrong ones are told before memory is cleared, and it is cleared by all of root's CPUs.
+        self.choose_cpus()?;
         let ram = context
             .host
             .create_ram(&config.name, config.memory)
@@ -94,6 +95,7 @@ impl Held {
             .save(&context.records)
             .map_err(|error| record_failed(config, error))?;
         let entry = load::fill(config, images, ram)?;
+        let mpidrs = self.take_cpus()?;
 
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -127,25 +129,26 @@ impl Held {
         Ok(entry)
     }
 
+    /// The CPUs that the zone would be given now.
+    fn choose_cpus(&self) -> Result<Vec<Cpu>, ZoneError> {
+        let config = &self.shared.config;
+        let all = self.context.host.cpus().map_err(|cause| ZoneError::Host {
+            name: config.name.clone(),
+            what: "list of CPUs".into(),
+            cause,
+        })?;
+        cpus::choose(&all, &config.cpus).map_err(|error| config.bad("cpus", &config.cpus, error).into())
+    }
+
     /// Chooses CPUs and takes them offline.
     fn take_cpus(&mut self) -> Result<Vec<u64>, ZoneError> {
         let context = self.context.clone();
         let config = &self.shared.config;
-        let host_failed = |what: String, cause| ZoneError::Host {
-            name: config.name.clone(),
-            what,
-            cause,
-        };
         let _choosing = context
             .cpus
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let all = context
-            .host
-            .cpus()
-            .map_err(|cause| host_failed("list of CPUs".into(), cause))?;
-        let chosen =
-            cpus::choose(&all, &config.cpus).map_err(|error| config.bad("cpus", &config.cpus, error))?;
+        let chosen = self.choose_cpus()?;
         // All of them go into the record first: bringing a CPU online that is online does no harm.
         self.record.cpus = chosen.iter().map(|cpu| cpu.number).collect();
         self.record
@@ -157,7 +160,11 @@ impl Held {
             context
                 .host
                 .set_online(cpu.number, false)
-                .map_err(|cause| host_failed(format!("taking CPU {} offline", cpu.number), cause))?;
+                .map_err(|cause| ZoneError::Host {
+                    name: config.name.clone(),
+                    what: format!("taking CPU {} offline", cpu.number),
+                    cause,
+                })?;
         }
         Ok(chosen.iter().map(|cpu| cpu.mpidr).collect())
     }
@@ -334,7 +341,7 @@ impl Held {
             name: config.name.clone(),
             cause,
         };
-        let images = load::read(config)?;
+        let images = load::open(config)?;
         if let Some(number) = self.record.number {
             self.context.io.quiesce(number);
         }
