@@ -164,6 +164,11 @@ impl Cpu {
         self.requests.fetch_and(!STOP, Ordering::AcqRel);
     }
 
+    /// The vCPU has left for good: it is not to be started any more either. Under the lock under which orders are given.
+    pub fn forget_orders(&self) {
+        self.requests.store(0, Ordering::Release);
+    }
+
     /// As the information page has it.
     pub fn info(&self) -> CpuInfo {
         CpuInfo {
@@ -260,7 +265,9 @@ pub fn enter_secondary(cpu: &'static Cpu, vtcr: u64) -> ! {
 
 /// Starts root's first vCPU on the boot CPU.
 pub fn enter_root(entry: u64, context: u64) -> ! {
-    root::prepare_vcpu(this(), true);
+    if !root::prepare_vcpu(this(), true) {
+        idle()
+    }
     enter(entry, context)
 }
 
@@ -313,9 +320,12 @@ fn start(cpu: &'static Cpu) -> ! {
     if cpu.fresh.swap(false, Ordering::Relaxed) {
         cpu.counters.restart();
     }
-    match cpu.zone_ref() {
+    let wanted = match cpu.zone_ref() {
         Some(zone) => zone.prepare_vcpu(cpu.vcpu()),
-        None => root::prepare_vcpu(cpu, false),
+        None => cpu.owner() == ROOT_ZONE && root::prepare_vcpu(cpu, false),
+    };
+    if !wanted {
+        idle()
     }
     cpu.set_state(State::Running);
     control::refresh();

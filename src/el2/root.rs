@@ -197,8 +197,9 @@ pub fn owns_ram(start: Pa, len: u64) -> bool {
 }
 
 /// Makes this CPU root's: registers, stage 2, list registers. `alone`: no other CPU is root's yet, [`features::trap_tlbi`].
-pub fn prepare_vcpu(cpu: &Cpu, alone: bool) {
-    let Some(root) = ROOT.get() else { return };
+/// False if there is no root.
+pub fn prepare_vcpu(cpu: &Cpu, alone: bool) -> bool {
+    let Some(root) = ROOT.get() else { return false };
     features::trap_tlbi(alone);
     vcpu::reset(root.vttbr, cpu.mpidr().bits(), 0);
     arch::tlbi_alle1();
@@ -206,6 +207,7 @@ pub fn prepare_vcpu(cpu: &Cpu, alone: bool) {
     gic::clear_list_registers();
     let kicks = gic::with_list_registers(|list| root.gic.lock().unpark(cpu.index, list, &mut gic::Physical));
     root.ring(kicks);
+    true
 }
 
 impl Root {

@@ -55,6 +55,13 @@ within 30 says reset "end=reset" 5
 ringctl zone stop reset || fail "zone stop of a zone that resets for ever"
 is "what is left after resets" "$(everything)" "$before"
 
+# A reset while a vCPU that is still leaving has been turned on again: it does not enter the guest after the zone has ended.
+zone on-reset restart
+ringctl zone start "$Z/on-reset.toml" || fail "zone start"
+within 60 says on-reset "end=on-reset" 30
+ringctl zone stop on-reset || fail "zone stop of a zone whose vCPUs come and go"
+is "what is left after resets beside CPU_ON" "$(everything)" "$before"
+
 # A guest whose exception handler is where nothing is: it has crashed, and on_crash says what becomes of it.
 zone lost stop stop
 timeout 60 ringctl zone run "$Z/lost.toml" >/tmp/out 2>&1 && fail "zone run says that a lost guest ended well"

@@ -39,10 +39,13 @@ impl Zone {
         }
     }
 
-    /// On the vCPU's own physical CPU, before it enters the guest for the first time.
-    pub fn prepare_vcpu(&self, vcpu: usize) {
+    /// On the vCPU's own physical CPU, before it enters the guest for the first time. False if it must not.
+    pub fn prepare_vcpu(&self, vcpu: usize) -> bool {
         let alone = {
             let mut core = self.core.lock();
+            if self.inside.load(Ordering::Acquire) & 1 << vcpu == 0 {
+                return false;
+            }
             core.cpus.entered(vcpu);
             core.cpus.count_on() == 1
         };
@@ -53,12 +56,14 @@ impl Zone {
             machine::vcpu_mpidr(vcpu),
             self.counter_offset.load(Ordering::Acquire),
         );
-        // The number may have been another zone's.
+        // The number may have been another zone's. On all CPUs and after the count: another vCPU that turned this one on and
+        // itself off has its last accesses behind it from here on.
         arch::tlbi_vmalls12e1is();
         gic::reset_private(cpu::this(), TIMERS);
         gic::clear_list_registers();
         let kicks = gic::with_list_registers(|list| self.gic.lock().unpark(vcpu, list));
         self.ring(kicks);
+        true
     }
 
     /// On its own physical CPU, which idles now: the vCPU is gone. The last thing its CPU does with the zone.
@@ -73,11 +78,13 @@ impl Zone {
         arch::tlbi_vmalls12e1is();
         self.ring(kicks);
         let mut core = self.core.lock();
-        cpu::this().forget_stop();
         self.paused.fetch_and(!bit, Ordering::AcqRel);
-        // It turned itself off and another vCPU has turned it on again: it will not be gone for long.
+        // It turned itself off and another vCPU has turned it on again: it will not be gone for long, if the zone goes on.
         let on_again = core.cpus.state(vcpu) == Some(CpuState::OnPending);
-        if !(on_again && (core.state == ZoneState::Running || self.pausing())) {
+        if on_again && (core.state == ZoneState::Running || self.pausing()) {
+            cpu::this().forget_stop();
+        } else {
+            cpu::this().forget_orders();
             self.inside.fetch_and(!bit, Ordering::AcqRel);
         }
         self.settle(&mut core);

@@ -74,6 +74,12 @@ pub fn start(mpidr: u64) -> Result<(), psci::Error> {
     unsafe { start_core::<Hvc, _, 8>(mpidr, &raw mut STACK, run) }
 }
 
+/// Whether PSCI says that a CPU is off.
+pub fn is_off(mpidr: u64) -> bool {
+    let level = psci::LowestAffinityLevel::All;
+    psci::affinity_info::<Hvc>(mpidr, level) == Ok(psci::AffinityState::Off)
+}
+
 /// Starts the second CPU if it is not on; whether it is on.
 pub fn ensure_on(mpidr: u64) -> bool {
     let before = starts();

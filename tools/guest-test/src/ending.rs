@@ -20,6 +20,7 @@ pub fn reach(machine: &Machine) -> ! {
     match ending {
         "reset" => _ = psci::system_reset::<Hvc>(),
         "cpu-off" => cpu_off(machine),
+        "on-reset" => on_reset(machine),
         "hang" => hang(),
         "storm" => storm(machine),
         "lost" => lost(),
@@ -35,6 +36,17 @@ fn cpu_off(machine: &Machine) {
         cpus::send(cpus::Command::Off);
     }
     let _ = psci::cpu_off::<Hvc>();
+}
+
+/// Resets the machine while the second CPU, which is on its way out, is turned on again.
+fn on_reset(machine: &Machine) {
+    if let Some(second) = machine.cpus.get(1) {
+        cpus::ensure_on(*second);
+        cpus::send(cpus::Command::Off);
+        while !cpus::is_off(*second) {}
+        let _ = cpus::start(*second);
+    }
+    let _ = psci::system_reset::<Hvc>();
 }
 
 /// Spins with everything masked.

@@ -1,6 +1,7 @@
 //! TLB maintenance by EL1 (Arm ARM C5.5): each `TLBI` drops what it should, before the second CPU is on and after.
 
 use core::arch::asm;
+use core::ptr::NonNull;
 
 use crate::cpus::{self, Command};
 use crate::report::{Failure, Outcome, Suite};
@@ -29,7 +30,14 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         Some(second) => {
             suite.test("what another CPU caches", || broadcast(&pages, second));
             suite.test("many, beside another CPU", || many(&pages));
-            cpus::send(Command::Off);
+            suite.test("the other CPU goes off", || {
+                cpus::send(Command::Off);
+                check!(
+                    time::wait(2000, || cpus::is_off(second)),
+                    "the second CPU does not go off"
+                );
+                Ok(())
+            });
         }
         None => {
             suite.skip("what another CPU caches", "one CPU");
@@ -46,17 +54,16 @@ struct Pages {
     /// Its level 3 descriptor.
     descriptor: *mut u64,
     shown: [u64; 2],
+    /// What was allocated.
+    pages: [NonNull<u8>; 4],
 }
 
 impl Pages {
     fn new() -> Result<Self, Failure> {
-        let page = || {
-            hal::allocate(1)
-                .map(|page| page.as_ptr().cast::<u64>())
-                .ok_or_else(|| Failure::new(format_args!("no memory")))
-        };
-        let (level2, level3) = (page()?, page()?);
-        let shown = [page()?, page()?];
+        let page = || hal::allocate(1).ok_or_else(|| Failure::new(format_args!("no memory")));
+        let pages = [page()?, page()?, page()?, page()?];
+        let [level2, level3, first, second] = pages.map(|page| page.as_ptr().cast::<u64>());
+        let shown = [first, second];
         let root: u64;
         // SAFETY: reads a register.
         unsafe { asm!("mrs {}, ttbr0_el1", out(reg) root, options(nomem, nostack, preserves_flags)) };
@@ -73,6 +80,7 @@ impl Pages {
             before,
             descriptor: level3,
             shown: shown.map(|page| page as u64),
+            pages,
         })
     }
 
@@ -112,6 +120,9 @@ impl Pages {
 impl Drop for Pages {
     fn drop(&mut self) {
         replace(self.table, self.before);
+        for page in self.pages {
+            hal::free(page, 1);
+        }
     }
 }
 
@@ -136,13 +147,14 @@ fn drop_page() {
     unsafe { asm!("dsb ishst", "tlbi vae1is, {}", "dsb ish", "isb", in(reg) PAGE >> 12, options(nostack)) };
 }
 
-macro_rules! tlbi {
-    ($pages:expr, $argument:expr, $($name:literal),* $(,)?) => {
-        $($pages.replace($name, || {
+/// Replaces the page by each of these instructions, which have an argument.
+macro_rules! each {
+    ($pages:expr, $argument:expr, $($instruction:literal),* $(,)?) => {
+        $($pages.replace($instruction, || {
             let argument: u64 = $argument;
             // SAFETY: translations are fetched anew.
             unsafe {
-                asm!(".arch_extension tlb-rmi", concat!("tlbi ", $name, ", {}"), in(reg) argument, options(nostack));
+                asm!(".arch_extension tlb-rmi", concat!($instruction, ", {}"), in(reg) argument, options(nostack));
             }
         })?;)*
     };
@@ -153,12 +165,25 @@ fn every(pages: &Pages) -> Outcome {
     // SAFETY: reads a register.
     unsafe { asm!("mrs {}, id_aa64isar0_el1", out(reg) isar0, options(nomem, nostack, preserves_flags)) };
     let (outer, range) = ((isar0 >> 56) & 0xf >= 1, (isar0 >> 56) & 0xf >= 2);
+    let isar1: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mrs {}, id_aa64isar1_el1", out(reg) isar1, options(nomem, nostack, preserves_flags)) };
+    let nxs = (isar1 >> 56) & 0xf >= 1;
     // The ASID is 0.
     let page = PAGE >> 12;
-    tlbi!(
-        pages, page, "vae1", "vae1is", "vale1", "vale1is", "vaae1", "vaae1is", "vaale1", "vaale1is"
+    each!(
+        pages,
+        page,
+        "tlbi vae1",
+        "tlbi vae1is",
+        "tlbi vale1",
+        "tlbi vale1is",
+        "tlbi vaae1",
+        "tlbi vaae1is",
+        "tlbi vaale1",
+        "tlbi vaale1is",
     );
-    tlbi!(pages, 0, "aside1", "aside1is");
+    each!(pages, 0, "tlbi aside1", "tlbi aside1is",);
     // SAFETY: translations are fetched anew.
     pages.replace("vmalle1", || unsafe { asm!("tlbi vmalle1", options(nostack)) })?;
     // SAFETY: as above.
@@ -166,35 +191,54 @@ fn every(pages: &Pages) -> Outcome {
         asm!("tlbi vmalle1is", options(nostack))
     })?;
     if outer {
-        tlbi!(pages, page, "vae1os", "vale1os", "vaae1os", "vaale1os");
-        tlbi!(pages, 0, "aside1os");
+        each!(
+            pages,
+            page,
+            "tlbi vae1os",
+            "tlbi vale1os",
+            "tlbi vaae1os",
+            "tlbi vaale1os",
+        );
+        each!(pages, 0, "tlbi aside1os",);
         // SAFETY: as above.
         pages.replace("vmalle1os", || unsafe {
             asm!(".arch_extension tlb-rmi", "tlbi vmalle1os", options(nostack))
         })?;
     }
+    if nxs {
+        // VAE1NXS, VAE1ISNXS, VAAE1ISNXS, VALE1OSNXS, for which the assembler has no names without FEAT_XS.
+        each!(
+            pages,
+            page,
+            "sys #0, c9, c7, #1",
+            "sys #0, c9, c3, #1",
+            "sys #0, c9, c3, #3",
+            "sys #0, c9, c1, #5"
+        );
+        each!(pages, 0, "sys #0, c9, c3, #2"); // ASIDE1ISNXS
+    }
     if range {
         // From the page before, 2 * (NUM + 1) = 4 pages of 4 KiB: TG 1, SCALE 0, NUM 1.
         let pages_around = (page - 1) | 1 << 39 | 1 << 46;
-        tlbi!(
+        each!(
             pages,
             pages_around,
-            "rvae1",
-            "rvae1is",
-            "rvae1os",
-            "rvale1",
-            "rvale1is",
-            "rvale1os"
+            "tlbi rvae1",
+            "tlbi rvae1is",
+            "tlbi rvae1os",
+            "tlbi rvale1",
+            "tlbi rvale1is",
+            "tlbi rvale1os",
         );
-        tlbi!(
+        each!(
             pages,
             pages_around,
-            "rvaae1",
-            "rvaae1is",
-            "rvaae1os",
-            "rvaale1",
-            "rvaale1is",
-            "rvaale1os"
+            "tlbi rvaae1",
+            "tlbi rvaae1is",
+            "tlbi rvaae1os",
+            "tlbi rvaale1",
+            "tlbi rvaale1is",
+            "tlbi rvaale1os",
         );
     }
     Ok(())
