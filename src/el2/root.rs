@@ -18,7 +18,7 @@ use ringvisor::syndrome::Width;
 use ringvisor::vgic::{Doorbell, Kicks, RootConfig, RootGic, SgiRequest};
 
 use super::arch::vectors::TrapFrame;
-use super::arch::{self, features, vcpu};
+use super::arch::{self, vcpu};
 use super::cpu::Cpu;
 use super::gic::{self, LocalImage};
 use super::mm::frames::Tables;
@@ -196,11 +196,11 @@ pub fn owns_ram(start: Pa, len: u64) -> bool {
     in_ram && (end <= el2_start || start >= el2_end)
 }
 
-/// Makes this CPU root's: registers, stage 2, list registers. `alone`: no other CPU is root's yet, [`features::trap_tlbi`].
+/// Makes this CPU root's: registers, stage 2, list registers. `alone`: no other CPU is root's yet, [`Cpu::trap_tlbi`].
 /// False if there is no root.
 pub fn prepare_vcpu(cpu: &Cpu, alone: bool) -> bool {
     let Some(root) = ROOT.get() else { return false };
-    features::trap_tlbi(alone);
+    cpu.trap_tlbi(alone);
     vcpu::reset(root.vttbr, cpu.mpidr().bits(), 0);
     arch::tlbi_alle1();
     gic::reset_private(cpu, 0);
@@ -429,7 +429,7 @@ fn psci_call(call: Call) -> Result<u64, Error> {
                 return Err(Error::Denied);
             }
             info!("root takes cpu{}", target.index);
-            features::trap_tlbi(false);
+            cpu::this().trap_tlbi(false);
             target.start(entry.0, context);
             Ok(0)
         }

@@ -245,9 +245,10 @@ fn system_register(frame: &mut TrapFrame, esr: u64, access: &SysAccess) {
                 None => root::deactivate(cpu::this(), intid),
             }
         }
-        // `TLBI`, by a vCPU that is the only one of its zone: no other CPU has anything to drop.
+        // By a vCPU that was its zone's first and has turned on no other: no other CPU has anything to drop.
         (None, false) if access.reg.is_tlbi_el1() => {
             arch::tlbi_el1(access.reg.crm, access.reg.op2, value);
+            cpu::this().tlbi_trapped();
         }
         _ => {
             log::debug!("system register {:?} at {:#x}: undefined", access.reg, frame.elr);

@@ -23,7 +23,7 @@ use ringvisor::stage2::{Access, Stage2};
 use ringvisor::vgic::{Doorbell, Kicks, Line, SgiRequest, Vgic};
 use ringvisor::virtio::{GuestRam, Outcome as Effect, Spec, Transport};
 
-use super::arch::{self, features, sysreg, vcpu};
+use super::arch::{self, sysreg, vcpu};
 use super::control::{self, Refusal};
 use super::cpu::{self, Cpu};
 use super::device::Device;

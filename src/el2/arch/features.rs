@@ -121,7 +121,7 @@ pub fn pa_bits() -> u32 {
     }
 }
 
-/// Sets this CPU's EL2 control registers. Once per CPU and boot; constant from then on.
+/// Sets this CPU's EL2 control registers. Once per CPU and boot; constant from then on, but for [`trap_tlbi`].
 pub fn configure(vtcr: u64) {
     write!("hcr_el2", hcr());
     write!("vtcr_el2", vtcr);

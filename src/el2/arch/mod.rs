@@ -107,7 +107,9 @@ pub fn tlbi_alle1() {
 }
 
 /// Executes TLB maintenance of EL1 (a `TLBI` with this CRm, op2 and argument) for this CPU only, or one that drops more. EL1 and
-/// its tables are those of the zone that runs here (Arm ARM C5.5, D8.17).
+/// its tables are those of the zone that runs here (Arm ARM C5.5, D8.17). That nothing in it is broadcast is checked in the linked
+/// image (`tests/local-tlbi.sh`).
+#[inline(never)]
 pub fn tlbi_el1(crm: u8, op2: u8, argument: u64) {
     let by_range = matches!(crm, 2 | 5 | 6);
     macro_rules! tlbi {

@@ -58,7 +58,7 @@ impl Zone {
                     core.cpus.start_failed(on);
                     return Err(Error::Denied);
                 }
-                features::trap_tlbi(false);
+                cpu::this().trap_tlbi(false);
                 self.start_vcpu(on, entry.0, context);
                 Ok(0)
             }

@@ -50,7 +50,7 @@ impl Zone {
             core.cpus.count_on() == 1
         };
         // Until it turns another on, which it alone can do.
-        features::trap_tlbi(alone);
+        cpu::this().trap_tlbi(alone);
         vcpu::reset(
             self.vttbr,
             machine::vcpu_mpidr(vcpu),

@@ -2,8 +2,9 @@
 //! to its place at once.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::FileExt;
+use std::time::SystemTime;
 
 /// Bytes at the beginning that are looked at to find out what a file is.
 const HEAD: usize = 4096;
@@ -13,8 +14,43 @@ const HEAD: usize = 4096;
 pub struct Content {
     /// Its first [`HEAD`] bytes, or all of a file that is in memory.
     head: Vec<u8>,
-    /// What is not in memory, and its bytes.
-    file: Option<(File, u64)>,
+    /// What is not in memory.
+    file: Option<Unread>,
+}
+
+/// A file as it was when it was opened.
+#[derive(Debug)]
+pub struct Unread {
+    file: File,
+    len: u64,
+    modified: SystemTime,
+}
+
+impl Unread {
+    /// The file, from its beginning, and the bytes to be read of it.
+    ///
+    /// # Errors
+    /// It cannot go there.
+    pub fn rewound(&self) -> io::Result<(&File, u64)> {
+        (&self.file).rewind()?;
+        Ok((&self.file, self.len))
+    }
+
+    /// Called when all has been read: it is still what it was.
+    ///
+    /// # Errors
+    /// It is not, so that what its beginning told may be wrong.
+    pub fn check(&self) -> io::Result<()> {
+        let now = self.file.metadata()?;
+        if now.len() == self.len && now.modified()? == self.modified {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "it changed while it was loaded: it has {} bytes and had {}",
+            now.len(),
+            self.len
+        )))
+    }
 }
 
 impl Content {
@@ -33,7 +69,11 @@ impl Content {
         file.read_exact_at(&mut head, 0)?;
         Ok(Self {
             head,
-            file: Some((file, metadata.len())),
+            file: Some(Unread {
+                file,
+                len: metadata.len(),
+                modified: metadata.modified()?,
+            }),
         })
     }
 
@@ -46,7 +86,7 @@ impl Content {
     /// Bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.file.as_ref().map_or(self.head.len() as u64, |(_, len)| *len)
+        self.file.as_ref().map_or(self.head.len() as u64, |file| file.len)
     }
 
     /// Whether there is nothing.
@@ -58,26 +98,25 @@ impl Content {
     /// All of it in memory.
     ///
     /// # Errors
-    /// The file cannot be read, or has become shorter.
+    /// The file cannot be read, or has changed.
     pub fn into_bytes(self) -> io::Result<Vec<u8>> {
-        let Some((file, len)) = self.file else {
+        let Some(unread) = self.file else {
             return Ok(self.head);
         };
+        let (file, len) = unread.rewound()?;
         let mut bytes = Vec::new();
         bytes
             .try_reserve_exact(usize::try_from(len).map_err(io::Error::other)?)
             .map_err(io::Error::other)?;
-        // Its position is still its beginning.
-        if file.take(len).read_to_end(&mut bytes)? as u64 != len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
+        file.take(len).read_to_end(&mut bytes)?;
+        unread.check()?;
         Ok(bytes)
     }
 
-    /// What has to be read from a file, from its beginning, and its bytes; or what is in memory.
+    /// Where its bytes are.
     pub fn source(&self) -> Source<'_> {
         match &self.file {
-            Some((file, len)) => Source::File(file, *len),
+            Some(unread) => Source::File(unread),
             None => Source::Bytes(&self.head),
         }
     }
@@ -96,8 +135,8 @@ impl From<Vec<u8>> for Content {
 pub enum Source<'a> {
     /// In memory.
     Bytes(&'a [u8]),
-    /// In a file from its beginning, so many.
-    File(&'a File, u64),
+    /// In a file.
+    File(&'a Unread),
 }
 
 #[cfg(test)]
@@ -135,14 +174,21 @@ mod tests {
     }
 
     #[test]
-    fn what_has_become_shorter_is_an_error() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(2 * HEAD as u64).unwrap();
-        let content = Content::of(file.reopen().unwrap()).unwrap();
-        file.as_file().set_len(HEAD as u64).unwrap();
-        assert_eq!(
-            content.into_bytes().unwrap_err().kind(),
-            io::ErrorKind::UnexpectedEof
-        );
+    fn what_has_changed_is_an_error() {
+        let two = 2 * HEAD as u64;
+        for (now, text) in [
+            (two / 2, "4096 bytes and had 8192"),
+            (two * 2, "16384"),
+            (two, "8192 bytes and had 8192"),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            file.as_file().set_len(two).unwrap();
+            let content = Content::of(file.reopen().unwrap()).unwrap();
+            file.as_file().set_len(now).unwrap();
+            let later = SystemTime::now() + std::time::Duration::from_secs(1);
+            file.as_file().set_modified(later).unwrap();
+            let message = content.into_bytes().unwrap_err().to_string();
+            assert!(message.contains(text), "{message}");
+        }
     }
 }

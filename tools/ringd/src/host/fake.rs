@@ -28,6 +28,8 @@ struct State {
     cpus: Vec<Cpu>,
     free_pages: u64,
     fault: Option<Fault>,
+    /// See [`FakeHost::watch_creation`].
+    watched: Option<(PathBuf, bool)>,
 }
 
 impl FakeHost {
@@ -43,6 +45,7 @@ impl FakeHost {
             cpus: (0..cpus).map(cpu).collect(),
             free_pages: pages,
             fault: None,
+            watched: None,
         };
         Self {
             directory,
@@ -57,6 +60,17 @@ impl FakeHost {
     /// From now on this fails, or nothing.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.state().fault = fault;
+    }
+
+    /// Whether this file is there when RAM is made, from now on.
+    pub fn watch_creation(&self, file: PathBuf) {
+        self.state().watched = Some((file, false));
+    }
+
+    /// Whether what [`Self::watch_creation`] watches was there, the last time.
+    #[must_use]
+    pub fn was_there(&self) -> bool {
+        self.state().watched.as_ref().is_some_and(|(_, there)| *there)
     }
 
     /// Huge pages not in use.
@@ -99,6 +113,9 @@ impl Host for FakeHost {
     fn create_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
         let pages = bytes.div_ceil(BLOCK);
         let mut state = self.state();
+        if let Some((file, there)) = &mut state.watched {
+            *there = file.exists();
+        }
         let free = state.free_pages;
         if state.fault == Some(Fault::Ram) || free < pages {
             return Err(RamError::NoHugePages {

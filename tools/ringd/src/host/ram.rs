@@ -5,7 +5,7 @@
 //! [`parts`] by all CPUs.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,8 +16,8 @@ use ringvisor::abi::machine::RAM_BASE;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
 };
 
 use super::RamError;
@@ -221,18 +221,31 @@ impl Ram {
     /// Copies all of `content` to `offset` from RAM's base.
     ///
     /// # Errors
-    /// It does not fit, or its file cannot be read or has become shorter.
+    /// It does not fit, or its file cannot be read or has changed since it was opened.
     pub fn put(&self, offset: u64, content: &Content) -> io::Result<()> {
         match content.source() {
             Source::Bytes(bytes) => self.write(offset, bytes).map_err(io::Error::other),
-            Source::File(mut file, len) => {
-                let address = GuestAddress(RAM_BASE.saturating_add(offset));
-                let len = usize::try_from(len).map_err(io::Error::other)?;
-                // From its beginning, also when it was put somewhere before.
-                file.rewind()?;
-                self.memory
-                    .read_exact_volatile_from(address, &mut file, len)
-                    .map_err(io::Error::other)
+            Source::File(unread) => {
+                let (mut file, len) = unread.rewound()?;
+                let mut done = 0;
+                while done < len {
+                    let address = GuestAddress(RAM_BASE.saturating_add(offset).saturating_add(done));
+                    let left = usize::try_from(len.saturating_sub(done)).unwrap_or(usize::MAX);
+                    // A read may give less than was asked for.
+                    match self.memory.read_volatile_from(address, &mut file, left.min(PART)) {
+                        Ok(0) => break,
+                        Ok(count) => done = done.saturating_add(count as u64),
+                        Err(GuestMemoryError::IOError(error)) if error.kind() == ErrorKind::Interrupted => {}
+                        Err(error) => return Err(io::Error::other(error)),
+                    }
+                }
+                unread.check()?;
+                if done < len {
+                    return Err(io::Error::other(format!(
+                        "{done} bytes of {len} could be put there"
+                    )));
+                }
+                Ok(())
             }
         }
     }
@@ -308,23 +321,29 @@ mod tests {
     #[test]
     fn content_is_put_from_memory_and_from_a_file() {
         use std::io::Write;
-        let (_directory, ram) = ram(4 << 20);
-        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        let (_directory, ram) = ram(64 << 20);
+        // More than is read at once.
+        let bytes: Vec<u8> = (0..PART + 100_000).map(|i| (i % 251) as u8).collect();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
         let in_file = Content::of(file.reopen().unwrap()).unwrap();
         // Twice from the file: each time it begins at its beginning.
         for (offset, content) in [
             (4096, &in_file),
-            (1 << 20, &in_file),
-            (2 << 20, &bytes.clone().into()),
+            (20 << 20, &in_file),
+            (40 << 20, &bytes.clone().into()),
         ] {
             ram.put(offset, content).unwrap();
             let mut back = vec![0; bytes.len()];
             ram.read(offset, &mut back).unwrap();
             assert_eq!(back, bytes, "at {offset:#x}");
         }
-        assert!(ram.put((4 << 20) - 10, &in_file).is_err(), "it does not fit");
+        for offset in [(48 << 20) - 99_999, 64 << 20] {
+            assert!(
+                ram.put(offset, &in_file).is_err(),
+                "it does not fit at {offset:#x}"
+            );
+        }
         file.as_file().set_len(50_000).unwrap();
         assert!(ram.put(0, &in_file).is_err(), "it has become shorter");
     }

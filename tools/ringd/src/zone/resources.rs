@@ -77,6 +77,10 @@ impl Held {
 
         // Wrong ones are told before memory is cleared, and it is cleared by all of root's CPUs.
         self.choose_cpus()?;
+        // From here on the next daemon gives back what there is, should this one not live to say more.
+        self.record
+            .save(&context.records)
+            .map_err(|error| record_failed(config, error))?;
         let ram = context
             .host
             .create_ram(&config.name, config.memory)

@@ -282,7 +282,10 @@ fn whatever_fails_nothing_is_left() {
         machine.assert_clean();
     }
     assert!(machine.registry.list().is_empty());
+    // Before RAM is made, which takes a while, there is a record by which the next daemon finds it.
+    machine.host.watch_creation(machine.path("records/a.json"));
     machine.registry.start(config).unwrap();
+    assert!(machine.host.was_there());
 }
 
 #[test]
