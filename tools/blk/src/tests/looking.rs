@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::rig::*;
-use super::service::{PATIENCE, Peer, PeerBell, Running, collect, own_queue, queue};
+use super::service::{PATIENCE, Peer, PeerBell, Running, collect, own_queue, peer_of, queue};
 use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::reactor::wait::eventfd;
@@ -23,18 +23,6 @@ fn for_hours() -> Running {
         poll: Duration::from_secs(1_000_000),
         ..ReactorOptions::default()
     })
-}
-
-/// A peer of the reactor's, and what it rings.
-fn peer_of(reactor: &Running) -> (Arc<Peer>, OwnedFd) {
-    let peer = Arc::new(Peer::default());
-    let bell = eventfd().unwrap();
-    reactor.handle.add_bell(
-        bell.try_clone().unwrap(),
-        ReadWidth::Eight,
-        Box::new(PeerBell(peer.clone())),
-    );
-    (peer, bell)
 }
 
 /// A driver that notifies when it is asked to: whether it was.

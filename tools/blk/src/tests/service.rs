@@ -187,18 +187,24 @@ impl Peer {
     }
 }
 
+/// A peer of the reactor's, and what it rings.
+pub fn peer_of(reactor: &Running) -> (Arc<Peer>, OwnedFd) {
+    let peer = Arc::new(Peer::default());
+    let bell = eventfd().unwrap();
+    reactor.handle.add_bell(
+        bell.try_clone().unwrap(),
+        ReadWidth::Eight,
+        Box::new(PeerBell(peer.clone())),
+    );
+    (peer, bell)
+}
+
 // Several queues of several zones behind one bell; no notification is lost, and none rings for nothing.
 #[test]
 fn a_bell_serves_many_queues() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
-        let peer = Arc::new(Peer::default());
-        let bell = eventfd().unwrap();
-        reactor.handle.add_bell(
-            bell.try_clone().unwrap(),
-            ReadWidth::Eight,
-            Box::new(PeerBell(peer.clone())),
-        );
+        let (peer, bell) = peer_of(&reactor);
         std::thread::scope(|scope| {
             for number in 0..4_u8 {
                 let (peer, bell, handle) = (&peer, &bell, &reactor.handle);

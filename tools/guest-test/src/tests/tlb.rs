@@ -4,6 +4,7 @@ use core::arch::asm;
 use core::ptr::NonNull;
 
 use crate::cpus::{self, Command};
+use crate::exceptions::EC_DATA;
 use crate::report::{Failure, Outcome, Suite};
 use crate::{Context, attempt, check, check_eq, hal, time};
 
@@ -12,8 +13,7 @@ const PAGE: u64 = 300 << 30;
 /// Descriptor of a table, and of a page of memory: valid, accessed, inner shareable, MAIR index 1, not global.
 const TABLE: u64 = 3;
 const MEMORY: u64 = 3 | 1 << 10 | 3 << 8 | 1 << 2 | 1 << 11;
-/// Exception class of a data abort, fault status of a missing level 3 descriptor.
-const EC_DATA: u64 = 0x25;
+/// Fault status: no level 3 descriptor.
 const TRANSLATION_3: u64 = 7;
 /// How many times [`many`] drops the page; `tests/system/zone-guest-test.sh` compares EL2's counters with it.
 const ROUNDS: u64 = 1000;

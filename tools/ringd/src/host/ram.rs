@@ -5,7 +5,7 @@
 //! [`parts`] by all CPUs.
 
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,8 +16,8 @@ use ringvisor::abi::machine::RAM_BASE;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, ReadVolatile,
 };
 
 use super::RamError;
@@ -227,25 +227,15 @@ impl Ram {
             Source::Bytes(bytes) => self.write(offset, bytes).map_err(io::Error::other),
             Source::File(unread) => {
                 let (mut file, len) = unread.rewound()?;
-                let mut done = 0;
-                while done < len {
-                    let address = GuestAddress(RAM_BASE.saturating_add(offset).saturating_add(done));
-                    let left = usize::try_from(len.saturating_sub(done)).unwrap_or(usize::MAX);
-                    // A read may give less than was asked for.
-                    match self.memory.read_volatile_from(address, &mut file, left.min(PART)) {
-                        Ok(0) => break,
-                        Ok(count) => done = done.saturating_add(count as u64),
-                        Err(GuestMemoryError::IOError(error)) if error.kind() == ErrorKind::Interrupted => {}
-                        Err(error) => return Err(io::Error::other(error)),
-                    }
-                }
+                let address = GuestAddress(RAM_BASE.saturating_add(offset));
+                let place = usize::try_from(len)
+                    .map_err(io::Error::other)
+                    .and_then(|len| self.memory.get_slice(address, len).map_err(io::Error::other));
+                // In as many reads as it takes.
+                let read = file.read_exact_volatile(&mut place?);
+                // That it has changed says more than that it has become shorter.
                 unread.check()?;
-                if done < len {
-                    return Err(io::Error::other(format!(
-                        "{done} bytes of {len} could be put there"
-                    )));
-                }
-                Ok(())
+                read.map_err(io::Error::other)
             }
         }
     }
@@ -322,7 +312,6 @@ mod tests {
     fn content_is_put_from_memory_and_from_a_file() {
         use std::io::Write;
         let (_directory, ram) = ram(64 << 20);
-        // More than is read at once.
         let bytes: Vec<u8> = (0..PART + 100_000).map(|i| (i % 251) as u8).collect();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
