@@ -119,8 +119,10 @@ counters! {
     publications,
     /// Interrupts raised.
     interrupts,
-    /// Publications after which the driver wanted none.
+    /// Times that the driver wanted none.
     interrupts_suppressed,
+    /// Publications that were left to a later interrupt.
+    interrupts_coalesced,
     /// Notifications that found nothing.
     spurious_kicks,
     /// Requests run again after a restart of the daemon.

@@ -6,14 +6,15 @@
 //! simulator may do it themselves, with any [`Engine`]. Requests are numbered by their descriptor head, so the slots
 //! are all allocated at set-up and each request is a small state machine in its slot.
 //!
-//! Here requests are taken and published; `start` and `complete` have the two halves of their lives, `batch` says
-//! which go to the image as one. What a driver must not do breaks the queue: no more is taken from it, what is in
+//! Here requests are taken; `start` and `complete` have the two halves of their lives, `batch` says which go to the image
+//! as one, `publish` tells the driver. What a driver must not do breaks the queue: no more is taken from it, what is in
 //! flight ends, and the owner is asked once to set DEVICE_NEEDS_RESET. A file that fails may stop it
 //! ([`crate::control::OnError`]), a limit may make it wait ([`Queue::deadline`]).
 
 mod batch;
 mod complete;
 mod fault;
+mod publish;
 mod slot;
 mod start;
 
@@ -39,6 +40,7 @@ use crate::virtio::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use batch::Batch;
+use publish::Signals;
 use slot::{Cache, Slot, Work};
 use start::MergePool;
 
@@ -67,8 +69,6 @@ pub struct QueueSetup {
 const SYNC_TAG: u16 = u16::MAX;
 /// Requests taken in one round, so that those of other queues and what is done get their turn.
 const MAX_BATCH: u16 = 256;
-/// A driver that has wanted no interrupt for so many publications looks at the used ring itself.
-const POLLS: u16 = 64;
 
 /// A virtqueue at work.
 pub struct Queue {
@@ -123,12 +123,7 @@ pub struct Queue {
     more: bool,
     /// When a limit lets the next request pass.
     deadline: Option<u64>,
-    /// The next publication raises an interrupt whatever the driver wants: one may have been lost with the daemon.
-    force_interrupt: bool,
-    /// Publications since the driver last wanted an interrupt for one.
-    unwanted: u16,
-    /// See [`Self::is_crowded`].
-    crowded: bool,
+    signals: Signals,
 }
 
 impl Queue {
@@ -212,9 +207,7 @@ impl Queue {
             listening: false,
             more: false,
             deadline: None,
-            force_interrupt: !past.fresh,
-            unwanted: 0,
-            crowded: false,
+            signals: Signals::new(past.used_idx, !past.fresh),
         })
     }
 
@@ -513,60 +506,6 @@ impl Queue {
         };
         self.disk.control().throttle.take(self.now, bytes);
         Ok(plan)
-    }
-
-    /// Publishes all that is done since the last time, with one store of the used index and at most one interrupt.
-    /// Returns how many.
-    pub fn publish(&mut self) -> usize {
-        let count = self.done.len();
-        if count > 0 {
-            let old = self.used_idx;
-            let mut idx = old;
-            for &(head, len) in &self.done {
-                self.ring.write_used(idx, head, len);
-                idx = idx.wrapping_add(1);
-            }
-            step("used entries written");
-            self.log.begin_publish(idx);
-            step("publication logged");
-            self.ring.publish_used(idx);
-            step("published");
-            for (head, _) in self.done.drain(..) {
-                trace::event(Kind::Used, self.trace, head.into());
-                self.log.free(head);
-                step("freed");
-            }
-            self.log.end_publish(idx);
-            self.used_idx = idx;
-            step("publication ended");
-            self.stats.publications.add(1);
-            let wanted = self.ring.interrupt_wanted(old, idx);
-            self.unwanted = if wanted {
-                0
-            } else {
-                self.unwanted.saturating_add(1)
-            };
-            let behind = (1..POLLS).contains(&self.unwanted);
-            self.crowded = count > 1 || self.running > 0 || behind;
-            self.force_interrupt |= wanted;
-            if !self.force_interrupt {
-                self.stats.interrupts_suppressed.add(1);
-                trace::event(Kind::Quiet, self.trace, 0);
-            }
-        }
-        if mem::take(&mut self.force_interrupt) {
-            self.stats.interrupts.add(1);
-            trace::event(Kind::Raise, self.trace, 0);
-            (self.notify)();
-        }
-        count
-    }
-
-    /// Whether the driver had more than one request under way at the last publication: some ran or were published with it, or
-    /// the driver wanted no interrupt, as it was not through with the completions before. (One that has wanted none for long
-    /// polls, which says nothing.)
-    pub(crate) const fn is_crowded(&self) -> bool {
-        self.crowded
     }
 
     /// The engine has forgotten what runs: nobody touches a buffer any more, and nothing completes. For a queue that

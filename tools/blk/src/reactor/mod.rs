@@ -4,9 +4,9 @@
 //! [`Bell`] from within: it is the peer that rings (EL2 through `/dev/uioN`, an `eventfd` in tests) and knows which
 //! queues were notified. Both use the same [`Commands`].
 //!
-//! One round: take messages and bells, start what the notified queues offer, publish what is done, look on for a while
-//! ([`poll`]), arm the bells, sleep; then complete what has finished. Nothing but the mailbox of the control threads is
-//! ever locked. A queue that its disk's limits keep waiting gives the sleep a deadline.
+//! One round: take messages and bells, start what the notified queues offer, publish what is done, wait for more that one
+//! interrupt may signal, look on for a while ([`poll`]), arm the bells, sleep; then complete what has finished. Nothing but the
+//! mailbox of the control threads is ever locked. A queue that its disk's limits keep waiting gives the sleep a deadline.
 
 mod mailbox;
 mod poll;
@@ -106,6 +106,8 @@ struct Entry {
     waiting: bool,
     /// It is in the list of those whose drivers need not notify.
     quiet: bool,
+    /// It is in the list of those that owe an interrupt.
+    owing: bool,
     /// Its engine knows of it.
     attached: bool,
 }
@@ -139,6 +141,7 @@ impl Reactor {
             again: Vec::new(),
             waiting: Vec::new(),
             quiet: Vec::new(),
+            owing: Vec::new(),
             clock: Clock::Monotonic,
             polling: Polling::new(options.poll),
             crowded: false,
@@ -180,9 +183,11 @@ struct Core {
     waiting: Vec<QueueId>,
     /// Queues whose drivers need not notify, while the thread looks itself.
     quiet: Vec<QueueId>,
+    /// Queues that owe their drivers an interrupt, as they may have more to signal soon.
+    owing: Vec<QueueId>,
     clock: Clock,
     polling: Polling,
-    /// Among the drivers whose requests were published last is one with more than one under way.
+    /// Among the drivers that were last told of requests is one with more than one under way.
     crowded: bool,
     stopping: bool,
 }
@@ -204,6 +209,7 @@ impl Core {
             // What was done in place, so that it is published in this round.
             self.finish(&mut done);
             self.publish();
+            self.signal_due();
             self.abandon_leaving();
             self.settle();
             if self.stopping && self.queues.is_empty() {
@@ -214,7 +220,7 @@ impl Core {
             }
             self.remotes.submit();
             let idle = commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
-            if idle && self.look_on() {
+            if idle && (self.coalesce() || self.look_on()) {
                 // Nobody was asked to ring, so nobody is told not to.
                 self.sleeper.wait(Sleep::Not, &mut ready)?;
             } else {
@@ -250,6 +256,71 @@ impl Core {
         }
     }
 
+    /// While interrupts are owed, looks for more that they may signal, with everything submitted. `true`: something has
+    /// happened; else none is owed any more.
+    fn coalesce(&mut self) -> bool {
+        if let Sleeper::Uring(ring) = &mut self.sleeper
+            && !self.owing.is_empty()
+        {
+            ring.submit();
+        }
+        while let Some(until) = self.signal_due() {
+            let clock = self.clock.clone();
+            if poll::look(|| self.look(), || clock.now() >= until) {
+                self.kick_quiet(|queue| queue.has_available());
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Signals what has waited for long enough. Gives when the next will have, if there is one.
+    fn signal_due(&mut self) -> Option<u64> {
+        if self.owing.is_empty() {
+            return None;
+        }
+        let now = self.clock.now();
+        let (mut told, mut crowded, mut next) = (false, false, None);
+        let queues = &mut self.queues;
+        self.owing.retain(|id| {
+            let Some(entry) = queues.get_mut(id) else {
+                return false;
+            };
+            let due = entry.queue.interrupt_due();
+            entry.owing = due.is_some_and(|at| at > now);
+            if entry.owing {
+                next = due.min(next.or(due));
+            } else if due.is_some() {
+                entry.queue.signal_now();
+                told = true;
+                crowded |= entry.queue.is_crowded();
+            }
+            entry.owing
+        });
+        if told {
+            self.crowded = crowded;
+        }
+        next
+    }
+
+    /// Whether there is something to do.
+    fn look(&mut self) -> bool {
+        let queues = &self.queues;
+        let available = |id| {
+            queues
+                .get(id)
+                .is_some_and(|entry: &Entry| entry.queue.has_available())
+        };
+        let ended = match &mut self.sleeper {
+            Sleeper::Uring(ring) => ring.is_ready(),
+            Sleeper::Epoll(_) => false,
+        };
+        ended
+            || self.quiet.iter().any(available)
+            || self.bells.iter().any(|registered| registered.bell.look())
+            || self.remotes.look()
+    }
+
     /// Looks on for a while, with everything submitted. `true`: something has happened.
     fn look_on(&mut self) -> bool {
         let Sleeper::Uring(ring) = &mut self.sleeper else {
@@ -264,21 +335,8 @@ impl Core {
         if limit.is_some_and(|limit| limit <= self.polling.window()) {
             return false;
         }
-        let Sleeper::Uring(ring) = &mut self.sleeper else {
-            return false;
-        };
-        let (bells, remotes, queues, quiet) = (&self.bells, &self.remotes, &self.queues, &self.quiet);
-        let available = |id| {
-            queues
-                .get(id)
-                .is_some_and(|entry: &Entry| entry.queue.has_available())
-        };
-        let (found, time) = self.polling.look_on(|| {
-            quiet.iter().any(available)
-                || bells.iter().any(|registered| registered.bell.look())
-                || ring.is_ready()
-                || remotes.look()
-        });
+        let polling = self.polling;
+        let (found, time) = polling.look_on(|| self.look());
         for registered in &mut self.bells {
             registered.bell.looked(found, time);
         }
@@ -500,6 +558,7 @@ impl Core {
             dirty: false,
             waiting: false,
             quiet: false,
+            owing: false,
             attached,
         };
         self.queues.insert(id, entry);
@@ -607,17 +666,23 @@ impl Core {
         self.mark_dirty(id);
     }
 
-    /// One publication and at most one interrupt for each queue that has something.
+    /// One publication and at most one interrupt for each queue that has something; or one is owed then.
     fn publish(&mut self) {
-        let (mut some, mut crowded) = (false, false);
+        let (mut told, mut crowded) = (false, false);
         for id in &self.dirty {
-            if let Some(entry) = self.queues.get_mut(id) {
-                let published = entry.queue.publish() > 0;
-                some |= published;
+            let Some(entry) = self.queues.get_mut(id) else {
+                continue;
+            };
+            let published = entry.queue.publish() > 0;
+            if entry.queue.interrupt_due().is_none() {
+                told |= published;
                 crowded |= published && entry.queue.is_crowded();
+            } else if !entry.owing {
+                entry.owing = true;
+                self.owing.push(*id);
             }
         }
-        if some {
+        if told {
             self.crowded = crowded;
         }
     }

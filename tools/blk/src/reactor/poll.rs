@@ -16,6 +16,7 @@ const FIRST: u32 = 50;
 const LOOKS: u32 = 4;
 
 /// For how long to look on.
+#[derive(Clone, Copy)]
 pub(super) struct Polling {
     /// At most; zero: never.
     longest: Duration,
@@ -32,23 +33,13 @@ impl Polling {
     }
 
     /// Calls `look` until it gives `true`, or the time is up. Gives what it gave last, and how long that took.
-    pub fn look_on(&self, mut look: impl FnMut() -> bool) -> (bool, Duration) {
+    pub fn look_on(&self, look_once: impl FnMut() -> bool) -> (bool, Duration) {
         if self.window.is_zero() {
             return (false, Duration::ZERO);
         }
         let start = Instant::now();
-        loop {
-            for _ in 0..LOOKS {
-                if look() {
-                    return (true, start.elapsed());
-                }
-                relax();
-            }
-            let time = start.elapsed();
-            if time >= self.window {
-                return (false, time);
-            }
-        }
+        let found = look(look_once, || start.elapsed() >= self.window);
+        (found, start.elapsed())
     }
 
     /// For how long [`Self::look_on`] would look.
@@ -72,6 +63,21 @@ impl Polling {
             self.window = if half < first { Duration::ZERO } else { half };
         } else {
             self.window = (self.window * 2).clamp(first, self.longest);
+        }
+    }
+}
+
+/// Calls `look_once` until it gives `true`, or `is_over` does, which is asked less often. Gives what it gave last.
+pub(super) fn look(mut look_once: impl FnMut() -> bool, is_over: impl Fn() -> bool) -> bool {
+    loop {
+        for _ in 0..LOOKS {
+            if look_once() {
+                return true;
+            }
+            relax();
+        }
+        if is_over() {
+            return false;
         }
     }
 }

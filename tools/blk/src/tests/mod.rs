@@ -5,6 +5,7 @@
 
 mod allocations;
 mod cache;
+mod coalescing;
 mod crash;
 mod data;
 mod drivers;

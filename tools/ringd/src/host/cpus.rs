@@ -160,7 +160,21 @@ fn cells(reg: &[u8]) -> io::Result<u64> {
 /// Linux refused.
 pub fn set_online(root: &Path, cpu: u32, online: bool) -> io::Result<()> {
     let path = root.join(format!("sys/devices/system/cpu/cpu{cpu}/online"));
-    fs::write(path, if online { "1" } else { "0" })
+    expedited(root, || fs::write(path, if online { "1" } else { "0" }))
+}
+
+/// Does `work` while Linux expedites the RCU grace periods that it waits for, as it does itself when it suspends: most of what
+/// it takes to turn a CPU off or on is such waiting. For the others in the system it means IPIs, so it is as it was afterwards,
+/// and is left alone where somebody has turned it on or a kernel does not have it.
+fn expedited<T>(root: &Path, work: impl FnOnce() -> T) -> T {
+    let path = root.join("sys/kernel/rcu_expedited");
+    let ours =
+        fs::read_to_string(&path).is_ok_and(|text| text.trim() == "0") && fs::write(&path, "1").is_ok();
+    let result = work();
+    if ours && let Err(error) = fs::write(&path, "0") {
+        tracing::warn!(path = %path.display(), %error, "cannot be set back to 0");
+    }
+    result
 }
 
 #[cfg(test)]
@@ -232,6 +246,20 @@ mod tests {
         assert_eq!(list(root.path()).unwrap(), [cpu(0, true, 0), cpu(1, true, 0x100)]);
         set_online(root.path(), 1, false).unwrap();
         assert_eq!(list(root.path()).unwrap()[1], cpu(1, false, 0x100));
+    }
+
+    #[test]
+    fn rcu_is_expedited_meanwhile() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("sys/kernel/rcu_expedited");
+        let text = || fs::read_to_string(&file).unwrap();
+        assert_eq!(expedited(root.path(), || file.exists()), false, "there is none");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        for (before, after) in [("0\n", "0"), ("1\n", "1\n")] {
+            fs::write(&file, before).unwrap();
+            assert_eq!(expedited(root.path(), || text()).trim(), "1");
+            assert_eq!(text(), after);
+        }
     }
 
     #[test]

@@ -1,0 +1,301 @@
+//! Interrupts for several publications: which wait, for how long, and that each is raised in the end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::rig::*;
+use super::service::{PATIENCE, Running, own_queue};
+use crate::clock::Clock;
+use crate::device::feature;
+use crate::disk::EngineKind;
+use crate::queue::Queue;
+use crate::reactor::wait::eventfd;
+use crate::reactor::{Bell, Commands, QueueId, ReactorOptions, ReadWidth};
+use crate::ring::RingAddresses;
+use crate::stats::QueueStats;
+use crate::throttle::{Rate, RateLimits};
+use crate::virtio::*;
+
+const DATA: u64 = BUFFERS + 0x1_0000;
+/// When an interrupt is due that was left to a later publication at time 0.
+const DUE: Option<u64> = Some(50_000);
+
+/// A queue by hand, of which whoever drives it looks at the available ring, at a time that stands still.
+fn looked_at(features: u64) -> Rig {
+    let mut rig = Rig::with(EngineKind::Threads, 128, features, false);
+    rig.queue().set_clock(Clock::Manual(Arc::new(AtomicU64::new(0))));
+    rig.queue().set_quiet(true);
+    rig
+}
+
+/// Offers requests that are done as soon as they are taken.
+fn offer(rig: &mut Rig, count: u16) {
+    for _ in 0..count {
+        let head = rig.avail_idx % 42 * 3;
+        rig.offer_request(head, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
+    }
+}
+
+/// One round: takes what there is, while `more` are offered; as many as that are left.
+fn round(rig: &mut Rig, more: u16) {
+    let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
+    queue.service(engine.get());
+    offer(rig, more);
+    rig.queue().publish();
+}
+
+/// Interrupts so far, and when the next is due.
+fn told(rig: &mut Rig) -> (usize, Option<u64>) {
+    (rig.interrupt_count(), rig.queue().interrupt_due())
+}
+
+/// Lets the queue learn that its driver has `depth` requests under way, a power of two. One is left in the available ring.
+fn learn(rig: &mut Rig, depth: u16) {
+    let mut together = 1;
+    while together < depth {
+        let left = rig.queue().outstanding();
+        offer(rig, together - left);
+        round(rig, 1);
+        assert_eq!(rig.queue().interrupt_due(), None);
+        rig.take_used();
+        rig.await_interrupt();
+        together *= 2;
+    }
+}
+
+// virtio-checklist 45, 46: a driver that has one request under way is told of each at once; one that has several, of those
+// together; and when it has fewer than before, of those that there are.
+#[test]
+fn as_many_as_the_driver_has_under_way() {
+    for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
+        let mut rig = looked_at(features);
+        let mut step = |offered: u16, more: u16| {
+            rig.await_interrupt();
+            offer(&mut rig, offered);
+            round(&mut rig, more);
+            rig.take_used();
+            told(&mut rig)
+        };
+        assert_eq!(step(1, 0), (1, None));
+        assert_eq!(step(1, 0), (2, None));
+        // It does not wait for this one before it makes the next.
+        assert_eq!(step(1, 1), (3, None));
+        assert_eq!(step(0, 1), (3, DUE), "one of two");
+        assert_eq!(step(0, 0), (4, None), "two of two");
+        assert_eq!(step(1, 0), (4, DUE));
+        rig.queue().signal_now();
+        assert_eq!(told(&mut rig), (5, None), "the second did not come");
+        rig.await_interrupt();
+        offer(&mut rig, 1);
+        round(&mut rig, 0);
+        assert_eq!(told(&mut rig), (6, None), "and is not waited for any more");
+        let stats = rig.queue().stats().clone();
+        assert_eq!(
+            (stats.publications.get(), stats.interrupts_coalesced.get()),
+            (7, 2)
+        );
+    }
+}
+
+#[test]
+fn no_more_than_thirty_two() {
+    let mut rig = looked_at(ALL_FEATURES);
+    learn(&mut rig, 64);
+    let before = rig.interrupt_count();
+    for count in 1..=64 {
+        round(&mut rig, 0);
+        assert_eq!(
+            rig.interrupt_count() - before,
+            count / 32,
+            "after {count} requests"
+        );
+        offer(&mut rig, 1);
+    }
+}
+
+// The driver's wish is asked for when the interrupt is due: one that has looked at the used ring meanwhile wants none.
+#[test]
+fn a_driver_that_has_looked_gets_none() {
+    for looks in [false, true] {
+        let mut rig = looked_at(ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX));
+        learn(&mut rig, 2);
+        let before = rig.interrupt_count();
+        round(&mut rig, 0);
+        assert_eq!(told(&mut rig), (before, DUE));
+        if looks {
+            rig.take_used();
+            rig.await_interrupt();
+        }
+        rig.queue().signal_now();
+        assert_eq!(told(&mut rig), (before + usize::from(!looks), None));
+    }
+}
+
+/// Completes what runs.
+fn finish(rig: &mut Rig) {
+    let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
+    let mut done = Vec::new();
+    while queue.running() > 0 {
+        engine.wait(&mut done);
+        for outcome in done.drain(..) {
+            queue.complete(outcome.tag, outcome.result, engine.get());
+        }
+    }
+}
+
+/// Whether the interrupt for a request waits, of a queue that has learned of four, with `before` done before the request is
+/// taken, and `between` before it is published.
+fn waits(before: impl FnOnce(&mut Rig), between: impl FnOnce(&mut Rig)) -> bool {
+    let mut rig = looked_at(ALL_FEATURES);
+    learn(&mut rig, 4);
+    before(&mut rig);
+    let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
+    queue.service(engine.get());
+    between(&mut rig);
+    assert!((1..4).contains(&rig.queue().publish()));
+    let waits = rig.queue().interrupt_due().is_some();
+    finish(&mut rig);
+    waits
+}
+
+#[test]
+fn it_waits_only_for_what_may_come_at_once() {
+    let reads = |rig: &mut Rig| {
+        for head in [117, 120] {
+            rig.offer_request(head, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
+        }
+    };
+    let limit = |rig: &mut Rig, rate: u64| {
+        let iops = Rate { rate, burst: rate };
+        let limits = RateLimits {
+            iops,
+            ..RateLimits::default()
+        };
+        rig.queue().disk().control().throttle.set_limits(limits);
+        reads(rig);
+    };
+    assert!(waits(|_| {}, |_| {}));
+    assert!(
+        !waits(|rig| rig.queue().set_quiet(false), |_| {}),
+        "the driver notifies of the next"
+    );
+    assert!(!waits(reads, |_| {}), "they run");
+    assert!(waits(|rig| limit(rig, 2), finish), "both have passed");
+    assert!(!waits(|rig| limit(rig, 1), finish), "one may not pass yet");
+    assert!(
+        !waits(|_| {}, |rig| rig.queue().set_paused(true)),
+        "none is taken"
+    );
+}
+
+/// A reactor that looks at available rings itself, and will for hours.
+fn looking() -> Running {
+    let reactor = Running::with(ReactorOptions {
+        poll: Duration::from_secs(1_000_000),
+        ..ReactorOptions::default()
+    });
+    let rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
+    let id = reactor.handle.add(own_queue(&rig).0);
+    // Once it has slept for less than hours.
+    let deadline = Instant::now() + PATIENCE;
+    while rig.notification_wanted() {
+        assert!(Instant::now() < deadline);
+        reactor.handle.kick(id);
+        std::thread::yield_now();
+    }
+    reactor.remove(id);
+    reactor
+}
+
+/// A queue that has learned of two requests under way, with one in its available ring; its interrupts and its counters.
+fn learned(rig: &mut Rig) -> (Queue, Receiver<()>, Arc<QueueStats>) {
+    let (queue, interrupts) = own_queue(rig);
+    let stats = queue.stats().clone();
+    rig.queue = Some(queue);
+    rig.queue().set_quiet(true);
+    learn(rig, 2);
+    while interrupts.try_recv().is_ok() {}
+    (rig.queue.take().unwrap(), interrupts, stats)
+}
+
+#[test]
+fn it_is_raised_when_no_more_comes() {
+    for engine in ENGINES {
+        let reactor = looking();
+        let mut rig = Rig::closed(engine, 128, ALL_FEATURES, false);
+        let (queue, interrupts, stats) = learned(&mut rig);
+        assert_eq!(stats.interrupts_coalesced.get(), 0);
+        let id = reactor.handle.add(queue);
+        interrupts.recv_timeout(PATIENCE).expect("an interrupt");
+        offer(&mut rig, 1);
+        reactor.handle.kick(id);
+        interrupts.recv_timeout(PATIENCE).expect("an interrupt");
+        reactor.quiesce(id);
+        assert_eq!(stats.interrupts_coalesced.get(), 1, "only the first waited");
+        assert!(interrupts.try_recv().is_err(), "one for each");
+    }
+}
+
+/// Offers each request of a queue again as soon as it is done, so that the reactor never comes to rest.
+struct Again {
+    memory: GuestMemoryMmap,
+    ring: RingAddresses,
+    id: QueueId,
+    seen: u16,
+    made: u16,
+}
+
+impl Again {
+    /// A queue full of requests, more than are taken in one round.
+    fn new(reactor: &Running) -> Self {
+        let mut rig = Rig::closed(EngineKind::IoUring, 1024, ALL_FEATURES, false);
+        let made = 341;
+        for lane in 0..made {
+            rig.offer_request(lane * 3, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
+        }
+        Self {
+            memory: rig.memory.clone(),
+            ring: rig.ring,
+            id: reactor.handle.add(own_queue(&rig).0),
+            seen: 0,
+            made,
+        }
+    }
+}
+
+impl Bell for Again {
+    fn collect(&mut self, commands: &mut Commands) {
+        let (memory, used, avail) = (&self.memory, self.ring.used.0, self.ring.avail.0);
+        let at = |index: u16, size: u64| 4 + size * u64::from(index % self.ring.size);
+        let done: u16 = memory.read_obj(GuestAddress(used + 2)).unwrap();
+        while self.seen != done {
+            let head: u32 = memory.read_obj(GuestAddress(used + at(self.seen, 8))).unwrap();
+            let slot = GuestAddress(avail + at(self.made, 2));
+            memory.write_obj(head as u16, slot).unwrap();
+            self.seen = self.seen.wrapping_add(1);
+            self.made = self.made.wrapping_add(1);
+        }
+        memory.write_obj(self.made, GuestAddress(avail + 2)).unwrap();
+        commands.kick(self.id);
+    }
+}
+
+// Other queues' work does not put it off.
+#[test]
+fn it_is_raised_beside_a_busy_queue() {
+    let reactor = looking();
+    let again = Again::new(&reactor);
+    reactor
+        .handle
+        .add_bell(eventfd().unwrap(), ReadWidth::Eight, Box::new(again));
+    let mut rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
+    let (queue, interrupts, stats) = learned(&mut rig);
+    let id = reactor.handle.add(queue);
+    interrupts.recv_timeout(PATIENCE).expect("an interrupt");
+    reactor.quiesce(id);
+    assert_eq!(stats.interrupts_coalesced.get(), 1);
+}
