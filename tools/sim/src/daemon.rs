@@ -38,6 +38,8 @@ enum Phase {
     Settle,
     /// Looks at the available rings, so many times still.
     Look(u64),
+    /// Signals what was left to a later publication, of one queue.
+    Signal,
     /// Asks a driver for notifications, if one is not asked.
     Listen,
     /// Asks for the bell.
@@ -172,6 +174,7 @@ impl Daemon {
             Phase::Publish => self.publish(),
             Phase::Settle => self.settle(),
             Phase::Look(left) => self.look(left),
+            Phase::Signal => self.signal(),
             Phase::Listen => self.listen(),
             Phase::Arm => self.arm(),
             Phase::Sleep(sleep) => {
@@ -310,7 +313,7 @@ impl Daemon {
 
     fn look(&mut self, left: u64) -> &'static str {
         let Some(left) = left.checked_sub(1) else {
-            self.phase = Phase::Listen;
+            self.phase = Phase::Signal;
             return "has looked";
         };
         self.phase = Phase::Look(left);
@@ -324,6 +327,24 @@ impl Daemon {
             self.phase = Phase::Disarm;
         }
         "looks"
+    }
+
+    fn signal(&mut self) -> &'static str {
+        let due = self
+            .queues
+            .values_mut()
+            .map(|served| &mut served.queue)
+            .find(|queue| queue.interrupt_due().is_some());
+        match due {
+            Some(queue) if self.sabotage != Sabotage::NoSignal => {
+                queue.signal_now();
+                "signals"
+            }
+            _ => {
+                self.phase = Phase::Listen;
+                "has signalled"
+            }
+        }
     }
 
     fn listen(&mut self) -> &'static str {

@@ -35,6 +35,8 @@ pub enum Sabotage {
     DeafToCache,
     /// The daemon stops looking at the available rings and does not ask for notifications.
     NoListen,
+    /// The daemon sleeps without deciding about the interrupts that it left to later publications.
+    NoSignal,
 }
 
 /// What is injected in a run. Chances are per mille and decision.

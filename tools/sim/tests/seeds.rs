@@ -112,6 +112,7 @@ fn lost_wake_ups_are_noticed() {
         Sabotage::NoSecondLook,
         Sabotage::LostInterrupt,
         Sabotage::NoListen,
+        Sabotage::NoSignal,
     ] {
         assert!(found(sabotage).ends_with("a wake-up is lost"));
     }

@@ -253,11 +253,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("sys/kernel/rcu_expedited");
         let text = || fs::read_to_string(&file).unwrap();
-        assert_eq!(expedited(root.path(), || file.exists()), false, "there is none");
+        assert!(!expedited(root.path(), || file.exists()), "there is none");
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         for (before, after) in [("0\n", "0"), ("1\n", "1\n")] {
             fs::write(&file, before).unwrap();
-            assert_eq!(expedited(root.path(), || text()).trim(), "1");
+            assert_eq!(expedited(root.path(), text).trim(), "1");
             assert_eq!(text(), after);
         }
     }
