@@ -337,7 +337,7 @@ impl Daemon {
             .find(|queue| queue.interrupt_due().is_some());
         match due {
             Some(queue) if self.sabotage != Sabotage::NoSignal => {
-                queue.signal_now();
+                queue.signal_overdue();
                 "signals"
             }
             _ => {

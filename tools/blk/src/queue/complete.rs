@@ -270,7 +270,10 @@ impl Queue {
         match slot.work {
             Work::Read => latency.reads.record(took),
             Work::Write | Work::Discard | Work::Zeroes => latency.writes.record(took),
-            Work::Flush => latency.flushes.record(took),
+            Work::Flush => {
+                latency.flushes.record(took);
+                self.signals.set_flushed();
+            }
             Work::Other => {}
         }
         trace::event(Kind::Completed, self.trace, head.into());

@@ -297,8 +297,9 @@ impl Queue {
         self.trace = id;
     }
 
-    /// Whether [`Self::service`] asks the driver for a notification of the next request when it has taken all. If not,
-    /// look with [`Self::has_available`], and call [`Self::listen`] before going to sleep.
+    /// Whether [`Self::service`] leaves it at that when it has taken all, instead of asking the driver for a notification of the
+    /// next request. Then look with [`Self::has_available`], call [`Self::signal_overdue`] when [`Self::interrupt_due`] says so,
+    /// and [`Self::listen`] before going to sleep.
     pub fn set_quiet(&mut self, quiet: bool) {
         self.quiet = quiet;
     }

@@ -1,14 +1,17 @@
 //! The driver is told of what is done: the used ring, and the interrupt for it.
 //!
 //! Interrupts are coalesced. Where requests are done as fast as the driver makes them, each would be answered with an interrupt
-//! of its own, in the middle of the driver's making the next, and none of them would find a second one done. So a publication
-//! may leave the decision about its interrupt to a later one, for [`COALESCE`] at most from then on. It does so only while
-//! - whoever drives the queue looks at the available ring itself, so that there is a later one without a notification,
-//! - nothing runs: else a file's time would be added to the wait,
-//! - fewer requests are published than the driver had under way before. That is learned: when as many are signalled and the
-//!   driver still waits for others, it is twice as many the next time, and when no more came in time, as many as there were.
+//! of its own, in the middle of the driver's making the next, and none of them would find a second one done. So what is
+//! published may be signalled with a later publication. It waits only while
+//! - the driver wants an interrupt for it, and was asked to notify of nothing: whoever drives the queue looks at the available
+//!   ring, so that there will be a later publication, and calls [`Queue::signal_overdue`] when there was none in time;
+//! - none of the queue's transfers runs, whose time would be added to the wait, and no flush is among what is done, which a
+//!   driver waits for with all else;
+//! - fewer requests wait than the driver had under way before. That is learned: when so many are signalled and it waits for
+//!   others still, it is twice as many the next time, and when no more came in time, as many as there were.
 //!
-//! So a driver that makes its requests one by one is told of each at once, and one that makes them by four of each four.
+//! A driver that makes its requests one by one is told of each at once, and one that makes them by four of each four. The time
+//! is a few times what lately passed from one publication to the next.
 
 use std::mem;
 
@@ -16,8 +19,12 @@ use super::Queue;
 use crate::steps::step;
 use crate::trace::{self, Kind};
 
-/// How long a publication may wait for the next, in nanoseconds: some of the times that a driver takes between two requests.
-const COALESCE: u64 = 50_000;
+/// How long to wait for the next publication at most, in nanoseconds.
+const PAUSE: u64 = 50_000;
+/// How long the first one waits at most, in nanoseconds.
+const WAIT: u64 = 500_000;
+/// How many times the mean from one publication to the next to wait.
+const PATIENCE: u64 = 4;
 /// Most requests that are signalled together.
 const MAX_COALESCED: u16 = 32;
 /// A driver that has wanted no interrupt for so many decisions looks at the used ring itself.
@@ -29,14 +36,22 @@ pub(super) struct Signals {
     decided: u16,
     /// How many requests to signal together.
     together: u16,
-    /// When to decide at the latest, if a decision is owed; by the queue's clock.
+    /// When the first publication since the last decision was, by the queue's clock.
+    since: u64,
+    /// When to decide at the latest.
     until: u64,
+    /// When the last publication was, if the driver had more to come.
+    published: Option<u64>,
+    /// Mean time from such a publication to the next.
+    pace: u64,
+    /// A flush is among what is done.
+    flushed: bool,
     /// The next decision is for an interrupt, whatever the driver wants: one may have been lost with the daemon.
     force: bool,
     /// Decisions since the driver last wanted an interrupt.
     unwanted: u16,
-    /// See [`Queue::is_crowded`].
-    crowded: bool,
+    /// See [`Queue::take_crowded`].
+    crowded: Option<bool>,
 }
 
 impl Signals {
@@ -44,11 +59,37 @@ impl Signals {
         Self {
             decided: used_idx,
             together: 1,
+            since: 0,
             until: 0,
+            published: None,
+            pace: PAUSE / PATIENCE,
+            flushed: false,
             force,
             unwanted: 0,
-            crowded: false,
+            crowded: None,
         }
+    }
+
+    /// A flush is done.
+    pub const fn set_flushed(&mut self) {
+        self.flushed = true;
+    }
+
+    /// There was a publication.
+    fn measure(&mut self, now: u64) {
+        if let Some(last) = self.published {
+            self.pace = (3 * self.pace + now.saturating_sub(last).min(PAUSE)) / 4;
+        }
+    }
+
+    /// The last publication is left to a later one.
+    fn wait(&mut self, now: u64, first: bool) {
+        if first {
+            self.since = now;
+        }
+        let pause = (PATIENCE * self.pace).min(PAUSE);
+        self.until = now.saturating_add(pause).min(self.since.saturating_add(WAIT));
+        self.published = Some(now);
     }
 }
 
@@ -58,16 +99,16 @@ impl Queue {
     pub fn publish(&mut self) -> usize {
         let count = self.done.len();
         if count > 0 {
+            let first = self.unsignalled() == 0;
             self.write_used();
-            if self.may_coalesce() {
-                self.signals.until = self.clock.now().saturating_add(COALESCE);
+            let now = self.clock.now();
+            self.signals.measure(now);
+            if self.may_coalesce() && self.is_interrupt_wanted() {
+                self.signals.wait(now, first);
                 self.stats.interrupts_coalesced.add(1);
                 return count;
             }
-        }
-        let unsignalled = self.unsignalled();
-        if unsignalled >= self.signals.together && self.outstanding() > 0 {
-            self.signals.together = self.signals.together.saturating_mul(2).min(MAX_COALESCED);
+            self.signals.published = (self.outstanding() > 0).then_some(now);
         }
         self.signal();
         count
@@ -100,8 +141,13 @@ impl Queue {
         self.used_idx.wrapping_sub(self.signals.decided)
     }
 
+    fn is_interrupt_wanted(&self) -> bool {
+        self.ring.interrupt_wanted(self.signals.decided, self.used_idx)
+    }
+
     fn may_coalesce(&self) -> bool {
         !self.signals.force
+            && !self.signals.flushed
             && !self.listening
             && self.running == 0
             && self.unsignalled() < self.signals.together
@@ -109,33 +155,44 @@ impl Queue {
             && self.deadline.is_none()
     }
 
-    /// When to call [`Self::signal_now`], if no publication comes before: requests have been published, and their interrupt was
-    /// left to the next. By the queue's clock.
+    /// When to call [`Self::signal_overdue`], if no publication comes before: requests have been published, and their interrupt
+    /// was left to the next. By the queue's clock.
     #[must_use]
     pub fn interrupt_due(&self) -> Option<u64> {
         (self.unsignalled() > 0).then_some(self.signals.until)
     }
 
-    /// Nothing more was published: the driver is told of what there is.
-    pub fn signal_now(&mut self) {
-        self.signals.together = self.unsignalled().clamp(1, MAX_COALESCED);
+    /// No more came in time: the driver is told of what there is, and this many are waited for from now on.
+    pub fn signal_overdue(&mut self) {
+        if self.unsignalled() > 0 {
+            self.signals.together = self.unsignalled().min(MAX_COALESCED);
+            self.signals.published = None;
+        }
         self.signal();
     }
 
-    /// Decides about an interrupt for what was published since the last decision.
-    fn signal(&mut self) {
+    /// Tells the driver of what was published since the last decision, if it wants to be told.
+    pub fn signal(&mut self) {
         let count = self.unsignalled();
         if count > 0 {
-            let wanted = self.ring.interrupt_wanted(self.signals.decided, self.used_idx);
+            let wanted = self.is_interrupt_wanted();
+            let more = self.outstanding() > 0;
             let signals = &mut self.signals;
             signals.decided = self.used_idx;
+            signals.flushed = false;
+            if wanted && count >= signals.together && more {
+                signals.together = signals.together.saturating_mul(2).min(MAX_COALESCED);
+            } else if self.listening && count < signals.together {
+                // It notifies: what it has under way is less than it was.
+                signals.together = (signals.together / 2).max(1);
+            }
             signals.unwanted = if wanted {
                 0
             } else {
                 signals.unwanted.saturating_add(1)
             };
             let behind = (1..POLLS).contains(&signals.unwanted);
-            signals.crowded = count > 1 || self.running > 0 || behind;
+            signals.crowded = Some(count > 1 || self.running > 0 || behind);
             signals.force |= wanted;
             if !signals.force {
                 self.stats.interrupts_suppressed.add(1);
@@ -149,10 +206,10 @@ impl Queue {
         }
     }
 
-    /// Whether the driver had more than one request under way when it was last decided about an interrupt: some ran or were
-    /// signalled with it, or the driver wanted no interrupt, as it was not through with the completions before. (One that has
-    /// wanted none for long polls, which says nothing.)
-    pub(crate) const fn is_crowded(&self) -> bool {
-        self.signals.crowded
+    /// If it was decided about an interrupt since this was last asked: whether the driver had more than one request under way
+    /// then. Some ran or were signalled with it, or the driver wanted no interrupt, as it was not through with the completions
+    /// before. (One that has wanted none for long polls, which says nothing.)
+    pub(crate) const fn take_crowded(&mut self) -> Option<bool> {
+        self.signals.crowded.take()
     }
 }

@@ -145,6 +145,7 @@ impl Reactor {
             clock: Clock::Monotonic,
             polling: Polling::new(options.poll),
             crowded: false,
+            told: None,
             stopping: false,
         };
         core.watch(mailbox.event(), ReadWidth::Eight, Watcher::Mailbox)?;
@@ -189,6 +190,8 @@ struct Core {
     polling: Polling,
     /// Among the drivers that were last told of requests is one with more than one under way.
     crowded: bool,
+    /// The same of this round, once one was told.
+    told: Option<bool>,
     stopping: bool,
 }
 
@@ -209,7 +212,6 @@ impl Core {
             // What was done in place, so that it is published in this round.
             self.finish(&mut done);
             self.publish();
-            self.signal_due();
             self.abandon_leaving();
             self.settle();
             if self.stopping && self.queues.is_empty() {
@@ -220,6 +222,11 @@ impl Core {
             }
             self.remotes.submit();
             let idle = commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
+            if !idle {
+                // Those that nobody notifies of are looked at all the same, and nobody is kept waiting for others' work.
+                self.signal(None);
+                self.kick_quiet(|queue| queue.has_available());
+            }
             if idle && (self.coalesce() || self.look_on()) {
                 // Nobody was asked to ring, so nobody is told not to.
                 self.sleeper.wait(Sleep::Not, &mut ready)?;
@@ -259,48 +266,66 @@ impl Core {
     /// While interrupts are owed, looks for more that they may signal, with everything submitted. `true`: something has
     /// happened; else none is owed any more.
     fn coalesce(&mut self) -> bool {
-        if let Sleeper::Uring(ring) = &mut self.sleeper
-            && !self.owing.is_empty()
-        {
+        if self.owing.is_empty() {
+            return false;
+        }
+        if let Sleeper::Uring(ring) = &mut self.sleeper {
             ring.submit();
         }
-        while let Some(until) = self.signal_due() {
-            let clock = self.clock.clone();
-            if poll::look(|| self.look(), || clock.now() >= until) {
-                self.kick_quiet(|queue| queue.has_available());
-                return true;
-            }
+        let start = Instant::now();
+        let clock = self.clock.clone();
+        let mut found = false;
+        while !found {
+            let now = clock.now();
+            let Some(until) = self.signal(Some(now)) else {
+                break;
+            };
+            // What a limit keeps waiting goes on at its moment.
+            let limit = self.until_deadline();
+            let until = limit.at_most().map_or(until, |limit| {
+                until.min(now.saturating_add(limit.as_nanos() as u64))
+            });
+            found = limit == Sleep::Not || poll::look(|| self.look(), || clock.now() >= until);
         }
-        false
+        let time = start.elapsed();
+        for registered in &mut self.bells {
+            registered.bell.looked(found, time);
+        }
+        if found {
+            self.kick_quiet(|queue| queue.has_available());
+        }
+        found
     }
 
-    /// Signals what has waited for long enough. Gives when the next will have, if there is one.
-    fn signal_due(&mut self) -> Option<u64> {
-        if self.owing.is_empty() {
-            return None;
-        }
-        let now = self.clock.now();
-        let (mut told, mut crowded, mut next) = (false, false, None);
-        let queues = &mut self.queues;
+    /// Raises the owed interrupts that are overdue `now`, or all of them. Gives when the next one is due.
+    fn signal(&mut self, now: Option<u64>) -> Option<u64> {
+        let mut next: Option<u64> = None;
+        let (queues, mut crowded) = (&mut self.queues, None);
         self.owing.retain(|id| {
             let Some(entry) = queues.get_mut(id) else {
                 return false;
             };
             let due = entry.queue.interrupt_due();
-            entry.owing = due.is_some_and(|at| at > now);
+            entry.owing = due.is_some() && due > now && now.is_some();
             if entry.owing {
                 next = due.min(next.or(due));
-            } else if due.is_some() {
-                entry.queue.signal_now();
-                told = true;
-                crowded |= entry.queue.is_crowded();
+                return true;
             }
-            entry.owing
+            match now {
+                Some(_) => entry.queue.signal_overdue(),
+                None => entry.queue.signal(),
+            }
+            crowded = crowded.max(entry.queue.take_crowded());
+            false
         });
-        if told {
-            self.crowded = crowded;
-        }
+        self.note_crowded(crowded);
         next
+    }
+
+    /// Drivers were told of requests in this round; whether one of them has several under way.
+    fn note_crowded(&mut self, crowded: Option<bool>) {
+        self.told = self.told.max(crowded);
+        self.crowded = self.told.unwrap_or(self.crowded);
     }
 
     /// Whether there is something to do.
@@ -592,6 +617,7 @@ impl Core {
         if !self.waiting.is_empty() {
             self.kick_due();
         }
+        let quiet = self.polling.is_worth_it() && matches!(self.sleeper, Sleeper::Uring(_));
         while let Some(id) = self.kicked.pop() {
             let Some(entry) = self.queues.get_mut(&id) else {
                 continue;
@@ -603,7 +629,7 @@ impl Core {
                 self.mark_dirty(id);
                 continue;
             };
-            entry.queue.set_quiet(self.polling.is_worth_it());
+            entry.queue.set_quiet(quiet);
             entry.queue.service(engine);
             if entry.queue.wants_to_listen() && !entry.quiet {
                 entry.quiet = true;
@@ -668,23 +694,20 @@ impl Core {
 
     /// One publication and at most one interrupt for each queue that has something; or one is owed then.
     fn publish(&mut self) {
-        let (mut told, mut crowded) = (false, false);
+        self.told = None;
+        let mut crowded = None;
         for id in &self.dirty {
             let Some(entry) = self.queues.get_mut(id) else {
                 continue;
             };
-            let published = entry.queue.publish() > 0;
-            if entry.queue.interrupt_due().is_none() {
-                told |= published;
-                crowded |= published && entry.queue.is_crowded();
-            } else if !entry.owing {
+            entry.queue.publish();
+            crowded = crowded.max(entry.queue.take_crowded());
+            if entry.queue.interrupt_due().is_some() && !entry.owing {
                 entry.owing = true;
                 self.owing.push(*id);
             }
         }
-        if told {
-            self.crowded = crowded;
-        }
+        self.note_crowded(crowded);
     }
 
     /// Tells those who wait for queues that have come to rest.

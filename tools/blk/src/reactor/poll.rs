@@ -6,7 +6,7 @@
 //! than the longest time worth polling, the next poll is twice as long; had it been longer, nothing is polled until short
 //! sleeps return. An idle daemon sleeps. One rule is ours: a sleep that ends at a moment known beforehand (a limit's) found
 //! nothing, and neither did the poll before it, if there was one, so the next one is half as long. The reactor has another:
-//! nobody looks on for drivers that have several requests under way ([`Queue::is_crowded`](crate::queue::Queue::is_crowded)).
+//! nobody looks on for drivers that have several requests under way ([`Queue::take_crowded`](crate::queue::Queue::take_crowded)).
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ impl Polling {
         }
     }
 
-    /// Calls `look` until it gives `true`, or the time is up. Gives what it gave last, and how long that took.
+    /// Calls `look_once` until it gives `true`, or the time is up. Gives what it gave last, and how long that took.
     pub fn look_on(&self, look_once: impl FnMut() -> bool) -> (bool, Duration) {
         if self.window.is_zero() {
             return (false, Duration::ZERO);

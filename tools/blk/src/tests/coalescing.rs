@@ -1,35 +1,35 @@
 //! Interrupts for several publications: which wait, for how long, and that each is raised in the end.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
 use super::rig::*;
-use super::service::{PATIENCE, Running, own_queue};
+use super::service::{Again, PATIENCE, Running, own_queue};
 use crate::clock::Clock;
 use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::queue::Queue;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{Bell, Commands, QueueId, ReactorOptions, ReadWidth};
-use crate::ring::RingAddresses;
+use crate::reactor::ReactorOptions;
 use crate::stats::QueueStats;
 use crate::throttle::{Rate, RateLimits};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-/// When an interrupt is due that was left to a later publication at time 0.
-const DUE: Option<u64> = Some(50_000);
+const EVENT_IDX: u64 = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
 
-/// A queue by hand, of which whoever drives it looks at the available ring, at a time that stands still.
-fn looked_at(features: u64) -> Rig {
+/// A queue by hand, of which whoever drives it looks at the available ring, and its time, which stands still.
+fn timed(features: u64) -> (Rig, Arc<AtomicU64>) {
     let mut rig = Rig::with(EngineKind::Threads, 128, features, false);
-    rig.queue().set_clock(Clock::Manual(Arc::new(AtomicU64::new(0))));
+    let time = Arc::new(AtomicU64::new(0));
+    rig.queue().set_clock(Clock::Manual(time.clone()));
     rig.queue().set_quiet(true);
-    rig
+    (rig, time)
+}
+
+fn looked_at(features: u64) -> Rig {
+    timed(features).0
 }
 
 /// Offers requests that are done as soon as they are taken.
@@ -48,9 +48,9 @@ fn round(rig: &mut Rig, more: u16) {
     rig.queue().publish();
 }
 
-/// Interrupts so far, and when the next is due.
-fn told(rig: &mut Rig) -> (usize, Option<u64>) {
-    (rig.interrupt_count(), rig.queue().interrupt_due())
+/// Interrupts so far, and whether one is owed.
+fn told(rig: &mut Rig) -> (usize, bool) {
+    (rig.interrupt_count(), rig.queue().interrupt_due().is_some())
 }
 
 /// Lets the queue learn that its driver has `depth` requests under way, a power of two. One is left in the available ring.
@@ -71,7 +71,7 @@ fn learn(rig: &mut Rig, depth: u16) {
 // together; and when it has fewer than before, of those that there are.
 #[test]
 fn as_many_as_the_driver_has_under_way() {
-    for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
+    for features in [ALL_FEATURES, EVENT_IDX] {
         let mut rig = looked_at(features);
         let mut step = |offered: u16, more: u16| {
             rig.await_interrupt();
@@ -80,25 +80,136 @@ fn as_many_as_the_driver_has_under_way() {
             rig.take_used();
             told(&mut rig)
         };
-        assert_eq!(step(1, 0), (1, None));
-        assert_eq!(step(1, 0), (2, None));
+        assert_eq!(step(1, 0), (1, false));
+        assert_eq!(step(1, 0), (2, false));
         // It does not wait for this one before it makes the next.
-        assert_eq!(step(1, 1), (3, None));
-        assert_eq!(step(0, 1), (3, DUE), "one of two");
-        assert_eq!(step(0, 0), (4, None), "two of two");
-        assert_eq!(step(1, 0), (4, DUE));
-        rig.queue().signal_now();
-        assert_eq!(told(&mut rig), (5, None), "the second did not come");
+        assert_eq!(step(1, 1), (3, false));
+        assert_eq!(step(0, 1), (3, true), "one of two");
+        assert_eq!(step(0, 0), (4, false), "two of two");
+        assert_eq!(step(1, 0), (4, true));
+        rig.queue().signal_overdue();
+        assert_eq!(told(&mut rig), (5, false), "the second did not come");
+        rig.queue().signal_overdue();
         rig.await_interrupt();
         offer(&mut rig, 1);
         round(&mut rig, 0);
-        assert_eq!(told(&mut rig), (6, None), "and is not waited for any more");
+        assert_eq!(told(&mut rig), (6, false), "and is not waited for any more");
         let stats = rig.queue().stats().clone();
         assert_eq!(
             (stats.publications.get(), stats.interrupts_coalesced.get()),
             (7, 2)
         );
     }
+}
+
+// Told early for others' sake, it learns nothing of that; asked for notifications of ever fewer requests, it does.
+#[test]
+fn what_is_not_learned_from() {
+    let mut rig = looked_at(ALL_FEATURES);
+    learn(&mut rig, 4);
+    round(&mut rig, 0);
+    rig.queue().signal();
+    offer(&mut rig, 1);
+    round(&mut rig, 0);
+    assert!(told(&mut rig).1, "four are waited for still");
+    rig.queue().signal();
+    for waits in [true, false] {
+        rig.queue().set_quiet(false);
+        offer(&mut rig, 1);
+        round(&mut rig, 0);
+        rig.queue().set_quiet(true);
+        offer(&mut rig, 1);
+        round(&mut rig, 0);
+        assert_eq!(told(&mut rig).1, waits);
+        rig.queue().signal();
+    }
+}
+
+// A driver that looks at the used ring itself has nothing to be told of, however fast it is back.
+#[test]
+fn a_driver_that_polls_is_not_waited_for() {
+    let mut rig = looked_at(ALL_FEATURES);
+    rig.set_u16(rig.ring.avail.0, VIRTQ_AVAIL_F_NO_INTERRUPT);
+    offer(&mut rig, 1);
+    for _ in 0..200 {
+        round(&mut rig, 1);
+        assert_eq!(told(&mut rig), (0, false));
+    }
+    assert_eq!(rig.queue().take_crowded(), Some(false));
+    rig.set_u16(rig.ring.avail.0, 0);
+    round(&mut rig, 0);
+    assert_eq!(told(&mut rig), (1, false));
+}
+
+// The wait for the next is some of the times that passed between the last ones, and that of the first is bounded.
+#[test]
+fn how_long_it_waits() {
+    const US: u64 = 1000;
+    for (pace, wait, publications) in [(1, 4, 31), (10, 40, 31), (40, 50, 12), (90, 50, 0)] {
+        let (mut rig, time) = timed(ALL_FEATURES);
+        learn(&mut rig, 32);
+        for _ in 0..40 {
+            round(&mut rig, 1);
+            rig.queue().signal();
+            time.fetch_add(pace * US, Ordering::Relaxed);
+        }
+        let start = time.load(Ordering::Relaxed);
+        let mut waited = 0;
+        for _ in 0..31 {
+            round(&mut rig, 1);
+            let now = time.load(Ordering::Relaxed);
+            let due = rig.queue().interrupt_due().unwrap();
+            assert_eq!(
+                due.div_ceil(US),
+                (now / US + wait).min(start / US + 500),
+                "{pace}"
+            );
+            if due < now + pace * US {
+                break;
+            }
+            waited += 1;
+            time.fetch_add(pace * US, Ordering::Relaxed);
+        }
+        assert_eq!(waited, publications, "{pace}");
+    }
+}
+
+// virtio-checklist 50: indices wrap while an interrupt is owed.
+#[test]
+fn indices_wrap() {
+    let mut rig = looked_at(EVENT_IDX);
+    learn(&mut rig, 2);
+    round(&mut rig, 0);
+    let mut raised = rig.interrupt_count();
+    for pair in 0..40_000 {
+        assert_eq!(told(&mut rig), (raised, true), "pair {pair}");
+        if pair % 2 == 0 {
+            // Of what is owed it has seen a part.
+            rig.take_used();
+            rig.await_interrupt();
+        }
+        offer(&mut rig, 1);
+        round(&mut rig, 0);
+        raised += 1;
+        assert_eq!(told(&mut rig), (raised, false), "pair {pair}");
+        rig.take_used();
+        rig.await_interrupt();
+        offer(&mut rig, 1);
+        round(&mut rig, 0);
+    }
+}
+
+// virtio-checklist 13: a queue comes to rest with nothing owed.
+#[test]
+fn a_queue_at_rest_owes_nothing() {
+    let mut rig = looked_at(ALL_FEATURES);
+    learn(&mut rig, 2);
+    round(&mut rig, 0);
+    let (raised, owed) = told(&mut rig);
+    assert!(owed);
+    rig.queue().set_paused(true);
+    rig.queue().publish();
+    assert_eq!(told(&mut rig), (raised + 1, false));
 }
 
 #[test]
@@ -121,17 +232,17 @@ fn no_more_than_thirty_two() {
 #[test]
 fn a_driver_that_has_looked_gets_none() {
     for looks in [false, true] {
-        let mut rig = looked_at(ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX));
+        let mut rig = looked_at(EVENT_IDX);
         learn(&mut rig, 2);
         let before = rig.interrupt_count();
         round(&mut rig, 0);
-        assert_eq!(told(&mut rig), (before, DUE));
+        assert_eq!(told(&mut rig), (before, true));
         if looks {
             rig.take_used();
             rig.await_interrupt();
         }
-        rig.queue().signal_now();
-        assert_eq!(told(&mut rig), (before + usize::from(!looks), None));
+        rig.queue().signal_overdue();
+        assert_eq!(told(&mut rig), (before + usize::from(!looks), false));
     }
 }
 
@@ -184,6 +295,10 @@ fn it_waits_only_for_what_may_come_at_once() {
         "the driver notifies of the next"
     );
     assert!(!waits(reads, |_| {}), "they run");
+    let flush = |rig: &mut Rig| {
+        rig.offer_request(120, VIRTIO_BLK_T_FLUSH, 0, None);
+    };
+    assert!(!waits(flush, finish), "there was a flush");
     assert!(waits(|rig| limit(rig, 2), finish), "both have passed");
     assert!(!waits(|rig| limit(rig, 1), finish), "one may not pass yet");
     assert!(
@@ -240,58 +355,11 @@ fn it_is_raised_when_no_more_comes() {
     }
 }
 
-/// Offers each request of a queue again as soon as it is done, so that the reactor never comes to rest.
-struct Again {
-    memory: GuestMemoryMmap,
-    ring: RingAddresses,
-    id: QueueId,
-    seen: u16,
-    made: u16,
-}
-
-impl Again {
-    /// A queue full of requests, more than are taken in one round.
-    fn new(reactor: &Running) -> Self {
-        let mut rig = Rig::closed(EngineKind::IoUring, 1024, ALL_FEATURES, false);
-        let made = 341;
-        for lane in 0..made {
-            rig.offer_request(lane * 3, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
-        }
-        Self {
-            memory: rig.memory.clone(),
-            ring: rig.ring,
-            id: reactor.handle.add(own_queue(&rig).0),
-            seen: 0,
-            made,
-        }
-    }
-}
-
-impl Bell for Again {
-    fn collect(&mut self, commands: &mut Commands) {
-        let (memory, used, avail) = (&self.memory, self.ring.used.0, self.ring.avail.0);
-        let at = |index: u16, size: u64| 4 + size * u64::from(index % self.ring.size);
-        let done: u16 = memory.read_obj(GuestAddress(used + 2)).unwrap();
-        while self.seen != done {
-            let head: u32 = memory.read_obj(GuestAddress(used + at(self.seen, 8))).unwrap();
-            let slot = GuestAddress(avail + at(self.made, 2));
-            memory.write_obj(head as u16, slot).unwrap();
-            self.seen = self.seen.wrapping_add(1);
-            self.made = self.made.wrapping_add(1);
-        }
-        memory.write_obj(self.made, GuestAddress(avail + 2)).unwrap();
-        commands.kick(self.id);
-    }
-}
-
 // Other queues' work does not put it off.
 #[test]
 fn it_is_raised_beside_a_busy_queue() {
     let reactor = looking();
-    let again = Again::new(&reactor);
-    reactor
-        .handle
-        .add_bell(eventfd().unwrap(), ReadWidth::Eight, Box::new(again));
+    Again::add(&reactor);
     let mut rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
     let (queue, interrupts, stats) = learned(&mut rig);
     let id = reactor.handle.add(queue);

@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
 use super::rig::*;
 use crate::disk::{Disk, EngineKind};
 use crate::queue::Queue;
 use crate::reactor::wait::eventfd;
 use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
+use crate::ring::RingAddresses;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -397,6 +400,53 @@ impl Bell for Kicking {
     }
 }
 
+/// Offers each request of a queue again as soon as it is done, so that the reactor never comes to rest.
+pub struct Again {
+    memory: GuestMemoryMmap,
+    ring: RingAddresses,
+    id: QueueId,
+    seen: u16,
+    made: u16,
+}
+
+impl Again {
+    /// Adds a queue full of requests, more than are taken in one round.
+    pub fn add(reactor: &Running) {
+        let mut rig = Rig::closed(EngineKind::IoUring, 1024, ALL_FEATURES, false);
+        let made = 341;
+        for lane in 0..made {
+            rig.offer_request(lane * 3, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
+        }
+        let again = Self {
+            memory: rig.memory.clone(),
+            ring: rig.ring,
+            id: reactor.handle.add(own_queue(&rig).0),
+            seen: 0,
+            made,
+        };
+        reactor
+            .handle
+            .add_bell(eventfd().unwrap(), ReadWidth::Eight, Box::new(again));
+    }
+}
+
+impl Bell for Again {
+    fn collect(&mut self, commands: &mut Commands) {
+        let (memory, used, avail) = (&self.memory, self.ring.used.0, self.ring.avail.0);
+        let at = |index: u16, size: u64| 4 + size * u64::from(index % self.ring.size);
+        let done: u16 = memory.read_obj(GuestAddress(used + 2)).unwrap();
+        while self.seen != done {
+            let head: u32 = memory.read_obj(GuestAddress(used + at(self.seen, 8))).unwrap();
+            let slot = GuestAddress(avail + at(self.made, 2));
+            memory.write_obj(head as u16, slot).unwrap();
+            self.seen = self.seen.wrapping_add(1);
+            self.made = self.made.wrapping_add(1);
+        }
+        memory.write_obj(self.made, GuestAddress(avail + 2)).unwrap();
+        commands.kick(self.id);
+    }
+}
+
 // A large queue that its driver refills as fast as it can starves neither its own completions nor other queues.
 #[test]
 fn a_full_queue_starves_nobody() {
@@ -449,6 +499,31 @@ fn a_full_queue_starves_nobody() {
                 "{rounds} rounds beside {served} requests"
             );
         });
+    }
+}
+
+// Nor those that are asked for no notifications, since they are looked at: in every round.
+#[test]
+fn a_full_queue_starves_nobody_who_does_not_notify() {
+    let reactor = Running::with(ReactorOptions {
+        poll: Duration::from_secs(1_000_000),
+        ..ReactorOptions::default()
+    });
+    let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
+    let (queue, interrupts) = own_queue(&rig);
+    let id = reactor.handle.add(queue);
+    // Once it has slept for less than hours.
+    let deadline = Instant::now() + PATIENCE;
+    while rig.notification_wanted() {
+        assert!(Instant::now() < deadline);
+        reactor.handle.kick(id);
+        std::thread::yield_now();
+    }
+    Again::add(&reactor);
+    for _ in 0..20 {
+        assert!(!rig.notification_wanted());
+        rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
+        collect(&mut rig, &interrupts, 1);
     }
 }
 
