@@ -141,6 +141,24 @@ fn a_driver_that_polls_is_not_waited_for() {
     assert_eq!(told(&mut rig), (1, false));
 }
 
+// What it does not want to be told of now, it will look for; and a flush makes nothing but itself urgent.
+#[test]
+fn what_waits_no_longer_than_it_has_to() {
+    let mut rig = looked_at(ALL_FEATURES);
+    learn(&mut rig, 4);
+    let raised = rig.interrupt_count();
+    rig.set_u16(rig.ring.avail.0, VIRTQ_AVAIL_F_NO_INTERRUPT);
+    round(&mut rig, 0);
+    assert_eq!(told(&mut rig), (raised, false));
+    rig.set_u16(rig.ring.avail.0, 0);
+    rig.offer_request(120, VIRTIO_BLK_T_FLUSH, 0, None);
+    rig.run();
+    assert_eq!(told(&mut rig), (raised + 1, false));
+    offer(&mut rig, 1);
+    round(&mut rig, 0);
+    assert_eq!(told(&mut rig), (raised + 1, true));
+}
+
 // The wait for the next is some of the times that passed between the last ones, and that of the first is bounded.
 #[test]
 fn how_long_it_waits() {

@@ -163,9 +163,9 @@ pub fn set_online(root: &Path, cpu: u32, online: bool) -> io::Result<()> {
     expedited(root, || fs::write(path, if online { "1" } else { "0" }))
 }
 
-/// Does `work` while Linux expedites the RCU grace periods that it waits for, as it does itself when it suspends: most of what
-/// it takes to turn a CPU off or on is such waiting. For the others in the system it means IPIs, so it is as it was afterwards,
-/// and is left alone where somebody has turned it on or a kernel does not have it.
+/// Does `work` with RCU grace periods expedited, as Linux has them itself when it suspends: most of the time of turning a CPU
+/// off or on goes by in waiting for them. They cost IPIs to the CPUs that are online, so afterwards it is as it was before. Where
+/// somebody has turned it on, or the kernel has no such file, it is left alone.
 fn expedited<T>(root: &Path, work: impl FnOnce() -> T) -> T {
     let path = root.join("sys/kernel/rcu_expedited");
     let ours =
