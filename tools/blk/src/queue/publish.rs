@@ -7,8 +7,8 @@
 //!   ring, so that there will be a later publication, and calls [`Queue::signal_overdue`] when there was none in time;
 //! - none of the queue's transfers runs, whose time would be added to the wait, and no flush is among what is done, which a
 //!   driver waits for with all else;
-//! - fewer requests wait than the driver had under way before. That is learned: when so many are signalled and it waits for
-//!   others still, it is twice as many the next time, and when no more came in time, as many as there were.
+//! - fewer requests wait than the driver had under way before. That is learned: when so many are signalled and it has made
+//!   others meanwhile, none of which runs, it is twice as many the next time, and when no more came in time, as many as there were.
 //!
 //! A driver that makes its requests one by one is told of each at once, and one that makes them by four of each four. The time
 //! is a few times what lately passed from one publication to the next.
@@ -176,7 +176,7 @@ impl Queue {
         let count = self.unsignalled();
         if count > 0 {
             let wanted = self.is_interrupt_wanted();
-            let more = self.outstanding() > 0;
+            let more = self.running == 0 && self.outstanding() > 0;
             let signals = &mut self.signals;
             signals.decided = self.used_idx;
             signals.flushed = false;

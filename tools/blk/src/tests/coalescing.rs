@@ -125,6 +125,23 @@ fn what_is_not_learned_from() {
     }
 }
 
+// Requests that still run say how long they take, not how many the driver makes while others are done.
+#[test]
+fn what_runs_is_not_learned_from() {
+    for runs in [false, true] {
+        let mut rig = looked_at(ALL_FEATURES);
+        offer(&mut rig, 1);
+        if runs {
+            rig.offer_request(120, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
+        }
+        round(&mut rig, u16::from(!runs));
+        assert_eq!(told(&mut rig), (1, false));
+        finish(&mut rig);
+        round(&mut rig, 0);
+        assert_eq!(told(&mut rig).1, !runs);
+    }
+}
+
 // A driver that looks at the used ring itself has nothing to be told of, however fast it is back.
 #[test]
 fn a_driver_that_polls_is_not_waited_for() {
