@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
 
 use super::rig::*;
 use super::service::{Again, PATIENCE, Running, own_queue};
@@ -11,7 +10,6 @@ use crate::clock::Clock;
 use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::queue::Queue;
-use crate::reactor::ReactorOptions;
 use crate::stats::QueueStats;
 use crate::throttle::{Rate, RateLimits};
 use crate::virtio::*;
@@ -342,25 +340,6 @@ fn it_waits_only_for_what_may_come_at_once() {
     );
 }
 
-/// A reactor that looks at available rings itself, and will for hours.
-fn looking() -> Running {
-    let reactor = Running::with(ReactorOptions {
-        poll: Duration::from_secs(1_000_000),
-        ..ReactorOptions::default()
-    });
-    let rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
-    let id = reactor.handle.add(own_queue(&rig).0);
-    // Once it has slept for less than hours.
-    let deadline = Instant::now() + PATIENCE;
-    while rig.notification_wanted() {
-        assert!(Instant::now() < deadline);
-        reactor.handle.kick(id);
-        std::thread::yield_now();
-    }
-    reactor.remove(id);
-    reactor
-}
-
 /// A queue that has learned of two requests under way, with one in its available ring; its interrupts and its counters.
 fn learned(rig: &mut Rig) -> (Queue, Receiver<()>, Arc<QueueStats>) {
     let (queue, interrupts) = own_queue(rig);
@@ -375,7 +354,7 @@ fn learned(rig: &mut Rig) -> (Queue, Receiver<()>, Arc<QueueStats>) {
 #[test]
 fn it_is_raised_when_no_more_comes() {
     for engine in ENGINES {
-        let reactor = looking();
+        let reactor = Running::looking();
         let mut rig = Rig::closed(engine, 128, ALL_FEATURES, false);
         let (queue, interrupts, stats) = learned(&mut rig);
         assert_eq!(stats.interrupts_coalesced.get(), 0);
@@ -393,7 +372,7 @@ fn it_is_raised_when_no_more_comes() {
 // Other queues' work does not put it off.
 #[test]
 fn it_is_raised_beside_a_busy_queue() {
-    let reactor = looking();
+    let reactor = Running::looking();
     Again::add(&reactor);
     let mut rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
     let (queue, interrupts, stats) = learned(&mut rig);

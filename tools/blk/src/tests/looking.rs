@@ -17,14 +17,6 @@ use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 
-/// A reactor that looks on for hours from the first sleep on.
-fn for_hours() -> Running {
-    Running::with(ReactorOptions {
-        poll: Duration::from_secs(1_000_000),
-        ..ReactorOptions::default()
-    })
-}
-
 /// A driver that notifies when it is asked to: whether it was.
 fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, bell: &OwnedFd) -> bool {
     // The driver's half of 2.7.10: what was made available is visible before it looks at the wish.
@@ -41,7 +33,7 @@ fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, bell: &OwnedFd) -> bool
 #[test]
 fn what_comes_while_it_looks_on() {
     for engine in [EngineKind::IoUring, EngineKind::Threads] {
-        let reactor = for_hours();
+        let reactor = Running::for_hours();
         let peer = Arc::new(Peer::default());
         let bell = eventfd().unwrap();
         let mut writer = std::fs::File::from(bell.try_clone().unwrap());
@@ -85,7 +77,7 @@ fn what_comes_while_it_looks_on() {
 #[test]
 fn several_requests_are_not_looked_for() {
     for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
-        let reactor = for_hours();
+        let reactor = Running::for_hours();
         let (peer, bell) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
@@ -294,7 +286,7 @@ fn a_limit_is_slept_for() {
 // Queues that have gone are not looked at: the reactor asserts that it has no more of them on its list than there are.
 #[test]
 fn queues_that_come_and_go() {
-    let reactor = for_hours();
+    let reactor = Running::for_hours();
     for _ in 0..50 {
         let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
