@@ -11,6 +11,7 @@ use crate::memory::{GuestRam, IoVec};
 
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
+mod copies;
 pub(crate) mod pieces;
 mod registry;
 pub mod threads;

@@ -2,7 +2,7 @@
 //! `io_uring_enter`.
 //!
 //! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). What it does
-//! itself is transfers that the file takes as they are, some of them in [`pieces`], and syncs; all else is for a pool of
+//! itself is transfers that the file takes as they are, and syncs; large ones from and to memory are [`copies`]; all else is for a pool of
 //! threads of its own, made when first needed: the kernel would hand such operations to threads as well.
 
 use std::collections::VecDeque;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
-use super::pieces::{self, Pieces, Progress};
+use super::copies::Copies;
 use super::registry::Registry;
 use super::threads::Threads;
 use super::{Engine, IoDone, IoKind, IoOp, perform};
@@ -21,13 +21,8 @@ use crate::image::file::RawFile;
 use crate::memory::{GuestRam, IoVec};
 use crate::reactor::wait::{ReadWidth, Ready, Sleep};
 
-/// Set in the user data of a watch; the rest is its number.
+/// Set in the user data of a watch; the rest is its number. Without it, the user data is an operation's tag.
 const WATCH: u64 = 1 << 63;
-/// Set, without [`WATCH`], in the user data of a piece of a write; the rest is the write's number and, in the low 16 bits,
-/// the piece's. With neither, the user data is an operation's tag.
-const SPLIT: u64 = 1 << 62;
-/// The bits of a tag.
-const TAG: u64 = !(WATCH | SPLIT);
 /// The user data of the helpers' watch.
 const HELPERS: u64 = u64::MAX;
 /// The user data of a watch's removal.
@@ -90,11 +85,7 @@ pub struct Uring {
     /// Operations for which the submission queue had no room.
     backlog: VecDeque<IoOp>,
     done: Vec<IoDone>,
-    /// Writes in pieces, by number, and the numbers of those that have ended.
-    split: Vec<Progress>,
-    free_split: Vec<usize>,
-    #[cfg(test)]
-    pub(crate) pieces: usize,
+    copies: Copies,
     watches: Vec<Watch>,
     /// Numbers of watches that have ended.
     free_watches: Vec<usize>,
@@ -138,10 +129,7 @@ impl Uring {
             in_flight: 0,
             backlog: VecDeque::with_capacity(entries as usize),
             done: Vec::with_capacity(completions as usize),
-            split: Vec::new(),
-            free_split: Vec::new(),
-            #[cfg(test)]
-            pieces: 0,
+            copies: Copies::new(entries),
             watches: Vec::new(),
             free_watches: Vec::new(),
             rearm: Vec::new(),
@@ -235,9 +223,14 @@ impl Uring {
         self.registry.count()
     }
 
+    /// Whether there is something left to copy.
+    pub(crate) fn is_copying(&self) -> bool {
+        !self.copies.is_empty()
+    }
+
     /// Whether something has completed, or will when the ring is entered, that was not taken yet. No system call.
     pub(crate) fn is_ready(&mut self) -> bool {
-        if !self.done.is_empty() || !self.ring.completion().is_empty() {
+        if !self.done.is_empty() || self.is_copying() || !self.ring.completion().is_empty() {
             return true;
         }
         let queue = self.ring.submission();
@@ -251,7 +244,8 @@ impl Uring {
         if let Some(helpers) = &mut self.helpers {
             helpers.pool.submit();
         }
-        let idle = self.done.is_empty() && self.backlog.is_empty();
+        self.copies.go_on(&mut self.done);
+        let idle = self.done.is_empty() && self.backlog.is_empty() && !self.is_copying();
         self.enter(if idle { sleep } else { Sleep::Not })?;
         self.collect(ready);
         Ok(())
@@ -287,17 +281,6 @@ impl Uring {
         let mut helped = false;
         for entry in self.ring.completion() {
             let (data, result) = (entry.user_data(), entry.result());
-            if data & (WATCH | SPLIT) == SPLIT {
-                self.in_flight = self.in_flight.saturating_sub(1);
-                let (number, piece) = ((data & !SPLIT) >> 16, data as u16);
-                let progress = self.split.get_mut(number as usize);
-                let ended = progress.and_then(|progress| progress.ended(piece.into(), result));
-                if let Some((tag, result)) = ended {
-                    self.free_split.push(number as usize);
-                    self.done.push(IoDone { tag, result });
-                }
-                continue;
-            }
             if data & WATCH == 0 {
                 self.in_flight = self.in_flight.saturating_sub(1);
                 self.done.push(IoDone { tag: data, result });
@@ -353,67 +336,6 @@ impl Uring {
         false
     }
 
-    /// Submits a write piece by piece, if it is to be and the queue has room for the first.
-    ///
-    /// # Safety
-    /// As for [`Engine::push`].
-    unsafe fn push_pieces(&mut self, op: &IoOp) -> bool {
-        // SAFETY: says the caller.
-        let (Some(file), parts) = (unsafe { (op.image.get().raw(), op.parts()) }) else {
-            return false;
-        };
-        if !pieces::wanted(op.kind, file, op.len)
-            || matches!(parts, [one] if self.registry.buffer(one).is_some())
-            || !file.takes(parts, op.offset)
-        {
-            return false;
-        }
-        let number = self.free_split.pop().unwrap_or(self.split.len());
-        if number == self.split.len() {
-            self.split.push(Progress::default());
-        }
-        let Some(mut progress) = self.split.get_mut(number).map(std::mem::take) else {
-            return false;
-        };
-        progress.begin(op.tag & TAG);
-        let most = self.ring.params().cq_entries() as usize / 2;
-        let mut pieces = Pieces::new(parts);
-        // What is not submitted now makes a short write, which goes on when this part is done: where the queue has no room,
-        // and where a guest with many buffers would fill it for all others.
-        while progress.count() == 0 || self.in_flight < most && progress.count() < usize::from(u16::MAX) {
-            let piece = pieces.next(|part| self.registry.buffer(part).is_some());
-            let Some(piece) = piece else { break };
-            let bytes = piece.bytes();
-            let part = IoOp {
-                iov: piece.parts().as_ptr(),
-                count: piece.parts().len() as u32,
-                offset: op.offset.saturating_add(progress.end()),
-                len: bytes,
-                ..*op
-            };
-            let data = SPLIT | (number as u64) << 16 | progress.count() as u64;
-            let entry = build(&self.registry, &part, file, piece.parts()).user_data(data);
-            if !self.enqueue(&entry) {
-                break;
-            }
-            self.in_flight += 1;
-            progress.push(bytes);
-            #[cfg(test)]
-            {
-                self.pieces += 1;
-            }
-        }
-        let begun = progress.count() > 0;
-        if !begun {
-            self.free_split.push(number);
-        }
-        if let Some(place) = self.split.get_mut(number) {
-            *place = progress;
-        }
-        begun
-    }
-
-    /// Whole operations, also large writes: pieces are for those that find room at once.
     fn drain_backlog(&mut self) {
         while let Some(op) = self.backlog.front() {
             // SAFETY: by the contract of `Engine::push`.
@@ -448,7 +370,7 @@ unsafe fn native(registry: &Registry, op: &IoOp) -> Option<squeue::Entry> {
         IoKind::Discard | IoKind::WriteZeroes { .. } => false,
         IoKind::Read | IoKind::Write | IoKind::WriteDurable => file.takes(parts, op.offset),
     };
-    fits.then(|| build(registry, op, file, parts).user_data(op.tag & TAG))
+    fits.then(|| build(registry, op, file, parts).user_data(op.tag & !WATCH))
 }
 
 fn build(registry: &Registry, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squeue::Entry {
@@ -516,14 +438,16 @@ impl Engine for Uring {
             return;
         }
         // SAFETY: by this function's own contract.
+        let file = unsafe { op.image.get().raw() };
+        if op.kind.is_transfer() && file.is_some_and(RawFile::is_memory) {
+            // SAFETY: by this function's own contract.
+            return unsafe { self.copies.push(op) };
+        }
+        // SAFETY: by this function's own contract.
         let Some(entry) = (unsafe { native(&self.registry, &op) }) else {
             // SAFETY: by this function's own contract.
             return unsafe { self.help(op) };
         };
-        // SAFETY: by this function's own contract.
-        if self.backlog.is_empty() && unsafe { self.push_pieces(&op) } {
-            return;
-        }
         // Behind the backlog, so that nothing is overtaken for ever.
         if self.backlog.is_empty() && self.enqueue(&entry) {
             self.in_flight += 1;
@@ -551,6 +475,7 @@ impl Drop for Uring {
     /// Waits for what the kernel still does: it writes to memory that may go next.
     fn drop(&mut self) {
         self.backlog.clear();
+        self.copies.clear();
         // Waits for its threads.
         self.helpers = None;
         let mut ready = Vec::new();

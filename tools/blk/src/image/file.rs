@@ -3,7 +3,7 @@
 //! A file is either read and written around the page cache (O_DIRECT) or through it, never both ways: a buffered
 //! write of one sector brings its page into the cache, and the page's write-back later undoes what went around it to
 //! the next sector. So O_DIRECT is used only where the file takes every request that a guest may make, at any sector;
-//! buffers that are not aligned take the way through a [`Bounce`].
+//! buffers that are not aligned take the way through a [`Bounce`]. A file in memory is [`Mapped`], where that can be.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -11,8 +11,9 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
+use super::mapped::Mapped;
 use crate::engine::IoKind;
-use crate::engine::pieces::{self, Pieces};
+use crate::engine::pieces::{PIECE, Pieces};
 use crate::memory::IoVec;
 use crate::virtio::SECTOR_SIZE;
 
@@ -25,6 +26,8 @@ pub struct RawFile {
     file: File,
     device: bool,
     memory: bool,
+    /// A file in memory that could be mapped.
+    mapped: Option<Mapped>,
     direct: bool,
     block_size: u32,
     /// What the file has turned out to lack.
@@ -49,10 +52,19 @@ impl RawFile {
             () => direct_align(&file),
         };
         let direct = align.is_some_and(|align| align <= DIRECT_ALIGN) && set_direct(&file).is_ok();
+        let mapped = match memory.then(|| Mapped::new(&file, file.metadata()?.len())) {
+            Some(Ok(mapped)) => Some(mapped),
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a file in memory cannot be mapped: it is read and written by system calls");
+                None
+            }
+            None => None,
+        };
         Ok(Self {
             file,
             device,
             memory,
+            mapped,
             direct,
             block_size,
             no_holes: AtomicBool::new(false),
@@ -95,9 +107,24 @@ impl RawFile {
         (&self.file).seek(SeekFrom::End(0))
     }
 
+    /// Chunks that are mapped; `None` if the file cannot be.
+    #[cfg(test)]
+    pub(crate) fn mapped(&self) -> Option<usize> {
+        self.mapped.as_ref().map(Mapped::count)
+    }
+
     /// Makes a file this long.
     pub fn set_size(&self, bytes: u64) -> io::Result<()> {
-        self.file.set_len(bytes)
+        self.file.set_len(bytes)?;
+        self.forget(0, u64::MAX);
+        Ok(())
+    }
+
+    /// There may be holes in this range now.
+    fn forget(&self, offset: u64, len: u64) {
+        if let Some(mapped) = &self.mapped {
+            mapped.forget(offset, len);
+        }
     }
 
     /// Whether the file takes a transfer between these buffers and this offset as it is.
@@ -118,11 +145,18 @@ impl RawFile {
         len: u64,
     ) -> io::Result<usize> {
         match kind {
-            IoKind::Sync => sync(&self.file).map(|()| 0),
+            IoKind::Sync => {
+                if let Some(mapped) = &self.mapped {
+                    mapped.touch(&self.file);
+                }
+                sync(&self.file).map(|()| 0)
+            }
             IoKind::Discard => self.discard(offset, len).map(|()| 0),
             IoKind::WriteZeroes { unmap } => self.zero(offset, len, unmap).map(|()| 0),
             // SAFETY: says the caller.
-            _ if pieces::wanted(kind, self, len) => unsafe { self.write_pieces(kind, parts, offset) },
+            _ if self.memory && len > PIECE as u64 => unsafe { self.run_pieces(kind, parts, offset) },
+            // SAFETY: says the caller.
+            _ if self.memory => unsafe { self.run_piece(kind, parts, offset, len) },
             // SAFETY: says the caller.
             _ if self.takes(parts, offset) => unsafe { transfer(&self.file, kind, parts, offset) },
             // SAFETY: says the caller.
@@ -132,26 +166,20 @@ impl RawFile {
         }
     }
 
-    /// Writes to a file in memory, which takes any buffers, in [`pieces`].
+    /// A transfer of a file in memory, which takes any buffers, in pieces.
     ///
     /// # Safety
     /// The buffers are valid.
-    unsafe fn write_pieces(&self, kind: IoKind, parts: &[IoVec], offset: u64) -> io::Result<usize> {
+    unsafe fn run_pieces(&self, kind: IoKind, parts: &[IoVec], offset: u64) -> io::Result<usize> {
         let mut moved = 0_usize;
         let mut pieces = Pieces::new(parts);
-        while let Some(piece) = pieces.next(|_| false) {
+        while let Some(piece) = pieces.next() {
+            let (parts, bytes) = (piece.parts(), piece.bytes());
             // SAFETY: says the caller.
-            match unsafe {
-                transfer(
-                    &self.file,
-                    kind,
-                    piece.parts(),
-                    offset.saturating_add(moved as u64),
-                )
-            } {
+            match unsafe { self.run_piece(kind, parts, offset.saturating_add(moved as u64), bytes) } {
                 Ok(now) => {
                     moved += now;
-                    if (now as u64) < piece.bytes() {
+                    if (now as u64) < bytes {
                         break;
                     }
                 }
@@ -160,6 +188,20 @@ impl RawFile {
             }
         }
         Ok(moved)
+    }
+
+    /// # Safety
+    /// The buffers are valid.
+    unsafe fn run_piece(&self, kind: IoKind, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
+        if let Some(mapped) = &self.mapped
+            // SAFETY: says the caller.
+            && unsafe { mapped.transfer(&self.file, kind, parts, offset, len) }
+        {
+            // A piece is small.
+            return Ok(len as usize);
+        }
+        // SAFETY: says the caller.
+        unsafe { transfer(&self.file, kind, parts, offset) }
     }
 
     /// # Safety
@@ -221,6 +263,7 @@ impl RawFile {
             len,
             &self.no_holes,
         )
+        .inspect(|()| self.forget(offset, len))
     }
 
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
@@ -250,6 +293,14 @@ impl RawFile {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for RawFile {
+    fn drop(&mut self) {
+        if let Some(mapped) = &self.mapped {
+            mapped.touch(&self.file);
+        }
     }
 }
 

@@ -4,8 +4,10 @@
 //! image runs any operation to its end on the calling thread ([`Image::run`]); io_uring takes a shorter way to files.
 
 pub(crate) mod bounce;
+mod copy;
 pub mod file;
 pub(crate) mod lock;
+mod mapped;
 pub mod qcow2;
 pub mod synthetic;
 

@@ -221,7 +221,10 @@ impl Core {
                 pool.submit();
             }
             self.remotes.submit();
-            let idle = commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty();
+            let idle = commands.is_empty()
+                && self.kicked.is_empty()
+                && self.dirty.is_empty()
+                && !self.sleeper.is_copying();
             if !idle {
                 // Those that nobody notifies of are looked at all the same, and nobody is kept waiting for others' work.
                 self.signal(None);

@@ -113,6 +113,14 @@ impl Sleeper {
         }
     }
 
+    /// Whether the thread has something left to copy, and must not sleep.
+    pub fn is_copying(&self) -> bool {
+        match self {
+            Self::Uring(ring) => ring.is_copying(),
+            Self::Epoll(_) => false,
+        }
+    }
+
     pub fn wait(&mut self, sleep: Sleep, ready: &mut Vec<Ready>) -> io::Result<()> {
         match self {
             Self::Uring(ring) => ring.wait(sleep, ready),

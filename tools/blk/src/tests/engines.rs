@@ -134,88 +134,6 @@ fn segments_of_odd_lengths() {
     }
 }
 
-// Large writes to a file in memory are made in pieces: buffers of any size and place, registered or not, and a length that
-// ends in the middle of a piece; nothing beside them changes.
-#[test]
-fn large_writes_to_files_in_memory() {
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    // Pages of the buffers, and bytes that they have less.
-    let shapes: [(Vec<u64>, u32); 5] = [
-        (vec![1; 40], 0),
-        (vec![1; 40], 512),
-        (vec![20, 70, 1, 3, 17], 0),
-        (vec![1, 40, 1], 512),
-        (vec![150], 0),
-    ];
-    for (kind, registered) in ENGINES.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
-        let mut rig = rig_on(&dir, kind, HostCache::Writeback, 4096);
-        let disk = rig.queue().disk().clone();
-        assert!(disk.is_memory());
-        if !registered {
-            let ram = rig.ram.clone();
-            rig.engine.get().detach(&disk, &ram);
-        }
-        let mut expected = rig.image();
-        for (round, (pages, less)) in shapes.iter().enumerate() {
-            let sector = 11 + 7 * round as u64;
-            rig.header(BUFFERS, VIRTIO_BLK_T_OUT, sector);
-            let (mut bufs, mut at, mut offset) = (vec![readable(BUFFERS, 16)], DATA, sector as usize * 512);
-            for count in pages {
-                let len = *count as u32 * 4096 - less;
-                let bytes: Vec<u8> = (0..len)
-                    .map(|byte| (u64::from(byte) * 7 + at / 4096 + round as u64) as u8)
-                    .collect();
-                rig.fill(at, &bytes);
-                bufs.push(readable(at, len));
-                expected[offset..][..bytes.len()].copy_from_slice(&bytes);
-                offset += bytes.len();
-                // None begins where another ends.
-                at += (count + 1) * 4096;
-            }
-            bufs.push(writable(BUFFERS + 64, 1));
-            rig.fill(BUFFERS + 64, &[0xff]);
-            rig.offer(0, &bufs);
-            rig.run();
-            assert_eq!((rig.take_used(), rig.byte(BUFFERS + 64)), (vec![(0, 1)], OK));
-            assert!(
-                rig.image() == expected,
-                "{kind:?}, registered: {registered}, {round}"
-            );
-        }
-        assert_eq!(rig.queue().stats().retries.get(), 0, "no write was short");
-        if let TestEngine::Uring(ring) = &rig.engine {
-            let pieces = if ring.registered().1 > 0 {
-                3 + 3 + 4 + 3
-            } else {
-                3 + 3 + (2 + 5 + 1 + 2) + 5 + 10
-            };
-            assert_eq!(ring.pieces, pieces, "registered: {registered}");
-        }
-    }
-}
-
-// A write of more pieces than may be in the ring at a time goes on when those are done.
-#[test]
-fn a_write_does_not_fill_the_ring() {
-    let Ok(ring) = Uring::new(8) else {
-        eprintln!("skipped: no io_uring here");
-        return;
-    };
-    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let mut rig = rig_on(&dir, EngineKind::IoUring, HostCache::Writeback, 4096);
-    rig.engine = TestEngine::Uring(Box::new(ring));
-    let bytes: Vec<u8> = (0..2_u32 << 20).map(|at| (at / 512 + at % 97) as u8).collect();
-    rig.fill(DATA, &bytes);
-    out(&mut rig, 0, DATA, 2 << 20);
-    assert!(rig.image() == bytes);
-    let TestEngine::Uring(ring) = &rig.engine else {
-        unreachable!()
-    };
-    assert_eq!(ring.pieces, 32);
-    // 32 completions: 16 at a time.
-    assert_eq!(rig.queue().stats().retries.get(), 1);
-}
-
 // A file that another program reads and writes through the page cache between the requests
 #[test]
 fn the_page_cache_agrees() {
@@ -320,7 +238,7 @@ fn files_in_memory() {
 }
 
 /// A file system in a mount namespace of the thread's own; `None` where that is not allowed.
-fn mounted(kind: &std::ffi::CStr, data: &std::ffi::CStr) -> Option<TempDir> {
+pub(super) fn mounted(kind: &std::ffi::CStr, data: &std::ffi::CStr) -> Option<TempDir> {
     // SAFETY: it concerns this thread alone, which the test harness ends after the test.
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
         eprintln!("skipped: mounting needs root");
@@ -346,7 +264,7 @@ fn target(dir: &TempDir) -> std::ffi::CString {
     std::ffi::CString::new(dir.path().to_str().unwrap()).unwrap()
 }
 
-fn unmount(dir: &TempDir) {
+pub(super) fn unmount(dir: &TempDir) {
     // SAFETY: the string ends in NUL and outlives the call.
     unsafe { libc::umount2(target(dir).as_ptr(), libc::MNT_DETACH) };
 }

@@ -16,6 +16,7 @@ mod hostile;
 mod images;
 mod limits;
 mod looking;
+mod mapped;
 mod merging;
 mod mirror;
 mod neighbours;

@@ -1,0 +1,433 @@
+//! Images in memory, which are mapped: the same bytes as by system calls, whatever others do to the file meanwhile.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use tempfile::TempDir;
+
+use super::engines::{mounted, unmount};
+use super::rig::*;
+use crate::disk::{DiskConfig, EngineKind};
+use crate::engine::uring::Uring;
+use crate::engine::{Engine, IoKind, IoOp};
+use crate::memory::IoVec;
+use crate::reactor::wait::Sleep;
+use crate::virtio::*;
+
+const DATA: u64 = BUFFERS + 0x1_0000;
+const OK: u8 = 0;
+/// Bytes of a chunk.
+const CHUNK: u64 = 256 << 10;
+/// Sectors of one.
+const SECTORS_OF_CHUNK: u64 = CHUNK / 512;
+
+fn memory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+fn rig_in(dir: &TempDir, kind: EngineKind, image: &[u8]) -> Rig {
+    let path = dir.path().join(format!("{kind:?}.img"));
+    std::fs::write(&path, image).unwrap();
+    open(path, kind, false)
+}
+
+fn open(path: std::path::PathBuf, kind: EngineKind, readonly: bool) -> Rig {
+    let mut rig = Rig::closed(kind, 64, WRITABLE_FEATURES, readonly);
+    rig.config = DiskConfig {
+        path,
+        readonly,
+        ..rig.config.clone()
+    };
+    rig.open();
+    assert!(rig.queue().disk().is_memory());
+    rig
+}
+
+fn image(bytes: u64) -> Vec<u8> {
+    (0..bytes).map(pattern).collect()
+}
+
+/// Chunks that are mapped.
+fn mapped(rig: &mut Rig) -> usize {
+    rig.queue().disk().raw().unwrap().mapped().expect("mapped")
+}
+
+fn blocks(rig: &Rig) -> u64 {
+    std::fs::metadata(&rig.config.path).unwrap().blocks()
+}
+
+fn write(rig: &mut Rig, sector: u64, bytes: &[u8]) -> (u8, u32) {
+    rig.fill(DATA, bytes);
+    rig.request(
+        0,
+        VIRTIO_BLK_T_OUT,
+        sector,
+        Some(readable(DATA, bytes.len() as u32)),
+    )
+}
+
+fn read(rig: &mut Rig, sector: u64, len: u32) -> Vec<u8> {
+    rig.fill(DATA, &vec![0xee; len as usize]);
+    let done = rig.request(0, VIRTIO_BLK_T_IN, sector, Some(writable(DATA, len)));
+    assert_eq!(done, (OK, len + 1), "read of {len} at sector {sector}");
+    rig.bytes(DATA, len as usize)
+}
+
+fn discard(rig: &mut Rig, sector: u64, sectors: u32) {
+    let data = rig.segments(DATA, &[(sector, sectors, 0)]);
+    assert_eq!(rig.request(0, VIRTIO_BLK_T_DISCARD, 0, Some(data)).0, OK);
+}
+
+// Buffers of any size and place, of a file with holes and of one without; nothing beside them changes.
+#[test]
+fn large_transfers() {
+    let dir = memory();
+    // Pages of the buffers, and bytes that they have less.
+    let shapes: [(Vec<u64>, u32); 5] = [
+        (vec![1; 40], 0),
+        (vec![1; 40], 512),
+        (vec![20, 70, 1, 3, 17], 0),
+        (vec![1, 40, 1], 512),
+        (vec![150], 0),
+    ];
+    for (kind, holes) in ENGINES.into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let size = if holes { 512 } else { 8 << 20 };
+        let mut rig = rig_in(&dir, kind, &image(size));
+        rig.queue().disk().set_size(8 << 20).unwrap();
+        let mut expected = rig.image();
+        for (round, (pages, less)) in shapes.iter().enumerate() {
+            let sector = 11 + 1007 * round as u64;
+            let offset = sector as usize * 512;
+            // Not one of them begins where another ends.
+            let places: Vec<(u64, u32)> = pages
+                .iter()
+                .scan(DATA, |at, count| {
+                    let place = (*at, *count as u32 * 4096 - less);
+                    *at += (count + 1) * 4096;
+                    Some(place)
+                })
+                .collect();
+            let mut end = offset;
+            for (at, len) in &places {
+                let bytes: Vec<u8> = (0..*len)
+                    .map(|byte| (u64::from(byte) * 7 + at / 4096 + round as u64) as u8)
+                    .collect();
+                rig.fill(*at, &bytes);
+                expected[end..][..bytes.len()].copy_from_slice(&bytes);
+                end += bytes.len();
+            }
+            for (kind, used) in [(VIRTIO_BLK_T_OUT, 1), (VIRTIO_BLK_T_IN, end - offset + 1)] {
+                let write = kind == VIRTIO_BLK_T_IN;
+                rig.header(BUFFERS, kind, sector);
+                let mut bufs = vec![readable(BUFFERS, 16)];
+                for (at, len) in &places {
+                    bufs.push(Buf { addr: *at, len: *len, write });
+                    if write {
+                        rig.fill(*at, &vec![0xee; *len as usize]);
+                    }
+                }
+                bufs.push(writable(BUFFERS + 64, 1));
+                rig.fill(BUFFERS + 64, &[0xff]);
+                rig.offer(0, &bufs);
+                rig.run();
+                let done = (rig.take_used(), rig.byte(BUFFERS + 64));
+                assert_eq!(done, (vec![(0, used as u32)], OK));
+            }
+            assert!(rig.image() == expected, "{kind:?}, holes: {holes}, {round}");
+            let back: Vec<u8> = places
+                .iter()
+                .flat_map(|(at, len)| rig.bytes(*at, *len as usize))
+                .collect();
+            assert!(back == expected[offset..end], "{kind:?}, holes: {holes}, {round}");
+        }
+        assert_eq!(rig.queue().stats().retries.get(), 0, "no transfer was short");
+        assert!(holes || mapped(&mut rig) > 0);
+    }
+}
+
+// A chunk is mapped for one large transfer or for several small ones, and only if it has no hole; bytes that others write
+// to the file are there in any case.
+#[test]
+fn what_is_mapped_and_when() {
+    let dir = memory();
+    for kind in ENGINES {
+        let mut rig = rig_in(&dir, kind, &image(4 * CHUNK));
+        rig.image_file().set_len(8 * CHUNK).unwrap();
+        assert!(rig.queue().disk().reread_capacity().unwrap());
+        let before = blocks(&rig);
+        for count in 1..=4 {
+            assert_eq!(mapped(&mut rig), 0);
+            assert_eq!(read(&mut rig, 3, 512), image(4 * 512)[3 * 512..], "{count}");
+        }
+        assert_eq!(mapped(&mut rig), 1);
+        read(&mut rig, SECTORS_OF_CHUNK, 64 << 10);
+        assert_eq!(mapped(&mut rig), 2);
+        // Across the border of two, of which one is not mapped yet.
+        assert_eq!(write(&mut rig, 2 * SECTORS_OF_CHUNK - 64, &[0x61; 64 << 10]), (OK, 1));
+        assert_eq!(mapped(&mut rig), 3);
+        assert_eq!(rig.image_at(2 * SECTORS_OF_CHUNK - 64, 64 << 10), [0x61; 64 << 10]);
+        let host = rig.image_file();
+        host.write_all_at(&[0x62; 512], 5 * 512).unwrap();
+        assert_eq!(read(&mut rig, 5, 1024)[..512], [0x62; 512]);
+
+        for _ in 0..20 {
+            assert_eq!(read(&mut rig, 5 * SECTORS_OF_CHUNK, 64 << 10), [0; 64 << 10]);
+            assert_eq!(read(&mut rig, 6 * SECTORS_OF_CHUNK, 512), [0; 512]);
+        }
+        assert_eq!(mapped(&mut rig), 3, "not those with holes");
+        assert_eq!(blocks(&rig), before, "a hole that is read stays one");
+        for part in 0..4 {
+            let sector = 5 * SECTORS_OF_CHUNK + part * 128;
+            assert_eq!(write(&mut rig, sector, &[0x63; 64 << 10]), (OK, 1));
+        }
+        read(&mut rig, 5 * SECTORS_OF_CHUNK, 64 << 10);
+        assert_eq!(mapped(&mut rig), 4, "it has none any more");
+        assert_eq!(blocks(&rig), before + SECTORS_OF_CHUNK);
+    }
+}
+
+// A hole that the guest makes is not filled again by reading it, and one that somebody else makes reads zero.
+#[test]
+fn holes_that_are_made_later() {
+    let dir = memory();
+    for kind in ENGINES {
+        let mut rig = rig_in(&dir, kind, &image(4 * CHUNK));
+        read(&mut rig, 0, 1 << 20);
+        assert_eq!(mapped(&mut rig), 4);
+        let before = blocks(&rig);
+        discard(&mut rig, 8, 64);
+        assert_eq!(mapped(&mut rig), 3);
+        for _ in 0..10 {
+            assert_eq!(read(&mut rig, 8, 64 * 512), [0; 64 * 512]);
+        }
+        assert_eq!(blocks(&rig), before - 64);
+        assert_eq!(write(&mut rig, 8, &[0x71; 64 * 512]), (OK, 1));
+        assert_eq!(read(&mut rig, 0, 128 << 10)[8 * 512..72 * 512], [0x71; 64 * 512]);
+        assert_eq!(mapped(&mut rig), 4);
+
+        let status = std::process::Command::new("fallocate")
+            .args(["--punch-hole", "--offset", "0", "--length", "1048576"])
+            .arg(&rig.config.path)
+            .status();
+        assert!(status.unwrap().success());
+        assert_eq!(read(&mut rig, 0, 1 << 20), vec![0; 1 << 20]);
+        assert_eq!(write(&mut rig, 77, &[0x72; 512]), (OK, 1));
+        assert_eq!(rig.image_at(77, 512), [0x72; 512]);
+    }
+}
+
+// torture c9: a mapping that the file is too short for is as a file that is too short
+#[test]
+fn a_file_that_was_cut() {
+    let dir = memory();
+    for kind in ENGINES {
+        let mut rig = rig_in(&dir, kind, &image(4 * CHUNK));
+        read(&mut rig, 0, 1 << 20);
+        assert_eq!(mapped(&mut rig), 4);
+        rig.image_file().set_len(CHUNK + 4096 + 1000).unwrap();
+        let sector = SECTORS_OF_CHUNK;
+        let data = Some(writable(DATA, 64 << 10));
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_IN, sector, data).0, 1);
+        assert_eq!(read(&mut rig, sector, 4096), image(CHUNK + 4096)[CHUNK as usize..]);
+        let data = Some(writable(DATA, 512));
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_IN, 3 * sector, data), (1, 0));
+        // A write makes it longer, as ever.
+        assert_eq!(write(&mut rig, 3 * sector, &[0x55; 128 << 10]), (OK, 1));
+        assert_eq!(rig.image_at(3 * sector, 128 << 10), [0x55; 128 << 10]);
+        assert_eq!(read(&mut rig, sector + 16, 512), [0; 512]);
+        assert_eq!(read(&mut rig, 0, 128 << 10), image(128 << 10));
+    }
+}
+
+// torture c8: no room for what has to be allocated is an error of the request, and its neighbours are as they were
+#[test]
+fn no_room_for_a_page() {
+    let Some(dir) = mounted(c"tmpfs", c"size=1m") else {
+        return;
+    };
+    for kind in ENGINES {
+        let mut rig = rig_in(&dir, kind, &image(2 * CHUNK));
+        read(&mut rig, 0, 512 << 10);
+        assert_eq!(mapped(&mut rig), 2);
+        // Somebody makes a hole, and takes the room.
+        let punched = std::process::Command::new("fallocate")
+            .args(["--punch-hole", "--offset", "65536", "--length", "131072"])
+            .arg(&rig.config.path)
+            .status();
+        assert!(punched.unwrap().success());
+        let other = dir.path().join("other");
+        let file = File::create(&other).unwrap();
+        while file.write_all_at(&[1; 4096], file.metadata().unwrap().len()).is_ok() {}
+        // To read a hole needs no room by a system call.
+        assert_eq!(read(&mut rig, 128, 64 << 10), [0; 64 << 10]);
+        assert_eq!(write(&mut rig, 128, &[0x44; 64 << 10]).0, 1);
+        assert_eq!(read(&mut rig, 0, 64 << 10), image(64 << 10));
+        std::fs::remove_file(&other).unwrap();
+        drop(file);
+        assert_eq!(write(&mut rig, 128, &[0x45; 64 << 10]), (OK, 1));
+        assert_eq!(read(&mut rig, 128, 64 << 10), [0x45; 64 << 10]);
+        drop(rig);
+        std::fs::remove_file(dir.path().join(format!("{kind:?}.img"))).unwrap();
+    }
+    unmount(&dir);
+}
+
+// torture c9: while somebody cuts the file and makes it longer again, all the time
+#[test]
+fn a_file_that_is_cut_all_the_time() {
+    let dir = memory();
+    let len = 4 * CHUNK;
+    for kind in ENGINES {
+        let mut rig = rig_in(&dir, kind, &image(len));
+        let (file, stop) = (rig.image_file(), AtomicBool::new(false));
+        let cuts = std::thread::scope(|scope| {
+            let cutter = scope.spawn(|| {
+                let mut cuts = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    file.set_len(cuts * 4096 % len).unwrap();
+                    file.set_len(len).unwrap();
+                    file.write_all_at(&image(len), 0).unwrap();
+                    cuts += 1;
+                }
+                cuts
+            });
+            for round in 0..300_u64 {
+                let (kind, data) = match round % 2 {
+                    0 => (VIRTIO_BLK_T_IN, writable(DATA, 1 << 20)),
+                    _ => (VIRTIO_BLK_T_OUT, readable(DATA, 1 << 20)),
+                };
+                let (status, _) = rig.request(0, kind, 0, Some(data));
+                assert!(status <= 1, "{status}");
+                // So that it is mapped again. What size it finds, if any, depends on the other's.
+                let _ = rig.queue().disk().set_size(len);
+            }
+            stop.store(true, Ordering::Relaxed);
+            cutter.join().unwrap()
+        });
+        assert!(cuts > 10, "{cuts}");
+        rig.image_file().write_all_at(&image(len), 0).unwrap();
+        rig.queue().disk().set_size(len).unwrap();
+        assert_eq!(read(&mut rig, 0, 1 << 20), image(1 << 20));
+        assert_eq!(mapped(&mut rig), 4);
+    }
+}
+
+// What grows is mapped, too; what is cut off by its owner is not read.
+#[test]
+fn an_image_whose_size_changes() {
+    let dir = memory();
+    for kind in ENGINES {
+        let mut rig = rig_in(&dir, kind, &image(CHUNK));
+        rig.queue().disk().set_size(3 * CHUNK).unwrap();
+        for chunk in 0..3 {
+            let data = vec![chunk as u8 + 1; CHUNK as usize];
+            assert_eq!(write(&mut rig, chunk * SECTORS_OF_CHUNK, &data), (OK, 1));
+            assert_eq!(read(&mut rig, chunk * SECTORS_OF_CHUNK, CHUNK as u32), data);
+        }
+        assert_eq!(mapped(&mut rig), 3);
+        rig.queue().disk().set_size(CHUNK + 512).unwrap();
+        assert_eq!(mapped(&mut rig), 0);
+        assert_eq!(read(&mut rig, SECTORS_OF_CHUNK - 127, 64 << 10)[..100], [1; 100]);
+        assert_eq!(mapped(&mut rig), 2, "the last one up to its end");
+        let data = Some(writable(DATA, 1024));
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_IN, SECTORS_OF_CHUNK, data), (1, 0));
+        rig.queue().disk().set_size(2 * CHUNK).unwrap();
+        assert_eq!(read(&mut rig, SECTORS_OF_CHUNK + 1, 4096), [0; 4096]);
+        assert_eq!(mapped(&mut rig), 0, "there is a hole");
+    }
+}
+
+#[test]
+fn a_disk_that_is_only_read() {
+    let dir = memory();
+    let path = dir.path().join("read.img");
+    std::fs::write(&path, image(2 * CHUNK)).unwrap();
+    for kind in ENGINES {
+        let mut rig = open(path.clone(), kind, true);
+        assert_eq!(read(&mut rig, 0, 512 << 10), image(2 * CHUNK));
+        assert_eq!(read(&mut rig, 0, 512 << 10), image(2 * CHUNK));
+        assert_eq!(mapped(&mut rig), 2);
+        assert_eq!(write(&mut rig, 0, &[1; 512]).0, 1);
+        assert_eq!(rig.image(), image(2 * CHUNK));
+    }
+}
+
+// Backups look at it: a copy that the kernel knows nothing of changes it, too, by the next flush or when the disk is closed.
+#[test]
+fn the_time_of_modification_follows() {
+    let dir = memory();
+    for kind in ENGINES {
+        let mut rig = rig_in(&dir, kind, &image(2 * CHUNK));
+        read(&mut rig, 0, 512 << 10);
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let age = |rig: &Rig| {
+            let metadata = std::fs::metadata(&rig.config.path).unwrap();
+            metadata.modified().unwrap() == long_ago
+        };
+        rig.image_file().set_modified(long_ago).unwrap();
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None), (OK, 1));
+        assert!(age(&rig), "nothing was written");
+        assert_eq!(write(&mut rig, 0, &[9; 4096]), (OK, 1));
+        assert!(age(&rig), "a copy: else this test shows nothing");
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None), (OK, 1));
+        assert!(!age(&rig));
+        rig.image_file().set_modified(long_ago).unwrap();
+        assert_eq!(write(&mut rig, 0, &[8; 4096]), (OK, 1));
+        rig.kill();
+        assert!(!age(&rig));
+        let mut expected = image(2 * CHUNK);
+        expected[..4096].fill(8);
+        assert!(rig.image() == expected);
+    }
+}
+
+// In between the reactor has its rounds, and transfers of up to 1 MiB do not wait for the end of a larger one.
+#[test]
+fn large_transfers_take_turns() {
+    let Ok(mut ring) = Uring::new(8) else {
+        eprintln!("skipped: no io_uring here");
+        return;
+    };
+    let dir = memory();
+    let mut rig = rig_in(&dir, EngineKind::IoUring, &image(8 << 20));
+    let disk = rig.queue().disk().clone();
+    let mut memory: Vec<u8> = vec![0; 8 << 20];
+    let (large, small) = memory.split_at_mut(6 << 20);
+    let (first, second) = small.split_at_mut(1 << 20);
+    let lists = [large, first, second].map(|bytes| [IoVec::of(bytes)]);
+    for (tag, list) in lists.iter().enumerate() {
+        let op = IoOp {
+            tag: tag as u64,
+            image: disk.image(),
+            kind: IoKind::Read,
+            iov: list.as_ptr(),
+            count: 1,
+            offset: 0,
+            len: list[0].len() as u64,
+            immediate: false,
+        };
+        // SAFETY: lists, memory and disk live until the ring has none of them any more.
+        unsafe { ring.push(op) };
+    }
+    let (mut done, mut order) = (Vec::new(), Vec::new());
+    for round in 1.. {
+        assert!(ring.is_copying() && ring.is_ready());
+        // It would sleep for ever if it did.
+        ring.wait(Sleep::Forever, &mut Vec::new()).unwrap();
+        ring.reap(&mut done);
+        for outcome in done.drain(..) {
+            order.push((round, outcome.tag, outcome.result));
+        }
+        if !ring.is_copying() {
+            break;
+        }
+    }
+    assert_eq!(
+        order,
+        [(8, 1, 1 << 20), (12, 2, 1 << 20), (32, 0, 6 << 20)],
+        "256 KiB in each round"
+    );
+    assert!(memory[..6 << 20] == image(6 << 20) && memory[6 << 20..7 << 20] == image(1 << 20));
+}
