@@ -1,6 +1,7 @@
 #!/bin/sh
 # A file that fails: no space in a small tmpfs, EIO from device mapper's error target. The guest is told (on_error = "report")
-# or waits until the cause is gone (on_error = "stop"), as does its file system (torture c8).
+# or waits until the cause is gone (on_error = "stop"), as does its file system (torture c8). And a file in memory, which the
+# daemon has mapped, that becomes shorter: an error for the guest, not the daemon's end (torture c9).
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
@@ -12,6 +13,9 @@ dd if=/dev/urandom of=/dev/vdb bs=64k count=256 oflag=direct 2>/dev/null && echo
 dd if=/dev/vdb of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null && echo "vdb: goes on"
 dd if=/dev/vdd of=/dev/null bs=4k count=16 iflag=direct 2>/dev/null && echo "vdd: good part"
 dd if=/dev/vdd of=/dev/null bs=4k skip=1024 count=1 iflag=direct 2>/dev/null && echo "vdd: read" || echo "vdd: failed"
+dd if=/dev/vdf of=/dev/null bs=1M iflag=direct 2>/dev/null && echo "vdf: all"
+while dd if=/dev/vdf of=/dev/null bs=64k skip=48 count=1 iflag=direct 2>/dev/null; do sleep 0.1; done
+dd if=/dev/vdf of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null && echo "vdf: the rest"
 dmesg | grep -E 'I/O error|critical' | grep -E 'vdc|vde' && echo "errors on disks that stop"
 dmesg -C
 echo "stops: begins"
@@ -33,6 +37,7 @@ mount -t tmpfs -o size=4M none $Z/small
 mount -t tmpfs -o size=6M none $Z/stops
 truncate -s 16M $Z/small/b.img $Z/stops/c.img
 dd if=/dev/urandom of=$Z/backing.img bs=1M count=8 2>/dev/null
+dd if=/dev/urandom of=/dev/shm/f.img bs=1M count=4 2>/dev/null
 loop=$(losetup -f --show $Z/backing.img)
 # Sectors 8192 to 8199 fail.
 broken() { printf '0 8192 linear %s 0\n8192 8 error\n8200 8184 linear %s 8200\n' "$loop" "$loop"; }
@@ -45,6 +50,7 @@ tidy() {
     dmsetup remove e
     losetup -d "$loop"
     umount $Z/small $Z/stops
+    rm -f /dev/shm/f.img
 }
 trap tidy EXIT
 zone_file guest1 1 256M root.img
@@ -62,6 +68,8 @@ engine = "threads"
 path = "/dev/mapper/e"
 readonly = true
 on_error = "stop"
+[[disk]]
+path = "/dev/shm/f.img"
 T
 daemon
 ringctl zone start $Z/guest1.toml || fail "zone start"
@@ -71,7 +79,12 @@ held() { ringctl disk stats | awk -v slot="$1" '
     NR == 1 { for (i = 1; i <= NF; i++) if ($i == "HELD") at = i; next } $2 == slot { sum += $at } END { print sum + 0 }'; }
 holds() { [ "$(held "$1")" -gt 0 ]; }
 
-within 200 says "stops: begins"
+within 200 says "vdf: all"
+daemons=$(pidof ringd)
+truncate -s 1M /dev/shm/f.img
+within 100 says "stops: begins"
+says "vdf: the rest" || fail "what is left of a file cannot be read"
+is "the daemon's processes" "$(pidof ringd)" "$daemons"
 says "vdb: failed" || fail "the guest was not told that there is no space"
 says "vdb: goes on" || fail "the disk does not go on after an error"
 says "vdd: good part" || fail "a good block near a bad one"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Disks: what root wrote the guest reads, what the guest wrote and flushed root reads; a read-only disk and a serial; both
-# engines, each with files around the page cache and through it, a loop device, device mapper, qcow2 alone and over
+# engines, each with files around the page cache and through it and in memory, a loop device, device mapper, qcow2 alone and over
 # backing files, under fio with a random seed (torture e1). Hashes are compared from root's side; zone-disks-matrix.sh has
 # all combinations.
 #@ needs: el2
@@ -26,8 +26,9 @@ fio --size=6M --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --veri
     --size=2M --name=e --filename=/dev/vde --bsrange=512-16k --iodepth=256 --size=1M --name=f --filename=/dev/vdf --bs=4k --iodepth=1 \
     --size=2M --name=g --filename=/dev/vdg --bsrange=512-256k --iodepth=16 \
     --name=h --filename=/dev/vdh --bsrange=512-64k --iodepth=8 --name=i --filename=/dev/vdi --bsrange=512-64k --iodepth=64 \
-    --name=j --filename=/dev/vdj --bsrange=512-1M --iodepth=32 >/tmp/fio.out 2>&1 && echo "fio: verified in $(($(date +%s) - start)) s" || cat /tmp/fio.out
-for disk in vdb vdc vde vdf vdi vdj; do
+    --name=j --filename=/dev/vdj --bsrange=512-1M --iodepth=32 --name=k --filename=/dev/vdk --bsrange=512-1M --iodepth=8 \
+    --name=l --filename=/dev/vdl --bsrange=512-1M --iodepth=8 >/tmp/fio.out 2>&1 && echo "fio: verified in $(($(date +%s) - start)) s" || cat /tmp/fio.out
+for disk in vdb vdc vde vdf vdi vdj vdk vdl; do
     echo "$disk-last: $(sha256sum </dev/$disk | cut -d ' ' -f 1)"
 done
 poweroff
@@ -42,6 +43,9 @@ for disk in b c d e f i j; do
     dd if=/dev/urandom of=$Z/$disk.img bs=1M count=$size 2>/dev/null
     eval "hash_$disk=$(sha256sum <$Z/$disk.img | cut -d ' ' -f 1)"
 done
+# In memory: one with data, one of holes.
+dd if=/dev/urandom of=/dev/shm/k.img bs=1M count=4 2>/dev/null
+truncate -s 4M /dev/shm/l.img
 loop=$(losetup -f --show $Z/c.img)
 loop_f=$(losetup -f --show $Z/f.img)
 loop_i=$(losetup -f --show $Z/i.img)
@@ -86,6 +90,12 @@ engine = "io_uring"
 path = "j.img"
 engine = "threads"
 cache = "writeback"
+[[disk]]
+path = "/dev/shm/k.img"
+engine = "io_uring"
+[[disk]]
+path = "/dev/shm/l.img"
+engine = "threads"
 T
 daemon
 ringctl zone run $Z/guest1.toml >/tmp/console 2>&1 </dev/null
@@ -108,6 +118,8 @@ is "hash of e" "$(sha256sum <$Z/e.img | cut -d ' ' -f 1)" "$(said vde-last)"
 is "hash of f" "$(sha256sum <$loop_f | cut -d ' ' -f 1)" "$(said vdf-last)"
 is "hash of i" "$(sha256sum </dev/mapper/i | cut -d ' ' -f 1)" "$(said vdi-last)"
 is "hash of j" "$(sha256sum <$Z/j.img | cut -d ' ' -f 1)" "$(said vdj-last)"
+is "hash of k" "$(sha256sum </dev/shm/k.img | cut -d ' ' -f 1)" "$(said vdk-last)"
+is "hash of l" "$(sha256sum </dev/shm/l.img | cut -d ' ' -f 1)" "$(said vdl-last)"
 has "vdh: $hash_d"
 is "hash of d" "$(sha256sum <$Z/d.img | cut -d ' ' -f 1)" "$hash_d"
 clean $Z/root.img
@@ -115,4 +127,5 @@ dmsetup remove i
 losetup -d "$loop"
 losetup -d "$loop_f"
 losetup -d "$loop_i"
+rm -f /dev/shm/k.img /dev/shm/l.img
 kernel_is_quiet

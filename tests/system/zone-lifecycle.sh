@@ -27,6 +27,9 @@ daemon_memory() {
 cpus=$(nproc)
 pages_before=$(pages)
 ringctl zone list --json | grep -q . || fail "no JSON"
+for pid in $(pidof ringd); do
+    is "how a process of the daemon's stands where memory is short" "$(cat "/proc/$pid/oom_score_adj")" -900
+done
 for round in 1 2 3; do
     free_before=$(free)
     ringctl zone start $Z/guest1.toml || fail "zone start"

@@ -17,7 +17,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -165,10 +165,20 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         let _ = rustix::process::setsid();
     }
     drop(start_log(options)?);
+    spare_when_memory_is_short(Path::new("/proc/self/oom_score_adj"));
     if options.supervise {
         return supervise::run(&options.run_dir, &options.arguments(&[]));
     }
     broker(options)
+}
+
+/// Images in memory are mapped and count as the worker's own, so that it would be among the first to be killed where root's memory
+/// is short, again and again: its end frees none of them. What an administrator has set stays; processes inherit it.
+fn spare_when_memory_is_short(score: &Path) {
+    let unset = fs::read_to_string(score).is_ok_and(|set| set.trim() == "0");
+    if unset && let Err(error) = fs::write(score, "-900\n") {
+        tracing::debug!(%error, "cannot change how likely the daemon is killed where memory is short");
+    }
 }
 
 /// The privileged half: starts the worker and serves it.
@@ -413,6 +423,18 @@ fn daemonize(options: &Options) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_administrator_has_set_stays() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (before, after) in [("0\n", "-900\n"), ("-1000\n", "-1000\n"), ("300\n", "300\n")] {
+            fs::write(&file, before).unwrap();
+            spare_when_memory_is_short(file.path());
+            assert_eq!(fs::read_to_string(&file).unwrap(), after);
+        }
+        // No file, no harm.
+        spare_when_memory_is_short(Path::new("/nowhere"));
+    }
 
     #[test]
     fn options_survive_being_passed_on() {
