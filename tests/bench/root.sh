@@ -43,13 +43,24 @@ stats() {
     fi
 }
 
-# timed COMMAND...: runs a guest with its console followed
+# timed COMMAND...: runs a guest with its console followed. No program is started before it, for that would take part of the time
+# until its first line.
 timed() {
-    say "start $(uptime)"
+    (
+        sleep "$LIMIT" &
+        trap 'kill $!' TERM
+        wait $! && kill "$(cat /tmp/guest.pid)"
+    ) &
+    limit=$!
+    read -r now _ </proc/uptime
+    say "start $now"
     {
-        timeout "$LIMIT" "$@" 2>&1 </dev/null
+        "$@" 2>&1 </dev/null &
+        echo $! >/tmp/guest.pid
+        wait $!
         printf '\nbench: end %s\n' $?
     } | follow
+    kill $limit
 }
 
 ringvisor_guest() { # ENGINE
