@@ -43,24 +43,30 @@ stats() {
     fi
 }
 
-# timed COMMAND...: runs a guest with its console followed. No program is started before it, for that would take part of the time
-# until its first line.
+# timed COMMAND...: runs a guest with its console followed, for $LIMIT seconds at most: not by `timeout`, a program more to start
+# before its first line.
 timed() {
+    rm -f /tmp/late
     (
-        sleep "$LIMIT" &
-        trap 'kill $!' TERM
-        wait $! && kill "$(cat /tmp/guest.pid)"
+        sleep "$LIMIT"
+        : >/tmp/late
+        kill "$(cat /tmp/guest.pid)"
     ) &
     limit=$!
+    # That has started, too.
+    sleep 0.2
     read -r now _ </proc/uptime
     say "start $now"
     {
         "$@" 2>&1 </dev/null &
         echo $! >/tmp/guest.pid
         wait $!
-        printf '\nbench: end %s\n' $?
+        status=$?
+        [ ! -e /tmp/late ] || status=124
+        printf '\nbench: end %s\n' $status
     } | follow
-    kill $limit
+    pkill -P $limit 2>/dev/null
+    kill $limit 2>/dev/null
 }
 
 ringvisor_guest() { # ENGINE

@@ -153,6 +153,10 @@ impl Buffers {
         part.0.iov_len -= 1;
         self.total -= 1;
         self.last = NonNull::new(part.as_ptr().wrapping_add(part.0.iov_len));
+        // A buffer of its own, as most have it, is none of the data's.
+        while self.remaining().last().is_some_and(IoVec::is_empty) {
+            self.iov.pop();
+        }
         true
     }
 

@@ -102,6 +102,7 @@ mod tests;
 pub use control::{Control, OnError};
 pub use device::{CONFIG_LEN, DEVICE_ID, QUEUE_SIZE_MAX, config, features};
 pub use disk::{Disk, DiskConfig, DiskError, EngineKind, Format, HostCache, OpenOptions};
+pub use image::mapped::SYS_CACHESTAT;
 pub use image::synthetic::Synthetic;
 pub use inflight::{InflightArea, InflightError};
 pub use memory::{GuestRam, MemoryError};

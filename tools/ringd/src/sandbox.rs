@@ -32,6 +32,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_fdatasync,
     libc::SYS_sync_file_range,
     libc::SYS_fallocate,
+    ringblk::SYS_CACHESTAT,
     libc::SYS_ftruncate,
     libc::SYS_lseek,
     libc::SYS_openat,

@@ -1,26 +1,21 @@
 //! Large transfers from and to files in memory, which the reactor's thread makes itself, a little in each of its rounds.
 //!
 //! Such a transfer is a copy, by whomever it is made; a thread of the kernel's would have to be woken for it, which takes as
-//! long as copying some hundred KiB. In between the reactor looks at everybody else's queues.
+//! long as copying some hundred KiB. In between the reactor looks at everybody else's queues. Those of one queue are made one after
+//! the other, so that each ends as early as it can; queues take turns.
 
 use std::collections::VecDeque;
 
-use super::pieces::Pieces;
+use super::pieces::{MOST, Pieces};
 use super::{IoDone, IoOp};
 
-/// Bytes that are copied in one round of the reactor.
+/// Bytes that are copied in one round of the reactor, and in a queue's turn.
 const ROUND: u64 = 256 << 10;
-/// Bytes of one transfer after which the next one has its turn. Those of up to that size end in their order, as early as they can.
-const TURN: u64 = 1 << 20;
-/// Most bytes that a result can tell of, less than those of a piece.
-const MOST: u64 = 1 << 30;
 
 struct Copying {
     op: IoOp,
     pieces: Pieces<'static>,
     moved: u64,
-    /// Bytes since its turn began.
-    turn: u64,
 }
 
 impl Copying {
@@ -35,11 +30,13 @@ impl Copying {
         };
         let (offset, bytes) = (self.op.offset.saturating_add(self.moved), piece.bytes());
         // SAFETY: says the caller.
-        match unsafe { self.op.image.get().run(self.op.kind, piece.parts(), offset, bytes) } {
+        let image = unsafe { self.op.image.get() };
+        // SAFETY: says the caller.
+        match unsafe { image.run(self.op.kind, piece.parts(), offset, bytes) } {
             Ok(moved) => {
                 self.moved += moved as u64;
-                let short = (moved as u64) < bytes || self.moved >= MOST;
-                (bytes, ended(self.moved).filter(|_| short || self.pieces.is_empty()))
+                let last = (moved as u64) < bytes || self.moved >= MOST || self.pieces.is_empty();
+                (bytes, ended(self.moved).filter(|_| last))
             }
             // What was moved before is told first, and the rest tried again.
             Err(_) if self.moved > 0 => (bytes, ended(self.moved)),
@@ -48,53 +45,96 @@ impl Copying {
     }
 }
 
+/// A queue's transfers, in their order.
+struct Line {
+    /// By which its tags are told from others'.
+    queue: u64,
+    list: VecDeque<Copying>,
+    /// Bytes since its turn began.
+    turn: u64,
+}
+
 /// Transfers that are being made.
-pub(super) struct Copies(VecDeque<Copying>);
+pub(super) struct Copies {
+    /// Of queues that have some; the first one has its turn.
+    lines: VecDeque<Line>,
+    /// Storage of lines that have ended.
+    spare: Vec<VecDeque<Copying>>,
+}
+
+const fn queue_of(tag: u64) -> u64 {
+    tag >> 16
+}
 
 impl Copies {
-    /// None yet, but room for so many.
+    /// None yet, but room for so many of one queue.
     pub fn new(room: u32) -> Self {
-        Self(VecDeque::with_capacity(room as usize))
+        Self {
+            lines: VecDeque::with_capacity(1),
+            spare: vec![VecDeque::with_capacity(room as usize)],
+        }
     }
 
     /// # Safety
-    /// As for [`super::Engine::push`], until it is done or this is dropped or cleared.
+    /// As for [`super::Engine::push`], until it is done, abandoned, or this is dropped or cleared.
     pub unsafe fn push(&mut self, op: IoOp) {
         // SAFETY: says the caller.
         let pieces = Pieces::new(unsafe { op.parts() });
-        self.0.push_back(Copying {
-            op,
-            pieces,
-            moved: 0,
-            turn: 0,
-        });
+        let (queue, moved) = (queue_of(op.tag), 0);
+        let copying = Copying { op, pieces, moved };
+        if let Some(line) = self.lines.iter_mut().find(|line| line.queue == queue) {
+            line.list.push_back(copying);
+            return;
+        }
+        let mut list = self.spare.pop().unwrap_or_default();
+        list.push_back(copying);
+        self.lines.push_back(Line { queue, list, turn: 0 });
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.lines.is_empty()
     }
 
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.lines.clear();
+    }
+
+    /// Forgets those of the queue that has this tag, and says how many. None of their buffers is touched any more.
+    pub fn abandon(&mut self, tag: u64) -> u16 {
+        let place = self.lines.iter().position(|line| line.queue == queue_of(tag));
+        let Some(mut line) = place.and_then(|place| self.lines.remove(place)) else {
+            return 0;
+        };
+        // A queue has no more heads.
+        let count = u16::try_from(line.list.len()).unwrap_or(u16::MAX);
+        line.list.clear();
+        self.spare.push(line.list);
+        count
     }
 
     /// Copies as much as is for one round.
     pub fn go_on(&mut self, done: &mut Vec<IoDone>) {
         let mut bytes = 0;
         while bytes < ROUND
-            && let Some(copying) = self.0.front_mut()
+            && let Some(line) = self.lines.front_mut()
         {
-            let tag = copying.op.tag;
-            // SAFETY: by the contract of `push`.
-            let (now, ended) = unsafe { copying.step() };
-            bytes += now;
-            copying.turn += now;
-            if let Some(result) = ended {
-                self.0.pop_front();
-                done.push(IoDone { tag, result });
-            } else if copying.turn >= TURN {
-                copying.turn = 0;
-                self.0.rotate_left(1);
+            if let Some(copying) = line.list.front_mut() {
+                let tag = copying.op.tag;
+                // SAFETY: by the contract of `push`.
+                let (now, ended) = unsafe { copying.step() };
+                bytes += now;
+                line.turn += now;
+                if let Some(result) = ended {
+                    line.list.pop_front();
+                    done.push(IoDone { tag, result });
+                }
+            }
+            if line.list.is_empty() {
+                let line = self.lines.pop_front();
+                self.spare.extend(line.map(|line| line.list));
+            } else if line.turn >= ROUND {
+                line.turn = 0;
+                self.lines.rotate_left(1);
             }
         }
     }

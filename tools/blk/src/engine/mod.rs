@@ -9,9 +9,9 @@ use crate::disk::Disk;
 use crate::image::ImageRef;
 use crate::memory::{GuestRam, IoVec};
 
+mod copies;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
-mod copies;
 pub(crate) mod pieces;
 mod registry;
 pub mod threads;
@@ -95,7 +95,7 @@ unsafe fn perform(op: &IoOp) -> IoDone {
     let (image, parts) = unsafe { (op.image.get(), op.parts()) };
     // SAFETY: the memory is valid, says the caller.
     let result = match unsafe { image.run(op.kind, parts, op.offset, op.len) } {
-        // The kernel transfers at most 0x7ffff000 bytes at once, and the rest follows.
+        // The kernel transfers at most 0x7ffff000 bytes at once, we ourselves less; the rest follows.
         Ok(moved) => i32::try_from(moved).unwrap_or(i32::MAX),
         Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
     };

@@ -9,6 +9,8 @@ use crate::memory::IoVec;
 
 /// Most bytes of a piece.
 pub const PIECE: usize = 64 << 10;
+/// Bytes after which a transfer ends short, and the rest is another: results have 31 bits, and somebody may wait.
+pub const MOST: u64 = 1 << 30;
 
 /// What is next of a transfer.
 #[derive(Clone, Copy)]
@@ -97,10 +99,7 @@ mod tests {
                 })
                 .collect()
         };
-        assert_eq!(
-            cut(&[4096; 33]),
-            [(16, 0, PIECE), (16, 0, PIECE), (1, 0, 4096)]
-        );
+        assert_eq!(cut(&[4096; 33]), [(16, 0, PIECE), (16, 0, PIECE), (1, 0, 4096)]);
         assert_eq!(
             cut(&[512, PIECE, 512, PIECE - 512, 1]),
             [(1, 0, 512), (1, 0, PIECE), (2, 0, PIECE), (1, 0, 1)]

@@ -228,6 +228,11 @@ impl Uring {
         !self.copies.is_empty()
     }
 
+    /// Forgets what is left to copy for the queue that has this tag, and says how many transfers that are.
+    pub(crate) fn abandon(&mut self, tag: u64) -> u16 {
+        self.copies.abandon(tag)
+    }
+
     /// Whether something has completed, or will when the ring is entered, that was not taken yet. No system call.
     pub(crate) fn is_ready(&mut self) -> bool {
         if !self.done.is_empty() || self.is_copying() || !self.ring.completion().is_empty() {
@@ -244,9 +249,10 @@ impl Uring {
         if let Some(helpers) = &mut self.helpers {
             helpers.pool.submit();
         }
-        self.copies.go_on(&mut self.done);
         let idle = self.done.is_empty() && self.backlog.is_empty() && !self.is_copying();
+        // What the kernel does goes on beside the copying.
         self.enter(if idle { sleep } else { Sleep::Not })?;
+        self.copies.go_on(&mut self.done);
         self.collect(ready);
         Ok(())
     }
@@ -354,6 +360,11 @@ impl Uring {
     }
 }
 
+/// Whether the kernel does a disk's transfers: those of files in memory are copied here.
+fn is_for_the_kernel(disk: &Disk) -> bool {
+    !disk.raw().is_some_and(RawFile::is_memory)
+}
+
 fn watch_fd(watches: &[Watch], number: usize) -> RawFd {
     watches.get(number).map_or(-1, |watch| watch.fd)
 }
@@ -424,11 +435,15 @@ fn build(registry: &Registry, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squ
 
 impl Engine for Uring {
     fn attach(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
-        self.registry.attach(&self.ring, disk, ram);
+        if is_for_the_kernel(disk) {
+            self.registry.attach(&self.ring, disk, ram);
+        }
     }
 
     fn detach(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
-        self.registry.detach(&self.ring, disk, ram);
+        if is_for_the_kernel(disk) {
+            self.registry.detach(&self.ring, disk, ram);
+        }
     }
 
     unsafe fn push(&mut self, op: IoOp) {
@@ -464,6 +479,7 @@ impl Engine for Uring {
         if let Err(error) = self.enter(Sleep::Not) {
             tracing::error!(%error, "io_uring: submit failed");
         }
+        self.copies.go_on(&mut self.done);
     }
 
     fn reap(&mut self, done: &mut Vec<IoDone>) {

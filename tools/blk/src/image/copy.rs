@@ -30,6 +30,15 @@ std::arch::global_asm!(
     "2:",
     "adds x2, x2, #64",
     "b.eq 4f",
+    "5:",
+    "subs x2, x2, #8",
+    "b.lo 6f",
+    "ldr x3, [x1], #8",
+    "str x3, [x0], #8",
+    "b 5b",
+    "6:",
+    "adds x2, x2, #8",
+    "b.eq 4f",
     "3:",
     "ldrb w3, [x1], #1",
     "strb w3, [x0], #1",
@@ -116,11 +125,12 @@ fn install() -> io::Result<()> {
 
 /// Async-signal-safe: loads and stores, and `sigaction`.
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel gives a handler with SA_SIGINFO the interrupted thread's context.
-    let place = unsafe { program_counter(context.cast()) };
+    // SAFETY: the kernel gives a handler with SA_SIGINFO what happened, and the interrupted thread's context.
+    let (place, code) = unsafe { (program_counter(context.cast()), (*info).si_code) };
     let start = ringblk_copy as *const () as usize;
     let failed = (&raw const ringblk_copy_failed).addr();
-    if (start..failed).contains(&(*place as usize)) {
+    // Of the kernel's own: one that was sent may come anywhere.
+    if code > 0 && (start..failed).contains(&(*place as usize)) {
         *place = failed as _;
         return;
     }
@@ -156,7 +166,11 @@ unsafe fn program_counter<'a>(context: *mut libc::ucontext_t) -> &'a mut u64 {
 #[cfg(target_arch = "x86_64")]
 unsafe fn program_counter<'a>(context: *mut libc::ucontext_t) -> &'a mut i64 {
     // SAFETY: says the caller; the array has all registers.
-    unsafe { &mut *(&raw mut (*context).uc_mcontext.gregs).cast::<i64>().add(libc::REG_RIP as usize) }
+    unsafe {
+        &mut *(&raw mut (*context).uc_mcontext.gregs)
+            .cast::<i64>()
+            .add(libc::REG_RIP as usize)
+    }
 }
 
 #[cfg(test)]

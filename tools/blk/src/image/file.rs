@@ -13,12 +13,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use super::mapped::Mapped;
 use crate::engine::IoKind;
-use crate::engine::pieces::{PIECE, Pieces};
+use crate::engine::pieces::{MOST, PIECE, Pieces};
 use crate::memory::IoVec;
 use crate::virtio::SECTOR_SIZE;
 
 /// What O_DIRECT may ask of offsets, lengths and addresses so that it is used.
 const DIRECT_ALIGN: u64 = SECTOR_SIZE;
+
+/// Bytes of a file in memory that are given back at once.
+const PUNCH_MAX: u64 = 16 << 20;
 
 /// An open raw image.
 #[derive(Debug)]
@@ -179,7 +182,7 @@ impl RawFile {
             match unsafe { self.run_piece(kind, parts, offset.saturating_add(moved as u64), bytes) } {
                 Ok(now) => {
                     moved += now;
-                    if (now as u64) < bytes {
+                    if (now as u64) < bytes || moved as u64 >= MOST {
                         break;
                     }
                 }
@@ -256,14 +259,23 @@ impl RawFile {
 
     /// Gives blocks back; the range reads zero afterwards.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
-        fallocate(
-            &self.file,
-            libc::FALLOC_FL_PUNCH_HOLE,
-            offset,
-            len,
-            &self.no_holes,
-        )
-        .inspect(|()| self.forget(offset, len))
+        let punch = |offset, len| {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE;
+            fallocate(&self.file, mode, offset, len, &self.no_holes)
+        };
+        if !self.memory {
+            return punch(offset, len);
+        }
+        // Whoever touches one of its pages meanwhile waits until it is done, and that may be the reactor.
+        let end = offset.saturating_add(len);
+        for start in (offset..end).step_by(PUNCH_MAX as usize) {
+            let len = PUNCH_MAX.min(end - start);
+            self.forget(start, len);
+            punch(start, len)?;
+            // One that was mapped meanwhile has a hole now.
+            self.forget(start, len);
+        }
+        Ok(())
     }
 
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {

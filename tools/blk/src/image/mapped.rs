@@ -1,13 +1,13 @@
 //! [`Mapped`]: a file in memory as a mapping, so that a transfer is a copy and no system call.
 //!
 //! The file is mapped when it is opened, and its pages in chunks of 256 KiB, each when it is worth it: at its first large transfer,
-//! or after a few small ones. Only a chunk without holes is: to touch a hole in a mapping would allocate it, even to read it.
+//! or after a few small ones. Only a whole chunk without holes is: to touch a hole in a mapping would allocate it, even to read it.
 //! Everything else is for the caller to do by system calls, with the same bytes in the same pages: a chunk that has holes,
-//! one that the mapping has no room for, and one where a copy has failed, for the system call says why.
+//! the file's end, what the mapping has no room for, and what was to be copied when a page was gone, for a system call says why.
 //!
 //! What became of a chunk may change at any time, for others have the file too. A hole that was made after its chunk was
-//! mapped is allocated again by the next transfer, unless [`Mapped::forget`] was called; a file that was cut makes a
-//! copy fail, and not the process end ([`super::copy`]).
+//! mapped is allocated again by the next transfer, unless [`Mapped::forget`] was called; where the file was cut a
+//! copy fails, and not the process ([`super::copy`]), up to the end of its last page, which reads zero and keeps nothing.
 
 use std::fs::File;
 use std::io;
@@ -20,21 +20,20 @@ use crate::engine::IoKind;
 use crate::memory::IoVec;
 
 /// Bytes of a chunk: 64 page faults at once, where pages have 4 KiB.
-const CHUNK: u64 = 256 << 10;
+pub const CHUNK: u64 = 256 << 10;
 /// Bytes of a transfer from which on its chunk is worth being mapped.
 const LARGE: u64 = 64 << 10;
 /// Smaller transfers of a chunk with which it is.
 const SEVERAL: u8 = 4;
-/// The least that is mapped: a file may grow.
-const ROOM: u64 = 1 << 30;
+/// The least that is mapped, for a file may grow, and the largest file that is.
+const LEAST: u64 = 1 << 30;
+const MOST: u64 = 1 << 40;
 
-/// The most that is searched for a hole at a time: some 50 ms.
-const SEARCHED: u64 = 16 << 30;
+/// The state of a chunk that is mapped; others are transfers since it was last found that it should not be.
+const MAPPED: u8 = u8::MAX;
 
-/// A chunk's state. Below [`FULL`] it may have holes, as far as is known; either way the rest counts small transfers.
-const FULL: u8 = 0x80;
-const REFUSED: u8 = 254;
-const MAPPED: u8 = 255;
+/// `cachestat`, of Linux 6.5: how many pages of a range there are. The libc crate has no name for it yet.
+pub const SYS_CACHESTAT: libc::c_long = 451;
 
 /// A file's mapping.
 #[derive(Debug)]
@@ -59,8 +58,13 @@ impl Mapped {
     /// # Errors
     /// The system refused.
     pub fn new(file: &File, bytes: u64) -> io::Result<Self> {
+        if bytes > MOST {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        // Not known to the kernel, or not to be told to those who may not write the file.
+        pages(file, 0, CHUNK)?;
         let guarded = Guarded::new()?;
-        let room = bytes.saturating_mul(2).max(ROOM).next_multiple_of(CHUNK);
+        let room = (2 * bytes).max(LEAST).next_multiple_of(CHUNK);
         let len = usize::try_from(room).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: no pointers.
         let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
@@ -81,7 +85,7 @@ impl Mapped {
             len,
             writable,
             guarded,
-            chunks: (0..room / CHUNK).map(|_| AtomicU8::new(0)).collect(),
+            chunks: zeroes((room / CHUNK) as usize),
             written: AtomicBool::new(false),
         };
         // A child would hold the file's lock, and a core dump the disk. Neither is of use, nor its lack a reason to do without.
@@ -105,9 +109,9 @@ impl Mapped {
         for part in parts {
             let (guest, bytes) = (part.as_ptr(), part.len());
             let (to, from) = if writes { (here, guest) } else { (guest, here) };
-            // SAFETY: buffers are valid, says the caller, the rest is mapped, and guest RAM is no part of it.
+            // SAFETY: buffers are valid, says the caller, and the rest is mapped.
             if !unsafe { self.guarded.copy(to, from, bytes) } {
-                self.set(offset, len, REFUSED);
+                self.forget(offset, len);
                 return false;
             }
             here = here.wrapping_add(bytes);
@@ -120,7 +124,9 @@ impl Mapped {
 
     /// What became of these bytes is to be found out again: there may be holes.
     pub fn forget(&self, offset: u64, len: u64) {
-        self.set(offset, len, 0);
+        for chunk in self.range(offset, len) {
+            chunk.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Has the file's time of modification follow: copies do not change it.
@@ -141,98 +147,49 @@ impl Mapped {
         self.chunks.get(first..end).unwrap_or_default()
     }
 
-    fn set(&self, offset: u64, len: u64, state: u8) {
-        for chunk in self.range(offset, len) {
-            chunk.store(state, Ordering::Relaxed);
-        }
-    }
-
     /// Whether all of these bytes are mapped, or can be now.
     fn is_there(&self, file: &File, offset: u64, len: u64) -> bool {
         if offset.checked_add(len).is_none_or(|end| end > self.len as u64) {
             return false;
         }
-        let mut number = offset / CHUNK;
-        for chunk in self.range(offset, len) {
-            let state = chunk.load(Ordering::Relaxed);
-            if state != MAPPED && !self.map(file, number, chunk, state, len) {
-                return false;
-            }
-            number += 1;
-        }
-        true
+        (offset / CHUNK..)
+            .zip(self.range(offset, len))
+            .all(|(number, chunk)| {
+                let state = chunk.load(Ordering::Relaxed);
+                state == MAPPED || self.map(file, number, chunk, state, len)
+            })
     }
 
     /// Maps a chunk if this transfer makes it worth it.
     #[cold]
-    fn map(&self, file: &File, number: u64, chunk: &AtomicU8, state: u8, len: u64) -> bool {
-        if state == REFUSED {
-            return false;
-        }
-        let count = (state & !FULL) + 1;
-        if len < LARGE && count < SEVERAL {
-            chunk.store(state & FULL | count, Ordering::Relaxed);
-            return false;
-        }
-        let mapped = self.try_to_map(file, number * CHUNK, state & FULL != 0);
-        let next = match mapped {
-            Ok(true) => MAPPED,
-            Ok(false) => 0,
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => 0,
-            Err(error) => {
-                tracing::debug!(%error, number, "a chunk of a file in memory cannot be mapped");
-                REFUSED
-            }
+    fn map(&self, file: &File, number: u64, chunk: &AtomicU8, count: u8, len: u64) -> bool {
+        let next = match count + 1 {
+            count if len < LARGE && count < SEVERAL => count,
+            _ => match self.populate(file, number * CHUNK) {
+                Ok(true) => MAPPED,
+                Ok(false) => 0,
+                Err(error) => {
+                    tracing::debug!(%error, number, "a chunk of a file in memory cannot be mapped");
+                    0
+                }
+            },
         };
         chunk.store(next, Ordering::Relaxed);
         next == MAPPED
     }
 
-    fn try_to_map(&self, file: &File, start: u64, full: bool) -> io::Result<bool> {
-        let size = file.metadata()?.len();
-        if !full && !self.is_full(file, start, size)? {
+    /// Maps the pages of a chunk, unless it has holes or is not all of it the file's.
+    fn populate(&self, file: &File, start: u64) -> io::Result<bool> {
+        if pages(file, start, CHUNK)? * page_size() < CHUNK || file.metadata()?.len() < start + CHUNK {
             return Ok(false);
         }
-        self.populate(start, size).map(|()| true)
-    }
-
-    /// Whether a chunk of a file of that size has no holes. What else has none is remembered.
-    fn is_full(&self, file: &File, start: u64, size: u64) -> io::Result<bool> {
-        if start >= size || size > SEARCHED {
-            return Ok(false);
-        }
-        // SAFETY: no pointers.
-        let hole = unsafe { libc::lseek(file.as_raw_fd(), start as libc::off_t, libc::SEEK_HOLE) };
-        let Ok(hole) = u64::try_from(hole) else {
-            return Err(io::Error::last_os_error());
-        };
-        // The end of a file counts as one.
-        let end = if hole >= size { size.next_multiple_of(CHUNK) } else { hole };
-        let bytes = end.saturating_sub(start) / CHUNK * CHUNK;
-        if bytes == 0 {
-            return Ok(false);
-        }
-        for chunk in self.range(start, bytes) {
-            let full = |state| (state < FULL).then_some(state | FULL);
-            // Who has found out more meanwhile is right.
-            let _ = chunk.try_update(Ordering::Relaxed, Ordering::Relaxed, full);
-        }
-        Ok(true)
-    }
-
-    /// Maps the pages of a chunk, as far as the file has them.
-    fn populate(&self, start: u64, size: u64) -> io::Result<()> {
         // Ready to be written if they can be: a page that is mapped to be read costs a fault at its first write.
         let how = if self.writable {
             libc::MADV_POPULATE_WRITE
         } else {
             libc::MADV_POPULATE_READ
         };
-        let len = size.saturating_sub(start).min(CHUNK);
-        if len == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        self.advise(start, len, how)
+        self.advise(start, CHUNK, how).map(|()| true)
     }
 
     fn advise(&self, offset: u64, len: u64, advice: libc::c_int) -> io::Result<()> {
@@ -257,4 +214,36 @@ impl Drop for Mapped {
         // SAFETY: the mapping is ours, and nobody copies any more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
+}
+
+/// Pages of a range of a file that are in memory and no holes.
+fn pages(file: &File, offset: u64, len: u64) -> io::Result<u64> {
+    let range = [offset, len];
+    // Of `struct cachestat` the first word is the pages there are; those that were swapped out are in others.
+    let mut found = [0_u64; 5];
+    // SAFETY: two and five words of 64 bits, as the kernel has them; no flags.
+    let result = unsafe {
+        libc::syscall(
+            SYS_CACHESTAT,
+            file.as_raw_fd(),
+            range.as_ptr(),
+            found.as_mut_ptr(),
+            0_u32,
+        )
+    };
+    match result {
+        0 => Ok(found[0]),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn page_size() -> u64 {
+    rustix::param::page_size() as u64
+}
+
+/// So many zeroes, of which the system gives pages only when they are changed.
+fn zeroes(count: usize) -> Box<[AtomicU8]> {
+    let bytes: *mut [u8] = Box::into_raw(vec![0_u8; count].into_boxed_slice());
+    // SAFETY: it was a box of as many bytes, and an `AtomicU8` has the size, alignment and values of a `u8`.
+    unsafe { Box::from_raw(bytes as *mut [AtomicU8]) }
 }

@@ -7,7 +7,7 @@ pub(crate) mod bounce;
 mod copy;
 pub mod file;
 pub(crate) mod lock;
-mod mapped;
+pub(crate) mod mapped;
 pub mod qcow2;
 pub mod synthetic;
 

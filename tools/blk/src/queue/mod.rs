@@ -509,10 +509,10 @@ impl Queue {
         Ok(plan)
     }
 
-    /// The engine has forgotten what runs: nobody touches a buffer any more, and nothing completes. For a queue that
-    /// leaves; its log has what was in flight.
-    pub(crate) fn abandoned(&mut self) {
-        self.running = 0;
+    /// The engine has forgotten so many of the requests that run: nobody touches their buffers any more, and they do not complete.
+    /// For a queue that leaves; its log has what was in flight.
+    pub(crate) fn abandoned(&mut self, count: u16) {
+        self.running = self.running.saturating_sub(count);
     }
 
     /// For simulated kills: the queue may be dropped, with its memory, although requests run.

@@ -12,7 +12,7 @@ use crate::steps::step;
 use crate::trace::{self, Kind};
 use crate::virtio::Status;
 
-/// Bytes up to which a transfer from or to memory is done on the spot; larger ones can go on beside each other.
+/// Bytes up to which a transfer from or to memory is done on the spot; others have their turn in the midst of a larger one.
 const IMMEDIATE_MAX: u64 = 64 << 10;
 /// Bytes up to which transfers are merged: what devices take at once, more or less.
 const MERGE_MAX: u64 = 1 << 20;

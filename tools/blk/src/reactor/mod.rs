@@ -221,16 +221,14 @@ impl Core {
                 pool.submit();
             }
             self.remotes.submit();
-            let idle = commands.is_empty()
-                && self.kicked.is_empty()
-                && self.dirty.is_empty()
-                && !self.sleeper.is_copying();
+            let copying = self.sleeper.is_copying();
+            let idle = commands.is_empty() && self.kicked.is_empty() && self.dirty.is_empty() && !copying;
             if !idle {
                 // Those that nobody notifies of are looked at all the same, and nobody is kept waiting for others' work.
                 self.signal(None);
                 self.kick_quiet(|queue| queue.has_available());
             }
-            if idle && (self.coalesce() || self.look_on()) {
+            if copying || idle && (self.coalesce() || self.look_on()) {
                 // Nobody was asked to ring, so nobody is told not to.
                 self.sleeper.wait(Sleep::Not, &mut ready)?;
             } else {
@@ -316,9 +314,10 @@ impl Core {
         }
     }
 
-    /// Queues that leave do not wait for a process that is not there: their logs have what was in flight.
+    /// Queues that leave wait neither for a process that is not there nor for what is left to copy: their logs have what was in
+    /// flight.
     fn abandon_leaving(&mut self) {
-        if self.remotes.is_empty() {
+        if self.remotes.is_empty() && !self.sleeper.is_copying() {
             return;
         }
         for (id, entry) in &mut self.queues {
@@ -327,8 +326,13 @@ impl Core {
                 continue;
             }
             let engine = self.remotes.get(queue.disk(), queue.ram());
-            if engine.is_some_and(|engine| engine.abandon(id.tag())) {
-                queue.abandoned();
+            let abandoned = match &mut self.sleeper {
+                _ if engine.is_some_and(|engine| engine.abandon(id.tag())) => queue.running(),
+                Sleeper::Uring(ring) => ring.abandon(id.tag()),
+                Sleeper::Epoll(_) => 0,
+            };
+            if abandoned > 0 {
+                queue.abandoned(abandoned);
                 if !entry.dirty {
                     entry.dirty = true;
                     self.dirty.push(*id);

@@ -11,7 +11,8 @@ use crate::virtio::*;
 const DATA: u64 = BUFFERS + 0x10_0000;
 const OK: u8 = Status::Ok as u8;
 
-struct StopAtEnd<'a>(&'a AtomicBool);
+/// Sets the flag even if an assertion fails.
+pub struct StopAtEnd<'a>(pub &'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {
     fn drop(&mut self) {

@@ -129,10 +129,11 @@ impl DeviceIo {
     }
 
     /// Another image, after [`Self::hold`]. Queues set up from now on use it; what the log says is in flight is run
-    /// again, on this one.
-    pub(crate) fn exchange(&mut self, disk: Arc<Disk>) {
-        self.parts.disk = disk;
+    /// again, on this one. Gives the one before: where it was the last to have it open, to close it takes a while.
+    pub(crate) fn exchange(&mut self, disk: Arc<Disk>) -> Arc<Disk> {
+        let before = std::mem::replace(&mut self.parts.disk, disk);
         self.go_on();
+        before
     }
 
     /// Queues may be set up again, after [`Self::hold`].
