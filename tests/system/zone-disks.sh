@@ -44,6 +44,7 @@ for disk in b c d e f i j; do
     eval "hash_$disk=$(sha256sum <$Z/$disk.img | cut -d ' ' -f 1)"
 done
 # In memory: one with data, one of holes.
+trap 'rm -f /dev/shm/k.img /dev/shm/l.img' EXIT
 dd if=/dev/urandom of=/dev/shm/k.img bs=1M count=4 2>/dev/null
 truncate -s 4M /dev/shm/l.img
 loop=$(losetup -f --show $Z/c.img)
@@ -127,5 +128,4 @@ dmsetup remove i
 losetup -d "$loop"
 losetup -d "$loop_f"
 losetup -d "$loop_i"
-rm -f /dev/shm/k.img /dev/shm/l.img
 kernel_is_quiet

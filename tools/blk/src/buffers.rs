@@ -194,3 +194,31 @@ impl IoList {
         &self.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestMemoryMmap;
+
+    use super::*;
+
+    // With one buffer left the kernel can be told of a registered one.
+    #[test]
+    fn a_status_in_a_buffer_of_its_own_is_none_of_the_data() {
+        let base = GuestAddress(0x4000_0000);
+        let memory = GuestMemoryMmap::from_ranges(&[(base, 0x1_0000)]).unwrap();
+        let mut list = Buffers::new(GuestRam::new(memory).unwrap());
+        list.push(base, 4096).unwrap();
+        list.push(GuestAddress(base.0 + 0x2000), 1).unwrap();
+        list.push(GuestAddress(base.0 + 0x3000), 0).unwrap();
+        assert!(list.take_last());
+        assert_eq!((list.remaining().len(), list.total()), (1, 4096));
+        // One that is the data's last byte as well stays.
+        assert!(list.take_last());
+        assert_eq!((list.remaining().len(), list.total()), (1, 4095));
+        list.clear();
+        assert!(!list.take_last());
+        list.push(base, 1).unwrap();
+        assert!(list.take_last());
+        assert!(list.remaining().is_empty() && !list.take_last());
+    }
+}

@@ -245,6 +245,7 @@ fn a_file_that_was_cut() {
         let sector = SECTORS_OF_CHUNK;
         let data = Some(writable(DATA, 64 << 10));
         assert_eq!(rig.request(0, VIRTIO_BLK_T_IN, sector, data).0, 1);
+        assert_eq!(mapped(&mut rig), 3, "it is not tried again");
         assert_eq!(
             read(&mut rig, sector, 4096),
             image(CHUNK + 4096)[CHUNK as usize..]
