@@ -110,9 +110,9 @@ impl RawFile {
         (&self.file).seek(SeekFrom::End(0))
     }
 
-    /// Chunks that are mapped; `None` if the file cannot be.
+    /// Chunks that are mapped, and those to be written; `None` if the file cannot be.
     #[cfg(test)]
-    pub(crate) fn mapped(&self) -> Option<usize> {
+    pub(crate) fn mapped(&self) -> Option<[usize; 2]> {
         self.mapped.as_ref().map(Mapped::count)
     }
 

@@ -1,7 +1,8 @@
 //! [`Mapped`]: a file in memory as a mapping, so that a transfer is a copy and no system call.
 //!
 //! The file is mapped when it is opened, and its pages in chunks of 256 KiB, each when it is worth it: at its first large transfer,
-//! or after a few small ones. Only a whole chunk without holes is: to touch a hole in a mapping would allocate it, even to read it.
+//! or after some small ones. To be read they are mapped many with one fault; to be written, each with one of its own, and a
+//! page that was mapped to be read has another, with a broadcast TLBI, when it is written. So these are two states. Only a whole chunk without holes is: to touch a hole in a mapping would allocate it, even to read it.
 //! Everything else is for the caller to do by system calls, with the same bytes in the same pages: a chunk that has holes,
 //! the file's end, what the mapping has no room for, and what was to be copied when a page was gone, for a system call says why.
 //!
@@ -23,14 +24,18 @@ use crate::memory::IoVec;
 pub const CHUNK: u64 = 256 << 10;
 /// Bytes of a transfer from which on its chunk is worth being mapped.
 const LARGE: u64 = 64 << 10;
-/// Smaller transfers of a chunk with which it is.
-const SEVERAL: u8 = 4;
+/// Smaller transfers of a chunk with which it is to be read; mapping takes about as long as is saved until then.
+const SOME: u8 = 8;
+/// The same to be written.
+const MANY: u8 = 64;
 /// The least that is mapped, for a file may grow, and the largest file that is.
 const LEAST: u64 = 1 << 30;
 const MOST: u64 = 1 << 40;
 
-/// The state of a chunk that is mapped; others are transfers since it was last found that it should not be.
-const MAPPED: u8 = u8::MAX;
+/// The state of a chunk: whether it is mapped to be read, or to be written and read; the other bits count small transfers that were
+/// not copies since it was last changed, or found that it should not be.
+const READ: u8 = 0x80;
+const WRITE: u8 = 0xff;
 
 /// `cachestat`, of Linux 6.5: how many pages of a range there are. The libc crate has no name for it yet.
 pub const SYS_CACHESTAT: libc::c_long = 451;
@@ -101,7 +106,7 @@ impl Mapped {
     /// The buffers are valid.
     pub unsafe fn transfer(&self, file: &File, kind: IoKind, parts: &[IoVec], offset: u64, len: u64) -> bool {
         let writes = kind != IoKind::Read;
-        if writes && !self.writable || !self.is_there(file, offset, len) {
+        if writes && !self.writable || !self.is_there(file, writes, offset, len) {
             return false;
         }
         // Inside of the mapping, as all chunks are.
@@ -148,7 +153,7 @@ impl Mapped {
     }
 
     /// Whether all of these bytes are mapped, or can be now.
-    fn is_there(&self, file: &File, offset: u64, len: u64) -> bool {
+    fn is_there(&self, file: &File, writes: bool, offset: u64, len: u64) -> bool {
         if offset.checked_add(len).is_none_or(|end| end > self.len as u64) {
             return false;
         }
@@ -156,35 +161,43 @@ impl Mapped {
             .zip(self.range(offset, len))
             .all(|(number, chunk)| {
                 let state = chunk.load(Ordering::Relaxed);
-                state == MAPPED || self.map(file, number, chunk, state, len)
+                state >= if writes { WRITE } else { READ }
+                    || self.map(file, number * CHUNK, writes, chunk, len >= LARGE)
             })
     }
 
     /// Maps a chunk if this transfer makes it worth it.
     #[cold]
-    fn map(&self, file: &File, number: u64, chunk: &AtomicU8, count: u8, len: u64) -> bool {
-        let next = match count + 1 {
-            count if len < LARGE && count < SEVERAL => count,
-            _ => match self.populate(file, number * CHUNK) {
-                Ok(true) => MAPPED,
+    fn map(&self, file: &File, start: u64, writes: bool, chunk: &AtomicU8, large: bool) -> bool {
+        let before = chunk.load(Ordering::Relaxed);
+        let (mapped, count) = (before & READ, (before & !READ) + 1);
+        let (enough, wanted) = if writes { (MANY, WRITE) } else { (SOME, READ) };
+        let next = if !large && count < enough {
+            mapped | count
+        } else {
+            match self.populate(file, start, writes, mapped != 0) {
+                Ok(true) => wanted,
                 Ok(false) => 0,
                 Err(error) => {
-                    tracing::debug!(%error, number, "a chunk of a file in memory cannot be mapped");
+                    tracing::debug!(%error, start, "a chunk of a file in memory cannot be mapped");
                     0
                 }
-            },
+            }
         };
         chunk.store(next, Ordering::Relaxed);
-        next == MAPPED
+        next >= wanted
     }
 
     /// Maps the pages of a chunk, unless it has holes or is not all of it the file's.
-    fn populate(&self, file: &File, start: u64) -> io::Result<bool> {
+    fn populate(&self, file: &File, start: u64, writes: bool, mapped: bool) -> io::Result<bool> {
         if pages(file, start, CHUNK)? * page_size() < CHUNK || file.metadata()?.len() < start + CHUNK {
             return Ok(false);
         }
-        // Ready to be written if they can be: a page that is mapped to be read costs a fault at its first write.
-        let how = if self.writable {
+        if mapped {
+            // One TLBI for all of them, instead of one for each.
+            self.advise(start, CHUNK, libc::MADV_DONTNEED)?;
+        }
+        let how = if writes {
             libc::MADV_POPULATE_WRITE
         } else {
             libc::MADV_POPULATE_READ
@@ -201,11 +214,13 @@ impl Mapped {
         }
     }
 
-    /// Chunks that are mapped.
+    /// Chunks that are mapped, to be read at least, and those to be written.
     #[cfg(test)]
-    pub fn count(&self) -> usize {
-        let mapped = |chunk: &&AtomicU8| chunk.load(Ordering::Relaxed) == MAPPED;
-        self.chunks.iter().filter(mapped).count()
+    pub fn count(&self) -> [usize; 2] {
+        [READ, WRITE].map(|least| {
+            let mapped = |chunk: &&AtomicU8| chunk.load(Ordering::Relaxed) >= least;
+            self.chunks.iter().filter(mapped).count()
+        })
     }
 }
 
