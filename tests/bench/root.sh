@@ -48,7 +48,7 @@ stats() {
 timed() {
     rm -f /tmp/late
     (
-        sleep "$LIMIT"
+        sleep "$LIMIT" || exit
         : >/tmp/late
         kill "$(cat /tmp/guest.pid)"
     ) &
@@ -67,6 +67,7 @@ timed() {
     } | follow
     pkill -P $limit 2>/dev/null
     kill $limit 2>/dev/null
+    wait $limit 2>/dev/null
 }
 
 ringvisor_guest() { # ENGINE

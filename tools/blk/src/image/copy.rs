@@ -123,7 +123,7 @@ fn install() -> io::Result<()> {
     }
 }
 
-/// Async-signal-safe: loads and stores, and `sigaction`.
+/// Async-signal-safe: loads and stores, `sigaction` and `raise`.
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel gives a handler with SA_SIGINFO what happened, and the interrupted thread's context.
     let (place, code) = unsafe { (program_counter(context.cast()), (*info).si_code) };
@@ -136,7 +136,7 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
     }
     let before = BEFORE.get();
     match before {
-        Some(before) if !matches!(before.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) => {
+        Some(before) if code > 0 && !matches!(before.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) => {
             // Whoever asked for the shorter form does not look at the rest.
             // SAFETY: it was a handler for this signal.
             let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
@@ -144,10 +144,14 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
             handler(signal, info, context);
         }
         _ => {
-            // SAFETY: zeroes are SIG_DFL with no flags; the instruction is tried again and the process ends.
+            // SAFETY: zeroes are SIG_DFL with no flags; the instruction is tried again and the process ends, or, if somebody sent
+            // the signal, when it comes once more.
             unsafe {
                 let default: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(libc::SIGBUS, &raw const default, std::ptr::null_mut());
+                if code <= 0 {
+                    libc::raise(libc::SIGBUS);
+                }
             }
         }
     }
@@ -226,21 +230,23 @@ mod tests {
         unsafe { libc::munmap(at.cast(), 3 * 65536) };
     }
 
-    // As for a program without our handler: it ends.
+    // As for a program without our handler: it ends, by an access that is no copy, or by a signal that was sent.
     #[test]
-    fn another_access_to_such_a_page_ends_the_process() {
-        let name = "image::copy::tests::another_access_to_such_a_page_ends_the_process";
-        if std::env::var_os("RINGBLK_SIGBUS").is_none() {
-            let test = std::process::Command::new(std::env::current_exe().unwrap())
-                .args([name, "--exact", "--nocapture"])
-                .env("RINGBLK_SIGBUS", "1")
-                .output()
-                .unwrap();
-            use std::os::unix::process::ExitStatusExt;
-            assert_eq!(test.status.signal(), Some(libc::SIGBUS), "{test:?}");
-            assert!(String::from_utf8_lossy(&test.stdout).contains("copied: false"));
+    fn any_other_sigbus_ends_the_process() {
+        let name = "image::copy::tests::any_other_sigbus_ends_the_process";
+        let Some(how) = std::env::var_os("RINGBLK_SIGBUS") else {
+            for how in ["access", "sent"] {
+                let test = std::process::Command::new(std::env::current_exe().unwrap())
+                    .args([name, "--exact", "--nocapture"])
+                    .env("RINGBLK_SIGBUS", how)
+                    .output()
+                    .unwrap();
+                use std::os::unix::process::ExitStatusExt;
+                assert_eq!(test.status.signal(), Some(libc::SIGBUS), "{test:?}");
+                assert!(String::from_utf8_lossy(&test.stdout).contains("copied: false"));
+            }
             return;
-        }
+        };
         let guarded = Guarded::new().unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
@@ -249,7 +255,12 @@ mod tests {
         let mut own = [0_u8; 16];
         // SAFETY: it is mapped.
         println!("copied: {}", unsafe { guarded.copy(own.as_mut_ptr(), at, 16) });
-        // SAFETY: it is mapped.
-        unsafe { at.read_volatile() };
+        if how == "sent" {
+            // SAFETY: no pointers.
+            unsafe { libc::raise(libc::SIGBUS) };
+        } else {
+            // SAFETY: it is mapped.
+            unsafe { at.read_volatile() };
+        }
     }
 }

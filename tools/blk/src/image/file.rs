@@ -267,13 +267,15 @@ impl RawFile {
             return punch(offset, len);
         }
         // Whoever touches one of its pages meanwhile waits until it is done, and that may be the reactor.
-        let end = offset.saturating_add(len);
-        for start in (offset..end).step_by(PUNCH_MAX as usize) {
-            let len = PUNCH_MAX.min(end - start);
-            self.forget(start, len);
-            punch(start, len)?;
+        let (mut start, end) = (offset, offset.saturating_add(len));
+        while start < end {
+            // Where a page begins: of one that is punched in two parts nothing is given back.
+            let next = (start / PUNCH_MAX + 1).saturating_mul(PUNCH_MAX).min(end);
+            self.forget(start, next - start);
+            punch(start, next - start)?;
             // One that was mapped meanwhile has a hole now.
-            self.forget(start, len);
+            self.forget(start, next - start);
+            start = next;
         }
         Ok(())
     }

@@ -172,6 +172,10 @@ impl Mapped {
         let before = chunk.load(Ordering::Relaxed);
         let (mapped, count) = (before & READ, (before & !READ) + 1);
         let (enough, wanted) = if writes { (MANY, WRITE) } else { (SOME, READ) };
+        if before >= wanted {
+            // By another thread, meanwhile.
+            return true;
+        }
         let next = if !large && count < enough {
             mapped | count
         } else {
