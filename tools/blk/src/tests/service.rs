@@ -430,26 +430,37 @@ pub struct Again {
     id: QueueId,
     seen: u16,
     made: u16,
+    begun: Arc<AtomicBool>,
 }
 
 impl Again {
-    /// Adds a queue full of requests, more than are taken in one round.
+    /// Adds a queue full of requests, more than are taken in one round. They are offered again from here on.
     pub fn add(reactor: &Running) {
         let mut rig = Rig::closed(EngineKind::IoUring, 1024, ALL_FEATURES, false);
         let made = 341;
         for lane in 0..made {
             rig.offer_request(lane * 3, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
         }
+        let begun = Arc::new(AtomicBool::new(false));
+        let id = reactor.handle.add(own_queue(&rig).0);
         let again = Self {
             memory: rig.memory.clone(),
             ring: rig.ring,
-            id: reactor.handle.add(own_queue(&rig).0),
+            id,
             seen: 0,
             made,
+            begun: begun.clone(),
         };
         reactor
             .handle
             .add_bell(eventfd().unwrap(), ReadWidth::Eight, Box::new(again));
+        // The reactor may have been through with all of them, and asleep, before it knew of the bell.
+        let deadline = Instant::now() + PATIENCE;
+        while !begun.load(Ordering::Relaxed) {
+            assert!(Instant::now() < deadline);
+            reactor.handle.kick(id);
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -466,6 +477,7 @@ impl Bell for Again {
             self.made = self.made.wrapping_add(1);
         }
         memory.write_obj(self.made, GuestAddress(avail + 2)).unwrap();
+        self.begun.fetch_or(self.seen != 0, Ordering::Relaxed);
         commands.kick(self.id);
     }
 }
