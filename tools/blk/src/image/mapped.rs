@@ -22,8 +22,9 @@ use crate::memory::IoVec;
 
 /// Bytes of a chunk: 64 page faults at once, where pages have 4 KiB.
 pub const CHUNK: u64 = 256 << 10;
-/// Bytes of a transfer from which on its chunk is worth being mapped.
-const LARGE: u64 = 64 << 10;
+/// Bytes of a transfer from which on its chunk is worth being mapped. Large ones come in pieces, of which few have all of their
+/// 64 KiB where buffers are odd.
+const LARGE: u64 = 32 << 10;
 /// Smaller transfers of a chunk with which it is to be read; mapping takes about as long as is saved until then.
 const SOME: u8 = 8;
 /// The same to be written.

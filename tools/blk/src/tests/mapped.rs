@@ -154,6 +154,9 @@ fn large_transfers() {
                 assert_eq!(done, (vec![(0, used as u32)], OK));
             }
             assert!(rig.image() == expected, "{kind:?}, holes: {holes}, {round}");
+            // Also by pieces that are shorter than others.
+            let last = (end as u64 - 1) / CHUNK;
+            assert!(holes || both(&mut rig)[1] as u64 > last - offset as u64 / CHUNK + round as u64);
             let back: Vec<u8> = places
                 .iter()
                 .flat_map(|(at, len)| rig.bytes(*at, *len as usize))
