@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::pieces::{MOST, Pieces};
+use super::pieces::Progress;
 use super::{IoDone, IoOp};
 
 /// Bytes that are copied in one round of the reactor, and in a queue's turn.
@@ -14,8 +14,7 @@ const ROUND: u64 = 256 << 10;
 
 struct Copying {
     op: IoOp,
-    pieces: Pieces<'static>,
-    moved: u64,
+    progress: Progress<'static>,
 }
 
 impl Copying {
@@ -23,25 +22,14 @@ impl Copying {
     ///
     /// # Safety
     /// As for [`super::Engine::push`].
-    unsafe fn step(&mut self) -> (u64, Option<i32>) {
-        let ended = |moved: u64| Some(i32::try_from(moved).unwrap_or(i32::MAX));
-        let Some(piece) = self.pieces.next() else {
-            return (0, ended(self.moved));
-        };
-        let (offset, bytes) = (self.op.offset.saturating_add(self.moved), piece.bytes());
-        // SAFETY: says the caller.
-        let image = unsafe { self.op.image.get() };
-        // SAFETY: says the caller.
-        match unsafe { image.run(self.op.kind, piece.parts(), offset, bytes) } {
-            Ok(moved) => {
-                self.moved += moved as u64;
-                let last = (moved as u64) < bytes || self.moved >= MOST || self.pieces.is_empty();
-                (bytes, ended(self.moved).filter(|_| last))
-            }
-            // What was moved before is told first, and the rest tried again.
-            Err(_) if self.moved > 0 => (bytes, ended(self.moved)),
-            Err(error) => (bytes, Some(-error.raw_os_error().unwrap_or(libc::EIO))),
-        }
+    unsafe fn step(&mut self) -> (u64, Option<IoDone>) {
+        let op = &self.op;
+        let (bytes, ended) = self.progress.step(|parts, behind, bytes| {
+            let offset = op.offset.saturating_add(behind);
+            // SAFETY: image and buffers are valid, says the caller.
+            unsafe { op.image.get().run(op.kind, parts, offset, bytes) }
+        });
+        (bytes, ended.map(|result| IoDone::new(op.tag, result)))
     }
 }
 
@@ -79,9 +67,9 @@ impl Copies {
     /// As for [`super::Engine::push`], until it is done, abandoned, or this is dropped or cleared.
     pub unsafe fn push(&mut self, op: IoOp) {
         // SAFETY: says the caller.
-        let pieces = Pieces::new(unsafe { op.parts() });
-        let (queue, moved) = (queue_of(op.tag), 0);
-        let copying = Copying { op, pieces, moved };
+        let progress = Progress::new(unsafe { op.parts() });
+        let queue = queue_of(op.tag);
+        let copying = Copying { op, progress };
         if let Some(line) = self.lines.iter_mut().find(|line| line.queue == queue) {
             line.list.push_back(copying);
             return;
@@ -119,14 +107,13 @@ impl Copies {
             && let Some(line) = self.lines.front_mut()
         {
             if let Some(copying) = line.list.front_mut() {
-                let tag = copying.op.tag;
                 // SAFETY: by the contract of `push`.
                 let (now, ended) = unsafe { copying.step() };
                 bytes += now;
                 line.turn += now;
-                if let Some(result) = ended {
+                if let Some(outcome) = ended {
                     line.list.pop_front();
-                    done.push(IoDone { tag, result });
+                    done.push(outcome);
                 }
             }
             if line.list.is_empty() {

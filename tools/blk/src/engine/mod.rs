@@ -3,6 +3,7 @@
 //! [`uring::Uring`] submits to the kernel's ring what that can do; [`threads::Threads`] has a pool of threads on which
 //! any image runs any operation. An engine knows images, offsets and host memory; it knows nothing of virtio.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::disk::Disk;
@@ -94,12 +95,7 @@ unsafe fn perform(op: &IoOp) -> IoDone {
     // SAFETY: the image lives, and `count` entries are there, says the caller.
     let (image, parts) = unsafe { (op.image.get(), op.parts()) };
     // SAFETY: the memory is valid, says the caller.
-    let result = match unsafe { image.run(op.kind, parts, op.offset, op.len) } {
-        // The kernel transfers at most 0x7ffff000 bytes at once, we ourselves less; the rest follows.
-        Ok(moved) => i32::try_from(moved).unwrap_or(i32::MAX),
-        Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
-    };
-    IoDone { tag: op.tag, result }
+    IoDone::new(op.tag, unsafe { image.run(op.kind, parts, op.offset, op.len) })
 }
 
 /// The outcome of an operation.
@@ -109,6 +105,17 @@ pub struct IoDone {
     pub tag: u64,
     /// Bytes transferred, maybe fewer than asked for; 0 for what is no transfer; or `-errno`.
     pub result: i32,
+}
+
+impl IoDone {
+    fn new(tag: u64, outcome: io::Result<usize>) -> Self {
+        let result = match outcome {
+            // The kernel transfers at most 0x7ffff000 bytes at once, we ourselves less; the rest follows.
+            Ok(moved) => i32::try_from(moved).unwrap_or(i32::MAX),
+            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        Self { tag, result }
+    }
 }
 
 /// A way to run operations.

@@ -5,6 +5,8 @@
 //! of 4 KiB: `n²/2` times in all, 33 000 for 1 MiB, each of which is a walk of two page tables where the TLB has fewer entries
 //! than the write has pages.
 
+use std::io;
+
 use crate::memory::IoVec;
 
 /// Most bytes of a piece.
@@ -76,6 +78,42 @@ impl<'a> Pieces<'a> {
     }
 }
 
+/// A transfer that is made piece by piece.
+pub struct Progress<'a> {
+    pieces: Pieces<'a>,
+    moved: u64,
+}
+
+impl<'a> Progress<'a> {
+    /// At its beginning.
+    pub fn new(parts: &'a [IoVec]) -> Self {
+        let pieces = Pieces::new(parts);
+        Self { pieces, moved: 0 }
+    }
+
+    /// Makes one piece by `transfer`, of these buffers with so many bytes, so far behind the beginning. Gives its bytes, and the outcome of
+    /// the whole if it has ended: with the last piece, at one that was short, or after [`MOST`] bytes. What was moved before an
+    /// error is told first, and the rest tried again.
+    pub fn step(
+        &mut self,
+        transfer: impl FnOnce(&[IoVec], u64, u64) -> io::Result<usize>,
+    ) -> (u64, Option<io::Result<usize>>) {
+        let Some(piece) = self.pieces.next() else {
+            return (0, Some(Ok(self.moved as usize)));
+        };
+        let bytes = piece.bytes();
+        let ended = match transfer(piece.parts(), self.moved, bytes) {
+            Ok(moved) => {
+                self.moved += moved as u64;
+                (moved as u64) < bytes || self.moved >= MOST || self.pieces.is_empty()
+            }
+            Err(error) if self.moved == 0 => return (bytes, Some(Err(error))),
+            Err(_) => true,
+        };
+        (bytes, ended.then_some(Ok(self.moved as usize)))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +156,33 @@ mod tests {
         );
         assert_eq!(cut(&[PIECE]), [(1, 0, PIECE)]);
         assert_eq!(cut(&[]), []);
+    }
+
+    #[test]
+    fn a_transfer_is_as_good_as_its_pieces_up_to_the_first_gap() {
+        let mut memory = vec![0; 3 * PIECE];
+        let parts = buffers(&[3 * PIECE], &mut memory);
+        let piece = PIECE as u64;
+        // What pieces give, of 3 of them; what the whole gives, and how many were made.
+        let outcome = |results: &[io::Result<usize>]| {
+            let mut progress = Progress::new(&parts);
+            for (made, result) in results.iter().enumerate() {
+                let (bytes, ended) = progress.step(|_, behind, bytes| {
+                    assert_eq!((behind, bytes), (made as u64 * piece, piece));
+                    result.as_ref().copied().map_err(|error| error.kind().into())
+                });
+                assert_eq!(bytes, piece);
+                if let Some(ended) = ended {
+                    return (ended.map_err(|error| error.kind()), made + 1);
+                }
+            }
+            panic!("it has not ended");
+        };
+        let failed = || Err(io::ErrorKind::StorageFull.into());
+        assert_eq!(outcome(&[Ok(PIECE), Ok(PIECE), Ok(PIECE)]), (Ok(3 * PIECE), 3));
+        assert_eq!(outcome(&[Ok(PIECE), Ok(7), Ok(PIECE)]), (Ok(PIECE + 7), 2));
+        assert_eq!(outcome(&[Ok(PIECE), failed(), Ok(PIECE)]), (Ok(PIECE), 2));
+        assert_eq!(outcome(&[Ok(0)]), (Ok(0), 1));
+        assert_eq!(outcome(&[failed()]), (Err(io::ErrorKind::StorageFull), 1));
     }
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use super::mapped::Mapped;
 use crate::engine::IoKind;
-use crate::engine::pieces::{MOST, PIECE, Pieces};
+use crate::engine::pieces::{PIECE, Progress};
 use crate::memory::IoVec;
 use crate::virtio::SECTOR_SIZE;
 
@@ -174,23 +174,16 @@ impl RawFile {
     /// # Safety
     /// The buffers are valid.
     unsafe fn run_pieces(&self, kind: IoKind, parts: &[IoVec], offset: u64) -> io::Result<usize> {
-        let mut moved = 0_usize;
-        let mut pieces = Pieces::new(parts);
-        while let Some(piece) = pieces.next() {
-            let (parts, bytes) = (piece.parts(), piece.bytes());
-            // SAFETY: says the caller.
-            match unsafe { self.run_piece(kind, parts, offset.saturating_add(moved as u64), bytes) } {
-                Ok(now) => {
-                    moved += now;
-                    if (now as u64) < bytes || moved as u64 >= MOST {
-                        break;
-                    }
-                }
-                Err(error) if moved == 0 => return Err(error),
-                Err(_) => break,
+        let mut progress = Progress::new(parts);
+        loop {
+            let (_, ended) = progress.step(|parts, behind, bytes| {
+                // SAFETY: says the caller.
+                unsafe { self.run_piece(kind, parts, offset.saturating_add(behind), bytes) }
+            });
+            if let Some(outcome) = ended {
+                return outcome;
             }
         }
-        Ok(moved)
     }
 
     /// # Safety
