@@ -1,30 +1,29 @@
-//! EL2's log: the `log` crate over the machine's PL011, which root's console shares.
+//! EL2's output on the machine's PL011, which root's console shares.
 //!
-//! A line is put together with its CPU and time and written under a lock; a CPU that cannot have the lock within
-//! a bounded time writes anyway, so that a CPU which died holding it silences nobody.
+//! Text is written under a lock. A CPU that cannot take the lock within a bounded time writes anyway, so that a CPU that
+//! died while it held the lock does not silence the others.
 
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
 
 use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uart, UniqueMmioPointer};
-use log::{LevelFilter, Log, Metadata, Record};
 use ringvisor::addr::Pa;
 
-use super::arch::{self, sysreg};
+use super::arch;
 use super::sync::Mutex;
 
-/// Tries for the lock, and for room in the transmit FIFO during a line, before going on without.
-const PATIENCE: u32 = 1 << 20;
+/// Attempts to take the lock, and polls of a full transmit FIFO per text, before going on without.
+const ATTEMPTS: u32 = 1 << 20;
 
 struct Console(Mutex<Option<Uart<'static>>>);
 
 static CONSOLE: Console = Console(Mutex::new(None));
 
-/// Writes one line. A UART that has no room within the line's patience loses the rest of it: it may be switched off,
-/// and nobody at EL2 may wait for it byte after byte.
+/// Writes one text. If the transmit FIFO stays full for so many polls the rest is lost: the UART may be switched off, and
+/// EL2 must not wait for it byte after byte.
 struct Writer<'a> {
     uart: &'a mut Uart<'static>,
-    patience: u32,
+    attempts: u32,
 }
 
 impl Write for Writer<'_> {
@@ -42,10 +41,10 @@ impl Write for Writer<'_> {
 impl Writer<'_> {
     fn put(&mut self, byte: u8) {
         while self.uart.is_tx_fifo_full() {
-            if self.patience == 0 {
+            if self.attempts == 0 {
                 return;
             }
-            self.patience -= 1;
+            self.attempts -= 1;
             arch::relax();
         }
         self.uart.write_word(byte);
@@ -53,78 +52,51 @@ impl Writer<'_> {
 }
 
 impl Console {
-    fn print(&self, line: fmt::Arguments<'_>) {
-        let mut patience = PATIENCE;
+    fn print(&self, text: fmt::Arguments<'_>) {
+        let mut attempts = ATTEMPTS;
         let mut guard = loop {
             match self.0.try_lock() {
                 Some(guard) => break guard,
-                None if patience == 0 => {
-                    // SAFETY: the holder has kept it far longer than a line takes: it is dead, or garbled
-                    // output is the worst that comes of it (the state is one pointer).
+                None if attempts == 0 => {
+                    // SAFETY: the holder has kept it far longer than a text takes: it is dead, or garbled
+                    // output is the worst consequence (the state is one pointer).
                     unsafe { self.0.force_unlock() };
-                    patience = PATIENCE;
+                    attempts = ATTEMPTS;
                 }
-                None => patience -= 1,
+                None => attempts -= 1,
             }
             arch::relax();
         };
         if let Some(uart) = guard.as_mut() {
-            // Writer never fails.
+            // `Writer` never fails.
             let _ = Writer {
                 uart,
-                patience: PATIENCE,
+                attempts: ATTEMPTS,
             }
-            .write_fmt(line);
+            .write_fmt(text);
         }
     }
 }
 
-impl Log for Console {
-    fn enabled(&self, metadata: &Metadata) -> bool {
-        metadata.level() <= log::max_level()
-    }
-
-    fn log(&self, record: &Record) {
-        if self.enabled(record.metadata()) {
-            let frequency = sysreg::read!("cntfrq_el0").max(1);
-            let now = sysreg::read!("cntpct_el0");
-            let micros = now % frequency * 1_000_000 / frequency;
-            self.print(format_args!(
-                "[EL2 {:5}.{:06} cpu{} {}] {}\n",
-                now / frequency,
-                micros,
-                super::cpu::this().index,
-                record.level(),
-                record.args()
-            ));
-        }
-    }
-
-    fn flush(&self) {}
-}
-
-/// Takes the PL011 at `base` (mapped as Device memory) for the log.
-pub fn init(base: Pa, level: LevelFilter) {
+/// Uses the PL011 at `base`, which is mapped as Device memory, from now on.
+pub fn init(base: Pa) {
     let Some(registers) = NonNull::new(base.0 as *mut PL011Registers) else {
         return;
     };
     // SAFETY: the device tree says that this is a PL011; EL2 only transmits, behind the lock. Root drives the same
     // device: both poll the FIFO flags, so the worst is interleaved text.
     let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
-    let line = LineConfig {
+    let config = LineConfig {
         data_bits: DataBits::Bits8,
         parity: Parity::None,
         stop_bits: StopBits::One,
     };
     // The divisor matters on real hardware only where no firmware has set it; 24 MHz is the usual clock.
-    let _ = uart.enable(line, 115_200, 24_000_000);
+    let _ = uart.enable(config, 115_200, 24_000_000);
     *CONSOLE.0.lock() = Some(uart);
-    if log::set_logger(&CONSOLE).is_ok() {
-        log::set_max_level(level);
-    }
 }
 
-/// Prints without a level, also when logging is off: for fatal reports.
-pub fn print(line: fmt::Arguments<'_>) {
-    CONSOLE.print(line);
+/// Prints text as it is, whatever the log level.
+pub fn print(text: fmt::Arguments<'_>) {
+    CONSOLE.print(text);
 }

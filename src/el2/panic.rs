@@ -1,20 +1,22 @@
-//! Fatal ends of a CPU: a panic or an exception at EL2. Prints what happened, the registers, and a backtrace of
-//! image offsets that `make symbolize` or `llvm-symbolizer` turns into lines; then this CPU stops for good.
+//! A panic or an exception at EL2, fatal for the CPU: prints the cause, the registers and a backtrace of offsets into the
+//! hypervisor binary, which `make symbolize` or `llvm-symbolizer` turns into lines; then this CPU stops for good.
 
 use core::panic::PanicInfo;
 
-use super::arch::vectors::{STACK_SHIFT, TrapFrame};
+use super::arch::frame::{STACK_SHIFT, TrapFrame};
 use super::arch::{self, boot, sysreg};
-use super::{console, cpu};
+use super::console;
+use super::cpu::{self, State};
 
-/// Frames printed at most.
+/// Maximum number of frames printed.
 const DEPTH: usize = 32;
 
+/// Returns the offset of an address into the hypervisor binary.
 fn offset(address: u64) -> u64 {
     address.wrapping_sub(boot::image_start() as u64)
 }
 
-/// Walks frame records (AAPCS64, 6.4.6) as long as they lie in this CPU's stack area and move upwards.
+/// Prints a backtrace: follows frame records (AAPCS64, 6.4.6) as long as they lie in this CPU's stack area and ascend.
 fn backtrace(pc: u64, mut frame: u64) {
     console::print(format_args!(
         "backtrace (offsets into the image; resolve with llvm-symbolizer -e ringvisor):\n"
@@ -42,12 +44,14 @@ fn backtrace(pc: u64, mut frame: u64) {
 
 fn stop() -> ! {
     let this = cpu::this();
-    this.mark_dead();
+    this.set_state(State::Dead);
     console::print(format_args!("EL2: cpu{} stopped\n", this.index));
     arch::halt()
 }
 
-/// An exception taken at EL2 itself; `kind` is 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, 4 stack overflow.
+/// Reports an exception taken at EL2 itself; `kind` is 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, 4 stack overflow.
+// SAFETY: the only definition of the symbol that `arch::entry` declares, with its signature.
+#[unsafe(no_mangle)]
 pub extern "C" fn el2_exception(frame: &TrapFrame, kind: u64) -> ! {
     let name = match kind {
         0 => "synchronous exception",

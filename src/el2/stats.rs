@@ -1,10 +1,7 @@
-//! Counters and trace buffers of the CPUs (`ringvisor::abi::counters`, `ringvisor::abi::trace`).
+//! Counting and tracing on this CPU, and the counters of the zones' devices.
 //!
-//! Each CPU writes its own and no lock is taken: a counter is a plain load, addition and store, with a second store to
-//! the page that root reads (non-cacheable at EL2, so a store of it is buffered and a load never needed). Of a device,
-//! the writer is whoever holds the slot's lock.
-//!
-//! Recording, where it is off, is [`mask`]'s load and a branch; the rest is out of line.
+//! Where tracing is off, its cost is the load of [`mask`] and a branch; the rest is out of line. A device's counters are
+//! written by the holder of the slot's lock.
 
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -16,7 +13,7 @@ use ringvisor::abi::trace::{self, Kind, RECORD_SIZE, Record};
 use ringvisor::abi::{MAX_CPUS, MAX_SLOTS, MAX_ZONES};
 use ringvisor::addr::{PAGE_SIZE, Pa};
 
-use super::arch::{self, sysreg};
+use super::arch::sysreg;
 use super::cpu;
 use super::mm::frames;
 
@@ -26,85 +23,33 @@ const SLOTS_PER_PAGE: usize = PAGE / size_of::<DeviceCounters>();
 const CPU_PAGES: usize = MAX_CPUS / CPUS_PER_PAGE;
 const DEVICE_PAGES: usize = MAX_ZONES * MAX_SLOTS / SLOTS_PER_PAGE;
 
-/// What is recorded; bits of `ringvisor::abi::trace`.
+/// What is traced: bits of `ringvisor::abi::trace`.
 static MASK: AtomicU32 = AtomicU32::new(0);
-/// Records of each CPU's ring.
+/// Capacity of each CPU's trace buffer, in records.
 static RECORDS: AtomicU32 = AtomicU32::new(0);
-/// The pages that show devices' counters.
+/// The pages in which root reads the devices' counters.
 static DEVICES: [AtomicPtr<AtomicU64>; DEVICE_PAGES] =
     [const { AtomicPtr::new(ptr::null_mut()) }; DEVICE_PAGES];
 
-/// A CPU's counters and the way to its trace buffer. All writes come from the CPU itself.
-pub struct Counters {
-    words: [AtomicU64; CPU_WORDS],
-    /// The same for root to read; null before [`init`].
-    shown: AtomicPtr<AtomicU64>,
-    /// The ring, or null.
-    ring: AtomicPtr<AtomicU64>,
-    /// When the present stay at EL2 began.
-    entered: AtomicU64,
-}
-
-impl Counters {
-    /// All zero, shown nowhere.
-    pub const fn new() -> Self {
-        Self {
-            words: [const { AtomicU64::new(0) }; CPU_WORDS],
-            shown: AtomicPtr::new(ptr::null_mut()),
-            ring: AtomicPtr::new(ptr::null_mut()),
-            entered: AtomicU64::new(0),
-        }
-    }
-
-    fn get(&self, index: usize) -> u64 {
-        self.words
-            .get(index)
-            .map_or(0, |word| word.load(Ordering::Relaxed))
-    }
-
-    #[inline]
-    fn set(&self, index: usize, value: u64) {
-        let Some(word) = self.words.get(index) else { return };
-        word.store(value, Ordering::Relaxed);
-        let shown = self.shown.load(Ordering::Relaxed);
-        if !shown.is_null() {
-            // SAFETY: `init` set it to the CPU's part of a frame that is never freed, CPU_WORDS long; `index` is below
-            // that, as the lookup above showed.
-            unsafe { &*shown.add(index) }.store(value, Ordering::Relaxed);
-        }
-    }
-
-    #[inline]
-    fn add(&self, index: usize, count: u64) {
-        self.set(index, self.get(index).wrapping_add(count));
-    }
-
-    /// The CPU has another owner: counts anew. The trace buffer goes on.
-    pub fn restart(&self) {
-        for index in (0..CPU_WORDS).filter(|index| *index != word::TRACE_HEAD) {
-            self.set(index, 0);
-        }
-    }
-}
-
-/// The generic counter, as root reads it.
+/// Returns the generic counter in ticks, as root reads it.
 pub fn now() -> u64 {
     sysreg::read!("cntpct_el0")
 }
 
-/// Counts an event of this CPU.
+/// Counts an event on this CPU.
 #[inline]
 pub fn count(event: Event) {
     cpu::this().counters.add(word::EVENTS + event as usize, 1);
 }
 
-/// A lower level was left for EL2.
+/// Marks the entry to EL2 from a lower level.
 #[inline]
 pub fn enter() {
-    cpu::this().counters.entered.store(now(), Ordering::Relaxed);
+    cpu::this().counters.set_entered(now());
 }
 
-/// EL2 is about to be left. `timed` is false if the CPU waited here on purpose: then the stay has no length.
+/// Counts an exit that is about to return to the lower level, and its duration if `timed`: not if the CPU waited at EL2
+/// on purpose.
 #[inline]
 pub fn leave(exit: Exit, timed: bool) {
     let counters = cpu::this().counters;
@@ -112,7 +57,7 @@ pub fn leave(exit: Exit, timed: bool) {
     if !timed {
         return;
     }
-    let stay = now().wrapping_sub(counters.entered.load(Ordering::Relaxed));
+    let stay = now().wrapping_sub(counters.entered());
     counters.add(word::TICKS + exit as usize, stay);
     if stay > counters.get(word::LONGEST) {
         counters.set(word::LONGEST, stay);
@@ -129,23 +74,23 @@ pub fn leave(exit: Exit, timed: bool) {
     }
 }
 
-/// What is recorded.
+/// Returns what is traced: bits of `ringvisor::abi::trace`.
 #[inline]
 pub fn mask() -> u32 {
     MASK.load(Ordering::Relaxed)
 }
 
-/// Records from now on what the bits of `mask` say.
+/// Sets what is traced from now on.
 pub fn set_mask(mask: u32) {
     MASK.store(mask, Ordering::Relaxed);
 }
 
-/// Records of each CPU's ring.
+/// Returns the capacity of each CPU's trace buffer, in records.
 pub fn records() -> u32 {
     RECORDS.load(Ordering::Relaxed)
 }
 
-/// Records a step of a request, as of now.
+/// Traces a step of a request, stamped with the present time.
 #[inline]
 pub fn record(kind: Kind, zone: u8, slot: u8, queue: u8, value: u32) {
     if mask() & trace::REQUESTS != 0 {
@@ -153,7 +98,7 @@ pub fn record(kind: Kind, zone: u8, slot: u8, queue: u8, value: u32) {
     }
 }
 
-/// Records a step of a request that is the trap itself: as of the moment when EL2 was entered.
+/// Traces a step of a request that is the trap itself, stamped with the entry to EL2.
 #[inline]
 pub fn record_trap(kind: Kind, zone: u8, slot: u8, queue: u8) {
     if mask() & trace::REQUESTS != 0 {
@@ -163,19 +108,12 @@ pub fn record_trap(kind: Kind, zone: u8, slot: u8, queue: u8) {
 
 #[cold]
 fn record_entered(kind: Kind, zone: u8, slot: u8, queue: u8, value: u32) {
-    let stamp = cpu::this().counters.entered.load(Ordering::Relaxed);
-    write(stamp, kind, zone, slot, queue, value);
+    write(cpu::this().counters.entered(), kind, zone, slot, queue, value);
 }
 
 #[cold]
 #[inline(never)]
 fn write(stamp: u64, kind: Kind, zone: u8, slot: u8, queue: u8, value: u32) {
-    let counters = cpu::this().counters;
-    let (ring, capacity) = (counters.ring.load(Ordering::Relaxed), u64::from(records()));
-    if ring.is_null() || capacity == 0 {
-        return;
-    }
-    let head = counters.get(word::TRACE_HEAD);
     let record = Record {
         stamp,
         kind,
@@ -184,23 +122,15 @@ fn write(stamp: u64, kind: Kind, zone: u8, slot: u8, queue: u8, value: u32) {
         queue,
         value,
     };
-    // SAFETY: `init` made the ring of this many records, in frames that are never freed.
-    let (first, second) = unsafe {
-        let place = ring.add((head % capacity) as usize * (RECORD_SIZE / 8));
-        (&*place, &*place.add(1))
-    };
-    first.store(record.stamp, Ordering::Relaxed);
-    second.store(record.word(), Ordering::Relaxed);
-    // The record before the head that counts it.
-    arch::dsb_ishst();
-    counters.set(word::TRACE_HEAD, head + 1);
+    // SAFETY: `init` gave every CPU a ring of this many records.
+    unsafe { cpu::this().counters.trace(u64::from(records()), &record) };
 }
 
-/// The counters of a zone's devices, behind the locks of their slots.
+/// The counters of a zone's devices; a slot's are written under that slot's lock.
 pub struct Devices([[AtomicU64; DEVICE_WORDS]; MAX_SLOTS]);
 
 impl Devices {
-    /// All zero.
+    /// Returns counters at zero.
     pub const fn new() -> Self {
         Self([const { [const { AtomicU64::new(0) }; DEVICE_WORDS] }; MAX_SLOTS])
     }
@@ -220,7 +150,7 @@ impl Devices {
         }
     }
 
-    /// Counts. Under the slot's lock.
+    /// Counts an event of a device. The caller holds the slot's lock.
     pub fn count(&self, zone: u8, slot: usize, event: DeviceEvent) {
         let index = event as usize;
         let word = self.0.get(slot).and_then(|words| words.get(index));
@@ -228,14 +158,14 @@ impl Devices {
         self.set(zone, slot, index, value.wrapping_add(1));
     }
 
-    /// Another device: counts anew.
+    /// Sets the counters of a slot to zero, for another device.
     pub fn restart(&self, zone: u8, slot: usize) {
         for index in 0..DEVICE_WORDS {
             self.set(zone, slot, index, 0);
         }
     }
 
-    /// A zone begins with this number.
+    /// Sets all counters to zero, for a zone that is created with this number.
     pub fn restart_all(&self, zone: u8) {
         for slot in 0..MAX_SLOTS {
             self.restart(zone, slot);
@@ -243,12 +173,14 @@ impl Devices {
     }
 }
 
-/// Makes the frames that root sees. Calls `page` with each: offset in BAR 0 and address. Once, before root starts.
+/// Allocates the frames that root sees and calls `page` with each: offset in BAR 0 and address. Called once, before root
+/// starts. A CPU whose trace buffer finds no memory is without one, with a warning.
 ///
-/// A machine on which a ring finds no memory is without it and says so.
+/// # Errors
+/// There is no frame for the counters.
 pub fn init(mut page: impl FnMut(usize, Pa)) -> Result<(), &'static str> {
     let frame = |pages: usize| -> Option<NonNull<AtomicU64>> {
-        // Never freed: root has them mapped for good.
+        // Never freed: they stay mapped into root.
         frames::REGISTERS.alloc(pages).map(NonNull::cast)
     };
     let pa = |frame: NonNull<AtomicU64>| frame.as_ptr() as u64;
@@ -256,9 +188,8 @@ pub fn init(mut page: impl FnMut(usize, Pa)) -> Result<(), &'static str> {
     for (index, group) in cpus.chunks(CPUS_PER_PAGE).enumerate().take(CPU_PAGES) {
         let first = frame(1).ok_or("no register frame for the counters")?;
         for (place, cpu) in group.iter().enumerate() {
-            // SAFETY: the frame has room for CPUS_PER_PAGE.
-            let shown = unsafe { first.as_ptr().add(place * CPU_WORDS) };
-            cpu.counters.shown.store(shown, Ordering::Relaxed);
+            // SAFETY: the frame has room for CPUS_PER_PAGE times CPU_WORDS, and is never freed.
+            unsafe { cpu.counters.show_at(first.add(place * CPU_WORDS)) };
         }
         page(counters::CPU_OFFSET + index * PAGE, Pa(pa(first)));
     }
@@ -274,7 +205,8 @@ pub fn init(mut page: impl FnMut(usize, Pa)) -> Result<(), &'static str> {
             log::warn!("cpu{}: no memory for its trace buffer", cpu.index);
             continue;
         };
-        cpu.counters.ring.store(ring.as_ptr(), Ordering::Relaxed);
+        // SAFETY: the frames hold RECORDS records and are never freed.
+        unsafe { cpu.counters.set_ring(ring) };
         for number in 0..pages {
             let at = trace::OFFSET + (index * pages + number) * PAGE;
             page(at, Pa(pa(ring) + (number * PAGE) as u64));

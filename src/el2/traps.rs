@@ -1,36 +1,28 @@
-//! Exceptions from lower levels: decode, hand to root or zone, and what both need: register access, injection of
-//! aborts and undefined instructions, the faulting address.
+//! Exceptions from lower levels: decodes them, hands them to the CPU's owner, and does what is the same for root and
+//! zones: register access, the faulting address, injecting external aborts and undefined instructions.
 
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use log::warn;
 use ringvisor::abi::counters::Exit;
 use ringvisor::addr::{Ipa, Va};
 use ringvisor::syndrome::{
-    self, Access, DataAbort, Fault, InstructionAbort, Register, Syndrome, SysAccess, SysReg, Width,
+    self, Access, DataAbort, Fault, InstructionAbort, Register, Syndrome, SysAccess, SysReg,
 };
 use ringvisor::vgic::{SgiRegister, SgiRequest};
 
-use super::arch::vectors::TrapFrame;
+use super::arch::frame::TrapFrame;
 use super::arch::{self, sysreg};
-use super::{cpu, gic, root, stats};
-
-/// What became of a trapped access.
-pub enum Outcome {
-    /// A load's value; for a store, anything.
-    Done(u64),
-    /// Leave the program counter on the instruction: it is tried again.
-    Again,
-    /// Nothing answers there.
-    Abort,
-}
+use super::current::Current;
+use super::owner::{AfterCall, Crash, Owner, TrapOutcome};
+use super::{cpu, interrupts, run, stats};
 
 const ICC_SGI1R: SysReg = SysReg::new(3, 0, 12, 11, 5);
 const ICC_ASGI1R: SysReg = SysReg::new(3, 0, 12, 11, 6);
 const ICC_SGI0R: SysReg = SysReg::new(3, 0, 12, 11, 7);
 const ICC_DIR: SysReg = SysReg::new(3, 0, 12, 11, 1);
 
-/// A general register's value; register 31 is zero.
-pub fn get(frame: &TrapFrame, register: Register) -> u64 {
+/// Returns a general register's value; register 31 is zero.
+fn get(frame: &TrapFrame, register: Register) -> u64 {
     register
         .index()
         .and_then(|index| frame.x.get(index))
@@ -38,44 +30,57 @@ pub fn get(frame: &TrapFrame, register: Register) -> u64 {
         .unwrap_or(0)
 }
 
-/// Sets a general register; register 31 swallows it.
-pub fn set(frame: &mut TrapFrame, register: Register, value: u64) {
+/// Sets a general register; register 31 discards the value.
+fn set(frame: &mut TrapFrame, register: Register, value: u64) {
     if let Some(slot) = register.index().and_then(|index| frame.x.get_mut(index)) {
         *slot = value;
     }
 }
 
+/// Advances the return address past the instruction that trapped.
 fn skip(frame: &mut TrapFrame, esr: u64) {
     frame.elr = frame.elr.wrapping_add(syndrome::instruction_length(esr));
 }
 
-/// A synchronous exception of a lower level.
+/// Returns the owner of the vCPU that trapped. A CPU that runs a vCPU has one.
+#[inline]
+fn owner() -> Current {
+    match Current::running_on(cpu::this()) {
+        Some(owner) => owner,
+        None => run::idle(),
+    }
+}
+
+/// Handles a synchronous exception of a lower level.
+// SAFETY: the only definition of the symbol that `arch::entry` declares, with its signature.
+#[unsafe(no_mangle)]
 pub extern "C" fn lower_sync(frame: &mut TrapFrame) {
     stats::enter();
+    let owner = owner();
     let esr = ESR_EL2.get();
     let syndrome = Syndrome::decode(esr);
-    let exit = reason(&syndrome);
+    let exit = exit_of(&syndrome);
     match syndrome {
-        Syndrome::DataAbort(abort) => data_abort(frame, esr, &abort),
-        Syndrome::InstructionAbort(abort) => instruction_abort(frame, esr, &abort),
-        Syndrome::Hvc(_) => call(frame),
+        Syndrome::DataAbort(abort) => data_abort(owner, frame, esr, &abort),
+        Syndrome::InstructionAbort(abort) => instruction_abort(owner, frame, esr, &abort),
+        Syndrome::Hvc(_) => call(owner, frame),
         Syndrome::Smc(_) => {
-            // A trapped SMC, unlike an HVC, has not been executed.
+            // The preferred return address of a trapped SMC, unlike an HVC's, is the instruction itself.
             skip(frame, esr);
-            call(frame);
+            call(owner, frame);
         }
-        Syndrome::Sys(access) => system_register(frame, esr, &access),
+        Syndrome::Sys(access) => system_register(owner, frame, esr, &access),
         Syndrome::Wfx(_) => skip(frame, esr),
         other => {
             log::debug!("{other:?} at {:#x}: undefined", frame.elr);
             inject_undefined(frame);
         }
     }
-    stats::leave(exit, cpu::before_return());
+    stats::leave(exit, run::before_entry(owner));
 }
 
-/// As what an exception is counted.
-fn reason(syndrome: &Syndrome) -> Exit {
+/// Returns the exit counter charged for this exception.
+fn exit_of(syndrome: &Syndrome) -> Exit {
     match syndrome {
         Syndrome::DataAbort(abort) if matches!(abort.fault, Fault::Permission) => Exit::Permission,
         Syndrome::DataAbort(abort) if abort.write => Exit::Write,
@@ -88,35 +93,48 @@ fn reason(syndrome: &Syndrome) -> Exit {
     }
 }
 
-/// A physical interrupt while a lower level ran.
+/// Handles a physical interrupt that arrived while a lower level ran.
+// SAFETY: the only definition of the symbol that `arch::entry` declares, with its signature.
+#[unsafe(no_mangle)]
 pub extern "C" fn lower_irq(_frame: &mut TrapFrame) {
     stats::enter();
-    gic::handle_interrupts();
-    stats::leave(Exit::Irq, cpu::before_return());
+    interrupts::handle();
+    stats::leave(Exit::Irq, run::before_entry(owner()));
 }
 
-/// An SError while a lower level ran: it is the lower level's own doing, or the machine is broken.
+/// Handles an SError that was taken while a lower level ran: the lower level caused it, or the machine is broken.
+// SAFETY: the only definition of the symbol that `arch::entry` declares, with its signature.
+#[unsafe(no_mangle)]
 pub extern "C" fn lower_serror(frame: &mut TrapFrame) {
     stats::enter();
+    let owner = owner();
     let esr = ESR_EL2.get();
-    match cpu::this_zone() {
-        Some(zone) => zone.crash(cpu::this().vcpu(), esr, frame.elr, FAR_EL2.get()),
-        None => warn!("SError in root at {:#x}, ESR {esr:#x}", frame.elr),
+    if !crash(owner, frame, esr) {
+        warn!("SError in root at {:#x}, ESR {esr:#x}", frame.elr);
     }
-    stats::leave(Exit::Other, cpu::before_return());
+    stats::leave(Exit::Other, run::before_entry(owner));
 }
 
-fn call(frame: &mut TrapFrame) {
-    match cpu::this_zone() {
-        Some(zone) => zone.call(frame),
-        None => root::call(frame),
+/// Ends the owner's zone because the vCPU cannot continue. Returns false for root.
+fn crash(owner: Current, frame: &TrapFrame, esr: u64) -> bool {
+    let crash = Crash {
+        esr,
+        elr: frame.elr,
+        far: FAR_EL2.get(),
+    };
+    owner.crash(cpu::this().vcpu(), &crash)
+}
+
+fn call(owner: Current, frame: &mut TrapFrame) {
+    if owner.call(cpu::this().vcpu(), frame) == AfterCall::Leave {
+        run::leave(owner);
     }
 }
 
-/// The intermediate physical address of a stage-2 fault, or `None` if the guest's own tables have changed
-/// meanwhile, so that the access is to be tried again.
+/// Returns the intermediate physical address of a stage-2 fault, or `None` if the guest's stage 1 no longer translates
+/// the address, so that the access is to be executed again.
 ///
-/// HPFAR_EL2 is unknown for a permission fault outside a stage-1 walk (Arm ARM D24.2.59).
+/// HPFAR_EL2 is UNKNOWN for a permission fault outside a stage-1 walk (Arm ARM D24.2.59).
 fn fault_address(hpfar_valid: bool) -> Option<Ipa> {
     let far = FAR_EL2.get();
     if hpfar_valid {
@@ -127,69 +145,59 @@ fn fault_address(hpfar_valid: bool) -> Option<Ipa> {
     }
 }
 
-/// Traps on device pages end here: the register access is decoded from the syndrome and emulated.
-fn data_abort(frame: &mut TrapFrame, esr: u64, abort: &DataAbort) {
+/// Emulates a load or store that stage 2 did not permit, or injects an external abort.
+fn data_abort(owner: Current, frame: &mut TrapFrame, esr: u64, abort: &DataAbort) {
     let Some(ipa) = fault_address(abort.hpfar_valid) else {
         return;
     };
     let Some(access) = abort.access else {
-        // A register page may have been away for a moment (`Zone::device_config`): then it is there again by now.
-        let shown = || cpu::this_zone().is_some_and(|zone| zone.shows(ipa));
-        if abort.fault == Fault::Translation && shown() {
+        // A device's page may have been unmapped for a moment (`Zone::device_config`): then it is mapped again by now.
+        if abort.fault == Fault::Translation && owner.is_shown(ipa) {
             return;
         }
-        return wild(frame, esr, ipa);
+        return inject_external_abort(owner, frame, esr, ipa);
     };
-    match stage2_fault(frame, ipa, &access, abort.write) {
-        Outcome::Done(value) => {
+    match stage2_fault(owner, frame, ipa, &access, abort.write) {
+        TrapOutcome::Done(value) => {
             if !abort.write {
                 set(frame, access.register, access.loaded(value));
             }
             skip(frame, esr);
         }
-        Outcome::Again => {}
-        Outcome::Abort => wild(frame, esr, ipa),
+        TrapOutcome::Again => {}
+        TrapOutcome::Abort => inject_external_abort(owner, frame, esr, ipa),
     }
 }
 
-/// A load or store that stage 2 does not let through, with a valid syndrome.
+/// Has the owner emulate a load or store with a valid syndrome. Its own function so that a debugger can stop here.
 #[inline(never)]
-fn stage2_fault(frame: &TrapFrame, ipa: Ipa, access: &Access, write: bool) -> Outcome {
+fn stage2_fault(owner: Current, frame: &TrapFrame, ipa: Ipa, access: &Access, write: bool) -> TrapOutcome {
     let stored = write.then(|| access.stored(get(frame, access.register)));
     if !ipa.is_aligned(access.width.bytes()) {
-        return Outcome::Abort;
+        return TrapOutcome::Abort;
     }
-    match cpu::this_zone() {
-        Some(zone) => zone.access(ipa, access.width, stored),
-        None => root::access(ipa, access.width, stored),
-    }
+    owner.access(ipa, access.width, stored)
 }
 
-/// A fetch from where no memory is. If it is the fetch of the very handler that the abort would be delivered to, the
-/// guest would take that abort for ever: it is lost.
-fn instruction_abort(frame: &mut TrapFrame, esr: u64, abort: &InstructionAbort) {
+/// Injects an external abort for a fetch from where no memory is. If the fetch is that of the handler which would take
+/// the abort, a guest would take it forever: its zone crashes instead.
+fn instruction_abort(owner: Current, frame: &mut TrapFrame, esr: u64, abort: &InstructionAbort) {
     let Some(ipa) = fault_address(abort.hpfar_valid) else {
         return;
     };
-    match cpu::this_zone() {
-        Some(zone) if frame.elr == synchronous_handler(frame) => {
-            zone.crash(cpu::this().vcpu(), esr, frame.elr, FAR_EL2.get());
-        }
-        _ => wild(frame, esr, ipa),
+    if frame.elr != synchronous_handler(frame) || !crash(owner, frame, esr) {
+        inject_external_abort(owner, frame, esr, ipa);
     }
 }
 
-/// Where EL1 handles a synchronous exception taken now.
+/// Returns where EL1 handles a synchronous exception that is taken now.
 fn synchronous_handler(frame: &TrapFrame) -> u64 {
     sysreg::read!("vbar_el1").wrapping_add(syndrome::synchronous_vector(frame.spsr))
 }
 
-/// Nothing answers at `ipa`, or the instruction is not known: an external abort into the zone.
-fn wild(frame: &mut TrapFrame, esr: u64, ipa: Ipa) {
-    match cpu::this_zone() {
-        Some(zone) => zone.count_abort(ipa, frame.elr),
-        None => root::count_abort(ipa, frame.elr),
-    }
+/// Injects a synchronous external abort: nothing is at `ipa`, or the syndrome does not describe the access.
+fn inject_external_abort(owner: Current, frame: &mut TrapFrame, esr: u64, ipa: Ipa) {
+    owner.count_abort(ipa, frame.elr);
     let from_el0 = frame.spsr & 0xf == 0;
     inject(frame, syndrome::external_abort_esr(esr, from_el0), FAR_EL2.get());
 }
@@ -198,7 +206,7 @@ fn inject_undefined(frame: &mut TrapFrame) {
     inject(frame, syndrome::UNDEFINED_ESR, sysreg::read!("far_el1"));
 }
 
-/// Takes a synchronous exception to EL1 on behalf of the zone (Arm ARM, AArch64.TakeException).
+/// Makes the lower level take a synchronous exception to EL1 (Arm ARM, AArch64.TakeException).
 fn inject(frame: &mut TrapFrame, esr: u64, far: u64) {
     const EL1H_MASKED: u64 = 0x3c5;
     const PAN: u64 = 1 << 22;
@@ -222,7 +230,8 @@ fn inject(frame: &mut TrapFrame, esr: u64, far: u64) {
     frame.spsr = pstate;
 }
 
-fn system_register(frame: &mut TrapFrame, esr: u64, access: &SysAccess) {
+/// Emulates an MSR or SYS instruction that traps, or injects an undefined instruction exception.
+fn system_register(owner: Current, frame: &mut TrapFrame, esr: u64, access: &SysAccess) {
     let value = get(frame, access.register);
     let sgi = match access.reg {
         ICC_SGI1R => Some(SgiRegister::Sgi1r),
@@ -232,23 +241,15 @@ fn system_register(frame: &mut TrapFrame, esr: u64, access: &SysAccess) {
     };
     match (sgi, access.read) {
         (Some(register), false) => {
-            let request = SgiRequest::decode(register, value);
-            match cpu::this_zone() {
-                Some(zone) => zone.send_sgi(cpu::this().vcpu(), &request),
-                None => root::send_sgi(cpu::this(), &request),
-            }
+            owner.send_sgi(cpu::this().vcpu(), &SgiRequest::decode(register, value));
         }
         (None, false) if access.reg == ICC_DIR => {
-            let intid = value as u32 & 0xff_ffff;
-            match cpu::this_zone() {
-                Some(zone) => zone.deactivate(cpu::this().vcpu(), intid),
-                None => root::deactivate(cpu::this(), intid),
-            }
+            owner.deactivate(cpu::this().vcpu(), value as u32 & 0xff_ffff);
         }
-        // By a vCPU that was its zone's first and has turned on no other: no other CPU has anything to drop.
+        // It traps only while this vCPU is the only one of its zone that is on: no other CPU caches its translations.
         (None, false) if access.reg.is_tlbi_el1() => {
             arch::tlbi_el1(access.reg.crm, access.reg.op2, value);
-            cpu::this().tlbi_trapped();
+            cpu::this().count_tlbi();
         }
         _ => {
             log::debug!("system register {:?} at {:#x}: undefined", access.reg, frame.elr);
@@ -256,9 +257,4 @@ fn system_register(frame: &mut TrapFrame, esr: u64, access: &SysAccess) {
         }
     }
     skip(frame, esr);
-}
-
-/// Bytes of an access, for interfaces that count them.
-pub fn bytes(width: Width) -> u32 {
-    width.bytes() as u32
 }

@@ -5,6 +5,9 @@
 
 use core::arch::global_asm;
 
+use super::entry;
+use super::frame::FRAME_SIZE;
+
 /// MAIR_EL2: attribute 0 Device-nGnRE, 1 normal write-back, 2 normal non-cacheable.
 pub const MAIR: u64 = 0x0044_ff04;
 /// SCTLR_EL2 with MMU, caches and stack alignment check on; RES1 bits set.
@@ -155,13 +158,13 @@ __boot_stack:
 __boot_stack_end:
     "#,
     early_tables = sym early_tables,
-    boot_main = sym crate::el2::boot_main,
-    secondary_main = sym crate::el2::secondary_main,
+    boot_main = sym entry::boot_main,
+    secondary_main = sym entry::secondary_main,
     sctlr_off = const SCTLR_OFF,
     sctlr_on = const SCTLR_ON,
     sctlr_final = const SCTLR_FINAL,
     mair = const MAIR,
-    frame = const size_of::<super::vectors::TrapFrame>(),
+    frame = const FRAME_SIZE,
 );
 
 /// A translation table before the allocator runs.
@@ -265,7 +268,7 @@ linker_symbols! {
     rodata_end => __rodata_end;
     /// End of the image with .bss; free memory of EL2 begins here.
     image_end => __image_end;
-    /// The boot CPU's stack area, laid out as [`super::vectors::STACK_SHIFT`] says.
+    /// The boot CPU's stack area, laid out as [`super::frame::STACK_SHIFT`] says.
     boot_stack => __boot_stack;
 }
 

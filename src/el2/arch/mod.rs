@@ -2,7 +2,9 @@
 //! vector code is here. Uses no sibling module.
 
 pub mod boot;
+mod entry;
 pub mod features;
+pub mod frame;
 pub mod sysreg;
 pub mod vcpu;
 pub mod vectors;

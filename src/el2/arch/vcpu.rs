@@ -3,8 +3,8 @@
 use core::arch::{asm, global_asm};
 
 use super::features;
+use super::frame::TrapFrame;
 use super::sysreg::{read, write};
-use super::vectors::TrapFrame;
 use ringvisor::addr::Pa;
 
 /// SPSR_EL2 for a fresh vCPU: EL1h with D, A, I, F masked.

@@ -1,30 +1,12 @@
-//! The exception vectors: save the general registers of what was interrupted, call Rust, restore, return.
+//! The exception vectors: save the interrupted context's general registers, call Rust, restore, return.
 //!
-//! A trap from a lower level finds SP_EL2 at the top of this CPU's stack, so its [`TrapFrame`] always lies at the
-//! same place. An exception taken at EL2 itself is fatal for the CPU; if the stack overflowed into its guard page
-//! (bit [`STACK_SHIFT`] of SP is clear), the report runs on the emergency stack at the bottom of the same area.
+//! An exception taken at EL2 itself is fatal for the CPU. If the stack overflowed into its guard page (bit
+//! [`STACK_SHIFT`] of SP is clear), the report runs on the emergency stack at the bottom of the same area.
 
 use core::arch::global_asm;
 
-/// General registers at the moment of a trap.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct TrapFrame {
-    /// x0 to x30.
-    pub x: [u64; 31],
-    /// ELR_EL2: where to return.
-    pub elr: u64,
-    /// SPSR_EL2: the interrupted PSTATE.
-    pub spsr: u64,
-    /// Keeps the frame a multiple of 16 bytes.
-    pub reserved: u64,
-}
-
-const FRAME_SIZE: usize = size_of::<TrapFrame>();
-const _: () = assert!(FRAME_SIZE == 272);
-
-/// A stack area is twice this, aligned to its size: the upper half is the stack.
-pub const STACK_SHIFT: usize = 15;
+use super::entry;
+use super::frame::{FRAME_SIZE, STACK_SHIFT, TrapFrame};
 
 global_asm!(
     r#"
@@ -110,7 +92,7 @@ el2_exception_\kind:
     el2_report fiq, 2
     el2_report serror, 3
 
-    // The CPU stops after this, so the zone's thread register may be clobbered.
+    // The CPU stops after this, so TPIDR_EL0, the lower level's, may be clobbered.
 el2_stack_overflow:
     msr     tpidr_el0, x0
     mov     x0, sp
@@ -156,7 +138,7 @@ enter_lower:
     mov     sp, x0
     b       return_to_lower
 
-    // x0: the place of the TrapFrame at the top of this CPU's stack, x1: where to go on.
+    // x0: address of the TrapFrame at the top of this CPU's stack, x1: where to continue.
     .global restart_stack
 restart_stack:
     mov     sp, x0
@@ -166,10 +148,10 @@ restart_stack:
     "#,
     frame = const FRAME_SIZE,
     shift = const STACK_SHIFT,
-    sync = sym crate::el2::traps::lower_sync,
-    irq = sym crate::el2::traps::lower_irq,
-    serror = sym crate::el2::traps::lower_serror,
-    el2 = sym crate::el2::panic::el2_exception,
+    sync = sym entry::lower_sync,
+    irq = sym entry::lower_irq,
+    serror = sym entry::lower_serror,
+    el2 = sym entry::el2_exception,
 );
 
 unsafe extern "C" {
@@ -178,13 +160,13 @@ unsafe extern "C" {
     fn restart_stack(frame: *const TrapFrame, to: extern "C" fn() -> !) -> !;
 }
 
-/// Points VBAR_EL2 at the vectors.
+/// Sets VBAR_EL2 to the vectors.
 pub fn install() {
     super::sysreg::write!("vbar_el2", (&raw const vectors) as u64);
     super::isb();
 }
 
-/// Leaves EL2 with the registers of `frame`.
+/// Returns to the lower level with the registers of `frame`.
 ///
 /// # Safety
 /// `frame` must be the frame at the very top of this CPU's stack.
@@ -193,11 +175,11 @@ pub unsafe fn enter(frame: *const TrapFrame) -> ! {
     unsafe { enter_lower(frame) }
 }
 
-/// Goes on in `to` with an empty stack: everything below `frame` is forgotten.
+/// Continues in `to` with an empty stack: everything below `frame` is discarded.
 ///
 /// # Safety
-/// `frame` must be the place of the frame at the very top of this CPU's stack, and nothing on the stack may be
-/// waiting to be dropped.
+/// `frame` must be the address of the frame at the very top of this CPU's stack, and nothing on the stack may still
+/// have to be dropped.
 pub unsafe fn restart(frame: *const TrapFrame, to: extern "C" fn() -> !) -> ! {
     // SAFETY: the caller's promise.
     unsafe { restart_stack(frame, to) }

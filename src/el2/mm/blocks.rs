@@ -1,48 +1,64 @@
-//! Which 2 MiB blocks of root's RAM are donated: one bit each, so that no block is given twice.
+//! Which 2 MiB blocks of root's RAM are donated: one bit each, so that no block is donated twice.
 
 use alloc::vec::Vec;
 
 use ringvisor::abi::command::Status;
 use ringvisor::addr::{BLOCK_SIZE, Pa};
 
-use crate::el2::root;
+use super::el2_range;
+use crate::el2::sync::Mutex;
 
-use super::super::sync::Mutex;
-
-struct Bits {
+/// Root's RAM and its donated blocks.
+struct Blocks {
+    /// Ranges of RAM: first byte and the first one behind them.
+    ram: Vec<(u64, u64)>,
+    /// Address of the block that bit 0 of `donated` stands for.
     base: u64,
-    words: Vec<u64>,
+    donated: Vec<u64>,
 }
 
-static TAKEN: Mutex<Bits> = Mutex::new(Bits {
+static BLOCKS: Mutex<Blocks> = Mutex::new(Blocks {
+    ram: Vec::new(),
     base: 0,
-    words: Vec::new(),
+    donated: Vec::new(),
 });
 
-/// Makes room for all RAM. Once, at boot.
-pub fn init(ram: &[(u64, u64)]) {
+/// Registers root's RAM, given as ranges `(start, end)` in bytes. Called once, at boot.
+pub fn init(ram: Vec<(u64, u64)>) {
     let start = ram.iter().map(|range| range.0).min().unwrap_or(0) & !(BLOCK_SIZE - 1);
     let end = ram.iter().map(|range| range.1).max().unwrap_or(0);
-    let blocks = end.saturating_sub(start).div_ceil(BLOCK_SIZE);
-    let mut bits = TAKEN.lock();
-    bits.base = start;
-    bits.words.resize(blocks.div_ceil(64) as usize, 0);
+    let count = end.saturating_sub(start).div_ceil(BLOCK_SIZE);
+    let mut blocks = BLOCKS.lock();
+    blocks.ram = ram;
+    blocks.base = start;
+    blocks.donated.resize(count.div_ceil(64) as usize, 0);
 }
 
-impl Bits {
-    fn word(&mut self, block: Pa) -> Option<(&mut u64, u64)> {
+impl Blocks {
+    /// Returns the word of `donated` and the bit in it that stand for `block`.
+    fn bit(&mut self, block: Pa) -> Option<(&mut u64, u64)> {
         let index = block.0.checked_sub(self.base)? / BLOCK_SIZE;
-        Some((self.words.get_mut((index / 64) as usize)?, 1 << (index % 64)))
+        Some((self.donated.get_mut((index / 64) as usize)?, 1 << (index % 64)))
     }
 
-    fn take(&mut self, block: Pa) -> Result<(), (Status, u64)> {
+    /// Returns whether all of `block` is RAM that root may donate.
+    fn is_root_ram(&self, block: Pa) -> bool {
+        let (el2_start, el2_end) = el2_range();
+        let Some(end) = block.0.checked_add(BLOCK_SIZE) else {
+            return false;
+        };
+        let in_ram = self.ram.iter().any(|&(from, to)| block.0 >= from && end <= to);
+        in_ram && (end <= el2_start.0 || block >= el2_end)
+    }
+
+    fn donate(&mut self, block: Pa) -> Result<(), (Status, u64)> {
         if !block.is_aligned(BLOCK_SIZE) {
             return Err((Status::Misaligned, block.0));
         }
-        if !root::owns_ram(block, BLOCK_SIZE) {
+        if !self.is_root_ram(block) {
             return Err((Status::NotRootRam, block.0));
         }
-        match self.word(block) {
+        match self.bit(block) {
             Some((word, mask)) if *word & mask == 0 => {
                 *word |= mask;
                 Ok(())
@@ -52,26 +68,29 @@ impl Bits {
         }
     }
 
-    fn give_back(&mut self, block: Pa) {
-        if let Some((word, mask)) = self.word(block) {
+    fn reclaim(&mut self, block: Pa) {
+        if let Some((word, mask)) = self.bit(block) {
             *word &= !mask;
         }
     }
 }
 
-/// Takes all of `blocks`, or none and says which was not to be had.
-pub fn take(blocks: &[Pa]) -> Result<(), (Status, u64)> {
-    let mut bits = TAKEN.lock();
-    for (done, &block) in blocks.iter().enumerate() {
-        if let Err(refusal) = bits.take(block) {
-            blocks.iter().take(done).for_each(|&block| bits.give_back(block));
+/// Donates all blocks of `list`, or none.
+///
+/// # Errors
+/// The status and the address of the first block that cannot be donated.
+pub fn donate(list: &[Pa]) -> Result<(), (Status, u64)> {
+    let mut blocks = BLOCKS.lock();
+    for (done, &block) in list.iter().enumerate() {
+        if let Err(refusal) = blocks.donate(block) {
+            list.iter().take(done).for_each(|&block| blocks.reclaim(block));
             return Err(refusal);
         }
     }
     Ok(())
 }
 
-/// Root's again.
-pub fn give_back(block: Pa) {
-    TAKEN.lock().give_back(block);
+/// Returns a block to root.
+pub fn reclaim(block: Pa) {
+    BLOCKS.lock().reclaim(block);
 }

@@ -1,4 +1,4 @@
-//! Page frames, counted: stage-2 tables, zones, devices, register pages.
+//! Pools of page frames for stage-2 tables, zones, devices and register pages. Exhaustion is an error, never a panic.
 
 use core::alloc::Layout;
 use core::ops::Deref;
@@ -8,7 +8,7 @@ use buddy_system_allocator::Heap;
 use ringvisor::addr::{PAGE_SIZE, Pa};
 use ringvisor::stage2::TableMemory;
 
-use super::super::sync::Mutex;
+use crate::el2::sync::Mutex;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -20,7 +20,7 @@ pub static NORMAL: Frames = Frames(Mutex::new(Heap::empty()));
 /// Memory that EL2 maps non-cacheable, for pages that zones read as device registers.
 pub static REGISTERS: Frames = Frames(Mutex::new(Heap::empty()));
 
-/// Pages in all pools, and in use.
+/// Returns how many pages the pools hold, and how many of them are in use.
 pub fn usage() -> (usize, usize) {
     [&NORMAL, &REGISTERS]
         .into_iter()
@@ -48,19 +48,19 @@ impl Frames {
         Layout::from_size_align(size, size).ok()
     }
 
-    /// Zeroed frames, a power of two of them, aligned to their size.
+    /// Allocates zeroed frames: a power of two of them, aligned to their size. Returns `None` if there are none.
     pub fn alloc(&self, pages: usize) -> Option<NonNull<u8>> {
         let layout = Self::layout(pages)?;
         let block = self.0.lock().alloc(layout).ok()?;
-        // SAFETY: the block is ours and this long.
+        // SAFETY: the block was allocated just now with this layout.
         unsafe { block.as_ptr().write_bytes(0, layout.size()) };
         Some(block)
     }
 
-    /// Gives frames back.
+    /// Frees frames.
     ///
     /// # Safety
-    /// `block` must come from `alloc` of this pool with as many pages, and nobody may use it any more.
+    /// `block` must come from `alloc` of this pool with as many pages, and must no longer be in use.
     pub unsafe fn free(&self, block: NonNull<u8>, pages: usize) {
         if let Some(layout) = Self::layout(pages) {
             // SAFETY: the caller's promise.
@@ -69,7 +69,7 @@ impl Frames {
     }
 }
 
-/// The frames that stage-2 trees lie in.
+/// Memory of stage-2 tables: frames of [`NORMAL`].
 pub struct Tables;
 
 impl TableMemory for Tables {
@@ -79,7 +79,7 @@ impl TableMemory for Tables {
 
     fn free(&mut self, table: Pa, pages: usize) {
         if let Some(block) = NonNull::new(table.0 as *mut u8) {
-            // SAFETY: a Stage2 frees only what it got from `alloc` above, once.
+            // SAFETY: a Stage2 frees only what `alloc` above returned, once.
             unsafe { NORMAL.free(block, pages) }
         }
     }
@@ -95,7 +95,7 @@ impl TableMemory for Tables {
     }
 }
 
-/// A `T` in frames of its own, zeroed before it is built; a Box whose exhaustion is an error.
+/// A `T` in frames of its own: a Box whose allocation may fail.
 pub struct FrameBox<T> {
     block: NonNull<T>,
 }
@@ -106,10 +106,10 @@ unsafe impl<T: Send> Send for FrameBox<T> {}
 unsafe impl<T: Sync> Sync for FrameBox<T> {}
 
 impl<T> FrameBox<T> {
-    /// Pages that one takes.
+    /// Pages that a `T` occupies.
     pub const PAGES: usize = size_of::<T>().div_ceil(PAGE).next_power_of_two();
 
-    /// Frames to be filled; `None` when there are none.
+    /// Allocates frames to be filled; returns `None` if there are none.
     pub fn reserve() -> Option<Place<T>> {
         const { assert!(align_of::<T>() <= PAGE) };
         Some(Place {
@@ -118,7 +118,7 @@ impl<T> FrameBox<T> {
     }
 }
 
-/// Frames for a `T` that is not there yet. Dropped unfilled, the frames are lost: fill it.
+/// Frames for a `T` that is not built yet. Dropping it unfilled leaks the frames.
 #[must_use]
 pub struct Place<T> {
     block: NonNull<T>,
@@ -136,7 +136,7 @@ impl<T> Place<T> {
 impl<T> Deref for FrameBox<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        // SAFETY: initialised by whoever made the box, owned until drop.
+        // SAFETY: initialised by `Place::fill`, owned until drop.
         unsafe { self.block.as_ref() }
     }
 }
@@ -158,7 +158,7 @@ impl<T> Drop for FrameBox<T> {
     }
 }
 
-/// One register frame, owned.
+/// An owned register frame.
 pub struct RegisterFrame(NonNull<u8>);
 
 // SAFETY: owns its frame; access is by volatile word stores.
@@ -167,17 +167,17 @@ unsafe impl Send for RegisterFrame {}
 unsafe impl Sync for RegisterFrame {}
 
 impl RegisterFrame {
-    /// A zeroed frame of the non-cacheable pool.
+    /// Allocates a zeroed frame of the non-cacheable pool.
     pub fn new() -> Option<Self> {
         REGISTERS.alloc(1).map(Self)
     }
 
-    /// Its address.
+    /// Returns its physical address.
     pub fn pa(&self) -> Pa {
         Pa(self.0.as_ptr() as u64)
     }
 
-    /// Reads the aligned word at `offset`; 0 beyond the page.
+    /// Reads the aligned word at `offset` in bytes; returns 0 for any other offset.
     pub fn get32(&self, offset: usize) -> u32 {
         if offset & 3 != 0 || offset >= PAGE {
             return 0;
@@ -186,7 +186,7 @@ impl RegisterFrame {
         unsafe { self.0.as_ptr().add(offset).cast::<u32>().read_volatile() }
     }
 
-    /// Writes the aligned word at `offset`; nothing beyond the page.
+    /// Writes the aligned word at `offset` in bytes; ignores any other offset.
     pub fn set32(&self, offset: usize, value: u32) {
         if offset & 3 == 0 && offset < PAGE {
             // SAFETY: inside the frame, aligned; zones see it read-only.

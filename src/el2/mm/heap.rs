@@ -1,5 +1,5 @@
-//! The global allocator: boot-time structures (device tree, stage 1) and the zones' vGICs, whose allocations are
-//! fallible. Everything else of a zone comes from [`super::frames`], whose exhaustion is an error code as well.
+//! The global allocator, for boot-time structures (device tree, stage 1) and the zones' vGICs, whose allocations are
+//! fallible. Everything else of a zone comes from [`super::frames`], where exhaustion is an error code as well.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{NonNull, null_mut};
@@ -7,7 +7,7 @@ use core::ptr::{NonNull, null_mut};
 use buddy_system_allocator::Heap;
 use ringvisor::addr::PAGE_SIZE;
 
-use super::super::sync::Mutex;
+use crate::el2::sync::Mutex;
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -39,8 +39,8 @@ pub unsafe fn init(start: usize, size: usize) {
     unsafe { HEAP.0.lock().init(start, size) }
 }
 
-/// Whether `pages` can still be had, one by one or together. After boot nobody allocates but the holder of the command
-/// lock, so for that one the answer stays true.
+/// Returns whether `pages` can still be allocated, one by one or together. After boot only the holder of the command
+/// lock allocates, so for that caller the answer stays true.
 pub fn has_room(pages: usize) -> bool {
     let size = pages.checked_mul(PAGE).and_then(usize::checked_next_power_of_two);
     let Some(layout) = size.and_then(|size| Layout::from_size_align(size, PAGE).ok()) else {
@@ -50,12 +50,12 @@ pub fn has_room(pages: usize) -> bool {
     let Ok(block) = heap.alloc(layout) else {
         return false;
     };
-    // SAFETY: allocated just now with this layout, and used by nobody.
+    // SAFETY: allocated just now with this layout, and not in use.
     unsafe { heap.dealloc(block, layout) }
     true
 }
 
-/// Bytes in all and in use.
+/// Returns the heap's size and how much of it is in use, in bytes.
 pub fn usage() -> (usize, usize) {
     let heap = HEAP.0.lock();
     (heap.stats_total_bytes(), heap.stats_alloc_actual())

@@ -5,11 +5,10 @@ use aarch64_paging::idmap::IdMap;
 use aarch64_paging::paging::{El2, MemoryRegion};
 use ringvisor::addr::{BLOCK_SIZE, PAGE_SIZE, Pa, Va};
 
-use crate::el2::arch::vectors::STACK_SHIFT;
+use super::heap;
+use crate::el2::arch::frame::STACK_SHIFT;
 use crate::el2::arch::{self, boot};
-use crate::el2::mm::heap;
-
-use super::super::sync::Mutex;
+use crate::el2::sync::Mutex;
 
 const COMMON: Attr = Attr::VALID.union(Attr::ACCESSED).union(Attr::USER_RES1);
 const NORMAL: Attr = COMMON.union(Attr::ATTRIBUTE_INDEX_1).union(Attr::INNER_SHAREABLE);
@@ -22,7 +21,7 @@ const REGISTERS: Attr = COMMON
     .union(Attr::XN);
 const DEVICE: Attr = COMMON.union(Attr::ATTRIBUTE_INDEX_0).union(Attr::XN);
 
-/// The tree; `None` before [`init`].
+/// The translation tables; `None` before [`init`].
 static MAP: Mutex<Option<IdMap<El2>>> = Mutex::new(None);
 
 /// Why EL2's own mapping could not be changed.
@@ -33,8 +32,8 @@ fn region(start: usize, end: usize) -> MemoryRegion {
     MemoryRegion::new(start, end)
 }
 
-/// Builds the tables and starts using them: the image W^X, EL2's memory, `ram` (for the boot only, until
-/// [`forget_ram`]) and `devices`. Ranges are `(start, end)`.
+/// Builds the tables and switches to them: the hypervisor binary W^X, EL2's memory, `ram` (during boot only, until
+/// [`unmap_ram`]) and `devices`. Ranges are `(start, end)` in bytes.
 pub fn init(ram: &[(u64, u64)], devices: &[(u64, u64)]) -> Result<(), Stage1Error> {
     let mut map = IdMap::new(0, El2);
     let start = boot::image_start();
@@ -68,7 +67,7 @@ pub fn init(ram: &[(u64, u64)], devices: &[(u64, u64)]) -> Result<(), Stage1Erro
     Ok(())
 }
 
-/// TTBR0_EL2 for further CPUs.
+/// Returns TTBR0_EL2 for secondary CPUs.
 pub fn ttbr() -> u64 {
     MAP.lock().as_ref().map_or(0, |map| map.root_address().0 as u64)
 }
@@ -83,8 +82,8 @@ fn change(from: usize, to: usize, attributes: Attr) -> Result<(), Stage1Error> {
     Ok(())
 }
 
-/// Takes RAM that is not EL2's out of the map; from here on EL2 cannot touch root's memory.
-pub fn forget_ram(ram: &[(u64, u64)]) -> Result<(), Stage1Error> {
+/// Unmaps RAM that is not EL2's: from here on EL2 cannot access root's memory.
+pub fn unmap_ram(ram: &[(u64, u64)]) -> Result<(), Stage1Error> {
     let start = boot::image_start();
     let end = start + boot::EL2_SIZE;
     for &(from, to) in ram {
@@ -101,9 +100,9 @@ pub fn forget_ram(ram: &[(u64, u64)]) -> Result<(), Stage1Error> {
     Ok(())
 }
 
-/// Maps the 2 MiB shared page that the daemon donated, at its own address. Under the command lock.
+/// Maps the 2 MiB shared page that the daemon donated, at its own address. The caller holds the command lock.
 pub fn map_shared(page: Pa) -> Result<(), Stage1Error> {
-    // `aarch64-paging` ends in a panic where there is no memory for a table; at most two are made here.
+    // `aarch64-paging` panics when there is no memory for a table; at most two are allocated here.
     if !heap::has_room(2) {
         return Err(Stage1Error);
     }
@@ -111,7 +110,7 @@ pub fn map_shared(page: Pa) -> Result<(), Stage1Error> {
     change(start, start + BLOCK_SIZE as usize, DATA)
 }
 
-/// Unmaps it again.
+/// Unmaps the shared page.
 pub fn unmap_shared(page: Pa) -> Result<(), Stage1Error> {
     let start = page.0 as usize;
     change(start, start + BLOCK_SIZE as usize, Attr::empty())?;

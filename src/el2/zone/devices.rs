@@ -1,30 +1,41 @@
 //! The virtio slots of a zone.
 //!
-//! What a call of a transport leads to is noted under the slot's lock ([`Zone::note`]), so that levels and events keep their
-//! order, and carried out when that is free again ([`Zone::carry_out`]): kicks and the bell wait for the interrupt
-//! controller, and other CPUs want the slot meanwhile.
+//! What a call of a transport causes is recorded under the slot's lock ([`Zone::record`]), so that levels and events keep
+//! their order, and carried out after its release ([`Zone::carry_out`]): kicks and the daemon's interrupt wait for the
+//! interrupt controller, and other CPUs want the slot meanwhile.
 
+use ringvisor::abi::command::{DeviceSpec, Status};
+use ringvisor::abi::counters::{DeviceEvent, Event};
+use ringvisor::abi::machine::{RTC_SPI, UART_SPI, VIRTIO_BASE, VIRTIO_SPI, VIRTIO_STRIDE};
+use ringvisor::abi::trace::Kind;
+use ringvisor::addr::{Ipa, PAGE_SIZE};
+use ringvisor::ring::{Bell, Entry};
+use ringvisor::stage2::Access;
 use ringvisor::syndrome::Width;
-use ringvisor::virtio::registers;
+use ringvisor::virtio::{Outcome as Effect, Spec, Transport, registers};
 
-use super::*;
-use crate::el2::traps::Outcome;
+use super::Zone;
+use crate::el2::channel::{Refusal, function};
+use crate::el2::device::Device;
+use crate::el2::mm::frames::Tables;
+use crate::el2::owner::TrapOutcome;
+use crate::el2::{arch, stats};
 
-/// What remains to be done without the slot's lock.
+/// What is left to do after the slot's lock is released.
 #[derive(Clone, Copy, Default)]
-#[must_use = "an interrupt or the daemon's bell is lost"]
-struct Rest {
-    /// The slot's line has another level.
-    line: bool,
-    /// The daemon sleeps.
-    bell: bool,
+#[must_use = "an interrupt of the guest's or the daemon's is lost"]
+struct Deferred {
+    /// Propagate the level of the slot's line.
+    propagate: bool,
+    /// Wake the daemon.
+    wake: bool,
 }
 
 impl Zone {
-    /// A store to a slot's page, or a load from a slot that has no page yet.
-    pub(super) fn virtio(&self, slot: usize, offset: u16, width: Width, stored: Option<u64>) -> Outcome {
+    /// Emulates a store to a slot's page, or a load from a slot that has no page yet.
+    pub(super) fn virtio(&self, slot: usize, offset: u16, width: Width, stored: Option<u64>) -> TrapOutcome {
         let Some(place) = self.slots.get(slot) else {
-            return Outcome::Abort;
+            return TrapOutcome::Abort;
         };
         let mut guard = place.lock();
         let Some(device) = guard.as_deref_mut() else {
@@ -34,7 +45,7 @@ impl Zone {
                 (registers::VERSION_OFFSET, Width::Word) => registers::VERSION,
                 _ => 0,
             };
-            return Outcome::Done(u64::from(value));
+            return TrapOutcome::Done(u64::from(value));
         };
         match stored {
             Some(value) => {
@@ -52,29 +63,29 @@ impl Zone {
                 let effect = device
                     .transport
                     .write(offset, width, value, &self.ram(), &device.page);
-                let rest = self.note(slot, effect);
+                let deferred = self.record(slot, effect);
                 drop(guard);
-                self.carry_out(slot, rest);
+                self.carry_out(slot, deferred);
                 if effect.retry {
-                    Outcome::Again
+                    TrapOutcome::Again
                 } else {
-                    Outcome::Done(0)
+                    TrapOutcome::Done(0)
                 }
             }
-            // The page was mapped between the fault and now: the load will find it.
-            None => Outcome::Again,
+            // The page was mapped since the fault: the load is executed again and succeeds.
+            None => TrapOutcome::Again,
         }
     }
 
-    /// Notes what a transport's call asks for. Under the slot's lock.
+    /// Records what a transport's call causes. The caller holds the slot's lock.
     #[inline(never)]
-    fn note(&self, slot: usize, effect: Effect) -> Rest {
-        let mut rest = Rest::default();
+    fn record(&self, slot: usize, effect: Effect) -> Deferred {
+        let mut deferred = Deferred::default();
         if let Some(level) = effect.line {
             if level {
                 self.counters.count(self.number, slot, DeviceEvent::Interrupts);
             }
-            rest.line = self.note_line(spi(slot), level);
+            deferred.propagate = self.latch_level(spi(slot), level);
         }
         if let Some(event) = effect.event {
             let entry = event.entry(slot as u8);
@@ -84,41 +95,42 @@ impl Zone {
                 self.counters
                     .count(self.number, slot, DeviceEvent::NotificationsPending);
             }
-            rest.bell = bell == Some(Bell::Ring);
+            deferred.wake = bell == Some(Bell::Ring);
         }
-        rest
+        deferred
     }
 
-    /// Does what is left. Without the slot's lock.
+    /// Carries out what was deferred. The caller does not hold the slot's lock.
     #[inline(never)]
-    fn carry_out(&self, slot: usize, rest: Rest) {
-        if rest.line {
-            self.follow_line(spi(slot));
+    fn carry_out(&self, slot: usize, deferred: Deferred) {
+        if deferred.propagate {
+            self.propagate_level(spi(slot));
         }
-        if rest.bell {
-            control::ring_bell();
+        if deferred.wake {
+            function::assert_intx();
         }
     }
 
-    /// Calls `f` on a slot's device, and does what follows from it.
+    /// Calls `f` with a slot's device and carries out what it causes.
     fn change_device(
         &self,
         slot: usize,
         f: impl FnOnce(&mut Device) -> Result<Effect, Refusal>,
     ) -> Result<(), Refusal> {
-        let rest = self.with_device(slot, |device| f(device).map(|effect| self.note(slot, effect)))??;
-        self.carry_out(slot, rest);
+        let deferred =
+            self.with_device(slot, |device| f(device).map(|effect| self.record(slot, effect)))??;
+        self.carry_out(slot, deferred);
         Ok(())
     }
 
-    /// Calls `f` on a slot's device.
+    /// Calls `f` with a slot's device.
     pub fn with_device<T>(&self, slot: usize, f: impl FnOnce(&mut Device) -> T) -> Result<T, Refusal> {
         let no_device = (Status::NoSuchDevice, slot as u64);
         let mut guard = self.slots.get(slot).ok_or(no_device)?.lock();
         guard.as_deref_mut().map(f).ok_or(no_device)
     }
 
-    /// The daemon has put used buffers into a queue.
+    /// Sends the used buffer notification that the daemon asks for.
     pub fn used_buffer(&self, slot: usize) {
         let Some(place) = self.slots.get(slot) else { return };
         let mut guard = place.lock();
@@ -127,17 +139,17 @@ impl Zone {
         };
         self.counters.count(self.number, slot, DeviceEvent::Doorbells);
         let effect = device.transport.used_buffer(&device.page);
-        let rest = self.note(slot, effect);
+        let deferred = self.record(slot, effect);
         drop(guard);
-        self.carry_out(slot, rest);
+        self.carry_out(slot, deferred);
     }
 
-    /// The daemon's device cannot go on.
+    /// Sets DEVICE_NEEDS_RESET.
     pub fn device_needs_reset(&self, slot: usize) -> Result<(), Refusal> {
         self.change_device(slot, |device| Ok(device.transport.needs_reset(&device.page)))
     }
 
-    /// The device changes its configuration space. No vCPU sees half of it: the page is away meanwhile.
+    /// Changes the device's configuration space. The page is unmapped meanwhile, so that no vCPU reads half of a change.
     pub fn device_config(&self, slot: usize, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
         self.change_device(slot, |device| {
             let effect = self.while_hidden(slot, device, |device| {
@@ -147,8 +159,8 @@ impl Zone {
         })
     }
 
-    /// Calls `change` while the slot's page is not mapped. A load that comes meanwhile faults, waits for the slot's
-    /// lock or that of stage 2 (in [`Self::virtio`] or [`Self::shows`]), which the caller and this function hold, and
+    /// Calls `change` while the slot's page is not mapped. A load that a vCPU executes meanwhile faults, waits for the lock
+    /// of the slot or of stage 2 (in [`Self::virtio`] or [`Self::is_mapped`]), which the caller and this function hold, and
     /// is executed again.
     fn while_hidden<T>(
         &self,
@@ -162,7 +174,7 @@ impl Zone {
         stage2.unmap(&mut Tables, ipa, PAGE_SIZE);
         arch::tlbi_ipa(self.vttbr, ipa);
         let result = change(device);
-        // The table that the page was in is still there: no frame is needed.
+        // The table of the page still exists: no frame is needed.
         stage2
             .map(
                 &mut Tables,
@@ -176,15 +188,15 @@ impl Zone {
         Ok(result)
     }
 
-    /// Whether something is mapped at `ipa`.
-    pub fn shows(&self, ipa: Ipa) -> bool {
+    /// Returns whether something is mapped at `ipa`.
+    pub(super) fn is_mapped(&self, ipa: Ipa) -> bool {
         let guard = self.stage2.lock();
         guard
             .as_ref()
             .is_some_and(|stage2| stage2.translate(&Tables, ipa).is_some())
     }
 
-    /// Puts a device into a slot that has none.
+    /// Adds a device to an empty slot.
     pub fn add_device(&self, slot: usize, spec: &DeviceSpec) -> Result<(), Refusal> {
         let no_slot = (Status::NoSuchDevice, slot as u64);
         let spec = Spec::try_from(spec).map_err(|error| (Status::BadDevice, error.detail()))?;
@@ -215,7 +227,7 @@ impl Zone {
         Ok(())
     }
 
-    /// Empties a slot. Its page stays mapped and shows no device.
+    /// Empties a slot. Its page stays mapped and shows device ID 0: no device (virtio 1.2, 4.2.2).
     pub fn remove_device(&self, slot: usize) -> Result<(), Refusal> {
         self.change_device(slot, |device| {
             device.replace(Transport::empty());
@@ -226,41 +238,41 @@ impl Zone {
         })
     }
 
-    /// Everything as after power-on. No vCPU is inside and the daemon holds no buffer.
+    /// Resets all devices. No vCPU is inside and the daemon holds no buffer.
     pub(super) fn reset_devices(&self) {
         for (slot, place) in self.slots.iter().enumerate() {
-            let rest = match place.lock().as_deref_mut() {
+            let deferred = match place.lock().as_deref_mut() {
                 Some(device) => {
                     let effect = device.transport.power_cycle(&device.page);
-                    self.note(slot, effect)
+                    self.record(slot, effect)
                 }
                 None => continue,
             };
-            self.carry_out(slot, rest);
+            self.carry_out(slot, deferred);
         }
         let mut uart = self.uart.lock();
         uart.reset();
-        self.let_go(uart, machine::UART_SPI, false);
+        self.unlock_with_level(uart, UART_SPI, false);
         let mut rtc = self.rtc.lock();
         rtc.reset();
-        self.let_go(rtc, machine::RTC_SPI, false);
+        self.unlock_with_level(rtc, RTC_SPI, false);
         self.gic.lock().reset();
     }
 }
 
-/// Where the guest sees a slot.
+/// Returns the guest's address of a slot's page.
 const fn slot_ipa(slot: usize) -> Ipa {
-    Ipa(machine::VIRTIO_BASE + slot as u64 * machine::VIRTIO_STRIDE)
+    Ipa(VIRTIO_BASE + slot as u64 * VIRTIO_STRIDE)
 }
 
-/// The SPI of a slot, counted from the first.
+/// Returns the SPI of a slot, counted from the first.
 const fn spi(slot: usize) -> u32 {
-    machine::VIRTIO_SPI + slot as u32
+    VIRTIO_SPI + slot as u32
 }
 
-/// An event of a virtqueue reaches the ring: the doorbell's way from the guest's store to the daemon. Its own
-/// function so that a debugger can stop at it. `None` if the daemon had been told and has not looked yet.
+/// Adds a device's event to the zone's ring, as [`Zone::add_event`]. Its own function so that a debugger can stop here,
+/// between the driver's store and the daemon.
 #[inline(never)]
 fn notify(zone: &Zone, entry: Entry) -> Option<Bell> {
-    zone.offer(entry)
+    zone.add_event(entry)
 }

@@ -1,14 +1,11 @@
-//! The guest's PL011 over the zone's console rings.
+//! A zone's PL011, whose other end are the zone's console rings.
 
 use ringvisor::pl011::{self, Sink, Source};
+use ringvisor::ring::ZoneWindow;
 use ringvisor::ring::console::{InputConsumer, OutputProducer};
 use ringvisor::syndrome::Width;
 
-use super::{Zone, machine};
-use crate::el2::traps::Outcome;
-use ringvisor::ring::{Entry, ZoneWindow};
-
-/// The device and its ends of the rings; behind the zone's lock.
+/// The device and its ends of the console rings.
 pub struct Uart {
     device: pl011::Uart,
     output: OutputProducer,
@@ -37,7 +34,7 @@ impl Sink for ToRing<'_> {
 }
 
 impl Uart {
-    /// After power-on; rings at their beginning.
+    /// Returns a device after power-on, with empty rings.
     pub fn new() -> Self {
         Self {
             device: pl011::Uart::new(),
@@ -46,48 +43,42 @@ impl Uart {
         }
     }
 
-    /// The device as after power-on; what is in the rings stays.
+    /// Resets the device; what is in the rings stays.
     pub fn reset(&mut self) {
         self.device = pl011::Uart::new();
     }
-}
 
-impl Zone {
-    pub(super) fn uart_access(&self, offset: u16, width: Width, stored: Option<u64>) -> Outcome {
-        let mut guard = self.uart.lock();
-        let Uart {
-            device,
-            output,
-            input,
-        } = &mut *guard;
-        let source = &mut FromRing(input, self.window);
+    /// Returns the level of its interrupt line.
+    pub fn line(&self) -> bool {
+        self.device.line()
+    }
+
+    /// Emulates a register access. Returns the value of a load, and whether output was written to the ring.
+    pub fn access(
+        &mut self,
+        window: &ZoneWindow,
+        offset: u16,
+        width: Width,
+        stored: Option<u64>,
+    ) -> (u32, bool) {
+        let source = &mut FromRing(&mut self.input, window);
         let mut sink = ToRing {
-            output,
-            window: self.window,
+            output: &mut self.output,
+            window,
             wrote: false,
         };
         let value = match stored {
             Some(value) => {
-                device.write(offset, width, value, source, &mut sink);
+                self.device.write(offset, width, value, source, &mut sink);
                 0
             }
-            None => device.read(offset, width, source),
+            None => self.device.read(offset, width, source),
         };
-        let wrote = sink.wrote;
-        let line = device.line();
-        self.let_go(guard, machine::UART_SPI, line);
-        if wrote {
-            self.tell(Entry::Console);
-        }
-        Outcome::Done(u64::from(value))
+        (value, sink.wrote)
     }
 
-    /// The daemon has put input into the ring.
-    pub fn console_input(&self) {
-        let mut guard = self.uart.lock();
-        let Uart { device, input, .. } = &mut *guard;
-        device.poll(&mut FromRing(input, self.window));
-        let line = device.line();
-        self.let_go(guard, machine::UART_SPI, line);
+    /// Receives what is in the input ring, as far as the FIFO has room.
+    pub fn receive(&mut self, window: &ZoneWindow) {
+        self.device.poll(&mut FromRing(&mut self.input, window));
     }
 }

@@ -1,18 +1,28 @@
-//! The life of a zone's vCPUs: start, pause, stop, crash.
+//! The lifecycle of a zone and its vCPUs: start, pause, stop, crash.
 
+use core::sync::atomic::Ordering;
+
+use log::{info, warn};
+use ringvisor::abi::command::{Status, ZoneInfo};
+use ringvisor::abi::{MAX_VCPUS, StopReason, ZoneState, machine};
+use ringvisor::addr::Ipa;
 use ringvisor::psci::cpus::CpuState;
+use ringvisor::ring::Entry;
+use ringvisor::virtio::GuestRam;
 
-use super::*;
+use super::interrupts::TIMERS;
+use super::{Core, Zone};
+use crate::el2::arch::{self, sysreg, vcpu};
+use crate::el2::channel::Refusal;
+use crate::el2::cpu::Cpu;
+use crate::el2::gic;
+use crate::el2::owner::Crash;
 
 impl Zone {
-    /// Starts vCPU 0 at `entry` with `x0`; everything is as after power-on.
+    /// Starts vCPU 0 at `entry` with `x0`. Devices and vCPUs are reset.
     pub fn start(&self, entry: Ipa, x0: u64) -> Result<(), Refusal> {
         let mut core = self.core.lock();
-        let at_rest = matches!(
-            core.state,
-            ZoneState::Created | ZoneState::Stopped | ZoneState::Crashed
-        );
-        if !at_rest || self.inside.load(Ordering::Acquire) != 0 {
+        if !core.is_off() || self.inside.load(Ordering::Acquire) != 0 {
             return Err((Status::WrongState, core.state as u64));
         }
         if !self.ram().contains(entry, 4) || !entry.is_aligned(4) {
@@ -27,20 +37,23 @@ impl Zone {
         self.inside.store(1, Ordering::Release);
         self.set_state(&mut core, ZoneState::Running, StopReason::None);
         info!("zone {} \"{}\" starts at {entry}", self.number, self.name());
-        first.start(entry.0, x0);
+        first.order_start(entry.0, x0);
+        gic::kick(first);
         Ok(())
     }
 
-    /// Starts another vCPU on behalf of PSCI CPU_ON, which the table has allowed. Under the lock of `core`.
+    /// Starts another vCPU for PSCI CPU_ON, which the table of CPUs has allowed. The caller holds the lock of `core`.
     pub(super) fn start_vcpu(&self, vcpu: usize, entry: u64, context: u64) {
         if let Some(cpu) = self.cpus.get(vcpu) {
             self.inside.fetch_or(1 << vcpu, Ordering::AcqRel);
-            cpu.start(entry, context);
+            cpu.order_start(entry, context);
+            gic::kick(cpu);
         }
     }
 
-    /// On the vCPU's own physical CPU, before it enters the guest for the first time. False if it must not.
-    pub fn prepare_vcpu(&self, vcpu: usize) -> bool {
+    /// On `cpu`: prepares it for the first entry of its vCPU. Returns false if the vCPU must not enter.
+    pub(super) fn vcpu_entered(&self, cpu: &Cpu) -> bool {
+        let vcpu = cpu.vcpu();
         let alone = {
             let mut core = self.core.lock();
             if self.inside.load(Ordering::Acquire) & 1 << vcpu == 0 {
@@ -49,64 +62,65 @@ impl Zone {
             core.cpus.entered(vcpu);
             core.cpus.count_on() == 1
         };
-        // Until it turns another on, which it alone can do.
-        cpu::this().trap_tlbi(alone);
+        // Until this vCPU turns another on; no other can.
+        cpu.trap_tlbi(alone);
         vcpu::reset(
             self.vttbr,
             machine::vcpu_mpidr(vcpu),
             self.counter_offset.load(Ordering::Acquire),
         );
-        // The number may have been another zone's. On all CPUs and after the count: another vCPU that turned this one on and
-        // itself off has its last accesses behind it from here on.
+        // The VMID may have been another zone's. On all CPUs and after the count: the accesses of a vCPU that turned this one
+        // on and itself off are complete from here on.
         arch::tlbi_vmalls12e1is();
-        gic::reset_private(cpu::this(), TIMERS);
+        gic::reset_private(cpu, TIMERS);
         gic::clear_list_registers();
         let kicks = gic::with_list_registers(|list| self.gic.lock().unpark(vcpu, list));
-        self.ring(kicks);
+        self.request_flush(kicks);
         true
     }
 
-    /// On its own physical CPU, which idles now: the vCPU is gone. The last thing its CPU does with the zone.
-    pub fn vcpu_left(&self, vcpu: usize) {
+    /// On `cpu`, which idles from now on: ends its vCPU. This is its last access to the zone.
+    pub(super) fn vcpu_left(&self, cpu: &Cpu) {
+        let vcpu = cpu.vcpu();
         let bit = 1 << vcpu;
         if self.inside.load(Ordering::Acquire) & bit == 0 {
             return;
         }
         let kicks = gic::with_list_registers(|list| self.gic.lock().park(vcpu, list));
-        gic::reset_private(cpu::this(), 0);
+        gic::reset_private(cpu, 0);
         gic::clear_list_registers();
         arch::tlbi_vmalls12e1is();
-        self.ring(kicks);
+        self.request_flush(kicks);
         let mut core = self.core.lock();
         self.paused.fetch_and(!bit, Ordering::AcqRel);
-        // It turned itself off and another vCPU has turned it on again: it will not be gone for long, if the zone goes on.
+        // It turned itself off and another vCPU has turned it on again: its start is still ordered, if the zone goes on.
         let on_again = core.cpus.state(vcpu) == Some(CpuState::OnPending);
-        if on_again && (core.state == ZoneState::Running || self.pausing()) {
-            cpu::this().forget_stop();
+        if on_again && (core.state == ZoneState::Running || self.is_pausing()) {
+            cpu.withdraw_stop();
         } else {
-            cpu::this().forget_orders();
+            cpu.withdraw_orders();
             self.inside.fetch_and(!bit, Ordering::AcqRel);
         }
-        self.settle(&mut core);
+        self.finish_transition(&mut core);
     }
 
-    /// Completes a stop or pause once no vCPU stands in its way.
-    fn settle(&self, core: &mut Core) {
+    /// Completes a stop once no vCPU is inside, or a pause once all that are inside wait.
+    fn finish_transition(&self, core: &mut Core) {
         if core.state != ZoneState::Stopping {
             return;
         }
         let inside = self.inside.load(Ordering::Acquire);
-        if self.pausing() {
+        if self.is_pausing() {
             if inside & !self.paused.load(Ordering::SeqCst) == 0 {
                 self.set_state(core, ZoneState::Paused, StopReason::None);
-                self.tell(Entry::Zone);
+                self.send_event(Entry::Zone);
             }
         } else if inside == 0 {
             self.stopped(core);
         }
     }
 
-    /// No vCPU is left: tells why.
+    /// Completes a stop or crash and sends the event.
     fn stopped(&self, core: &mut Core) {
         core.cpus.all_off();
         let reason = core.reason;
@@ -117,11 +131,11 @@ impl Zone {
         };
         self.set_state(core, state, reason);
         info!("zone {} \"{}\" {state:?}: {reason:?}", self.number, self.name());
-        self.tell(Entry::Zone);
+        self.send_event(Entry::Zone);
     }
 
-    /// Root wants it stopped.
-    pub fn stop_requested(&self) -> Result<(), Refusal> {
+    /// Begins a stop that the daemon asks for.
+    pub fn stop(&self) -> Result<(), Refusal> {
         let mut core = self.core.lock();
         match core.state {
             ZoneState::Running | ZoneState::Paused | ZoneState::Stopping => {
@@ -132,9 +146,9 @@ impl Zone {
         }
     }
 
-    /// Asks every vCPU inside to leave. The first reason counts.
+    /// Orders every vCPU inside to leave. The first reason counts.
     pub(super) fn begin_stop(&self, core: &mut Core, reason: StopReason) {
-        let stopping = core.state == ZoneState::Stopping && !self.pausing();
+        let stopping = core.state == ZoneState::Stopping && !self.is_pausing();
         if stopping {
             return;
         }
@@ -143,14 +157,16 @@ impl Zone {
         let inside = self.inside.load(Ordering::Acquire);
         for (vcpu, cpu) in self.cpus.iter().enumerate() {
             if inside & 1 << vcpu != 0 {
-                cpu.stop();
+                cpu.order_stop();
+                gic::kick(cpu);
             }
         }
-        self.settle(core);
+        self.finish_transition(core);
     }
 
-    /// A vCPU did what cannot be continued.
-    pub fn crash(&self, vcpu: usize, esr: u64, elr: u64, far: u64) {
+    /// Begins a stop because a vCPU cannot continue.
+    pub(super) fn vcpu_crashed(&self, vcpu: usize, crash: &Crash) {
+        let Crash { esr, elr, far } = *crash;
         warn!(
             "zone {} \"{}\": vCPU {vcpu} crashed: ESR {esr:#x}, ELR {elr:#x}, FAR {far:#x}",
             self.number,
@@ -161,7 +177,7 @@ impl Zone {
         self.begin_stop(&mut core, StopReason::Fault);
     }
 
-    /// Holds all vCPUs at EL2.
+    /// Begins a pause: all vCPUs inside are to wait at EL2.
     pub fn pause(&self) -> Result<(), Refusal> {
         let mut core = self.core.lock();
         if core.state != ZoneState::Running {
@@ -176,19 +192,19 @@ impl Zone {
                 gic::kick(cpu);
             }
         }
-        // vCPUs that have not noticed the last resume yet wait all along and would tell nobody.
-        self.settle(&mut core);
+        // vCPUs that have not seen the last resume yet still wait and will not report again.
+        self.finish_transition(&mut core);
         Ok(())
     }
 
-    /// Lets them go on. The virtual counter has stood still.
+    /// Ends a pause. The virtual counter does not include it.
     pub fn resume(&self) -> Result<(), Refusal> {
         let mut core = self.core.lock();
-        if !self.pausing() {
+        if !self.is_pausing() {
             return Err((Status::WrongState, core.state as u64));
         }
-        let slept = sysreg::read!("cntpct_el0").wrapping_sub(core.paused_at);
-        self.counter_offset.fetch_add(slept, Ordering::AcqRel);
+        let paused = sysreg::read!("cntpct_el0").wrapping_sub(core.paused_at);
+        self.counter_offset.fetch_add(paused, Ordering::AcqRel);
         self.set_state(&mut core, ZoneState::Running, StopReason::None);
         self.pausing.store(false, Ordering::Release);
         for cpu in &self.cpus {
@@ -197,25 +213,27 @@ impl Zone {
         Ok(())
     }
 
-    /// Whether vCPUs are to stay at EL2.
-    pub fn pausing(&self) -> bool {
+    /// Returns whether vCPUs are to wait at EL2.
+    pub fn is_pausing(&self) -> bool {
         self.pausing.load(Ordering::Acquire)
     }
 
-    /// A vCPU waits at EL2. The last one makes the zone paused.
-    pub fn vcpu_paused(&self, vcpu: usize) {
+    /// Reports that a vCPU waits at EL2. The last one completes the pause.
+    pub(super) fn vcpu_paused(&self, vcpu: usize) {
         let bit = 1 << vcpu;
         if self.paused.fetch_or(bit, Ordering::AcqRel) & bit != 0 {
             return;
         }
-        self.settle(&mut self.core.lock());
+        self.finish_transition(&mut self.core.lock());
     }
 
-    /// A vCPU that may have waited goes back into the guest; false if it must not, because of another pause.
+    /// Reports that a vCPU that may have waited enters its guest again. Returns false if it must not, because of another
+    /// pause.
     ///
-    /// [`Self::pause`] sets `pausing` and then counts `paused`, this clears its bit and then looks at `pausing`: in
-    /// sequential consistency one of the two sees the other.
-    pub fn vcpu_continues(&self, vcpu: usize) -> bool {
+    /// [`Self::pause`] sets `pausing` and then reads `paused`; this clears the vCPU's bit in `paused` and then reads
+    /// `pausing`. In sequential consistency one of the two sees the other's store.
+    #[inline]
+    pub(super) fn vcpu_continues(&self, vcpu: usize) -> bool {
         let bit = 1 << vcpu;
         if self.paused.load(Ordering::Acquire) & bit == 0 {
             return true;
@@ -229,7 +247,7 @@ impl Zone {
         true
     }
 
-    /// The whole truth for the daemon.
+    /// Returns what the daemon's `ZoneInfo` command reports.
     pub fn info(&self) -> ZoneInfo {
         let core = self.core.lock();
         let mut cpus = [0; MAX_VCPUS];

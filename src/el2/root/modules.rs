@@ -1,4 +1,5 @@
-//! Root's kernel, initial RAM file system and device tree: where they are, and where they have to be.
+//! Root's boot modules: checks the kernel and the initial RAM file system, moves the kernel where it has to be, and puts
+//! root's device tree into free RAM.
 
 use alloc::format;
 use alloc::string::String;
@@ -7,11 +8,11 @@ use alloc::vec::Vec;
 use ringvisor::addr::{BLOCK_SIZE, Pa};
 use ringvisor::machine::{Machine, Module, Region};
 
-use super::{clean, mm};
+use crate::el2::{arch, mm};
 
-/// Root's modules in place.
+/// Root's boot modules, checked and in place.
 pub struct Placed {
-    /// First instruction.
+    /// Entry point.
     pub kernel: Pa,
     /// Command line.
     pub bootargs: String,
@@ -20,7 +21,7 @@ pub struct Placed {
     taken: Vec<Region>,
 }
 
-/// Bytes behind the kernel file that it wants for .bss when its header does not say.
+/// Bytes reserved behind the kernel file for .bss when its header does not say how many it needs.
 const UNKNOWN_IMAGE_SIZE: u64 = 32 << 20;
 
 struct Header {
@@ -28,7 +29,7 @@ struct Header {
     image_size: u64,
 }
 
-/// Reads the arm64 Image header (Documentation/arch/arm64/booting.rst).
+/// Reads the kernel's arm64 Image header (Linux, Documentation/arch/arm64/booting.rst).
 fn header(kernel: &Module) -> Result<Header, String> {
     let place = kernel.region;
     if place.size() < 64 {
@@ -63,7 +64,7 @@ fn header(kernel: &Module) -> Result<Header, String> {
     })
 }
 
-/// Free RAM of `size` bytes at a 2 MiB boundary that overlaps nothing taken.
+/// Returns free RAM of `size` bytes at a 2 MiB boundary that overlaps no region in `taken`.
 fn find(machine: &Machine, taken: &[Region], size: u64) -> Option<Region> {
     machine.ram.iter().find_map(|ram| {
         let mut at = ram.base().0.next_multiple_of(BLOCK_SIZE);
@@ -78,7 +79,10 @@ fn find(machine: &Machine, taken: &[Region], size: u64) -> Option<Region> {
     })
 }
 
-/// Checks the boot modules; the kernel stays if it lies right and has room behind it, else it moves.
+/// Checks the boot modules. The kernel stays if it is aligned and has room behind it, else it is copied elsewhere.
+///
+/// # Errors
+/// A module is missing, malformed or not in RAM, or there is no room for the kernel.
 pub fn place(machine: &Machine, firmware_dtb: Pa) -> Result<Placed, String> {
     let kernel = machine
         .kernel
@@ -89,7 +93,7 @@ pub fn place(machine: &Machine, firmware_dtb: Pa) -> Result<Placed, String> {
     let mut taken: Vec<Region> = machine.reserved.clone();
     taken.extend(Region::from_bounds(start, end));
     taken.extend(machine.ramdisk.as_ref().map(|module| module.region));
-    // The firmware's device tree is read once more, for root's: at most 2 MiB of it.
+    // The firmware's device tree, at most 2 MiB of it, is read again for root's.
     let dtb = Region::new(firmware_dtb.align_down(4096), BLOCK_SIZE);
 
     let needed = header.image_size.max(kernel.region.size());
@@ -139,7 +143,10 @@ pub fn place(machine: &Machine, firmware_dtb: Pa) -> Result<Placed, String> {
     })
 }
 
-/// Puts root's device tree into free RAM.
+/// Copies root's device tree into free RAM and returns its address.
+///
+/// # Errors
+/// There is no room.
 pub fn write_dtb(machine: &Machine, placed: &Placed, dtb: &[u8]) -> Result<Pa, String> {
     let room = find(machine, &placed.taken, BLOCK_SIZE).ok_or("no free RAM for root's device tree")?;
     if dtb.len() as u64 > room.size() {
@@ -153,4 +160,10 @@ pub fn write_dtb(machine: &Machine, placed: &Placed, dtb: &[u8]) -> Result<Pa, S
     unsafe { core::ptr::copy_nonoverlapping(dtb.as_ptr(), room.base().0 as *mut u8, dtb.len()) };
     clean(room.base(), dtb.len());
     Ok(room.base())
+}
+
+/// Cleans what EL2 wrote into root's memory to the point of coherency, because root starts with its caches off.
+fn clean(start: Pa, len: usize) {
+    // SAFETY: root's RAM is mapped until `unmap_ram`, after this.
+    unsafe { arch::clean_data_cache(start.0 as usize, len) }
 }

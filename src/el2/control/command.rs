@@ -1,4 +1,4 @@
-//! The commands, one function for all that are more than a line.
+//! The daemon's commands (`ringvisor::abi::command`): one match for all, a method of the zone for most.
 
 use log::info;
 use ringvisor::abi::command::{DeviceSpec, Header, MAX_DONATION, Op, Status, ZoneCreate};
@@ -6,19 +6,41 @@ use ringvisor::abi::{shared, trace};
 use ringvisor::addr::{Ipa, Pa};
 use ringvisor::virtio::Rejected;
 
-use super::{Refusal, copy_in, copy_out};
-use crate::el2::zone::{self, Zone};
-use crate::el2::{level_filter, stats};
+use crate::el2::channel::Refusal;
+use crate::el2::channel::shared_page::{copy_in, copy_out};
+use crate::el2::logger::level_filter;
+use crate::el2::stats;
+use crate::el2::zone::{Zone, registry};
 
-/// Executes one command. `header` is EL2's own copy; results go into it or into the payload.
-pub fn execute(op: Op, header: &mut Header, page: Pa) -> Result<(), Refusal> {
+/// Executes the command in the shared page at `page` and writes how it ended. The caller holds the command lock.
+pub fn execute(page: Pa) {
+    let mut header: Header = copy_in(page, shared::COMMAND);
+    let result = match Op::try_from(header.op) {
+        Ok(op) => execute_op(op, &mut header, page),
+        Err(op) => Err((Status::UnknownOp, u64::from(op))),
+    };
+    (header.status, header.detail) = match result {
+        Ok(()) => (Status::Ok as u32, 0),
+        Err((status, detail)) => {
+            log::debug!(
+                "command {:?} refused: {status:?} ({detail:#x})",
+                Op::try_from(header.op)
+            );
+            (status as u32, detail)
+        }
+    };
+    copy_out(page, shared::COMMAND, &header);
+}
+
+/// `header` is EL2's own copy; results go into it or into the payload.
+fn execute_op(op: Op, header: &mut Header, page: Pa) -> Result<(), Refusal> {
     match op {
         Op::ZoneCreate => {
             let request: ZoneCreate = copy_in(page, shared::PAYLOAD);
-            header.zone = u32::from(zone::create(&request)?);
+            header.zone = u32::from(registry::create(&request)?);
             Ok(())
         }
-        Op::ZoneDestroy => zone::destroy(number(header)?),
+        Op::ZoneDestroy => registry::destroy(number(header)?),
         Op::LogLevel => match header.args[0] {
             level @ 1..=5 => {
                 log::set_max_level(level_filter(level as u8));
@@ -36,17 +58,18 @@ pub fn execute(op: Op, header: &mut Header, page: Pa) -> Result<(), Refusal> {
         },
         _ => {
             let number = number(header)?;
-            zone::with(number, |zone| on_zone(op, header, page, zone))
+            registry::with(number, |zone| execute_on_zone(op, header, page, zone))
                 .unwrap_or(Err((Status::NoSuchZone, u64::from(number))))
         }
     }
 }
 
+/// Returns the zone that a command is for.
 fn number(header: &Header) -> Result<u8, Refusal> {
     u8::try_from(header.zone).map_err(|_| (Status::NoSuchZone, u64::from(header.zone)))
 }
 
-fn on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result<(), Refusal> {
+fn execute_on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result<(), Refusal> {
     let [arg0, arg1, ..] = header.args;
     let slot = header.slot as usize;
     let stale = |_: Rejected| (Status::Stale, arg0);
@@ -63,7 +86,7 @@ fn on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result<(), Ref
             zone.donate(Ipa(arg0), blocks)
         }
         Op::ZoneStart => zone.start(Ipa(arg0), arg1),
-        Op::ZoneStop => zone.stop_requested(),
+        Op::ZoneStop => zone.stop(),
         Op::ZonePause => zone.pause(),
         Op::ZoneResume => zone.resume(),
         Op::ZoneInfo => {

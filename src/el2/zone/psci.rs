@@ -1,17 +1,28 @@
-//! PSCI for guests, by HVC and by SMC.
+//! PSCI for guests (Arm DEN 0022), by HVC and by SMC.
 
+use core::sync::atomic::Ordering;
+
+use log::info;
+use ringvisor::abi::{StopReason, ZoneState};
 use ringvisor::psci::cpus::AfterOff;
 use ringvisor::psci::{self, Call, Error};
+use ringvisor::virtio::GuestRam;
 
-use super::*;
-use crate::el2::arch::vectors::TrapFrame;
+use super::Zone;
+use crate::el2::arch::frame::TrapFrame;
+use crate::el2::cpu;
+use crate::el2::owner::AfterCall;
 
 impl Zone {
-    /// HVC or SMC of a vCPU.
-    pub fn call(&self, frame: &mut TrapFrame) {
+    /// Executes the call in `frame` and sets its result, unless the vCPU has turned itself off.
+    pub(super) fn psci_call(&self, vcpu: usize, frame: &mut TrapFrame) -> AfterCall {
         let [x0, x1, x2, x3, ..] = frame.x;
         let result = match Call::decode([x0, x1, x2, x3]) {
-            Some(call) => self.psci(call),
+            Some(Call::CpuOff) => match self.cpu_off(vcpu) {
+                Ok(()) => return AfterCall::Leave,
+                Err(error) => Err(error),
+            },
+            Some(call) => self.execute(call),
             None => {
                 if self.calls_refused.fetch_add(1, Ordering::Relaxed) == 0 {
                     info!(
@@ -26,26 +37,28 @@ impl Zone {
             }
         };
         frame.x[0] = result.unwrap_or_else(Error::to_register);
+        AfterCall::Return
     }
 
-    fn psci(&self, call: Call) -> Result<u64, Error> {
-        let vcpu = cpu::this().vcpu();
+    fn cpu_off(&self, vcpu: usize) -> Result<(), Error> {
+        let mut core = self.core.lock();
+        if core.cpus.cpu_off(vcpu)? == AfterOff::AllOff {
+            self.begin_stop(&mut core, StopReason::AllCpusOff);
+        }
+        Ok(())
+    }
+
+    fn execute(&self, call: Call) -> Result<u64, Error> {
         match call {
             Call::Version => Ok(psci::PSCI_VERSION),
             Call::SmcccVersion => Ok(psci::SMCCC_VERSION),
             Call::MigrateInfoType => Ok(psci::NO_TRUSTED_OS),
             Call::Features(id) => psci::features(id),
             Call::SmcccArchFeatures(id) => psci::arch_features(id),
-            // A wake-up at once is allowed (DEN 0022, 5.1.2); the guest idles by WFI, which does not trap.
+            // An immediate wake-up is allowed (DEN 0022, 5.1.2); guests idle by WFI, which does not trap.
             Call::CpuSuspend { .. } => Ok(0),
-            Call::CpuOff => {
-                let mut core = self.core.lock();
-                if core.cpus.cpu_off(vcpu)? == AfterOff::AllOff {
-                    self.begin_stop(&mut core, StopReason::AllCpusOff);
-                }
-                drop(core);
-                cpu::leave(self)
-            }
+            // See `cpu_off`.
+            Call::CpuOff => Err(Error::InternalFailure),
             Call::CpuOn {
                 target,
                 entry,
@@ -54,7 +67,7 @@ impl Zone {
                 let mut core = self.core.lock();
                 let entry_ok = self.ram().contains(entry, 4) && entry.is_aligned(4);
                 let on = core.cpus.cpu_on(target, entry_ok)?;
-                if core.state != ZoneState::Running && !self.pausing() {
+                if core.state != ZoneState::Running && !self.is_pausing() {
                     core.cpus.start_failed(on);
                     return Err(Error::Denied);
                 }
@@ -68,17 +81,17 @@ impl Zone {
                 .cpus
                 .affinity_info(target, lowest_level)
                 .map(|state| state as u64),
-            Call::SystemOff => self.end(StopReason::SystemOff),
-            Call::SystemReset => self.end(StopReason::SystemReset),
+            Call::SystemOff => self.end_all(StopReason::SystemOff),
+            Call::SystemReset => self.end_all(StopReason::SystemReset),
             Call::SystemReset2 { reset_type, .. } => {
                 psci::check_reset2(reset_type)?;
-                self.end(StopReason::SystemReset)
+                self.end_all(StopReason::SystemReset)
             }
         }
     }
 
-    /// Every vCPU leaves; this one before it would return to the guest.
-    fn end(&self, reason: StopReason) -> Result<u64, Error> {
+    /// Orders every vCPU to leave; this one leaves before it would enter its guest.
+    fn end_all(&self, reason: StopReason) -> Result<u64, Error> {
         self.begin_stop(&mut self.core.lock(), reason);
         Ok(0)
     }

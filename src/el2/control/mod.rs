@@ -1,0 +1,110 @@
+//! The control device as root drives it: the doorbell page, the commands and the information page (`ringvisor::abi`).
+//!
+//! Root is not trusted: a command is copied into EL2's memory word by word and checked there.
+
+mod command;
+pub mod info;
+
+use log::warn;
+use ringvisor::abi::command::Status;
+use ringvisor::abi::counters::Event;
+use ringvisor::abi::doorbell;
+use ringvisor::abi::info::ZoneSummary;
+use ringvisor::abi::trace::Kind;
+use ringvisor::addr::{PAGE_SIZE, Pa};
+use ringvisor::syndrome::Width;
+
+use super::channel::{Refusal, function, shared_page};
+use super::mm::frames::RegisterFrame;
+use super::stats;
+use super::sync::Mutex;
+use super::zone::{Zone, registry};
+
+/// Serializes commands, attaches and detaches.
+static COMMANDS: Mutex<()> = Mutex::new(());
+
+/// The frames of the device that root's stage 2 maps.
+pub struct Pages {
+    /// Configuration space of the function.
+    pub config: Pa,
+    /// All ones, as the configuration space of absent functions reads.
+    pub ones: Pa,
+    /// The information page.
+    pub info: Pa,
+}
+
+/// Builds the device with BAR 0 at `bar` and INTx at `intid`; its frames are never freed. `root` returns what the
+/// information page shows of root.
+///
+/// # Errors
+/// There is no register frame.
+pub fn init(bar: Pa, intid: u32, root: fn() -> ZoneSummary) -> Result<Pages, &'static str> {
+    let no_frame = "no register frame for the control device";
+    let config = function::init(bar, intid).ok_or(no_frame)?;
+    let ones = RegisterFrame::new().ok_or(no_frame)?;
+    for offset in (0..PAGE_SIZE as usize).step_by(4) {
+        ones.set32(offset, u32::MAX);
+    }
+    let pages = Pages {
+        config,
+        ones: ones.pa(),
+        info: info::init(root).ok_or(no_frame)?,
+    };
+    // It stays mapped into root.
+    core::mem::forget(ones);
+    Ok(pages)
+}
+
+/// Emulates a store of root's to BAR 0 at `offset`. Only the doorbell page reacts.
+pub fn bar_write(offset: u32, width: Width, value: u64) {
+    let Some(register) = offset.checked_sub(doorbell::PAGE_OFFSET as u32) else {
+        return;
+    };
+    match (register as u16, width) {
+        (doorbell::USED_BUFFER, Width::Word) => {
+            if let Some((number, slot)) = doorbell::parse_used_buffer(value as u32) {
+                stats::count(Event::Doorbells);
+                stats::record_trap(Kind::Doorbell, number, slot, 0);
+                registry::with(number, |zone| zone.used_buffer(usize::from(slot)));
+            }
+        }
+        (doorbell::CONSOLE_INPUT, Width::Word) => {
+            if let Ok(number) = u8::try_from(value) {
+                registry::with(number, Zone::console_input);
+            }
+        }
+        (doorbell::PULSES, Width::Word) => function::set_pulses(value as u32 == 1),
+        (doorbell::COMMAND, Width::Word) => execute_command(),
+        (doorbell::ATTACH, Width::Double) => {
+            let _guard = COMMANDS.lock();
+            finish_attach(shared_page::attach(Pa(value), registry::count()));
+        }
+        (doorbell::DETACH, Width::Word) => {
+            let _guard = COMMANDS.lock();
+            finish_attach(shared_page::detach(registry::count()));
+        }
+        _ => {}
+    }
+}
+
+/// Shows root how an ATTACH or DETACH ended.
+fn finish_attach(result: Result<(), Refusal>) {
+    let status = match result {
+        Ok(()) => Status::Ok,
+        Err((status, detail)) => {
+            warn!("attach refused: {status:?} ({detail:#x})");
+            status
+        }
+    };
+    info::set_attach_status(status);
+    info::refresh();
+}
+
+fn execute_command() {
+    stats::count(Event::Commands);
+    let _guard = COMMANDS.lock();
+    if let Some(page) = shared_page::address() {
+        command::execute(page);
+        info::refresh();
+    }
+}

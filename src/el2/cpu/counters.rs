@@ -1,0 +1,118 @@
+//! The counters and the trace buffer of one CPU (`ringvisor::abi::counters`, `ringvisor::abi::trace`).
+//!
+//! Only the CPU itself writes them, so a counter is a plain load, addition and store without a lock, with a second store
+//! to the page that root reads (non-cacheable at EL2: a store is buffered, and a load is never needed).
+
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+
+use ringvisor::abi::counters::{CPU_WORDS, word};
+use ringvisor::abi::trace::{RECORD_SIZE, Record};
+
+use crate::el2::arch;
+
+/// The counters of a CPU and its trace buffer.
+pub struct Counters {
+    words: [AtomicU64; CPU_WORDS],
+    /// The copy that root reads; null before [`Self::show_at`].
+    shown: AtomicPtr<AtomicU64>,
+    /// The trace buffer, or null.
+    ring: AtomicPtr<AtomicU64>,
+    /// Generic counter at the last entry to EL2, in ticks.
+    entered: AtomicU64,
+}
+
+impl Counters {
+    /// Returns counters at zero, not shown to root.
+    pub const fn new() -> Self {
+        Self {
+            words: [const { AtomicU64::new(0) }; CPU_WORDS],
+            shown: AtomicPtr::new(ptr::null_mut()),
+            ring: AtomicPtr::new(ptr::null_mut()),
+            entered: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the word at `index`.
+    pub fn get(&self, index: usize) -> u64 {
+        self.words
+            .get(index)
+            .map_or(0, |word| word.load(Ordering::Relaxed))
+    }
+
+    /// Sets the word at `index`, and root's copy.
+    #[inline]
+    pub fn set(&self, index: usize, value: u64) {
+        let Some(word) = self.words.get(index) else { return };
+        word.store(value, Ordering::Relaxed);
+        let shown = self.shown.load(Ordering::Relaxed);
+        if !shown.is_null() {
+            // SAFETY: `show_at` was given CPU_WORDS words that are never freed; `index` is below that, as the lookup
+            // above showed.
+            unsafe { &*shown.add(index) }.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Adds to the word at `index`.
+    #[inline]
+    pub fn add(&self, index: usize, count: u64) {
+        self.set(index, self.get(index).wrapping_add(count));
+    }
+
+    /// Sets all counters to zero, for another owner of the CPU. The trace buffer continues.
+    pub fn restart(&self) {
+        for index in (0..CPU_WORDS).filter(|index| *index != word::TRACE_HEAD) {
+            self.set(index, 0);
+        }
+    }
+
+    /// Notes when EL2 was entered, in ticks of the generic counter.
+    #[inline]
+    pub fn set_entered(&self, now: u64) {
+        self.entered.store(now, Ordering::Relaxed);
+    }
+
+    /// Returns when EL2 was entered, in ticks of the generic counter.
+    #[inline]
+    pub fn entered(&self) -> u64 {
+        self.entered.load(Ordering::Relaxed)
+    }
+
+    /// Shows the counters to root in the words at `page` from now on.
+    ///
+    /// # Safety
+    /// `page` must have room for CPU_WORDS words and never be freed.
+    pub unsafe fn show_at(&self, page: NonNull<AtomicU64>) {
+        self.shown.store(page.as_ptr(), Ordering::Relaxed);
+    }
+
+    /// Gives the CPU a trace buffer.
+    ///
+    /// # Safety
+    /// `ring` must have room for as many records as [`Self::trace`] is told, and never be freed.
+    pub unsafe fn set_ring(&self, ring: NonNull<AtomicU64>) {
+        self.ring.store(ring.as_ptr(), Ordering::Relaxed);
+    }
+
+    /// Appends to the trace buffer of `capacity` records. Does nothing if there is none.
+    ///
+    /// # Safety
+    /// `capacity` must be the number of records in the ring given to [`Self::set_ring`].
+    pub unsafe fn trace(&self, capacity: u64, record: &Record) {
+        let ring = self.ring.load(Ordering::Relaxed);
+        if ring.is_null() || capacity == 0 {
+            return;
+        }
+        let head = self.get(word::TRACE_HEAD);
+        // SAFETY: the ring has `capacity` records and is never freed.
+        let (first, second) = unsafe {
+            let place = ring.add((head % capacity) as usize * (RECORD_SIZE / 8));
+            (&*place, &*place.add(1))
+        };
+        first.store(record.stamp, Ordering::Relaxed);
+        second.store(record.word(), Ordering::Relaxed);
+        // Root must see the record before the head that counts it.
+        arch::dsb_ishst();
+        self.set(word::TRACE_HEAD, head + 1);
+    }
+}

@@ -1,0 +1,54 @@
+//! Physical interrupts: acknowledged at EL2 and delivered to the owner of the CPU.
+
+use ringvisor::abi::counters::Event;
+
+use super::cpu::{self, Cpu};
+use super::current::Current;
+use super::owner::Owner;
+use super::root::Root;
+use super::{gic, stats};
+
+/// Interrupts acknowledged during one stay at EL2; more stay pending and trap again.
+const BURST: usize = 32;
+
+/// Acknowledges and delivers the interrupts that are pending on this CPU.
+pub fn handle() {
+    for _ in 0..BURST {
+        let Some(intid) = gic::acknowledge() else { return };
+        deliver(intid);
+    }
+}
+
+fn deliver(intid: u32) {
+    let cpu = cpu::this();
+    match intid {
+        gic::MAINTENANCE => {
+            stats::count(Event::Maintenance);
+            if let Some(owner) = Current::running_on(cpu) {
+                owner.maintain_list_registers(cpu.vcpu());
+            }
+            gic::deactivate(intid);
+        }
+        0..16 => {
+            stats::count(Event::KicksTaken);
+            gic::deactivate(intid);
+        }
+        _ => {
+            stats::count(Event::Interrupts);
+            let owner = Current::running_on(cpu);
+            if !owner.is_some_and(|owner| owner.interrupt(cpu.vcpu(), intid)) {
+                reject(cpu, intid);
+            }
+        }
+    }
+}
+
+/// Handles an interrupt of root's on a CPU that is not root's: an SPI is routed to a CPU of root's, a PPI is disabled.
+fn reject(cpu: &Cpu, intid: u32) {
+    if intid < 32 {
+        gic::disable_private(cpu, intid);
+    } else if let Some(root) = Root::get() {
+        root.reroute(intid);
+    }
+    gic::deactivate(intid);
+}

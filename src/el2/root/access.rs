@@ -1,0 +1,103 @@
+//! Root's accesses to what EL2 emulates for it: the control device, the distributor and the redistributors.
+
+use log::warn;
+use ringvisor::abi::BAR_SIZE;
+use ringvisor::addr::Ipa;
+use ringvisor::machine::ECAM_SIZE;
+use ringvisor::syndrome::Width;
+use ringvisor::vgic::Kicks;
+
+use super::Root;
+use crate::el2::channel::function::config_write;
+use crate::el2::control::bar_write;
+use crate::el2::owner::TrapOutcome;
+use crate::el2::zone::registry;
+use crate::el2::{cpu, gic};
+
+impl Root {
+    /// Emulates an access that stage 2 did not permit. `ipa` is aligned to `width`.
+    pub(super) fn emulate(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome {
+        let at = ipa.0;
+        if (self.bar..self.bar + BAR_SIZE).contains(&at) {
+            if let Some(value) = stored {
+                bar_write((at - self.bar) as u32, width, value);
+            }
+            return TrapOutcome::Done(0);
+        }
+        if (self.ecam..self.ecam + ECAM_SIZE).contains(&at) {
+            if let Some(value) = stored {
+                config_write((at - self.ecam) as u32, width, value);
+            }
+            return TrapOutcome::Done(u64::MAX);
+        }
+        if (self.distributor.0..self.distributor.1).contains(&at) {
+            return self.distributor((at - self.distributor.0) as u32, width, stored);
+        }
+        match gic::redistributor_at(at) {
+            Some((target, offset)) => self.redistributor(target, offset, width, stored),
+            None => TrapOutcome::Abort,
+        }
+    }
+
+    fn distributor(&self, offset: u32, width: Width, stored: Option<u64>) -> TrapOutcome {
+        let (this, bytes) = (cpu::this(), width.bytes() as u32);
+        let mut disabled = false;
+        let outcome = self.with_gic(this, |gic, list| {
+            let kicks = gic.sync(this.index, list);
+            match stored {
+                Some(value) => {
+                    let was_on = gic.is_on();
+                    let more = gic.dist_write(offset, bytes, value, &mut gic::Physical);
+                    disabled = was_on && !gic.is_on();
+                    (kicks | more, TrapOutcome::Done(0))
+                }
+                None => match gic.await_dist_read(this.index, offset, bytes) {
+                    Kicks::NONE => {
+                        let value = gic.dist_read(offset, bytes, &mut gic::Physical);
+                        (kicks, TrapOutcome::Done(value))
+                    }
+                    others => (kicks | others, TrapOutcome::Again),
+                },
+            }
+        });
+        if disabled {
+            kernel_replaced();
+        }
+        outcome
+    }
+
+    fn redistributor(&self, target: usize, offset: u32, width: Width, stored: Option<u64>) -> TrapOutcome {
+        let (this, bytes) = (cpu::this(), width.bytes() as u32);
+        self.with_gic(this, |gic, list| {
+            let kicks = gic.sync(this.index, list);
+            match stored {
+                Some(value) => {
+                    let more = gic.redist_write(target, offset, bytes, value, &mut gic::Physical);
+                    (kicks | more, TrapOutcome::Done(0))
+                }
+                None => match gic.await_redist_read(this.index, target, offset, bytes) {
+                    Kicks::NONE => {
+                        let value = gic.redist_read(target, offset, bytes, &mut gic::Physical);
+                        (kicks, TrapOutcome::Done(value))
+                    }
+                    others => (kicks | others, TrapOutcome::Again),
+                },
+            }
+        })
+    }
+}
+
+/// Called when root disables its distributor: a kernel that another one has started, as by kexec, sets up its GIC. It takes
+/// the memory of zones and the shared page for its own, so if zones exist the machine is reset, as by any other restart of
+/// root.
+fn kernel_replaced() {
+    let zones = registry::count();
+    if zones == 0 {
+        return;
+    }
+    warn!(
+        "root's kernel was replaced while {zones} zones exist, whose memory it would use: the machine is reset"
+    );
+    // Returns only if the firmware refuses.
+    let _ = smccc::psci::system_reset::<smccc::Smc>();
+}
