@@ -116,6 +116,8 @@ pub extern "C" fn lower_serror(frame: &mut TrapFrame) {
 }
 
 /// Ends the owner's zone because the vCPU cannot continue. Returns false for root.
+#[cold]
+#[inline(never)]
 fn crash(owner: Current, frame: &TrapFrame, esr: u64) -> bool {
     let crash = Crash {
         esr,

@@ -10,7 +10,7 @@ import struct
 
 import gdb
 
-# From src/abi and src/el2/arch/vectors.rs; kept as numbers because gdb sees no Rust constants.
+# From src/abi and src/el2/arch/frame.rs; kept as numbers because gdb sees no Rust constants.
 MAX_SLOTS, MAX_QUEUES = 32, 16
 STACK_SHIFT = 15
 RING_SLOTS, DEVICE_BIT = 1024, MAX_SLOTS * MAX_QUEUES
@@ -114,7 +114,7 @@ def cpus():
 def zones():
     """Number and Zone of those that exist. Option<FrameBox<Zone>> is a pointer that may be null."""
     found = {}
-    table = static("ringvisor::el2::zone::ZONES")
+    table = static("ringvisor::el2::zone::registry::ZONES")
     for index in range(table.type.range()[1] + 1):
         (pointer,) = words(address_of(locked(table[index])), 1)
         if pointer:
@@ -245,7 +245,7 @@ def show_vcpus():
 
 def frame_of(cpu):
     """Where the vectors save registers: the top of the CPU's stack."""
-    frame = gdb.lookup_type("ringvisor::el2::arch::vectors::TrapFrame")
+    frame = gdb.lookup_type("ringvisor::el2::arch::frame::TrapFrame")
     return number(cpu["stack"]) + (2 << STACK_SHIFT) - frame.sizeof
 
 

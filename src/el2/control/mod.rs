@@ -14,7 +14,7 @@ use ringvisor::abi::trace::Kind;
 use ringvisor::addr::{PAGE_SIZE, Pa};
 use ringvisor::syndrome::Width;
 
-use super::channel::{Refusal, function, shared_page};
+use super::channel::{function, shared_page};
 use super::mm::frames::RegisterFrame;
 use super::stats;
 use super::sync::Mutex;
@@ -75,20 +75,21 @@ pub fn bar_write(offset: u32, width: Width, value: u64) {
         }
         (doorbell::PULSES, Width::Word) => function::set_pulses(value as u32 == 1),
         (doorbell::COMMAND, Width::Word) => execute_command(),
-        (doorbell::ATTACH, Width::Double) => {
-            let _guard = COMMANDS.lock();
-            finish_attach(shared_page::attach(Pa(value), registry::count()));
-        }
-        (doorbell::DETACH, Width::Word) => {
-            let _guard = COMMANDS.lock();
-            finish_attach(shared_page::detach(registry::count()));
-        }
+        (doorbell::ATTACH, Width::Double) => attach(Some(Pa(value))),
+        (doorbell::DETACH, Width::Word) => attach(None),
         _ => {}
     }
 }
 
-/// Shows root how an ATTACH or DETACH ended.
-fn finish_attach(result: Result<(), Refusal>) {
+/// Attaches `page` as the shared page, or detaches the one that is attached, and shows root how that ended.
+#[inline(never)]
+fn attach(page: Option<Pa>) {
+    let _guard = COMMANDS.lock();
+    let zones = registry::count();
+    let result = match page {
+        Some(page) => shared_page::attach(page, zones),
+        None => shared_page::detach(zones),
+    };
     let status = match result {
         Ok(()) => Status::Ok,
         Err((status, detail)) => {
@@ -100,6 +101,8 @@ fn finish_attach(result: Result<(), Refusal>) {
     info::refresh();
 }
 
+/// Apart from [`bar_write`], whose other registers are on the path of each request.
+#[inline(never)]
 fn execute_command() {
     stats::count(Event::Commands);
     let _guard = COMMANDS.lock();
