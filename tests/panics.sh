@@ -13,8 +13,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 "$objdump" -d --no-show-raw-insn --no-leading-addr -C "$image" >"$work/code"
-# What the vectors call, and where a CPU idles and enters a guest.
-awk -v roots="lower_sync lower_irq lower_serror ringvisor::el2::traps:: ringvisor::el2::run::" '
+# What the vectors call, and where a CPU comes up, idles and enters a guest.
+awk -v roots="secondary_main lower_sync lower_irq lower_serror ringvisor::el2::traps:: ringvisor::el2::run::" '
     BEGIN {
         panics = "^(core::(panicking|option::(expect|unwrap)_failed|result::unwrap_failed|" \
             "slice::index::slice_index_fail|str::slice_error)|alloc::(alloc::handle|raw_vec::(capacity|handle)))"
