@@ -1,7 +1,7 @@
 //! EL2's output on the machine's PL011, which root's console shares.
 //!
-//! Text is written under a lock. A CPU that cannot take the lock within a bounded time writes anyway, so that a CPU that
-//! died while it held the lock does not silence the others.
+//! Text is written under a lock. A CPU that cannot take the lock within a bounded time writes anyway, so that
+//! a CPU that died while it held the lock does not silence the others.
 
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
@@ -19,8 +19,8 @@ struct Console(Mutex<Option<Uart<'static>>>);
 
 static CONSOLE: Console = Console(Mutex::new(None));
 
-/// Writes one text. If the transmit FIFO stays full for so many polls the rest is lost: the UART may be switched off, and
-/// EL2 must not wait for it byte after byte.
+/// Writes one text. If the transmit FIFO stays full for so many polls the rest is lost: the UART may be
+/// switched off, and EL2 must not wait for it byte after byte.
 struct Writer<'a> {
     uart: &'a mut Uart<'static>,
     attempts: u32,
@@ -83,8 +83,8 @@ pub fn init(base: Pa) {
     let Some(registers) = NonNull::new(base.0 as *mut PL011Registers) else {
         return;
     };
-    // SAFETY: the device tree says that this is a PL011; EL2 only transmits, behind the lock. Root drives the same
-    // device: both poll the FIFO flags, so the worst is interleaved text.
+    // SAFETY: the device tree says that this is a PL011; EL2 only transmits, behind the lock. Root drives the
+    // same device: both poll the FIFO flags, so the worst is interleaved text.
     let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(registers) });
     let config = LineConfig {
         data_bits: DataBits::Bits8,

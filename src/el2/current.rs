@@ -11,7 +11,8 @@ use super::owner::{AfterCall, Crash, Owner, TrapOutcome};
 use super::root::Root;
 use super::zone::Zone;
 
-/// Root or a zone. An enum and not a `dyn Owner`: calls can be inlined, and `tests/panics.sh` can follow them.
+/// Root or a zone. An enum and not a `dyn Owner`: calls can be inlined, and `tests/panics.sh` can follow
+/// them.
 #[derive(Clone, Copy)]
 pub enum Current {
     /// Root.
@@ -21,8 +22,8 @@ pub enum Current {
 }
 
 impl Current {
-    /// Returns the owner of the vCPU that `cpu` runs. An idle CPU has one only if that is root: a zone may be destroyed
-    /// while its CPUs are idle.
+    /// Returns the owner of the vCPU that `cpu` runs. An idle CPU has one only if that is root: a zone may be
+    /// destroyed while its CPUs are idle.
     #[inline]
     pub fn running_on(cpu: &Cpu) -> Option<Self> {
         if cpu.owner() == ROOT_ZONE {
@@ -34,7 +35,8 @@ impl Current {
         None
     }
 
-    /// Returns the owner of `cpu`, which has been ordered to start or stop: a zone is not destroyed before that is done.
+    /// Returns the owner of `cpu`, which has been ordered to start or stop: a zone is not destroyed before
+    /// that is done.
     pub fn ordered_on(cpu: &Cpu) -> Option<Self> {
         if cpu.owner() == ROOT_ZONE {
             return Root::get().map(Self::Root);

@@ -1,31 +1,31 @@
-//! A virtio slot at EL2: the transport's state and the page that shows it to the guest.
+//! A virtio device at EL2: the transport's state and the page in which the guest reads its registers.
 
 use ringvisor::virtio::{RegisterPage, Spec, Transport};
 
 use super::arch;
 use super::mm::frames::{FrameBox, RegisterFrame};
 
-/// The page of registers that the guest reads.
+/// The register page that the guest reads.
 pub struct Page(pub RegisterFrame);
 
 impl RegisterPage for Page {
     fn set32(&self, offset: u16, value: u32) {
         self.0.set32(usize::from(offset), value);
-        // Complete before the vCPU goes on: the guest's load must see it.
+        // Complete before the vCPU continues: the guest's load must see it.
         arch::dsb_ishst();
     }
 }
 
 /// One device.
 pub struct Device {
-    /// Its registers, the truth.
+    /// The state of the registers.
     pub transport: Transport,
-    /// Its registers, as shown.
+    /// The copy that the guest reads.
     pub page: Page,
 }
 
 impl Device {
-    /// A device after power-on, its page filled.
+    /// Builds a device after power-on, its page filled. Returns `None` if there is no memory.
     pub fn new(spec: &Spec) -> Option<FrameBox<Self>> {
         let page = Page(RegisterFrame::new()?);
         let device = FrameBox::reserve()?.fill(Self {
@@ -36,7 +36,7 @@ impl Device {
         Some(device)
     }
 
-    /// Another device in the same slot, or none: the page stays mapped.
+    /// Replaces the device in the same slot, or empties the slot; the page stays mapped.
     pub fn replace(&mut self, transport: Transport) {
         self.transport = transport;
         self.transport.publish(&self.page);

@@ -43,7 +43,8 @@ fn deliver(intid: u32) {
     }
 }
 
-/// Handles an interrupt of root's on a CPU that is not root's: an SPI is routed to a CPU of root's, a PPI is disabled.
+/// Handles an interrupt of root's on a CPU that is not root's: an SPI is routed to a CPU of root's, a PPI is
+/// disabled.
 fn reject(cpu: &Cpu, intid: u32) {
     if intid < 32 {
         gic::disable_private(cpu, intid);

@@ -38,14 +38,15 @@ pub struct Crash {
 
 /// The owner of a CPU. All methods are called on the CPU in question; `vcpu` is the vCPU that it runs.
 pub trait Owner {
-    /// Prepares `cpu` for the first entry of its vCPU: EL1 and stage 2 registers, list registers. Returns false if the
-    /// vCPU must not start.
+    /// Prepares `cpu` for the first entry of its vCPU: EL1 and stage 2 registers, list registers. Returns
+    /// false if the vCPU must not start.
     fn prepare_vcpu(&self, cpu: &'static Cpu) -> bool;
 
     /// Ends the vCPU of `cpu`, which idles from now on. The CPU does not access its owner afterwards.
     fn leave(&self, cpu: &'static Cpu);
 
-    /// Returns whether the vCPU may enter its guest. If not, it waits at EL2 and asks again after an interrupt.
+    /// Returns whether the vCPU may enter its guest. If not, it waits at EL2 and asks again after an
+    /// interrupt.
     fn may_enter(&self, vcpu: usize) -> bool;
 
     /// Refills the list registers if another CPU has changed what belongs in them.
@@ -75,6 +76,7 @@ pub trait Owner {
     /// Handles a maintenance interrupt of the list registers.
     fn maintain_list_registers(&self, vcpu: usize);
 
-    /// Ends the zone because its vCPU cannot continue. Returns false for root, which nothing but a reset can end.
+    /// Ends the zone because its vCPU cannot continue. Returns false for root, which nothing but a reset can
+    /// end.
     fn crash(&self, vcpu: usize, crash: &Crash) -> bool;
 }

@@ -1,5 +1,6 @@
-//! A panic or an exception at EL2, fatal for the CPU: prints the cause, the registers and a backtrace of offsets into the
-//! hypervisor binary, which `make symbolize` or `llvm-symbolizer` turns into lines; then this CPU stops for good.
+//! A panic or an exception at EL2, fatal for the CPU: prints the cause, the registers and a backtrace of
+//! offsets into the hypervisor binary, which `make symbolize` or `llvm-symbolizer` turns into lines; then
+//! this CPU stops for good.
 
 use core::panic::PanicInfo;
 
@@ -16,7 +17,8 @@ fn offset(address: u64) -> u64 {
     address.wrapping_sub(boot::image_start() as u64)
 }
 
-/// Prints a backtrace: follows frame records (AAPCS64, 6.4.6) as long as they lie in this CPU's stack area and ascend.
+/// Prints a backtrace: follows frame records (AAPCS64, 6.4.6) as long as they lie in this CPU's stack area
+/// and ascend.
 fn backtrace(pc: u64, mut frame: u64) {
     console::print(format_args!(
         "backtrace (offsets into the image; resolve with llvm-symbolizer -e ringvisor):\n"
@@ -49,7 +51,8 @@ fn stop() -> ! {
     arch::halt()
 }
 
-/// Reports an exception taken at EL2 itself; `kind` is 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, 4 stack overflow.
+/// Reports an exception taken at EL2 itself; `kind` is 0 synchronous, 1 IRQ, 2 FIQ, 3 SError, 4 stack
+/// overflow.
 // SAFETY: the only definition of the symbol that `arch::entry` declares, with its signature.
 #[unsafe(no_mangle)]
 pub extern "C" fn el2_exception(frame: &TrapFrame, kind: u64) -> ! {

@@ -8,10 +8,11 @@ use super::current::Current;
 use super::owner::Owner;
 use super::{gic, interrupts};
 
-/// Waits without a vCPU for the order to start one. The stack restarts empty: a vCPU may be ordered to leave before it
-/// has entered its guest, any number of times.
+/// Waits without a vCPU for the order to start one. The stack restarts empty: a vCPU may be ordered to leave
+/// before it has entered its guest, any number of times.
 pub fn idle() -> ! {
-    // SAFETY: the frame is this CPU's own; callers hold nothing that has to be dropped, for they never return either.
+    // SAFETY: the frame is this CPU's own; callers hold nothing that has to be dropped, for they never return
+    // either.
     unsafe { vectors::restart(cpu::this().frame(), wait_for_orders) }
 }
 
@@ -58,7 +59,8 @@ fn start(cpu: &'static Cpu) -> ! {
 /// Enters the guest for the first time, at `entry` with `context` in x0. The vCPU is prepared.
 pub fn enter(owner: Current, entry: u64, context: u64) -> ! {
     let frame = cpu::this().frame();
-    // SAFETY: the frame is above every Rust frame of this CPU's stack: boot, secondaries and vectors start below it.
+    // SAFETY: the frame is above every Rust frame of this CPU's stack: boot, secondaries and vectors start
+    // below it.
     unsafe {
         frame.write(vcpu::fresh_frame(entry, context));
         before_entry(owner);
@@ -66,8 +68,8 @@ pub fn enter(owner: Current, entry: u64, context: u64) -> ! {
     }
 }
 
-/// Passed before each entry into a guest: obeys a stop, waits while the zone pauses, and flushes list registers that are
-/// out of date. Returns false if the CPU waited.
+/// Passed before each entry into a guest: obeys a stop, waits while the zone pauses, and flushes list
+/// registers that are out of date. Returns false if the CPU waited.
 pub fn before_entry(owner: Current) -> bool {
     let cpu = cpu::this();
     let mut waited = false;

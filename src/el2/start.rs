@@ -142,8 +142,8 @@ fn map_memory(machine: &Machine) -> Result<(), &'static str> {
     mm::stage1::init(&ram, &devices).map_err(|_| "cannot map EL2's memory")
 }
 
-/// Starts all other CPUs, which then idle at EL2. One that cannot be started or does not come up in time is left out,
-/// with a warning.
+/// Starts all other CPUs, which then idle at EL2. One that cannot be started or does not come up in time is
+/// left out, with a warning.
 fn start_secondaries(machine: &Machine) {
     if machine.psci == Conduit::Hvc {
         warn!("PSCI is by HVC, which EL2 cannot call: only the boot CPU is used");

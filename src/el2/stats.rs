@@ -1,7 +1,7 @@
 //! Counting and tracing on this CPU, and the counters of the zones' devices.
 //!
-//! Where tracing is off, its cost is the load of [`mask`] and a branch; the rest is out of line. A device's counters are
-//! written by the holder of the slot's lock.
+//! Where tracing is off, its cost is the load of [`mask`] and a branch; the rest is out of line. A device's
+//! counters are written by the holder of the slot's lock.
 
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
@@ -48,8 +48,8 @@ pub fn enter() {
     cpu::this().counters.set_entered(now());
 }
 
-/// Counts an exit that is about to return to the lower level, and its duration if `timed`: not if the CPU waited at EL2
-/// on purpose.
+/// Counts an exit that is about to return to the lower level, and its duration if `timed`: not if the CPU
+/// waited at EL2 on purpose.
 #[inline]
 pub fn leave(exit: Exit, timed: bool) {
     let counters = cpu::this().counters;
@@ -144,7 +144,8 @@ impl Devices {
             .get(place / SLOTS_PER_PAGE)
             .map_or(ptr::null_mut(), |page| page.load(Ordering::Relaxed));
         if !page.is_null() {
-            // SAFETY: `init` set it to a frame that is never freed; the index is within its SLOTS_PER_PAGE devices.
+            // SAFETY: `init` set it to a frame that is never freed; the index is within its SLOTS_PER_PAGE
+            // devices.
             unsafe { &*page.add(place % SLOTS_PER_PAGE * DEVICE_WORDS + index) }
                 .store(value, Ordering::Relaxed);
         }
@@ -173,8 +174,8 @@ impl Devices {
     }
 }
 
-/// Allocates the frames that root sees and calls `page` with each: offset in BAR 0 and address. Called once, before root
-/// starts. A CPU whose trace buffer finds no memory is without one, with a warning.
+/// Allocates the frames that root sees and calls `page` with each: offset in BAR 0 and address. Called once,
+/// before root starts. A CPU whose trace buffer finds no memory is without one, with a warning.
 ///
 /// # Errors
 /// There is no frame for the counters.

@@ -6,8 +6,9 @@ use super::arch;
 
 /// How a CPU waits for a lock: YIELD beside the ISB that [`core::hint::spin_loop`] is.
 ///
-/// On silicon YIELD marks a spin-wait loop; an emulator that runs one CPU at a time switches to the next one. Without it
-/// QEMU 7.2 under `-icount` runs the waiting CPU up to each timer deadline, and never the one that holds the lock.
+/// On silicon YIELD marks a spin-wait loop; an emulator that runs one CPU at a time switches to the next one.
+/// Without it QEMU 7.2 under `-icount` runs the waiting CPU up to each timer deadline, and never the one that
+/// holds the lock.
 #[derive(Debug)]
 pub struct Yield;
 

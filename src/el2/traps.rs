@@ -1,5 +1,6 @@
-//! Exceptions from lower levels: decodes them, hands them to the CPU's owner, and does what is the same for root and
-//! zones: register access, the faulting address, injecting external aborts and undefined instructions.
+//! Exceptions from lower levels: decodes them, hands them to the CPU's owner, and does what is the same for
+//! root and zones: register access, the faulting address, injecting external aborts and undefined
+//! instructions.
 
 use aarch64_cpu::registers::{ESR_EL2, FAR_EL2, HPFAR_EL2, Readable};
 use log::warn;
@@ -102,7 +103,8 @@ pub extern "C" fn lower_irq(_frame: &mut TrapFrame) {
     stats::leave(Exit::Irq, run::before_entry(owner()));
 }
 
-/// Handles an SError that was taken while a lower level ran: the lower level caused it, or the machine is broken.
+/// Handles an SError that was taken while a lower level ran: the lower level caused it, or the machine is
+/// broken.
 // SAFETY: the only definition of the symbol that `arch::entry` declares, with its signature.
 #[unsafe(no_mangle)]
 pub extern "C" fn lower_serror(frame: &mut TrapFrame) {
@@ -133,8 +135,8 @@ fn call(owner: Current, frame: &mut TrapFrame) {
     }
 }
 
-/// Returns the intermediate physical address of a stage-2 fault, or `None` if the guest's stage 1 no longer translates
-/// the address, so that the access is to be executed again.
+/// Returns the intermediate physical address of a stage-2 fault, or `None` if the guest's stage 1 no longer
+/// translates the address, so that the access is to be executed again.
 ///
 /// HPFAR_EL2 is UNKNOWN for a permission fault outside a stage-1 walk (Arm ARM D24.2.59).
 fn fault_address(hpfar_valid: bool) -> Option<Ipa> {
@@ -153,7 +155,8 @@ fn data_abort(owner: Current, frame: &mut TrapFrame, esr: u64, abort: &DataAbort
         return;
     };
     let Some(access) = abort.access else {
-        // A device's page may have been unmapped for a moment (`Zone::device_config`): then it is mapped again by now.
+        // A device's page may have been unmapped for a moment (`Zone::device_config`): then it is mapped
+        // again by now.
         if abort.fault == Fault::Translation && owner.is_shown(ipa) {
             return;
         }
@@ -171,7 +174,8 @@ fn data_abort(owner: Current, frame: &mut TrapFrame, esr: u64, abort: &DataAbort
     }
 }
 
-/// Has the owner emulate a load or store with a valid syndrome. Its own function so that a debugger can stop here.
+/// Has the owner emulate a load or store with a valid syndrome. Its own function so that a debugger can stop
+/// here.
 #[inline(never)]
 fn stage2_fault(owner: Current, frame: &TrapFrame, ipa: Ipa, access: &Access, write: bool) -> TrapOutcome {
     let stored = write.then(|| access.stored(get(frame, access.register)));
@@ -181,8 +185,8 @@ fn stage2_fault(owner: Current, frame: &TrapFrame, ipa: Ipa, access: &Access, wr
     owner.access(ipa, access.width, stored)
 }
 
-/// Injects an external abort for a fetch from where no memory is. If the fetch is that of the handler which would take
-/// the abort, a guest would take it forever: its zone crashes instead.
+/// Injects an external abort for a fetch from where no memory is. If the fetch is that of the handler which
+/// would take the abort, a guest would take it forever: its zone crashes instead.
 fn instruction_abort(owner: Current, frame: &mut TrapFrame, esr: u64, abort: &InstructionAbort) {
     let Some(ipa) = fault_address(abort.hpfar_valid) else {
         return;
@@ -248,7 +252,8 @@ fn system_register(owner: Current, frame: &mut TrapFrame, esr: u64, access: &Sys
         (None, false) if access.reg == ICC_DIR => {
             owner.deactivate(cpu::this().vcpu(), value as u32 & 0xff_ffff);
         }
-        // It traps only while this vCPU is the only one of its zone that is on: no other CPU caches its translations.
+        // It traps only while this vCPU is the only one of its zone that is on: no other CPU caches its
+        // translations.
         (None, false) if access.reg.is_tlbi_el1() => {
             arch::tlbi_el1(access.reg.crm, access.reg.op2, value);
             cpu::this().count_tlbi();

@@ -1,7 +1,7 @@
 //! The first instructions: Image header, relocation, the early page table, and the entry of secondary CPUs.
 //!
-//! Until the early table is on, memory is Device memory and atomics must not be used, so what runs before is
-//! assembly and [`early_tables`], which touches only its own arguments.
+//! Until the early tables are on, all memory is Device memory and atomics must not be used. What runs before
+//! that is assembly and [`early_tables`], which accesses nothing but its own tables.
 
 use core::arch::global_asm;
 
@@ -12,7 +12,7 @@ use super::frame::FRAME_SIZE;
 pub const MAIR: u64 = 0x0044_ff04;
 /// SCTLR_EL2 with MMU, caches and stack alignment check on; RES1 bits set.
 const SCTLR_ON: u64 = 0x30c5_0830 | 1 | 1 << 2 | 1 << 3 | 1 << 12;
-/// The same and WXN: what is writable never executes.
+/// The same with WXN: writable memory is never executable.
 const SCTLR_FINAL: u64 = SCTLR_ON | 1 << 19;
 /// SCTLR_EL2 with MMU and caches off.
 const SCTLR_OFF: u64 = 0x30c5_0830;
@@ -110,7 +110,8 @@ _start:
     bl      {boot_main}
     b       .
 
-    // x0: TTBR0_EL2, x1: TCR_EL2, x2: SCTLR_EL2. Turns the MMU off, changes tables, turns it on. No memory access.
+    // x0: TTBR0_EL2, x1: TCR_EL2, x2: SCTLR_EL2. Turns the MMU off, changes tables, turns it on. No memory
+    // access.
     .global enable_mmu
 enable_mmu:
     ldr     x3, ={sctlr_off}
@@ -176,14 +177,14 @@ unsafe impl Sync for Table {}
 
 static EARLY: [Table; 4] = [const { Table(core::cell::UnsafeCell::new([0; 512])) }; 4];
 
-/// TTBR0_EL2 and TCR_EL2.
+/// TTBR0_EL2 and TCR_EL2, as [`early_tables`] returns them in x0 and x1.
 #[repr(C)]
 pub struct EarlyTables {
     ttbr: u64,
     tcr: u64,
 }
 
-/// TCR_EL2 for 48-bit virtual addresses in 4 KiB pages, write-back inner-shareable walks.
+/// Returns TCR_EL2 for 48-bit virtual addresses, 4 KiB pages and write-back inner-shareable walks.
 pub fn tcr() -> u64 {
     let pa_range = (super::sysreg::read!("id_aa64mmfr0_el1") & 0xf).min(5);
     (1 << 31 | 1 << 23) | pa_range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 16
@@ -233,16 +234,17 @@ unsafe extern "C" {
     fn secondary_start();
 }
 
-/// Changes EL2 to its final tables, with WXN.
+/// Switches EL2 to its final tables, with WXN.
 ///
 /// # Safety
-/// The tables must identity-map the image, the current stack and everything in use, and stay in place.
+/// The tables must identity-map the hypervisor binary, the current stack and everything in use, and stay in
+/// place.
 pub unsafe fn use_tables(ttbr: u64) {
     // SAFETY: the assembly touches no memory while the MMU is off; the rest is the caller's promise.
     unsafe { enable_mmu(ttbr, tcr(), SCTLR_FINAL) };
 }
 
-/// Physical address where PSCI CPU_ON starts a secondary CPU (EL2 is identity-mapped).
+/// Returns the physical address where PSCI CPU_ON starts a secondary CPU (EL2 is identity-mapped).
 pub fn secondary_entry() -> u64 {
     secondary_start as *const () as u64
 }
@@ -260,17 +262,17 @@ macro_rules! linker_symbols {
 }
 
 linker_symbols! {
-    /// First byte of the image.
+    /// Returns the load address: the first byte of the hypervisor binary.
     image_start => __image_start;
-    /// End of code.
+    /// Returns the end of code.
     text_end => __text_end;
-    /// End of read-only data.
+    /// Returns the end of read-only data.
     rodata_end => __rodata_end;
-    /// End of the image with .bss; free memory of EL2 begins here.
+    /// Returns the end of the hypervisor binary with .bss; free memory of EL2 begins here.
     image_end => __image_end;
-    /// The boot CPU's stack area, laid out as [`super::frame::STACK_SHIFT`] says.
+    /// Returns the boot CPU's stack area, laid out as [`super::frame::STACK_SHIFT`] says.
     boot_stack => __boot_stack;
 }
 
-/// Bytes of memory that belong to EL2 from [`image_start`] on; the same as EL2_SIZE in linker.ld.
+/// Size of EL2's memory from [`image_start`] on, in bytes; the same as EL2_SIZE in linker.ld.
 pub const EL2_SIZE: usize = 4 << 20;

@@ -1,12 +1,12 @@
-//! What the CPU has (ID registers), and the control registers of EL2 that let a zone use it.
+//! The CPU's features (ID registers), and the control registers of EL2 that let lower levels use them.
 //!
-//! The list follows what Linux asks of the firmware below it (Documentation/arch/arm64/booting.rst): a zone is
+//! The list follows what Linux requires of the firmware (Documentation/arch/arm64/booting.rst): a kernel is
 //! started at EL1 and finds every feature of the CPU usable.
 
 use super::sysreg::{read, write};
 
-/// HCR_EL2 for every zone: stage 2 on, interrupts to EL2, SMC trapped, EL1 in AArch64. Constant per CPU, but for the trap
-/// of [`trap_tlbi`].
+/// Returns HCR_EL2: stage 2 enabled, interrupts routed to EL2, SMC trapped, EL1 in AArch64. The same for root
+/// and zones, but for the trap of [`trap_tlbi`].
 fn hcr() -> u64 {
     const VM: u64 = 1;
     const SWIO: u64 = 1 << 1;
@@ -34,8 +34,9 @@ fn hcr() -> u64 {
     hcr
 }
 
-/// Whether TLB maintenance of EL1 traps from the next return to it: of all kinds, or, with FEAT_EVT, only what is broadcast
-/// (HCR_EL2, Arm ARM D24.2.57). No translation depends on these bits, so none is dropped for them.
+/// Enables or disables trapping of EL1's TLB maintenance from the next entry to EL1: all of it, or, with
+/// FEAT_EVT, only what is broadcast (HCR_EL2, Arm ARM D24.2.57). No TLB entry depends on these bits, so none
+/// has to be invalidated.
 pub fn trap_tlbi(on: bool) {
     const TTLB: u64 = 1 << 25;
     const TTLBIS: u64 = 1 << 54;
@@ -48,28 +49,29 @@ pub fn trap_tlbi(on: bool) {
     write!("hcr_el2", hcr);
 }
 
+/// Returns the 4-bit field of an ID register at `shift`.
 fn field(register: u64, shift: u32) -> u64 {
     (register >> shift) & 0xf
 }
 
-/// FEAT_PAuth in any of its algorithms.
+/// Returns whether the CPU has FEAT_PAuth, with any algorithm.
 pub fn has_pauth() -> bool {
     let isar1 = read!("id_aa64isar1_el1");
     let isar2 = read!("S3_0_C0_C6_2");
     isar1 & 0xff0 != 0 || isar1 & 0xff00_0000 != 0 || isar2 & 0xff00 != 0
 }
 
-/// FEAT_SVE.
+/// Returns whether the CPU has FEAT_SVE.
 pub fn has_sve() -> bool {
     field(read!("id_aa64pfr0_el1"), 32) != 0
 }
 
-/// FEAT_SME.
+/// Returns whether the CPU has FEAT_SME.
 pub fn has_sme() -> bool {
     field(read!("id_aa64pfr1_el1"), 24) != 0
 }
 
-/// Extensions that add state of EL1 or EL0, and nothing else, to a CPU.
+/// Extensions whose only effect on EL2 is registers of EL1 or EL0 to reset.
 #[derive(Clone, Copy, Debug)]
 pub struct Extensions {
     /// FEAT_MTE2: memory tags.
@@ -88,7 +90,7 @@ pub struct Extensions {
     pub gcs: bool,
 }
 
-/// Which of [`Extensions`] this CPU has.
+/// Returns which of [`Extensions`] this CPU has.
 pub fn extensions() -> Extensions {
     let (pfr0, pfr1) = (read!("id_aa64pfr0_el1"), read!("id_aa64pfr1_el1"));
     let mmfr3 = read!("S3_0_C0_C7_3");
@@ -103,12 +105,12 @@ pub fn extensions() -> Extensions {
     }
 }
 
-/// A PMU of the architecture.
+/// Returns whether the CPU has a PMU as architected (FEAT_PMUv3).
 pub fn has_pmu() -> bool {
     !matches!(field(read!("id_aa64dfr0_el1"), 8), 0 | 0xf)
 }
 
-/// Bits of physical address (ID_AA64MMFR0_EL1.PARange).
+/// Returns the width of physical addresses in bits (ID_AA64MMFR0_EL1.PARange).
 pub fn pa_bits() -> u32 {
     match read!("id_aa64mmfr0_el1") & 0xf {
         0 => 32,
@@ -121,7 +123,7 @@ pub fn pa_bits() -> u32 {
     }
 }
 
-/// Sets this CPU's EL2 control registers. Once per CPU and boot; constant from then on, but for [`trap_tlbi`].
+/// Sets this CPU's EL2 control registers. Called once per CPU; constant from then on, but for [`trap_tlbi`].
 pub fn configure(vtcr: u64) {
     write!("hcr_el2", hcr());
     write!("vtcr_el2", vtcr);
@@ -174,7 +176,7 @@ fn configure_debug() {
     write!("mdcr_el2", mdcr);
 }
 
-/// FEAT_FGT and FEAT_HCX trap some features unless a bit is set.
+/// Enables what FEAT_HCX and FEAT_FGT disable or trap unless a bit is set.
 fn configure_fine_grained() {
     let mmfr0 = read!("id_aa64mmfr0_el1");
     let mmfr1 = read!("id_aa64mmfr1_el1");
@@ -192,7 +194,7 @@ fn configure_fine_grained() {
         write!("S3_4_C1_C2_2", hcrx);
     }
     if field(mmfr0, 56) != 0 {
-        let no_traps = 0xfff << 52 | 1 << 50; // every "n..." bit of HFG[RW]TR_EL2
+        let no_traps = 0xfff << 52 | 1 << 50; // all bits of negative polarity of HFGRTR_EL2, HFGWTR_EL2
         write!("S3_4_C1_C1_4", no_traps);
         write!("S3_4_C1_C1_5", no_traps);
         write!("S3_4_C1_C1_6", 0x1f << 55);

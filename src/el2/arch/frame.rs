@@ -1,7 +1,7 @@
 //! The trap frame: what the vectors save, where it lies on a CPU's stack, and how a stack is laid out.
 //!
-//! A trap from a lower level finds SP_EL2 at the top of this CPU's stack, so its [`TrapFrame`] always lies at the
-//! same address.
+//! A trap from a lower level finds SP_EL2 at the top of this CPU's stack, so its [`TrapFrame`] always lies at
+//! the same address.
 
 /// General registers, return address and PSTATE of the interrupted context.
 #[derive(Clone, Copy, Debug)]
@@ -21,8 +21,8 @@ pub struct TrapFrame {
 pub const FRAME_SIZE: usize = size_of::<TrapFrame>();
 const _: () = assert!(FRAME_SIZE == 272);
 
-/// A stack area is twice `1 << STACK_SHIFT` bytes, aligned to its size: the upper half is the stack, the lower half
-/// holds the guard page at its end and the emergency stack at its beginning.
+/// A stack area is twice `1 << STACK_SHIFT` bytes, aligned to its size: the upper half is the stack, the
+/// lower half holds the guard page at its end and the emergency stack at its beginning.
 pub const STACK_SHIFT: usize = 15;
 
 /// Returns the address of the trap frame in the stack area at `area`.

@@ -1,5 +1,8 @@
-//! One safe wrapper per instruction or system register that EL2 uses; all inline assembly but the boot and
-//! vector code is here. Uses no sibling module.
+//! The instruction set: one safe wrapper per instruction or system register that EL2 uses, the boot code, the
+//! vectors.
+//!
+//! All of EL2's assembly is here. It imports nothing from its siblings; the functions that it calls up to are
+//! declared in `entry`.
 
 pub mod boot;
 mod entry;
@@ -31,7 +34,7 @@ pub fn isb() {
     unsafe { asm!("isb", options(nostack, preserves_flags)) }
 }
 
-/// One turn of a loop that waits for another CPU.
+/// Executes one iteration of a loop that waits for another CPU.
 pub fn relax() {
     // SAFETY: a hint and a barrier.
     unsafe { asm!("yield", "isb", options(nomem, nostack, preserves_flags)) }
@@ -39,21 +42,21 @@ pub fn relax() {
 
 /// Waits for an interrupt; returns at once if one is pending, masked or not.
 pub fn wfi() {
-    // SAFETY: only stops the CPU until an interrupt; `dsb` first, as the architecture recommends.
+    // SAFETY: only suspends the CPU until an interrupt; `dsb` first, as the architecture recommends.
     unsafe { asm!("dsb sy", "wfi", options(nostack, preserves_flags)) }
 }
 
-/// Stops this CPU for good.
+/// Stops this CPU for good: masks all exceptions and waits.
 pub fn halt() -> ! {
     loop {
-        // SAFETY: masks exceptions and waits; nothing else runs here any more.
+        // SAFETY: masks exceptions and waits; nothing runs on this CPU afterwards.
         unsafe { asm!("msr daifset, #15", "wfe", options(nostack)) }
     }
 }
 
 /// Invalidates EL2's own stage-1 entry for a page, on all CPUs.
 pub fn tlbi_vae2is(va: Va) {
-    // SAFETY: dropping translations that are still valid is harmless: they are walked again.
+    // SAFETY: invalidating translations that are still valid is harmless: they are walked again.
     unsafe {
         asm!("dsb ishst", "tlbi vae2is, {}", "dsb ish", "isb", in(reg) va.0 >> 12, options(nostack, preserves_flags));
     }
@@ -73,12 +76,13 @@ pub fn tlbi_vmalls12e1is() {
     }
 }
 
-/// Invalidates what all CPUs cache of the page at `ipa` for the VMID in `vttbr`, which need not be this CPU's.
+/// Invalidates the entries of all CPUs for the page at `ipa` and the VMID in `vttbr`, which need not be this
+/// CPU's.
 pub fn tlbi_ipa(vttbr: u64, ipa: Ipa) {
     let own = sysreg::read!("vttbr_el2");
     sysreg::write!("vttbr_el2", vttbr);
     isb();
-    // SAFETY: as above. Stage 2 first, then what was combined with stage 1 (Arm ARM D8.13.5).
+    // SAFETY: as above. Stage 2 first, then the entries that combine it with stage 1 (Arm ARM D8.13.5).
     unsafe {
         asm!(
             "dsb ishst",
@@ -94,7 +98,7 @@ pub fn tlbi_ipa(vttbr: u64, ipa: Ipa) {
     isb();
 }
 
-/// Invalidates everything that this CPU caches for EL1 and EL0, all VMIDs.
+/// Invalidates all entries of this CPU for EL1 and EL0, of all VMIDs.
 pub fn tlbi_alle1() {
     // SAFETY: as above.
     unsafe {
@@ -108,19 +112,19 @@ pub fn tlbi_alle1() {
     }
 }
 
-/// Executes TLB maintenance of EL1 (a `TLBI` with this CRm, op2 and argument) for this CPU only, or one that drops more. EL1 and
-/// its tables are those of the zone that runs here (Arm ARM C5.5, D8.17). That nothing in it is broadcast is checked in the linked
-/// image (`tests/local-tlbi.sh`).
+/// Executes a guest's TLBI with this CRm, op2 and argument on this CPU only; it may invalidate more. VMID and
+/// tables are those of the vCPU that runs here (Arm ARM C5.5, D8.17). `tests/local-tlbi.sh` checks in the
+/// linked binary that none of these instructions is broadcast.
 #[inline(never)]
 pub fn tlbi_el1(crm: u8, op2: u8, argument: u64) {
     let by_range = matches!(crm, 2 | 5 | 6);
     macro_rules! tlbi {
         ($instruction:literal) => {
-            // SAFETY: dropping translations that are still valid is harmless: they are walked again.
+            // SAFETY: invalidating translations that are still valid is harmless: they are walked again.
             unsafe { asm!($instruction, in(reg) argument, options(nostack, preserves_flags)) }
         };
     }
-    // Entries of the last level only: those of all levels are dropped.
+    // Where the guest names the last level only, entries of all levels are invalidated.
     match (op2, by_range) {
         (1 | 5, false) => tlbi!("tlbi vae1, {}"),
         (3 | 7, false) => tlbi!("tlbi vaae1, {}"),
@@ -129,7 +133,7 @@ pub fn tlbi_el1(crm: u8, op2: u8, argument: u64) {
         (3 | 7, true) => tlbi!("sys #0, c8, c6, #3, {}"), // RVAAE1
         _ => tlbi!("tlbi vmalle1 // {}"),
     }
-    // SAFETY: a barrier. The zone's own may be one that does not wait for this (`DSB nXS`).
+    // SAFETY: a barrier. The guest's own may be one that does not wait for this (`DSB nXS`).
     unsafe { asm!("dsb nsh", options(nostack, preserves_flags)) }
 }
 
@@ -139,7 +143,7 @@ pub fn ic_iallu() {
     unsafe { asm!("ic iallu", "dsb nsh", "isb", options(nostack, preserves_flags)) }
 }
 
-/// Bytes of the smallest data cache line (CTR_EL0.DminLine).
+/// Returns the size of the smallest data cache line in bytes (CTR_EL0.DminLine).
 fn data_line() -> usize {
     4 << ((sysreg::read!("ctr_el0") >> 16) & 0xf)
 }
@@ -159,11 +163,12 @@ pub unsafe fn clean_data_cache(start: usize, len: usize) {
     dsb_sy();
 }
 
-/// What `AT S1E1R` found.
+/// `AT S1E1R` reported a fault.
 #[derive(Clone, Copy, Debug)]
 pub struct TranslationFault;
 
-/// Translates a guest virtual address by the current zone's stage 1 (as a read at EL1); stage 2 is not applied.
+/// Translates a virtual address by the stage 1 of the vCPU that runs here, as a read at EL1; stage 2 is not
+/// applied.
 ///
 /// PAR_EL1 is the guest's, so it is restored.
 pub fn at_s1e1r(va: Va) -> Result<Pa, TranslationFault> {

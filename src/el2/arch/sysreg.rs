@@ -1,4 +1,4 @@
-//! Reading and writing system registers by name, including those the assembler knows only as `S3_...`.
+//! Reads and writes system registers by name, including those that the assembler knows only as `S3_...`.
 
 /// Reads a system register.
 macro_rules! read {
@@ -12,12 +12,12 @@ macro_rules! read {
     }};
 }
 
-/// Writes a system register and does not synchronize: the caller adds `isb` where it matters.
+/// Writes a system register without synchronization: the caller adds `isb` where it matters.
 macro_rules! write {
     ($name:expr, $value:expr) => {{
         let value: u64 = $value;
         // SAFETY: the registers written through this macro configure lower exception levels, the interrupt
-        // interface or timers; none of them changes how EL2's own memory is translated.
+        // interface or timers, or are EL2's own pointers; none changes how EL2's memory is translated.
         unsafe {
             core::arch::asm!(concat!("msr ", $name, ", {}"), in(reg) value, options(nostack, preserves_flags));
         }

@@ -1,4 +1,5 @@
-//! The EL1 state of this CPU: reset when a zone takes it, so that nothing of the previous owner shows.
+//! The EL1 and EL0 state of this CPU: reset when it changes its owner, so that the new one sees nothing of
+//! the last.
 
 use core::arch::{asm, global_asm};
 
@@ -7,10 +8,10 @@ use super::frame::TrapFrame;
 use super::sysreg::{read, write};
 use ringvisor::addr::Pa;
 
-/// SPSR_EL2 for a fresh vCPU: EL1h with D, A, I, F masked.
+/// SPSR_EL2 of a vCPU that starts: EL1h with D, A, I, F masked.
 pub const SPSR_EL1H: u64 = 0x3c5;
 
-/// A frame that starts at `entry` with `x0`, everything else zero.
+/// Returns the trap frame of a vCPU that starts at `entry` with `x0` and all other registers zero.
 pub fn fresh_frame(entry: u64, x0: u64) -> TrapFrame {
     let mut x = [0; 31];
     x[0] = x0;
@@ -22,7 +23,8 @@ pub fn fresh_frame(entry: u64, x0: u64) -> TrapFrame {
     }
 }
 
-/// Gives this CPU to a zone: its stage 2, its MPIDR, its counter offset, and reset values everywhere else.
+/// Resets the state of EL1 and EL0, and sets stage 2, MPIDR and virtual counter offset (in ticks) of the new
+/// owner.
 pub fn reset(vttbr: u64, mpidr: u64, counter_offset: u64) {
     reset_el1();
     reset_debug();
@@ -34,7 +36,7 @@ pub fn reset(vttbr: u64, mpidr: u64, counter_offset: u64) {
     super::ic_iallu();
 }
 
-/// VTTBR_EL2 of stage-2 root `table` and `vmid`.
+/// Returns VTTBR_EL2 for the stage-2 tables at `table` and `vmid`.
 pub fn vttbr(table: Pa, vmid: u8) -> u64 {
     table.0 | u64::from(vmid) << 48
 }
@@ -82,7 +84,7 @@ fn reset_el1() {
     reset_extensions();
 }
 
-/// What `features::configure` lets EL1 use where the CPU has it.
+/// Resets what `features::configure` lets EL1 use where the CPU has it.
 fn reset_extensions() {
     let has = features::extensions();
     if has.mte {
@@ -168,8 +170,8 @@ zero_fp_registers:                  // x0: 1 if there are SVE registers
 
 fn reset_fp() {
     let sve = u64::from(features::has_sve());
-    // SAFETY: EL2 is compiled without floating point, so these registers hold nothing of its own; CPTR_EL2 lets
-    // EL2 use them (features::configure ran on this CPU).
+    // SAFETY: EL2 is compiled without floating point, so these registers hold nothing of its own; CPTR_EL2
+    // lets EL2 use them (features::configure ran on this CPU).
     unsafe {
         asm!("bl zero_fp_registers", inout("x0") sve => _, out("x30") _, options(nostack));
     }

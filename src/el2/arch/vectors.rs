@@ -178,8 +178,8 @@ pub unsafe fn enter(frame: *const TrapFrame) -> ! {
 /// Continues in `to` with an empty stack: everything below `frame` is discarded.
 ///
 /// # Safety
-/// `frame` must be the address of the frame at the very top of this CPU's stack, and nothing on the stack may still
-/// have to be dropped.
+/// `frame` must be the address of the frame at the very top of this CPU's stack, and nothing on the stack may
+/// still have to be dropped.
 pub unsafe fn restart(frame: *const TrapFrame, to: extern "C" fn() -> !) -> ! {
     // SAFETY: the caller's promise.
     unsafe { restart_stack(frame, to) }

@@ -1,4 +1,5 @@
-//! The PCI function of the control device: its configuration space, and its interrupt (INTx), which wakes the daemon.
+//! The PCI function of the control device: its configuration space, and its interrupt (INTx), which wakes the
+//! daemon.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -44,8 +45,8 @@ impl Function {
         change(space, &mut FramePage(frame))
     }
 
-    /// Raises INTx. Without the lock of configuration space, for the distributor is slow: if root sets INTx Disable
-    /// meanwhile, the interrupt arrives a moment too late.
+    /// Raises INTx. Without the lock of configuration space, for the distributor is slow: if root sets INTx
+    /// Disable meanwhile, the interrupt arrives a moment too late.
     fn raise(&self) {
         self.raised.fetch_add(1, Ordering::Relaxed);
         gic::set_pending(self.intid);
@@ -87,7 +88,8 @@ pub fn set_pulses(pulses: bool) {
     }
 }
 
-/// Emulates a store of root's to configuration space at `offset` in the ECAM window. Only function 0 of device 0 exists.
+/// Emulates a store of root's to configuration space at `offset` in the ECAM window. Only function 0 of
+/// device 0 exists.
 pub fn config_write(offset: u32, width: Width, value: u64) {
     let (Some(function), Ok(offset)) = (FUNCTION.get(), u16::try_from(offset)) else {
         return;

@@ -32,8 +32,8 @@ pub fn epoch() -> u32 {
     EPOCH.load(Ordering::Relaxed)
 }
 
-/// Attaches the page at `page`, which must be a 2 MiB block of root's RAM with the daemon's header. While there are `zones`,
-/// only the page that is attached already is accepted. The caller holds the command lock.
+/// Attaches the page at `page`, which must be a 2 MiB block of root's RAM with the daemon's header. While
+/// there are `zones`, only the page that is attached already is accepted. The caller holds the command lock.
 ///
 /// # Errors
 /// A refusal; the page that was attached before stays attached unless the new one's header is wrong.
@@ -105,8 +105,8 @@ fn release_page(page: Pa) {
 pub fn window(number: u8) -> Option<&'static ZoneWindow> {
     let page = address()?;
     let offset = shared::zone_window(number)?;
-    // SAFETY: the page is mapped from attach to detach, and detach is refused while zones exist; every field of the
-    // window is an atomic, for which root's concurrent writes are defined.
+    // SAFETY: the page is mapped from attach to detach, and detach is refused while zones exist; every field
+    // of the window is an atomic, for which root's concurrent writes are defined.
     Some(unsafe { &*((page.0 as usize + offset) as *const ZoneWindow) })
 }
 

@@ -26,7 +26,8 @@ static PAGE: Once<Page> = Once::new();
 /// [`Status`] of the last ATTACH or DETACH.
 static ATTACH_STATUS: AtomicU32 = AtomicU32::new(0);
 
-/// Allocates and fills the page. Returns its address, for root's stage 2, or `None` if there is no register frame.
+/// Allocates and fills the page. Returns its address, for root's stage 2, or `None` if there is no register
+/// frame.
 pub fn init(root: fn() -> ZoneSummary) -> Option<Pa> {
     let frame = RegisterFrame::new()?;
     let pa = frame.pa();

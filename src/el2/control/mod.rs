@@ -1,4 +1,5 @@
-//! The control device as root drives it: the doorbell page, the commands and the information page (`ringvisor::abi`).
+//! The control device as root drives it: the doorbell page, the commands and the information page
+//! (`ringvisor::abi`).
 //!
 //! Root is not trusted: a command is copied into EL2's memory word by word and checked there.
 
@@ -33,8 +34,8 @@ pub struct Pages {
     pub info: Pa,
 }
 
-/// Builds the device with BAR 0 at `bar` and INTx at `intid`; its frames are never freed. `root` returns what the
-/// information page shows of root.
+/// Builds the device with BAR 0 at `bar` and INTx at `intid`; its frames are never freed. `root` returns what
+/// the information page shows of root.
 ///
 /// # Errors
 /// There is no register frame.

@@ -1,7 +1,8 @@
 //! The counters and the trace buffer of one CPU (`ringvisor::abi::counters`, `ringvisor::abi::trace`).
 //!
-//! Only the CPU itself writes them, so a counter is a plain load, addition and store without a lock, with a second store
-//! to the page that root reads (non-cacheable at EL2: a store is buffered, and a load is never needed).
+//! Only the CPU itself writes them, so a counter is a plain load, addition and store without a lock, with a
+//! second store to the page that root reads (non-cacheable at EL2: a store is buffered, and a load is never
+//! needed).
 
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -47,8 +48,8 @@ impl Counters {
         word.store(value, Ordering::Relaxed);
         let shown = self.shown.load(Ordering::Relaxed);
         if !shown.is_null() {
-            // SAFETY: `show_at` was given CPU_WORDS words that are never freed; `index` is below that, as the lookup
-            // above showed.
+            // SAFETY: `show_at` was given CPU_WORDS words that are never freed; `index` is below that, as the
+            // lookup above showed.
             unsafe { &*shown.add(index) }.store(value, Ordering::Relaxed);
         }
     }

@@ -1,7 +1,7 @@
 //! The physical CPUs: who owns each, which vCPU it runs, and what other CPUs order it to do.
 //!
-//! An order is a request bit; the CPU that gives it then kicks the target (`gic::kick`). The target looks at its requests
-//! before every entry into a guest and in the idle loop (`run`); the giver does not wait.
+//! An order is a request bit; the CPU that gives it then kicks the target (`gic::kick`). The target looks at
+//! its requests before every entry into a guest and in the idle loop (`run`); the giver does not wait.
 
 pub mod counters;
 
@@ -22,8 +22,8 @@ const START: u32 = 1;
 /// Leave the guest and become idle.
 const STOP: u32 = 2;
 
-/// How many TLB maintenance instructions of a vCPU trap before the trap is disabled. Linux 6.12 executes some 50 000 in
-/// a guest before it starts a second CPU, and 90 000 in root.
+/// How many TLB maintenance instructions of a vCPU trap before the trap is disabled. Linux 6.12 executes some
+/// 50 000 in a guest before it starts a second CPU, and 90 000 in root.
 const TLBI_TRAPS: u32 = 1 << 17;
 
 /// What a CPU is doing; the values are those of `CpuInfo::running`.
@@ -201,7 +201,8 @@ impl Cpu {
         self.requests.fetch_and(!STOP, Ordering::AcqRel);
     }
 
-    /// Withdraws all orders: the vCPU has left for good. The caller holds the lock under which orders are given.
+    /// Withdraws all orders: the vCPU has left for good. The caller holds the lock under which orders are
+    /// given.
     pub fn withdraw_orders(&self) {
         self.requests.store(0, Ordering::Release);
     }
@@ -230,15 +231,16 @@ impl Cpu {
         }
     }
 
-    /// On this CPU: enables or disables trapping of TLB maintenance from the next guest entry. Enabled while the vCPU is
-    /// the only one of its zone that is on, so that EL2 can execute it without broadcast.
+    /// On this CPU: enables or disables trapping of TLB maintenance from the next guest entry. Enabled while
+    /// the vCPU is the only one of its zone that is on, so that EL2 can execute it without broadcast.
     pub fn trap_tlbi(&self, on: bool) {
         self.tlbi
             .store(if on { TLBI_TRAPS } else { 0 }, Ordering::Relaxed);
         arch::features::trap_tlbi(on);
     }
 
-    /// On this CPU: counts a TLB maintenance instruction that trapped; disables the trap after [`TLBI_TRAPS`].
+    /// On this CPU: counts a TLB maintenance instruction that trapped; disables the trap after
+    /// [`TLBI_TRAPS`].
     pub fn count_tlbi(&self) {
         let left = self.tlbi.load(Ordering::Relaxed).saturating_sub(1);
         self.tlbi.store(left, Ordering::Relaxed);
@@ -286,8 +288,8 @@ pub fn set_this(cpu: &'static Cpu) {
     sysreg::write!("tpidr_el2", ptr::from_ref(cpu) as u64);
 }
 
-/// Registers the machine's CPUs in device-tree order; the caller, whose stack area is at `boot_area`, becomes root's first
-/// vCPU.
+/// Registers the machine's CPUs in device-tree order; the caller, whose stack area is at `boot_area`, becomes
+/// root's first vCPU.
 pub fn init(mpidrs: impl Iterator<Item = u64>, boot_area: usize) {
     let own = Mpidr::from_register(sysreg::read!("mpidr_el1"));
     let mut count = 0;

@@ -1,4 +1,5 @@
-//! The GIC's physical CPU interface: its initialisation, acknowledging and deactivating interrupts, and EL2's own SGI.
+//! The GIC's physical CPU interface: its initialisation, acknowledging and deactivating interrupts, and EL2's
+//! own SGI.
 
 use core::ptr::NonNull;
 
@@ -58,7 +59,8 @@ pub fn kick(cpu: &Cpu) {
     arch::isb();
 }
 
-/// Acknowledges an interrupt that is pending on this CPU and drops its priority. Returns `None` if none is pending.
+/// Acknowledges an interrupt that is pending on this CPU and drops its priority. Returns `None` if none is
+/// pending.
 pub fn acknowledge() -> Option<u32> {
     const PENDING: u64 = 1 << 7; // ISR_EL1.I, which shows physical interrupts at EL2
     // Cheaper than a read of ICC_IAR1_EL1 that returns a special INTID.

@@ -70,8 +70,8 @@ fn write64(address: usize, value: u64) {
     unsafe { (address as *mut u64).write_volatile(value) }
 }
 
-/// Finds each CPU's redistributor and sets the distributor up. Called once, on the boot CPU, after `cpu::init`.
-/// Returns how many CPUs have no redistributor.
+/// Finds each CPU's redistributor and sets the distributor up. Called once, on the boot CPU, after
+/// `cpu::init`. Returns how many CPUs have no redistributor.
 pub fn init(addresses: &Addresses) -> usize {
     let mut redistributors = [0; MAX_CPUS];
     for &(base, size) in &addresses.redistributors {
@@ -125,7 +125,8 @@ pub fn disable_private(cpu: &Cpu, intid: u32) {
     }
 }
 
-/// Returns whether a private interrupt of `cpu` is pending. Of one that is active, this is the level of its line.
+/// Returns whether a private interrupt of `cpu` is pending. Of one that is active, this is the level of its
+/// line.
 pub fn is_private_pending(cpu: &Cpu, intid: u32) -> bool {
     redistributor(cpu).is_none_or(|base| read32(base + GICR_ISPENDR0) >> (intid & 31) & 1 != 0)
 }

@@ -41,8 +41,8 @@ pub fn clear_list_registers() {
     arch::isb();
 }
 
-/// Calls `pass` with a shadow of this CPU's list registers, and writes what it changed. `pass` takes and releases the lock
-/// of a vGIC. Must not be nested.
+/// Calls `pass` with a shadow of this CPU's list registers, and writes what it changed. `pass` takes and
+/// releases the lock of a vGIC. Must not be nested.
 pub fn with_list_registers<T>(pass: impl FnOnce(&mut LocalShadow<'_>) -> T) -> T {
     let state = &cpu::this().list;
     let mut real = LocalListRegisters(state.count.load(Ordering::Relaxed));

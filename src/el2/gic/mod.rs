@@ -1,7 +1,8 @@
 //! The physical GICv3 and this CPU's list registers.
 //!
-//! EL2 receives every physical interrupt (HCR_EL2.IMO). With EOImode 1 it drops the priority and leaves deactivation to
-//! the guest, whose list register has the HW bit set. EL2's own interrupts are the kick SGI and the maintenance PPI.
+//! EL2 receives every physical interrupt (HCR_EL2.IMO). With EOImode 1 it drops the priority and leaves
+//! deactivation to the guest, whose list register has the HW bit set. EL2's own interrupts are the kick SGI
+//! and the maintenance PPI.
 
 mod cpu_interface;
 mod frames;

@@ -1,4 +1,5 @@
-//! Pools of page frames for stage-2 tables, zones, devices and register pages. Exhaustion is an error, never a panic.
+//! Pools of page frames for stage-2 tables, zones, devices and register pages. Exhaustion is an error, never
+//! a panic.
 
 use core::alloc::Layout;
 use core::ops::Deref;
@@ -48,7 +49,8 @@ impl Frames {
         Layout::from_size_align(size, size).ok()
     }
 
-    /// Allocates zeroed frames: a power of two of them, aligned to their size. Returns `None` if there are none.
+    /// Allocates zeroed frames: a power of two of them, aligned to their size. Returns `None` if there are
+    /// none.
     pub fn alloc(&self, pages: usize) -> Option<NonNull<u8>> {
         let layout = Self::layout(pages)?;
         let block = self.0.lock().alloc(layout).ok()?;

@@ -1,5 +1,6 @@
-//! The global allocator, for boot-time structures (device tree, stage 1) and the zones' vGICs, whose allocations are
-//! fallible. Everything else of a zone comes from [`super::frames`], where exhaustion is an error code as well.
+//! The global allocator, for boot-time structures (device tree, stage 1) and the zones' vGICs, whose
+//! allocations are fallible. Everything else of a zone comes from [`super::frames`], where exhaustion is an
+//! error code as well.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{NonNull, null_mut};
@@ -39,8 +40,8 @@ pub unsafe fn init(start: usize, size: usize) {
     unsafe { HEAP.0.lock().init(start, size) }
 }
 
-/// Returns whether `pages` can still be allocated, one by one or together. After boot only the holder of the command
-/// lock allocates, so for that caller the answer stays true.
+/// Returns whether `pages` can still be allocated, one by one or together. After boot only the holder of the
+/// command lock allocates, so for that caller the answer stays true.
 pub fn has_room(pages: usize) -> bool {
     let size = pages.checked_mul(PAGE).and_then(usize::checked_next_power_of_two);
     let Some(layout) = size.and_then(|size| Layout::from_size_align(size, PAGE).ok()) else {

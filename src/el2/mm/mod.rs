@@ -1,7 +1,7 @@
 //! EL2's memory: the heap, the page frames, EL2's own stage 1, and which blocks of root's RAM are donated.
 //!
-//! EL2 owns the [`EL2_SIZE`] bytes from its load address on: hypervisor binary, heap, page frames, and at the end
-//! the register frames, which EL2 maps non-cacheable because guests and root map them as Device memory.
+//! EL2 owns the [`EL2_SIZE`] bytes from its load address on: hypervisor binary, heap, page frames, and at the
+//! end the register frames, which EL2 maps non-cacheable because guests and root map them as Device memory.
 
 pub mod blocks;
 pub mod frames;
@@ -32,12 +32,14 @@ pub fn el2_range() -> (Pa, Pa) {
     (Pa(start as u64), Pa((start + EL2_SIZE) as u64))
 }
 
-/// Gives the memory behind the hypervisor binary to the heap and the frame pools. Called once, on the boot CPU.
+/// Gives the memory behind the hypervisor binary to the heap and the frame pools. Called once, on the boot
+/// CPU.
 pub fn init() {
     let free = boot::image_end();
     let end = boot::image_start() + EL2_SIZE;
     let registers = end - REGISTER_FRAMES_SIZE;
-    // SAFETY: the linker script and the Image header reserve this memory for EL2; the three parts are disjoint.
+    // SAFETY: the linker script and the Image header reserve this memory for EL2; the three parts are
+    // disjoint.
     unsafe {
         heap::init(free, HEAP_SIZE);
         frames::NORMAL.init(free + HEAP_SIZE, registers);

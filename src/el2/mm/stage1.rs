@@ -32,8 +32,8 @@ fn region(start: usize, end: usize) -> MemoryRegion {
     MemoryRegion::new(start, end)
 }
 
-/// Builds the tables and switches to them: the hypervisor binary W^X, EL2's memory, `ram` (during boot only, until
-/// [`unmap_ram`]) and `devices`. Ranges are `(start, end)` in bytes.
+/// Builds the tables and switches to them: the hypervisor binary W^X, EL2's memory, `ram` (during boot only,
+/// until [`unmap_ram`]) and `devices`. Ranges are `(start, end)` in bytes.
 pub fn init(ram: &[(u64, u64)], devices: &[(u64, u64)]) -> Result<(), Stage1Error> {
     let mut map = IdMap::new(0, El2);
     let start = boot::image_start();
@@ -62,7 +62,8 @@ pub fn init(ram: &[(u64, u64)], devices: &[(u64, u64)]) -> Result<(), Stage1Erro
     map.mark_active();
     let ttbr = map.root_address().0 as u64;
     *MAP.lock() = Some(map);
-    // SAFETY: the image, the stacks, the heap and the console are mapped as they are used; the tree is static.
+    // SAFETY: the image, the stacks, the heap and the console are mapped as they are used; the tree is
+    // static.
     unsafe { boot::use_tables(ttbr) };
     Ok(())
 }

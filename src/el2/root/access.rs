@@ -15,8 +15,8 @@ use crate::el2::zone::registry;
 use crate::el2::{cpu, gic};
 
 impl Root {
-    /// Emulates an access that stage 2 did not permit. `ipa` is aligned to `width`. Not inlined, for a zone's accesses are
-    /// more frequent.
+    /// Emulates an access that stage 2 did not permit. `ipa` is aligned to `width`. Not inlined, for a zone's
+    /// accesses are more frequent.
     #[inline(never)]
     pub(super) fn emulate(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome {
         let at = ipa.0;
@@ -89,9 +89,9 @@ impl Root {
     }
 }
 
-/// Called when root disables its distributor: a kernel that another one has started, as by kexec, sets up its GIC. It takes
-/// the memory of zones and the shared page for its own, so if zones exist the machine is reset, as by any other restart of
-/// root.
+/// Called when root disables its distributor: a kernel that another one has started, as by kexec, sets up its
+/// GIC. It takes the memory of zones and the shared page for its own, so if zones exist the machine is reset,
+/// as by any other restart of root.
 #[cold]
 #[inline(never)]
 fn kernel_replaced() {

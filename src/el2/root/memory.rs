@@ -12,8 +12,8 @@ use crate::el2::control::Pages;
 use crate::el2::mm::frames::Tables;
 use crate::el2::{mm, stats};
 
-/// Maps everything at its own address: RAM as RAM, the rest as devices, without EL2's memory and the GIC; in the window of
-/// the control device, its pages.
+/// Maps everything at its own address: RAM as RAM, the rest as devices, without EL2's memory and the GIC; in
+/// the window of the control device, its pages.
 ///
 /// # Errors
 /// There is no memory for the tables, or ranges of the machine overlap.

@@ -1,5 +1,5 @@
-//! Root's boot modules: checks the kernel and the initial RAM file system, moves the kernel where it has to be, and puts
-//! root's device tree into free RAM.
+//! Root's boot modules: checks the kernel and the initial RAM file system, moves the kernel where it has to
+//! be, and puts root's device tree into free RAM.
 
 use alloc::format;
 use alloc::string::String;
@@ -79,7 +79,8 @@ fn find(machine: &Machine, taken: &[Region], size: u64) -> Option<Region> {
     })
 }
 
-/// Checks the boot modules. The kernel stays if it is aligned and has room behind it, else it is copied elsewhere.
+/// Checks the boot modules. The kernel stays if it is aligned and has room behind it, else it is copied
+/// elsewhere.
 ///
 /// # Errors
 /// A module is missing, malformed or not in RAM, or there is no room for the kernel.
@@ -162,7 +163,8 @@ pub fn write_dtb(machine: &Machine, placed: &Placed, dtb: &[u8]) -> Result<Pa, S
     Ok(room.base())
 }
 
-/// Cleans what EL2 wrote into root's memory to the point of coherency, because root starts with its caches off.
+/// Cleans what EL2 wrote into root's memory to the point of coherency, because root starts with its caches
+/// off.
 fn clean(start: Pa, len: usize) {
     // SAFETY: root's RAM is mapped until `unmap_ram`, after this.
     unsafe { arch::clean_data_cache(start.0 as usize, len) }

@@ -1,4 +1,5 @@
-//! PSCI for root (Arm DEN 0022), by HVC and by SMC: CPUs are shared with zones, the system calls go to the firmware.
+//! PSCI for root (Arm DEN 0022), by HVC and by SMC: CPUs are shared with zones, the system calls go to the
+//! firmware.
 
 use core::sync::atomic::Ordering;
 

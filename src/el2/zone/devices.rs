@@ -1,8 +1,8 @@
 //! The virtio slots of a zone.
 //!
-//! What a call of a transport causes is recorded under the slot's lock ([`Zone::record`]), so that levels and events keep
-//! their order, and carried out after its release ([`Zone::carry_out`]): kicks and the daemon's interrupt wait for the
-//! interrupt controller, and other CPUs want the slot meanwhile.
+//! What a call of a transport causes is recorded under the slot's lock ([`Zone::record`]), so that levels and
+//! events keep their order, and carried out after its release ([`Zone::carry_out`]): kicks and the daemon's
+//! interrupt wait for the interrupt controller, and other CPUs want the slot meanwhile.
 
 use ringvisor::abi::command::{DeviceSpec, Status};
 use ringvisor::abi::counters::{DeviceEvent, Event};
@@ -149,7 +149,8 @@ impl Zone {
         self.change_device(slot, |device| Ok(device.transport.needs_reset(&device.page)))
     }
 
-    /// Changes the device's configuration space. The page is unmapped meanwhile, so that no vCPU reads half of a change.
+    /// Changes the device's configuration space. The page is unmapped meanwhile, so that no vCPU reads half
+    /// of a change.
     pub fn device_config(&self, slot: usize, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
         self.change_device(slot, |device| {
             let effect = self.while_hidden(slot, device, |device| {
@@ -159,9 +160,9 @@ impl Zone {
         })
     }
 
-    /// Calls `change` while the slot's page is not mapped. A load that a vCPU executes meanwhile faults, waits for the lock
-    /// of the slot or of stage 2 (in [`Self::virtio`] or [`Self::is_mapped`]), which the caller and this function hold, and
-    /// is executed again.
+    /// Calls `change` while the slot's page is not mapped. A load that a vCPU executes meanwhile faults,
+    /// waits for the lock of the slot or of stage 2 (in [`Self::virtio`] or [`Self::is_mapped`]), which the
+    /// caller and this function hold, and is executed again.
     fn while_hidden<T>(
         &self,
         slot: usize,
@@ -270,8 +271,8 @@ const fn spi(slot: usize) -> u32 {
     VIRTIO_SPI + slot as u32
 }
 
-/// Adds a device's event to the zone's ring, as [`Zone::add_event`]. Its own function so that a debugger can stop here,
-/// between the driver's store and the daemon.
+/// Adds a device's event to the zone's ring, as [`Zone::add_event`]. Its own function so that a debugger can
+/// stop here, between the driver's store and the daemon.
 #[inline(never)]
 fn notify(zone: &Zone, entry: Entry) -> Option<Bell> {
     zone.add_event(entry)

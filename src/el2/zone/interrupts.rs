@@ -10,8 +10,8 @@ use crate::el2::{cpu, gic};
 pub const TIMERS: u32 = 1 << machine::VIRTUAL_TIMER | 1 << machine::PHYSICAL_TIMER;
 
 impl Zone {
-    /// Requests a flush of list registers that are out of date, and kicks their CPUs. This CPU flushes its own before it
-    /// enters its guest.
+    /// Requests a flush of list registers that are out of date, and kicks their CPUs. This CPU flushes its
+    /// own before it enters its guest.
     pub(super) fn request_flush(&self, kicks: Kicks) {
         let this = cpu::this();
         for vcpu in self.flush_requests.ring(kicks).iter() {
@@ -23,8 +23,8 @@ impl Zone {
         }
     }
 
-    /// Latches the level of a device's line; `spi` counts from the first SPI. The caller holds the device's lock. On true it
-    /// calls [`Self::propagate_level`] after releasing that.
+    /// Latches the level of a device's line; `spi` counts from the first SPI. The caller holds the device's
+    /// lock. On true it calls [`Self::propagate_level`] after releasing that.
     pub(super) fn latch_level(&self, spi: u32, high: bool) -> bool {
         self.lines.get(spi as usize).is_some_and(|line| line.set(high))
     }
@@ -54,7 +54,8 @@ impl Zone {
         self.request_flush(kicks);
     }
 
-    /// Changes the vGIC from a vCPU of this zone, after syncing it with what the guest did to its list registers.
+    /// Changes the vGIC from a vCPU of this zone, after syncing it with what the guest did to its list
+    /// registers.
     pub(super) fn with_synced_gic<T>(&self, change: impl FnOnce(&mut Vgic) -> (Kicks, T)) -> T {
         let vcpu = cpu::this().vcpu();
         let (kicks, result) = gic::with_list_registers(|list| {

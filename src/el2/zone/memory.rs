@@ -67,8 +67,8 @@ impl Zone {
         Ok(())
     }
 
-    /// Returns the zone's blocks to root and frees its tables, before it is dropped. No CPU is inside, and each invalidated
-    /// the VMID when it left.
+    /// Returns the zone's blocks to root and frees its tables, before it is dropped. No CPU is inside, and
+    /// each invalidated the VMID when it left.
     pub(super) fn reclaim(&self) {
         let memory = &mut Tables;
         if let Some(stage2) = self.stage2.lock().take() {

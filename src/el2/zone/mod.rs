@@ -1,8 +1,8 @@
 //! A zone that is not root: its vCPUs, memory, interrupt controller and devices.
 //!
-//! **Life of a vCPU.** Its physical CPU idles (`run::idle`) until [`Cpu::order_start`]; from the moment of that order
-//! until [`Zone::vcpu_left`] the vCPU's bit is set in `inside`. Only then does its CPU access the zone, so a zone with
-//! `inside == 0` may be destroyed. Bits are set and cleared under the lock of `core`.
+//! **Life of a vCPU.** Its physical CPU idles (`run::idle`) until [`Cpu::order_start`]; from the moment of
+//! that order until [`Zone::vcpu_left`] the vCPU's bit is set in `inside`. Only then does its CPU access the
+//! zone, so a zone with `inside == 0` may be destroyed. Bits are set and cleared under the lock of `core`.
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -93,11 +93,11 @@ pub struct Zone {
 }
 
 impl Zone {
-    /// Returns the zone whose state `cpu` refers to, or `None` if its owner is root or it has none. The caller runs on `cpu`
-    /// while the vCPU's bit is set in `inside`.
+    /// Returns the zone whose state `cpu` refers to, or `None` if its owner is root or it has none. The
+    /// caller runs on `cpu` while the vCPU's bit is set in `inside`.
     pub fn of(cpu: &Cpu) -> Option<&'static Self> {
-        // SAFETY: `registry::create` gave `Cpu::claim` a pointer to a zone, and a zone is destroyed only while no vCPU is
-        // inside and after each of its CPUs was released.
+        // SAFETY: `registry::create` gave `Cpu::claim` a pointer to a zone, and a zone is destroyed only
+        // while no vCPU is inside and after each of its CPUs was released.
         unsafe { cpu.zone().cast::<Self>().as_ref() }
     }
 
@@ -166,8 +166,8 @@ impl Zone {
         }
     }
 
-    /// Adds an event to the zone's ring. On [`Bell::Ring`] the caller has to wake the daemon. Returns `None` if the same
-    /// event is still pending.
+    /// Adds an event to the zone's ring. On [`Bell::Ring`] the caller has to wake the daemon. Returns `None`
+    /// if the same event is still pending.
     fn add_event(&self, entry: Entry) -> Option<Bell> {
         if let Entry::Notify { slot, queue } = entry {
             self.window.note_notification(slot, queue, stats::now());

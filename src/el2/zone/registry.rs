@@ -83,8 +83,8 @@ fn change(place: &RwLock<Option<FrameBox<Zone>>>) -> RwLockWriteGuard<'_, Option
     place.upgradeable_read().upgrade()
 }
 
-/// Destroys a zone that is off; its CPUs have no owner afterwards and its memory returns to root. The caller holds the
-/// command lock.
+/// Destroys a zone that is off; its CPUs have no owner afterwards and its memory returns to root. The caller
+/// holds the command lock.
 pub fn destroy(number: u8) -> Result<(), Refusal> {
     let no_such_zone = (Status::NoSuchZone, u64::from(number));
     let place = ZONES.get(usize::from(number)).ok_or(no_such_zone)?;

@@ -42,7 +42,8 @@ impl Zone {
         Ok(())
     }
 
-    /// Starts another vCPU for PSCI CPU_ON, which the table of CPUs has allowed. The caller holds the lock of `core`.
+    /// Starts another vCPU for PSCI CPU_ON, which the table of CPUs has allowed. The caller holds the lock of
+    /// `core`.
     pub(super) fn start_vcpu(&self, vcpu: usize, entry: u64, context: u64) {
         if let Some(cpu) = self.cpus.get(vcpu) {
             self.inside.fetch_or(1 << vcpu, Ordering::AcqRel);
@@ -69,8 +70,8 @@ impl Zone {
             machine::vcpu_mpidr(vcpu),
             self.counter_offset.load(Ordering::Acquire),
         );
-        // The VMID may have been another zone's. On all CPUs and after the count: the accesses of a vCPU that turned this one
-        // on and itself off are complete from here on.
+        // The VMID may have been another zone's. On all CPUs and after the count: the accesses of a vCPU that
+        // turned this one on and itself off are complete from here on.
         arch::tlbi_vmalls12e1is();
         gic::reset_private(cpu, TIMERS);
         gic::clear_list_registers();
@@ -93,7 +94,8 @@ impl Zone {
         self.request_flush(kicks);
         let mut core = self.core.lock();
         self.paused.fetch_and(!bit, Ordering::AcqRel);
-        // It turned itself off and another vCPU has turned it on again: its start is still ordered, if the zone goes on.
+        // It turned itself off and another vCPU has turned it on again: its start is still ordered, if the
+        // zone goes on.
         let on_again = core.cpus.state(vcpu) == Some(CpuState::OnPending);
         if on_again && (core.state == ZoneState::Running || self.is_pausing()) {
             cpu.withdraw_stop();
@@ -227,11 +229,11 @@ impl Zone {
         self.finish_transition(&mut self.core.lock());
     }
 
-    /// Reports that a vCPU that may have waited enters its guest again. Returns false if it must not, because of another
-    /// pause.
+    /// Reports that a vCPU that may have waited enters its guest again. Returns false if it must not, because
+    /// of another pause.
     ///
-    /// [`Self::pause`] sets `pausing` and then reads `paused`; this clears the vCPU's bit in `paused` and then reads
-    /// `pausing`. In sequential consistency one of the two sees the other's store.
+    /// [`Self::pause`] sets `pausing` and then reads `paused`; this clears the vCPU's bit in `paused` and
+    /// then reads `pausing`. In sequential consistency one of the two sees the other's store.
     #[inline]
     pub(super) fn vcpu_continues(&self, vcpu: usize) -> bool {
         let bit = 1 << vcpu;
