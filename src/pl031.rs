@@ -155,7 +155,9 @@ fn identification(offset: u16) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::Rtc;
+    use super::registers as reg;
+    use crate::syndrome::Width;
 
     fn read(rtc: &mut Rtc, offset: u16, now: u64) -> u32 {
         rtc.read(offset, Width::Word, now)

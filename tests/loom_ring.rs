@@ -8,7 +8,7 @@ use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use ringvisor::ring::console::{Input, InputConsumer, InputProducer, Output, OutputConsumer, OutputProducer};
-use ringvisor::ring::{Bell, Consumer, Entry, Producer, Ring};
+use ringvisor::ring::{Consumer, Entry, Producer, Ring, Wakeup};
 use ringvisor::vgic::Line;
 
 /// A ring with one word of pending bits, and what a guest and an interrupt controller are to it.
@@ -43,7 +43,7 @@ impl World {
     /// What a vCPU does: makes a buffer available, then notifies.
     fn kick(&self, queue: u8) {
         self.avail[usize::from(queue)].fetch_add(1, Ordering::Relaxed);
-        if self.producer.push(&self.ring(), Entry::Notify { slot: 0, queue }) == Bell::Ring {
+        if self.producer.push(&self.ring(), Entry::Notify { slot: 0, queue }) == Wakeup::Required {
             *self.bell.0.lock().unwrap() = true;
             self.bell.1.notify_one();
         }
@@ -62,7 +62,7 @@ impl World {
     fn serve(&self, consumer: &mut Consumer, mut seen: [u32; 2], goal: [u32; 2]) -> usize {
         let mut taken = 0;
         loop {
-            while let Some(entry) = consumer.take(&self.ring()) {
+            while let Some(entry) = consumer.pop(&self.ring()) {
                 let Entry::Notify { slot: 0, queue } = entry else {
                     panic!("{entry:?}")
                 };
@@ -318,13 +318,13 @@ impl Device {
         let changed = {
             let mut now = self.status.lock().unwrap();
             now.0 = status;
-            let changed = self.line.set(status != 0);
+            let changed = self.line.latch(status != 0);
             now.1 += u32::from(changed && status != 0);
             changed
         };
         if changed {
             let mut input = self.input.lock().unwrap();
-            for &level in self.line.take() {
+            for &level in self.line.transitions() {
                 input.edges += u32::from(level && !input.high);
                 input.high = level;
             }

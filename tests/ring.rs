@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use ringvisor::abi::shared::{CONSOLE_IN_SIZE, CONSOLE_OUT_SIZE, PENDING_WORDS, RING_SLOTS};
 use ringvisor::abi::{MAX_QUEUES, MAX_SLOTS};
 use ringvisor::ring::console::{Input, InputConsumer, InputProducer, Output, OutputConsumer, OutputProducer};
-use ringvisor::ring::{BITS, Bell, Consumer, Entry, Producer, Ring, ZoneWindow};
+use ringvisor::ring::{BITS, Consumer, Entry, Producer, Ring, Wakeup, ZoneWindow};
 
 fn words(count: usize) -> Vec<AtomicU64> {
     (0..count).map(|_| AtomicU64::new(0)).collect()
@@ -55,19 +55,19 @@ fn entries_come_in_order_and_once() {
     let (ring, producer) = (memory.ring(), Producer::new());
     let mut consumer = Consumer::attach(&ring, 0);
     let first = Entry::Notify { slot: 3, queue: 1 };
-    assert_eq!(producer.push(&ring, first), Bell::Quiet);
-    assert_eq!(producer.push(&ring, Entry::Console), Bell::Quiet);
-    assert_eq!(producer.push(&ring, first), Bell::Quiet, "coalesced");
+    assert_eq!(producer.push(&ring, first), Wakeup::NotRequired);
+    assert_eq!(producer.push(&ring, Entry::Console), Wakeup::NotRequired);
+    assert_eq!(producer.push(&ring, first), Wakeup::NotRequired, "coalesced");
     assert_eq!(producer.head(), 2);
-    assert_eq!(consumer.take(&ring), Some(first));
-    assert_eq!(producer.push(&ring, first), Bell::Quiet);
-    assert_eq!(consumer.take(&ring), Some(Entry::Console));
+    assert_eq!(consumer.pop(&ring), Some(first));
+    assert_eq!(producer.push(&ring, first), Wakeup::NotRequired);
+    assert_eq!(consumer.pop(&ring), Some(Entry::Console));
     assert_eq!(
-        consumer.take(&ring),
+        consumer.pop(&ring),
         Some(first),
         "it came again after it was taken"
     );
-    assert_eq!(consumer.take(&ring), None);
+    assert_eq!(consumer.pop(&ring), None);
 }
 
 #[test]
@@ -76,15 +76,15 @@ fn the_bell_rings_once_per_sleep() {
     let (ring, producer) = (memory.ring(), Producer::new());
     let mut consumer = Consumer::attach(&ring, 0);
     assert!(consumer.prepare_to_sleep(&ring));
-    assert_eq!(producer.push(&ring, Entry::Console), Bell::Ring);
-    assert_eq!(producer.push(&ring, Entry::Zone), Bell::Quiet);
+    assert_eq!(producer.push(&ring, Entry::Console), Wakeup::Required);
+    assert_eq!(producer.push(&ring, Entry::Zone), Wakeup::NotRequired);
     assert!(!consumer.prepare_to_sleep(&ring), "there is something");
     assert_eq!(
         producer.push(&ring, Entry::Device { slot: 0 }),
-        Bell::Quiet,
+        Wakeup::NotRequired,
         "it stays awake"
     );
-    while consumer.take(&ring).is_some() {}
+    while consumer.pop(&ring).is_some() {}
     assert!(consumer.prepare_to_sleep(&ring));
 }
 
@@ -102,9 +102,9 @@ fn every_event_at_once_fits_wherever_the_indices_wrap() {
             for _ in 0..2 {
                 entries
                     .iter()
-                    .for_each(|&entry| assert_eq!(producer.push(&ring, entry), Bell::Quiet));
+                    .for_each(|&entry| assert_eq!(producer.push(&ring, entry), Wakeup::NotRequired));
             }
-            let taken: Vec<_> = std::iter::from_fn(|| consumer.take(&ring)).collect();
+            let taken: Vec<_> = std::iter::from_fn(|| consumer.pop(&ring)).collect();
             assert_eq!(taken, entries);
             assert_eq!(consumer.tail(), producer.head());
         }
@@ -125,16 +125,20 @@ fn a_new_consumer_finds_an_empty_ring_and_loses_nothing_after_it() {
                 let _ = producer.push(&ring, entry);
             }
             for _ in 0..taken {
-                dead.take(&ring).unwrap();
+                dead.pop(&ring).unwrap();
             }
             let mut consumer = Consumer::attach(&ring, producer.head());
-            assert_eq!(consumer.take(&ring), None);
-            assert_eq!(producer.push(&ring, Entry::Console), Bell::Quiet, "it is awake");
-            assert_eq!(consumer.take(&ring), Some(Entry::Console));
+            assert_eq!(consumer.pop(&ring), None);
+            assert_eq!(
+                producer.push(&ring, Entry::Console),
+                Wakeup::NotRequired,
+                "it is awake"
+            );
+            assert_eq!(consumer.pop(&ring), Some(Entry::Console));
             for &entry in &entries {
                 let _ = producer.push(&ring, entry);
             }
-            assert_eq!(std::iter::from_fn(|| consumer.take(&ring)).count(), entries.len());
+            assert_eq!(std::iter::from_fn(|| consumer.pop(&ring)).count(), entries.len());
         }
     }
 }
@@ -155,13 +159,13 @@ fn scribbled_words_hurt_only_the_scribbler() {
     }
     let mut consumer = Consumer::attach(&ring, producer.head());
     let mut seen = 0;
-    while consumer.take(&ring).is_some() {
+    while consumer.pop(&ring).is_some() {
         seen += 1;
         assert!(seen <= RING_SLOTS);
     }
-    assert_eq!(producer.push(&ring, Entry::Zone), Bell::Quiet);
+    assert_eq!(producer.push(&ring, Entry::Zone), Wakeup::NotRequired);
     assert_eq!(
-        std::iter::from_fn(|| consumer.take(&ring)).last(),
+        std::iter::from_fn(|| consumer.pop(&ring)).last(),
         Some(Entry::Zone)
     );
 }
@@ -172,10 +176,10 @@ fn fresh_memory_holds_no_entry_at_the_wrap() {
     let memory = Memory::new();
     let (ring, producer) = (memory.ring(), Producer::starting_at((1 << 32) - 1));
     let mut consumer = Consumer::attach(&ring, producer.head());
-    assert_eq!(consumer.take(&ring), None);
+    assert_eq!(consumer.pop(&ring), None);
     assert_eq!(consumer.tail(), producer.head());
     let _ = producer.push(&ring, Entry::Zone);
-    assert_eq!(consumer.take(&ring), Some(Entry::Zone));
+    assert_eq!(consumer.pop(&ring), Some(Entry::Zone));
 }
 
 #[test]
@@ -187,7 +191,7 @@ fn a_slot_that_is_no_entry_is_skipped() {
     let _ = producer.push(&ring, Entry::Zone);
     memory.slots[0].store(1 << 32 | 0xff, Ordering::Relaxed);
     assert_eq!(consumer.peek(&ring), Some(Err(0xff)));
-    assert_eq!(consumer.take(&ring), Some(Entry::Zone));
+    assert_eq!(consumer.pop(&ring), Some(Entry::Zone));
 }
 
 #[test]
@@ -199,7 +203,7 @@ fn events_that_do_not_exist_are_not_pushed() {
         Entry::Notify { slot: 0, queue: 16 },
         Entry::Device { slot: 255 },
     ] {
-        assert_eq!(producer.push(&ring, entry), Bell::Quiet);
+        assert_eq!(producer.push(&ring, entry), Wakeup::NotRequired);
     }
     assert_eq!(producer.head(), 0);
 }
@@ -220,7 +224,7 @@ fn a_ring_is_made_of_words_that_fit() {
     // A bitmap that is shorter than the events: those without a bit are not pushed.
     let ring = Ring::new(&slots, &pending[..1], &armed).unwrap();
     let producer = Producer::new();
-    assert_eq!(producer.push(&ring, Entry::Zone), Bell::Quiet);
+    assert_eq!(producer.push(&ring, Entry::Zone), Wakeup::NotRequired);
     assert_eq!(producer.head(), 0);
 }
 
@@ -242,7 +246,7 @@ fn a_cleared_window_holds_nothing() {
     ring.clear();
     let next = Consumer::attach(&ring, 0);
     assert_eq!(next.peek(&ring), None);
-    assert_eq!(Producer::new().push(&ring, Entry::Console), Bell::Quiet);
+    assert_eq!(Producer::new().push(&ring, Entry::Console), Wakeup::NotRequired);
 }
 
 // torture f1, on real threads (and on Miri's): every event that was announced is seen after it was announced.
@@ -268,7 +272,7 @@ fn two_producers_and_a_sleeping_consumer() {
                                 slot: 0,
                                 queue: queue as u8,
                             },
-                        ) == Bell::Ring
+                        ) == Wakeup::Required
                         {
                             bell.fetch_add(1, Ordering::SeqCst);
                         }
@@ -277,7 +281,7 @@ fn two_producers_and_a_sleeping_consumer() {
             }
             let mut seen = [0; 2];
             while seen != [ROUNDS; 2] {
-                while let Some(entry) = consumer.take(&ring) {
+                while let Some(entry) = consumer.pop(&ring) {
                     let Entry::Notify { slot: 0, queue } = entry else {
                         panic!("{entry:?}")
                     };

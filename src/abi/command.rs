@@ -14,7 +14,7 @@ use super::{MAX_QUEUES, MAX_VCPUS, NAME_LEN};
 pub struct Header {
     /// [`Op`].
     pub op: u32,
-    /// [`Status`], written by EL2.
+    /// [`CommandStatus`], written by EL2.
     pub status: u32,
     /// The value that `status` complains of, written by EL2.
     pub detail: u64,
@@ -102,7 +102,7 @@ impl TryFrom<u32> for Op {
 /// Outcome of a command. `detail` is the value complained of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-pub enum Status {
+pub enum CommandStatus {
     /// Done.
     Ok = 0,
     /// `op` is not an [`Op`].
@@ -145,7 +145,7 @@ pub enum Status {
     Stale = 19,
 }
 
-impl TryFrom<u32> for Status {
+impl TryFrom<u32> for CommandStatus {
     type Error = u32;
     fn try_from(value: u32) -> Result<Self, u32> {
         Ok(match value {
@@ -233,7 +233,7 @@ pub struct QueueState {
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
 #[repr(C)]
 pub struct DeviceState {
-    /// Status register.
+    /// CommandStatus register.
     pub status: u32,
     /// Queues.
     pub queues: u32,

@@ -81,7 +81,7 @@ impl Exit {
 /// What happened on a CPU while it was at EL2.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(usize)]
-pub enum Event {
+pub enum CpuEvent {
     /// Stores to QueueNotify.
     Notifications = 0,
     /// Those that found the queue's pending bit set: nothing had to be told.
@@ -104,7 +104,7 @@ pub enum Event {
     Interrupts = 9,
 }
 
-impl Event {
+impl CpuEvent {
     /// All of them, by number.
     pub const ALL: [Self; 10] = [
         Self::Notifications,
@@ -154,7 +154,7 @@ pub struct CpuCounters {
     pub longest: u64,
     /// [`Exit`] of that stay.
     pub longest_exit: u64,
-    /// Counts by [`Event`].
+    /// Counts by [`CpuEvent`].
     pub events: [u64; MAX_EVENTS],
     /// Records ever written to this CPU's trace buffer ([`super::trace`]). Never goes back.
     pub trace_head: u64,
@@ -238,14 +238,15 @@ pub const fn device(zone: u8, slot: usize) -> Option<usize> {
 
 const _: () = assert!(size_of::<CpuCounters>() == 512);
 const _: () = assert!(size_of::<DeviceCounters>() == 32);
-const _: () = assert!(Exit::ALL.len() <= MAX_EXITS && Event::ALL.len() <= MAX_EVENTS);
+const _: () = assert!(Exit::ALL.len() <= MAX_EXITS && CpuEvent::ALL.len() <= MAX_EVENTS);
 const _: () = assert!(END <= super::trace::OFFSET);
 // A page holds whole structures.
 const _: () = assert!(4096 % size_of::<CpuCounters>() == 0 && 4096 % size_of::<DeviceCounters>() == 0);
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{CpuEvent, END, Exit, cpu, device};
+    use crate::abi::{MAX_CPUS, MAX_SLOTS, MAX_ZONES};
 
     #[test]
     fn numbers_are_places_in_the_lists_and_names_differ() {
@@ -259,10 +260,10 @@ mod tests {
             );
         }
         assert_eq!(Exit::from_number(Exit::ALL.len() as u64), None);
-        for (number, event) in Event::ALL.into_iter().enumerate() {
+        for (number, event) in CpuEvent::ALL.into_iter().enumerate() {
             assert_eq!(event as usize, number);
             assert!(
-                Event::ALL
+                CpuEvent::ALL
                     .iter()
                     .all(|other| *other == event || other.name() != event.name())
             );

@@ -59,7 +59,7 @@ pub struct InfoPage {
     pub version: [u8; 16],
     /// Successful `ATTACH`es since boot.
     pub attach_epoch: u32,
-    /// [`super::command::Status`] of the last `ATTACH` or `DETACH`.
+    /// [`super::command::CommandStatus`] of the last `ATTACH` or `DETACH`.
     pub attach_status: u32,
     /// Entries of `cpus` in use.
     pub cpu_count: u32,
@@ -74,9 +74,9 @@ pub struct InfoPage {
     /// Bytes of EL2's heap in use.
     pub heap_used: u32,
     /// INTID of the control device's interrupt.
-    pub bell_intid: u32,
+    pub event_intid: u32,
     /// Times that interrupt was raised.
-    pub bells: u32,
+    pub event_interrupts: u32,
     /// Frequency of the generic counter in Hz (CNTFRQ_EL0).
     pub counter_frequency: u32,
     /// `log` level: 1 error to 5 trace.

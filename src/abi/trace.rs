@@ -32,7 +32,7 @@ pub enum Kind {
     /// An entry for the queue is on the ring; without one, the queue's pending bit was set.
     Ring = 3,
     /// The control device's interrupt was raised.
-    Bell = 4,
+    EventInterrupt = 4,
     /// The daemon stored to the used-buffer doorbell. The stamp is that of the trap.
     Doorbell = 5,
     /// An interrupt became pending in a list register of this CPU: `value` is its INTID.
@@ -48,7 +48,7 @@ impl TryFrom<u8> for Kind {
             1 => Self::Exit,
             2 => Self::Notify,
             3 => Self::Ring,
-            4 => Self::Bell,
+            4 => Self::EventInterrupt,
             5 => Self::Doorbell,
             6 => Self::Inject,
             7 => Self::Acknowledge,
@@ -123,7 +123,8 @@ const _: () = assert!(pages_per_cpu(super::MAX_CPUS) * super::MAX_CPUS * 4096 <=
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Kind, OFFSET, Record, first_intact, pages_per_cpu};
+    use crate::abi::BAR_SIZE;
 
     #[test]
     fn records_survive_their_words() {

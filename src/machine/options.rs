@@ -85,7 +85,9 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use alloc::string::ToString;
+
+    use super::{LogLevel, Options};
 
     #[test]
     fn levels() {

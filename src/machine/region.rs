@@ -122,7 +122,8 @@ pub fn subtract(regions: &[Region], holes: &[Region]) -> Vec<Region> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Region, merge, subtract};
+    use crate::addr::Pa;
 
     fn region(base: u64, end: u64) -> Region {
         Region::from_bounds(Pa(base), Pa(end)).unwrap()

@@ -64,7 +64,7 @@ impl SpiSet {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::SpiSet;
 
     #[test]
     fn highest_free_skips_used() {

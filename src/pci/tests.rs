@@ -5,7 +5,12 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    COMMAND_INTX_DISABLE, COMMAND_MASTER, COMMAND_MEMORY, CONFIG_SIZE, ConfigSpace, Effect, Page,
+    STATUS_INTERRUPT, WRITABLE,
+};
+use crate::abi::BAR_SIZE;
+use crate::addr::Pa;
 
 const BAR: u64 = 0x2_4010_0000;
 

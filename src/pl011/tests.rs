@@ -1,7 +1,10 @@
 //! The UART as its drivers use it.
 
 use super::registers as r;
-use super::*;
+use super::{FIFO_DEPTH, Sink, Source, Uart};
+use crate::pl011::registers::{Flags, Interrupts};
+use crate::syndrome::Width;
+use arrayvec::ArrayVec;
 
 #[derive(Default)]
 struct Wire {

@@ -179,7 +179,8 @@ impl<const N: usize> CpuTable<N> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{AfterOff, CpuState, CpuTable};
+    use crate::psci::Error;
 
     fn table() -> CpuTable<20> {
         let mut table = CpuTable::guest(18);

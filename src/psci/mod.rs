@@ -267,7 +267,8 @@ pub const fn check_reset2(reset_type: u32) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Call, Error, Mpidr, arch_features, check_reset2, features, function};
+    use crate::addr::Ipa;
 
     // torture d5
     #[test]

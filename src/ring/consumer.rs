@@ -1,11 +1,12 @@
 //! The daemon's side: [`Consumer`], one thread.
 
-use super::{Entry, Ring, sequence};
+use super::entry::Entry;
+use super::words::{Ring, sequence};
 use crate::sync::{Ordering, mutated, ordering};
 
 /// The consumer's state.
 ///
-/// The loop: [`Self::take`] until it gives `None`, then [`Self::prepare_to_sleep`]; sleep only if that says so.
+/// The loop: [`Self::pop`] until it gives `None`, then [`Self::prepare_to_sleep`]; sleep only if that says so.
 #[derive(Debug)]
 pub struct Consumer {
     /// Number of the next entry to take.
@@ -45,7 +46,7 @@ impl Consumer {
 
     /// Takes the next entry. The caller looks at what the entry names only after this: an event that comes
     /// later makes a new entry, one that came earlier is visible. Slots that hold no valid entry are skipped.
-    pub fn take(&mut self, ring: &Ring<'_>) -> Option<Entry> {
+    pub fn pop(&mut self, ring: &Ring<'_>) -> Option<Entry> {
         loop {
             let next = self.peek(ring)?;
             self.tail = self.tail.wrapping_add(1);

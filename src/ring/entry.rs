@@ -102,7 +102,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{BITS, Entry};
+    use crate::abi::{MAX_QUEUES, MAX_SLOTS};
 
     fn all() -> impl Iterator<Item = Entry> {
         let slots = 0..MAX_SLOTS as u8;

@@ -1,16 +1,17 @@
 //! EL2's side: [`Producer`], shared by all CPUs of EL2.
 
-use super::{Entry, Ring, slot_word};
+use super::entry::Entry;
+use super::words::{Ring, slot_word};
 use crate::sync::{AtomicU64, Ordering, mutated, ordering};
 
 /// Whether the consumer has to be woken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
-pub enum Bell {
+pub enum Wakeup {
     /// It sleeps, or is about to: raise the interrupt.
-    Ring,
+    Required,
     /// It is awake, or somebody else rings.
-    Quiet,
+    NotRequired,
 }
 
 /// The producers' state, in EL2's own memory: no byte of it comes from the daemon.
@@ -49,13 +50,13 @@ impl Producer {
     /// Tells the consumer of `entry`, unless it has been told and has not looked yet.
     ///
     /// What this CPU did before is visible to the consumer when it acts on the entry. Never waits.
-    pub fn push(&self, ring: &Ring<'_>, entry: Entry) -> Bell {
-        self.offer(ring, entry).unwrap_or(Bell::Quiet)
+    pub fn push(&self, ring: &Ring<'_>, entry: Entry) -> Wakeup {
+        self.offer(ring, entry).unwrap_or(Wakeup::NotRequired)
     }
 
     /// As [`Self::push`]; `None` if nothing had to be added.
     #[inline]
-    pub fn offer(&self, ring: &Ring<'_>, entry: Entry) -> Option<Bell> {
+    pub fn offer(&self, ring: &Ring<'_>, entry: Entry) -> Option<Wakeup> {
         let (word, mask) = ring.pending(entry.bit()?)?;
         if word.fetch_or(mask, ordering("pending_set", Ordering::Release)) & mask != 0 {
             return None;
@@ -73,12 +74,16 @@ impl Producer {
         if mutated("disarm_by_store") {
             let armed = ring.armed.load(Ordering::Relaxed);
             ring.armed.store(0, disarm);
-            return Some(if armed == 1 { Bell::Ring } else { Bell::Quiet });
+            return Some(if armed == 1 {
+                Wakeup::Required
+            } else {
+                Wakeup::NotRequired
+            });
         }
         Some(if ring.armed.swap(0, disarm) == 1 {
-            Bell::Ring
+            Wakeup::Required
         } else {
-            Bell::Quiet
+            Wakeup::NotRequired
         })
     }
 

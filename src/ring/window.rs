@@ -4,7 +4,8 @@
 //! this type and needs no further care.
 
 use super::console::{Input, Output};
-use super::{Entry, Ring};
+use super::entry::Entry;
+use super::words::Ring;
 use crate::abi::{MAX_QUEUES, MAX_SLOTS, shared};
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -87,7 +88,7 @@ impl ZoneWindow {
     /// Notes that a notification comes at `now`, if it will make an entry: for EL2, before it offers the entry. What the
     /// daemon writes there or into the pending bits spoils a number that it alone reads.
     #[inline]
-    pub fn note_notification(&self, slot: u8, queue: u8, now: u64) {
+    pub fn stamp_notification(&self, slot: u8, queue: u8, now: u64) {
         let entry = Entry::Notify { slot, queue };
         let Some((word, mask)) = entry.bit().and_then(|bit| self.ring().pending(bit)) else {
             return;

@@ -1,6 +1,9 @@
 //! Syndromes as the architecture encodes them.
 
-use super::*;
+use super::{
+    Access, DataAbort, Fault, IL, Register, Syndrome, SysReg, UNDEFINED_ESR, Wfx, Width, external_abort_esr,
+    instruction_length, synchronous_vector,
+};
 
 fn esr(ec: u8, iss: u64) -> u64 {
     u64::from(ec) << 26 | IL | iss

@@ -4,23 +4,6 @@
 /// Priorities have five bits, what every GICv3 virtual CPU interface in use implements (`ICH_VTR_EL2.PRIbits`).
 pub(super) const PRIORITY_MASK: u8 = 0xf8;
 
-/// The bank and, as a mask, the bit of an interrupt.
-pub(super) const fn split(intid: u32) -> (usize, u32) {
-    (intid as usize / 32, 1 << (intid % 32))
-}
-
-/// The positions of the bits set in `mask`, in ascending order.
-pub(super) fn bits(mut mask: u32) -> impl Iterator<Item = u32> {
-    core::iter::from_fn(move || {
-        if mask == 0 {
-            return None;
-        }
-        let bit = mask.trailing_zeros();
-        mask &= mask - 1;
-        Some(bit)
-    })
-}
-
 /// What an interrupt wants from a list register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Want {
@@ -53,16 +36,16 @@ pub(super) struct Bank {
     pub active: u32,
     /// The physical interrupt of this number is active on our behalf: EL2 has acknowledged it, and it stays quiet until
     /// the guest (list register with `HW`) or the virtual GIC (`ListRegisters::deactivate`) deactivates it.
-    pub live: u32,
+    pub phys_active: u32,
     /// The latch stands for that physical arrival; if it does not, the active state does.
-    pub arrived: u32,
+    pub phys_pending: u32,
     /// In a list register of its virtual CPU.
     pub resident: u32,
     /// `IPRIORITYR`.
     pub priority: [u8; 32],
     /// Of active interrupts, priority and group as they were when the guest took them: it ends them under these.
-    pub taken_priority: [u8; 32],
-    pub taken_group: u32,
+    pub active_priority: [u8; 32],
+    pub active_group: u32,
 }
 
 impl Bank {
@@ -77,12 +60,12 @@ impl Bank {
             line: 0,
             latch: 0,
             active: 0,
-            live: 0,
-            arrived: 0,
+            phys_active: 0,
+            phys_pending: 0,
             resident: 0,
             priority: [0; 32],
-            taken_priority: [0; 32],
-            taken_group: 0,
+            active_priority: [0; 32],
+            active_group: 0,
         }
     }
 
@@ -90,7 +73,7 @@ impl Bank {
     pub fn reset(&mut self, edge: u32) {
         *self = Self {
             line: self.line,
-            live: self.live,
+            phys_active: self.phys_active,
             ..Self::new(self.implemented, edge)
         };
     }
@@ -116,7 +99,7 @@ impl Bank {
     pub fn want(&self, mask: u32, groups: u32) -> Want {
         if self.active & mask != 0 {
             Want::Active
-        } else if self.live & !self.arrived & mask != 0 {
+        } else if self.phys_active & !self.phys_pending & mask != 0 {
             Want::Release
         } else if self.pending() & self.deliverable(groups) & mask != 0 {
             Want::Pending
@@ -134,8 +117,8 @@ impl Bank {
     pub fn rank(&self, bit: u32) -> (u8, bool) {
         let mask = 1 << bit;
         if self.active & mask != 0 {
-            let priority = self.taken_priority.get(bit as usize).copied().unwrap_or(0xff);
-            (priority, self.taken_group & mask != 0)
+            let priority = self.active_priority.get(bit as usize).copied().unwrap_or(0xff);
+            (priority, self.active_group & mask != 0)
         } else {
             (self.priority(bit), self.group & mask != 0)
         }
@@ -144,9 +127,9 @@ impl Bank {
     /// The interrupt at position `bit` is active, taken with this priority and group.
     pub fn activate(&mut self, bit: u32, priority: u8, group1: bool) {
         let mask = 1 << bit;
-        if let Some(place) = self.taken_priority.get_mut(bit as usize) {
+        if let Some(place) = self.active_priority.get_mut(bit as usize) {
             *place = priority;
-            self.taken_group = self.taken_group & !mask | if group1 { mask } else { 0 };
+            self.active_group = self.active_group & !mask | if group1 { mask } else { 0 };
             self.active |= mask;
         }
     }
@@ -154,15 +137,7 @@ impl Bank {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
-    use super::*;
-    use std::vec::Vec;
-
-    #[test]
-    fn bits_are_listed_once_each() {
-        assert_eq!(bits(0x8000_0101).collect::<Vec<_>>(), [0, 8, 31]);
-        assert_eq!(bits(0).count(), 0);
-    }
+    use super::{Bank, Want};
 
     #[test]
     fn a_level_is_pending_while_high_an_edge_when_latched() {
@@ -183,7 +158,7 @@ mod tests {
         assert_eq!(bank.want(1, 2), Want::Pending);
         bank.active = 1;
         assert_eq!(bank.want(1, 2), Want::Active);
-        bank.live = 2;
+        bank.phys_active = 2;
         assert_eq!(bank.want(2, 2), Want::Release);
     }
 }

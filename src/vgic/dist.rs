@@ -2,9 +2,10 @@
 //! (IHI 0069, 12.9). Accesses of a width a register does not have, and undefined offsets, read as zero and write
 //! nothing.
 
-use super::bank::split;
-use super::regs::Access;
-use super::{FIRST_SPI, Kicks, SPI_LIMIT, Vgic};
+use super::access::{Access, Reg};
+use super::gic::Vgic;
+use super::intid::{FIRST_SPI, SPI_LIMIT, split};
+use super::kicks::Kicks;
 
 /// Offsets of the distributor's registers.
 pub(super) mod offset {
@@ -140,11 +141,7 @@ impl Vgic {
         if bank.edge & mask == 0 {
             return self.set_line(intid, set);
         }
-        let reg = if set {
-            super::regs::Reg::SetPending
-        } else {
-            super::regs::Reg::ClearPending
-        };
+        let reg = if set { Reg::SetPending } else { Reg::ClearPending };
         self.write_bank(
             0,
             &Access {

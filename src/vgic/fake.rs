@@ -9,8 +9,8 @@
 
 extern crate std;
 
-use super::image::Image;
 use super::lr::{ListRegisters, Lr, hcr, vmcr};
+use super::shadow::LrShadow;
 use std::vec;
 use std::vec::Vec;
 
@@ -32,7 +32,7 @@ pub struct FakeCpu {
     pub low: Vec<u32>,
     /// Accesses to list registers since the test last cleared it.
     pub accesses: core::cell::Cell<usize>,
-    /// List registers in use, as of the last [`FakeCpu::image`].
+    /// List registers in use, as of the last [`FakeCpu::with_shadow`].
     used: u32,
 }
 
@@ -53,11 +53,11 @@ impl FakeCpu {
     }
 
     /// What EL2 does with a CPU's list registers: `pass` works on a copy of those that the last pass left in use.
-    pub fn image<T>(&mut self, pass: impl FnOnce(&mut Image<'_, Self>) -> T) -> T {
+    pub fn with_shadow<T>(&mut self, pass: impl FnOnce(&mut LrShadow<'_, Self>) -> T) -> T {
         let used = self.used;
-        let mut image = Image::read(self, used);
-        let result = pass(&mut image);
-        self.used = image.write_back();
+        let mut shadow = LrShadow::load(self, used);
+        let result = pass(&mut shadow);
+        self.used = shadow.write_back();
         result
     }
 

@@ -9,10 +9,13 @@
 //! the guest ends them in the order of their priorities, which `EOIcount` and `LRENPIE` report; with `EOImode` 1 the
 //! write to `ICC_DIR_EL1` is trapped (`TDIR`) and EL2 calls [`Vgic::deactivate`].
 
-use super::bank::{Want, bits, split};
-use super::flush::give_back;
+use super::bank::Want;
+use super::gic::Vgic;
+use super::intid::{bits, split};
+use super::kicks::Kicks;
 use super::lr::{ListRegisters, Lr, MAX_LIST_REGISTERS, hcr, vmcr};
-use super::{Kicks, Vgic};
+use super::rank::{Class, Rank, class_of};
+use super::slot::return_pending;
 
 /// The bits of `ICH_HCR_EL2` that [`ListRegisters::set_hcr`] is called with; an implementation owns all others.
 pub const HCR_OWNED: u64 = hcr::EN
@@ -24,24 +27,6 @@ pub const HCR_OWNED: u64 = hcr::EN
     | hcr::VGRP1_EIE
     | hcr::VGRP1_DIE
     | hcr::TDIR;
-
-/// How urgently an interrupt wants a list register: smaller is more urgent.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Rank {
-    pub class: Class,
-    pub priority: u8,
-    pub intid: u32,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Class {
-    /// The guest can take it now, priorities allowing.
-    Pending,
-    /// The guest will end it.
-    Active,
-    /// Pending, but the guest has its group off at the CPU interface.
-    Masked,
-}
 
 impl Vgic {
     /// Fills list registers, the most urgent first.
@@ -88,7 +73,7 @@ impl Vgic {
             let Some(ready) = self.vcpus.get(vcpu).and_then(|cpu| cpu.ready.get(index)).copied() else {
                 break;
             };
-            let Some(live) = self.bank(vcpu, index).map(|bank| bank.live & ready) else {
+            let Some(live) = self.bank(vcpu, index).map(|bank| bank.phys_active & ready) else {
                 break;
             };
             for bit in bits(live) {
@@ -96,7 +81,7 @@ impl Vgic {
                     break;
                 };
                 if bank.want(1 << bit, groups) == Want::Release {
-                    bank.live &= !(1 << bit);
+                    bank.phys_active &= !(1 << bit);
                     let intid = index as u32 * 32 + bit;
                     lrs.deactivate(intid);
                     kicks |= self.refresh(vcpu, intid);
@@ -136,34 +121,6 @@ impl Vgic {
             _ if rank.class == Class::Pending && !has_pending => worst_active.map(|(_, i)| i),
             _ => None,
         }
-    }
-
-    /// The most urgent interrupt, of the classes `of`, that waits for a list register.
-    pub(super) fn best(&self, vcpu: usize, vmcr: u64, of: impl Fn(Class) -> bool) -> Option<Rank> {
-        let cpu = self.vcpus.get(vcpu)?;
-        let mut best: Option<Rank> = None;
-        for index in bits(cpu.ready_banks).map(|index| index as usize) {
-            let Some(bank) = self.bank(vcpu, index) else {
-                continue;
-            };
-            for bit in bits(cpu.ready.get(index).copied().unwrap_or(0)) {
-                let mask = 1 << bit;
-                if bank.want(mask, self.groups) == Want::Release {
-                    continue;
-                }
-                let (priority, group1) = bank.rank(bit);
-                let class = class_of(bank.active & mask != 0, group1, vmcr);
-                let rank = Rank {
-                    class,
-                    priority,
-                    intid: index as u32 * 32 + bit,
-                };
-                if of(class) && best.is_none_or(|best| rank < best) {
-                    best = Some(rank);
-                }
-            }
-        }
-        best
     }
 
     /// Sets `ICH_HCR_EL2` for what was left without a list register.
@@ -230,21 +187,10 @@ impl Vgic {
             let Some(bank) = self.bank_mut(vcpu, split(lr.intid()).0) else {
                 break;
             };
-            give_back(bank, &mut slot);
+            return_pending(bank, &mut slot);
             if let Some(place) = self.vcpus.get_mut(vcpu).and_then(|cpu| cpu.slots.get_mut(i)) {
                 *place = slot;
             }
         }
-    }
-}
-
-fn class_of(active: bool, group1: bool, vmcr: u64) -> Class {
-    let enable = if group1 { vmcr::VENG1 } else { vmcr::VENG0 };
-    if active {
-        Class::Active
-    } else if vmcr & enable != 0 {
-        Class::Pending
-    } else {
-        Class::Masked
     }
 }

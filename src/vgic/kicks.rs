@@ -1,4 +1,4 @@
-//! Which virtual CPUs have something to do: [`Kicks`] is what every change of a virtual GIC returns, [`Doorbell`] is
+//! Which virtual CPUs have something to do: [`Kicks`] is what every change of a virtual GIC returns, [`FlushRequests`] is
 //! the flag EL2 looks at on its way into a guest without taking the GIC's lock.
 
 use core::ops::{BitOr, BitOrAssign};
@@ -76,20 +76,20 @@ impl BitOrAssign for Kicks {
 
 /// One flag per virtual CPU, outside the lock of the GIC: "your list registers are out of date".
 ///
-/// The CPU that changed the GIC calls [`Doorbell::ring`] after it let go of the lock and interrupts those CPUs which
-/// `ring` returns. The target calls [`Doorbell::take`] before it enters the guest and, if that is true, takes the lock
+/// The CPU that changed the GIC calls [`FlushRequests::ring`] after it let go of the lock and interrupts those CPUs which
+/// `ring` returns. The target calls [`FlushRequests::take`] before it enters the guest and, if that is true, takes the lock
 /// and flushes.
 #[derive(Default, Debug)]
-pub struct Doorbell(AtomicU64);
+pub struct FlushRequests(AtomicU64);
 
-impl Doorbell {
+impl FlushRequests {
     /// A doorbell nobody has rung.
     pub const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
     /// Rings for `kicks`; returns those for whom it was not ringing yet, who are to be interrupted.
-    pub fn ring(&self, kicks: Kicks) -> Kicks {
+    pub fn raise(&self, kicks: Kicks) -> Kicks {
         if kicks.is_empty() {
             return kicks;
         }
@@ -108,7 +108,7 @@ impl Doorbell {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::*;
+    use super::{FlushRequests, Kicks};
     use std::vec::Vec;
 
     #[test]
@@ -123,12 +123,12 @@ mod tests {
 
     #[test]
     fn a_doorbell_interrupts_once_until_taken() {
-        let doorbell = Doorbell::new();
-        assert_eq!(doorbell.ring(Kicks::of(1)), Kicks::of(1));
-        assert_eq!(doorbell.ring(Kicks::of(1) | Kicks::of(2)), Kicks::of(2));
-        assert!(doorbell.take(1));
-        assert!(!doorbell.take(1));
-        assert_eq!(doorbell.ring(Kicks::of(1)), Kicks::of(1));
-        assert!(doorbell.take(2) && !doorbell.take(3));
+        let requests = FlushRequests::new();
+        assert_eq!(requests.raise(Kicks::of(1)), Kicks::of(1));
+        assert_eq!(requests.raise(Kicks::of(1) | Kicks::of(2)), Kicks::of(2));
+        assert!(requests.take(1));
+        assert!(!requests.take(1));
+        assert_eq!(requests.raise(Kicks::of(1)), Kicks::of(1));
+        assert!(requests.take(2) && !requests.take(3));
     }
 }

@@ -199,7 +199,7 @@ pub trait ListRegisters {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Lr, hcr};
 
     #[test]
     fn fields_are_where_the_specification_has_them() {

@@ -1,9 +1,10 @@
 //! Virtual CPUs come to their physical CPU and leave it: powered on and off, the zone started and stopped, a CPU of
 //! root's taken offline.
 
-use super::bank::{bits, split};
+use super::gic::Vgic;
+use super::intid::{bits, split};
+use super::kicks::Kicks;
 use super::lr::{ListRegisters, MAX_LIST_REGISTERS};
-use super::{Kicks, Vgic};
 
 impl Vgic {
     /// Starts to use the list registers of a physical CPU for `vcpu`.
@@ -23,7 +24,7 @@ impl Vgic {
             if let Some(bank) = self.bank_mut(vcpu, index) {
                 bank.resident &= !mask;
                 bank.active &= !mask;
-                bank.live &= !mask;
+                bank.phys_active &= !mask;
             }
             self.leave_home(vcpu, intid);
             kicks |= self.refresh(vcpu, intid);
@@ -64,8 +65,8 @@ impl Vgic {
                 };
                 let was_active = bank.active & 1 << bit != 0;
                 bank.active &= !(1 << bit);
-                if was_active && bank.live & !bank.arrived & 1 << bit != 0 {
-                    bank.live &= !(1 << bit);
+                if was_active && bank.phys_active & !bank.phys_pending & 1 << bit != 0 {
+                    bank.phys_active &= !(1 << bit);
                     lrs.deactivate(intid);
                 }
                 kicks |= self.refresh(vcpu, intid);
@@ -73,9 +74,9 @@ impl Vgic {
         }
         // Physical PPIs, held back or not.
         if let Some(cpu) = self.vcpus.get_mut(vcpu) {
-            let live = cpu.private.live;
-            cpu.private.latch &= !cpu.private.arrived;
-            (cpu.private.live, cpu.private.arrived) = (0, 0);
+            let live = cpu.private.phys_active;
+            cpu.private.latch &= !cpu.private.phys_pending;
+            (cpu.private.phys_active, cpu.private.phys_pending) = (0, 0);
             bits(live).for_each(|intid| lrs.deactivate(intid));
             kicks |= self.refresh_bank(vcpu, 0, live);
         }

@@ -1,9 +1,10 @@
 //! The redistributors a zone sees: two pages of 64 KiB for each virtual CPU, one frame after the other
 //! (IHI 0069, 12.11): `RD_base`, with the CPU's identity, and `SGI_base`, with its SGIs and PPIs. No LPIs.
 
+use super::access::Access;
 use super::dist::{IIDR, id_register};
-use super::regs::Access;
-use super::{Kicks, Vgic};
+use super::gic::Vgic;
+use super::kicks::Kicks;
 
 /// The size of one redistributor: `RD_base` and `SGI_base`.
 pub const FRAME_SIZE: u32 = 0x2_0000;

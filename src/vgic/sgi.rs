@@ -65,7 +65,7 @@ impl SgiRequest {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{SgiRegister, SgiRequest};
 
     #[test]
     fn a_target_list_names_cpus_of_one_cluster() {

@@ -1,8 +1,9 @@
 //! Configuration space: its bytes, the few fields a driver may write, and ConfigGeneration.
 
 use super::features::{bit, device};
+use super::memory::RegisterPage;
 use super::registers::CONFIG;
-use super::{RegisterPage, Spec};
+use super::spec::Spec;
 use crate::syndrome::Width;
 
 /// A byte that the driver may write.
@@ -129,7 +130,7 @@ impl Config {
     }
 
     /// Shows the words that hold `len` bytes from `offset`.
-    pub(super) fn show(&self, offset: u16, len: u16, page: &impl RegisterPage) {
+    pub(super) fn write_to(&self, offset: u16, len: u16, page: &impl RegisterPage) {
         let end = offset.saturating_add(len).min(256);
         let first = offset & !3;
         for at in (first..end).step_by(4) {

@@ -1,30 +1,31 @@
 //! The daemon's side of [`Transport`]: completions, configuration changes, answers to resets, and what a daemon
 //! that attaches reads. Nothing here trusts the daemon: a call that does not fit the state does nothing.
 
+use super::effect::{Effect, Rejected};
+use super::memory::RegisterPage;
 use super::queue::Queue;
-use super::registers::{self as reg, Interrupt, Status};
-use super::transport::Reset;
-use super::{Outcome, RegisterPage, Rejected, Transport};
+use super::registers::{self as reg, DeviceStatus, Interrupt};
+use super::transport::{Reset, Transport};
 use crate::abi::MAX_QUEUES;
 use crate::abi::command::{DeviceState, QueueState};
 
 impl Transport {
     /// Resets without asking: the zone is reset, and the daemon holds nothing of it any more.
-    pub fn power_cycle(&mut self, page: &impl RegisterPage) -> Outcome {
+    pub fn power_cycle(&mut self, page: &impl RegisterPage) -> Effect {
         let line = self.line();
         self.generation = self.generation.wrapping_add(1);
         self.reset_registers(page);
-        self.show_changing(page);
-        Outcome {
+        self.write_state(page);
+        Effect {
             line: self.line_change(line),
-            ..Outcome::NOTHING
+            ..Effect::NOTHING
         }
     }
 
     /// The daemon has used buffers: InterruptStatus bit 0. Nothing before DRIVER_OK (virtio-checklist 26).
-    pub fn used_buffer(&mut self, page: &impl RegisterPage) -> Outcome {
-        if !self.held() {
-            return Outcome::NOTHING;
+    pub fn used_buffer(&mut self, page: &impl RegisterPage) -> Effect {
+        if !self.daemon_may_access() {
+            return Effect::NOTHING;
         }
         self.set_interrupt(self.interrupt | Interrupt::USED_BUFFER, page)
     }
@@ -35,30 +36,30 @@ impl Transport {
         offset: u16,
         bytes: &[u8],
         page: &impl RegisterPage,
-    ) -> Result<Outcome, Rejected> {
+    ) -> Result<Effect, Rejected> {
         if !self.config.change(offset, bytes).ok_or(Rejected::OutOfConfig)? {
-            return Ok(Outcome::NOTHING);
+            return Ok(Effect::NOTHING);
         }
         page.set32(reg::CONFIG_GENERATION, self.config.generation);
-        self.config.show(offset, bytes.len().min(256) as u16, page);
-        if !self.held() {
-            return Ok(Outcome::NOTHING);
+        self.config.write_to(offset, bytes.len().min(256) as u16, page);
+        if !self.daemon_may_access() {
+            return Ok(Effect::NOTHING);
         }
         Ok(self.set_interrupt(self.interrupt | Interrupt::CONFIG_CHANGE, page))
     }
 
     /// The device cannot go on. Nothing unless it is active.
-    pub fn needs_reset(&mut self, page: &impl RegisterPage) -> Outcome {
-        if !self.held() {
-            return Outcome::NOTHING;
+    pub fn needs_reset(&mut self, page: &impl RegisterPage) -> Effect {
+        if !self.daemon_may_access() {
+            return Effect::NOTHING;
         }
         let line = self.line();
         // The daemon is the one who says so: it needs no event.
-        let _ = self.fail();
-        self.show_changing(page);
-        Outcome {
+        let _ = self.set_needs_reset();
+        self.write_state(page);
+        Effect {
             line: self.line_change(line),
-            ..Outcome::NOTHING
+            ..Effect::NOTHING
         }
     }
 
@@ -72,7 +73,7 @@ impl Transport {
         for queue in &mut self.queues {
             queue.quiesced();
         }
-        self.show_changing(page);
+        self.write_state(page);
         Ok(())
     }
 
@@ -88,7 +89,7 @@ impl Transport {
         if !stopped {
             return Err(Rejected::Stale);
         }
-        self.show_changing(page);
+        self.write_state(page);
         Ok(())
     }
 
@@ -96,17 +97,17 @@ impl Transport {
     #[must_use]
     pub fn state(&self) -> DeviceState {
         let mut queue = [QueueState::default(); MAX_QUEUES];
-        if self.held() {
+        if self.daemon_may_access() {
             for (target, source) in queue.iter_mut().zip(&self.queues) {
                 *target = source.state();
             }
         }
         let status = if self.reset == Reset::Quiesced {
-            Status::empty()
+            DeviceStatus::empty()
         } else {
             self.status
         };
-        let features = if status.contains(Status::FEATURES_OK) {
+        let features = if status.contains(DeviceStatus::FEATURES_OK) {
             self.driver_features
         } else {
             0

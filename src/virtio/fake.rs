@@ -3,8 +3,8 @@
 
 use core::cell::Cell;
 
+use super::memory::{GuestRam, RegisterPage};
 use super::registers::END;
-use super::{GuestRam, RegisterPage};
 use crate::addr::Ipa;
 
 /// The page as a guest would read it.

@@ -3,7 +3,7 @@
 //!
 //! [`Transport`] is the truth about one device. A guest's stores trap and come to [`Transport::write`]; its loads
 //! do not trap: they read a page that is mapped read-only and that the transport keeps current through
-//! [`RegisterPage`]. The transport knows nothing of traps, rings or interrupts: it answers with an [`Outcome`].
+//! [`RegisterPage`]. The transport knows nothing of traps, rings or interrupts: it answers with an [`Effect`].
 //!
 //! Parts: [`registers`] (offsets and bits), [`features`], [`spec`] (what a device offers, checked), [`queue`],
 //! `config` (configuration space), [`transport`] (the driver's side), `daemon` (the
@@ -21,29 +21,17 @@
 
 mod config;
 mod daemon;
+mod driver;
+mod effect;
 pub mod fake;
 pub mod features;
-mod outcome;
+mod memory;
 pub mod queue;
 pub mod registers;
 pub mod spec;
 pub mod transport;
 
-pub use outcome::{Event, Outcome, Rejected};
+pub use effect::{Effect, Event, Rejected};
+pub use memory::{GuestRam, RegisterPage};
 pub use spec::{Spec, SpecError};
 pub use transport::Transport;
-
-use crate::addr::Ipa;
-
-/// The guest's RAM.
-pub trait GuestRam {
-    /// Whether `len` bytes from `start` are all RAM without a hole. False if the range wraps.
-    fn contains(&self, start: Ipa, len: u64) -> bool;
-}
-
-/// The page that the guest reads.
-pub trait RegisterPage {
-    /// Shows `value` (little-endian) at `offset`, a multiple of 4 below 0x200. The store must be complete before
-    /// the vCPU that trapped goes on.
-    fn set32(&self, offset: u16, value: u32);
-}

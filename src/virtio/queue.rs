@@ -1,6 +1,6 @@
 //! One virtqueue as the transport sees it: what the driver has set up and in which [`Phase`] it is.
 
-use super::GuestRam;
+use super::memory::GuestRam;
 use crate::abi::command::QueueState;
 use crate::addr::Ipa;
 

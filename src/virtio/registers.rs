@@ -37,7 +37,7 @@ pub const QUEUE_NOTIFY: u16 = 0x050;
 pub const INTERRUPT_STATUS: u16 = 0x060;
 /// W: [`Interrupt`].
 pub const INTERRUPT_ACK: u16 = 0x064;
-/// RW: [`Status`].
+/// RW: [`DeviceStatus`].
 pub const STATUS: u16 = 0x070;
 /// W: descriptor area, low half.
 pub const QUEUE_DESC_LOW: u16 = 0x080;
@@ -75,7 +75,7 @@ pub const END: u16 = CONFIG + CONFIG_SIZE;
 bitflags! {
     /// Status (section 2.1).
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-    pub struct Status: u32 {
+    pub struct DeviceStatus: u32 {
         /// The driver has noticed the device.
         const ACKNOWLEDGE = 1;
         /// It knows how to drive it.

@@ -6,7 +6,7 @@ use ringvisor::syndrome::Width;
 use ringvisor::virtio::fake::{FakePage, FakeRam};
 use ringvisor::virtio::features::{bit, device};
 use ringvisor::virtio::registers as reg;
-use ringvisor::virtio::{Event, Outcome, Spec, Transport};
+use ringvisor::virtio::{Effect, Event, Spec, Transport};
 
 /// Two pieces of RAM with a hole between them, and one that ends where addresses do.
 pub const RAM: FakeRam<'static> = FakeRam(&[
@@ -65,16 +65,16 @@ impl Bench {
     pub fn with(spec: &DeviceSpec) -> Self {
         let transport = Transport::new(&Spec::try_from(spec).unwrap());
         let page = FakePage::default();
-        transport.publish(&page);
+        transport.write_page(&page);
         Self { transport, page }
     }
 
     /// A 32-bit store.
-    pub fn store(&mut self, offset: u16, value: u32) -> Outcome {
+    pub fn store(&mut self, offset: u16, value: u32) -> Effect {
         self.store_width(offset, Width::Word, value.into())
     }
 
-    pub fn store_width(&mut self, offset: u16, width: Width, value: u64) -> Outcome {
+    pub fn store_width(&mut self, offset: u16, width: Width, value: u64) -> Effect {
         self.transport.write(offset, width, value, &RAM, &self.page)
     }
 
@@ -82,7 +82,7 @@ impl Bench {
     pub fn quiet(&mut self, offset: u16, value: u32) {
         assert_eq!(
             self.store(offset, value),
-            Outcome::default(),
+            Effect::default(),
             "{offset:#x} = {value:#x}"
         );
     }
@@ -141,7 +141,7 @@ impl Bench {
     }
 
     /// A queue that is ready.
-    pub fn make_ready(&mut self, queue: u32, size: u32) -> Outcome {
+    pub fn make_ready(&mut self, queue: u32, size: u32) -> Effect {
         self.set_up(queue, size, Self::areas(queue));
         self.store(reg::QUEUE_READY, 1)
     }
@@ -156,24 +156,24 @@ impl Bench {
     pub fn activate(&mut self, features: u64) {
         self.negotiate(features);
         for queue in 0..2 {
-            assert_eq!(self.make_ready(queue, 8), Outcome::default());
+            assert_eq!(self.make_ready(queue, 8), Effect::default());
         }
-        let outcome = self.store(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        let effect = self.store(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         assert_eq!(
-            outcome,
-            Outcome {
+            effect,
+            Effect {
                 event: Some(Event::Activated),
-                ..Outcome::default()
+                ..Effect::default()
             }
         );
     }
 
     /// The whole reset of an active device.
     pub fn reset(&mut self) {
-        let outcome = self.store(reg::STATUS, 0);
-        assert!(outcome.retry);
-        let Some(Event::Reset { generation }) = outcome.event else {
-            panic!("{outcome:?}")
+        let effect = self.store(reg::STATUS, 0);
+        assert!(effect.retry);
+        let Some(Event::Reset { generation }) = effect.event else {
+            panic!("{effect:?}")
         };
         self.transport.quiesced(generation, &self.page).unwrap();
         assert!(!self.store(reg::STATUS, 0).retry);

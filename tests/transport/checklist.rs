@@ -4,16 +4,16 @@
 use ringvisor::syndrome::Width;
 use ringvisor::virtio::features::{bit, missing_dependency};
 use ringvisor::virtio::registers as reg;
-use ringvisor::virtio::{Event, Outcome, Rejected, Spec, SpecError, Transport};
+use ringvisor::virtio::{Effect, Event, Rejected, Spec, SpecError, Transport};
 
-use crate::bench::*;
+use crate::bench::{ACKNOWLEDGE, Bench, DRIVER, DRIVER_OK, FEATURES, FEATURES_OK, NEEDS_RESET, block_spec};
 
 const LIVE: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
-fn line(level: bool) -> Outcome {
-    Outcome {
+fn line(level: bool) -> Effect {
+    Effect {
         line: Some(level),
-        ..Outcome::default()
+        ..Effect::default()
     }
 }
 
@@ -39,7 +39,7 @@ fn identification() {
 fn an_empty_slot_has_device_0_and_takes_nothing() {
     let mut bench = Bench::new();
     bench.transport = Transport::empty();
-    bench.transport.publish(&bench.page);
+    bench.transport.write_page(&bench.page);
     assert_eq!(bench.read(reg::MAGIC_VALUE), 0x7472_6976);
     assert_eq!(bench.read(reg::VERSION_OFFSET), 2);
     assert_eq!(bench.read(reg::DEVICE_ID), 0);
@@ -49,7 +49,7 @@ fn an_empty_slot_has_device_0_and_takes_nothing() {
             bench.quiet(offset, value);
         }
     }
-    assert_eq!(bench.transport.used_buffer(&bench.page), Outcome::default());
+    assert_eq!(bench.transport.used_buffer(&bench.page), Effect::default());
     assert_eq!(bench.dump(), before);
 }
 
@@ -111,7 +111,7 @@ fn an_absent_queue_reads_zero_and_takes_nothing() {
 fn queue_ready_reads_the_last_value_written() {
     let mut bench = Bench::new();
     bench.negotiate(bit::VERSION_1);
-    assert_eq!(bench.make_ready(1, 8), Outcome::default());
+    assert_eq!(bench.make_ready(1, 8), Effect::default());
     assert_eq!(bench.read(reg::QUEUE_READY), 1);
     bench.quiet(reg::QUEUE_SEL, 0);
     assert_eq!(bench.read(reg::QUEUE_READY), 0, "each queue has its own");
@@ -134,9 +134,9 @@ fn queue_ready_0_waits_for_the_daemon() {
     assert_eq!(first.event, Some(Event::QueueStop { queue: 1 }));
     assert_eq!(
         bench.store(reg::QUEUE_READY, 0),
-        Outcome {
+        Effect {
             retry: true,
-            ..Outcome::default()
+            ..Effect::default()
         },
         "told once"
     );
@@ -186,7 +186,7 @@ fn interrupt_status_stays_until_acknowledged() {
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
     assert_eq!(bench.transport.used_buffer(&bench.page), line(true));
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 1);
-    assert_eq!(bench.transport.used_buffer(&bench.page), Outcome::default());
+    assert_eq!(bench.transport.used_buffer(&bench.page), Effect::default());
     bench.quiet(reg::INTERRUPT_ACK, 2);
     bench.quiet(reg::INTERRUPT_ACK, 0xffff_fffc);
     assert_eq!(
@@ -196,7 +196,7 @@ fn interrupt_status_stays_until_acknowledged() {
     );
     assert_eq!(
         bench.transport.config_changed(0, &[9], &bench.page),
-        Ok(Outcome::default())
+        Ok(Effect::default())
     );
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 3);
     bench.quiet(reg::INTERRUPT_ACK, 1);
@@ -240,8 +240,8 @@ fn reset_clears_everything_and_silences_the_device() {
         assert_eq!(bench.read(reg::QUEUE_READY), 0);
         bench.quiet(reg::QUEUE_NOTIFY, queue);
     }
-    assert_eq!(bench.transport.used_buffer(&bench.page), Outcome::default());
-    assert_eq!(bench.transport.needs_reset(&bench.page), Outcome::default());
+    assert_eq!(bench.transport.used_buffer(&bench.page), Effect::default());
+    assert_eq!(bench.transport.needs_reset(&bench.page), Effect::default());
     assert_eq!(bench.read(reg::STATUS), 0);
 }
 
@@ -271,7 +271,7 @@ fn config_generation_changes_with_the_configuration_and_only_then() {
     bench.activate(bit::VERSION_1);
     assert_eq!(
         bench.transport.config_changed(0, &[1, 2, 3], &bench.page),
-        Ok(Outcome::default()),
+        Ok(Effect::default()),
         "the same bytes"
     );
     assert_eq!(
@@ -351,9 +351,9 @@ fn queue_reset() {
     bench.quiet(reg::QUEUE_RESET, 2);
     assert_eq!(
         bench.store(reg::QUEUE_RESET, 1),
-        Outcome {
+        Effect {
             event: Some(Event::QueueStop { queue: 1 }),
-            ..Outcome::default()
+            ..Effect::default()
         },
         "the store itself does not wait"
     );
@@ -488,7 +488,7 @@ fn what_is_no_register_or_not_writable_takes_nothing() {
             for value in [0, 1, 2, 0x4000_0000, u64::MAX] {
                 assert_eq!(
                     bench.store_width(offset, width, value),
-                    Outcome::default(),
+                    Effect::default(),
                     "{offset:#x} {width:?}"
                 );
             }
@@ -552,7 +552,7 @@ fn nothing_happens_before_driver_ok() {
     bench.negotiate(bit::VERSION_1);
     let _ = bench.make_ready(0, 8);
     bench.quiet(reg::QUEUE_NOTIFY, 0);
-    assert_eq!(bench.transport.used_buffer(&bench.page), Outcome::default());
+    assert_eq!(bench.transport.used_buffer(&bench.page), Effect::default());
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
     assert_eq!(
         bench.state().queue[0].ready,
@@ -579,7 +579,7 @@ fn a_fatal_error_is_shown_and_told() {
     let _ = bench.store(reg::INTERRUPT_ACK, 2);
     assert_eq!(
         bench.transport.needs_reset(&bench.page),
-        Outcome::default(),
+        Effect::default(),
         "once"
     );
     bench.quiet(reg::STATUS, LIVE);
@@ -594,7 +594,7 @@ fn a_fatal_error_is_shown_and_told() {
 fn an_error_before_driver_ok_is_shown_only() {
     let mut bench = Bench::new();
     bench.negotiate(bit::VERSION_1);
-    assert_eq!(bench.make_ready(0, 3), Outcome::default());
+    assert_eq!(bench.make_ready(0, 3), Effect::default());
     assert_eq!(
         bench.read(reg::STATUS),
         ACKNOWLEDGE | DRIVER | FEATURES_OK | NEEDS_RESET
@@ -749,7 +749,7 @@ fn configuration_is_readable_from_the_start_and_not_writable() {
     assert_eq!(bench.read(reg::CONFIG), 0x0403_0201);
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 0),
-        Outcome::default()
+        Effect::default()
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 1);
 }
@@ -770,24 +770,24 @@ fn writeback_is_the_one_field_a_driver_writes() {
     let wce = bit::VERSION_1 | bit::BLK_FLUSH | bit::BLK_CONFIG_WCE;
     let mut bench = Bench::active(wce);
     let event = Event::ConfigWrite { offset: 32, value: 0 };
-    let outcome = bench.store_width(reg::CONFIG + 32, Width::Byte, 0);
+    let effect = bench.store_width(reg::CONFIG + 32, Width::Byte, 0);
     assert_eq!(
-        outcome,
-        Outcome {
+        effect,
+        Effect {
             event: Some(event),
-            ..Outcome::default()
+            ..Effect::default()
         }
     );
     assert_eq!(bench.read(reg::CONFIG + 32), 0x2423_2200);
     assert_eq!(bench.state().config[32], 0);
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 2),
-        Outcome::default(),
+        Effect::default(),
         "means nothing"
     );
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Word, 1),
-        Outcome::default(),
+        Effect::default(),
         "not an 8-bit store"
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 0);
@@ -797,7 +797,7 @@ fn writeback_is_the_one_field_a_driver_writes() {
     let mut bench = Bench::active(bit::VERSION_1 | bit::BLK_FLUSH);
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 0),
-        Outcome::default(),
+        Effect::default(),
         "not negotiated"
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 1);
@@ -806,7 +806,7 @@ fn writeback_is_the_one_field_a_driver_writes() {
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 0, "without FLUSH it reads 0");
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 1),
-        Outcome::default()
+        Effect::default()
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 0);
 }

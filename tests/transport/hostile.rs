@@ -2,9 +2,9 @@
 
 use ringvisor::virtio::features::bit;
 use ringvisor::virtio::registers as reg;
-use ringvisor::virtio::{Event, Outcome};
+use ringvisor::virtio::{Effect, Event};
 
-use crate::bench::*;
+use crate::bench::{ACKNOWLEDGE, Bench, DRIVER, DRIVER_OK, FAILED, FEATURES, FEATURES_OK, NEEDS_RESET};
 
 const LIVE: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
@@ -22,7 +22,7 @@ fn refused(size: u32, areas: [u64; 3]) {
     let _ = bench.make_ready(1, 8);
     let _ = bench.store(reg::STATUS, LIVE);
     bench.set_up(0, size, areas);
-    let expected = Outcome {
+    let expected = Effect {
         event: Some(Event::NeedsReset),
         line: Some(true),
         retry: false,
@@ -126,9 +126,9 @@ fn resets_from_two_vcpus() {
     for round in 0..if cfg!(miri) { 3 } else { 10_000u64 } {
         // Both store 0; the second finds the first one's reset under way.
         for _ in 0..2 {
-            let outcome = bench.store(reg::STATUS, 0);
-            assert!(outcome.retry);
-            told += u64::from(outcome.event.is_some());
+            let effect = bench.store(reg::STATUS, 0);
+            assert!(effect.retry);
+            told += u64::from(effect.event.is_some());
         }
         assert_eq!(told, round + 1, "the daemon is asked once");
         let _ = bench.transport.used_buffer(&bench.page);
@@ -263,18 +263,18 @@ fn acknowledgements_and_completions_in_every_order() {
         let mut bench = Bench::active(bit::VERSION_1);
         let mut expected = false;
         for step in 0..12 {
-            let outcome = if order >> step & 1 != 0 {
-                let outcome = bench.transport.used_buffer(&bench.page);
-                assert_eq!(outcome.line, (!expected).then_some(true));
+            let effect = if order >> step & 1 != 0 {
+                let effect = bench.transport.used_buffer(&bench.page);
+                assert_eq!(effect.line, (!expected).then_some(true));
                 expected = true;
-                outcome
+                effect
             } else {
-                let outcome = bench.store(reg::INTERRUPT_ACK, bench.read(reg::INTERRUPT_STATUS));
-                assert_eq!(outcome.line, expected.then_some(false));
+                let effect = bench.store(reg::INTERRUPT_ACK, bench.read(reg::INTERRUPT_STATUS));
+                assert_eq!(effect.line, expected.then_some(false));
                 expected = false;
-                outcome
+                effect
             };
-            assert!(!outcome.retry && outcome.event.is_none());
+            assert!(!effect.retry && effect.event.is_none());
             assert_eq!(bench.transport.line(), expected);
             assert_eq!(bench.read(reg::INTERRUPT_STATUS), u32::from(expected));
         }
@@ -286,12 +286,12 @@ fn a_power_cycle_resets_without_asking() {
     let fresh = Bench::new();
     let mut bench = Bench::active(FEATURES);
     let _ = bench.transport.used_buffer(&bench.page);
-    let outcome = bench.transport.power_cycle(&bench.page);
+    let effect = bench.transport.power_cycle(&bench.page);
     assert_eq!(
-        outcome,
-        Outcome {
+        effect,
+        Effect {
             line: Some(false),
-            ..Outcome::default()
+            ..Effect::default()
         }
     );
     assert_eq!(bench.page, fresh.page);

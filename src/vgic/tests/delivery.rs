@@ -1,7 +1,9 @@
 //! Delivery through the list registers: levels, edges, hardware interrupts, overflow, eviction, migration.
 
 extern crate std;
-use super::*;
+use super::{settle, sgi_to, zone};
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
+use crate::vgic::{Kicks, SgiRegister, SgiRequest, Vgic};
 use std::vec::Vec;
 
 fn set_line(gic: &mut Vgic, cpus: &mut [FakeCpu], intid: u32, high: bool) {
@@ -86,7 +88,7 @@ fn an_edge_is_taken_once_and_a_second_while_active_once_more() {
 fn a_hardware_ppi_is_deactivated_by_the_guest() {
     let (mut gic, mut cpus) = zone(2, 4);
     for round in 0..3 {
-        let kicks = gic.arrived(1, 27);
+        let kicks = gic.inject_physical(1, 27);
         assert_eq!(kicks, Kicks::of(1));
         settle(&mut gic, &mut cpus, kicks);
         assert!(cpus[1].find(27).unwrap().hw());
@@ -103,7 +105,7 @@ fn a_hardware_ppi_is_deactivated_by_the_guest() {
 #[test]
 fn a_disabled_hardware_ppi_waits_without_storming() {
     let (mut gic, mut cpus) = zone(1, 4);
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     // Disabled while in a list register: taken out, still active physically.
     let kicks = gic.redist_write(0, 0x1_0180, 4, 1 << 27);
@@ -121,7 +123,7 @@ fn a_disabled_hardware_ppi_waits_without_storming() {
 #[test]
 fn clearing_a_pending_hardware_ppi_deactivates_it() {
     let (mut gic, mut cpus) = zone(1, 4);
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     let kicks = gic.redist_write(0, 0x1_0280, 4, 1 << 27);
     settle(&mut gic, &mut cpus, kicks);
@@ -129,7 +131,7 @@ fn clearing_a_pending_hardware_ppi_deactivates_it() {
     assert_eq!(core::mem::take(&mut cpus[0].deactivated), [27]);
     // The same while it is held back.
     let _ = gic.redist_write(0, 0x1_0180, 4, 1 << 27);
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     let kicks = gic.redist_write(0, 0x1_0280, 4, 1 << 27);
     settle(&mut gic, &mut cpus, kicks);
@@ -309,7 +311,7 @@ fn a_group_the_guest_has_off_does_not_block_the_other() {
 #[test]
 fn parking_keeps_what_is_pending_and_gives_hardware_back() {
     let (mut gic, mut cpus) = zone(2, 4);
-    let kicks = gic.arrived(1, 27) | gic.send_sgi(0, &sgi_to(1, 1));
+    let kicks = gic.inject_physical(1, 27) | gic.send_sgi(0, &sgi_to(1, 1));
     settle(&mut gic, &mut cpus, kicks);
     let _ = gic.dist_write(0x6000 + 8 * 40, 8, 1);
     set_line(&mut gic, &mut cpus, 40, true);
@@ -346,7 +348,7 @@ fn a_guest_that_polls_its_timer_sees_the_line() {
     for enabled in [false, true] {
         let _ = gic.redist_write(0, 0x1_0180, 4, u64::from(!enabled) << 27);
         cpus[0].low.clear();
-        let kicks = gic.arrived(0, 27);
+        let kicks = gic.inject_physical(0, 27);
         settle(&mut gic, &mut cpus, kicks);
         assert!(pending(&mut gic, &mut cpus[0]));
         cpus[0].low.push(27);
@@ -361,7 +363,7 @@ fn a_guest_that_polls_its_timer_sees_the_line() {
     }
     // Once taken it stays active, whatever the line does.
     cpus[0].low.clear();
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), 27);
     cpus[0].low.push(27);
@@ -404,7 +406,7 @@ fn a_cpu_that_could_not_park_does_no_harm() {
     for intid in 40..50 {
         set_line(&mut gic, &mut cpus, intid, true);
     }
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     cpus[0] = FakeCpu::new(4);
     let _ = gic.unpark(0, &mut cpus[0]);

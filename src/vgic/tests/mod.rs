@@ -9,7 +9,7 @@ mod registers;
 mod root;
 mod root_property;
 
-use super::fake::{FakeCpu, SPURIOUS};
+use super::fake::FakeCpu;
 use super::{Kicks, SgiRegister, SgiRequest, Vgic};
 
 /// A zone with `vcpus` virtual CPUs, 96 SPIs, groups on, all interrupts enabled at priority 0xa0, and its CPUs.

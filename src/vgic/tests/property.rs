@@ -3,8 +3,10 @@
 
 extern crate std;
 use super::reference::{Cpu, Irq, Reference, key};
-use super::*;
+use super::sgi_to;
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
 use crate::vgic::vmcr;
+use crate::vgic::{Kicks, Vgic};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
@@ -50,7 +52,7 @@ impl World {
         let split = if case.split_eoi { vmcr::VEOIM } else { 0 };
         let mut irqs = BTreeMap::new();
         for (cpu, interface) in cpus.iter_mut().enumerate() {
-            let _ = interface.image(|list| gic.unpark(cpu, list));
+            let _ = interface.with_shadow(|list| gic.unpark(cpu, list));
             interface.set_vmcr(vmcr::VENG0 | vmcr::VENG1 | split);
             for intid in SGIS.into_iter().chain([PPI_LINE, PPI_PHYSICAL]) {
                 let edge = intid < 16;
@@ -155,8 +157,8 @@ impl World {
             return;
         }
         let irq = self.reference.irq(cpu, intid);
-        (irq.latch, irq.arrived) = (true, true);
-        self.kicks |= self.gic.arrived(cpu, intid);
+        (irq.latch, irq.phys_pending) = (true, true);
+        self.kicks |= self.gic.inject_physical(cpu, intid);
     }
 
     /// Takes over what was deactivated physically on every CPU: once each, and only what was active.
@@ -181,12 +183,12 @@ impl World {
                         self.reference.cpus[cpu].online,
                         "kick for a CPU that is not there"
                     );
-                    self.kicks =
-                        self.kicks.without(cpu) | self.cpus[cpu].image(|list| self.gic.flush(cpu, list));
+                    self.kicks = self.kicks.without(cpu)
+                        | self.cpus[cpu].with_shadow(|list| self.gic.flush(cpu, list));
                     quiet = false;
                 }
                 if self.cpus[cpu].maintenance() {
-                    self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
+                    self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.sync(cpu, list));
                     quiet = false;
                 }
             }
@@ -207,7 +209,7 @@ impl World {
             }
         }
         for (&at, irq) in &self.reference.irqs {
-            if irq.arrived {
+            if irq.phys_pending {
                 assert!(
                     self.physically_active.contains(&at),
                     "{at:?} was deactivated too early"
@@ -219,7 +221,7 @@ impl World {
     fn check_registers(&mut self) {
         for cpu in 0..self.cpus.len() {
             if self.reference.cpus[cpu].online {
-                self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
+                self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.sync(cpu, list));
             }
         }
         self.settle();
@@ -279,7 +281,7 @@ impl World {
         }
         let intid = self.reference.cpus[cpu].ended.remove(choice % count);
         if !self.cpus[cpu].dir(intid) {
-            self.kicks |= self.cpus[cpu].image(|list| self.gic.deactivate(cpu, intid, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.deactivate(cpu, intid, list));
         }
         self.reference.irq(cpu, intid).active = false;
     }
@@ -287,7 +289,7 @@ impl World {
     fn set_pending(&mut self, cpu: usize, intid: u32, on: bool) {
         let irq = self.reference.irq(cpu, intid);
         irq.latch = on;
-        irq.arrived &= on;
+        irq.phys_pending &= on;
         let kicks = self.write_bit(cpu, intid, if on { 0x200 } else { 0x280 });
         self.kicks |= kicks;
     }
@@ -319,7 +321,7 @@ impl World {
             if self.reference.cpus.iter().filter(|cpu| cpu.online).count() == 1 {
                 return;
             }
-            self.kicks |= self.cpus[cpu].image(|list| self.gic.park(cpu, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.park(cpu, list));
             self.kicks = self.kicks.without(cpu);
             self.reference.cpus[cpu].online = false;
             self.reference.cpus[cpu].running.clear();
@@ -329,13 +331,13 @@ impl World {
                 if irq.active && irq.holder == cpu && (*intid >= 32 || *owner == cpu) {
                     irq.active = false;
                 }
-                if *owner == cpu && *intid == PPI_PHYSICAL && irq.arrived {
-                    (irq.latch, irq.arrived) = (false, false);
+                if *owner == cpu && *intid == PPI_PHYSICAL && irq.phys_pending {
+                    (irq.latch, irq.phys_pending) = (false, false);
                 }
             }
         } else {
             self.reference.cpus[cpu].online = true;
-            self.kicks |= self.cpus[cpu].image(|list| self.gic.unpark(cpu, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.unpark(cpu, list));
         }
     }
 
@@ -482,7 +484,7 @@ impl World {
         self.check_registers();
         assert!(self.physically_active.is_empty());
         for cpu in 0..self.cpus.len() {
-            self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.sync(cpu, list));
             assert!(self.cpus[cpu].valid().is_empty());
         }
         for irq in self.reference.irqs.values() {

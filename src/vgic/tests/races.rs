@@ -4,8 +4,10 @@
 
 extern crate std;
 use super::property::count;
-use super::*;
+use super::{sgi_to, zone};
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
 use crate::vgic::vmcr;
+use crate::vgic::{Kicks, Vgic};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::vec::Vec;
@@ -70,13 +72,13 @@ impl World {
     }
 
     fn flush(&mut self, cpu: usize) -> Kicks {
-        let kicks = self.cpus[cpu].image(|list| self.gic.flush(cpu, list));
+        let kicks = self.cpus[cpu].with_shadow(|list| self.gic.flush(cpu, list));
         self.physical(cpu);
         kicks
     }
 
     fn sync(&mut self, cpu: usize) {
-        let kicks = self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
+        let kicks = self.cpus[cpu].with_shadow(|list| self.gic.sync(cpu, list));
         self.physical(cpu);
         self.kicks |= kicks.without(cpu);
     }
@@ -157,7 +159,7 @@ impl World {
         }
         let intid = self.ended[cpu].remove(0);
         if !self.cpus[cpu].dir(intid) {
-            let kicks = self.cpus[cpu].image(|list| self.gic.deactivate(cpu, intid, list));
+            let kicks = self.cpus[cpu].with_shadow(|list| self.gic.deactivate(cpu, intid, list));
             self.kicks |= kicks;
         }
         self.physical(cpu);
@@ -199,7 +201,7 @@ impl World {
                 self.timer_active[cpu] = true;
                 *self.raised.entry((cpu, TIMER)).or_default() += 1;
                 self.owed.insert((cpu, TIMER), true);
-                let kicks = self.gic.arrived(cpu, TIMER);
+                let kicks = self.gic.inject_physical(cpu, TIMER);
                 self.after(cpu, kicks);
             }
             // The kick arrives.

@@ -16,7 +16,7 @@ pub struct Irq {
     /// Pending by an edge, software, or a physical arrival.
     pub latch: bool,
     /// The latch was set by a physical arrival, so the physical interrupt has to be active.
-    pub arrived: bool,
+    pub phys_pending: bool,
     pub active: bool,
     /// Who acknowledged it.
     pub holder: usize,
@@ -112,7 +112,7 @@ impl Reference {
         let irq = self.irq(cpu, intid);
         irq.active = true;
         irq.latch = false;
-        irq.arrived = false;
+        irq.phys_pending = false;
         irq.holder = cpu;
         let priority = irq.priority;
         self.cpus[cpu].running.push((intid, priority));

@@ -1,6 +1,9 @@
 //! The registers a zone sees, one by one.
 
-use super::*;
+use alloc::vec::Vec;
+
+use super::{settle, zone};
+use crate::vgic::{Kicks, Vgic};
 
 /// Every offset; but Miri is slow.
 const STEP: usize = if cfg!(miri) { 263 } else { 1 };
@@ -161,8 +164,8 @@ fn what_does_not_exist_reads_zero_and_writes_nothing() {
     assert_eq!(dump(&mut gic), before);
 }
 
-fn dump(gic: &mut Vgic) -> std::vec::Vec<u64> {
-    let mut all: std::vec::Vec<u64> = (0..0x1_0000)
+fn dump(gic: &mut Vgic) -> Vec<u64> {
+    let mut all: Vec<u64> = (0..0x1_0000)
         .step_by(4)
         .map(|offset| gic.dist_read(offset, 4))
         .collect();

@@ -2,7 +2,8 @@
 
 extern crate std;
 use super::super::physical::fake::FakeGic;
-use super::*;
+use crate::vgic::Kicks;
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
 use crate::vgic::{PhysicalGic, RootConfig, RootGic};
 use std::vec::Vec;
 
@@ -76,7 +77,7 @@ fn a_physical_spi_goes_through() {
     let _ = root.dist_write(0x6000 + 8 * 37, 8, 1, &mut phys);
     assert_eq!(phys.routes.last(), Some(&(0x6000 + 8 * 37, 1)));
     for _ in 0..5 {
-        let (kicks, ours) = root.arrived(1, 37);
+        let (kicks, ours) = root.inject_physical(1, 37);
         assert!(ours);
         assert_eq!(kicks, Kicks::of(1));
         settle_root(&mut root, &mut cpus, kicks);
@@ -88,7 +89,7 @@ fn a_physical_spi_goes_through() {
     }
     // After a change of route it may arrive elsewhere before CPU 1 has looked again.
     let _ = root.dist_write(0x6000 + 8 * 37, 8, 0, &mut phys);
-    let (kicks, _) = root.arrived(0, 37);
+    let (kicks, _) = root.inject_physical(0, 37);
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), 37);
     assert_eq!(cpus[1].ack(), SPURIOUS);
@@ -98,7 +99,7 @@ fn a_physical_spi_goes_through() {
 fn what_is_not_roots_is_not_taken() {
     let (mut root, _, _) = root(1);
     for intid in [0, 15, 25, 40, SOFT, 288, 1023, 8192] {
-        assert_eq!(root.arrived(0, intid), (Kicks::NONE, false), "{intid}");
+        assert_eq!(root.inject_physical(0, intid), (Kicks::NONE, false), "{intid}");
     }
 }
 
@@ -111,7 +112,7 @@ fn held_back_while_the_group_is_off() {
     assert!(!root.is_on());
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(phys.dist.get(&0), None, "the physical GICD_CTLR is EL2's");
-    let (kicks, _) = root.arrived(0, 37);
+    let (kicks, _) = root.inject_physical(0, 37);
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), SPURIOUS);
     phys.dist_write32(0x304, 1 << 5);
@@ -148,9 +149,9 @@ fn a_cpu_that_leaves_loses_nothing() {
     for intid in 37..40 {
         let _ = root.dist_write(0x6000 + 8 * intid, 8, 1, &mut phys);
     }
-    let (kicks, _) = root.arrived(1, 37);
+    let (kicks, _) = root.inject_physical(1, 37);
     settle_root(&mut root, &mut cpus, kicks);
-    let (kicks, _) = root.arrived(1, 27);
+    let (kicks, _) = root.inject_physical(1, 27);
     settle_root(&mut root, &mut cpus, kicks);
     phys.routes.clear();
     let kicks = root.park(1, &mut cpus[1], &mut phys);
@@ -240,7 +241,7 @@ fn clearing_reaches_what_el2_holds() {
     let _ = root.dist_write(0x104, 4, 1 << 5, &mut phys);
     // Pending in CPU 1's list register; CPU 0 clears it.
     let _ = root.dist_write(0x6000 + 8 * 37, 8, 1, &mut phys);
-    let (kicks, _) = root.arrived(1, 37);
+    let (kicks, _) = root.inject_physical(1, 37);
     settle_root(&mut root, &mut cpus, kicks);
     let kicks = root.dist_write(0x284, 4, 1 << 5, &mut phys);
     assert_eq!(kicks, Kicks::of(1));
@@ -248,7 +249,7 @@ fn clearing_reaches_what_el2_holds() {
     assert_eq!(cpus[1].ack(), SPURIOUS);
     assert_eq!(core::mem::take(&mut cpus[1].deactivated), [37]);
     // Active there; CPU 0 clears that: a kernel does before it starts the next (kexec).
-    let (kicks, _) = root.arrived(1, 37);
+    let (kicks, _) = root.inject_physical(1, 37);
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(cpus[1].ack(), 37);
     let kicks = root.sync(1, &mut cpus[1]);

@@ -5,7 +5,9 @@ extern crate std;
 use super::machine::Machine;
 use super::property::count;
 use super::reference::{Cpu, Irq, Reference, key};
-use super::*;
+use super::sgi_to;
+use crate::vgic::Kicks;
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
 use crate::vgic::{PhysicalGic, RootConfig, RootGic, vmcr};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +62,7 @@ impl World {
             ..Irq::default()
         };
         for (cpu, interface) in cpus.iter_mut().enumerate() {
-            let _ = interface.image(|list| root.unpark(cpu, list, &mut machine));
+            let _ = interface.with_shadow(|list| root.unpark(cpu, list, &mut machine));
             interface.set_vmcr(vmcr::VENG0 | vmcr::VENG1 | split);
             irqs.extend(SGIS.map(|intid| ((cpu, intid), Irq { edge: true, ..irq })));
             irqs.extend(PPIS.map(|intid| ((cpu, intid), irq)));
@@ -183,7 +185,7 @@ impl World {
             for cpu in 0..self.cpus.len() {
                 if self.reference.cpus[cpu].online {
                     while let Some(intid) = self.machine.ack(cpu) {
-                        let (kicks, taken) = self.root.arrived(cpu, intid);
+                        let (kicks, taken) = self.root.inject_physical(cpu, intid);
                         assert!(taken || intid == 41 || intid == 25 || intid == 7);
                         self.kicks |= kicks;
                         quiet = false;
@@ -194,8 +196,8 @@ impl World {
                         self.reference.cpus[cpu].online,
                         "kick for a CPU that is not there"
                     );
-                    self.kicks =
-                        self.kicks.without(cpu) | self.cpus[cpu].image(|list| self.root.flush(cpu, list));
+                    self.kicks = self.kicks.without(cpu)
+                        | self.cpus[cpu].with_shadow(|list| self.root.flush(cpu, list));
                     quiet = false;
                 }
                 if self.cpus[cpu].maintenance() {
@@ -216,7 +218,7 @@ impl World {
             .into_iter()
             .filter(|intid| self.machine.banks[cpu].line >> intid & 1 == 0)
             .collect();
-        self.kicks |= self.cpus[cpu].image(|list| self.root.sync(cpu, list));
+        self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.sync(cpu, list));
         for intid in PPIS {
             // Taken for a level that has gone, though software had set it pending, too.
             let irq = self.reference.irq(cpu, intid);
@@ -280,7 +282,7 @@ impl World {
         let intid = self.reference.cpus[cpu].ended.remove(choice % count);
         if !self.cpus[cpu].dir(intid) {
             self.sync(cpu);
-            self.kicks |= self.cpus[cpu].image(|list| self.root.deactivate(cpu, intid, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.deactivate(cpu, intid, list));
         }
         self.reference.irq(cpu, intid).active = false;
         true
@@ -292,7 +294,7 @@ impl World {
         }
         if !self.reference.cpus[cpu].online {
             self.reference.cpus[cpu].online = true;
-            self.kicks |= self.cpus[cpu].image(|list| self.root.unpark(cpu, list, &mut self.machine));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.unpark(cpu, list, &mut self.machine));
             return;
         }
         if self.reference.cpus.iter().filter(|cpu| cpu.online).count() == 1 {
@@ -310,7 +312,7 @@ impl World {
                 self.excused.remove(&(cpu, *intid));
             }
         }
-        self.kicks |= self.cpus[cpu].image(|list| self.root.park(cpu, list, &mut self.machine));
+        self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.park(cpu, list, &mut self.machine));
         self.kicks = self.kicks.without(cpu);
         let gone = &mut self.reference.cpus[cpu];
         gone.online = false;
