@@ -2,7 +2,7 @@
 
 use super::queue::Queue;
 use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::virtio::register::{CONFIG, CONFIG_GENERATION, INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NUM_MAX, QUEUE_READY, QUEUE_RESET, QUEUE_SEL, STATUS};
 use crate::virtio::{Slot, VERSION_1, status};
 use crate::{Context, attempt, check, check_eq, time};
 

@@ -9,7 +9,7 @@ use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use crate::cpus::{self, Command};
 use crate::hal::GuestHal;
 use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::virtio::register::{CONFIG, DEVICE_FEATURES_SEL, DRIVER_FEATURES, DRIVER_FEATURES_SEL, INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_READY, QUEUE_SEL, SHM_SEL, STATUS};
 use crate::virtio::{Slot, VERSION_1};
 use crate::{Context, check, check_eq, time};
 

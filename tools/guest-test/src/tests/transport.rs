@@ -1,7 +1,7 @@
 //! The virtio-mmio transport by its registers. Numbers are those of the transport's checklist.
 
 use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::virtio::register::{CONFIG, CONFIG_GENERATION, DEVICE_FEATURES, DEVICE_FEATURES_SEL, DEVICE_ID, INTERRUPT_ACK, INTERRUPT_STATUS, MAGIC, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_NUM_MAX, QUEUE_READY, QUEUE_SEL, SHM_BASE, SHM_LEN, SHM_SEL, STATUS, VENDOR_ID, VERSION};
 use crate::virtio::{EVENT_IDX, Slot, VERSION_1, status};
 use crate::{Context, attempt, check, check_eq, hal, time};
 
