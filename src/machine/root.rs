@@ -15,8 +15,10 @@ use thiserror::Error;
 use vm_fdt::{FdtReserveEntry, FdtWriter};
 
 use super::blob::{self, BlobError, DeviceTree};
+use super::nodes;
 use super::prop::{self, CellCounts, Cells};
-use super::region::{Region, subtract};
+use super::region::{Region, merge, subtract};
+use super::spis::SPI_END;
 use crate::abi;
 use crate::abi::machine::SPI_BASE;
 use crate::addr::Pa;
@@ -140,7 +142,7 @@ pub fn root_dtb(tree: &DeviceTree, config: &RootConfig<'_>) -> Result<Vec<u8>, R
 fn reservations(tree: &DeviceTree) -> Result<Vec<FdtReserveEntry>, RootDtbError> {
     // The writer refuses entries that overlap, which firmware may have; joined they mean the same.
     let mut regions = tree.reservations().to_vec();
-    super::merge(&mut regions);
+    merge(&mut regions);
     regions
         .iter()
         .map(|region| FdtReserveEntry::new(region.base().0, region.size()))
@@ -328,7 +330,7 @@ impl Copy<'_> {
             self.property(path, "linux,initrd-end", &initrd.end().0.to_be_bytes())?;
         }
         if let Some(node) = node {
-            for child in node.children().filter(|child| !super::is_module(*child)) {
+            for child in node.children().filter(|child| !nodes::is_module(*child)) {
                 self.node(child, path, CellCounts::of(node))?;
             }
         }
@@ -341,7 +343,7 @@ impl Copy<'_> {
         let spi = config
             .intid
             .checked_sub(SPI_BASE)
-            .filter(|_| config.intid < super::SPI_END)
+            .filter(|_| config.intid < SPI_END)
             .ok_or(RootDtbError::NotSpi(config.intid))?;
         let name = format!("pcie@{:x}", config.ecam.0);
         let path = format!("/{name}");

@@ -10,10 +10,13 @@ use alloc::vec::Vec;
 use fdt::Fdt;
 use fdt::node::FdtNode;
 
+use super::description::{Console, Gic};
+use super::error::MachineError;
+use super::nodes;
 use super::prop::{self, CellCounts, Cells};
 use super::region::Region;
 use super::spis::SpiSet;
-use super::{Console, Gic, MachineError};
+
 use crate::addr::Pa;
 
 /// What the walk has found.
@@ -152,7 +155,7 @@ impl Scan {
             return Ok(());
         }
         if self.gic.is_none() && prop::is_compatible(node, "arm,gic-v3") {
-            self.gic = Some(Gic::from_node(node, path, own)?);
+            self.gic = Some(nodes::gic(node, path, own)?);
         }
         if prop::is_compatible(node, "arm,pl011")
             && let Some(registers) = own.first()

@@ -2,7 +2,7 @@
 
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// The shared words of one ring, wherever they lie.
+/// The shared words of one ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Ring<'a> {
     pub(super) slots: &'a [AtomicU64],
@@ -11,8 +11,8 @@ pub struct Ring<'a> {
 }
 
 impl<'a> Ring<'a> {
-    /// A ring over these words: a power of two of `slots`, and no more bits in `pending` than that. One word of
-    /// bits goes with any number of slots, for tests that have few events.
+    /// Returns a ring over these words: a power of two of `slots`, and at most as many bits in `pending`. One
+    /// word of bits is allowed with any number of slots, for tests that have few events.
     #[must_use]
     pub fn new(slots: &'a [AtomicU64], pending: &'a [AtomicU64], armed: &'a AtomicU32) -> Option<Self> {
         let fits = slots.len().is_power_of_two() && pending.len().checked_mul(64)? <= slots.len().max(64);
@@ -23,7 +23,7 @@ impl<'a> Ring<'a> {
         })
     }
 
-    /// Empties slots and bits, disarms the bell. Nobody else may use the ring meanwhile.
+    /// Empties slots and bits, and disarms the ring. Neither side may use the ring meanwhile.
     pub fn clear(&self) {
         for word in self.slots.iter().chain(self.pending) {
             word.store(0, Ordering::Relaxed);
@@ -31,25 +31,25 @@ impl<'a> Ring<'a> {
         self.armed.store(0, Ordering::Release);
     }
 
-    /// The slot of entry number `index`.
+    /// Returns the slot of entry number `index`.
     pub(super) fn slot(&self, index: u64) -> Option<&'a AtomicU64> {
         let mask = self.slots.len().checked_sub(1)?;
         self.slots.get(index as usize & mask)
     }
 
-    /// Word and mask of a pending bit, or `None` if the bitmap is shorter.
+    /// Returns word and mask of a pending bit, or `None` if the bitmap is shorter.
     pub(super) fn pending(&self, bit: usize) -> Option<(&'a AtomicU64, u64)> {
         Some((self.pending.get(bit / 64)?, 1 << (bit % 64)))
     }
 }
 
-/// A slot's word: the low 32 bits of the entry's number plus one, so that zeroed memory holds no entry, above
-/// the encoded entry.
+/// Returns a slot's word: the low 32 bits of the entry's number plus one, so that zeroed memory holds no
+/// entry, above the encoded entry.
 pub(super) const fn slot_word(index: u64, entry: u32) -> u64 {
     sequence(index) << 32 | entry as u64
 }
 
-/// Upper half of the slot word of entry number `index`.
+/// Returns the upper half of the slot word of entry number `index`.
 pub(super) const fn sequence(index: u64) -> u64 {
     index.wrapping_add(1) & 0xffff_ffff
 }

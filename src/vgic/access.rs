@@ -1,4 +1,6 @@
-//! Decoding of accesses to the registers that hold one, two or eight bits per interrupt.
+//! Decodes accesses to the registers that hold one, two or eight bits per interrupt, at the same offsets in
+//! the distributor (`GICD_*`, for SPIs) and in the second page of a redistributor (`GICR_*0`, for SGIs and
+//! PPIs); IHI 0069, 12.9 and 12.11.
 
 use super::intid::bits;
 
@@ -16,7 +18,7 @@ pub(super) enum Reg {
     Config,
 }
 
-/// An access to such a register, of a width the architecture allows for it.
+/// An access to such a register, of a width the architecture allows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Access {
     pub reg: Reg,
@@ -24,13 +26,13 @@ pub(super) struct Access {
     pub index: usize,
     /// The first interrupt of the access, within the bank.
     pub first: u32,
-    /// How many interrupts the access covers.
+    /// Number of interrupts the access covers.
     pub count: u32,
 }
 
 impl Access {
-    /// Decodes an access of `width` bytes at `offset`; `None` if that is no such register, or not a width or alignment
-    /// the register has. Bytes are for priorities only.
+    /// Decodes an access of `width` bytes at `offset`. Returns `None` if there is no such register, or it
+    /// does not support the width or alignment. Bytes are for priorities only.
     pub fn decode(offset: u32, width: u32) -> Option<Self> {
         let word = |reg, base: u32| {
             let index = ((offset - base) / 4) as usize;
@@ -74,7 +76,7 @@ impl Access {
         }
     }
 
-    /// The interrupts the access covers, as bits of the bank.
+    /// Returns the interrupts the access covers, as bits of the bank.
     pub fn covered(&self) -> u32 {
         if self.count >= 32 {
             u32::MAX
@@ -84,12 +86,12 @@ impl Access {
     }
 }
 
-/// Bit n of the lower half of `bits`, to bit 2n+1: the form of `ICFGR`.
+/// Returns bit n of the lower half of `bits` as bit 2n+1: the format of `ICFGR`.
 pub(super) fn config_from_edges(edges: u32) -> u32 {
     bits(edges & 0xffff).fold(0, |config, bit| config | 2 << (2 * bit))
 }
 
-/// The opposite of [`config_from_edges`].
+/// The inverse of [`config_from_edges`].
 pub(super) fn edges_from_config(config: u32) -> u32 {
     (0..16).fold(0, |edges, bit| edges | (config >> (2 * bit + 1) & 1) << bit)
 }

@@ -1,13 +1,15 @@
-//! Who gets a list register, and which maintenance interrupts tell that another should have one.
+//! Allocates list registers, and chooses the maintenance interrupts that report when another interrupt needs
+//! one.
 //!
-//! **Nothing is starved.** While an interrupt that could be delivered has no list register, at least one list register
-//! is in the pending state and none of those is less urgent (`fill` evicts, if need be even an active interrupt), and
-//! `NPIE` asks for a maintenance interrupt as soon as the last pending one has been acknowledged. Until then nothing
-//! less urgent than the waiting ones can be taken, so their order is exact (`withhold` keeps it so).
+//! **No starvation.** While an interrupt that could be delivered has no list register, at least one list
+//! register is in the pending state and none of those is less urgent (`fill` evicts, if need be even an
+//! active interrupt), and `NPIE` requests a maintenance interrupt when the last pending one has been
+//! acknowledged. Until then nothing less urgent than the waiting ones can be acknowledged, so their order is
+//! exact (`withhold` maintains this).
 //!
-//! **Active interrupts without a list register** (evicted, or made active by a write to `ISACTIVER`): with `EOImode` 0
-//! the guest ends them in the order of their priorities, which `EOIcount` and `LRENPIE` report; with `EOImode` 1 the
-//! write to `ICC_DIR_EL1` is trapped (`TDIR`) and EL2 calls [`Vgic::deactivate`].
+//! **Active interrupts without a list register** (evicted, or made active by a write to `ISACTIVER`): with
+//! `EOImode` 0 the guest ends them in the order of their priorities, which `EOIcount` and `LRENPIE` report;
+//! with `EOImode` 1 the write to `ICC_DIR_EL1` is trapped (`TDIR`) and EL2 calls [`Vgic::deactivate`].
 
 use super::bank::Want;
 use super::gic::Vgic;
@@ -17,7 +19,8 @@ use super::lr::{ListRegisters, Lr, MAX_LIST_REGISTERS, hcr, vmcr};
 use super::rank::{Class, Rank, class_of};
 use super::slot::return_pending;
 
-/// The bits of `ICH_HCR_EL2` that [`ListRegisters::set_hcr`] is called with; an implementation owns all others.
+/// The bits of `ICH_HCR_EL2` that [`ListRegisters::set_hcr`] is called with; an implementation owns all
+/// others.
 pub const HCR_OWNED: u64 = hcr::EN
     | hcr::UIE
     | hcr::LRENPIE
@@ -37,7 +40,7 @@ impl Vgic {
         };
         let count = lrs.count().min(MAX_LIST_REGISTERS);
         let all = ((1u64 << count) - 1) as u32;
-        // Where there is room for everyone, nobody's rank matters.
+        // If all waiting interrupts fit, their ranks do not matter.
         let waiting: u32 = bits(cpu.ready_banks)
             .filter_map(|index| cpu.ready.get(index as usize))
             .map(|word| word.count_ones())
@@ -62,7 +65,7 @@ impl Vgic {
         kicks
     }
 
-    /// Deactivates physical interrupts nobody will take any more.
+    /// Deactivates physical interrupts that the guest will not acknowledge any more.
     fn release(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let mut kicks = Kicks::NONE;
         let groups = self.groups;
@@ -91,7 +94,7 @@ impl Vgic {
         kicks
     }
 
-    /// The list register to take from for an interrupt of rank `rank`, all being in use.
+    /// Returns the list register to evict for an interrupt of rank `rank` when all are in use.
     fn victim(&self, vcpu: usize, rank: Rank, vmcr: u64, lrs: &impl ListRegisters) -> Option<usize> {
         let cpu = self.vcpus.get(vcpu)?;
         let mut worst: Option<(Rank, usize)> = None;
@@ -117,13 +120,13 @@ impl Vgic {
         }
         match worst {
             Some((other, i)) if other > rank => Some(i),
-            // No pending one that the guest could take: one active has to go.
+            // None is pending that the guest could acknowledge: an active one is evicted.
             _ if rank.class == Class::Pending && !has_pending => worst_active.map(|(_, i)| i),
             _ => None,
         }
     }
 
-    /// Sets `ICH_HCR_EL2` for what was left without a list register.
+    /// Sets `ICH_HCR_EL2` for the interrupts that have no list register.
     pub(super) fn choose_maintenance(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) {
         let (mut vmcr, mut pending, mut masked, mut active) = (0, None, false, false);
         if self.vcpus.get(vcpu).is_some_and(|cpu| cpu.ready_banks != 0) {
@@ -140,7 +143,7 @@ impl Vgic {
             value |= hcr::NPIE;
         }
         if pending.is_some() || masked {
-            // The ranks change when the guest switches a group.
+            // The ranks change when the guest enables or disables a group.
             value |= if vmcr & vmcr::VENG0 != 0 {
                 hcr::VGRP0_DIE
             } else {
@@ -165,8 +168,10 @@ impl Vgic {
         }
     }
 
-    /// An active-and-pending list register becomes pending when the guest deactivates it, and nobody would see that one
-    /// of rank `rank`, more urgent, waits. So it is made active only, with a maintenance interrupt at its end.
+    /// Withholds the pending state of active-and-pending list registers that are less urgent than `rank`.
+    /// Such a list register would become pending when the guest deactivates it, without a maintenance
+    /// interrupt, ahead of the interrupt that waits. So it is made active only, with a maintenance interrupt
+    /// at its deactivation.
     fn withhold(&mut self, vcpu: usize, rank: Rank, vmcr: u64, lrs: &mut impl ListRegisters) {
         let used = self.vcpus.get(vcpu).map_or(0, |cpu| cpu.used);
         for i in bits(used).map(|i| i as usize) {

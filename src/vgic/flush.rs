@@ -1,9 +1,10 @@
-//! Keeping the list registers of a virtual CPU and the state of its interrupts in agreement. Everything here, in `fill`
-//! and in `park` runs on the physical CPU whose list registers it touches, with its guest stopped at EL2.
+//! Keeps the list registers of a virtual CPU and the state of its interrupts in agreement. Everything here,
+//! in `fill` and in `park` runs on the physical CPU whose list registers it accesses, while its guest is
+//! stopped at EL2.
 //!
-//! One pass (`service`) does, in this order: fold what the guest did to each list register back (acknowledged, ended),
-//! write into it what happened to its interrupt meanwhile (raised again, line dropped, disabled, moved), then fill free
-//! list registers by priority, and last choose the maintenance interrupts (`fill`).
+//! One pass (`service`), in this order: fold what the guest did to each list register back into the bank
+//! (acknowledged, deactivated), write what happened to its interrupt meanwhile (raised again, line dropped,
+//! disabled, rerouted), fill free list registers by priority, and choose the maintenance interrupts (`fill`).
 
 use super::gic::Vgic;
 use super::intid::{bits, split};
@@ -14,7 +15,8 @@ use super::slot::desired_lr;
 use super::state::NONE;
 
 impl Vgic {
-    /// Brings the list registers up to date if anything changed. EL2 calls it after a change that kicked `vcpu`.
+    /// Flushes the list registers of `vcpu` if anything changed. EL2 calls it after a change that kicked
+    /// `vcpu`.
     pub fn flush(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         match self.vcpus.get(vcpu) {
             Some(cpu) if cpu.dirty => self.service(vcpu, lrs),
@@ -22,15 +24,15 @@ impl Vgic {
         }
     }
 
-    /// Takes over what the guest did since the last look, and flushes. EL2 calls it on a maintenance interrupt and
+    /// Folds what the guest did since the last sync, and flushes. EL2 calls it on a maintenance interrupt and
     /// before it emulates an access to the distributor or a redistributor.
     pub fn sync(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let kicks = self.resample(vcpu, lrs);
         kicks.without(vcpu) | self.service(vcpu, lrs)
     }
 
-    /// Physical PPIs that arrived, whose line has dropped before the guest took them, are not pending any more: a guest
-    /// that polls its timer sees it go.
+    /// Clears the pending state of physical PPIs whose line has dropped before the guest acknowledged them: a
+    /// guest that polls its timer sees the change.
     fn resample(&mut self, vcpu: usize, lrs: &impl ListRegisters) -> Kicks {
         let Some(cpu) = self.vcpus.get_mut(vcpu) else {
             return Kicks::NONE;
@@ -88,14 +90,14 @@ impl Vgic {
         kicks.without(vcpu)
     }
 
-    /// Deactivates as many active interrupts without a list register as the guest ended.
+    /// Deactivates as many active interrupts without a list register as the guest has ended (`EOIcount`).
     fn count_ends(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let mut kicks = Kicks::NONE;
         let ended = hcr::eoi_count(lrs.hcr());
         if ended == 0 {
             return kicks;
         }
-        // Setting it again clears the count.
+        // Writing the register again clears the count.
         if let Some(cpu) = self.vcpus.get_mut(vcpu) {
             cpu.hcr = 0;
         }
@@ -112,7 +114,7 @@ impl Vgic {
         kicks
     }
 
-    /// Folds one list register back and rewrites it as the interrupt's state now wants it.
+    /// Folds one list register into the bank and rewrites it as the interrupt's state now demands.
     fn reconcile(&mut self, vcpu: usize, i: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let groups = self.groups;
         let Some(mut slot) = self.vcpus.get(vcpu).and_then(|cpu| cpu.slots.get(i)).copied() else {
@@ -126,7 +128,7 @@ impl Vgic {
         };
         let lr = Lr(lrs.read(i));
 
-        // What the guest did at the CPU interface: ended it, ...
+        // What the guest did at the CPU interface: it deactivated the interrupt, ...
         if slot.phys_active && !lr.active() || slot.phys_pending && lr.inactive() {
             if !lr.hw() {
                 lrs.deactivate(intid);
@@ -139,7 +141,7 @@ impl Vgic {
         slot.phys_pending &= lr.pending();
         slot.latched &= lr.pending();
 
-        // What its writes to the registers ask for.
+        // What the guest's writes to the GIC's registers ask for.
         if slot.drop_pending && slot.phys_pending || slot.drop_active && slot.phys_active {
             lrs.deactivate(intid);
             bank.phys_active &= !mask;
@@ -157,7 +159,7 @@ impl Vgic {
             return self.free(vcpu, i, lr, lrs);
         }
 
-        // What happened to it meanwhile.
+        // What happened to the interrupt meanwhile.
         let wish = desired_lr(bank, &mut slot, groups, here);
         if let Some(place) = self.vcpus.get_mut(vcpu).and_then(|cpu| cpu.slots.get_mut(i)) {
             *place = slot;
@@ -172,7 +174,7 @@ impl Vgic {
         Kicks::NONE
     }
 
-    /// The interrupt in a list register is done.
+    /// Frees a list register whose interrupt is neither pending nor active any more.
     fn free(&mut self, vcpu: usize, i: usize, lr: Lr, lrs: &mut impl ListRegisters) -> Kicks {
         if !lr.inactive() || lr.eoi() {
             lrs.write(i, 0);

@@ -1,5 +1,5 @@
-//! The state of a zone's interrupts and every change of it that comes from outside: lines, SGIs, physical arrivals,
-//! routes. The registers are in `dist`, `redist` and `regs`; the list registers in `flush`, `fill` and `park`.
+//! The state of a zone's interrupts ([`Vgic`]) and where each of them is. Its sources are in `input` and
+//! `routing`, the registers in `dist`, `redist` and `regs`, the list registers in `flush`, `fill` and `park`.
 
 use alloc::vec::Vec;
 
@@ -18,7 +18,7 @@ pub struct Vgic {
     /// Bank n-1 is the SPIs 32n to 32n+31.
     pub(super) spis: Vec<Bank>,
     pub(super) routes: Vec<Route>,
-    /// Whether SPIs routed to a CPU that is not there go to the first one that is (the root zone), instead of waiting.
+    /// Whether SPIs routed to an offline CPU go to the first online one (the root zone) instead of waiting.
     pub(super) fallback: bool,
 }
 
@@ -28,7 +28,7 @@ pub enum VgicError {
     /// A GIC has 1 to [`MAX_VCPUS`] virtual CPUs.
     #[error("a virtual GIC has 1 to {MAX_VCPUS} CPUs, not {0}")]
     CpuCount(usize),
-    /// The number of SPIs is not a multiple of 32 (or 988, the architecture's most).
+    /// The number of SPIs is not a multiple of 32 (or 988, the architecture's maximum).
     #[error("the number of SPIs is a multiple of 32, or 988, not {0}")]
     SpiCount(u32),
     /// Out of memory.
@@ -37,8 +37,8 @@ pub enum VgicError {
 }
 
 impl Vgic {
-    /// A GIC for virtual CPUs with these affinities (Aff3.Aff2.Aff1.Aff0, one byte each) and `spis` SPIs. All virtual
-    /// CPUs are offline at first; see [`Vgic::unpark`].
+    /// Returns a GIC for virtual CPUs with these affinities (Aff3.Aff2.Aff1.Aff0, one byte each) and `spis`
+    /// SPIs. All virtual CPUs are offline at first; see [`Vgic::unpark`].
     ///
     /// # Errors
     /// See [`VgicError`].
@@ -93,18 +93,18 @@ impl Vgic {
         Ok(gic)
     }
 
-    /// How many virtual CPUs there are.
+    /// Returns the number of virtual CPUs.
     pub fn vcpu_count(&self) -> usize {
         self.vcpus.len()
     }
 
-    /// How many SPIs there are.
+    /// Returns the number of SPIs.
     pub fn spi_count(&self) -> u32 {
         self.routes.len() as u32
     }
 
-    /// Back to the state after construction, but for input lines and physical interrupts. Only while every virtual CPU
-    /// is parked.
+    /// Resets to the state after construction, except for input lines and physical interrupts. Every virtual
+    /// CPU must be parked.
     pub fn reset(&mut self) {
         self.groups = 0;
         for cpu in &mut self.vcpus {
@@ -125,7 +125,8 @@ impl Vgic {
         });
     }
 
-    /// Brings the place of `intid` in line with its state, after any change of it. `vcpu` is whose PPI or SGI it is.
+    /// Moves `intid` to the place that its state demands; must follow every change of its state. `vcpu` owns
+    /// it if it is a PPI or SGI.
     pub(super) fn refresh(&mut self, vcpu: usize, intid: u32) -> Kicks {
         let (index, mask) = split(intid);
         let groups = self.groups;
@@ -138,7 +139,7 @@ impl Vgic {
         }
         let want = bank.want(mask, groups);
         let target = self.target(vcpu, intid);
-        // An active interrupt stays where it was taken.
+        // An active interrupt stays on the virtual CPU that acknowledged it.
         let place = match want {
             Want::Nothing => usize::from(NONE),
             Want::Active if home != usize::from(NONE) => home,
@@ -157,14 +158,14 @@ impl Vgic {
         Kicks::NONE
     }
 
-    /// [`Vgic::refresh`] for the interrupts of a bank in `mask`.
+    /// Calls [`Vgic::refresh`] for the interrupts of a bank in `mask`.
     pub(super) fn refresh_bank(&mut self, vcpu: usize, index: usize, mask: u32) -> Kicks {
         bits(mask).fold(Kicks::NONE, |kicks, bit| {
             kicks | self.refresh(vcpu, index as u32 * 32 + bit)
         })
     }
 
-    /// [`Vgic::refresh`] for all interrupts: the groups were switched, or CPUs came or went.
+    /// Calls [`Vgic::refresh`] for all interrupts, after a change of group enables.
     pub(super) fn refresh_all(&mut self) -> Kicks {
         let mut kicks = Kicks::NONE;
         for vcpu in 0..self.vcpus.len() {
@@ -177,7 +178,7 @@ impl Vgic {
         kicks
     }
 
-    /// The list registers of `vcpu` are out of date.
+    /// Marks the list registers of `vcpu` as out of date.
     pub(super) fn mark(&mut self, vcpu: usize) -> Kicks {
         match self.vcpus.get_mut(vcpu) {
             Some(cpu) => {
@@ -210,7 +211,8 @@ impl Vgic {
         self.routes.get_mut(intid.checked_sub(FIRST_SPI)? as usize)
     }
 
-    /// The virtual CPU in whose ready set or list registers `intid` is. A private interrupt is always at home.
+    /// Returns the virtual CPU in whose ready set or list registers `intid` is. A private interrupt never
+    /// leaves its own.
     pub(super) fn home(&self, vcpu: usize, intid: u32) -> usize {
         self.route(intid).map_or(vcpu, |route| usize::from(route.home))
     }
@@ -221,7 +223,7 @@ impl Vgic {
         }
     }
 
-    /// `intid` is in no ready set and no list register any more.
+    /// Removes `intid` from its ready set and forgets its home.
     pub(super) fn leave_home(&mut self, vcpu: usize, intid: u32) {
         let (index, mask) = split(intid);
         let home = self.home(vcpu, intid);
@@ -231,7 +233,7 @@ impl Vgic {
         self.set_home(intid, usize::from(NONE));
     }
 
-    /// The virtual CPU `intid` goes to when it is pending.
+    /// Returns the virtual CPU that `intid` goes to when it is pending.
     pub(super) fn target(&self, vcpu: usize, intid: u32) -> usize {
         self.route(intid).map_or(vcpu, |route| usize::from(route.target))
     }

@@ -1,4 +1,4 @@
-//! Where interrupts come from: input lines, physical interrupts, SGIs.
+//! The sources of interrupts: input lines, physical interrupts, SGIs.
 
 use super::gic::Vgic;
 use super::intid::{FIRST_SPI, split};
@@ -6,8 +6,8 @@ use super::kicks::Kicks;
 use super::sgi::SgiRequest;
 
 impl Vgic {
-    /// Sets the input line of an SPI. An edge-triggered one becomes pending when its line rises, a level-triggered one
-    /// is pending while its line is high. An unknown number is ignored.
+    /// Sets the input line of an SPI. An edge-triggered one becomes pending on a rising edge, a
+    /// level-triggered one is pending while its line is high. An unknown INTID is ignored.
     pub fn set_line(&mut self, intid: u32, high: bool) -> Kicks {
         if intid < FIRST_SPI {
             return Kicks::NONE;
@@ -15,7 +15,7 @@ impl Vgic {
         self.set_line_of(0, intid, high)
     }
 
-    /// Sets the input line of a PPI of `vcpu` that no hardware stands behind.
+    /// Sets the input line of a PPI of `vcpu` that has no physical counterpart.
     pub fn set_ppi_line(&mut self, vcpu: usize, intid: u32, high: bool) -> Kicks {
         if !(16..32).contains(&intid) {
             return Kicks::NONE;
@@ -43,9 +43,9 @@ impl Vgic {
         self.refresh(vcpu, intid)
     }
 
-    /// The physical PPI or SPI `intid` arrived at the physical CPU of `vcpu`, which has acknowledged it and dropped its
-    /// priority, but not deactivated it. It becomes pending under the same number; the physical interrupt stays active,
-    /// so it cannot come again, until the guest has deactivated the virtual one.
+    /// Makes the physical PPI or SPI `intid` pending for `vcpu` under the same INTID. The physical CPU of
+    /// `vcpu` has acknowledged it and dropped its priority, but not deactivated it: it stays active, so it
+    /// cannot be signalled again, until the guest has deactivated the virtual one.
     pub fn inject_physical(&mut self, vcpu: usize, intid: u32) -> Kicks {
         let (index, mask) = split(intid);
         if intid < 16 || self.vcpus.get(vcpu).is_none() {
@@ -57,7 +57,7 @@ impl Vgic {
         {
             return Kicks::NONE;
         }
-        // It could only come again because the guest deactivated what was there of it.
+        // The interrupt could only be signalled again because the guest has deactivated the previous one.
         self.complete(vcpu, intid);
         if let Some(bank) = self.bank_mut(vcpu, index) {
             bank.latch |= mask;
@@ -67,8 +67,8 @@ impl Vgic {
         self.refresh(vcpu, intid)
     }
 
-    /// The physical interrupt `intid` is known not to be active: if a list register still stands for it, that is done,
-    /// and its CPU has not looked yet.
+    /// Ends `intid` in its list register, if a list register still stands for the physical interrupt: that
+    /// one is known not to be active any more, but its CPU has not synced yet.
     pub(super) fn complete(&mut self, vcpu: usize, intid: u32) {
         let (index, mask) = split(intid);
         let home = self.home(vcpu, intid);
@@ -89,7 +89,7 @@ impl Vgic {
         }
     }
 
-    /// Executes a write to one of the SGI registers by `sender`. Only virtual CPUs of this GIC can be reached.
+    /// Executes a write to one of the SGI registers by `sender`. Only virtual CPUs of this GIC are targets.
     pub fn send_sgi(&mut self, sender: usize, request: &SgiRequest) -> Kicks {
         let mut kicks = Kicks::NONE;
         let mask = 1 << request.intid;

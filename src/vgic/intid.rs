@@ -1,4 +1,4 @@
-//! Interrupt numbers (INTIDs) and bit masks of 32 of them.
+//! INTIDs, and masks of 32 of them.
 
 /// SGIs are interrupts 0 to 15, always edge-triggered.
 pub(super) const SGIS: u32 = 0xffff;
@@ -6,15 +6,15 @@ pub(super) const SGIS: u32 = 0xffff;
 /// The first SPI.
 pub const FIRST_SPI: u32 = 32;
 
-/// One past the last SPI the architecture has (without extended SPIs).
+/// One past the last SPI (without extended SPIs).
 pub const SPI_LIMIT: u32 = 1020;
 
-/// The bank and, as a mask, the bit of an interrupt.
+/// Returns the bank of an interrupt and its bit there as a mask.
 pub(super) const fn split(intid: u32) -> (usize, u32) {
     (intid as usize / 32, 1 << (intid % 32))
 }
 
-/// The positions of the bits set in `mask`, in ascending order.
+/// Returns the positions of the bits set in `mask`, in ascending order.
 pub(super) fn bits(mut mask: u32) -> impl Iterator<Item = u32> {
     core::iter::from_fn(move || {
         if mask == 0 {

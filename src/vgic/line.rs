@@ -3,35 +3,37 @@
 use crate::sync::{AtomicU8, Ordering, mutated};
 
 const HIGH: u8 = 1 << 0;
-/// It rose since the GIC looked.
+/// The line rose since the GIC last propagated it.
 const ROSE: u8 = 1 << 1;
 
-/// The level a device gives its line, on the way to the GIC.
+/// The level of a device's interrupt line, latched on its way to the GIC.
 ///
-/// A device has a lock of its own and must not keep it while the GIC is told, which may wait for the GIC's lock and kicks
-/// other CPUs. So it notes the level under its lock ([`Line::latch`]); when that is free again, the same CPU takes the
-/// GIC's, asks what became of the line ([`Line::transitions`]) and has the GIC follow. Of two CPUs either can come first: the
-/// later one finds nothing new, and the GIC ends with the level that was noted last. An edge is never lost: a line that
-/// fell and rose meanwhile falls and rises for the GIC, too.
+/// A device must not hold its own lock while the level propagates to the GIC, which may wait for the GIC's
+/// lock and kicks other CPUs. So the level is latched under the device's lock ([`Line::latch`]); after its
+/// release, the same CPU takes the GIC's lock, reads the transitions ([`Line::transitions`]) and applies them
+/// to the GIC's input. Of two CPUs either can come first: the later one finds nothing new, and the GIC ends
+/// with the level that was latched last. An edge is never lost: a line that fell and rose meanwhile falls and
+/// rises for the GIC, too.
 #[derive(Debug)]
 pub struct Line(AtomicU8);
 
 impl Line {
-    /// A line that is low.
+    /// Returns a line that is low.
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
         Self(AtomicU8::new(0))
     }
 
-    /// The same for loom, whose atomics are not made in constants.
+    /// As above, for loom, whose atomics cannot be constants.
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
         Self(AtomicU8::new(0))
     }
 
-    /// Notes a level, under the device's lock. True if it is another than before: then [`Line::transitions`] has to follow.
+    /// Latches a level, under the device's lock. Returns whether it changed: then [`Line::transitions`] must
+    /// follow.
     pub fn latch(&self, high: bool) -> bool {
         // Only the holder of the device's lock changes HIGH.
         if (self.0.load(Ordering::Relaxed) & HIGH != 0) == high {
@@ -46,8 +48,8 @@ impl Line {
         true
     }
 
-    /// The levels that the GIC's input has to have, one after the other; the last is the line's level now. Under the
-    /// GIC's lock.
+    /// Returns the levels that the GIC's input must take, one after the other; the last is the line's level
+    /// now. Called under the GIC's lock.
     #[must_use]
     pub fn transitions(&self) -> &'static [bool] {
         let seen = if mutated("line_stale") {
@@ -77,7 +79,7 @@ mod tests {
     use super::Line;
 
     #[test]
-    fn the_gic_follows_the_line() {
+    fn the_gic_takes_the_level_of_the_line() {
         let line = Line::new();
         assert_eq!(line.transitions(), [false]);
         assert!(line.latch(true) && !line.latch(true));
@@ -88,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_before_the_gic_looked_is_one_edge() {
+    fn edges_before_a_propagation_are_one_edge() {
         let line = Line::new();
         let _ = (
             line.latch(true),

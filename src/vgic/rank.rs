@@ -5,7 +5,7 @@ use super::gic::Vgic;
 use super::intid::bits;
 use super::lr::vmcr;
 
-/// How urgently an interrupt wants a list register: smaller is more urgent.
+/// The rank of an interrupt that waits for a list register: smaller is more urgent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Rank {
     pub class: Class,
@@ -15,16 +15,16 @@ pub(super) struct Rank {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Class {
-    /// The guest can take it now, priorities allowing.
+    /// The guest can acknowledge it now, priorities allowing.
     Pending,
-    /// The guest will end it.
+    /// Active: the guest will deactivate it.
     Active,
-    /// Pending, but the guest has its group off at the CPU interface.
+    /// Pending, but the guest has disabled its group at the CPU interface.
     Masked,
 }
 
 impl Vgic {
-    /// The most urgent interrupt, of the classes `of`, that waits for a list register.
+    /// Returns the most urgent interrupt, of the classes that `of` accepts, that waits for a list register.
     pub(super) fn best(&self, vcpu: usize, vmcr: u64, of: impl Fn(Class) -> bool) -> Option<Rank> {
         let cpu = self.vcpus.get(vcpu)?;
         let mut best: Option<Rank> = None;

@@ -1,6 +1,5 @@
-//! The registers that hold one, two or eight bits per interrupt, at the same offsets in the distributor (`GICD_*`, for
-//! SPIs) and in the second page of a redistributor (`GICR_*0`, for SGIs and PPIs): their decoding, and their reads and
-//! writes on a bank (IHI 0069, 12.9 and 12.11).
+//! Reads and writes of the registers that hold a field per interrupt, on a bank (see `access` for their
+//! decoding).
 
 use super::access::{Access, Reg, config_from_edges, edges_from_config};
 use super::bank::PRIORITY_MASK;
@@ -9,7 +8,7 @@ use super::intid::{SGIS, bits};
 use super::kicks::Kicks;
 
 impl Vgic {
-    /// Reads `access` of the private interrupts of `vcpu`, or of SPIs. What does not exist reads as zero.
+    /// Reads `access` of the private interrupts of `vcpu`, or of SPIs. Unimplemented interrupts read as zero.
     pub(super) fn read_bank(&mut self, vcpu: usize, access: &Access) -> u32 {
         let Some(bank) = self.bank(vcpu, access.index) else {
             return 0;
@@ -34,8 +33,9 @@ impl Vgic {
         value & bank.implemented
     }
 
-    /// Before `reader` reads `access`: the virtual CPUs whose list registers know better than the model, being asked to
-    /// take over what their guests did. Nobody once they all have.
+    /// Returns the vCPUs that must sync before `reader` can read the register of `access`; empty when all
+    /// have. The states of resident interrupts are in the list registers of those vCPUs; each call marks them
+    /// for a flush.
     pub(super) fn await_read(&mut self, reader: usize, vcpu: usize, access: &Access) -> Kicks {
         let states = [
             Reg::SetPending,
@@ -80,7 +80,7 @@ impl Vgic {
         })
     }
 
-    /// Writes `access`. What does not exist, and the configuration of SGIs, ignores writes.
+    /// Writes `access`. Unimplemented interrupts, and the configuration of SGIs, ignore writes.
     pub(super) fn write_bank(&mut self, vcpu: usize, access: &Access, value: u32) -> Kicks {
         let index = access.index;
         let Some(bank) = self.bank_mut(vcpu, index) else {

@@ -12,7 +12,7 @@ const ROUTER_IRM: u64 = 1 << 31;
 const ROUTER_BITS: u64 = 0xff_80ff_ffff;
 
 impl Vgic {
-    /// The virtual CPU a value of `GICD_IROUTER<n>` names.
+    /// Returns the virtual CPU a value of `GICD_IROUTER<n>` names.
     pub(super) fn resolve(&self, router: u64) -> u8 {
         let online = || self.vcpus.iter().position(|cpu| cpu.online);
         let affinity = (router >> 8 & 0xff00_0000 | router & 0x00ff_ffff) as u32;
@@ -43,7 +43,7 @@ impl Vgic {
         self.refresh(0, intid)
     }
 
-    /// `vcpu` came or went: resolves all routes again.
+    /// Sets whether `vcpu` is online and resolves all routes again.
     pub(super) fn resolve_online(&mut self, vcpu: usize, online: bool) -> Kicks {
         let mut kicks = Kicks::NONE;
         if let Some(cpu) = self.vcpus.get_mut(vcpu) {

@@ -1,28 +1,30 @@
-//! A copy of list registers: what lets EL2 touch the real ones outside the lock that guards the virtual GIC.
+//! The list register shadow: lets EL2 access the real list registers outside the lock that guards the virtual
+//! GIC.
 //!
-//! A register of the CPU interface is slow: on hardware several times a load, under QEMU, which guards its model of the
-//! GIC with one lock for all CPUs, a thousand times. So the list registers in use are read before EL2 takes its lock, a
-//! pass works on the copy, and what it changed is written after the lock was let go: other CPUs wait for
-//! computations only. That is sound because nobody but their own CPU reaches list registers, because that CPU is at EL2
-//! all the while, and because what others have to know of them is in the banks.
+//! A register of the CPU interface is slow: on hardware several times a load, under QEMU, which guards its
+//! model of the GIC with one lock for all CPUs, a thousand times. So the list registers in use are read
+//! before EL2 takes its lock, a pass works on the shadow, and its changes are written after the lock is
+//! released: other CPUs wait only for computation. This is sound because only their own CPU accesses list
+//! registers, because that CPU is at EL2 all the while, and because what other CPUs need to know of them is
+//! in the banks.
 
 use super::intid::bits;
 use super::lr::{ListRegisters, Lr, MAX_LIST_REGISTERS};
 
-/// Deactivations that are put off; more are done at once.
+/// Deactivations that can be deferred; further ones are done at once.
 const MAX_DEFERRED: usize = 8;
 
-/// A copy of one CPU's list registers, to be used under the lock.
+/// A shadow of one CPU's list registers, to be used under the lock.
 #[derive(Debug)]
 pub struct LrShadow<'a, L: ListRegisters> {
     real: &'a mut L,
     count: usize,
     values: [u64; MAX_LIST_REGISTERS],
-    /// Not empty, a bit for each list register.
+    /// The list registers that are not empty, a bit for each.
     used: u32,
     written: u32,
-    /// Written, and the real one is of another interrupt.
-    moved: u32,
+    /// Written, while the real one holds another interrupt.
+    reassigned: u32,
     hcr: Option<u64>,
     deactivated: [u32; MAX_DEFERRED],
     deactivations: usize,
@@ -44,20 +46,21 @@ impl<'a, L: ListRegisters> LrShadow<'a, L> {
             values,
             used,
             written: 0,
-            moved: 0,
+            reassigned: 0,
             hcr: None,
             deactivated: [0; MAX_DEFERRED],
             deactivations: 0,
         }
     }
 
-    /// Writes what has changed. Returns the list registers that are not empty, for the next [`LrShadow::load`].
+    /// Writes the changes. Returns the list registers that are not empty, for the next [`LrShadow::load`].
     pub fn write_back(self) -> u32 {
-        // First those that change hands are emptied, so that an interrupt which has moved is never in two.
-        for index in bits(self.moved) {
+        // Those whose interrupt changes are emptied first, so that an interrupt is never in two list
+        // registers.
+        for index in bits(self.reassigned) {
             self.real.write(index as usize, 0);
         }
-        for index in bits(self.written & (self.used | !self.moved)) {
+        for index in bits(self.written & (self.used | !self.reassigned)) {
             self.real.write(index as usize, self.read(index as usize));
         }
         if let Some(value) = self.hcr {
@@ -84,13 +87,13 @@ impl<L: ListRegisters> ListRegisters for LrShadow<'_, L> {
             let before = Lr(core::mem::replace(place, value));
             self.written |= 1 << index;
             if before.0 != 0 && (value == 0 || before.intid() != Lr(value).intid()) {
-                self.moved |= 1 << index;
+                self.reassigned |= 1 << index;
             }
             self.used = self.used & !(1 << index) | u32::from(value != 0) << index;
         }
     }
 
-    /// `EOIcount` is zero once [`ListRegisters::set_hcr`] was called, as it will be.
+    /// `EOIcount` reads as zero once [`ListRegisters::set_hcr`] was called, as it will be after the write.
     fn hcr(&self) -> u64 {
         self.hcr.unwrap_or_else(|| self.real.hcr())
     }

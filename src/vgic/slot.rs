@@ -8,7 +8,7 @@ use super::lr::{ListRegisters, Lr};
 use super::state::{NONE, Slot, VCpu};
 
 impl Vgic {
-    /// Puts `intid` into the free list register `i`.
+    /// Loads `intid` into the free list register `i`.
     pub(super) fn load(&mut self, vcpu: usize, i: usize, intid: u32, lrs: &mut impl ListRegisters) {
         let (index, mask) = split(intid);
         let groups = self.groups;
@@ -36,8 +36,8 @@ impl Vgic {
         }
     }
 
-    /// Takes an interrupt, which has just been reconciled, out of its list register: its state goes back to the bank.
-    /// The caller refreshes it. An active one keeps this CPU as its home.
+    /// Unloads an interrupt, which has just been reconciled, from its list register: its state returns to the
+    /// bank. The caller refreshes it. An active one keeps this virtual CPU as its home.
     pub(super) fn unload(&mut self, vcpu: usize, i: usize, lrs: &mut impl ListRegisters) -> Option<u32> {
         lrs.write(i, 0);
         let cpu = self.vcpus.get_mut(vcpu)?;
@@ -55,7 +55,7 @@ impl Vgic {
         Some(slot.intid)
     }
 
-    /// The interrupts of a bank in `mask` are not active any more.
+    /// Clears the active state of the interrupts of a bank in `mask`.
     pub(super) fn clear_active(&mut self, vcpu: usize, index: usize, mask: u32) -> Kicks {
         let Some(bank) = self.bank_mut(vcpu, index) else {
             return Kicks::NONE;
@@ -71,7 +71,7 @@ impl Vgic {
         self.refresh_bank(vcpu, index, mask)
     }
 
-    /// The slot of an interrupt that is in a list register, of whichever virtual CPU.
+    /// Returns the slot of a resident interrupt, on any virtual CPU.
     pub(super) fn resident_slot(&mut self, vcpu: usize, intid: u32) -> Option<&mut Slot> {
         let home = self.home(vcpu, intid);
         self.vcpus
@@ -80,18 +80,19 @@ impl Vgic {
     }
 }
 
-/// The list register the interrupt of `slot` should have, given what its bank says: its active state there, and what
-/// became pending outside. Moves the latch between bank and slot accordingly. An inactive result means that it should
-/// have none. `here` tells whether the interrupt, when pending, goes to this CPU.
+/// Returns the list register value for the interrupt of `slot`: its active state as in the bank, and what
+/// became pending outside. Moves the latch between bank and slot accordingly. An inactive value means that
+/// the interrupt needs no list register. `here`: the interrupt, when pending, goes to this virtual CPU.
 pub(super) fn desired_lr(bank: &mut Bank, slot: &mut Slot, groups: u32, here: bool) -> Lr {
     let (_, mask) = split(slot.intid);
     let active = bank.active & mask != 0;
     let level = bank.line & !bank.edge & mask != 0;
     let wanted = (slot.latched || level || bank.latch & mask != 0) && bank.deliverable(groups) & mask != 0;
     let (priority, group1) = bank.rank(slot.intid % 32);
-    let moved = (priority, group1) != (bank.priority(slot.intid % 32), bank.group & mask != 0);
-    // While the active state is physical, or of another rank, its end has to be seen before the next can come.
-    let pending = wanted && here && !(active && slot.phys_active || moved);
+    let rank_changed = (priority, group1) != (bank.priority(slot.intid % 32), bank.group & mask != 0);
+    // While the active state is physical, or of another rank, its end must be observed before the next can be
+    // delivered.
+    let pending = wanted && here && !(active && slot.phys_active || rank_changed);
     if pending && bank.latch & mask != 0 {
         slot.latched = true;
         slot.phys_pending |= bank.phys_pending & mask != 0;
@@ -112,7 +113,7 @@ pub(super) fn desired_lr(bank: &mut Bank, slot: &mut Slot, groups: u32, here: bo
     }
 }
 
-/// The pending state a slot carries goes back to the latch.
+/// Returns the pending state of a slot to the bank's latch.
 pub(super) fn return_pending(bank: &mut Bank, slot: &mut Slot) {
     let (_, mask) = split(slot.intid);
     if core::mem::take(&mut slot.latched) {

@@ -1,4 +1,4 @@
-//! What a virtual GIC keeps for each virtual CPU, list register and SPI, beside the banks: plain data.
+//! Plain state of a virtual GIC beside the banks: per virtual CPU, per list register, per SPI.
 
 use super::access::Access;
 use super::bank::Bank;
@@ -15,20 +15,20 @@ pub(super) struct Slot {
     pub(super) intid: u32,
     /// The list register carries a pending state that came from the latch.
     pub(super) latched: bool,
-    /// That pending state is a physical arrival.
+    /// That pending state is a physical interrupt.
     pub(super) phys_pending: bool,
-    /// The active state of the list register stands for the physical interrupt: when it ends, that is deactivated, by
-    /// the hardware (`HW`) or by EL2.
+    /// The active state of the list register stands for the physical interrupt: when it ends, that is
+    /// deactivated, by the hardware (`HW`) or by EL2.
     pub(super) phys_active: bool,
-    /// The guest cleared the pending state since the last look.
+    /// The guest cleared the pending state since the last sync.
     pub(super) drop_pending: bool,
-    /// The guest cleared the active state since the last look.
+    /// The guest cleared the active state since the last sync.
     pub(super) drop_active: bool,
-    /// The guest set the active state since the last look.
+    /// The guest set the active state since the last sync.
     pub(super) set_active: bool,
 }
 
-/// One virtual CPU's part.
+/// The state of one virtual CPU.
 #[derive(Debug)]
 pub(super) struct VCpu {
     /// Aff3.Aff2.Aff1.Aff0, one byte each.
@@ -42,17 +42,18 @@ pub(super) struct VCpu {
     /// The banks whose word of `ready` is not zero.
     pub(super) ready_banks: u32,
     pub(super) slots: [Slot; MAX_LIST_REGISTERS],
-    /// The slots in use.
+    /// Bit mask of the slots in use.
     pub(super) used: u32,
     /// Something changed since the last flush.
     pub(super) dirty: bool,
-    /// Active interrupts are without a list register: the guest may end one of them.
+    /// Active interrupts are without a list register: the guest may deactivate one of them.
     pub(super) evicted: bool,
-    /// What `ICH_HCR_EL2` was last set to; 0 before the first time.
+    /// Value last written to `ICH_HCR_EL2`; 0 before the first write.
     pub(super) hcr: u64,
     /// `GICR_WAKER.ProcessorSleep`.
     pub(super) asleep: bool,
-    /// The read this virtual CPU is trying, see [`Vgic::await_dist_read`], and whose list registers it waits for.
+    /// The register read this virtual CPU is retrying, see `Vgic::await_dist_read`, and the virtual CPUs
+    /// that must sync before it can complete.
     pub(super) reading: Option<Access>,
     pub(super) awaits: Kicks,
 }
@@ -74,7 +75,7 @@ impl VCpu {
         }
     }
 
-    /// The slot in which `intid` is.
+    /// Returns the index of the slot that holds `intid`.
     pub(super) fn slot_index(&self, intid: u32) -> Option<usize> {
         bits(self.used)
             .map(|i| i as usize)
@@ -87,12 +88,12 @@ impl VCpu {
     }
 }
 
-/// Where an SPI goes.
+/// The route of an SPI.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Route {
     /// `GICD_IROUTER<n>` as written.
     pub(super) router: u64,
-    /// The virtual CPU that resolves to, or `NONE`.
+    /// The virtual CPU that `router` resolves to, or `NONE`.
     pub(super) target: u8,
     /// The virtual CPU in whose `ready` set or list registers it is, or `NONE`.
     pub(super) home: u8,

@@ -1,5 +1,6 @@
-//! The daemon's side of [`Transport`]: completions, configuration changes, answers to resets, and what a daemon
-//! that attaches reads. Nothing here trusts the daemon: a call that does not fit the state does nothing.
+//! The device's side of [`Transport`], driven by the daemon: used buffers, configuration changes, the end of
+//! resets, and the state that a daemon reads when it attaches. Nothing here trusts the daemon: a call that
+//! does not fit the state does nothing.
 
 use super::effect::{Effect, Rejected};
 use super::memory::RegisterPage;
@@ -10,7 +11,7 @@ use crate::abi::MAX_QUEUES;
 use crate::abi::command::{DeviceState, QueueState};
 
 impl Transport {
-    /// Resets without asking: the zone is reset, and the daemon holds nothing of it any more.
+    /// Resets the device at once: the zone is reset, and the daemon no longer uses its memory.
     pub fn power_cycle(&mut self, page: &impl RegisterPage) -> Effect {
         let line = self.line();
         self.generation = self.generation.wrapping_add(1);
@@ -22,7 +23,8 @@ impl Transport {
         }
     }
 
-    /// The daemon has used buffers: InterruptStatus bit 0. Nothing before DRIVER_OK (virtio-checklist 26).
+    /// Raises the used buffer notification, InterruptStatus bit 0. Does nothing before DRIVER_OK
+    /// (virtio-checklist 26).
     pub fn used_buffer(&mut self, page: &impl RegisterPage) -> Effect {
         if !self.daemon_may_access() {
             return Effect::NOTHING;
@@ -30,7 +32,11 @@ impl Transport {
         self.set_interrupt(self.interrupt | Interrupt::USED_BUFFER, page)
     }
 
-    /// The device changes `bytes` of its configuration space; see the module's note on wide fields.
+    /// Changes `bytes` of configuration space and raises a configuration change notification; see the
+    /// module's note on wide fields.
+    ///
+    /// # Errors
+    /// [`Rejected::OutOfConfig`] if the range is not within configuration space.
     pub fn config_changed(
         &mut self,
         offset: u16,
@@ -48,13 +54,13 @@ impl Transport {
         Ok(self.set_interrupt(self.interrupt | Interrupt::CONFIG_CHANGE, page))
     }
 
-    /// The device cannot go on. Nothing unless it is active.
+    /// Sets DEVICE_NEEDS_RESET. Does nothing unless the device is active.
     pub fn needs_reset(&mut self, page: &impl RegisterPage) -> Effect {
         if !self.daemon_may_access() {
             return Effect::NOTHING;
         }
         let line = self.line();
-        // The daemon is the one who says so: it needs no event.
+        // The daemon itself asked for it: it needs no event.
         let _ = self.set_needs_reset();
         self.write_state(page);
         Effect {
@@ -63,8 +69,11 @@ impl Transport {
         }
     }
 
-    /// The daemon touches nothing any more that it got before the reset `generation`. The guest's own store
-    /// completes the reset.
+    /// Ends the daemon's use of everything it got before the reset `generation`. The guest's retried store
+    /// then completes the reset.
+    ///
+    /// # Errors
+    /// [`Rejected::Stale`] if that is not the pending reset.
     pub fn quiesced(&mut self, generation: u64, page: &impl RegisterPage) -> Result<(), Rejected> {
         if self.reset != Reset::Pending || generation != self.generation {
             return Err(Rejected::Stale);
@@ -77,7 +86,10 @@ impl Transport {
         Ok(())
     }
 
-    /// The daemon has let go of one queue that was being stopped; `generation` as in [`Self::state`].
+    /// Ends the daemon's use of one queue that is being stopped; `generation` as in [`Self::state`].
+    ///
+    /// # Errors
+    /// [`Rejected::Stale`] if the queue is not being stopped, or the device was reset since.
     pub fn queue_quiesced(
         &mut self,
         queue: u32,
@@ -93,7 +105,7 @@ impl Transport {
         Ok(())
     }
 
-    /// What a daemon that attaches reads. Queues appear only while the daemon may or did work on them.
+    /// Returns the state for a daemon that attaches. Queues appear only while the daemon may use them.
     #[must_use]
     pub fn state(&self) -> DeviceState {
         let mut queue = [QueueState::default(); MAX_QUEUES];

@@ -1,4 +1,4 @@
-//! The driver's side of [`Transport`]: stores to its registers.
+//! The driver's side of [`Transport`]: stores to its registers (virtio 1.2, 4.2.2).
 
 use super::effect::{Effect, Event};
 use super::features::{bit, missing_dependency};
@@ -9,7 +9,7 @@ use super::transport::{Reset, Transport};
 use crate::syndrome::Width;
 
 impl Transport {
-    /// A guest's store of `value` at `offset` in the page.
+    /// Executes a guest's store of `value` at `offset` in the page.
     pub fn write(
         &mut self,
         offset: u16,
@@ -24,7 +24,7 @@ impl Transport {
         if offset >= reg::CONFIG {
             return self.write_config(offset, width, value & width.mask(), page);
         }
-        // Other widths and misaligned stores hit no register: virtio-checklist 21.
+        // Other widths and misaligned stores address no register: virtio-checklist 21.
         if width != Width::Word {
             return Effect::NOTHING;
         }
@@ -54,7 +54,7 @@ impl Transport {
         }
     }
 
-    /// Registers that only take a value.
+    /// Stores to registers that only hold a value.
     fn write_plain(&mut self, offset: u16, value: u32) {
         match offset {
             reg::DEVICE_FEATURES_SEL => self.device_features_sel = value,
@@ -65,7 +65,7 @@ impl Transport {
         }
     }
 
-    /// Once FEATURES_OK is set, the driver cannot change its mind (section 3.1.1).
+    /// Writes DriverFeatures. After FEATURES_OK the driver cannot change them (section 3.1.1).
     fn write_driver_features(&mut self, value: u32) {
         if self.status.contains(DeviceStatus::FEATURES_OK) {
             return;
@@ -78,7 +78,8 @@ impl Transport {
         }
     }
 
-    /// Size and addresses of the selected queue, inert while it is ready: virtio-checklist 22, torture a7, a8.
+    /// Writes size and addresses of the selected queue; ignored while it is ready: virtio-checklist 22,
+    /// torture a7, a8.
     fn write_queue_setup(&mut self, offset: u16, value: u32) {
         let Some(Queue {
             setup,
@@ -106,8 +107,8 @@ impl Transport {
         self.queues.get_mut(self.queue_sel as usize)
     }
 
-    /// A guest can only ever cause one pending notification per queue: the ring sees to that. Here: the queue
-    /// exists, is ready, and the device is live (virtio-checklist 13, 24, 25; torture a10).
+    /// Handles an available buffer notification: the queue must exist and be ready, and the device active
+    /// (virtio-checklist 13, 24, 25; torture a10). The event ring keeps at most one pending per queue.
     fn notify(&self, value: u32) -> Effect {
         match (self.queues.get(value as usize), u8::try_from(value)) {
             (
@@ -120,8 +121,8 @@ impl Transport {
         }
     }
 
-    /// DeviceStatus bits are set in their order and never cleared but by reset; a bit whose predecessor is missing is
-    /// not taken. After DEVICE_NEEDS_RESET or FAILED only FAILED can still be set.
+    /// Writes Status. Bits are set in their order and cleared only by a reset; a bit whose predecessor is
+    /// missing is ignored. After DEVICE_NEEDS_RESET or FAILED only FAILED can still be set.
     fn write_status(&mut self, wanted: DeviceStatus, page: &impl RegisterPage) -> Effect {
         if (self.status | wanted).contains(DeviceStatus::FAILED)
             || self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET)
@@ -152,7 +153,8 @@ impl Transport {
         Effect::NOTHING
     }
 
-    /// virtio-checklist 30: a subset of what is offered, with VERSION_1, and nothing without what it needs.
+    /// Returns whether the driver's features are acceptable (virtio-checklist 30): a subset of those offered,
+    /// with VERSION_1, and with all dependencies.
     fn features_acceptable(&self) -> bool {
         !self.reserved_feature_acked
             && self.driver_features & !self.device_features == 0
@@ -194,7 +196,7 @@ impl Transport {
         }
     }
 
-    /// virtio-checklist 19, 36.
+    /// Writes QueueReset: virtio-checklist 19, 36.
     fn write_queue_reset(&mut self, value: u32) -> Effect {
         let held = self.daemon_may_access();
         let negotiated =
@@ -240,7 +242,7 @@ impl Transport {
         })
     }
 
-    /// DeviceStatus = 0.
+    /// Handles a store of 0 to Status.
     fn driver_reset(&mut self, page: &impl RegisterPage) -> Effect {
         if !self.status.contains(DeviceStatus::DRIVER_OK) {
             self.generation = self.generation.wrapping_add(1);

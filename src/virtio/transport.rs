@@ -1,15 +1,15 @@
-//! The state machine of one virtio-mmio device: [`Transport`].
+//! The state of one virtio-mmio device: [`Transport`].
 //!
-//! All calls for one device come one at a time (EL2 holds the device's lock), so the history of a device's stores
-//! is a sequence. A store whose [`Effect::retry`] is set has not happened yet: EL2 leaves the program counter on
-//! it and goes back to the guest, which stays interruptible, and tries again.
+//! Calls for one device are serialized (EL2 holds the device's lock). A store whose [`Effect::retry`] is set
+//! has not completed: EL2 leaves the program counter on it and returns to the guest, which can take
+//! interrupts, and tries again.
 //!
 //! # Reset
-//! DeviceStatus must not read 0 while the daemon may still touch the guest's buffers. So the reset of a device that was
-//! activated asks the daemon once ([`Event::Reset`]) and is retried until [`Transport::quiesced`]. It takes effect
-//! in the next store of 0 to DeviceStatus, not before: so it happens exactly within the time of one store of one vCPU,
-//! also if several vCPUs race. QueueReady = 0 on a live queue works in the same way. QueueReset does not hold the
-//! store: the driver polls that register.
+//! Status must not read 0 while the daemon may still access the guest's buffers. So the reset of an active
+//! device sends the daemon one [`Event::Reset`], and the store is retried until [`Transport::quiesced`]. The
+//! reset takes effect in the next store of 0 to Status and not before: it happens within one store of one
+//! vCPU, even if several vCPUs race. QueueReady = 0 on an active queue works in the same way. QueueReset does
+//! not hold the store: the driver polls that register.
 
 use arrayvec::ArrayVec;
 
@@ -21,26 +21,25 @@ use super::registers::{self as reg, DeviceStatus, Interrupt};
 use super::spec::Spec;
 use crate::abi::MAX_QUEUES;
 
-/// How far a reset of an activated device is.
+/// Progress of the reset of an active device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reset {
-    /// None under way.
+    /// No reset is pending.
     None,
-    /// The daemon has been asked.
+    /// The daemon has been sent [`Event::Reset`].
     Pending,
-    /// It has let go; the driver's store has yet to come back.
+    /// The daemon no longer uses the device; the driver's retried store completes the reset.
     Quiesced,
 }
 
-/// One device's registers. Everything the daemon or EL2 believes about the device comes from here; the page only
-/// shows it.
+/// One device's registers. EL2 and the daemon take the device's state from here; the page only shows it.
 #[derive(Clone, Debug)]
 pub struct Transport {
     pub(super) device_id: u32,
     vendor_id: u32,
     pub(super) device_features: u64,
     pub(super) driver_features: u64,
-    /// The driver accepted a feature reserved_feature_acked bit 63: nobody offers such.
+    /// The driver acknowledged a feature bit above 63, none of which is offered.
     pub(super) reserved_feature_acked: bool,
     pub(super) device_features_sel: u32,
     pub(super) driver_features_sel: u32,
@@ -55,7 +54,8 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// A device as it is after power-on. Show it with [`Self::write_page`] before the guest sees the page.
+    /// Returns a device as it is after power-on. [`Self::write_page`] must run before the guest sees the
+    /// page.
     #[must_use]
     pub fn new(spec: &Spec) -> Self {
         Self {
@@ -76,38 +76,38 @@ impl Transport {
         }
     }
 
-    /// A slot without a device: DeviceID reads 0, stores do nothing.
+    /// Returns a slot without a device: DeviceID reads 0, stores have no effect.
     #[must_use]
     pub fn empty() -> Self {
         Self::new(&Spec::empty())
     }
 
-    /// Whether the slot has no device.
+    /// Returns whether the slot has no device.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.device_id == 0
     }
 
-    /// Level of the interrupt line: virtio-checklist 17.
+    /// Returns the level of the interrupt line: virtio-checklist 17.
     #[must_use]
     pub const fn line(&self) -> bool {
         !self.interrupt.is_empty()
     }
 
-    /// DeviceStatus register.
+    /// Returns the Status register.
     #[must_use]
     pub const fn status(&self) -> DeviceStatus {
         self.status
     }
 
-    /// Whether queues are worked on.
+    /// Returns whether queues are processed.
     pub(super) fn is_live(&self) -> bool {
         self.status.contains(DeviceStatus::DRIVER_OK)
             && !self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET)
             && self.reset == Reset::None
     }
 
-    /// Whether the daemon may hold buffers, so that taking something back has to wait for it.
+    /// Returns whether the daemon may hold buffers, so that a reset or stop has to wait for it.
     pub(super) fn daemon_may_access(&self) -> bool {
         self.status.contains(DeviceStatus::DRIVER_OK) && self.reset != Reset::Quiesced
     }
@@ -128,8 +128,8 @@ impl Transport {
         (self.line() != before).then_some(self.line())
     }
 
-    /// DEVICE_NEEDS_RESET, and a configuration interrupt if the driver is there to take it: virtio-checklist 27,
-    /// 28. The caller shows the registers.
+    /// Sets DEVICE_NEEDS_RESET and, after DRIVER_OK, raises a configuration change notification:
+    /// virtio-checklist 27, 28. The caller writes the registers to the page.
     pub(super) fn set_needs_reset(&mut self) -> Effect {
         if self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET) {
             return Effect::NOTHING;
@@ -142,7 +142,8 @@ impl Transport {
         Effect::event(Event::NeedsReset)
     }
 
-    /// virtio-checklist 11, 12, 23, 24, 32. The caller shows the registers that change.
+    /// Resets all registers: virtio-checklist 11, 12, 23, 24, 32. The caller writes the changed ones to the
+    /// page.
     pub(super) fn reset_registers(&mut self, page: &impl RegisterPage) {
         self.driver_features = 0;
         self.reserved_feature_acked = false;
@@ -157,7 +158,7 @@ impl Transport {
         self.reset = Reset::None;
     }
 
-    /// Shows every register.
+    /// Writes every register to the page.
     pub fn write_page(&self, page: &impl RegisterPage) {
         for offset in (0..reg::CONFIG).step_by(4) {
             page.set32(offset, 0);
@@ -166,7 +167,7 @@ impl Transport {
         page.set32(reg::VERSION_OFFSET, reg::VERSION);
         page.set32(reg::DEVICE_ID, self.device_id);
         page.set32(reg::VENDOR_ID, self.vendor_id);
-        // No shared memory region exists: virtio-checklist 18.
+        // There is no shared memory region: virtio-checklist 18.
         for offset in [
             reg::SHM_LEN_LOW,
             reg::SHM_LEN_HIGH,
@@ -180,7 +181,7 @@ impl Transport {
         self.config.write_to(0, 256, page);
     }
 
-    /// Shows the registers that depend on selectors and state.
+    /// Writes the registers that depend on selectors and state.
     pub(super) fn write_state(&self, page: &impl RegisterPage) {
         let features = match self.device_features_sel {
             0 => self.device_features as u32,

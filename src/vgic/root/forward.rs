@@ -1,4 +1,4 @@
-//! Forwarding of root's settings to the physical GIC.
+//! Forwards root's settings to the physical GIC: priorities, trigger modes, routes.
 
 use super::RootGic;
 use crate::vgic::access::{Access, Reg, config_from_edges};
@@ -57,14 +57,15 @@ impl RootGic {
         }
     }
 
-    /// Brings all physical routes in line with root's, after CPUs came or went.
+    /// Forwards all routes, after root's CPUs have changed.
     pub(super) fn forward_routes(&mut self, phys: &mut impl PhysicalGic) {
         for intid in FIRST_SPI..FIRST_SPI + self.gic.spi_count() {
             self.forward_route(intid, phys);
         }
     }
 
-    /// Routes the physical SPI to `cpu` until root's routes are looked at again: it came to a CPU that is not root's.
+    /// Routes the physical SPI to `cpu` until root's routes are forwarded again: it was signalled to a CPU
+    /// that is not root's.
     pub fn reroute(&mut self, intid: u32, cpu: usize, phys: &mut impl PhysicalGic) {
         if let Ok(target) = u8::try_from(cpu)
             && intid >= FIRST_SPI
@@ -73,7 +74,7 @@ impl RootGic {
         }
     }
 
-    /// Routes the physical SPI to the CPU root's route resolves to.
+    /// Routes the physical SPI to the CPU that root's route resolves to.
     pub(super) fn forward_route(&mut self, intid: u32, phys: &mut impl PhysicalGic) {
         let (index, mask) = split(intid);
         if self.hardware_of(index) & mask == 0 {

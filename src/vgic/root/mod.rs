@@ -1,12 +1,13 @@
-//! The root zone's GIC: root owns the physical one, but for what EL2 keeps.
+//! The root zone's GIC: root owns the physical one, except for what EL2 reserves.
 //!
-//! A [`Vgic`] holds what root believes. PPIs and SPIs are physical: a write of root's goes to the model and, filtered,
-//! to the physical register; an interrupt EL2 has acknowledged is pending in the model and active physically until root
-//! deactivates it. SGIs are software's alone, because EL2 uses the physical ones; so are the SPIs of devices EL2 makes
-//! up ([`RootConfig::soft`]). EL2's own PPIs and SPIs ([`RootConfig::reserved`]) do not exist for root.
+//! A [`Vgic`] models what root sees. PPIs and SPIs are physical: a write by root goes to the model and,
+//! filtered, to the physical register (`registers`, `forward`); an interrupt that EL2 has acknowledged is
+//! pending in the model and physically active until root deactivates it. SGIs are virtual, because EL2 uses
+//! the physical ones; so are the SPIs of devices that EL2 emulates ([`RootConfig::soft`]). EL2's own PPIs and
+//! SPIs ([`RootConfig::reserved`]) do not exist for root.
 //!
-//! Physically all groups stay on, all interrupts are group 1, and SPIs go only to CPUs root owns. Virtual CPU numbers
-//! are physical CPU numbers.
+//! Physically all groups are enabled, all interrupts are group 1, and SPIs are routed only to root's CPUs.
+//! Virtual CPU numbers are physical CPU numbers.
 
 use super::access::{config_from_edges, edges_from_config};
 use super::dist::offset;
@@ -23,14 +24,15 @@ use alloc::vec::Vec;
 mod forward;
 mod registers;
 
-/// What the root zone's GIC is made of.
+/// Configuration of the root zone's GIC.
 #[derive(Clone, Copy, Debug)]
 pub struct RootConfig<'a> {
     /// Aff3.Aff2.Aff1.Aff0 (one byte each) of every physical CPU, in the order of EL2's CPU numbers.
     pub affinities: &'a [u32],
-    /// PPIs and SPIs EL2 keeps: the maintenance interrupt (25), its timers (26, 28), the devices it drives.
+    /// PPIs and SPIs that EL2 reserves: the maintenance interrupt (25), its timers (26, 28), the devices it
+    /// drives.
     pub reserved: &'a [u32],
-    /// SPIs without hardware, whose lines EL2 sets by [`RootGic::set_line`].
+    /// Virtual SPIs, whose lines EL2 sets by [`RootGic::set_line`].
     pub soft: &'a [u32],
 }
 
@@ -45,8 +47,9 @@ pub struct RootGic {
 }
 
 impl RootGic {
-    /// Takes the physical GIC over for root: its SPIs are disabled, idle, and routed to the first CPU. The caller has
-    /// switched the distributor on, with affinity routing. All CPUs are offline until [`RootGic::unpark`].
+    /// Takes over the physical GIC for root: its SPIs are disabled, idle, and routed to the first CPU. The
+    /// caller has enabled the distributor, with affinity routing. All CPUs are offline until
+    /// [`RootGic::unpark`].
     ///
     /// # Errors
     /// See [`VgicError`].
@@ -95,7 +98,7 @@ impl RootGic {
         Ok(root)
     }
 
-    /// Brings the physical SPIs into the state the model starts from.
+    /// Sets the physical SPIs to the state the model starts from.
     fn adopt(&mut self, phys: &mut impl PhysicalGic) {
         for index in 1..self.hardware.len() {
             let hardware = self.hardware_of(index);
@@ -117,8 +120,8 @@ impl RootGic {
         self.forward_routes(phys);
     }
 
-    /// A physical interrupt arrived at `cpu`, see [`Vgic::inject_physical`]. `false` if it is not root's: then EL2 has to
-    /// deactivate it.
+    /// Injects a physical interrupt, see [`Vgic::inject_physical`]. The second result is false if it is not
+    /// root's: EL2 must deactivate it.
     pub fn inject_physical(&mut self, cpu: usize, intid: u32) -> (Kicks, bool) {
         let (index, mask) = split(intid);
         if self.hardware_of(index) & mask == 0 {
@@ -127,7 +130,7 @@ impl RootGic {
         (self.gic.inject_physical(cpu, intid), true)
     }
 
-    /// Sets the line of an SPI without hardware; other numbers are ignored.
+    /// Sets the line of a virtual SPI; other INTIDs are ignored.
     pub fn set_line(&mut self, intid: u32, high: bool) -> Kicks {
         let (index, mask) = split(intid);
         if self.hardware_of(index) & mask != 0 {
@@ -156,7 +159,8 @@ impl RootGic {
         self.gic.deactivate(cpu, intid, lrs)
     }
 
-    /// `cpu`, on which this runs, belongs to root now: its PPIs get the state root gave them, SPIs routed to it come.
+    /// Gives `cpu`, the calling CPU, to root: its PPIs get the state root has set, SPIs are routed to it
+    /// again.
     pub fn unpark(&mut self, cpu: usize, lrs: &mut impl ListRegisters, phys: &mut impl PhysicalGic) -> Kicks {
         let hardware = self.hardware_of(0);
         let Some(bank) = self.gic.bank(cpu, 0) else {
@@ -176,8 +180,8 @@ impl RootGic {
         kicks
     }
 
-    /// `cpu`, on which this runs, leaves root: its SPIs go to another CPU of root's, its PPIs are disabled, its list
-    /// registers are empty.
+    /// Takes `cpu`, the calling CPU, from root: its SPIs are routed to another CPU of root, its PPIs are
+    /// disabled, its list registers are emptied.
     pub fn park(&mut self, cpu: usize, lrs: &mut impl ListRegisters, phys: &mut impl PhysicalGic) -> Kicks {
         phys.redist_write32(cpu, SGI_BASE + 0x180, self.hardware_of(0));
         let kicks = self.gic.park(cpu, lrs);
@@ -195,8 +199,8 @@ impl RootGic {
         self.gic.await_redist_read(reader, cpu, offset, width)
     }
 
-    /// Whether root has an interrupt group on (`GICD_CTLR`). A kernel turns them off before it sets the distributor up, which
-    /// it does once.
+    /// Returns whether root has enabled an interrupt group (`GICD_CTLR`). A kernel disables them before it
+    /// sets up the distributor, which it does once.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.gic.groups != 0

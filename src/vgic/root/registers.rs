@@ -1,4 +1,5 @@
-//! The registers of the physical GIC as root sees them.
+//! The distributor and the redistributors as root sees them: the model's registers, and the physical ones
+//! where they are root's.
 
 use super::RootGic;
 use super::forward::{read32, write32};
@@ -9,21 +10,22 @@ use crate::vgic::kicks::Kicks;
 use crate::vgic::physical::PhysicalGic;
 use crate::vgic::redist::{self, SGI_BASE, WAKER_CHILDREN, WAKER_SLEEP, part};
 
-/// The fields of the physical `GICD_TYPER` root sees: no LPIs, no extended SPIs, no second security state.
-const TYPER_SHOWN: u32 = 0x1f | 0x7 << 5 | 1 << 16 | 0x1f << 19 | 1 << 24 | 1 << 25 | 1 << 26;
+/// The fields of the physical `GICD_TYPER` visible to root: no LPIs, no extended SPIs, no second security
+/// state.
+const TYPER_VISIBLE: u32 = 0x1f | 0x7 << 5 | 1 << 16 | 0x1f << 19 | 1 << 24 | 1 << 25 | 1 << 26;
 
 /// `GICD_CTLR.RWP`.
 const CTLR_RWP: u32 = 1 << 31;
 
-/// `GICR_CTLR.RWP` and `UWP`: all root sees of it.
-const REDIST_CTLR_SHOWN: u32 = 1 << 3 | 1 << 31;
+/// `GICR_CTLR.RWP` and `UWP`: the only fields visible to root.
+const REDIST_CTLR_VISIBLE: u32 = 1 << 3 | 1 << 31;
 
-/// The fields of the physical `GICR_TYPER` root sees: affinity, number, `Last`; and `VLPIS`, because it tells the size
-/// of a frame.
-const REDIST_TYPER_SHOWN: u64 = 0xffff_ffff << 32 | 0xffff << 8 | 1 << 4 | 1 << 1;
+/// The fields of the physical `GICR_TYPER` visible to root: affinity, number, `Last`; and `VLPIS`, which
+/// determines the size of a frame.
+const REDIST_TYPER_VISIBLE: u64 = 0xffff_ffff << 32 | 0xffff << 8 | 1 << 4 | 1 << 1;
 
 impl RootGic {
-    /// A read by root of `width` bytes at `offset` of the distributor.
+    /// Reads `width` bytes at `offset` of the distributor for root.
     pub fn dist_read(&mut self, offset: u32, width: u32, phys: &mut impl PhysicalGic) -> u64 {
         if let Some(access) = Access::decode(offset, width) {
             return if access.index == 0 {
@@ -38,14 +40,14 @@ impl RootGic {
         }
         match offset {
             offset::CTLR => model | u64::from(phys.dist_read32(offset) & CTLR_RWP),
-            offset::TYPER => (phys.dist_read32(offset) & TYPER_SHOWN).into(),
-            // Root's drivers look for errata here.
+            offset::TYPER => (phys.dist_read32(offset) & TYPER_VISIBLE).into(),
+            // Root's drivers identify errata by these.
             offset::IIDR | offset::ID..=0xfffc => phys.dist_read32(offset).into(),
             _ => model,
         }
     }
 
-    /// A write by root of `width` bytes at `offset` of the distributor.
+    /// Writes `width` bytes at `offset` of the distributor for root.
     pub fn dist_write(&mut self, offset: u32, width: u32, value: u64, phys: &mut impl PhysicalGic) -> Kicks {
         if let Some(access) = Access::decode(offset, width) {
             return if access.index == 0 {
@@ -74,7 +76,7 @@ impl RootGic {
         }
     }
 
-    /// A read by root of `width` bytes at `offset` of the redistributor of `cpu`.
+    /// Reads `width` bytes at `offset` of the redistributor of `cpu` for root.
     pub fn redist_read(&mut self, cpu: usize, offset: u32, width: u32, phys: &mut impl PhysicalGic) -> u64 {
         let Some(online) = self.gic.vcpus.get(cpu).map(|cpu| cpu.online) else {
             return 0;
@@ -89,11 +91,11 @@ impl RootGic {
             redist::offset::TYPER..=0xf => {
                 let low = phys.redist_read32(cpu, redist::offset::TYPER);
                 let high = phys.redist_read32(cpu, redist::offset::TYPER + 4);
-                let typer = (u64::from(high) << 32 | u64::from(low)) & REDIST_TYPER_SHOWN;
+                let typer = (u64::from(high) << 32 | u64::from(low)) & REDIST_TYPER_VISIBLE;
                 part(typer, offset - redist::offset::TYPER, width)
             }
             _ if width != 4 || !offset.is_multiple_of(4) => 0,
-            redist::offset::CTLR => (phys.redist_read32(cpu, offset) & REDIST_CTLR_SHOWN).into(),
+            redist::offset::CTLR => (phys.redist_read32(cpu, offset) & REDIST_CTLR_VISIBLE).into(),
             redist::offset::IIDR | redist::offset::ID..=0xfffc => phys.redist_read32(cpu, offset).into(),
             redist::offset::WAKER => {
                 self.gic.redist_read(cpu, offset, width) & u64::from(WAKER_SLEEP | WAKER_CHILDREN)
@@ -102,7 +104,7 @@ impl RootGic {
         }
     }
 
-    /// A write by root of `width` bytes at `offset` of the redistributor of `cpu`.
+    /// Writes `width` bytes at `offset` of the redistributor of `cpu` for root.
     pub fn redist_write(
         &mut self,
         cpu: usize,
@@ -123,7 +125,7 @@ impl RootGic {
         }
     }
 
-    /// A read of a register with a field per interrupt; `cpu` for private interrupts.
+    /// Reads a register with a field per interrupt; `cpu` for private interrupts.
     fn read(&mut self, cpu: Option<usize>, access: &Access, phys: &mut impl PhysicalGic) -> u32 {
         let vcpu = cpu.unwrap_or(0);
         let model = self.gic.read_bank(vcpu, access);
@@ -131,7 +133,7 @@ impl RootGic {
         match access.reg {
             Reg::SetPending | Reg::ClearPending => model | read32(phys, cpu, 0x200, access.index) & hardware,
             Reg::SetActive | Reg::ClearActive => {
-                // What EL2 holds for root is active physically, whatever it is for root.
+                // What EL2 has acknowledged for root is physically active, but not yet active for root.
                 let held = self
                     .gic
                     .bank(vcpu, access.index)
@@ -142,7 +144,7 @@ impl RootGic {
         }
     }
 
-    /// A write of a register with a field per interrupt; `cpu` for private interrupts.
+    /// Writes a register with a field per interrupt; `cpu` for private interrupts.
     fn write(
         &mut self,
         cpu: Option<usize>,
@@ -177,7 +179,8 @@ impl RootGic {
                 self.gic.write_bank(vcpu, access, value)
             }
             Reg::SetActive => {
-                // A list register whose interrupt the guest ended must not be taken for the new activation.
+                // A list register whose interrupt the guest has ended must not be mistaken for the new
+                // activation.
                 let ended = value & hardware & live & !read32(phys, cpu, 0x300, index);
                 for bit in bits(ended) {
                     self.gic.complete(vcpu, index as u32 * 32 + bit);
@@ -189,7 +192,7 @@ impl RootGic {
                 self.gic.write_bank(vcpu, access, value)
             }
             Reg::ClearActive => {
-                // Those held for root are deactivated by the CPU that holds them.
+                // Those acknowledged on root's behalf are deactivated by the CPU that holds them.
                 write32(phys, cpu, 0x380, index, value & hardware & !live);
                 self.gic.write_bank(vcpu, access, value)
             }

@@ -1,0 +1,116 @@
+//! A trapped load or store: [`Width`], [`Register`], [`Access`].
+
+/// Bytes moved by one access.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Width {
+    /// 8 bits.
+    Byte,
+    /// 16 bits.
+    Half,
+    /// 32 bits.
+    Word,
+    /// 64 bits.
+    Double,
+}
+
+impl Width {
+    /// All widths, the narrowest first.
+    pub const ALL: [Self; 4] = [Self::Byte, Self::Half, Self::Word, Self::Double];
+
+    /// From the SAS field: log2 of the bytes; only the two low bits are looked at.
+    #[must_use]
+    pub const fn from_log2(log2: u64) -> Self {
+        match log2 & 3 {
+            0 => Self::Byte,
+            1 => Self::Half,
+            2 => Self::Word,
+            _ => Self::Double,
+        }
+    }
+
+    /// 1, 2, 4 or 8.
+    #[must_use]
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::Byte => 1,
+            Self::Half => 2,
+            Self::Word => 4,
+            Self::Double => 8,
+        }
+    }
+
+    /// All ones in the bits that are moved.
+    #[must_use]
+    pub const fn mask(self) -> u64 {
+        match self {
+            Self::Byte => 0xff,
+            Self::Half => 0xffff,
+            Self::Word => 0xffff_ffff,
+            Self::Double => u64::MAX,
+        }
+    }
+
+    /// Sign-extends the low bits of `value` to 64.
+    #[must_use]
+    const fn sign_extend(self, value: u64) -> u64 {
+        let shift = 64 - 8 * self.bytes();
+        (((value << shift) as i64) >> shift) as u64
+    }
+}
+
+/// A general-purpose register as an instruction names it; 31 is the zero register in every syndrome.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Register(u8);
+
+impl Register {
+    /// The register in the five low bits of `field`.
+    #[must_use]
+    pub const fn from_field(field: u64) -> Self {
+        Self((field & 31) as u8)
+    }
+
+    /// Its number 0 to 30, or `None` for the zero register: reads give 0, writes are lost.
+    #[must_use]
+    pub const fn index(self) -> Option<usize> {
+        if self.0 < 31 { Some(self.0 as usize) } else { None }
+    }
+}
+
+/// What a load or store with a valid syndrome does (ISS with ISV = 1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// Bytes moved (SAS).
+    pub width: Width,
+    /// Register loaded or stored (SRT).
+    pub register: Register,
+    /// The load sign-extends (SSE).
+    pub sign_extend: bool,
+    /// The register is 64 bits wide (SF).
+    pub sixty_four: bool,
+    /// The instruction has acquire or release semantics (AR).
+    pub acquire_release: bool,
+}
+
+impl Access {
+    /// What the register holds after loading `value` from a device: extended and cut as the instruction says.
+    #[must_use]
+    pub const fn loaded(self, value: u64) -> u64 {
+        let value = value & self.width.mask();
+        let extended = if self.sign_extend {
+            self.width.sign_extend(value)
+        } else {
+            value
+        };
+        if self.sixty_four {
+            extended
+        } else {
+            extended & 0xffff_ffff
+        }
+    }
+
+    /// What goes to the device when the register holds `value`.
+    #[must_use]
+    pub const fn stored(self, value: u64) -> u64 {
+        value & self.width.mask()
+    }
+}
