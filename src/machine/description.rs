@@ -11,12 +11,12 @@ use super::spis::SpiSet;
 use crate::abi::MAX_CPUS;
 use crate::addr::{PAGE_SIZE, Pa};
 
-/// How PSCI is called.
+/// The conduit of PSCI calls.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Conduit {
     /// `smc #0`
     Smc,
-    /// `hvc #0`: what EL2 could not call. Root's tree keeps it, but EL2 needs the other.
+    /// `hvc #0`, which EL2 cannot use. Root's tree keeps it.
     Hvc,
 }
 
@@ -57,10 +57,10 @@ pub struct Timer {
     pub hypervisor: Option<u32>,
 }
 
-/// A boot module: something the boot loader has put into RAM.
+/// A boot module: a file that the boot loader has put into RAM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Module {
-    /// Where it lies.
+    /// Its place in RAM.
     pub region: Region,
     /// Its command line, empty if it has none.
     pub bootargs: String,
@@ -69,13 +69,13 @@ pub struct Module {
 /// The machine as the firmware describes it.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// RAM, sorted, neighbours joined.
+    /// RAM, sorted, adjacent regions merged.
     pub ram: Vec<Region>,
-    /// RAM that the firmware keeps: the memory reservation block and `/reserved-memory`.
+    /// RAM that the firmware reserves: the memory reservation block and `/reserved-memory`.
     pub reserved: Vec<Region>,
     /// Affinity fields of each CPU's MPIDR, in the order of the tree.
     pub cpus: ArrayVec<u64, MAX_CPUS>,
-    /// How PSCI is called.
+    /// The conduit of PSCI calls.
     pub psci: Conduit,
     /// The interrupt controller.
     pub gic: Gic,
@@ -89,14 +89,14 @@ pub struct Machine {
     pub ramdisk: Option<Module>,
     /// EL2's command line, for [`Options::parse`].
     pub bootargs: String,
-    /// Addresses that devices and buses use, sorted, neighbours joined.
+    /// Addresses of devices and buses, sorted, adjacent regions merged.
     pub used: Vec<Region>,
     /// SPIs that devices use.
     pub spis: SpiSet,
 }
 
 impl Machine {
-    /// Checks that the boot modules lie in RAM, and neither over each other nor over what `others` names.
+    /// Checks that the boot modules are in RAM, and overlap neither each other nor the regions of `others`.
     ///
     /// # Errors
     /// [`MachineError::ModuleNotInRam`], [`MachineError::ModuleOverlap`].
@@ -125,14 +125,14 @@ impl Machine {
         Ok(())
     }
 
-    /// An SPI that no device uses, the highest below `limit` (the number of INTIDs that GICD_TYPER gives).
+    /// Returns an SPI that no device uses, the highest below `limit` (the number of INTIDs in GICD_TYPER).
     #[must_use]
     pub fn free_spi(&self, limit: u32) -> Option<u32> {
         self.spis.highest_free(limit)
     }
 
-    /// Addresses that neither RAM nor a device uses: `size` bytes at a multiple of `align`, a power of two, below
-    /// 2^`ipa_bits`. The first behind all RAM, or else the first of all but page 0.
+    /// Returns `size` bytes of addresses that neither RAM nor a device uses, at a multiple of `align`, a
+    /// power of two, below 2^`ipa_bits`. The first ones above all RAM, else the first ones except page 0.
     #[must_use]
     pub fn free_window(&self, size: u64, align: u64, ipa_bits: u32) -> Option<Region> {
         if !align.is_power_of_two() {

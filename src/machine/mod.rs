@@ -1,7 +1,8 @@
-//! What EL2 learns from the firmware's device tree, and the tree that root gets instead.
+//! The machine, from the firmware's device tree, and the tree that root gets instead.
 //!
-//! [`DeviceTree`] checks the blob, [`Machine`] is what matters of it, [`root_dtb`] writes root's. Nothing about a
-//! board is compiled in. Section numbers in this module are those of the Devicetree Specification 0.4.
+//! [`DeviceTree`] checks the blob, [`Machine`] is what EL2 needs of it (`scan` and `nodes` read it),
+//! [`root_dtb`] writes root's. No board is compiled in. Section numbers in this module are those of the
+//! Devicetree Specification 0.4.
 
 mod blob;
 mod description;
@@ -30,7 +31,7 @@ impl Machine {
     /// Reads the tree.
     ///
     /// # Errors
-    /// What [`MachineError`] lists. Missing console and boot modules are for the caller to complain of.
+    /// See [`MachineError`]. A missing console or boot module is not an error here.
     pub fn from_tree(tree: &DeviceTree) -> Result<Self, MachineError> {
         let fdt = tree.fdt()?;
         let root = blob::root(&fdt)?;

@@ -56,13 +56,13 @@ pub(super) fn gic(node: FdtNode<'_, '_>, path: &str, regions: &[Region]) -> Resu
     })
 }
 
-/// The child of `node` with this name, unit address left out.
+/// Returns the child of `node` with this name, ignoring its unit address.
 pub(super) fn child<'b, 'a>(node: FdtNode<'b, 'a>, name: &str) -> Option<FdtNode<'b, 'a>> {
     node.children()
         .find(|child| child.name.split('@').next() == Some(name))
 }
 
-/// `path`, or what it stands for if it is an alias.
+/// Returns `path`, or the path of the alias.
 pub(super) fn resolve<'a>(root: FdtNode<'_, 'a>, path: &'a str) -> &'a str {
     if path.starts_with('/') {
         return path;
@@ -72,13 +72,13 @@ pub(super) fn resolve<'a>(root: FdtNode<'_, 'a>, path: &'a str) -> &'a str {
         .unwrap_or(path)
 }
 
-/// Whether a child of `/chosen` is a boot module.
+/// Returns whether a child of `/chosen` is a boot module.
 pub(super) fn is_module(node: FdtNode<'_, '_>) -> bool {
     prop::is_compatible(node, "multiboot,module")
 }
 
-/// A boot module. QEMU writes its `reg` with two cells each and `/chosen` without cell counts, so that is what is
-/// assumed if there are none.
+/// Reads a boot module. QEMU writes its `reg` with two cells each and `/chosen` without cell counts, so two
+/// is the default.
 pub(super) fn module(chosen: FdtNode<'_, '_>, node: FdtNode<'_, '_>) -> Result<Module, MachineError> {
     let cells = CellCounts {
         address: prop::u32_property(chosen, "#address-cells").unwrap_or(2),
@@ -97,7 +97,7 @@ pub(super) fn module(chosen: FdtNode<'_, '_>, node: FdtNode<'_, '_>) -> Result<M
     })
 }
 
-/// The CPUs that are not broken (3.8). `disabled` means not yet started.
+/// Returns the CPUs without a failed status (3.8). `disabled` means not yet started.
 pub(super) fn cpus(root: FdtNode<'_, '_>) -> Result<ArrayVec<u64, MAX_CPUS>, MachineError> {
     let parent = child(root, "cpus").ok_or(MachineError::NoCpu)?;
     let cells = prop::u32_property(parent, "#address-cells").unwrap_or(1);
@@ -127,7 +127,7 @@ pub(super) fn cpus(root: FdtNode<'_, '_>) -> Result<ArrayVec<u64, MAX_CPUS>, Mac
     }
 }
 
-/// How PSCI is called. Version 0.1 has no fixed function numbers and is not supported.
+/// Returns the conduit of PSCI. Version 0.1 has no fixed function numbers and is not supported.
 pub(super) fn psci(fdt: &Fdt<'_>) -> Result<Conduit, MachineError> {
     let node = fdt
         .all_nodes()
@@ -146,7 +146,7 @@ pub(super) fn psci(fdt: &Fdt<'_>) -> Result<Conduit, MachineError> {
     }
 }
 
-/// INTIDs of the PPIs in a node's `interrupts`, in order; an entry that is no PPI ends the list.
+/// Returns the INTIDs of the PPIs in a node's `interrupts`, in order; an entry that is no PPI ends the list.
 ///
 /// `interrupt_cells` is the GIC's `#interrupt-cells`: 3, or 4 where PPIs differ between clusters.
 fn ppis<'a>(node: FdtNode<'_, 'a>, interrupt_cells: u32) -> impl Iterator<Item = u32> + 'a {
@@ -160,7 +160,8 @@ fn ppis<'a>(node: FdtNode<'_, 'a>, interrupt_cells: u32) -> impl Iterator<Item =
     })
 }
 
-/// The generic timer: secure physical, non-secure physical, virtual, hypervisor (Linux's `arm,arch_timer` binding).
+/// Reads the generic timer's interrupts: secure physical, non-secure physical, virtual, hypervisor (Linux's
+/// `arm,arch_timer` binding).
 pub(super) fn timer(fdt: &Fdt<'_>, interrupt_cells: u32) -> Timer {
     let Some(node) = fdt
         .all_nodes()

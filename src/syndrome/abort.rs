@@ -1,27 +1,27 @@
-//! Instruction and data aborts.
+//! Instruction and data aborts from a lower exception level.
 
 use super::access::{Access, Register, Width};
 
-/// What an abort is about (DFSC and IFSC).
+/// Fault status of an abort (DFSC and IFSC).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// An address beyond the configured size.
+    /// Address size fault.
     AddressSize,
-    /// No mapping.
+    /// Translation fault.
     Translation,
-    /// The access flag is clear.
+    /// Access flag fault.
     AccessFlag,
-    /// The mapping forbids it.
+    /// Permission fault.
     Permission,
     /// Synchronous external abort on the access itself.
     External,
     /// Synchronous external abort on a table walk.
     ExternalOnWalk,
-    /// Misaligned.
+    /// Alignment fault.
     Alignment,
-    /// Two TLB entries match.
+    /// TLB conflict.
     TlbConflict,
-    /// An exclusive or atomic that this kind of memory does not support.
+    /// Unsupported exclusive or atomic access.
     UnsupportedExclusive,
     /// Any other status code.
     Other(u8),
@@ -43,8 +43,8 @@ impl Fault {
         }
     }
 
-    /// Whether HPFAR_EL2 holds the faulting IPA. The architecture leaves it unknown for a permission fault
-    /// unless that came from a stage-1 table walk: then the address is found by `AT S1E1R`.
+    /// Returns whether HPFAR_EL2 holds the faulting IPA. The architecture leaves it unknown for a permission
+    /// fault unless that came from a stage-1 table walk: then the address is found by `AT S1E1R`.
     const fn hpfar_valid(self, stage1_walk: bool) -> bool {
         match self {
             Self::AddressSize | Self::Translation | Self::AccessFlag => true,
@@ -57,10 +57,10 @@ impl Fault {
 /// A data abort from a lower exception level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DataAbort {
-    /// The access, if the syndrome is valid: none for LDP and STP, writeback, exclusives, atomics, SIMD,
-    /// DC ZVA, cache maintenance and stage-1 walks.
+    /// The access, if the syndrome is valid: none for LDP and STP, writeback, exclusives, atomics, SIMD, DC
+    /// ZVA, cache maintenance and stage-1 walks.
     pub access: Option<Access>,
-    /// It writes (WnR).
+    /// Whether it is a write (WnR).
     pub write: bool,
     /// What went wrong.
     pub fault: Fault,

@@ -1,6 +1,6 @@
 //! A trapped load or store: [`Width`], [`Register`], [`Access`].
 
-/// Bytes moved by one access.
+/// Width of one access.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Width {
     /// 8 bits.
@@ -17,7 +17,7 @@ impl Width {
     /// All widths, the narrowest first.
     pub const ALL: [Self; 4] = [Self::Byte, Self::Half, Self::Word, Self::Double];
 
-    /// From the SAS field: log2 of the bytes; only the two low bits are looked at.
+    /// Decodes the SAS field: log2 of the bytes; only its two low bits count.
     #[must_use]
     pub const fn from_log2(log2: u64) -> Self {
         match log2 & 3 {
@@ -28,7 +28,7 @@ impl Width {
         }
     }
 
-    /// 1, 2, 4 or 8.
+    /// Returns the width in bytes: 1, 2, 4 or 8.
     #[must_use]
     pub const fn bytes(self) -> u64 {
         match self {
@@ -39,7 +39,7 @@ impl Width {
         }
     }
 
-    /// All ones in the bits that are moved.
+    /// Returns a mask of the bits that are transferred.
     #[must_use]
     pub const fn mask(self) -> u64 {
         match self {
@@ -58,28 +58,28 @@ impl Width {
     }
 }
 
-/// A general-purpose register as an instruction names it; 31 is the zero register in every syndrome.
+/// A general-purpose register in an instruction; 31 is the zero register in every syndrome.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Register(u8);
 
 impl Register {
-    /// The register in the five low bits of `field`.
+    /// Returns the register in the five low bits of `field`.
     #[must_use]
     pub const fn from_field(field: u64) -> Self {
         Self((field & 31) as u8)
     }
 
-    /// Its number 0 to 30, or `None` for the zero register: reads give 0, writes are lost.
+    /// Returns its number 0 to 30, or `None` for the zero register: it reads as 0 and ignores writes.
     #[must_use]
     pub const fn index(self) -> Option<usize> {
         if self.0 < 31 { Some(self.0 as usize) } else { None }
     }
 }
 
-/// What a load or store with a valid syndrome does (ISS with ISV = 1).
+/// A load or store with a valid syndrome (ISS with ISV = 1).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Access {
-    /// Bytes moved (SAS).
+    /// Bytes transferred (SAS).
     pub width: Width,
     /// Register loaded or stored (SRT).
     pub register: Register,
@@ -92,7 +92,8 @@ pub struct Access {
 }
 
 impl Access {
-    /// What the register holds after loading `value` from a device: extended and cut as the instruction says.
+    /// Returns the register's value after loading `value` from a device: extended and truncated as the
+    /// instruction says.
     #[must_use]
     pub const fn loaded(self, value: u64) -> u64 {
         let value = value & self.width.mask();
@@ -108,7 +109,7 @@ impl Access {
         }
     }
 
-    /// What goes to the device when the register holds `value`.
+    /// Returns the value stored to the device when the register holds `value`.
     #[must_use]
     pub const fn stored(self, value: u64) -> u64 {
         value & self.width.mask()

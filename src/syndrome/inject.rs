@@ -1,10 +1,10 @@
-//! What EL2 puts into ESR_EL1 and PC when it injects an exception into a guest.
+//! Exceptions that EL2 injects: the values of ESR_EL1 and of the vector.
 
 use super::class::{self, IL};
 
-/// ESR_EL1 for a synchronous external abort that EL2 injects in answer to `esr_el2`, an abort from a lower
-/// exception level. `from_el0`: the guest was at EL0. FAR_EL1 is to be FAR_EL2; WnR and FnV are kept, and no
-/// syndrome is claimed valid.
+/// Returns ESR_EL1 for a synchronous external abort that EL2 injects for `esr_el2`, an abort from a lower
+/// exception level. `from_el0`: the guest was at EL0. FAR_EL1 is to be FAR_EL2; WnR and FnV are kept, and ISV
+/// is clear.
 #[must_use]
 pub const fn external_abort_esr(esr_el2: u64, from_el0: bool) -> u64 {
     const FNV: u64 = 1 << 10;
@@ -23,7 +23,7 @@ pub const fn external_abort_esr(esr_el2: u64, from_el0: bool) -> u64 {
 /// ESR_EL1 for an undefined-instruction exception that EL2 injects: EC 0, whose IL is always 1.
 pub const UNDEFINED_ESR: u64 = IL;
 
-/// Offset from VBAR_EL1 of the synchronous vector that an exception taken with `spsr` (SPSR_EL2) enters.
+/// Returns the offset from VBAR_EL1 of the synchronous vector for an exception taken with `spsr` (SPSR_EL2).
 #[must_use]
 pub const fn synchronous_vector(spsr: u64) -> u64 {
     const AARCH32: u64 = 1 << 4;

@@ -1,9 +1,9 @@
-//! ESR_EL2 decoded into a type: why a lower exception level came to EL2 (Arm ARM D24.2.40, "ESR_EL2").
+//! ESR_EL2 decoded into a type: why a lower exception level trapped to EL2 (Arm ARM D24.2.40, "ESR_EL2").
 //!
-//! [`Syndrome::decode`] is total: what has no variant of its own is [`Syndrome::Other`]. A [`DataAbort`] carries
-//! an [`Access`] only if the hardware says that the syndrome is valid (ISV); without it the instruction is not
-//! known, and EL2 never fetches guest memory to find out: the access is answered with an external abort, whose
-//! ESR_EL1 [`external_abort_esr`] makes. Users: `src/el2` for every trap.
+//! [`Syndrome::decode`] is total: a class without a variant of its own is [`Syndrome::Other`]. A
+//! [`DataAbort`] carries an [`Access`] only if the syndrome is valid (ISV); without it the instruction is not
+//! known, and EL2 never fetches guest memory to find out: it injects an external abort, with
+//! [`external_abort_esr`] in ESR_EL1.
 
 mod abort;
 mod access;
@@ -16,7 +16,7 @@ pub use inject::{UNDEFINED_ESR, external_abort_esr, synchronous_vector};
 
 use class::IL;
 
-/// The name of a system register or system instruction.
+/// The encoding of a system register or system instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct SysReg {
     /// op0.
@@ -32,7 +32,7 @@ pub struct SysReg {
 }
 
 impl SysReg {
-    /// `S<op0>_<op1>_C<crn>_C<crm>_<op2>`.
+    /// Returns `S<op0>_<op1>_C<crn>_C<crm>_<op2>`.
     #[must_use]
     pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
         Self {
@@ -44,7 +44,8 @@ impl SysReg {
         }
     }
 
-    /// Whether it is a `TLBI` of the EL1&0 regime (Arm ARM C5.5); CRn 9 are those with FEAT_XS's nXS qualifier.
+    /// Returns whether it is a `TLBI` of the EL1&0 regime (Arm ARM C5.5); CRn 9 are those with FEAT_XS's nXS
+    /// qualifier.
     #[must_use]
     pub const fn is_tlbi_el1(self) -> bool {
         self.op0 == 1 && self.op1 == 0 && matches!(self.crn, 8 | 9)
@@ -54,7 +55,7 @@ impl SysReg {
 /// A trapped MSR, MRS or SYS in AArch64 state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SysAccess {
-    /// Which.
+    /// The register or instruction.
     pub reg: SysReg,
     /// Register read or written.
     pub register: Register,
@@ -91,7 +92,7 @@ pub enum Wfx {
     Wfet,
 }
 
-/// Why a lower exception level came to EL2.
+/// Why a lower exception level trapped to EL2.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Syndrome {
     /// EC 0: an undefined or otherwise unexplained instruction.
@@ -156,7 +157,7 @@ impl Syndrome {
     }
 }
 
-/// Bytes of the instruction that trapped: 4, or 2 for a short Thumb instruction (IL).
+/// Returns the bytes of the instruction that trapped: 4, or 2 for a short Thumb instruction (IL).
 #[must_use]
 pub const fn instruction_length(esr: u64) -> u64 {
     if esr & IL != 0 { 4 } else { 2 }
