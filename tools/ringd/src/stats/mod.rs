@@ -320,7 +320,7 @@ fn cpu_stats(counters: &CpuCounters, frequency: u64) -> CpuStats {
             .collect()
     };
     let nanoseconds_of = counters.ticks.map(|ticks| nanoseconds(ticks, frequency));
-    let events = Event::ALL.iter().zip(counters.events);
+    let events = CpuEvent::ALL.iter().zip(counters.events);
     CpuStats {
         exits: by_exit(&counters.exits),
         el2_ns: by_exit(&nanoseconds_of),
