@@ -1,5 +1,5 @@
-//! The rings: order, coalescing, wrap-around, restart of the consumer, hostile contents, threads. Clean under Miri.
-//! All interleavings are explored by `loom_ring.rs`.
+//! The rings: order, coalescing, wrap-around, restart of the consumer, hostile contents, threads. Clean under
+//! Miri. All interleavings are explored by `loom_ring.rs`.
 #![cfg(not(loom))]
 
 use std::collections::HashSet;
@@ -71,7 +71,7 @@ fn entries_come_in_order_and_once() {
 }
 
 #[test]
-fn the_bell_rings_once_per_sleep() {
+fn the_consumer_is_woken_once_per_sleep() {
     let memory = Memory::new();
     let (ring, producer) = (memory.ring(), Producer::new());
     let mut consumer = Consumer::attach(&ring, 0);
@@ -88,7 +88,7 @@ fn the_bell_rings_once_per_sleep() {
     assert!(consumer.prepare_to_sleep(&ring));
 }
 
-// torture f3: a full set of entries, over and over, across 2^16 and 2^32.
+// torture f3: a full set of entries, repeatedly, across 2^16 and 2^32.
 #[test]
 fn every_event_at_once_fits_wherever_the_indices_wrap() {
     let entries = every_entry();
@@ -111,7 +111,7 @@ fn every_event_at_once_fits_wherever_the_indices_wrap() {
     }
 }
 
-// torture c5, f3: the consumer dies at any point and the next one goes on.
+// torture c5, f3: the consumer dies at any point and the next one continues.
 #[test]
 fn a_new_consumer_finds_an_empty_ring_and_loses_nothing_after_it() {
     let entries = every_entry();
@@ -143,9 +143,10 @@ fn a_new_consumer_finds_an_empty_ring_and_loses_nothing_after_it() {
     }
 }
 
-// torture c1: whatever is in the shared words, a push is a few steps, and the ring works again once it is left alone.
+// torture c1: whatever the shared words hold, a push takes a bounded number of steps, and the ring works
+// again after the corruption ends.
 #[test]
-fn scribbled_words_hurt_only_the_scribbler() {
+fn corrupted_words_harm_only_the_daemon() {
     let memory = Memory::new();
     let (ring, producer) = (memory.ring(), Producer::new());
     for garbage in [u64::MAX, 0x5555_5555_5555_5555, 1] {
@@ -170,7 +171,7 @@ fn scribbled_words_hurt_only_the_scribbler() {
     );
 }
 
-// torture f3: the number before 2^32 is 0 in a slot, and so is memory that was never written.
+// torture f3: the number before 2^32 is 0 in a slot, as is memory that was never written.
 #[test]
 fn fresh_memory_holds_no_entry_at_the_wrap() {
     let memory = Memory::new();
@@ -228,7 +229,7 @@ fn a_ring_is_made_of_words_that_fit() {
     assert_eq!(producer.head(), 0);
 }
 
-// What an earlier zone left in the slots is not taken for entries of the next one.
+// Entries of an earlier zone in the slots are not taken for entries of the next one.
 #[test]
 fn a_cleared_window_holds_nothing() {
     let memory = Memory::new();
@@ -249,20 +250,21 @@ fn a_cleared_window_holds_nothing() {
     assert_eq!(Producer::new().push(&ring, Entry::Console), Wakeup::NotRequired);
 }
 
-// torture f1, on real threads (and on Miri's): every event that was announced is seen after it was announced.
+// torture f1, on real threads (and on Miri's): every event that was announced is observed after it was
+// announced.
 #[test]
 fn two_producers_and_a_sleeping_consumer() {
     const ROUNDS: u64 = if cfg!(miri) { 30 } else { 20_000 };
     for start in [0, (1 << 32) - ROUNDS / 2] {
         let memory = Memory::new();
         let producer = Producer::starting_at(start);
-        let bell = AtomicU32::new(0);
+        let interrupts = AtomicU32::new(0);
         let work = [const { AtomicU64::new(0) }; 2];
         let ring = memory.ring();
         let mut consumer = Consumer::attach(&ring, producer.head());
         std::thread::scope(|scope| {
             for (queue, counter) in work.iter().enumerate() {
-                let (producer, bell) = (&producer, &bell);
+                let (producer, interrupts) = (&producer, &interrupts);
                 scope.spawn(move || {
                     for round in 1..=ROUNDS {
                         counter.store(round, Ordering::Relaxed);
@@ -274,7 +276,7 @@ fn two_producers_and_a_sleeping_consumer() {
                             },
                         ) == Wakeup::Required
                         {
-                            bell.fetch_add(1, Ordering::SeqCst);
+                            interrupts.fetch_add(1, Ordering::SeqCst);
                         }
                     }
                 });
@@ -289,9 +291,9 @@ fn two_producers_and_a_sleeping_consumer() {
                     assert!(now >= seen[usize::from(queue)]);
                     seen[usize::from(queue)] = now;
                 }
-                let rung = bell.load(Ordering::SeqCst);
+                let before = interrupts.load(Ordering::SeqCst);
                 if seen != [ROUNDS; 2] && consumer.prepare_to_sleep(&ring) {
-                    while bell.load(Ordering::SeqCst) == rung {
+                    while interrupts.load(Ordering::SeqCst) == before {
                         std::thread::yield_now();
                     }
                 }
@@ -342,7 +344,7 @@ fn console_output_arrives() {
 }
 
 #[test]
-fn a_slow_reader_learns_what_it_lost() {
+fn a_slow_reader_gets_the_number_of_lost_bytes() {
     let memory = OutputMemory::new(16);
     let ring = memory.ring();
     let mut producer = OutputProducer::new();
@@ -363,7 +365,7 @@ fn a_slow_reader_learns_what_it_lost() {
 }
 
 #[test]
-fn a_reader_ahead_of_the_writer_falls_back() {
+fn a_reader_ahead_of_the_writer_is_reset() {
     let memory = OutputMemory::new(16);
     let ring = memory.ring();
     let mut consumer = OutputConsumer::starting_at(1000);
@@ -455,7 +457,7 @@ fn console_input_waits_for_room() {
 
 // torture c1
 #[test]
-fn senseless_input_positions_are_an_empty_ring() {
+fn invalid_input_positions_are_an_empty_ring() {
     let memory = InputMemory::new(8);
     let ring = memory.ring();
     let mut consumer = InputConsumer::new();

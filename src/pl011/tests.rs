@@ -75,7 +75,7 @@ impl Bench {
 }
 
 #[test]
-fn earlycon_transmits_on_a_uart_nobody_enabled() {
+fn earlycon_transmits_without_uarten() {
     let mut bench = Bench::new();
     for byte in *b"boot" {
         assert_eq!(bench.read(r::FR) & (Flags::TXFF | Flags::BUSY).bits(), 0);
@@ -183,7 +183,7 @@ fn clearing_after_draining_does_not_lose_a_wakeup() {
 }
 
 #[test]
-fn clearing_what_was_seen_works() {
+fn clearing_received_characters_interrupt() {
     let mut bench = Bench::started();
     bench.arrive(b"ab");
     assert_eq!(bench.read(r::MIS), Interrupts::RT.bits());

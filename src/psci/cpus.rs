@@ -202,7 +202,7 @@ mod tests {
 
     // torture d5
     #[test]
-    fn on_twice() {
+    fn cpu_on_twice() {
         let mut table = table();
         assert_eq!(table.cpu_on(1, true), Ok(1));
         assert_eq!(table.cpu_on(1, true), Err(Error::OnPending));

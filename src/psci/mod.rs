@@ -285,7 +285,7 @@ mod tests {
 
     // torture d5
     #[test]
-    fn the_32_bit_form_cuts_its_arguments() {
+    fn the_32_bit_form_truncates_its_arguments() {
         let wild = [
             u64::from(function::CPU_ON_32) | 0xdead << 32,
             0xf_0000_0001,

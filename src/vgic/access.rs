@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn widths_and_alignments_the_architecture_does_not_have_decode_to_nothing() {
+    fn unsupported_widths_and_alignments_do_not_decode() {
         for (offset, width) in [
             (0x100, 1),
             (0x100, 2),

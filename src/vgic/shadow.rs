@@ -130,7 +130,7 @@ mod tests {
     use crate::vgic::lr::{ListRegisters, Lr};
 
     #[test]
-    fn reads_what_is_used_and_writes_what_changed() {
+    fn loads_registers_in_use_and_writes_back_changes() {
         let mut cpu = FakeCpu::new(4);
         let lr = |intid| Lr::new(intid, 0xa0, true).with_pending(true).0;
         cpu.write(0, lr(40));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_that_moves_is_never_in_two() {
+    fn an_interrupt_that_moves_is_never_in_two_list_registers() {
         let mut cpu = FakeCpu::new(4);
         let lr = |intid| Lr::new(intid, 0xa0, true).with_pending(true).0;
         cpu.write(0, lr(0));
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn deactivates_afterwards_and_loses_none() {
+    fn deferred_deactivations_are_all_done() {
         let mut cpu = FakeCpu::new(4);
         let mut shadow = LrShadow::load(&mut cpu, 0);
         for intid in 32..32 + MAX_DEFERRED as u32 {

@@ -1,12 +1,12 @@
-//! The reference model: the register table of virtio 1.2, section 4.2.2, read line by line. It computes what a
-//! register reads at the moment it is read, keeps written values in maps by offset, and shares no code and no
-//! structure with the transport.
+//! The reference model: the register table of virtio 1.2, section 4.2.2, implemented line by line. It
+//! computes what a register reads at the moment it is read, keeps written values in maps by offset, and
+//! shares no code and no structure with the transport.
 
 use std::collections::HashMap;
 
 use ringvisor::abi::command::{DeviceSpec, DeviceState};
 
-/// What a store does outside the registers. The same facts as `Effect`, in words.
+/// The effect of a store outside the registers. The same facts as `Effect`, as text.
 #[derive(Default, PartialEq, Eq, Debug)]
 pub struct Expected {
     pub retry: bool,
@@ -29,9 +29,9 @@ impl Expected {
 enum Life {
     Off,
     On,
-    /// The driver wants it back. `bool`: by QueueReset.
+    /// The driver stops the queue. `bool`: by QueueReset.
     Stopping(bool),
-    /// The device has given it back.
+    /// The device no longer uses the queue.
     Stopped,
 }
 
@@ -79,7 +79,7 @@ pub struct Model {
     generation: u32,
     resets: u64,
     reset: DeviceReset,
-    /// RAM: first address and first behind it.
+    /// RAM: first address and first address past it.
     ram: Vec<(u128, u128)>,
 }
 
@@ -133,7 +133,7 @@ impl Model {
         self.has(8) && self.accepted64() >> feature & 1 == 1
     }
 
-    /// The 32-bit word at an offset as the guest reads it.
+    /// Returns the 32-bit word at an offset as the guest reads it.
     pub fn read(&self, offset: u64) -> u32 {
         let queue = self.queues.get(self.selector(0x30) as usize);
         match offset {
@@ -328,7 +328,7 @@ impl Model {
             return Expected::default();
         }
         let active = self.has(4);
-        // Each step on the way needs the one before.
+        // Each bit requires the one before.
         for (step, before) in [(1, 0), (2, 1), (8, 2), (4, 8)] {
             if value & step == 0 || !self.has(before) || self.has(step) {
                 continue;
@@ -375,7 +375,7 @@ impl Model {
         }
     }
 
-    /// Whether the offset and length are within the space.
+    /// Returns whether offset and length are within the space.
     pub fn config_changed(&mut self, at: usize, bytes: &[u8]) -> bool {
         if at + bytes.len() > self.config_len {
             return false;
@@ -434,7 +434,7 @@ impl Model {
         self.resets
     }
 
-    /// Whether the daemon is shown what it may be shown: no unchecked address, no queue that it gave back.
+    /// Returns whether the daemon's view is valid: no unchecked address, no queue that is stopped.
     pub fn check_daemon_view(&self, state: &DeviceState) {
         let gone = self.reset == DeviceReset::Quiesced;
         assert_eq!(state.status, if gone { 0 } else { self.status });

@@ -1,6 +1,7 @@
-//! Random histories: the transport and the model are the same after every step, register by register.
+//! Random histories: the transport and the model agree after every step, register by register.
 //!
-//! The seed is printed; `TRANSPORT_SEED=<number>` replays it, `TRANSPORT_CASES=<number>` asks for more histories.
+//! The seed is printed; `TRANSPORT_SEED=<number>` replays it, `TRANSPORT_CASES=<number>` sets the number of
+//! histories.
 
 // torture a1, a2, a5-a8, a10, a11: offset 0-0x1ff, every width, every state.
 
@@ -17,19 +18,19 @@ use crate::model::{Expected, Model};
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Any store at all.
+    /// Any store.
     Store {
         offset: u16,
         width: Width,
         value: u64,
     },
-    /// A queue made ready with these.
+    /// Makes a queue ready with these values.
     Queue {
         queue: u32,
         size: u32,
         areas: [u64; 3],
     },
-    /// A driver that knows what it does, with these features.
+    /// Initializes the device as a correct driver does, with these features.
     Activate {
         features: u64,
     },
@@ -39,7 +40,7 @@ enum Step {
         bytes: Vec<u8>,
     },
     NeedsReset,
-    /// The daemon's answers, the generation off by `wrong`.
+    /// The daemon's answers; `wrong` is added to the generation.
     Quiesced {
         wrong: u64,
     },
@@ -172,7 +173,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Pair {
     bench: Bench,
     model: Model,
-    /// How often what was reached, so that the test shows it is not empty.
+    /// How often each event was reached, to show that the test is not empty.
     reached: [u64; 5],
 }
 
@@ -294,7 +295,7 @@ impl Pair {
         self.compare();
     }
 
-    /// Every register, the line, and the daemon's view.
+    /// Compares every register, the line, and the daemon's view.
     fn compare(&self) {
         for (index, word) in self.bench.page.dump().into_iter().enumerate() {
             let offset = index as u64 * 4;
@@ -305,7 +306,7 @@ impl Pair {
     }
 }
 
-/// A number from the environment.
+/// Returns a number from the environment.
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| {
         text.parse()

@@ -1,5 +1,5 @@
-//! Random guests on the fake virtual CPU interface against the reference state machine: nothing lost, nothing doubled,
-//! levels exact, the order of priorities kept, physical interrupts deactivated once each.
+//! Random guests on the fake virtual CPU interface against the reference state machine: nothing lost, nothing
+//! delivered twice, levels exact, the order of priorities kept, physical interrupts deactivated once each.
 
 extern crate std;
 use super::reference::{Cpu, Irq, Reference, key};
@@ -11,25 +11,25 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
-/// Interrupts in play: SGIs, a PPI with a line, a physical PPI, SPIs with lines, physical SPIs.
+/// Interrupts used: SGIs, a PPI with a line, a physical PPI, SPIs with lines, physical SPIs.
 const SGIS: [u32; 3] = [0, 1, 15];
 const PPI_LINE: u32 = 20;
 const PPI_PHYSICAL: u32 = 27;
 const SPIS: std::ops::Range<u32> = 40..52;
 const SPIS_PHYSICAL: std::ops::Range<u32> = 62..66;
 
-/// What one run is like.
+/// Parameters of one run.
 #[derive(Clone, Debug)]
 struct Case {
     vcpus: usize,
     lrs: usize,
     split_eoi: bool,
-    /// As root's: SPIs never wait for an offline CPU, and some are physical.
+    /// As root's GIC: SPIs never wait for an offline CPU, and some are physical.
     fallback: bool,
-    /// The guest writes `ISACTIVER` and `ICACTIVER`. Not with many interrupts active and `EOImode` 0: the architecture
-    /// gives EL2 no way to tell which interrupt without a list register was ended.
+    /// The guest writes `ISACTIVER` and `ICACTIVER`. Not with many interrupts active and `EOImode` 0: the
+    /// architecture does not report to EL2 which interrupt without a list register was ended.
     touches_active: bool,
-    /// CPUs come and go.
+    /// CPUs go offline and online.
     hotplug: bool,
 }
 
@@ -96,7 +96,7 @@ impl World {
             physically_active: BTreeSet::new(),
             kicks: Kicks::NONE,
         };
-        // Most of it on, so that runs are not all silence.
+        // Mostly enabled, so that interrupts are delivered.
         let all: Vec<(usize, u32)> = world.reference.irqs.keys().copied().collect();
         world.groups(3);
         for (n, (cpu, intid)) in all.into_iter().enumerate() {
@@ -161,7 +161,7 @@ impl World {
         self.kicks |= self.gic.inject_physical(cpu, intid);
     }
 
-    /// Takes over what was deactivated physically on every CPU: once each, and only what was active.
+    /// Collects the physical deactivations of every CPU: once each, and only of active interrupts.
     fn deactivated(&mut self) {
         for cpu in 0..self.cpus.len() {
             for intid in core::mem::take(&mut self.cpus[cpu].deactivated) {
@@ -200,7 +200,8 @@ impl World {
         panic!("a storm of maintenance interrupts");
     }
 
-    /// No SPI in the list registers of two CPUs; physical interrupts that root has yet to take are still active.
+    /// Checks that no SPI is in the list registers of two CPUs, and that physical interrupts not yet
+    /// acknowledged by root are still active.
     fn check_places(&self) {
         let mut seen = BTreeSet::new();
         for cpu in &self.cpus {
@@ -261,7 +262,7 @@ impl World {
         intid
     }
 
-    /// The guest ends what it acknowledged last.
+    /// The guest ends the interrupt that it acknowledged last.
     fn eoi(&mut self, cpu: usize) -> Option<u32> {
         let (intid, _) = self.reference.cpus[cpu].running.pop()?;
         self.cpus[cpu].eoi(intid);
@@ -303,8 +304,8 @@ impl World {
             .cpus
             .iter()
             .any(|c| c.running.iter().any(|(running, _)| *running == intid) || c.ended.contains(&intid));
-        // Taken by a handler: cleared under it, it could be taken a second time before it is ended, and the end of
-        // the first would end the second. True on hardware, but not worth a reference.
+        // Acknowledged by a handler: cleared under it, it could be acknowledged a second time before it is
+        // ended, and the end of the first would end the second. True on hardware, but not worth a reference.
         if running {
             return;
         }
@@ -427,7 +428,8 @@ impl World {
         }
     }
 
-    /// The guest turns everything on and takes all there is; then there is nothing left anywhere.
+    /// The guest enables everything and handles all interrupts; then none is left in any list register or
+    /// ready set.
     fn drain(&mut self) {
         for cpu in 0..self.cpus.len() {
             if !self.reference.cpus[cpu].online {
@@ -450,7 +452,7 @@ impl World {
             }
         }
         self.settle();
-        // Twice: what was pending on a CPU that went is taken where it went.
+        // Twice: what was pending on a CPU that went offline is delivered on the CPU it moved to.
         for _ in 0..2 {
             for cpu in 0..self.cpus.len() {
                 while self.eoi(cpu).is_some() {
@@ -462,7 +464,7 @@ impl World {
                 }
             }
             for &(owner, intid) in &all {
-                // What was made active by hand.
+                // Interrupts made active by a register write.
                 if self.reference.irq(owner, intid).active {
                     self.set_active(owner, intid, false);
                 }
@@ -493,7 +495,7 @@ impl World {
     }
 }
 
-/// How many cases: `usual`, or what `PROPTEST_CASES` says.
+/// Returns the number of cases: `usual`, or `PROPTEST_CASES`.
 pub fn count(usual: u32) -> u32 {
     let asked = std::env::var("PROPTEST_CASES")
         .ok()

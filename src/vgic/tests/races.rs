@@ -1,6 +1,6 @@
-//! Kicks and maintenance interrupts take their time: the other CPUs go on with list registers that are out of date, as
-//! they do on real machines. Whatever the order, no event is lost, none is delivered twice, and a device that lowers
-//! its line in its handler is never served in vain.
+//! Kicks and maintenance interrupts are delayed: the other CPUs run with list registers that are out of date,
+//! as on real machines. Whatever the order, no event is lost, none is delivered twice, and a device that
+//! lowers its line in its handler is never served without cause.
 
 extern crate std;
 use super::property::count;
@@ -21,12 +21,12 @@ struct World {
     gic: Vgic,
     cpus: Vec<FakeCpu>,
     split_eoi: bool,
-    /// Kicks on their way.
+    /// Kicks sent and not yet received.
     kicks: Kicks,
-    /// Events raised and taken, by CPU (SGIs) and number.
+    /// Events raised and handled, by CPU (SGIs) and INTID.
     raised: BTreeMap<(usize, u32), u32>,
     taken: BTreeMap<(usize, u32), u32>,
-    /// Raised since it was last taken.
+    /// Raised since it was last handled.
     owed: BTreeMap<(usize, u32), bool>,
     lines: BTreeMap<u32, bool>,
     timer_active: Vec<bool>,
@@ -191,7 +191,7 @@ impl World {
             11 => self.raise(cpu, other, SGI),
             12 | 13 => self.raise(cpu, 0, EDGES[b as usize % EDGES.len()]),
             14..17 => {
-                // A completion: the device raises its line from wherever.
+                // A completion: the device raises its line from any CPU.
                 let intid = LEVELS[b as usize % LEVELS.len()];
                 self.lines.insert(intid, true);
                 let kicks = self.gic.set_line(intid, true);

@@ -126,7 +126,7 @@ fn sgi_configuration_is_fixed() {
 }
 
 #[test]
-fn what_does_not_exist_reads_zero_and_writes_nothing() {
+fn undefined_registers_read_zero_and_ignore_writes() {
     // torture g2
     let (mut gic, _) = zone(2, 4);
     let before = dump(&mut gic);
@@ -194,7 +194,7 @@ fn messages() {
 }
 
 #[test]
-fn impossible_machines_are_refused() {
+fn invalid_configurations_are_refused() {
     use crate::vgic::VgicError;
     assert_eq!(Vgic::new(&[], 32).unwrap_err(), VgicError::CpuCount(0));
     assert_eq!(Vgic::new(&[0; 65], 32).unwrap_err(), VgicError::CpuCount(65));

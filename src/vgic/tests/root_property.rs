@@ -1,5 +1,6 @@
-//! Random root kernels on a physical GIC that runs its state machine, against the reference: what root sees is what it
-//! would see without EL2, but for interrupts whose cause goes away after EL2 took them, which may still be delivered.
+//! Random root kernels on a physical GIC that runs its state machine, against the reference: root observes
+//! what it would observe without EL2, except for interrupts whose cause ends after EL2 acknowledged them,
+//! which may still be delivered.
 
 extern crate std;
 use super::machine::Machine;
@@ -109,7 +110,7 @@ impl World {
         self.kicks |= kicks;
     }
 
-    /// Writes the bit of an interrupt, and on occasion those of EL2's interrupts along with it.
+    /// Writes the bit of an interrupt, and sometimes those of EL2's interrupts along with it.
     fn write_bit(&mut self, cpu: usize, intid: u32, base: u32) {
         let reserved = RESERVED.iter().filter(|&&other| other / 32 == intid / 32);
         let bits = reserved.fold(1 << (intid % 32), |bits, &other| bits | 1u64 << (other % 32));
@@ -126,7 +127,7 @@ impl World {
         self.write(cpu, intid, 0x400 + intid, 1, priority.into());
     }
 
-    /// EL2 holds the interrupt for root, who has not taken it yet.
+    /// Returns whether EL2 has acknowledged the interrupt for root, and root has not yet.
     fn held(&mut self, cpu: usize, intid: u32) -> bool {
         self.machine.is_active(cpu, intid) && !self.reference.irq(cpu, intid).active
     }
@@ -213,14 +214,14 @@ impl World {
     }
 
     fn sync(&mut self, cpu: usize) {
-        // What EL2 sees of the lines of PPIs.
+        // The lines of PPIs as EL2 sees them.
         self.cpus[cpu].low = PPIS
             .into_iter()
             .filter(|intid| self.machine.banks[cpu].line >> intid & 1 == 0)
             .collect();
         self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.sync(cpu, list));
         for intid in PPIS {
-            // Taken for a level that has gone, though software had set it pending, too.
+            // Acknowledged for a level that has dropped, though software had set it pending, too.
             let irq = self.reference.irq(cpu, intid);
             if !irq.line && !irq.edge && irq.latch {
                 self.excused.insert((cpu, intid));
@@ -307,7 +308,7 @@ impl World {
             if irq.active && irq.holder == cpu && mine {
                 irq.active = false;
             } else if *owner == cpu && PPIS.contains(intid) && self.machine.is_active(cpu, *intid) {
-                // Given back to the hardware: pending if its line is high, or was made pending once more.
+                // Returned to the hardware: pending if its line is high, or was made pending once more.
                 irq.latch = self.machine.banks[cpu].latch >> intid & 1 != 0;
                 self.excused.remove(&(cpu, *intid));
             }
