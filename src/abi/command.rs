@@ -1,28 +1,29 @@
 //! Commands: a [`Header`] in the shared page's command slot and, for some, a payload behind it.
 //!
-//! The daemon fills header and payload, stores to [`super::doorbell::COMMAND`], and finds `status`, `detail` and
-//! the results when the store has completed. One command at a time. Each does bounded work at EL2; what takes
-//! longer (a zone that stops) is begun here and told by a [zone event]from the ring.
+//! The daemon fills header and payload, stores to [`super::doorbell::COMMAND`], and finds `status`, `detail`
+//! and the results when the store has completed. One command at a time. Each does bounded work at EL2; a
+//! longer operation (a zone that stops) is only started here, and a zone event in the ring reports its
+//! completion.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{MAX_QUEUES, MAX_VCPUS, NAME_LEN};
 
-/// What a command slot begins with.
+/// Header of a command.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Debug)]
 #[repr(C)]
 pub struct Header {
     /// [`Op`].
     pub op: u32,
-    /// [`Status`], written by EL2.
+    /// [`CommandStatus`], written by EL2.
     pub status: u32,
-    /// The value that `status` complains of, written by EL2.
+    /// The value that `status` refers to, written by EL2.
     pub detail: u64,
-    /// Zone that the command is about; written by EL2 for [`Op::ZoneCreate`].
+    /// Zone that the command refers to; written by EL2 for [`Op::ZoneCreate`].
     pub zone: u32,
-    /// virtio slot, where the command is about one.
+    /// virtio slot, for commands on a device.
     pub slot: u32,
-    /// Arguments as the operation says.
+    /// Arguments, as documented at each operation.
     pub args: [u64; 4],
 }
 
@@ -30,39 +31,41 @@ pub struct Header {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub enum Op {
-    /// Payload [`ZoneCreate`]. Takes the CPUs, which root must have taken offline. Result: `zone`, ring state
-    /// empty, [`super::ZoneState::Created`].
+    /// Payload [`ZoneCreate`]. Allocates the CPUs, which root must have taken offline. Result: `zone`, ring
+    /// state empty, [`super::ZoneState::Created`].
     ZoneCreate = 1,
-    /// `args[0]`: IPA, `args[1]`: count, 1 to [`MAX_DONATION`]. Payload: `count` physical addresses (u64), each a
-    /// 2 MiB-aligned block of root's RAM that no zone holds; mapped one after the other from the IPA. On an error
-    /// none of this command's blocks is mapped.
+    /// `args[0]`: IPA, `args[1]`: count, 1 to [`MAX_DONATION`]. Payload: `count` physical addresses (u64),
+    /// each a 2 MiB-aligned block of root's RAM that no zone owns; mapped one after the other from the IPA.
+    /// On an error none of this command's blocks is mapped.
     ZoneDonate = 2,
-    /// Payload [`DeviceSpec`] for `slot`. Legal while the zone is created, and later for a slot that is empty.
+    /// Payload [`DeviceSpec`] for `slot`. Allowed while the zone is created, and later for a slot that is
+    /// empty.
     DeviceAdd = 3,
-    /// `args[0]`: entry IPA, `args[1]`: x0 of vCPU 0. From created or stopped: resets devices and vCPUs, runs.
+    /// `args[0]`: entry IPA, `args[1]`: x0 of vCPU 0. From created or stopped: resets devices and vCPUs, then
+    /// runs.
     ZoneStart = 4,
-    /// Begins to stop it. The zone keeps CPUs and memory. Told by a zone event when done.
+    /// Starts to stop the zone, which keeps its CPUs and memory. A zone event reports completion.
     ZoneStop = 5,
-    /// Only when created or stopped: gives back CPUs (parked, root may bring them online) and memory.
+    /// Allowed when created or stopped: releases CPUs (parked, root may bring them online) and memory.
     ZoneDestroy = 6,
-    /// Begins to pause it. Told by a zone event when done.
+    /// Starts to pause the zone. A zone event reports completion.
     ZonePause = 7,
-    /// Goes on after a pause.
+    /// Resumes a paused zone.
     ZoneResume = 8,
     /// Result: payload [`ZoneInfo`].
     ZoneInfo = 9,
     /// Result: payload [`DeviceState`] of `slot`.
     DeviceState = 10,
-    /// The daemon no longer touches any buffer or queue of `slot` that it got before reset number `args[0]`
-    /// (`DeviceState::reset_generation`): the guest's reset completes.
+    /// The daemon no longer uses any buffer or queue of `slot` that it got before reset number `args[0]`
+    /// (`DeviceState::reset_generation`): the guest's reset can complete.
     DeviceQuiesced = 11,
-    /// The same for one queue, `args[1]`, after QueueReset or QueueReady=0.
+    /// As [`Self::DeviceQuiesced`] for one queue, `args[1]`, after QueueReset or QueueReady=0.
     QueueQuiesced = 12,
-    /// The device cannot go on: sets DEVICE_NEEDS_RESET.
+    /// Sets DEVICE_NEEDS_RESET.
     DeviceNeedsReset = 13,
-    /// New configuration bytes: `args[0]` offset, `args[1]` length up to 256, payload the bytes.
+    /// Changes configuration space: `args[0]` offset, `args[1]` length up to 256, payload the bytes.
     DeviceConfig = 14,
-    /// Empties `slot` again (the device is gone).
+    /// Removes the device from `slot`.
     DeviceRemove = 15,
     /// Result: `args[0]` = ring head of the zone (entries ever written). Used on attach.
     RingHead = 16,
@@ -99,11 +102,11 @@ impl TryFrom<u32> for Op {
     }
 }
 
-/// Outcome of a command. `detail` is the value complained of.
+/// Status of a command. `detail` is the value it refers to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
-pub enum Status {
-    /// Done.
+pub enum CommandStatus {
+    /// Success.
     Ok = 0,
     /// `op` is not an [`Op`].
     UnknownOp = 1,
@@ -111,23 +114,23 @@ pub enum Status {
     BadArgument = 2,
     /// No zone of that number.
     NoSuchZone = 3,
-    /// The zone's state (`detail`) does not allow it.
+    /// The zone's state (`detail`) does not allow the command.
     WrongState = 4,
     /// No CPU with that MPIDR (`detail`).
     NoSuchCpu = 5,
-    /// The CPU (`detail`: MPIDR) is online in root or held by another zone.
+    /// The CPU (`detail`: MPIDR) is online in root or owned by another zone.
     CpuBusy = 6,
     /// The block (`detail`: its address) is not root's RAM.
     NotRootRam = 7,
     /// The address (`detail`) is not 2 MiB-aligned.
     Misaligned = 8,
-    /// The block (`detail`) is held by a zone, or is the shared page.
+    /// The block (`detail`) is owned by a zone, or is the shared page.
     BlockInUse = 9,
     /// The IPA (`detail`) is mapped already or outside the zone's RAM range.
     IpaInUse = 10,
-    /// EL2 has no page frames left (`detail`: frames wanted).
+    /// EL2 has no page frames left (`detail`: frames requested).
     OutOfMemory = 11,
-    /// All zone numbers are taken.
+    /// All zone numbers are in use.
     TooManyZones = 12,
     /// The slot (`detail`) has no device, or is not a slot.
     NoSuchDevice = 13,
@@ -145,7 +148,7 @@ pub enum Status {
     Stale = 19,
 }
 
-impl TryFrom<u32> for Status {
+impl TryFrom<u32> for CommandStatus {
     type Error = u32;
     fn try_from(value: u32) -> Result<Self, u32> {
         Ok(match value {
@@ -174,7 +177,7 @@ impl TryFrom<u32> for Status {
     }
 }
 
-/// Blocks in one [`Op::ZoneDonate`].
+/// Most blocks in one [`Op::ZoneDonate`].
 pub const MAX_DONATION: usize = 64;
 
 /// Payload of [`Op::ZoneCreate`].
@@ -187,7 +190,7 @@ pub struct ZoneCreate {
     pub vcpus: u32,
     /// Zero.
     pub reserved: u32,
-    /// Seconds since 1970 for the RTC at this moment.
+    /// Time for the RTC at this moment, in seconds since 1970.
     pub epoch_seconds: u64,
     /// MPIDR affinity of the physical CPU of each vCPU.
     pub cpus: [u64; MAX_VCPUS],
@@ -197,13 +200,13 @@ pub struct ZoneCreate {
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
 #[repr(C)]
 pub struct DeviceSpec {
-    /// virtio device id, 2 for block.
+    /// virtio device id; 2 for block.
     pub device_id: u32,
     /// Vendor id register.
     pub vendor_id: u32,
-    /// Features offered.
+    /// Device feature bits offered.
     pub features: u64,
-    /// Queues, 1 to [`MAX_QUEUES`].
+    /// Number of queues, 1 to [`MAX_QUEUES`].
     pub queues: u32,
     /// Bytes of `config` that exist, up to 256.
     pub config_len: u32,
@@ -213,13 +216,13 @@ pub struct DeviceSpec {
     pub config: [u8; 256],
 }
 
-/// One latched queue in [`DeviceState`].
+/// One queue in [`DeviceState`].
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Debug)]
 #[repr(C)]
 pub struct QueueState {
-    /// Entries.
+    /// QueueNum.
     pub size: u32,
-    /// 1 while QueueReady; 2 while its reset or disable waits for [`Op::QueueQuiesced`].
+    /// 1 while QueueReady; 2 while its reset or stop waits for [`Op::QueueQuiesced`].
     pub ready: u32,
     /// IPA of the descriptor table.
     pub desc: u64,
@@ -229,15 +232,15 @@ pub struct QueueState {
     pub device: u64,
 }
 
-/// Result of [`Op::DeviceState`]: what EL2 has latched.
+/// Result of [`Op::DeviceState`]: the registers that EL2 has latched.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
 #[repr(C)]
 pub struct DeviceState {
-    /// Status register.
+    /// CommandStatus register.
     pub status: u32,
     /// Queues.
     pub queues: u32,
-    /// Features negotiated.
+    /// Feature bits negotiated.
     pub features: u64,
     /// Resets begun so far.
     pub reset_generation: u64,
@@ -245,9 +248,9 @@ pub struct DeviceState {
     pub reset_pending: u32,
     /// Zero.
     pub reserved: u32,
-    /// By queue number.
+    /// Queues by number.
     pub queue: [QueueState; MAX_QUEUES],
-    /// Configuration space as the guest last left it (writable fields).
+    /// Configuration space, with the values of writable fields that the guest wrote last.
     pub config: [u8; 256],
 }
 

@@ -1,6 +1,6 @@
 //! Physical interrupts: acknowledged at EL2 and delivered to the owner of the CPU.
 
-use ringvisor::abi::counters::Event;
+use ringvisor::abi::counters::CpuEvent;
 
 use super::cpu::{self, Cpu};
 use super::current::Current;
@@ -23,18 +23,18 @@ fn deliver(intid: u32) {
     let cpu = cpu::this();
     match intid {
         gic::MAINTENANCE => {
-            stats::count(Event::Maintenance);
+            stats::count(CpuEvent::Maintenance);
             if let Some(owner) = Current::running_on(cpu) {
                 owner.maintain_list_registers(cpu.vcpu());
             }
             gic::deactivate(intid);
         }
         0..16 => {
-            stats::count(Event::KicksTaken);
+            stats::count(CpuEvent::KicksTaken);
             gic::deactivate(intid);
         }
         _ => {
-            stats::count(Event::Interrupts);
+            stats::count(CpuEvent::Interrupts);
             let owner = Current::running_on(cpu);
             if !owner.is_some_and(|owner| owner.interrupt(cpu.vcpu(), intid)) {
                 reject(cpu, intid);

@@ -5,7 +5,12 @@ use alloc::vec::Vec;
 
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    COMMAND_INTX_DISABLE, COMMAND_MASTER, COMMAND_MEMORY, CONFIG_SIZE, ConfigSpace, Effect, Page,
+    STATUS_INTERRUPT, WRITABLE,
+};
+use crate::abi::BAR_SIZE;
+use crate::addr::Pa;
 
 const BAR: u64 = 0x2_4010_0000;
 
@@ -129,7 +134,7 @@ fn interrupts_are_neither_lost_nor_doubled() {
         COMMAND_MEMORY | COMMAND_MASTER | COMMAND_INTX_DISABLE
     );
 
-    // One that comes while masked is told of on unmasking.
+    // An assertion while masked is signalled on unmasking.
     assert_eq!(config.assert_intx(&mut image), Effect::None);
     assert_eq!(image.read(6, 2), 1 << 3);
     assert_eq!(unmask(&mut config, &mut image), Effect::RaiseIntx);
@@ -145,7 +150,7 @@ fn pulses_need_no_write_and_are_never_lost() {
     let (mut config, mut image) = function();
     let enabled = COMMAND_MEMORY | COMMAND_MASTER;
     let _ = config.write(&mut image, 4, 2, enabled.into());
-    // One is under way when pulses begin: told of again.
+    // One is outstanding when pulse mode begins: it is signalled again.
     assert_eq!(config.assert_intx(&mut image), Effect::RaiseIntx);
     assert_eq!(config.set_pulses(&mut image, true), Effect::RaiseIntx);
     assert_eq!(config.set_pulses(&mut image, true), Effect::None);
@@ -158,7 +163,7 @@ fn pulses_need_no_write_and_are_never_lost() {
     // Writes that leave INTx disabled, as of Linux's bus mastering, change nothing.
     let _ = config.write(&mut image, 4, 2, (COMMAND_MEMORY | COMMAND_INTX_DISABLE).into());
     assert_eq!(config.assert_intx(&mut image), Effect::RaiseIntx);
-    // Whoever enables INTx has levels again, and is told of the one that is up.
+    // Enabling INTx returns to levels, and signals the one that is high.
     assert_eq!(unmask(&mut config, &mut image), Effect::RaiseIntx);
     assert_eq!(config.assert_intx(&mut image), Effect::None, "one is under way");
     assert!(check_and_mask(&mut config, &mut image));
@@ -173,14 +178,14 @@ fn pulses_need_no_write_and_are_never_lost() {
 }
 
 #[test]
-fn what_is_read_only_stays() {
+fn read_only_bits_do_not_change() {
     let (mut config, mut image) = function();
     let _ = config.assert_intx(&mut image);
     let (before, shown) = (config.clone(), image.0.clone());
     for offset in [0, 2, 6, 8, 0x0d, 0x0e, 0x2c, 0x34, 0x3d, 0x3e, 0x40, 0x100, 0xffe] {
         let _ = config.write(&mut image, offset, 1, 0xff);
     }
-    // Misaligned, of a strange width, past the page.
+    // Misaligned, of an unsupported width, past the page.
     for (offset, width) in [
         (5, 2),
         (5, 4),

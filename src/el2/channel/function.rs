@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use ringvisor::abi::ROOT_ZONE;
-use ringvisor::abi::counters::Event;
+use ringvisor::abi::counters::CpuEvent;
 use ringvisor::abi::trace::Kind;
 use ringvisor::addr::Pa;
 use ringvisor::pci::{CONFIG_SIZE, ConfigSpace, Effect, Page};
@@ -74,8 +74,8 @@ pub fn init(bar: Pa, intid: u32) -> Option<Pa> {
 pub fn assert_intx() {
     let Some(function) = FUNCTION.get() else { return };
     if function.change(|space, page| space.assert_intx(page)) == Effect::RaiseIntx {
-        stats::count(Event::Bells);
-        stats::record(Kind::Bell, ROOT_ZONE, 0, 0, 0);
+        stats::count(CpuEvent::Bells);
+        stats::record(Kind::EventInterrupt, ROOT_ZONE, 0, 0, 0);
         function.raise();
     }
 }

@@ -5,7 +5,7 @@
 pub mod function;
 pub mod shared_page;
 
-use ringvisor::abi::command::Status;
+use ringvisor::abi::command::CommandStatus;
 
 /// Why a command is refused: the status and the offending value.
-pub type Refusal = (Status, u64);
+pub type Refusal = (CommandStatus, u64);

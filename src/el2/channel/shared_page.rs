@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use log::{info, warn};
-use ringvisor::abi::command::{self, Status};
+use ringvisor::abi::command::{self, CommandStatus};
 use ringvisor::abi::{self, shared};
 use ringvisor::addr::{BLOCK_SIZE, Pa};
 use ringvisor::ring::ZoneWindow;
@@ -41,19 +41,19 @@ pub fn attach(page: Pa, zones: usize) -> Result<(), Refusal> {
     let old = Pa(ADDRESS.load(Ordering::Acquire));
     // Address 0 means "none attached" below, and is never root's RAM.
     if page == Pa(0) {
-        return Err((Status::BadArgument, 0));
+        return Err((CommandStatus::BadArgument, 0));
     }
     if old != page {
         if zones > 0 {
-            return Err((Status::ZonesExist, zones as u64));
+            return Err((CommandStatus::ZonesExist, zones as u64));
         }
         if !page.is_aligned(BLOCK_SIZE) {
-            return Err((Status::Misaligned, page.0));
+            return Err((CommandStatus::Misaligned, page.0));
         }
         blocks::donate(&[page])?;
         if stage1::map_shared(page).is_err() {
             blocks::reclaim(page);
-            return Err((Status::OutOfMemory, 1));
+            return Err((CommandStatus::OutOfMemory, 1));
         }
         if old != Pa(0) {
             release_page(old);
@@ -69,7 +69,7 @@ pub fn attach(page: Pa, zones: usize) -> Result<(), Refusal> {
             ADDRESS.store(0, Ordering::Release);
             release_page(page);
         }
-        return Err((Status::VersionMismatch, version & 0xffff_ffff));
+        return Err((CommandStatus::VersionMismatch, version & 0xffff_ffff));
     }
     let epoch = EPOCH.fetch_add(1, Ordering::Relaxed) + 1;
     info!("daemon attached, shared page {page}, epoch {epoch}");
@@ -82,10 +82,10 @@ pub fn attach(page: Pa, zones: usize) -> Result<(), Refusal> {
 /// No page is attached, or there are `zones`, which use it.
 pub fn detach(zones: usize) -> Result<(), Refusal> {
     if zones > 0 {
-        return Err((Status::ZonesExist, zones as u64));
+        return Err((CommandStatus::ZonesExist, zones as u64));
     }
     match ADDRESS.swap(0, Ordering::AcqRel) {
-        0 => Err((Status::NotAttached, 0)),
+        0 => Err((CommandStatus::NotAttached, 0)),
         page => {
             release_page(Pa(page));
             info!("daemon detached");

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use ringvisor::abi::command::Status;
+use ringvisor::abi::command::CommandStatus;
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
 use ringvisor::abi::{self, MAX_CPUS, MAX_ZONES, ROOT_ZONE, shared};
 use ringvisor::addr::Pa;
@@ -23,7 +23,7 @@ struct Page {
 }
 
 static PAGE: Once<Page> = Once::new();
-/// [`Status`] of the last ATTACH or DETACH.
+/// [`CommandStatus`] of the last ATTACH or DETACH.
 static ATTACH_STATUS: AtomicU32 = AtomicU32::new(0);
 
 /// Allocates and fills the page. Returns its address, for root's stage 2, or `None` if there is no register
@@ -40,7 +40,7 @@ pub fn init(root: fn() -> ZoneSummary) -> Option<Pa> {
 }
 
 /// Sets how the last ATTACH or DETACH ended, for the next [`refresh`].
-pub fn set_attach_status(status: Status) {
+pub fn set_attach_status(status: CommandStatus) {
     ATTACH_STATUS.store(status as u32, Ordering::Relaxed);
 }
 
@@ -50,7 +50,7 @@ pub fn refresh() {
     let frame = page.frame.lock();
     let (pages_total, pages_used) = frames::usage();
     let (heap_total, heap_used) = heap::usage();
-    let (bell_intid, bells) = function::interrupt();
+    let (event_intid, event_interrupts) = function::interrupt();
     let mut version = [0; 16];
     for (to, from) in version.iter_mut().zip(env!("CARGO_PKG_VERSION").bytes()) {
         *to = from;
@@ -68,8 +68,8 @@ pub fn refresh() {
         pages_used: pages_used as u32,
         heap_total: heap_total as u32,
         heap_used: heap_used as u32,
-        bell_intid,
-        bells,
+        event_intid,
+        event_interrupts,
         counter_frequency: sysreg::read!("cntfrq_el0") as u32,
         log_level: log::max_level() as u32,
         shared_pa: shared_page::address().map_or(0, |page| page.0),

@@ -7,8 +7,8 @@ mod command;
 pub mod info;
 
 use log::warn;
-use ringvisor::abi::command::Status;
-use ringvisor::abi::counters::Event;
+use ringvisor::abi::command::CommandStatus;
+use ringvisor::abi::counters::CpuEvent;
 use ringvisor::abi::doorbell;
 use ringvisor::abi::info::ZoneSummary;
 use ringvisor::abi::trace::Kind;
@@ -64,7 +64,7 @@ pub fn bar_write(offset: u32, width: Width, value: u64) {
     match (register as u16, width) {
         (doorbell::USED_BUFFER, Width::Word) => {
             if let Some((number, slot)) = doorbell::parse_used_buffer(value as u32) {
-                stats::count(Event::Doorbells);
+                stats::count(CpuEvent::Doorbells);
                 stats::record_trap(Kind::Doorbell, number, slot, 0);
                 registry::with(number, |zone| zone.used_buffer(usize::from(slot)));
             }
@@ -92,7 +92,7 @@ fn attach(page: Option<Pa>) {
         None => shared_page::detach(zones),
     };
     let status = match result {
-        Ok(()) => Status::Ok,
+        Ok(()) => CommandStatus::Ok,
         Err((status, detail)) => {
             warn!("attach refused: {status:?} ({detail:#x})");
             status
@@ -105,7 +105,7 @@ fn attach(page: Option<Pa>) {
 /// Apart from [`bar_write`], whose other registers are on the path of each request.
 #[inline(never)]
 fn execute_command() {
-    stats::count(Event::Commands);
+    stats::count(CpuEvent::Commands);
     let _guard = COMMANDS.lock();
     if let Some(page) = shared_page::address() {
         command::execute(page);

@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use arm_gic::gicv3::GicRedistributor;
 use arm_gic::gicv3::registers::GicrSgi;
 use arm_gic::{IntId, UniqueMmioPointer};
-use ringvisor::abi::counters::Event;
+use ringvisor::abi::counters::CpuEvent;
 
 use super::frames::{KICK, MAINTENANCE, redistributor};
 use crate::el2::arch::{self, sysreg};
@@ -43,7 +43,7 @@ pub fn init_cpu(cpu: &Cpu) {
 
 /// Sends EL2's SGI to `cpu`, which makes it enter EL2 and look at its requests and list registers.
 pub fn kick(cpu: &Cpu) {
-    stats::count(Event::KicksSent);
+    stats::count(CpuEvent::KicksSent);
     let mpidr = cpu.mpidr().bits();
     let (aff0, aff1, aff2, aff3) = (
         mpidr & 0xff,

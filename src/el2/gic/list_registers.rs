@@ -2,9 +2,9 @@
 
 use core::sync::atomic::Ordering;
 
-use ringvisor::abi::counters::Event;
+use ringvisor::abi::counters::CpuEvent;
 use ringvisor::abi::trace::Kind;
-use ringvisor::vgic::{Image, ListRegisters};
+use ringvisor::vgic::{ListRegisters, LrShadow};
 
 use super::cpu_interface::deactivate;
 use super::frames::is_private_pending;
@@ -46,14 +46,14 @@ pub fn clear_list_registers() {
 pub fn with_list_registers<T>(pass: impl FnOnce(&mut LocalShadow<'_>) -> T) -> T {
     let state = &cpu::this().list;
     let mut real = LocalListRegisters(state.count.load(Ordering::Relaxed));
-    let mut shadow = Image::read(&mut real, state.used.load(Ordering::Relaxed));
+    let mut shadow = LrShadow::load(&mut real, state.used.load(Ordering::Relaxed));
     let result = pass(&mut shadow);
     state.used.store(shadow.write_back(), Ordering::Relaxed);
     result
 }
 
 /// The list register shadow that [`with_list_registers`] passes.
-pub type LocalShadow<'a> = Image<'a, LocalListRegisters>;
+pub type LocalShadow<'a> = LrShadow<'a, LocalListRegisters>;
 
 /// This CPU's list registers; the field is how many there are.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ macro_rules! list_registers {
 
             fn write(&mut self, index: usize, value: u64) {
                 if value & LR_PENDING != 0 {
-                    stats::count(Event::Injected);
+                    stats::count(CpuEvent::Injected);
                     stats::record(Kind::Inject, cpu::this().owner(), 0, 0, value as u32);
                 }
                 match index {

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use ringvisor::abi::command::Status;
+use ringvisor::abi::command::CommandStatus;
 use ringvisor::addr::{BLOCK_SIZE, Pa};
 
 use super::el2_range;
@@ -51,20 +51,20 @@ impl Blocks {
         in_ram && (end <= el2_start.0 || block >= el2_end)
     }
 
-    fn donate(&mut self, block: Pa) -> Result<(), (Status, u64)> {
+    fn donate(&mut self, block: Pa) -> Result<(), (CommandStatus, u64)> {
         if !block.is_aligned(BLOCK_SIZE) {
-            return Err((Status::Misaligned, block.0));
+            return Err((CommandStatus::Misaligned, block.0));
         }
         if !self.is_root_ram(block) {
-            return Err((Status::NotRootRam, block.0));
+            return Err((CommandStatus::NotRootRam, block.0));
         }
         match self.bit(block) {
             Some((word, mask)) if *word & mask == 0 => {
                 *word |= mask;
                 Ok(())
             }
-            Some(_) => Err((Status::BlockInUse, block.0)),
-            None => Err((Status::NotRootRam, block.0)),
+            Some(_) => Err((CommandStatus::BlockInUse, block.0)),
+            None => Err((CommandStatus::NotRootRam, block.0)),
         }
     }
 
@@ -79,7 +79,7 @@ impl Blocks {
 ///
 /// # Errors
 /// The status and the address of the first block that cannot be donated.
-pub fn donate(list: &[Pa]) -> Result<(), (Status, u64)> {
+pub fn donate(list: &[Pa]) -> Result<(), (CommandStatus, u64)> {
     let mut blocks = BLOCKS.lock();
     for (done, &block) in list.iter().enumerate() {
         if let Err(refusal) = blocks.donate(block) {

@@ -10,7 +10,7 @@ use crate::el2::gic::{self, LocalShadow};
 impl Root {
     /// Requests a flush of list registers that are out of date, and kicks their CPUs.
     pub(super) fn request_flush(&self, kicks: Kicks) {
-        for index in self.flush_requests.ring(kicks).iter() {
+        for index in self.flush_requests.raise(kicks).iter() {
             if let Some(cpu) = cpu::all().get(index) {
                 gic::kick(cpu);
             }

@@ -14,7 +14,7 @@ use ringvisor::abi::{ROOT_ZONE, ZoneState};
 use ringvisor::addr::{BLOCK_SIZE, Pa};
 use ringvisor::machine::{DeviceTree, Machine, Region, RootConfig as DtbConfig, root_dtb};
 use ringvisor::psci::Mpidr;
-use ringvisor::vgic::{Doorbell, RootConfig, RootGic};
+use ringvisor::vgic::{FlushRequests, RootConfig, RootGic};
 
 use super::arch::vcpu;
 use super::sync::{Mutex, Once};
@@ -36,7 +36,7 @@ pub struct Root {
     /// Range of the distributor: first byte and the first one behind it.
     distributor: (u64, u64),
     gic: Mutex<RootGic>,
-    flush_requests: Doorbell,
+    flush_requests: FlushRequests,
     /// Address of the control device's ECAM window.
     ecam: u64,
     /// Address of the control device's BAR 0.
@@ -124,7 +124,7 @@ pub fn init(tree: &DeviceTree, machine: &Machine, firmware_dtb: Pa) -> Result<En
         vttbr: vcpu::vttbr(stage2.root(), ROOT_ZONE),
         distributor,
         gic: Mutex::new(gic),
-        flush_requests: Doorbell::new(),
+        flush_requests: FlushRequests::new(),
         ecam: ecam.0,
         bar: bar.0,
         aborts: AtomicU32::new(0),

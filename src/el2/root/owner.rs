@@ -88,7 +88,7 @@ impl Owner for Root {
     }
 
     fn interrupt(&self, vcpu: usize, intid: u32) -> bool {
-        if !self.with_gic(cpu::this(), |gic, _| gic.arrived(vcpu, intid)) {
+        if !self.with_gic(cpu::this(), |gic, _| gic.inject_physical(vcpu, intid)) {
             gic::deactivate(intid);
         }
         true

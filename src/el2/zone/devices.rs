@@ -4,15 +4,15 @@
 //! events keep their order, and carried out after its release ([`Zone::carry_out`]): kicks and the daemon's
 //! interrupt wait for the interrupt controller, and other CPUs want the slot meanwhile.
 
-use ringvisor::abi::command::{DeviceSpec, Status};
-use ringvisor::abi::counters::{DeviceEvent, Event};
+use ringvisor::abi::command::{CommandStatus, DeviceSpec};
+use ringvisor::abi::counters::{CpuEvent, DeviceEvent};
 use ringvisor::abi::machine::{RTC_SPI, UART_SPI, VIRTIO_BASE, VIRTIO_SPI, VIRTIO_STRIDE};
 use ringvisor::abi::trace::Kind;
 use ringvisor::addr::{Ipa, PAGE_SIZE};
-use ringvisor::ring::{Bell, Entry};
+use ringvisor::ring::{Entry, Wakeup};
 use ringvisor::stage2::Access;
 use ringvisor::syndrome::Width;
-use ringvisor::virtio::{Outcome as Effect, Spec, Transport, registers};
+use ringvisor::virtio::{Effect, Event, Spec, Transport, registers};
 
 use super::Zone;
 use crate::el2::channel::{Refusal, function};
@@ -51,7 +51,7 @@ impl Zone {
             Some(value) => {
                 match offset {
                     registers::QUEUE_NOTIFY => {
-                        stats::count(Event::Notifications);
+                        stats::count(CpuEvent::Notifications);
                         self.counters.count(self.number, slot, DeviceEvent::Notifications);
                         stats::record_trap(Kind::Notify, self.number, slot as u8, value as u8);
                     }
@@ -88,14 +88,20 @@ impl Zone {
             deferred.propagate = self.latch_level(spi(slot), level);
         }
         if let Some(event) = effect.event {
-            let entry = event.entry(slot as u8);
-            let bell = notify(self, entry);
-            if bell.is_none() && matches!(entry, Entry::Notify { .. }) {
-                stats::count(Event::NotificationsPending);
+            let entry = match event {
+                Event::Notify { queue } => Entry::Notify {
+                    slot: slot as u8,
+                    queue,
+                },
+                _ => Entry::Device { slot: slot as u8 },
+            };
+            let wakeup = notify(self, entry);
+            if wakeup.is_none() && matches!(entry, Entry::Notify { .. }) {
+                stats::count(CpuEvent::NotificationsPending);
                 self.counters
                     .count(self.number, slot, DeviceEvent::NotificationsPending);
             }
-            deferred.wake = bell == Some(Bell::Ring);
+            deferred.wake = wakeup == Some(Wakeup::Required);
         }
         deferred
     }
@@ -125,7 +131,7 @@ impl Zone {
 
     /// Calls `f` with a slot's device.
     pub fn with_device<T>(&self, slot: usize, f: impl FnOnce(&mut Device) -> T) -> Result<T, Refusal> {
-        let no_device = (Status::NoSuchDevice, slot as u64);
+        let no_device = (CommandStatus::NoSuchDevice, slot as u64);
         let mut guard = self.slots.get(slot).ok_or(no_device)?.lock();
         guard.as_deref_mut().map(f).ok_or(no_device)
     }
@@ -156,7 +162,7 @@ impl Zone {
             let effect = self.while_hidden(slot, device, |device| {
                 device.transport.config_changed(offset, bytes, &device.page)
             })?;
-            effect.map_err(|_| (Status::BadArgument, u64::from(offset)))
+            effect.map_err(|_| (CommandStatus::BadArgument, u64::from(offset)))
         })
     }
 
@@ -170,7 +176,7 @@ impl Zone {
         change: impl FnOnce(&mut Device) -> T,
     ) -> Result<T, Refusal> {
         let mut guard = self.stage2.lock();
-        let stage2 = guard.as_mut().ok_or((Status::NoSuchDevice, slot as u64))?;
+        let stage2 = guard.as_mut().ok_or((CommandStatus::NoSuchDevice, slot as u64))?;
         let ipa = slot_ipa(slot);
         stage2.unmap(&mut Tables, ipa, PAGE_SIZE);
         arch::tlbi_ipa(self.vttbr, ipa);
@@ -184,7 +190,7 @@ impl Zone {
                 PAGE_SIZE,
                 Access::DeviceReadOnly,
             )
-            .map_err(|_| (Status::OutOfMemory, 1))?;
+            .map_err(|_| (CommandStatus::OutOfMemory, 1))?;
         arch::dsb_ish();
         Ok(result)
     }
@@ -199,18 +205,18 @@ impl Zone {
 
     /// Adds a device to an empty slot.
     pub fn add_device(&self, slot: usize, spec: &DeviceSpec) -> Result<(), Refusal> {
-        let no_slot = (Status::NoSuchDevice, slot as u64);
-        let spec = Spec::try_from(spec).map_err(|error| (Status::BadDevice, error.detail()))?;
+        let no_slot = (CommandStatus::NoSuchDevice, slot as u64);
+        let spec = Spec::try_from(spec).map_err(|error| (CommandStatus::BadDevice, error.detail()))?;
         let mut guard = self.slots.get(slot).ok_or(no_slot)?.lock();
         if let Some(device) = guard.as_mut() {
             if !device.transport.is_empty() {
-                return Err((Status::SlotInUse, slot as u64));
+                return Err((CommandStatus::SlotInUse, slot as u64));
             }
             self.counters.restart(self.number, slot);
             device.replace(Transport::new(&spec));
             return Ok(());
         }
-        let device = Device::new(&spec).ok_or((Status::OutOfMemory, 2))?;
+        let device = Device::new(&spec).ok_or((CommandStatus::OutOfMemory, 2))?;
         let page = device.page.0.pa();
         let mut stage2 = self.stage2.lock();
         let stage2 = stage2.as_mut().ok_or(no_slot)?;
@@ -222,7 +228,7 @@ impl Zone {
                 PAGE_SIZE,
                 Access::DeviceReadOnly,
             )
-            .map_err(|_| (Status::OutOfMemory, 1))?;
+            .map_err(|_| (CommandStatus::OutOfMemory, 1))?;
         arch::dsb_ish();
         *guard = Some(device);
         Ok(())
@@ -274,6 +280,6 @@ const fn spi(slot: usize) -> u32 {
 /// Adds a device's event to the zone's ring, as [`Zone::add_event`]. Its own function so that a debugger can
 /// stop here, between the driver's store and the daemon.
 #[inline(never)]
-fn notify(zone: &Zone, entry: Entry) -> Option<Bell> {
+fn notify(zone: &Zone, entry: Entry) -> Option<Wakeup> {
     zone.add_event(entry)
 }

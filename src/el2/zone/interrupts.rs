@@ -14,7 +14,7 @@ impl Zone {
     /// own before it enters its guest.
     pub(super) fn request_flush(&self, kicks: Kicks) {
         let this = cpu::this();
-        for vcpu in self.flush_requests.ring(kicks).iter() {
+        for vcpu in self.flush_requests.raise(kicks).iter() {
             if let Some(cpu) = self.cpus.get(vcpu)
                 && cpu.index != this.index
             {
@@ -26,7 +26,7 @@ impl Zone {
     /// Latches the level of a device's line; `spi` counts from the first SPI. The caller holds the device's
     /// lock. On true it calls [`Self::propagate_level`] after releasing that.
     pub(super) fn latch_level(&self, spi: u32, high: bool) -> bool {
-        self.lines.get(spi as usize).is_some_and(|line| line.set(high))
+        self.lines.get(spi as usize).is_some_and(|line| line.latch(high))
     }
 
     /// Sets the level of a device's line and releases the device's lock, `guard`.
@@ -47,7 +47,7 @@ impl Zone {
         let mut kicks = Kicks::NONE;
         {
             let mut gic = self.gic.lock();
-            for &level in line.take() {
+            for &level in line.transitions() {
                 kicks |= gic.set_line(machine::SPI_BASE + spi, level);
             }
         }
@@ -87,7 +87,7 @@ impl Zone {
     pub(super) fn timer_interrupt(&self, vcpu: usize, intid: u32) {
         let kicks = gic::with_list_registers(|list| {
             let mut gic = self.gic.lock();
-            gic.arrived(vcpu, intid) | gic.flush(vcpu, list)
+            gic.inject_physical(vcpu, intid) | gic.flush(vcpu, list)
         });
         self.request_flush(kicks.without(vcpu));
     }

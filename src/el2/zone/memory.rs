@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
-use ringvisor::abi::command::{MAX_DONATION, Status};
+use ringvisor::abi::command::{CommandStatus, MAX_DONATION};
 use ringvisor::abi::{ZoneState, machine};
 use ringvisor::addr::{BLOCK_SIZE, Ipa, Pa};
 use ringvisor::stage2::{Access, MapError};
@@ -38,18 +38,18 @@ impl Zone {
     pub fn donate(&self, ipa: Ipa, list: &[u64]) -> Result<(), Refusal> {
         let core = self.core.lock();
         if core.state != ZoneState::Created {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
         let have = self.blocks.load(Ordering::Acquire);
         if ipa.0 != machine::RAM_BASE + have * BLOCK_SIZE {
-            return Err((Status::IpaInUse, ipa.0));
+            return Err((CommandStatus::IpaInUse, ipa.0));
         }
         let list: ArrayVec<Pa, MAX_DONATION> = list.iter().take(MAX_DONATION).map(|&pa| Pa(pa)).collect();
         blocks::donate(&list)?;
         let mut guard = self.stage2.lock();
         let Some(stage2) = guard.as_mut() else {
             list.iter().for_each(|&block| blocks::reclaim(block));
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         };
         for (index, &block) in list.iter().enumerate() {
             let at = Ipa(ipa.0 + index as u64 * BLOCK_SIZE);
@@ -57,8 +57,8 @@ impl Zone {
                 stage2.unmap(&mut Tables, ipa, index as u64 * BLOCK_SIZE);
                 list.iter().for_each(|&block| blocks::reclaim(block));
                 return Err(match error {
-                    MapError::OutOfMemory => (Status::OutOfMemory, 1),
-                    _ => (Status::IpaInUse, at.0),
+                    MapError::OutOfMemory => (CommandStatus::OutOfMemory, 1),
+                    _ => (CommandStatus::IpaInUse, at.0),
                 });
             }
         }

@@ -7,15 +7,15 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
-use ringvisor::abi::command::{Status, ZoneCreate};
+use ringvisor::abi::command::{CommandStatus, ZoneCreate};
 use ringvisor::abi::info::ZoneSummary;
 use ringvisor::abi::trace::Kind;
 use ringvisor::abi::{MAX_SLOTS, MAX_VCPUS, NAME_LEN, StopReason, ZoneState, machine};
 use ringvisor::pl031::Rtc;
 use ringvisor::psci::cpus::CpuTable;
-use ringvisor::ring::{Bell, Entry, Producer, ZoneWindow};
+use ringvisor::ring::{Entry, Producer, Wakeup, ZoneWindow};
 use ringvisor::stage2::Stage2;
-use ringvisor::vgic::{Doorbell, Line, Vgic};
+use ringvisor::vgic::{FlushRequests, Line, Vgic};
 
 use super::arch::{sysreg, vcpu};
 use super::channel::{Refusal, function};
@@ -73,7 +73,7 @@ pub struct Zone {
     /// Number of 2 MiB blocks of RAM, contiguous from [`machine::RAM_BASE`].
     blocks: AtomicU64,
     gic: Mutex<Vgic>,
-    flush_requests: Doorbell,
+    flush_requests: FlushRequests,
     /// By SPI, counted from the first: levels that devices latch and that `gic` has yet to see.
     lines: [Line; machine::SPI_COUNT as usize],
     slots: [Mutex<Option<FrameBox<Device>>>; MAX_SLOTS],
@@ -112,7 +112,7 @@ impl Zone {
     ) -> Result<FrameBox<Self>, Refusal> {
         let Some(place) = FrameBox::reserve() else {
             stage2.destroy(&mut Tables);
-            return Err((Status::OutOfMemory, FrameBox::<Self>::PAGES as u64));
+            return Err((CommandStatus::OutOfMemory, FrameBox::<Self>::PAGES as u64));
         };
         let vttbr = vcpu::vttbr(stage2.root(), number);
         Ok(place.fill(Self {
@@ -133,7 +133,7 @@ impl Zone {
             vttbr,
             blocks: AtomicU64::new(0),
             gic: Mutex::new(gic),
-            flush_requests: Doorbell::new(),
+            flush_requests: FlushRequests::new(),
             lines: [const { Line::new() }; machine::SPI_COUNT as usize],
             slots: [const { Mutex::new(None) }; MAX_SLOTS],
             uart: Mutex::new(Uart::new()),
@@ -161,22 +161,22 @@ impl Zone {
 
     /// Sends an event to the daemon.
     fn send_event(&self, entry: Entry) {
-        if self.add_event(entry) == Some(Bell::Ring) {
+        if self.add_event(entry) == Some(Wakeup::Required) {
             function::assert_intx();
         }
     }
 
-    /// Adds an event to the zone's ring. On [`Bell::Ring`] the caller has to wake the daemon. Returns `None`
-    /// if the same event is still pending.
-    fn add_event(&self, entry: Entry) -> Option<Bell> {
+    /// Adds an event to the zone's ring. On [`Wakeup::Required`] the caller has to wake the daemon. Returns
+    /// `None` if the same event is still pending.
+    fn add_event(&self, entry: Entry) -> Option<Wakeup> {
         if let Entry::Notify { slot, queue } = entry {
-            self.window.note_notification(slot, queue, stats::now());
+            self.window.stamp_notification(slot, queue, stats::now());
         }
-        let bell = self.producer.offer(&self.window.ring(), entry);
-        if let (Some(_), Entry::Notify { slot, queue }) = (bell, entry) {
+        let wakeup = self.producer.offer(&self.window.ring(), entry);
+        if let (Some(_), Entry::Notify { slot, queue }) = (wakeup, entry) {
             stats::record(Kind::Ring, self.number, slot, queue, 0);
         }
-        bell
+        wakeup
     }
 
     /// Returns how many entries were ever added to the ring.

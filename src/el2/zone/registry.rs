@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use arrayvec::ArrayVec;
 use log::info;
-use ringvisor::abi::command::{Status, ZoneCreate};
+use ringvisor::abi::command::{CommandStatus, ZoneCreate};
 use ringvisor::abi::info::ZoneSummary;
 use ringvisor::abi::{MAX_VCPUS, MAX_ZONES, machine};
 use ringvisor::psci::Mpidr;
@@ -44,23 +44,23 @@ pub fn summary(number: u8) -> ZoneSummary {
 pub fn create(request: &ZoneCreate) -> Result<u8, Refusal> {
     let vcpus = request.vcpus as usize;
     let wanted = request.cpus.get(..vcpus).filter(|cpus| !cpus.is_empty());
-    let wanted = wanted.ok_or((Status::BadArgument, vcpus as u64))?;
+    let wanted = wanted.ok_or((CommandStatus::BadArgument, vcpus as u64))?;
     // Commands are serialized, so a free number stays free.
     let number = (1..MAX_ZONES).find(|&number| ZONES[number].read().is_none());
-    let number = number.ok_or((Status::TooManyZones, MAX_ZONES as u64 - 1))? as u8;
-    let window = shared_page::window(number).ok_or((Status::NotAttached, 0))?;
+    let number = number.ok_or((CommandStatus::TooManyZones, MAX_ZONES as u64 - 1))? as u8;
+    let window = shared_page::window(number).ok_or((CommandStatus::NotAttached, 0))?;
 
     let mut cpus = ArrayVec::new();
     for &mpidr in wanted {
         let cpu = Mpidr::from_argument(mpidr)
             .and_then(cpu::find)
-            .ok_or((Status::NoSuchCpu, mpidr))?;
+            .ok_or((CommandStatus::NoSuchCpu, mpidr))?;
         cpus.push(cpu);
     }
     let affinities: ArrayVec<u32, MAX_VCPUS> =
         (0..vcpus).map(|vcpu| machine::vcpu_mpidr(vcpu) as u32).collect();
-    let gic = Vgic::new(&affinities, machine::SPI_COUNT).map_err(|_| (Status::OutOfMemory, 1))?;
-    let stage2 = Stage2::new(&mut Tables, ipa_bits()).ok_or((Status::OutOfMemory, 2))?;
+    let gic = Vgic::new(&affinities, machine::SPI_COUNT).map_err(|_| (CommandStatus::OutOfMemory, 1))?;
+    let stage2 = Stage2::new(&mut Tables, ipa_bits()).ok_or((CommandStatus::OutOfMemory, 2))?;
     let zone = Zone::build(number, request, cpus, gic, stage2, window)?;
     let pointer = core::ptr::from_ref::<Zone>(&zone).cast_mut().cast();
     for (vcpu, cpu) in zone.cpus.iter().enumerate() {
@@ -68,7 +68,7 @@ pub fn create(request: &ZoneCreate) -> Result<u8, Refusal> {
             zone.cpus.iter().take(vcpu).for_each(|cpu| cpu.release());
             let mpidr = cpu.mpidr().bits();
             zone.reclaim();
-            return Err((Status::CpuBusy, mpidr));
+            return Err((CommandStatus::CpuBusy, mpidr));
         }
     }
     window.clear();
@@ -86,14 +86,14 @@ fn change(place: &RwLock<Option<FrameBox<Zone>>>) -> RwLockWriteGuard<'_, Option
 /// Destroys a zone that is off; its CPUs have no owner afterwards and its memory returns to root. The caller
 /// holds the command lock.
 pub fn destroy(number: u8) -> Result<(), Refusal> {
-    let no_such_zone = (Status::NoSuchZone, u64::from(number));
+    let no_such_zone = (CommandStatus::NoSuchZone, u64::from(number));
     let place = ZONES.get(usize::from(number)).ok_or(no_such_zone)?;
     let mut guard = change(place);
     let zone = guard.as_ref().ok_or(no_such_zone)?;
     {
         let core = zone.core.lock();
         if !core.is_off() || zone.inside.load(Ordering::Acquire) != 0 {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
     }
     let zone = guard.take();

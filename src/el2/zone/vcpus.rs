@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use log::{info, warn};
-use ringvisor::abi::command::{Status, ZoneInfo};
+use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{MAX_VCPUS, StopReason, ZoneState, machine};
 use ringvisor::addr::Ipa;
 use ringvisor::psci::cpus::CpuState;
@@ -23,12 +23,15 @@ impl Zone {
     pub fn start(&self, entry: Ipa, x0: u64) -> Result<(), Refusal> {
         let mut core = self.core.lock();
         if !core.is_off() || self.inside.load(Ordering::Acquire) != 0 {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
         if !self.ram().contains(entry, 4) || !entry.is_aligned(4) {
-            return Err((Status::BadArgument, entry.0));
+            return Err((CommandStatus::BadArgument, entry.0));
         }
-        let first = self.cpus.first().ok_or((Status::WrongState, core.state as u64))?;
+        let first = self
+            .cpus
+            .first()
+            .ok_or((CommandStatus::WrongState, core.state as u64))?;
         self.reset_devices();
         core.cpus.reset(0);
         core.fault = [0; 3];
@@ -144,7 +147,7 @@ impl Zone {
                 self.begin_stop(&mut core, StopReason::Requested);
                 Ok(())
             }
-            state => Err((Status::WrongState, state as u64)),
+            state => Err((CommandStatus::WrongState, state as u64)),
         }
     }
 
@@ -183,7 +186,7 @@ impl Zone {
     pub fn pause(&self) -> Result<(), Refusal> {
         let mut core = self.core.lock();
         if core.state != ZoneState::Running {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
         core.paused_at = sysreg::read!("cntpct_el0");
         self.pausing.store(true, Ordering::SeqCst);
@@ -203,7 +206,7 @@ impl Zone {
     pub fn resume(&self) -> Result<(), Refusal> {
         let mut core = self.core.lock();
         if !self.is_pausing() {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
         let paused = sysreg::read!("cntpct_el0").wrapping_sub(core.paused_at);
         self.counter_offset.fetch_add(paused, Ordering::AcqRel);

@@ -8,8 +8,9 @@ use arm_gic::gicv3::{GicCpuInterface, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, wfi};
 use smccc::Hvc;
 use smccc::psci;
+use spin::Mutex;
 
-use crate::{interrupts, time};
+use crate::{affinity, interrupts, time};
 
 /// The SGI that wakes the second CPU.
 pub const WAKE: u32 = 15;
@@ -26,8 +27,8 @@ pub enum Command {
     SendSgi = 2,
     /// Let the virtual timer expire at once.
     Timer = 3,
-    /// Work against CPU 0 on a device, see [`crate::tests::disturb`].
-    Disturb = 4,
+    /// Run the function given to [`run_task`].
+    Task = 4,
     /// Load from the address of [`load`].
     Load = 5,
 }
@@ -42,20 +43,10 @@ static ADDRESS: AtomicU64 = AtomicU64::new(0);
 static LOADED: AtomicU64 = AtomicU64::new(0);
 static LOADS: AtomicU32 = AtomicU32::new(0);
 
+/// What [`Command::Task`] runs.
+static TASK: Mutex<fn()> = Mutex::new(|| {});
+
 static mut STACK: Stack<8> = Stack::new();
-
-/// Number of this CPU, the lowest affinity: zones have at most 16 CPUs, all in one cluster.
-pub fn current() -> usize {
-    (mpidr() & 0xf) as usize
-}
-
-/// Affinity fields of MPIDR_EL1.
-pub fn mpidr() -> u64 {
-    let value: u64;
-    // SAFETY: reads a register.
-    unsafe { asm!("mrs {}, mpidr_el1", out(reg) value, options(nomem, nostack, preserves_flags)) }
-    value & 0xff_00ff_ffff
-}
 
 /// Times that the second CPU has come up.
 pub fn starts() -> u32 {
@@ -71,7 +62,7 @@ pub fn seen_mpidr() -> u64 {
 pub fn start(mpidr: u64) -> Result<(), psci::Error> {
     COMMAND.store(Command::None as u32, Ordering::SeqCst);
     // SAFETY: only the second CPU uses the stack, and there is one: PSCI refuses to start it twice.
-    unsafe { start_core::<Hvc, _, 8>(mpidr, &raw mut STACK, run) }
+    unsafe { start_core::<Hvc, _, 8>(mpidr, &raw mut STACK, serve) }
 }
 
 /// Whether PSCI says that a CPU is off.
@@ -110,7 +101,13 @@ pub fn load(address: u64) -> Load {
     Load { before }
 }
 
-/// Has the second CPU do something.
+/// Has the second CPU run `task`, with interrupts enabled, until it returns.
+pub fn run_task(task: fn()) {
+    *TASK.lock() = task;
+    send(Command::Task);
+}
+
+/// Sends a command to the second CPU.
 pub fn send(command: Command) {
     COMMAND.store(command as u32, Ordering::SeqCst);
     let target = SgiTarget::List {
@@ -122,12 +119,12 @@ pub fn send(command: Command) {
     let _ = GicCpuInterface::send_sgi(IntId::sgi(WAKE), target, SgiTargetGroup::CurrentGroup1);
 }
 
-/// What the second CPU does.
-fn run() {
+/// The second CPU's loop: serves commands, waits for interrupts in between.
+fn serve() {
     GicCpuInterface::enable_system_register_el1();
     GicCpuInterface::set_priority_mask(0xff);
     GicCpuInterface::enable_group1(true);
-    MPIDR.store(mpidr(), Ordering::SeqCst);
+    MPIDR.store(affinity::mpidr(), Ordering::SeqCst);
     STARTS.fetch_add(1, Ordering::SeqCst);
     loop {
         // Disabled while looking, so that a wake-up in between ends the wait.
@@ -149,9 +146,10 @@ fn run() {
                 // SAFETY: this CPU's virtual timer; its interrupt's hook masks it again.
                 unsafe { asm!("msr cntv_tval_el0, xzr", "msr cntv_ctl_el0, {}", "isb", in(reg) 1_u64) };
             }
-            command if command == Command::Disturb as u32 => {
+            command if command == Command::Task as u32 => {
                 interrupts::enable();
-                crate::tests::disturb();
+                let task = *TASK.lock();
+                task();
             }
             command if command == Command::Load as u32 => {
                 let value: u64;

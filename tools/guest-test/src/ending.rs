@@ -26,7 +26,15 @@ pub fn reach(machine: &Machine) -> ! {
         "lost" => lost(),
         _ => {}
     }
-    crate::power_off()
+    power_off()
+}
+
+/// Turns the machine off.
+pub fn power_off() -> ! {
+    let _ = psci::system_off::<Hvc>();
+    loop {
+        arm_gic::wfi();
+    }
 }
 
 /// The last CPU goes off and leaves nobody to turn one on.

@@ -8,7 +8,7 @@ use arm_gic::gicv3::GicCpuInterface;
 use arrayvec::ArrayVec;
 use spin::Mutex;
 
-use crate::cpus;
+use crate::affinity;
 
 /// INTIDs that are counted: all that a zone or the reference machine's devices used here have.
 const INTIDS: usize = 128;
@@ -52,7 +52,7 @@ pub fn disable() {
 
 /// The interrupt handler.
 pub fn handle() {
-    let record = &RECORDS[cpus::current()];
+    let record = &RECORDS[affinity::current()];
     while let Some(intid) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1) {
         let number = u32::from(intid);
         match record.counts.get(number as usize) {

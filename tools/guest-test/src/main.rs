@@ -10,7 +10,9 @@
     reason = "a failure carries its text, there is no allocator"
 )]
 
+mod affinity;
 mod console;
+mod context;
 mod cpus;
 mod ending;
 mod exceptions;
@@ -30,9 +32,9 @@ use aarch64_rt::entry;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicV3};
 use arm_gic::{IntId, UniqueMmioPointer};
-use smccc::{Hvc, psci};
 
 use console::println;
+use context::Context;
 use machine::Machine;
 use report::Suite;
 
@@ -53,15 +55,7 @@ fn main(tree: u64, _: u64, _: u64, _: u64) -> ! {
             println!("guest-test: FAIL");
         }
     }
-    power_off()
-}
-
-/// Everything that a test may use.
-pub struct Context<'m> {
-    /// The machine.
-    pub machine: &'m Machine,
-    /// Its interrupt controller.
-    pub gic: GicV3<'static>,
+    ending::power_off()
 }
 
 fn run(machine: &Machine) {
@@ -138,15 +132,8 @@ fn gic(machine: &Machine) -> Option<GicV3<'static>> {
     Some(gic)
 }
 
-fn power_off() -> ! {
-    let _ = psci::system_off::<Hvc>();
-    loop {
-        arm_gic::wfi();
-    }
-}
-
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     console::print_forced(format_args!("Bail out! {info}\nguest-test: FAIL\n"));
-    power_off()
+    ending::power_off()
 }

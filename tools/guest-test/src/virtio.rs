@@ -36,7 +36,9 @@ pub mod register {
     pub const CONFIG_GENERATION: u64 = 0x0fc;
     pub const CONFIG: u64 = 0x100;
 }
-use register::*;
+use register::{
+    DEVICE_FEATURES, DEVICE_FEATURES_SEL, DEVICE_ID, DRIVER_FEATURES, DRIVER_FEATURES_SEL, STATUS,
+};
 
 /// Status bits (2.1).
 #[allow(missing_docs)]

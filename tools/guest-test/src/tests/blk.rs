@@ -6,11 +6,12 @@ use virtio_drivers::Error;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, RespStatus, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::mmio::MmioTransport;
 
+use crate::context::Context;
 use crate::hal::GuestHal;
 use crate::report::{Failure, Outcome, Suite};
 use crate::virtio::Slot;
 use crate::virtio::register::{INTERRUPT_ACK, INTERRUPT_STATUS};
-use crate::{Context, attempt, check, check_eq, interrupts, time};
+use crate::{attempt, check, check_eq, interrupts, time};
 
 type Disk = VirtIOBlk<GuestHal, MmioTransport<'static>>;
 

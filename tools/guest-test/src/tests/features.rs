@@ -1,10 +1,14 @@
 //! Features beyond a queue's: reset of one queue, several queues, the write cache that a driver switches.
 
 use super::queue::Queue;
+use crate::context::Context;
 use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::virtio::register::{
+    CONFIG, CONFIG_GENERATION, INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NUM_MAX, QUEUE_READY, QUEUE_RESET,
+    QUEUE_SEL, STATUS,
+};
 use crate::virtio::{Slot, VERSION_1, status};
-use crate::{Context, attempt, check, check_eq, time};
+use crate::{attempt, check, check_eq, time};
 
 /// VIRTIO_F_RING_RESET.
 const RING_RESET: u64 = 1 << 40;

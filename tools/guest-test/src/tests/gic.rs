@@ -3,9 +3,10 @@
 use arm_gic::gicv3::{GicCpuInterface, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, Trigger};
 
+use crate::context::Context;
 use crate::cpus::{self, Command};
 use crate::report::{Outcome, Suite};
-use crate::{Context, attempt, check, check_eq, interrupts, time};
+use crate::{attempt, check, check_eq, interrupts, time};
 
 /// An SPI that no device of a zone or of the reference machine has.
 const FREE_SPI: u32 = 88;

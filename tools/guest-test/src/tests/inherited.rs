@@ -3,8 +3,9 @@
 
 use core::arch::asm;
 
+use crate::context::Context;
 use crate::report::{Outcome, Suite};
-use crate::{Context, check, check_eq};
+use crate::{check, check_eq};
 
 /// What is left behind.
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec0;

@@ -15,9 +15,7 @@ mod transport;
 mod uart;
 mod wild;
 
-pub use race::disturb;
-
-use crate::Context;
+use crate::context::Context;
 use crate::report::Suite;
 
 /// A group of tests.

@@ -5,9 +5,10 @@ use smccc::{Hvc, psci};
 
 use super::queue::Queue;
 use crate::console::println;
+use crate::context::Context;
 use crate::report::{Failure, Outcome, Suite};
 use crate::virtio::Slot;
-use crate::{Context, check, time};
+use crate::{check, time};
 
 /// Says, behind a reboot, that there was one.
 const SECOND_LIFE: u64 = 0x7276_2d6c_6966_6532;

@@ -3,9 +3,10 @@
 use smccc::psci::{self, AffinityState, Error, LowestAffinityLevel};
 use smccc::{Call, Hvc, Smc};
 
+use crate::context::Context;
 use crate::cpus::{self, Command};
 use crate::report::{Failure, Outcome, Suite};
-use crate::{Context, check, check_eq, time};
+use crate::{affinity, check, check_eq, time};
 
 /// NOT_SUPPORTED, as SMCCC's unknown function too.
 const NOT_SUPPORTED: u32 = -1_i32 as u32;
@@ -31,7 +32,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         unknown::<Smc>()
     });
     suite.test("this CPU is on", || {
-        check_eq!(state(cpus::mpidr())?, AffinityState::On, "AFFINITY_INFO");
+        check_eq!(state(affinity::mpidr())?, AffinityState::On, "AFFINITY_INFO");
         Ok(())
     });
     suite.test("CPUs that do not exist", || nobody(reference));
@@ -128,13 +129,13 @@ fn nobody(reference: bool) -> Outcome {
     if !reference {
         // Bits that are no affinity field.
         check_eq!(
-            cpu_on(cpus::mpidr() | 1 << 31, 0x4020_0000),
+            cpu_on(affinity::mpidr() | 1 << 31, 0x4020_0000),
             INVALID_PARAMETERS,
             "CPU_ON with bit 31"
         );
     }
     check_eq!(
-        psci::cpu_on::<Hvc>(cpus::mpidr(), 0x4020_0000, 0),
+        psci::cpu_on::<Hvc>(affinity::mpidr(), 0x4020_0000, 0),
         Err(Error::AlreadyOn),
         "CPU_ON of this CPU"
     );

@@ -4,10 +4,14 @@
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
+use crate::context::Context;
 use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::virtio::register::{
+    INTERRUPT_STATUS, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_READY,
+    QUEUE_SEL, STATUS,
+};
 use crate::virtio::{EVENT_IDX, Slot, VERSION_1, status};
-use crate::{Context, check, check_eq, hal, interrupts, time};
+use crate::{check, check_eq, hal, interrupts, time};
 
 /// Entries of the queue.
 const SIZE: u16 = 64;

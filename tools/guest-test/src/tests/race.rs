@@ -6,12 +6,16 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 
-use crate::cpus::{self, Command};
+use crate::context::Context;
+use crate::cpus;
 use crate::hal::GuestHal;
 use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::virtio::register::{
+    CONFIG, DEVICE_FEATURES_SEL, DRIVER_FEATURES, DRIVER_FEATURES_SEL, INTERRUPT_ACK, INTERRUPT_STATUS,
+    QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_READY, QUEUE_SEL, SHM_SEL, STATUS,
+};
 use crate::virtio::{Slot, VERSION_1};
-use crate::{Context, check, check_eq, time};
+use crate::{check, check_eq, time};
 
 /// Registers of the device that the second CPU disturbs.
 static BASE: AtomicU64 = AtomicU64::new(0);
@@ -98,8 +102,8 @@ fn random_store(state: &mut u32) {
     let _ = load(u64::from(random(state)) % 0x80 * 4);
 }
 
-/// What the second CPU does until it is told to stop.
-pub fn disturb() {
+/// The second CPU's task until [`STOP`] is set.
+fn disturb() {
     let mut state = 0x1234_5678;
     while !STOP.load(Ordering::SeqCst) {
         match KIND.load(Ordering::SeqCst) {
@@ -122,7 +126,7 @@ fn during(kind: Disturbance, slot: Slot, second: u64, body: impl FnOnce() -> Out
     KIND.store(kind as u32, Ordering::SeqCst);
     ROUNDS.store(0, Ordering::SeqCst);
     STOP.store(false, Ordering::SeqCst);
-    cpus::send(Command::Disturb);
+    cpus::run_task(disturb);
     let started = time::wait(2000, || ROUNDS.load(Ordering::SeqCst) > 0);
     let outcome = body();
     STOP.store(true, Ordering::SeqCst);

@@ -4,9 +4,10 @@ use core::arch::asm;
 
 use arm_gic::IntId;
 
+use crate::context::Context;
 use crate::exceptions::{self, expect};
 use crate::report::{Failure, Outcome, Suite};
-use crate::{Context, check, check_eq, hal, time};
+use crate::{check, check_eq, hal, time};
 
 /// `mrs x0, <op0:op1:CRn:CRm:op2 = 0>`, with bit 19 as the low bit of op0.
 const MRS: u32 = 0xd530_0000;

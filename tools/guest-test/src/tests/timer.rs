@@ -4,9 +4,10 @@ use core::arch::asm;
 
 use arm_gic::{IntId, Trigger};
 
+use crate::context::Context;
 use crate::cpus::{self, Command};
 use crate::report::{Outcome, Suite};
-use crate::{Context, check, check_eq, interrupts, time};
+use crate::{check, check_eq, interrupts, time};
 
 /// INTID of the virtual timer.
 const VIRTUAL: u32 = 27;

@@ -3,10 +3,11 @@
 use core::arch::asm;
 use core::ptr::NonNull;
 
+use crate::context::Context;
 use crate::cpus::{self, Command};
 use crate::exceptions::EC_DATA;
 use crate::report::{Failure, Outcome, Suite};
-use crate::{Context, attempt, check, check_eq, hal, time};
+use crate::{attempt, check, check_eq, hal, time};
 
 /// Where the page is mapped that the tests change: beyond RAM, in a GiB that nothing else uses.
 const PAGE: u64 = 300 << 30;

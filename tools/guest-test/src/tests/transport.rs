@@ -1,9 +1,14 @@
 //! The virtio-mmio transport by its registers. Numbers are those of the transport's checklist.
 
+use crate::context::Context;
 use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::virtio::register::{
+    CONFIG, CONFIG_GENERATION, DEVICE_FEATURES, DEVICE_FEATURES_SEL, DEVICE_ID, INTERRUPT_ACK,
+    INTERRUPT_STATUS, MAGIC, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_NUM_MAX,
+    QUEUE_READY, QUEUE_SEL, SHM_BASE, SHM_LEN, SHM_SEL, STATUS, VENDOR_ID, VERSION,
+};
 use crate::virtio::{EVENT_IDX, Slot, VERSION_1, status};
-use crate::{Context, attempt, check, check_eq, hal, time};
+use crate::{attempt, check, check_eq, hal, time};
 
 /// Offsets of registers that a driver may only read.
 const READ_ONLY: &[u64] = &[

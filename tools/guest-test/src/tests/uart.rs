@@ -3,8 +3,9 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::console::println;
+use crate::context::Context;
 use crate::report::{Outcome, Suite};
-use crate::{Context, attempt, check, check_eq, interrupts, time};
+use crate::{attempt, check, check_eq, interrupts, time};
 
 const DR: u64 = 0x000;
 const FR: u64 = 0x018;

@@ -3,12 +3,13 @@
 
 use arrayvec::ArrayVec;
 
+use crate::context::Context;
 use crate::exceptions::{ALIGNMENT, EC_INSTRUCTION, EXTERNAL, UNSUPPORTED};
 use crate::machine::Machine;
 use crate::report::{Failure, Outcome, Suite};
 use crate::virtio::Slot;
 use crate::virtio::register::{CONFIG, DEVICE_ID, QUEUE_SEL, STATUS};
-use crate::{Context, attempt, check, check_eq, exceptions};
+use crate::{attempt, check, check_eq, exceptions};
 
 /// A value to be seen unchanged in a register after an abort.
 const MARK: u64 = 0x5a5a_1234_8765_a5a5;

@@ -376,7 +376,7 @@ impl Held {
                 self.context.io.remove_zone(number);
             }
             if let Err(error) = self.context.el2().zone_destroy(number) {
-                el2_has_it = !error.is(ringvisor::abi::command::Status::NoSuchZone);
+                el2_has_it = !error.is(ringvisor::abi::command::CommandStatus::NoSuchZone);
                 if el2_has_it {
                     tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
                 } else {
