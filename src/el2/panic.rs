@@ -14,18 +14,18 @@ const DEPTH: usize = 32;
 
 /// Returns the offset of an address into the hypervisor binary.
 fn offset(address: u64) -> u64 {
-    address.wrapping_sub(boot::image_start() as u64)
+    address.wrapping_sub(boot::binary_start() as u64)
 }
 
 /// Prints a backtrace: follows frame records (AAPCS64, 6.4.6) as long as they lie in this CPU's stack area
 /// and ascend.
 fn backtrace(pc: u64, mut frame: u64) {
     console::print(format_args!(
-        "backtrace (offsets into the image; resolve with llvm-symbolizer -e ringvisor):\n"
+        "backtrace (offsets into the binary; resolve with llvm-symbolizer -e ringvisor):\n"
     ));
     console::print(format_args!("  #0  {:#x}\n", offset(pc)));
     let area = frame >> (STACK_SHIFT + 1);
-    let image = boot::image_start() as u64..boot::text_end() as u64;
+    let code = boot::binary_start() as u64..boot::text_end() as u64;
     for depth in 1..DEPTH {
         if frame == 0 || frame & 7 != 0 || frame >> (STACK_SHIFT + 1) != area || frame >> STACK_SHIFT & 1 == 0
         {
@@ -33,7 +33,7 @@ fn backtrace(pc: u64, mut frame: u64) {
         }
         // SAFETY: aligned and inside the mapped half of this CPU's stack area.
         let (next, link) = unsafe { ((frame as *const u64).read(), (frame as *const u64).add(1).read()) };
-        if !image.contains(&link) {
+        if !code.contains(&link) {
             break;
         }
         console::print(format_args!("  #{depth}  {:#x}\n", offset(link.wrapping_sub(4))));
@@ -64,7 +64,7 @@ pub extern "C" fn el2_exception(frame: &TrapFrame, kind: u64) -> ! {
         _ => "stack overflow",
     };
     console::print(format_args!(
-        "\nEL2 PANIC: cpu{}: {name} at EL2\n  ESR_EL2 {:#018x}  FAR_EL2 {:#018x}  HPFAR_EL2 {:#x}\n  ELR_EL2 {:#018x} (image + {:#x})  SPSR_EL2 {:#x}\n",
+        "\nEL2 PANIC: cpu{}: {name} at EL2\n  ESR_EL2 {:#018x}  FAR_EL2 {:#018x}  HPFAR_EL2 {:#x}\n  ELR_EL2 {:#018x} (offset {:#x})  SPSR_EL2 {:#x}\n",
         cpu::this().index,
         sysreg::read!("esr_el2"),
         sysreg::read!("far_el2"),

@@ -58,7 +58,7 @@ _start:
     isb
 
     // Apply our own relocations: R_AARCH64_RELATIVE only.
-    adrp    x21, __image_start
+    adrp    x21, __binary_start
     adrp    x2, __rela_start
     add     x2, x2, :lo12:__rela_start
     adrp    x3, __rela_end
@@ -263,16 +263,16 @@ macro_rules! linker_symbols {
 
 linker_symbols! {
     /// Returns the load address: the first byte of the hypervisor binary.
-    image_start => __image_start;
+    binary_start => __binary_start;
     /// Returns the end of code.
     text_end => __text_end;
     /// Returns the end of read-only data.
     rodata_end => __rodata_end;
     /// Returns the end of the hypervisor binary with .bss; free memory of EL2 begins here.
-    image_end => __image_end;
+    binary_end => __binary_end;
     /// Returns the boot CPU's stack area, laid out as [`super::frame::STACK_SHIFT`] says.
     boot_stack => __boot_stack;
 }
 
-/// Size of EL2's memory from [`image_start`] on, in bytes; the same as EL2_SIZE in linker.ld.
+/// Size of EL2's memory from [`binary_start`] on, in bytes; the same as EL2_SIZE in linker.ld.
 pub const EL2_SIZE: usize = 4 << 20;

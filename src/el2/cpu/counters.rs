@@ -67,7 +67,7 @@ impl Counters {
         }
     }
 
-    /// Notes when EL2 was entered, in ticks of the generic counter.
+    /// Sets when EL2 was entered, in ticks of the generic counter.
     #[inline]
     pub fn set_entered(&self, now: u64) {
         self.entered.store(now, Ordering::Relaxed);
@@ -90,7 +90,7 @@ impl Counters {
     /// Gives the CPU a trace buffer.
     ///
     /// # Safety
-    /// `ring` must have room for as many records as [`Self::trace`] is told, and never be freed.
+    /// `ring` must have room for the `capacity` that [`Self::trace`] is called with, and never be freed.
     pub unsafe fn set_ring(&self, ring: NonNull<AtomicU64>) {
         self.ring.store(ring.as_ptr(), Ordering::Relaxed);
     }

@@ -1,6 +1,6 @@
 //! The physical CPUs: who owns each, which vCPU it runs, and what other CPUs order it to do.
 //!
-//! An order is a request bit; the CPU that gives it then kicks the target (`gic::kick`). The target looks at
+//! An order is a request bit; the CPU that sets it then kicks the target (`gic::kick`). The target checks
 //! its requests before every entry into a guest and in the idle loop (`run`); the giver does not wait.
 
 pub mod counters;

@@ -41,7 +41,7 @@ pub fn init_cpu(cpu: &Cpu) {
     arch::isb();
 }
 
-/// Sends EL2's SGI to `cpu`, which makes it enter EL2 and look at its requests and list registers.
+/// Sends EL2's SGI to `cpu`, which makes it enter EL2 and check its requests and list registers.
 pub fn kick(cpu: &Cpu) {
     stats::count(CpuEvent::KicksSent);
     let mpidr = cpu.mpidr().bits();

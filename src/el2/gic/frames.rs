@@ -11,7 +11,7 @@ use ringvisor::vgic::PhysicalGic;
 use crate::el2::cpu::{self, Cpu};
 use crate::el2::sync::Once;
 
-/// The SGI that makes a CPU enter EL2 and look at its requests and list registers.
+/// The SGI that makes a CPU enter EL2 and check its requests and list registers.
 pub const KICK: u32 = 7;
 /// The maintenance interrupt: PPI 9, as BSA requires and QEMU's `virt` has it.
 pub const MAINTENANCE: u32 = 25;

@@ -35,7 +35,7 @@ pub fn usage() -> (usize, usize) {
 }
 
 impl Frames {
-    /// Gives the pool its memory.
+    /// Adds memory to the pool.
     ///
     /// # Safety
     /// The range must be unused, page-aligned and mapped.
@@ -127,7 +127,7 @@ pub struct Place<T> {
 }
 
 impl<T> Place<T> {
-    /// Moves `value` in.
+    /// Writes `value` into the frames.
     pub fn fill(self, value: T) -> FrameBox<T> {
         // SAFETY: fresh, large enough, aligned.
         unsafe { self.block.as_ptr().write(value) };

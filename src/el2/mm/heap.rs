@@ -31,7 +31,7 @@ unsafe impl GlobalAlloc for Global {
     }
 }
 
-/// Gives the heap its memory.
+/// Adds memory to the heap.
 ///
 /// # Safety
 /// The range must be unused and mapped.

@@ -28,15 +28,15 @@ pub fn ipa_bits() -> u32 {
 
 /// Returns EL2's memory: its first byte and the first one behind it.
 pub fn el2_range() -> (Pa, Pa) {
-    let start = boot::image_start();
+    let start = boot::binary_start();
     (Pa(start as u64), Pa((start + EL2_SIZE) as u64))
 }
 
-/// Gives the memory behind the hypervisor binary to the heap and the frame pools. Called once, on the boot
+/// Adds the memory behind the hypervisor binary to the heap and the frame pools. Called once, on the boot
 /// CPU.
 pub fn init() {
-    let free = boot::image_end();
-    let end = boot::image_start() + EL2_SIZE;
+    let free = boot::binary_end();
+    let end = boot::binary_start() + EL2_SIZE;
     let registers = end - REGISTER_FRAMES_SIZE;
     // SAFETY: the linker script and the Image header reserve this memory for EL2; the three parts are
     // disjoint.
@@ -49,6 +49,6 @@ pub fn init() {
 
 /// Returns the range of the register frames, which EL2 maps non-cacheable.
 pub fn register_range() -> (usize, usize) {
-    let end = boot::image_start() + EL2_SIZE;
+    let end = boot::binary_start() + EL2_SIZE;
     (end - REGISTER_FRAMES_SIZE, end)
 }

@@ -36,7 +36,7 @@ fn region(start: usize, end: usize) -> MemoryRegion {
 /// until [`unmap_ram`]) and `devices`. Ranges are `(start, end)` in bytes.
 pub fn init(ram: &[(u64, u64)], devices: &[(u64, u64)]) -> Result<(), Stage1Error> {
     let mut map = IdMap::new(0, El2);
-    let start = boot::image_start();
+    let start = boot::binary_start();
     let end = start + boot::EL2_SIZE;
     let (registers, registers_end) = super::register_range();
     let mut add = |from: usize, to: usize, attributes: Attr| {
@@ -62,7 +62,7 @@ pub fn init(ram: &[(u64, u64)], devices: &[(u64, u64)]) -> Result<(), Stage1Erro
     map.mark_active();
     let ttbr = map.root_address().0 as u64;
     *MAP.lock() = Some(map);
-    // SAFETY: the image, the stacks, the heap and the console are mapped as they are used; the tree is
+    // SAFETY: the binary, the stacks, the heap and the console are mapped as they are used; the tree is
     // static.
     unsafe { boot::use_tables(ttbr) };
     Ok(())
@@ -85,7 +85,7 @@ fn change(from: usize, to: usize, attributes: Attr) -> Result<(), Stage1Error> {
 
 /// Unmaps RAM that is not EL2's: from here on EL2 cannot access root's memory.
 pub fn unmap_ram(ram: &[(u64, u64)]) -> Result<(), Stage1Error> {
-    let start = boot::image_start();
+    let start = boot::binary_start();
     let end = start + boot::EL2_SIZE;
     for &(from, to) in ram {
         for (from, to) in [

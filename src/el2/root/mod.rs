@@ -1,7 +1,7 @@
 //! Zone 0, the root zone: a Linux that owns the machine.
 //!
-//! Everything is identity-mapped but EL2's memory and the GIC. PSCI and the GIC are emulated as far as it
-//! takes to share CPUs and interrupts with other zones.
+//! Everything is identity-mapped but EL2's memory and the GIC. PSCI and the GIC are emulated as far as
+//! sharing CPUs and interrupts with other zones requires.
 
 use alloc::format;
 use alloc::string::String;
