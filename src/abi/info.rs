@@ -85,8 +85,10 @@ pub struct InfoPage {
     pub trace_records: u32,
     /// What is recorded: bits of [`super::trace`].
     pub trace_mask: u32,
+    /// Value that the last `ATTACH` or `DETACH` was refused for; 0 if it was not.
+    pub attach_detail: u64,
     /// Zero.
-    pub reserved: [u8; 32],
+    pub reserved: [u8; 24],
     /// CPUs in the order of the device tree.
     pub cpus: [CpuInfo; MAX_CPUS],
     /// Zones by number.

@@ -1,6 +1,6 @@
 //! The information page: what EL2 shows root of itself, the CPUs and the zones (`ringvisor::abi::info`).
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use ringvisor::abi::command::CommandStatus;
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
@@ -25,6 +25,8 @@ struct Page {
 static PAGE: Once<Page> = Once::new();
 /// [`CommandStatus`] of the last ATTACH or DETACH.
 static ATTACH_STATUS: AtomicU32 = AtomicU32::new(0);
+/// The value that it was refused for.
+static ATTACH_DETAIL: AtomicU64 = AtomicU64::new(0);
 
 /// Allocates and fills the page. Returns its address, for root's stage 2, or `None` if there is no register
 /// frame.
@@ -40,8 +42,9 @@ pub fn init(root: fn() -> ZoneSummary) -> Option<Pa> {
 }
 
 /// Sets how the last ATTACH or DETACH ended, for the next [`refresh`].
-pub fn set_attach_status(status: CommandStatus) {
+pub fn set_attach_status(status: CommandStatus, detail: u64) {
     ATTACH_STATUS.store(status as u32, Ordering::Relaxed);
+    ATTACH_DETAIL.store(detail, Ordering::Relaxed);
 }
 
 /// Brings the page up to date. Only words that differ are stored.
@@ -75,7 +78,8 @@ pub fn refresh() {
         shared_pa: shared_page::address().map_or(0, |page| page.0),
         trace_records: stats::records(),
         trace_mask: stats::mask(),
-        reserved: [0; 32],
+        attach_detail: ATTACH_DETAIL.load(Ordering::Relaxed),
+        reserved: [0; 24],
         cpus: [CpuInfo {
             owner: OWNER_NONE,
             ..CpuInfo::default()

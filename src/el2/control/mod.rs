@@ -91,14 +91,11 @@ fn attach(page: Option<Pa>) {
         Some(page) => shared_page::attach(page, zones),
         None => shared_page::detach(zones),
     };
-    let status = match result {
-        Ok(()) => CommandStatus::Ok,
-        Err((status, detail)) => {
-            warn!("attach refused: {status:?} ({detail:#x})");
-            status
-        }
-    };
-    info::set_attach_status(status);
+    let (status, detail) = result.err().unwrap_or((CommandStatus::Ok, 0));
+    if result.is_err() {
+        warn!("attach refused: {status:?} ({detail:#x})");
+    }
+    info::set_attach_status(status, detail);
     info::refresh();
 }
 

@@ -124,7 +124,7 @@ impl Prepared {
             return Err(Refusal {
                 op: None,
                 status: info.attach_status,
-                detail: info.shared_pa,
+                detail: info.attach_detail,
             }
             .into());
         }
