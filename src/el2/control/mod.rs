@@ -58,10 +58,11 @@ pub fn init(bar: Pa, intid: u32, root: fn() -> ZoneSummary) -> Result<Pages, &'s
 
 /// Emulates a store of root's to BAR 0 at `offset`. Only the doorbell page reacts.
 pub fn bar_write(offset: u32, width: Width, value: u64) {
-    let Some(register) = offset.checked_sub(doorbell::PAGE_OFFSET as u32) else {
+    let register = offset.checked_sub(doorbell::PAGE_OFFSET as u32);
+    let Some(Ok(register)) = register.map(u16::try_from) else {
         return;
     };
-    match (register as u16, width) {
+    match (register, width) {
         (doorbell::USED_BUFFER, Width::Word) => {
             if let Some((number, slot)) = doorbell::parse_used_buffer(value as u32) {
                 stats::count(CpuEvent::Doorbells);
