@@ -169,15 +169,20 @@ zero_fp_registers:                  // x0: 1 if there are SVE registers
 );
 
 fn reset_fp() {
+    let sme = features::has_sme();
+    if sme {
+        // SVCR: leaves streaming mode, in which some of the instructions below are undefined (without
+        // FEAT_SME_FA64), and disables ZA.
+        write!("S3_3_C4_C2_2", 0);
+        super::isb();
+    }
     let sve = u64::from(features::has_sve());
     // SAFETY: EL2 is compiled without floating point, so these registers hold nothing of its own; CPTR_EL2
     // lets EL2 use them (features::configure ran on this CPU).
     unsafe {
         asm!("bl zero_fp_registers", inout("x0") sve => _, out("x30") _, options(nostack));
     }
-    if features::has_sme() {
-        // SVCR: streaming mode and ZA off, which zeroes both.
-        write!("S3_3_C4_C2_2", 0);
+    if sme {
         write!("S3_0_C1_C2_6", 0); // SMCR_EL1
         write!("S3_3_C13_C0_5", 0); // TPIDR2_EL0
     }

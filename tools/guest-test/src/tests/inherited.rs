@@ -18,6 +18,8 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     suite.test_unless(reference, "debug registers hold nothing", debug);
     suite.test_unless(reference, "counters hold nothing", counters);
     suite.test_unless(reference, "thread registers hold nothing", threads);
+    // The last: the vCPU stays in streaming mode until it is off.
+    suite.test_unless(reference, "streaming mode is off", streaming);
 }
 
 macro_rules! register {
@@ -122,5 +124,24 @@ fn threads() -> Outcome {
     register!("tpidr_el0", SECRET);
     register!("tpidrro_el0", SECRET);
     register!("contextidr_el1", SECRET & 0xffff);
+    Ok(())
+}
+
+// torture g6
+fn streaming() -> Outcome {
+    /// ID_AA64PFR1_EL1.SME.
+    const SME: u64 = 0xf << 24;
+    /// CPACR_EL1.SMEN and FPEN: no trap.
+    const SMEN_FPEN: u64 = 3 << 24 | 3 << 20;
+    /// SVCR.SM and ZA.
+    const SM_ZA: u64 = 3;
+    if register!("id_aa64pfr1_el1") & SME == 0 {
+        return Ok(());
+    }
+    let access = register!("cpacr_el1");
+    register!("cpacr_el1", access | SMEN_FPEN);
+    check_eq!(register!("S3_3_C4_C2_2"), 0, "SVCR");
+    register!("S3_3_C4_C2_2", SM_ZA);
+    check_eq!(register!("S3_3_C4_C2_2"), SM_ZA, "SVCR after a store");
     Ok(())
 }
