@@ -174,6 +174,9 @@ fn configure_debug() {
         mdcr |= 3 << 24; // E2TB: the trace buffer is EL1's
     }
     write!("mdcr_el2", mdcr);
+    if field(dfr0, 40) != 0 {
+        write!("S3_4_C1_C2_1", 0); // TRFCR_EL2: EL2 is not traced
+    }
 }
 
 /// Enables what FEAT_HCX and FEAT_FGT disable or trap unless a bit is set.
@@ -209,6 +212,6 @@ fn configure_fine_grained() {
         write!("S3_4_C3_C1_1", u64::MAX);
         write!("S3_4_C3_C1_2", u64::MAX);
         write!("S3_4_C3_C1_3", u64::MAX);
-        write!("S3_4_C3_C1_7", u64::MAX);
+        write!("S3_4_C3_C1_7", 1 << 1); // HFGITR2_EL2.nDCCIVAPS; its bit 0, TSBCSYNC, traps if set
     }
 }
