@@ -45,74 +45,35 @@ impl Current {
     }
 }
 
-/// Calls a method of whichever owner it is.
+/// Implements [`Owner`] by a match on the two owners in each method.
 macro_rules! dispatch {
-    ($current:expr, $method:ident $arguments:tt) => {
-        match $current {
-            Current::Root(root) => root.$method $arguments,
-            Current::Zone(zone) => zone.$method $arguments,
+    ($(fn $method:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
+        impl Owner for Current {
+            $(
+                #[inline]
+                fn $method(&self $(, $argument: $type)*) $(-> $result)? {
+                    match self {
+                        Self::Root(root) => root.$method($($argument),*),
+                        Self::Zone(zone) => zone.$method($($argument),*),
+                    }
+                }
+            )*
         }
     };
 }
 
-impl Owner for Current {
-    fn prepare_vcpu(&self, cpu: &'static Cpu) -> bool {
-        dispatch!(self, prepare_vcpu(cpu))
-    }
-
-    fn leave(&self, cpu: &'static Cpu) {
-        dispatch!(self, leave(cpu));
-    }
-
-    #[inline]
-    fn may_enter(&self, vcpu: usize) -> bool {
-        dispatch!(self, may_enter(vcpu))
-    }
-
-    #[inline]
-    fn flush_interrupts(&self, vcpu: usize) {
-        dispatch!(self, flush_interrupts(vcpu));
-    }
-
-    #[inline]
-    fn access(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome {
-        dispatch!(self, access(ipa, width, stored))
-    }
-
-    fn is_shown(&self, ipa: Ipa) -> bool {
-        dispatch!(self, is_shown(ipa))
-    }
-
-    fn count_abort(&self, ipa: Ipa, pc: u64) {
-        dispatch!(self, count_abort(ipa, pc));
-    }
-
-    #[inline]
-    fn call(&self, vcpu: usize, frame: &mut TrapFrame) -> AfterCall {
-        dispatch!(self, call(vcpu, frame))
-    }
-
-    #[inline]
-    fn send_sgi(&self, vcpu: usize, request: &SgiRequest) {
-        dispatch!(self, send_sgi(vcpu, request));
-    }
-
-    #[inline]
-    fn deactivate(&self, vcpu: usize, intid: u32) {
-        dispatch!(self, deactivate(vcpu, intid));
-    }
-
-    #[inline]
-    fn interrupt(&self, vcpu: usize, intid: u32) -> bool {
-        dispatch!(self, interrupt(vcpu, intid))
-    }
-
-    #[inline]
-    fn maintain_list_registers(&self, vcpu: usize) {
-        dispatch!(self, maintain_list_registers(vcpu));
-    }
-
-    fn crash(&self, vcpu: usize, crash: &Crash) -> bool {
-        dispatch!(self, crash(vcpu, crash))
-    }
+dispatch! {
+    fn prepare_vcpu(&self, cpu: &'static Cpu) -> bool;
+    fn leave(&self, cpu: &'static Cpu);
+    fn may_enter(&self, vcpu: usize) -> bool;
+    fn flush_interrupts(&self, vcpu: usize);
+    fn access(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome;
+    fn is_shown(&self, ipa: Ipa) -> bool;
+    fn count_abort(&self, ipa: Ipa, pc: u64);
+    fn call(&self, vcpu: usize, frame: &mut TrapFrame) -> AfterCall;
+    fn send_sgi(&self, vcpu: usize, request: &SgiRequest);
+    fn deactivate(&self, vcpu: usize, intid: u32);
+    fn interrupt(&self, vcpu: usize, intid: u32) -> bool;
+    fn maintain_list_registers(&self, vcpu: usize);
+    fn crash(&self, vcpu: usize, crash: &Crash) -> bool;
 }

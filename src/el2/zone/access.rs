@@ -1,8 +1,5 @@
 //! A guest's accesses to its devices: which device an address belongs to, and the GIC, UART and RTC.
 
-use core::sync::atomic::Ordering;
-
-use log::warn;
 use ringvisor::abi::MAX_SLOTS;
 use ringvisor::abi::machine::{
     GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE, RTC_BASE, RTC_SPI, UART_BASE, UART_SPI, VIRTIO_BASE,
@@ -16,9 +13,6 @@ use ringvisor::vgic::Kicks;
 use super::{Zone, seconds};
 use crate::el2::cpu;
 use crate::el2::owner::TrapOutcome;
-
-/// Aborts of a zone that are logged one by one; the rest are only counted.
-const LOGGED_ABORTS: u32 = 1;
 
 impl Zone {
     /// Emulates an access that stage 2 did not permit. `ipa` is aligned to `width`.
@@ -114,16 +108,5 @@ impl Zone {
         uart.receive(self.window);
         let level = uart.line();
         self.unlock_with_level(uart, UART_SPI, level);
-    }
-
-    /// Counts an external abort that is injected; the first is logged.
-    pub(super) fn log_abort(&self, ipa: Ipa, pc: u64) {
-        if self.aborts.fetch_add(1, Ordering::Relaxed) < LOGGED_ABORTS {
-            warn!(
-                "zone {} \"{}\": nothing at {ipa} (pc {pc:#x}): external abort injected; further ones are only counted",
-                self.number,
-                self.name()
-            );
-        }
     }
 }

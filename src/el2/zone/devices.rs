@@ -167,7 +167,7 @@ impl Zone {
     }
 
     /// Calls `change` while the slot's page is not mapped. A load that a vCPU executes meanwhile faults,
-    /// waits for the lock of the slot or of stage 2 (in [`Self::virtio`] or [`Self::is_mapped`]), which the
+    /// waits for the lock of the slot or of stage 2 (in [`Self::virtio`] or `Owner::is_shown`), which the
     /// caller and this function hold, and is executed again.
     fn while_hidden<T>(
         &self,
@@ -193,14 +193,6 @@ impl Zone {
             .map_err(|_| (CommandStatus::OutOfMemory, 1))?;
         arch::dsb_ish();
         Ok(result)
-    }
-
-    /// Returns whether something is mapped at `ipa`.
-    pub(super) fn is_mapped(&self, ipa: Ipa) -> bool {
-        let guard = self.stage2.lock();
-        guard
-            .as_ref()
-            .is_some_and(|stage2| stage2.translate(&Tables, ipa).is_some())
     }
 
     /// Adds a device to an empty slot.

@@ -67,28 +67,4 @@ impl Zone {
         self.request_flush(kicks.without(vcpu));
         result
     }
-
-    /// Refills the list registers if another CPU has changed what belongs in them.
-    #[inline]
-    pub(super) fn flush(&self, vcpu: usize) {
-        if self.flush_requests.take(vcpu) {
-            let kicks = gic::with_list_registers(|list| self.gic.lock().flush(vcpu, list));
-            self.request_flush(kicks.without(vcpu));
-        }
-    }
-
-    /// Syncs the vGIC with the list registers, after a maintenance interrupt.
-    pub(super) fn sync(&self, vcpu: usize) {
-        let kicks = gic::with_list_registers(|list| self.gic.lock().sync(vcpu, list));
-        self.request_flush(kicks);
-    }
-
-    /// Delivers a timer interrupt of this vCPU.
-    pub(super) fn timer_interrupt(&self, vcpu: usize, intid: u32) {
-        let kicks = gic::with_list_registers(|list| {
-            let mut gic = self.gic.lock();
-            gic.inject_physical(vcpu, intid) | gic.flush(vcpu, list)
-        });
-        self.request_flush(kicks.without(vcpu));
-    }
 }

@@ -1,5 +1,9 @@
 //! A zone as the owner of a CPU.
 
+use core::sync::atomic::Ordering;
+
+use log::warn;
+use ringvisor::abi::StopReason;
 use ringvisor::addr::Ipa;
 use ringvisor::syndrome::Width;
 use ringvisor::vgic::SgiRequest;
@@ -9,7 +13,11 @@ use super::interrupts::TIMERS;
 use crate::el2::arch::frame::TrapFrame;
 use crate::el2::cpu::{Cpu, State};
 use crate::el2::gic;
+use crate::el2::mm::frames::Tables;
 use crate::el2::owner::{AfterCall, Crash, Owner, TrapOutcome};
+
+/// Aborts of a zone that are logged one by one; the rest are only counted.
+const LOGGED_ABORTS: u32 = 1;
 
 impl Owner for Zone {
     fn prepare_vcpu(&self, cpu: &'static Cpu) -> bool {
@@ -32,7 +40,10 @@ impl Owner for Zone {
 
     #[inline]
     fn flush_interrupts(&self, vcpu: usize) {
-        self.flush(vcpu);
+        if self.flush_requests.take(vcpu) {
+            let kicks = gic::with_list_registers(|list| self.gic.lock().flush(vcpu, list));
+            self.request_flush(kicks.without(vcpu));
+        }
     }
 
     fn access(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome {
@@ -40,11 +51,20 @@ impl Owner for Zone {
     }
 
     fn is_shown(&self, ipa: Ipa) -> bool {
-        self.is_mapped(ipa)
+        let guard = self.stage2.lock();
+        guard
+            .as_ref()
+            .is_some_and(|stage2| stage2.translate(&Tables, ipa).is_some())
     }
 
     fn count_abort(&self, ipa: Ipa, pc: u64) {
-        self.log_abort(ipa, pc);
+        if self.aborts.fetch_add(1, Ordering::Relaxed) < LOGGED_ABORTS {
+            warn!(
+                "zone {} \"{}\": nothing at {ipa} (pc {pc:#x}): external abort injected; further ones are only counted",
+                self.number,
+                self.name()
+            );
+        }
     }
 
     fn call(&self, vcpu: usize, frame: &mut TrapFrame) -> AfterCall {
@@ -62,19 +82,32 @@ impl Owner for Zone {
     }
 
     fn interrupt(&self, vcpu: usize, intid: u32) -> bool {
-        let is_timer = intid < 32 && TIMERS & 1 << intid != 0;
-        if is_timer {
-            self.timer_interrupt(vcpu, intid);
+        if intid >= 32 || TIMERS & 1 << intid == 0 {
+            return false;
         }
-        is_timer
+        let kicks = gic::with_list_registers(|list| {
+            let mut gic = self.gic.lock();
+            gic.inject_physical(vcpu, intid) | gic.flush(vcpu, list)
+        });
+        self.request_flush(kicks.without(vcpu));
+        true
     }
 
     fn maintain_list_registers(&self, vcpu: usize) {
-        self.sync(vcpu);
+        let kicks = gic::with_list_registers(|list| self.gic.lock().sync(vcpu, list));
+        self.request_flush(kicks);
     }
 
     fn crash(&self, vcpu: usize, crash: &Crash) -> bool {
-        self.vcpu_crashed(vcpu, crash);
+        let Crash { esr, elr, far } = *crash;
+        warn!(
+            "zone {} \"{}\": vCPU {vcpu} crashed: ESR {esr:#x}, ELR {elr:#x}, FAR {far:#x}",
+            self.number,
+            self.name()
+        );
+        let mut core = self.core.lock();
+        core.fault = [esr, elr, far];
+        self.begin_stop(&mut core, StopReason::Fault);
         true
     }
 }

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use log::{info, warn};
+use log::info;
 use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{MAX_VCPUS, StopReason, ZoneState, machine};
 use ringvisor::addr::Ipa;
@@ -16,7 +16,6 @@ use crate::el2::arch::{self, sysreg, vcpu};
 use crate::el2::channel::Refusal;
 use crate::el2::cpu::Cpu;
 use crate::el2::gic;
-use crate::el2::owner::Crash;
 
 impl Zone {
     /// Starts vCPU 0 at `entry` with `x0`. Devices and vCPUs are reset.
@@ -167,19 +166,6 @@ impl Zone {
             }
         }
         self.finish_transition(core);
-    }
-
-    /// Begins a stop because a vCPU cannot continue.
-    pub(super) fn vcpu_crashed(&self, vcpu: usize, crash: &Crash) {
-        let Crash { esr, elr, far } = *crash;
-        warn!(
-            "zone {} \"{}\": vCPU {vcpu} crashed: ESR {esr:#x}, ELR {elr:#x}, FAR {far:#x}",
-            self.number,
-            self.name()
-        );
-        let mut core = self.core.lock();
-        core.fault = [esr, elr, far];
-        self.begin_stop(&mut core, StopReason::Fault);
     }
 
     /// Begins a pause: all vCPUs inside are to wait at EL2.
