@@ -1,4 +1,4 @@
-//! The block device through virtio-drivers: data, errors, and how often it interrupts.
+//! The block device through virtio-drivers: data, errors, and the number of interrupts.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -20,9 +20,9 @@ const FIRST: usize = 64;
 /// Sectors in one large request.
 const LARGE: usize = 128;
 
-/// Registers of the disk whose interrupt is on.
+/// Registers of the disk whose interrupt is enabled.
 static BASE: AtomicU64 = AtomicU64::new(0);
-/// InterruptStatus as the handler found it, and as it was after acknowledging.
+/// InterruptStatus before and after the handler's acknowledgement.
 static SEEN: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
 
@@ -62,7 +62,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     }
 }
 
-/// Has the handler of the disk's interrupt acknowledge it.
+/// Makes the interrupt handler acknowledge the disk's interrupts.
 pub fn attach_hook(slot: Slot) {
     BASE.store(slot.device.base, Ordering::SeqCst);
     interrupts::set_hook(slot.device.intid.into(), acknowledge);
@@ -82,7 +82,7 @@ fn checked<T>(result: Result<T, Error>, what: &str) -> Result<T, Failure> {
     result.map_err(|error| Failure::new(format_args!("{what}: {error}")))
 }
 
-/// A driver for the disk, which resets it.
+/// Returns a driver for the disk, which resets it.
 fn disk(slot: Slot) -> Result<Disk, Failure> {
     let transport = slot
         .transport()
@@ -96,7 +96,7 @@ fn disk(slot: Slot) -> Result<Disk, Failure> {
     Ok(disk)
 }
 
-/// What is written to a sector, so that a misplaced one is noticed.
+/// Returns the contents of a sector, distinct so that a misplaced one is noticed.
 fn pattern(sector: usize, round: u64, data: &mut [u8]) {
     let mut state = (sector as u64) << 8 ^ round ^ 0x9e37_79b9_7f4a_7c15;
     for word in data.chunks_exact_mut(8) {
@@ -142,7 +142,7 @@ fn large_requests(slot: Slot) -> Outcome {
         pattern(FIRST + index, 2, &mut wanted);
         check!(sector == wanted, "sector {} differs", FIRST + index);
     }
-    // By another size, at another place.
+    // With another size, at another sector.
     checked(
         disk.read_blocks(FIRST + 5, &mut buffer[..3 * SECTOR_SIZE]),
         "read",
@@ -177,7 +177,7 @@ fn refuses_writes(slot: Slot) -> Outcome {
 fn serial(slot: Slot, reference: bool) -> Outcome {
     let mut id = [0xff; 20];
     let length = checked(disk(slot)?.device_id(&mut id), "GET_ID")?;
-    // QEMU ends the text with one NUL and leaves the rest.
+    // QEMU terminates the text with one NUL and leaves the rest.
     check!(
         reference || id[length..].iter().all(|byte| *byte == 0),
         "not padded with NUL: {id:x?}"
@@ -280,7 +280,7 @@ fn one_each(slot: Slot) -> Outcome {
     Ok(())
 }
 
-// virtio-checklist 17: the line stays up until InterruptACK.
+// virtio-checklist 17: the line stays high until InterruptACK.
 fn deferred(slot: Slot, context: &mut Context<'_>) -> Outcome {
     let mut disk = disk(slot)?;
     interrupts::clear();
@@ -318,7 +318,7 @@ fn reset_in_flight(slot: Slot) -> Outcome {
             0,
             "InterruptStatus after reset {round}"
         );
-        // From here on not a byte changes.
+        // From here on no byte changes.
         for flight in &mut flights {
             flight.data.0.fill(0xc3);
         }

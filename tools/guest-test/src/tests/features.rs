@@ -1,4 +1,4 @@
-//! Features beyond a queue's: reset of one queue, several queues, the write cache that a driver switches.
+//! Features other than a queue's: reset of one queue, several queues, the write cache mode set by the driver.
 
 use super::queue::Queue;
 use crate::context::Context;
@@ -23,7 +23,7 @@ const WRITEBACK: u64 = CONFIG + 32;
 /// `num_queues`.
 const NUM_QUEUES: u64 = CONFIG + 34;
 
-/// Runs the group on the first disk, as far as it offers what is tested.
+/// Runs the group on the first disk, as far as it offers the features.
 pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     let reference = context.machine.is_reference();
     let Some(slot) = Slot::blocks(context.machine).next() else {
@@ -66,7 +66,7 @@ fn queue_reset(slot: Slot) -> Outcome {
         queue.read_sector(round)?;
         queue.read_sector(round + 1)?;
         reset_queue(slot, 0)?;
-        // Reset again, it stays so.
+        // A second reset changes nothing.
         reset_queue(slot, 0)?;
         check_eq!(slot.read(STATUS) & status::NEEDS_RESET, 0, "DEVICE_NEEDS_RESET");
         queue.set_up_again()?;
@@ -123,7 +123,7 @@ fn writeback(slot: Slot) -> Outcome {
         );
     }
     check_eq!(slot.read(CONFIG_GENERATION), generation, "ConfigGeneration");
-    // Under a queue at work.
+    // While a queue is active.
     let mut queue = Queue::running(slot, FLUSH | CONFIG_WCE)?;
     for value in [0, 1, 0, 1] {
         slot.write_byte(WRITEBACK, value);
@@ -144,10 +144,10 @@ fn writeback(slot: Slot) -> Outcome {
     Ok(())
 }
 
-/// Capacities between which root changes the first disk: both words differ.
+/// Capacities between which root resizes the first disk: both words differ.
 const CAPACITIES: [u64; 2] = [0xffff_ffff, 0x1_0000_0000];
 
-/// The group that wants somebody to resize the first disk.
+/// The group during which the system test resizes the first disk.
 pub fn capacity(suite: &mut Suite, context: &mut Context<'_>) {
     let Some(slot) = Slot::blocks(context.machine).next() else {
         return;
@@ -169,7 +169,7 @@ fn changing_capacity(slot: Slot) -> Outcome {
         let low = slot.read(CONFIG);
         let high = slot.read(CONFIG + 4);
         let after = slot.read(CONFIG_GENERATION);
-        // A pair, which has no valid syndrome should it come while the page is away.
+        // A pair, which has no valid syndrome if it faults while the page is unmapped.
         let _ = attempt!(base + CONFIG, 0, "ldp {x:w}, {y:w}, [{a}]").done()?;
         if before != after {
             continue;

@@ -10,7 +10,7 @@ use crate::{attempt, check, check_eq, interrupts, time};
 
 /// An SPI that no device of a zone or of the reference machine has.
 const FREE_SPI: u32 = 88;
-/// A PPI that nothing uses.
+/// An unused PPI.
 const FREE_PPI: u32 = 24;
 
 /// Offsets in the distributor and, from [`SGI_FRAME`] on, in a redistributor.
@@ -87,7 +87,7 @@ fn write(address: u64, value: u32) {
     let _ = attempt!(address, value.into(), "str {x:w}, [{a}]");
 }
 
-/// Waits until CPU 0 has taken `count` interrupts, then whether more come.
+/// Waits until CPU 0 has handled `count` interrupts, then checks that no more come.
 fn exactly(count: u32, what: &str) -> Outcome {
     time::wait(1000, || interrupts::taken(0) >= count);
     time::sleep(2);
@@ -139,7 +139,7 @@ fn sgis_to_itself() -> Outcome {
 
 fn priorities(context: &mut Context<'_>) -> Outcome {
     interrupts::clear();
-    // The number says nothing, the priority all.
+    // The INTID has no influence, only the priority.
     for (sgi, priority) in [(1, 0xe0), (2, 0x20), (3, 0x60), (4, 0xa0)] {
         let _ = context
             .gic
@@ -203,7 +203,7 @@ fn private_pending(context: &mut Context<'_>) -> Outcome {
     outcome
 }
 
-/// Address of the word of a bit register that has the SPI, and its bit.
+/// Returns the address of the word of a bit register that has the SPI, and its bit.
 fn spi_bit(context: &Context<'_>, register: u64) -> (u64, u32) {
     (
         context.machine.gicd + register + u64::from(FREE_SPI / 32 * 4),

@@ -1,5 +1,5 @@
-//! What a CPU brings along from the zone that had it before: nothing. Leaves a pattern in the same registers, so that a
-//! zone which runs this afterwards on the same CPU would see it.
+//! The state that a CPU has from the zone that had it before: none. Leaves a pattern in the same registers,
+//! so that a zone which runs this afterwards on the same CPU would see it.
 
 use core::arch::asm;
 
@@ -7,10 +7,10 @@ use crate::context::Context;
 use crate::report::{Outcome, Suite};
 use crate::{check, check_eq};
 
-/// What is left behind.
+/// The pattern left behind.
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec0;
 
-/// Runs the group. First of all: nothing of this guest may have used the registers.
+/// Runs the group, before all others: nothing of this guest may have used the registers.
 pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     // QEMU starts with its own values.
     let reference = context.machine.is_reference();
@@ -92,7 +92,7 @@ fn debug() -> Outcome {
     check_eq!(register!("dbgbvr1_el1"), 0, "DBGBVR1_EL1");
     check_eq!(register!("dbgwvr0_el1"), 0, "DBGWVR0_EL1");
     check_eq!(register!("dbgwcr0_el1") & 1, 0, "DBGWCR0_EL1.E");
-    // Addresses alone: nothing is to stop.
+    // Addresses only: no breakpoint is enabled.
     register!("dbgbvr0_el1", SECRET & 0xffff_ffff_fff0);
     register!("dbgbvr1_el1", SECRET & 0xffff_ffff_fff0);
     register!("dbgwvr0_el1", SECRET & 0xffff_ffff_fff0);

@@ -1,5 +1,5 @@
-//! Two vCPUs on one device at once. Whatever they do to each other, the device end stays sound: it resets, works
-//! again, and touches no memory that it was not given.
+//! Two vCPUs on one device at once. Whatever they do to each other, the device stays sound: it resets, works
+//! again, and accesses no memory outside its queues.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -38,7 +38,7 @@ enum Disturbance {
 
 /// Runs the group.
 pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
-    // QEMU 7.2 fails an assertion when a queue goes while it is served.
+    // QEMU 7.2 fails an assertion when a queue is removed while it is processed.
     let reference = context.machine.is_reference();
     let (Some(slot), Some(second)) = (
         Slot::blocks(context.machine).next(),
@@ -81,7 +81,7 @@ fn random(state: &mut u32) -> u32 {
     *state
 }
 
-/// One store of random effect. Queue addresses stay what they are, so that no memory is given away.
+/// Makes one random store. Queue addresses do not change, so that the device accesses no other memory.
 fn random_store(state: &mut u32) {
     let registers = [
         DEVICE_FEATURES_SEL,
@@ -119,7 +119,7 @@ fn disturb() {
     }
 }
 
-/// Runs `body` while the second CPU disturbs.
+/// Runs `body` while the second CPU disturbs the device.
 fn during(kind: Disturbance, slot: Slot, second: u64, body: impl FnOnce() -> Outcome) -> Outcome {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     BASE.store(slot.device.base, Ordering::SeqCst);

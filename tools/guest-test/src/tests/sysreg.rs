@@ -1,4 +1,5 @@
-//! System registers and instructions: whatever a guest reads is allowed or undefined, and the machine goes on.
+//! System registers and instructions: every read by a guest is allowed or undefined, and the machine
+//! continues.
 
 use core::arch::asm;
 
@@ -15,7 +16,7 @@ const MRS: u32 = 0xd530_0000;
 const RET: u32 = 0xd65f_03c0;
 /// Exception class: undefined instruction.
 const EC_UNKNOWN: u64 = 0x00;
-/// Exception classes by which a register is refused: unknown, FP, trapped register (FEAT_IDST), SVE, SME.
+/// Exception classes that refuse a register: unknown, FP, trapped register (FEAT_IDST), SVE, SME.
 const REFUSALS: [u64; 5] = [EC_UNKNOWN, 0x07, 0x18, 0x19, 0x1d];
 
 /// Runs the group.
@@ -25,13 +26,13 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     suite.test("identification registers", identification);
     suite.test("set/way maintenance", set_way);
     suite.test("TLB and instruction cache maintenance", maintenance);
-    // Pending and enabled it ends a wait, although this CPU does not take it.
+    // Pending and enabled it ends a wait, although this CPU has it masked.
     let _ = context.gic.enable_interrupt(IntId::ppi(11), Some(0), true);
     suite.test("WFI and WFE come back", waits);
     suite.test_unless(reference, "HVC and SMC with other numbers", calls);
 }
 
-/// Code made at run time: one instruction and a return.
+/// Code generated at run time: one instruction and a return.
 struct Code(core::ptr::NonNull<u8>);
 
 impl Code {
@@ -41,7 +42,7 @@ impl Code {
             .ok_or_else(|| Failure::new(format_args!("no memory")))
     }
 
-    /// Runs `instruction`, which may change x0 and nothing else; the exception it took.
+    /// Runs `instruction`, which may change only x0. Returns the exception it took.
     fn run(&self, instruction: u32) -> Option<exceptions::Fault> {
         let code = self.0.as_ptr().cast::<u32>();
         expect();
@@ -70,7 +71,7 @@ impl Drop for Code {
     }
 }
 
-/// Whether reading has a side effect that other tests would feel: ICC_IAR0_EL1, ICC_IAR1_EL1 acknowledge.
+/// Returns whether reading has a side effect on other tests: ICC_IAR0_EL1, ICC_IAR1_EL1 acknowledge.
 fn acknowledges(encoding: u32) -> bool {
     let is = |op0: u32, op1: u32, crn: u32, crm: u32, op2: u32| {
         encoding == (op0 - 2) << 14 | op1 << 11 | crn << 7 | crm << 3 | op2

@@ -1,4 +1,4 @@
-//! The generic timer: virtual and physical, at the right time, as often as asked for, on both CPUs.
+//! The generic timer: virtual and physical, at the right time, as often as requested, on both CPUs.
 
 use core::arch::asm;
 
@@ -38,7 +38,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     suite.test("physical timer masked", || masked(PHYSICAL));
     suite.test("a hundred ticks of each", ticks);
     suite.test("a deadline in the past", past);
-    suite.test("a level that nobody lowers comes again", again);
+    suite.test("a level that stays high is delivered again", again);
     if let Some(second) = context.machine.cpus.get(1).copied() {
         suite.test("the second CPU's own timer", || second_cpu(second));
     } else {
@@ -82,7 +82,7 @@ fn state(intid: u32) -> u64 {
 
 /// Sets a timer to an absolute time of its counter and enables it.
 fn arm(intid: u32, deadline: u64, flags: u64) {
-    // Off first: a timer that is on may expire between the two writes.
+    // Disabled first: an enabled timer may expire between the two writes.
     control(intid, 0);
     // SAFETY: this CPU's own timer.
     unsafe {

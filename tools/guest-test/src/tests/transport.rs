@@ -21,7 +21,7 @@ const READ_ONLY: &[u64] = &[
     INTERRUPT_STATUS,
     CONFIG_GENERATION,
 ];
-/// Offsets that are no register in version 2.
+/// Offsets without a register in version 2.
 const UNDEFINED: &[u64] = &[
     0x018, 0x01c, 0x028, 0x02c, 0x03c, 0x040, 0x048, 0x04c, 0x054, 0x058, 0x05c, 0x068, 0x06c, 0x074, 0x078,
     0x07c, 0x0c8, 0x0f8,
@@ -151,7 +151,7 @@ fn absent_queues(slot: Slot) -> Outcome {
     Ok(())
 }
 
-/// Sets queue 0 up in `page`, one page for all three parts.
+/// Sets up queue 0 in `page`, one page for all three parts.
 fn set_queue(slot: Slot, page: u64, size: u32) {
     slot.write(QUEUE_SEL, 0);
     slot.write(QUEUE_NUM, size);
@@ -160,7 +160,7 @@ fn set_queue(slot: Slot, page: u64, size: u32) {
     slot.write_address(QUEUE_DEVICE, page + 0x800);
 }
 
-/// A page for a queue, given back at the end.
+/// A page for a queue, freed at the end.
 struct Page(core::ptr::NonNull<u8>);
 
 impl Page {
@@ -181,7 +181,7 @@ impl Drop for Page {
     }
 }
 
-/// Waits until a register that the device end may have to agree to reads as wanted.
+/// Waits until a register reads as wanted, which may need the daemon's answer.
 fn settles(slot: Slot, register: u64, value: u32) -> bool {
     time::wait(1000, || slot.read(register) == value)
 }
@@ -194,7 +194,7 @@ fn queue_ready(slot: Slot, reference: bool) -> Outcome {
     check_eq!(slot.read(QUEUE_READY), 0, "QueueReady before");
     slot.write(QUEUE_READY, 1);
     check_eq!(slot.read(QUEUE_READY), 1, "QueueReady");
-    // Ignored from here on: were they used, the queue would be bad.
+    // Ignored from here on: if these took effect, the queue would be invalid.
     slot.write(QUEUE_NUM, 3);
     slot.write_address(QUEUE_DESC, 1);
     check_eq!(slot.read(QUEUE_READY), 1, "QueueReady after stray writes");
@@ -203,7 +203,7 @@ fn queue_ready(slot: Slot, reference: bool) -> Outcome {
         0,
         "DEVICE_NEEDS_RESET after stray writes"
     );
-    // The selector chooses what is seen.
+    // The selector chooses the queue that is read.
     slot.write(QUEUE_SEL, 0xffff);
     let absent = slot.read(QUEUE_READY);
     check!(reference || absent == 0, "QueueReady of an absent queue");
@@ -226,7 +226,7 @@ fn reset_clears(slot: Slot) -> Outcome {
     Ok(())
 }
 
-/// Sets a queue up and says whether the device then wants a reset.
+/// Sets up a queue. Returns whether the device then needs a reset.
 fn needs_reset(slot: Slot, size: u32, parts: [u64; 3]) -> bool {
     let _ = slot.negotiate(VERSION_1);
     slot.write(QUEUE_SEL, 0);
@@ -283,7 +283,7 @@ fn bad_addresses(slot: Slot, ram: (u64, u64)) -> Outcome {
         parts[part] += [8, 1, 2][part];
         check!(needs_reset(slot, 16, parts), "misaligned part {part} is taken");
     }
-    // Parts that overlap hurt nobody but the guest.
+    // Parts that overlap harm only the guest.
     check!(!needs_reset(slot, 16, good), "good addresses are refused");
     check!(slot.reset(), "reset");
     Ok(())
@@ -327,7 +327,7 @@ fn inert_writes(slot: Slot) -> Outcome {
     same(slot, &before)
 }
 
-/// A full dump is as it was.
+/// Checks that a full dump is unchanged.
 fn same(slot: Slot, before: &[u32; 128]) -> Outcome {
     for (index, (old, new)) in before.iter().zip(slot.dump()).enumerate() {
         check_eq!(new, *old, "register {:#05x}", index * 4);

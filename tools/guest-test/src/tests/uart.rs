@@ -1,4 +1,4 @@
-//! PL011 (Arm DDI 0183): identification, transmit interrupt, masks; and, if somebody types, receive.
+//! PL011 (Arm DDI 0183): identification, transmit interrupt, masks; and receive, with typed input.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -26,7 +26,7 @@ const TX: u32 = 1 << 5;
 const RT: u32 = 1 << 6;
 
 static BASE: AtomicU64 = AtomicU64::new(0);
-/// What was received: number of bytes, and their sum.
+/// Received bytes: their number and their sum.
 static RECEIVED: AtomicU32 = AtomicU32::new(0);
 static SUM: AtomicU32 = AtomicU32::new(0);
 
@@ -85,7 +85,7 @@ fn identification() -> Outcome {
     Ok(())
 }
 
-/// Masks what is asserted, so that it comes once.
+/// Masks asserted interrupts, so that each comes once.
 fn calm() {
     write(IMSC, 0);
 }
@@ -136,7 +136,7 @@ fn narrow() -> Outcome {
     Ok(())
 }
 
-/// Takes what was received.
+/// Receives all available bytes.
 fn drain() {
     while read(FR) & RXFE == 0 {
         let byte = read(DR) & 0xff;
@@ -146,7 +146,7 @@ fn drain() {
     write(ICR, RX | RT);
 }
 
-/// Runs the group that wants `ping` and a line end typed.
+/// Runs the group that expects `ping` and a line end to be typed.
 pub fn receive(suite: &mut Suite, context: &mut Context<'_>) {
     let intid = set_up(context);
     interrupts::set_hook(intid, drain);

@@ -1,5 +1,5 @@
-//! Wild accesses: outside RAM and devices, and by instructions whose syndrome does not describe them. Each is an
-//! external abort taken at that instruction; nothing else happens, and the guest goes on.
+//! Accesses outside RAM and devices, and accesses by instructions without a valid syndrome. Each takes an
+//! external abort at that instruction; nothing else happens, and the guest continues.
 
 use arrayvec::ArrayVec;
 
@@ -11,7 +11,7 @@ use crate::virtio::Slot;
 use crate::virtio::register::{CONFIG, DEVICE_ID, QUEUE_SEL, STATUS};
 use crate::{attempt, check, check_eq, exceptions};
 
-/// A value to be seen unchanged in a register after an abort.
+/// A value that must be unchanged in a register after an abort.
 const MARK: u64 = 0x5a5a_1234_8765_a5a5;
 
 /// Runs the group.
@@ -53,13 +53,13 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     });
 }
 
-/// Addresses of nothing on both machines.
+/// Unmapped addresses on both machines.
 fn holes(context: &Context<'_>) -> [u64; 4] {
     let machine = context.machine;
     [
         0x0b00_0000,
         machine.ram.0 + machine.ram.1,
-        // Behind the last redistributor.
+        // Past the last redistributor.
         machine.gicr + machine.cpus.len() as u64 * 0x2_0000,
         // 128 GiB.
         0x20_0000_0000,
@@ -91,7 +91,7 @@ fn stores(holes: &[u64]) -> Outcome {
         attempt!(*hole, MARK, "str {x}, [{a}, #8]!")
             .aborted()
             .or_else(|_| {
-                // FAR_EL1 is of the address with its offset.
+                // FAR_EL1 is the address with its offset.
                 let attempt = attempt!(*hole, MARK, "str {x}, [{a}, #8]!");
                 exceptions::Attempt {
                     address: *hole + 8,
@@ -103,7 +103,7 @@ fn stores(holes: &[u64]) -> Outcome {
     Ok(())
 }
 
-/// Flash, ITS, fw_cfg, PCI windows of QEMU's `virt`, and physical addresses that root's machine has.
+/// Flash, ITS, fw_cfg, PCI windows of QEMU's `virt`, and physical addresses of root's machine.
 fn absent_devices() -> Outcome {
     for address in [
         0x0,
@@ -124,14 +124,14 @@ fn absent_devices() -> Outcome {
     Ok(())
 }
 
-/// Every page up to where PCI begins in QEMU's `virt`, every 2 MiB up to 8 GiB, every GiB that the CPU can address:
-/// what the device tree names may answer, nothing else does.
+/// Every page below the PCI windows of QEMU's `virt`, every 2 MiB up to 8 GiB, every GiB that the CPU can
+/// address: only addresses in the device tree may respond.
 // torture g1
 fn sweep(machine: &Machine) -> Outcome {
     let virtio = machine.virtio.iter().map(|device| (device.base, device.size));
     let mut known: ArrayVec<(u64, u64), 72> = virtio.collect();
     let cpus = machine.cpus.len() as u64;
-    // The PL031 is not asked for by any test, so the machine's tree is not either.
+    // No test uses the PL031, so it is not read from the machine's tree either.
     let fixed = [
         machine.ram,
         (machine.gicd, 0x1_0000),
@@ -165,7 +165,7 @@ fn sweep(machine: &Machine) -> Outcome {
     Ok(())
 }
 
-// torture a3: no instruction here gives a syndrome that says what it does.
+// torture a3: no instruction here has a valid syndrome.
 fn without_syndrome(base: u64) -> Outcome {
     attempt!(base, MARK, "ldp {x}, {y}, [{a}]").aborted()?;
     attempt!(base, MARK, "stp {x}, {y}, [{a}]").aborted()?;
@@ -183,7 +183,7 @@ fn without_syndrome(base: u64) -> Outcome {
     attempt!(base, MARK, "dc zva, {a}").aborted_with(&[EXTERNAL, ALIGNMENT])
 }
 
-/// Whether the CPU has FEAT_LSE.
+/// Returns whether the CPU has FEAT_LSE.
 fn has_atomics() -> bool {
     let value: u64;
     // SAFETY: reads a register.
@@ -234,7 +234,7 @@ fn virtio_stores(slot: Slot) -> Outcome {
     Ok(())
 }
 
-/// Loads of any form either give what is there or abort.
+/// Loads of any form either return the contents or abort.
 fn virtio_loads(slot: Slot) -> Outcome {
     let base = slot.device.base;
     let pair = attempt!(base, MARK, "ldp {x:w}, {y:w}, [{a}]");
