@@ -27,7 +27,7 @@ pub struct Gic {
     pub distributor: Region,
     /// Redistributor regions.
     pub redistributors: Vec<Region>,
-    /// Bytes from one redistributor to the next, if they differ from what GICR_TYPER implies.
+    /// Bytes from one redistributor to the next, if they differ from those that GICR_TYPER implies.
     pub redistributor_stride: Option<u64>,
     /// Whether it has an interrupt translation service.
     pub has_its: bool,

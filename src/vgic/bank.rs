@@ -160,7 +160,7 @@ mod tests {
         bank.latch = 1;
         assert_eq!(bank.want(1, 2), Want::Nothing, "disabled");
         bank.enabled = 1;
-        assert_eq!(bank.want(1, 1), Want::Nothing, "its group is off");
+        assert_eq!(bank.want(1, 1), Want::Nothing, "its group is disabled");
         assert_eq!(bank.want(1, 2), Want::Pending);
         bank.active = 1;
         assert_eq!(bank.want(1, 2), Want::Active);

@@ -9,7 +9,7 @@ pub const MAX_VCPUS: usize = 64;
 
 /// A set of virtual CPUs whose list registers must be flushed.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-#[must_use = "a virtual CPU that is not kicked does not see its interrupt"]
+#[must_use = "a virtual CPU that is not kicked does not get its interrupt"]
 pub struct Kicks(u64);
 
 impl Kicks {

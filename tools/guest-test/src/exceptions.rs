@@ -120,8 +120,9 @@ impl Attempt {
     }
 }
 
-/// Runs one instruction that may take a synchronous exception. `{a}` is the address, `{x}` a 64-bit register with
-/// a value before and after, `{y}` another. Only for CPU 0, with interrupts disabled or their handlers sound.
+/// Runs one instruction that may take a synchronous exception. `{a}` is the address, `{x}` a 64-bit register
+/// with a value before and after, `{y}` another. Only for CPU 0, with interrupts disabled or their handlers
+/// sound.
 #[macro_export]
 macro_rules! attempt {
     ($address:expr, $value:expr, $instruction:literal) => {

@@ -20,7 +20,7 @@ const ORDER: usize = 64;
 struct Record {
     counts: [AtomicU32; INTIDS],
     order: [AtomicU32; ORDER],
-    taken: AtomicU32,
+    handled: AtomicU32,
     unknown: AtomicU32,
 }
 
@@ -28,7 +28,7 @@ static RECORDS: [Record; CPUS] = [const {
     Record {
         counts: [const { AtomicU32::new(0) }; INTIDS],
         order: [const { AtomicU32::new(0) }; ORDER],
-        taken: AtomicU32::new(0),
+        handled: AtomicU32::new(0),
         unknown: AtomicU32::new(0),
     }
 }; CPUS];
@@ -61,7 +61,7 @@ pub fn handle() {
             Some(count) => _ = count.fetch_add(1, Ordering::SeqCst),
             None => _ = record.unknown.fetch_add(1, Ordering::SeqCst),
         }
-        let index = record.taken.fetch_add(1, Ordering::SeqCst) as usize;
+        let index = record.handled.fetch_add(1, Ordering::SeqCst) as usize;
         record.order[index % ORDER].store(number, Ordering::SeqCst);
         let hook = HOOKS
             .lock()
@@ -91,15 +91,15 @@ pub fn count(cpu: usize, intid: u32) -> u32 {
 }
 
 /// Returns the number of interrupts that the CPU handled since the last [`clear`].
-pub fn taken(cpu: usize) -> u32 {
-    RECORDS[cpu].taken.load(Ordering::SeqCst)
+pub fn handled(cpu: usize) -> u32 {
+    RECORDS[cpu].handled.load(Ordering::SeqCst)
 }
 
 /// Returns the INTIDs that the CPU handled since the last [`clear`], in order.
 pub fn order(cpu: usize) -> ArrayVec<u32, ORDER> {
     let record = &RECORDS[cpu];
-    let taken = (record.taken.load(Ordering::SeqCst) as usize).min(ORDER);
-    record.order[..taken]
+    let handled = (record.handled.load(Ordering::SeqCst) as usize).min(ORDER);
+    record.order[..handled]
         .iter()
         .map(|intid| intid.load(Ordering::SeqCst))
         .collect()
@@ -111,7 +111,7 @@ pub fn clear() {
         for count in &record.counts {
             count.store(0, Ordering::SeqCst);
         }
-        record.taken.store(0, Ordering::SeqCst);
+        record.handled.store(0, Ordering::SeqCst);
         record.unknown.store(0, Ordering::SeqCst);
     }
 }

@@ -27,7 +27,11 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         }
         Ok(())
     });
-    suite.test_unless(reference, "what QEMU has and a zone has not", absent_devices);
+    suite.test_unless(
+        reference,
+        "devices of QEMU that a zone does not have",
+        absent_devices,
+    );
     suite.test_unless(reference, "a sweep over the address space", || sweep(machine));
     suite.test_unless(reference, "pairs and writeback on trapped pages", || {
         without_syndrome(machine.gicd)

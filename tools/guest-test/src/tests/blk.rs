@@ -39,7 +39,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
             .distributor()
             .set_routing(intid, Some(machine.cpus[0]));
         attach_hook(slot);
-        suite.test("the driver takes it", || disk(slot).map(|_| ()));
+        suite.test("the driver accepts the device", || disk(slot).map(|_| ()));
         let readonly = disk(slot).is_ok_and(|disk| disk.readonly());
         if readonly {
             suite.test("a read-only disk refuses writes", || refuses_writes(slot));
@@ -49,13 +49,14 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         }
         suite.test("flush", || checked(disk(slot)?.flush(), "flush"));
         suite.test("GET_ID", || serial(slot, reference));
-        suite.test("beyond the end", || beyond_the_end(slot));
+        suite.test("past the end", || past_the_end(slot));
         let _ = context.gic.enable_interrupt(intid, None, true);
         suite.test("one interrupt for each request", || one_each(slot));
         let _ = context.gic.enable_interrupt(intid, None, false);
-        suite.test("a disabled interrupt stays away and comes when enabled", || {
-            deferred(slot, context)
-        });
+        suite.test(
+            "a disabled interrupt is pending and delivered when enabled",
+            || deferred(slot, context),
+        );
         let _ = context.gic.enable_interrupt(intid, None, false);
         suite.test("reset with requests in flight", || reset_in_flight(slot));
         suite.test("and it works again", || serial(slot, reference));
@@ -190,7 +191,7 @@ fn serial(slot: Slot, reference: bool) -> Outcome {
 }
 
 // virtio-checklist 63
-fn beyond_the_end(slot: Slot) -> Outcome {
+fn past_the_end(slot: Slot) -> Outcome {
     let mut disk = disk(slot)?;
     let capacity = disk.capacity() as usize;
     let mut data = [0; 2 * SECTOR_SIZE];
@@ -230,7 +231,7 @@ impl Default for Data {
 
 impl Flight {
     fn start(&mut self, disk: &mut Disk, sector: usize) -> Result<u16, Failure> {
-        // SAFETY: the buffers stay where they are and are left alone until `finish`, or until the device is reset.
+        // SAFETY: the buffers are neither moved nor accessed until `finish`, or until the device is reset.
         let token =
             unsafe { disk.read_blocks_nb(sector, &mut self.request, &mut self.data.0, &mut self.response) };
         checked(token, "submit")
@@ -276,7 +277,7 @@ fn one_each(slot: Slot) -> Outcome {
             "InterruptStatus after InterruptACK"
         );
     }
-    check_eq!(interrupts::taken(0), 20, "interrupts in all");
+    check_eq!(interrupts::handled(0), 20, "interrupts in all");
     Ok(())
 }
 
@@ -291,15 +292,15 @@ fn deferred(slot: Slot, context: &mut Context<'_>) -> Outcome {
         time::wait(1000, || slot.read(INTERRUPT_STATUS) == 1),
         "InterruptStatus is not 1"
     );
-    check_eq!(interrupts::taken(0), 0, "interrupts while disabled");
+    check_eq!(interrupts::handled(0), 0, "interrupts while disabled");
     let _ = context.gic.enable_interrupt(slot.device.intid, None, true);
     check!(
-        time::wait(1000, || interrupts::taken(0) == 1),
+        time::wait(1000, || interrupts::handled(0) == 1),
         "no interrupt after enabling"
     );
     flight.finish(&mut disk, token)?;
     time::sleep(5);
-    check_eq!(interrupts::taken(0), 1, "interrupts");
+    check_eq!(interrupts::handled(0), 1, "interrupts");
     check_eq!(slot.read(INTERRUPT_STATUS), 0, "InterruptStatus");
     Ok(())
 }

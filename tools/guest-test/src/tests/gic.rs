@@ -32,7 +32,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     suite.test("identification", || identification(context));
     suite.test("SGIs to itself", sgis_to_itself);
     suite.test("priorities order what is pending", || priorities(context));
-    suite.test("the priority mask holds back", priority_mask);
+    suite.test("the priority mask masks", priority_mask);
     suite.test("a disabled SGI stays pending", || disabled_sgi(context));
     suite.test("a PPI set pending", || private_pending(context));
     suite.test("an SPI set pending, cleared, active", || shared_pending(context));
@@ -89,12 +89,12 @@ fn write(address: u64, value: u32) {
 
 /// Waits until CPU 0 has handled `count` interrupts, then checks that no more come.
 fn exactly(count: u32, what: &str) -> Outcome {
-    time::wait(1000, || interrupts::taken(0) >= count);
+    time::wait(1000, || interrupts::handled(0) >= count);
     time::sleep(2);
     check_eq!(
-        interrupts::taken(0),
+        interrupts::handled(0),
         count,
-        "interrupts taken, {what}: {:?}",
+        "interrupts handled, {what}: {:?}",
         interrupts::order(0)
     );
     Ok(())
@@ -163,7 +163,7 @@ fn priority_mask() -> Outcome {
     GicCpuInterface::set_priority_mask(0x80);
     send(6, 1);
     time::sleep(5);
-    let early = interrupts::taken(0);
+    let early = interrupts::handled(0);
     GicCpuInterface::set_priority_mask(0xff);
     check_eq!(early, 0, "interrupts below the mask");
     exactly(1, "after unmasking")
@@ -175,7 +175,7 @@ fn disabled_sgi(context: &mut Context<'_>) -> Outcome {
     send(7, 1);
     send(7, 1);
     time::sleep(5);
-    check_eq!(interrupts::taken(0), 0, "interrupts while disabled");
+    check_eq!(interrupts::handled(0), 0, "interrupts while disabled");
     let pending = read(context.machine.gicr + SGI_FRAME + ISPENDR);
     check_eq!(pending & 1 << 7, 1 << 7, "GICR_ISPENDR0");
     let _ = context.gic.enable_interrupt(IntId::sgi(7), Some(0), true);
@@ -228,7 +228,7 @@ fn shared_pending(context: &mut Context<'_>) -> Outcome {
     let (active, _) = spi_bit(context, ISACTIVER);
     write(set, bit);
     exactly(1, "SPI")?;
-    check_eq!(read(set) & bit, 0, "pending state after it was taken");
+    check_eq!(read(set) & bit, 0, "pending state after it was acknowledged");
     check_eq!(read(active) & bit, 0, "active state after its end");
     let _ = context.gic.enable_interrupt(intid, None, false);
     write(set, bit);

@@ -41,7 +41,8 @@ fn simd() -> Outcome {
     register!("cpacr_el1", access | FPEN);
     let mut words = [1_u64; 64];
     let pattern = [SECRET; 4];
-    // SAFETY: stores 512 bytes into `words`, then loads 32 of `pattern`; this program is compiled without these registers.
+    // SAFETY: stores 512 bytes into `words`, then loads 32 of `pattern`; this program is compiled without
+    // these registers.
     unsafe {
         asm!(
             ".arch_extension fp",

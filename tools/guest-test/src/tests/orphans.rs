@@ -70,7 +70,7 @@ fn held_since(begun: u64) -> Outcome {
     let since = time::now_physical().wrapping_sub(begun);
     check!(
         since >= time::milliseconds(HELD),
-        "done after {since} counts, with the read under way"
+        "done after {since} counts, with the read in flight"
     );
     Ok(())
 }
@@ -85,10 +85,7 @@ fn unchanged(queue: &Queue) -> Outcome {
     let before = queue.sum();
     let end = time::now() + time::milliseconds(WATCH);
     while time::now() < end {
-        check!(
-            queue.sum() == before,
-            "memory was written after it was given back"
-        );
+        check!(queue.sum() == before, "memory was written after it was returned");
     }
     Ok(())
 }

@@ -72,13 +72,13 @@ fn version() -> Outcome {
     ] {
         check!(
             psci::psci_features::<Hvc>(function).is_ok(),
-            "PSCI_FEATURES says no to {function:#x}"
+            "PSCI_FEATURES denies {function:#x}"
         );
     }
     for function in [0x8400_001f, 0x8600_0000, 0x8400_ffff] {
         check!(
             psci::psci_features::<Hvc>(function).is_err(),
-            "PSCI_FEATURES says yes to {function:#x}"
+            "PSCI_FEATURES reports {function:#x}"
         );
     }
     Ok(())

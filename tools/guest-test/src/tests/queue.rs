@@ -536,7 +536,7 @@ fn bad_buffers(slot: Slot, ram: (u64, u64)) -> Outcome {
         check!(over, "data at {address:#x}: no answer");
         check!(
             queue.used() == 0 || queue.get::<u8>(queue.status()) == IOERR,
-            "data at {address:#x} is taken"
+            "data at {address:#x} is accepted"
         );
     }
     Ok(())

@@ -135,7 +135,10 @@ fn during(kind: Disturbance, slot: Slot, second: u64, body: impl FnOnce() -> Out
         time::sleep(5);
         core::mem::replace(&mut last, ROUNDS.load(Ordering::SeqCst)) == last
     });
-    check!(started && stopped, "the second CPU does not follow");
+    check!(
+        started && stopped,
+        "the second CPU does not start or stop its task"
+    );
     outcome?;
     check!(slot.reset(), "reset afterwards");
     check_eq!(slot.read(INTERRUPT_STATUS), 0, "InterruptStatus after the reset");

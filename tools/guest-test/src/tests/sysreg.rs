@@ -28,7 +28,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     suite.test("TLB and instruction cache maintenance", maintenance);
     // Pending and enabled it ends a wait, although this CPU has it masked.
     let _ = context.gic.enable_interrupt(IntId::ppi(11), Some(0), true);
-    suite.test("WFI and WFE come back", waits);
+    suite.test("WFI and WFE return", waits);
     suite.test_unless(reference, "HVC and SMC with other numbers", calls);
 }
 
@@ -219,7 +219,7 @@ fn calls() -> Outcome {
             let refused = fault.is_some_and(|fault| fault.class() == EC_UNKNOWN);
             check!(
                 refused || result as u32 == u32::MAX,
-                "call {function:#x} gives {result:#x}, {fault:x?}"
+                "call {function:#x} returns {result:#x}, {fault:x?}"
             );
         }
     }

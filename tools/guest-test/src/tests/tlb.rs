@@ -12,7 +12,8 @@ use crate::{attempt, check, check_eq, hal, time};
 
 /// Address of the page that the tests remap: outside RAM, in a GiB that nothing else uses.
 const PAGE: u64 = 300 << 30;
-/// Descriptor of a table, and of a page of memory: valid, accessed, inner shareable, MAIR index 1, not global.
+/// Descriptor of a table, and of a page of memory: valid, accessed, inner shareable, MAIR index 1, not
+/// global.
 const TABLE: u64 = 3;
 const MEMORY: u64 = 3 | 1 << 10 | 3 << 8 | 1 << 2 | 1 << 11;
 /// Fault status: no level 3 descriptor.
@@ -114,7 +115,7 @@ impl Pages {
         // SAFETY: barriers.
         unsafe { asm!("dsb ish", "isb", options(nostack)) };
         let Some(fault) = attempt!(PAGE, 0, "ldr {x}, [{a}]").fault else {
-            return Err(Failure::new(format_args!("{name}: what is gone can be read")));
+            return Err(Failure::new(format_args!("{name}: an unmapped page can be read")));
         };
         check_eq!(fault.class(), EC_DATA, "{name}: exception class");
         check_eq!(fault.status(), TRANSLATION_3, "{name}: fault status");

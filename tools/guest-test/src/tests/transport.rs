@@ -39,7 +39,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     let ram = context.machine.ram;
     suite.test("identification", || identification(slot));
     suite.test("feature selectors", || features(slot, reference));
-    suite.test("status goes up and reset takes it down", || {
+    suite.test("status bits are set in order and cleared by a reset", || {
         status_and_reset(slot)
     });
     suite.test_unless(reference, "features not offered are refused", || {
@@ -245,7 +245,7 @@ fn bad_sizes(slot: Slot) -> Outcome {
     slot.write(QUEUE_SEL, 0);
     let max = slot.read(QUEUE_NUM_MAX);
     for size in [0, 3, 17, max + 1, max * 2, 0x1_0000, 0x8000_0000, u32::MAX] {
-        check!(needs_reset(slot, size, parts), "QueueNum {size:#x} is taken");
+        check!(needs_reset(slot, size, parts), "QueueNum {size:#x} is accepted");
         check!(slot.reset(), "reset after QueueNum {size:#x}");
     }
     check!(!needs_reset(slot, 16, parts), "QueueNum 16 is refused");
@@ -275,13 +275,13 @@ fn bad_addresses(slot: Slot, ram: (u64, u64)) -> Outcome {
             parts[part] = address;
             check!(
                 needs_reset(slot, 256, parts),
-                "part {part} at {address:#x} is taken"
+                "part {part} at {address:#x} is accepted"
             );
         }
         // Alignment 16, 2, 4 (2.7).
         let mut parts = good;
         parts[part] += [8, 1, 2][part];
-        check!(needs_reset(slot, 16, parts), "misaligned part {part} is taken");
+        check!(needs_reset(slot, 16, parts), "misaligned part {part} is accepted");
     }
     // Parts that overlap harm only the guest.
     check!(!needs_reset(slot, 16, good), "good addresses are refused");

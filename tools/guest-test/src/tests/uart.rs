@@ -99,14 +99,14 @@ fn transmit(intid: u32) -> Outcome {
         "UARTRIS has no transmit interrupt after sending"
     );
     check_eq!(read(MIS), 0, "UARTMIS while masked");
-    check_eq!(interrupts::taken(0), 0, "interrupts while masked");
+    check_eq!(interrupts::handled(0), 0, "interrupts while masked");
     write(IMSC, TX);
     check!(
         time::wait(1000, || interrupts::count(0, intid) == 1),
         "no transmit interrupt"
     );
     time::sleep(2);
-    check_eq!(interrupts::taken(0), 1, "interrupts");
+    check_eq!(interrupts::handled(0), 1, "interrupts");
     check_eq!(read(IMSC), 0, "UARTIMSC");
     write(ICR, TX);
     check_eq!(read(RIS) & TX, 0, "UARTRIS after UARTICR");
