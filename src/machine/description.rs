@@ -87,7 +87,7 @@ pub struct Machine {
     pub kernel: Option<Module>,
     /// Root's initial RAM file system.
     pub ramdisk: Option<Module>,
-    /// EL2's command line, for [`Options::parse`].
+    /// EL2's command line, for [`super::Options::parse`].
     pub bootargs: String,
     /// Addresses of devices and buses, sorted, adjacent regions merged.
     pub used: Vec<Region>,
