@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use aarch64_rt::{ExceptionHandlers, RegisterStateRef, exception_handlers};
 
-use crate::report::{Failure, Outcome};
+use crate::report::{Failure, TestResult};
 use crate::{check, check_eq, interrupts};
 
 exception_handlers!(Handlers);
@@ -87,12 +87,12 @@ impl Attempt {
 
     /// Checks for a synchronous external abort at that instruction, for that address, without an effect on
     /// the register.
-    pub fn aborted(&self) -> Outcome {
+    pub fn aborted(&self) -> TestResult {
         self.aborted_with(&[EXTERNAL])
     }
 
     /// As [`Self::aborted`], with one of these fault status codes.
-    pub fn aborted_with(&self, statuses: &[u64]) -> Outcome {
+    pub fn aborted_with(&self, statuses: &[u64]) -> TestResult {
         let address = self.address;
         let Some(fault) = self.fault else {
             return Err(Failure::new(format_args!("access to {address:#x}: no abort")));

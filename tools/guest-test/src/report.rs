@@ -39,7 +39,7 @@ impl Write for Truncating {
 }
 
 /// What a test returns.
-pub type Outcome = Result<(), Failure>;
+pub type TestResult = Result<(), Failure>;
 
 /// Returns a [`Failure`] from the test unless the condition holds.
 #[macro_export]
@@ -79,7 +79,7 @@ impl Suite {
     }
 
     /// Runs one test and prints its line.
-    pub fn test(&mut self, name: &str, test: impl FnOnce() -> Outcome) {
+    pub fn test(&mut self, name: &str, test: impl FnOnce() -> TestResult) {
         self.run += 1;
         match test() {
             Ok(()) => println!("ok {} - {}: {name}", self.run, self.group),
@@ -98,7 +98,7 @@ impl Suite {
     }
 
     /// Calls [`Self::test`], or [`Self::skip`] on plain QEMU, which does not behave this way.
-    pub fn test_unless(&mut self, reference: bool, name: &str, test: impl FnOnce() -> Outcome) {
+    pub fn test_unless(&mut self, reference: bool, name: &str, test: impl FnOnce() -> TestResult) {
         if reference {
             self.skip(name, "not done by the reference machine");
         } else {

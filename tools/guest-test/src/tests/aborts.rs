@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use crate::context::Context;
 use crate::exceptions::{ALIGNMENT, EC_INSTRUCTION, EXTERNAL, UNSUPPORTED};
 use crate::machine::Machine;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::Slot;
 use crate::virtio::register::{CONFIG, DEVICE_ID, QUEUE_SEL, STATUS};
 use crate::{attempt, check, check_eq, exceptions};
@@ -71,7 +71,7 @@ fn holes(context: &Context<'_>) -> [u64; 4] {
 }
 
 // torture g1
-fn loads(holes: &[u64]) -> Outcome {
+fn loads(holes: &[u64]) -> TestResult {
     for hole in holes {
         attempt!(*hole, MARK, "ldr {x}, [{a}]").aborted()?;
         attempt!(*hole + 4, MARK, "ldr {x:w}, [{a}]").aborted()?;
@@ -85,7 +85,7 @@ fn loads(holes: &[u64]) -> Outcome {
 }
 
 // torture g1
-fn stores(holes: &[u64]) -> Outcome {
+fn stores(holes: &[u64]) -> TestResult {
     for hole in holes {
         attempt!(*hole, MARK, "str {x}, [{a}]").aborted()?;
         attempt!(*hole + 4, MARK, "str {x:w}, [{a}]").aborted()?;
@@ -108,7 +108,7 @@ fn stores(holes: &[u64]) -> Outcome {
 }
 
 /// Flash, ITS, fw_cfg, PCI windows of QEMU's `virt`, and physical addresses of root's machine.
-fn absent_devices() -> Outcome {
+fn absent_devices() -> TestResult {
     for address in [
         0x0,
         0x0400_0000,
@@ -131,7 +131,7 @@ fn absent_devices() -> Outcome {
 /// Every page below the PCI windows of QEMU's `virt`, every 2 MiB up to 8 GiB, every GiB that the CPU can
 /// address: only addresses in the device tree may respond.
 // torture g1
-fn sweep(machine: &Machine) -> Outcome {
+fn sweep(machine: &Machine) -> TestResult {
     let virtio = machine.virtio.iter().map(|device| (device.base, device.size));
     let mut known: ArrayVec<(u64, u64), 72> = virtio.collect();
     let cpus = machine.cpus.len() as u64;
@@ -170,7 +170,7 @@ fn sweep(machine: &Machine) -> Outcome {
 }
 
 // torture a3: no instruction here has a valid syndrome.
-fn without_syndrome(base: u64) -> Outcome {
+fn without_syndrome(base: u64) -> TestResult {
     attempt!(base, MARK, "ldp {x}, {y}, [{a}]").aborted()?;
     attempt!(base, MARK, "stp {x}, {y}, [{a}]").aborted()?;
     attempt!(base, MARK, "ldp {x:w}, {y:w}, [{a}]").aborted()?;
@@ -198,7 +198,7 @@ fn has_atomics() -> bool {
 }
 
 // torture a4
-fn fetch(address: u64) -> Outcome {
+fn fetch(address: u64) -> TestResult {
     let Some(fault) = exceptions::call(address) else {
         return Err(Failure::new(format_args!("code at {address:#x} runs")));
     };
@@ -209,7 +209,7 @@ fn fetch(address: u64) -> Outcome {
 }
 
 // torture a2 a3
-fn virtio_stores(slot: Slot) -> Outcome {
+fn virtio_stores(slot: Slot) -> TestResult {
     let _ = slot.reset();
     let before = slot.dump();
     for offset in [QUEUE_SEL, STATUS, CONFIG] {
@@ -239,7 +239,7 @@ fn virtio_stores(slot: Slot) -> Outcome {
 }
 
 /// Loads of any form either return the contents or abort.
-fn virtio_loads(slot: Slot) -> Outcome {
+fn virtio_loads(slot: Slot) -> TestResult {
     let base = slot.device.base;
     let pair = attempt!(base, MARK, "ldp {x:w}, {y:w}, [{a}]");
     let writeback = attempt!(base, MARK, "ldr {x:w}, [{a}], #4");

@@ -8,7 +8,7 @@ use virtio_drivers::transport::mmio::MmioTransport;
 
 use crate::context::Context;
 use crate::hal::GuestHal;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::Slot;
 use crate::virtio::register::{INTERRUPT_ACK, INTERRUPT_STATUS};
 use crate::{attempt, check, check_eq, interrupts, time};
@@ -109,7 +109,7 @@ fn pattern(sector: usize, round: u64, data: &mut [u8]) {
     }
 }
 
-fn write_and_read(slot: Slot) -> Outcome {
+fn write_and_read(slot: Slot) -> TestResult {
     let mut disk = disk(slot)?;
     let (mut wanted, mut data) = ([0; SECTOR_SIZE], [0; SECTOR_SIZE]);
     for round in 0..2 {
@@ -126,7 +126,7 @@ fn write_and_read(slot: Slot) -> Outcome {
     Ok(())
 }
 
-fn large_requests(slot: Slot) -> Outcome {
+fn large_requests(slot: Slot) -> TestResult {
     const BYTES: usize = LARGE * SECTOR_SIZE;
     let mut disk = disk(slot)?;
     let pages = crate::hal::allocate(BYTES / 4096).ok_or_else(|| Failure::new(format_args!("no memory")))?;
@@ -159,7 +159,7 @@ fn large_requests(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 55
-fn refuses_writes(slot: Slot) -> Outcome {
+fn refuses_writes(slot: Slot) -> TestResult {
     let mut disk = disk(slot)?;
     let mut before = [0; SECTOR_SIZE];
     let mut after = [0; SECTOR_SIZE];
@@ -175,7 +175,7 @@ fn refuses_writes(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 62
-fn serial(slot: Slot, reference: bool) -> Outcome {
+fn serial(slot: Slot, reference: bool) -> TestResult {
     let mut id = [0xff; 20];
     let length = checked(disk(slot)?.device_id(&mut id), "GET_ID")?;
     // QEMU terminates the text with one NUL and leaves the rest.
@@ -191,7 +191,7 @@ fn serial(slot: Slot, reference: bool) -> Outcome {
 }
 
 // virtio-checklist 63
-fn past_the_end(slot: Slot) -> Outcome {
+fn past_the_end(slot: Slot) -> TestResult {
     let mut disk = disk(slot)?;
     let capacity = disk.capacity() as usize;
     let mut data = [0; 2 * SECTOR_SIZE];
@@ -237,7 +237,7 @@ impl Flight {
         checked(token, "submit")
     }
 
-    fn finish(&mut self, disk: &mut Disk, token: u16) -> Outcome {
+    fn finish(&mut self, disk: &mut Disk, token: u16) -> TestResult {
         // SAFETY: the buffers that `start` gave.
         unsafe {
             checked(
@@ -251,7 +251,7 @@ impl Flight {
 }
 
 // virtio-checklist 8 10 17 45
-fn one_each(slot: Slot) -> Outcome {
+fn one_each(slot: Slot) -> TestResult {
     let mut disk = disk(slot)?;
     interrupts::clear();
     let intid = slot.device.intid.into();
@@ -282,7 +282,7 @@ fn one_each(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 17: the line stays high until InterruptACK.
-fn deferred(slot: Slot, context: &mut Context<'_>) -> Outcome {
+fn deferred(slot: Slot, context: &mut Context<'_>) -> TestResult {
     let mut disk = disk(slot)?;
     interrupts::clear();
     let mut flight = Flight::default();
@@ -306,7 +306,7 @@ fn deferred(slot: Slot, context: &mut Context<'_>) -> Outcome {
 }
 
 // virtio-checklist 11 24, torture a9
-fn reset_in_flight(slot: Slot) -> Outcome {
+fn reset_in_flight(slot: Slot) -> TestResult {
     for round in 0..20 {
         let mut disk = disk(slot)?;
         let mut flights: [Flight; 4] = Default::default();

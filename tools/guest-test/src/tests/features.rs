@@ -2,7 +2,7 @@
 
 use super::queue::Queue;
 use crate::context::Context;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::register::{
     CONFIG, CONFIG_GENERATION, INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NUM_MAX, QUEUE_READY, QUEUE_RESET,
     QUEUE_SEL, STATUS,
@@ -48,7 +48,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
 }
 
 /// Resets the selected queue and waits for it.
-fn reset_queue(slot: Slot, number: u32) -> Outcome {
+fn reset_queue(slot: Slot, number: u32) -> TestResult {
     slot.write(QUEUE_SEL, number);
     slot.write(QUEUE_RESET, 1);
     check!(
@@ -60,7 +60,7 @@ fn reset_queue(slot: Slot, number: u32) -> Outcome {
 }
 
 // virtio-checklist 19 36
-fn queue_reset(slot: Slot) -> Outcome {
+fn queue_reset(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, RING_RESET)?;
     for round in 0..20 {
         queue.read_sector(round)?;
@@ -75,7 +75,7 @@ fn queue_reset(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 24 36
-fn queue_reset_at_work(slot: Slot) -> Outcome {
+fn queue_reset_at_work(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, RING_RESET)?;
     for _ in 0..50 {
         queue.offer_read(0);
@@ -85,7 +85,7 @@ fn queue_reset_at_work(slot: Slot) -> Outcome {
     queue.read_sector(0)
 }
 
-fn several_queues(slot: Slot, offered: u64) -> Outcome {
+fn several_queues(slot: Slot, offered: u64) -> TestResult {
     let reset = offered & RING_RESET;
     let count = slot.read(NUM_QUEUES - 2) >> 16;
     check!(count > 1, "MQ is offered with {count} queues");
@@ -110,7 +110,7 @@ fn several_queues(slot: Slot, offered: u64) -> Outcome {
 }
 
 // virtio-checklist 53 58
-fn writeback(slot: Slot) -> Outcome {
+fn writeback(slot: Slot) -> TestResult {
     let up = slot.negotiate(VERSION_1 | FLUSH | CONFIG_WCE);
     check!(up & status::FEATURES_OK != 0, "CONFIG_WCE is refused");
     let generation = slot.read(CONFIG_GENERATION);
@@ -157,7 +157,7 @@ pub fn capacity(suite: &mut Suite, context: &mut Context<'_>) {
 }
 
 // virtio-checklist 14 64
-fn changing_capacity(slot: Slot) -> Outcome {
+fn changing_capacity(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     let base = slot.device.base;
     let (mut seen, mut changes, mut rounds) = (None, 0, 0_u32);

@@ -4,7 +4,7 @@
 use core::arch::asm;
 
 use crate::context::Context;
-use crate::report::{Outcome, Suite};
+use crate::report::{Suite, TestResult};
 use crate::{check, check_eq};
 
 /// The pattern left behind.
@@ -34,7 +34,7 @@ macro_rules! register {
 }
 
 // torture g6
-fn simd() -> Outcome {
+fn simd() -> TestResult {
     /// FPEN: no trap.
     const FPEN: u64 = 3 << 20;
     let access = register!("cpacr_el1");
@@ -86,7 +86,7 @@ fn simd() -> Outcome {
 }
 
 // torture g6
-fn debug() -> Outcome {
+fn debug() -> TestResult {
     check_eq!(register!("mdscr_el1"), 0, "MDSCR_EL1");
     check_eq!(register!("dbgbvr0_el1"), 0, "DBGBVR0_EL1");
     check_eq!(register!("dbgbcr0_el1") & 1, 0, "DBGBCR0_EL1.E");
@@ -102,7 +102,7 @@ fn debug() -> Outcome {
 }
 
 // torture g6
-fn counters() -> Outcome {
+fn counters() -> TestResult {
     let version = register!("id_aa64dfr0_el1") >> 8 & 0xf;
     if version == 0 || version == 0xf {
         return Ok(());
@@ -116,7 +116,7 @@ fn counters() -> Outcome {
     Ok(())
 }
 
-fn threads() -> Outcome {
+fn threads() -> TestResult {
     check_eq!(register!("tpidr_el0"), 0, "TPIDR_EL0");
     check_eq!(register!("tpidrro_el0"), 0, "TPIDRRO_EL0");
     check_eq!(register!("contextidr_el1"), 0, "CONTEXTIDR_EL1");

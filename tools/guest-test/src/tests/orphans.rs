@@ -7,7 +7,7 @@ use smccc::{Hvc, psci};
 use super::queue::Queue;
 use crate::console::println;
 use crate::context::Context;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::Slot;
 use crate::{check, time};
 
@@ -66,7 +66,7 @@ fn reading(context: &Context<'_>) -> Result<(Queue, u64), Failure> {
 }
 
 /// Returns whether the read may have completed by now.
-fn held_since(begun: u64) -> Outcome {
+fn held_since(begun: u64) -> TestResult {
     let since = time::now_physical().wrapping_sub(begun);
     check!(
         since >= time::milliseconds(HELD),
@@ -81,7 +81,7 @@ fn last_disk(context: &Context<'_>) -> Result<Slot, Failure> {
 }
 
 /// Checks that the queue's pages, with the read's buffer, do not change.
-fn unchanged(queue: &Queue) -> Outcome {
+fn unchanged(queue: &Queue) -> TestResult {
     let before = queue.sum();
     let end = time::now() + time::milliseconds(WATCH);
     while time::now() < end {

@@ -5,7 +5,7 @@ use smccc::{Call, Hvc, Smc};
 
 use crate::context::Context;
 use crate::cpus::{self, Command};
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::{affinity, check, check_eq, time};
 
 /// NOT_SUPPORTED, also SMCCC's unknown function.
@@ -52,7 +52,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     }
 }
 
-fn version() -> Outcome {
+fn version() -> TestResult {
     let version =
         psci::version::<Hvc>().map_err(|error| Failure::new(format_args!("PSCI_VERSION: {error}")))?;
     check!(
@@ -85,7 +85,7 @@ fn version() -> Outcome {
 }
 
 // torture g3
-fn unknown<C: Call>() -> Outcome {
+fn unknown<C: Call>() -> TestResult {
     for function in [
         0x8400_001f,
         0x8400_ffff,
@@ -117,7 +117,7 @@ fn cpu_on(mpidr: u64, entry: u64) -> i64 {
 }
 
 // torture d5
-fn unknown_cpus(reference: bool) -> Outcome {
+fn unknown_cpus(reference: bool) -> TestResult {
     for mpidr in [NOBODY, 0xff, 0x1_0000, u64::MAX] {
         check_eq!(
             cpu_on(mpidr, 0x4020_0000),
@@ -142,7 +142,7 @@ fn unknown_cpus(reference: bool) -> Outcome {
     Ok(())
 }
 
-fn on_and_off(second: u64) -> Outcome {
+fn on_and_off(second: u64) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     for round in 0..20 {
         check_eq!(
@@ -167,7 +167,7 @@ fn on_and_off(second: u64) -> Outcome {
     Ok(())
 }
 
-fn bad_entry(context: &Context<'_>, second: u64) -> Outcome {
+fn bad_entry(context: &Context<'_>, second: u64) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     cpus::send(Command::Off);
     check!(

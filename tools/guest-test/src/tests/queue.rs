@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
 use crate::context::Context;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::register::{
     INTERRUPT_STATUS, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_READY,
     QUEUE_SEL, STATUS,
@@ -106,7 +106,7 @@ impl Queue {
         Ok(queue)
     }
 
-    fn set_up(&self) -> Outcome {
+    fn set_up(&self) -> TestResult {
         let slot = self.slot;
         let before = slot.read(STATUS);
         slot.write(QUEUE_SEL, self.number);
@@ -121,7 +121,7 @@ impl Queue {
     }
 
     /// Sets up the queue again after its reset: from index 0, in memory as it was.
-    pub(super) fn set_up_again(&mut self) -> Outcome {
+    pub(super) fn set_up_again(&mut self) -> TestResult {
         self.offered = 0;
         for part in [PART, 2 * PART] {
             // Flags and indices of the rings.
@@ -190,7 +190,7 @@ impl Queue {
     }
 
     /// Reads a sector.
-    pub(super) fn read_sector(&mut self, sector: u64) -> Outcome {
+    pub(super) fn read_sector(&mut self, sector: u64) -> TestResult {
         self.request(IN, sector, 512);
         check_eq!(self.submit()?, OK, "status of a read in queue {}", self.number);
         Ok(())
@@ -296,7 +296,7 @@ impl Drop for Queue {
 }
 
 // virtio-checklist 37 47 50, torture b7
-fn framing(slot: Slot) -> Outcome {
+fn framing(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     queue.request(IN, 0, 512);
     check_eq!(queue.submit()?, OK, "status");
@@ -324,7 +324,7 @@ fn framing(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 61 63, torture b8 b11
-fn unusual_requests(slot: Slot) -> Outcome {
+fn unusual_requests(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     queue.request(UNKNOWN, 0, 512);
     check_eq!(queue.submit()?, UNSUPP, "status of type {UNKNOWN:#x}");
@@ -338,7 +338,7 @@ fn unusual_requests(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 25 26
-fn before_driver_ok(slot: Slot) -> Outcome {
+fn before_driver_ok(slot: Slot) -> TestResult {
     let mut queue = Queue::new(slot, 0)?;
     queue.request(IN, 0, 512);
     queue.offer(0);
@@ -352,7 +352,7 @@ fn before_driver_ok(slot: Slot) -> Outcome {
     Ok(())
 }
 
-fn late_notification(slot: Slot) -> Outcome {
+fn late_notification(slot: Slot) -> TestResult {
     let mut queue = Queue::new(slot, 0)?;
     queue.request(IN, 0, 512);
     queue.offer(0);
@@ -366,7 +366,7 @@ fn late_notification(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 42 43
-fn flags(slot: Slot) -> Outcome {
+fn flags(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     let intid = slot.device.intid.into();
     // used_event, which is not in use now, suppresses interrupts.
@@ -391,7 +391,7 @@ fn flags(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 44 45
-fn event_index(slot: Slot) -> Outcome {
+fn event_index(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, EVENT_IDX)?;
     let intid = slot.device.intid.into();
     let used_event = queue.at(PART + 4) + u64::from(SIZE) * 2;
@@ -421,7 +421,7 @@ fn event_index(slot: Slot) -> Outcome {
 }
 
 // torture b1
-fn bad_chains(slot: Slot) -> Outcome {
+fn bad_chains(slot: Slot) -> TestResult {
     for (name, flags, next) in [
         ("loop", NEXT, 0),
         ("next past the queue", NEXT, SIZE),
@@ -455,7 +455,7 @@ fn bad_chains(slot: Slot) -> Outcome {
 }
 
 // torture b2
-fn bad_indirect(slot: Slot) -> Outcome {
+fn bad_indirect(slot: Slot) -> TestResult {
     let cases: [(&str, u64, u32, u16, u16); 6] = [
         ("not negotiated", 0, 48, INDIRECT, 0),
         ("empty", INDIRECT_DESC, 0, INDIRECT, 0),
@@ -491,7 +491,7 @@ fn bad_indirect(slot: Slot) -> Outcome {
 }
 
 // torture b3
-fn bad_available(slot: Slot) -> Outcome {
+fn bad_available(slot: Slot) -> TestResult {
     for jump in [SIZE + 1, 0x8000, 0xffff] {
         let queue = Queue::running(slot, 0)?;
         queue.request(IN, 0, 512);
@@ -513,7 +513,7 @@ fn bad_available(slot: Slot) -> Outcome {
 }
 
 // torture b5
-fn bad_buffers(slot: Slot, ram: (u64, u64)) -> Outcome {
+fn bad_buffers(slot: Slot, ram: (u64, u64)) -> TestResult {
     let end = ram.0 + ram.1;
     for address in [
         0,
@@ -543,7 +543,7 @@ fn bad_buffers(slot: Slot, ram: (u64, u64)) -> Outcome {
 }
 
 // torture b7
-fn bad_status(slot: Slot) -> Outcome {
+fn bad_status(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     queue.request(IN, 0, 512);
     // Read-only.

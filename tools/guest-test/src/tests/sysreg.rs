@@ -7,7 +7,7 @@ use arm_gic::IntId;
 
 use crate::context::Context;
 use crate::exceptions::{self, expect};
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::{check, check_eq, hal, time};
 
 /// `mrs x0, <op0:op1:CRn:CRm:op2 = 0>`, with bit 19 as the low bit of op0.
@@ -80,7 +80,7 @@ fn acknowledges(encoding: u32) -> bool {
 }
 
 // torture g4: op0 2 and 3, all of op1, CRn, CRm, op2.
-fn read_all() -> Outcome {
+fn read_all() -> TestResult {
     let code = Code::new()?;
     let (mut allowed, mut undefined) = (0, 0);
     for encoding in (0..1 << 15).filter(|encoding| !acknowledges(*encoding)) {
@@ -104,7 +104,7 @@ fn read_all() -> Outcome {
     Ok(())
 }
 
-fn identification() -> Outcome {
+fn identification() -> TestResult {
     let (features, dfr, current): (u64, u64, u64);
     // SAFETY: reads registers.
     unsafe {
@@ -119,7 +119,7 @@ fn identification() -> Outcome {
 }
 
 // torture g5
-fn set_way() -> Outcome {
+fn set_way() -> TestResult {
     let mut word = 0x1234_5678_u64;
     for set in 0..512_u64 {
         for way in 0..4_u64 {
@@ -136,7 +136,7 @@ fn set_way() -> Outcome {
 }
 
 // torture g5
-fn maintenance() -> Outcome {
+fn maintenance() -> TestResult {
     let end = time::now() + time::milliseconds(50);
     let mut rounds = 0_u32;
     while time::now() < end {
@@ -159,7 +159,7 @@ fn maintenance() -> Outcome {
     Ok(())
 }
 
-fn waits() -> Outcome {
+fn waits() -> TestResult {
     // The virtual timer ends the waits.
     for wait in [false, true] {
         let start = time::now();
@@ -195,7 +195,7 @@ fn waits() -> Outcome {
 }
 
 // torture g3
-fn calls() -> Outcome {
+fn calls() -> TestResult {
     macro_rules! call {
         ($instruction:literal, $function:expr) => {{
             let result: u64;

@@ -6,7 +6,7 @@ use arm_gic::{IntId, Trigger};
 
 use crate::context::Context;
 use crate::cpus::{self, Command};
-use crate::report::{Outcome, Suite};
+use crate::report::{Suite, TestResult};
 use crate::{check, check_eq, interrupts, time};
 
 /// INTID of the virtual timer.
@@ -102,7 +102,7 @@ fn now(intid: u32) -> u64 {
     }
 }
 
-fn counters() -> Outcome {
+fn counters() -> TestResult {
     let frequency = time::frequency();
     check!(
         (1_000_000..=10_000_000_000).contains(&frequency),
@@ -121,7 +121,7 @@ fn counters() -> Outcome {
     Ok(())
 }
 
-fn arrives(intid: u32) -> Outcome {
+fn arrives(intid: u32) -> TestResult {
     interrupts::clear();
     let deadline = now(intid) + time::milliseconds(20);
     arm(intid, deadline, 0);
@@ -145,7 +145,7 @@ fn arrives(intid: u32) -> Outcome {
     Ok(())
 }
 
-fn masked(intid: u32) -> Outcome {
+fn masked(intid: u32) -> TestResult {
     interrupts::clear();
     arm(intid, now(intid), IMASK);
     time::sleep(5);
@@ -159,7 +159,7 @@ fn masked(intid: u32) -> Outcome {
     Ok(())
 }
 
-fn ticks() -> Outcome {
+fn ticks() -> TestResult {
     interrupts::clear();
     for round in 1..=100 {
         for intid in [VIRTUAL, PHYSICAL] {
@@ -177,7 +177,7 @@ fn ticks() -> Outcome {
     Ok(())
 }
 
-fn past() -> Outcome {
+fn past() -> TestResult {
     interrupts::clear();
     arm(VIRTUAL, 0, 0);
     check!(
@@ -197,7 +197,7 @@ fn reluctant() {
     }
 }
 
-fn again() -> Outcome {
+fn again() -> TestResult {
     interrupts::clear();
     interrupts::set_hook(VIRTUAL, reluctant);
     arm(VIRTUAL, 0, 0);
@@ -208,7 +208,7 @@ fn again() -> Outcome {
     Ok(())
 }
 
-fn second_cpu(mpidr: u64) -> Outcome {
+fn second_cpu(mpidr: u64) -> TestResult {
     check!(cpus::ensure_on(mpidr), "the second CPU does not come up");
     interrupts::clear();
     for round in 1..=10 {

@@ -7,7 +7,7 @@ use core::ptr::NonNull;
 use crate::context::Context;
 use crate::cpus::{self, Command};
 use crate::exceptions::EC_DATA;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::{attempt, check, check_eq, hal, time};
 
 /// Address of the page that the tests remap: outside RAM, in a GiB that nothing else uses.
@@ -107,7 +107,7 @@ impl Pages {
     }
 
     /// Replaces page 0, which has been read, by no page and then by page 1, with `invalidate` in between.
-    fn replace(&self, name: &str, invalidate: impl FnOnce()) -> Outcome {
+    fn replace(&self, name: &str, invalidate: impl FnOnce()) -> TestResult {
         self.set(Some(0));
         check_eq!(load()?, 0, "{name}: the first page");
         self.set(None);
@@ -170,7 +170,7 @@ macro_rules! each {
     };
 }
 
-fn every(pages: &Pages) -> Outcome {
+fn every(pages: &Pages) -> TestResult {
     let isar0: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mrs {}, id_aa64isar0_el1", out(reg) isar0, options(nomem, nostack, preserves_flags)) };
@@ -254,7 +254,7 @@ fn every(pages: &Pages) -> Outcome {
     Ok(())
 }
 
-fn many(pages: &Pages) -> Outcome {
+fn many(pages: &Pages) -> TestResult {
     for round in 0..ROUNDS {
         let shown = (round & 1) as usize;
         pages.set(Some(shown));
@@ -266,7 +266,7 @@ fn many(pages: &Pages) -> Outcome {
 }
 
 /// The other CPU caches the page, this one invalidates it.
-fn broadcast(pages: &Pages, second: u64) -> Outcome {
+fn broadcast(pages: &Pages, second: u64) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     for round in 0..100_u64 {
         let shown = (round & 1) as usize;

@@ -1,7 +1,7 @@
 //! The virtio-mmio transport by its registers. Numbers are those of the transport's checklist.
 
 use crate::context::Context;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::register::{
     CONFIG, CONFIG_GENERATION, DEVICE_FEATURES, DEVICE_FEATURES_SEL, DEVICE_ID, INTERRUPT_ACK,
     INTERRUPT_STATUS, MAGIC, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_NUM_MAX,
@@ -69,7 +69,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
 }
 
 // virtio-checklist 1 2 3
-fn identification(slot: Slot) -> Outcome {
+fn identification(slot: Slot) -> TestResult {
     check_eq!(slot.read(MAGIC), 0x7472_6976, "MagicValue");
     check_eq!(slot.read(VERSION), 2, "Version");
     check_eq!(slot.read(DEVICE_ID), 2, "DeviceID");
@@ -77,7 +77,7 @@ fn identification(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 4 34
-fn features(slot: Slot, reference: bool) -> Outcome {
+fn features(slot: Slot, reference: bool) -> TestResult {
     slot.reset();
     let features = slot.features();
     check!(
@@ -101,7 +101,7 @@ fn features(slot: Slot, reference: bool) -> Outcome {
 }
 
 // virtio-checklist 16 23 30 32
-fn status_and_reset(slot: Slot) -> Outcome {
+fn status_and_reset(slot: Slot) -> TestResult {
     let wanted = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
     for round in 0..3 {
         check_eq!(
@@ -116,7 +116,7 @@ fn status_and_reset(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 30
-fn refused_features(slot: Slot) -> Outcome {
+fn refused_features(slot: Slot) -> TestResult {
     let offered = slot.features();
     let accepted = |features| slot.negotiate(features) & status::FEATURES_OK != 0;
     check!(
@@ -130,7 +130,7 @@ fn refused_features(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 6, torture a8
-fn absent_queues(slot: Slot) -> Outcome {
+fn absent_queues(slot: Slot) -> TestResult {
     slot.reset();
     for queue in [1000, 0xffff, 0x1_0000, u32::MAX] {
         slot.write(QUEUE_SEL, queue);
@@ -187,7 +187,7 @@ fn settles(slot: Slot, register: u64, value: u32) -> bool {
 }
 
 // virtio-checklist 7 22
-fn queue_ready(slot: Slot, reference: bool) -> Outcome {
+fn queue_ready(slot: Slot, reference: bool) -> TestResult {
     let page = Page::new()?;
     let _ = slot.negotiate(VERSION_1);
     set_queue(slot, page.address(), 16);
@@ -214,7 +214,7 @@ fn queue_ready(slot: Slot, reference: bool) -> Outcome {
 }
 
 // virtio-checklist 11 12 36
-fn reset_clears(slot: Slot) -> Outcome {
+fn reset_clears(slot: Slot) -> TestResult {
     let page = Page::new()?;
     let _ = slot.negotiate(VERSION_1);
     set_queue(slot, page.address(), 16);
@@ -239,7 +239,7 @@ fn needs_reset(slot: Slot, size: u32, parts: [u64; 3]) -> bool {
 }
 
 // torture a5, virtio-checklist 27
-fn bad_sizes(slot: Slot) -> Outcome {
+fn bad_sizes(slot: Slot) -> TestResult {
     let page = Page::new()?;
     let parts = [page.address(), page.address() + 0x400, page.address() + 0x800];
     slot.write(QUEUE_SEL, 0);
@@ -253,7 +253,7 @@ fn bad_sizes(slot: Slot) -> Outcome {
 }
 
 // torture a6, virtio-checklist 27
-fn bad_addresses(slot: Slot, ram: (u64, u64)) -> Outcome {
+fn bad_addresses(slot: Slot, ram: (u64, u64)) -> TestResult {
     let page = Page::new()?;
     let good = [page.address(), page.address() + 0x400, page.address() + 0x800];
     let end = ram.0 + ram.1;
@@ -290,7 +290,7 @@ fn bad_addresses(slot: Slot, ram: (u64, u64)) -> Outcome {
 }
 
 // virtio-checklist 8 10 17 28
-fn bad_queue_interrupts(slot: Slot) -> Outcome {
+fn bad_queue_interrupts(slot: Slot) -> TestResult {
     let page = Page::new()?;
     let _ = slot.negotiate(VERSION_1);
     let up = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
@@ -316,7 +316,7 @@ fn bad_queue_interrupts(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 9 21, torture a2
-fn inert_writes(slot: Slot) -> Outcome {
+fn inert_writes(slot: Slot) -> TestResult {
     let _ = slot.negotiate(VERSION_1);
     let before = slot.dump();
     for offset in READ_ONLY.iter().chain(UNDEFINED) {
@@ -328,7 +328,7 @@ fn inert_writes(slot: Slot) -> Outcome {
 }
 
 /// Checks that a full dump is unchanged.
-fn same(slot: Slot, before: &[u32; 128]) -> Outcome {
+fn same(slot: Slot, before: &[u32; 128]) -> TestResult {
     for (index, (old, new)) in before.iter().zip(slot.dump()).enumerate() {
         check_eq!(new, *old, "register {:#05x}", index * 4);
     }
@@ -336,7 +336,7 @@ fn same(slot: Slot, before: &[u32; 128]) -> Outcome {
 }
 
 // virtio-checklist 21, torture a1
-fn narrow_writes(slot: Slot) -> Outcome {
+fn narrow_writes(slot: Slot) -> TestResult {
     let _ = slot.negotiate(VERSION_1);
     let before = slot.dump();
     let base = slot.device.base;
@@ -350,7 +350,7 @@ fn narrow_writes(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 20 33 51
-fn config_bytes(slot: Slot) -> Outcome {
+fn config_bytes(slot: Slot) -> TestResult {
     slot.reset();
     let words = [slot.read(CONFIG), slot.read(CONFIG + 4)];
     for (index, byte) in words.iter().flat_map(|word| word.to_le_bytes()).enumerate() {
@@ -370,7 +370,7 @@ fn config_bytes(slot: Slot) -> Outcome {
     Ok(())
 }
 
-fn config_writes(slot: Slot) -> Outcome {
+fn config_writes(slot: Slot) -> TestResult {
     slot.reset();
     let before = slot.dump();
     slot.write(CONFIG, !before[0x40]);
@@ -379,7 +379,7 @@ fn config_writes(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 15
-fn generation(slot: Slot) -> Outcome {
+fn generation(slot: Slot) -> TestResult {
     let first = slot.read(CONFIG_GENERATION);
     for _ in 0..100 {
         slot.reset();
@@ -389,7 +389,7 @@ fn generation(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 18
-fn shared_memory(slot: Slot) -> Outcome {
+fn shared_memory(slot: Slot) -> TestResult {
     for id in [0, 1, 255] {
         slot.write(SHM_SEL, id);
         for offset in [SHM_LEN, SHM_LEN + 4, SHM_BASE, SHM_BASE + 4] {
@@ -400,7 +400,7 @@ fn shared_memory(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 13 24 25, torture a10
-fn stray_notifications(slot: Slot) -> Outcome {
+fn stray_notifications(slot: Slot) -> TestResult {
     let page = Page::new()?;
     let _ = slot.negotiate(VERSION_1);
     set_queue(slot, page.address(), 16);
@@ -416,7 +416,7 @@ fn stray_notifications(slot: Slot) -> Outcome {
 }
 
 // torture a9, without I/O
-fn resets(slot: Slot) -> Outcome {
+fn resets(slot: Slot) -> TestResult {
     for round in 0..1000 {
         let _ = slot.negotiate(VERSION_1);
         check!(slot.reset(), "reset {round}");

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::console::println;
 use crate::context::Context;
-use crate::report::{Outcome, Suite};
+use crate::report::{Suite, TestResult};
 use crate::{attempt, check, check_eq, interrupts, time};
 
 const DR: u64 = 0x000;
@@ -71,7 +71,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         .enable_interrupt(context.machine.uart.intid, None, false);
 }
 
-fn identification() -> Outcome {
+fn identification() -> TestResult {
     for (index, value) in [0x11, 0x10].into_iter().enumerate() {
         check_eq!(read(PERIPH_ID + index as u64 * 4), value, "UARTPeriphID{index}");
     }
@@ -90,7 +90,7 @@ fn calm() {
     write(IMSC, 0);
 }
 
-fn transmit(intid: u32) -> Outcome {
+fn transmit(intid: u32) -> TestResult {
     interrupts::clear();
     interrupts::set_hook(intid, calm);
     println!("# a line to be sent");
@@ -113,7 +113,7 @@ fn transmit(intid: u32) -> Outcome {
     Ok(())
 }
 
-fn registers() -> Outcome {
+fn registers() -> TestResult {
     let before = read(IMSC);
     write(IMSC, RT);
     check_eq!(read(IMSC), RT, "UARTIMSC");
@@ -126,7 +126,7 @@ fn registers() -> Outcome {
 }
 
 // Linux's early console uses bytes.
-fn narrow() -> Outcome {
+fn narrow() -> TestResult {
     let base = BASE.load(Ordering::SeqCst);
     for byte in *b"# bytes\r\n" {
         let _ = attempt!(base + DR, byte.into(), "strb {x:w}, [{a}]").done()?;
