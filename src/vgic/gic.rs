@@ -135,7 +135,7 @@ impl Vgic {
         };
         let home = self.home(vcpu, intid);
         if bank.resident & mask != 0 {
-            return self.mark(home);
+            return self.mark_dirty(home);
         }
         let want = bank.want(mask, groups);
         let target = self.target(vcpu, intid);
@@ -148,12 +148,12 @@ impl Vgic {
         if place != home
             && let Some(cpu) = self.vcpus.get_mut(home)
         {
-            cpu.unlist(index, mask);
+            cpu.remove_ready(index, mask);
         }
         self.set_home(intid, place);
         if let Some(cpu) = self.vcpus.get_mut(place) {
-            cpu.list(index, mask);
-            return self.mark(place);
+            cpu.insert_ready(index, mask);
+            return self.mark_dirty(place);
         }
         Kicks::NONE
     }
@@ -179,7 +179,7 @@ impl Vgic {
     }
 
     /// Marks the list registers of `vcpu` as out of date.
-    pub(super) fn mark(&mut self, vcpu: usize) -> Kicks {
+    pub(super) fn mark_dirty(&mut self, vcpu: usize) -> Kicks {
         match self.vcpus.get_mut(vcpu) {
             Some(cpu) => {
                 cpu.dirty = true;
@@ -224,11 +224,11 @@ impl Vgic {
     }
 
     /// Removes `intid` from its ready set and forgets its home.
-    pub(super) fn leave_home(&mut self, vcpu: usize, intid: u32) {
+    pub(super) fn clear_home(&mut self, vcpu: usize, intid: u32) {
         let (index, mask) = split(intid);
         let home = self.home(vcpu, intid);
         if let Some(cpu) = self.vcpus.get_mut(home) {
-            cpu.unlist(index, mask);
+            cpu.remove_ready(index, mask);
         }
         self.set_home(intid, usize::from(NONE));
     }

@@ -26,7 +26,7 @@ impl Vgic {
                 bank.active &= !mask;
                 bank.phys_active &= !mask;
             }
-            self.leave_home(vcpu, intid);
+            self.clear_home(vcpu, intid);
             kicks |= self.refresh(vcpu, intid);
         }
         for i in 0..lrs.count().min(MAX_LIST_REGISTERS) {

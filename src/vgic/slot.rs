@@ -28,7 +28,7 @@ impl Vgic {
         lrs.write(i, lr.0);
         self.set_home(intid, vcpu);
         if let Some(cpu) = self.vcpus.get_mut(vcpu) {
-            cpu.unlist(index, mask);
+            cpu.remove_ready(index, mask);
             cpu.used |= 1 << i;
             if let Some(place) = cpu.slots.get_mut(i) {
                 *place = slot;
@@ -50,7 +50,7 @@ impl Vgic {
         if bank.active & mask == 0 {
             self.set_home(slot.intid, usize::from(NONE));
         } else if let Some(cpu) = self.vcpus.get_mut(vcpu) {
-            cpu.list(index, mask);
+            cpu.insert_ready(index, mask);
         }
         Some(slot.intid)
     }

@@ -59,14 +59,16 @@ pub(super) struct VCpu {
 }
 
 impl VCpu {
-    pub(super) fn list(&mut self, bank: usize, mask: u32) {
+    /// Adds the interrupts of a bank in `mask` to the ready set.
+    pub(super) fn insert_ready(&mut self, bank: usize, mask: u32) {
         if let Some(word) = self.ready.get_mut(bank) {
             *word |= mask;
             self.ready_banks |= 1 << bank;
         }
     }
 
-    pub(super) fn unlist(&mut self, bank: usize, mask: u32) {
+    /// Removes the interrupts of a bank in `mask` from the ready set.
+    pub(super) fn remove_ready(&mut self, bank: usize, mask: u32) {
         if let Some(word) = self.ready.get_mut(bank) {
             *word &= !mask;
             if *word == 0 {
