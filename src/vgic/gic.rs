@@ -25,7 +25,7 @@ pub struct Vgic {
 /// Why a virtual GIC cannot be built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum VgicError {
-    /// A GIC has 1 to [`MAX_VCPUS`] virtual CPUs.
+    /// A GIC has 1 to [`MAX_VCPUS`] vCPUs.
     #[error("a virtual GIC has 1 to {MAX_VCPUS} CPUs, not {0}")]
     CpuCount(usize),
     /// The number of SPIs is not a multiple of 32 (or 988, the architecture's maximum).
@@ -37,8 +37,8 @@ pub enum VgicError {
 }
 
 impl Vgic {
-    /// Returns a GIC for virtual CPUs with these affinities (Aff3.Aff2.Aff1.Aff0, one byte each) and `spis`
-    /// SPIs. All virtual CPUs are offline at first; see [`Vgic::unpark`].
+    /// Returns a GIC for vCPUs with these affinities (Aff3.Aff2.Aff1.Aff0, one byte each) and `spis` SPIs.
+    /// All vCPUs are offline at first; see [`Vgic::unpark`].
     ///
     /// # Errors
     /// See [`VgicError`].
@@ -93,7 +93,7 @@ impl Vgic {
         Ok(gic)
     }
 
-    /// Returns the number of virtual CPUs.
+    /// Returns the number of vCPUs.
     pub fn vcpu_count(&self) -> usize {
         self.vcpus.len()
     }
@@ -103,8 +103,8 @@ impl Vgic {
         self.routes.len() as u32
     }
 
-    /// Resets to the state after construction, except for input lines and physical interrupts. Every virtual
-    /// CPU must be parked.
+    /// Resets to the state after construction, except for input lines and physical interrupts. Every vCPU
+    /// must be parked.
     pub fn reset(&mut self) {
         self.groups = 0;
         for cpu in &mut self.vcpus {
@@ -139,7 +139,7 @@ impl Vgic {
         }
         let want = bank.want(mask, groups);
         let target = self.target(vcpu, intid);
-        // An active interrupt stays on the virtual CPU that acknowledged it.
+        // An active interrupt stays on the vCPU that acknowledged it.
         let place = match want {
             Want::Nothing => usize::from(NONE),
             Want::Active if home != usize::from(NONE) => home,
@@ -211,8 +211,8 @@ impl Vgic {
         self.routes.get_mut(intid.checked_sub(FIRST_SPI)? as usize)
     }
 
-    /// Returns the virtual CPU in whose ready set or list registers `intid` is. A private interrupt never
-    /// leaves its own.
+    /// Returns the vCPU in whose ready set or list registers `intid` is. A private interrupt never leaves its
+    /// own.
     pub(super) fn home(&self, vcpu: usize, intid: u32) -> usize {
         self.route(intid).map_or(vcpu, |route| usize::from(route.home))
     }
@@ -233,7 +233,7 @@ impl Vgic {
         self.set_home(intid, usize::from(NONE));
     }
 
-    /// Returns the virtual CPU that `intid` goes to when it is pending.
+    /// Returns the vCPU that `intid` goes to when it is pending.
     pub(super) fn target(&self, vcpu: usize, intid: u32) -> usize {
         self.route(intid).map_or(vcpu, |route| usize::from(route.target))
     }

@@ -89,7 +89,7 @@ impl Vgic {
         }
     }
 
-    /// Executes a write to one of the SGI registers by `sender`. Only virtual CPUs of this GIC are targets.
+    /// Executes a write to one of the SGI registers by `sender`. Only vCPUs of this GIC are targets.
     pub fn send_sgi(&mut self, sender: usize, request: &SgiRequest) -> Kicks {
         let mut kicks = Kicks::NONE;
         let mask = 1 << request.intid;

@@ -37,7 +37,7 @@ impl Vgic {
     }
 
     /// Unloads an interrupt, which has just been reconciled, from its list register: its state returns to the
-    /// bank. The caller refreshes it. An active one keeps this virtual CPU as its home.
+    /// bank. The caller refreshes it. An active one keeps this vCPU as its home.
     pub(super) fn unload(&mut self, vcpu: usize, i: usize, lrs: &mut impl ListRegisters) -> Option<u32> {
         lrs.write(i, 0);
         let cpu = self.vcpus.get_mut(vcpu)?;
@@ -71,7 +71,7 @@ impl Vgic {
         self.refresh_bank(vcpu, index, mask)
     }
 
-    /// Returns the slot of a resident interrupt, on any virtual CPU.
+    /// Returns the slot of a resident interrupt, on any vCPU.
     pub(super) fn resident_slot(&mut self, vcpu: usize, intid: u32) -> Option<&mut Slot> {
         let home = self.home(vcpu, intid);
         self.vcpus
@@ -82,7 +82,7 @@ impl Vgic {
 
 /// Returns the list register value for the interrupt of `slot`: its active state as in the bank, and what
 /// became pending outside. Moves the latch between bank and slot accordingly. An inactive value means that
-/// the interrupt needs no list register. `here`: the interrupt, when pending, goes to this virtual CPU.
+/// the interrupt needs no list register. `here`: the interrupt, when pending, goes to this vCPU.
 pub(super) fn desired_lr(bank: &mut Bank, slot: &mut Slot, groups: u32, here: bool) -> Lr {
     let (_, mask) = split(slot.intid);
     let active = bank.active & mask != 0;

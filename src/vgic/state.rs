@@ -1,4 +1,4 @@
-//! Plain state of a virtual GIC beside the banks: per virtual CPU, per list register, per SPI.
+//! Plain state of a virtual GIC beside the banks: per vCPU, per list register, per SPI.
 
 use super::access::Access;
 use super::bank::Bank;
@@ -6,7 +6,7 @@ use super::intid::bits;
 use super::kicks::Kicks;
 use super::lr::MAX_LIST_REGISTERS;
 
-/// No virtual CPU.
+/// No vCPU.
 pub(super) const NONE: u8 = u8::MAX;
 
 /// One list register in use.
@@ -28,7 +28,7 @@ pub(super) struct Slot {
     pub(super) set_active: bool,
 }
 
-/// The state of one virtual CPU.
+/// The state of one vCPU.
 #[derive(Debug)]
 pub(super) struct VCpu {
     /// Aff3.Aff2.Aff1.Aff0, one byte each.
@@ -52,8 +52,8 @@ pub(super) struct VCpu {
     pub(super) hcr: u64,
     /// `GICR_WAKER.ProcessorSleep`.
     pub(super) asleep: bool,
-    /// The register read this virtual CPU is retrying, see `Vgic::await_dist_read`, and the virtual CPUs
-    /// that must sync before it can complete.
+    /// The register read this vCPU is retrying, see `Vgic::await_dist_read`, and the vCPUs that must sync
+    /// before it can complete.
     pub(super) reading: Option<Access>,
     pub(super) awaits: Kicks,
 }
@@ -95,8 +95,8 @@ impl VCpu {
 pub(super) struct Route {
     /// `GICD_IROUTER<n>` as written.
     pub(super) router: u64,
-    /// The virtual CPU that `router` resolves to, or `NONE`.
+    /// The vCPU that `router` resolves to, or `NONE`.
     pub(super) target: u8,
-    /// The virtual CPU in whose `ready` set or list registers it is, or `NONE`.
+    /// The vCPU in whose `ready` set or list registers it is, or `NONE`.
     pub(super) home: u8,
 }

@@ -7,7 +7,7 @@
 //! SPIs ([`RootConfig::reserved`]) do not exist for root.
 //!
 //! Physically all groups are enabled, all interrupts are group 1, and SPIs are routed only to root's CPUs.
-//! Virtual CPU numbers are physical CPU numbers.
+//! vCPU numbers are physical CPU numbers.
 
 use super::access::{config_from_edges, edges_from_config};
 use super::dist::offset;
