@@ -49,23 +49,14 @@ impl Vgic {
         if spis > SPI_LIMIT - FIRST_SPI || !(spis.is_multiple_of(32) || spis == SPI_LIMIT - FIRST_SPI) {
             return Err(VgicError::SpiCount(spis));
         }
+        let banks = spis.div_ceil(32) as usize;
         let mut gic = Self {
             groups: 0,
-            vcpus: Vec::new(),
-            spis: Vec::new(),
-            routes: Vec::new(),
+            vcpus: vec_of(affinities.len())?,
+            spis: vec_of(banks)?,
+            routes: vec_of(spis as usize)?,
             fallback: false,
         };
-        let banks = spis.div_ceil(32) as usize;
-        gic.vcpus
-            .try_reserve_exact(affinities.len())
-            .map_err(|_| VgicError::NoMemory)?;
-        gic.spis
-            .try_reserve_exact(banks)
-            .map_err(|_| VgicError::NoMemory)?;
-        gic.routes
-            .try_reserve_exact(spis as usize)
-            .map_err(|_| VgicError::NoMemory)?;
         gic.vcpus.extend(affinities.iter().map(|&affinity| VCpu {
             affinity,
             online: false,
@@ -237,4 +228,11 @@ impl Vgic {
     pub(super) fn target(&self, vcpu: usize, intid: u32) -> usize {
         self.route(intid).map_or(vcpu, |route| usize::from(route.target))
     }
+}
+
+/// Returns an empty vector with room for `capacity` elements.
+pub(super) fn vec_of<T>(capacity: usize) -> Result<Vec<T>, VgicError> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(capacity).map_err(|_| VgicError::NoMemory)?;
+    Ok(vec)
 }
