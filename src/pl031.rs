@@ -204,7 +204,11 @@ mod tests {
         write(&mut rtc, reg::LR, 1099, 5);
         assert_eq!(rtc.due(), Some(6));
         write(&mut rtc, reg::LR, 1100, 5);
-        assert_eq!(read(&mut rtc, reg::RIS, 5), 1, "a match that is now comes now");
+        assert_eq!(
+            read(&mut rtc, reg::RIS, 5),
+            1,
+            "a match at the current time is raised at once"
+        );
     }
 
     #[test]

@@ -373,7 +373,8 @@ fn root_tree_of_the_board() {
     assert_eq!(cells(mixed, "msi-map-mask"), [0xffff]);
     let pure = fdt.find_node("/soc/pcie@50000000").unwrap();
     assert!(pure.property("msi-map").is_none() && pure.property("msi-map-mask").is_none());
-    // No bridge has a domain, so the new one has none; one-cell sizes; one GIC address cell, four interrupt cells.
+    // No bridge has a domain, so the new one has none; one-cell sizes; one GIC address cell, four interrupt
+    // cells.
     let bridge = fdt.find_node("/pcie@c0000000").unwrap();
     assert!(bridge.property("linux,pci-domain").is_none());
     assert_eq!(cells(bridge, "reg"), [0, 0xc000_0000, ECAM_SIZE as u32]);

@@ -65,7 +65,7 @@ fn entries_come_in_order_and_once() {
     assert_eq!(
         consumer.pop(&ring),
         Some(first),
-        "it came again after it was taken"
+        "it was pushed again after it was popped"
     );
     assert_eq!(consumer.pop(&ring), None);
 }
@@ -451,7 +451,7 @@ fn console_input_waits_for_room() {
     assert_eq!(rest, b"12345678");
     assert!(consumer.is_empty(&ring));
     let mut next = InputProducer::attach(&ring);
-    assert_eq!(next.write(&ring, b"x"), 1, "the next daemon goes on");
+    assert_eq!(next.write(&ring, b"x"), 1, "the next daemon continues");
     assert_eq!(consumer.pop(&ring), Some(b'x'));
 }
 

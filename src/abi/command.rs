@@ -27,153 +27,97 @@ pub struct Header {
     pub args: [u64; 4],
 }
 
-/// Operations.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum Op {
-    /// Payload [`ZoneCreate`]. Allocates the CPUs, which root must have taken offline. Result: `zone`, ring
-    /// state empty, [`super::ZoneState::Created`].
-    ZoneCreate = 1,
-    /// `args[0]`: IPA, `args[1]`: count, 1 to [`MAX_DONATION`]. Payload: `count` physical addresses (u64),
-    /// each a 2 MiB-aligned block of root's RAM that no zone owns; mapped one after the other from the IPA.
-    /// On an error none of this command's blocks is mapped.
-    ZoneDonate = 2,
-    /// Payload [`DeviceSpec`] for `slot`. Allowed while the zone is created, and later for a slot that is
-    /// empty.
-    DeviceAdd = 3,
-    /// `args[0]`: entry IPA, `args[1]`: x0 of vCPU 0. From created or stopped: resets devices and vCPUs, then
-    /// runs.
-    ZoneStart = 4,
-    /// Starts to stop the zone, which keeps its CPUs and memory. A zone event reports completion.
-    ZoneStop = 5,
-    /// Allowed when created or stopped: releases CPUs (parked, root may bring them online) and memory.
-    ZoneDestroy = 6,
-    /// Starts to pause the zone. A zone event reports completion.
-    ZonePause = 7,
-    /// Resumes a paused zone.
-    ZoneResume = 8,
-    /// Result: payload [`ZoneInfo`].
-    ZoneInfo = 9,
-    /// Result: payload [`DeviceState`] of `slot`.
-    DeviceState = 10,
-    /// The daemon no longer uses any buffer or queue of `slot` that it got before reset number `args[0]`
-    /// (`DeviceState::reset_generation`): the guest's reset can complete.
-    DeviceQuiesced = 11,
-    /// As [`Self::DeviceQuiesced`] for one queue, `args[1]`, after QueueReset or QueueReady=0.
-    QueueQuiesced = 12,
-    /// Sets DEVICE_NEEDS_RESET.
-    DeviceNeedsReset = 13,
-    /// Changes configuration space: `args[0]` offset, `args[1]` length up to 256, payload the bytes.
-    DeviceConfig = 14,
-    /// Removes the device from `slot`.
-    DeviceRemove = 15,
-    /// Result: `args[0]` = ring head of the zone (entries ever written). Used on attach.
-    RingHead = 16,
-    /// `args[0]`: level 1 (error) to 5 (trace).
-    LogLevel = 17,
-    /// `args[0]`: what the trace buffers record from now on, bits of [`super::trace`]; 0: nothing.
-    Trace = 32,
-}
-
-impl TryFrom<u32> for Op {
-    type Error = u32;
-    fn try_from(value: u32) -> Result<Self, u32> {
-        Ok(match value {
-            1 => Self::ZoneCreate,
-            2 => Self::ZoneDonate,
-            3 => Self::DeviceAdd,
-            4 => Self::ZoneStart,
-            5 => Self::ZoneStop,
-            6 => Self::ZoneDestroy,
-            7 => Self::ZonePause,
-            8 => Self::ZoneResume,
-            9 => Self::ZoneInfo,
-            10 => Self::DeviceState,
-            11 => Self::DeviceQuiesced,
-            12 => Self::QueueQuiesced,
-            13 => Self::DeviceNeedsReset,
-            14 => Self::DeviceConfig,
-            15 => Self::DeviceRemove,
-            16 => Self::RingHead,
-            17 => Self::LogLevel,
-            32 => Self::Trace,
-            other => return Err(other),
-        })
+numbered! {
+    /// Operations.
+    pub enum Op: u32 {
+        /// Payload [`ZoneCreate`]. Allocates the CPUs, which root must have taken offline. Result: `zone`,
+        /// ring state empty, [`super::ZoneState::Created`].
+        ZoneCreate = 1,
+        /// `args[0]`: IPA, `args[1]`: count, 1 to [`MAX_DONATION`]. Payload: `count` physical addresses
+        /// (u64), each a 2 MiB-aligned block of root's RAM that no zone owns; mapped one after the other from
+        /// the IPA. On an error none of this command's blocks is mapped.
+        ZoneDonate = 2,
+        /// Payload [`DeviceSpec`] for `slot`. Allowed while the zone is created, and later for a slot that is
+        /// empty.
+        DeviceAdd = 3,
+        /// `args[0]`: entry IPA, `args[1]`: x0 of vCPU 0. From created or stopped: resets devices and vCPUs,
+        /// then runs.
+        ZoneStart = 4,
+        /// Starts to stop the zone, which keeps its CPUs and memory. A zone event reports completion.
+        ZoneStop = 5,
+        /// Allowed when created or stopped: releases CPUs (parked, root may bring them online) and memory.
+        ZoneDestroy = 6,
+        /// Starts to pause the zone. A zone event reports completion.
+        ZonePause = 7,
+        /// Resumes a paused zone.
+        ZoneResume = 8,
+        /// Result: payload [`ZoneInfo`].
+        ZoneInfo = 9,
+        /// Result: payload [`DeviceState`] of `slot`.
+        DeviceState = 10,
+        /// The daemon no longer uses any buffer or queue of `slot` that it got before reset number `args[0]`
+        /// (`DeviceState::reset_generation`): the guest's reset can complete.
+        DeviceQuiesced = 11,
+        /// As [`Self::DeviceQuiesced`] for one queue, `args[1]`, after QueueReset or QueueReady=0.
+        QueueQuiesced = 12,
+        /// Sets DEVICE_NEEDS_RESET.
+        DeviceNeedsReset = 13,
+        /// Changes configuration space: `args[0]` offset, `args[1]` length up to 256, payload the bytes.
+        DeviceConfig = 14,
+        /// Removes the device from `slot`.
+        DeviceRemove = 15,
+        /// Result: `args[0]` = ring head of the zone (entries ever written). Used on attach.
+        RingHead = 16,
+        /// `args[0]`: level 1 (error) to 5 (trace).
+        LogLevel = 17,
+        /// `args[0]`: what the trace buffers record from now on, bits of [`super::trace`]; 0: nothing.
+        Trace = 32,
     }
 }
 
-/// Status of a command. `detail` is the value it refers to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum CommandStatus {
-    /// Success.
-    Ok = 0,
-    /// `op` is not an [`Op`].
-    UnknownOp = 1,
-    /// An argument is out of its range; `detail` is it.
-    BadArgument = 2,
-    /// No zone of that number.
-    NoSuchZone = 3,
-    /// The zone's state (`detail`) does not allow the command.
-    WrongState = 4,
-    /// No CPU with that MPIDR (`detail`).
-    NoSuchCpu = 5,
-    /// The CPU (`detail`: MPIDR) is online in root or owned by another zone.
-    CpuBusy = 6,
-    /// The block (`detail`: its address) is not root's RAM.
-    NotRootRam = 7,
-    /// The address (`detail`) is not 2 MiB-aligned.
-    Misaligned = 8,
-    /// The block (`detail`) is owned by a zone, or is the shared page.
-    BlockInUse = 9,
-    /// The IPA (`detail`) is mapped already or outside the zone's RAM range.
-    IpaInUse = 10,
-    /// EL2 has no page frames left (`detail`: frames requested).
-    OutOfMemory = 11,
-    /// All zone numbers are in use.
-    TooManyZones = 12,
-    /// The slot (`detail`) has no device, or is not a slot.
-    NoSuchDevice = 13,
-    /// The slot (`detail`) has a device.
-    SlotInUse = 14,
-    /// Magic or ABI version (`detail`) of the shared page is not EL2's.
-    VersionMismatch = 15,
-    /// No shared page is attached.
-    NotAttached = 16,
-    /// Zones exist (`detail`: how many), so another shared page or a detach is refused.
-    ZonesExist = 17,
-    /// A device specification is contradictory.
-    BadDevice = 18,
-    /// The generation (`detail`) is not the pending reset's.
-    Stale = 19,
-}
-
-impl TryFrom<u32> for CommandStatus {
-    type Error = u32;
-    fn try_from(value: u32) -> Result<Self, u32> {
-        Ok(match value {
-            0 => Self::Ok,
-            1 => Self::UnknownOp,
-            2 => Self::BadArgument,
-            3 => Self::NoSuchZone,
-            4 => Self::WrongState,
-            5 => Self::NoSuchCpu,
-            6 => Self::CpuBusy,
-            7 => Self::NotRootRam,
-            8 => Self::Misaligned,
-            9 => Self::BlockInUse,
-            10 => Self::IpaInUse,
-            11 => Self::OutOfMemory,
-            12 => Self::TooManyZones,
-            13 => Self::NoSuchDevice,
-            14 => Self::SlotInUse,
-            15 => Self::VersionMismatch,
-            16 => Self::NotAttached,
-            17 => Self::ZonesExist,
-            18 => Self::BadDevice,
-            19 => Self::Stale,
-            other => return Err(other),
-        })
+numbered! {
+    /// Status of a command. `detail` is the value it refers to.
+    pub enum CommandStatus: u32 {
+        /// Success.
+        Ok = 0,
+        /// `op` is not an [`Op`].
+        UnknownOp = 1,
+        /// An argument is out of its range; `detail` is it.
+        BadArgument = 2,
+        /// No zone of that number.
+        NoSuchZone = 3,
+        /// The zone's state (`detail`) does not allow the command.
+        WrongState = 4,
+        /// No CPU with that MPIDR (`detail`).
+        NoSuchCpu = 5,
+        /// The CPU (`detail`: MPIDR) is online in root or owned by another zone.
+        CpuBusy = 6,
+        /// The block (`detail`: its address) is not root's RAM.
+        NotRootRam = 7,
+        /// The address (`detail`) is not 2 MiB-aligned.
+        Misaligned = 8,
+        /// The block (`detail`) is owned by a zone, or is the shared page.
+        BlockInUse = 9,
+        /// The IPA (`detail`) is mapped already or outside the zone's RAM range.
+        IpaInUse = 10,
+        /// EL2 has no page frames left (`detail`: frames requested).
+        OutOfMemory = 11,
+        /// All zone numbers are in use.
+        TooManyZones = 12,
+        /// The slot (`detail`) has no device, or is not a slot.
+        NoSuchDevice = 13,
+        /// The slot (`detail`) has a device.
+        SlotInUse = 14,
+        /// Magic or ABI version (`detail`) of the shared page is not EL2's.
+        VersionMismatch = 15,
+        /// No shared page is attached.
+        NotAttached = 16,
+        /// Zones exist (`detail`: how many), so another shared page or a detach is refused.
+        ZonesExist = 17,
+        /// A device specification is contradictory.
+        BadDevice = 18,
+        /// The generation (`detail`) is not the pending reset's.
+        Stale = 19,
     }
 }
 

@@ -17,60 +17,60 @@ pub const DEVICE_OFFSET: usize = CPU_OFFSET + MAX_CPUS * size_of::<CpuCounters>(
 /// End of all counters.
 pub const END: usize = DEVICE_OFFSET + MAX_ZONES * MAX_SLOTS * size_of::<DeviceCounters>();
 
-/// Reason of an exit to EL2.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(usize)]
-pub enum Exit {
-    /// A load where stage 2 maps nothing: an emulated device.
-    Read = 0,
-    /// A store where stage 2 maps nothing: an emulated device.
-    Write = 1,
-    /// A store to a page that stage 2 maps read-only: a register of a virtio device, or a doorbell of root's.
-    Permission = 2,
-    /// HVC.
-    Hvc = 3,
-    /// SMC.
-    Smc = 4,
-    /// A system register: an SGI is sent, an interrupt is deactivated.
-    Sysreg = 5,
-    /// Physical interrupts.
-    Irq = 6,
-    /// WFI or WFE.
-    Wfx = 7,
-    /// Anything else: instruction aborts, undefined instructions, SErrors.
-    Other = 8,
+/// Defines an enum of what is counted, by index of its word, with its name in reports and metrics.
+macro_rules! counted {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident: $count:literal {
+            $($(#[$doc:meta])* $variant:ident = $number:literal => $label:literal,)*
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(usize)]
+        pub enum $name { $($(#[$doc])* $variant = $number,)* }
+
+        impl $name {
+            /// All variants, by number.
+            pub const ALL: [Self; $count] = [$(Self::$variant),*];
+
+            /// Returns the name in reports and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)*
+                }
+            }
+        }
+    };
+}
+
+counted! {
+    /// Reason of an exit to EL2.
+    pub enum Exit: 9 {
+        /// A load where stage 2 maps nothing: an emulated device.
+        Read = 0 => "read",
+        /// A store where stage 2 maps nothing: an emulated device.
+        Write = 1 => "write",
+        /// A store to a page that stage 2 maps read-only: a register of a virtio device, or a doorbell of
+        /// root's.
+        Permission = 2 => "permission",
+        /// HVC.
+        Hvc = 3 => "hvc",
+        /// SMC.
+        Smc = 4 => "smc",
+        /// A system register: an SGI is sent, an interrupt is deactivated.
+        Sysreg = 5 => "sysreg",
+        /// Physical interrupts.
+        Irq = 6 => "irq",
+        /// WFI or WFE.
+        Wfx = 7 => "wfx",
+        /// Anything else: instruction aborts, undefined instructions, SErrors.
+        Other = 8 => "other",
+    }
 }
 
 impl Exit {
-    /// All of them, by number.
-    pub const ALL: [Self; 9] = [
-        Self::Read,
-        Self::Write,
-        Self::Permission,
-        Self::Hvc,
-        Self::Smc,
-        Self::Sysreg,
-        Self::Irq,
-        Self::Wfx,
-        Self::Other,
-    ];
-
-    /// Returns the name in reports and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Permission => "permission",
-            Self::Hvc => "hvc",
-            Self::Smc => "smc",
-            Self::Sysreg => "sysreg",
-            Self::Irq => "irq",
-            Self::Wfx => "wfx",
-            Self::Other => "other",
-        }
-    }
-
     /// Returns the reason with this number.
     #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {
@@ -78,62 +78,29 @@ impl Exit {
     }
 }
 
-/// What is counted on a CPU at EL2, besides exits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(usize)]
-pub enum CpuEvent {
-    /// Stores to QueueNotify.
-    Notifications = 0,
-    /// Those that found the queue's pending bit set: no event was necessary.
-    NotificationsPending = 1,
-    /// Times that this CPU raised the event interrupt, the control device's INTx.
-    Bells = 2,
-    /// Stores by root to the used-buffer doorbell.
-    Doorbells = 3,
-    /// Commands by root.
-    Commands = 4,
-    /// Times that an interrupt was loaded into a list register as pending.
-    Injected = 5,
-    /// Kicks sent to other CPUs.
-    KicksSent = 6,
-    /// Kicks received.
-    KicksTaken = 7,
-    /// Maintenance interrupts.
-    Maintenance = 8,
-    /// Other physical interrupts: timers, root's devices.
-    Interrupts = 9,
-}
-
-impl CpuEvent {
-    /// All of them, by number.
-    pub const ALL: [Self; 10] = [
-        Self::Notifications,
-        Self::NotificationsPending,
-        Self::Bells,
-        Self::Doorbells,
-        Self::Commands,
-        Self::Injected,
-        Self::KicksSent,
-        Self::KicksTaken,
-        Self::Maintenance,
-        Self::Interrupts,
-    ];
-
-    /// Returns the name in reports and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Notifications => "notifications",
-            Self::NotificationsPending => "notifications_pending",
-            Self::Bells => "bells",
-            Self::Doorbells => "doorbells",
-            Self::Commands => "commands",
-            Self::Injected => "injected",
-            Self::KicksSent => "kicks_sent",
-            Self::KicksTaken => "kicks_taken",
-            Self::Maintenance => "maintenance",
-            Self::Interrupts => "interrupts",
-        }
+counted! {
+    /// What is counted on a CPU at EL2, besides exits.
+    pub enum CpuEvent: 10 {
+        /// Stores to QueueNotify.
+        Notifications = 0 => "notifications",
+        /// Those that found the queue's pending bit set: no event was necessary.
+        NotificationsPending = 1 => "notifications_pending",
+        /// Times that this CPU raised the event interrupt, the control device's INTx.
+        Bells = 2 => "bells",
+        /// Stores by root to the used-buffer doorbell.
+        Doorbells = 3 => "doorbells",
+        /// Commands by root.
+        Commands = 4 => "commands",
+        /// Times that an interrupt was loaded into a list register as pending.
+        Injected = 5 => "injected",
+        /// Kicks sent to other CPUs.
+        KicksSent = 6 => "kicks_sent",
+        /// Kicks received.
+        KicksTaken = 7 => "kicks_taken",
+        /// Maintenance interrupts.
+        Maintenance = 8 => "maintenance",
+        /// Other physical interrupts: timers, root's devices.
+        Interrupts = 9 => "interrupts",
     }
 }
 

@@ -10,6 +10,29 @@
 //! EL2 trusts no byte that root can write: a command is copied once, then checked. All integers are
 //! little-endian. The version changes whenever a layout or a meaning does.
 
+/// Defines an enum of numbers on the wire, and its checked conversion from the number.
+macro_rules! numbered {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident: $integer:ident { $($(#[$doc:meta])* $variant:ident = $number:literal,)* }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr($integer)]
+        pub enum $name { $($(#[$doc])* $variant = $number,)* }
+
+        impl TryFrom<$integer> for $name {
+            type Error = $integer;
+            fn try_from(value: $integer) -> Result<Self, $integer> {
+                match value {
+                    $($number => Ok(Self::$variant),)*
+                    other => Err(other),
+                }
+            }
+        }
+    };
+}
+
 pub mod command;
 pub mod counters;
 pub mod doorbell;
@@ -46,71 +69,40 @@ pub const MAX_QUEUES: usize = 16;
 /// Bytes of a zone's name, NUL-padded.
 pub const NAME_LEN: usize = 32;
 
-/// State of a zone, in the information page and [`command::ZoneInfo`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum ZoneState {
-    /// The slot is free.
-    None = 0,
-    /// Created: accepts memory and devices, not yet started.
-    Created = 1,
-    /// At least one vCPU is on.
-    Running = 2,
-    /// A stop or pause was requested and some vCPU has not left the guest yet.
-    Stopping = 3,
-    /// All vCPUs are held at EL2 until a resume.
-    Paused = 4,
-    /// No vCPU runs; see [`StopReason`]. Can be started again or destroyed.
-    Stopped = 5,
-    /// A vCPU took an exception that EL2 cannot handle. Kept for inspection until it is stopped.
-    Crashed = 6,
-}
-
-impl TryFrom<u8> for ZoneState {
-    type Error = u8;
-    fn try_from(value: u8) -> Result<Self, u8> {
-        Ok(match value {
-            0 => Self::None,
-            1 => Self::Created,
-            2 => Self::Running,
-            3 => Self::Stopping,
-            4 => Self::Paused,
-            5 => Self::Stopped,
-            6 => Self::Crashed,
-            other => return Err(other),
-        })
+numbered! {
+    /// State of a zone, in the information page and [`command::ZoneInfo`].
+    pub enum ZoneState: u8 {
+        /// The slot is free.
+        None = 0,
+        /// Created: accepts memory and devices, not yet started.
+        Created = 1,
+        /// At least one vCPU is on.
+        Running = 2,
+        /// A stop or pause was requested and some vCPU has not left the guest yet.
+        Stopping = 3,
+        /// All vCPUs are held at EL2 until a resume.
+        Paused = 4,
+        /// No vCPU runs; see [`StopReason`]. Can be started again or destroyed.
+        Stopped = 5,
+        /// A vCPU took an exception that EL2 cannot handle. Kept for inspection until it is stopped.
+        Crashed = 6,
     }
 }
 
-/// Why a zone is [`ZoneState::Stopped`] or [`ZoneState::Crashed`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum StopReason {
-    /// The zone is not stopped.
-    None = 0,
-    /// Root requested it.
-    Requested = 1,
-    /// PSCI SYSTEM_OFF.
-    SystemOff = 2,
-    /// PSCI SYSTEM_RESET; `on_reboot` of the zone file determines what follows.
-    SystemReset = 3,
-    /// Every vCPU called PSCI CPU_OFF.
-    AllCpusOff = 4,
-    /// An exception that EL2 cannot return to the guest.
-    Fault = 5,
-}
-
-impl TryFrom<u8> for StopReason {
-    type Error = u8;
-    fn try_from(value: u8) -> Result<Self, u8> {
-        Ok(match value {
-            0 => Self::None,
-            1 => Self::Requested,
-            2 => Self::SystemOff,
-            3 => Self::SystemReset,
-            4 => Self::AllCpusOff,
-            5 => Self::Fault,
-            other => return Err(other),
-        })
+numbered! {
+    /// Why a zone is [`ZoneState::Stopped`] or [`ZoneState::Crashed`].
+    pub enum StopReason: u8 {
+        /// The zone is not stopped.
+        None = 0,
+        /// Root requested it.
+        Requested = 1,
+        /// PSCI SYSTEM_OFF.
+        SystemOff = 2,
+        /// PSCI SYSTEM_RESET; `on_reboot` of the zone file determines what follows.
+        SystemReset = 3,
+        /// Every vCPU called PSCI CPU_OFF.
+        AllCpusOff = 4,
+        /// An exception that EL2 cannot return to the guest.
+        Fault = 5,
     }
 }

@@ -22,7 +22,7 @@ pub const PAYLOAD: usize = 0x1040;
 /// Bytes of payload.
 pub const PAYLOAD_SIZE: usize = 0x3fc0;
 
-/// Offset of zone 0's window (unused: root has none, but numbers stay zone numbers).
+/// Offset of zone 0's window (unused: root has none).
 pub const ZONE_BASE: usize = 0x1_0000;
 /// Bytes from one zone's window to the next.
 pub const ZONE_STRIDE: usize = 0x1_8000;

@@ -22,39 +22,25 @@ pub const EXITS: u32 = 2;
 /// All bits.
 pub const ALL: u32 = REQUESTS | EXITS;
 
-/// What a record describes.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum Kind {
-    /// An exit to EL2: `slot` is the [`super::counters::Exit`], `value` the ticks spent, the stamp its start.
-    Exit = 1,
-    /// A guest stored to QueueNotify. The stamp is that of the trap.
-    Notify = 2,
-    /// An entry for the queue was added to the ring; without one, the queue's pending bit was set.
-    Ring = 3,
-    /// The event interrupt, the control device's INTx, was raised.
-    EventInterrupt = 4,
-    /// The daemon stored to the used-buffer doorbell. The stamp is that of the trap.
-    Doorbell = 5,
-    /// An interrupt became pending in a list register of this CPU: `value` is its INTID.
-    Inject = 6,
-    /// The guest stored to InterruptACK. The stamp is that of the trap.
-    Acknowledge = 7,
-}
-
-impl TryFrom<u8> for Kind {
-    type Error = u8;
-    fn try_from(value: u8) -> Result<Self, u8> {
-        Ok(match value {
-            1 => Self::Exit,
-            2 => Self::Notify,
-            3 => Self::Ring,
-            4 => Self::EventInterrupt,
-            5 => Self::Doorbell,
-            6 => Self::Inject,
-            7 => Self::Acknowledge,
-            other => return Err(other),
-        })
+numbered! {
+    /// What a record describes.
+    #[derive(Hash)]
+    pub enum Kind: u8 {
+        /// An exit to EL2: `slot` is the [`super::counters::Exit`], `value` the ticks spent, the stamp its
+        /// start.
+        Exit = 1,
+        /// A guest stored to QueueNotify. The stamp is that of the trap.
+        Notify = 2,
+        /// An entry for the queue was added to the ring; without one, the queue's pending bit was set.
+        Ring = 3,
+        /// The event interrupt, the control device's INTx, was raised.
+        EventInterrupt = 4,
+        /// The daemon stored to the used-buffer doorbell. The stamp is that of the trap.
+        Doorbell = 5,
+        /// An interrupt became pending in a list register of this CPU: `value` is its INTID.
+        Inject = 6,
+        /// The guest stored to InterruptACK. The stamp is that of the trap.
+        Acknowledge = 7,
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Gic {
     pub distributor: Region,
     /// Redistributor regions.
     pub redistributors: Vec<Region>,
-    /// Bytes from one redistributor to the next, if they differ from what GICR_TYPER implies.
+    /// Bytes from one redistributor to the next, if they differ from those that GICR_TYPER implies.
     pub redistributor_stride: Option<u64>,
     /// Whether it has an interrupt translation service.
     pub has_its: bool,
@@ -87,7 +87,7 @@ pub struct Machine {
     pub kernel: Option<Module>,
     /// Root's initial RAM file system.
     pub ramdisk: Option<Module>,
-    /// EL2's command line, for [`Options::parse`].
+    /// EL2's command line, for [`super::Options::parse`].
     pub bootargs: String,
     /// Addresses of devices and buses, sorted, adjacent regions merged.
     pub used: Vec<Region>,

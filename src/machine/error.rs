@@ -27,7 +27,7 @@ pub enum MachineError {
     /// No node under `/cpus`.
     #[error("no CPU in the device tree")]
     NoCpu,
-    /// More than [`MAX_CPUS`].
+    /// More than [`crate::abi::MAX_CPUS`].
     #[error("more than 64 CPUs in the device tree")]
     TooManyCpus,
     /// Two CPUs have this `reg`.

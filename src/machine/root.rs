@@ -354,14 +354,14 @@ impl Copy<'_> {
         let mut reg = Vec::new();
         push(&mut reg, &path, config.ecam.0, cells.address)?;
         push(&mut reg, &path, ECAM_SIZE, cells.size)?;
-        // One window, 64-bit memory, not prefetchable, bus address = CPU address: it fits the BAR exactly, so Linux
-        // has no choice where to put it.
+        // One window, 64-bit memory, not prefetchable, bus address = CPU address: it fits the BAR exactly, so
+        // Linux has only one place to put it.
         let mut ranges = alloc::vec![0x0300_0000];
         push(&mut ranges, &path, config.bar.0, 2)?;
         push(&mut ranges, &path, config.bar.0, cells.address)?;
         push(&mut ranges, &path, abi::BAR_SIZE, 2)?;
-        // INTA of every function (the mask leaves out the function) is the SPI, level-sensitive, active high. The
-        // parent's unit address has the GIC's #address-cells.
+        // INTA of every function (the mask excludes the function) is the SPI, level-sensitive, active high.
+        // The parent's unit address has the GIC's #address-cells.
         let mut map = alloc::vec![0, 0, 0, 1, bridge.gic];
         map.extend((0..bridge.gic_address_cells.min(4)).map(|_| 0));
         map.extend([0, spi, 4]);

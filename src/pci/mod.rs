@@ -61,7 +61,8 @@ const _: () = assert!(BAR_SIZE.is_power_of_two() && BAR_SIZE >= 4096 && BAR_SIZE
 
 /// The page that shows the configuration space to root.
 pub trait Page {
-    /// Stores a little-endian 32-bit word at a byte offset, a multiple of 4 below [`CONFIG_SIZE`], in one access.
+    /// Stores a little-endian 32-bit word at a byte offset, a multiple of 4 below [`CONFIG_SIZE`], in one
+    /// access.
     fn store(&mut self, offset: u16, value: u32);
 }
 

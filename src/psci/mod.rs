@@ -86,7 +86,7 @@ impl Error {
     }
 }
 
-/// The affinity fields of an MPIDR: Aff3 in bits [39:32], Aff2 to Aff0 in bits [23:0].
+/// The affinity fields of an MPIDR: Aff3 in bits 39 to 32, Aff2 to Aff0 in bits 23 to 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Mpidr(u64);
 

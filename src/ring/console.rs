@@ -164,8 +164,8 @@ impl InputProducer {
     /// Appends as much of `data` as there is room for and returns its length. The caller then notifies EL2.
     pub fn write(&mut self, ring: &Input<'_>, data: &[u8]) -> usize {
         let size = ring.bytes.len() as u64;
-        // Acquire and InputConsumer::pop's release keep a new byte from overtaking the load of the old one. No test
-        // can notice: in loom as in Miri no load sees what is stored later.
+        // Acquire and InputConsumer::pop's release keep a new byte from overtaking the load of the old one.
+        // No test can notice: in loom as in Miri no load returns a value that is stored later.
         let read = ring.read.load(Ordering::Acquire);
         let room = size.saturating_sub(self.written.wrapping_sub(read));
         let len = room.min(data.len() as u64) as usize;

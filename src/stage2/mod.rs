@@ -1,9 +1,9 @@
 //! Stage-2 translation tables: 4 KiB granule, starting at level 1 with concatenated tables.
 //!
-//! [`Stage2`] is the tree, [`TableMemory`] allocates and accesses its page frames (EL2's own, or [`fake`]
-//! ones in tests). A mapping never replaces another: it must be unmapped first, so no live entry ever changes
-//! from one valid value to another (break-before-make, Arm ARM D8.16). TLB maintenance is the caller's
-//! responsibility.
+//! [`Stage2`] is the tree, [`TableMemory`] allocates and accesses its page frames (EL2's own, or those of
+//! `fake` in tests). A mapping never replaces another: it must be unmapped first, so no live entry ever
+//! changes from one valid value to another (break-before-make, Arm ARM D8.16). TLB maintenance is the
+//! caller's responsibility.
 
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;

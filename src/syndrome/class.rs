@@ -1,4 +1,4 @@
-//! Exception class, bits [31:26] of ESR_ELx, and IL.
+//! Exception class, bits 31 to 26 of ESR_ELx, and IL.
 
 pub(super) const UNKNOWN: u8 = 0x00;
 pub(super) const WFX: u8 = 0x01;

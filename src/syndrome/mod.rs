@@ -121,7 +121,7 @@ pub enum Syndrome {
     Other {
         /// Exception class.
         class: u8,
-        /// ISS, bits [24:0].
+        /// ISS, bits 24 to 0.
         iss: u32,
     },
 }

@@ -1,5 +1,5 @@
-//! The state of 32 interrupts, one bit each, as in the distributor's registers: bank 0 of each virtual CPU
-//! holds its SGIs and PPIs, bank n the SPIs 32n to 32n+31.
+//! The state of 32 interrupts, one bit each, as in the distributor's registers: bank 0 of each vCPU holds its
+//! SGIs and PPIs, bank n the SPIs 32n to 32n+31.
 
 /// Priorities have five bits, as in every GICv3 virtual CPU interface in use (`ICH_VTR_EL2.PRIbits`).
 pub(super) const PRIORITY_MASK: u8 = 0xf8;
@@ -42,7 +42,7 @@ pub(super) struct Bank {
     pub phys_active: u32,
     /// The latch stands for that physical interrupt; if clear, the active state does.
     pub phys_pending: u32,
-    /// In a list register of its virtual CPU.
+    /// In a list register of its vCPU.
     pub resident: u32,
     /// `IPRIORITYR`.
     pub priority: [u8; 32],
@@ -160,7 +160,7 @@ mod tests {
         bank.latch = 1;
         assert_eq!(bank.want(1, 2), Want::Nothing, "disabled");
         bank.enabled = 1;
-        assert_eq!(bank.want(1, 1), Want::Nothing, "its group is off");
+        assert_eq!(bank.want(1, 1), Want::Nothing, "its group is disabled");
         assert_eq!(bank.want(1, 2), Want::Pending);
         bank.active = 1;
         assert_eq!(bank.want(1, 2), Want::Active);

@@ -1,6 +1,6 @@
-//! Keeps the list registers of a virtual CPU and the state of its interrupts in agreement. Everything here,
-//! in `fill` and in `park` runs on the physical CPU whose list registers it accesses, while its guest is
-//! stopped at EL2.
+//! Keeps the list registers of a vCPU and the state of its interrupts in agreement. Everything here, in
+//! `fill` and in `park` runs on the physical CPU whose list registers it accesses, while its guest is stopped
+//! at EL2.
 //!
 //! One pass (`service`), in this order: fold what the guest did to each list register back into the bank
 //! (acknowledged, deactivated), write what happened to its interrupt meanwhile (raised again, line dropped,

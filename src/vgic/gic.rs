@@ -25,7 +25,7 @@ pub struct Vgic {
 /// Why a virtual GIC cannot be built.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum VgicError {
-    /// A GIC has 1 to [`MAX_VCPUS`] virtual CPUs.
+    /// A GIC has 1 to [`MAX_VCPUS`] vCPUs.
     #[error("a virtual GIC has 1 to {MAX_VCPUS} CPUs, not {0}")]
     CpuCount(usize),
     /// The number of SPIs is not a multiple of 32 (or 988, the architecture's maximum).
@@ -37,8 +37,8 @@ pub enum VgicError {
 }
 
 impl Vgic {
-    /// Returns a GIC for virtual CPUs with these affinities (Aff3.Aff2.Aff1.Aff0, one byte each) and `spis`
-    /// SPIs. All virtual CPUs are offline at first; see [`Vgic::unpark`].
+    /// Returns a GIC for vCPUs with these affinities (Aff3.Aff2.Aff1.Aff0, one byte each) and `spis` SPIs.
+    /// All vCPUs are offline at first; see [`Vgic::unpark`].
     ///
     /// # Errors
     /// See [`VgicError`].
@@ -49,23 +49,14 @@ impl Vgic {
         if spis > SPI_LIMIT - FIRST_SPI || !(spis.is_multiple_of(32) || spis == SPI_LIMIT - FIRST_SPI) {
             return Err(VgicError::SpiCount(spis));
         }
+        let banks = spis.div_ceil(32) as usize;
         let mut gic = Self {
             groups: 0,
-            vcpus: Vec::new(),
-            spis: Vec::new(),
-            routes: Vec::new(),
+            vcpus: vec_of(affinities.len())?,
+            spis: vec_of(banks)?,
+            routes: vec_of(spis as usize)?,
             fallback: false,
         };
-        let banks = spis.div_ceil(32) as usize;
-        gic.vcpus
-            .try_reserve_exact(affinities.len())
-            .map_err(|_| VgicError::NoMemory)?;
-        gic.spis
-            .try_reserve_exact(banks)
-            .map_err(|_| VgicError::NoMemory)?;
-        gic.routes
-            .try_reserve_exact(spis as usize)
-            .map_err(|_| VgicError::NoMemory)?;
         gic.vcpus.extend(affinities.iter().map(|&affinity| VCpu {
             affinity,
             online: false,
@@ -93,7 +84,7 @@ impl Vgic {
         Ok(gic)
     }
 
-    /// Returns the number of virtual CPUs.
+    /// Returns the number of vCPUs.
     pub fn vcpu_count(&self) -> usize {
         self.vcpus.len()
     }
@@ -103,8 +94,8 @@ impl Vgic {
         self.routes.len() as u32
     }
 
-    /// Resets to the state after construction, except for input lines and physical interrupts. Every virtual
-    /// CPU must be parked.
+    /// Resets to the state after construction, except for input lines and physical interrupts. Every vCPU
+    /// must be parked.
     pub fn reset(&mut self) {
         self.groups = 0;
         for cpu in &mut self.vcpus {
@@ -135,11 +126,11 @@ impl Vgic {
         };
         let home = self.home(vcpu, intid);
         if bank.resident & mask != 0 {
-            return self.mark(home);
+            return self.mark_dirty(home);
         }
         let want = bank.want(mask, groups);
         let target = self.target(vcpu, intid);
-        // An active interrupt stays on the virtual CPU that acknowledged it.
+        // An active interrupt stays on the vCPU that acknowledged it.
         let place = match want {
             Want::Nothing => usize::from(NONE),
             Want::Active if home != usize::from(NONE) => home,
@@ -148,12 +139,12 @@ impl Vgic {
         if place != home
             && let Some(cpu) = self.vcpus.get_mut(home)
         {
-            cpu.unlist(index, mask);
+            cpu.remove_ready(index, mask);
         }
         self.set_home(intid, place);
         if let Some(cpu) = self.vcpus.get_mut(place) {
-            cpu.list(index, mask);
-            return self.mark(place);
+            cpu.insert_ready(index, mask);
+            return self.mark_dirty(place);
         }
         Kicks::NONE
     }
@@ -179,7 +170,7 @@ impl Vgic {
     }
 
     /// Marks the list registers of `vcpu` as out of date.
-    pub(super) fn mark(&mut self, vcpu: usize) -> Kicks {
+    pub(super) fn mark_dirty(&mut self, vcpu: usize) -> Kicks {
         match self.vcpus.get_mut(vcpu) {
             Some(cpu) => {
                 cpu.dirty = true;
@@ -211,8 +202,8 @@ impl Vgic {
         self.routes.get_mut(intid.checked_sub(FIRST_SPI)? as usize)
     }
 
-    /// Returns the virtual CPU in whose ready set or list registers `intid` is. A private interrupt never
-    /// leaves its own.
+    /// Returns the vCPU in whose ready set or list registers `intid` is. A private interrupt never leaves its
+    /// own.
     pub(super) fn home(&self, vcpu: usize, intid: u32) -> usize {
         self.route(intid).map_or(vcpu, |route| usize::from(route.home))
     }
@@ -224,17 +215,24 @@ impl Vgic {
     }
 
     /// Removes `intid` from its ready set and forgets its home.
-    pub(super) fn leave_home(&mut self, vcpu: usize, intid: u32) {
+    pub(super) fn clear_home(&mut self, vcpu: usize, intid: u32) {
         let (index, mask) = split(intid);
         let home = self.home(vcpu, intid);
         if let Some(cpu) = self.vcpus.get_mut(home) {
-            cpu.unlist(index, mask);
+            cpu.remove_ready(index, mask);
         }
         self.set_home(intid, usize::from(NONE));
     }
 
-    /// Returns the virtual CPU that `intid` goes to when it is pending.
+    /// Returns the vCPU that `intid` goes to when it is pending.
     pub(super) fn target(&self, vcpu: usize, intid: u32) -> usize {
         self.route(intid).map_or(vcpu, |route| usize::from(route.target))
     }
+}
+
+/// Returns an empty vector with room for `capacity` elements.
+pub(super) fn vec_of<T>(capacity: usize) -> Result<Vec<T>, VgicError> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(capacity).map_err(|_| VgicError::NoMemory)?;
+    Ok(vec)
 }

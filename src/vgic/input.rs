@@ -58,7 +58,7 @@ impl Vgic {
             return Kicks::NONE;
         }
         // The interrupt could only be signalled again because the guest has deactivated the previous one.
-        self.complete(vcpu, intid);
+        self.finish_physical(vcpu, intid);
         if let Some(bank) = self.bank_mut(vcpu, index) {
             bank.latch |= mask;
             bank.phys_pending |= mask;
@@ -69,7 +69,7 @@ impl Vgic {
 
     /// Ends `intid` in its list register, if a list register still stands for the physical interrupt: that
     /// one is known not to be active any more, but its CPU has not synced yet.
-    pub(super) fn complete(&mut self, vcpu: usize, intid: u32) {
+    pub(super) fn finish_physical(&mut self, vcpu: usize, intid: u32) {
         let (index, mask) = split(intid);
         let home = self.home(vcpu, intid);
         if let Some(cpu) = self.vcpus.get_mut(home)
@@ -80,7 +80,7 @@ impl Vgic {
                 .is_some_and(|slot| slot.phys_pending || slot.phys_active)
         {
             cpu.used &= !(1 << i);
-            self.leave_home(vcpu, intid);
+            self.clear_home(vcpu, intid);
             if let Some(bank) = self.bank_mut(vcpu, index) {
                 bank.resident &= !mask;
                 bank.active &= !mask;
@@ -89,7 +89,7 @@ impl Vgic {
         }
     }
 
-    /// Executes a write to one of the SGI registers by `sender`. Only virtual CPUs of this GIC are targets.
+    /// Executes a write to one of the SGI registers by `sender`. Only vCPUs of this GIC are targets.
     pub fn send_sgi(&mut self, sender: usize, request: &SgiRequest) -> Kicks {
         let mut kicks = Kicks::NONE;
         let mask = 1 << request.intid;

@@ -1,27 +1,27 @@
-//! [`Kicks`], the virtual CPUs that a change of a virtual GIC affects, and [`FlushRequests`], the flags that
-//! EL2 checks before it enters a guest without taking the GIC's lock.
+//! [`Kicks`], the vCPUs that a change of a virtual GIC affects, and [`FlushRequests`], the flags that EL2
+//! checks before it enters a guest without taking the GIC's lock.
 
 use core::ops::{BitOr, BitOrAssign};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Most virtual CPUs one GIC can have: the width of [`Kicks`].
+/// Most vCPUs one GIC can have: the width of [`Kicks`].
 pub const MAX_VCPUS: usize = 64;
 
-/// A set of virtual CPUs whose list registers must be flushed.
+/// A set of vCPUs whose list registers must be flushed.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-#[must_use = "a virtual CPU that is not kicked does not see its interrupt"]
+#[must_use = "a vCPU that is not kicked does not get its interrupt"]
 pub struct Kicks(u64);
 
 impl Kicks {
     /// The empty set.
     pub const NONE: Self = Self(0);
 
-    /// Returns the set of the virtual CPU `vcpu`, or the empty set if there can be no such CPU.
+    /// Returns the set of the vCPU `vcpu`, or the empty set if there can be no such CPU.
     pub const fn of(vcpu: usize) -> Self {
         Self(if vcpu < MAX_VCPUS { 1 << vcpu } else { 0 })
     }
 
-    /// Returns the set of the first `count` virtual CPUs.
+    /// Returns the set of the first `count` vCPUs.
     pub const fn first(count: usize) -> Self {
         Self(if count >= MAX_VCPUS {
             u64::MAX
@@ -50,7 +50,7 @@ impl Kicks {
         self.0 == 0
     }
 
-    /// Returns the virtual CPUs, in ascending order.
+    /// Returns the vCPUs, in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         let mut left = self.0;
         core::iter::from_fn(move || {
@@ -74,7 +74,7 @@ impl BitOrAssign for Kicks {
     }
 }
 
-/// One flag per virtual CPU, outside the lock of the GIC: its list registers must be flushed.
+/// One flag per vCPU, outside the lock of the GIC: its list registers must be flushed.
 ///
 /// The CPU that changed the GIC calls [`FlushRequests::raise`] after it has released the lock and interrupts
 /// the CPUs that `raise` returns. The target calls [`FlushRequests::take`] before it enters the guest and, if

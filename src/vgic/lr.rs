@@ -183,7 +183,7 @@ pub trait ListRegisters {
     /// Reads `ICH_HCR_EL2`.
     fn hcr(&self) -> u64;
     /// Writes `ICH_HCR_EL2`: `value` has [`hcr::EN`] and what else the virtual GIC needs, or is 0 when the
-    /// virtual CPU is parked; the implementation adds trap bits of its own. `EOIcount` is written as zero.
+    /// vCPU is parked; the implementation adds trap bits of its own. `EOIcount` is written as zero.
     fn set_hcr(&mut self, value: u64);
     /// Reads `ICH_VMCR_EL2`.
     fn vmcr(&self) -> u64;

@@ -1,5 +1,5 @@
-//! Virtual CPUs start and stop using the list registers of their physical CPU: a vCPU is powered on or off,
-//! the zone is started or stopped, a CPU of root is taken offline.
+//! vCPUs start and stop using the list registers of their physical CPU: a vCPU is powered on or off, the zone
+//! is started or stopped, a CPU of root is taken offline.
 
 use super::gic::Vgic;
 use super::intid::{bits, split};
@@ -26,7 +26,7 @@ impl Vgic {
                 bank.active &= !mask;
                 bank.phys_active &= !mask;
             }
-            self.leave_home(vcpu, intid);
+            self.clear_home(vcpu, intid);
             kicks |= self.refresh(vcpu, intid);
         }
         for i in 0..lrs.count().min(MAX_LIST_REGISTERS) {

@@ -1,5 +1,5 @@
-//! The redistributors a zone sees: a frame of two 64 KiB pages for each virtual CPU, one after the other (IHI
-//! 0069, 12.11): `RD_base`, with the CPU's identity, and `SGI_base`, with its SGIs and PPIs. No LPIs.
+//! The redistributors a zone sees: a frame of two 64 KiB pages for each vCPU, one after the other (IHI 0069,
+//! 12.11): `RD_base`, with the CPU's identity, and `SGI_base`, with its SGIs and PPIs. No LPIs.
 
 use super::access::Access;
 use super::dist::{IIDR, id_register};

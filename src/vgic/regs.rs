@@ -61,7 +61,7 @@ impl Vgic {
         });
         let others = others.without(reader);
         for other in others.iter() {
-            let _ = self.mark(other);
+            let _ = self.mark_dirty(other);
         }
         if let Some(cpu) = self.vcpus.get_mut(reader)
             && !others.is_empty()

@@ -1,4 +1,4 @@
-//! Routing of SPIs (`GICD_IROUTER<n>`) to virtual CPUs.
+//! Routing of SPIs (`GICD_IROUTER<n>`) to vCPUs.
 
 use super::gic::Vgic;
 use super::intid::FIRST_SPI;
@@ -12,7 +12,7 @@ const ROUTER_IRM: u64 = 1 << 31;
 const ROUTER_BITS: u64 = 0xff_80ff_ffff;
 
 impl Vgic {
-    /// Returns the virtual CPU a value of `GICD_IROUTER<n>` names.
+    /// Returns the vCPU a value of `GICD_IROUTER<n>` names.
     pub(super) fn resolve(&self, router: u64) -> u8 {
         let online = || self.vcpus.iter().position(|cpu| cpu.online);
         let affinity = (router >> 8 & 0xff00_0000 | router & 0x00ff_ffff) as u32;

@@ -28,7 +28,7 @@ impl Vgic {
         lrs.write(i, lr.0);
         self.set_home(intid, vcpu);
         if let Some(cpu) = self.vcpus.get_mut(vcpu) {
-            cpu.unlist(index, mask);
+            cpu.remove_ready(index, mask);
             cpu.used |= 1 << i;
             if let Some(place) = cpu.slots.get_mut(i) {
                 *place = slot;
@@ -37,7 +37,7 @@ impl Vgic {
     }
 
     /// Unloads an interrupt, which has just been reconciled, from its list register: its state returns to the
-    /// bank. The caller refreshes it. An active one keeps this virtual CPU as its home.
+    /// bank. The caller refreshes it. An active one keeps this vCPU as its home.
     pub(super) fn unload(&mut self, vcpu: usize, i: usize, lrs: &mut impl ListRegisters) -> Option<u32> {
         lrs.write(i, 0);
         let cpu = self.vcpus.get_mut(vcpu)?;
@@ -50,7 +50,7 @@ impl Vgic {
         if bank.active & mask == 0 {
             self.set_home(slot.intid, usize::from(NONE));
         } else if let Some(cpu) = self.vcpus.get_mut(vcpu) {
-            cpu.list(index, mask);
+            cpu.insert_ready(index, mask);
         }
         Some(slot.intid)
     }
@@ -71,7 +71,7 @@ impl Vgic {
         self.refresh_bank(vcpu, index, mask)
     }
 
-    /// Returns the slot of a resident interrupt, on any virtual CPU.
+    /// Returns the slot of a resident interrupt, on any vCPU.
     pub(super) fn resident_slot(&mut self, vcpu: usize, intid: u32) -> Option<&mut Slot> {
         let home = self.home(vcpu, intid);
         self.vcpus
@@ -82,7 +82,7 @@ impl Vgic {
 
 /// Returns the list register value for the interrupt of `slot`: its active state as in the bank, and what
 /// became pending outside. Moves the latch between bank and slot accordingly. An inactive value means that
-/// the interrupt needs no list register. `here`: the interrupt, when pending, goes to this virtual CPU.
+/// the interrupt needs no list register. `here`: the interrupt, when pending, goes to this vCPU.
 pub(super) fn desired_lr(bank: &mut Bank, slot: &mut Slot, groups: u32, here: bool) -> Lr {
     let (_, mask) = split(slot.intid);
     let active = bank.active & mask != 0;

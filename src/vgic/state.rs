@@ -1,4 +1,4 @@
-//! Plain state of a virtual GIC beside the banks: per virtual CPU, per list register, per SPI.
+//! Plain state of a virtual GIC beside the banks: per vCPU, per list register, per SPI.
 
 use super::access::Access;
 use super::bank::Bank;
@@ -6,7 +6,7 @@ use super::intid::bits;
 use super::kicks::Kicks;
 use super::lr::MAX_LIST_REGISTERS;
 
-/// No virtual CPU.
+/// No vCPU.
 pub(super) const NONE: u8 = u8::MAX;
 
 /// One list register in use.
@@ -28,7 +28,7 @@ pub(super) struct Slot {
     pub(super) set_active: bool,
 }
 
-/// The state of one virtual CPU.
+/// The state of one vCPU.
 #[derive(Debug)]
 pub(super) struct VCpu {
     /// Aff3.Aff2.Aff1.Aff0, one byte each.
@@ -52,21 +52,23 @@ pub(super) struct VCpu {
     pub(super) hcr: u64,
     /// `GICR_WAKER.ProcessorSleep`.
     pub(super) asleep: bool,
-    /// The register read this virtual CPU is retrying, see `Vgic::await_dist_read`, and the virtual CPUs
-    /// that must sync before it can complete.
+    /// The register read this vCPU is retrying, see `Vgic::await_dist_read`, and the vCPUs that must sync
+    /// before it can complete.
     pub(super) reading: Option<Access>,
     pub(super) awaits: Kicks,
 }
 
 impl VCpu {
-    pub(super) fn list(&mut self, bank: usize, mask: u32) {
+    /// Adds the interrupts of a bank in `mask` to the ready set.
+    pub(super) fn insert_ready(&mut self, bank: usize, mask: u32) {
         if let Some(word) = self.ready.get_mut(bank) {
             *word |= mask;
             self.ready_banks |= 1 << bank;
         }
     }
 
-    pub(super) fn unlist(&mut self, bank: usize, mask: u32) {
+    /// Removes the interrupts of a bank in `mask` from the ready set.
+    pub(super) fn remove_ready(&mut self, bank: usize, mask: u32) {
         if let Some(word) = self.ready.get_mut(bank) {
             *word &= !mask;
             if *word == 0 {
@@ -93,8 +95,8 @@ impl VCpu {
 pub(super) struct Route {
     /// `GICD_IROUTER<n>` as written.
     pub(super) router: u64,
-    /// The virtual CPU that `router` resolves to, or `NONE`.
+    /// The vCPU that `router` resolves to, or `NONE`.
     pub(super) target: u8,
-    /// The virtual CPU in whose `ready` set or list registers it is, or `NONE`.
+    /// The vCPU in whose `ready` set or list registers it is, or `NONE`.
     pub(super) home: u8,
 }

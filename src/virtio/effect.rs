@@ -32,7 +32,7 @@ pub enum Event {
         /// What.
         value: u8,
     },
-    /// DEVICE_NEEDS_RESET was set while the device was active: the driver is at fault.
+    /// DEVICE_NEEDS_RESET was set while the device was active, because of an error of the driver.
     NeedsReset,
 }
 

@@ -1,7 +1,7 @@
 //! The state of one virtio-mmio device: [`Transport`].
 //!
-//! Calls for one device are serialized (EL2 holds the device's lock). A store whose [`Effect::retry`] is set
-//! has not completed: EL2 leaves the program counter on it and returns to the guest, which can take
+//! Calls for one device are serialized (EL2 holds the device's lock). A store whose [`Effect`] has `retry`
+//! set has not completed: EL2 leaves the program counter on it and returns to the guest, which can take
 //! interrupts, and tries again.
 //!
 //! # Reset

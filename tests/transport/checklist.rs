@@ -138,7 +138,7 @@ fn queue_ready_0_waits_for_the_daemon() {
             retry: true,
             ..Effect::default()
         },
-        "told once"
+        "one event"
     );
     assert_eq!(bench.read(reg::QUEUE_READY), 1);
     assert_eq!(bench.state().queue[1].ready, 2);
@@ -160,7 +160,7 @@ fn queue_ready_0_waits_for_the_daemon() {
     assert_eq!(
         bench.state().queue[1].ready,
         0,
-        "a new daemon does not touch it either"
+        "a new daemon does not use it either"
     );
     assert_eq!(
         bench.transport.queue_quiesced(1, generation, &bench.page),
@@ -224,7 +224,7 @@ fn reset_clears_everything_and_stops_the_device() {
     assert_eq!(
         bench.read(reg::STATUS),
         LIVE,
-        "not before the driver's store comes back"
+        "not before the driver's store is retried"
     );
     assert_eq!(
         bench.state().status,

@@ -123,22 +123,22 @@ fn addresses_written_while_ready_are_ignored() {
 #[test]
 fn resets_from_two_vcpus() {
     let mut bench = Bench::active(bit::VERSION_1);
-    let mut told = 0;
+    let mut events = 0;
     for round in 0..if cfg!(miri) { 3 } else { 10_000u64 } {
         // Both store 0; the second finds the first one's reset pending.
         for _ in 0..2 {
             let effect = bench.store(reg::STATUS, 0);
             assert!(effect.retry);
-            told += u64::from(effect.event.is_some());
+            events += u64::from(effect.event.is_some());
         }
-        assert_eq!(told, round + 1, "the daemon is asked once");
+        assert_eq!(events, round + 1, "the daemon gets one event");
         let _ = bench.transport.used_buffer(&bench.page);
         assert_ne!(bench.read(reg::STATUS), 0);
         let generation = bench.state().reset_generation;
         bench.transport.quiesced(generation, &bench.page).unwrap();
         assert!(
             !bench.store(reg::STATUS, 0).retry,
-            "the first one's store comes back"
+            "the first one's store is retried"
         );
         assert_eq!(bench.read(reg::STATUS), 0);
         if round % 2 == 0 {
@@ -167,7 +167,7 @@ fn a_late_reset_is_a_new_reset() {
     };
     assert!(
         bench.transport.quiesced(1, &bench.page).is_err(),
-        "the old answer does not count"
+        "the old answer is stale"
     );
     bench.transport.quiesced(generation, &bench.page).unwrap();
     assert!(!bench.store(reg::STATUS, 0).retry);
@@ -188,7 +188,7 @@ fn stopping_a_queue_during_a_reset() {
     assert_eq!(
         bench.state().queue[0].ready,
         0,
-        "it is not given a queue between answer and reset"
+        "it sees no queue between answer and reset"
     );
     let _ = bench.store(reg::STATUS, 0);
     assert_eq!(bench.read(reg::STATUS), 0);

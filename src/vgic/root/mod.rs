@@ -7,11 +7,11 @@
 //! SPIs ([`RootConfig::reserved`]) do not exist for root.
 //!
 //! Physically all groups are enabled, all interrupts are group 1, and SPIs are routed only to root's CPUs.
-//! Virtual CPU numbers are physical CPU numbers.
+//! vCPU numbers are physical CPU numbers.
 
 use super::access::{config_from_edges, edges_from_config};
 use super::dist::offset;
-use super::gic::{Vgic, VgicError};
+use super::gic::{Vgic, VgicError, vec_of};
 use super::intid::{FIRST_SPI, SGIS, SPI_LIMIT, split};
 use super::kicks::Kicks;
 use super::lr::ListRegisters;
@@ -57,19 +57,13 @@ impl RootGic {
         let lines = ((phys.dist_read32(offset::TYPER) & 0x1f) + 1) * 32;
         let mut gic = Vgic::new(config.affinities, lines.min(SPI_LIMIT) - FIRST_SPI)?;
         gic.fallback = true;
-        let banks = gic.spis.len() + 1;
-        let mut hardware = Vec::new();
-        let mut routed = Vec::new();
-        hardware
-            .try_reserve_exact(banks)
-            .map_err(|_| VgicError::NoMemory)?;
-        routed
-            .try_reserve_exact(gic.routes.len())
-            .map_err(|_| VgicError::NoMemory)?;
+        let mut hardware = vec_of(gic.spis.len() + 1)?;
+        let mut routed = vec_of(gic.routes.len())?;
         hardware.push(!SGIS);
         hardware.extend(gic.spis.iter().map(|bank| bank.implemented));
         routed.resize(gic.routes.len(), NONE);
-        for &intid in config.reserved.iter().filter(|&&intid| intid >= 16) {
+        let reserved = config.reserved.iter().filter(|&&intid| intid >= 16);
+        for &intid in reserved.clone() {
             let (index, mask) = split(intid);
             for vcpu in 0..config.affinities.len() {
                 if let Some(bank) = gic.bank_mut(vcpu, index) {
@@ -77,17 +71,13 @@ impl RootGic {
                     bank.group &= !mask;
                 }
             }
-            hardware
-                .get_mut(index)
-                .map(|word| *word &= !mask)
-                .unwrap_or_default();
         }
-        for &intid in config.soft.iter().filter(|&&intid| intid >= FIRST_SPI) {
+        let soft = config.soft.iter().filter(|&&intid| intid >= FIRST_SPI);
+        for &intid in reserved.chain(soft) {
             let (index, mask) = split(intid);
-            hardware
-                .get_mut(index)
-                .map(|word| *word &= !mask)
-                .unwrap_or_default();
+            if let Some(word) = hardware.get_mut(index) {
+                *word &= !mask;
+            }
         }
         let mut root = Self {
             gic,

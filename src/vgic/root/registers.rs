@@ -183,7 +183,7 @@ impl RootGic {
                 // activation.
                 let ended = value & hardware & live & !read32(phys, cpu, 0x300, index);
                 for bit in bits(ended) {
-                    self.gic.complete(vcpu, index as u32 * 32 + bit);
+                    self.gic.finish_physical(vcpu, index as u32 * 32 + bit);
                 }
                 write32(phys, cpu, 0x300, index, value & hardware);
                 if let Some(bank) = self.gic.bank_mut(vcpu, index) {

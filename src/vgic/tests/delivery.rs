@@ -321,7 +321,7 @@ fn parking_keeps_pending_interrupts_and_returns_physical_ones() {
     settle(&mut gic, &mut cpus, kicks);
     assert!(cpus[1].valid().is_empty());
     assert_eq!(cpus[1].deactivated, [27]);
-    assert!(gic.send_sgi(0, &sgi_to(2, 1)).is_empty(), "nobody to kick");
+    assert!(gic.send_sgi(0, &sgi_to(2, 1)).is_empty(), "no CPU to kick");
     let mut cpu = FakeCpu::new(4);
     let _ = gic.unpark(1, &mut cpu);
     let mut taken = [
@@ -382,7 +382,7 @@ fn a_read_waits_for_the_vcpus_that_must_sync() {
     assert!(gic.await_dist_read(0, 0x304, 4).is_empty(), "in no list register");
     set_line(&mut gic, &mut cpus, 40, true);
     assert_eq!(cpus[2].ack(), 40);
-    assert_eq!(gic.dist_read(0x304, 4), 0, "CPU 2 has not told");
+    assert_eq!(gic.dist_read(0x304, 4), 0, "CPU 2 has not synced");
     for _ in 0..3 {
         assert_eq!(gic.await_dist_read(0, 0x304, 4), Kicks::of(2));
     }

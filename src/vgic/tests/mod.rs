@@ -12,8 +12,8 @@ mod root_property;
 use super::fake::FakeCpu;
 use super::{Kicks, SgiRegister, SgiRequest, Vgic};
 
-/// Returns a zone with `vcpus` virtual CPUs, 96 SPIs, groups enabled, all interrupts enabled at priority
-/// 0xa0, and its CPUs.
+/// Returns a zone with `vcpus` vCPUs, 96 SPIs, groups enabled, all interrupts enabled at priority 0xa0, and
+/// its CPUs.
 fn zone(vcpus: usize, lrs: usize) -> (Vgic, std::vec::Vec<FakeCpu>) {
     let affinities: std::vec::Vec<u32> = (0..vcpus as u32).collect();
     let mut gic = Vgic::new(&affinities, 96).unwrap();

@@ -251,11 +251,14 @@ impl World {
         let allowed = self.reference.deliverable(cpu);
         let intid = self.cpus[cpu].ack();
         if intid == SPURIOUS {
-            assert!(allowed.is_empty(), "CPU {cpu} should take one of {allowed:?}");
+            assert!(
+                allowed.is_empty(),
+                "CPU {cpu} should acknowledge one of {allowed:?}"
+            );
         } else {
             assert!(
                 allowed.contains(&intid),
-                "CPU {cpu} took {intid}, not one of {allowed:?}"
+                "CPU {cpu} acknowledged {intid}, not one of {allowed:?}"
             );
             self.reference.ack(cpu, intid);
         }

@@ -134,7 +134,7 @@ impl World {
             *self.taken.entry(at).or_default() += 1;
             assert!(
                 self.taken[&at] <= self.raised[&at],
-                "{intid} taken more often than raised"
+                "{intid} handled more often than raised"
             );
             self.owed.insert(at, false);
         }

@@ -1,5 +1,5 @@
-//! The architecture's interrupt state machine, eager and without list registers: the reference the property tests
-//! compare the virtual GIC with (IHI 0069, chapter 4, "Handling interrupts").
+//! The architecture's interrupt state machine, eager and without list registers: the reference of the
+//! property tests (IHI 0069, chapter 4, "Handling interrupts").
 
 extern crate std;
 use std::collections::BTreeMap;

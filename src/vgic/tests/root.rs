@@ -165,7 +165,7 @@ fn a_cpu_that_leaves_loses_nothing() {
     assert_eq!(
         cpus[1].deactivated,
         [27],
-        "the level comes again if it is still there"
+        "the level is signalled again while it is high"
     );
     assert!(cpus[1].valid().is_empty());
     assert_eq!(cpus[0].ack(), 37);

@@ -238,7 +238,10 @@ impl World {
                 .iter()
                 .filter(|&&intid| !self.excused.contains(&key(cpu, intid)))
                 .collect();
-            assert!(missed.is_empty(), "CPU {cpu} should take one of {missed:?}");
+            assert!(
+                missed.is_empty(),
+                "CPU {cpu} should acknowledge one of {missed:?}"
+            );
             return intid;
         }
         let urgent = allowed
@@ -248,9 +251,12 @@ impl World {
         if !allowed.contains(&intid) {
             assert!(
                 self.excused.contains(&key(cpu, intid)),
-                "CPU {cpu} took {intid}, not one of {allowed:?}"
+                "CPU {cpu} acknowledged {intid}, not one of {allowed:?}"
             );
-            assert!(!self.reference.irq(cpu, intid).active, "{intid} taken twice");
+            assert!(
+                !self.reference.irq(cpu, intid).active,
+                "{intid} acknowledged twice"
+            );
             assert!(urgent.is_none_or(|urgent| priority <= urgent));
         }
         self.reference.ack(cpu, intid);

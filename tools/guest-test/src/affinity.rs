@@ -2,7 +2,8 @@
 
 use core::arch::asm;
 
-/// Returns the number of the calling CPU, its lowest affinity field: a zone has at most 16 CPUs, all in one cluster.
+/// Returns the number of the calling CPU, its lowest affinity field: a zone has at most 16 CPUs, all in one
+/// cluster.
 pub fn current() -> usize {
     (mpidr() & 0xf) as usize
 }

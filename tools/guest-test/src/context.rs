@@ -1,4 +1,4 @@
-//! What every test is handed: [`Context`].
+//! The argument of every test: [`Context`].
 
 use arm_gic::gicv3::GicV3;
 

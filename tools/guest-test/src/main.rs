@@ -1,8 +1,9 @@
-//! A bare-metal arm64 guest that tests the machine it runs on: virtio-mmio transport and block device, PSCI, GICv3,
-//! timers, PL011, and what wild accesses do. Runs in a zone and, for comparison, on QEMU's `virt`.
+//! A bare-metal arm64 guest that tests the machine it runs on: virtio-mmio transport and block device, PSCI,
+//! GICv3, timers, PL011, and accesses that abort. Runs in a zone and, for comparison, on QEMU's `virt`.
 //!
-//! Results are TAP lines on the PL011, then `guest-test: PASS` or `guest-test: FAIL`, then PSCI SYSTEM_OFF. The
-//! command line chooses: `test=blk,gic` (all by default), `reference` on plain QEMU, `end=` another ending.
+//! Results are TAP lines on the PL011, then `guest-test: PASS` or `guest-test: FAIL`, then PSCI SYSTEM_OFF.
+//! Options on the command line: `test=blk,gic` (all by default), `reference` on plain QEMU, `end=` another
+//! ending.
 #![no_std]
 #![no_main]
 #![allow(
@@ -47,7 +48,7 @@ fn main(tree: u64, _: u64, _: u64, _: u64) -> ! {
             run(&machine);
             ending::reach(&machine)
         }
-        // Nowhere to print it: QEMU's and our PL011 are at this address.
+        // The tree names no console: QEMU's and ringvisor's PL011 are at this address.
         Err(message) => {
             // SAFETY: as above.
             unsafe { console::init(0x0900_0000) };

@@ -24,7 +24,7 @@ use crate::daemon::Daemon;
 use crate::disk::{SECTOR, SimDisk};
 use crate::el2::SimEl2;
 use crate::memory;
-use crate::model_of_registers::{Effect, Model};
+use crate::model_of_registers::{Expected, Model};
 use crate::options::{Profile, Sabotage};
 use crate::rng::Rng;
 use crate::world;
@@ -95,7 +95,7 @@ fn block_device() -> DeviceSpec {
     spec
 }
 
-fn told(event: Event) -> String {
+fn event_text(event: Event) -> String {
     match event {
         Event::Notify { queue } => format!("notify {queue}"),
         Event::Activated => "active".into(),
@@ -137,9 +137,9 @@ pub fn transport(data: &[u8]) {
                 };
                 let outcome = real.write(offset, width, value, &ram, &page);
                 let wanted = model.store(offset.into(), bytes, value);
-                let found = Effect {
+                let found = Expected {
                     retry: outcome.retry,
-                    told: outcome.event.map(told),
+                    event: outcome.event.map(event_text),
                 };
                 assert_eq!(found, wanted, "store of {value:#x} at {offset:#x}, {bytes} bytes");
             }

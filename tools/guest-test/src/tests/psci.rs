@@ -1,14 +1,14 @@
-//! PSCI 1.1 (Arm DEN 0022): versions, CPU_ON, CPU_OFF, AFFINITY_INFO, wrong arguments, unknown functions.
+//! PSCI 1.1 (Arm DEN 0022): versions, CPU_ON, CPU_OFF, AFFINITY_INFO, invalid arguments, unknown functions.
 
 use smccc::psci::{self, AffinityState, Error, LowestAffinityLevel};
 use smccc::{Call, Hvc, Smc};
 
 use crate::context::Context;
 use crate::cpus::{self, Command};
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::{affinity, check, check_eq, time};
 
-/// NOT_SUPPORTED, as SMCCC's unknown function too.
+/// NOT_SUPPORTED, also SMCCC's unknown function.
 const NOT_SUPPORTED: u32 = -1_i32 as u32;
 /// INVALID_PARAMETERS.
 const INVALID_PARAMETERS: i64 = -2;
@@ -35,7 +35,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         check_eq!(state(affinity::mpidr())?, AffinityState::On, "AFFINITY_INFO");
         Ok(())
     });
-    suite.test("CPUs that do not exist", || nobody(reference));
+    suite.test("CPUs that do not exist", || unknown_cpus(reference));
     suite.test("all CPUs of the tree", || {
         for mpidr in cpus {
             state(*mpidr)?;
@@ -52,7 +52,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     }
 }
 
-fn version() -> Outcome {
+fn version() -> TestResult {
     let version =
         psci::version::<Hvc>().map_err(|error| Failure::new(format_args!("PSCI_VERSION: {error}")))?;
     check!(
@@ -72,20 +72,20 @@ fn version() -> Outcome {
     ] {
         check!(
             psci::psci_features::<Hvc>(function).is_ok(),
-            "PSCI_FEATURES says no to {function:#x}"
+            "PSCI_FEATURES denies {function:#x}"
         );
     }
     for function in [0x8400_001f, 0x8600_0000, 0x8400_ffff] {
         check!(
             psci::psci_features::<Hvc>(function).is_err(),
-            "PSCI_FEATURES says yes to {function:#x}"
+            "PSCI_FEATURES reports {function:#x}"
         );
     }
     Ok(())
 }
 
 // torture g3
-fn unknown<C: Call>() -> Outcome {
+fn unknown<C: Call>() -> TestResult {
     for function in [
         0x8400_001f,
         0x8400_ffff,
@@ -93,7 +93,7 @@ fn unknown<C: Call>() -> Outcome {
         0x8300_0001,
         0xbf00_ff01_u32,
     ] {
-        // Pointers that nobody must follow.
+        // Pointers that must not be dereferenced.
         let result = C::call32(function, [u32::MAX; 7])[0];
         check_eq!(result, NOT_SUPPORTED, "function {function:#x}");
     }
@@ -109,7 +109,7 @@ fn state(mpidr: u64) -> Result<AffinityState, Failure> {
         .map_err(|error| Failure::new(format_args!("AFFINITY_INFO of {mpidr:#x}: {error}")))
 }
 
-/// CPU_ON with nothing between the arguments and the call.
+/// CPU_ON with no instruction between the arguments and the call.
 fn cpu_on(mpidr: u64, entry: u64) -> i64 {
     let mut arguments = [0; 17];
     arguments[..3].copy_from_slice(&[mpidr, entry, 0]);
@@ -117,7 +117,7 @@ fn cpu_on(mpidr: u64, entry: u64) -> i64 {
 }
 
 // torture d5
-fn nobody(reference: bool) -> Outcome {
+fn unknown_cpus(reference: bool) -> TestResult {
     for mpidr in [NOBODY, 0xff, 0x1_0000, u64::MAX] {
         check_eq!(
             cpu_on(mpidr, 0x4020_0000),
@@ -142,7 +142,7 @@ fn nobody(reference: bool) -> Outcome {
     Ok(())
 }
 
-fn on_and_off(second: u64) -> Outcome {
+fn on_and_off(second: u64) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     for round in 0..20 {
         check_eq!(
@@ -167,7 +167,7 @@ fn on_and_off(second: u64) -> Outcome {
     Ok(())
 }
 
-fn bad_entry(context: &Context<'_>, second: u64) -> Outcome {
+fn bad_entry(context: &Context<'_>, second: u64) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     cpus::send(Command::Off);
     check!(
