@@ -2,6 +2,7 @@
 //! sleeps (torture f1), a consumer that attaches, the console rings; and a device's interrupt line on its way to the GIC.
 //!
 //! Run by `tests/ring_mutations.sh`, which also weakens each ordering in turn and expects a failure (torture f2).
+#![cfg(test)]
 #![cfg(loom)]
 
 use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};

@@ -1,5 +1,6 @@
 //! The firmware's device tree read and root's written: trees dumped from QEMU 7.2's `virt`
 //! (`-M virt,gic-version=3,virtualization=on,dumpdtb=`, as the file names say) and one made up.
+#![cfg(test)]
 
 use fdt::Fdt;
 use fdt::node::FdtNode;
