@@ -63,10 +63,11 @@ fn header(kernel: &Module) -> Result<Header, String> {
     })
 }
 
-/// Free RAM of `size` bytes at a 2 MiB boundary that overlaps nothing taken.
+/// Free RAM of `size` bytes at a 2 MiB boundary that overlaps nothing taken. Never at 0, which Linux takes for no device
+/// tree at all (`fixmap_remap_fdt`).
 fn find(machine: &Machine, taken: &[Region], size: u64) -> Option<Region> {
     machine.ram.iter().find_map(|ram| {
-        let mut at = ram.base().0.next_multiple_of(BLOCK_SIZE);
+        let mut at = ram.base().0.max(1).next_multiple_of(BLOCK_SIZE);
         while at.checked_add(size)? <= ram.end().0 {
             let candidate = Region::new(Pa(at), size)?;
             match taken.iter().find(|region| region.overlaps(&candidate)) {
