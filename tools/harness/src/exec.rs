@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::board::Board;
 use crate::console::{Chunk, Line, Lines, Printer, Reader};
-use crate::machine::{Machine, Mode, Project};
+use crate::machine::{Machine, Mode};
 use crate::options::MachineOptions;
+use crate::project::Project;
 pub use crate::stop::Stop;
 use crate::symbols;
 
@@ -32,7 +32,7 @@ pub fn exec(
     limit: Duration,
 ) -> Result<Stop> {
     let script = fs::read(script).with_context(|| format!("SCRIPT={}: cannot be read", script.display()))?;
-    let board = Board::read(&project.dir, "qemu-virt")?;
+    let board = options.board(&project.dir)?;
     let machine = Machine::prepare(project, &board, options, &Mode::Exec { script, files })?;
     let mut printer = Printer::new(std::io::stdout());
     let mut panic = String::new();
@@ -71,8 +71,8 @@ pub enum Next {
     Stop,
 }
 
-/// Starts `machine` and hands every line to `seen` with the console's input, until the machine stops, the time is up or
-/// `seen` says so.
+/// Starts `machine` and hands every line to `seen` with the console's input, until the machine stops, the
+/// time is up or `seen` says so.
 ///
 /// # Errors
 /// QEMU cannot be started.

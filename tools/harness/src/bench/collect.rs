@@ -1,4 +1,5 @@
-//! Turns the lines of one boot into results: whose job each result is, what a count's difference is, and what is missing.
+//! Turns the lines of one boot into results: whose job each result is, and what is missing. What was counted
+//! around a job is kept in [`super::marks`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,8 +8,9 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::fio::Fio;
-use super::plugin::{Counters, Snapshot};
-use super::results::{Count, Exits, Results, Sample, Start};
+use super::marks::{Difference, Marks};
+use super::plugin::Counters;
+use super::results::{Results, Sample, Start};
 use super::said::{self, Said};
 
 /// What one boot is expected to give.
@@ -28,21 +30,6 @@ pub struct Expected {
     pub starts: bool,
     /// Whether the root of that boot reports EL2's counters.
     pub stats: bool,
-}
-
-/// The state of one count of requests.
-#[derive(Debug, Default)]
-struct Marks {
-    before: Mark,
-    after: Mark,
-    fio: Option<Fio>,
-}
-
-/// What was read at a mark.
-#[derive(Debug, Default)]
-struct Mark {
-    instructions: Option<Snapshot>,
-    stats: Option<Value>,
 }
 
 /// Collects one boot.
@@ -66,7 +53,7 @@ pub struct Collector<'a> {
 }
 
 impl<'a> Collector<'a> {
-    /// For a boot that starts now. `config` is set for a machine that is one guest.
+    /// Begins to collect a boot that starts now. `config` is set for a machine that is one guest.
     pub fn new(
         results: &'a mut Results,
         expected: Expected,
@@ -260,112 +247,28 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Difference of a large and a small number of requests, so that what fio and the marks cost themselves falls out.
+    /// Adds what the counts of a job give to the results.
     fn count(&mut self, config: &str, job: &str, small: u64, large: u64) -> Result<(), String> {
         let marks = |count| {
             self.marks
                 .get(&(config.to_owned(), job.to_owned(), count))
                 .ok_or(format!("{count} requests were not counted"))
         };
-        let (small, large, requests) = (marks(small)?, marks(large)?, large.saturating_sub(small).max(1));
-        let fio = large.fio.ok_or("fio gave no result")?;
-        if self.expected.icount {
-            let difference = |m: &Marks| Some(m.after.instructions?.since(&m.before.instructions?));
-            let mut parts = BTreeMap::new();
-            let (mut total, mut longest_stay) = (None, None);
-            if let (Some(small), Some(large)) = (difference(small), difference(large)) {
-                longest_stay = Some(large.longest_stay()).filter(|_| config.starts_with("ours-"));
-                for (part, count) in large.parts(config.starts_with("ours-")) {
-                    let less = small
-                        .parts(config.starts_with("ours-"))
-                        .get(&part)
-                        .copied()
-                        .unwrap_or(0);
-                    parts.insert(part, (count as f64 - less as f64) / requests as f64);
-                }
-                total = Some(parts.values().sum());
-            }
-            self.results.counts.push(Count {
-                config: config.to_owned(),
-                job: job.to_owned(),
-                requests,
-                instructions: total,
-                parts,
-                virtual_us: fio.mean_us,
-                longest_stay,
-            });
-        }
-        if !self.expected.stats {
-            return Ok(());
-        }
-        let stats = [&small.before, &small.after, &large.before, &large.after]
-            .map(|m| m.stats.as_ref().map(sides))
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-            .ok_or("`ringctl stats` gave no counters")?;
-        let [a, b, c, d] = stats.as_slice() else {
-            return Err("`ringctl stats` gave no counters".into());
+        let difference = Difference {
+            config,
+            job,
+            small: marks(small)?,
+            large: marks(large)?,
+            requests: large.saturating_sub(small).max(1),
         };
-        for side in ["guest", "root"] {
-            let of = |all: &Sides| all.get(side).cloned().unwrap_or_default();
-            let (a, b, c, d) = (of(a), of(b), of(c), of(d));
-            let each = |pick: fn(&Side) -> &BTreeMap<String, u64>| -> BTreeMap<String, f64> {
-                let value = |side: &Side, name: &str| pick(side).get(name).copied().unwrap_or(0) as f64;
-                pick(&d)
-                    .keys()
-                    .map(|name| {
-                        let large = value(&d, name) - value(&c, name);
-                        let small = value(&b, name) - value(&a, name);
-                        (name.clone(), (large - small) / requests as f64)
-                    })
-                    .collect()
-            };
-            let reasons = each(|s| &s.exits);
-            self.results.exits.push(Exits {
-                config: config.to_owned(),
-                job: job.to_owned(),
-                icount: self.expected.icount,
-                requests,
-                side: side.to_owned(),
-                total: reasons.values().sum(),
-                reasons,
-                events: each(|s| &s.events),
-                longest_ns: d.longest_ns,
-            });
+        if self.expected.icount {
+            self.results.counts.push(difference.instructions()?);
+        }
+        if self.expected.stats {
+            self.results.exits.extend(difference.exits(self.expected.icount)?);
         }
         Ok(())
     }
-}
-
-/// Sums over the CPUs of one side.
-#[derive(Debug, Clone, Default)]
-struct Side {
-    exits: BTreeMap<String, u64>,
-    events: BTreeMap<String, u64>,
-    longest_ns: u64,
-}
-
-type Sides = BTreeMap<&'static str, Side>;
-
-/// What `ringctl stats --json` says, by root's CPUs and the guest's.
-fn sides(stats: &Value) -> Sides {
-    let mut sides = Sides::new();
-    for cpu in stats.get("cpus").and_then(Value::as_array).into_iter().flatten() {
-        let name = match cpu.get("zone").and_then(Value::as_u64) {
-            Some(0) => "root",
-            Some(_) => "guest",
-            None => continue,
-        };
-        let side = sides.entry(name).or_default();
-        for (key, into) in [("exits", &mut side.exits), ("events", &mut side.events)] {
-            for (reason, count) in cpu.get(key).and_then(Value::as_object).into_iter().flatten() {
-                *into.entry(reason.clone()).or_default() += count.as_u64().unwrap_or(0);
-            }
-        }
-        let longest = cpu.get("longest_ns").and_then(Value::as_u64).unwrap_or(0);
-        side.longest_ns = side.longest_ns.max(longest);
-    }
-    sides
 }
 
 fn zones_word(zones: u64) -> String {
@@ -376,7 +279,7 @@ fn zones_word(zones: u64) -> String {
     }
 }
 
-/// The host's load over the last minute; 0 where there is none to be read.
+/// Returns the host's load over the last minute; 0 where there is none to be read.
 pub fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|w| w.parse().ok()).unwrap_or(0.0)
@@ -384,7 +287,9 @@ pub fn load() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::super::results::Results;
+
+    use super::{Collector, Expected};
 
     fn expected(counts: Option<[u64; 2]>) -> Expected {
         Expected {

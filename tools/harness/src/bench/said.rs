@@ -82,7 +82,7 @@ fn result(status: &str, line: Option<&str>) -> Result<Fio, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Said, parse};
 
     #[test]
     fn lines_are_understood() {
