@@ -51,9 +51,16 @@ impl Count {
     }
 }
 
+/// Reads the name and the seconds, rounded up, from the line of a system test that passed (`system::report`).
+pub fn duration(line: &str) -> Option<(&str, u64)> {
+    let (name, seconds) = line.strip_prefix("test ")?.split_once(" ... ok (")?;
+    let (whole, _) = seconds.strip_suffix(" s)")?.split_once('.')?;
+    Some((name, whole.parse::<u64>().ok()? + 1))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Count;
+    use super::{Count, duration};
 
     #[test]
     fn reads_cargos_result_lines() {
@@ -68,6 +75,13 @@ mod tests {
         );
         assert_eq!(Count::parse("test result: unknown"), None);
         assert_eq!(Count::parse("test a ... ok"), None);
+    }
+
+    #[test]
+    fn durations_are_read_from_result_lines() {
+        assert_eq!(duration("test a57::x ... ok (12.3 s)"), Some(("a57::x", 13)));
+        assert_eq!(duration("test a57::x ... FAILED (status 1)"), None);
+        assert_eq!(duration("test tests::y ... ok"), None);
     }
 
     #[test]

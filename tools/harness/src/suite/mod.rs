@@ -3,8 +3,9 @@
 
 mod count;
 
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -115,21 +116,26 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
     let started = Instant::now();
     let mut total = Count::default();
     let mut table = Vec::new();
+    let mut durations = String::new();
     if arguments.only.is_none() {
         fetch_ahead(project);
     }
     for stage in stages {
         cmd::step(&stage.name);
         let since = Instant::now();
-        let count = stage.run(project, arguments)?;
+        let count = stage.run(project, arguments, &mut durations)?;
         let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
         let seconds = since.elapsed().as_secs();
+        let _ = writeln!(durations, "{} {seconds}", stage.name);
         table.push(format!(
             "{:24} {verdict:6} {:5} passed {:3} failed {seconds:4} s",
             stage.name, count.passed, count.failed
         ));
         total = total.plus(count);
     }
+    let path = project.dir.join("build/durations.txt");
+    fs::create_dir_all(project.dir.join("build"))?;
+    fs::write(&path, durations).with_context(|| format!("cannot write {}", path.display()))?;
     println!("\n{}\n", table.join("\n"));
     let verdict = if total.failed == 0 { "ok" } else { "FAILED" };
     println!(
@@ -177,7 +183,8 @@ impl Stage {
         named && there && (arguments.all || lint || !self.all)
     }
 
-    fn run(&self, project: &Project, arguments: &Arguments) -> Result<Count> {
+    /// Runs the stage and adds what its tests took to `durations`.
+    fn run(&self, project: &Project, arguments: &Arguments, durations: &mut String) -> Result<Count> {
         let mut command = Command::new("bash");
         command
             .args(["-euo", "pipefail", "-c", &self.run])
@@ -196,6 +203,9 @@ impl Stage {
             let line = line?;
             let line = String::from_utf8_lossy(&line);
             count = count.plus(Count::parse(&line).unwrap_or_default());
+            if let Some((test, seconds)) = count::duration(&line) {
+                let _ = writeln!(durations, "{test} {seconds}");
+            }
             writeln!(stdout, "{line}")?;
         }
         drop(stdout);

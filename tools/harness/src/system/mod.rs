@@ -65,14 +65,18 @@ pub fn run(project: &Project, arguments: Arguments) -> Result<u8> {
         );
     }
     let mut selection = catalog.select(&words, arguments.all, with_el2)?;
+    let durations = Durations::read(&project.dir.join("tests"))?;
     if let Some(shard) = given(arguments.shard.as_ref()) {
         let shard: Shard = shard.parse()?;
         let mut loads = suite::loads(project, arguments.all, shard)?;
-        let durations = Durations::read(&project.dir.join("tests"))?;
         let seconds: Vec<u64> = selection.jobs.iter().map(|job| job.seconds(&durations)).collect();
         let mut selected = shard.select(&seconds, &mut loads).into_iter();
         selection.jobs.retain(|_| selected.next() == Some(true));
     }
+    // The longest first, so that none is left to run alone at the end.
+    selection
+        .jobs
+        .sort_by_key(|job| std::cmp::Reverse(job.seconds(&durations)));
     if arguments.list {
         for name in selection.names() {
             println!("{name}: test");
