@@ -73,7 +73,9 @@ pub fn init(tree: &DeviceTree, machine: &Machine, firmware_dtb: Pa) -> Result<En
         .check_modules(&[("EL2", el2), ("the firmware's device tree", firmware)])
         .map_err(|error| format!("{error}"))?;
     let placed = image::place(machine, firmware_dtb)?;
-    let hidden = [el2];
+    // Where RAM begins at 0, its first block would be no address to Linux (/proc/self/pagemap) and a null pointer here.
+    let null = Region::new(Pa(0), BLOCK_SIZE).ok_or("the first block is empty")?;
+    let hidden = [el2, null];
     let config = DtbConfig {
         hidden: &hidden,
         bootargs: &placed.bootargs,
