@@ -10,7 +10,7 @@ SHELL := /bin/bash
 
 export QUICK ONLY SCRIPT FILES BOARD QEMU QEMU_ARGS CPU SMP MEM ROOT_KERNEL BOOTARGS EL2_ARGS HYPERVISOR TIMEOUT ZONE
 export FILTER SHARD
-# A target directory of another project or a wrapper would put the results where nobody looks for them.
+# A target directory of another project or a wrapper would put the results somewhere else.
 export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 EL2_TARGET := aarch64-unknown-none-softfloat
@@ -76,7 +76,7 @@ check: harness
 
 ## make doc: the packages' documentation, with a page that lists them: target/doc/index.html.
 doc: setup
-	@cargo doc -q --workspace --no-deps
+	@cargo doc -q --workspace --no-deps --document-private-items
 	@tools/doc-index.sh "$(CARGO_TARGET_DIR)/doc"
 
 ## make bench: ours, KVM with QEMU and QEMU alone, measured in one run; table, JSON and plot in build/bench.

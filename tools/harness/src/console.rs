@@ -15,7 +15,7 @@ const KERNEL_PANIC: &str = "Kernel panic - not syncing";
 /// nothing more.
 const EL2_PANIC: &str = "EL2 PANIC:";
 
-/// The longest wait for bytes, so that the caller can look at other things in between.
+/// The longest wait for bytes, so that the caller can do other things in between.
 const WAIT: Duration = Duration::from_millis(100);
 
 /// A number that no program in the machine prints by chance.
@@ -63,7 +63,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Lines of a machine that was given `nonce`.
+    /// Begins with the console of a machine that has `nonce`.
     pub fn new(nonce: Nonce) -> Self {
         Self {
             nonce,
@@ -183,7 +183,7 @@ impl<W: Write> Printer<W> {
     /// Prints `line`. Marks are preceded by an empty line of their own, so empty lines are held back by one.
     ///
     /// # Errors
-    /// Whoever read our output is gone.
+    /// The output has no reader any more.
     pub fn line(&mut self, line: &Line) -> std::io::Result<()> {
         match line {
             Line::Text(text) | Line::Panic(text) => {

@@ -60,7 +60,7 @@ pub fn exec(
     Ok(stop)
 }
 
-/// What whoever looks at the lines wants next.
+/// What the reader of the lines wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// Go on.
@@ -108,7 +108,7 @@ pub fn watch(
                     deadline = Instant::now() + time;
                 }
                 Next::Within(_) => {}
-                Next::Stop => return Ok(Stop::Ended("nobody reads the console any more".into())),
+                Next::Stop => return Ok(Stop::Ended("the console has no reader any more".into())),
             }
             let (why, grace) = match line {
                 Line::Status(status) => (Stop::Script(status), POWER_OFF),

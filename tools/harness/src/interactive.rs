@@ -47,7 +47,7 @@ pub fn run(project: &Project, options: &MachineOptions, zone: Option<String>) ->
 pub struct Terminal(Option<String>);
 
 impl Terminal {
-    /// Notes the settings, if there is a terminal.
+    /// Saves the settings, if there is a terminal.
     pub fn save() -> Self {
         Self(stty(&["-g"]))
     }

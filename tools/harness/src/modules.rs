@@ -8,9 +8,8 @@ use anyhow::{Context, Result};
 use image::cmd;
 
 use crate::board::{Board, Modules};
-use crate::machine::value;
 
-/// What is started, and what it is told.
+/// What is started, and with which command lines.
 #[derive(Debug)]
 pub struct Boot {
     /// The hypervisor binary; without it QEMU boots root's kernel.
@@ -138,13 +137,23 @@ fn add_module(tree: &Path, file: &Path, address: u64, kind: &str, bootargs: Opti
     }
 }
 
+/// Returns `text` as a value inside one of QEMU's comma-separated options.
+pub fn value(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use image::cmd;
 
-    use super::add_module;
+    use super::{add_module, value};
+
+    #[test]
+    fn commas_in_values_are_doubled() {
+        assert_eq!(value("a,b c"), "a,,b c");
+    }
 
     #[test]
     fn a_module_is_added_to_the_tree() {

@@ -66,7 +66,7 @@ impl Cache {
     pub fn lock(&self) -> Result<Lock> {
         let path = self.root.join("lock");
         let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        // Finding things takes a moment, making them takes longer: only then the wait is worth a word.
+        // Finding things takes a moment, making them takes longer: only a long wait is reported.
         for _ in 0..60 {
             if file.try_lock().is_ok() {
                 return self.locked(file);

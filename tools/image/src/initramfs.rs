@@ -14,7 +14,7 @@ use crate::userland::Userland;
 const ROOT_INIT: &str = include_str!("../files/root/init");
 const GUEST_INIT: &str = include_str!("../files/guest/init");
 
-/// Returns root's initramfs, without what one run adds to it ([`overlay`]). Not compressed: it is read from
+/// Returns root's initramfs, without what one run adds to it ([`Overlay`]). Not compressed: it is read from
 /// the host's memory.
 ///
 /// # Errors

@@ -1,14 +1,14 @@
 //! A TCG plugin for QEMU that counts executed instructions, by CPU and by where the code is.
 //!
 //! `-plugin file=libqemu_count.so,counters=FILE[,low=ADDRESS,high=ADDRESS]`: the counters are 64-bit words in
-//! FILE, which has to exist and be [`BYTES`] long, and which anybody may read while QEMU runs. A CPU has
+//! FILE, which has to exist and be [`BYTES`] long, and which others may read while QEMU runs. A CPU has
 //! [`CLASSES`] words:
 //!
 //! 0. code in the lower half of the address space: user space, or KVM's part at EL2;
 //! 1. code in the upper half: a kernel;
 //! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never
 //!    there.
-//! 3. not a class: the longest stay in class 2 without anything else in between, since somebody last stored 0
+//! 3. not a class: the longest stay in class 2 without anything else in between, since 0 was last stored
 //!    here.
 //!
 //! With `profile=FILE` of [`PROFILE_BYTES`], what CPU 0 executes in class 1 is also counted by address: the

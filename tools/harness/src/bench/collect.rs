@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::fio::Fio;
 use super::marks::{Difference, Marks};
+use super::message::{self, Message};
 use super::plugin::Counters;
 use super::results::{Results, Sample, Start};
-use super::said::{self, Said};
 
 /// What one boot is expected to give.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ impl<'a> Collector<'a> {
 
     /// Takes a line of the console. Returns what a user who waits might want to see.
     pub fn line(&mut self, text: &str) -> Option<String> {
-        let Some(said) = said::parse(text) else {
+        let Some(message) = message::parse(text) else {
             if !text.trim().is_empty() {
                 self.tail.push(text.trim().to_owned());
                 let excess = self.tail.len().saturating_sub(4);
@@ -85,16 +85,16 @@ impl<'a> Collector<'a> {
             return None;
         };
         let config = self.config.clone().unwrap_or_else(|| "root".into());
-        match said {
-            Said::Config(name) => {
+        match message {
+            Message::Config(name) => {
                 self.tail.clear();
                 self.start = None;
                 self.last = None;
                 self.config = Some(name.clone());
                 return Some(name);
             }
-            Said::Start(at) => self.start = Some(at),
-            Said::First(at) => {
+            Message::Start(at) => self.start = Some(at),
+            Message::First(at) => {
                 let seconds = match (self.start.take(), at) {
                     (Some(start), Some(first)) => first - start,
                     (None, None) => self.started.elapsed().as_secs_f64(),
@@ -110,9 +110,9 @@ impl<'a> Collector<'a> {
                 }
                 return Some(format!("{config}: first line after {seconds:.1} s"));
             }
-            Said::Begin(_) | Said::Done => {}
-            Said::Job(job, result) => return Some(self.job(config, job, result)),
-            Said::CountBegin(job, count) => {
+            Message::Begin(_) | Message::Done => {}
+            Message::Job(job, result) => return Some(self.job(config, job, result)),
+            Message::CountBegin(job, count) => {
                 if let Some(Err(error)) = self.counters.map(Counters::begin_stays) {
                     self.reasons.insert(config.clone(), format!("{error:#}"));
                 }
@@ -121,7 +121,7 @@ impl<'a> Collector<'a> {
                 self.marks.entry(key.clone()).or_default().before.instructions = instructions;
                 self.last = Some((key, false));
             }
-            Said::CountEnd(job, count, result) => {
+            Message::CountEnd(job, count, result) => {
                 let shown = format!("{config}: {job}: {count} requests counted");
                 let key = (config.clone(), job, count);
                 let instructions = self.counters.and_then(Counters::read);
@@ -134,7 +134,7 @@ impl<'a> Collector<'a> {
                 self.last = Some((key, true));
                 return Some(shown);
             }
-            Said::Stats(stats) => {
+            Message::Stats(stats) => {
                 if let Some((key, second)) = &self.last
                     && let Some(marks) = self.marks.get_mut(key)
                 {
@@ -146,18 +146,18 @@ impl<'a> Collector<'a> {
                     mark.stats = Some(stats);
                 }
             }
-            Said::Size(zones, info) => self.sizes(zones, &info),
-            Said::Rss(zones, resident, own) => {
+            Message::Size(zones, info) => self.sizes(zones, &info),
+            Message::Rss(zones, resident, own) => {
                 let what = format!("ringd, {}: resident", zones_word(zones));
                 self.results.size(what, resident * 1024, "bytes");
                 let what = format!("ringd, {}: its own of that", zones_word(zones));
                 self.results.size(what, own * 1024, "bytes");
             }
-            Said::Note(text) => {
+            Message::Note(text) => {
                 self.reasons.insert(config.clone(), text.clone());
                 return Some(format!("{config}: {text}"));
             }
-            Said::End(status) => {
+            Message::End(status) => {
                 if status != "0" {
                     let why = format!("ended with status {status}: {}", self.tail.join(" | "));
                     self.reasons.insert(config.clone(), why.clone());
@@ -205,7 +205,8 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Computes the counts, and notes what is missing because of `stop`, the way in which the machine ended.
+    /// Computes the counts, and records what is missing because of `stop`, the way in which the machine
+    /// ended.
     pub fn finish(mut self, label: &str, stop: &str) {
         if let Some([small, large]) = self.expected.counts {
             for config in self.expected.configs.clone() {

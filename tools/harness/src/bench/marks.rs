@@ -1,5 +1,5 @@
 //! Counts of requests: what was read at the marks before and after each, and what the difference of a large
-//! and a small number of requests gives for one, so that the cost of fio and of the marks themselves falls
+//! and a small number of requests gives for one, so that the cost of fio and of the marks themselves cancels
 //! out.
 
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 //!
 //! - [`plan`]: jobs, configurations, and how `QUICK` and `ONLY` narrow them.
 //! - [`boot`]: the machines; what runs in them is in `tests/bench`.
-//! - [`said`], [`fio`], [`plugin`]: what comes out of them: lines of the console, fio's results, counts of
+//! - [`message`], [`fio`], [`plugin`]: what comes out of them: lines of the console, fio's results, counts of
 //!   instructions.
 //! - [`collect`], [`marks`], [`results`]: from there to results and medians.
 //! - [`sizes`]: what needs no machine.
@@ -15,11 +15,11 @@ pub mod boot;
 pub mod collect;
 pub mod fio;
 pub mod marks;
+pub mod message;
 pub mod plan;
 pub mod plugin;
 pub mod report;
 pub mod results;
-pub mod said;
 pub mod sizes;
 
 use std::fs;

@@ -36,7 +36,7 @@ impl Counters {
 
     /// QEMU's arguments to load the plugin `library`; code from `low` to `high` is the hypervisor's.
     pub fn arguments(&self, library: &Path, low: u64, high: u64) -> [String; 2] {
-        use crate::machine::value;
+        use crate::modules::value;
         [
             "-plugin".into(),
             format!(

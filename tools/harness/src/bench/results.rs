@@ -133,7 +133,7 @@ pub struct Medians {
 }
 
 impl Results {
-    /// Notes a failure, once.
+    /// Records a failure, once.
     pub fn fail(&mut self, what: impl Into<String>, why: impl Into<String>) {
         let failure = Failure {
             what: what.into(),
@@ -144,7 +144,7 @@ impl Results {
         }
     }
 
-    /// Notes a size.
+    /// Records a size.
     pub fn size(&mut self, what: impl Into<String>, value: u64, unit: &str) {
         self.sizes.push(Size {
             what: what.into(),
@@ -177,8 +177,8 @@ impl Results {
         })
     }
 
-    /// Returns the medians of the configuration with the most requests a second among those whose names begin with
-    /// `prefix`.
+    /// Returns the medians of the configuration with the most requests a second among those whose names begin
+    /// with `prefix`.
     pub fn best(&self, plan: &Plan, job: &str, prefix: &str) -> Option<Medians> {
         plan.configs
             .iter()

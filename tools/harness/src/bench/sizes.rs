@@ -79,10 +79,11 @@ fn parts(symbols: &str) -> Vec<(String, u64)> {
     list
 }
 
-/// Returns the part that a symbol is of: a module of ours, two levels deep below `el2`; another crate; or none, for what
-/// has no path.
+/// Returns the part that a symbol is of: a module of ours, two levels deep below `el2`; another crate; or
+/// none, for what has no path.
 fn part(symbol: &str) -> String {
-    // `<ringvisor::a::B as core::c>::d` is of the type's module; `_$LT$ringvisor..a..B$u20$as...` says the same.
+    // `<ringvisor::a::B as core::c>::d` is of the type's module; `_$LT$ringvisor..a..B$u20$as...` says the
+    // same.
     let plain = symbol
         .replace("$LT$", "<")
         .replace("$u20$", " ")

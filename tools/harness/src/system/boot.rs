@@ -22,7 +22,7 @@ use crate::stop::Stop;
 
 /// How long a boot may take.
 const BOOT: Duration = Duration::from_secs(240);
-/// What a test's own time limit, kept in root, is given on top before the machine counts as hanging.
+/// Added to a test's own time limit, which root keeps, before the machine counts as hanging.
 const GRACE: Duration = Duration::from_secs(20);
 
 const DRIVER: &str = include_str!("driver.sh");

@@ -92,7 +92,7 @@ pub fn run(project: &Project, arguments: Arguments) -> Result<u8> {
         for _ in 0..arguments.jobs.max(1) {
             scope.spawn(|| {
                 loop {
-                    // A worker that panicked has taken its job out already: the others go on.
+                    // A worker that panicked has its job already: the other workers go on.
                     let next = jobs
                         .lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner)

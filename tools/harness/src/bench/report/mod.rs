@@ -1,4 +1,5 @@
-//! The results as a table, as JSON and as charts: `plot.svg` with all of them, `summary.svg` for docs/performance.md.
+//! The results as a table, as JSON and as charts: `plot.svg` with all of them, `summary.svg` for
+//! docs/performance.md.
 
 mod svg;
 mod table;

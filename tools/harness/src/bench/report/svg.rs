@@ -1,5 +1,5 @@
-//! The charts: for each job a panel of bars of requests a second. [`plot`] has all configurations with the range of their
-//! rounds; [`summary`] the best of each kind of machine, small enough for a document.
+//! The charts: for each job a panel of bars of requests a second. [`plot`] has all configurations with the
+//! range of their rounds; [`summary`] the best of each kind of machine, small enough for a document.
 
 use std::fmt::Write as _;
 
