@@ -8,8 +8,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
 
-export QUICK ONLY SCRIPT FILES QEMU QEMU_ARGS CPU SMP MEM ROOT_KERNEL BOOTARGS EL2_ARGS HYPERVISOR TIMEOUT ZONE FILTER
-# A target directory of another project or a wrapper would put the results where nobody looks for them.
+export QUICK ONLY SCRIPT FILES BOARD QEMU QEMU_ARGS CPU SMP MEM ROOT_KERNEL BOOTARGS EL2_ARGS HYPERVISOR TIMEOUT ZONE
+export FILTER SHARD
+# A target directory of another project or a wrapper would put the results somewhere else.
 export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
 EL2_TARGET := aarch64-unknown-none-softfloat
@@ -23,7 +24,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
 
 OBJCOPY = "$$(rustc --print sysroot)"/lib/rustlib/"$$(rustc -vV | sed -n 's/^host: //p')"/bin/llvm-objcopy
 
-.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check bench sim fuzz help clean distclean
+.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check doc bench sim fuzz help clean distclean
 
 ## make: builds the hypervisor, the daemon, the test guest and the tools.
 all: hypervisor ringd guest-test harness
@@ -61,17 +62,22 @@ gdb: all
 symbolize: harness
 	@$(HARNESS) symbolize
 
-## make test: all tests, with a smaller set of machines.
-test: all
+## make test: all tests, with a smaller set of machines. Formatting and lints come first; building is a stage, too.
+test: harness
 	@$(HARNESS) suite
 
-## make test-all: all tests on all machines.
-test-all: all
+## make test-all [SHARD=i/n]: all tests on all machines, or the i-th of n parts of that.
+test-all: harness
 	@$(HARNESS) suite --all
 
 ## make check: formatting and lints alone.
-check: all
+check: harness
 	@$(HARNESS) suite --only lint
+
+## make doc: the packages' documentation, with a page that lists them: target/doc/index.html.
+doc: setup
+	@cargo doc -q --workspace --no-deps --document-private-items
+	@tools/doc-index.sh "$(CARGO_TARGET_DIR)/doc"
 
 ## make bench: ours, KVM with QEMU and QEMU alone, measured in one run; table, JSON and plot in build/bench.
 bench: all

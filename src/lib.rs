@@ -28,20 +28,6 @@
 //! register.
 #![no_std]
 #![forbid(unsafe_code)]
-// No input from a guest, the daemon or a device tree may panic EL2: `tests/panics.sh` checks the linked
-// binary, too.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable,
-        clippy::todo,
-        clippy::indexing_slicing,
-        clippy::string_slice
-    )
-)]
 
 extern crate alloc;
 

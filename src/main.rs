@@ -1,5 +1,9 @@
 //! The hypervisor binary for EL2; on any other target a hint on how to build it.
 #![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(
+    clippy::indexing_slicing,
+    reason = "tests/panics.txt explains what of it the linked binary has"
+)]
 
 #[cfg(target_os = "none")]
 extern crate alloc;

@@ -1,5 +1,6 @@
-# Negative control, in root: zone-daemon with a daemon that forgets what was in flight. Such a daemon must fail it: by
-# requests that are never answered, or by data. FILES has the system tests and that daemon; see the stage of the same name.
+# Negative control, in root: zone-daemon with a daemon that forgets what was in flight. Such a daemon must
+# fail it: by requests that are never answered, or by data. FILES has the system tests and that daemon; see
+# the stage of the same name.
 cd /mnt/files || exit 1
 mkdir -p /tmp/forgets
 cp ringd-forgets /tmp/forgets/ringd

@@ -1,7 +1,6 @@
 #!/bin/bash
-# EL2 executes trapped TLB maintenance for its own CPU only: in the linked image, `tlbi_el1` has TLBIs, and none that is broadcast
-# (inner or outer shareable).
-# Usage: tests/local-tlbi.sh [image]
+# EL2 executes trapped TLB maintenance for its own CPU only: in the linked image, `tlbi_el1` has TLBIs, and
+# none that is broadcast (inner or outer shareable). Usage: tests/local-tlbi.sh [image]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}

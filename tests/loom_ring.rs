@@ -4,6 +4,7 @@
 //!
 //! Run by `tests/ring_mutations.sh`, which also weakens each ordering in turn and expects a failure (torture
 //! f2).
+#![cfg(test)]
 #![cfg(loom)]
 
 use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};

@@ -1,5 +1,6 @@
 //! Reads the firmware's device tree and writes root's: trees dumped from QEMU 7.2's `virt` (`-M
 //! virt,gic-version=3,virtualization=on,dumpdtb=`, as in the file names) and one of an invented board.
+#![cfg(test)]
 
 use fdt::Fdt;
 use fdt::node::FdtNode;

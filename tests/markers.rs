@@ -1,5 +1,6 @@
 //! Checks the tables of tests in the documentation against the sources: every item has a row, every test that
 //! a row names exists, and every item with tests is marked in some source.
+#![cfg(test)]
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -58,13 +59,13 @@ fn marks(text: &str, word: &str) -> BTreeSet<String> {
                 // After the numbers comes text, or the end of the line.
                 let number: String = digits.chars().take_while(char::is_ascii_digit).collect();
                 if !number.is_empty() && token.len() - digits.len() <= 1 {
-                    let own = &token[..token.len() - digits.len()];
+                    let own = token.strip_suffix(digits).unwrap();
                     found.insert(format!("{}{number}", if own.is_empty() { &letter } else { own }));
                 }
                 break;
             }
             if token.len() > digits.len() {
-                letter = token[..1].to_owned();
+                letter = token.chars().take(1).collect();
             }
             found.insert(format!("{letter}{digits}"));
         }

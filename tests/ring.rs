@@ -1,5 +1,6 @@
 //! The rings: order, coalescing, wrap-around, restart of the consumer, hostile contents, threads. Clean under
 //! Miri. All interleavings are explored by `loom_ring.rs`.
+#![cfg(test)]
 #![cfg(not(loom))]
 
 use std::collections::HashSet;

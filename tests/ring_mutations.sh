@@ -1,7 +1,7 @@
 #!/bin/sh
-# Rings and lines under loom: unchanged, every test must pass; with one ordering weakened or one step left out, some test
-# must fail (torture f1, f2). Prints one line per mutation and a summary; exits 0 if all went as expected.
-# Usage: tests/ring_mutations.sh [mutation...]
+# Rings and lines under loom: unchanged, every test must pass; with one ordering weakened or one step left
+# out, some test must fail (torture f1, f2). Prints one line per mutation and a summary; exits 0 if all went
+# as expected. Usage: tests/ring_mutations.sh [mutation...]
 set -u
 cd "$(dirname "$0")/.." || exit 1
 results=$(mktemp -d)

@@ -1,7 +1,7 @@
 #!/bin/bash
-# Installs what the build and the tests need and this machine lacks: Debian packages, Rust, its targets and components.
-# Does nothing, quickly, when all is there. Packages need root: as another user sudo is tried, and where that is not
-# possible the exact command is printed.
+# Installs what the build and the tests need and this machine lacks: Debian packages, Rust, its targets and
+# components. Does nothing, quickly, when all is there. Packages need root: as another user sudo is tried, and
+# where that is not possible the exact command is printed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin"
@@ -62,8 +62,9 @@ if ! command -v rustup >/dev/null; then
     echo "setup: no rustup: targets and components are taken as installed" >&2
     exit 0
 fi
-# The toolchain file names the release, components and targets. A release is named and not a channel, so that what is
-# built is the same on every machine, and so that nothing here moves the user's own stable or nightly toolchain.
+# The toolchain file names the release, components and targets. A release is named and not a channel, so that
+# what is built is the same on every machine, and so that nothing here moves the user's own stable or nightly
+# toolchain.
 release=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
 if [[ $(rustc --version 2>/dev/null) != "rustc $release "* ]]; then
     echo "==> installing Rust $release" >&2

@@ -1,9 +1,9 @@
 #!/bin/sh
-# jobs.sh DEVICE: runs the fio jobs of bench.conf on DEVICE and prints one line per result. The same file runs in guests and,
-# for the loop device, in root.
+# jobs.sh DEVICE: runs the fio jobs of bench.conf on DEVICE and prints one line per result. The same file runs
+# in guests and, for the loop device, in root.
 #
 # bench.conf: MODE   fio: for RUNTIME seconds each, after RAMP seconds that do not count;
-#                    count: numbers of requests, as COUNTS lists them, between marks by which the harness reads counters
+#                    count: numbers of requests, as COUNTS lists them, between marks for the harness
 #             JOBS   words NAME:RW:SIZE:DEPTH:PROCESSES
 . "${0%/*}/bench.conf"
 device=$1

@@ -1,7 +1,7 @@
-# What root runs for `make bench`: the guests of $CONFIGS one after the other, on one image in tmpfs. The harness puts the
-# settings in front of this text: CONFIGS, CMDLINE (of the guests), MODE, CPUS, MEMORY (in MiB), LIMIT (seconds for a guest), SIZES
-# and STATS (yes or no).
-# Lines for the harness begin with "bench: "; all others are only kept in the log.
+# What root runs for `make bench`: the guests of $CONFIGS one after the other, on one image in tmpfs. The
+# harness puts the settings in front of this text: CONFIGS, CMDLINE (of the guests), MODE, CPUS, MEMORY (in
+# MiB), LIMIT (seconds for a guest), SIZES and STATS (yes or no). Lines for the harness begin with "bench: ";
+# all others are only kept in the log.
 files=/mnt/files
 tools=/srv/zones/rootfs.img
 image=/dev/shm/bench.img
@@ -43,8 +43,8 @@ stats() {
     fi
 }
 
-# timed COMMAND...: runs a guest with its console followed, for $LIMIT seconds at most: not by `timeout`, a program more to start
-# before its first line.
+# timed COMMAND...: runs a guest with its console followed, for $LIMIT seconds at most: not by `timeout`, a
+# program more to start before its first line.
 timed() {
     rm -f /tmp/late
     (

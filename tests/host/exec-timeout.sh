@@ -1,5 +1,6 @@
 #!/bin/bash
-# `make exec`: TIMEOUT ends the machine with status 124 and says so; wrong arguments are named; QEMU that ends is noticed.
+# `make exec`: TIMEOUT ends the machine with status 124 and says so; wrong arguments are named; QEMU that ends
+# is noticed.
 #@ timeout: 400
 . tests/host/lib.sh
 echo 'echo started; sleep 1000' >"$work/script"

@@ -8,6 +8,7 @@ echo "contents" >"$files/sub/a file"
 script="$work/a script.sh"
 cat >"$script" <<'S'
 echo "files: $(cat '/mnt/files/sub/a file')"
+echo "names: $(ls -A /mnt/files)."
 echo "cpus: $(nproc)"
 echo "no end of line" | tr -d '\n'
 exit 42
@@ -19,6 +20,7 @@ is "status of the second" $? 42
 wait $one
 is "status of the first" $? 42
 has "$work/one" "files: contents"
+has "$work/one" "names: sub."
 has "$work/one" "cpus: 2"
 has "$work/two" "cpus: 1"
 has "$work/two" "no end of line"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# `make gdb`: EL2's symbols are at the right address; the backtrace of a guest's first QueueNotify goes from the trap to the
-# ring.
+# `make gdb`: EL2's symbols are at the right address; the backtrace of a guest's first QueueNotify goes from
+# the trap to the ring.
 #@ needs: el2
 #@ timeout: 500
 . tests/host/lib.sh

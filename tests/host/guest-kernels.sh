@@ -1,6 +1,6 @@
 #!/bin/bash
-# A zone boots Debian's kernel packed as an EFI-zboot program with zstd and as a gzip file; `earlycon` works. (Debian's
-# own vmlinuz for arm64 is not packed: it is the Image that all other tests boot.)
+# A zone boots Debian's kernel packed as an EFI-zboot program with zstd and as a gzip file; `earlycon` works.
+# (Debian's own vmlinuz for arm64 is not packed: it is the Image that all other tests boot.)
 #@ needs: el2
 #@ timeout: 400
 #@ tier: all

@@ -1,7 +1,8 @@
 #!/bin/bash
-# Root's kernel starts another one by kexec (torture d7). Without zones that one is root as any other, with all CPUs, and runs a
-# zone. With a zone at work EL2 resets the machine before the new kernel can take the zone's memory for its own: what the guest
-# had flushed is there, and the file systems are clean once their journals are replayed.
+# Root's kernel starts another one by kexec (torture d7). Without zones that one is root as any other, with
+# all CPUs, and runs a zone. With a zone at work EL2 resets the machine before the new kernel can take the
+# zone's memory for its own: what the guest had flushed is there, and the file systems are clean once their
+# journals are replayed.
 #@ timeout: 600
 #@ tier: all
 . tests/host/lib.sh

@@ -1,8 +1,9 @@
 #!/bin/bash
-# A zone's disk on /dev/nbd0 of root, by Debian's nbd-client from `qemu-nbd` on this machine over the machine's network. A guest
-# verifies what it writes with fio while the daemon is killed, the server hangs, and the connection is cut: the disk stops
-# (`on_error = "stop"`) and lets go of the device, goes on when that is connected again and the disk resumed, and the guest sees
-# pauses and no error. A daemon that dies meanwhile changes nothing of that (torture e1).
+# A zone's disk on /dev/nbd0 of root, by Debian's nbd-client from `qemu-nbd` on this machine over the
+# machine's network. A guest verifies what it writes with fio while the daemon is killed, the server hangs,
+# and the connection is cut: the disk stops (`on_error = "stop"`) and lets go of the device, goes on when that
+# is connected again and the disk resumed, and the guest sees pauses and no error. A daemon that dies
+# meanwhile changes nothing of that (torture e1).
 #@ timeout: 1200
 #@ tier: all
 . tests/host/lib.sh
@@ -45,28 +46,11 @@ client() { LD_LIBRARY_PATH=/p/usr/lib/aarch64-linux-gnu:/p/usr/lib /p/usr/sbin/n
 connect() { client -nonetlink -b 512 -N disk 10.0.2.2 PORT /dev/nbd0 </dev/null >>/tmp/client.log 2>&1; }
 within 60 connect
 within 20 sh -c '[ "$(cat /sys/block/nbd0/size)" = 32768 ]'
-cat >/tmp/autorun <<'G'
-echo "io: begins"
-seed=$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
-runs=0
-until dd if=/dev/vdc bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
-    seed=$((seed + 1))
-    fio --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 --randseed=$seed --filename=/dev/vdb \
-        --name=one --offset=0 --size=64k --bs=512 --iodepth=1 --name=some --offset=1M --size=512k --bs=4k --iodepth=32 \
-        --name=many --offset=4M --size=2M --bsrange=512-128k --iodepth=64 >/tmp/fio.out 2>&1 ||
-        { echo "fio: failed with seed $seed"; cat /tmp/fio.out; break; }
-    runs=$((runs + 1))
-    echo "fio: run $runs"
-done
-echo "fio: $runs runs verified"
-dmesg | grep -E 'I/O error|Buffer I/O|hung_task|blocked for more' && echo "guest saw errors"
-sync
-echo 3 >/proc/sys/vm/drop_caches
-echo "hash of vdb: $(sha256sum </dev/vdb | cut -c1-64)"
-echo "io: ends"
-poweroff
-sleep 100
-G
+{
+    verify_loop vdc 'echo "fio: run $runs"' vdb 0:64k:512:1 1M:512k:4k:32 4M:2M:512-128k:64
+    verify_end vdb
+    guest_ends
+} >/tmp/autorun
 guest_disk $Z/root.img /tmp/autorun
 truncate -s 4K $Z/vdc.img
 zone_file guest1 2 256M root.img

@@ -1,8 +1,9 @@
 #!/bin/bash
-# A power cut of the machine: QEMU is killed while a guest writes, and everything that root had not written to its disk is
-# gone. Each write that a completed FLUSH covered is there afterwards, on both engines, both ways to the file and in qcow2;
-# the guest's file system is clean once its journal is replayed, and the guest starts again (torture e2, d7). The negative
-# control: with a daemon that never calls `fdatasync` the same test finds that writes are missing (torture e3).
+# A power cut of the machine: QEMU is killed while a guest writes, and everything that root had not written to
+# its disk is gone. Each write that a completed FLUSH covered is there afterwards, on both engines, both ways
+# to the file and in qcow2; the guest's file system is clean once its journal is replayed, and the guest
+# starts again (torture e2, d7). The negative control: with a daemon that never calls `fdatasync` the same
+# test finds that writes are missing (torture e3).
 #@ timeout: 1800
 #@ tier: all
 . tests/host/lib.sh

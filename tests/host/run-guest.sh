@@ -1,5 +1,6 @@
 #!/bin/bash
-# `make run`: the daemon and the example guest start; the guest's console is entered, used and left; poweroff ends it all.
+# `make run`: the daemon and the example guest start; the guest's console is entered, used and left; poweroff
+# ends it all.
 #@ needs: el2
 #@ timeout: 500
 . tests/host/lib.sh

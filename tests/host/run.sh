@@ -1,5 +1,6 @@
 #!/bin/bash
-# `make run` without a guest: a shell on root's console, and the terminal as before after poweroff and after Ctrl-A X.
+# `make run` without a guest: a shell on root's console, and the terminal as before after poweroff and after
+# Ctrl-A X.
 #@ timeout: 400
 . tests/host/lib.sh
 cat >"$work/expect" <<'S'
@@ -25,7 +26,8 @@ proc interrupt {code} {
     exit $code
 }
 spawn bash -c {stty sane; stty -a >$WORK/before; "$HARNESS" run --zone none; echo "status-$?"; stty -a >$WORK/after}
-# Each line is typed when the shell asks for it: what comes between a program's end and the prompt may be lost.
+# Each line is typed when the shell asks for it: what comes between a program's end and the prompt may be
+# lost.
 await "root@root" 3
 send "echo \$((6 * 7))-works\r"
 await "42-works" 5

@@ -1,7 +1,8 @@
 #!/bin/bash
-# A zone's disks on Debian's arm64 `qemu-storage-daemon` in root: a raw image, a qcow2 image, and one of an NBD server. A
-# guest verifies what it writes with fio while the servers, the NBD connection and the daemon are killed and come back; it
-# sees pauses and no error. Then the raw image grows, and the guest is shown it (torture c5, e1).
+# A zone's disks on Debian's arm64 `qemu-storage-daemon` in root: a raw image, a qcow2 image, and one of an
+# NBD server. A guest verifies what it writes with fio while the servers, the NBD connection and the daemon
+# are killed and come back; it sees pauses and no error. Then the raw image grows, and the guest is shown it
+# (torture c5, e1).
 #@ timeout: 1500
 #@ tier: all
 . tests/host/lib.sh
@@ -23,8 +24,8 @@ truncate -s 16M $Z/raw.img $Z/nbd.img
 # A server that is killed forgets tables that it has not written: there are none to be written.
 with qemu-img create -q -f qcow2 -o preallocation=metadata $Z/qcow2.img 16M || fail "qemu-img"
 
-# storage NAME BLOCKDEV [OPTION...]: a server at /run/NAME.sock, started again when it was killed: several times, for the last
-# one's I/O may still hold the image's lock.
+# storage NAME BLOCKDEV [OPTION...]: a server at /run/NAME.sock, started again when it was killed: several
+# times, for the last one's I/O may still hold the image's lock.
 storage() {
     name=$1 blockdev=$2
     shift 2
@@ -63,34 +64,16 @@ for name in raw qcow2 nbd; do
     within 60 test -S /run/$name.sock
 done
 
-cat >/tmp/autorun <<'G'
-echo "disks: $(cat /sys/block/vd[bcd]/size | tr '\n' ' ')"
-echo "io: begins"
-seed=$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
-runs=0
-until dd if=/dev/vde bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
-    seed=$((seed + 1))
-    set -- --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 --randseed=$seed
-    for disk in vdb vdc vdd; do
-        set -- "$@" --name=one-$disk --filename=/dev/$disk --offset=0 --size=64k --bs=512 --iodepth=1
-        set -- "$@" --name=some-$disk --filename=/dev/$disk --offset=1M --size=512k --bs=4k --iodepth=32
-        set -- "$@" --name=many-$disk --filename=/dev/$disk --offset=2M --size=2M --bsrange=512-128k --iodepth=64
-    done
-    fio "$@" >/tmp/fio.out 2>&1 || { echo "fio: failed with seed $seed"; cat /tmp/fio.out; break; }
-    runs=$((runs + 1))
-    echo "fio: run $runs"
-done
-echo "fio: $runs runs verified"
-dmesg | grep -E 'I/O error|Buffer I/O|hung_task|blocked for more' && echo "guest saw errors"
-sync
-echo 3 >/proc/sys/vm/drop_caches
-for disk in vdb vdc vdd; do echo "hash of $disk: $(sha256sum </dev/$disk | cut -c1-64)"; done
-echo "io: ends"
+{
+    echo 'echo "disks: $(cat /sys/block/vd[bcd]/size | tr "\n" " ")"'
+    verify_loop vde 'echo "fio: run $runs"' "vdb vdc vdd" 0:64k:512:1 1M:512k:4k:32 2M:2M:512-128k:64
+    verify_end "vdb vdc vdd"
+    cat <<'G'
 until [ "$(cat /sys/block/vdb/size)" = 65536 ]; do sleep 0.2; done
 dd if=/dev/urandom of=/dev/vdb bs=1M seek=31 count=1 oflag=direct 2>/dev/null && echo "the end of vdb was written"
-poweroff
-sleep 100
 G
+    guest_ends
+} >/tmp/autorun
 guest_disk $Z/root.img /tmp/autorun
 truncate -s 4K $Z/vde.img
 zone_file guest1 2 256M root.img

@@ -1,6 +1,6 @@
 #!/bin/bash
-# `ringd serve` with QEMU as its front end: Debian's kernel in a plain virtual machine (no EL2) writes, reads and
-# trims its disk by two queues; the server is killed and started again in the middle, and nothing is lost.
+# `ringd serve` with QEMU as its front end: Debian's kernel in a plain virtual machine (no EL2) writes, reads
+# and trims its disk by two queues; the server is killed and started again in the middle, and nothing is lost.
 #@ timeout: 300
 #@ tier: all
 . tests/host/lib.sh

@@ -26,7 +26,8 @@ within() {
     done
 }
 
-# irq_count PATTERN [CPU]: how often the interrupts matching PATTERN in /proc/interrupts came, on all CPUs or one
+# irq_count PATTERN [CPU]: how often the interrupts matching PATTERN in /proc/interrupts came, on all CPUs or
+# one
 irq_count() {
     awk -v pattern="$1" -v only="${2:--1}" '
         NR == 1 { cpus = NF; for (i = 1; i <= NF; i++) id[i] = substr($i, 4); next }
@@ -65,7 +66,8 @@ daemon() {
     pidof ringd >/dev/null || ringd --daemonize || { cat /run/ringd/ringd.log; fail "ringd does not start"; }
 }
 
-# guest_disk FILE [AUTORUN]: a fresh root disk for a guest, with the script AUTORUN (a file) to run at its start
+# guest_disk FILE [AUTORUN]: a fresh root disk for a guest, with the script AUTORUN (a file) to run at its
+# start
 guest_disk() {
     mkdir -p "$(dirname "$1")"
     cp --sparse=always /srv/zones/rootfs.img "$1" 2>/dev/null || cp /srv/zones/rootfs.img "$1" || fail "no room for $1"
@@ -101,7 +103,8 @@ zone_is() { [ "$(zone_state "$1")" = "$2" ]; }
 # image_hash FILE: its SHA-256
 image_hash() { sha256sum <"$1" | cut -d ' ' -f 1; }
 
-# clean IMAGE [stopped]: its ext4 has no error. A guest that was stopped did not unmount it: its journal is replayed first.
+# clean IMAGE [stopped]: its ext4 has no error. A guest that was stopped did not unmount it: its journal is
+# replayed first.
 clean() {
     if [ "${2:-}" = stopped ]; then
         e2fsck -p "$1" >/tmp/e2fsck 2>&1
@@ -119,7 +122,8 @@ be() {
     done
 }
 
-# qcow2 FILE MIB [BACKING FORMAT]: an empty qcow2 image of version 3 with clusters of 64 KiB, up to 512 MiB, over that file
+# qcow2 FILE MIB [BACKING FORMAT]: an empty qcow2 image of version 3 with clusters of 64 KiB, up to 512 MiB,
+# over that file
 qcow2() {
     put() { dd of="$qcow2_file" bs=1 seek="$1" conv=notrunc 2>/dev/null; }
     qcow2_file=$1
@@ -142,8 +146,8 @@ qcow2() {
     { be 2 1; be 2 1; be 2 1; be 2 1; } | put $((2 << 16))
 }
 
-# files: descriptors of the daemon. The fewest of five looks: the connection of a `ringctl` that has just ended is closed a
-# moment later.
+# files: descriptors of the daemon. The fewest of five looks: the connection of a `ringctl` that has just
+# ended is closed a moment later.
 files() {
     for _ in 1 2 3 4 5; do
         for pid in $(pidof ringd); do ls "/proc/$pid/fd"; done | wc -l
@@ -181,34 +185,65 @@ qcow2_data() {
     done </tmp/runs
 }
 
-# kill_guest: starts guest1 under a supervised daemon, whose I/O goes on until `kill_guest_ends`: fio writes and verifies at
-# depths 1, 32 and 256 on both engines, raw (vdb, vdc) and qcow2 (vdd, vde).
-kill_guest() {
-    cat >/tmp/autorun <<'S'
+# --- Scripts for guests, printed: /autorun is made of them ---
+
+# verify_loop END EACH DISKS JOB...: fio writes and verifies all jobs on all disks at once, with another seed each
+# time, until the disk END begins with "end"; EACH is executed after each run. A job is OFFSET:SIZE:BLOCKS:DEPTH,
+# BLOCKS a size or a range of sizes.
+verify_loop() {
+    printf "end='%s' each='%s' disks='%s'\n" "$1" "$2" "$3"
+    shift 3
+    printf "jobs='%s'\n" "$*"
+    cat <<'S'
 echo "io: begins"
 seed=$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
 runs=0
-# The last disk says when to end.
-until dd if=/dev/vdf bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
+until dd if=/dev/$end bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
     seed=$((seed + 1))
     set -- --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 --randseed=$seed
-    for disk in vdb vdc vdd vde; do
-        set -- "$@" --name=one-$disk --filename=/dev/$disk --offset=0 --size=64k --bs=512 --iodepth=1
-        set -- "$@" --name=some-$disk --filename=/dev/$disk --offset=1M --size=512k --bs=4k --iodepth=32
-        set -- "$@" --name=many-$disk --filename=/dev/$disk --offset=2M --size=3M --bs=8k --iodepth=256
+    for disk in $disks; do
+        for job in $jobs; do
+            size=${job#*:}
+            blocks=${size#*:}
+            blocks=${blocks%:*}
+            case $blocks in *-*) blocks=--bsrange=$blocks ;; *) blocks=--bs=$blocks ;; esac
+            set -- "$@" --name=$disk-${job%%:*} --filename=/dev/$disk --offset=${job%%:*} --size=${size%%:*} $blocks \
+                --iodepth=${job##*:}
+        done
     done
     fio "$@" >/tmp/fio.out 2>&1 || { echo "fio: failed with seed $seed"; cat /tmp/fio.out; break; }
     runs=$((runs + 1))
+    eval "$each"
 done
 echo "fio: $runs runs verified, seeds up to $seed"
-dmesg | grep -E 'I/O error|Buffer I/O|hung_task|blocked for more' && echo "guest saw errors"
-echo 3 >/proc/sys/vm/drop_caches
-for disk in vdb vdc vdd vde; do echo "hash of $disk: $(sha256sum </dev/$disk | cut -c1-64)"; done
-echo "io: ends"
-sync
-poweroff
-sleep 100
 S
+}
+
+# verify_end DISKS: whether the guest saw errors, and the hashes of its disks
+verify_end() {
+    printf "disks='%s'\n" "$1"
+    cat <<'S'
+dmesg | grep -E 'I/O error|Buffer I/O|hung_task|blocked for more' && echo "guest saw errors"
+sync
+echo 3 >/proc/sys/vm/drop_caches
+for disk in $disks; do echo "hash of $disk: $(sha256sum </dev/$disk | cut -c1-64)"; done
+echo "io: ends"
+S
+}
+
+# guest_ends: powers the guest off
+guest_ends() { printf 'sync\npoweroff\nsleep 100\n'; }
+
+# --- Kills of the daemon ---
+
+# kill_guest: starts guest1 under a supervised daemon, whose I/O goes on until `kill_guest_ends`: fio writes
+# and verifies at depths 1, 32 and 256 on both engines, raw (vdb, vdc) and qcow2 (vdd, vde).
+kill_guest() {
+    {
+        verify_loop vdf "" "vdb vdc vdd vde" 0:64k:512:1 1M:512k:4k:32 2M:3M:8k:256
+        verify_end "vdb vdc vdd vde"
+        guest_ends
+    } >/tmp/autorun
     guest_disk $Z/root.img /tmp/autorun
     truncate -s 8M $Z/vdb.img $Z/vdc.img
     qcow2 $Z/vdd.img 8
@@ -226,7 +261,8 @@ S
     within 100 served 1 0
 }
 
-# kill_guest_ends: ends the guest's I/O and looks at what has become of it; the log may have lines that match $WARNINGS
+# kill_guest_ends: ends the guest's I/O and looks at what has become of it; the log may have lines that match
+# $WARNINGS
 kill_guest_ends() {
     printf 'end\n' | dd of=$Z/vdf.img conv=notrunc 2>/dev/null
     ringctl zone wait guest1 || fail "zone wait"
@@ -251,9 +287,9 @@ guest_says() { ringctl zone console guest1 --dump | tr -d '\r' | grep -q "$1"; }
 # served SLOTS NUMBER: the disks have been served anew more often than that
 served() { [ "$(first_requests "$1")" -gt "$2" ]; }
 
-# pauses: one line for each kill in /tmp/kills (the moments, in ms of the day) after which a disk had requests that waited:
-# the kill's number, and how many ms after it the first and the last disk had completed one. A disk whose guest asked for
-# nothing says nothing about the daemon, however long the guest takes to ask.
+# pauses: one line for each kill in /tmp/kills (the moments, in ms of the day) after which a disk had requests
+# that waited: the kill's number, and how many ms after it the first and the last disk had completed one. A
+# disk whose guest asked for nothing says nothing about the daemon, however long the guest takes to ask.
 pauses() {
     awk '
         # The day may end in between.
@@ -275,8 +311,8 @@ middle() { awk -v column="$1" '{ print $column }' "$2" | sort -n | awk '{ all[NR
 # column NUMBER FILE: its numbers, sorted
 column() { awk -v column="$1" '{ print $column }' "$2" | sort -n | tr '\n' ' ' | cut -c1-900; }
 
-# daemon_kills KILLS: kills the daemon of `kill_guest` so often, once a second; says how long each kept the disks from
-# being served.
+# daemon_kills KILLS: kills the daemon of `kill_guest` so often, once a second; says how long each kept the
+# disks from being served.
 daemon_kills() {
     kills=$1
     : >/tmp/kills

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Each CPU gets its timer's interrupts (PPI), interrupts of other CPUs (SGI), and a device's when they are routed to it
-# (SPI, affinity).
+# Each CPU gets its timer's interrupts (PPI), interrupts of other CPUs (SGI), and a device's when they are
+# routed to it (SPI, affinity).
 #@ on: a57
 #@ all: every
 . ./lib.sh

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The guest's console both ways: what is typed reaches a shell, its answer comes back, and scroll-back shows both later.
+# The guest's console both ways: what is typed reaches a shell, its answer comes back, and scroll-back shows
+# both later.
 #@ needs: el2
 #@ timeout: 300
 . ./lib.sh

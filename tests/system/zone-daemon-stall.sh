@@ -1,7 +1,7 @@
 #!/bin/sh
-# The daemon is stopped for a minute in the middle of a guest's I/O: the guest waits, loses nothing and sees no error, and
-# `ringctl` says all the time why (torture c6). Then it may open nothing more, then have no more memory, and then it is what
-# the OOM killer chooses: disks are served, or served again (torture c10).
+# The daemon is stopped for a minute in the middle of a guest's I/O: the guest waits, loses nothing and sees
+# no error, and `ringctl` says all the time why (torture c6). Then it may open nothing more, then have no more
+# memory, and then it is what the OOM killer chooses: disks are served, or served again (torture c10).
 #@ needs: el2
 #@ tier: all
 #@ timeout: 600
@@ -36,7 +36,8 @@ is "worker" "$(worker)" "$pid"
 at_least "requests meanwhile" "$(requests)" $((before + 1))
 grep -q 'cannot accept a connection' $LOG || fail "the log does not say that there are no descriptors"
 
-# Not one byte more. No thread can be made for a connection; an allocation that fails ends the daemon, as SIGKILL does.
+# Not one byte more. No thread can be made for a connection; an allocation that fails ends the daemon, as
+# SIGKILL does.
 served_before=$(first_requests 1234)
 prlimit --pid "$pid" --as=4096:unlimited || fail "prlimit"
 for _ in 1 2 3 4 5; do
@@ -48,7 +49,8 @@ within 60 zone_is guest1 running
 within 60 more_requests "$(requests)"
 [ "$(worker)" = "$pid" ] || within 60 served 1234 "$served_before"
 
-# The kernel is asked to kill what is largest, which is said to be the worker. It shows a trace of whoever asked.
+# The kernel is asked to kill what is largest, which is said to be the worker. It shows a trace of whoever
+# asked.
 kernel_is_quiet
 served_before=$(first_requests 1234)
 echo 1000 >/proc/"$(worker)"/oom_score_adj || fail "oom_score_adj"

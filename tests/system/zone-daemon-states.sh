@@ -1,6 +1,6 @@
 #!/bin/sh
-# What a daemon that is stopped, doubled, upgraded, stuck or dead means for zones and for those who ask (torture c4, c6,
-# c7, c12).
+# What a daemon that is stopped, doubled, upgraded, stuck or dead means for zones and for those who ask
+# (torture c4, c6, c7, c12).
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 400
@@ -144,8 +144,8 @@ at_least "lines that the guest printed without a daemon" "$gained" 5
 at_least "times that its CPU 1 went off and on" $(($(psci) - psci)) 2
 healthy "after a time without a daemon"
 
-# Stopped while requests cannot end, and the daemon killed meanwhile: root gets nothing back before they have ended, then
-# everything, from the next daemon.
+# Stopped while requests cannot end, and the daemon killed meanwhile: root gets nothing back before they have
+# ended, then everything, from the next daemon.
 free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
 cpus=$(nproc)
 pages=$(free)

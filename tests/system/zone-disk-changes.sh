@@ -1,6 +1,6 @@
 #!/bin/sh
-# What is done to disks while their guest runs: resize, attach, detach, limits, a write cache that is switched, blocks given
-# back; a queue for each vCPU. A new daemon has what the last one had attached.
+# What is done to disks while their guest runs: resize, attach, detach, limits, a write cache that is
+# switched, blocks given back; a queue for each vCPU. A new daemon has what the last one had attached.
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
@@ -78,8 +78,8 @@ is "the discarded disk" "$(said discarded)" "$(head -c 32M /dev/zero | sha256sum
 after=$(du -k $Z/b.img | cut -f 1)
 [ "$after" -lt $((before / 8)) ] || fail "$before KiB of blocks before the discard, $after after it"
 
-# Reads in spans of time: never more than the limit allows, and in one of them at least near to it. In the others the host may
-# have been busy with something else.
+# Reads in spans of time: never more than the limit allows, and in one of them at least near to it. In the
+# others the host may have been busy with something else.
 rate=0 spans=0
 until [ "$rate" -ge 8 ]; do
     spans=$((spans + 1))

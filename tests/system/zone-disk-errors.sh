@@ -1,7 +1,8 @@
 #!/bin/sh
-# A file that fails: no space in a small tmpfs, EIO from device mapper's error target. The guest is told (on_error = "report")
-# or waits until the cause is gone (on_error = "stop"), as does its file system (torture c8). And a file in memory, which the
-# daemon has mapped, that becomes shorter: an error for the guest, not the daemon's end (torture c9).
+# A file that fails: no space in a small tmpfs, EIO from device mapper's error target. The guest is told
+# (on_error = "report") or waits until the cause is gone (on_error = "stop"), as does its file system (torture
+# c8). And a file in memory, which the daemon has mapped, that becomes shorter: an error for the guest, not
+# the daemon's end (torture c9).
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300

@@ -1,7 +1,8 @@
 #!/bin/sh
-# A Linux guest with all the disk's features: cache modes it switches, neighbours merged under verify, blocks it discards
-# freed in root's file, zeroes it asks for; the same on a loop device, and on one that can neither discard nor zero, where a
-# discard does nothing and zeroes are written. What it reads at the end is what root has.
+# A Linux guest with all the disk's features: cache modes it switches, neighbours merged under verify, blocks
+# it discards freed in root's file, zeroes it asks for; the same on a loop device, and on one that can neither
+# discard nor zero, where a discard does nothing and zeroes are written. What it reads at the end is what root
+# has.
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
@@ -42,7 +43,8 @@ S
 guest_disk $Z/root.img /tmp/autorun
 dd if=/dev/urandom of=$Z/b.img bs=1M count=16 2>/dev/null
 sync
-# Blocks of 4 KiB that hold the file's data. `st_blocks` counts the list of its extents too, which a hole makes longer.
+# Blocks of 4 KiB that hold the file's data. `st_blocks` counts the list of its extents too, which a hole
+# makes longer.
 data_blocks() { filefrag -b4096 -v "$1" | awk -F: '$1 ~ /^ *[0-9]+$/ { sum += $4 } END { print sum + 0 }'; }
 blocks=$(data_blocks $Z/b.img)
 is "blocks of the image" "$blocks" 4096

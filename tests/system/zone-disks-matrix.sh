@@ -1,7 +1,8 @@
 #!/bin/sh
-# fio with verify in a guest, random seeds: block sizes from 512 bytes to 1 MiB by depths from 1 to 256 (as far as 8 MiB
-# have blocks) by both engines by all kinds of images, each disk beside all the others (torture e1). What the guest reads at
-# the end is what root has; of qcow2 images, what another guest reads by the other engine.
+# fio with verify in a guest, random seeds: block sizes from 512 bytes to 1 MiB by depths from 1 to 256 (as
+# far as 8 MiB have blocks) by both engines by all kinds of images, each disk beside all the others (torture
+# e1). What the guest reads at the end is what root has; of qcow2 images, what another guest reads by the
+# other engine.
 #@ needs: el2
 #@ tier: all
 #@ boot: own

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Disks: what root wrote the guest reads, what the guest wrote and flushed root reads; a read-only disk and a serial; both
-# engines, each with files around the page cache and through it and in memory, a loop device, device mapper, qcow2 alone and over
-# backing files, under fio with a random seed (torture e1). Hashes are compared from root's side; zone-disks-matrix.sh has
-# all combinations.
+# Disks: what root wrote the guest reads, what the guest wrote and flushed root reads; a read-only disk and a
+# serial; both engines, each with files around the page cache and through it and in memory, a loop device,
+# device mapper, qcow2 alone and over backing files, under fio with a random seed (torture e1). Hashes are
+# compared from root's side; zone-disks-matrix.sh has all combinations.
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300

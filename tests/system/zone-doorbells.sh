@@ -1,7 +1,8 @@
 #!/bin/sh
-# Root floods the used-buffer doorbell: for zones and slots that are not there, which is dropped and counted (torture c2), and
-# for a disk in use, which the guest takes as interrupts without news (torture c3). EL2 does each in one bounded call, so root's
-# shell and the guest's I/O go on, and nothing of what the guest wrote is lost.
+# Root floods the used-buffer doorbell: for zones and slots that are not there, which is dropped and counted
+# (torture c2), and for a disk in use, which the guest takes as interrupts without news (torture c3). EL2 does
+# each in one bounded call, so root's shell and the guest's I/O go on, and nothing of what the guest wrote is
+# lost.
 #@ needs: el2
 #@ tier: all
 #@ timeout: 400
@@ -47,7 +48,8 @@ sleep 1
 counts
 before=$all reached=$taken
 for _ in $(seq 50); do
-    # ZONE << 16 | SLOT: root, a zone that is not there, and a slot that the guest, the only zone, does not have.
+    # ZONE << 16 | SLOT: root, a zone that is not there, and a slot that the guest, the only zone, does not
+    # have.
     for value in 0x00000000 0x00000001 0x00070000 0x00070002 0x0001001f; do
         devmem "$used_buffer" 32 "$value" || fail "devmem"
     done

@@ -1,6 +1,7 @@
 #!/bin/sh
-# How guests end, well or badly, on the bare-metal test guest: what `zone run` says, that a zone whose guest hangs, storms
-# or faults for ever stops at once, that root is not slowed, and that everything comes back (torture a10, d4, d5, d6).
+# How guests end, well or badly, on the bare-metal test guest: what `zone run` says, that a zone whose guest
+# hangs, storms or faults for ever stops at once, that root is not slowed, and that everything comes back
+# (torture a10, d4, d5, d6).
 #@ on: a57
 #@ all: max
 #@ needs: el2
@@ -55,7 +56,8 @@ within 30 says reset "end=reset" 5
 ringctl zone stop reset || fail "zone stop of a zone that resets for ever"
 is "what is left after resets" "$(everything)" "$before"
 
-# A reset while a vCPU that is still leaving has been turned on again: it does not enter the guest after the zone has ended.
+# A reset while a vCPU that is still leaving has been turned on again: it does not enter the guest after the
+# zone has ended.
 zone on-reset restart
 ringctl zone start "$Z/on-reset.toml" || fail "zone start"
 within 60 says on-reset "end=on-reset" 30

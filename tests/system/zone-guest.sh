@@ -1,6 +1,7 @@
 #!/bin/sh
-# The main job: a stock Debian kernel with two vCPUs boots to a system on its virtio disk, installs a file, reboots, finds
-# it again, powers off; `zone run` ends with 0; root finds the file in the image, and e2fsck finds nothing.
+# The main job: a stock Debian kernel with two vCPUs boots to a system on its virtio disk, installs a file,
+# reboots, finds it again, powers off; `zone run` ends with 0; root finds the file in the image, and e2fsck
+# finds nothing.
 #@ on: a57
 #@ all: generic a76 max qemu10
 #@ needs: el2

@@ -1,5 +1,6 @@
 #!/bin/sh
-# States of a zone: start, list, pause, resume, stop, wait; everything it had comes back. How much memory the daemon takes.
+# States of a zone: start, list, pause, resume, stop, wait; everything it had comes back. How much memory the
+# daemon takes.
 #@ needs: el2
 #@ timeout: 300
 . ./lib.sh
@@ -11,8 +12,9 @@ hash=$(image_hash $Z/data.img)
 zone_file guest1 1 256M root.img data.img
 ringd --daemonize --supervise || fail "ringd does not start"
 
-# daemon_memory GUEST_RAM: KiB of supervisor, broker and worker, and of the next broker and worker, beside guest RAM; what
-# they share counts once. Huge pages are not in Pss: the worker has mapped them all, the next one the one shared with EL2.
+# daemon_memory GUEST_RAM: KiB of supervisor, broker and worker, and of the next broker and worker, beside
+# guest RAM; what they share counts once. Huge pages are not in Pss: the worker has mapped them all, the next
+# one the one shared with EL2.
 daemon_memory() {
     total=0
     most=0

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Zones started and stopped many times leave nothing behind: EL2's pages, huge pages, CPUs, the daemon's files (torture d1).
+# Zones started and stopped many times leave nothing behind: EL2's pages, huge pages, CPUs, the daemon's files
+# (torture d1).
 #@ needs: el2
 #@ boot: cpus
 #@ timeout: 600

@@ -1,7 +1,8 @@
 #!/bin/sh
-# A guest's disk moves under fio verify: from a raw image to qcow2, on to a vhost-user server, and back to a raw image. The
-# daemon is killed while it copies, the server too; a move is ended by hand, another by a target that breaks. The guest sees
-# no error; at the end source's, target's and guest's hashes are the same (torture c5, e1).
+# A guest's disk moves under fio verify: from a raw image to qcow2, on to a vhost-user server, and back to a
+# raw image. The daemon is killed while it copies, the server too; a move is ended by hand, another by a
+# target that breaks. The guest sees no error; at the end source's, target's and guest's hashes are the same
+# (torture c5, e1).
 #@ needs: el2
 #@ tier: all
 #@ boot: own
@@ -18,29 +19,12 @@ serve() {
     ringd serve --vhost-user /run/disk.sock --disk $Z/served.img --queues 4 >>/tmp/server 2>&1 &
     server=$!
 }
-cat >/tmp/autorun <<'S'
-echo "io: begins"
-seed=$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
-runs=0
-until dd if=/dev/vdc bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
-    seed=$((seed + 1))
-    fio --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 --randseed=$seed --filename=/dev/vdb \
-        --name=one --offset=0 --size=64k --bs=512 --iodepth=1 --name=some --offset=20M --size=512k --bs=4k --iodepth=32 \
-        --name=many --offset=40M --size=2M --bsrange=512-128k --iodepth=64 >/tmp/fio.out 2>&1 ||
-        { echo "fio: failed with seed $seed"; cat /tmp/fio.out; break; }
-    blkdiscard -o 30M -l 1M /dev/vdb || echo "blkdiscard failed"
-    runs=$((runs + 1))
-    echo "fio: run $runs"
-done
-echo "fio: $runs runs verified"
-dmesg | grep -E 'I/O error|Buffer I/O|hung_task|blocked for more' && echo "guest saw errors"
-sync
-echo 3 >/proc/sys/vm/drop_caches
-echo "hash of vdb: $(sha256sum </dev/vdb | cut -c1-64)"
-echo "io: ends"
-poweroff
-sleep 100
-S
+{
+    verify_loop vdc 'blkdiscard -o 30M -l 1M /dev/vdb || echo "blkdiscard failed"; echo "fio: run $runs"' vdb \
+        0:64k:512:1 20M:512k:4k:32 40M:2M:512-128k:64
+    verify_end vdb
+    guest_ends
+} >/tmp/autorun
 guest_disk $Z/root.img /tmp/autorun
 zone_file guest1 2 256M root.img vdb.img vdc.img
 ringd --daemonize --supervise || fail "ringd does not start"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What root sees while a guest reads its disk: stats, metrics, top, a trace, and what doctor says; and how many exits a 4 KiB
-# read takes at depth 1 and 32.
+# What root sees while a guest reads its disk: stats, metrics, top, a trace, and what doctor says; and how
+# many exits a 4 KiB read takes at depth 1 and 32.
 #@ needs: el2
 #@ timeout: 400
 . ./lib.sh
@@ -38,7 +38,8 @@ moves() {
     ringctl stats >/tmp/after && [ "$(get /tmp/after $reads_of)" -gt $(($(get /tmp/before $reads_of) + 20)) ]
 }
 reads_of=disk.guest1.1.queue0.reads
-# measure DEPTH SECONDS: exits per hundred reads, in $notes, $kicks, $all (guest's CPU) and $root (root's CPUs)
+# measure DEPTH SECONDS: exits per hundred reads, in $notes, $kicks, $all (guest's CPU) and $root (root's
+# CPUs)
 measure() {
     within 120 said "depth $1 begins"
     ringctl stats >/tmp/before || fail "stats"

@@ -11,7 +11,8 @@ ringctl zone run --cpus 1 --memory 256M --kernel /srv/zones/Image --initrd /srv/
     { cat /tmp/console; fail "zone run by options"; }
 clean $Z/root.img
 
-# A guest that does not power off by itself: its kernel panics and waits. `zone run` ends when the zone is stopped.
+# A guest that does not power off by itself: its kernel panics and waits. `zone run` ends when the zone is
+# stopped.
 zone_file guest1 1 256M
 sed -i 's/^cmdline.*/cmdline = "console=ttyAMA0 rdinit=\/nonexistent root=\/dev\/nonexistent"/' $Z/guest1.toml
 timeout 200 ringctl zone run $Z/guest1.toml >/tmp/console 2>&1 </dev/null &

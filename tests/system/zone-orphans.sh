@@ -1,7 +1,7 @@
 #!/bin/sh
-# The guest resets its disk, and later itself, with a read under way whose daemon is dead and which the kernel cannot end:
-# neither is done before the read has ended, and nothing is written into the guest's memory afterwards (torture a9, c7). A
-# stop in the same state is in zone-daemon-states.
+# The guest resets its disk, and later itself, with a read under way whose daemon is dead and which the kernel
+# cannot end: neither is done before the read has ended, and nothing is written into the guest's memory
+# afterwards (torture a9, c7). A stop in the same state is in zone-daemon-states.
 #@ needs: el2
 #@ tier: all
 #@ timeout: 400
@@ -37,7 +37,8 @@ T
     within 60 guest_says '^guest-test: reading'
     before=$(awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo)
     pkill -KILL ringd
-    # Time for the guest to reset what it resets. The next daemon may have to wait for the last one's process, too.
+    # Time for the guest to reset what it resets. The next daemon may have to wait for the last one's process,
+    # too.
     sleep 8
     ringd --daemonize >/dev/null 2>&1 &
     sleep 4

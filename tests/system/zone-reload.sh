@@ -1,6 +1,6 @@
 #!/bin/sh
-# The guest's driver is taken away and loaded again, many times, with I/O in flight: nothing is left behind in EL2 or the
-# daemon, and the disk reads as before.
+# The guest's driver is taken away and loaded again, many times, with I/O in flight: nothing is left behind in
+# EL2 or the daemon, and the disk reads as before.
 #@ needs: el2
 #@ boot: cpus
 #@ timeout: 300

@@ -1,7 +1,8 @@
 #!/bin/sh
-# A zone's disk on `ringd serve` in root: a guest verifies what it writes with fio by two queues while the server is killed,
-# the daemon is killed, both are; and the server hangs. The guest sees pauses and no error, and the image has what it
-# says. What the zone file may say wrong is told by disk, key and value (torture c5, e1).
+# A zone's disk on `ringd serve` in root: a guest verifies what it writes with fio by two queues while the
+# server is killed, the daemon is killed, both are; and the server hangs. The guest sees pauses and no error,
+# and the image has what it says. What the zone file may say wrong is told by disk, key and value (torture c5,
+# e1).
 #@ needs: el2
 #@ tier: all
 #@ boot: own
@@ -20,30 +21,19 @@ requests() {
     ringctl disk stats --json | tr -d ' ,' | awk -F: '$1 == "\"slot\"" { slot = $2 }
         slot == 1 && ($1 == "\"reads\"" || $1 == "\"writes\"") { sum += $2 } END { print sum + 0 }'
 }
-cat >/tmp/autorun <<'S'
-echo "disk: $(cat /sys/block/vdb/size) sectors, $(ls /sys/block/vdb/mq | wc -l) queues, $(cat /sys/block/vdb/queue/write_cache)"
-echo "io: begins"
-seed=$(od -An -N3 -tu4 /dev/urandom | tr -d ' ')
-runs=0
-until dd if=/dev/vdc bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
-    seed=$((seed + 1))
-    fio --direct=1 --ioengine=libaio --rw=randwrite --verify=crc32c --verify_fatal=1 --randseed=$seed --filename=/dev/vdb \
-        --name=one --offset=0 --size=64k --bs=512 --iodepth=1 --name=some --offset=1M --size=1M --bs=4k --iodepth=32 \
-        --name=many --offset=4M --size=4M --bsrange=512-128k --iodepth=128 >/tmp/fio.out 2>&1 ||
-        { echo "fio: failed with seed $seed"; cat /tmp/fio.out; break; }
-    runs=$((runs + 1))
-done
-echo "fio: $runs runs verified"
+{
+    cat <<'S'
+queue=/sys/block/vdb/queue
+echo "disk: $(cat /sys/block/vdb/size) sectors, $(ls /sys/block/vdb/mq | wc -l) queues, $(cat $queue/write_cache)"
+S
+    verify_loop vdc "" vdb 0:64k:512:1 1M:1M:4k:32 4M:4M:512-128k:128
+    cat <<'S'
 blkdiscard -o 8M -l 1M /dev/vdb || echo "blkdiscard failed"
 blkdiscard -z -o 9M -l 1M /dev/vdb || echo "zeroing failed"
-dmesg | grep -E 'I/O error|Buffer I/O|hung_task|blocked for more' && echo "guest saw errors"
-echo 3 >/proc/sys/vm/drop_caches
-echo "hash of vdb: $(sha256sum </dev/vdb | cut -c1-64)"
-echo "io: ends"
-sync
-poweroff
-sleep 100
 S
+    verify_end vdb
+    guest_ends
+} >/tmp/autorun
 guest_disk $Z/root.img /tmp/autorun
 truncate -s 4K $Z/vdc.img
 zone_file guest1 2 256M root.img

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Root restarts, panics, and restarts once more, each time with a zone at work (torture d7): the machine is reset, and the zone
-# ends as by a power cut. What its guest had flushed is there, the images' file systems are clean once their journals are
-# replayed, and root starts the zone again from its disk.
+# Root restarts, panics, and restarts once more, each time with a zone at work (torture d7): the machine is
+# reset, and the zone ends as by a power cut. What its guest had flushed is there, the images' file systems
+# are clean once their journals are replayed, and root starts the zone again from its disk.
 #@ needs: el2
 #@ tier: all
 #@ boot: own

@@ -1,5 +1,6 @@
 //! The virtio-mmio transport: statement by statement (`checklist`, `hostile`), against an independent
 //! reference model (`model`, `random`). `bench` plays driver and daemon.
+#![cfg(test)]
 
 mod bench;
 mod checklist;

@@ -85,7 +85,10 @@ pub fn init(tree: &DeviceTree, machine: &Machine, firmware_dtb: Pa) -> Result<En
         .check_modules(&[("EL2", el2), ("the firmware's device tree", firmware)])
         .map_err(|error| format!("{error}"))?;
     let placed = modules::place(machine, firmware_dtb)?;
-    let hidden = [el2];
+    // Where RAM begins at address 0, its first block would have an address that Linux takes for none
+    // (/proc/self/pagemap), and be a null pointer here.
+    let null = Region::new(Pa(0), BLOCK_SIZE).ok_or("the first block is empty")?;
+    let hidden = [el2, null];
     let config = DtbConfig {
         hidden: &hidden,
         bootargs: &placed.bootargs,

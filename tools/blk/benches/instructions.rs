@@ -3,6 +3,7 @@
 //! not depend on what else the machine does.
 //!
 //! `instructions run KIND DEPTH ROUNDS` is one such run, for `perf stat` too.
+#![allow(clippy::panic, reason = "what fails is not measured")]
 
 mod support;
 

@@ -57,20 +57,6 @@
 //! [`control`], [`throttle`] what may be changed at run time · [`device`] features and configuration space ·
 //! [`reactor`] the thread · [`stats`], [`histogram`] counters and latencies · [`clock`] time
 
-// Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable,
-        clippy::todo,
-        clippy::indexing_slicing,
-        clippy::string_slice
-    )
-)]
-
 pub mod affinity;
 pub mod buffers;
 pub mod chain;

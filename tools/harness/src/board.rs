@@ -3,25 +3,18 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-/// How a board is started.
+/// The board that is used when none is named: a link in `platform/`.
+const DEFAULT: &str = "default";
+
+/// A board as data.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Board {
-    /// QEMU's `-M`.
-    pub machine: String,
-    /// What is added to `machine` for a start in EL2.
-    pub el2: String,
-    /// QEMU's `-cpu`.
-    pub cpu: String,
-    /// QEMU's `-smp`.
-    pub smp: u32,
-    /// QEMU's `-m`.
-    pub mem: String,
-    /// QEMU's program.
-    pub program: String,
+    /// How QEMU is started.
+    pub qemu: Qemu,
     /// Physical addresses.
     pub load: Load,
     /// Command lines.
@@ -33,11 +26,47 @@ pub struct Board {
     pub dir: PathBuf,
 }
 
+/// How QEMU is started as this board.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Qemu {
+    /// The program.
+    pub program: String,
+    /// `-M`.
+    pub machine: String,
+    /// More properties of `machine`, for a start at EL2; empty where the machine always has EL2.
+    pub el2: String,
+    /// `-cpu`.
+    pub cpu: String,
+    /// `-smp`.
+    pub smp: u32,
+    /// `-m`.
+    pub mem: String,
+    /// The device model of a disk (`-device`).
+    pub disk: String,
+    /// How root's kernel and initramfs become boot modules.
+    pub modules: Modules,
+    /// Nodes that are taken out of the machine's device tree, with `modules = "device-tree"`.
+    #[serde(default)]
+    pub drop_nodes: Vec<String>,
+}
+
+/// How root's kernel and initramfs get into RAM and into the device tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Modules {
+    /// QEMU's `guest-loader` does both.
+    GuestLoader,
+    /// For machines that place their device tree before `guest-loader` adds to it: `loader` fills RAM, and
+    /// the machine's own tree, dumped and completed, is passed by `-dtb`.
+    DeviceTree,
+}
+
 /// Physical addresses of what is loaded.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Load {
-    /// Where QEMU puts the hypervisor's image.
+    /// The hypervisor binary: its symbols are at offsets from here.
     pub hypervisor: u64,
     /// Root's kernel.
     pub kernel: u64,
@@ -51,7 +80,7 @@ pub struct Load {
 pub struct Bootargs {
     /// The hypervisor's.
     pub hypervisor: String,
-    /// Root's kernel's.
+    /// That of root's kernel.
     pub root: String,
 }
 
@@ -64,20 +93,25 @@ pub struct Memory {
 }
 
 impl Board {
-    /// Reads the description of the board `name`.
+    /// Reads the description of the board `name`, a folder below `platform/`, or of the default one.
     ///
     /// # Errors
-    /// The file is missing or wrong.
-    pub fn read(project: &Path, name: &str) -> Result<Self> {
-        let dir = project.join("platform").join(name);
+    /// There is no such board, or its description is wrong.
+    pub fn read(project: &Path, name: Option<&str>) -> Result<Self> {
+        let name = name.unwrap_or(DEFAULT);
+        let platform = project.join("platform");
+        let dir = platform.join(name);
         let path = dir.join("board.toml");
+        if name.contains('/') || !path.is_file() {
+            bail!("BOARD={name}: expected one of {}", names(&platform)?.join(", "));
+        }
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut board: Self = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
         board.dir = dir;
         Ok(board)
     }
 
-    /// The zone files of the board, in name order.
+    /// Returns the board's zone files in name order.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -94,30 +128,63 @@ impl Board {
     }
 }
 
+/// Returns the names of all boards, in order.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn names(platform: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = fs::read_dir(platform)
+        .with_context(|| format!("cannot read {}", platform.display()))?
+        .flatten()
+        .filter(|entry| entry.path().join("board.toml").is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name != DEFAULT)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::{Board, names};
 
     fn project() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
     }
 
     #[test]
-    fn the_shipped_board_is_valid() {
-        let board = Board::read(&project(), "qemu-virt").unwrap();
-        assert_eq!(
-            board.load.kernel % (2 << 20),
-            0,
-            "a kernel Image must lie on a 2 MiB boundary"
-        );
-        assert!(board.load.hypervisor < board.load.kernel && board.load.kernel < board.load.initramfs);
-        assert!(
-            board
-                .zone_files()
-                .unwrap()
-                .iter()
-                .any(|f| f.ends_with("linux.toml"))
-        );
+    fn the_shipped_boards_are_valid() {
+        let boards = names(&project().join("platform")).unwrap();
+        assert!(boards.len() > 1, "{boards:?}");
+        for name in boards.iter().map(|name| Some(name.as_str())).chain([None]) {
+            let board = Board::read(&project(), name).unwrap();
+            assert_eq!(
+                board.load.kernel % (2 << 20),
+                0,
+                "{name:?}: a kernel Image must lie on a 2 MiB boundary"
+            );
+            assert!(board.load.hypervisor < board.load.kernel && board.load.kernel < board.load.initramfs);
+            assert!(
+                board
+                    .zone_files()
+                    .unwrap()
+                    .iter()
+                    .any(|f| f.ends_with("linux.toml"))
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_board_is_answered_with_the_known_ones() {
+        for name in ["vax", "../platform/default", ""] {
+            let error = format!("{:#}", Board::read(&project(), Some(name)).unwrap_err());
+            let known = names(&project().join("platform")).unwrap();
+            assert!(error.contains(&format!("BOARD={name}:")), "{error}");
+            assert!(known.iter().all(|board| error.contains(board)), "{error}");
+        }
     }
 
     #[test]
@@ -125,9 +192,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let board = dir.path().join("platform/x");
         fs::create_dir_all(&board).unwrap();
-        let text = fs::read_to_string(project().join("platform/qemu-virt/board.toml")).unwrap();
+        let shipped = Board::read(&project(), None).unwrap().dir.join("board.toml");
+        let text = fs::read_to_string(shipped).unwrap();
         fs::write(board.join("board.toml"), format!("colour = \"red\"\n{text}")).unwrap();
-        let error = format!("{:#}", Board::read(dir.path(), "x").unwrap_err());
+        let error = format!("{:#}", Board::read(dir.path(), Some("x")).unwrap_err());
         assert!(
             error.contains("colour") && error.contains("board.toml"),
             "{error}"

@@ -1,6 +1,7 @@
 //! The output of a machine's console: lines for people, and the marks of root's scripts for us.
 //!
-//! A mark is a line that begins with the run's random number ([`Nonce`]); `tools/image/files/root/exec` prints them.
+//! A mark is a line that begins with the run's random number ([`Nonce`]); `tools/image/files/root/exec`
+//! prints them.
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
@@ -10,10 +11,11 @@ use std::time::{Duration, Instant};
 
 /// What panics of root's kernel begin with.
 const KERNEL_PANIC: &str = "Kernel panic - not syncing";
-/// What panics of the hypervisor contain (`src/el2/panic.rs`). A guest that prints it ends a test run, nothing more.
+/// What panics of the hypervisor contain (`src/el2/panic.rs`). A guest that prints it ends a test run,
+/// nothing more.
 const EL2_PANIC: &str = "EL2 PANIC:";
 
-/// The longest wait for bytes, so that the caller can look at other things in between.
+/// The longest wait for bytes, so that the caller can do other things in between.
 const WAIT: Duration = Duration::from_millis(100);
 
 /// A number that no program in the machine prints by chance.
@@ -29,7 +31,7 @@ impl Default for Nonce {
 }
 
 impl Nonce {
-    /// As the machine is told it.
+    /// Returns the number as the machine gets it.
     pub fn text(&self) -> &str {
         &self.0
     }
@@ -61,7 +63,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Lines of a machine that was given `nonce`.
+    /// Begins with the console of a machine that has `nonce`.
     pub fn new(nonce: Nonce) -> Self {
         Self {
             nonce,
@@ -82,7 +84,7 @@ impl Lines {
         lines
     }
 
-    /// What is left when the stream ends.
+    /// Returns what is left when the stream ends.
     pub fn finish(&mut self) -> Option<Line> {
         let raw = std::mem::take(&mut self.pending);
         (!raw.is_empty()).then(|| self.classify(String::from_utf8_lossy(&raw).trim_end_matches('\r')))
@@ -181,7 +183,7 @@ impl<W: Write> Printer<W> {
     /// Prints `line`. Marks are preceded by an empty line of their own, so empty lines are held back by one.
     ///
     /// # Errors
-    /// Whoever read our output is gone.
+    /// The output has no reader any more.
     pub fn line(&mut self, line: &Line) -> std::io::Result<()> {
         match line {
             Line::Text(text) | Line::Panic(text) => {
@@ -207,7 +209,7 @@ impl<W: Write> Printer<W> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{EL2_PANIC, KERNEL_PANIC, Line, Lines, Nonce, Printer};
 
     fn lines() -> (Lines, String) {
         let nonce = Nonce::default();

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::board::Board;
 use crate::console::{Chunk, Line, Lines, Printer, Reader};
-use crate::machine::{Machine, Mode, Project};
+use crate::machine::{Machine, Mode};
 use crate::options::MachineOptions;
+use crate::project::Project;
 pub use crate::stop::Stop;
 use crate::symbols;
 
@@ -32,7 +32,7 @@ pub fn exec(
     limit: Duration,
 ) -> Result<Stop> {
     let script = fs::read(script).with_context(|| format!("SCRIPT={}: cannot be read", script.display()))?;
-    let board = Board::read(&project.dir, "qemu-virt")?;
+    let board = options.board(&project.dir)?;
     let machine = Machine::prepare(project, &board, options, &Mode::Exec { script, files })?;
     let mut printer = Printer::new(std::io::stdout());
     let mut panic = String::new();
@@ -60,7 +60,7 @@ pub fn exec(
     Ok(stop)
 }
 
-/// What whoever looks at the lines wants next.
+/// What the reader of the lines wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// Go on.
@@ -71,8 +71,8 @@ pub enum Next {
     Stop,
 }
 
-/// Starts `machine` and hands every line to `seen` with the console's input, until the machine stops, the time is up or
-/// `seen` says so.
+/// Starts `machine` and hands every line to `seen` with the console's input, until the machine stops, the
+/// time is up or `seen` says so.
 ///
 /// # Errors
 /// QEMU cannot be started.
@@ -108,7 +108,7 @@ pub fn watch(
                     deadline = Instant::now() + time;
                 }
                 Next::Within(_) => {}
-                Next::Stop => return Ok(Stop::Ended("nobody reads the console any more".into())),
+                Next::Stop => return Ok(Stop::Ended("the console has no reader any more".into())),
             }
             let (why, grace) = match line {
                 Line::Status(status) => (Stop::Script(status), POWER_OFF),

@@ -7,16 +7,17 @@ use anyhow::{Context, Result};
 
 use crate::board::Board;
 use crate::interactive::Terminal;
-use crate::machine::{Machine, Mode, Project};
+use crate::machine::{Machine, Mode};
 use crate::options::MachineOptions;
+use crate::project::Project;
 
-/// Starts machine and debugger. With `batch`, gdb runs that file of commands, and root boots as for `make run`, its
-/// console in a file; otherwise gdb has the terminal. Returns gdb's exit status.
+/// Starts machine and debugger. With `batch`, gdb runs that file of commands, and root boots as for `make
+/// run`, its console in a file; otherwise gdb has the terminal. Returns gdb's exit status.
 ///
 /// # Errors
 /// The machine cannot be prepared, or QEMU or gdb cannot be started.
 pub fn debug(project: &Project, options: &MachineOptions, batch: Option<&Path>) -> Result<u8> {
-    let board = Board::read(&project.dir, "qemu-virt")?;
+    let board = options.board(&project.dir)?;
     let mode = Mode::Run {
         zone: Some("linux.toml".into()),
     };
@@ -68,7 +69,8 @@ fn gdb(project: &Project, board: &Board, socket: &Path, batch: Option<&Path>) ->
         "set confirm off".to_owned(),
         "set pagination off".to_owned(),
         "set architecture aarch64".to_owned(),
-        // A busy host answers late; after two seconds, the default, answers and questions would not match any more.
+        // A busy host answers late; after two seconds, the default, answers and questions would not match any
+        // more.
         "set remotetimeout 120".to_owned(),
         format!(
             "add-symbol-file {} -o {:#x}",

@@ -6,16 +6,17 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use image::cmd;
 
-use crate::board::Board;
-use crate::machine::{Machine, Mode, Project};
+use crate::machine::{Machine, Mode};
 use crate::options::MachineOptions;
+use crate::project::Project;
 
-/// Boots the machine, starts the zone of `zone` and leaves the user on root's shell. Returns QEMU's exit status.
+/// Boots the machine, starts the zone of `zone` and leaves the user on root's shell. Returns QEMU's exit
+/// status.
 ///
 /// # Errors
 /// The machine cannot be prepared or started, or QEMU reported an error.
 pub fn run(project: &Project, options: &MachineOptions, zone: Option<String>) -> Result<()> {
-    let board = Board::read(&project.dir, "qemu-virt")?;
+    let board = options.board(&project.dir)?;
     let machine = Machine::prepare(project, &board, options, &Mode::Run { zone })?;
     cmd::step("booting; Ctrl-A X ends QEMU at any time");
     let mut command = machine.command(&["-nographic"]);
@@ -26,7 +27,8 @@ pub fn run(project: &Project, options: &MachineOptions, zone: Option<String>) ->
     let mut child = command
         .spawn()
         .with_context(|| format!("cannot start {}", machine.program()))?;
-    // Without a terminal, input is what is piped in. The pipe stays open after its end: QEMU's console goes on.
+    // Without a terminal, input is what is piped in. The pipe stays open after its end: QEMU's console goes
+    // on.
     if let Some(mut pipe) = child.stdin.take() {
         std::thread::spawn(move || {
             let _ = std::io::copy(&mut std::io::stdin(), &mut pipe);
@@ -45,7 +47,7 @@ pub fn run(project: &Project, options: &MachineOptions, zone: Option<String>) ->
 pub struct Terminal(Option<String>);
 
 impl Terminal {
-    /// Notes the settings, if there is a terminal.
+    /// Saves the settings, if there is a terminal.
     pub fn save() -> Self {
         Self(stty(&["-g"]))
     }

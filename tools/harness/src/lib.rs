@@ -1,10 +1,13 @@
-//! Boots ringvisor machines in QEMU: interactive ([`interactive`]), scripted ([`exec`]), under a debugger ([`gdb`]), and
-//! for the system tests ([`system`]); runs all stages of `make test` ([`suite`]); measures ([`bench`]).
+//! Boots ringvisor machines in QEMU: interactive ([`interactive`]), scripted ([`exec`]), under a debugger
+//! ([`gdb`]), and for the system tests ([`system`]); runs all stages of `make test` ([`suite`]); measures
+//! ([`mod@bench`]).
 //!
 //! - [`board`]: `platform/<board>/board.toml`, the data a machine is started from.
 //! - [`options`]: what the user may choose, from options or from the Makefile's variables.
-//! - [`machine`]: puts both together into a QEMU command line and a directory with the run's files.
+//! - [`project`]: where the sources and what is built of them are.
+//! - [`machine`], [`modules`]: a QEMU command line from all three, and a directory with the run's files.
 //! - [`console`]: the machine's output, line by line, with the marks that root's scripts put into it.
+//! - [`rundir`]: the directory with a run's files; [`shard`]: the part of a run that `SHARD` names.
 //! - [`symbols`]: functions and lines for the hypervisor's backtraces.
 //! - [`stop`]: why a machine stopped, and the exit status that means.
 
@@ -15,8 +18,11 @@ pub mod exec;
 pub mod gdb;
 pub mod interactive;
 pub mod machine;
+pub mod modules;
 pub mod options;
+pub mod project;
 pub mod rundir;
+pub mod shard;
 pub mod stop;
 pub mod suite;
 pub mod symbols;

@@ -8,9 +8,11 @@ use anyhow::{Context, Result, bail};
 use image::initramfs::Overlay;
 use image::{Cache, Flavour, RootFiles, cmd, ext4};
 
-use crate::board::Board;
+use crate::board::{Board, Qemu};
 use crate::console::Nonce;
+use crate::modules::{self, Boot, value};
 use crate::options::{Hypervisor, MachineOptions, RootKernel, given};
+use crate::project::Project;
 use crate::rundir::RunDir;
 
 /// What root's console does once the system is up.
@@ -28,69 +30,6 @@ pub enum Mode {
         /// Name of the zone file, or none for a plain shell.
         zone: Option<String>,
     },
-}
-
-/// The project as built on this host.
-#[derive(Debug, Clone)]
-pub struct Project {
-    /// Its top directory.
-    pub dir: PathBuf,
-}
-
-impl Project {
-    /// The project that this program was built from.
-    ///
-    /// # Errors
-    /// It is not there any more.
-    pub fn find() -> Result<Self> {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let dir = dir
-            .canonicalize()
-            .with_context(|| format!("the project is not at {} any more", dir.display()))?;
-        Ok(Self { dir })
-    }
-
-    /// Cargo's directory.
-    pub fn target(&self) -> PathBuf {
-        match std::env::var_os("CARGO_TARGET_DIR") {
-            Some(dir) if !dir.is_empty() => self.dir.join(dir),
-            _ => self.dir.join("target"),
-        }
-    }
-
-    /// The hypervisor's flat image.
-    pub fn hypervisor(&self) -> PathBuf {
-        self.dir.join("build/ringvisor.bin")
-    }
-
-    /// The hypervisor with its symbols.
-    pub fn hypervisor_elf(&self) -> PathBuf {
-        self.target()
-            .join("aarch64-unknown-none-softfloat/release/ringvisor")
-    }
-
-    /// Programs for root's path, as far as they are built.
-    fn root_programs(&self) -> Vec<PathBuf> {
-        let dir = self.target().join("aarch64-unknown-linux-musl/daemon");
-        ["ringd", "ringctl"]
-            .iter()
-            .map(|name| dir.join(name))
-            .filter(|p| p.is_file())
-            .collect()
-    }
-
-    /// This program, for scripts that call it. Not the file that runs: a build in the meantime replaces that one.
-    pub fn harness(&self) -> PathBuf {
-        self.target().join("debug/harness")
-    }
-
-    /// Files for `/srv/zones` besides the zone files, as far as they are built.
-    fn zone_payloads(&self) -> Vec<PathBuf> {
-        [self.dir.join("build/guest-test.bin")]
-            .into_iter()
-            .filter(|p| p.is_file())
-            .collect()
-    }
 }
 
 /// A machine that is ready to start.
@@ -112,7 +51,7 @@ impl Machine {
     pub fn prepare(project: &Project, board: &Board, options: &MachineOptions, mode: &Mode) -> Result<Self> {
         let hypervisor = match options.hypervisor()? {
             Hypervisor::Built => Some(project.hypervisor()),
-            Hypervisor::Image(path) => Some(path),
+            Hypervisor::Binary(path) => Some(path),
             Hypervisor::None => None,
         };
         if let Some(path) = hypervisor.as_ref().filter(|p| !p.is_file()) {
@@ -131,26 +70,20 @@ impl Machine {
         data.extend(overlay(project, board, mode, &nonce)?);
         fs::write(&initramfs, data).with_context(|| format!("cannot write {}", initramfs.display()))?;
 
-        let machine = match hypervisor {
-            Some(_) => format!("{},{}", board.machine, board.el2),
-            None if options.nested => format!("{},{}", board.machine, board.el2),
-            None => board.machine.clone(),
+        let el2 = hypervisor.is_some() || options.nested;
+        let mut arguments = base_arguments(&board.qemu, options, el2);
+        let smp = options.smp(board.qemu.smp)?.to_string();
+        arguments.extend(["-smp".into(), smp, "-m".into(), options.mem(&board.qemu.mem)?]);
+        let boot = Boot {
+            hypervisor,
+            hypervisor_bootargs: join(&board.bootargs.hypervisor, given(options.el2_args.as_ref())),
+            kernel: files.kernel,
+            initramfs,
+            bootargs: join(&board.bootargs.root, given(options.bootargs.as_ref())),
         };
-        let smp = options.smp(board.smp)?.to_string();
-        let mut arguments: Vec<String> = ["-no-user-config", "-M", &machine].map(str::to_owned).to_vec();
-        arguments.extend([
-            "-cpu".into(),
-            given(options.cpu.as_ref()).unwrap_or(&board.cpu).to_owned(),
-        ]);
-        arguments.extend(["-smp".into(), smp, "-m".into(), options.mem(&board.mem)?]);
-        arguments.extend(["-nic".into(), "none".into()]);
-        arguments.extend(boot_arguments(
-            board,
-            options,
-            hypervisor.as_deref(),
-            &files,
-            &initramfs,
-        ));
+        let modules = modules::arguments(board, &boot, (&program, &arguments), &dir.file("dtb"))?;
+        arguments.extend(modules);
+        let disk = |id: &str, image: &Path| disk(&board.qemu, id, image);
         arguments.extend(disk("root", &files.disk));
         if let Mode::Exec {
             files: Some(tree), ..
@@ -172,7 +105,8 @@ impl Machine {
         })
     }
 
-    /// A machine of the board's kind that has nothing but what `more` gives it: no root, no hypervisor.
+    /// Prepares a machine of the board's kind that has nothing but what `more` gives it: no root, no
+    /// hypervisor.
     ///
     /// # Errors
     /// An option is wrong, or QEMU cannot be had.
@@ -184,10 +118,7 @@ impl Machine {
         more: Vec<String>,
     ) -> Result<Self> {
         let cache = Cache::open(&project.dir)?;
-        let mut arguments: Vec<String> = ["-no-user-config", "-M", &board.machine, "-nic", "none", "-cpu"]
-            .map(str::to_owned)
-            .to_vec();
-        arguments.push(given(options.cpu.as_ref()).unwrap_or(&board.cpu).to_owned());
+        let mut arguments = base_arguments(&board.qemu, options, false);
         arguments.extend(more);
         arguments.extend(options.qemu_args()?);
         Ok(Self {
@@ -198,8 +129,8 @@ impl Machine {
         })
     }
 
-    /// The command that runs it, with `more` arguments; the caller sets up the streams. QEMU dies with the thread that
-    /// starts it.
+    /// Returns the command that runs it, with `more` arguments; the caller sets up the streams. QEMU dies
+    /// with the thread that starts it.
     pub fn command(&self, more: &[&str]) -> Command {
         let mut command = Command::new("setpriv");
         command
@@ -217,87 +148,58 @@ impl Machine {
     }
 }
 
-/// The QEMU to use.
+/// Returns the QEMU to use.
 fn program(cache: &Cache, board: &Board, options: &MachineOptions) -> Result<String> {
     Ok(match given(options.qemu.as_ref()) {
         Some("10") => image::qemu::obtain(cache)?.display().to_string(),
         Some(program) => program.to_owned(),
-        None => board.program.clone(),
+        None => board.qemu.program.clone(),
     })
 }
 
 fn root_files(cache: &Cache, options: &MachineOptions) -> Result<RootFiles> {
     Ok(match options.root_kernel()? {
         RootKernel::Debian(flavour) => image::machine::root_files(cache, flavour)?,
-        RootKernel::Image(image) => RootFiles {
-            image,
+        RootKernel::File(kernel) => RootFiles {
+            kernel,
             ..image::machine::root_files(cache, Flavour::Cloud)?
         },
     })
 }
 
-/// With the hypervisor, root's kernel and initramfs are boot modules; without, QEMU boots them itself.
-fn boot_arguments(
-    board: &Board,
-    options: &MachineOptions,
-    hypervisor: Option<&Path>,
-    root: &RootFiles,
-    initramfs: &Path,
-) -> Vec<String> {
-    let join = |base: &str, more: Option<&str>| match more {
+/// Returns the arguments that make any machine of the board's kind: its model, properties and CPU.
+fn base_arguments(qemu: &Qemu, options: &MachineOptions, el2: bool) -> Vec<String> {
+    let properties = if el2 && !qemu.el2.is_empty() {
+        format!("{},{}", qemu.machine, qemu.el2)
+    } else {
+        qemu.machine.clone()
+    };
+    let cpu = given(options.cpu.as_ref()).unwrap_or(&qemu.cpu);
+    ["-no-user-config", "-nic", "none", "-M", &properties, "-cpu", cpu]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+fn join(base: &str, more: Option<&str>) -> String {
+    match more {
         Some(more) => format!("{base} {more}"),
         None => base.to_owned(),
-    };
-    let bootargs = join(&board.bootargs.root, given(options.bootargs.as_ref()));
-    let path = |p: &Path| p.display().to_string();
-    match hypervisor {
-        None => vec![
-            "-kernel".into(),
-            path(&root.image),
-            "-initrd".into(),
-            path(initramfs),
-            "-append".into(),
-            bootargs,
-        ],
-        Some(hypervisor) => vec![
-            "-kernel".into(),
-            path(hypervisor),
-            "-append".into(),
-            join(&board.bootargs.hypervisor, given(options.el2_args.as_ref())),
-            "-device".into(),
-            format!(
-                "guest-loader,addr={:#x},kernel={},bootargs={}",
-                board.load.kernel,
-                value(&path(&root.image)),
-                value(&bootargs)
-            ),
-            "-device".into(),
-            format!(
-                "guest-loader,addr={:#x},initrd={}",
-                board.load.initramfs,
-                value(&path(initramfs))
-            ),
-        ],
     }
 }
 
-/// A virtio-mmio disk. What is written goes to a temporary file, so any number of machines can share the image.
-fn disk(id: &str, image: &Path) -> [String; 4] {
+/// Returns the arguments for a disk. What is written goes to a temporary file, so any number of machines can
+/// share the disk image.
+fn disk(qemu: &Qemu, id: &str, image: &Path) -> [String; 4] {
     let image = value(&image.display().to_string());
     [
         "-drive".into(),
         format!("if=none,id={id},format=raw,snapshot=on,discard=unmap,file={image}"),
         "-device".into(),
-        format!("virtio-blk-device,drive={id}"),
+        format!("{},drive={id}", qemu.disk),
     ]
 }
 
-/// A value inside one of QEMU's comma-separated options.
-pub(crate) fn value(text: &str) -> String {
-    text.replace(',', ",,")
-}
-
-/// An ext4 image of the user's files with 4 GiB to spare.
+/// Makes an ext4 image of the user's files with 4 GiB to spare.
 fn files_disk(tree: &Path, image: &Path) -> Result<()> {
     if !tree.is_dir() {
         bail!("FILES={}: not a directory", tree.display());
@@ -305,7 +207,11 @@ fn files_disk(tree: &Path, image: &Path) -> Result<()> {
     let size = ext4::usage(tree)?
         .saturating_add(4 << 30)
         .next_multiple_of(1 << 20);
-    ext4::make(tree, image, size, "ringvisor-files").with_context(|| format!("FILES={}", tree.display()))
+    ext4::make(tree, image, size, "ringvisor-files").with_context(|| format!("FILES={}", tree.display()))?;
+    if tree.join("lost+found").exists() {
+        return Ok(());
+    }
+    ext4::remove_lost_and_found(image)
 }
 
 fn overlay(project: &Project, board: &Board, mode: &Mode, nonce: &Nonce) -> Result<Vec<u8>> {
@@ -333,7 +239,7 @@ fn overlay(project: &Project, board: &Board, mode: &Mode, nonce: &Nonce) -> Resu
     Ok(overlay.finish())
 }
 
-/// `text` if it can stand in a shell script without quotes.
+/// Returns `text` if it can stand in a shell script without quotes.
 fn plain_word(text: &str) -> Option<&str> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.+".contains(&b);
     (!text.is_empty() && text.bytes().all(plain)).then_some(text)
@@ -350,12 +256,16 @@ fn terminal_size() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
+    use super::{disk, files_disk, plain_word};
+    use crate::board::Board;
 
     #[test]
     fn commas_in_names_are_doubled() {
-        assert_eq!(value("a,b c"), "a,,b c");
-        assert!(disk("root", Path::new("/x,y"))[1].ends_with("file=/x,,y"));
+        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let qemu = Board::read(&project, None).unwrap().qemu;
+        assert!(disk(&qemu, "root", Path::new("/x,y"))[1].ends_with("file=/x,,y"));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
-use harness::machine::Project;
 use harness::options::{MachineOptions, given};
+use harness::project::Project;
 use harness::{bench, exec, gdb, interactive, suite, symbols, system};
 
 /// Boots ringvisor machines in QEMU.

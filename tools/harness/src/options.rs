@@ -1,15 +1,20 @@
-//! What the user may choose about a machine. Every option is also a variable of the Makefile, of the same name in
-//! capitals; an empty variable counts as none.
+//! What the user may choose about a machine. Every option is also a variable of the Makefile, of the same
+//! name in capitals; an empty variable counts as none.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use image::Flavour;
 
+use crate::board::Board;
+
 /// The machine to boot.
 #[derive(Debug, Clone, Default, Args)]
 pub struct MachineOptions {
+    /// The board: a folder below `platform/`.
+    #[arg(long, env = "BOARD")]
+    pub board: Option<String>,
     /// The QEMU program, or `10` for QEMU 10 from Debian's backports, kept in the cache.
     #[arg(long, env = "QEMU")]
     pub qemu: Option<String>,
@@ -31,16 +36,17 @@ pub struct MachineOptions {
     /// More words for root's kernel command line; with `bench` for every guest's, too.
     #[arg(long, env = "BOOTARGS", allow_hyphen_values = true)]
     pub bootargs: Option<String>,
-    /// The hypervisor's image, or `none` to boot root's Linux directly on QEMU.
+    /// The hypervisor binary, or `none` to boot root's Linux directly on QEMU.
     #[arg(long, env = "HYPERVISOR")]
     pub hypervisor: Option<String>,
     /// Words for the hypervisor's command line, such as `loglevel=debug`.
     #[arg(long, env = "EL2_ARGS", allow_hyphen_values = true)]
     pub el2_args: Option<String>,
-    /// Starts root's Linux in EL2 though there is no hypervisor, so that it can use KVM. For the harness itself.
+    /// Starts root's Linux in EL2 though there is no hypervisor, so that it can use KVM. For the harness
+    /// itself.
     #[arg(skip)]
     pub nested: bool,
-    /// More disks: an id and an image each. For the harness itself.
+    /// More disks: an id and a disk image each. For the harness itself.
     #[arg(skip)]
     pub disks: Vec<(String, PathBuf)>,
 }
@@ -50,8 +56,8 @@ pub struct MachineOptions {
 pub enum RootKernel {
     /// One of Debian's, with its modules.
     Debian(Flavour),
-    /// Any Image, with the modules of Debian's cloud kernel, if they fit.
-    Image(PathBuf),
+    /// Any arm64 Image file, with the modules of Debian's cloud kernel, if they fit.
+    File(PathBuf),
 }
 
 /// The hypervisor.
@@ -59,19 +65,27 @@ pub enum RootKernel {
 pub enum Hypervisor {
     /// The one that was built.
     Built,
-    /// Another image.
-    Image(PathBuf),
+    /// Another binary.
+    Binary(PathBuf),
     /// None: root's Linux runs directly on QEMU, the baseline for comparisons.
     None,
 }
 
-/// `None` for an empty variable.
+/// Returns `None` for an empty variable.
 pub fn given(value: Option<&String>) -> Option<&str> {
     value.map(String::as_str).map(str::trim).filter(|v| !v.is_empty())
 }
 
 impl MachineOptions {
-    /// The number of CPUs, or `default`.
+    /// Reads the board's description.
+    ///
+    /// # Errors
+    /// There is no such board, or its description is wrong.
+    pub fn board(&self, project: &Path) -> Result<Board> {
+        Board::read(project, given(self.board.as_ref()))
+    }
+
+    /// Returns the number of CPUs, or `default`.
     ///
     /// # Errors
     /// It is not a number from 1 to 512.
@@ -85,7 +99,7 @@ impl MachineOptions {
         }
     }
 
-    /// The memory as QEMU takes it, or `default`.
+    /// Returns the memory as QEMU takes it, or `default`.
     ///
     /// # Errors
     /// It is not a size.
@@ -113,7 +127,7 @@ impl MachineOptions {
         if !path.is_file() {
             bail!("ROOT_KERNEL={text}: expected cloud, generic, or the path of an arm64 Image");
         }
-        Ok(RootKernel::Image(path))
+        Ok(RootKernel::File(path))
     }
 
     /// The hypervisor.
@@ -124,8 +138,8 @@ impl MachineOptions {
         match given(self.hypervisor.as_ref()) {
             None => Ok(Hypervisor::Built),
             Some("none") => Ok(Hypervisor::None),
-            Some(path) if PathBuf::from(path).is_file() => Ok(Hypervisor::Image(path.into())),
-            Some(path) => bail!("HYPERVISOR={path}: expected none or the path of an image"),
+            Some(path) if PathBuf::from(path).is_file() => Ok(Hypervisor::Binary(path.into())),
+            Some(path) => bail!("HYPERVISOR={path}: expected none or the path of a binary"),
         }
     }
 
@@ -143,7 +157,9 @@ impl MachineOptions {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use image::Flavour;
+
+    use super::{Hypervisor, MachineOptions, RootKernel};
 
     fn with(edit: impl FnOnce(&mut MachineOptions)) -> MachineOptions {
         let mut options = MachineOptions::default();

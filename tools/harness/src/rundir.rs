@@ -1,5 +1,5 @@
-//! A directory for the files of one run of a machine, removed at its end. What a killed run left behind is removed by
-//! the next one: each directory holds a file that is locked while its owner lives.
+//! A directory for the files of one run of a machine, removed at its end. What a killed run left behind is
+//! removed by the next one: each directory holds a file that is locked while its owner lives.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -31,18 +31,19 @@ impl RunDir {
         Ok(Self { dir, _lock: lock })
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A file in it.
+    /// Returns the path of a file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 }
 
-/// Removes directories whose owner is gone. A directory that is just being made has no lock file yet and stays.
+/// Removes directories whose owner is gone. A directory that is just being made has no lock file yet and
+/// stays.
 fn sweep(parent: &Path) {
     let Ok(entries) = fs::read_dir(parent) else { return };
     for entry in entries.flatten() {
@@ -58,7 +59,9 @@ fn sweep(parent: &Path) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
+    use super::RunDir;
 
     #[test]
     fn a_dead_run_is_swept_and_a_living_one_is_not() {

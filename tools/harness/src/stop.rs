@@ -21,7 +21,8 @@ pub enum Stop {
 }
 
 impl Stop {
-    /// The status for the shell: the script's own, 124 as `timeout` has it, 121 for a panic, else 125.
+    /// Returns the status for the shell: the script's own, 124 as `timeout` has it, 121 for a panic, else
+    /// 125.
     pub fn code(&self) -> u8 {
         match self {
             Self::Script(status) => *status,
@@ -53,7 +54,9 @@ impl fmt::Display for Stop {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::Stop;
 
     #[test]
     fn no_failure_has_status_zero() {

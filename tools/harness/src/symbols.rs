@@ -1,12 +1,12 @@
-//! Turns the offsets of the hypervisor's backtraces (`src/el2/panic.rs`: lines like `  #3  0x1234`) into functions and
-//! lines, by asking gdb.
+//! Turns the offsets of the hypervisor's backtraces (`src/el2/panic.rs`: lines like `  #3  0x1234`) into
+//! functions and lines, by asking gdb.
 
 use std::path::Path;
 
 use anyhow::Result;
 use image::cmd;
 
-/// The offsets in `text`, in order.
+/// Returns the offsets in `text`, in order.
 pub fn offsets(text: &str) -> Vec<u64> {
     text.lines()
         .filter_map(|line| {
@@ -17,7 +17,7 @@ pub fn offsets(text: &str) -> Vec<u64> {
         .collect()
 }
 
-/// One line for each offset: `#0  0x1234  function  file:line`.
+/// Returns one line for each offset: `#0  0x1234  function  file:line`.
 ///
 /// # Errors
 /// gdb is missing or cannot read `elf`.
@@ -38,7 +38,7 @@ pub fn resolve(elf: &Path, offsets: &[u64]) -> Result<Vec<String>> {
         .collect())
 }
 
-/// `FUNCTION  FILE:LINE` from gdb's answers to `info symbol` and `info line`.
+/// Returns `FUNCTION  FILE:LINE` from gdb's answers to `info symbol` and `info line`.
 fn place(answer: &str) -> String {
     let function = answer.lines().next().unwrap_or_default();
     let function = function.split(" in section").next().unwrap_or_default();
@@ -57,7 +57,7 @@ fn place(answer: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{offsets, place};
 
     #[test]
     fn finds_the_offsets() {

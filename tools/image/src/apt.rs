@@ -1,7 +1,7 @@
 //! A private apt state in the cache directory: own sources, own lists, own architecture.
 //!
-//! The machine's configuration is only read: the mirror is the one it already uses, and its proxy settings apply. What
-//! was resolved once is written down per role ([`Apt::packages`]), so later runs ask no network.
+//! The machine's configuration is only read: the mirror is the one it already uses, and its proxy settings
+//! apply. What was resolved once is written down per role ([`Apt::packages`]), so later runs ask no network.
 
 use std::fs;
 use std::hash::Hash;
@@ -62,7 +62,7 @@ impl Apt {
         Ok(Self { dir, config })
     }
 
-    /// The packages that `request` resolves to and `keep` accepts by name, downloaded.
+    /// Returns the packages that `request` resolves to and `keep` accepts by name, downloaded.
     ///
     /// # Errors
     /// No mirror is known, a package does not exist, or the network fails.
@@ -86,13 +86,13 @@ impl Apt {
             .with_context(|| format!("a download of {role} is incomplete; run again"))
     }
 
-    /// Where the result for `role` is written down.
+    /// Returns where the result for `role` is written down.
     fn record(&self, role: &str, request: Request<'_>) -> PathBuf {
         let key = Key::new(3).with(request);
         self.dir.join("roles").join(key.name(role))
     }
 
-    /// What an earlier run resolved, if every archive is still there.
+    /// Returns what an earlier run resolved, if every archive is still there.
     fn recorded(&self, record: &Path) -> Option<Vec<Deb>> {
         let text = fs::read_to_string(record).ok()?;
         text.lines()
@@ -232,7 +232,7 @@ fn name_and_version(file: &str) -> Option<(String, String)> {
     Some((name, version))
 }
 
-/// The mirror of the Debian archive that this machine uses.
+/// Returns the mirror of the Debian archive that this machine uses.
 fn mirror() -> Result<String> {
     if let Ok(mirror) = std::env::var(MIRROR_VARIABLE) {
         return Ok(mirror);
@@ -250,7 +250,8 @@ fn mirror() -> Result<String> {
     })
 }
 
-/// The first repository in apt's own files that is not for security updates: for machines that never ran an update.
+/// Returns the first repository in apt's own files that is not for security updates: for machines that never
+/// ran an update.
 fn configured_mirror(etc: &Path) -> Option<String> {
     let mut files = vec![etc.join("sources.list")];
     let parts = fs::read_dir(etc.join("sources.list.d")).ok();
@@ -301,7 +302,9 @@ Dir::Cache::archives "{dir}/unused";
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
+    use super::{Found, configured_mirror};
 
     #[test]
     fn reads_print_uris() {

@@ -1,8 +1,8 @@
 //! The cache directory: content-addressed files and directories that appear whole or not at all.
 //!
-//! A thing is built under `tmp/` and renamed to `<name>-<key>` when complete, so an interrupted build leaves nothing
-//! that a later one would trust. One process builds at a time ([`Cache::lock`]); finding what is already there needs no
-//! lock.
+//! A thing is built under `tmp/` and renamed to `<name>-<key>` when complete, so an interrupted build leaves
+//! nothing that a later one would trust. One process builds at a time ([`Cache::lock`]); finding what is
+//! already there needs no lock.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -54,7 +54,7 @@ impl Cache {
         Ok(Self { root })
     }
 
-    /// The directory itself.
+    /// Returns the directory itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -66,7 +66,7 @@ impl Cache {
     pub fn lock(&self) -> Result<Lock> {
         let path = self.root.join("lock");
         let file = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        // Finding things takes a moment, making them takes longer: only then the wait is worth a word.
+        // Finding things takes a moment, making them takes longer: only a long wait is reported.
         for _ in 0..60 {
             if file.try_lock().is_ok() {
                 return self.locked(file);
@@ -86,12 +86,13 @@ impl Cache {
         Ok(Lock { _file: file })
     }
 
-    /// Where the thing `name` with inputs `key` is or would be.
+    /// Returns where the thing `name` with inputs `key` is or would be.
     pub fn path(&self, name: &str, key: &Key) -> PathBuf {
         self.root.join(key.name(name))
     }
 
-    /// Returns the thing `name` with inputs `key`; `build` makes it at the path given to it when it is not there.
+    /// Returns the thing `name` with inputs `key`; `build` makes it at the path given to it when it is not
+    /// there.
     ///
     /// # Errors
     /// Those of `build`, and failures of the file system.
@@ -114,7 +115,8 @@ impl Cache {
         Ok(path)
     }
 
-    /// Drops old versions of `name` other than `current`. Failure costs disk space only, so it is not reported.
+    /// Drops old versions of `name` other than `current`. Failure costs disk space only, so it is not
+    /// reported.
     fn prune(&self, name: &str, current: &Path) {
         let Ok(entries) = fs::read_dir(&self.root) else {
             return;
@@ -146,7 +148,8 @@ fn remove(path: &Path) -> Result<()> {
     result.with_context(|| format!("cannot remove {}", path.display()))
 }
 
-/// A hash of all inputs of a thing. A new Rust release may change the function: then everything is made anew once.
+/// A hash of all inputs of a thing. A new Rust release may change the function: then everything is made anew
+/// once.
 #[derive(Debug, Default, Clone)]
 pub struct Key(DefaultHasher);
 
@@ -183,7 +186,7 @@ impl Key {
         Ok(self.with(path).with(meta.len()).with(meta.modified()?))
     }
 
-    /// The file name of the thing `name` with these inputs.
+    /// Returns the file name of the thing `name` with these inputs.
     pub fn name(&self, name: &str) -> String {
         format!("{name}-{:016x}", self.0.finish())
     }
@@ -191,7 +194,9 @@ impl Key {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
+    use super::{Cache, Key};
 
     #[test]
     fn publishes_once_and_again_for_a_new_key() {

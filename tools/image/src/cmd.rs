@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// A command that reads nothing and whose messages are in English, so that they can be parsed.
+/// Returns a command that reads nothing and whose messages are in English, so that they can be parsed.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command
@@ -16,7 +16,7 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// The command as a person would type it, for messages.
+/// Returns the command as a person would type it, for messages.
 pub fn shown(command: &Command) -> String {
     let mut line = command.get_program().to_string_lossy().into_owned();
     for arg in command.get_args() {
@@ -45,7 +45,8 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command` and returns its standard output; what it writes to standard error becomes part of the error.
+/// Runs `command` and returns its standard output; what it writes to standard error becomes part of the
+/// error.
 ///
 /// # Errors
 /// The program is missing or its status is not zero.
@@ -65,7 +66,7 @@ pub fn output(command: &mut Command) -> Result<Vec<u8>> {
     Ok(out.stdout)
 }
 
-/// As [`output`], as text.
+/// Runs `command` as [`output`] does and returns text.
 ///
 /// # Errors
 /// As [`output`], and output that is not UTF-8.
@@ -81,7 +82,7 @@ pub fn step(message: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{command, output, run};
 
     #[test]
     fn failure_names_the_command_and_its_message() {

@@ -1,7 +1,8 @@
-//! Writes initramfs archives: cpio in the "newc" format (Linux, `driver-api/early-userspace/buffer-format.rst`).
+//! Writes initramfs archives: cpio in the "newc" format (Linux,
+//! `driver-api/early-userspace/buffer-format.rst`).
 //!
-//! Owner and group of everything are root and times are zero, so the archive does not depend on who makes it or when.
-//! Archives may be concatenated; a later entry replaces an earlier one of the same name.
+//! Owner and group of everything are root and times are zero, so the archive does not depend on who makes it
+//! or when. Archives may be concatenated; a later entry replaces an earlier one of the same name.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -23,7 +24,7 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// An empty archive.
+    /// Returns an empty archive.
     pub fn new() -> Self {
         Self::default()
     }
@@ -90,7 +91,7 @@ impl Archive {
         Ok(())
     }
 
-    /// The finished archive, padded so that another may follow.
+    /// Returns the finished archive, padded so that another may follow.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry(b"TRAILER!!!", 0, 0, &[]);
         self.data.resize(self.data.len().next_multiple_of(512), 0);
@@ -134,8 +135,12 @@ impl Archive {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use crate::cmd;
+
+    use super::Archive;
 
     #[test]
     fn cpio_reads_what_we_write() {

@@ -1,16 +1,18 @@
 //! Makes ext4 images from directory trees, without root privileges.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use crate::cmd;
 
 /// Makes `image`, a sparse file of `size` bytes, with the contents of `tree` and the volume label `label`.
 ///
-/// Features that the older of our kernels or fsck would not know are not used. The journal is kept: power cuts are
-/// part of what the images are used for.
+/// Features that the older of our kernels or fsck would not know are not used. The journal is kept: power
+/// cuts are part of what the images are used for.
 ///
 /// # Errors
 /// The tree does not fit, or `mke2fs` fails.
@@ -18,11 +20,8 @@ pub fn make(tree: &Path, image: &Path, size: u64, label: &str) -> Result<()> {
     File::create(image)
         .and_then(|f| f.set_len(size))
         .with_context(|| format!("cannot create {}", image.display()))?;
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let mut mke2fs = cmd::command("mke2fs");
-    mke2fs
-        .env("PATH", path)
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", label]);
+    let mut mke2fs = tool("mke2fs");
+    mke2fs.args(["-q", "-F", "-t", "ext4", "-m", "0", "-L", label]);
     mke2fs
         .args([
             "-E",
@@ -34,12 +33,33 @@ pub fn make(tree: &Path, image: &Path, size: u64, label: &str) -> Result<()> {
     cmd::output(&mut mke2fs).map(drop)
 }
 
-/// Bytes that the files below `dir` occupy, counting holes as nothing.
+/// Removes `lost+found`, which `mke2fs` makes in each file system, from `image`.
+///
+/// # Errors
+/// `debugfs` fails, or the directory is still there.
+pub fn remove_lost_and_found(image: &Path) -> Result<()> {
+    cmd::output(tool("debugfs").args(["-w", "-R", "rmdir lost+found"]).arg(image))?;
+    // debugfs ends with 0 whatever came of the request.
+    let left = cmd::text(tool("debugfs").args(["-R", "ls -p"]).arg(image))?;
+    if left.contains("/lost+found/") {
+        bail!("debugfs cannot remove lost+found from {}", image.display());
+    }
+    Ok(())
+}
+
+/// Returns the command of a program of e2fsprogs, which an ordinary user's path may lack.
+fn tool(program: &str) -> Command {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let mut command = cmd::command(program);
+    command.env("PATH", path);
+    command
+}
+
+/// Returns the bytes that the files below `dir` occupy, counting holes as nothing.
 ///
 /// # Errors
 /// Something cannot be read.
 pub fn usage(dir: &Path) -> Result<u64> {
-    use std::os::unix::fs::MetadataExt;
     let mut sum = 0u64;
     for entry in std::fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         let entry = entry?;
@@ -56,7 +76,9 @@ pub fn usage(dir: &Path) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cmd;
+
+    use super::{make, remove_lost_and_found, tool};
 
     #[test]
     fn an_image_holds_the_tree_and_is_clean() {
@@ -66,16 +88,13 @@ mod tests {
         std::fs::write(tree.join("file"), "contents\n").unwrap();
         let image = dir.path().join("image");
         make(&tree, &image, 16 << 20, "label1").unwrap();
-        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-        cmd::output(cmd::command("e2fsck").env("PATH", &path).arg("-fn").arg(&image)).unwrap();
-        let text = cmd::text(
-            cmd::command("debugfs")
-                .env("PATH", &path)
-                .args(["-R", "cat file"])
-                .arg(&image),
-        )
-        .unwrap();
+        cmd::output(tool("e2fsck").arg("-fn").arg(&image)).unwrap();
+        let text = cmd::text(tool("debugfs").args(["-R", "cat file"]).arg(&image)).unwrap();
         assert_eq!(text, "contents\n");
+        let names = || cmd::text(tool("debugfs").args(["-R", "ls -p"]).arg(&image)).unwrap();
+        assert!(names().contains("/lost+found/"));
+        remove_lost_and_found(&image).unwrap();
+        assert!(!names().contains("/lost+found/") && names().contains("/file/"));
     }
 
     #[test]

@@ -8,14 +8,14 @@ use anyhow::{Context, Result};
 use crate::cache::{Cache, Key, Lock};
 use crate::cmd;
 use crate::cpio::Archive;
-use crate::kernel::Kernel;
-use crate::machine::Flavour;
+use crate::kernel::{Flavour, Kernel};
 use crate::userland::Userland;
 
 const ROOT_INIT: &str = include_str!("../files/root/init");
 const GUEST_INIT: &str = include_str!("../files/guest/init");
 
-/// Root's initramfs, without what one run adds to it ([`overlay`]). Not compressed: it is read from the host's memory.
+/// Returns root's initramfs, without what one run adds to it ([`Overlay`]). Not compressed: it is read from
+/// the host's memory.
 ///
 /// # Errors
 /// A part is missing, or the cache cannot be written.
@@ -28,7 +28,7 @@ pub fn root(
 ) -> Result<PathBuf> {
     let key = Key::new(1)
         .with(ROOT_INIT)
-        .with(kernel.image())
+        .with(kernel.file())
         .with(&userland.dir);
     cache.publish(lock, &format!("root-initramfs-{flavour}"), &key, |path| {
         let data = base(ROOT_INIT, &userland.busybox(), &kernel.root_modules())?;
@@ -36,7 +36,7 @@ pub fn root(
     })
 }
 
-/// The guests' initramfs, gzip-compressed as they usually are.
+/// Returns the guests' initramfs, gzip-compressed as they usually are.
 ///
 /// # Errors
 /// A part is missing, or the cache cannot be written.
@@ -49,7 +49,7 @@ pub fn guest(
 ) -> Result<PathBuf> {
     let key = Key::new(1)
         .with(GUEST_INIT)
-        .with(kernel.image())
+        .with(kernel.file())
         .with(&userland.dir);
     cache.publish(lock, &format!("guest-initramfs-{flavour}"), &key, |path| {
         let data = base(GUEST_INIT, &userland.busybox(), &kernel.guest_modules())?;
@@ -94,7 +94,7 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// The scripts, with the settings `conf` (shell assignments).
+    /// Begins the archive with the scripts and the settings `conf` (shell assignments).
     ///
     /// # Errors
     /// None in practice: the files are small.
@@ -144,7 +144,7 @@ impl Overlay {
         self.archive.file("overlay/script", 0o755, contents)
     }
 
-    /// The finished archive.
+    /// Returns the finished archive.
     pub fn finish(self) -> Vec<u8> {
         self.archive.finish()
     }

@@ -1,5 +1,6 @@
 //! From a Debian kernel package to a raw arm64 `Image` and a small tree of modules.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -8,11 +9,11 @@ use anyhow::{Context, Result};
 use crate::apt::{self, Apt, Request};
 use crate::cache::{Cache, Key, Lock};
 use crate::cmd;
-use crate::machine::Flavour;
 use crate::modules::{self, Modules};
 use crate::zimg;
 
-/// What root needs for the machine's devices, for the control device and for tests. `?`: only where it exists.
+/// What root needs for the machine's devices, for the control device and for tests. `?`: only where it
+/// exists.
 const ROOT_MODULES: &[&str] = &[
     "uio",
     "uio_pci_generic",
@@ -48,6 +49,39 @@ const ROOT_MODULES: &[&str] = &[
 /// What a guest needs to reach its root file system.
 const GUEST_MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "ext4", "crc32c_generic?", "crc32c?"];
 
+/// Debian's kernels that root and guests can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
+pub enum Flavour {
+    /// `linux-image-cloud-arm64` 6.12 from backports.
+    Cloud,
+    /// `linux-image-arm64` 6.1.
+    Generic,
+}
+
+impl Flavour {
+    /// Returns the name of Debian's package.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::Cloud => "linux-image-cloud-arm64",
+            Self::Generic => "linux-image-arm64",
+        }
+    }
+
+    /// Returns whether the package comes from backports.
+    pub fn backports(self) -> bool {
+        self == Self::Cloud
+    }
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cloud => "cloud",
+            Self::Generic => "generic",
+        })
+    }
+}
+
 /// A kernel in the cache.
 #[derive(Debug, Clone)]
 pub struct Kernel {
@@ -55,7 +89,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel of `flavour`, downloaded and unpacked when it is not in the cache yet.
+    /// Returns the kernel of `flavour`, downloaded and unpacked when it is not in the cache yet.
     ///
     /// # Errors
     /// The package cannot be had or is not what was expected.
@@ -78,23 +112,24 @@ impl Kernel {
         Ok(Self { dir })
     }
 
-    /// The raw arm64 `Image`.
-    pub fn image(&self) -> PathBuf {
+    /// Returns the path of the raw arm64 Image file.
+    pub fn file(&self) -> PathBuf {
         self.dir.join("Image")
     }
 
-    /// A tree with `usr/lib/modules/<version>` for root.
+    /// Returns a tree with `usr/lib/modules/<version>` for root.
     pub fn root_modules(&self) -> PathBuf {
         self.dir.join("root")
     }
 
-    /// A tree with `usr/lib/modules/<version>` for guests.
+    /// Returns a tree with `usr/lib/modules/<version>` for guests.
     pub fn guest_modules(&self) -> PathBuf {
         self.dir.join("guest")
     }
 }
 
-/// Accepts `linux-image-6.12.95+deb12-cloud-arm64`: the package with the kernel, not the one that points to it.
+/// Accepts `linux-image-6.12.95+deb12-cloud-arm64`: the package with the kernel, not the one that points to
+/// it.
 fn is_kernel(name: &str) -> bool {
     name.strip_prefix("linux-image-")
         .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
@@ -139,8 +174,8 @@ fn copy(all: &Modules, base: &Path, wanted: &[&str], dest: &Path, version: &str)
     Ok(())
 }
 
-/// The path of a module below `base`, always as a `.ko`: they are stored unpacked, since neither an initramfs nor busybox
-/// should have to know each compression.
+/// Returns the path of a module below `base`, always as a `.ko`: they are stored unpacked, since neither an
+/// initramfs nor busybox should have to know each compression.
 fn unpacked_name(base: &Path, file: &Path) -> Result<String> {
     let inside = file
         .strip_prefix(base)?
@@ -150,7 +185,7 @@ fn unpacked_name(base: &Path, file: &Path) -> Result<String> {
     Ok(format!("{stem}.ko"))
 }
 
-/// The name of the one entry of `dir` that begins with `prefix`.
+/// Returns the name of the one entry of `dir` that begins with `prefix`.
 fn only_entry(dir: &Path, prefix: &str) -> Result<String> {
     fs::read_dir(dir)?
         .flatten()
@@ -161,7 +196,7 @@ fn only_entry(dir: &Path, prefix: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::is_kernel;
 
     #[test]
     fn tells_the_kernel_from_what_points_to_it() {

@@ -1,11 +1,12 @@
 //! Makes what a ringvisor machine boots, from Debian's arm64 packages and a few scripts of ours.
 //!
-//! Everything is put into the project's cache directory ([`Cache`]) under names that carry a hash of all inputs, so a
-//! second run finds everything in place and a changed input makes a new file. No root privileges are needed and the
-//! machine's own apt configuration is never touched.
+//! Everything is put into the project's cache directory ([`Cache`]) under names that carry a hash of all
+//! inputs, so a second run finds everything in place and a changed input makes a new file. No root privileges
+//! are needed and the machine's own apt configuration is never touched.
 //!
 //! - [`apt`]: a private apt state; resolves, downloads, unpacks.
-//! - [`kernel`], [`zimg`], [`modules`]: from a kernel package to a raw arm64 `Image` and the modules a machine needs.
+//! - [`kernel`], [`zimg`], [`modules`]: from a kernel package to a raw arm64 `Image` and the modules a
+//!   machine needs.
 //! - [`userland`]: the directory tree of busybox, fio, e2fsprogs, util-linux, procps, kmod, bash.
 //! - [`cpio`], [`initramfs`], [`ext4`]: what the tree is packed into.
 //! - [`qemu`]: QEMU 10 from backports, unpacked for the host.
@@ -27,4 +28,5 @@ pub mod userland;
 pub mod zimg;
 
 pub use cache::Cache;
-pub use machine::{Flavour, GuestFiles, RootFiles};
+pub use kernel::Flavour;
+pub use machine::{GuestFiles, RootFiles};

@@ -1,6 +1,5 @@
 //! The entry points: all files that one machine boots, made when they are not in the cache.
 
-use std::fmt;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ use crate::cache::{Cache, Key, Lock};
 use crate::cmd;
 use crate::ext4;
 use crate::initramfs;
-use crate::kernel::Kernel;
+use crate::kernel::{Flavour, Kernel};
 use crate::userland::Userland;
 
 /// Size of root's disk. Sparse; room for images that scripts make.
@@ -26,44 +25,11 @@ const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("console", include_str!("../files/guest/console")),
 ];
 
-/// Debian's kernels that root can be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]
-pub enum Flavour {
-    /// `linux-image-cloud-arm64` 6.12 from backports.
-    Cloud,
-    /// `linux-image-arm64` 6.1.
-    Generic,
-}
-
-impl Flavour {
-    /// The name of Debian's package.
-    pub fn package(self) -> &'static str {
-        match self {
-            Self::Cloud => "linux-image-cloud-arm64",
-            Self::Generic => "linux-image-arm64",
-        }
-    }
-
-    /// Whether the package comes from backports.
-    pub fn backports(self) -> bool {
-        self == Self::Cloud
-    }
-}
-
-impl fmt::Display for Flavour {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cloud => "cloud",
-            Self::Generic => "generic",
-        })
-    }
-}
-
 /// What a guest boots.
 #[derive(Debug, Clone)]
 pub struct GuestFiles {
-    /// Raw arm64 `Image`.
-    pub image: PathBuf,
+    /// Raw arm64 Image file.
+    pub kernel: PathBuf,
     /// gzip-compressed initramfs that mounts `root=`.
     pub initramfs: PathBuf,
     /// ext4 root file system.
@@ -73,15 +39,15 @@ pub struct GuestFiles {
 /// What root boots.
 #[derive(Debug, Clone)]
 pub struct RootFiles {
-    /// Raw arm64 `Image`.
-    pub image: PathBuf,
+    /// Raw arm64 Image file.
+    pub kernel: PathBuf,
     /// Initramfs, to be followed by an [`initramfs::Overlay`].
     pub initramfs: PathBuf,
     /// ext4 system disk, which also has the guest's files in `/srv/zones`.
     pub disk: PathBuf,
 }
 
-/// The files of a guest with the kernel `flavour`.
+/// Returns the files of a guest with the kernel `flavour`.
 ///
 /// # Errors
 /// A package cannot be had, or the cache cannot be written.
@@ -92,7 +58,7 @@ pub fn guest_files(cache: &Cache, flavour: Flavour) -> Result<GuestFiles> {
     guest(cache, &lock, &apt, &userland, flavour)
 }
 
-/// The files of root with the kernel `flavour`.
+/// Returns the files of root with the kernel `flavour`.
 ///
 /// # Errors
 /// A package cannot be had, or the cache cannot be written.
@@ -105,7 +71,7 @@ pub fn root_files(cache: &Cache, flavour: Flavour) -> Result<RootFiles> {
     let guest = guest(cache, &lock, &apt, &userland, Flavour::Cloud)?;
     let disk = root_disk(cache, &lock, &userland, &guest)?;
     Ok(RootFiles {
-        image: kernel.image(),
+        kernel: kernel.file(),
         initramfs,
         disk,
     })
@@ -127,7 +93,7 @@ fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Fl
         Ok(fs::remove_dir_all(&tree)?)
     })?;
     Ok(GuestFiles {
-        image: kernel.image(),
+        kernel: kernel.file(),
         initramfs,
         disk,
     })
@@ -136,7 +102,7 @@ fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Fl
 fn root_disk(cache: &Cache, lock: &Lock, userland: &Userland, guest: &GuestFiles) -> Result<PathBuf> {
     let key = Key::new(1)
         .with(&userland.dir)
-        .with(&guest.image)
+        .with(&guest.kernel)
         .with(&guest.initramfs)
         .with(&guest.disk);
     cache.publish(lock, "root-disk", &key, |path| {
@@ -145,7 +111,7 @@ fn root_disk(cache: &Cache, lock: &Lock, userland: &Userland, guest: &GuestFiles
         let zones = tree.join("srv/zones");
         fs::create_dir_all(&zones)?;
         for (from, name) in [
-            (&guest.image, "Image"),
+            (&guest.kernel, "Image"),
             (&guest.initramfs, "initrd.cpio.gz"),
             (&guest.disk, "rootfs.img"),
         ] {
@@ -161,7 +127,8 @@ fn root_disk(cache: &Cache, lock: &Lock, userland: &Userland, guest: &GuestFiles
     })
 }
 
-/// Copies the userland next to `path`, as hard links where possible: only whole files are replaced in the copy.
+/// Copies the userland next to `path`, as hard links where possible: only whole files are replaced in the
+/// copy.
 fn copy_tree(userland: &Path, path: &Path) -> Result<PathBuf> {
     let tree = path.with_extension("tree");
     let copied = cmd::run(cmd::command("cp").args(["-al", "--"]).arg(userland).arg(&tree));

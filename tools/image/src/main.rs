@@ -59,7 +59,7 @@ fn run() -> Result<()> {
             let files = machine::root_files(&cache, kernel)?;
             println!(
                 "{}\n{}\n{}",
-                files.image.display(),
+                files.kernel.display(),
                 files.initramfs.display(),
                 files.disk.display()
             );
@@ -68,7 +68,7 @@ fn run() -> Result<()> {
             let files = machine::guest_files(&cache, kernel)?;
             println!(
                 "{}\n{}\n{}",
-                files.image.display(),
+                files.kernel.display(),
                 files.initramfs.display(),
                 files.disk.display()
             );

@@ -1,5 +1,5 @@
-//! Picks kernel modules with everything they depend on, as their own `.modinfo` says. Does what `depmod` would, which
-//! is not on every host; cyclic dependencies do not exist among modules.
+//! Picks kernel modules with everything they depend on, as their own `.modinfo` says. Does what `depmod`
+//! would, which is not on every host; cyclic dependencies do not exist among modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,7 +35,8 @@ impl Modules {
         Ok(Self { files, builtin })
     }
 
-    /// `wanted` and all they depend on. What is built in needs no file. A name followed by `?` may be missing.
+    /// Returns `wanted` and all they depend on. What is built in needs no file. A name followed by `?` may be
+    /// missing.
     ///
     /// # Errors
     /// A module is neither a file nor built in, or cannot be read.
@@ -101,7 +102,7 @@ impl Module {
     }
 }
 
-/// The contents of a module, decompressed.
+/// Returns the contents of a module, decompressed.
 ///
 /// # Errors
 /// The file cannot be read or its decompressor is missing.
@@ -115,7 +116,7 @@ pub fn read(file: &Path) -> Result<Vec<u8>> {
     cmd::output(cmd::command(program).arg("-dc").arg(file))
 }
 
-/// `virtio_blk` for `.../virtio-blk.ko.xz`; `None` for what is no module.
+/// Returns `virtio_blk` for `.../virtio-blk.ko.xz`; `None` for what is no module.
 fn name_of(path: &Path) -> Option<String> {
     let (name, _) = path.file_name()?.to_str()?.split_once(".ko")?;
     Some(name.replace('-', "_"))
@@ -162,7 +163,10 @@ fn dependencies(elf: &[u8]) -> Result<Vec<(String, bool)>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::path::Path;
+
+    use super::{Modules, name_of};
 
     #[test]
     fn names_of_module_files() {

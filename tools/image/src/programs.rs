@@ -1,5 +1,5 @@
-//! Disks with programs for tests, and the libraries they need: git, SQLite and tar for a guest ([`disk`]), servers and clients
-//! of disks, and kexec, for root ([`storage`]).
+//! Disks with programs for tests, and the libraries they need: git, SQLite and tar for a guest ([`disk`]),
+//! servers and clients of disks, and kexec, for root ([`storage`]).
 
 use std::fs;
 use std::path::PathBuf;
@@ -48,7 +48,8 @@ const EXCLUDE: &[&str] = &[
     "./var",
 ];
 
-/// An ext4 disk with `usr/bin` and `usr/lib/aarch64-linux-gnu`, to be mounted anywhere. The C library is the guest's own.
+/// Returns an ext4 disk with `usr/bin` and `usr/lib/aarch64-linux-gnu`, to be mounted anywhere. The C library
+/// is the guest's own.
 ///
 /// # Errors
 /// The packages cannot be had, or the cache cannot be written.
@@ -56,7 +57,8 @@ pub fn disk(cache: &Cache) -> Result<PathBuf> {
     make(cache, &PROGRAMS)
 }
 
-/// As [`disk`], with `qemu-storage-daemon`, `qemu-nbd`, `qemu-img` and, in `usr/sbin`, `nbd-client` and `kexec`.
+/// Returns a disk like that of [`disk`], with `qemu-storage-daemon`, `qemu-nbd`, `qemu-img` and, in
+/// `usr/sbin`, `nbd-client` and `kexec`.
 ///
 /// # Errors
 /// The packages cannot be had, or the cache cannot be written.
@@ -91,7 +93,8 @@ fn make(cache: &Cache, set: &Set) -> Result<PathBuf> {
     })
 }
 
-/// The programs and the libraries, but for those of the dynamic linker, which is the machine's, and of Perl.
+/// Accepts the programs and the libraries, but for those of the dynamic linker, which is the machine's, and
+/// of Perl.
 fn is_part(name: &str) -> bool {
     PROGRAMS.packages.contains(&name)
         || STORAGE.packages.contains(&name)

@@ -1,5 +1,6 @@
-//! QEMU 10 from Debian's backports: for this machine ([`obtain`]), unpacked into the cache and run from there, so that
-//! nothing is installed; and for root ([`root_disk`]), where it runs guests under KVM to be compared with.
+//! QEMU 10 from Debian's backports: for this machine ([`obtain`]), unpacked into the cache and run from
+//! there, so that nothing is installed; and for root ([`root_disk`]), where it runs guests under KVM to be
+//! compared with.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -29,7 +30,7 @@ export QEMU_MODULE_DIR="$here/usr/lib/qemu-modules"
 exec "$here/usr/bin/qemu-system-aarch64" -L "$here/usr/share/qemu" "$@"
 "#;
 
-/// The program to run.
+/// Returns the program to run.
 ///
 /// # Errors
 /// The packages cannot be had, or the program does not run on this machine.
@@ -69,8 +70,8 @@ pub fn obtain(cache: &Cache) -> Result<PathBuf> {
     Ok(dir.join("qemu"))
 }
 
-/// An ext4 disk with Debian's arm64 QEMU and its libraries, to be mounted in root: `usr/bin/qemu-system-aarch64` and
-/// `usr/lib/aarch64-linux-gnu`. The C library is root's own.
+/// Returns an ext4 disk with Debian's arm64 QEMU and its libraries, to be mounted in root:
+/// `usr/bin/qemu-system-aarch64` and `usr/lib/aarch64-linux-gnu`. The C library is root's own.
 ///
 /// # Errors
 /// The packages cannot be had, or the cache cannot be written.
@@ -101,7 +102,8 @@ pub fn root_disk(cache: &Cache) -> Result<PathBuf> {
     })
 }
 
-/// Libraries and QEMU's own files. The C library must be the one of the dynamic linker, which is the machine's.
+/// Libraries and QEMU's own files. The C library must be the one of the dynamic linker, which is the
+/// machine's.
 fn is_part(name: &str) -> bool {
     (name.starts_with("lib") || name.starts_with("qemu-system-") || name.starts_with("ipxe"))
         && !["libc6", "libc-bin", "libpam", "libperl", "libpython"]

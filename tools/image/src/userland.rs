@@ -1,4 +1,5 @@
-//! The directory tree that root and guests run from: Debian's own programs, a merged `/usr`, and links for busybox.
+//! The directory tree that root and guests run from: Debian's own programs, a merged `/usr`, and links for
+//! busybox.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -24,7 +25,8 @@ const PACKAGES: &[&str] = &[
     "fdisk",
     "procps",
     "kmod",
-    // The shell of scripts and basic tools: busybox's own run its applets in place of programs of the same name.
+    // The shell of scripts and basic tools: busybox's own run its applets in place of programs of the same
+    // name.
     "dash",
     "coreutils",
     "bash",
@@ -106,7 +108,7 @@ impl Userland {
         Ok(Self { dir })
     }
 
-    /// The static busybox, which alone is in initramfs archives.
+    /// Returns the static busybox, the only program of initramfs archives.
     pub fn busybox(&self) -> PathBuf {
         self.dir.join("usr/bin/busybox")
     }
@@ -163,8 +165,8 @@ fn link_applets(bin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The names in busybox's table: sorted strings that begin with `[` and `[[`, ended by an empty one. It cannot be asked,
-/// as it is a program of another architecture.
+/// Returns the names in busybox's table: sorted strings that begin with `[` and `[[`, ended by an empty one.
+/// It cannot be asked, as it is a program of another architecture.
 fn applets(busybox: &[u8]) -> Result<Vec<String>> {
     let start = busybox
         .windows(5)
@@ -187,7 +189,7 @@ fn applets(busybox: &[u8]) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Every library that a program or library in the tree names must be in the tree.
+/// Checks that every library that a program or library in the tree names is in the tree.
 fn check_libraries(dir: &Path) -> Result<()> {
     let (mut present, mut needed) = (BTreeSet::new(), BTreeSet::new());
     scan(&dir.join("usr"), &mut present, &mut needed)?;
@@ -227,7 +229,7 @@ fn scan(dir: &Path, present: &mut BTreeSet<String>, needed: &mut BTreeSet<(Strin
     Ok(())
 }
 
-/// DT_NEEDED of an ELF file; nothing for any other file.
+/// Returns DT_NEEDED of an ELF file; nothing for any other file.
 fn needed_libraries(path: &Path) -> Result<Vec<String>> {
     let data = fs::read(path)?;
     let Ok(file) = ElfFile64::<Endianness>::parse(&*data) else {
@@ -250,7 +252,7 @@ fn needed_libraries(path: &Path) -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{applets, is_needed};
 
     #[test]
     fn leaves_out_what_only_maintainer_scripts_use() {

@@ -1,7 +1,7 @@
 //! Unpacks EFI-zboot kernels: a PE header whose payload is the compressed arm64 `Image`.
 //!
-//! Header (Linux, `drivers/firmware/efi/libstub/zboot-header.S`): `"MZ"` at 0, `"zimg"` at 4, offset and size of the
-//! payload as little-endian 32-bit numbers at 8 and 12, name of the compression as a string at 24.
+//! Header (Linux, `drivers/firmware/efi/libstub/zboot-header.S`): `"MZ"` at 0, `"zimg"` at 4, offset and size
+//! of the payload as little-endian 32-bit numbers at 8 and 12, name of the compression as a string at 24.
 
 use std::io::Write as _;
 use std::process::Stdio;
@@ -91,7 +91,9 @@ fn decompress(payload: Payload<'_>) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use crate::cmd;
+
+    use super::{ARM64_MAGIC, raw_image};
 
     fn image() -> Vec<u8> {
         let mut image = vec![0u8; 4096];

@@ -1,20 +1,25 @@
 //! A TCG plugin for QEMU that counts executed instructions, by CPU and by where the code is.
 //!
-//! `-plugin file=libqemu_count.so,counters=FILE[,low=ADDRESS,high=ADDRESS]`: the counters are 64-bit words in FILE, which
-//! has to exist and be [`BYTES`] long, and which anybody may read while QEMU runs. A CPU has [`CLASSES`] words:
+//! `-plugin file=libqemu_count.so,counters=FILE[,low=ADDRESS,high=ADDRESS]`: the counters are 64-bit words in
+//! FILE, which has to exist and be [`BYTES`] long, and which others may read while QEMU runs. A CPU has
+//! [`CLASSES`] words:
 //!
 //! 0. code in the lower half of the address space: user space, or KVM's part at EL2;
 //! 1. code in the upper half: a kernel;
-//! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never there.
-//! 3. not a class: the longest stay in class 2 without anything else in between, since somebody last stored 0 here.
+//! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never
+//!    there.
+//! 3. not a class: the longest stay in class 2 without anything else in between, since 0 was last stored
+//!    here.
 //!
-//! With `profile=FILE` of [`PROFILE_BYTES`], what CPU 0 executes in class 1 is also counted by address: the word at index
-//! `address / 4 % PROFILE_WORDS` is the instructions of the blocks that begin there. That is enough for a Linux kernel, whose
-//! text is smaller than 16 MiB, if its place is known (`nokaslr`): see docs/performance.md.
+//! With `profile=FILE` of [`PROFILE_BYTES`], what CPU 0 executes in class 1 is also counted by address: the
+//! word at index `address / 4 % PROFILE_WORDS` is the instructions of the blocks that begin there. That is
+//! enough for a Linux kernel, whose text is smaller than 16 MiB, if its place is known (`nokaslr`): see
+//! docs/performance.md.
 //!
-//! Whole translation blocks are counted when they begin, so a block that an exception cuts short counts too much: an
-//! error of a few instructions per exception. The interface is version 1 of QEMU's `qemu-plugin.h`, which Debian does
-//! not package; the few functions of it are declared here. QEMU 7.2 takes that version, QEMU 10 does not.
+//! Whole translation blocks are counted when they begin, so a block that an exception cuts short counts too
+//! much: an error of a few instructions per exception. The interface is version 1 of QEMU's `qemu-plugin.h`,
+//! which Debian does not package; the few functions of it are declared here. QEMU 7.2 takes that version,
+//! QEMU 10 does not.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::fs::OpenOptions;
@@ -102,7 +107,8 @@ pub unsafe extern "C" fn qemu_plugin_install(
         Ok(state) => {
             // Called once, so the cell is empty.
             let _ = STATE.set(state);
-            // SAFETY: `id` is the one QEMU gave us, and the callback stays: a plugin is not unloaded while it counts.
+            // SAFETY: `id` is the one QEMU gave us, and the callback stays: a plugin is not unloaded while it
+            // counts.
             unsafe { qemu_plugin_register_vcpu_tb_trans_cb(id, translated) };
             0
         }
@@ -136,7 +142,7 @@ fn state(arguments: &[String]) -> Result<State, String> {
     })
 }
 
-/// The file `path` as words, of which it must have as many as said.
+/// Maps the file `path` as words, of which it must have as many as said.
 fn map(path: &str, words: usize) -> Result<&'static [AtomicU64], String> {
     let file = OpenOptions::new()
         .read(true)
@@ -162,7 +168,8 @@ fn map(path: &str, words: usize) -> Result<&'static [AtomicU64], String> {
         )
     };
     let memory = memory.map_err(|e| format!("{path}: cannot be mapped: {e}"))?;
-    // SAFETY: the mapping is never taken away, aligned to a page, of that length, and only accessed by atomics here.
+    // SAFETY: the mapping is never taken away, aligned to a page, of that length, and only accessed by
+    // atomics here.
     Ok(unsafe { std::slice::from_raw_parts(memory.cast::<AtomicU64>(), words) })
 }
 
@@ -176,7 +183,8 @@ extern "C" fn translated(_id: u64, block: *mut Block) {
         _ if start >> 63 != 0 => 1,
         _ => 0,
     };
-    // The pointer carries three numbers and is never followed: a block has at most a few hundred instructions.
+    // The pointer carries three numbers and is never followed: a block has at most a few hundred
+    // instructions.
     let place = (start / 4) as usize % PROFILE_WORDS;
     let data = (place << 16) | (length.min(0x3fff) * CLASSES) | class;
     let data = std::ptr::without_provenance_mut(data);
@@ -211,7 +219,7 @@ fn stay(state: &State, cpu: usize, class: usize, length: u64) {
     }
 }
 
-/// A CPU is run by one thread at a time, so its words have one writer.
+/// Adds to a word. A CPU is run by one thread at a time, so its words have one writer.
 fn add(words: &[AtomicU64], index: usize, count: usize) {
     if let Some(word) = words.get(index) {
         let before = word.load(Ordering::Relaxed);

@@ -1,4 +1,5 @@
 //! Starts and stops leave no descriptor behind. A program of its own, because it counts those of the process.
+#![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
 mod common;

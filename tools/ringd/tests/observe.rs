@@ -1,4 +1,5 @@
 //! `ringctl stats`, `top`, `trace` and `doctor` as users run them, against a daemon over fakes.
+#![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
 mod common;

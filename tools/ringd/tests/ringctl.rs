@@ -1,4 +1,5 @@
 //! The command as users run it, against a daemon over fakes.
+#![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
 mod common;

@@ -1,4 +1,5 @@
 //! The supervisor with a program in the daemon's place: starts, deaths, signals.
+#![cfg(test)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;

@@ -1,4 +1,5 @@
 //! The console on a terminal: raw while it is open, as it was afterwards, left by Ctrl-].
+#![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
 mod common;

@@ -13,6 +13,14 @@
 //! [`guest`] the driver and its requests · [`transport`] its registers · [`world`] the scheduler · [`el2`], [`daemon`], [`disk`] the
 //! others · [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
 
+// A panic is a failed run.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
+
 pub mod daemon;
 pub mod disk;
 pub mod el2;

@@ -1,4 +1,5 @@
 //! Seeds of the simulation: many, those that once told something, and those that find mistakes built in on purpose.
+#![cfg(test)]
 
 use std::collections::BTreeSet;
 

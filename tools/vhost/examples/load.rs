@@ -2,6 +2,12 @@
 //!
 //! One queue, random blocks of 4 KiB, as many in flight as `--depth` says. Prints requests a second, and the CPU time
 //! that the server (`--pid`) took for each.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! The server, used by our own driver, in this process and in one that is killed.
+#![cfg(test)]
 
 mod support;
 

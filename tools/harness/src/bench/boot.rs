@@ -16,16 +16,18 @@ use super::results::Results;
 use crate::board::Board;
 use crate::console::Line;
 use crate::exec::{Next, watch};
-use crate::machine::{Machine, Mode, Project, value};
+use crate::machine::{Machine, Mode};
+use crate::modules::value;
 use crate::options::{MachineOptions, given};
+use crate::project::Project;
 use crate::rundir::RunDir;
 
 /// Memory of a guest in MiB.
 const GUEST_MEMORY: u32 = 512;
 /// Memory of the machines with a root: its half, less what Linux takes, must hold guest, image and programs.
 const ROOT_MEMORY: &str = "3G";
-/// Command line of every guest, to which `BOOTARGS` are added as they are to root's. No `root=`: the first program is the
-/// benchmark's own. Without page table isolation, as root's in `platform/qemu-virt/board.toml`.
+/// Command line of every guest, to which `BOOTARGS` are added as they are to root's. No `root=`: the first
+/// program is the benchmark's own. Without page table isolation, as root's.
 const GUEST_BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1 kpti=off";
 /// Bytes of the image that is measured.
 const IMAGE_BYTES: u64 = 256 << 20;
@@ -104,8 +106,8 @@ impl Bench<'_> {
         if boot.count { 1 } else { 2 }
     }
 
-    /// Seconds that one guest may take. Generous: a busy host is several times slower than an idle one, and a guest of KVM
-    /// under emulation slower again.
+    /// Seconds that one guest may take. Generous: a busy host is several times slower than an idle one, and a
+    /// guest of KVM under emulation slower again.
     fn limit(&self, boot: &Boot) -> u64 {
         let jobs = boot.jobs.len() as u64;
         if boot.count {
@@ -199,13 +201,14 @@ impl Bench<'_> {
         }
         let aio = config.strip_prefix("plain-").unwrap_or(config);
         let path = |p: &Path| value(&p.display().to_string());
+        let disk = &self.board.qemu.disk;
         let arguments = [
             "-smp".into(),
             Self::guest_cpus(boot).to_string(),
             "-m".into(),
             GUEST_MEMORY.to_string(),
             "-kernel".into(),
-            self.guest.image.display().to_string(),
+            self.guest.kernel.display().to_string(),
             "-initrd".into(),
             initrd.display().to_string(),
             "-append".into(),
@@ -213,14 +216,14 @@ impl Bench<'_> {
             "-drive".into(),
             format!("if=none,id=data,format=raw,file={},aio={aio}", path(&image.file)),
             "-device".into(),
-            "virtio-blk-device,drive=data,serial=data".into(),
+            format!("{disk},drive=data,serial=data"),
             "-drive".into(),
             format!(
                 "if=none,id=tools,format=raw,file={},readonly=on",
                 path(&self.guest.disk)
             ),
             "-device".into(),
-            "virtio-blk-device,drive=tools,serial=tools".into(),
+            format!("{disk},drive=tools,serial=tools"),
         ];
         let machine = Machine::bare(self.project, &self.board, &options, dir, arguments.to_vec())?;
         let limit = Duration::from_secs(self.limit(boot));
@@ -303,7 +306,7 @@ impl Bench<'_> {
         Ok(counters)
     }
 
-    /// The guest's initramfs with our first program in place of its own.
+    /// Returns the guest's initramfs with the benchmark's first program in place of its own.
     fn initrd(&self, boot: &Boot) -> Result<Vec<u8>> {
         let path = &self.guest.initramfs;
         let mut data = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;

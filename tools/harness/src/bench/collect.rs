@@ -1,4 +1,5 @@
-//! Turns the lines of one boot into results: whose job each result is, what a count's difference is, and what is missing.
+//! Turns the lines of one boot into results: whose job each result is, and what is missing. What was counted
+//! around a job is kept in [`super::marks`].
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,9 +8,10 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::fio::Fio;
-use super::plugin::{Counters, Snapshot};
-use super::results::{Count, Exits, Results, Sample, Start};
-use super::said::{self, Said};
+use super::marks::{Difference, Marks};
+use super::message::{self, Message};
+use super::plugin::Counters;
+use super::results::{Results, Sample, Start};
 
 /// What one boot is expected to give.
 #[derive(Debug)]
@@ -28,21 +30,6 @@ pub struct Expected {
     pub starts: bool,
     /// Whether the root of that boot reports EL2's counters.
     pub stats: bool,
-}
-
-/// The state of one count of requests.
-#[derive(Debug, Default)]
-struct Marks {
-    before: Mark,
-    after: Mark,
-    fio: Option<Fio>,
-}
-
-/// What was read at a mark.
-#[derive(Debug, Default)]
-struct Mark {
-    instructions: Option<Snapshot>,
-    stats: Option<Value>,
 }
 
 /// Collects one boot.
@@ -66,7 +53,7 @@ pub struct Collector<'a> {
 }
 
 impl<'a> Collector<'a> {
-    /// For a boot that starts now. `config` is set for a machine that is one guest.
+    /// Begins to collect a boot that starts now. `config` is set for a machine that is one guest.
     pub fn new(
         results: &'a mut Results,
         expected: Expected,
@@ -89,7 +76,7 @@ impl<'a> Collector<'a> {
 
     /// Takes a line of the console. Returns what a user who waits might want to see.
     pub fn line(&mut self, text: &str) -> Option<String> {
-        let Some(said) = said::parse(text) else {
+        let Some(message) = message::parse(text) else {
             if !text.trim().is_empty() {
                 self.tail.push(text.trim().to_owned());
                 let excess = self.tail.len().saturating_sub(4);
@@ -98,16 +85,16 @@ impl<'a> Collector<'a> {
             return None;
         };
         let config = self.config.clone().unwrap_or_else(|| "root".into());
-        match said {
-            Said::Config(name) => {
+        match message {
+            Message::Config(name) => {
                 self.tail.clear();
                 self.start = None;
                 self.last = None;
                 self.config = Some(name.clone());
                 return Some(name);
             }
-            Said::Start(at) => self.start = Some(at),
-            Said::First(at) => {
+            Message::Start(at) => self.start = Some(at),
+            Message::First(at) => {
                 let seconds = match (self.start.take(), at) {
                     (Some(start), Some(first)) => first - start,
                     (None, None) => self.started.elapsed().as_secs_f64(),
@@ -123,9 +110,9 @@ impl<'a> Collector<'a> {
                 }
                 return Some(format!("{config}: first line after {seconds:.1} s"));
             }
-            Said::Begin(_) | Said::Done => {}
-            Said::Job(job, result) => return Some(self.job(config, job, result)),
-            Said::CountBegin(job, count) => {
+            Message::Begin(_) | Message::Done => {}
+            Message::Job(job, result) => return Some(self.job(config, job, result)),
+            Message::CountBegin(job, count) => {
                 if let Some(Err(error)) = self.counters.map(Counters::begin_stays) {
                     self.reasons.insert(config.clone(), format!("{error:#}"));
                 }
@@ -134,7 +121,7 @@ impl<'a> Collector<'a> {
                 self.marks.entry(key.clone()).or_default().before.instructions = instructions;
                 self.last = Some((key, false));
             }
-            Said::CountEnd(job, count, result) => {
+            Message::CountEnd(job, count, result) => {
                 let shown = format!("{config}: {job}: {count} requests counted");
                 let key = (config.clone(), job, count);
                 let instructions = self.counters.and_then(Counters::read);
@@ -147,7 +134,7 @@ impl<'a> Collector<'a> {
                 self.last = Some((key, true));
                 return Some(shown);
             }
-            Said::Stats(stats) => {
+            Message::Stats(stats) => {
                 if let Some((key, second)) = &self.last
                     && let Some(marks) = self.marks.get_mut(key)
                 {
@@ -159,18 +146,18 @@ impl<'a> Collector<'a> {
                     mark.stats = Some(stats);
                 }
             }
-            Said::Size(zones, info) => self.sizes(zones, &info),
-            Said::Rss(zones, resident, own) => {
+            Message::Size(zones, info) => self.sizes(zones, &info),
+            Message::Rss(zones, resident, own) => {
                 let what = format!("ringd, {}: resident", zones_word(zones));
                 self.results.size(what, resident * 1024, "bytes");
                 let what = format!("ringd, {}: its own of that", zones_word(zones));
                 self.results.size(what, own * 1024, "bytes");
             }
-            Said::Note(text) => {
+            Message::Note(text) => {
                 self.reasons.insert(config.clone(), text.clone());
                 return Some(format!("{config}: {text}"));
             }
-            Said::End(status) => {
+            Message::End(status) => {
                 if status != "0" {
                     let why = format!("ended with status {status}: {}", self.tail.join(" | "));
                     self.reasons.insert(config.clone(), why.clone());
@@ -218,7 +205,8 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Computes the counts, and notes what is missing because of `stop`, the way in which the machine ended.
+    /// Computes the counts, and records what is missing because of `stop`, the way in which the machine
+    /// ended.
     pub fn finish(mut self, label: &str, stop: &str) {
         if let Some([small, large]) = self.expected.counts {
             for config in self.expected.configs.clone() {
@@ -260,112 +248,28 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Difference of a large and a small number of requests, so that what fio and the marks cost themselves falls out.
+    /// Adds what the counts of a job give to the results.
     fn count(&mut self, config: &str, job: &str, small: u64, large: u64) -> Result<(), String> {
         let marks = |count| {
             self.marks
                 .get(&(config.to_owned(), job.to_owned(), count))
                 .ok_or(format!("{count} requests were not counted"))
         };
-        let (small, large, requests) = (marks(small)?, marks(large)?, large.saturating_sub(small).max(1));
-        let fio = large.fio.ok_or("fio gave no result")?;
-        if self.expected.icount {
-            let difference = |m: &Marks| Some(m.after.instructions?.since(&m.before.instructions?));
-            let mut parts = BTreeMap::new();
-            let (mut total, mut longest_stay) = (None, None);
-            if let (Some(small), Some(large)) = (difference(small), difference(large)) {
-                longest_stay = Some(large.longest_stay()).filter(|_| config.starts_with("ours-"));
-                for (part, count) in large.parts(config.starts_with("ours-")) {
-                    let less = small
-                        .parts(config.starts_with("ours-"))
-                        .get(&part)
-                        .copied()
-                        .unwrap_or(0);
-                    parts.insert(part, (count as f64 - less as f64) / requests as f64);
-                }
-                total = Some(parts.values().sum());
-            }
-            self.results.counts.push(Count {
-                config: config.to_owned(),
-                job: job.to_owned(),
-                requests,
-                instructions: total,
-                parts,
-                virtual_us: fio.mean_us,
-                longest_stay,
-            });
-        }
-        if !self.expected.stats {
-            return Ok(());
-        }
-        let stats = [&small.before, &small.after, &large.before, &large.after]
-            .map(|m| m.stats.as_ref().map(sides))
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-            .ok_or("`ringctl stats` gave no counters")?;
-        let [a, b, c, d] = stats.as_slice() else {
-            return Err("`ringctl stats` gave no counters".into());
+        let difference = Difference {
+            config,
+            job,
+            small: marks(small)?,
+            large: marks(large)?,
+            requests: large.saturating_sub(small).max(1),
         };
-        for side in ["guest", "root"] {
-            let of = |all: &Sides| all.get(side).cloned().unwrap_or_default();
-            let (a, b, c, d) = (of(a), of(b), of(c), of(d));
-            let each = |pick: fn(&Side) -> &BTreeMap<String, u64>| -> BTreeMap<String, f64> {
-                let value = |side: &Side, name: &str| pick(side).get(name).copied().unwrap_or(0) as f64;
-                pick(&d)
-                    .keys()
-                    .map(|name| {
-                        let large = value(&d, name) - value(&c, name);
-                        let small = value(&b, name) - value(&a, name);
-                        (name.clone(), (large - small) / requests as f64)
-                    })
-                    .collect()
-            };
-            let reasons = each(|s| &s.exits);
-            self.results.exits.push(Exits {
-                config: config.to_owned(),
-                job: job.to_owned(),
-                icount: self.expected.icount,
-                requests,
-                side: side.to_owned(),
-                total: reasons.values().sum(),
-                reasons,
-                events: each(|s| &s.events),
-                longest_ns: d.longest_ns,
-            });
+        if self.expected.icount {
+            self.results.counts.push(difference.instructions()?);
+        }
+        if self.expected.stats {
+            self.results.exits.extend(difference.exits(self.expected.icount)?);
         }
         Ok(())
     }
-}
-
-/// Sums over the CPUs of one side.
-#[derive(Debug, Clone, Default)]
-struct Side {
-    exits: BTreeMap<String, u64>,
-    events: BTreeMap<String, u64>,
-    longest_ns: u64,
-}
-
-type Sides = BTreeMap<&'static str, Side>;
-
-/// What `ringctl stats --json` says, by root's CPUs and the guest's.
-fn sides(stats: &Value) -> Sides {
-    let mut sides = Sides::new();
-    for cpu in stats.get("cpus").and_then(Value::as_array).into_iter().flatten() {
-        let name = match cpu.get("zone").and_then(Value::as_u64) {
-            Some(0) => "root",
-            Some(_) => "guest",
-            None => continue,
-        };
-        let side = sides.entry(name).or_default();
-        for (key, into) in [("exits", &mut side.exits), ("events", &mut side.events)] {
-            for (reason, count) in cpu.get(key).and_then(Value::as_object).into_iter().flatten() {
-                *into.entry(reason.clone()).or_default() += count.as_u64().unwrap_or(0);
-            }
-        }
-        let longest = cpu.get("longest_ns").and_then(Value::as_u64).unwrap_or(0);
-        side.longest_ns = side.longest_ns.max(longest);
-    }
-    sides
 }
 
 fn zones_word(zones: u64) -> String {
@@ -376,7 +280,7 @@ fn zones_word(zones: u64) -> String {
     }
 }
 
-/// The host's load over the last minute; 0 where there is none to be read.
+/// Returns the host's load over the last minute; 0 where there is none to be read.
 pub fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|w| w.parse().ok()).unwrap_or(0.0)
@@ -384,7 +288,9 @@ pub fn load() -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::super::results::Results;
+
+    use super::{Collector, Expected};
 
     fn expected(counts: Option<[u64; 2]>) -> Expected {
         Expected {

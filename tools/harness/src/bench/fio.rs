@@ -71,9 +71,9 @@ impl Fio {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Fio, MEAN, READ, WRITE};
 
-    /// A line as fio 3.33 prints it, with the sections that are given.
+    /// Returns a line as fio 3.33 prints it, with the sections that are given.
     fn line(read: [&str; 4], write: [&str; 4]) -> String {
         let mut fields = vec!["0".to_owned(); 121];
         fields[0] = "3".into();

@@ -1,10 +1,12 @@
-//! `make bench`: measures ringvisor, KVM with QEMU, and QEMU alone in one run on one machine, and writes a table, JSON and
-//! a plot into `build/bench/<time>/`, with the consoles of all machines in `raw/` beside them.
+//! `make bench`: measures ringvisor, KVM with QEMU, and QEMU alone in one run on one machine, and writes a
+//! table, JSON and charts into `build/bench/<time>/`, with the consoles of all machines in `raw/` beside
+//! them.
 //!
 //! - [`plan`]: jobs, configurations, and how `QUICK` and `ONLY` narrow them.
 //! - [`boot`]: the machines; what runs in them is in `tests/bench`.
-//! - [`said`], [`fio`], [`plugin`]: what comes out of them: lines of the console, fio's results, counts of instructions.
-//! - [`collect`], [`results`]: from there to results and medians.
+//! - [`message`], [`fio`], [`plugin`]: what comes out of them: lines of the console, fio's results, counts of
+//!   instructions.
+//! - [`collect`], [`marks`], [`results`]: from there to results and medians.
 //! - [`sizes`]: what needs no machine.
 //!
 //! What fails is noted in the results and ends nothing else.
@@ -12,11 +14,12 @@
 pub mod boot;
 pub mod collect;
 pub mod fio;
+pub mod marks;
+pub mod message;
 pub mod plan;
 pub mod plugin;
 pub mod report;
 pub mod results;
-pub mod said;
 pub mod sizes;
 
 use std::fs;
@@ -26,8 +29,8 @@ use anyhow::{Context, Result};
 use image::{Cache, Flavour, cmd};
 
 use crate::board::Board;
-use crate::machine::Project;
 use crate::options::{MachineOptions, given};
+use crate::project::Project;
 use boot::{Bench, Boot};
 use plan::{Kind, Plan, Section};
 use results::Results;
@@ -38,7 +41,8 @@ pub struct Arguments {
     /// One short round with fewer jobs and configurations: to try things out.
     #[arg(long, env = "QUICK")]
     quick: Option<String>,
-    /// Sections (fio, instructions, exits, sizes) and parts of the names of jobs and configurations to take, instead of all.
+    /// Sections (fio, instructions, exits, sizes) and parts of the names of jobs and configurations to take,
+    /// instead of all.
     #[arg(long, env = "ONLY")]
     only: Option<String>,
     #[command(flatten)]
@@ -57,7 +61,7 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
         .map(str::to_owned)
         .collect();
     let plan = Plan::new(quick, &only)?;
-    let board = Board::read(&project.dir, "qemu-virt")?;
+    let board = arguments.machine.board(&project.dir)?;
     let cache = Cache::open(&project.dir)?;
     let mut results = Results::default();
     let stamp = cmd::text(cmd::command("date").arg("+%Y%m%d-%H%M%S"))?;
@@ -81,7 +85,7 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
     let program = match given(arguments.machine.qemu.as_ref()) {
         Some("10") => image::qemu::obtain(&cache)?.display().to_string(),
         Some(program) => program.to_owned(),
-        None => board.program.clone(),
+        None => board.qemu.program.clone(),
     };
     let version = cmd::text(cmd::command(&program).arg("--version"))?;
     let version = version.lines().next().unwrap_or_default().to_owned();
@@ -118,12 +122,16 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
         .push(("load at end".into(), collect::load().to_string()));
     println!("{}", report::write(&out, &bench.plan, &results)?);
     link(&parent, stamp.trim());
-    println!("in {}: table.txt results.json plot.svg raw/", out.display());
+    println!(
+        "in {}: table.txt results.json plot.svg summary.svg raw/",
+        out.display()
+    );
     let nothing = results.samples.is_empty() && results.counts.is_empty() && results.exits.is_empty();
     Ok(u8::from(nothing && results.sizes.is_empty()))
 }
 
-/// All boots in their order: rounds, with the kinds of machine in turn, each round beginning with another one.
+/// Returns all boots in their order: rounds, with the kinds of machine in turn, each round beginning with
+/// another one.
 fn boots(plan: &Plan) -> Vec<Boot> {
     let kinds = [(Kind::Ours, "ours"), (Kind::Kvm, "kvm"), (Kind::Plain, "plain")];
     let mut boots = Vec::new();
@@ -178,7 +186,7 @@ fn boots(plan: &Plan) -> Vec<Boot> {
     boots
 }
 
-/// The plugin, if it is built and QEMU takes it.
+/// Returns the plugin, if it is built and QEMU takes it.
 fn plugin_for(project: &Project, version: &str) -> std::result::Result<PathBuf, String> {
     let major: Option<u32> = version
         .split_whitespace()
@@ -220,8 +228,8 @@ fn about(
     add("load at start", collect::load().to_string());
     add("QEMU", version.to_owned());
     let options = &arguments.machine;
-    let cpu = given(options.cpu.as_ref()).unwrap_or(&board.cpu);
-    let smp = given(options.smp.as_ref()).map_or_else(|| board.smp.to_string(), str::to_owned);
+    let cpu = given(options.cpu.as_ref()).unwrap_or(&board.qemu.cpu);
+    let smp = given(options.smp.as_ref()).map_or_else(|| board.qemu.smp.to_string(), str::to_owned);
     add(
         "machine",
         format!("{cpu}; ours and kvm: {smp} CPUs, guests 2 of them, 512 MiB; plain: 2 CPUs, 512 MiB"),
@@ -244,7 +252,8 @@ fn link(parent: &Path, name: &str) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::boots;
+    use super::plan::Plan;
 
     fn labels(quick: bool, only: &[&str]) -> Vec<String> {
         let only: Vec<String> = only.iter().map(|w| (*w).to_owned()).collect();

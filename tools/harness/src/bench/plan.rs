@@ -44,7 +44,7 @@ const JOBS: &[Job] = &[
 ];
 
 impl Job {
-    /// As `tests/bench/jobs.sh` takes it.
+    /// Returns the job as `tests/bench/jobs.sh` takes it.
     pub fn word(&self) -> String {
         format!(
             "{}:{}:{}:{}:{}",
@@ -52,7 +52,7 @@ impl Job {
         )
     }
 
-    /// For people.
+    /// Returns the job as people read it.
     pub fn title(&self) -> String {
         let size = if self.size == "4k" { "4 KiB" } else { "1 MiB" };
         let processes = match self.processes {
@@ -64,7 +64,8 @@ impl Job {
     }
 }
 
-/// Configurations of one kind share a boot of the machine, but for plain QEMU's, which are machines themselves.
+/// Configurations of one kind share a boot of the machine, but for plain QEMU's, which are machines
+/// themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Guests of ringvisor, and the loop device in its root.
@@ -156,8 +157,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `only`: names of sections, and parts of the names of jobs and configurations. Of a kind that no word is about, all
-    /// are taken.
+    /// `only`: names of sections, and parts of the names of jobs and configurations. Of a kind that no word
+    /// is about, all are taken.
     ///
     /// # Errors
     /// A word that stands for nothing.
@@ -208,12 +209,12 @@ impl Plan {
         })
     }
 
-    /// Whether a section is wanted.
+    /// Returns whether a section is wanted.
     pub fn wants(&self, section: Section) -> bool {
         self.sections.contains(&section)
     }
 
-    /// The configurations of a kind, by name.
+    /// Returns the configurations of a kind, by name.
     pub fn of(&self, kind: Kind) -> Vec<&'static str> {
         self.configs
             .iter()
@@ -222,7 +223,7 @@ impl Plan {
             .collect()
     }
 
-    /// Those whose instructions are counted.
+    /// Returns the configurations of a kind whose instructions are counted.
     pub fn counted(&self, kind: Kind) -> Vec<&'static str> {
         self.configs
             .iter()
@@ -244,7 +245,9 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use anyhow::Result;
+
+    use super::{CONFIGS, JOBS, Kind, Plan, SECTIONS, Section};
 
     fn plan(quick: bool, only: &[&str]) -> Result<Plan> {
         Plan::new(quick, &only.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>())

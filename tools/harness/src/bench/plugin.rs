@@ -36,7 +36,7 @@ impl Counters {
 
     /// QEMU's arguments to load the plugin `library`; code from `low` to `high` is the hypervisor's.
     pub fn arguments(&self, library: &Path, low: u64, high: u64) -> [String; 2] {
-        use crate::machine::value;
+        use crate::modules::value;
         [
             "-plugin".into(),
             format!(
@@ -47,7 +47,7 @@ impl Counters {
         ]
     }
 
-    /// Longest stays at EL2 count from here on.
+    /// Clears the longest stays at EL2.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -76,7 +76,7 @@ impl Counters {
 }
 
 impl Snapshot {
-    /// What was counted since `before`. Longest stays are as they are.
+    /// Returns what was counted since `before`. Longest stays are not differences.
     pub fn since(mut self, before: &Self) -> Self {
         for (cpu, old) in self.0.iter_mut().zip(&before.0) {
             for (counter, old) in cpu.iter_mut().zip(old).take(LONGEST) {
@@ -86,13 +86,14 @@ impl Snapshot {
         self
     }
 
-    /// The longest stay at EL2 of any CPU, in instructions.
+    /// Returns the longest stay at EL2 of any CPU, in instructions.
     pub fn longest_stay(&self) -> u64 {
         self.0.iter().map(|cpu| cpu[LONGEST]).max().unwrap_or_default()
     }
 
-    /// By who executed them: on a machine of ours CPU 0 is root's and all others are the guest's; elsewhere only user space
-    /// and the rest can be told apart, because a guest of KVM shares its CPU with the host.
+    /// Returns the instructions by what executed them: on a machine of ours CPU 0 is root's and all others
+    /// are the guest's; elsewhere only user space and the rest can be told apart, because a guest of KVM
+    /// shares its CPU with the host.
     pub fn parts(&self, ours: bool) -> BTreeMap<String, u64> {
         let mut parts: BTreeMap<String, u64> = BTreeMap::new();
         for (cpu, [user, kernel, el2, _]) in self.0.iter().enumerate() {
@@ -113,7 +114,10 @@ impl Snapshot {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
+    use std::fs;
+
+    use super::{CLASSES, CPUS, Counters, Snapshot};
 
     #[test]
     fn reads_what_was_counted() {

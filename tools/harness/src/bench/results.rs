@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::fio::Fio;
+use super::plan::Plan;
 
 /// All that a run measured.
 #[derive(Debug, Default, Serialize)]
@@ -67,10 +68,11 @@ pub struct Count {
     pub instructions: Option<f64>,
     /// The same by who executed them.
     pub parts: BTreeMap<String, f64>,
-    /// fio's mean time of a request in microseconds of virtual time. An instruction is a nanosecond; what all CPUs wait
-    /// passes at the host's speed.
+    /// fio's mean time of a request in microseconds of virtual time. An instruction is a nanosecond; what all
+    /// CPUs wait passes at the host's speed.
     pub virtual_us: f64,
-    /// Instructions of the longest single stay of any CPU at EL2 meanwhile, if the plugin counted and there is our EL2.
+    /// Instructions of the longest single stay of any CPU at EL2 meanwhile, if the plugin counted and there
+    /// is our EL2.
     pub longest_stay: Option<u64>,
 }
 
@@ -131,7 +133,7 @@ pub struct Medians {
 }
 
 impl Results {
-    /// Notes a failure, once.
+    /// Records a failure, once.
     pub fn fail(&mut self, what: impl Into<String>, why: impl Into<String>) {
         let failure = Failure {
             what: what.into(),
@@ -142,7 +144,7 @@ impl Results {
         }
     }
 
-    /// Notes a size.
+    /// Records a size.
     pub fn size(&mut self, what: impl Into<String>, value: u64, unit: &str) {
         self.sizes.push(Size {
             what: what.into(),
@@ -175,7 +177,17 @@ impl Results {
         })
     }
 
-    /// Median time of the starts of a configuration, and how many there were.
+    /// Returns the medians of the configuration with the most requests a second among those whose names begin
+    /// with `prefix`.
+    pub fn best(&self, plan: &Plan, job: &str, prefix: &str) -> Option<Medians> {
+        plan.configs
+            .iter()
+            .filter(|c| c.name.starts_with(prefix))
+            .filter_map(|c| self.medians(c.name, job))
+            .max_by(|a, b| a.fio.iops.total_cmp(&b.fio.iops))
+    }
+
+    /// Returns the median time of the starts of a configuration, and how many there were.
     pub fn start(&self, config: &str) -> Option<(f64, usize)> {
         let times: Vec<f64> = self
             .starts
@@ -187,7 +199,7 @@ impl Results {
     }
 }
 
-/// The median; of an even number of values the mean of the middle two.
+/// Returns the median; of an even number of values the mean of the middle two.
 pub fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
@@ -201,7 +213,9 @@ pub fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::super::fio::Fio;
+
+    use super::{Results, Sample, median};
 
     #[test]
     fn medians_of_odd_even_and_none() {

@@ -1,7 +1,7 @@
 //! Boots a machine and runs test scripts in its root.
 //!
-//! The script of the boot is `driver.sh` with the list of tests; it reports each test's begin and
-//! end with marks ([`crate::console`]). A test that kills the machine fails, and those after it get a new boot.
+//! The script of the boot is `driver.sh` with the list of tests; it reports each test's begin and end with
+//! marks ([`crate::console`]). A test that kills the machine fails, and those after it get a new boot.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
@@ -13,16 +13,16 @@ use anyhow::{Context, Result};
 use super::catalog::{Script, TestMachine, test_name};
 use super::host::late;
 use super::report::Report;
-use crate::board::Board;
 use crate::console::Line;
 use crate::exec::{Next, watch};
-use crate::machine::{Machine, Mode, Project};
+use crate::machine::{Machine, Mode};
 use crate::options::MachineOptions;
+use crate::project::Project;
 use crate::stop::Stop;
 
 /// How long a boot may take.
 const BOOT: Duration = Duration::from_secs(240);
-/// What a test's own time limit, kept in root, is given on top before the machine counts as hanging.
+/// Added to a test's own time limit, which root keeps, before the machine counts as hanging.
 const GRACE: Duration = Duration::from_secs(20);
 
 const DRIVER: &str = include_str!("driver.sh");
@@ -66,7 +66,7 @@ struct Boot<'a> {
 
 impl Boot<'_> {
     fn run(&mut self, project: &Project, options: &MachineOptions) -> Result<Stop> {
-        let board = Board::read(&project.dir, "qemu-virt")?;
+        let board = options.board(&project.dir)?;
         let files = tempfile::tempdir()?;
         let source = project.dir.join("tests/system");
         for entry in fs::read_dir(&source).with_context(|| format!("cannot read {}", source.display()))? {
@@ -96,7 +96,7 @@ impl Boot<'_> {
         })
     }
 
-    /// `begin NAME`, `end NAME STATUS` or `type NAME TEXT`. Each comes several times.
+    /// Handles `begin NAME`, `end NAME STATUS` or `type NAME TEXT`. Each comes several times.
     fn mark(&mut self, mark: &str, input: &mut dyn std::io::Write) -> Next {
         let mut words = mark.splitn(3, ' ');
         let (verb, name, rest) = (words.next(), words.next(), words.next());
@@ -143,7 +143,7 @@ impl Boot<'_> {
         }
     }
 
-    /// What is left for another boot after this one ended by `stop`.
+    /// Returns what is left for another boot after this one ended by `stop`.
     fn end(mut self, stop: Result<Stop>, before: usize) -> VecDeque<Script> {
         let why = match stop {
             Ok(Stop::Script(0)) if self.left.is_empty() => return self.left,

@@ -1,11 +1,12 @@
 //! Which system tests there are. A test is a script; lines `#@ key: value` at its start say how it runs:
 //!
-//! - `on`: names of machines from `tests/machines.toml`, or `every`. Only for scripts in root; the default is `a57`.
+//! - `on`: names of machines from `tests/machines.toml`, or `every`. Only for scripts in root; the default is
+//!   `a57`.
 //! - `all`: more machines, for `make test-all` only.
 //! - `timeout`: seconds, 120 by default. Only what hangs reaches it, so it is generous.
 //! - `needs`: `el2` if it makes no sense on a machine without the hypervisor.
-//! - `boot`: a word; tests of the same word (and machine) share a boot, those without one another. `own` is shared with no
-//!   other test. Boots are what runs side by side, so they should take about equally long.
+//! - `boot`: a word; tests of the same word (and machine) share a boot, those without one another. `own` is
+//!   shared with no other test. Boots are what runs side by side, so they should take about equally long.
 //! - `tier`: `all` to run by `make test-all` only.
 
 use std::fs;
@@ -16,6 +17,11 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::options::MachineOptions;
+use crate::shard::Durations;
+
+/// Seconds of a boot, and of a test that was never measured.
+const BOOT: u64 = 20;
+const UNMEASURED: u64 = 15;
 
 /// A machine of `tests/machines.toml`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -26,6 +32,7 @@ pub struct TestMachine {
     /// Whether it is for `make test-all` only.
     #[serde(default)]
     pub all: bool,
+    board: Option<String>,
     qemu: Option<String>,
     args: Option<String>,
     cpu: Option<String>,
@@ -36,10 +43,11 @@ pub struct TestMachine {
 }
 
 impl TestMachine {
-    /// The options it stands for; what it does not set is as in `base`.
+    /// Returns the options it stands for; what it does not set is as in `base`.
     pub fn options(&self, base: &MachineOptions) -> MachineOptions {
         let base = base.clone();
         MachineOptions {
+            board: self.board.clone().or(base.board),
             qemu: self.qemu.clone().or(base.qemu),
             qemu_args: self.args.clone().or(base.qemu_args),
             cpu: self.cpu.clone().or(base.cpu),
@@ -85,6 +93,30 @@ pub enum Job {
     },
 }
 
+impl Job {
+    /// Returns the names of its tests.
+    pub fn names(&self) -> Vec<String> {
+        match self {
+            Self::Boot { machine, scripts } => scripts.iter().map(|s| test_name(&machine.name, s)).collect(),
+            Self::Host { script } => vec![test_name("host", script)],
+        }
+    }
+
+    /// Returns how long it keeps a run waiting: two machines' worth of work is done at a time.
+    pub fn seconds(&self, durations: &Durations) -> u64 {
+        let tests: u64 = self
+            .names()
+            .iter()
+            .map(|name| durations.of(name, UNMEASURED))
+            .sum();
+        let boot = match self {
+            Self::Boot { .. } => BOOT,
+            Self::Host { .. } => 0,
+        };
+        (boot + tests) / 2
+    }
+}
+
 /// The tests to run.
 #[derive(Debug, Default)]
 pub struct Selection {
@@ -95,16 +127,13 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The names of all tests to run.
+    /// Returns the names of all tests to run.
     pub fn names(&self) -> impl Iterator<Item = String> {
-        self.jobs.iter().flat_map(|job| match job {
-            Job::Boot { machine, scripts } => scripts.iter().map(|s| test_name(&machine.name, s)).collect(),
-            Job::Host { script } => vec![test_name("host", script)],
-        })
+        self.jobs.iter().flat_map(Job::names)
     }
 }
 
-/// `machine::script`.
+/// Returns `machine::script`.
 pub fn test_name(machine: &str, script: &Script) -> String {
     format!("{machine}::{}", script.name)
 }
@@ -151,7 +180,7 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// The tests whose names contain one of `words` (all if there is none).
+    /// Returns the tests whose names contain one of `words` (all if there is none).
     ///
     /// # Errors
     /// Nothing is left.
@@ -202,7 +231,7 @@ impl Catalog {
     }
 }
 
-/// The scripts in `dir`, in name order. `lib.sh` is what they share.
+/// Reads the scripts in `dir`, in name order. `lib.sh` is what they share.
 fn scripts(dir: &Path) -> Result<Vec<Script>> {
     let mut paths: Vec<PathBuf> = fs::read_dir(dir)
         .with_context(|| format!("cannot read {}", dir.display()))?
@@ -251,7 +280,13 @@ fn script(path: &Path) -> Result<Script> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use anyhow::Result;
+
+    use super::{Catalog, Job};
 
     fn catalog(scripts: &[(&str, &str)]) -> Result<Catalog> {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-# Runs the tests in $tests ("NAME:SECONDS ...") one after the other; the harness puts the list in front of this text.
+# Runs the tests in $tests ("NAME:SECONDS ...") one after the other; the harness puts the list in front of
+# this text.
 . /run/ringvisor/conf
 mark() {
     for _ in 1 2 3; do

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::catalog::{Script, test_name};
 use super::report::Report;
-use crate::machine::Project;
 use crate::options::MachineOptions;
+use crate::project::Project;
 
 /// Runs `script` with `HARNESS` (this program), `PROJECT` and the machine's variables set.
 pub fn run(project: &Project, machine: &MachineOptions, script: &Script, report: &Report) {
@@ -22,6 +22,7 @@ pub fn run(project: &Project, machine: &MachineOptions, script: &Script, report:
         .env("PROJECT", &project.dir);
     command.env("HARNESS", project.harness());
     for (variable, value) in [
+        ("BOARD", &machine.board),
         ("HYPERVISOR", &machine.hypervisor),
         ("QEMU", &machine.qemu),
         ("CPU", &machine.cpu),
@@ -43,7 +44,7 @@ pub fn run(project: &Project, machine: &MachineOptions, script: &Script, report:
     }
 }
 
-/// The reason of a test that was not done in time.
+/// Returns the reason of a test that did not end in time.
 pub fn late(limit: Duration) -> String {
     format!("not done after {} s", limit.as_secs())
 }

@@ -1,7 +1,8 @@
 //! The system tests: scripts that run in root (`tests/system`) or on the host (`tests/host`).
 //!
 //! - [`catalog`]: which tests there are, and on which machines each runs.
-//! - [`boot`]: boots a machine and runs its tests one after the other; boots again after one that killed the machine.
+//! - [`boot`]: boots a machine and runs its tests one after the other; boots again after one that killed the
+//!   machine.
 //! - [`host`]: runs a host script.
 //! - [`report`]: result lines and summary, as `cargo test` prints them.
 
@@ -15,8 +16,10 @@ use std::thread;
 
 use anyhow::Result;
 
-use crate::machine::Project;
 use crate::options::{Hypervisor, MachineOptions, given};
+use crate::project::Project;
+use crate::shard::{Durations, Shard};
+use crate::suite;
 use catalog::{Catalog, Job};
 use report::Report;
 
@@ -28,6 +31,9 @@ pub struct Arguments {
     /// Also the machines that are only for `make test-all`.
     #[arg(long)]
     pub all: bool,
+    /// One part of the tests: i/n.
+    #[arg(long, env = "SHARD")]
+    pub shard: Option<String>,
     /// Lists the tests and runs none.
     #[arg(long)]
     pub list: bool,
@@ -58,7 +64,19 @@ pub fn run(project: &Project, arguments: Arguments) -> Result<u8> {
                 .map(str::to_owned),
         );
     }
-    let selection = catalog.select(&words, arguments.all, with_el2)?;
+    let mut selection = catalog.select(&words, arguments.all, with_el2)?;
+    let durations = Durations::read(&project.dir.join("tests"))?;
+    if let Some(shard) = given(arguments.shard.as_ref()) {
+        let shard: Shard = shard.parse()?;
+        let mut loads = suite::loads(project, arguments.all, shard)?;
+        let seconds: Vec<u64> = selection.jobs.iter().map(|job| job.seconds(&durations)).collect();
+        let mut selected = shard.select(&seconds, &mut loads).into_iter();
+        selection.jobs.retain(|_| selected.next() == Some(true));
+    }
+    // The longest first, so that none is left to run alone at the end.
+    selection
+        .jobs
+        .sort_by_key(|job| std::cmp::Reverse(job.seconds(&durations)));
     if arguments.list {
         for name in selection.names() {
             println!("{name}: test");
@@ -74,7 +92,7 @@ pub fn run(project: &Project, arguments: Arguments) -> Result<u8> {
         for _ in 0..arguments.jobs.max(1) {
             scope.spawn(|| {
                 loop {
-                    // A worker that panicked has taken its job out already: the others go on.
+                    // A worker that panicked has its job already: the other workers go on.
                     let next = jobs
                         .lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner)

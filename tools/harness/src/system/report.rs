@@ -20,7 +20,7 @@ struct Results {
 }
 
 impl Report {
-    /// For `count` tests; `verbose` shows the output of passed ones, too.
+    /// Begins the report of `count` tests; `verbose` shows the output of passed ones, too.
     pub fn new(verbose: bool, count: usize) -> Self {
         println!("\nrunning {count} tests");
         Self {
@@ -30,7 +30,7 @@ impl Report {
         }
     }
 
-    /// A test passed.
+    /// Reports that a test passed.
     pub fn passed(&self, name: &str, took: Duration, output: &str) {
         println!("test {name} ... ok ({:.1} s)", took.as_secs_f64());
         if self.verbose && !output.is_empty() {
@@ -39,7 +39,7 @@ impl Report {
         self.with(|r| r.passed += 1);
     }
 
-    /// A test failed.
+    /// Reports that a test failed.
     pub fn failed(&self, name: &str, why: &str, output: &str) {
         println!("test {name} ... FAILED ({why})");
         self.with(|r| {
@@ -48,7 +48,7 @@ impl Report {
         });
     }
 
-    /// A test was left out.
+    /// Reports that a test was left out.
     pub fn ignored(&self, name: &str) {
         println!("test {name} ... ignored");
         self.with(|r| r.ignored += 1);
@@ -102,7 +102,9 @@ fn indented(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::Report;
 
     #[test]
     fn one_failure_makes_the_status() {

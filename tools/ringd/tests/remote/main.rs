@@ -1,6 +1,7 @@
 //! A disk that another process serves, as the daemon's reactor uses it: requests of a guest's queue go to a server that is
 //! killed and started again, goes for good, is another one, or writes nonsense. The guest is played by our own driver, in
 //! its own RAM.
+#![cfg(test)]
 
 mod fake;
 mod faults;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::bench::plan::{LEGEND, Plan, Section};
 use crate::bench::results::{Medians, Results};
 
-/// All tables of a run.
+/// Returns all tables of a run.
 pub fn table(plan: &Plan, results: &Results) -> String {
     let mut text = String::new();
     for (key, value) in &results.about {
@@ -30,7 +30,7 @@ pub fn table(plan: &Plan, results: &Results) -> String {
     text
 }
 
-/// Column heads are to the right, as numbers are.
+/// Adds a row. Column heads are to the right, as numbers are.
 fn row(text: &mut String, name: &str, cells: &[String]) {
     let _ = write!(text, "  {name:24}");
     for cell in cells {
@@ -38,16 +38,6 @@ fn row(text: &mut String, name: &str, cells: &[String]) {
     }
     text.truncate(text.trim_end_matches(' ').len());
     text.push('\n');
-}
-
-/// The best of the configurations whose names begin with `prefix`.
-fn best(plan: &Plan, results: &Results, job: &str, prefix: &str) -> Option<f64> {
-    plan.configs
-        .iter()
-        .filter(|c| c.name.starts_with(prefix))
-        .filter_map(|c| results.medians(c.name, job))
-        .map(|m| m.fio.iops)
-        .reduce(f64::max)
 }
 
 fn ratio(value: f64, to: Option<f64>) -> String {
@@ -74,10 +64,8 @@ fn fio(text: &mut String, plan: &Plan, results: &Results, job: &str, title: &str
         "host load",
     ];
     row(text, "", &heads.map(str::to_owned));
-    let (kvm, plain) = (
-        best(plan, results, job, "kvm-"),
-        best(plan, results, job, "plain-"),
-    );
+    let best = |prefix| results.best(plan, job, prefix).map(|medians| medians.fio.iops);
+    let (kvm, plain) = (best("kvm-"), best("plain-"));
     for config in &plan.configs {
         match results.medians(config.name, job) {
             Some(Medians {
@@ -219,9 +207,10 @@ fn sizes(text: &mut String, results: &Results) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::table;
     use crate::bench::fio::Fio;
-    use crate::bench::results::Sample;
+    use crate::bench::plan::Plan;
+    use crate::bench::results::{Results, Sample};
 
     #[test]
     fn ratios_are_to_the_best_and_failures_stay_in_the_table() {

@@ -1,12 +1,12 @@
-//! The lines by which `tests/bench` speaks to the harness: `bench: WORD ...`.
+//! Messages of `tests/bench` to the harness, one on a line: `bench: WORD ...`.
 
 use serde_json::Value;
 
 use super::fio::Fio;
 
-/// What a line said.
+/// A message.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Said {
+pub enum Message {
     /// The next configuration begins.
     Config(String),
     /// A guest is about to start; root's clock in seconds.
@@ -36,38 +36,38 @@ pub enum Said {
 }
 
 /// Reads a line; none for one that is not for us or was spoilt on its way.
-pub fn parse(line: &str) -> Option<Said> {
+pub fn parse(line: &str) -> Option<Message> {
     let (_, text) = line.split_once("bench: ")?;
     let text = text.trim();
     let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
     let mut words = rest.split_whitespace();
     Some(match word {
-        "config" => Said::Config(words.next()?.to_owned()),
-        "start" => Said::Start(rest.parse().ok()?),
-        "first" => Said::First(rest.parse().ok()),
-        "begin" => Said::Begin(words.next()?.to_owned()),
+        "config" => Message::Config(words.next()?.to_owned()),
+        "start" => Message::Start(rest.parse().ok()?),
+        "first" => Message::First(rest.parse().ok()),
+        "begin" => Message::Begin(words.next()?.to_owned()),
         "job" => {
             let name = words.next()?.to_owned();
-            Said::Job(name, result(words.next()?, words.next()))
+            Message::Job(name, result(words.next()?, words.next()))
         }
-        "count-begin" => Said::CountBegin(words.next()?.to_owned(), words.next()?.parse().ok()?),
+        "count-begin" => Message::CountBegin(words.next()?.to_owned(), words.next()?.parse().ok()?),
         "count-end" => {
             let (name, count) = (words.next()?.to_owned(), words.next()?.parse().ok()?);
-            Said::CountEnd(name, count, result(words.next()?, words.next()))
+            Message::CountEnd(name, count, result(words.next()?, words.next()))
         }
-        "stats" => Said::Stats(serde_json::from_str(rest).ok()?),
+        "stats" => Message::Stats(serde_json::from_str(rest).ok()?),
         "size" => {
             let (zones, json) = rest.split_once(' ')?;
-            Said::Size(zones.parse().ok()?, serde_json::from_str(json).ok()?)
+            Message::Size(zones.parse().ok()?, serde_json::from_str(json).ok()?)
         }
-        "rss" => Said::Rss(
+        "rss" => Message::Rss(
             words.next()?.parse().ok()?,
             words.next()?.parse().ok()?,
             words.next()?.parse().ok()?,
         ),
-        "note" => Said::Note(rest.to_owned()),
-        "end" => Said::End(rest.to_owned()),
-        "done" => Said::Done,
+        "note" => Message::Note(rest.to_owned()),
+        "end" => Message::End(rest.to_owned()),
+        "done" => Message::Done,
         _ => return None,
     })
 }
@@ -82,41 +82,41 @@ fn result(status: &str, line: Option<&str>) -> Result<Fio, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Message, parse};
 
     #[test]
     fn lines_are_understood() {
         assert_eq!(
             parse("bench: config kvm-threads-none 0.1 0.2"),
-            Some(Said::Config("kvm-threads-none".into()))
+            Some(Message::Config("kvm-threads-none".into()))
         );
-        assert_eq!(parse("bench: start 12.5"), Some(Said::Start(12.5)));
-        assert_eq!(parse("bench: first"), Some(Said::First(None)));
-        assert_eq!(parse("bench: first 13.75"), Some(Said::First(Some(13.75))));
+        assert_eq!(parse("bench: start 12.5"), Some(Message::Start(12.5)));
+        assert_eq!(parse("bench: first"), Some(Message::First(None)));
+        assert_eq!(parse("bench: first 13.75"), Some(Message::First(Some(13.75))));
         assert_eq!(
             parse("bench: count-begin randread-1 200"),
-            Some(Said::CountBegin("randread-1".into(), 200))
+            Some(Message::CountBegin("randread-1".into(), 200))
         );
-        assert_eq!(parse("bench: rss 0 900 300"), Some(Said::Rss(0, 900, 300)));
+        assert_eq!(parse("bench: rss 0 900 300"), Some(Message::Rss(0, 900, 300)));
         assert_eq!(
             parse("[    1.0] x bench: note a b"),
-            Some(Said::Note("a b".into()))
+            Some(Message::Note("a b".into()))
         );
         assert!(matches!(
             parse("bench: size 1 {\"pages_used\": 7}"),
-            Some(Said::Size(1, _))
+            Some(Message::Size(1, _))
         ));
     }
 
     #[test]
     fn a_failed_job_says_why() {
-        let Some(Said::Job(_, Err(why))) = parse("bench: job randread-1 124 ") else {
+        let Some(Message::Job(_, Err(why))) = parse("bench: job randread-1 124 ") else {
             panic!("not a failed job")
         };
         assert!(why.contains("in time"));
         assert!(matches!(
             parse("bench: job x 0 3;fio"),
-            Some(Said::Job(_, Err(_)))
+            Some(Message::Job(_, Err(_)))
         ));
     }
 

@@ -1,17 +1,26 @@
-//! Runs the stages of `make test` (`tests/stages.toml`) and adds their results up. The last line printed is the summary.
+//! Runs the stages of `make test` (`tests/stages.toml`) and adds their results up. The last line printed is
+//! the summary.
 
+mod count;
+
+use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use image::cache::Cache;
-use image::cmd;
-use image::machine::Flavour;
+use image::{Flavour, cmd};
 use serde::Deserialize;
 
-use crate::machine::Project;
+use crate::options::given;
+use crate::project::Project;
+use crate::shard::{Durations, Shard};
+use count::Count;
+
+/// Seconds of a stage that was never measured.
+const UNMEASURED: u64 = 30;
 
 /// What to run.
 #[derive(Debug, clap::Args)]
@@ -22,6 +31,9 @@ pub struct Arguments {
     /// Also what is only for `make test-all`.
     #[arg(long)]
     all: bool,
+    /// One part of the run: i/n.
+    #[arg(long, env = "SHARD")]
+    shard: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -41,45 +53,89 @@ struct Stage {
     needs: Option<String>,
     #[serde(default)]
     all: bool,
+    #[serde(default)]
+    every_shard: bool,
 }
 
-/// Numbers of tests.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
-    ignored: u64,
-}
-
-/// Runs the stages; returns 0 if every test of every stage passed. A failed stage does not keep later ones from running.
+/// Returns the seconds that the stages of each shard take, without those that divide themselves.
 ///
 /// # Errors
-/// `tests/stages.toml` is wrong or no stage is left.
-pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
+/// `tests/stages.toml` or `tests/durations.txt` is wrong.
+pub fn loads(project: &Project, all: bool, shard: Shard) -> Result<Vec<u64>> {
+    let arguments = Arguments {
+        only: None,
+        all,
+        shard: None,
+    };
+    let mut loads = shard.idle();
+    select(project, &arguments, Some((shard, &mut loads)))?;
+    Ok(loads)
+}
+
+/// Returns the stages that `arguments` ask for, with a shard those that are in it, whose loads are added up.
+fn select(
+    project: &Project,
+    arguments: &Arguments,
+    shard: Option<(Shard, &mut [u64])>,
+) -> Result<Vec<Stage>> {
     let path = project.dir.join("tests/stages.toml");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let stages: Stages = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+    let mut stages = stages.stage;
+    stages.retain(|stage| stage.wanted(project, arguments));
+    if stages.is_empty() {
+        bail!("no stage of that name in {}", path.display());
+    }
+    let Some((shard, loads)) = shard else {
+        return Ok(stages);
+    };
+    let durations = Durations::read(&project.dir.join("tests"))?;
+    let seconds: Vec<u64> = stages
+        .iter()
+        .filter(|stage| !stage.every_shard)
+        .map(|stage| durations.of(&stage.name, UNMEASURED))
+        .collect();
+    let mut selected = shard.select(&seconds, loads).into_iter();
+    stages.retain(|stage| stage.every_shard || selected.next() == Some(true));
+    Ok(stages)
+}
+
+/// Runs the stages; returns 0 if every test of every stage passed. A failed stage does not keep later ones
+/// from running.
+///
+/// # Errors
+/// `tests/stages.toml` or an argument is wrong, or no stage is left.
+pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
+    let shard: Option<Shard> = given(arguments.shard.as_ref()).map(str::parse).transpose()?;
+    let mut loads = shard.map(Shard::idle).unwrap_or_default();
+    let stages = select(
+        project,
+        arguments,
+        shard.map(|shard| (shard, loads.as_mut_slice())),
+    )?;
     let started = Instant::now();
     let mut total = Count::default();
     let mut table = Vec::new();
+    let mut durations = String::new();
     if arguments.only.is_none() {
         fetch_ahead(project);
     }
-    for stage in stages.stage.iter().filter(|s| s.wanted(project, arguments)) {
+    for stage in stages {
         cmd::step(&stage.name);
         let since = Instant::now();
-        let count = stage.run(project, arguments.all)?;
+        let count = stage.run(project, arguments, &mut durations)?;
         let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
         let seconds = since.elapsed().as_secs();
+        let _ = writeln!(durations, "{} {seconds}", stage.name);
         table.push(format!(
             "{:24} {verdict:6} {:5} passed {:3} failed {seconds:4} s",
             stage.name, count.passed, count.failed
         ));
         total = total.plus(count);
     }
-    if table.is_empty() {
-        bail!("no stage of that name in {}", path.display());
-    }
+    let path = project.dir.join("build/durations.txt");
+    fs::create_dir_all(project.dir.join("build"))?;
+    fs::write(&path, durations).with_context(|| format!("cannot write {}", path.display()))?;
     println!("\n{}\n", table.join("\n"));
     let verdict = if total.failed == 0 { "ok" } else { "FAILED" };
     println!(
@@ -93,8 +149,9 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
     Ok(u8::from(total.failed != 0))
 }
 
-/// What the system tests need from Debian comes over the network, and is unpacked on one CPU: it is fetched while the
-/// stages before them compile. They wait for it where they need it, and try again what failed here.
+/// Fetches what the system tests need from Debian while the stages before them compile: it comes over the
+/// network and is unpacked on one CPU. The tests wait for it where they need it, and try again what failed
+/// here.
 fn fetch_ahead(project: &Project) {
     let dir = project.dir.clone();
     std::thread::spawn(move || {
@@ -126,14 +183,16 @@ impl Stage {
         named && there && (arguments.all || lint || !self.all)
     }
 
-    fn run(&self, project: &Project, all: bool) -> Result<Count> {
+    /// Runs the stage and adds what its tests took to `durations`.
+    fn run(&self, project: &Project, arguments: &Arguments, durations: &mut String) -> Result<Count> {
         let mut command = Command::new("bash");
         command
             .args(["-euo", "pipefail", "-c", &self.run])
             .current_dir(&project.dir);
         command
             .env("HARNESS", project.harness())
-            .env("ALL", if all { "--all" } else { "" });
+            .env("ALL", if arguments.all { "--all" } else { "" })
+            .env("SHARD", arguments.shard.as_deref().unwrap_or_default());
         command.env("CARGO_TARGET_DIR", project.target());
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().context("cannot start bash")?;
@@ -144,6 +203,9 @@ impl Stage {
             let line = line?;
             let line = String::from_utf8_lossy(&line);
             count = count.plus(Count::parse(&line).unwrap_or_default());
+            if let Some((test, seconds)) = count::duration(&line) {
+                let _ = writeln!(durations, "{test} {seconds}");
+            }
             writeln!(stdout, "{line}")?;
         }
         drop(stdout);
@@ -152,79 +214,13 @@ impl Stage {
     }
 }
 
-impl Count {
-    /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
-    fn parse(line: &str) -> Option<Self> {
-        let (_, rest) = line.strip_prefix("test result: ")?.split_once(". ")?;
-        let number = |word: &str| {
-            let part = rest.split(';').find_map(|p| p.trim().strip_suffix(word))?;
-            part.trim().parse().ok()
-        };
-        Some(Self {
-            passed: number("passed")?,
-            failed: number("failed")?,
-            ignored: number("ignored")?,
-        })
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            passed: self.passed + other.passed,
-            failed: self.failed + other.failed,
-            ignored: self.ignored + other.ignored,
-        }
-    }
-
-    /// A stage without results is one test; one that failed without a failed test, too.
-    fn with_status(self, success: bool) -> Self {
-        match (success, self) {
-            (
-                true,
-                Self {
-                    passed: 0, failed: 0, ..
-                },
-            ) => Self { passed: 1, ..self },
-            (false, Self { failed: 0, .. }) => Self { failed: 1, ..self },
-            _ => self,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_cargos_result_lines() {
-        let line = "test result: FAILED. 15 passed; 2 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s";
-        assert_eq!(
-            Count::parse(line),
-            Some(Count {
-                passed: 15,
-                failed: 2,
-                ignored: 1
-            })
-        );
-        assert_eq!(Count::parse("test result: unknown"), None);
-        assert_eq!(Count::parse("test a ... ok"), None);
-    }
-
-    #[test]
-    fn a_status_is_never_lost() {
-        assert_eq!(Count::default().with_status(true).passed, 1);
-        assert_eq!(Count::default().with_status(false).failed, 1);
-        let some = Count {
-            passed: 3,
-            failed: 0,
-            ignored: 0,
-        };
-        assert_eq!(some.with_status(false).failed, 1);
-        assert_eq!(some.with_status(true), some);
-    }
+    use super::Stages;
 
     #[test]
     fn the_shipped_stages_are_valid() {
-        let text = include_str!("../../../tests/stages.toml");
+        let text = include_str!("../../../../tests/stages.toml");
         let stages: Stages = toml::from_str(text).unwrap();
         assert_eq!(stages.stage.last().unwrap().name, "system tests");
     }
