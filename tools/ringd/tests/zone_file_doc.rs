@@ -101,7 +101,10 @@ fn rows(page: &str) -> BTreeMap<String, BTreeMap<String, String>> {
         let Some(key) = key.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')) else {
             continue;
         };
-        let earlier = found.entry(section.clone()).or_default().insert(key.to_owned(), value.to_owned());
+        let earlier = found
+            .entry(section.clone())
+            .or_default()
+            .insert(key.to_owned(), value.to_owned());
         assert!(earlier.is_none(), "{section} {key} has two rows");
     }
     found
@@ -121,7 +124,10 @@ fn every_key_has_a_row_and_every_row_is_a_key() {
         let mut keys: Vec<_> = keys.iter().collect();
         keys.sort();
         let rows: Vec<_> = documented[section].keys().collect();
-        assert_eq!(keys, rows, "{section}: ringctl's keys on the left, docs/zone-file.md's on the right");
+        assert_eq!(
+            keys, rows,
+            "{section}: ringctl's keys on the left, docs/zone-file.md's on the right"
+        );
     }
 }
 
@@ -133,7 +139,10 @@ fn values_to_choose_from_are_those_of_the_rows() {
         for (key, value) in rows {
             let choices = choices(section, key);
             for choice in &choices {
-                assert!(value.contains(&format!("`\"{choice}\"`")), "{section} {key}: no {choice} in {value}");
+                assert!(
+                    value.contains(&format!("`\"{choice}\"`")),
+                    "{section} {key}: no {choice} in {value}"
+                );
             }
             count += usize::from(!choices.is_empty());
             let written = value.matches("`\"").count();
