@@ -1,13 +1,13 @@
 #!/bin/bash
-# What documents name must exist: repository paths in backquotes, and targets of relative links with their headings.
+# What documents name must exist: repository paths in backquotes, and targets of relative links with their
+# headings.
 #
-#   tests/doc-paths.sh [FILE...]     without FILE: README.md, CHANGELOG.md, all documents below docs/ and tools/
+#   tests/doc-paths.sh [FILE...]     without FILE: README.md, CHANGELOG.md, documents below docs/ and tools/
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Paths in backquotes of a document: below a folder of the repository or of the document, or a file at the top. Not
-# patterns with <kind>. A glob must match something.
-# Fenced blocks are left out.
+# Paths in backquotes of a document: below a folder of the repository or of the document, or a file at the
+# top. Not patterns with <kind>. A glob must match something. Fenced blocks are left out.
 paths() {
     sed '/^```/,/^```/d' "$1" | grep -o '`[^`]*`' | tr -d '`' | sed 's/[ :#].*//' |
         grep -E '^((src|tests|tools|docs|platform|\.ci|\.cargo)/|(Cargo|rustfmt|rust-toolchain|\.clippy)\.toml|Makefile|linker\.ld)' |

@@ -11,8 +11,8 @@ use std::process::Command;
 /// The required keys of a zone.
 const LEAST: &str = "name = \"z\"\ncpus = 1\nmemory = \"16M\"\nkernel = \"Image\"\n";
 
-/// Returns the message with which `ringctl zone start` refuses a zone file. There is no daemon, so a valid file
-/// ends in a message about that.
+/// Returns the message with which `ringctl zone start` refuses a zone file. There is no daemon, so a valid
+/// file ends in a message about that.
 fn refusal(text: &str) -> String {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("zone.toml");
@@ -29,8 +29,8 @@ fn refusal(text: &str) -> String {
     message.replace(&file.display().to_string(), "FILE")
 }
 
-/// Returns the keys of a section, `""` for the file's top, as the refusal of an unknown key lists them. `None` if
-/// there is no such section.
+/// Returns the keys of a section, `""` for the file's top, as the refusal of an unknown key lists them.
+/// `None` if there is no such section.
 fn keys(section: &str) -> Option<Vec<String>> {
     let mut text = match section {
         "" => format!("no_such_key = 1\n{LEAST}"),
@@ -49,8 +49,8 @@ fn keys(section: &str) -> Option<Vec<String>> {
     panic!("{section} requires too much");
 }
 
-/// Returns the keys of each section, by how the section begins in a file: of every key of the top that accepts a
-/// table, or a list of tables.
+/// Returns the keys of each section, by how the section begins in a file: of every key of the top that
+/// accepts a table, or a list of tables.
 fn sections(top: &[String]) -> BTreeMap<String, Vec<String>> {
     let mut found = BTreeMap::from([(String::new(), top.to_vec())]);
     for key in top {
@@ -63,8 +63,8 @@ fn sections(top: &[String]) -> BTreeMap<String, Vec<String>> {
     found
 }
 
-/// Returns the values of an enumerated key, as the refusal of another value lists them: `"a" or "b"`. Empty for
-/// other keys.
+/// Returns the values of an enumerated key, as the refusal of another value lists them: `"a" or "b"`. Empty
+/// for other keys.
 fn choices(section: &str, key: &str) -> Vec<String> {
     let wrong = format!("{key} = \"no such value\"\n");
     let text = match section {
@@ -90,8 +90,8 @@ fn page() -> String {
     fs::read_to_string(path).unwrap()
 }
 
-/// Returns the rows of the page by section: key and value column. A section's heading is its beginning in a file,
-/// in backquotes.
+/// Returns the rows of the page by section: key and value column. A section's heading is its beginning in a
+/// file, in backquotes.
 fn rows(page: &str) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut found = BTreeMap::<_, BTreeMap<_, _>>::new();
     let mut section = String::new();
