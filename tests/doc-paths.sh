@@ -7,9 +7,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Paths in backquotes of a document: below a folder of the repository or of the document, or a file at the
-# top. Not patterns with <kind>. A glob must match something. Fenced blocks are left out.
+# top. Not patterns with <kind>. A glob must match something. Fenced blocks are left out; lines are joined, for
+# text in backquotes may go over their end.
 paths() {
-    sed '/^```/,/^```/d' "$1" | grep -o '`[^`]*`' | tr -d '`' | sed 's/[ :#].*//' |
+    sed '/^```/,/^```/d' "$1" | tr '\n' ' ' | grep -o '`[^`]*`' | tr -d '`' | sed 's/[ :#].*//' |
         grep -E '^((src|tests|tools|docs|platform|\.ci|\.cargo)/|(Cargo|rustfmt|rust-toolchain|\.clippy)\.toml|Makefile|linker\.ld)' |
         grep -v '[<{]' | sort -u || true
 }
@@ -48,7 +49,7 @@ check() {
 # Negative control: a document that names what is not there.
 control=$(mktemp)
 trap 'rm -f "$control"' EXIT
-printf '# A heading\n`src/no/such.rs` `src/lib.rs` `Makefile` [a](no-such.md) [b](#no-such) [c](#a-heading)\n' >"$control"
+printf '# A heading\n`a b\nc` `src/no/such.rs` `src/lib.rs` `Makefile` [a](no-such.md) [b](#no-such) [c](#a-heading)\n' >"$control"
 if [[ $(check "$control" | wc -l) != 3 ]]; then
     echo "a document that names a path, a file and a heading that are not there is not noticed:"
     check "$control"
