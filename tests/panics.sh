@@ -1,9 +1,9 @@
 #!/bin/bash
-# What of the linked EL2 image can panic after boot: every direct call of a panicking function of `core` and
-# `alloc` in what the exception vectors reach, with a call graph made from the disassembly. Each must be in
-# tests/panics.txt, with the reason why no guest, daemon or root can get there; and what is there must still
-# exist. Calls through pointers are not followed: those of this image are log and formatting, and the heap's
-# out-of-memory hook. Usage: tests/panics.sh [image]
+# What of the linked EL2 image can panic after boot: every direct call of a panicking function of `core` and `alloc` in
+# what the exception vectors reach, with a call graph made from the disassembly. Each must be in tests/panics.txt, with
+# the reason why no guest, daemon or root can get there; and what is there must still exist.
+# Calls through pointers are not followed: those of this image are log and formatting, and the heap's out-of-memory hook.
+# Usage: tests/panics.sh [image]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}

@@ -1,7 +1,6 @@
 #!/bin/sh
-# The bare-metal test guest in a zone: transport, queues, disks, two vCPUs racing, GIC, timers, PSCI, UART,
-# system registers, accesses to addresses without a device. Its own lines name what failed. Root checks what
-# the guest wrote, and what it must not have written.
+# The bare-metal test guest in a zone: transport, queues, disks, two vCPUs racing, GIC, timers, PSCI, UART, system
+# registers, wild accesses. Its own lines say what failed. From root's side: what it wrote, and what it must not have.
 #@ on: a57
 #@ all: max a76 qemu10 qemu10-max
 #@ needs: el2
@@ -59,9 +58,9 @@ is "the read-only image" "$(sum "$Z/readonly.img" 0 2048)" "$before_readonly"
 zone one 1 "test=inherited,tlb,transport,blk,queue,timer"
 passes one
 
-# TLB maintenance of a zone's first vCPU traps 131072 times, or until it turns on another. The group "tlb"
-# does it 1000 times, and then 150000 times or, beside a second vCPU, 1000 times more; little else in it traps
-# as a system register. trapped VCPUS: exits of vCPU 0 for system registers, in $trapped
+# TLB maintenance of a zone's first vCPU traps 131072 times, or until it turns on another. The group "tlb" does it 1000 times, and then
+# 150000 times or, beside a second vCPU, 1000 times more; little else in it traps as a system register.
+# trapped VCPUS: exits of vCPU 0 for system registers, in $trapped
 trapped() {
     zone alone "$1" "test=tlb end=hang"
     ringctl zone start "$Z/alone.toml" || fail "zone start"
