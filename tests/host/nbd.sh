@@ -61,11 +61,11 @@ within 200 guest_says '^io: begins'
 runs() { ringctl zone console guest1 --dump | tr -d '\r' | grep -c '^fio: run '; }
 run_after() { [ "$(runs)" -gt "$1" ]; }
 is_ready_after() { [ "$(grep -c ' ready pid=' $LOG)" -gt "$1" ]; }
-moves() { runs=$(runs); within 200 run_after "$runs"; }
+goes_on() { runs=$(runs); within 200 run_after "$runs"; }
 state() { ringctl disk list | awk '$NF == "/dev/nbd0" { print $7 }'; }
 is_released() { [ "$(state)" = released ]; }
 kill_worker() { kill -KILL "$(sed -n 's/.* ready pid=\([0-9]*\) .*/\1/p' $LOG | tail -1)" || fail "no worker to kill"; }
-moves
+goes_on
 for round in 1 2; do
     echo "host: cut"
     within 100 is_released
@@ -80,14 +80,14 @@ for round in 1 2; do
     within 100 connect
     within 20 sh -c '[ "$(cat /sys/block/nbd0/size)" = 32768 ]'
     ringctl disk resume guest1 vdb || fail "disk resume"
-    moves
+    goes_on
     is "state of the disk" "$(state)" active
     before=$(first_requests 1)
     kill_worker
     within 100 served 1 "$before"
-    moves
+    goes_on
     echo "host: hang"
-    moves
+    goes_on
 done
 printf 'end\n' | dd of=$Z/vdc.img conv=notrunc 2>/dev/null
 ringctl zone wait guest1 || fail "zone wait"

@@ -86,8 +86,8 @@ runs() { ringctl zone console guest1 --dump | tr -d '\r' | grep -c '^fio: run ';
 run_after() { [ "$(runs)" -gt "$1" ]; }
 connections() { grep -c "connected to the disk.s server.*/run/$1.sock" $LOG; }
 connected() { [ "$(connections $1)" -gt "$2" ]; }
-moves() { runs=$(runs); within 200 run_after "$runs"; }
-moves
+goes_on() { runs=$(runs); within 200 run_after "$runs"; }
+goes_on
 for round in 1 2; do
     for name in raw qcow2 nbd; do
         echo "round $round: $name"
@@ -95,18 +95,18 @@ for round in 1 2; do
         kill_server $name
         within 60 connected $name "$before"
     done
-    moves
+    goes_on
     echo "round $round: NBD"
     # The NBD connection is cut: the server behind the server goes, and comes back.
     kill -KILL $nbd_server
     sleep 1
     nbd_server
-    moves
+    goes_on
     echo "round $round: daemon"
     before=$(connections nbd)
     kill -KILL "$(sed -n 's/.* ready pid=\([0-9]*\) .*/\1/p' $LOG | tail -1)" || fail "no worker to kill"
     within 60 connected nbd "$before"
-    moves
+    goes_on
 done
 printf 'end\n' | dd of=$Z/vde.img conv=notrunc 2>/dev/null
 within 200 guest_says '^io: ends'

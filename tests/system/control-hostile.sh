@@ -1,11 +1,12 @@
 #!/bin/sh
-# Root stores nonsense to the control device (torture c1, c2, c11): EL2 goes on, and so does the daemon.
+# Root stores invalid values to the control device (torture c1, c2, c11): EL2 goes on, and so does the daemon.
 #@ needs: el2
 . ./lib.sh
 device=$(grep -l 0x7276 /sys/bus/pci/devices/*/device) || fail "no control device"
 bar=$(awk 'NR == 1 { print $1 }' "$(dirname "$device")/resource")
 at() { printf '0x%x' $((bar + 0x1000 + $1)); }
-# Nobody is attached: page 0, EL2's own memory, what is no RAM, and what is RAM but not the daemon's page.
+# No daemon is attached: page 0, EL2's own memory, addresses without RAM, and RAM that is not the daemon's
+# page.
 for page in 0 1 0x40200000 0x40400000 0x8000000 0xfffffffffff00000 0x44000000; do
     devmem "$(at 8)" 64 $page
 done
@@ -32,7 +33,7 @@ done
 ringctl info >/dev/null || fail "ringctl info after nonsense"
 truncate -s 1M /tmp/disk.img
 ringctl zone start --name z --cpus 1 --memory 64M --kernel /srv/zones/Image --disk /tmp/disk.img || fail "zone start"
-# Completions for zones and slots that are not there, and with bits that mean nothing.
+# Completions for zones and slots that do not exist, and with reserved bits.
 for value in 0x00000000 0x00020000 0x000f0000 0x00ff0000 0x00010001 0x0001001f 0x000100ff 0x01010000 0x00010100 0xffffffff; do
     devmem "$(at 0x14)" 32 $value
 done

@@ -187,9 +187,9 @@ qcow2_data() {
 
 # --- Scripts for guests, printed: /autorun is made of them ---
 
-# verify_loop END EACH DISKS JOB...: fio writes and verifies all jobs on all disks at once, with another seed each
-# time, until the disk END begins with "end"; EACH is executed after each run. A job is OFFSET:SIZE:BLOCKS:DEPTH,
-# BLOCKS a size or a range of sizes.
+# verify_loop END EACH DISKS JOB...: fio writes and verifies all jobs on all disks at once, with another seed
+# each time, until the disk END begins with "end"; EACH is executed after each run. A job is
+# OFFSET:SIZE:BLOCKS:DEPTH, BLOCKS a size or a range of sizes.
 verify_loop() {
     printf "end='%s' each='%s' disks='%s'\n" "$1" "$2" "$3"
     shift 3

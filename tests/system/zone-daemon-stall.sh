@@ -1,7 +1,8 @@
 #!/bin/sh
 # The daemon is stopped for a minute in the middle of a guest's I/O: the guest waits, loses nothing and sees
-# no error, and `ringctl` says all the time why (torture c6). Then it may open nothing more, then have no more
-# memory, and then it is what the OOM killer chooses: disks are served, or served again (torture c10).
+# no error, and `ringctl` reports the cause throughout (torture c6). Then the daemon can open no more files,
+# then it has no more memory, and then the OOM killer chooses it: disks are served, or served again (torture
+# c10).
 #@ needs: el2
 #@ tier: all
 #@ timeout: 600
@@ -19,13 +20,14 @@ kill -CONT "$pid"
 within 30 zone_is guest1 running
 is "worker" "$(worker)" "$pid"
 
-# Not one descriptor more. Nobody is let in, disks go on: the reads of each are counted before and after.
+# No further descriptor. No connection is accepted, disks are served: the reads of each are counted before and
+# after.
 requests() { ringctl disk stats --json | tr -d ' ,' | sed -n 's/^"\(reads\|writes\)"://p' | awk '{ sum += $1 } END { print sum + 0 }'; }
 more_requests() { [ "$(requests)" -gt "$1" ]; }
 before=$(requests)
 at_least "requests so far" "$before" 1
 prlimit --pid "$pid" --nofile=0:1024 || fail "prlimit"
-# accept(2) takes its descriptor before it waits: one more connection is let in.
+# accept(2) takes its descriptor before it waits: one more connection is accepted.
 timeout 30 ringctl zone list >/dev/null 2>&1
 for _ in 1 2 3 4 5; do
     timeout 2 ringctl zone list >/dev/null 2>&1 && fail "a daemon without descriptors answers"
@@ -36,7 +38,7 @@ is "worker" "$(worker)" "$pid"
 at_least "requests meanwhile" "$(requests)" $((before + 1))
 grep -q 'cannot accept a connection' $LOG || fail "the log does not say that there are no descriptors"
 
-# Not one byte more. No thread can be made for a connection; an allocation that fails ends the daemon, as
+# No further memory. No thread can be made for a connection; an allocation that fails ends the daemon, as
 # SIGKILL does.
 served_before=$(first_requests 1234)
 prlimit --pid "$pid" --as=4096:unlimited || fail "prlimit"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What a daemon that is stopped, doubled, upgraded, stuck or dead means for zones and for those who ask
-# (torture c4, c6, c7, c12).
+# What zones and clients see of a daemon that is stopped, started twice, upgraded, stuck or dead (torture c4,
+# c6, c7, c12).
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 400
@@ -56,7 +56,7 @@ is "new privileges" "$(awk '/^NoNewPrivs:/ { print $2 }' /proc/$pid/status)" 1
 ringd 2>/tmp/message && fail "a second daemon runs"
 grep -q "running already as process" /tmp/message || fail "unclear: $(cat /tmp/message)"
 
-# Stopped (c6): a stall, said so. For a minute in zone-daemon-stall.
+# Stopped (c6): a stall, reported as such. For a minute in zone-daemon-stall.
 before=$(runs)
 kill -STOP "$pid"
 start=$(date +%s)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What is done to disks while their guest runs: resize, attach, detach, limits, a write cache that is
-# switched, blocks given back; a queue for each vCPU. A new daemon has what the last one had attached.
+# Changes of disks while their guest runs: resize, attach, detach, limits, the write cache switched, discards;
+# a queue for each vCPU. A new daemon has the disks that the last one attached.
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
@@ -39,7 +39,7 @@ echo "detached: $(dd if=/dev/vdc bs=512 count=1 iflag=direct 2>/dev/null | wc -c
 awaits vdc 16
 echo "again: $(hash /dev/vdc)"
 dmesg | grep -E 'I/O error|Buffer I/O' && echo "guest saw errors"
-# That image is read-only, which the drive cannot say: writing fails.
+# That image is read-only, which the drive cannot report: writes fail.
 dd if=/dev/zero of=/dev/vdc bs=4k count=1 oflag=direct 2>/dev/null && echo "written" || echo "refused"
 poweroff
 sleep 100

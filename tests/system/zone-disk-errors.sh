@@ -1,8 +1,8 @@
 #!/bin/sh
-# A file that fails: no space in a small tmpfs, EIO from device mapper's error target. The guest is told
-# (on_error = "report") or waits until the cause is gone (on_error = "stop"), as does its file system (torture
-# c8). And a file in memory, which the daemon has mapped, that becomes shorter: an error for the guest, not
-# the daemon's end (torture c9).
+# A file that fails: no space in a small tmpfs, EIO from device mapper's error target. The guest gets the
+# error (on_error = "report") or waits until the cause is gone (on_error = "stop"), as does its file system
+# (torture c8). And a file in memory, mapped by the daemon, that is truncated: an error for the guest, not the
+# end of the daemon (torture c9).
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
@@ -32,7 +32,7 @@ sleep 100
 S
 guest_disk $Z/root.img /tmp/autorun
 mkdir -p $Z/small $Z/stops
-# Nobody makes device nodes but dmsetup itself.
+# Without udev, dmsetup makes the device nodes.
 export DM_DISABLE_UDEV=1
 mount -t tmpfs -o size=4M none $Z/small
 mount -t tmpfs -o size=6M none $Z/stops

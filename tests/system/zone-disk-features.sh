@@ -1,8 +1,8 @@
 #!/bin/sh
-# A Linux guest with all the disk's features: cache modes it switches, neighbours merged under verify, blocks
-# it discards freed in root's file, zeroes it asks for; the same on a loop device, and on one that can neither
-# discard nor zero, where a discard does nothing and zeroes are written. What it reads at the end is what root
-# has.
+# A Linux guest with all of the disk's features: cache modes that it switches, neighbours merged under verify,
+# discards that free blocks of root's file, zeroes; the same on a loop device, and on one that can neither
+# discard nor zero, where a discard does nothing and zeroes are written. What the guest reads at the end is
+# what root has.
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
@@ -35,7 +35,7 @@ for disk in vdc vdd; do
 done
 dmesg | grep -E 'I/O error|critical' && echo "guest saw errors"
 echo "hash: $(sha256sum </dev/vdb | cut -d ' ' -f 1)"
-# Root looks at the counters now.
+# Root reads the counters now.
 sleep 15
 poweroff
 sleep 100

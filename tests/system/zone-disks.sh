@@ -50,7 +50,7 @@ truncate -s 4M /dev/shm/l.img
 loop=$(losetup -f --show $Z/c.img)
 loop_f=$(losetup -f --show $Z/f.img)
 loop_i=$(losetup -f --show $Z/i.img)
-# Nobody makes device nodes but dmsetup itself.
+# Without udev, dmsetup makes the device nodes.
 export DM_DISABLE_UDEV=1
 printf '0 4096 linear %s 4096\n4096 4096 linear %s 0\n' "$loop_i" "$loop_i" | dmsetup create i || fail "dmsetup create"
 qcow2 $Z/g.qcow2 16

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Root floods the used-buffer doorbell: for zones and slots that are not there, which is dropped and counted
-# (torture c2), and for a disk in use, which the guest takes as interrupts without news (torture c3). EL2 does
-# each in one bounded call, so root's shell and the guest's I/O go on, and nothing of what the guest wrote is
-# lost.
+# Root floods the used-buffer doorbell: for zones and slots that do not exist, which is dropped and counted
+# (torture c2), and for a disk in use, whose guest gets interrupts without used buffers (torture c3). EL2
+# handles each in one bounded call, so root's shell and the guest's I/O go on, and nothing that the guest
+# wrote is lost.
 #@ needs: el2
 #@ tier: all
 #@ timeout: 400
@@ -35,14 +35,14 @@ daemon
 ringctl zone start $Z/guest1.toml || fail "zone start"
 within 150 guest_says '^quiet'
 get() { awk -v name="$1" '$1 == name { value = $2 } END { print value + 0 }' /tmp/stats; }
-# counts: doorbells of root's CPUs in $all, those that came to a disk of the guest in $taken
+# counts: doorbells of root's CPUs in $all, those that reached a disk of the guest in $taken
 counts() {
     ringctl stats >/tmp/stats || fail "stats"
     all=$(awk '$1 ~ /^cpu[0-9]+\.doorbells$/ { sum += $2 } END { print sum + 0 }' /tmp/stats)
     taken=$(awk '$1 ~ /^disk\.guest1\.[0-9]+\.doorbells$/ { sum += $2 } END { print sum + 0 }' /tmp/stats)
 }
 
-# Zones and slots that are not there. The guest stands still meanwhile, and with it all other doorbells.
+# Zones and slots that do not exist. The guest is paused meanwhile, and with it all other doorbells.
 ringctl zone pause guest1 || fail "zone pause"
 sleep 1
 counts

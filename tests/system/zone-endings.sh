@@ -1,7 +1,7 @@
 #!/bin/sh
-# How guests end, well or badly, on the bare-metal test guest: what `zone run` says, that a zone whose guest
-# hangs, storms or faults for ever stops at once, that root is not slowed, and that everything comes back
-# (torture a10, d4, d5, d6).
+# How guests end, well or badly, on the bare-metal test guest: what `zone run` reports; that a zone whose
+# guest hangs, storms or faults for ever stops at once, that root is not slowed, and that everything is
+# reclaimed (torture a10, d4, d5, d6).
 #@ on: a57
 #@ all: max
 #@ needs: el2
@@ -64,7 +64,7 @@ within 60 says on-reset "end=on-reset" 30
 ringctl zone stop on-reset || fail "zone stop of a zone whose vCPUs come and go"
 is "what is left after resets beside CPU_ON" "$(everything)" "$before"
 
-# A guest whose exception handler is where nothing is: it has crashed, and on_crash says what becomes of it.
+# A guest without memory at its exception vector: it has crashed, and on_crash decides what follows.
 zone lost stop stop
 timeout 60 ringctl zone run "$Z/lost.toml" >/tmp/out 2>&1 && fail "zone run says that a lost guest ended well"
 grep -q crashed /tmp/out || fail "no word of a crash: $(cat /tmp/out)"

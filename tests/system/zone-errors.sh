@@ -1,5 +1,5 @@
 #!/bin/sh
-# Wrong requests: each is refused with a message that names what is wrong, and leaves nothing behind.
+# Wrong requests: each is refused with a message that names the mistake, and changes nothing.
 #@ needs: el2
 #@ timeout: 300
 . ./lib.sh

@@ -1,7 +1,7 @@
 #!/bin/sh
-# A guest's disk moves under fio verify: from a raw image to qcow2, on to a vhost-user server, and back to a
-# raw image. The daemon is killed while it copies, the server too; a move is ended by hand, another by a
-# target that breaks. The guest sees no error; at the end source's, target's and guest's hashes are the same
+# A guest's disk is migrated under fio verify: from a raw image to qcow2, on to a vhost-user server, and back
+# to a raw image. The daemon is killed while it copies, the server too; one migration is cancelled, another
+# fails by its target. The guest sees no error; at the end the hashes of source, target and guest are the same
 # (torture c5, e1).
 #@ needs: el2
 #@ tier: all
@@ -32,24 +32,24 @@ ringctl zone start $Z/guest1.toml || fail "zone start"
 within 200 guest_says '^io: begins'
 runs() { ringctl zone console guest1 --dump | tr -d '\r' | grep -c '^fio: run '; }
 run_after() { [ "$(runs)" -gt "$1" ]; }
-moves() { runs=$(runs); within 200 run_after "$runs"; }
+goes_on() { runs=$(runs); within 200 run_after "$runs"; }
 kill_daemon() { kill -KILL "$(sed -n 's/.* ready pid=\([0-9]*\) .*/\1/p' $LOG | tail -1)" || fail "no worker to kill"; }
 copied() { ringctl disk list --json | tr -d ' ,' | sed -n 's/^"copied"://p'; }
 has_copied() { [ "$(copied || echo 0)" -gt "$1" ] 2>/dev/null; }
 
-# What cannot be is said, and changes nothing.
+# What cannot be is refused, and changes nothing.
 truncate -s 1M $Z/small.img
 ringctl disk migrate guest1 vdb $Z/small.img 2>/tmp/error && fail "a small target is taken"
 grep -q 'disk in slot 1: the target has 1048576 bytes, expected at least' /tmp/error || { cat /tmp/error; fail "the message"; }
 ringctl disk migrate guest1 vdb vhost-user:/run/disk.sock 2>/tmp/error && fail "a missing server is taken"
 grep -q '/run/disk.sock: cannot connect' /tmp/error || { cat /tmp/error; fail "the message"; }
-# Ended by hand.
+# Cancelled.
 ringctl disk migrate guest1 vdb $Z/other.img --no-wait || fail "migrate"
-ringctl disk detach guest1 vdb 2>/tmp/error && fail "a disk that moves is detached"
+ringctl disk detach guest1 vdb 2>/tmp/error && fail "a disk is detached while it is migrated"
 grep -q 'it is being moved to' /tmp/error || { cat /tmp/error; fail "the message"; }
 ringctl disk migrate guest1 vdb --cancel || fail "migrate --cancel"
 ringctl disk list | grep -q "$Z/vdb.img" || fail "the disk is not where it was"
-moves
+goes_on
 
 # To qcow2, with the daemon killed while it copies, twice; ringctl waits for all of it.
 ringctl disk migrate guest1 vdb $Z/next.qcow2,format=qcow2 >/tmp/migrate 2>&1 &
@@ -62,7 +62,7 @@ wait $migrate || { cat /tmp/migrate $LOG; fail "migrate to qcow2"; }
 cat /tmp/migrate
 grep -q "moved to $Z/next.qcow2" /tmp/migrate || fail "ringctl does not say so"
 at_least "daemons that went on" "$(grep -c 'going on moving a disk' $LOG)" 1
-moves
+goes_on
 # The source is nobody's any more.
 rm $Z/vdb.img
 
@@ -76,13 +76,13 @@ kill -KILL $server
 wait $server 2>/dev/null
 serve
 wait $migrate || { cat /tmp/migrate $LOG; fail "migrate to a server"; }
-moves
+goes_on
 kill_daemon
-moves
+goes_on
 
 # Back to a file.
 ringctl disk migrate guest1 vdb $Z/last.img,engine=threads >/tmp/migrate 2>&1 || { cat /tmp/migrate $LOG; fail "migrate to a file"; }
-moves
+goes_on
 kill $server
 wait $server 2>/dev/null
 rm -f /run/disk.sock
@@ -97,7 +97,7 @@ kill -KILL $server
 wait $migrate && fail "a move to a server that is gone succeeds"
 cat /tmp/migrate
 grep -q "stays where it is: the target failed" /tmp/migrate || fail "the message"
-moves
+goes_on
 printf 'end\n' | dd of=$Z/vdc.img conv=notrunc 2>/dev/null
 ringctl zone wait guest1 || fail "zone wait"
 ringctl zone console guest1 --dump | tr -d '\r' | sed -n '/^io: /,$p' >/tmp/text

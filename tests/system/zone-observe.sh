@@ -33,8 +33,8 @@ said() { ringctl zone console --dump guest1 | grep -q "$1"; }
 # get FILE NAME: a counter in what `ringctl stats` printed, 0 if it is not there
 get() { awk -v name="$2" '$1 == name { value = $2 } END { print value + 0 }' "$1"; }
 cpu=$(ringctl zone list | awk '$1 == "guest1" { print $4 }')
-# moves: the guest has read since /tmp/before
-moves() {
+# goes_on: the guest has read since /tmp/before
+goes_on() {
     ringctl stats >/tmp/after && [ "$(get /tmp/after $reads_of)" -gt $(($(get /tmp/before $reads_of) + 20)) ]
 }
 reads_of=disk.guest1.1.queue0.reads
@@ -44,7 +44,7 @@ measure() {
     within 120 said "depth $1 begins"
     ringctl stats >/tmp/before || fail "stats"
     # fio takes a while to start.
-    within 60 moves
+    within 60 goes_on
     ringctl stats >/tmp/before || fail "stats"
     sleep "$2"
     ringctl stats >/tmp/after || fail "stats"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The guest resets its disk, and later itself, with a read under way whose daemon is dead and which the kernel
-# cannot end: neither is done before the read has ended, and nothing is written into the guest's memory
+# The guest resets its disk, and later itself, with a read in flight whose daemon is dead and which the kernel
+# cannot end: neither reset completes before the read has, and nothing is written into the guest's memory
 # afterwards (torture a9, c7). A stop in the same state is in zone-daemon-states.
 #@ needs: el2
 #@ tier: all

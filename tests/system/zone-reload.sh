@@ -1,5 +1,5 @@
 #!/bin/sh
-# The guest's driver is taken away and loaded again, many times, with I/O in flight: nothing is left behind in
+# The guest's driver is unloaded and loaded again, many times, with I/O in flight: nothing is left behind in
 # EL2 or the daemon, and the disk reads as before.
 #@ needs: el2
 #@ boot: cpus

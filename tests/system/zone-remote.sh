@@ -1,8 +1,8 @@
 #!/bin/sh
 # A zone's disk on `ringd serve` in root: a guest verifies what it writes with fio by two queues while the
-# server is killed, the daemon is killed, both are; and the server hangs. The guest sees pauses and no error,
-# and the image has what it says. What the zone file may say wrong is told by disk, key and value (torture c5,
-# e1).
+# server is killed, the daemon is killed, both are killed, and the server hangs. The guest sees pauses and no
+# error, and the image has the guest's data. Mistakes in the zone file are reported by disk, key and value
+# (torture c5, e1).
 #@ needs: el2
 #@ tier: all
 #@ boot: own
@@ -40,7 +40,7 @@ zone_file guest1 2 256M root.img
 printf '[[disk]]\nvhost_user = "/run/disk.sock"\n[[disk]]\npath = "vdc.img"\n' >>$Z/guest1.toml
 ringd --daemonize --supervise || fail "ringd does not start"
 
-# Nobody there; not a server; a key that is the server's affair.
+# No server; a socket that is no server's; a key that only a server can have.
 ringctl zone start $Z/guest1.toml 2>/tmp/error && fail "a zone starts without its disk's server"
 cat /tmp/error
 grep -q 'disk\[1\].vhost_user.*/run/disk.sock.*No such file' /tmp/error || fail "a missing socket is not told"
@@ -56,7 +56,7 @@ serve
 within 20 test -S /run/disk.sock
 ringctl zone start $Z/guest1.toml || fail "zone start"
 within 200 guest_says '^io: begins'
-moves() { # the disk goes on
+goes_on() { # the disk goes on
     before=$(requests)
     within 100 more_than "$before"
 }
@@ -68,17 +68,17 @@ kill_server() {
 kill_daemon() { kill -KILL "$(sed -n 's/.* ready pid=\([0-9]*\) .*/\1/p' $LOG | tail -1)" || fail "no worker to kill"; }
 is_ready() { [ "$(grep -c ' ready pid=' $LOG)" -gt "$1" ]; }
 for round in 1 2 3; do
-    moves
+    goes_on
     before=$(connections)
     kill_server
     sleep 1
     serve
     within 60 connected "$before"
-    moves
+    goes_on
     before=$(connections)
     kill_daemon
     within 60 connected "$before"
-    moves
+    goes_on
 done
 # Both at once; the daemon is back first, and does not wait for the server with the zone's other disks.
 readies=$(grep -c ' ready pid=' $LOG)
@@ -90,13 +90,13 @@ within 60 zone_is guest1 running
 sleep 1
 serve
 within 60 connected "$before"
-moves
+goes_on
 # A server that hangs for longer than it may take for an answer.
 kill -STOP $server
 sleep 12
 zone_is guest1 running || fail "the zone is $(zone_state guest1)"
 kill -CONT $server
-moves
+goes_on
 guest_says '^io: ends' && fail "the guest's I/O ended before the kills: no proof"
 printf 'end\n' | dd of=$Z/vdc.img conv=notrunc 2>/dev/null
 ringctl zone wait guest1 || fail "zone wait"
@@ -123,7 +123,7 @@ S
 guest_disk $Z/root.img /tmp/autorun
 ringctl zone start $Z/guest1.toml || fail "zone start"
 within 200 guest_says '^io: begins'
-moves
+goes_on
 kill -STOP $server
 sleep 1
 start=$(date +%s)

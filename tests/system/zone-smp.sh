@@ -1,5 +1,5 @@
 #!/bin/sh
-# A guest with as many vCPUs as root can give up, each of which runs programs and takes its own timer's
+# A guest with as many vCPUs as root can donate, each of which runs programs and takes its own timer's
 # interrupts; then one on CPUs that the zone file names.
 #@ all: large
 #@ needs: el2

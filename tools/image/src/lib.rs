@@ -4,7 +4,7 @@
 //! inputs, so a second run finds everything in place and a changed input makes a new file. No root privileges
 //! are needed and the machine's own apt configuration is never touched.
 //!
-//! - [`apt`]: a private apt state; resolves, downloads, unpacks.
+//! - [`apt`], [`mirror`]: a private apt state; resolves, downloads, unpacks.
 //! - [`kernel`], [`zimg`], [`modules`]: from a kernel package to a raw arm64 `Image` and the modules a
 //!   machine needs.
 //! - [`userland`]: the directory tree of busybox, fio, e2fsprogs, util-linux, procps, kmod, bash.
@@ -21,6 +21,7 @@ pub mod ext4;
 pub mod initramfs;
 pub mod kernel;
 pub mod machine;
+pub mod mirror;
 pub mod modules;
 pub mod programs;
 pub mod qemu;

@@ -10,6 +10,7 @@ use image::cpio::Archive;
 use image::{Cache, GuestFiles, cmd};
 
 use super::collect::{Collector, Expected};
+use super::host_image::HostImage;
 use super::plan::{Job, Kind, Plan};
 use super::plugin::Counters;
 use super::results::Results;
@@ -29,8 +30,6 @@ const ROOT_MEMORY: &str = "3G";
 /// Command line of every guest, to which `BOOTARGS` are added as they are to root's. No `root=`: the first
 /// program is the benchmark's own. Without page table isolation, as root's.
 const GUEST_BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1 kpti=off";
-/// Bytes of the image that is measured.
-const IMAGE_BYTES: u64 = 256 << 20;
 /// A flat binary that does nothing: `wfi; b .-4`.
 const IDLE: [u8; 8] = [0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17];
 /// Bytes of RAM that the hypervisor keeps (`EL2_SIZE` in `linker.ld`).
@@ -335,48 +334,4 @@ impl Bench<'_> {
 
 fn mode(boot: &Boot) -> &'static str {
     if boot.count { "count" } else { "fio" }
-}
-
-/// The image of plain QEMU's guests, in the host's tmpfs where there is one with room.
-#[derive(Debug)]
-struct HostImage {
-    file: PathBuf,
-    /// Why it is somewhere else.
-    note: Option<String>,
-    /// Removed with this.
-    _dir: tempfile::TempDir,
-}
-
-impl HostImage {
-    fn create(otherwise: &Path) -> Result<Self> {
-        match Self::create_in(Path::new("/dev/shm")) {
-            Ok(image) => Ok(image),
-            Err(error) => {
-                let mut image = Self::create_in(otherwise)?;
-                image.note = Some(format!("it is in {}: {error:#}", otherwise.display()));
-                Ok(image)
-            }
-        }
-    }
-
-    fn create_in(parent: &Path) -> Result<Self> {
-        let dir = tempfile::Builder::new()
-            .prefix("ringvisor-bench-")
-            .tempdir_in(parent)
-            .with_context(|| format!("cannot use {}", parent.display()))?;
-        let file = dir.path().join("image");
-        // All blocks there, as in root.
-        let mut writer = File::create(&file)?;
-        let block = vec![0; 1 << 20];
-        for _ in 0..IMAGE_BYTES >> 20 {
-            writer
-                .write_all(&block)
-                .with_context(|| format!("no room in {}", parent.display()))?;
-        }
-        Ok(Self {
-            file,
-            note: None,
-            _dir: dir,
-        })
-    }
 }

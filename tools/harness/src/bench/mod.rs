@@ -3,7 +3,7 @@
 //! them.
 //!
 //! - [`plan`]: jobs, configurations, and how `QUICK` and `ONLY` narrow them.
-//! - [`boot`]: the machines; what runs in them is in `tests/bench`.
+//! - [`boot`], [`host_image`]: the machines; what runs in them is in `tests/bench`.
 //! - [`message`], [`fio`], [`plugin`]: what comes out of them: lines of the console, fio's results, counts of
 //!   instructions.
 //! - [`collect`], [`marks`], [`results`]: from there to results and medians.
@@ -14,6 +14,7 @@
 pub mod boot;
 pub mod collect;
 pub mod fio;
+pub mod host_image;
 pub mod marks;
 pub mod message;
 pub mod plan;
