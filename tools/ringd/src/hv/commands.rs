@@ -1,7 +1,7 @@
 //! One function per operation of the contract, on top of [`Hypervisor::execute`].
 
 use ringvisor::abi::command::{
-    DeviceSpec, DeviceState, Header, MAX_DONATION, Op, CommandStatus, ZoneCreate, ZoneInfo,
+    CommandStatus, DeviceSpec, DeviceState, Header, MAX_DONATION, Op, ZoneCreate, ZoneInfo,
 };
 use ringvisor::abi::{MAX_VCPUS, NAME_LEN};
 use zerocopy::{FromZeros, IntoBytes};

@@ -11,7 +11,7 @@ pub mod fake;
 pub mod mapping;
 pub mod pci;
 
-use ringvisor::abi::command::{Header, Op, CommandStatus};
+use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
 
 pub use mapping::SharedPage;
@@ -81,7 +81,9 @@ fn explain(status: u32, detail: u64) -> String {
         CommandStatus::NotRootRam => format!("block {detail:#x} is not root's RAM"),
         CommandStatus::Misaligned => format!("block {detail:#x} is not 2 MiB-aligned"),
         CommandStatus::BlockInUse => format!("block {detail:#x} is held by a zone or shared with EL2"),
-        CommandStatus::IpaInUse => format!("guest-physical {detail:#x} is mapped or outside of the zone's RAM"),
+        CommandStatus::IpaInUse => {
+            format!("guest-physical {detail:#x} is mapped or outside of the zone's RAM")
+        }
         CommandStatus::OutOfMemory => format!("it has no page frames left ({detail} wanted)"),
         CommandStatus::TooManyZones => "all zone numbers are taken".into(),
         CommandStatus::NoSuchDevice => format!("slot {detail} has no device"),
