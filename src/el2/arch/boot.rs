@@ -57,20 +57,32 @@ _start:
     msr     sctlr_el2, x1
     isb
 
-    // Apply our own relocations: R_AARCH64_RELATIVE only.
+    // Apply our own relocations: R_AARCH64_RELATIVE only, packed as SHT_RELR. An even entry is the offset of a word to
+    // relocate; an odd one is a bitmap, from bit 1 on, of the 63 words that follow.
     adrp    x21, __binary_start
-    adrp    x2, __rela_start
-    add     x2, x2, :lo12:__rela_start
-    adrp    x3, __rela_end
-    add     x3, x3, :lo12:__rela_end
+    adrp    x2, __relr_start
+    add     x2, x2, :lo12:__relr_start
+    adrp    x3, __relr_end
+    add     x3, x3, :lo12:__relr_end
 4:  cmp     x2, x3
     b.hs    5f
-    ldp     x4, x5, [x2], #16
-    ldr     x6, [x2], #8
-    cmp     w5, #1027
-    b.ne    4b
+    ldr     x4, [x2], #8
+    tbnz    x4, #0, 10f
+    add     x5, x4, x21
+    ldr     x6, [x5]
     add     x6, x6, x21
-    str     x6, [x4, x21]
+    str     x6, [x5], #8            // x5: the word that the next bitmap begins with
+    b       4b
+10: mov     x7, x5
+11: lsr     x4, x4, #1
+    cbz     x4, 13f
+    tbz     x4, #0, 12f
+    ldr     x6, [x7]
+    add     x6, x6, x21
+    str     x6, [x7]
+12: add     x7, x7, #8
+    b       11b
+13: add     x5, x5, #(63 * 8)
     b       4b
 
     // Zero .bss.
