@@ -390,7 +390,7 @@ fn daemon(socket: &Path) -> Check {
     let ask = || -> Result<InfoReport, ClientError> {
         match Client::connect(socket)?.ask(&Request::Info)? {
             Reply::Info(info) => Ok(info),
-            other => Err(ClientError::Confused(format!("{other:?}"))),
+            other => Err(ClientError::unexpected(&other)),
         }
     };
     let own = env!("CARGO_PKG_VERSION");

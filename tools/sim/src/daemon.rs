@@ -1,6 +1,6 @@
 //! A daemon: the real device code of `ringd` and the real queues of `ringblk`, and the reactor's round in steps.
 //!
-//! The order of the steps is that of `ringblk::reactor` and `ringd::io::bell`; between any two of them the scheduler
+//! The order of the steps is that of `ringblk::reactor` and `ringd::io`; between any two of them the scheduler
 //! may do something else, or end the daemon.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering;
 
 use ringblk::engine::{Engine, IoDone};
 use ringblk::{Callback, Disk, GuestRam, Queue, QueueId};
+use ringd::device::Device;
 use ringd::hv::Hypervisor;
-use ringd::io::device::DeviceParts;
-use ringd::io::{DeviceIo, Queues};
+use ringd::io::queues::Queues;
+use ringd::io::served::{DeviceParts, ServedDevice};
 use ringvisor::abi::shared;
 use ringvisor::ring::{Consumer, Entry};
 use vm_memory::MmapRegion;
@@ -80,7 +81,7 @@ impl Queues for Commands {
         id
     }
 
-    fn kick(&mut self, id: QueueId) {
+    fn schedule(&mut self, id: QueueId) {
         self.list.push_back(Message::Kick(id));
     }
 
@@ -98,7 +99,7 @@ pub struct Daemon {
     sabotage: Sabotage,
     /// How often it looks on before it sleeps.
     looks: u64,
-    device: DeviceIo,
+    device: ServedDevice,
     consumer: Consumer,
     /// The ring was taken over: everything counts as changed.
     refresh: bool,
@@ -124,11 +125,11 @@ impl Daemon {
             looks,
             ..
         } = *profile;
-        let device = DeviceIo::new(DeviceParts {
+        let device = ServedDevice::new(DeviceParts {
             zone: ZONE,
             slot: SLOT,
             queues,
-            disk,
+            device: Device::Disk(disk),
             ram,
             log,
             starts: 1,
@@ -228,8 +229,8 @@ impl Daemon {
             }
             Entry::Device { slot: SLOT } => {
                 self.device.refresh(&self.dyn_hv, &mut self.commands);
-                if self.sabotage == Sabotage::DeafToCache {
-                    self.device.disk().control().set_writeback(true);
+                if let (Sabotage::DeafToCache, Some(disk)) = (self.sabotage, self.device.device().disk()) {
+                    disk.control().set_writeback(true);
                 }
                 "looks at the device"
             }

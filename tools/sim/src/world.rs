@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 
 use ringblk::steps::{Killed, arm, disarm};
 use ringblk::{Disk, DiskConfig, GuestRam, InflightArea, device};
+use ringd::device::inflight::LOG_STRIDE;
 use ringd::hv::Hypervisor;
-use ringd::io::device::LOG_STRIDE;
 use ringvisor::abi::command::DeviceSpec;
 use ringvisor::abi::shared;
 use tempfile::NamedTempFile;

@@ -8,7 +8,8 @@ use std::io::Read;
 use ringvisor::abi::machine::RAM_BASE;
 
 use super::content::Content;
-use crate::config::{BLOCK, size::format_size};
+use crate::config::size::format_size;
+use crate::config::zone::BLOCK;
 
 /// Offset from RAM's base of a kernel without Image header (QEMU: `KERNEL64_LOAD_ADDR`).
 pub const FLAT_OFFSET: u64 = 0x8_0000;

@@ -4,7 +4,7 @@
 //! gives; firmware-style guests look for the device tree at RAM's start, as under QEMU.
 
 use super::kernel::Kernel;
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 /// Most bytes of a device tree: flat kernels begin behind it.
 pub const FDT_MAX: u64 = super::kernel::FLAT_OFFSET;

@@ -1,10 +1,9 @@
 //! `ringctl`, the command that users type.
 //!
-//! [`zone_options`] turns a zone file and options into a zone, [`disk`] is about disks, [`terminal`] carries a console,
-//! [`patience`] outlasts daemons, [`print`] shows tables.
+//! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`patience`] waits across
+//! the death of a daemon, [`print`] shows tables. What is about one kind of device is in [`crate::device`].
 //! Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command line that makes no sense.
 
-pub mod disk;
 pub mod patience;
 pub mod print;
 pub mod stats;
@@ -21,6 +20,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{LogLevel, LogTarget, Reply, Request};
+use crate::device::disk;
+use print::OutputOptions;
 use zone_options::ZoneOptions;
 
 /// Starts, stops and watches the zones of ringvisor.
@@ -43,7 +44,7 @@ pub enum Command {
     Zone(ZoneCommand),
     /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
     #[command(subcommand)]
-    Disk(disk::DiskCommand),
+    Disk(disk::cli::DiskCommand),
     /// Goes on as another ringd, without the zones noticing more than a pause.
     ///
     /// The program that is to take over is asked first whether it understands what the running one left; if not,
@@ -71,14 +72,6 @@ pub enum Command {
         #[arg(value_enum)]
         level: LogLevel,
     },
-}
-
-/// How to print.
-#[derive(Args, Debug)]
-pub struct OutputOptions {
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// What can be done with zones.
@@ -159,19 +152,19 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Zone(ZoneCommand::List(output)) => match ask(Request::List)? {
             Reply::Zones(zones) if output.json => print::json(&zones),
             Reply::Zones(zones) => print::zones(&zones),
-            other => confused(&other),
+            other => Err(ClientError::unexpected(&other).into()),
         },
-        Command::Disk(command) => disk::run(command, ask),
+        Command::Disk(command) => disk::cli::run(command, ask),
         Command::Upgrade { program } => upgrade(&socket, program),
         Command::Info(output) => match ask(Request::Info)? {
             Reply::Info(info) if output.json => print::json(&info),
             Reply::Info(info) => print::info(&info),
-            other => confused(&other),
+            other => Err(ClientError::unexpected(&other).into()),
         },
         Command::Stats(output) => match ask(Request::Stats)? {
             Reply::Stats(report) if output.json => print::json(&report),
             Reply::Stats(report) => stats::print(&report),
-            other => confused(&other),
+            other => Err(ClientError::unexpected(&other).into()),
         },
         Command::Top(top) => top::run(&socket, &top),
         Command::Trace(trace) => trace::run(&socket, &trace),
@@ -231,26 +224,23 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
     }
 }
 
-fn confused(reply: &Reply) -> anyhow::Result<ExitCode> {
-    Err(ClientError::Confused(format!("{reply:?}")).into())
-}
-
 /// Status of a command that waited for a zone's end.
 fn wait(reply: Reply, name: &str) -> anyhow::Result<ExitCode> {
     match reply {
         Reply::Ended(ending) if ending.is_clean() => Ok(ExitCode::SUCCESS),
         Reply::Ended(ending) => anyhow::bail!("zone {name} {ending}"),
-        other => confused(&other),
+        other => Err(ClientError::unexpected(&other).into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::CommandFactory;
+
+    use super::Options;
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Options::command().debug_assert();
     }
 }

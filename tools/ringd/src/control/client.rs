@@ -81,6 +81,14 @@ pub enum ClientError {
     Confused(String),
 }
 
+impl ClientError {
+    /// Returns an error about a reply that is of no use to the request.
+    #[must_use]
+    pub fn unexpected(reply: &Reply) -> Self {
+        Self::Confused(format!("{reply:?}"))
+    }
+}
+
 fn hint(condition: Condition) -> &'static str {
     match condition {
         Condition::Stopped => ": it is stopped itself",
@@ -184,7 +192,7 @@ impl Client {
     ) -> Result<TraceStart, ClientError> {
         let start = match self.ask(&Request::Trace { milliseconds })? {
             Reply::Trace(start) => start,
-            other => return Err(ClientError::Confused(format!("{other:?}"))),
+            other => return Err(ClientError::unexpected(&other)),
         };
         loop {
             let mut line = String::new();

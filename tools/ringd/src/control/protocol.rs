@@ -3,14 +3,14 @@
 //! [`Request::Console`] and [`Request::Trace`] are exceptions: after its answer the connection carries the console's bytes,
 //! both ways, and ends with the zone; or the records, and ends with them.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DiskConfig, ZoneConfig};
-use crate::io::QueueReport;
+use crate::config::ZoneConfig;
+use crate::device;
 use crate::stats::StatsReport;
 use crate::trace::TraceStart;
-use crate::zone::disks::LimitChange;
-use crate::zone::moves::MoveReport;
 use crate::zone::{Ending, Status};
 
 /// Longest line, in bytes.
@@ -58,65 +58,6 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         from: Option<u64>,
     },
-    /// Answer: [`Reply::Disks`].
-    Disks,
-    /// Puts a disk into a drive without a medium. Answer: [`Reply::Disk`].
-    DiskAttach {
-        /// The zone.
-        name: String,
-        /// What to attach.
-        disk: Box<DiskConfig>,
-    },
-    /// Takes a disk out of its drive. Answer: [`Reply::Done`].
-    DiskDetach {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-    },
-    /// Changes a disk's size. Answer: [`Reply::Disk`].
-    DiskResize {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-        /// Bytes; as its file is, if not given.
-        size: Option<u64>,
-        /// Even if that is less than it is.
-        shrink: bool,
-    },
-    /// Changes how fast a disk may be. Answer: [`Reply::Disk`].
-    DiskLimit {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-        /// What changes.
-        change: LimitChange,
-    },
-    /// Tries again what a disk has stopped at. Answer: [`Reply::Disk`].
-    DiskResume {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-    },
-    /// Moves a disk to another image. Answer: [`Reply::Disk`], when it has begun.
-    DiskMigrate {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-        /// The image.
-        target: Box<DiskConfig>,
-    },
-    /// Leaves a disk that is being moved where it is. Answer: [`Reply::Disk`].
-    DiskMigrateEnd {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-    },
     /// Answer: [`Reply::Info`].
     Info,
     /// Answer: [`Reply::Stats`].
@@ -136,8 +77,11 @@ pub enum Request {
     /// Goes on as another program. Answer: [`Reply::Done`], after which the connection ends.
     Upgrade {
         /// Its path; if not given, that of the program that runs.
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
     },
+    /// About devices. Answer: as described there.
+    #[serde(untagged)]
+    Device(device::api::Request),
 }
 
 /// Who logs.
@@ -188,40 +132,15 @@ pub enum Reply {
     Zones(Vec<Status>),
     /// How a zone ended.
     Ended(Ending),
-    /// All disks.
-    Disks(Vec<DiskReport>),
-    /// A disk.
-    Disk(Box<DiskReport>),
     /// The hypervisor.
     Info(InfoReport),
     /// All counters.
     Stats(Box<StatsReport>),
     /// Recording has begun.
     Trace(TraceStart),
-}
-
-/// A disk and its queues.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskReport {
-    /// Its zone.
-    pub zone: String,
-    /// Its slot; 0 is `/dev/vda`.
-    pub slot: u8,
-    /// What it was described as; `None`: a drive without a medium.
-    pub disk: Option<DiskConfig>,
-    /// Bytes it can hold.
-    pub size: u64,
-    /// Its device is closed until the disk is resumed.
-    #[serde(default)]
-    pub released: bool,
-    /// Counters by queue.
-    pub queues: Vec<QueueReport>,
-    /// Where it is being moved.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub moving: Option<MoveReport>,
-    /// Why its last move came to nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub move_failure: Option<String>,
+    /// About devices.
+    #[serde(untagged)]
+    Device(device::api::Reply),
 }
 
 /// What EL2 and the daemon say of themselves.
@@ -303,7 +222,8 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Frame, Reply, Request, Response};
+    use crate::zone::Ending;
 
     #[test]
     fn requests_are_one_line_of_json() {

@@ -15,15 +15,15 @@ use ringvisor::abi::{ROOT_ZONE, ZoneState};
 use rustix::net;
 
 use super::protocol::{
-    CpuReport, DiskReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
+    CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
+use crate::device::api::{self, Action};
 use crate::hv::Hypervisor;
 use crate::stats;
 use crate::trace::record::Recorder;
-use crate::zone::Shared;
-use crate::zone::actor::Wish;
-use crate::zone::disks::DiskWish;
+use crate::zone::actor::Command;
 use crate::zone::registry::Registry;
+use crate::zone::{Shared, observe};
 
 /// How often a silent console looks whether its reader is still there.
 const CONSOLE_GLANCE: Duration = Duration::from_millis(200);
@@ -195,9 +195,9 @@ fn respond(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
 }
 
 fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) -> Result<Reply, String> {
-    let wish = |name: &str, wish| {
+    let execute = |name: &str, command| {
         registry
-            .ask(name, wish)
+            .execute(name, command)
             .map(|_| Reply::Done)
             .map_err(|error| error.to_string())
     };
@@ -206,31 +206,15 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
             let zone = registry.start(*config).map_err(|error| error.to_string())?;
             Ok(Reply::Zone(zone.status()))
         }
-        Request::Stop { name } => wish(&name, Wish::Stop),
-        Request::Pause { name } => wish(&name, Wish::Pause),
-        Request::Resume { name } => wish(&name, Wish::Resume),
+        Request::Stop { name } => execute(&name, Command::Stop),
+        Request::Pause { name } => execute(&name, Command::Pause),
+        Request::Resume { name } => execute(&name, Command::Resume),
         Request::Wait { name } => {
             let zone = registry.find(&name).map_err(|error| error.to_string())?;
             Ok(Reply::Ended(zone.wait()))
         }
         Request::List => Ok(Reply::Zones(registry.list())),
-        Request::Disks => Ok(Reply::Disks(disks(registry))),
-        Request::DiskAttach { name, disk } => change_disk(registry, &name, DiskWish::Attach(disk)),
-        Request::DiskDetach { name, slot } => wish(&name, Wish::Disk(DiskWish::Detach(slot))),
-        Request::DiskResize {
-            name,
-            slot,
-            size,
-            shrink,
-        } => change_disk(registry, &name, DiskWish::Resize { slot, size, shrink }),
-        Request::DiskLimit { name, slot, change } => {
-            change_disk(registry, &name, DiskWish::Limit(slot, change))
-        }
-        Request::DiskResume { name, slot } => change_disk(registry, &name, DiskWish::Resume(slot)),
-        Request::DiskMigrate { name, slot, target } => {
-            change_disk(registry, &name, DiskWish::Migrate { slot, target })
-        }
-        Request::DiskMigrateEnd { name, slot } => change_disk(registry, &name, DiskWish::EndMigration(slot)),
+        Request::Device(request) => device(registry, request),
         Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
         Request::LogLevel {
@@ -254,46 +238,21 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
     }
 }
 
-/// Does something to a disk and shows what has become of it.
-fn change_disk(registry: &Registry, name: &str, wish: DiskWish) -> Result<Reply, String> {
-    let slot = registry
-        .ask(name, Wish::Disk(wish))
-        .map_err(|error| error.to_string())?;
-    let found = disks(registry)
-        .into_iter()
-        .find(|disk| disk.zone == name && Some(disk.slot) == slot);
-    // The zone may have ended meanwhile.
-    Ok(found.map_or(Reply::Done, |disk| Reply::Disk(Box::new(disk))))
-}
-
-fn disks(registry: &Registry) -> Vec<DiskReport> {
-    let io = &registry.context().io;
-    let mut reports = Vec::new();
-    for status in registry.list() {
-        let (Some(number), Ok(zone)) = (status.number, registry.find(&status.name)) else {
-            continue;
-        };
-        let queues = io.report(number);
-        for (slot, disk) in (0_u8..).zip(zone.disks()) {
-            let image = io.disk(number, slot);
-            let sectors = image.as_ref().map_or(0, |image| image.capacity());
-            reports.push(DiskReport {
-                zone: status.name.clone(),
-                slot,
-                disk,
-                size: sectors.saturating_mul(ringblk::virtio::SECTOR_SIZE),
-                released: image.is_some_and(|image| image.is_released()),
-                queues: queues
-                    .iter()
-                    .filter(|queue| queue.slot == slot)
-                    .cloned()
-                    .collect(),
-                moving: zone.move_report(slot),
-                move_failure: zone.move_failure(slot),
-            });
+/// Does what a request about devices asks for; after a change, the reply shows the device.
+fn device(registry: &Registry, request: api::Request) -> Result<Reply, String> {
+    match request.action() {
+        Action::List(kind) => Ok(Reply::Device(kind.list(&observe::devices(registry)))),
+        Action::Change { zone, change, report } => {
+            let changed = registry.execute(&zone, Command::Change(change));
+            let slot = changed.map_err(|error| error.to_string())?;
+            let found = observe::devices(registry)
+                .into_iter()
+                .find(|device| device.zone == zone && Some(device.slot) == slot);
+            // The zone may have ended meanwhile.
+            let shown = report.zip(found);
+            Ok(shown.map_or(Reply::Done, |(kind, device)| Reply::Device(kind.one(&device))))
         }
     }
-    reports
 }
 
 fn info(page: &InfoPage) -> InfoReport {

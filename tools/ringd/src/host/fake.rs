@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
 use super::{Cpu, Host, Ram, RamError, ram};
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 /// A step that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::RamError;
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 const POOL: &str = "sys/kernel/mm/hugepages/hugepages-2048kB";
 /// Where hugetlbfs is mounted if it is nowhere.

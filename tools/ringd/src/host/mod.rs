@@ -124,11 +124,11 @@ impl Linux {
         let path = self.huge.join("shared");
         let exists = path
             .metadata()
-            .is_ok_and(|file| file.len() == crate::config::BLOCK);
+            .is_ok_and(|file| file.len() == crate::config::zone::BLOCK);
         if !exists {
             hugepages::ensure(&self.root, 1)?;
         }
-        ram::open_file(&path, crate::config::BLOCK, true)
+        ram::open_file(&path, crate::config::zone::BLOCK, true)
     }
 
     /// Makes a zone's RAM; gives the file, the physical addresses of its blocks, and pages added to the pool.
@@ -140,7 +140,7 @@ impl Linux {
         let path = self.ram_path(zone);
         // What a zone of that name left behind when everything died.
         let _ = std::fs::remove_file(&path);
-        let added = hugepages::ensure(&self.root, bytes.div_ceil(crate::config::BLOCK))?;
+        let added = hugepages::ensure(&self.root, bytes.div_ceil(crate::config::zone::BLOCK))?;
         let made = ram::open_file(&path, bytes, true).and_then(|file| {
             let blocks = ram::map(file.try_clone()?, bytes)?
                 .with_blocks(|address| ram::physical(&self.root, address))?

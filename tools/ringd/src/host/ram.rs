@@ -22,7 +22,7 @@ use vm_memory::{
 
 use super::RamError;
 use crate::boot::content::{Content, Source};
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 const PAGE: u64 = 4096;
 /// What a thread takes at once of what is done in parts; whole blocks.

@@ -72,7 +72,7 @@ impl dyn Hypervisor + '_ {
             let count = chunk.len() as u64;
             let header = header(Op::ZoneDonate, zone, [ipa, count, 0, 0]);
             self.execute(header, chunk.as_bytes(), &mut [])?;
-            ipa = ipa.saturating_add(count.saturating_mul(crate::config::BLOCK));
+            ipa = ipa.saturating_add(count.saturating_mul(crate::config::zone::BLOCK));
         }
         Ok(())
     }

@@ -15,8 +15,7 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::mapping::{Bar, SharedPage};
 use super::pci::{self, Function, PciError};
-use super::{Hypervisor, Refusal};
-use crate::io::bell::Interrupt;
+use super::{Hypervisor, Interrupt, Refusal};
 
 /// Offset of the command register in PCI configuration space.
 const PCI_COMMAND: u64 = 4;

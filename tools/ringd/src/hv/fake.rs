@@ -16,7 +16,7 @@ use ringvisor::ring::{Bell as Wake, Entry, Producer};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{Hypervisor, Refusal, SharedPage};
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 /// See the module.
 pub struct FakeEl2 {

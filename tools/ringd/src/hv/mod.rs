@@ -8,12 +8,14 @@ pub mod commands;
 pub mod counters;
 pub mod device;
 pub mod fake;
+mod interrupt;
 pub mod mapping;
 pub mod pci;
 
 use ringvisor::abi::command::{Header, Op, Status};
 use ringvisor::abi::info::InfoPage;
 
+pub use interrupt::Interrupt;
 pub use mapping::SharedPage;
 
 /// What EL2 does for the daemon. All of it may be called from any thread.

@@ -15,7 +15,8 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry as Metrics;
 
-use super::{CpuStats, Latency, StatsReport};
+use super::{CpuStats, StatsReport, ZoneStats};
+use crate::device::report::{Counts, DeviceStats, Latency};
 use crate::zone::registry::Registry;
 
 /// How long a client may take for its request, and for its answer.
@@ -98,7 +99,7 @@ impl Collector for Report {
         let encoder = &mut encoder;
         cpus(encoder, report)?;
         zones(encoder, report)?;
-        disks(encoder, report)?;
+        devices(encoder, report)?;
         daemon(encoder, report)
     }
 }
@@ -165,7 +166,7 @@ fn with(mut labels: Labels, name: &'static str, value: &str) -> Labels {
 }
 
 fn cpus(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
-    let by = |of: fn(&CpuStats) -> &super::Counts, label: &'static str| -> Vec<Row> {
+    let by = |of: fn(&CpuStats) -> &Counts, label: &'static str| -> Vec<Row> {
         let all = report.cpus.iter().flat_map(|cpu| {
             of(cpu)
                 .iter()
@@ -204,7 +205,7 @@ fn cpus(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resul
 }
 
 fn zones(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
-    let name = |zone: &super::ZoneStats| vec![("zone", zone.name.clone())];
+    let name = |zone: &ZoneStats| vec![("zone", zone.name.clone())];
     let states = report
         .zones
         .iter()
@@ -228,39 +229,43 @@ fn zones(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resu
     )
 }
 
-fn disks(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
-    let labels = |disk: &super::DiskStats| vec![("zone", disk.zone.clone()), ("slot", disk.slot.to_string())];
+fn devices(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
+    let devices = report.devices.iter().map(|(_, device)| device);
+    let labels =
+        |device: &DeviceStats| vec![("zone", device.zone.clone()), ("slot", device.slot.to_string())];
     for (name, help, of) in [
         (
             "device_notifications",
             "Stores to QueueNotify",
-            (|disk| disk.notifications) as fn(&super::DiskStats) -> u64,
+            (|device| device.notifications) as fn(&DeviceStats) -> u64,
         ),
         (
             "device_notifications_pending",
             "Stores to QueueNotify that found the pending bit set",
-            |disk| disk.notifications_pending,
+            |device| device.notifications_pending,
         ),
-        ("device_doorbells", "Used-buffer doorbells taken at EL2", |disk| {
-            disk.doorbells
-        }),
+        (
+            "device_doorbells",
+            "Used-buffer doorbells taken at EL2",
+            |device| device.doorbells,
+        ),
         (
             "device_interrupts",
             "Times that the interrupt line rose",
-            |disk| disk.interrupts,
+            |device| device.interrupts,
         ),
     ] {
         counter(
             encoder,
             name,
             help,
-            report.disks.iter().map(|disk| (labels(disk), of(disk))),
+            devices.clone().map(|device| (labels(device), of(device))),
         )?;
     }
     let queues = || {
-        report.disks.iter().flat_map(|disk| {
-            let queues = disk.queues.iter();
-            queues.map(move |queue| (with(labels(disk), "queue", &queue.queue.to_string()), queue))
+        devices.clone().flat_map(|device| {
+            let queues = device.queues.iter();
+            queues.map(move |queue| (with(labels(device), "queue", &queue.queue.to_string()), queue))
         })
     };
     let counts = queues().flat_map(|(labels, queue)| {
@@ -275,15 +280,10 @@ fn disks(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resu
     )?;
     let depths = queues().map(|(labels, queue)| (labels, queue.depth as f64));
     gauge(encoder, "queue_depth", "Requests in flight", depths)?;
-    let help = "Time from the available ring to the status by type; file: of the image alone";
+    let help = "Time from the available ring to the used ring by type of request; file: of the image alone";
     let mut metric = encoder.encode_descriptor("queue_latency_seconds", help, None, MetricType::Histogram)?;
     for (labels, queue) in queues() {
-        for (name, latency) in [
-            ("read", &queue.reads),
-            ("write", &queue.writes),
-            ("flush", &queue.flushes),
-            ("file", &queue.file),
-        ] {
+        for (name, latency) in queue.latencies() {
             let labels = with(labels.clone(), "type", name);
             let buckets = buckets(latency);
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
@@ -367,8 +367,12 @@ fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Res
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DiskStats, QueueStats};
-    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::{BOUNDS, MAX_REQUEST, answer, text};
+    use crate::device::report::{DeviceReports, DeviceStats, Latency, QueueStats};
+    use crate::stats::{CpuStats, StatsReport};
 
     fn report() -> StatsReport {
         let cpu = CpuStats {
@@ -378,26 +382,27 @@ mod tests {
             el2_ns: [("irq".to_owned(), 1_500_000_000)].into(),
             ..CpuStats::default()
         };
+        let reads = Latency {
+            count: 3,
+            sum_ns: 3_000_000,
+            buckets: vec![(1000, 1), (1_000_000, 2)],
+            ..Latency::default()
+        };
         let queue = QueueStats {
             depth: 2,
             counters: [("reads".to_owned(), 7)].into(),
-            reads: Latency {
-                count: 3,
-                sum_ns: 3_000_000,
-                buckets: vec![(1000, 1), (1_000_000, 2)],
-                ..Latency::default()
-            },
+            latencies: [("reads".to_owned(), reads)].into(),
             ..QueueStats::default()
         };
-        let disk = DiskStats {
+        let disk = DeviceStats {
             zone: "a\"b\\".into(),
             notifications: 5,
             queues: vec![queue],
-            ..DiskStats::default()
+            ..DeviceStats::default()
         };
         StatsReport {
             cpus: vec![cpu],
-            disks: vec![disk],
+            devices: DeviceReports { disks: vec![disk] },
             ..StatsReport::default()
         }
     }

@@ -5,25 +5,20 @@
 
 pub mod metrics;
 
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use ringblk::histogram::HistogramSnapshot;
 use ringvisor::abi::counters::{CpuCounters, Event, Exit};
 use ringvisor::abi::info::OWNER_NONE;
 use serde::{Deserialize, Serialize};
 
-use crate::io::QueueSnapshots;
+use crate::device::report::{Counts, DeviceReports, DeviceStats};
 use crate::zone::registry::Registry;
-use crate::zone::{Status, phase_name};
+use crate::zone::{Status, observe};
 
 /// When the daemon began to count.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Counts by name.
-pub type Counts = BTreeMap<String, u64>;
 
 /// Everything at some moment. Counters only rise, but for a CPU that changes hands and a device that is made anew.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,8 +31,9 @@ pub struct StatsReport {
     pub zones: Vec<ZoneStats>,
     /// Physical CPUs, each with the vCPU that it runs.
     pub cpus: Vec<CpuStats>,
-    /// Disks of the zones that exist.
-    pub disks: Vec<DiskStats>,
+    /// Devices of the zones that exist.
+    #[serde(flatten)]
+    pub devices: DeviceReports,
 }
 
 /// The daemon.
@@ -118,99 +114,6 @@ pub struct CpuStats {
     pub events: Counts,
 }
 
-/// A disk.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct DiskStats {
-    /// Name of its zone.
-    pub zone: String,
-    /// Its slot; 0 is `/dev/vda`.
-    pub slot: u8,
-    /// Its image.
-    pub path: String,
-    /// Stores to QueueNotify.
-    pub notifications: u64,
-    /// Those that found the queue's pending bit set.
-    pub notifications_pending: u64,
-    /// Used-buffer doorbells that EL2 took.
-    pub doorbells: u64,
-    /// Times that its interrupt line rose.
-    pub interrupts: u64,
-    /// Its queues.
-    pub queues: Vec<QueueStats>,
-}
-
-/// A queue.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct QueueStats {
-    /// Number in its device.
-    pub queue: usize,
-    /// Whether the guest uses it now.
-    pub active: bool,
-    /// Requests in flight.
-    pub depth: u64,
-    /// Counters.
-    pub counters: Counts,
-    /// Reads, from the available ring to the status.
-    pub reads: Latency,
-    /// Writes, discards, zeroes.
-    pub writes: Latency,
-    /// Flushes.
-    pub flushes: Latency,
-    /// The image alone.
-    pub file: Latency,
-}
-
-/// A histogram of durations.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// How many.
-    pub count: u64,
-    /// Their sum.
-    pub sum_ns: u64,
-    /// The longest.
-    pub max_ns: u64,
-    /// The median.
-    pub p50_ns: u64,
-    /// What one in ten exceeds.
-    pub p90_ns: u64,
-    /// What one in a hundred exceeds.
-    pub p99_ns: u64,
-    /// What one in a thousand exceeds.
-    pub p999_ns: u64,
-    /// Buckets that are not empty: the largest duration of each, and how many fell into it.
-    pub buckets: Vec<(u64, u64)>,
-}
-
-impl From<&HistogramSnapshot> for Latency {
-    fn from(histogram: &HistogramSnapshot) -> Self {
-        Self {
-            count: histogram.count(),
-            sum_ns: histogram.sum(),
-            max_ns: histogram.max(),
-            p50_ns: histogram.quantile(0.5),
-            p90_ns: histogram.quantile(0.9),
-            p99_ns: histogram.quantile(0.99),
-            p999_ns: histogram.quantile(0.999),
-            buckets: histogram.buckets().collect(),
-        }
-    }
-}
-
-/// The smallest of `buckets` at or below whose bound the `fraction` of all values lies; 0 of none.
-#[must_use]
-pub fn quantile(buckets: &[(u64, u64)], fraction: f64) -> u64 {
-    let count: u64 = buckets.iter().map(|(_, count)| count).sum();
-    let rank = ((count as f64 * fraction).ceil() as u64).max(1);
-    let mut seen = 0;
-    for (upper, here) in buckets {
-        seen += here;
-        if seen >= rank {
-            return *upper;
-        }
-    }
-    0
-}
-
 /// Nanoseconds of ticks of a counter with this frequency.
 #[must_use]
 pub fn nanoseconds(ticks: u64, frequency: u64) -> u64 {
@@ -245,36 +148,23 @@ pub fn collect(registry: &Registry) -> StatsReport {
     let zone_stats = zones.iter().map(|status| ZoneStats {
         name: status.name.clone(),
         number: status.number,
-        state: phase_name(status.state).to_owned(),
+        state: status.state.name().to_owned(),
         vcpus: status.vcpus,
         memory: status.memory,
         restarts: status.restarts,
         aborts: aborts(status).unwrap_or(0),
     });
-    let mut disks = Vec::new();
-    for status in &zones {
-        let (Some(number), Ok(zone)) = (status.number, registry.find(&status.name)) else {
-            continue;
+    let mut devices = DeviceReports::default();
+    for device in observe::devices(registry) {
+        let counters = hv.device_counters(device.number, device.slot);
+        let stats = DeviceStats {
+            notifications: counters.notifications,
+            notifications_pending: counters.notifications_pending,
+            doorbells: counters.doorbells,
+            interrupts: counters.interrupts,
+            ..DeviceStats::new(&device)
         };
-        let queues = context.io.snapshots(number);
-        for (slot, disk) in (0_u8..).zip(zone.disks()) {
-            let Some(disk) = disk else { continue };
-            let counters = hv.device_counters(number, slot);
-            disks.push(DiskStats {
-                zone: status.name.clone(),
-                slot,
-                path: disk.path.display().to_string(),
-                notifications: counters.notifications,
-                notifications_pending: counters.notifications_pending,
-                doorbells: counters.doorbells,
-                interrupts: counters.interrupts,
-                queues: queues
-                    .iter()
-                    .filter(|queue| queue.slot == slot)
-                    .map(queue_stats)
-                    .collect(),
-            });
-        }
+        devices.add(stats, &device.config);
     }
     let version = page.version.split(|byte| *byte == 0).next().unwrap_or_default();
     StatsReport {
@@ -286,25 +176,25 @@ pub fn collect(registry: &Registry) -> StatsReport {
         },
         zones: zone_stats.collect(),
         cpus: cpus.collect(),
-        disks,
+        devices,
     }
 }
 
 fn daemon_stats(registry: &Registry) -> DaemonStats {
-    let bell = registry.context().io.bell_counters();
+    let rings = registry.context().io.ring_counters();
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let usage = usage();
     DaemonStats {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
-        wakeups: get(&bell.wakeups),
-        spurious_wakeups: get(&bell.spurious_wakeups),
-        polled: get(&bell.polled),
-        polled_in_vain: get(&bell.polled_in_vain),
-        polling_ns: get(&bell.polling_ns),
-        rounds: get(&bell.rounds),
-        entries: get(&bell.entries),
-        notifications: get(&bell.notifications),
+        wakeups: get(&rings.wakeups),
+        spurious_wakeups: get(&rings.spurious_wakeups),
+        polled: get(&rings.polled),
+        polled_in_vain: get(&rings.polled_in_vain),
+        polling_ns: get(&rings.polling_ns),
+        rounds: get(&rings.rounds),
+        entries: get(&rings.entries),
+        notifications: get(&rings.notifications),
         user_ns: usage.user_ns,
         system_ns: usage.system_ns,
         max_rss_bytes: usage.max_rss_bytes,
@@ -332,34 +222,6 @@ fn cpu_stats(counters: &CpuCounters, frequency: u64) -> CpuStats {
             .map(|(event, value)| (event.name().to_owned(), value))
             .collect(),
         ..CpuStats::default()
-    }
-}
-
-fn queue_stats(queue: &QueueSnapshots) -> QueueStats {
-    let stats = &queue.stats;
-    let ended = [
-        stats.reads,
-        stats.writes,
-        stats.flushes,
-        stats.discards,
-        stats.zeroes,
-        stats.others,
-        stats.errors,
-        stats.unsupported,
-    ];
-    let ended: u64 = ended.iter().sum();
-    QueueStats {
-        queue: queue.queue,
-        active: queue.active,
-        depth: stats.batched.saturating_sub(ended),
-        counters: stats
-            .counters()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
-        reads: (&stats.latency.reads).into(),
-        writes: (&stats.latency.writes).into(),
-        flushes: (&stats.latency.flushes).into(),
-        file: (&stats.latency.file).into(),
     }
 }
 
@@ -396,17 +258,9 @@ fn usage() -> Usage {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ringvisor::abi::counters::{CpuCounters, Event, Exit};
 
-    #[test]
-    fn quantiles_of_buckets() {
-        let buckets = [(10, 50), (20, 40), (30, 9), (1000, 1)];
-        assert_eq!(quantile(&buckets, 0.5), 10);
-        assert_eq!(quantile(&buckets, 0.9), 20);
-        assert_eq!(quantile(&buckets, 0.99), 30);
-        assert_eq!(quantile(&buckets, 0.999), 1000);
-        assert_eq!(quantile(&[], 0.5), 0);
-    }
+    use super::{cpu_stats, nanoseconds};
 
     #[test]
     fn ticks_become_nanoseconds() {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use ringvisor::abi::machine::RAM_BASE;
 
-use super::ZoneError;
+use super::error::ZoneError;
 use crate::boot::content::Content;
 use crate::boot::fdt::{self, Machine, Seed};
 use crate::boot::kernel::Kernel;
@@ -88,7 +88,7 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
         memory: config.memory,
         cmdline: &config.cmdline,
         initrd: range,
-        slots: config.slots(),
+        slots: config.devices.slots().len(),
         seed: &seed,
     });
     let tree = tree.map_err(|error| config.bad("cmdline", quoted(&config.cmdline), error))?;

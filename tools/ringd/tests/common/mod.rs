@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use ringd::control::server;
 use ringd::host::fake::FakeHost;
-use ringd::hv::Hypervisor;
 use ringd::hv::fake::FakeEl2;
+use ringd::hv::{Hypervisor, Interrupt};
 use ringd::io::Io;
-use ringd::io::bell::Interrupt;
 use ringd::zone::Context;
 use ringd::zone::registry::Registry;
 

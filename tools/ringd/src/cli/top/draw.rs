@@ -6,7 +6,8 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use super::model::{CpuRow, DiskRow, Model, ZoneRow};
+use super::model::{CpuRow, Model, ZoneRow};
+use crate::device::disk::top as disk;
 
 /// A column: its heading, its width, and whether it holds numbers.
 type Column = (&'static str, u16, bool);
@@ -35,20 +36,6 @@ const CPUS: [Column; 12] = [
     ("IRQ", 6, true),
     ("EL2 %", 5, true),
     ("MAX us", 7, true),
-];
-
-const DISKS: [Column; 11] = [
-    ("ZONE", 8, false),
-    ("DISK", 4, false),
-    ("READ/s", 6, true),
-    ("WRITE/s", 7, true),
-    ("R MB/s", 6, true),
-    ("W MB/s", 6, true),
-    ("P50 us", 6, true),
-    ("P99 us", 6, true),
-    ("FILE us", 7, true),
-    ("DEPTH", 5, true),
-    ("IRQ/s", 6, true),
 ];
 
 /// Lines that everything takes.
@@ -81,7 +68,12 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     frame.render_widget(Paragraph::new(Line::styled(line, bold)), head);
     table(frame, zones, &ZONES, model.zones.iter().map(zone_cells));
     table(frame, cpus, &CPUS, model.cpus.iter().map(cpu_cells));
-    table(frame, disks, &DISKS, model.disks.iter().map(disk_cells));
+    table(
+        frame,
+        disks,
+        &disk::COLUMNS,
+        model.disks.iter().map(|disk| disk.cells(number)),
+    );
 }
 
 /// At most six characters.
@@ -128,23 +120,6 @@ fn cpu_cells(cpu: &CpuRow) -> Vec<String> {
         format!("{:.1}", cpu.el2 * 100.0),
         number(cpu.longest),
     ]
-}
-
-fn disk_cells(disk: &DiskRow) -> Vec<String> {
-    let mut cells = vec![disk.zone.clone(), disk.name.clone()];
-    let numbers = [
-        disk.reads,
-        disk.writes,
-        disk.read_mb,
-        disk.write_mb,
-        disk.p50,
-        disk.p99,
-        disk.file,
-        disk.depth,
-        disk.interrupts,
-    ];
-    cells.extend(numbers.map(number));
-    cells
 }
 
 fn table(frame: &mut Frame<'_>, area: Rect, columns: &[Column], rows: impl Iterator<Item = Vec<String>>) {
@@ -228,7 +203,7 @@ mod tests {
 
     #[test]
     fn eighty_columns_are_enough() {
-        for columns in [&ZONES[..], &CPUS[..], &DISKS[..]] {
+        for columns in [&ZONES[..], &CPUS[..], &disk::COLUMNS[..]] {
             let width: u16 = columns
                 .iter()
                 .map(|(heading, width, _)| {

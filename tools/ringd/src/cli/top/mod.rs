@@ -57,7 +57,7 @@ pub fn run(socket: &Path, options: &TopOptions) -> anyhow::Result<ExitCode> {
     let mut look = || -> Result<StatsReport, ClientError> {
         match client.ask(&Request::Stats)? {
             Reply::Stats(report) => Ok(*report),
-            other => Err(ClientError::Confused(format!("{other:?}"))),
+            other => Err(ClientError::unexpected(&other)),
         }
     };
     let before = look()?;

@@ -1,4 +1,4 @@
-//! What a disk is made of: one `[[disk]]` section of a zone file, or what `ringctl disk attach` is given.
+//! [`DiskConfig`]: one `[[disk]]` section of a zone file, or the argument of `ringctl disk attach`.
 
 use std::path::{Path, PathBuf};
 
@@ -6,9 +6,10 @@ use ringblk::{Format, HostCache, Synthetic};
 use ringvisor::abi::MAX_QUEUES;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, quoted, size::format_size};
+use crate::config::error::{ConfigError, quoted};
+use crate::config::size::format_size;
 
-/// Bytes of a disk's serial number (virtio 1.2, 5.2.6, GET_ID).
+/// Most bytes of a disk's serial number (virtio 1.2, 5.2.6, GET_ID).
 pub const SERIAL_LEN: usize = 20;
 
 /// One disk.
@@ -17,28 +18,28 @@ pub const SERIAL_LEN: usize = 20;
 pub struct DiskConfig {
     /// Image or block device, absolute; or `null:SIZE`, `zero:SIZE`.
     pub path: PathBuf,
-    /// Refuse writes.
+    /// Whether writes are refused.
     pub readonly: bool,
-    /// What GET_ID answers.
+    /// The answer to GET_ID.
     pub serial: Option<String>,
-    /// How the file is read and written.
+    /// How the image is read and written.
     pub engine: Engine,
-    /// What the file is.
+    /// The image's format.
     #[serde(default)]
     pub format: Format,
-    /// Whether it goes through root's page cache.
+    /// Whether I/O goes through root's page cache.
     #[serde(default)]
     pub cache: HostCache,
-    /// Queues; one per vCPU if not given.
+    /// Number of queues; one for each vCPU if not given.
     #[serde(default)]
     pub queues: Option<u32>,
-    /// Whether the guest may give blocks back.
+    /// Whether the guest may discard blocks.
     #[serde(default = "yes")]
     pub discard: bool,
-    /// What becomes of requests that the file fails.
+    /// What happens when the image fails a request.
     #[serde(default)]
     pub on_error: OnError,
-    /// How fast it may be.
+    /// Its rate limits.
     #[serde(default)]
     pub limits: DiskLimits,
 }
@@ -48,7 +49,7 @@ const fn yes() -> bool {
 }
 
 impl DiskConfig {
-    /// The image at `path`, everything else as it is if a zone file does not say it.
+    /// Returns the disk at `path` with the defaults of a zone file.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self {
@@ -68,13 +69,10 @@ impl DiskConfig {
     /// Checks everything that can be checked without the machine. `key` is the section, such as `disk[0].`.
     ///
     /// # Errors
-    /// The first value that cannot be.
+    /// The first value that is out of range or contradicts another.
     pub fn check(&self, origin: &str, key: &str) -> Result<(), ConfigError> {
-        let bad = |name: &str, value: String, expected: String| ConfigError::BadValue {
-            origin: origin.to_owned(),
-            key: format!("{key}{name}"),
-            value,
-            expected,
+        let bad = |name: &str, value: String, expected: String| {
+            ConfigError::bad(origin, format!("{key}{name}"), value, expected)
         };
         if !self.path.is_absolute() && !names_no_file(&self.path) {
             return Err(bad("path", self.quoted_path(), "an absolute path".into()));
@@ -124,13 +122,13 @@ impl DiskConfig {
         Ok(())
     }
 
-    /// The path as TOML would write it.
+    /// Returns the path as TOML writes it.
     #[must_use]
     pub fn quoted_path(&self) -> String {
         quoted(&self.path.display().to_string())
     }
 
-    /// Whether the two cannot be used at once. A server has one disk for one user.
+    /// Whether the two cannot be in use at the same time. A vhost-user server serves one client.
     #[must_use]
     pub fn conflicts(&self, other: &Self) -> bool {
         let served = ringblk::remote::socket(&self.path).is_some();
@@ -138,15 +136,13 @@ impl DiskConfig {
         self.path == other.path && !shared && !Synthetic::is_named_by(&self.path)
     }
 
-    /// Whether it is the image at `path`.
+    /// Whether this is the image at `path`.
     #[must_use]
     pub fn is(&self, path: &Path) -> bool {
         self.path == path
     }
-}
 
-impl DiskConfig {
-    /// The key of a zone file that says where the disk is, and what it says.
+    /// Returns the zone file's key for the place of the image, and its value.
     #[must_use]
     pub fn source(&self) -> (&'static str, &Path) {
         match ringblk::remote::socket(&self.path) {
@@ -156,63 +152,108 @@ impl DiskConfig {
     }
 }
 
-/// Whether such a path is not one of the file system: a disk without storage, or another process's.
+/// Whether `path` is none of the file system's: a disk without storage, or another process's.
 #[must_use]
 pub fn names_no_file(path: &Path) -> bool {
     Synthetic::is_named_by(path) || ringblk::remote::socket(path).is_some()
 }
 
-/// How a disk's file is read and written.
+/// How a disk image is read and written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Engine {
-    /// `io_uring`, direct where the file allows it; threads where the kernel has none.
+    /// io_uring, with O_DIRECT where the file allows it; threads where the kernel has no io_uring.
     #[default]
     IoUring,
     /// A pool of threads with `preadv` and `pwritev`.
     Threads,
 }
 
-/// What becomes of a request that the file fails.
+/// What happens when the image fails a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
-    /// The guest is told.
+    /// The request completes with an error.
     #[default]
     Report,
-    /// The disk stops until `ringctl disk resume` has it tried again.
+    /// The disk stops until `ringctl disk resume` retries the request.
     Stop,
 }
 
-/// How fast a disk may be.
+/// Rate limits of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskLimits {
-    /// Requests a second.
+    /// Requests per second.
     #[serde(default)]
     pub iops: Limit,
-    /// Bytes a second.
+    /// Bytes per second.
     #[serde(default)]
     pub bps: Limit,
 }
 
-/// One limit.
+/// A rate and its burst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limit {
-    /// A second; no limit if not given.
+    /// Per second; no limit if not given.
     #[serde(default)]
     pub rate: Option<u64>,
-    /// At once after a rest; a tenth of the rate if not given.
+    /// Available at once after an idle time; a tenth of the rate if not given.
     #[serde(default)]
     pub burst: Option<u64>,
 }
 
 impl Limit {
-    /// The burst in force.
+    /// Returns the burst in force.
     #[must_use]
     pub fn burst(&self) -> u64 {
         self.burst
             .unwrap_or_else(|| self.rate.map_or(0, |rate| rate.div_ceil(10)))
     }
+}
+
+/// Checks the disks of a zone that has `slots` virtio slots for disks and drives without a medium.
+///
+/// # Errors
+/// The first value that is out of range or contradicts another.
+pub fn check_all(disks: &[DiskConfig], spare: u32, slots: usize, origin: &str) -> Result<(), ConfigError> {
+    let count = disks.len();
+    if count > slots {
+        let expected = format!("at most {slots} disks");
+        return Err(ConfigError::bad(
+            origin,
+            "disk",
+            format!("{count} disks"),
+            expected,
+        ));
+    }
+    let room = slots - count;
+    if usize::try_from(spare).map_or(true, |spare| spare > room) {
+        let expected = format!("at most {room} beside {count} disks");
+        return Err(ConfigError::bad(origin, "spare_disks", spare, expected));
+    }
+    for (index, disk) in disks.iter().enumerate() {
+        let key = format!("disk[{index}].");
+        disk.check(origin, &key)?;
+        if let Some(first) = disks.iter().take(index).position(|other| other.conflicts(disk)) {
+            let expected =
+                format!("a file that is no other writable disk of the zone, but disk[{first}] is it");
+            return Err(ConfigError::bad(
+                origin,
+                format!("{key}path"),
+                disk.quoted_path(),
+                expected,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the number of queues of a drive: as the zone file says, or one for each of `vcpus` vCPUs.
+#[must_use]
+pub fn queues(disk: Option<&DiskConfig>, vcpus: usize) -> usize {
+    let wanted = disk.and_then(|disk| disk.queues);
+    let wanted = wanted.map_or(vcpus, |queues| usize::try_from(queues).unwrap_or(MAX_QUEUES));
+    wanted.clamp(1, MAX_QUEUES)
 }

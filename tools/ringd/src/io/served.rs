@@ -1,90 +1,75 @@
-//! [`DeviceIo`]: one virtio device of a zone, its queues, and what its latched state asks for.
+//! [`ServedDevice`]: one virtio device of a zone, its queues, and what its latched state asks for.
 //!
-//! EL2 tells only that a device has changed; the state is read by command. A reset that is pending holds the guest
-//! on its store to Status until the daemon says that it no longer touches the guest's buffers (virtio 1.2, 2.4).
+//! EL2 reports only that a device has changed; the state is read by command. While a reset is pending, the guest's store
+//! to Device Status does not complete before the daemon has reported that it no longer uses the guest's buffers (virtio
+//! 1.2, 2.4).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringblk::stats::QueueStats;
-use ringblk::{Callback, Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
+use ringblk::inflight::InflightLog;
+use ringblk::trace::TraceId;
+use ringblk::{Callback, GuestRam, QueueId, RingAddresses, SetupError};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
 use vm_memory::{GuestAddress, MmapRegion};
 
-use super::Queues;
 use super::drain::Drain;
 use super::first::FirstRequest;
-use super::report::QueueReport;
+use super::queues::Queues;
+use crate::device::{Device, QueueCounters, QueueHandler, QueueParts, QueueSnapshot, inflight};
 use crate::hv::{Hypervisor, Refusal};
 
-/// Device status bit: the driver is ready (virtio 1.2, 2.1).
+/// Device Status bit: the driver is ready (virtio 1.2, 2.1).
 const DRIVER_OK: u32 = 4;
 /// [`QueueState::ready`] of a queue in use.
 const READY: u32 = 1;
-/// [`QueueState::ready`] of a queue that waits to be let go.
+/// [`QueueState::ready`] of a queue whose reset waits for the daemon.
 const DISABLING: u32 = 2;
-/// Offset of `capacity` in the configuration space (virtio 1.2, 5.2.4).
-const CAPACITY: u16 = 0;
-/// Bytes of a queue's in-flight log, whole pages.
-pub const LOG_STRIDE: usize = InflightArea::bytes(ringblk::QUEUE_SIZE_MAX).next_multiple_of(4096);
 /// An epoch that no queue has: opening a log with it empties the log.
 const NO_EPOCH: u64 = u64::MAX;
 
-/// What makes a device.
+/// What a served device is made of.
 pub struct DeviceParts {
-    /// Zone number.
+    /// EL2's number of the zone.
     pub zone: u8,
     /// virtio slot.
     pub slot: u8,
-    /// Queues.
+    /// Number of queues.
     pub queues: usize,
-    /// The image.
-    pub disk: Arc<Disk>,
+    /// The open device.
+    pub device: Device,
     /// The zone's RAM.
     pub ram: Arc<GuestRam>,
-    /// In-flight logs of the zone; this device's begin at `slot * MAX_QUEUES * LOG_STRIDE`.
+    /// The zone's file with in-flight logs.
     pub log: Arc<MmapRegion>,
     /// How often the zone was started: part of the epoch of its logs.
     pub starts: u32,
 }
 
-/// One device and its queues.
-pub struct DeviceIo {
+/// A device and its queues.
+pub struct ServedDevice {
     parts: DeviceParts,
     queues: Vec<ServedQueue>,
-    /// Queues that the reactor has not let go of yet.
+    /// Queues that are still leaving the reactor.
     drain: Drain,
-    /// The reset that is being carried out.
+    /// Generation of the reset that is being carried out.
     resetting: Option<u64>,
-    /// The image is being exchanged: no queue is set up.
-    held: bool,
+    /// Whether the device is quiesced: no queue is set up.
+    quiesced: bool,
 }
 
 #[derive(Default)]
 struct ServedQueue {
     id: Option<QueueId>,
-    /// EL2 is told as soon as the reactor has let go of it.
+    /// Whether EL2 will be notified as soon as the queue has left the reactor.
     stopping: Arc<AtomicBool>,
-    /// Of this queue or the last one with its number.
-    stats: Option<Arc<QueueStats>>,
+    /// Counters of this queue or of the last one with its number.
+    counters: Option<QueueCounters>,
 }
 
-/// All that is counted of one queue.
-#[derive(Clone, Debug)]
-pub struct QueueSnapshots {
-    /// virtio slot of its device.
-    pub slot: u8,
-    /// Number in its device.
-    pub queue: usize,
-    /// Whether the guest uses it now.
-    pub active: bool,
-    /// Counters and histograms.
-    pub stats: ringblk::stats::QueueSnapshot,
-}
-
-impl DeviceIo {
-    /// A device none of whose queues is set up.
+impl ServedDevice {
+    /// Returns a device none of whose queues is set up.
     #[must_use]
     pub fn new(parts: DeviceParts) -> Self {
         let queues = (0..parts.queues.min(MAX_QUEUES))
@@ -95,24 +80,24 @@ impl DeviceIo {
             queues,
             drain: Drain::default(),
             resetting: None,
-            held: false,
+            quiesced: false,
         }
     }
 
-    /// Its slot.
+    /// Returns its slot.
     #[must_use]
-    pub fn slot(&self) -> u8 {
+    pub const fn slot(&self) -> u8 {
         self.parts.slot
     }
 
-    /// The queue with this number, if it is served.
+    /// Returns the queue with this number, if it is served.
     #[must_use]
     pub fn queue(&self, number: u8) -> Option<QueueId> {
         self.queues.get(usize::from(number))?.id
     }
 
-    /// Takes all its queues from the reactor; calls `then` once nothing of them is in flight.
-    pub(crate) fn release(&mut self, queues: &mut impl Queues, then: Callback) {
+    /// Removes all its queues from the reactor; calls `then` once nothing of them is in flight.
+    pub(super) fn remove_queues(&mut self, queues: &mut impl Queues, then: Callback) {
         for served in &mut self.queues {
             if let Some(id) = served.id.take() {
                 let leaving = self.drain.begin();
@@ -122,52 +107,54 @@ impl DeviceIo {
         self.drain.when_empty(then);
     }
 
-    /// As [`Self::release`], and sets no queue up again before [`Self::exchange`] or [`Self::go_on`].
-    pub(crate) fn hold(&mut self, queues: &mut impl Queues, then: Callback) {
-        self.held = true;
-        self.release(queues, then);
+    /// As [`Self::remove_queues`], and sets no queue up before [`Self::exchange`] or [`Self::unquiesce`].
+    pub(super) fn quiesce(&mut self, queues: &mut impl Queues, then: Callback) {
+        self.quiesced = true;
+        self.remove_queues(queues, then);
     }
 
-    /// Another image, after [`Self::hold`]. Queues set up from now on use it; what the log says is in flight is run
-    /// again, on this one. Gives the one before: where it was the last to have it open, to close it takes a while.
-    pub(crate) fn exchange(&mut self, disk: Arc<Disk>) -> Arc<Disk> {
-        let before = std::mem::replace(&mut self.parts.disk, disk);
-        self.go_on();
+    /// Replaces the open device, after [`Self::quiesce`], and returns the one before: where this is its last reference,
+    /// closing it takes a while. What the log has in flight is run again on the new one.
+    pub(super) fn exchange(&mut self, device: Device) -> Device {
+        let before = std::mem::replace(&mut self.parts.device, device);
+        self.unquiesce();
         before
     }
 
-    /// Queues may be set up again, after [`Self::hold`].
-    pub(crate) fn go_on(&mut self) {
-        self.held = false;
+    /// Lets queues be set up again, after [`Self::quiesce`].
+    pub(super) fn unquiesce(&mut self) {
+        self.quiesced = false;
     }
 
-    /// Its queues that are served.
-    pub(crate) fn ids(&self) -> impl Iterator<Item = QueueId> {
+    /// Returns its queues that are served.
+    pub(super) fn ids(&self) -> impl Iterator<Item = QueueId> {
         self.queues.iter().filter_map(|served| served.id)
     }
 
-    /// Its image.
+    /// Returns the open device.
     #[must_use]
-    pub fn disk(&self) -> &Arc<Disk> {
-        &self.parts.disk
+    pub const fn device(&self) -> &Device {
+        &self.parts.device
     }
 
     /// The zone starts for the `starts`-th time.
-    pub fn begin_anew(&mut self, starts: u32) {
+    pub(super) fn restart(&mut self, starts: u32) {
         self.parts.starts = starts;
         self.resetting = None;
     }
 
-    /// Shows the guest the image's capacity (virtio 1.2, 5.2.4), which interrupts it if that is a new one.
+    /// Shows the guest the field of the configuration space that may have changed, which notifies it if it has.
     ///
     /// # Errors
     /// EL2 refused.
-    pub(crate) fn announce_capacity(&self, hv: &dyn Hypervisor) -> Result<(), Refusal> {
-        let capacity = self.parts.disk.capacity().to_le_bytes();
-        hv.device_config(self.parts.zone, self.parts.slot, CAPACITY, &capacity)
+    pub fn show_config(&self, hv: &dyn Hypervisor) -> Result<(), Refusal> {
+        let Some((offset, bytes)) = self.parts.device.live_config() else {
+            return Ok(());
+        };
+        hv.device_config(self.parts.zone, self.parts.slot, offset, &bytes)
     }
 
-    /// Looks at the device's latched state and does what it asks for.
+    /// Reads the device's latched state and does what it asks for.
     pub fn refresh(&mut self, hv: &Arc<dyn Hypervisor>, queues: &mut impl Queues) {
         let (zone, slot) = (self.parts.zone, self.parts.slot);
         let state = match (&**hv as &dyn Hypervisor).device_state(zone, slot) {
@@ -184,12 +171,16 @@ impl DeviceIo {
             return;
         }
         self.resetting = None;
-        if self.held {
+        if self.quiesced {
             return;
         }
-        // `writeback`, the one byte that a driver writes (virtio 1.2, 5.2.5): before queues are made, which look at it.
-        if ringblk::device::driver_wrote(&self.parts.disk, state.features, &state.config) {
-            self.ids().for_each(|id| queues.kick(id));
+        // Before queues are made, which depend on it.
+        if self
+            .parts
+            .device
+            .driver_wrote_config(state.features, &state.config)
+        {
+            self.ids().for_each(|id| queues.schedule(id));
         }
         for number in 0..self.queues.len() {
             self.refresh_queue(hv, number, &state, queues);
@@ -206,7 +197,7 @@ impl DeviceIo {
                 tracing::warn!(zone, slot, %error, "cannot complete a device's reset");
             }
         };
-        self.release(queues, Box::new(done));
+        self.remove_queues(queues, Box::new(done));
     }
 
     fn refresh_queue(
@@ -222,8 +213,8 @@ impl DeviceIo {
         match (latched.ready, served.id) {
             (READY, None) if state.status & DRIVER_OK != 0 => {
                 match make(&self.parts, hv, number, latched, state) {
-                    Ok(queue) => {
-                        served.stats = Some(queue.stats().clone());
+                    Ok((queue, counters)) => {
+                        served.counters = Some(counters);
                         served.id = Some(queues.add(queue));
                     }
                     Err(error) => {
@@ -233,17 +224,17 @@ impl DeviceIo {
                     }
                 }
             }
-            // Asked for already; the state was read for another reason.
+            // It is stopping already; the state was read for another reason.
             (DISABLING, _) if served.stopping.load(Ordering::Acquire) => {}
             (DISABLING, id) => {
                 let (zone, slot, generation) = (self.parts.zone, self.parts.slot, state.reset_generation);
-                let area = area(&self.parts, number);
+                let area = inflight::area(&self.parts.log, slot, number);
                 let (size, hv) = (latched.size as u16, hv.clone());
                 let stopping = served.stopping.clone();
                 stopping.store(true, Ordering::Release);
                 let done = Box::new(move || {
                     // The queue's next life begins with an empty log, in the same epoch.
-                    drop(ringblk::inflight::InflightLog::open(&area, size, NO_EPOCH));
+                    drop(InflightLog::open(&area, size, NO_EPOCH));
                     let queue = u16::try_from(number).unwrap_or(u16::MAX);
                     let _ = (&*hv as &dyn Hypervisor).queue_quiesced(zone, slot, generation, queue);
                     stopping.store(false, Ordering::Release);
@@ -259,43 +250,17 @@ impl DeviceIo {
         }
     }
 
-    /// Everything that is counted of its queues.
+    /// Returns its queues that are or were in use, with their counters.
     #[must_use]
-    pub fn snapshots(&self) -> Vec<QueueSnapshots> {
-        let one = |(number, served): (usize, &ServedQueue)| {
-            let stats = served.stats.as_ref()?.snapshot();
-            Some(QueueSnapshots {
-                slot: self.parts.slot,
-                queue: number,
+    pub fn snapshots(&self) -> Vec<QueueSnapshot> {
+        let one = |(queue, served): (usize, &ServedQueue)| {
+            Some(QueueSnapshot {
+                queue,
                 active: served.id.is_some(),
-                stats,
+                counters: served.counters.as_ref()?.snapshot(),
             })
         };
         self.queues.iter().enumerate().filter_map(one).collect()
-    }
-
-    /// Counters of its queues.
-    #[must_use]
-    pub fn report(&self) -> Vec<QueueReport> {
-        let one = |(number, served): (usize, &ServedQueue)| {
-            let stats = served.stats.as_ref()?.snapshot();
-            Some(QueueReport::new(
-                self.parts.slot,
-                number,
-                served.id.is_some(),
-                &stats,
-            ))
-        };
-        self.queues.iter().enumerate().filter_map(one).collect()
-    }
-}
-
-/// Where the log of a queue lies.
-fn area(parts: &DeviceParts, number: usize) -> InflightArea {
-    let index = usize::from(parts.slot) * MAX_QUEUES + number;
-    InflightArea {
-        mapping: parts.log.clone(),
-        offset: index * LOG_STRIDE,
     }
 }
 
@@ -305,13 +270,12 @@ fn make(
     number: usize,
     latched: &QueueState,
     state: &DeviceState,
-) -> Result<Queue, ringblk::SetupError> {
+) -> Result<(QueueHandler, QueueCounters), SetupError> {
     let (zone, slot) = (parts.zone, parts.slot);
-    let (bell, breaker) = (hv.clone(), hv.clone());
+    let (notifier, breaker) = (hv.clone(), hv.clone());
     let first = FirstRequest::new(zone, slot, number);
     let reporter = first.clone();
-    let mut queue = Queue::new(QueueSetup {
-        disk: parts.disk.clone(),
+    let (mut queue, counters) = parts.device.queue(QueueParts {
         ram: parts.ram.clone(),
         ring: RingAddresses {
             // EL2 has checked it against QueueNumMax; 0 is refused by the queue.
@@ -321,10 +285,10 @@ fn make(
             used: GuestAddress(latched.device),
         },
         features: state.features,
-        inflight: area(parts, number),
+        inflight: inflight::area(&parts.log, slot, number),
         epoch: u64::from(parts.starts) << 40 | state.reset_generation & 0xff_ffff_ffff,
-        notify: Box::new(move || {
-            bell.used_buffer(zone, slot);
+        notify_driver: Box::new(move || {
+            notifier.used_buffer(zone, slot);
             reporter.published();
         }),
         needs_reset: Box::new(move |fault| {
@@ -332,12 +296,9 @@ fn make(
             let _ = (&*breaker as &dyn Hypervisor).device_needs_reset(zone, slot);
         }),
     })?;
-    queue.set_trace_id(ringblk::trace::TraceId::new([
-        zone,
-        slot,
-        u8::try_from(number).unwrap_or(u8::MAX),
-    ]));
-    first.watch(&queue);
+    let id = u8::try_from(number).unwrap_or(u8::MAX);
+    queue.set_trace_id(TraceId::new([zone, slot, id]));
+    first.watch(counters.clone(), queue.outstanding());
     tracing::debug!(zone, slot, queue = number, "queue is set up");
-    Ok(queue)
+    Ok((queue, counters))
 }

@@ -1,15 +1,19 @@
-//! Disks that move: what the record says at each moment, and what a daemon makes of it that finds it.
+//! Disks that are migrated: what the record says at each moment, and what a daemon does that finds it.
 
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use ringblk::memory::Slots;
-use ringvisor::abi::MAX_SLOTS;
-
-use super::*;
-use crate::config::OnError;
-use crate::zone::disks::DiskWish;
-use crate::zone::record::{self, Move};
+use super::{Machine, daemon, until};
+use crate::config::{Cpus, ZoneConfig};
+use crate::device::disk::change::Change;
+use crate::device::disk::config::{DiskConfig, Engine, OnError};
+use crate::device::disk::migration::Pending;
+use crate::device::{self, Configs, State, inflight};
+use crate::zone::actor::Command;
+use crate::zone::record::Record;
+use crate::zone::{Phase, Shared};
 
 const MIB: usize = 1 << 20;
 
@@ -35,9 +39,10 @@ impl Machine {
             engine: Engine::default(),
             ..target.clone()
         });
-        let done = self
-            .registry
-            .ask("a", Wish::Disk(DiskWish::Migrate { slot: 0, target }));
+        let done = self.registry.execute(
+            "a",
+            Command::Change(device::Change::Disk(Change::Migrate { slot: 0, target })),
+        );
         done.map(drop).map_err(|error| error.to_string())
     }
 
@@ -49,19 +54,24 @@ impl Machine {
 
     fn zone_with(&self, disk: &DiskConfig) -> Arc<Shared> {
         let config = ZoneConfig {
-            disk: vec![disk.clone()],
+            devices: Configs {
+                disk: vec![disk.clone()],
+                ..Configs::default()
+            },
             ..self.config("a")
         };
         self.registry.start(config).unwrap()
     }
 }
 
-fn settled(zone: &Shared) {
-    until("the move's end", || zone.moves().is_empty());
+fn finished(zone: &Shared) {
+    until("the end of the migration", || {
+        zone.devices.disk.migrations().is_empty()
+    });
 }
 
 #[test]
-fn a_disk_moves_to_a_larger_image() {
+fn a_disk_is_migrated_to_a_larger_image() {
     let machine = Machine::new();
     let source = DiskConfig {
         serial: Some("stays".into()),
@@ -70,18 +80,18 @@ fn a_disk_moves_to_a_larger_image() {
     let zone = machine.zone_with(&source);
     let target = machine.disk("target.img", 2 * MIB);
     machine.migrate(&target).unwrap();
-    settled(&zone);
-    assert_eq!(zone.move_failure(0), None);
+    finished(&zone);
+    assert_eq!(zone.devices.disk.failure(0), None);
     // All but the image itself is as it was.
     let expected = DiskConfig {
         path: target.path.clone(),
         engine: Engine::default(),
         ..source.clone()
     };
-    assert_eq!(zone.disks()[0].as_ref(), Some(&expected));
+    assert_eq!(zone.devices.state().disks[0].as_ref(), Some(&expected));
     let record = machine.only_record();
     assert_eq!(
-        (record.disks[0].as_ref(), record.moves.len()),
+        (record.devices.disks[0].as_ref(), record.devices.migrations.len()),
         (Some(&expected), 0)
     );
     assert_eq!(
@@ -95,14 +105,17 @@ fn a_disk_moves_to_a_larger_image() {
     );
     // The source is free, the target is not.
     let other = |disk: &DiskConfig| ZoneConfig {
-        disk: vec![disk.clone()],
+        devices: Configs {
+            disk: vec![disk.clone()],
+            ..Configs::default()
+        },
         cpus: Cpus::Count(1),
         ..machine.config("b")
     };
     assert!(machine.registry.start(other(&target)).is_err());
     machine.registry.start(other(&source)).unwrap();
-    machine.registry.ask("a", Wish::Stop).unwrap();
-    machine.registry.ask("b", Wish::Stop).unwrap();
+    machine.registry.execute("a", Command::Stop).unwrap();
+    machine.registry.execute("b", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -139,11 +152,14 @@ fn what_cannot_be_a_target_is_said() {
         );
         assert!(message.contains(expected), "{message}");
     }
-    let nothing = machine.registry.ask("a", Wish::Disk(DiskWish::EndMigration(0)));
-    assert!(nothing.unwrap_err().to_string().contains("not being moved"));
-    assert!(zone.moves().is_empty() && machine.only_record().moves.is_empty());
-    assert_eq!(zone.disks()[0].as_ref(), Some(&source));
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    let nothing = machine.registry.execute(
+        "a",
+        Command::Change(device::Change::Disk(Change::CancelMigration(0))),
+    );
+    assert!(nothing.unwrap_err().to_string().contains("not being migrated"));
+    assert!(zone.devices.disk.migrations().is_empty() && machine.only_record().devices.migrations.is_empty());
+    assert_eq!(zone.devices.state().disks[0].as_ref(), Some(&source));
+    machine.registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -160,15 +176,15 @@ fn a_target_that_fails_is_given_up() {
     // A zero disk forgets what is written.
     let forgetful = DiskConfig::new("zero:1M".into());
     machine.migrate(&forgetful).unwrap();
-    settled(&zone);
-    let reason = zone.move_failure(0).unwrap();
+    finished(&zone);
+    let reason = zone.devices.disk.failure(0).unwrap();
     assert!(
         reason.contains("the target differs from the disk in the 262144 bytes from byte 0"),
         "{reason}"
     );
-    assert_eq!(zone.disks()[0].as_ref(), Some(&source));
-    assert!(machine.only_record().moves.is_empty());
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    assert_eq!(zone.devices.state().disks[0].as_ref(), Some(&source));
+    assert!(machine.only_record().devices.migrations.is_empty());
+    machine.registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -192,16 +208,18 @@ fn the_next_daemon_goes_on() {
         // The first daemon's lock is there as long as this process.
         let copy = machine.filled("copy.img", MIB);
         let record = Record {
-            disks: vec![Some(copy.clone())],
-            moves: vec![Move {
-                slot: 0,
-                target: target.clone(),
-            }],
+            devices: State {
+                disks: vec![Some(copy.clone())],
+                migrations: vec![Pending {
+                    slot: 0,
+                    target: target.clone(),
+                }],
+            },
             ..machine.only_record()
         };
         record.save(&records).unwrap();
-        let log = record::inflight(&records, "a").unwrap();
-        let words: Slots<AtomicU64> = Slots::in_mapping(&log, record::PROGRESS, MAX_SLOTS).unwrap();
+        let log = inflight::map(&records, "a").unwrap();
+        let words = inflight::words(&log).unwrap();
         words.get(0).unwrap().store(progress as u64, Ordering::Relaxed);
         // What is believed to be there is compared all the same, and copied again: a daemon was killed.
         let broken = progress == MIB / 2;
@@ -211,13 +229,13 @@ fn the_next_daemon_goes_on() {
         }
         let next = daemon(&machine.el2, &machine.host, records);
         let zone = next.find("a").unwrap();
-        settled(&zone);
+        finished(&zone);
         let record = machine.only_record();
-        assert!(record.moves.is_empty());
-        assert_eq!(zone.move_failure(0), None);
-        assert_eq!(record.disks[0].as_ref().unwrap().path, target.path);
+        assert!(record.devices.migrations.is_empty());
+        assert_eq!(zone.devices.disk.failure(0), None);
+        assert_eq!(record.devices.disks[0].as_ref().unwrap().path, target.path);
         assert_eq!(fs::read(&target.path).unwrap(), content);
-        next.ask("a", Wish::Stop).unwrap();
+        next.execute("a", Command::Stop).unwrap();
         machine.assert_clean();
     }
 }
@@ -233,24 +251,26 @@ fn a_target_that_is_gone_is_forgotten() {
         let records = machine.path("records");
         let copy = machine.filled("copy.img", MIB);
         let record = Record {
-            disks: vec![Some(copy.clone())],
-            moves: vec![Move {
-                slot: 0,
-                target: DiskConfig {
-                    on_error,
-                    ..DiskConfig::new(machine.path("gone.img"))
-                },
-            }],
+            devices: State {
+                disks: vec![Some(copy.clone())],
+                migrations: vec![Pending {
+                    slot: 0,
+                    target: DiskConfig {
+                        on_error,
+                        ..DiskConfig::new(machine.path("gone.img"))
+                    },
+                }],
+            },
             ..machine.only_record()
         };
         record.save(&records).unwrap();
         let next = daemon(&machine.el2, &machine.host, records);
         let zone = next.find("a").unwrap();
         until("running", || zone.status().state == Phase::Running);
-        assert!(zone.move_failure(0).unwrap().contains("gone.img"));
-        assert!(machine.only_record().moves.is_empty());
-        assert_eq!(zone.disks()[0].as_ref(), Some(&copy));
-        next.ask("a", Wish::Stop).unwrap();
+        assert!(zone.devices.disk.failure(0).unwrap().contains("gone.img"));
+        assert!(machine.only_record().devices.migrations.is_empty());
+        assert_eq!(zone.devices.state().disks[0].as_ref(), Some(&copy));
+        next.execute("a", Command::Stop).unwrap();
         machine.assert_clean();
     }
 }
@@ -266,27 +286,44 @@ fn the_next_daemon_has_the_limits_of_now() {
     let mut copy = machine.sparse("copy.img");
     copy.limits.iops.rate = Some(77);
     let record = Record {
-        disks: vec![Some(copy.clone())],
-        moves: vec![Move {
-            slot: 0,
-            target: machine.sparse("target.img"),
-        }],
+        devices: State {
+            disks: vec![Some(copy.clone())],
+            migrations: vec![Pending {
+                slot: 0,
+                target: machine.sparse("target.img"),
+            }],
+        },
         ..machine.only_record()
     };
     record.save(&records).unwrap();
     // What is said of it until it is taken over.
-    let shared = Shared::new(record.config.clone());
-    shared.recover(1, record.moves.clone());
-    let report = shared.move_report(0).unwrap();
+    let shared = Shared::with_devices(record.config.clone(), record.devices.clone());
+    shared.recover(1);
+    let reported = |slot| {
+        let recovering = shared.status().state == Phase::Recovering;
+        let recorded = recovering.then(|| shared.devices.state());
+        shared.devices.disk.migration_report(slot, recorded.as_ref())
+    };
+    let report = reported(0).unwrap();
     assert_eq!((report.target, report.size), (machine.path("target.img"), 0));
-    assert_eq!(shared.move_report(1), None);
+    assert_eq!(reported(1), None);
     shared.update(|status| status.state = Phase::Running);
-    assert_eq!(shared.move_report(0), None);
+    assert_eq!(reported(0), None);
     let next = daemon(&machine.el2, &machine.host, records);
     let zone = next.find("a").unwrap();
-    let limits = next.context().io.disk(1, 0).unwrap().control().throttle.limits();
-    assert_eq!((limits.iops.rate, zone.moves().len()), (77, 1));
-    next.ask("a", Wish::Stop).unwrap();
+    let limits = next
+        .context()
+        .io
+        .device(1, 0)
+        .unwrap()
+        .disk()
+        .unwrap()
+        .clone()
+        .control()
+        .throttle
+        .limits();
+    assert_eq!((limits.iops.rate, zone.devices.disk.migrations().len()), (77, 1));
+    next.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -295,38 +332,43 @@ fn the_next_daemon_has_the_limits_of_now() {
 fn a_target_is_for_one_disk() {
     let machine = Machine::new();
     let config = ZoneConfig {
-        disk: ["first.img", "second.img"]
-            .map(|name| machine.sparse(name))
-            .into(),
-        spare_disks: 1,
+        devices: Configs {
+            disk: ["first.img", "second.img"]
+                .map(|name| machine.sparse(name))
+                .into(),
+            spare_disks: 1,
+        },
         ..machine.config("a")
     };
     let zone = machine.registry.start(config).unwrap();
     let target = machine.sparse("target.img");
     machine.migrate(&target).unwrap();
-    let wishes = [
-        DiskWish::Attach(Box::new(target.clone())),
-        DiskWish::Migrate {
+    let changes = [
+        Change::Attach(Box::new(target.clone())),
+        Change::Migrate {
             slot: 1,
             target: Box::new(DiskConfig::new(target.path.clone())),
         },
     ];
-    for wish in wishes {
+    for change in changes {
         let error = machine
             .registry
-            .ask("a", Wish::Disk(wish))
+            .execute("a", Command::Change(device::Change::Disk(change)))
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("disk in slot 0: it is being moved to") && error.contains("target.img"),
+            error.contains("disk in slot 0: it is being migrated to") && error.contains("target.img"),
             "{error}"
         );
     }
     machine
         .registry
-        .ask("a", Wish::Disk(DiskWish::EndMigration(0)))
+        .execute(
+            "a",
+            Command::Change(device::Change::Disk(Change::CancelMigration(0))),
+        )
         .unwrap();
-    assert!(zone.moves().is_empty());
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    assert!(zone.devices.disk.migrations().is_empty());
+    machine.registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }

@@ -7,30 +7,35 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
-use super::{OutputOptions, confused, print, zone_options};
+use super::api::{Reply, Request};
+use super::change::LimitChange;
+use super::config::DiskConfig;
+use super::migration::Stage;
+use super::report::DiskReport;
+use super::{keys, print};
+use crate::cli::print::{OutputOptions, json};
+use crate::config::quoted;
 use crate::config::size::{format_size, parse_size};
-use crate::config::{DiskConfig, quoted};
 use crate::control::client::ClientError;
-use crate::control::protocol::{Reply, Request};
-use crate::zone::disks::LimitChange;
-use crate::zone::moves::Stage;
+use crate::control::protocol;
+use crate::device::api;
 
-/// How often a move is looked at.
-const GLANCE: Duration = Duration::from_millis(200);
+/// How often the progress of a migration is read.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long the daemon may be away meanwhile.
-const PATIENCE: Duration = Duration::from_secs(60);
+const AWAY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What can be done with disks.
+/// Commands for disks.
 #[derive(Subcommand, Debug)]
 pub enum DiskCommand {
     /// Lists the disks of the zones that run, and their drives without a medium.
     List(OutputOptions),
     /// Shows the counters of the disks by queue; more of them with --json, times there in nanoseconds.
     Stats(OutputOptions),
-    /// Puts a disk into a drive without a medium: the guest sees that drive's capacity change.
+    /// Attaches a disk to a drive without a medium: the guest sees that drive's capacity change.
     ///
-    /// A zone has as many such drives as `spare_disks` in its zone file says, after its disks. Partitions are found
-    /// once the guest looks for them (`blockdev --rereadpt /dev/vdX`).
+    /// A zone has as many such drives as `spare_disks` in its zone file says, after its disks. The guest finds partitions
+    /// once it reads the partition table (`blockdev --rereadpt /dev/vdX`).
     Attach {
         /// The zone's name.
         zone: String,
@@ -40,9 +45,9 @@ pub enum DiskCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Takes a disk out of its drive, mounted or not: requests in flight end, later ones fail.
+    /// Detaches a disk from its drive, mounted or not: requests in flight complete, later ones fail.
     Detach(Which),
-    /// Makes a disk larger; without SIZE, takes over the size that its file or device has now.
+    /// Makes a disk larger; without SIZE, reads the size that its file or device has now.
     Resize {
         /// Which disk.
         #[command(flatten)]
@@ -50,11 +55,11 @@ pub enum DiskCommand {
         /// New size, such as 20G.
         #[arg(value_parser = size)]
         size: Option<u64>,
-        /// Also to less than it has; what lies behind is lost.
+        /// Allow a smaller size; what lies behind it is lost.
         #[arg(long)]
         shrink: bool,
     },
-    /// Changes how fast a disk may be. What is not given stays as it is.
+    /// Changes a disk's rate limits. What is not given stays as it is.
     SetLimit {
         /// Which disk.
         #[command(flatten)]
@@ -63,17 +68,17 @@ pub enum DiskCommand {
         #[command(flatten)]
         limits: Limits,
     },
-    /// Tries again what a disk with `on_error = "stop"` has stopped at.
+    /// Retries the requests at which a disk with `on_error = "stop"` has stopped.
     ///
-    /// A block device that has stopped is closed (state `released` in `disk list`), so that it can be connected again, and
-    /// opened anew by this.
+    /// A block device that has stopped is closed (state `released` in `disk list`), so that it can be connected again; this
+    /// command opens it.
     Resume(Which),
-    /// Moves a disk to another image or server while its guest uses it, compares the two, and returns when the guest uses
-    /// the target.
+    /// Migrates a disk to another image or server while its guest uses it, compares the two, and returns when the guest
+    /// uses the target.
     ///
-    /// The target must be there, at least as large as the disk, and is overwritten: `truncate -s SIZE FILE` or `qemu-img
-    /// create` make one. Until the switch the disk is where it was, whatever happens to the target. A daemon that dies is
-    /// followed by one that goes on.
+    /// The target must exist and be at least as large as the disk, and is overwritten: `truncate -s SIZE FILE` or `qemu-img
+    /// create` make one. Until the switch the disk is where it was, whatever happens to the target. If the daemon dies, the
+    /// next one continues.
     Migrate {
         /// Which disk.
         #[command(flatten)]
@@ -81,10 +86,10 @@ pub enum DiskCommand {
         /// PATH[,format=...][,engine=...][,cache=...], or vhost-user:SOCKET.
         #[arg(required_unless_present = "cancel")]
         target: Option<String>,
-        /// Return when it has begun; `disk list` shows how far it is.
+        /// Return when it has begun; `disk list --json` shows its progress.
         #[arg(long)]
         no_wait: bool,
-        /// End a move that is under way: the disk stays where it is.
+        /// Cancel a migration: the disk stays where it is.
         #[arg(long, conflicts_with_all = ["target", "no_wait"])]
         cancel: bool,
     },
@@ -104,26 +109,26 @@ pub struct Which {
 #[derive(Args, Debug)]
 #[group(required = true, multiple = true)]
 pub struct Limits {
-    /// Requests a second, or "none".
+    /// Requests per second, or "none".
     #[arg(long, value_parser = count)]
     pub iops: Option<u64>,
-    /// Requests at once after a rest; if not given, a tenth of a new rate.
+    /// Requests available at once after an idle time; if not given, a tenth of a new rate.
     #[arg(long, value_name = "COUNT")]
     pub iops_burst: Option<u64>,
-    /// Bytes a second such as 50M, or "none".
+    /// Bytes per second such as 50M, or "none".
     #[arg(long, value_parser = limit_size)]
     pub bps: Option<u64>,
-    /// Bytes at once after a rest; if not given, a tenth of a new rate.
+    /// Bytes available at once after an idle time; if not given, a tenth of a new rate.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub bps_burst: Option<u64>,
 }
 
-/// `1`, or `vdb`.
+/// Parses a slot: `1`, or `vdb`.
 fn slot(text: &str) -> Result<u8, String> {
     let letter = |letter: u8| letter.is_ascii_lowercase().then(|| letter - b'a');
     let slot = match text.strip_prefix("vd").map(str::as_bytes) {
         Some(&[only]) => letter(only),
-        // Behind vdz comes vdaa.
+        // vdaa follows vdz.
         Some(&[first, second]) => letter(first).zip(letter(second)).and_then(|(first, second)| {
             let slot = (u16::from(first) + 1) * 26 + u16::from(second);
             u8::try_from(slot).ok()
@@ -153,35 +158,34 @@ fn count(text: &str) -> Result<u64, String> {
     count.ok_or_else(|| "expected a number, or \"none\"".into())
 }
 
-/// Does it; `ask` asks the daemon.
+/// Executes a command; `request` sends a request to the daemon.
 ///
 /// # Errors
-/// Why it cannot be done, for people.
+/// Why it failed, for people.
 pub fn run(
     command: DiskCommand,
-    ask: impl Fn(Request) -> Result<Reply, ClientError>,
+    request: impl Fn(protocol::Request) -> Result<protocol::Reply, ClientError>,
 ) -> anyhow::Result<ExitCode> {
+    let ask = |wanted| request(protocol::Request::Device(api::Request::Disk(wanted)));
+    let list = || disks(ask(Request::Disks)?);
     let change = |request: Request| -> anyhow::Result<ExitCode> {
         ask(request)?;
         Ok(ExitCode::SUCCESS)
     };
     match command {
-        DiskCommand::List(output) => match ask(Request::Disks)? {
-            Reply::Disks(disks) if output.json => print::json(&disks),
-            Reply::Disks(disks) => print::disks(&disks),
-            other => confused(&other),
-        },
-        DiskCommand::Stats(output) => match ask(Request::Disks)? {
-            Reply::Disks(disks) if output.json => print::json(&disks),
-            Reply::Disks(disks) => print::disk_stats(&disks),
-            other => confused(&other),
-        },
-        DiskCommand::Attach { zone, disk, json } => {
-            let disk = Box::new(zone_options::one_disk(&disk)?);
+        DiskCommand::List(output) | DiskCommand::Stats(output) if output.json => json(&list()?),
+        DiskCommand::List(_) => print::disks(&list()?),
+        DiskCommand::Stats(_) => print::disk_stats(&list()?),
+        DiskCommand::Attach {
+            zone,
+            disk,
+            json: as_json,
+        } => {
+            let disk = Box::new(keys::from_argument(&disk)?);
             match ask(Request::DiskAttach { name: zone, disk })? {
-                Reply::Disk(disk) if json => print::json(&disk),
-                Reply::Disk(disk) => print::disks(&[*disk]),
-                other => confused(&other),
+                protocol::Reply::Device(api::Reply::Disk(Reply::Disk(disk))) if as_json => json(&disk),
+                protocol::Reply::Device(api::Reply::Disk(Reply::Disk(disk))) => print::disks(&[*disk]),
+                other => Err(ClientError::unexpected(&other).into()),
             }
         }
         DiskCommand::Detach(Which {
@@ -236,7 +240,7 @@ pub fn run(
             let Some(target) = target else {
                 return change(Request::DiskMigrateEnd { name, slot });
             };
-            let target = Box::new(zone_options::one_disk(&target)?);
+            let target = Box::new(keys::from_argument(&target)?);
             let path = target.path.clone();
             ask(Request::DiskMigrate {
                 name: name.clone(),
@@ -246,26 +250,33 @@ pub fn run(
             if no_wait {
                 return Ok(ExitCode::SUCCESS);
             }
-            await_move(&name, slot, &path, ask)
+            await_migration(&name, slot, &path, || ask(Request::Disks))
         }
     }
 }
 
-/// Waits for a move to end, also over the death of the daemon.
-fn await_move(
+/// Returns the disks of a reply.
+fn disks(reply: protocol::Reply) -> Result<Vec<DiskReport>, ClientError> {
+    match reply {
+        protocol::Reply::Device(api::Reply::Disk(Reply::Disks(disks))) => Ok(disks),
+        other => Err(ClientError::unexpected(&other)),
+    }
+}
+
+/// Waits for the end of a migration, across the death of the daemon as well. `list` asks for all disks.
+fn await_migration(
     name: &str,
     slot: u8,
     target: &Path,
-    ask: impl Fn(Request) -> Result<Reply, ClientError>,
+    list: impl Fn() -> Result<protocol::Reply, ClientError>,
 ) -> anyhow::Result<ExitCode> {
     let mut last_answer = Instant::now();
     let mut said = None;
     loop {
-        std::thread::sleep(GLANCE);
-        let disks = match ask(Request::Disks) {
-            Ok(Reply::Disks(disks)) => disks,
-            Ok(other) => return confused(&other),
-            Err(error) if last_answer.elapsed() > PATIENCE => return Err(error.into()),
+        std::thread::sleep(POLL_INTERVAL);
+        let disks = match list() {
+            Ok(reply) => disks(reply)?,
+            Err(error) if last_answer.elapsed() > AWAY_TIMEOUT => return Err(error.into()),
             Err(_) => continue,
         };
         last_answer = Instant::now();
@@ -273,41 +284,46 @@ fn await_move(
             .into_iter()
             .find(|report| report.zone == name && report.slot == slot)
         else {
-            bail!("zone {name} has ended before the disk in slot {slot} was moved");
+            bail!("zone {name} has ended before the disk in slot {slot} was migrated");
         };
-        if let Some(moving) = report.moving {
+        if let Some(migration) = report.migration {
             let tenths = (
-                moving.stage.clone(),
-                moving.copied.saturating_mul(10) / moving.size.max(1),
+                migration.stage.clone(),
+                migration.copied.saturating_mul(10) / migration.size.max(1),
             );
-            if said.as_ref() != Some(&tenths) && moving.size > 0 {
+            if said.as_ref() != Some(&tenths) && migration.size > 0 {
                 eprintln!(
                     "{}: {} of {}",
-                    match moving.stage {
+                    match migration.stage {
                         Stage::Copying => "copying",
                         Stage::Comparing => "comparing",
                         Stage::Ready => "switching",
                         Stage::Failed(_) => "giving up",
                     },
-                    format_size(moving.copied),
-                    format_size(moving.size)
+                    format_size(migration.copied),
+                    format_size(migration.size)
                 );
                 said = Some(tenths);
             }
             continue;
         }
         if let Some(disk) = report.disk.filter(|disk| disk.is(target)) {
-            println!("zone {name}, disk in slot {slot}: moved to {}", target.display());
-            // The daemon has it on record, for as long as the zone lives.
+            println!(
+                "zone {name}, disk in slot {slot}: migrated to {}",
+                target.display()
+            );
+            // The daemon has it on record only until the zone ends.
             println!("{}", reminder(&disk));
             return Ok(ExitCode::SUCCESS);
         }
-        let reason = report.move_failure.unwrap_or_else(|| "nobody knows why".into());
+        let reason = report
+            .migration_failure
+            .unwrap_or_else(|| "for an unknown reason".into());
         bail!("zone {name}, disk in slot {slot}: stays where it is: {reason}");
     }
 }
 
-/// What is left to be done after a move: the next start of the zone is by its file.
+/// Returns what the user has to do after a migration: the next start of the zone reads its file.
 fn reminder(disk: &DiskConfig) -> String {
     let (key, place) = disk.source();
     format!(
@@ -318,34 +334,41 @@ fn reminder(disk: &DiskConfig) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::cell::RefCell;
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
+    use std::process::ExitCode;
 
-    use crate::control::protocol::DiskReport;
-    use crate::zone::moves::MoveReport;
+    use super::{await_migration, count, limit_size, reminder, slot};
+    use crate::control::client::ClientError;
+    use crate::control::protocol;
+    use crate::device::api;
+    use crate::device::disk::api::Reply;
+    use crate::device::disk::config::DiskConfig;
+    use crate::device::disk::migration::{MigrationReport, Stage};
+    use crate::device::disk::report::DiskReport;
 
-    fn report(path: &str, moving: Option<u64>) -> Result<Reply, ClientError> {
-        Ok(Reply::Disks(vec![DiskReport {
+    fn report(path: &str, migrating: Option<u64>) -> Result<protocol::Reply, ClientError> {
+        let disks = Reply::Disks(vec![DiskReport {
             zone: "a".into(),
             slot: 0,
             disk: Some(DiskConfig::new(path.into())),
             size: 4096,
-            released: false,
+            closed: false,
             queues: Vec::new(),
-            moving: moving.map(|size| MoveReport {
+            migration: migrating.map(|size| MigrationReport {
                 target: "/target".into(),
                 copied: 0,
                 size,
                 stage: Stage::Copying,
             }),
-            move_failure: None,
-        }]))
+            migration_failure: None,
+        }]);
+        Ok(protocol::Reply::Device(api::Reply::Disk(disks)))
     }
 
-    /// Over a daemon that dies, is not there, and takes its time to take the zone over.
+    /// Across the death of the daemon, its absence, and a slow take-over of the zone.
     #[test]
-    fn a_move_is_waited_for_over_a_take_over() {
+    fn a_migration_is_awaited_across_a_take_over() {
         let gone = || Err(ClientError::NotRunning(PathBuf::from("/sock")));
         let answers = RefCell::new(vec![
             report("/target", None),
@@ -354,10 +377,10 @@ mod tests {
             gone(),
             report("/source", Some(4096)),
         ]);
-        let ask = |_| answers.borrow_mut().pop().unwrap();
-        let done = await_move("a", 0, Path::new("/target"), ask).unwrap();
+        let list = || answers.borrow_mut().pop().unwrap();
+        let done = await_migration("a", 0, Path::new("/target"), list).unwrap();
         assert_eq!(done, ExitCode::SUCCESS);
-        let stays = await_move("a", 0, Path::new("/target"), |_| report("/source", None));
+        let stays = await_migration("a", 0, Path::new("/target"), || report("/source", None));
         assert!(stays.unwrap_err().to_string().contains("stays where it is"));
     }
 

@@ -1,27 +1,40 @@
 //! What is done to a zone's disks while it runs.
 
-use super::*;
-use crate::config::OnError;
-use crate::zone::disks::{DiskWish, LimitChange};
+use std::fs;
+use std::sync::Arc;
+
+use super::{Machine, daemon, until};
+use crate::config::{Cpus, ZoneConfig};
+use crate::device::disk::change::{Change, LimitChange};
+use crate::device::disk::config::{DiskConfig, OnError};
+use crate::device::{self, Configs};
+use crate::zone::actor::Command;
+use crate::zone::record::Record;
+use crate::zone::registry::Registry;
+use crate::zone::{Phase, Shared};
 
 impl Machine {
     /// A zone with one disk of 4 KiB and a drive without a medium.
     fn start_with_spare(&self) -> Arc<Shared> {
         let config = ZoneConfig {
-            disk: vec![self.disk("d.img", 4096)],
-            spare_disks: 1,
+            devices: Configs {
+                disk: vec![self.disk("d.img", 4096)],
+                spare_disks: 1,
+            },
             ..self.config("a")
         };
         self.registry.start(config).unwrap()
     }
 
-    fn wish(&self, wish: DiskWish) -> Result<u8, String> {
-        let done = self.registry.ask("a", Wish::Disk(wish));
+    fn change(&self, change: Change) -> Result<u8, String> {
+        let done = self
+            .registry
+            .execute("a", Command::Change(device::Change::Disk(change)));
         done.map(|slot| slot.unwrap()).map_err(|error| error.to_string())
     }
 
     fn attach(&self, disk: &DiskConfig) -> Result<u8, String> {
-        self.wish(DiskWish::Attach(Box::new(disk.clone())))
+        self.change(Change::Attach(Box::new(disk.clone())))
     }
 
     /// What the guest sees.
@@ -43,8 +56,8 @@ impl Machine {
     }
 
     fn active(&self, slot: u8) -> bool {
-        let report = self.registry.context().io.report(1);
-        report.iter().any(|queue| queue.slot == slot && queue.active)
+        let queues = self.registry.context().io.snapshots(1, slot);
+        queues.iter().any(|queue| queue.active)
     }
 
     fn record(&self) -> Record {
@@ -60,18 +73,21 @@ fn a_disk_is_attached_and_detached_under_the_driver() {
     let machine = Machine::new();
     let zone = machine.start_with_spare();
     assert_eq!((machine.capacity(0), machine.capacity(1)), (8, 0));
-    assert_eq!(zone.status().disks, 1);
+    assert_eq!(zone.status().devices.disks, 1);
     machine.activate(1);
     let disk = machine.disk("more.img", 1 << 20);
     assert_eq!(machine.attach(&disk), Ok(1));
     assert_eq!((machine.capacity(1), machine.el2.config_changes(1, 1)), (2048, 1));
     assert!(machine.active(1), "the queue is served again");
-    assert_eq!(zone.status().disks, 2);
-    assert_eq!(machine.record().disks[1].as_ref(), Some(&disk));
+    assert_eq!(zone.status().devices.disks, 2);
+    assert_eq!(machine.record().devices.disks[1].as_ref(), Some(&disk));
 
     // The image is locked, and there is no room for another.
     let other = ZoneConfig {
-        disk: vec![disk.clone()],
+        devices: Configs {
+            disk: vec![disk.clone()],
+            ..Configs::default()
+        },
         cpus: Cpus::Count(1),
         ..machine.config("other")
     };
@@ -90,20 +106,23 @@ fn a_disk_is_attached_and_detached_under_the_driver() {
         "{message}"
     );
 
-    assert_eq!(machine.wish(DiskWish::Detach(1)), Ok(1));
+    assert_eq!(machine.change(Change::Detach(1)), Ok(1));
     assert_eq!(machine.capacity(1), 0);
     assert!(machine.active(1));
     assert_eq!(
-        (zone.status().disks, machine.record().disks[1].as_ref()),
+        (
+            zone.status().devices.disks,
+            machine.record().devices.disks[1].as_ref()
+        ),
         (1, None)
     );
     machine.registry.start(other).unwrap();
-    let message = machine.wish(DiskWish::Detach(1)).unwrap_err();
+    let message = machine.change(Change::Detach(1)).unwrap_err();
     assert!(message.contains("zone a has no disk in slot 1"), "{message}");
-    assert!(machine.wish(DiskWish::Detach(7)).is_err());
+    assert!(machine.change(Change::Detach(7)).is_err());
 
-    machine.registry.ask("a", Wish::Stop).unwrap();
-    machine.registry.ask("other", Wish::Stop).unwrap();
+    machine.registry.execute("a", Command::Stop).unwrap();
+    machine.registry.execute("other", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -135,7 +154,7 @@ fn what_cannot_be_attached_leaves_the_drive_empty() {
         let message = machine.attach(&disk).unwrap_err();
         assert!(message.contains(expected), "{message}");
         assert_eq!(
-            (machine.capacity(1), machine.record().disks[1].as_ref()),
+            (machine.capacity(1), machine.record().devices.disks[1].as_ref()),
             (0, None)
         );
     }
@@ -148,7 +167,7 @@ fn a_disk_grows_and_shrinks_with_its_file() {
     machine.start_with_spare();
     machine.activate(0);
     let resize = |size, shrink| {
-        machine.wish(DiskWish::Resize {
+        machine.change(Change::Resize {
             slot: 0,
             size,
             shrink,
@@ -181,7 +200,7 @@ fn a_disk_grows_and_shrinks_with_its_file() {
         );
     }
     let message = machine
-        .wish(DiskWish::Resize {
+        .change(Change::Resize {
             slot: 1,
             size: None,
             shrink: false,
@@ -194,8 +213,8 @@ fn a_disk_grows_and_shrinks_with_its_file() {
 fn limits_change_and_are_remembered() {
     let machine = Machine::new();
     machine.start_with_spare();
-    let limit = |change| machine.wish(DiskWish::Limit(0, change));
-    let limits = || machine.record().disks[0].as_ref().unwrap().limits;
+    let limit = |change| machine.change(Change::Limit(0, change));
+    let limits = || machine.record().devices.disks[0].as_ref().unwrap().limits;
     let change = LimitChange {
         iops: Some(100),
         bps_burst: None,
@@ -252,15 +271,14 @@ fn the_next_daemon_has_what_was_attached() {
     fs::copy(machine.path("d.img"), machine.path("copy-d.img")).unwrap();
     fs::write(machine.path("copy-m.img"), vec![0; 2 << 20]).unwrap();
     let next = daemon(&machine.el2, &machine.host, machine.path("records"));
-    assert_eq!(next.find("a").unwrap().status().disks, 2);
+    assert_eq!(next.find("a").unwrap().status().devices.disks, 2);
     until("capacity", || machine.capacity(1) == 4096);
-    let report = || next.context().io.report(1);
-    until("queue", || {
-        report().iter().any(|queue| queue.slot == 1 && queue.active)
-    });
-    next.ask("a", Wish::Disk(DiskWish::Detach(1))).unwrap();
+    let queues = || next.context().io.snapshots(1, 1);
+    until("queue", || queues().iter().any(|queue| queue.active));
+    next.execute("a", Command::Change(device::Change::Disk(Change::Detach(1))))
+        .unwrap();
     assert_eq!(machine.capacity(1), 0);
-    next.ask("a", Wish::Stop).unwrap();
+    next.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -269,14 +287,16 @@ fn a_device_has_as_many_queues_as_there_are_vcpus_or_as_its_file_says() {
     let machine = Machine::new();
     let config = ZoneConfig {
         cpus: Cpus::Count(3),
-        disk: vec![
-            machine.disk("d.img", 4096),
-            DiskConfig {
-                queues: Some(1),
-                ..machine.disk("e.img", 4096)
-            },
-        ],
-        spare_disks: 1,
+        devices: Configs {
+            disk: vec![
+                machine.disk("d.img", 4096),
+                DiskConfig {
+                    queues: Some(1),
+                    ..machine.disk("e.img", 4096)
+                },
+            ],
+            spare_disks: 1,
+        },
         ..machine.config("a")
     };
     machine.registry.start(config).unwrap();
@@ -291,7 +311,7 @@ fn a_device_has_as_many_queues_as_there_are_vcpus_or_as_its_file_says() {
             (queue.desc, queue.driver, queue.device) = (base, base + 0x1000, base + 0x2000);
         }
     });
-    let report = || machine.registry.context().io.report(1);
+    let report = || machine.registry.context().io.snapshots(1, 0);
     until("queues", || {
         report().iter().filter(|queue| queue.active).count() == 3
     });
@@ -305,13 +325,22 @@ fn a_device_has_as_many_queues_as_there_are_vcpus_or_as_its_file_says() {
     });
     let active = report().iter().map(|queue| queue.active).collect::<Vec<_>>();
     assert_eq!(active, [true, false, true]);
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
 /// The driver's choice of the write cache, as the daemon has it.
 fn writeback(registry: &Registry) -> bool {
-    registry.context().io.disk(1, 0).unwrap().control().writeback()
+    registry
+        .context()
+        .io
+        .device(1, 0)
+        .unwrap()
+        .disk()
+        .unwrap()
+        .clone()
+        .control()
+        .writeback()
 }
 
 // virtio-checklist 53, 58: the byte that the driver writes reaches the disk, if CONFIG_WCE was negotiated; another image, a
@@ -337,12 +366,12 @@ fn the_driver_turns_the_write_cache_off_and_on() {
     }
     assert!(machine.active(0), "the queue is served all the time");
     // A larger capacity does not touch it.
-    let wish = DiskWish::Resize {
+    let change = Change::Resize {
         slot: 0,
         size: Some(8192),
         shrink: false,
     };
-    machine.wish(wish).unwrap();
+    machine.change(change).unwrap();
     assert_eq!(machine.el2.device(1, 0).unwrap().config[32], 0);
     assert!(!writeback(&machine.registry));
     // The next daemon finds it in the device's state.
@@ -353,7 +382,7 @@ fn the_driver_turns_the_write_cache_off_and_on() {
     fs::copy(machine.path("d.img"), machine.path("copy-d.img")).unwrap();
     let next = daemon(&machine.el2, &machine.host, machine.path("records"));
     until("mode", || !writeback(&next));
-    next.ask("a", Wish::Stop).unwrap();
+    next.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -369,28 +398,39 @@ fn a_read_only_image_in_a_spare_drive() {
     assert_eq!(machine.attach(&disk), Ok(1));
     assert_eq!(machine.capacity(1), 2048);
     assert!(machine.active(1), "the queue is served again");
-    let image = machine.registry.context().io.disk(1, 1).unwrap();
+    let image = machine
+        .registry
+        .context()
+        .io
+        .device(1, 1)
+        .unwrap()
+        .disk()
+        .unwrap()
+        .clone();
     assert!(image.config().readonly);
     assert!(
-        machine.record().disks[1].as_ref().unwrap().readonly,
+        machine.record().devices.disks[1].as_ref().unwrap().readonly,
         "the next daemon opens it so, too"
     );
     // Its file is not made longer, and others may read it.
-    let wish = DiskWish::Resize {
+    let change = Change::Resize {
         slot: 1,
         size: Some(2 << 20),
         shrink: false,
     };
-    let message = machine.wish(wish).unwrap_err();
+    let message = machine.change(change).unwrap_err();
     assert!(message.contains("read-only"), "{message}");
     let other = ZoneConfig {
-        disk: vec![disk],
+        devices: Configs {
+            disk: vec![disk],
+            ..Configs::default()
+        },
         cpus: Cpus::Count(1),
         ..machine.config("other")
     };
     machine.registry.start(other).unwrap();
-    machine.registry.ask("other", Wish::Stop).unwrap();
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.registry.execute("other", Command::Stop).unwrap();
+    machine.registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -423,10 +463,13 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
             machine.assert_clean();
             continue;
         }
-        let image = || next.context().io.disk(1, 1).unwrap();
+        let image = || next.context().io.device(1, 1).unwrap().disk().unwrap().clone();
         assert_eq!((image().is_released(), machine.capacity(1)), (true, 2048));
-        let ask = |wish| next.ask("a", Wish::Disk(wish)).map_err(|error| error.to_string());
-        let resume = || ask(DiskWish::Resume(1));
+        let ask = |change| {
+            let done = next.execute("a", Command::Change(device::Change::Disk(change)));
+            done.map_err(|error| error.to_string())
+        };
+        let resume = || ask(Change::Resume(1));
         let refused = |expected: &str| {
             let message = resume().unwrap_err();
             assert!(message.contains(expected), "{message}");
@@ -439,21 +482,21 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
         size(1 << 19);
         refused("524288 bytes, expected at least the 1048576 that the guest knows of");
         let target = Box::new(machine.disk("target.img", 1 << 20));
-        let message = ask(DiskWish::Migrate { slot: 1, target }).unwrap_err();
+        let message = ask(Change::Migrate { slot: 1, target }).unwrap_err();
         assert!(message.contains("its device is closed"), "{message}");
         size(2 << 20);
         resume().unwrap();
         assert_eq!((image().is_released(), machine.capacity(1)), (false, 4096));
         until("queue", || {
-            let report = next.context().io.report(1);
-            report.iter().any(|queue| queue.slot == 1 && queue.active)
+            let queues = next.context().io.snapshots(1, 1);
+            queues.iter().any(|queue| queue.active)
         });
         // One that works is just tried again.
         let before = image();
         resume().unwrap();
         assert!(Arc::ptr_eq(&before, &image()));
         drop(before);
-        next.ask("a", Wish::Stop).unwrap();
+        next.execute("a", Command::Stop).unwrap();
         machine.assert_clean();
     }
 }
