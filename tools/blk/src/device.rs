@@ -8,8 +8,10 @@ use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZEROES_SECTORS};
 use crate::virtio::{
     SECTOR_SIZE, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX,
-    VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
+use ringvirtio::virtio::{
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, feature,
 };
 
 /// virtio device id of a block device.
@@ -24,12 +26,6 @@ const SIZE_MAX: u32 = 4 << 20;
 pub const WRITEBACK: usize = 32;
 /// Blocks of most file systems and devices: what an image is best written in.
 const PHYSICAL_BLOCK: u32 = 4096;
-
-/// Bit `number` as a feature mask.
-#[must_use]
-pub const fn feature(number: u32) -> u64 {
-    1 << number
-}
 
 /// The features that the device offers for a disk with so many queues, and works with in any subset.
 #[must_use]

@@ -4,39 +4,52 @@
 //! [`Backend`] if it has I/O of its own. Nothing here knows of EL2 either: the daemon in root Linux uses it with
 //! guest RAM in huge pages and `/dev/uioN` as the event source; tests use anonymous memory and an `eventfd`.
 //!
-//! # Contract with a device
-//! ```text
-//! pub trait QueueHandler: Send {                 // the device side of one virtqueue, driven by one reactor thread
-//!     fn queue(&self) -> &VirtQueue;
-//!     fn queue_mut(&mut self) -> &mut VirtQueue;
-//!     fn attach(&mut self, cx: &mut Context<'_>) -> io::Result<()>;      // once, before the first `service`
-//!     fn detach(&mut self, cx: &mut Context<'_>);                        // once, with nothing in flight
-//!     fn service(&mut self, cx: &mut Context<'_>);                       // pops at most one round, starts requests
-//!     fn complete(&mut self, tag: u64, result: i32, cx: &mut Context<'_>);
-//!     fn abandon(&mut self, cx: &mut Context<'_>) -> bool;               // a queue that leaves: forget what waits
-//!     fn retry(&mut self);                                               // the next `service` retries failed requests
-//! }
-//!
-//! pub trait Backend: Any {                       // what a reactor owns for one kind of device, made on first use
-//!     fn submit(&mut self, waiter: &mut Waiter); // once a round
-//!     fn reap(&mut self, done: &mut Vec<Completion>);
-//!     fn has_completions(&self) -> bool;         // no system call: asked while busy polling
-//!     fn is_busy(&self) -> bool;                 // has work for the reactor's own thread: it must not sleep
-//!     fn arm(&mut self) -> bool;                 // before sleeping; true: something completed meanwhile
-//! }
-//!
-//! impl Context<'_> { pub fn backend<B: Backend + Default>(&mut self) -> (&mut B, &mut Waiter); }
-//!
-//! pub struct QueueSetup { ram, ring: RingAddresses, features, inflight: InflightArea, epoch, notify_driver, needs_reset }
-//! impl VirtQueue {
-//!     pub fn new(setup: QueueSetup) -> Result<Self, SetupError>;
-//!     // popping                                   // completing
-//!     pub fn begin_service(&mut self) -> bool;     pub fn complete(&mut self, head: u16, used_len: u32);
-//!     pub fn begin_round(&mut self);               pub fn publish(&mut self) -> usize;
-//!     pub fn has_next(&mut self) -> bool;          pub fn signal_overdue(&mut self);
-//!     pub fn peek(&mut self) -> Result<u16, QueueFault>;
-//!     pub fn walk(&self, head, &mut Buffers, &mut Buffers) -> Result<(), QueueFault>;
-//!     pub fn accept(&mut self, head: u16);         pub fn fail(&mut self, fault: QueueFault);
-//! }
-//! handle.add(Box::new(handler)) -> QueueId        // ReactorHandle and Commands
-//! ```
+//! # Map
+//! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue in it · [`queue`] its device side ·
+//! [`inflight`] the log that outlives the process · [`handler`] what a device implements · [`waiter`] io_uring and
+//! epoll · [`reactor`] the thread · [`throttle`] rate limits · [`stats`], [`histogram`] counters and latencies ·
+//! [`trace`] a record of each step · [`steps`] crash points · [`clock`], [`affinity`] time and CPUs
+
+// Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::indexing_slicing,
+        clippy::string_slice
+    )
+)]
+
+pub mod affinity;
+pub mod buffers;
+pub mod chain;
+pub mod clock;
+pub mod completion;
+pub mod handler;
+pub mod histogram;
+pub mod inflight;
+pub mod memory;
+pub mod queue;
+pub mod reactor;
+pub mod ring;
+pub mod stats;
+pub mod steps;
+pub mod throttle;
+pub mod trace;
+pub mod virtio;
+pub mod waiter;
+
+pub use completion::Completion;
+pub use handler::{Backend, Context, QueueHandler};
+pub use inflight::{InflightArea, InflightError};
+pub use memory::{GuestRam, MemoryError};
+pub use queue::{QueueFault, QueueSetup, SetupError, VirtQueue};
+pub use reactor::{Callback, Commands, EventSource, QueueId, Reactor, ReactorHandle, ReactorOptions};
+pub use ring::{RingAddresses, RingError};
+pub use stats::{QueueSnapshot, QueueStats};
+pub use throttle::{Rate, RateLimits};
+pub use waiter::{ReadWidth, Waiter};

@@ -19,12 +19,12 @@ pub enum SetupError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum QueueFault {
     /// More entries made available than there are, or the index went back.
-    #[error("avail.idx is {idx}, {taken} are taken, and the queue has {size} entries")]
+    #[error("avail.idx is {idx}, {popped} are popped, and the queue has {size} entries")]
     AvailIndex {
         /// Read from the ring.
         idx: u16,
-        /// Entries taken so far.
-        taken: u16,
+        /// Entries popped so far.
+        popped: u16,
         /// Queue size.
         size: u16,
     },
@@ -37,10 +37,7 @@ pub enum QueueFault {
     /// A malformed chain.
     #[error("chain at head {0}: {1}")]
     Chain(u16, ChainError),
-    /// Fewer than 16 readable bytes.
-    #[error("request at head {0}: header shorter than 16 bytes")]
-    Header(u16),
-    /// No writable byte for the status.
-    #[error("request at head {0}: no room for the status")]
-    NoStatus(u16),
+    /// A chain that is no request of the device's.
+    #[error("request at head {0}: {1}")]
+    Request(u16, &'static str),
 }

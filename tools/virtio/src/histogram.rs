@@ -50,7 +50,7 @@ impl Default for Histogram {
 
 impl Histogram {
     /// Adds a duration; only for the thread that owns the histogram.
-    pub(crate) fn record(&self, nanoseconds: u64) {
+    pub fn record(&self, nanoseconds: u64) {
         let add = |cell: &AtomicU64, value: u64| {
             cell.store(
                 cell.load(Ordering::Relaxed).wrapping_add(value),

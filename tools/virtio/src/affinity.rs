@@ -1,16 +1,15 @@
 //! Where threads run.
 //!
-//! A reactor can be kept on one CPU ([`bind`]). What Linux derives from it must not be: threads that it starts inherit its CPUs
-//! and call [`run_anywhere`]; the workers of its ring inherit them, too, and get a mask of their own, which does without that
-//! CPU. (Linux intersects a worker's mask with the CPUs that its maker asked for, unless they have none in common.)
+//! A reactor can be bound to one CPU ([`bind`]). What Linux derives from it must not be: threads that it starts inherit
+//! its CPUs and call [`run_anywhere`]; the workers of its ring inherit them too, and get a mask of their own without
+//! that CPU. (Linux intersects a worker's mask with the CPUs that its creator asked for, unless they have none in
+//! common.)
 
 use std::io;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::engine::uring::Uring;
-
-/// The CPUs, on line or not, that the process's first thread may use: where nobody has been kept on one.
+/// Returns the CPUs, on line or not, that the process's first thread may use: that one is never bound.
 fn allowed() -> io::Result<CpuSet> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let list = status
@@ -20,7 +19,7 @@ fn allowed() -> io::Result<CpuSet> {
     cpus.ok_or_else(|| io::Error::other("no list of CPUs in /proc/self/status"))
 }
 
-/// A list as `0-3,6`.
+/// Parses a list as `0-3,6`.
 fn parse(list: &str) -> CpuSet {
     let mut cpus = CpuSet::new();
     for range in list.trim().split(',') {
@@ -34,17 +33,21 @@ fn parse(list: &str) -> CpuSet {
     cpus
 }
 
-/// Lets this thread run where the process's first thread may: whoever started it may be kept on one CPU.
+/// Lets this thread run where the process's first thread may: the thread that started it may be bound to one CPU.
 pub fn run_anywhere() {
     // Without it the thread is slower, no more.
     let _ = allowed().and_then(|cpus| Ok(sched_setaffinity(None, &cpus)?));
 }
 
-/// Keeps the calling thread, which `ring` belongs to, on a CPU, and the ring's workers on all others; or neither.
+/// Keeps the calling thread on a CPU, and by `keep_workers_on` the workers of its ring on all others; with `None` lets
+/// it run anywhere.
 ///
 /// # Errors
 /// The system refused; then the thread may run anywhere.
-pub(crate) fn bind(cpu: Option<usize>, ring: Option<&Uring>) -> io::Result<()> {
+pub(crate) fn bind(
+    cpu: Option<usize>,
+    keep_workers_on: impl FnOnce(&CpuSet) -> io::Result<()>,
+) -> io::Result<()> {
     let mut own = CpuSet::new();
     let cpu = cpu.filter(|&cpu| cpu < CpuSet::MAX_CPU);
     if let Some(cpu) = cpu {
@@ -58,10 +61,11 @@ pub(crate) fn bind(cpu: Option<usize>, ring: Option<&Uring>) -> io::Result<()> {
         None => Ok(sched_setaffinity(None, &others)?),
         Some(cpu) => {
             others.unset(cpu);
-            // There may be no other: then nobody can be in anybody's way.
-            let workers = match ring {
-                Some(ring) if others.count() > 0 => ring.keep_workers_on(&others),
-                _ => Ok(()),
+            // On a machine of one CPU there is no other for them.
+            let workers = if others.count() > 0 {
+                keep_workers_on(&others)
+            } else {
+                Ok(())
             };
             workers.and_then(|()| Ok(sched_setaffinity(None, &own)?))
         }
@@ -74,12 +78,15 @@ pub(crate) fn bind(cpu: Option<usize>, ring: Option<&Uring>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::time::{Duration, Instant};
 
-    use super::*;
-    use crate::disk::EngineKind;
-    use crate::tests::rig::{ALL_FEATURES, Rig, TestEngine};
-    use crate::virtio::VIRTIO_BLK_T_FLUSH;
+    use io_uring::{opcode, types};
+    use rustix::thread::{CpuSet, sched_getaffinity};
+
+    use super::{allowed, bind, parse, run_anywhere};
+    use crate::waiter::uring::Uring;
+    use crate::waiter::{Timeout, Waiter};
 
     /// The last CPU of a set: of those that are on line, where the set is what `sched_getaffinity` gave.
     fn last(cpus: &CpuSet) -> usize {
@@ -106,8 +113,8 @@ mod tests {
         let here = || sched_getaffinity(None).unwrap();
         let before = here();
         let cpu = last(&before);
-        let ring = Uring::new(8).ok();
-        bind(Some(cpu), ring.as_ref()).unwrap();
+        let waiter = Waiter::new(true, 8).unwrap();
+        waiter.bind(Some(cpu)).unwrap();
         assert!(here().count() == 1 && here().is_set(cpu));
         let (inherited, anywhere) = std::thread::spawn(move || {
             let inherited = here().count();
@@ -118,10 +125,10 @@ mod tests {
         .unwrap();
         assert_eq!((inherited, anywhere), (1, before));
         // No CPU of this process.
-        bind(Some(CpuSet::MAX_CPU), ring.as_ref()).unwrap();
+        waiter.bind(Some(CpuSet::MAX_CPU)).unwrap();
         assert_eq!(here(), before);
-        bind(Some(cpu), None).unwrap();
-        bind(None, None).unwrap();
+        bind(Some(cpu), |_| Ok(())).unwrap();
+        bind(None, |_| Ok(())).unwrap();
         assert_eq!(here(), before);
     }
 
@@ -131,11 +138,11 @@ mod tests {
     fn workers_of_a_ring_run_elsewhere() {
         let all = allowed().unwrap();
         let cpu = last(&sched_getaffinity(None).unwrap());
-        let mut rig = Rig::with(EngineKind::IoUring, 64, ALL_FEATURES, false);
-        let TestEngine::Uring(ring) = &rig.engine else {
+        let Ok(mut ring) = Uring::new(8) else {
             return;
         };
-        bind(Some(cpu), Some(ring)).unwrap();
+        bind(Some(cpu), |workers| ring.keep_workers_on(workers)).unwrap();
+        let file = tempfile::tempfile().unwrap();
         let name = format!("iou-wrk-{}", rustix::thread::gettid().as_raw_nonzero());
         let workers = || {
             let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
@@ -150,13 +157,21 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(20);
         while seen.is_empty() {
             assert!(Instant::now() < deadline, "no worker {name} was seen");
-            assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, 0);
+            let sync = opcode::Fsync::new(types::Fd(file.as_raw_fd())).build();
+            // SAFETY: no memory, and the file stays open.
+            unsafe { ring.push(sync, 0) };
+            let mut done = Vec::new();
+            while done.is_empty() {
+                ring.wait(Timeout::Never, &mut Vec::new()).unwrap();
+                ring.reap(&mut done);
+            }
+            assert_eq!(done[0].result, 0);
             seen = workers();
         }
         let mut others = all;
         others.unset(cpu);
         let wanted = if others.count() > 0 { others } else { all };
         assert!(seen.iter().all(|cpus| *cpus == wanted), "{seen:?}");
-        bind(None, None).unwrap();
+        bind(None, |_| Ok(())).unwrap();
     }
 }

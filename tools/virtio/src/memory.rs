@@ -136,7 +136,7 @@ pub struct IoVec(pub(crate) libc::iovec);
 
 impl IoVec {
     /// A buffer of ours. It is valid as long as the bytes are.
-    pub(crate) fn of(bytes: &mut [u8]) -> Self {
+    pub fn of(bytes: &mut [u8]) -> Self {
         Self(libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
             iov_len: bytes.len(),
@@ -144,7 +144,7 @@ impl IoVec {
     }
 
     /// A buffer of ours that is only read.
-    pub(crate) fn reading(bytes: &[u8]) -> Self {
+    pub fn reading(bytes: &[u8]) -> Self {
         Self(libc::iovec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
             iov_len: bytes.len(),
@@ -152,7 +152,7 @@ impl IoVec {
     }
 
     /// What lies behind its first bytes.
-    pub(crate) fn behind(&self, bytes: usize) -> Self {
+    pub fn behind(&self, bytes: usize) -> Self {
         let bytes = bytes.min(self.len());
         Self(libc::iovec {
             iov_base: self.as_ptr().wrapping_add(bytes).cast(),
@@ -161,7 +161,7 @@ impl IoVec {
     }
 
     /// Its first bytes, or all of it if it has no more.
-    pub(crate) fn front(&self, bytes: usize) -> Self {
+    pub fn front(&self, bytes: usize) -> Self {
         Self(libc::iovec {
             iov_base: self.0.iov_base,
             iov_len: bytes.min(self.len()),

@@ -1,9 +1,9 @@
-//! What is registered with a ring: images as fixed files, guest RAM as fixed buffers.
+//! [`Registry`]: what is registered with a ring, files as fixed files, guest RAM as fixed buffers.
 //!
 //! A fixed file saves the kernel the look-up of a descriptor that threads share, a fixed buffer the pinning of a
-//! request's pages. Both are registered when the first queue that uses them comes, and go with the last, since they
+//! request's pages. Both are registered for the first queue that uses them and unregistered with the last, since they
 //! hold the file's lock and the guest's pages. Where the kernel or RLIMIT_MEMLOCK refuse, operations name descriptor
-//! and address as ever.
+//! and address as without a registry.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -11,8 +11,6 @@ use std::sync::Arc;
 
 use io_uring::IoUring;
 
-use crate::disk::Disk;
-use crate::image::ImageRef;
 use crate::memory::{GuestRam, IoVec};
 
 /// Files and buffers of a ring.
@@ -21,7 +19,7 @@ const SLOTS: u32 = 256;
 const BUFFER_MAX: u64 = 1 << 30;
 
 struct FixedFile {
-    image: ImageRef,
+    fd: RawFd,
     users: usize,
     registered: bool,
 }
@@ -41,20 +39,20 @@ struct Span {
     slot: u16,
 }
 
-/// What a ring has registered.
+/// The fixed files and buffers of a ring.
 #[derive(Default)]
 pub(super) struct Registry {
     /// By slot.
     files: Vec<Option<FixedFile>>,
     rams: Vec<FixedRam>,
-    /// By slot, whether it is taken.
+    /// By slot, whether it is in use.
     buffers: Vec<bool>,
     /// Sorted by address.
     spans: Vec<Span>,
 }
 
 impl Registry {
-    /// Makes empty tables in the ring; what the kernel does not know (before Linux 5.19) is not used.
+    /// Makes empty tables in the ring; what the kernel lacks (before Linux 5.19) is not used.
     pub fn new(ring: &IoUring) -> Self {
         let mut registry = Self::default();
         match ring.submitter().register_files_sparse(SLOTS) {
@@ -68,23 +66,22 @@ impl Registry {
         registry
     }
 
-    /// Files and buffers registered.
-    #[cfg(test)]
+    /// Returns how many files and buffers are registered.
     pub fn count(&self) -> (usize, usize) {
         let files = self.files.iter().flatten().filter(|file| file.registered);
         (files.count(), self.spans.len())
     }
 
-    /// The slot of an image.
-    pub fn file(&self, image: ImageRef) -> Option<u32> {
+    /// Returns the slot of a file.
+    pub fn file(&self, fd: RawFd) -> Option<u32> {
         let index = self.files.iter().position(|file| {
             file.as_ref()
-                .is_some_and(|file| file.image == image && file.registered)
+                .is_some_and(|file| file.fd == fd && file.registered)
         })?;
         u32::try_from(index).ok()
     }
 
-    /// The slot of the buffer that has all of `part`.
+    /// Returns the slot of the buffer that has all of `part`.
     pub fn buffer(&self, part: &IoVec) -> Option<u16> {
         let start = part.as_ptr().addr() as u64;
         let index = self.spans.partition_point(|span| span.end <= start);
@@ -92,13 +89,12 @@ impl Registry {
         (span.start <= start && start.checked_add(part.len() as u64)? <= span.end).then_some(span.slot)
     }
 
-    /// Registers, or counts one user more.
-    pub fn attach(&mut self, ring: &IoUring, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
-        self.attach_file(ring, disk);
+    /// Registers guest RAM, or counts one user more.
+    pub fn attach_ram(&mut self, ring: &IoUring, ram: &Arc<GuestRam>) {
         match self.rams.iter_mut().find(|known| Arc::ptr_eq(&known.ram, ram)) {
             Some(known) => known.users += 1,
             None => {
-                let slots = self.attach_ram(ring, ram);
+                let slots = self.register_ram(ring, ram);
                 self.rams.push(FixedRam {
                     ram: ram.clone(),
                     users: 1,
@@ -108,30 +104,29 @@ impl Registry {
         }
     }
 
-    fn attach_file(&mut self, ring: &IoUring, disk: &Arc<Disk>) {
-        let image = disk.image();
-        let known = self.files.iter_mut().flatten().find(|file| file.image == image);
-        if let Some(known) = known {
+    /// Registers a file, which stays open until it is detached, or counts one user more.
+    pub fn attach_file(&mut self, ring: &IoUring, fd: RawFd) {
+        if let Some(known) = self.files.iter_mut().flatten().find(|file| file.fd == fd) {
             known.users += 1;
             return;
         }
         let free = self.files.iter_mut().enumerate().find(|(_, file)| file.is_none());
-        let (Some((slot, file)), Some(raw)) = (free, disk.raw()) else {
+        let Some((slot, file)) = free else {
             return;
         };
-        let registered = update_file(ring, slot, raw.fd());
+        let registered = update_file(ring, slot, fd);
         if let Err(error) = &registered {
             tracing::debug!(%error, "io_uring: file not registered");
         }
         *file = Some(FixedFile {
-            image,
+            fd,
             users: 1,
             registered: registered.is_ok(),
         });
     }
 
-    /// All of a guest's RAM, or nothing of it.
-    fn attach_ram(&mut self, ring: &IoUring, ram: &GuestRam) -> Vec<u32> {
+    /// Registers all of a guest's RAM or, on failure, nothing of it. Returns the slots.
+    fn register_ram(&mut self, ring: &IoUring, ram: &GuestRam) -> Vec<u32> {
         let mut taken = Vec::new();
         if !ram.is_fixed() {
             return taken;
@@ -141,7 +136,7 @@ impl Registry {
             while at < len {
                 let size = (len - at).min(BUFFER_MAX);
                 let start = host.addr() as u64 + at;
-                let slot = match self.attach_buffer(ring, host.wrapping_add(at as usize), size) {
+                let slot = match self.register_buffer(ring, host.wrapping_add(at as usize), size) {
                     Ok(slot) => slot,
                     Err(error) => {
                         tracing::debug!(%error, size, "io_uring: guest RAM not registered");
@@ -160,7 +155,7 @@ impl Registry {
         taken
     }
 
-    fn attach_buffer(&mut self, ring: &IoUring, host: *mut u8, size: u64) -> io::Result<u16> {
+    fn register_buffer(&mut self, ring: &IoUring, host: *mut u8, size: u64) -> io::Result<u16> {
         let free = self.buffers.iter().position(|taken| !taken);
         let slot = free.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
         let buffer = libc::iovec {
@@ -198,11 +193,10 @@ impl Registry {
         }
     }
 
-    /// Counts one user less, and forgets what has none.
-    pub fn detach(&mut self, ring: &IoUring, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
-        let image = disk.image();
+    /// Counts one user of the file less and unregisters it without any.
+    pub fn detach_file(&mut self, ring: &IoUring, fd: RawFd) {
         for (slot, entry) in self.files.iter_mut().enumerate() {
-            let Some(file) = entry.as_mut().filter(|file| file.image == image) else {
+            let Some(file) = entry.as_mut().filter(|file| file.fd == fd) else {
                 continue;
             };
             file.users -= 1;
@@ -210,20 +204,24 @@ impl Registry {
                 if file.registered
                     && let Err(error) = update_file(ring, slot, -1)
                 {
-                    tracing::error!(%error, "io_uring: an image stays registered, and locked");
+                    tracing::error!(%error, "io_uring: a file stays registered, and locked");
                 }
                 *entry = None;
             }
-            break;
+            return;
         }
+    }
+
+    /// Counts one user of the RAM less and unregisters it without any.
+    pub fn detach_ram(&mut self, ring: &IoUring, ram: &Arc<GuestRam>) {
         let Some(index) = self.rams.iter().position(|known| Arc::ptr_eq(&known.ram, ram)) else {
             return;
         };
-        let gone = self.rams.get_mut(index).is_some_and(|known| {
+        let unused = self.rams.get_mut(index).is_some_and(|known| {
             known.users -= 1;
             known.users == 0
         });
-        if gone {
+        if unused {
             let known = self.rams.swap_remove(index);
             self.release(ring, &known.slots);
         }

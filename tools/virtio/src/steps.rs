@@ -5,10 +5,10 @@
 /// The end of a step.
 #[cfg(not(any(test, feature = "fakes")))]
 #[inline(always)]
-pub(crate) fn step(_name: &'static str) {}
+pub fn step(_name: &'static str) {}
 
 #[cfg(any(test, feature = "fakes"))]
-pub(crate) use armed::step;
+pub use armed::step;
 #[cfg(any(test, feature = "fakes"))]
 pub use armed::{Killed, arm, disarm};
 
@@ -36,7 +36,7 @@ mod armed {
     }
 
     /// The end of a step.
-    pub(crate) fn step(name: &'static str) {
+    pub fn step(name: &'static str) {
         match LEFT.get() {
             None => {}
             Some(0) => {
