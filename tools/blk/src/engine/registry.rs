@@ -11,8 +11,7 @@ use std::sync::Arc;
 
 use io_uring::IoUring;
 
-use crate::disk::Disk;
-use crate::image::ImageRef;
+use crate::image::{Image, ImageRef};
 use crate::memory::{GuestRam, IoVec};
 
 /// Files and buffers of a ring.
@@ -93,8 +92,8 @@ impl Registry {
     }
 
     /// Registers, or counts one user more.
-    pub fn attach(&mut self, ring: &IoUring, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
-        self.attach_file(ring, disk);
+    pub fn attach(&mut self, ring: &IoUring, image: &Image, ram: &Arc<GuestRam>) {
+        self.attach_file(ring, image);
         match self.rams.iter_mut().find(|known| Arc::ptr_eq(&known.ram, ram)) {
             Some(known) => known.users += 1,
             None => {
@@ -108,15 +107,19 @@ impl Registry {
         }
     }
 
-    fn attach_file(&mut self, ring: &IoUring, disk: &Arc<Disk>) {
-        let image = disk.image();
-        let known = self.files.iter_mut().flatten().find(|file| file.image == image);
+    fn attach_file(&mut self, ring: &IoUring, image: &Image) {
+        let reference = ImageRef::new(image);
+        let known = self
+            .files
+            .iter_mut()
+            .flatten()
+            .find(|file| file.image == reference);
         if let Some(known) = known {
             known.users += 1;
             return;
         }
         let free = self.files.iter_mut().enumerate().find(|(_, file)| file.is_none());
-        let (Some((slot, file)), Some(raw)) = (free, disk.raw()) else {
+        let (Some((slot, file)), Some(raw)) = (free, image.raw()) else {
             return;
         };
         let registered = update_file(ring, slot, raw.fd());
@@ -124,7 +127,7 @@ impl Registry {
             tracing::debug!(%error, "io_uring: file not registered");
         }
         *file = Some(FixedFile {
-            image,
+            image: reference,
             users: 1,
             registered: registered.is_ok(),
         });
@@ -199,8 +202,8 @@ impl Registry {
     }
 
     /// Counts one user less, and forgets what has none.
-    pub fn detach(&mut self, ring: &IoUring, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
-        let image = disk.image();
+    pub fn detach(&mut self, ring: &IoUring, image: &Image, ram: &Arc<GuestRam>) {
+        let image = ImageRef::new(image);
         for (slot, entry) in self.files.iter_mut().enumerate() {
             let Some(file) = entry.as_mut().filter(|file| file.image == image) else {
                 continue;

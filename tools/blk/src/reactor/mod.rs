@@ -421,7 +421,7 @@ impl Core {
             attached = self.attach_remote(&queue);
         } else if let Some(engine) = engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &queue)
         {
-            engine.attach(queue.disk(), queue.ram());
+            engine.attach(queue.disk().backing(), queue.ram());
         }
         let entry = Entry {
             queue,
@@ -573,7 +573,7 @@ impl Core {
                 } else if let Some(engine) =
                     engine_for(&mut self.sleeper, &mut self.pool, &mut self.remotes, &queue)
                 {
-                    engine.detach(disk, ram);
+                    engine.detach(disk.backing(), ram);
                 }
             }
             for then in waiting {
