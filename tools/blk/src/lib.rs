@@ -17,7 +17,7 @@
 //!
 //! // Per disk: what the transport offers.
 //! let config = DiskConfig { path: "root.img".into(), readonly: false, serial: "root0".into(), ..Default::default() };
-//! let disk = Disk::open(&config)?;
+//! let disk = Disk::open(&config)?; // `Disk::open_with` takes an opener and a connector for remote disks
 //! let offered = ringblk::features(&disk, 1);
 //! let space = ringblk::config(&disk, ringblk::QUEUE_SIZE_MAX, 1);
 //!
@@ -53,7 +53,7 @@
 //! # Map
 //! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue · [`request`] what a request asks for ·
 //! [`queue`] requests at work · [`inflight`] the log that outlives the process · [`engine`] I/O ·
-//! [`disk`], [`image`] images · [`remote`] those of other processes · [`mirror`] moving to another image ·
+//! [`disk`], [`opener`], [`image`] disks and images · [`remote`] remote disks · [`migrate`] migration to another image ·
 //! [`control`], [`throttle`] what may be changed at run time · [`device`] features and configuration space ·
 //! [`reactor`] the thread · [`stats`], [`histogram`] counters and latencies · [`clock`] time
 
@@ -79,11 +79,12 @@ pub mod control;
 pub mod device;
 pub mod disk;
 pub mod engine;
+pub mod error;
 pub mod histogram;
 pub mod image;
 pub mod inflight;
 pub mod memory;
-pub mod mirror;
+pub mod migrate;
 pub mod opener;
 pub mod queue;
 pub mod reactor;
@@ -101,12 +102,13 @@ mod tests;
 
 pub use control::{Control, OnError};
 pub use device::{CONFIG_LEN, DEVICE_ID, QUEUE_SIZE_MAX, config, features};
-pub use disk::{Disk, DiskConfig, DiskError, EngineKind, Format, HostCache, OpenOptions};
+pub use disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
+pub use error::DiskError;
 pub use image::mapped::SYS_CACHESTAT;
 pub use image::synthetic::Synthetic;
 pub use inflight::{InflightArea, InflightError};
 pub use memory::{GuestRam, MemoryError};
-pub use opener::Opener;
+pub use opener::{LocalOpener, Opener};
 pub use queue::{Queue, QueueFault, QueueSetup, SetupError};
 pub use reactor::{Bell, Callback, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
 pub use ring::{RingAddresses, RingError};

@@ -20,17 +20,17 @@ pub const VIRTIO_BLK_T_FLUSH: u32 = blk::VIRTIO_BLK_T_FLUSH;
 /// Read the serial.
 pub const VIRTIO_BLK_T_GET_ID: u32 = blk::VIRTIO_BLK_T_GET_ID;
 
-/// Give ranges back.
+/// Deallocate ranges.
 pub const VIRTIO_BLK_T_DISCARD: u32 = blk::VIRTIO_BLK_T_DISCARD;
 /// Make ranges read zero.
 pub const VIRTIO_BLK_T_WRITE_ZEROES: u32 = blk::VIRTIO_BLK_T_WRITE_ZEROES;
-/// Of a range of zeroes: its blocks may be given back.
+/// Flag of a write-zeroes segment: its blocks may be deallocated.
 pub const VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 /// Bytes of the serial, NUL-padded.
 pub const VIRTIO_BLK_ID_BYTES: usize = blk::VIRTIO_BLK_ID_BYTES as usize;
 
-/// Bytes in a sector: the unit of `sector` and `capacity`, whatever `blk_size` says.
+/// Bytes of a sector: the unit of `sector` and `capacity`, independent of `blk_size`.
 pub const SECTOR_SIZE: u64 = 512;
 
 /// The status byte of a request (5.2.6).

@@ -104,7 +104,7 @@ impl Disk {
         let raised = interrupts.clone();
         let disk = ringblk::Disk::open(&config).expect("the disk");
         let mut engine = Uring::new(64).expect("io_uring");
-        engine.attach(&disk, &ram);
+        engine.attach(disk.backing(), &ram);
         let ring = RingAddresses {
             size: SIZE,
             desc: GuestAddress(BASE),

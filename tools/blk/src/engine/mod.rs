@@ -6,45 +6,16 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::disk::Disk;
-use crate::image::ImageRef;
+pub use crate::image::operation::IoKind;
+use crate::image::{Image, ImageRef};
 use crate::memory::{GuestRam, IoVec};
 
 mod copies;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
-pub(crate) mod pieces;
 mod registry;
 pub mod threads;
 pub mod uring;
-
-/// What to do with the file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IoKind {
-    /// `preadv`
-    Read,
-    /// `pwritev`
-    Write,
-    /// `pwritev2` with `RWF_DSYNC`: durable when complete.
-    WriteDurable,
-    /// `fdatasync`
-    Sync,
-    /// The bytes need not be kept: a hole is punched. What they read afterwards is not said.
-    Discard,
-    /// The bytes read zero afterwards.
-    WriteZeroes {
-        /// Their blocks may be given back to the file system.
-        unmap: bool,
-    },
-}
-
-impl IoKind {
-    /// Whether the operation moves bytes between the image and buffers. The others have none, and succeed with 0.
-    #[must_use]
-    pub const fn is_transfer(self) -> bool {
-        matches!(self, Self::Read | Self::Write | Self::WriteDurable)
-    }
-}
 
 /// One operation.
 #[derive(Clone, Copy, Debug)]
@@ -122,10 +93,10 @@ impl IoDone {
 pub trait Engine {
     /// Operations between this image and this memory will follow; the engine may make them quicker. As many
     /// [`Self::detach`] follow, each when none of its operations are left.
-    fn attach(&mut self, _disk: &Arc<Disk>, _ram: &Arc<GuestRam>) {}
+    fn attach(&mut self, _image: &Image, _ram: &Arc<GuestRam>) {}
 
     /// The opposite: nothing of the image or the memory is held afterwards, if this was the last.
-    fn detach(&mut self, _disk: &Arc<Disk>, _ram: &Arc<GuestRam>) {}
+    fn detach(&mut self, _image: &Image, _ram: &Arc<GuestRam>) {}
 
     /// Takes an operation; it may start at once or at [`Self::submit`].
     ///

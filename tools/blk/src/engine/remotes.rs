@@ -85,7 +85,7 @@ impl Remotes {
 
     /// Whether one has something.
     pub fn look(&self) -> bool {
-        self.0.iter().any(|entry| entry.engine.has_done())
+        self.0.iter().any(|entry| entry.engine.has_completions())
     }
 
     /// All are asked to wake the thread, even if one has something already.

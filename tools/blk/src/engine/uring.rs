@@ -16,7 +16,7 @@ use super::copies::Copies;
 use super::registry::Registry;
 use super::threads::Threads;
 use super::{Engine, IoDone, IoKind, IoOp, perform};
-use crate::disk::Disk;
+use crate::image::Image;
 use crate::image::file::RawFile;
 use crate::memory::{GuestRam, IoVec};
 use crate::reactor::wait::{ReadWidth, Ready, Sleep};
@@ -252,7 +252,7 @@ impl Uring {
         let idle = self.done.is_empty() && self.backlog.is_empty() && !self.is_copying();
         // What the kernel does goes on beside the copying.
         self.enter(if idle { sleep } else { Sleep::Not })?;
-        self.copies.go_on(&mut self.done);
+        self.copies.run_round(&mut self.done);
         self.collect(ready);
         Ok(())
     }
@@ -361,8 +361,8 @@ impl Uring {
 }
 
 /// Whether the kernel does a disk's transfers: those of files in memory are copied here.
-fn is_for_the_kernel(disk: &Disk) -> bool {
-    !disk.raw().is_some_and(RawFile::is_memory)
+fn is_for_the_kernel(image: &Image) -> bool {
+    !image.raw().is_some_and(RawFile::is_memory)
 }
 
 fn watch_fd(watches: &[Watch], number: usize) -> RawFd {
@@ -379,7 +379,7 @@ unsafe fn native(registry: &Registry, op: &IoOp) -> Option<squeue::Entry> {
     let fits = match op.kind {
         IoKind::Sync => true,
         IoKind::Discard | IoKind::WriteZeroes { .. } => false,
-        IoKind::Read | IoKind::Write | IoKind::WriteDurable => file.takes(parts, op.offset),
+        IoKind::Read | IoKind::Write | IoKind::WriteDurable => file.accepts(parts, op.offset),
     };
     fits.then(|| build(registry, op, file, parts).user_data(op.tag & !WATCH))
 }
@@ -434,15 +434,15 @@ fn build(registry: &Registry, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squ
 }
 
 impl Engine for Uring {
-    fn attach(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
-        if is_for_the_kernel(disk) {
-            self.registry.attach(&self.ring, disk, ram);
+    fn attach(&mut self, image: &Image, ram: &Arc<GuestRam>) {
+        if is_for_the_kernel(image) {
+            self.registry.attach(&self.ring, image, ram);
         }
     }
 
-    fn detach(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>) {
-        if is_for_the_kernel(disk) {
-            self.registry.detach(&self.ring, disk, ram);
+    fn detach(&mut self, image: &Image, ram: &Arc<GuestRam>) {
+        if is_for_the_kernel(image) {
+            self.registry.detach(&self.ring, image, ram);
         }
     }
 
@@ -479,7 +479,7 @@ impl Engine for Uring {
         if let Err(error) = self.enter(Sleep::Not) {
             tracing::error!(%error, "io_uring: submit failed");
         }
-        self.copies.go_on(&mut self.done);
+        self.copies.run_round(&mut self.done);
     }
 
     fn reap(&mut self, done: &mut Vec<IoDone>) {

@@ -7,7 +7,7 @@ use crate::control::OnError;
 use crate::engine::Engine;
 use crate::steps::step;
 use crate::trace::{self, Kind};
-use crate::virtio::Status;
+use crate::virtio::RequestStatus;
 
 /// EINTR and EAGAIN in a row before a request fails.
 const MAX_RETRIES: u8 = 100;
@@ -105,7 +105,7 @@ impl Queue {
         if slot.work == Work::Read {
             self.stats.reads.add(1);
             self.stats.bytes_read.add(slot.moved);
-            return self.finish(head, Status::Ok);
+            return self.finish(head, RequestStatus::Ok);
         }
         self.stats.writes.add(1);
         self.stats.bytes_written.add(slot.moved);
@@ -121,7 +121,7 @@ impl Queue {
         if let Some(slot) = self.slots.get_mut(usize::from(head)) {
             slot.cached = !durable;
         }
-        self.finish(head, Status::Ok);
+        self.finish(head, RequestStatus::Ok);
     }
 
     fn complete_range(&mut self, head: u16, result: i32, engine: &mut dyn Engine) {
@@ -139,7 +139,7 @@ impl Queue {
             (error, Work::Discard) if error == -libc::EOPNOTSUPP => {}
             // Drivers write zeroes themselves then.
             (error, Work::Zeroes) if error == -libc::EOPNOTSUPP => {
-                return self.finish(head, Status::Unsupp);
+                return self.finish(head, RequestStatus::Unsupp);
             }
             (error, _) => return self.fail_request(head, error),
         }
@@ -155,7 +155,7 @@ impl Queue {
         }
         if work == Work::Discard {
             self.stats.discards.add(1);
-            return self.finish(head, Status::Ok);
+            return self.finish(head, RequestStatus::Ok);
         }
         self.stats.zeroes.add(1);
         self.written(head, false, engine);
@@ -173,16 +173,16 @@ impl Queue {
             self.disk.set_sync_failed();
         }
         let status = if self.disk.sync_failed() {
-            Status::IoErr
+            RequestStatus::IoErr
         } else {
-            Status::Ok
+            RequestStatus::Ok
         };
         while let Some(head) = self.syncing.pop() {
             let flush = self
                 .slots
                 .get(usize::from(head))
                 .is_some_and(|slot| slot.work == Work::Flush);
-            if status == Status::Ok && flush {
+            if status == RequestStatus::Ok && flush {
                 self.stats.flushes.add(1);
             }
             self.finish(head, status);
@@ -215,7 +215,7 @@ impl Queue {
                 "disk request failed");
         }
         match on_error {
-            OnError::Report => self.finish(head, Status::IoErr),
+            OnError::Report => self.finish(head, RequestStatus::IoErr),
             OnError::Stop => self.hold(head),
         }
     }
@@ -247,11 +247,11 @@ impl Queue {
     }
 
     /// Writes the status; the request is published with the next batch.
-    pub(super) fn finish(&mut self, head: u16, status: Status) {
+    pub(super) fn finish(&mut self, head: u16, status: RequestStatus) {
         match status {
-            Status::Ok => {}
-            Status::IoErr => self.stats.errors.add(1),
-            Status::Unsupp => self.stats.unsupported.add(1),
+            RequestStatus::Ok => {}
+            RequestStatus::IoErr => self.stats.errors.add(1),
+            RequestStatus::Unsupp => self.stats.unsupported.add(1),
         }
         let Some(slot) = self.slots.get_mut(usize::from(head)) else {
             return;

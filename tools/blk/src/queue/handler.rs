@@ -262,7 +262,7 @@ impl Queue {
     /// Whether a request that failed has stopped it, or its device is closed.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        !self.held.is_empty() || self.disk.is_released()
+        !self.held.is_empty() || self.disk.is_closed()
     }
 
     /// The next [`Self::service`] tries the requests again that have stopped it.
@@ -351,7 +351,7 @@ impl Queue {
         self.now = self.clock.now();
         self.more = false;
         self.deadline = None;
-        if self.disk.is_released() {
+        if self.disk.is_closed() {
             self.stats.held.set(self.restart.len() as u64);
             return 0;
         }
@@ -503,7 +503,7 @@ impl Queue {
             Plan::Read(_) => writable,
             Plan::Write(_) => readable,
             Plan::Flush | Plan::Ranges(..) => 0,
-            Plan::GetId | Plan::Answer(_) => return Ok(plan),
+            Plan::GetId | Plan::Complete(_) => return Ok(plan),
         };
         self.disk.control().throttle.take(self.now, bytes);
         Ok(plan)

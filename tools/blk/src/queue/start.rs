@@ -10,7 +10,7 @@ use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
 use crate::request::{Plan, RangeKind, Segment};
 use crate::steps::step;
 use crate::trace::{self, Kind};
-use crate::virtio::Status;
+use crate::virtio::RequestStatus;
 
 /// Bytes up to which a transfer from or to memory is done on the spot; others have their turn in the midst of a larger one.
 const IMMEDIATE_MAX: u64 = 64 << 10;
@@ -71,11 +71,11 @@ impl Queue {
             Plan::GetId => {
                 slot.moved = slot.writable.write_front(self.disk.serial()) as u64;
                 self.stats.others.add(1);
-                self.finish(head, Status::Ok);
+                self.finish(head, RequestStatus::Ok);
             }
             Plan::Ranges(kind, count) => self.start_ranges(head, kind, count, engine),
-            Plan::Answer(status) => {
-                if status == Status::Ok {
+            Plan::Complete(status) => {
+                if status == RequestStatus::Ok {
                     self.stats.others.add(1);
                 }
                 self.finish(head, status);
@@ -105,7 +105,7 @@ impl Queue {
             let segment = if slot.readable.take_front(&mut bytes) {
                 Segment::parse(bytes, kind, capacity)
             } else {
-                Err(Status::IoErr)
+                Err(RequestStatus::IoErr)
             };
             match segment {
                 // Nothing to be done is done.
@@ -120,7 +120,7 @@ impl Queue {
         };
         if slot.segments.is_empty() {
             self.stats.others.add(1);
-            return self.finish(head, Status::Ok);
+            return self.finish(head, RequestStatus::Ok);
         }
         // Segments are in nobody's way but their own: those of the batch that came before go first.
         self.submit_batch(engine);

@@ -8,7 +8,7 @@ use crate::engine::fake::FakeEngine;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
+const OK: u8 = RequestStatus::Ok as u8;
 
 fn fake(features: u64) -> (Rig, FakeEngine) {
     let mut rig = Rig::with(EngineKind::Threads, 64, features, false);
@@ -84,7 +84,7 @@ fn the_mode_changes_at_run_time() {
         assert!(set_writeback(&mut rig, writeback));
         assert!(!set_writeback(&mut rig, writeback));
         assert_eq!(write(&mut rig, 3, writeback), OK);
-        assert_eq!(engine.asked().last().unwrap().kind, kind);
+        assert_eq!(engine.requested().last().unwrap().kind, kind);
     }
     assert_eq!(rig.queue().stats().durable.get(), 2);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
@@ -188,17 +188,17 @@ fn the_cache_is_turned_off_while_no_daemon_listens() {
 // A sync that fails turns such a write into an error, though its data were written.
 #[test]
 fn the_sync_for_a_cached_write_fails() {
-    use crate::engine::fake::Outcome;
+    use crate::engine::fake::Scripted;
     let (mut rig, engine) = fake(WRITABLE_FEATURES);
     engine.hold(true);
     let status = rig.offer_request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512)));
     rig.queue().service(&mut engine.clone());
     assert!(set_writeback(&mut rig, 0));
     engine.hold(false);
-    engine.script([Outcome::Whole, Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Whole, Scripted::Fail(libc::EIO)]);
     rig.run();
     assert_eq!(rig.take_used(), [(0, 1)]);
-    assert_eq!(rig.byte(status), Status::IoErr as u8);
+    assert_eq!(rig.byte(status), RequestStatus::IoErr as u8);
     assert!(rig.queue().disk().sync_failed());
 }
 

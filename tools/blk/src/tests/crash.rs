@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use super::rig::*;
 use crate::device::feature;
 use crate::disk::{Disk, EngineKind};
-use crate::engine::fake::{FakeEngine, Outcome};
+use crate::engine::fake::{FakeEngine, Scripted};
 use crate::steps::{Killed, arm, disarm};
 use crate::virtio::*;
 
@@ -160,7 +160,7 @@ impl Driver {
             } else {
                 // Half of a merged transfer may have happened, too.
                 if happens() {
-                    self.fake.script([Outcome::Short(700)]);
+                    self.fake.script([Scripted::Short(700)]);
                 }
                 self.fake.orphan(&mut *happens);
                 // An interrupt may have come before the kill; the guest may look at any time.

@@ -9,9 +9,9 @@ use crate::memory::GuestRam;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
-const UNSUPP: u8 = Status::Unsupp as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
+const UNSUPP: u8 = RequestStatus::Unsupp as u8;
 
 fn expected(sector: u64, len: u64) -> Vec<u8> {
     (sector * 512..sector * 512 + len).map(pattern).collect()

@@ -10,7 +10,7 @@ use crate::disk::{EngineKind, Format};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
+const OK: u8 = RequestStatus::Ok as u8;
 
 /// Pages of a file that are not on its disk yet, by `cachestat`; `None` before Linux 6.5, or where that is not allowed.
 fn unwritten(path: &Path) -> Option<u64> {

@@ -6,12 +6,12 @@ use super::rig::*;
 use crate::device::feature;
 use crate::disk::{Disk, DiskConfig, EngineKind};
 use crate::engine::IoKind;
-use crate::engine::fake::{FakeEngine, Outcome};
+use crate::engine::fake::{FakeEngine, Scripted};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
 
 fn fake(features: u64) -> (Rig, FakeEngine) {
     let mut rig = Rig::with(EngineKind::Threads, 16, features, false);
@@ -24,7 +24,7 @@ fn fake(features: u64) -> (Rig, FakeEngine) {
 #[test]
 fn short_transfers_and_interruptions() {
     let (mut rig, engine) = fake(ALL_FEATURES);
-    use Outcome::{Fail, Short};
+    use Scripted::{Fail, Short};
     let script = [
         Short(1),
         Fail(libc::EINTR),
@@ -71,12 +71,12 @@ fn errors_of_the_file() {
         libc::EFBIG,
         libc::ENXIO,
     ] {
-        engine.script([Outcome::Fail(error)]);
+        engine.script([Scripted::Fail(error)]);
         assert_eq!(
             rig.request(0, VIRTIO_BLK_T_OUT, 2, Some(readable(DATA, 1024))),
             (IOERR, 1)
         );
-        engine.script([Outcome::Short(600), Outcome::Fail(error)]);
+        engine.script([Scripted::Short(600), Scripted::Fail(error)]);
         assert_eq!(
             rig.request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 1024))),
             (IOERR, 600)
@@ -96,7 +96,7 @@ fn errors_of_the_file() {
 fn a_failed_sync_is_not_forgotten() {
     let (mut rig, engine) = fake(ALL_FEATURES);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
-    engine.script([Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Fail(libc::EIO)]);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
     // The kernel would now say that all is well.
     for _ in 0..3 {
@@ -115,7 +115,7 @@ fn a_failed_sync_is_not_forgotten() {
 #[test]
 fn flushes_that_share_a_failing_sync() {
     let (mut rig, engine) = fake(ALL_FEATURES);
-    engine.script([Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Fail(libc::EIO)]);
     let statuses: Vec<u64> = (0..4)
         .map(|head| rig.offer_request(head * 2, VIRTIO_BLK_T_FLUSH, 0, None))
         .collect();
@@ -182,12 +182,12 @@ fn writes_are_durable_without_flush() {
         };
         let (mut rig, engine) = fake(features);
         rig.fill(DATA, &[0x77; 1024]);
-        engine.script([Outcome::Short(700)]);
+        engine.script([Scripted::Short(700)]);
         assert_eq!(
             rig.request(0, VIRTIO_BLK_T_OUT, 4, Some(readable(DATA, 1024))),
             (OK, 1)
         );
-        assert!(engine.asked().iter().all(|asked| asked.kind == kind));
+        assert!(engine.requested().iter().all(|asked| asked.kind == kind));
         engine.power_cut();
         assert_eq!(engine.image()[2048..3072] == [0x77; 1024], !negotiated);
     }

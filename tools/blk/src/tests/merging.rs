@@ -3,12 +3,12 @@
 use super::rig::*;
 use crate::disk::{Disk, EngineKind};
 use crate::engine::IoKind;
-use crate::engine::fake::{Asked, FakeEngine, Outcome};
+use crate::engine::fake::{FakeEngine, Requested, Scripted};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
 const IN: u32 = VIRTIO_BLK_T_IN;
 const OUT: u32 = VIRTIO_BLK_T_OUT;
 
@@ -36,8 +36,8 @@ fn offer(rig: &mut Rig, requests: &[(u32, u64)]) -> Vec<u64> {
 }
 
 fn asked(engine: &FakeEngine) -> Vec<(IoKind, u64, u64)> {
-    let short = |asked: &Asked| (asked.kind, asked.offset / 512, asked.len);
-    engine.asked().iter().map(short).collect()
+    let short = |asked: &Requested| (asked.kind, asked.offset / 512, asked.len);
+    engine.requested().iter().map(short).collect()
 }
 
 fn ok(rig: &Rig, statuses: &[u64]) -> bool {
@@ -155,7 +155,7 @@ fn merged_operations_are_bounded() {
     rig.run();
     assert_eq!(rig.take_used().len(), 100);
     let most = if memory { 64 << 10 } else { 1 << 20 };
-    let lens: Vec<u64> = engine_image.asked().iter().map(|asked| asked.len).collect();
+    let lens: Vec<u64> = engine_image.requested().iter().map(|asked| asked.len).collect();
     assert!(lens.iter().all(|&len| len <= most), "{lens:?}");
     assert_eq!(lens.iter().sum::<u64>(), 100 * u64::from(large));
     assert_eq!(lens.len() as u64, 100_u64.div_ceil(most / u64::from(large)));
@@ -169,10 +169,10 @@ fn merged_operations_are_bounded() {
         bufs.push(writable(at + 32, 1));
         rig.offer(head, &bufs);
     }
-    let before = engine_image.asked().len();
+    let before = engine_image.requested().len();
     rig.run();
     assert_eq!(rig.take_used().len(), 3);
-    let lens: Vec<u64> = engine_image.asked()[before..]
+    let lens: Vec<u64> = engine_image.requested()[before..]
         .iter()
         .map(|asked| asked.len)
         .collect();
@@ -188,12 +188,12 @@ fn merged_operations_are_bounded() {
 fn merged_operations_that_end_early() {
     for kind in [IN, OUT] {
         for outcome in [
-            Outcome::Short(1),
-            Outcome::Short(1024),
-            Outcome::Short(1500),
-            Outcome::Short(4095),
-            Outcome::Fail(libc::EINTR),
-            Outcome::Fail(libc::EIO),
+            Scripted::Short(1),
+            Scripted::Short(1024),
+            Scripted::Short(1500),
+            Scripted::Short(4095),
+            Scripted::Fail(libc::EINTR),
+            Scripted::Fail(libc::EIO),
         ] {
             let (mut rig, engine) = fake(64);
             engine.script([outcome]);
@@ -217,7 +217,7 @@ fn merged_operations_that_end_early() {
 fn an_error_meets_its_own_request() {
     for kind in [IN, OUT] {
         let (mut rig, engine) = fake(64);
-        use Outcome::{Fail, Whole};
+        use Scripted::{Fail, Whole};
         // The merged one, then four alone, of which the second fails again.
         engine.script([Fail(libc::EIO), Whole, Fail(libc::EIO), Whole, Whole]);
         let statuses = offer(&mut rig, &[(kind, 8), (kind, 10), (kind, 12), (kind, 14)]);

@@ -18,7 +18,8 @@ mod limits;
 mod looking;
 mod mapped;
 mod merging;
-mod mirror;
+mod migrate;
+
 mod neighbours;
 mod notify;
 mod qcow2;

@@ -9,7 +9,7 @@ use super::service::{PATIENCE, Running, WAYS, collect, queue};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x10_0000;
-const OK: u8 = Status::Ok as u8;
+const OK: u8 = RequestStatus::Ok as u8;
 
 /// Sets the flag even if an assertion fails.
 pub struct StopAtEnd<'a>(pub &'a AtomicBool);

@@ -6,14 +6,14 @@ use super::rig::*;
 use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::engine::IoKind;
-use crate::engine::fake::{FakeEngine, Outcome};
+use crate::engine::fake::{FakeEngine, Scripted};
 use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZEROES_SECTORS};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
-const UNSUPP: u8 = Status::Unsupp as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
+const UNSUPP: u8 = RequestStatus::Unsupp as u8;
 const DISCARD: u32 = VIRTIO_BLK_T_DISCARD;
 const ZEROES: u32 = VIRTIO_BLK_T_WRITE_ZEROES;
 const UNMAP: u32 = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
@@ -99,7 +99,7 @@ fn flags_that_are_not_known() {
     ] {
         let (mut rig, engine) = fake(WRITABLE_FEATURES);
         assert_eq!(request(&mut rig, kind, &[(0, 8, 0), (8, 8, flags)]), UNSUPP);
-        assert_eq!(engine.asked(), []);
+        assert_eq!(engine.requested(), []);
         // Flags are looked at first, wherever the range is.
         assert_eq!(request(&mut rig, kind, &[(u64::MAX, 8, flags)]), UNSUPP);
     }
@@ -137,7 +137,7 @@ fn ranges_that_are_wrong() {
         // At the very end, and nothing at all, is in order.
         assert_eq!(request(&mut rig, kind, &[(SECTORS, 0, 0), (0, 0, 0)]), OK);
     }
-    assert_eq!(engine.asked(), []);
+    assert_eq!(engine.requested(), []);
 }
 
 // The limits of the configuration space are those that are checked.
@@ -162,7 +162,7 @@ fn limits_of_the_configuration_space() {
             request(&mut rig, kind, &vec![(0, 1, 0); MAX_SEGMENTS as usize]),
             OK
         );
-        let asked = engine.asked();
+        let asked = engine.requested();
         assert_eq!(asked.len(), 1 + MAX_SEGMENTS as usize);
         assert_eq!(
             (asked[0].kind, asked[0].offset, asked[0].len),
@@ -216,7 +216,7 @@ fn segments_in_any_framing() {
 // torture c8: errors, interruptions, and a file system that cannot
 #[test]
 fn ranges_whose_file_fails() {
-    use Outcome::{Fail, Whole};
+    use Scripted::{Fail, Whole};
     let segments = [(0, 8, 0), (8, 8, 0), (32, 8, 0)];
     for (kind, script, expected, asked) in [
         (DISCARD, vec![Fail(libc::EINTR), Whole, Fail(libc::EAGAIN)], OK, 5),
@@ -229,7 +229,7 @@ fn ranges_whose_file_fails() {
         let (mut rig, engine) = fake(WRITABLE_FEATURES);
         engine.script(script.clone());
         assert_eq!(request(&mut rig, kind, &segments), expected, "{kind} {script:?}");
-        assert_eq!(engine.asked().len(), asked, "{kind} {script:?}");
+        assert_eq!(engine.requested().len(), asked, "{kind} {script:?}");
     }
 }
 
@@ -264,7 +264,7 @@ fn ranges_keep_their_place_in_a_batch() {
     rig.offer_request(6, VIRTIO_BLK_T_OUT, 6, Some(readable(DATA, 512)));
     rig.run();
     assert_eq!(rig.take_used().len(), 3);
-    let kinds: Vec<IoKind> = engine.asked().iter().map(|asked| asked.kind).collect();
+    let kinds: Vec<IoKind> = engine.requested().iter().map(|asked| asked.kind).collect();
     let zeroes = IoKind::WriteZeroes { unmap: false };
     assert_eq!(kinds, [IoKind::Write, zeroes, IoKind::Write]);
     assert_eq!(engine.image()[5 * 512..6 * 512], [0; 512]);

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use crate::device::feature;
-use crate::disk::{Disk, DiskConfig, EngineKind, HostCache, OpenOptions};
+use crate::disk::{Disk, DiskConfig, EngineKind, HostCache, OpenContext, OpenOptions};
 use crate::engine::threads::Threads;
 use crate::engine::uring::Uring;
 use crate::engine::{Engine, IoDone, IoOp};
@@ -120,7 +120,7 @@ pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
         owner: None,
         wait: Duration::from_secs(60),
     };
-    Disk::open_with(config, &patient).unwrap()
+    Disk::open_with(config, &OpenContext::default(), &patient).unwrap()
 }
 
 /// What stays when the daemon dies, and what the guest owns.

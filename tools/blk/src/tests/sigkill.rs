@@ -16,7 +16,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use super::rig::*;
 use crate::device::feature;
-use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenOptions};
+use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
 use crate::memory::GuestRam;
 use crate::queue::Queue;
 use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
@@ -92,7 +92,7 @@ fn daemon() {
         owner: Some(1),
         wait: Duration::from_secs(10),
     };
-    let disk = Disk::open_with(&rig.config, &options).unwrap();
+    let disk = Disk::open_with(&rig.config, &OpenContext::default(), &options).unwrap();
     let mut setup = rig.setup(disk);
     setup.needs_reset = Box::new(|fault| {
         eprintln!("the daemon finds: {fault}");
@@ -182,7 +182,7 @@ fn killed_with_qcow2() {
         (rig.avail_idx, rig.used_seen) = (0, 0);
         rig.set_u16(rig.ring.avail.0 + 2, 0);
         rig.set_u16(rig.ring.used.0 + 2, 0);
-        rig.open_on(Disk::open_with(&rig.config, &patient).unwrap());
+        rig.open_on(Disk::open_with(&rig.config, &OpenContext::default(), &patient).unwrap());
         let len = u32::from(LANES) * BLOCK;
         let done = rig.request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, len)));
         assert_eq!(done, (0, len + 1));
@@ -351,7 +351,7 @@ fn the_lock_proves_that_io_has_ended() {
                     owner: None,
                     wait: Duration::from_secs(10),
                 };
-                let disk = Disk::open_with(&config, &patient).unwrap();
+                let disk = Disk::open_with(&config, &OpenContext::default(), &patient).unwrap();
                 let granted = std::fs::read(&path).unwrap();
                 std::thread::sleep(Duration::from_millis(20));
                 assert!(

@@ -6,9 +6,9 @@ use crate::device::{self, feature};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
-const UNSUPP: u8 = Status::Unsupp as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
+const UNSUPP: u8 = RequestStatus::Unsupp as u8;
 
 // virtio-checklist 30, 31 for the device: what was negotiated works, and nothing else does, in each combination
 #[test]

@@ -1,5 +1,4 @@
-//! [`MirrorEngine`]: runs a mirror's operations on threads that are its alone, so that a slow target keeps no other disk
-//! waiting.
+//! [`MigrationEngine`]: runs a migration's operations on threads of its own, so that a slow target delays no other disk.
 
 use std::fs::File;
 use std::io;
@@ -9,14 +8,17 @@ use crate::engine::threads::Threads;
 use crate::engine::{Engine, IoDone, IoOp};
 use crate::remote::RemoteEngine;
 
-/// A pool for one disk.
-pub struct MirrorEngine {
+/// A thread pool for one disk.
+pub struct MigrationEngine {
     pool: Threads,
     event: Arc<File>,
 }
 
-impl MirrorEngine {
+impl MigrationEngine {
     /// Starts the threads.
+    ///
+    /// # Errors
+    /// No threads or descriptors are left.
     pub fn new() -> io::Result<Self> {
         let pool = Threads::new()?;
         let event = Arc::new(pool.event_copy()?);
@@ -24,9 +26,9 @@ impl MirrorEngine {
     }
 }
 
-impl Engine for MirrorEngine {
+impl Engine for MigrationEngine {
     unsafe fn push(&mut self, op: IoOp) {
-        // SAFETY: says the caller.
+        // SAFETY: as for the caller.
         unsafe { self.pool.push(op) }
     }
 
@@ -39,20 +41,20 @@ impl Engine for MirrorEngine {
     }
 }
 
-impl RemoteEngine for MirrorEngine {
+impl RemoteEngine for MigrationEngine {
     fn event(&self) -> Arc<File> {
         self.event.clone()
     }
 
-    fn has_done(&self) -> bool {
-        self.pool.has_done()
+    fn has_completions(&self) -> bool {
+        self.pool.has_completions()
     }
 
     fn arm(&mut self) -> bool {
-        self.pool.has_done()
+        self.pool.has_completions()
     }
 
-    /// Each of its operations ends by itself, soon: none can be forgotten, since threads are at work at it.
+    /// Returns `false`: threads access the buffers, so no operation can be dropped; each completes soon by itself.
     fn abandon(&mut self, _tag_base: u64) -> bool {
         false
     }

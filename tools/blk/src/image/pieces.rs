@@ -1,9 +1,9 @@
-//! Large transfers from and to files in memory are made in pieces.
+//! [`PieceTransfer`]: a large transfer from or to a file in memory, split into pieces.
 //!
-//! Others have their turn in between; and in Linux 6.12 (until 5a90c155defa) a file on tmpfs claims to have pages of 2 MiB,
-//! whether it has them or not. A write of `n` pages then touches all that are left of its buffers before it copies the next one
-//! of 4 KiB: `n²/2` times in all, 33 000 for 1 MiB, each of which is a walk of two page tables where the TLB has fewer entries
-//! than the write has pages.
+//! Pieces let other queues have their turn in between. Besides, in Linux 6.12 (until 5a90c155defa) a file on tmpfs claims to
+//! have pages of 2 MiB even if it has none. A write of `n` pages then touches all pages left of its buffers before it copies
+//! the next 4 KiB: `n²/2` touches in all, 33 000 for 1 MiB, each of which is a walk of two page tables where the TLB has
+//! fewer entries than the write has pages.
 
 use std::io;
 
@@ -11,20 +11,21 @@ use crate::memory::IoVec;
 
 /// Most bytes of a piece.
 pub const PIECE: usize = 64 << 10;
-/// Bytes after which a transfer ends short, and the rest is another: results have 31 bits, and somebody may wait.
-pub const MOST: u64 = 1 << 30;
+/// Bytes after which a transfer ends short and the rest is another operation: results have 31 bits, and other operations
+/// wait for the thread.
+pub const TRANSFER_MAX: u64 = 1 << 30;
 
-/// What is next of a transfer.
+/// One piece of a transfer.
 #[derive(Clone, Copy)]
 pub enum Piece<'a> {
-    /// So many buffers.
+    /// Whole buffers.
     Whole(&'a [IoVec]),
-    /// A part of one.
+    /// A part of one buffer.
     Part(IoVec),
 }
 
 impl Piece<'_> {
-    /// Its buffers.
+    /// Returns its buffers.
     pub fn parts(&self) -> &[IoVec] {
         match self {
             Self::Whole(parts) => parts,
@@ -32,7 +33,7 @@ impl Piece<'_> {
         }
     }
 
-    /// Its bytes.
+    /// Returns its bytes.
     pub fn bytes(&self) -> u64 {
         self.parts().iter().map(|part| part.len() as u64).sum()
     }
@@ -41,22 +42,22 @@ impl Piece<'_> {
 /// The pieces of a transfer, in order.
 pub struct Pieces<'a> {
     parts: &'a [IoVec],
-    /// Bytes of the first buffer that were in pieces already.
+    /// Bytes of the first buffer that earlier pieces contain.
     skip: usize,
 }
 
 impl<'a> Pieces<'a> {
-    /// Of these buffers.
+    /// Splits these buffers.
     pub fn new(parts: &'a [IoVec]) -> Self {
         Self { parts, skip: 0 }
     }
 
-    /// Whether there is no other.
+    /// Returns whether no piece is left.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// The next piece.
+    /// Returns the next piece.
     pub fn next(&mut self) -> Option<Piece<'a>> {
         let (first, behind) = self.parts.split_first()?;
         if first.len() > PIECE {
@@ -78,52 +79,59 @@ impl<'a> Pieces<'a> {
     }
 }
 
-/// A transfer that is made piece by piece.
-pub struct Progress<'a> {
+/// A transfer that is done piece by piece.
+pub struct PieceTransfer<'a> {
     pieces: Pieces<'a>,
-    moved: u64,
+    /// Bytes so far.
+    transferred: u64,
 }
 
-impl<'a> Progress<'a> {
-    /// At its beginning.
+impl<'a> PieceTransfer<'a> {
+    /// Begins a transfer with these buffers.
     pub fn new(parts: &'a [IoVec]) -> Self {
         let pieces = Pieces::new(parts);
-        Self { pieces, moved: 0 }
+        Self {
+            pieces,
+            transferred: 0,
+        }
     }
 
-    /// Makes one piece by `transfer`, of these buffers with so many bytes, so far behind the beginning. Gives its bytes, and the outcome of
-    /// the whole if it has ended: with the last piece, at one that was short, or after [`MOST`] bytes. What was moved before an
-    /// error is told first, and the rest tried again.
+    /// Transfers the next piece by `transfer(buffers, bytes before them, their bytes)`. Returns the piece's bytes, and the
+    /// result of the whole transfer if it has ended: with the last piece, at a short one, or after [`TRANSFER_MAX`] bytes. An
+    /// error after some bytes ends it short; the caller gets the error when it retries the rest.
     pub fn step(
         &mut self,
         transfer: impl FnOnce(&[IoVec], u64, u64) -> io::Result<usize>,
     ) -> (u64, Option<io::Result<usize>>) {
         let Some(piece) = self.pieces.next() else {
-            return (0, Some(Ok(self.moved as usize)));
+            return (0, Some(Ok(self.transferred as usize)));
         };
         let bytes = piece.bytes();
-        let ended = match transfer(piece.parts(), self.moved, bytes) {
-            Ok(moved) => {
-                self.moved += moved as u64;
-                (moved as u64) < bytes || self.moved >= MOST || self.pieces.is_empty()
+        let ended = match transfer(piece.parts(), self.transferred, bytes) {
+            Ok(count) => {
+                self.transferred += count as u64;
+                (count as u64) < bytes || self.transferred >= TRANSFER_MAX || self.pieces.is_empty()
             }
-            Err(error) if self.moved == 0 => return (bytes, Some(Err(error))),
+            Err(error) if self.transferred == 0 => return (bytes, Some(Err(error))),
             Err(_) => true,
         };
-        (bytes, ended.then_some(Ok(self.moved as usize)))
+        (bytes, ended.then_some(Ok(self.transferred as usize)))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io;
+
+    use super::{PIECE, PieceTransfer, Pieces};
+    use crate::memory::IoVec;
 
     fn buffers(sizes: &[usize], memory: &mut [u8]) -> Vec<IoVec> {
         sizes.iter().map(|&size| IoVec::of(&mut memory[..size])).collect()
     }
 
     #[test]
-    fn small_buffers_are_taken_together_and_large_ones_cut() {
+    fn small_buffers_are_joined_and_large_ones_cut() {
         let mut memory = vec![0; 3 * PIECE];
         let start = memory.as_mut_ptr();
         let mut cut = |sizes: &[usize]| -> Vec<(usize, usize, usize)> {
@@ -163,12 +171,12 @@ mod tests {
         let mut memory = vec![0; 3 * PIECE];
         let parts = buffers(&[3 * PIECE], &mut memory);
         let piece = PIECE as u64;
-        // What pieces give, of 3 of them; what the whole gives, and how many were made.
-        let outcome = |results: &[io::Result<usize>]| {
-            let mut progress = Progress::new(&parts);
+        // From the results of up to 3 pieces: the result of the transfer, and how many pieces it took.
+        let run = |results: &[io::Result<usize>]| {
+            let mut transfer = PieceTransfer::new(&parts);
             for (made, result) in results.iter().enumerate() {
-                let (bytes, ended) = progress.step(|_, behind, bytes| {
-                    assert_eq!((behind, bytes), (made as u64 * piece, piece));
+                let (bytes, ended) = transfer.step(|_, before, bytes| {
+                    assert_eq!((before, bytes), (made as u64 * piece, piece));
                     result.as_ref().copied().map_err(|error| error.kind().into())
                 });
                 assert_eq!(bytes, piece);
@@ -176,13 +184,13 @@ mod tests {
                     return (ended.map_err(|error| error.kind()), made + 1);
                 }
             }
-            panic!("it has not ended");
+            panic!("the transfer has not ended");
         };
         let failed = || Err(io::ErrorKind::StorageFull.into());
-        assert_eq!(outcome(&[Ok(PIECE), Ok(PIECE), Ok(PIECE)]), (Ok(3 * PIECE), 3));
-        assert_eq!(outcome(&[Ok(PIECE), Ok(7), Ok(PIECE)]), (Ok(PIECE + 7), 2));
-        assert_eq!(outcome(&[Ok(PIECE), failed(), Ok(PIECE)]), (Ok(PIECE), 2));
-        assert_eq!(outcome(&[Ok(0)]), (Ok(0), 1));
-        assert_eq!(outcome(&[failed()]), (Err(io::ErrorKind::StorageFull), 1));
+        assert_eq!(run(&[Ok(PIECE), Ok(PIECE), Ok(PIECE)]), (Ok(3 * PIECE), 3));
+        assert_eq!(run(&[Ok(PIECE), Ok(7), Ok(PIECE)]), (Ok(PIECE + 7), 2));
+        assert_eq!(run(&[Ok(PIECE), failed(), Ok(PIECE)]), (Ok(PIECE), 2));
+        assert_eq!(run(&[Ok(0)]), (Ok(0), 1));
+        assert_eq!(run(&[failed()]), (Err(io::ErrorKind::StorageFull), 1));
     }
 }
