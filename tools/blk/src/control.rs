@@ -5,9 +5,8 @@ use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ringvirtio::throttle::Throttle;
 use serde::{Deserialize, Serialize};
-
-use crate::throttle::Throttle;
 
 /// What happens to a request whose I/O fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

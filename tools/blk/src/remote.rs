@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::engine::Engine;
 pub use crate::image::operation::BlockingIo;
 pub use crate::image::remote::{KnownGeometry, RemoteImage};
-use crate::memory::GuestRam;
+use ringvirtio::memory::GuestRam;
 
 /// Prefix of the path of a remote disk; the rest is for the [`Connector`].
 const PREFIX: &str = "vhost-user:";

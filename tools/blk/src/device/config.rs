@@ -1,6 +1,7 @@
 //! The configuration space (5.2.4), and the driver's writes to it.
 
-use super::features::feature;
+use ringvirtio::virtio::feature;
+
 use super::topology::{PHYSICAL_BLOCK, Topology};
 use crate::disk::Disk;
 use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZEROES_SECTORS};

@@ -1,18 +1,15 @@
 //! The features that the device offers (5.2.3).
 
+use ringvirtio::virtio::{
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, feature,
+};
+
 use crate::disk::Disk;
 use crate::virtio::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX,
-    VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_BLK_F_WRITE_ZEROES,
 };
-
-/// Returns the mask of feature bit `number`.
-#[must_use]
-pub const fn feature(number: u32) -> u64 {
-    1 << number
-}
 
 /// Returns the features that the device offers for a disk with `queues` queues. It works with any subset of them.
 #[must_use]

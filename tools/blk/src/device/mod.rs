@@ -6,7 +6,7 @@ mod features;
 mod topology;
 
 pub use config::{CONFIG_LEN, WRITEBACK, capacity, config, driver_wrote};
-pub use features::{feature, features};
+pub use features::features;
 
 /// virtio device id of a block device (5.2.1).
 pub const DEVICE_ID: u32 = 2;

@@ -2,9 +2,10 @@
 
 use std::io;
 
+use ringvirtio::memory::IoVec;
+
 use super::handle::Disk;
 use crate::image::operation::{BlockingIo, IoKind};
-use crate::memory::IoVec;
 
 /// Most interruptions of one transfer by signals before the error is returned.
 const INTERRUPTIONS_MAX: usize = 100;

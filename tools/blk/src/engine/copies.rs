@@ -6,7 +6,9 @@
 
 use std::collections::VecDeque;
 
-use super::{IoDone, IoOp};
+use ringvirtio::Completion;
+
+use super::IoOp;
 use crate::image::pieces::PieceTransfer;
 
 /// Bytes that are copied in one round of the reactor, and in a queue's turn.
@@ -22,14 +24,14 @@ impl Copying {
     ///
     /// # Safety
     /// As for [`super::Engine::push`].
-    unsafe fn step(&mut self) -> (u64, Option<IoDone>) {
+    unsafe fn step(&mut self) -> (u64, Option<Completion>) {
         let op = &self.op;
         let (bytes, result) = self.transfer.step(|parts, transferred, bytes| {
             let offset = op.offset.saturating_add(transferred);
             // SAFETY: the caller guarantees that image and buffers are valid.
             unsafe { op.image.get().run(op.kind, parts, offset, bytes) }
         });
-        (bytes, result.map(|result| IoDone::new(op.tag, result)))
+        (bytes, result.map(|result| Completion::new(op.tag, result)))
     }
 }
 
@@ -107,7 +109,7 @@ impl Copies {
     }
 
     /// Copies one round's amount.
-    pub fn run_round(&mut self, done: &mut Vec<IoDone>) {
+    pub fn run_round(&mut self, done: &mut Vec<Completion>) {
         let mut bytes = 0;
         while bytes < ROUND
             && let Some(queue) = self.queues.front_mut()

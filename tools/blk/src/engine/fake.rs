@@ -5,7 +5,9 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::{Engine, IoDone, IoKind, IoOp};
+use ringvirtio::Completion;
+
+use super::{Engine, IoKind, IoOp};
 
 /// The scripted result of an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +40,7 @@ struct State {
     script: VecDeque<Scripted>,
     requested: Vec<Requested>,
     pending: Vec<IoOp>,
-    done: Vec<IoDone>,
+    done: Vec<Completion>,
     hold: bool,
     lie: bool,
 }
@@ -127,7 +129,7 @@ impl State {
             Scripted::Short(limit) => self.transfer(op, limit),
             Scripted::Whole => self.transfer(op, usize::MAX),
         };
-        self.done.push(IoDone { tag: op.tag, result });
+        self.done.push(Completion { tag: op.tag, result });
     }
 
     fn transfer(&mut self, op: &IoOp, limit: usize) -> i32 {
@@ -176,7 +178,7 @@ impl State {
     }
 }
 
-fn parts(op: &IoOp) -> &[crate::memory::IoVec] {
+fn parts(op: &IoOp) -> &[ringvirtio::memory::IoVec] {
     if op.count == 0 {
         return &[];
     }
@@ -204,7 +206,7 @@ impl Engine for FakeEngine {
         }
     }
 
-    fn reap(&mut self, done: &mut Vec<IoDone>) {
+    fn reap(&mut self, done: &mut Vec<Completion>) {
         done.append(&mut self.0.borrow_mut().done);
     }
 }

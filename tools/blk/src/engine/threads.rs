@@ -9,8 +9,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::{Engine, IoDone, IoOp, perform};
-use crate::reactor::wait::eventfd;
+use ringvirtio::Completion;
+use ringvirtio::waiter::eventfd;
+
+use super::{Engine, IoOp, perform};
 
 /// Workers of a pool.
 pub const WORKERS: usize = 8;
@@ -18,7 +20,7 @@ pub const WORKERS: usize = 8;
 #[derive(Default)]
 struct Shared {
     jobs: VecDeque<IoOp>,
-    done: Vec<IoDone>,
+    done: Vec<Completion>,
     stop: bool,
 }
 
@@ -87,7 +89,7 @@ impl Threads {
             let worker = thread::Builder::new()
                 .name(format!("blk-io-{number}"))
                 .spawn(move || {
-                    crate::affinity::run_anywhere();
+                    ringvirtio::affinity::run_anywhere();
                     pool.run();
                 })?;
             engine.workers.push(worker);
@@ -130,7 +132,7 @@ impl Engine for Threads {
         }
     }
 
-    fn reap(&mut self, done: &mut Vec<IoDone>) {
+    fn reap(&mut self, done: &mut Vec<Completion>) {
         done.append(&mut self.pool.lock().done);
     }
 }

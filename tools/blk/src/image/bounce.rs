@@ -3,7 +3,7 @@
 use std::alloc::{self, Layout};
 use std::ptr::NonNull;
 
-use crate::memory::IoVec;
+use ringvirtio::memory::IoVec;
 
 /// Alignment of a bounce buffer: enough for O_DIRECT on any device.
 const ALIGN: usize = 4096;

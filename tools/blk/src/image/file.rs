@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::atomic::AtomicBool;
 
+use ringvirtio::memory::IoVec;
+
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use super::mapped::Mapped;
 use super::operation::IoKind;
@@ -18,7 +20,6 @@ use super::pieces::{PIECE, PieceTransfer};
 use super::sys::{
     block_discard, direct_align, fallocate, is_in_memory, logical_block_size, set_direct, sync, transfer,
 };
-use crate::memory::IoVec;
 use crate::virtio::SECTOR_SIZE;
 
 /// Largest alignment that O_DIRECT may require of offsets, lengths and addresses to be used.

@@ -17,9 +17,10 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use ringvirtio::memory::IoVec;
+
 use super::copy::Guarded;
 use super::operation::IoKind;
-use crate::memory::IoVec;
 
 /// Bytes of a chunk: 64 pages of 4 KiB, populated by one system call.
 pub const CHUNK: u64 = 256 << 10;

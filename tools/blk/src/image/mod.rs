@@ -20,11 +20,11 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::memory::IoVec;
 use file::RawFile;
 use operation::IoKind;
 use qcow2::Qcow2Image;
 use remote::{KnownGeometry, RemoteImage};
+use ringvirtio::memory::IoVec;
 use synthetic::Synthetic;
 
 /// An open image.

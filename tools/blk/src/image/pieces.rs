@@ -7,7 +7,7 @@
 
 use std::io;
 
-use crate::memory::IoVec;
+use ringvirtio::memory::IoVec;
 
 /// Most bytes of a piece.
 pub const PIECE: usize = 64 << 10;
@@ -124,7 +124,7 @@ mod tests {
     use std::io;
 
     use super::{PIECE, PieceTransfer, Pieces};
-    use crate::memory::IoVec;
+    use ringvirtio::memory::IoVec;
 
     fn buffers(sizes: &[usize], memory: &mut [u8]) -> Vec<IoVec> {
         sizes.iter().map(|&size| IoVec::of(&mut memory[..size])).collect()

@@ -20,11 +20,11 @@ use imago::format::PreallocateMode;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{FormatAccess, Mapping, StorageOpenOptions};
+use ringvirtio::memory::IoVec;
 
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use super::operation::IoKind;
 use crate::error::DiskError;
-use crate::memory::IoVec;
 
 /// Most files of a chain; a longer one is treated as a cycle.
 const MAX_DEPTH: usize = 64;

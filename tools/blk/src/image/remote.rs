@@ -4,9 +4,10 @@
 use std::fmt::Debug;
 use std::io;
 
+use ringvirtio::memory::IoVec;
+
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use super::operation::{BlockingIo, IoKind};
-use crate::memory::IoVec;
 
 /// The geometry that a guest has been shown of a disk, for when the image cannot be opened or its server is down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

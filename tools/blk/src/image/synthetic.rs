@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use ringvirtio::memory::IoVec;
+
 use super::operation::IoKind;
-use crate::memory::IoVec;
 
 /// Contents that reads return; both kinds drop writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

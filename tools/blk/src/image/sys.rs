@@ -5,8 +5,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ringvirtio::memory::IoVec;
+
 use super::operation::IoKind;
-use crate::memory::IoVec;
 
 /// One `preadv`, `pwritev` or `pwritev2`. Returns the bytes transferred.
 ///

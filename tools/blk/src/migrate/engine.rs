@@ -4,8 +4,10 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use ringvirtio::Completion;
+
 use crate::engine::threads::Threads;
-use crate::engine::{Engine, IoDone, IoOp};
+use crate::engine::{Engine, IoOp};
 use crate::remote::RemoteEngine;
 
 /// A thread pool for one disk.
@@ -36,7 +38,7 @@ impl Engine for MigrationEngine {
         self.pool.submit();
     }
 
-    fn reap(&mut self, done: &mut Vec<IoDone>) {
+    fn reap(&mut self, done: &mut Vec<Completion>) {
         self.pool.reap(done);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::memory::Slots;
+use ringvirtio::memory::Slots;
 
 /// How many bytes the target has, in a word of memory that outlives the process.
 pub struct Progress {

@@ -3,12 +3,13 @@
 use std::io;
 use std::sync::Arc;
 
+use ringvirtio::memory::GuestRam;
+
 use super::engine::MigrationEngine;
 use super::migration::{Migration, zero};
 use crate::disk::Disk;
 use crate::image::operation::BlockingIo;
 use crate::image::remote::RemoteImage;
-use crate::memory::GuestRam;
 use crate::remote::{RemoteDisk, RemoteEngine};
 
 impl Migration {

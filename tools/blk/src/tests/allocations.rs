@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ringvirtio::waiter::eventfd;
+use ringvirtio::{EventSource, Commands, QueueId, ReactorOptions, ReadWidth};
+
 use super::rig::*;
 use super::service::{Running, WAYS, collect};
 use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::queue::Queue;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{Bell, Commands, QueueId, ReactorOptions, ReadWidth};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x10_0000;

@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 
+use ringvirtio::clock::Clock;
+use ringvirtio::throttle::{Rate, RateLimits};
+
 use super::rig::*;
 use super::service::{Again, PATIENCE, Running, own_queue};
-use crate::clock::Clock;
 use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::queue::Queue;
 use crate::stats::QueueStats;
-use crate::throttle::{Rate, RateLimits};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;

@@ -1,6 +1,6 @@
 //! The daemon is killed between any two steps, and again while it takes over: each request completes exactly once.
 //!
-//! A kill is an unwinding from a named step ([`crate::steps`]); the new daemon sees what memory holds then. I/O that
+//! A kill is an unwinding from a named step ([`ringvirtio::steps`]); the new daemon sees what memory holds then. I/O that
 //! was under way at the kill happens or does not. A model of the driver and of the disk checks every used entry.
 
 use std::collections::HashMap;
@@ -8,12 +8,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use ringvirtio::steps::{Killed, arm, disarm};
 
 use super::rig::*;
 use crate::device::feature;
 use crate::disk::{Disk, EngineKind};
 use crate::engine::fake::{FakeEngine, Scripted};
-use crate::steps::{Killed, arm, disarm};
 use crate::virtio::*;
 
 const SIZE: u16 = 32;
@@ -321,7 +321,7 @@ fn flushed_writes_survive(lie: bool) -> bool {
 // Writes that overlap are run again in the order of their starts.
 #[test]
 fn the_log_keeps_the_order() {
-    use crate::inflight::InflightLog;
+    use ringvirtio::inflight::InflightLog;
     let rig = Rig::closed(EngineKind::Threads, SIZE, 0, false);
     let area = rig.setup(open_soon(&rig.config)).inflight;
     let (mut log, past) = InflightLog::open(&area, SIZE, 7).unwrap();
@@ -338,7 +338,7 @@ fn the_log_keeps_the_order() {
 // A reset empties the log: another epoch. A changed layout, or another size, is refused.
 #[test]
 fn logs_of_other_times() {
-    use crate::inflight::{InflightError, VERSION};
+    use ringvirtio::inflight::{InflightError, VERSION};
     use crate::queue::{Queue, SetupError};
     let mut driver = Driver::new();
     driver.fake.hold(true);

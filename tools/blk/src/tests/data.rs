@@ -1,11 +1,11 @@
 //! Requests that a decent driver makes: types, framing, limits of the disk. On both engines.
 
+use ringvirtio::memory::GuestRam;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::rig::*;
 use crate::device::{self, feature};
 use crate::disk::EngineKind;
-use crate::memory::GuestRam;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;

@@ -4,6 +4,10 @@ use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use ringvirtio::inflight::InflightArea;
+use ringvirtio::memory::GuestRam;
+use ringvirtio::ring::RingAddresses;
+use ringvirtio::{QueueId, Reactor, ReactorHandle, ReactorOptions};
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
@@ -13,11 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::rig::*;
 use crate::device;
 use crate::disk::{Disk, EngineKind};
-use crate::inflight::InflightArea;
-use crate::memory::GuestRam;
 use crate::queue::{Queue, QueueSetup};
-use crate::reactor::{QueueId, Reactor, ReactorHandle, ReactorOptions};
-use crate::ring::RingAddresses;
 
 /// The RAM of the guest that a test's thread plays, by pages: `true` is taken.
 struct Arena {

@@ -4,14 +4,15 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ringvirtio::Completion;
+use ringvirtio::memory::GuestRam;
 use tempfile::TempDir;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::rig::*;
 use crate::disk::{Disk, DiskConfig, EngineKind, HostCache};
 use crate::engine::uring::Uring;
-use crate::engine::{Engine, IoDone};
-use crate::memory::GuestRam;
+use crate::engine::Engine;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -387,7 +388,7 @@ fn helpers_and_ring_together() {
         for number in 0..16_u8 {
             assert_eq!(rig.image_at(u64::from(number) * 16, 4096), [number + 1; 4096]);
         }
-        let mut nothing: Vec<IoDone> = Vec::new();
+        let mut nothing: Vec<Completion> = Vec::new();
         rig.engine.get().reap(&mut nothing);
         assert!(nothing.is_empty());
     }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ringvirtio::clock::Clock;
+use ringvirtio::throttle::{Rate, RateLimits};
+
 use super::rig::*;
 use super::service::{Running, WAYS, collect, queue};
-use crate::clock::Clock;
 use crate::disk::EngineKind;
 use crate::queue::Queue;
-use crate::throttle::{Rate, RateLimits};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -202,7 +203,7 @@ fn latencies_are_recorded() {
     rig.queue().publish();
     assert_eq!(rig.take_used().len(), 4);
     let latency = rig.queue().stats().snapshot().latency;
-    let shape = |part: &crate::histogram::HistogramSnapshot| (part.count(), part.sum() / MS, part.max() / MS);
+    let shape = |part: &ringvirtio::histogram::HistogramSnapshot| (part.count(), part.sum() / MS, part.max() / MS);
     assert_eq!(shape(&latency.reads), (1, 2, 2));
     assert_eq!(shape(&latency.writes), (1, 3, 3));
     assert_eq!(shape(&latency.flushes), (2, 1 + 4, 4));

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ringvirtio::throttle::{Rate, RateLimits};
+use ringvirtio::waiter::eventfd;
+use ringvirtio::{QueueId, ReactorOptions, ReadWidth};
+
 use super::rig::*;
 use super::service::{PATIENCE, Peer, PeerBell, Running, collect, own_queue, peer_of, queue};
 use crate::device::feature;
 use crate::disk::EngineKind;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{QueueId, ReactorOptions, ReadWidth};
-use crate::throttle::{Rate, RateLimits};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;

@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use ringvirtio::memory::IoVec;
+use ringvirtio::waiter::Timeout;
 use tempfile::TempDir;
 
 use super::engines::{mounted, unmount};
@@ -16,8 +18,6 @@ use crate::disk::{DiskConfig, EngineKind};
 use crate::engine::uring::Uring;
 use crate::engine::{Engine, IoKind, IoOp};
 use crate::image::mapped::CHUNK;
-use crate::memory::IoVec;
-use crate::reactor::wait::Sleep;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;

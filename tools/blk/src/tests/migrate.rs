@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{io, thread};
 
+use ringvirtio::memory::{GuestRam, Slots};
+use vm_memory::MmapRegion;
+
 use crate::disk::{Disk, DiskConfig};
-use crate::memory::{GuestRam, Slots};
 use crate::migrate::{Migration, MigrationError, Progress, Step};
 use crate::remote::{BlockingIo, RemoteDisk, RemoteEngine, RemoteImage};
-use vm_memory::MmapRegion;
 
 const CHUNK: u64 = 256 << 10;
 const SIZE: u64 = 3 * CHUNK + 8192;

@@ -6,6 +6,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ringvirtio::Completion;
+use ringvirtio::inflight::InflightArea;
+use ringvirtio::memory::GuestRam;
+use ringvirtio::ring::RingAddresses;
+use ringvirtio::waiter::Timeout;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
@@ -13,12 +18,8 @@ use crate::device::feature;
 use crate::disk::{Disk, DiskConfig, EngineKind, HostCache, OpenContext, OpenOptions};
 use crate::engine::threads::Threads;
 use crate::engine::uring::Uring;
-use crate::engine::{Engine, IoDone, IoOp};
-use crate::inflight::InflightArea;
-use crate::memory::GuestRam;
+use crate::engine::{Engine, IoOp};
 use crate::queue::{Queue, QueueSetup};
-use crate::reactor::wait::Sleep;
-use crate::ring::RingAddresses;
 use crate::virtio::*;
 
 /// Where guest RAM starts.
@@ -67,7 +68,7 @@ impl TestEngine {
     }
 
     /// Waits until something has completed.
-    pub fn wait(&mut self, done: &mut Vec<IoDone>) {
+    pub fn wait(&mut self, done: &mut Vec<Completion>) {
         self.get().submit();
         while done.is_empty() {
             match self {
@@ -472,5 +473,5 @@ struct Nothing;
 impl Engine for Nothing {
     unsafe fn push(&mut self, _op: IoOp) {}
     fn submit(&mut self) {}
-    fn reap(&mut self, _done: &mut Vec<IoDone>) {}
+    fn reap(&mut self, _done: &mut Vec<Completion>) {}
 }

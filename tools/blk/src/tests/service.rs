@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringvirtio::ring::RingAddresses;
+use ringvirtio::waiter::eventfd;
+use ringvirtio::{EventSource, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::rig::*;
 use crate::disk::{Disk, EngineKind};
 use crate::queue::Queue;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
-use crate::ring::RingAddresses;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;

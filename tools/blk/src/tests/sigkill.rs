@@ -11,15 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringvirtio::memory::GuestRam;
+use ringvirtio::{EventSource, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
 use tempfile::TempDir;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use super::rig::*;
 use crate::device::feature;
 use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
-use crate::memory::GuestRam;
 use crate::queue::Queue;
-use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
 use crate::virtio::*;
 
 const SIZE: u16 = 256;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use ringvirtio::waiter::eventfd;
+use ringvirtio::{EventSource, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
+
 use super::rig::*;
 use crate::device::feature;
 use crate::queue::Queue;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
 use crate::virtio::*;
 
 /// Pending and armed flags, as in EL2's shared page.
