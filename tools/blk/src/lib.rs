@@ -48,13 +48,14 @@
 //! # Ok(())
 //! # }
 //! ```
-//! After a restart of the daemon the same calls, with the same log and epoch, continue where the last one was killed.
+//! After a restart of the daemon the same calls, with the same log and epoch, continue where the last one was
+//! killed.
 //!
 //! # Map
-//! [`request`] what a request asks for · [`queue`] requests in flight · [`engine`], [`backend`] I/O, and a reactor's
-//! engines · [`disk`], [`image`] disks and their images · [`remote`] those of other processes · [`migrate`] migration
-//! to another image · [`control`] what can be changed at run time · [`device`] features and configuration space ·
-//! [`stats`] counters and latencies
+//! [`request`] what a request asks for · [`queue`] requests in flight · [`engine`], [`backend`] I/O, and a
+//! reactor's engines · [`disk`], [`image`] disks and their images · [`remote`] those of other processes ·
+//! [`migrate`] migration to another image · [`control`] what can be changed at run time · [`device`] features
+//! and configuration space · [`stats`] counters and latencies
 
 // Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
 #![cfg_attr(

@@ -63,8 +63,8 @@ impl BlockSnapshot {
     }
 }
 
-/// Histograms of a queue. Requests are timed from the driver's notification to having their status; from being
-/// popped where no notification is known, since the driver saved it, or a limit kept them in the ring.
+/// Histograms of a queue. Requests are timed from the driver's notification to having their status; from
+/// being popped where no notification is known, since the driver saved it, or a limit kept them in the ring.
 #[derive(Debug, Default)]
 pub struct Latencies {
     /// Reads.

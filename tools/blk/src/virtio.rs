@@ -1,7 +1,7 @@
 //! The numbers of the virtio specification that a block device uses, under the specification's names (5.2).
 //!
-//! Values come from the kernel's headers (`virtio-bindings`); the widths here are those of the structures that hold
-//! them.
+//! Values come from the kernel's headers (`virtio-bindings`); the widths here are those of the structures
+//! that hold them.
 
 pub use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,

@@ -1,9 +1,9 @@
 //! Where threads run.
 //!
-//! A reactor can be bound to one CPU ([`bind`]). What Linux derives from it must not be: threads that it starts inherit
-//! its CPUs and call [`run_anywhere`]; the workers of its ring inherit them too, and get a mask of their own without
-//! that CPU. (Linux intersects a worker's mask with the CPUs that its creator asked for, unless they have none in
-//! common.)
+//! A reactor can be bound to one CPU ([`bind`]). What Linux derives from it must not be: threads that it
+//! starts inherit its CPUs and call [`run_anywhere`]; the workers of its ring inherit them too, and get a
+//! mask of their own without that CPU. (Linux intersects a worker's mask with the CPUs that its creator asked
+//! for, unless they have none in common.)
 
 use std::io;
 
@@ -33,14 +33,15 @@ fn parse(list: &str) -> CpuSet {
     cpus
 }
 
-/// Lets this thread run where the process's first thread may: the thread that started it may be bound to one CPU.
+/// Lets this thread run where the process's first thread may: the thread that started it may be bound to one
+/// CPU.
 pub fn run_anywhere() {
     // Without it the thread is slower, no more.
     let _ = allowed().and_then(|cpus| Ok(sched_setaffinity(None, &cpus)?));
 }
 
-/// Keeps the calling thread on a CPU, and by `keep_workers_on` the workers of its ring on all others; with `None` lets
-/// it run anywhere.
+/// Keeps the calling thread on a CPU, and by `keep_workers_on` the workers of its ring on all others; with
+/// `None` lets it run anywhere.
 ///
 /// # Errors
 /// The system refused; then the thread may run anywhere.

@@ -1,6 +1,6 @@
-//! [`Buffers`]: a request's data in guest RAM, as a list of ranges that the kernel takes, with a cursor.
+//! [`Buffers`]: a request's data in guest RAM, as a list of `iovec`s for the kernel, with a cursor.
 //!
-//! Made by [`crate::chain`], consumed by [`crate::queue`] and, through [`crate::engine`], by the kernel.
+//! Made by [`crate::chain`], consumed by the device and the kernel.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use crate::memory::{GuestRam, IoVec, MemoryError};
 
 /// A list of guest buffers with a cursor at its front: what is left to transfer.
 ///
-/// The list's storage is kept between requests, so that steady state allocates nothing. Every range was checked
-/// when it was added, and the list keeps the RAM mapped.
+/// The list's storage is kept between requests, so that the steady state allocates nothing. Every range was
+/// checked when it was added, and the list keeps the RAM mapped.
 pub struct Buffers {
     ram: Arc<GuestRam>,
     iov: Vec<IoVec>,
@@ -21,11 +21,12 @@ pub struct Buffers {
     last: Option<NonNull<u8>>,
 }
 
-// SAFETY: the pointers name memory that `ram` keeps mapped; they are dereferenced volatile, here, or by the kernel.
+// SAFETY: the pointers name memory that `ram` keeps mapped; they are dereferenced volatile, here, or by the
+// kernel.
 unsafe impl Send for Buffers {}
 
 impl Buffers {
-    /// An empty list over a guest's RAM.
+    /// Returns an empty list of buffers in a guest's RAM.
     #[must_use]
     pub fn new(ram: Arc<GuestRam>) -> Self {
         Self {
@@ -45,8 +46,10 @@ impl Buffers {
         self.last = None;
     }
 
-    /// Appends `len` bytes at guest-physical `addr`: one entry, or more across extents. On an error the list is as
-    /// it was.
+    /// Appends `len` bytes at guest-physical `addr`: one entry, or more across extents.
+    ///
+    /// # Errors
+    /// They are not RAM; the list is unchanged.
     pub fn push(&mut self, addr: GuestAddress, len: u32) -> Result<(), MemoryError> {
         let before = self.iov.len();
         let outside = MemoryError::NotRam {
@@ -76,19 +79,19 @@ impl Buffers {
         Ok(())
     }
 
-    /// Bytes left.
+    /// Returns the number of bytes left.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// What is left, as the kernel takes it.
+    /// Returns what is left, as the kernel takes it.
     #[must_use]
     pub fn remaining(&self) -> &[IoVec] {
         self.iov.get(self.first..).unwrap_or_default()
     }
 
-    /// Drops `count` bytes at the front, or all there are.
+    /// Drops `count` bytes at the front, or all if there are fewer.
     pub fn advance(&mut self, count: u64) {
         let mut rest = count.min(self.total);
         self.total -= rest;
@@ -104,7 +107,8 @@ impl Buffers {
         }
     }
 
-    /// Copies bytes from the front into `to`, each read exactly once, and drops them; `false` if there are too few.
+    /// Copies bytes from the front into `to`, each read exactly once, and drops them. Returns `false` if
+    /// there are too few.
     #[must_use]
     pub fn take_front(&mut self, to: &mut [u8]) -> bool {
         if self.total < to.len() as u64 {
@@ -123,7 +127,7 @@ impl Buffers {
         true
     }
 
-    /// Copies `from` to the front and drops what was written; returns how many bytes fit.
+    /// Copies `from` to the front and drops what was written. Returns how many bytes fit.
     pub fn write_front(&mut self, from: &[u8]) -> usize {
         let mut copied = 0;
         for part in self.remaining() {
@@ -138,7 +142,7 @@ impl Buffers {
         copied
     }
 
-    /// Takes the last byte off the list, for [`Self::store_last`]; `false` if there is none.
+    /// Takes the last byte off the list, for [`Self::store_last`]. Returns `false` if there is none.
     #[must_use]
     pub fn take_last(&mut self) -> bool {
         let Some(part) = self
@@ -153,14 +157,14 @@ impl Buffers {
         part.0.iov_len -= 1;
         self.total -= 1;
         self.last = NonNull::new(part.as_ptr().wrapping_add(part.0.iov_len));
-        // A buffer of its own, as most have it, is none of the data's.
+        // A status byte in a buffer of its own, as most drivers have it, leaves an empty one behind.
         while self.remaining().last().is_some_and(IoVec::is_empty) {
             self.iov.pop();
         }
         true
     }
 
-    /// Stores the byte that [`Self::take_last`] set aside; without one, nothing happens.
+    /// Stores to the byte that [`Self::take_last`] set aside, if there is one.
     pub fn store_last(&mut self, value: u8) {
         if let Some(byte) = self.last {
             // SAFETY: inside of a range that was checked to be RAM, which `ram` keeps mapped.
@@ -169,12 +173,12 @@ impl Buffers {
     }
 }
 
-/// The buffers of several requests as one list for the kernel, copied from their [`Buffers`], which must stay as long
-/// as the list is used. Its storage is kept between uses.
+/// The buffers of several requests as one list for the kernel, copied from their [`Buffers`], which must live
+/// as long as the list is used. Its storage is kept between uses.
 #[derive(Default)]
 pub struct IoList(Vec<IoVec>);
 
-// SAFETY: the pointers are only handed to the kernel, as those of `Buffers`.
+// SAFETY: the pointers are only passed to the kernel, as those of `Buffers`.
 unsafe impl Send for IoList {}
 
 impl IoList {
@@ -188,7 +192,7 @@ impl IoList {
         self.0.extend_from_slice(buffers.remaining());
     }
 
-    /// All of it.
+    /// Returns all entries.
     #[must_use]
     pub fn parts(&self) -> &[IoVec] {
         &self.0
@@ -197,13 +201,14 @@ impl IoList {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::GuestMemoryMmap;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-    use super::*;
+    use super::Buffers;
+    use crate::memory::GuestRam;
 
-    // With one buffer left the kernel can be told of a registered one.
+    // With a single buffer left, a fixed buffer can be used.
     #[test]
-    fn a_status_in_a_buffer_of_its_own_is_none_of_the_data() {
+    fn a_status_in_a_buffer_of_its_own_is_no_data() {
         let base = GuestAddress(0x4000_0000);
         let memory = GuestMemoryMmap::from_ranges(&[(base, 0x1_0000)]).unwrap();
         let mut list = Buffers::new(GuestRam::new(memory).unwrap());
@@ -212,7 +217,7 @@ mod tests {
         list.push(GuestAddress(base.0 + 0x3000), 0).unwrap();
         assert!(list.take_last());
         assert_eq!((list.remaining().len(), list.total()), (1, 4096));
-        // One that is the data's last byte as well stays.
+        // A status that shares a buffer with data leaves the data.
         assert!(list.take_last());
         assert_eq!((list.remaining().len(), list.total()), (1, 4095));
         list.clear();

@@ -1,8 +1,9 @@
 //! From a head to the request's buffers: walks a descriptor chain, direct and indirect (2.7.5).
 //!
-//! [`walk`] copies each descriptor once, checks it, and translates its buffer. It ends within queue-size steps
-//! whatever the guest wrote. Every [`ChainError`] is a driver's breach of the specification after which the queue
-//! cannot be trusted: the caller asks for a reset. Neighbours: [`crate::ring`] below, [`crate::request`] above.
+//! [`walk`] copies each descriptor once, checks it, and translates its buffer. It ends within queue-size
+//! steps whatever the guest wrote. Every [`ChainError`] is a driver's breach of the specification after which
+//! the queue cannot be trusted: the caller asks for a reset. Below it: [`crate::ring`]; above:
+//! [`crate::queue`].
 
 use vm_memory::GuestAddress;
 
@@ -22,7 +23,7 @@ pub enum ChainError {
         /// Entries of the table.
         size: u16,
     },
-    /// More descriptors than the queue has: also what a loop ends in.
+    /// More descriptors than the queue has, as in a loop.
     #[error("the chain is longer than the queue size {0}, or loops")]
     TooLong(u16),
     /// A buffer is not RAM.
@@ -40,7 +41,7 @@ pub enum ChainError {
     /// INDIRECT and NEXT (2.7.5.3.1).
     #[error("an indirect descriptor with a next one")]
     IndirectWithNext,
-    /// Length zero, not a multiple of 16, or more than any queue could hold.
+    /// Length zero, not a multiple of 16, or more than any queue could have.
     #[error("an indirect table of {0} bytes")]
     IndirectLength(u32),
     /// The table is not RAM.
@@ -48,7 +49,7 @@ pub enum ChainError {
     IndirectTable(MemoryError),
 }
 
-/// The table that is being walked.
+/// The table being walked.
 enum Table<'a> {
     Queue(&'a SplitRing),
     Indirect {
@@ -109,6 +110,9 @@ impl Table<'_> {
 }
 
 /// Collects the buffers of the chain at `head`; both lists must be empty. Buffers without bytes are skipped.
+///
+/// # Errors
+/// The chain is malformed; the lists then have a part of it.
 pub fn walk(
     ring: &SplitRing,
     head: u16,
@@ -119,7 +123,7 @@ pub fn walk(
     let mut table = Table::Queue(ring);
     let mut index = head;
     let mut seen_writable = false;
-    // The pointer to an indirect table is not a part of the chain's length; it occurs once at most.
+    // The pointer to an indirect table does not count for the chain's length; it occurs once at most.
     let mut left = ring.size();
     loop {
         let desc = table.load(index)?;

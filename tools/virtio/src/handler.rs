@@ -1,7 +1,8 @@
-//! What a device implements: [`QueueHandler`] for each of its queues, [`Backend`] for what a reactor owns of its kind.
+//! What a device implements: [`QueueHandler`] for each of its queues, [`Backend`] for what a reactor owns of
+//! its kind.
 //!
-//! The reactor holds `Box<dyn QueueHandler>` and drives them on its own thread. A handler reaches the reactor's waiter
-//! and its kind's back end through the [`Context`] of each call.
+//! The reactor holds `Box<dyn QueueHandler>` and drives them on its own thread. A handler reaches the
+//! reactor's waiter and its kind's back end through the [`Context`] of each call.
 
 use std::any::{Any, TypeId};
 use std::io;
@@ -36,8 +37,8 @@ pub trait QueueHandler: Send {
     /// [tag base](VirtQueue::tag_base) and 16 bits of the handler's own.
     fn complete(&mut self, tag: u64, result: i32, cx: &mut Context<'_>);
 
-    /// The queue leaves, with requests in flight: abandons what waits for another process or was not begun. Returns
-    /// whether there was any.
+    /// The queue leaves, with requests in flight: abandons what waits for another process or was not begun.
+    /// Returns whether there was any.
     fn abandon(&mut self, _cx: &mut Context<'_>) -> bool {
         false
     }
@@ -46,7 +47,8 @@ pub trait QueueHandler: Send {
     fn retry(&mut self) {}
 }
 
-/// What a reactor owns for one kind of device beside its waiter: thread pools, engines. Made at its first use.
+/// What a reactor owns for one kind of device beside its waiter: thread pools, engines. Made at its first
+/// use.
 pub trait Backend: Any {
     /// Starts all that was pushed. Called once per round, before the reactor waits.
     fn submit(&mut self, waiter: &mut Waiter);
@@ -54,7 +56,8 @@ pub trait Backend: Any {
     /// Appends what has completed to `done`, without waiting.
     fn reap(&mut self, done: &mut Vec<Completion>);
 
-    /// Returns whether there is something to reap, without a system call: asked often while the reactor busy-polls.
+    /// Returns whether there is something to reap, without a system call: asked often while the reactor
+    /// busy-polls.
     fn has_completions(&self) -> bool;
 
     /// Returns whether there is work left for the reactor's own thread, which then must not sleep.
@@ -62,7 +65,8 @@ pub trait Backend: Any {
         false
     }
 
-    /// The thread is about to sleep: asks peers to wake it. Returns whether there is something to reap already.
+    /// The thread is about to sleep: asks peers to wake it. Returns whether there is something to reap
+    /// already.
     fn arm(&mut self) -> bool {
         self.has_completions()
     }

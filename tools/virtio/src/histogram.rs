@@ -1,5 +1,5 @@
-//! [`Histogram`]: how often which duration, in buckets of at most an eighth of their value. Adding is an index
-//! computation and one store; nothing is allocated.
+//! [`Histogram`]: counts of durations, in buckets no wider than an eighth of their value. Adding allocates
+//! nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,7 +11,7 @@ const MAX_BITS: u32 = 36;
 /// Buckets.
 pub const BUCKETS: usize = (((MAX_BITS - SUB_BITS + 1) as u64) * SUBS) as usize;
 
-/// The bucket of a duration in nanoseconds.
+/// Returns the bucket of a duration in nanoseconds.
 fn bucket(value: u64) -> usize {
     let value = value.min((1 << MAX_BITS) - 1);
     if value < SUBS {
@@ -21,7 +21,7 @@ fn bucket(value: u64) -> usize {
     ((u64::from(exponent) + 1) * SUBS + (value >> exponent) - SUBS) as usize
 }
 
-/// The largest duration of a bucket.
+/// Returns the largest duration of a bucket.
 fn upper(bucket: usize) -> u64 {
     let (row, column) = (bucket as u64 / SUBS, bucket as u64 % SUBS);
     if row == 0 {
@@ -66,7 +66,7 @@ impl Histogram {
         }
     }
 
-    /// A copy. While the owner records, it may miss what is being recorded.
+    /// Returns a copy. While the owner records, it may miss what is being recorded.
     #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         HistogramSnapshot {
@@ -90,31 +90,32 @@ pub struct HistogramSnapshot {
 }
 
 impl HistogramSnapshot {
-    /// Durations recorded.
+    /// Returns the number of durations recorded.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// The longest, exactly.
+    /// Returns the longest duration, exactly.
     #[must_use]
     pub fn max(&self) -> u64 {
         self.max
     }
 
-    /// Their sum, exactly.
+    /// Returns the sum, exactly.
     #[must_use]
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
-    /// The mean; 0 of none.
+    /// Returns the mean; 0 of none.
     #[must_use]
     pub fn mean(&self) -> u64 {
         self.sum.checked_div(self.count()).unwrap_or(0)
     }
 
-    /// The duration that `fraction` (0.99) of them do not exceed, at most an eighth too much; 0 of none.
+    /// Returns the duration that `fraction` (0.99) of them do not exceed, at most an eighth too much; 0 of
+    /// none.
     #[must_use]
     pub fn quantile(&self, fraction: f64) -> u64 {
         let count = self.count();
@@ -129,14 +130,15 @@ impl HistogramSnapshot {
         0
     }
 
-    /// Buckets that are not empty, by rising duration: the largest duration of each, and how many fell into it.
+    /// Returns the buckets that are not empty, by rising duration: the largest duration of each, and its
+    /// count.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
         let all = self.counts.iter().enumerate();
         all.filter(|&(_, &count)| count > 0)
             .map(|(bucket, &count)| (upper(bucket), count))
     }
 
-    /// Adds another one: of another queue.
+    /// Adds the durations of another histogram.
     pub fn merge(&mut self, other: &Self) {
         if self.counts.len() < other.counts.len() {
             self.counts.resize(other.counts.len(), 0);
@@ -151,7 +153,7 @@ impl HistogramSnapshot {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{BUCKETS, Histogram, HistogramSnapshot, bucket, upper};
 
     #[test]
     fn buckets_follow_each_other_without_gaps() {

@@ -1,18 +1,20 @@
-//! The in-flight log of a queue: what was started, in memory that outlives the process.
+//! The in-flight log of a queue: which requests were started, in memory that outlives the process.
 //!
-//! The idea is that of vhost-user's inflight region: an entry per descriptor head, a counter for the order, the used
-//! index. It differs in that recovery never reads the guest's used ring, which a guest may rewrite: a publication is
-//! announced in the log first ([`InflightLog::begin_publish`]), so that it can be done again from the log alone.
+//! As vhost-user's inflight region it has an entry per descriptor head, a counter for the order, and the used
+//! index. It differs in that recovery never reads the guest's used ring, which a guest may rewrite: a
+//! publication is recorded in the log first ([`InflightLog::begin_publish`]), so that it can be repeated from
+//! the log alone.
 //!
-//! A killed process leaves memory as of some instruction, so the order of stores is all that counts. The protocol:
+//! A killed process leaves memory as of some instruction, so the order of stores is all that matters. The
+//! protocol:
 //! 1. a head is popped: its entry becomes *started* with the next count; from there on it is "in flight";
 //! 2. its I/O and status byte are done: the entry becomes *done*, with the used length;
 //! 3. used entries of all done heads are written to the ring; `publish_idx` is set: the batch is committed;
 //! 4. the ring's `used.idx` is set; the entries become *free*; `used_idx` is set: the publication has ended.
 //!
-//! After a kill: if `publish_idx` differs from `used_idx`, step 4 is done again. What is *done* then is published,
-//! what is *started* is run again in the order of its counts. The next available index needs no field of its own: it
-//! is the used index plus the number of entries that are not free.
+//! After a kill: if `publish_idx` differs from `used_idx`, step 4 is repeated. What is *done* then is
+//! published, what is *started* is run again in the order of its counts. The next available index needs no
+//! field of its own: it is the used index plus the number of entries that are not free.
 //!
 //! Layout, all words little-endian `u64`: [`HEADER_WORDS`] of header, then two words per head.
 
@@ -41,7 +43,7 @@ const FREE: u64 = 0;
 const STARTED: u64 = 1;
 const DONE: u64 = 2;
 
-/// Where a log lives. The caller keeps these bytes for the queue alone, zeroed before their first use ever.
+/// Where a log is. The caller reserves these bytes for the queue alone, zeroed before their first use ever.
 #[derive(Clone)]
 pub struct InflightArea {
     /// Shared mapping of memory that outlives the process.
@@ -51,14 +53,14 @@ pub struct InflightArea {
 }
 
 impl InflightArea {
-    /// Bytes that a log takes for a queue of `size` entries.
+    /// Returns the bytes of the log of a queue of `size` entries.
     #[must_use]
     pub const fn bytes(size: u16) -> usize {
         (HEADER_WORDS + 2 * size as usize) * size_of::<u64>()
     }
 }
 
-/// A log that cannot be used.
+/// Why a log cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InflightError {
     /// The area is bad.
@@ -70,7 +72,7 @@ pub enum InflightError {
     /// Written by another version of the daemon.
     #[error("in-flight log: layout version {0}, expected {VERSION}")]
     Version(u16),
-    /// Same queue set-up, but another size.
+    /// Same epoch, but another queue size.
     #[error("in-flight log: for a queue of {found} entries, expected {expected}")]
     Size {
         /// In the log.
@@ -91,7 +93,7 @@ pub enum InflightError {
 /// Checks the first word of a log: zero, or magic and version of this layout.
 ///
 /// # Errors
-/// It is no log, or of another version.
+/// It is no log, or one of another version.
 pub fn check_identity(identity: u64) -> Result<(), InflightError> {
     let (magic, version) = (identity & 0xffff_ffff, (identity >> 32) as u16);
     match identity {
@@ -102,16 +104,16 @@ pub fn check_identity(identity: u64) -> Result<(), InflightError> {
     }
 }
 
-/// What a log says about its queue's past.
+/// What a log says about its queue.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Recovery {
-    /// Nothing: the queue was just set up.
+    /// The log was empty: the queue was just set up.
     pub fresh: bool,
-    /// First entry of the available ring that was not taken yet.
+    /// First entry of the available ring that was not popped yet.
     pub next_avail: u16,
     /// Used entries published.
     pub used_idx: u16,
-    /// A publication to be done again: [`InflightLog::end_publish`] after `used.idx` is stored.
+    /// A publication to be repeated: [`InflightLog::end_publish`] after `used.idx` is stored.
     pub republish: Option<u16>,
     /// Started, not done: to be run again, in this order.
     pub restart: Vec<u16>,
@@ -129,8 +131,11 @@ pub struct InflightLog {
 }
 
 impl InflightLog {
-    /// Opens the log of a queue of `size` entries set up in `epoch`. A log of another epoch belongs to a queue that
-    /// has been reset: it is emptied.
+    /// Opens the log of a queue of `size` entries set up in `epoch`. A log of another epoch belongs to a
+    /// queue that has been reset: it is emptied.
+    ///
+    /// # Errors
+    /// The area is bad, or the log is damaged or of another version or size.
     pub fn open(area: &InflightArea, size: u16, epoch: u64) -> Result<(Self, Recovery), InflightError> {
         let words = Slots::in_mapping(&area.mapping, area.offset, HEADER_WORDS + 2 * usize::from(size))?;
         let mut log = Self {
@@ -180,7 +185,7 @@ impl InflightLog {
         self.format_at(epoch, 0);
     }
 
-    /// Without its identity the log is empty to whoever opens it next, so a kill in here does no harm.
+    /// Without its identity the log counts as empty when it is opened next, so a kill in here does no harm.
     fn format_at(&self, epoch: u64, idx: u16) {
         self.set(IDENTITY, 0);
         step("format begun");
@@ -212,7 +217,7 @@ impl InflightLog {
             match entry & 0xffff_ffff {
                 FREE => continue,
                 STARTED => started.push((count, head)),
-                // Of a committed batch: freed when the publication is done again.
+                // Of a committed batch: freed when the publication is repeated.
                 DONE if republish.is_some() => continue,
                 DONE => recovery.done.push((head, (entry >> 32) as u32)),
                 state => return Err(InflightError::State { head, state }),
@@ -222,8 +227,8 @@ impl InflightLog {
         started.sort_unstable();
         recovery.restart = started.into_iter().map(|(_, head)| head).collect();
         // At most `size` entries, which is at most 32768.
-        let taken = (recovery.restart.len() + recovery.done.len()) as u16;
-        recovery.next_avail = recovery.used_idx.wrapping_add(taken);
+        let popped = (recovery.restart.len() + recovery.done.len()) as u16;
+        recovery.next_avail = recovery.used_idx.wrapping_add(popped);
         Ok(recovery)
     }
 
@@ -237,20 +242,20 @@ impl InflightLog {
             .map_or(0, |word| u64::from_le(word.load(Ordering::Acquire)))
     }
 
-    /// Release: all stores before it, to guest memory too, are made before it.
+    /// Stores with release ordering: all stores before it, to guest memory too, are visible before it.
     fn set(&self, index: usize, value: u64) {
         if let Some(word) = self.words.get(index) {
             word.store(value.to_le(), Ordering::Release);
         }
     }
 
-    /// Whether no request with this head is in flight.
+    /// Returns whether no request with this head is in flight.
     #[must_use]
     pub fn is_free(&self, head: u16) -> bool {
         self.get(Self::entry(head)) & 0xffff_ffff == FREE
     }
 
-    /// Step 1: the head was taken off the available ring.
+    /// Step 1: the head was popped.
     pub fn start(&mut self, head: u16) {
         if cfg!(feature = "skip-inflight-log") {
             return;
@@ -274,7 +279,7 @@ impl InflightLog {
         self.set(PUBLISH_IDX, idx.into());
     }
 
-    /// Part of step 4: the head is the driver's again.
+    /// Part of step 4: the driver may use the head again.
     pub fn free(&mut self, head: u16) {
         self.set(Self::entry(head), FREE);
     }
@@ -284,7 +289,7 @@ impl InflightLog {
         self.set(USED_IDX, idx.into());
     }
 
-    /// Frees whatever is done: the rest of a publication that a kill interrupted.
+    /// Frees all that is done: the rest of a publication that a kill interrupted.
     pub fn free_done(&mut self) {
         for head in 0..self.size {
             if self.get(Self::entry(head)) & 0xffff_ffff == DONE {
@@ -294,7 +299,7 @@ impl InflightLog {
         }
     }
 
-    /// The driver broke the queue: it stays so until it is set up again.
+    /// The driver broke the queue: it stays broken until it is set up again.
     pub fn set_broken(&mut self) {
         self.set(BROKEN, 1);
     }

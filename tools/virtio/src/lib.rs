@@ -1,14 +1,17 @@
-//! The device side of virtio: guest memory, split virtqueues, the in-flight log and the reactor that drives them.
+//! The device side of virtio: guest memory, split virtqueues, the in-flight log and the reactor that drives
+//! them.
 //!
-//! Knows no device. A device is a package of its own that implements [`QueueHandler`] on top of a [`VirtQueue`], and
-//! [`Backend`] if it has I/O of its own. Nothing here knows of EL2 either: the daemon in root Linux uses it with
-//! guest RAM in huge pages and `/dev/uioN` as the event source; tests use anonymous memory and an `eventfd`.
+//! Knows no device. A device is a package of its own that implements [`QueueHandler`] on top of a
+//! [`VirtQueue`], and [`Backend`] if it has I/O of its own. Nothing here knows of EL2 either: the daemon in
+//! root Linux uses it with guest RAM in huge pages and `/dev/uioN` as the event source; tests use anonymous
+//! memory and an `eventfd`.
 //!
 //! # Map
-//! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue in it · [`queue`] its device side ·
-//! [`inflight`] the log that outlives the process · [`handler`] what a device implements · [`waiter`] io_uring and
-//! epoll · [`reactor`] the thread · [`throttle`] rate limits · [`stats`], [`histogram`] counters and latencies ·
-//! [`trace`] a record of each step · [`steps`] crash points · [`clock`], [`affinity`] time and CPUs
+//! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue in it · [`queue`] its device
+//! side · [`inflight`] the log that outlives the process · [`handler`] what a device implements · [`waiter`]
+//! io_uring and epoll · [`reactor`] the thread · [`throttle`] rate limits · [`stats`], [`histogram`] counters
+//! and latencies · [`trace`] a record of each step · [`steps`] crash points · [`clock`], [`affinity`] time
+//! and CPUs
 
 // Nothing that a guest, a file or a user says may end the daemon: no panicking construct outside of tests.
 #![cfg_attr(

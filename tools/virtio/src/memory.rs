@@ -1,9 +1,10 @@
-//! Guest RAM and shared state as the device sees them: checked once, then reached without a lookup.
+//! Guest RAM and shared state as the device sees them: checked once, then accessed without a lookup.
 //!
-//! [`GuestRam`] resolves guest-physical addresses with every byte bounds-checked; [`Slots`] is a typed, atomic view
-//! of a table (a ring, the in-flight log) that keeps its mapping alive. All knowledge about raw pointers into mapped
-//! memory is here and in [`crate::buffers`]; [`crate::ring`] and [`crate::inflight`] are safe code on top. The guest
-//! may change any byte at any time, so nothing here ever forms a plain reference to guest memory.
+//! [`GuestRam`] resolves guest-physical addresses with every byte bounds-checked; [`Slots`] is a typed,
+//! atomic view of a table (a ring, the in-flight log) that keeps its mapping alive. All handling of raw
+//! pointers into mapped memory is here and in [`crate::buffers`]; [`crate::ring`] and [`crate::inflight`] are
+//! safe code on top. The guest may change any byte at any time, so nothing here ever forms a plain reference
+//! to guest memory.
 
 use std::any::Any;
 use std::fmt;
@@ -15,7 +16,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 use vm_memory::{GuestMemoryError, MmapRegion};
 
-/// A range that is not what was asked for.
+/// Why a range of memory cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MemoryError {
     /// Some byte of the range is not guest RAM, or the range wraps.
@@ -26,7 +27,7 @@ pub enum MemoryError {
         /// Length in bytes.
         len: u64,
     },
-    /// Two parts of guest RAM have addresses in common.
+    /// Two parts of guest RAM overlap.
     #[error("{len:#x} bytes at {addr:#x} are guest RAM twice")]
     Overlap {
         /// Guest-physical start of one of them.
@@ -39,7 +40,7 @@ pub enum MemoryError {
     Misaligned {
         /// Guest-physical start, or offset in the mapping.
         addr: u64,
-        /// What it should be a multiple of.
+        /// Required alignment in bytes.
         align: usize,
     },
     /// A table is outside of its mapping.
@@ -67,20 +68,24 @@ mod sealed {
     impl Sealed for std::sync::atomic::AtomicU64 {}
 }
 
-/// A table of atomics in mapped memory, which stays mapped as long as the table lives.
+/// A table of atomics in mapped memory, which is mapped as long as the table lives.
 pub struct Slots<T: Shared> {
     base: NonNull<T>,
     count: usize,
     _mapping: Arc<dyn Any + Send + Sync>,
 }
 
-// SAFETY: the table is only reached through `&T` with `T: Sync` atomics, and the mapping is shared ownership.
+// SAFETY: the table is only accessed through `&T` with `T: Sync` atomics, and the mapping is shared
+// ownership.
 unsafe impl<T: Shared> Send for Slots<T> {}
 // SAFETY: as above.
 unsafe impl<T: Shared> Sync for Slots<T> {}
 
 impl<T: Shared> Slots<T> {
-    /// `count` elements at `offset` bytes into a mapping.
+    /// Returns `count` elements at `offset` bytes into a mapping.
+    ///
+    /// # Errors
+    /// They are outside of the mapping or misaligned.
     pub fn in_mapping(mapping: &Arc<MmapRegion>, offset: usize, count: usize) -> Result<Self, MemoryError> {
         let size = mapping.size();
         let len = count.saturating_mul(size_of::<T>());
@@ -117,7 +122,7 @@ impl<T: Shared> Slots<T> {
         }
     }
 
-    /// Element `index`, or `None` past the end.
+    /// Returns element `index`, or `None` past the end.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&T> {
         if index >= self.count {
@@ -135,7 +140,7 @@ impl<T: Shared> Slots<T> {
 pub struct IoVec(pub(crate) libc::iovec);
 
 impl IoVec {
-    /// A buffer of ours. It is valid as long as the bytes are.
+    /// Returns a buffer of this process, valid as long as the bytes are.
     pub fn of(bytes: &mut [u8]) -> Self {
         Self(libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
@@ -143,7 +148,7 @@ impl IoVec {
         })
     }
 
-    /// A buffer of ours that is only read.
+    /// Returns a buffer of this process that is only read.
     pub fn reading(bytes: &[u8]) -> Self {
         Self(libc::iovec {
             iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -151,7 +156,7 @@ impl IoVec {
         })
     }
 
-    /// What lies behind its first bytes.
+    /// Returns it without its first bytes.
     pub fn behind(&self, bytes: usize) -> Self {
         let bytes = bytes.min(self.len());
         Self(libc::iovec {
@@ -160,7 +165,7 @@ impl IoVec {
         })
     }
 
-    /// Its first bytes, or all of it if it has no more.
+    /// Returns its first bytes, or all of it if it has fewer.
     pub fn front(&self, bytes: usize) -> Self {
         Self(libc::iovec {
             iov_base: self.0.iov_base,
@@ -168,19 +173,19 @@ impl IoVec {
         })
     }
 
-    /// Length in bytes.
+    /// Returns its length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.iov_len
     }
 
-    /// Whether it has no bytes.
+    /// Returns whether it has no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iov_len == 0
     }
 
-    /// Host-virtual start.
+    /// Returns its host-virtual start.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.0.iov_base.cast()
@@ -210,18 +215,18 @@ pub struct FileExtent {
     pub len: u64,
     /// Where it is mapped here.
     pub host: u64,
-    /// The file that it is of, open as long as the RAM lives.
+    /// The file it is mapped from, open as long as the RAM lives.
     pub file: Option<RawFd>,
-    /// Where it begins in the file.
+    /// Its offset in the file.
     pub offset: u64,
 }
 
 /// A guest's RAM, resolved to host addresses once.
 pub struct GuestRam {
     extents: Vec<Extent>,
-    /// Whether its pages are the same as long as it is mapped.
+    /// Its pages never change while it is mapped.
     fixed: bool,
-    /// What keeps it mapped.
+    /// Keeps it mapped.
     _memory: Box<dyn Any + Send + Sync>,
 }
 
@@ -231,9 +236,9 @@ pub struct ForeignPart {
     pub start: GuestAddress,
     /// Bytes.
     pub len: usize,
-    /// What it is part of.
+    /// The mapping it is part of.
     pub mapping: Arc<MmapRegion>,
-    /// Where it begins there.
+    /// Its offset in the mapping.
     pub offset: usize,
 }
 
@@ -245,6 +250,9 @@ unsafe impl Sync for GuestRam {}
 
 impl GuestRam {
     /// Resolves all regions of `memory`, which stays mapped as long as the result or anything made from it.
+    ///
+    /// # Errors
+    /// A region has no host address.
     pub fn new(memory: GuestMemoryMmap) -> Result<Arc<Self>, GuestMemoryError> {
         let mut extents = Vec::new();
         for region in memory.iter() {
@@ -265,8 +273,12 @@ impl GuestRam {
         }))
     }
 
-    /// RAM of parts of mappings that another process owns. Their pages may be exchanged, as a VMM does whose guest
-    /// gives memory back, so they are not registered with the kernel, which would go on with the old ones.
+    /// Returns RAM made of parts of mappings that another process owns. Their pages may be replaced, as by a
+    /// VMM whose guest inflates its balloon, so they are not registered with the kernel, which would keep the
+    /// old ones.
+    ///
+    /// # Errors
+    /// A part is outside of its mapping or overlaps another.
     pub fn foreign(parts: Vec<ForeignPart>) -> Result<Arc<Self>, MemoryError> {
         let mut extents: Vec<Extent> = Vec::new();
         for part in &parts {
@@ -302,7 +314,7 @@ impl GuestRam {
         }))
     }
 
-    /// Its regions with what others need to map them too.
+    /// Returns its regions with what another process needs to map them.
     pub fn files(&self) -> impl Iterator<Item = FileExtent> {
         self.extents.iter().map(|extent| FileExtent {
             start: extent.start,
@@ -313,7 +325,7 @@ impl GuestRam {
         })
     }
 
-    /// The guest-physical address of a buffer that is in one region.
+    /// Returns the guest-physical address of a buffer that is in one region.
     #[must_use]
     pub fn guest_address(&self, part: &IoVec) -> Option<u64> {
         let host = part.as_ptr().addr();
@@ -324,17 +336,17 @@ impl GuestRam {
         })
     }
 
-    /// Whether the kernel may keep its pages.
+    /// Returns whether the kernel may keep its pages.
     pub(crate) fn is_fixed(&self) -> bool {
         self.fixed
     }
 
-    /// Host addresses and lengths of all there is.
+    /// Returns host addresses and lengths of all regions.
     pub(crate) fn spans(&self) -> impl Iterator<Item = (*mut u8, u64)> {
         self.extents.iter().map(|extent| (extent.host, extent.len))
     }
 
-    /// The host address of `addr` and how many bytes follow it in the same extent.
+    /// Returns the host address of `addr` and how many bytes follow it in the same extent.
     pub(crate) fn resolve(&self, addr: u64) -> Option<(*mut u8, u64)> {
         self.extents.iter().find_map(|extent| {
             let offset = addr.checked_sub(extent.start)?;
@@ -343,7 +355,7 @@ impl GuestRam {
         })
     }
 
-    /// Whether all of `len` bytes at `addr` are RAM.
+    /// Returns whether all of `len` bytes at `addr` are RAM.
     #[must_use]
     pub fn contains(&self, addr: GuestAddress, len: u64) -> bool {
         let (mut addr, mut rest) = (addr.0, len);
@@ -363,8 +375,8 @@ impl GuestRam {
         true
     }
 
-    /// Two little-endian words at guest-physical `addr`, of any alignment, each byte read once; `None` if they are
-    /// not RAM of one extent.
+    /// Returns two little-endian words at guest-physical `addr`, of any alignment, each byte read once;
+    /// `None` if they are not RAM of one extent.
     #[must_use]
     pub fn read_words(&self, addr: GuestAddress) -> Option<[u64; 2]> {
         let (host, room) = self.resolve(addr.0)?;
@@ -386,7 +398,10 @@ impl GuestRam {
         Some([raw as u64, (raw >> 64) as u64])
     }
 
-    /// `count` elements at guest-physical `addr`, in one extent.
+    /// Returns `count` elements at guest-physical `addr`, in one extent.
+    ///
+    /// # Errors
+    /// They are not RAM of one extent, or misaligned.
     pub fn slots<T: Shared>(
         self: &Arc<Self>,
         addr: GuestAddress,

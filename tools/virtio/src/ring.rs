@@ -1,10 +1,10 @@
 //! The split virtqueue in guest memory: the three areas, and nothing but loads and stores on them (2.7).
 //!
-//! [`SplitRing`] resolves the areas once. Each accessor reads guest memory exactly once and returns a private copy;
-//! what the copy means is decided by [`crate::chain`] and [`crate::queue`]. The device writes the used area only.
+//! [`SplitRing`] resolves the areas once. Each accessor reads guest memory exactly once and returns a private
+//! copy, which [`crate::chain`] and [`crate::queue`] interpret. The device writes the used area only.
 //!
-//! `virtio-queue`'s walker is not used: it ends a malformed chain silently, where this device must ask for a reset,
-//! and it translates a guest address at every access.
+//! `virtio-queue`'s walker is not used: it ends a malformed chain silently, where a device must ask for a
+//! reset, and it translates a guest address at every access.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
@@ -50,7 +50,7 @@ impl Descriptor {
         }
     }
 
-    /// A private copy of entry `index` of an indirect table at `table`; `None` if it is not RAM.
+    /// Returns a private copy of entry `index` of an indirect table at `table`; `None` if it is not RAM.
     #[must_use]
     pub fn load_indirect(ram: &GuestRam, table: GuestAddress, index: u16) -> Option<Self> {
         let addr = table.0.checked_add(u64::from(index) * u64::from(Self::SIZE))?;
@@ -142,13 +142,13 @@ impl SplitRing {
         })
     }
 
-    /// Entries.
+    /// Returns the queue size.
     #[must_use]
     pub fn size(&self) -> u16 {
         self.size
     }
 
-    /// The guest's RAM.
+    /// Returns the guest's RAM.
     #[must_use]
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
@@ -169,19 +169,19 @@ impl SplitRing {
         }
     }
 
-    /// `avail.idx`; what the driver wrote before it is visible after this.
+    /// Returns `avail.idx`; what the driver wrote before it is visible afterwards.
     #[must_use]
     pub fn avail_idx(&self) -> u16 {
         Self::load(&self.avail, IDX, Ordering::Acquire)
     }
 
-    /// The head that the driver made available as number `index`.
+    /// Returns the head in available entry number `index`.
     #[must_use]
     pub fn avail_head(&self, index: u16) -> u16 {
         Self::load(&self.avail, RING + self.slot(index), Ordering::Relaxed)
     }
 
-    /// Descriptor `index` of the queue's table.
+    /// Returns descriptor `index` of the queue's table.
     #[must_use]
     pub fn descriptor(&self, index: u16) -> Option<Descriptor> {
         Descriptor::load(&self.desc, index.into())
@@ -201,18 +201,18 @@ impl SplitRing {
         Self::store(&self.used, IDX, idx, Ordering::Release);
     }
 
-    /// Asks the driver for no notifications while the device looks anyway. Under EVENT_IDX an `avail_event` in the
-    /// past does it, and the flag must stay 0 (2.7.10.2).
-    pub fn suppress_notifications(&self) {
+    /// Disables the driver's notifications. Under EVENT_IDX an `avail_event` in the past does it, and the
+    /// flag must stay 0 (2.7.10.2).
+    pub fn disable_notifications(&self) {
         if !self.event_idx {
             Self::store(&self.used, FLAGS, VIRTQ_USED_F_NO_NOTIFY, Ordering::Relaxed);
         }
     }
 
-    /// Asks the driver for a notification of entry `next_avail`, then reads `avail.idx` again: entries made
-    /// available before the driver could see the wish are in the result (2.7.10.1).
+    /// Enables the driver's notification of entry `next_avail`, then reads `avail.idx` again: entries made
+    /// available before the driver could see that are in the result (2.7.10.1).
     #[must_use]
-    pub fn request_notifications(&self, next_avail: u16) -> u16 {
+    pub fn enable_notifications(&self, next_avail: u16) -> u16 {
         if self.event_idx {
             let avail_event = RING + 4 * usize::from(self.size);
             Self::store(&self.used, avail_event, next_avail, Ordering::Relaxed);
@@ -223,10 +223,12 @@ impl SplitRing {
         self.avail_idx()
     }
 
-    /// Whether the driver wants an interrupt for used entries `old..new`, which have been published (2.7.7.2).
+    /// Returns whether the driver wants an interrupt for used entries `old..new`, which are published
+    /// (2.7.7.2).
     #[must_use]
     pub fn interrupt_wanted(&self, old: u16, new: u16) -> bool {
-        // The driver stores its wish, then looks at used.idx; here it is the other way round.
+        // The driver stores its request for an interrupt, then reads used.idx; here it is the other way
+        // round.
         fence(Ordering::SeqCst);
         if self.event_idx {
             let used_event = Self::load(&self.avail, RING + usize::from(self.size), Ordering::Relaxed);

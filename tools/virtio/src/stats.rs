@@ -1,7 +1,7 @@
 //! Counters of a queue: written by its reactor's thread alone, read by any thread at any time, without locks.
 //!
-//! [`QueueStats`] counts what every virtqueue does, [`QueueSnapshot`] is a copy for display. A device declares its own
-//! counters beside them with [`counters!`](crate::counters).
+//! [`QueueStats`] counts what every virtqueue does, [`QueueSnapshot`] is a copy for display. A device
+//! declares its own counters beside them with [`counters!`](crate::counters).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `count`. Only the queue's own thread calls it, so a load and a store do instead of an atomic addition.
+    /// Adds `count`. Only the queue's own thread calls it, so a load and a store do instead of an atomic
+    /// addition.
     #[inline]
     pub fn add(&self, count: u64) {
         self.set(self.get().wrapping_add(count));
@@ -38,9 +39,9 @@ impl Counter {
     }
 }
 
-/// Declares a set of counters once: as a struct of [`Counter`](crate::stats::Counter)s and as one of their copies,
-/// with `snapshot()` from the first to the second and `counters()` of the second by name. Fields after a semicolon
-/// are no counters: they have types of their own in both, and a `snapshot()` between them.
+/// Declares a set of counters once: as a struct of [`Counter`](crate::stats::Counter)s and as one of their
+/// copies, with `snapshot()` from the first to the second and `counters()` of the second by name. Fields
+/// after a semicolon are no counters: they have types of their own in both, and a `snapshot()` between them.
 #[macro_export]
 macro_rules! counters {
     (

@@ -1,8 +1,9 @@
-//! Limits of a disk: requests and bytes a second, each with a burst. Shared by the disk's queues through atomics.
+//! Rate limits of a device: requests and bytes per second, each with a burst. Shared by its queues through
+//! atomics.
 //!
-//! A [`TokenBucket`] keeps one number, the time until which what was taken is paid for. It may be exceeded by one
-//! request, whose size is known only after it was taken from the guest; the next waits the longer. So a request that
-//! is larger than the burst passes too, and the rate holds in the mean.
+//! A [`TokenBucket`] keeps one number, the time until which what was taken is paid for. It may be exceeded by
+//! one request, whose size is known only after it was popped; the next one waits the longer. So a request
+//! that is larger than the burst passes too, and the rate holds on average.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,25 +11,25 @@ use serde::{Deserialize, Serialize};
 
 const SECOND: u128 = 1_000_000_000;
 
-/// How fast, and how much at once after a rest.
+/// A rate and its burst.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// A second; 0 is no limit.
+    /// Per second; 0 is no limit.
     pub rate: u64,
-    /// At once after a rest; less than one counts as one.
+    /// How much passes at once after a rest; less than one counts as one.
     #[serde(default)]
     pub burst: u64,
 }
 
-/// What a disk may do.
+/// The limits of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimits {
-    /// Requests: reads, writes, flushes, discards, zeroes.
+    /// Requests.
     #[serde(default)]
     pub iops: Rate,
-    /// Bytes read and written.
+    /// Bytes transferred.
     #[serde(default)]
     pub bytes: Rate,
 }
@@ -38,7 +39,7 @@ pub struct RateLimits {
 struct TokenBucket {
     rate: AtomicU64,
     burst: AtomicU64,
-    /// Nanoseconds: when all that was taken would have been given out at the rate.
+    /// Nanoseconds: when all that was taken would have passed at the rate.
     paid: AtomicU64,
 }
 
@@ -50,20 +51,20 @@ impl TokenBucket {
         }
     }
 
-    /// Forgets what was taken, so that a raised limit is felt at once.
+    /// Forgets what was taken, so that a raised limit applies at once.
     fn set(&self, to: Rate) {
         self.rate.store(to.rate, Ordering::Relaxed);
         self.burst.store(to.burst, Ordering::Relaxed);
         self.paid.store(0, Ordering::Relaxed);
     }
 
-    /// Nanoseconds that `amount` takes at `rate`, which is not 0.
+    /// Returns the nanoseconds that `amount` takes at `rate`, which is not 0.
     fn cost(amount: u64, rate: u64) -> u64 {
         let cost = (u128::from(amount) * SECOND).div_ceil(u128::from(rate));
         u64::try_from(cost).unwrap_or(u64::MAX)
     }
 
-    /// When the next one may be taken; `None` if that is now.
+    /// Returns when the next one may pass; `None` if that is now.
     fn wait(&self, now: u64) -> Option<u64> {
         let Rate { rate, burst } = self.get();
         if rate == 0 {
@@ -90,7 +91,7 @@ impl TokenBucket {
     }
 }
 
-/// The limits of a disk at work. Times are nanoseconds of the caller's clock, [`crate::clock::Clock`].
+/// The limits of a device in use. Times are nanoseconds of the caller's [`Clock`](crate::clock::Clock).
 #[derive(Debug, Default)]
 pub struct Throttle {
     iops: TokenBucket,
@@ -98,7 +99,7 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// The limits in force.
+    /// Returns the limits in force.
     #[must_use]
     pub fn limits(&self) -> RateLimits {
         RateLimits {
@@ -107,13 +108,13 @@ impl Throttle {
         }
     }
 
-    /// Changes them, at any time. Queues that wait under the old ones find out when they are kicked.
+    /// Changes them, at any time. Queues that wait under the old ones must be scheduled.
     pub fn set_limits(&self, limits: RateLimits) {
         self.iops.set(limits.iops);
         self.bytes.set(limits.bytes);
     }
 
-    /// When the next request may be taken; `None` if that is now.
+    /// Returns when the next request may be popped; `None` if that is now.
     #[must_use]
     pub fn wait(&self, now: u64) -> Option<u64> {
         self.iops.wait(now).max(self.bytes.wait(now))
@@ -128,7 +129,7 @@ impl Throttle {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Rate, RateLimits, Throttle};
 
     const MS: u64 = 1_000_000;
 

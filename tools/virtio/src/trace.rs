@@ -1,33 +1,33 @@
-//! A record of what the threads that serve disks do, step by step, for whoever wants to know where time goes.
+//! A record of what reactor threads do, step by step, to find out where time goes.
 //!
-//! Each thread writes to a ring of its own, without locks; old records are overwritten. While nothing is recorded,
-//! which is how it starts, [`event`] is one load and one branch. Stamps are those of the CPU's generic counter, which
-//! a hypervisor below reads as well; on other machines, of the monotonic clock.
+//! Each thread writes to a ring of its own, without locks; old records are overwritten. While recording is
+//! off, as it is at first, [`event`] is one load and one branch. Stamps are those of the CPU's generic
+//! counter, which a hypervisor below reads as well; on other machines, of the monotonic clock.
 
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(u8)]
 pub enum Kind {
     /// The thread woke up.
     Wake = 16,
-    /// It looks at a queue's available ring.
+    /// It services a queue.
     Service = 17,
-    /// A request was taken off it; `value` is its head, as for the next four.
+    /// A request was popped; `value` is its head, as for the next four.
     Popped = 18,
-    /// Its operation went to the engine.
+    /// Its operation was submitted.
     Submitted = 19,
-    /// Its data are there and its status is written.
+    /// Its data and its status are in guest memory.
     Completed = 20,
-    /// It is in the used ring, and the used index says so.
+    /// It is published in the used ring.
     Used = 21,
-    /// The interrupt for what was put into the used ring is about to be raised.
+    /// The interrupt for what was published is about to be sent.
     Raise = 22,
-    /// The driver wants no interrupt for what was put into the used ring.
-    Quiet = 23,
+    /// The driver wants no interrupt for what was published.
+    Suppressed = 23,
 }
 
 impl TryFrom<u8> for Kind {
@@ -41,18 +41,18 @@ impl TryFrom<u8> for Kind {
             20 => Self::Completed,
             21 => Self::Used,
             22 => Self::Raise,
-            23 => Self::Quiet,
+            23 => Self::Suppressed,
             other => return Err(other),
         })
     }
 }
 
-/// Which queue, as its owner numbers them: 24 bits that come back in the records.
+/// Names a queue in the records: 24 bits of its owner's choice.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct TraceId(u32);
 
 impl TraceId {
-    /// From three bytes.
+    /// Returns the id of three bytes.
     #[must_use]
     pub fn new(bytes: [u8; 3]) -> Self {
         let [first, second, third] = bytes;
@@ -83,12 +83,12 @@ pub struct Ring {
 /// A record: the stamp, and kind, three bytes of [`TraceId`] and four of value from the lowest byte on.
 pub type Raw = (u64, u64);
 
-/// What a look at a ring gave.
+/// The result of reading a ring.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Progress {
-    /// Where to go on.
+    /// The number to continue with.
     pub next: u64,
-    /// Records that had been overwritten.
+    /// Records that were overwritten before they were read.
     pub lost: u64,
 }
 
@@ -101,13 +101,13 @@ impl Ring {
         }
     }
 
-    /// Name of the thread.
+    /// Returns the name of the thread.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Records ever written.
+    /// Returns the number of records ever written.
     #[must_use]
     pub fn head(&self) -> u64 {
         self.head.load(Ordering::Acquire)
@@ -124,7 +124,7 @@ impl Ring {
 
     fn write(&self, stamp: u64, word: u64) {
         let number = self.head.load(Ordering::Relaxed);
-        // The head as it is before the place is overwritten: see `read`.
+        // The head is stored before the place is overwritten: `read` relies on that.
         fence(Ordering::Release);
         if let Some((first, second)) = self.place(number) {
             first.store(stamp, Ordering::Relaxed);
@@ -143,10 +143,10 @@ impl Ring {
                 into.push((stamp.load(Ordering::Relaxed), word.load(Ordering::Relaxed)));
             }
         }
-        // What was copied before the head is looked at again.
+        // All is copied before the head is read again.
         fence(Ordering::Acquire);
         let now = self.head.load(Ordering::Relaxed);
-        // The record in work may be half overwritten.
+        // The record that is being written may be half overwritten.
         let intact = (now + 1).saturating_sub(self.capacity());
         let bad = intact.saturating_sub(first).min(head - first);
         into.drain(begin..begin + bad as usize);
@@ -157,7 +157,7 @@ impl Ring {
     }
 }
 
-/// Records that something happened to a queue.
+/// Records an event of a queue.
 #[inline(always)]
 pub fn event(kind: Kind, queue: TraceId, value: u32) {
     if ON.load(Ordering::Relaxed) {
@@ -170,7 +170,7 @@ pub fn event(kind: Kind, queue: TraceId, value: u32) {
 fn record(kind: Kind, queue: TraceId, value: u32) {
     let word = u64::from(kind as u8) | u64::from(queue.0) << 8 | u64::from(value) << 32;
     let stamp = now();
-    // A thread that ends has no ring any more.
+    // A thread that is ending has no ring any more.
     let _ = OWN.try_with(|own| own.get_or_init(register).write(stamp, word));
 }
 
@@ -185,12 +185,12 @@ fn register() -> Arc<Ring> {
     ring
 }
 
-/// Begins or ends recording.
+/// Turns recording on or off.
 pub fn set_on(on: bool) {
     ON.store(on, Ordering::Relaxed);
 }
 
-/// The rings of all threads that have recorded and live.
+/// Returns the rings of all threads that have recorded and still run.
 #[must_use]
 pub fn rings() -> Vec<Arc<Ring>> {
     let mut rings = lock();
@@ -198,7 +198,7 @@ pub fn rings() -> Vec<Arc<Ring>> {
     rings.clone()
 }
 
-/// The clock of the stamps.
+/// Returns the time by the clock of the stamps.
 #[cfg(target_arch = "aarch64")]
 #[must_use]
 pub fn now() -> u64 {
@@ -210,7 +210,7 @@ pub fn now() -> u64 {
     value
 }
 
-/// Ticks of [`now`] in a second.
+/// Returns the ticks of [`now`] per second.
 #[cfg(target_arch = "aarch64")]
 #[must_use]
 pub fn frequency() -> u64 {
@@ -222,14 +222,14 @@ pub fn frequency() -> u64 {
     value.max(1)
 }
 
-/// The clock of the stamps.
+/// Returns the time by the clock of the stamps.
 #[cfg(not(target_arch = "aarch64"))]
 #[must_use]
 pub fn now() -> u64 {
     crate::clock::Clock::Monotonic.now()
 }
 
-/// Ticks of [`now`] in a second.
+/// Returns the ticks of [`now`] per second.
 #[cfg(not(target_arch = "aarch64"))]
 #[must_use]
 pub fn frequency() -> u64 {
@@ -238,7 +238,7 @@ pub fn frequency() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Progress, Ring, frequency, now};
 
     #[test]
     fn what_is_overwritten_is_counted_as_lost() {

@@ -1,7 +1,7 @@
 //! The numbers of the virtio specification that every device uses, under the specification's names.
 //!
-//! Values come from the kernel's headers (`virtio-bindings`); the widths here are those of the structures that hold
-//! them.
+//! Values come from the kernel's headers (`virtio-bindings`); the widths here are those of the structures
+//! that hold them.
 
 pub use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
 pub use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};

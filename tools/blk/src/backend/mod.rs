@@ -22,6 +22,8 @@ pub struct BlockBackend {
     /// For disks that ask for threads, and for all without io_uring.
     pool: Option<Threads>,
     remotes: Remotes,
+    #[cfg(any(test, feature = "fakes"))]
+    fake: Option<Box<dyn Engine>>,
 }
 
 /// The engine that a disk's operations go to, for one call.
@@ -32,6 +34,9 @@ pub enum DiskEngine<'a> {
     Threads(&'a mut Threads),
     /// The engine of a remote disk.
     Remote(&'a mut dyn RemoteEngine),
+    /// That of [`BlockBackend::set_engine`].
+    #[cfg(any(test, feature = "fakes"))]
+    Fake(&'a mut dyn Engine),
 }
 
 impl DiskEngine<'_> {
@@ -41,11 +46,19 @@ impl DiskEngine<'_> {
             Self::Ring(engine) => engine,
             Self::Threads(pool) => *pool,
             Self::Remote(engine) => *engine,
+            #[cfg(any(test, feature = "fakes"))]
+            Self::Fake(engine) => *engine,
         }
     }
 }
 
 impl BlockBackend {
+    /// For simulations: all operations go to this engine.
+    #[cfg(any(test, feature = "fakes"))]
+    pub fn set_engine(&mut self, engine: Box<dyn Engine>) {
+        self.fake = Some(engine);
+    }
+
     /// Returns the engine that a disk asks for, or the one there is.
     pub fn engine<'a>(
         &'a mut self,
@@ -53,6 +66,10 @@ impl BlockBackend {
         disk: &Arc<Disk>,
         ram: &Arc<GuestRam>,
     ) -> Option<DiskEngine<'a>> {
+        #[cfg(any(test, feature = "fakes"))]
+        if let Some(engine) = &mut self.fake {
+            return Some(DiskEngine::Fake(&mut **engine));
+        }
         if disk.remote().is_some() {
             return self.remotes.get(disk, ram).map(DiskEngine::Remote);
         }
@@ -105,8 +122,8 @@ impl BlockBackend {
         }
     }
 
-    /// Abandons the operations of a queue that leaves: those of a remote disk whose server is down, and copies that
-    /// are not complete. `in_flight`: all of the queue's. Returns how many were abandoned.
+    /// Abandons the operations of a queue that leaves: those of a remote disk whose server is down, and
+    /// copies that are not complete. `in_flight`: all of the queue's. Returns how many were abandoned.
     pub fn abandon(&mut self, disk: &Arc<Disk>, ram: &Arc<GuestRam>, tag_base: u64, in_flight: u16) -> u16 {
         match self.remotes.get(disk, ram) {
             Some(engine) => in_flight * u16::from(engine.abandon(tag_base)),
@@ -133,6 +150,10 @@ impl Backend for BlockBackend {
             pool.reap(done);
         }
         self.remotes.reap(done);
+        #[cfg(any(test, feature = "fakes"))]
+        if let Some(engine) = &mut self.fake {
+            engine.reap(done);
+        }
     }
 
     fn has_completions(&self) -> bool {

@@ -1,4 +1,5 @@
-//! [`Remotes`]: the engines of remote disks, one for each such disk in a guest's memory, started for its first queue.
+//! [`Remotes`]: the engines of remote disks, one for each such disk in a guest's memory, started for its
+//! first queue.
 
 use std::fs::File;
 use std::io;

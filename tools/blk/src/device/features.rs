@@ -11,7 +11,8 @@ use crate::virtio::{
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-/// Returns the features that the device offers for a disk with `queues` queues. It works with any subset of them.
+/// Returns the features that the device offers for a disk with `queues` queues. It works with any subset of
+/// them.
 #[must_use]
 pub fn features(disk: &Disk, queues: u16) -> u64 {
     let always = [

@@ -1,7 +1,9 @@
-//! How a request's I/O reaches the file: the [`Engine`] trait and its implementations, siblings under one test suite.
+//! How a request's I/O reaches the file: the [`Engine`] trait and its implementations, siblings under one
+//! test suite.
 //!
-//! [`uring::RingEngine`] submits to the kernel's ring what that can do; [`threads::Threads`] has a pool of threads on
-//! which any image runs any operation. An engine knows images, offsets and host memory, and nothing of requests.
+//! [`uring::RingEngine`] submits to the kernel's ring what that can do; [`threads::Threads`] has a pool of
+//! threads on which any image runs any operation. An engine knows images, offsets and host memory, and
+//! nothing of requests.
 
 use ringvirtio::Completion;
 use ringvirtio::memory::IoVec;
@@ -50,7 +52,8 @@ impl IoOp {
     }
 }
 
-// SAFETY: the pointers are dereferenced only under the contract of `Engine::push`, which is not bound to a thread.
+// SAFETY: the pointers are dereferenced only under the contract of `Engine::push`, which is not bound to a
+// thread.
 unsafe impl Send for IoOp {}
 
 /// Most buffers of one operation: `UIO_MAXIOV`.
@@ -72,8 +75,8 @@ pub trait Engine {
     /// Submits an operation; it may start at once or at [`Self::submit`].
     ///
     /// # Safety
-    /// Until its [`Completion`] was reaped or the engine was dropped, the buffer list and the memory it names stay valid,
-    /// and the image lives.
+    /// Until its [`Completion`] was reaped or the engine was dropped, the buffer list and the memory it names
+    /// stay valid, and the image lives.
     unsafe fn push(&mut self, op: IoOp);
 
     /// Starts all that was pushed.

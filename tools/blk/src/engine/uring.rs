@@ -1,8 +1,8 @@
 //! [`RingEngine`]: block operations on the reactor's io_uring.
 //!
-//! The ring does transfers that the file accepts as they are, and syncs. Large transfers from and to files in memory
-//! are [`copies`](super::copies) on the reactor's own thread. Everything else goes to a pool of threads, started at
-//! first use: the kernel would hand such operations to threads as well.
+//! The ring does transfers that the file accepts as they are, and syncs. Large transfers from and to files in
+//! memory are [`copies`](super::copies) on the reactor's own thread. Everything else goes to a pool of
+//! threads, started at first use: the kernel would hand such operations to threads as well.
 
 use std::ops::DerefMut;
 use std::sync::Arc;
@@ -40,7 +40,8 @@ impl Default for RingState {
 }
 
 impl RingState {
-    /// Starts what was pushed to the helpers, and copies one round's amount while the kernel works on the rest.
+    /// Starts what was pushed to the helpers, and copies one round's amount while the kernel works on the
+    /// rest.
     pub fn submit(&mut self, ring: &mut Uring) {
         if let Some(helpers) = &mut self.helpers {
             helpers.submit();
@@ -118,7 +119,8 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> RingEngine<R,
         }
     }
 
-    /// Counts one user less. Nothing of the image or the memory is held after the last, which has nothing in flight.
+    /// Counts one user less. Nothing of the image or the memory is held after the last, which has nothing in
+    /// flight.
     pub fn detach(&mut self, image: &Image, ram: &Arc<GuestRam>) {
         if uses_ring(image) {
             image.raw().inspect(|file| self.ring.detach_file(file.fd()));

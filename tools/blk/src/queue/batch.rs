@@ -1,7 +1,7 @@
 //! The transfers of a batch that wait to be submitted, and which of them may go as one: [`Batch`].
 //!
-//! Those that wait do not conflict: no write overlaps anything. So they may be sorted, and neighbours be merged.
-//! When one conflicts, the caller submits what waits first.
+//! Those that wait do not conflict: no write overlaps anything. So they may be sorted, and neighbours be
+//! merged. When one conflicts, the caller submits what waits first.
 
 use std::ops::Range;
 

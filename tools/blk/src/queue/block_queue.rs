@@ -51,8 +51,8 @@ impl BlockQueue {
         queue.set_name(disk.config().path.display().to_string());
         queue.set_stopped(disk.is_closed());
         if cache.is_chosen() && !cache.is_back(&disk) {
-            // The driver may have turned the cache off before the last daemon heard of it: nothing says that what
-            // completed is durable.
+            // The driver may have turned the cache off before the last daemon heard of it: nothing says that
+            // what completed is durable.
             queue.restart_completed();
         }
         let size = usize::from(queue.size());
@@ -107,7 +107,8 @@ impl BlockQueue {
 impl Drop for BlockQueue {
     fn drop(&mut self) {
         if self.queue.in_flight() > 0 {
-            // An engine may still write through these: a leak is better than writes to memory that is in use again.
+            // An engine may still write through these: a leak is better than writes to memory that is in use
+            // again.
             mem::forget(mem::take(&mut self.slots));
             mem::forget(mem::take(&mut self.merge));
             mem::forget(self.disk.clone());

@@ -24,7 +24,10 @@ impl BlockQueue {
             };
             slot.pushed_at
         };
-        self.stats.latency.file.record(self.queue.now().saturating_sub(pushed_at));
+        self.stats
+            .latency
+            .file
+            .record(self.queue.now().saturating_sub(pushed_at));
         if head == SYNC_TAG {
             return self.complete_sync(result, engine);
         }
@@ -39,8 +42,8 @@ impl BlockQueue {
         }
     }
 
-    /// Distributes a merged operation's bytes to its requests, in order. Those that got none, or not all, continue alone,
-    /// so that an error is reported for the request that it belongs to.
+    /// Distributes a merged operation's bytes to its requests, in order. Those that got none, or not all,
+    /// continue alone, so that an error is reported for the request that it belongs to.
     fn complete_merged(&mut self, leader: u16, group: u16, result: i32, engine: &mut dyn Engine) {
         self.merge.release(group);
         let mut left = u64::try_from(result).unwrap_or(0);
@@ -255,8 +258,8 @@ impl BlockQueue {
             return;
         };
         slot.writable.store_last(status as u8);
-        // 2.7.8.2: all bytes from the first writable one on, up to the used length, were written. What precedes a
-        // status byte that does not follow directly is all that counts.
+        // 2.7.8.2: all bytes from the first writable one on, up to the used length, were written. What
+        // precedes a status byte that does not follow directly is all that counts.
         let filled = match slot.work {
             Work::Read | Work::Other => slot.moved,
             Work::Write | Work::Flush | Work::Discard | Work::Zeroes => 0,

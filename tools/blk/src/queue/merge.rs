@@ -2,8 +2,8 @@
 
 use ringvirtio::buffers::IoList;
 
-/// The lists. One in use is taken out of `free`; the last one released is the first one used again, so they are as
-/// few, and grow as little, as the traffic needs.
+/// The lists. One in use is taken out of `free`; the last one released is the first one used again, so they
+/// are as few, and grow as little, as the traffic needs.
 #[derive(Default)]
 pub struct MergePool {
     lists: Vec<IoList>,

@@ -1,4 +1,5 @@
-//! Popping: takes requests off the available ring, as many as one round and the disk's limits allow, and parses them.
+//! Popping: takes requests off the available ring, as many as one round and the disk's limits allow, and
+//! parses them.
 
 use std::mem;
 

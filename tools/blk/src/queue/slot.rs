@@ -1,4 +1,5 @@
-//! A request's place in a queue: [`Slot`], by descriptor head, made at the queue's set-up and used again and again.
+//! A request's place in a queue: [`Slot`], by descriptor head, made at the queue's set-up and used again and
+//! again.
 
 use std::sync::Arc;
 
@@ -67,7 +68,8 @@ impl Slot {
         }
     }
 
-    /// Resets the slot for the next request, made at `made_at` and popped `now`. Buffers and segments keep their storage.
+    /// Resets the slot for the next request, made at `made_at` and popped `now`. Buffers and segments keep
+    /// their storage.
     pub fn clear(&mut self, now: u64, made_at: u64) {
         self.readable.clear();
         self.writable.clear();

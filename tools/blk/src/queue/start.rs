@@ -1,5 +1,5 @@
-//! The first half of a request's life, after it was parsed: what needs no I/O completes, transfers are staged and merged
-//! ([`super::batch`]), and operations are submitted to the engine.
+//! The first half of a request's life, after it was parsed: what needs no I/O completes, transfers are staged
+//! and merged ([`super::batch`]), and operations are submitted to the engine.
 
 use std::ops::Range;
 
@@ -193,8 +193,8 @@ impl BlockQueue {
         self.stats.merges.add(1);
         self.stats.merged.add(count);
         step("merged");
-        // SAFETY: the list is not touched before `complete` for this tag releases it, nor are the slots'; the rest as
-        // in `push_transfer`.
+        // SAFETY: the list is not touched before `complete` for this tag releases it, nor are the slots'; the
+        // rest as in `push_transfer`.
         unsafe { engine.push(op) };
     }
 
@@ -233,8 +233,8 @@ impl BlockQueue {
         };
         self.count(op.kind);
         self.queue.trace(Kind::Submitted, head);
-        // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM mapped and
-        // `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
+        // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM
+        // mapped and `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
         unsafe { engine.push(op) };
     }
 
@@ -294,8 +294,8 @@ impl BlockQueue {
         unsafe { engine.push(op) };
     }
 
-    /// The driver has turned the write cache off: what was written to it, and is not published yet, must be durable
-    /// first (5.2.6.2). Requests in flight check the mode when they complete.
+    /// The driver has turned the write cache off: what was written to it, and is not published yet, must be
+    /// durable first (5.2.6.2). Requests in flight check the mode when they complete.
     pub(super) fn make_durable(&mut self, engine: &mut dyn Engine) {
         let is_cached = |slots: &[Slot], head| slots.get(usize::from(head)).is_some_and(|slot| slot.cached);
         while let Some(head) = self.queue.take_back(|head| is_cached(&self.slots, head)) {

@@ -24,7 +24,8 @@ impl SyncState {
         }
     }
 
-    /// Adds a request, which waits for an `fdatasync` that starts from now on. Returns whether that must be submitted.
+    /// Adds a request, which waits for an `fdatasync` that starts from now on. Returns whether that must be
+    /// submitted.
     pub fn add(&mut self, head: u16) -> bool {
         let first = self.current.is_empty();
         if first {
@@ -46,8 +47,8 @@ impl SyncState {
         self.current.pop()
     }
 
-    /// All are answered: returns whether the next `fdatasync` must be submitted. It starts after every write that
-    /// completed before its requests came.
+    /// All are answered: returns whether the next `fdatasync` must be submitted. It starts after every write
+    /// that completed before its requests came.
     pub fn advance(&mut self) -> bool {
         mem::swap(&mut self.current, &mut self.next);
         self.retries = 0;

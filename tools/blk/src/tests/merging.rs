@@ -19,8 +19,8 @@ fn fake(size: u16) -> (Rig, FakeEngine) {
     (rig, engine)
 }
 
-/// Offers requests of two sectors each, of which number `n` has head `3 * n` and its data at `DATA + 1024 * n`; writes
-/// store bytes of their number and 0x80. Returns their statuses' addresses.
+/// Offers requests of two sectors each, of which number `n` has head `3 * n` and its data at `DATA + 1024 *
+/// n`; writes store bytes of their number and 0x80. Returns their statuses' addresses.
 fn offer(rig: &mut Rig, requests: &[(u32, u64)]) -> Vec<u64> {
     let one = |(number, &(kind, sector)): (usize, &(u32, u64))| {
         let at = DATA + number as u64 * 1024;
@@ -97,13 +97,18 @@ fn neighbours_are_merged() {
             stats.merges,
             stats.merged,
             stats.operations,
-            stats.batches,
-            stats.max_batch
+            stats.queue.batches,
+            stats.queue.max_batch
         ),
         (2, 6, 3, 1, 7)
     );
     assert_eq!(
-        (stats.reads, stats.writes, stats.publications, stats.interrupts),
+        (
+            stats.reads,
+            stats.writes,
+            stats.queue.publications,
+            stats.queue.interrupts
+        ),
         (4, 3, 1, 1)
     );
 }
@@ -183,7 +188,8 @@ fn merged_operations_are_bounded() {
     }
 }
 
-// torture c8: a merged operation that transfers too little, or nothing, or fails: each request ends as it should
+// torture c8: a merged operation that transfers too little, or nothing, or fails: each request ends as it
+// should
 #[test]
 fn merged_operations_that_end_early() {
     for kind in [IN, OUT] {
@@ -227,7 +233,8 @@ fn an_error_meets_its_own_request() {
     }
 }
 
-// Both engines merge alike, against a model: random batches of reads and writes that do not overlap in flight.
+// Both engines merge alike, against a model: random batches of reads and writes that do not overlap in
+// flight.
 #[test]
 fn merged_traffic_on_real_files() {
     for kind in ENGINES {
@@ -280,11 +287,11 @@ fn a_round_takes_a_bounded_number() {
     }
     let mut engine = FakeEngine::default();
     assert_eq!(rig.queue().service(&mut engine), 256);
-    assert!(rig.queue().has_more());
-    assert_eq!((rig.queue().publish(), rig.used_idx()), (256, 256));
+    assert!(rig.vq().has_more());
+    assert_eq!((rig.vq().publish(), rig.used_idx()), (256, 256));
     assert_eq!(rig.queue().service(&mut engine), 85);
-    assert!(!rig.queue().has_more());
-    rig.queue().publish();
+    assert!(!rig.vq().has_more());
+    rig.vq().publish();
     let heads: Vec<u32> = rig.take_used().iter().map(|used| used.0).collect();
     assert_eq!(heads, (0..341).map(|head| head * 3).collect::<Vec<u32>>());
 }

@@ -37,8 +37,8 @@ fn a_failing_write_stops_the_queue() {
         rig.offer_request(3, VIRTIO_BLK_T_OUT, 8, Some(readable(DATA, 512)));
         rig.run();
         assert_eq!(rig.take_used(), [(3, 1)]);
-        assert!(rig.queue().is_stopped());
-        assert_eq!((rig.queue().running(), rig.byte(failing)), (0, 0xff));
+        assert!(rig.vq().is_stopped());
+        assert_eq!((rig.vq().in_flight(), rig.byte(failing)), (0, 0xff));
         rig.offer_request(6, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
         rig.run();
         assert_eq!(rig.take_used(), [], "no more is taken");
@@ -60,7 +60,7 @@ fn a_failing_write_stops_the_queue() {
         assert_eq!(rig.take_used(), [(0, 1)]);
         assert_eq!((rig.byte(failing), stats.held.get()), (OK, 0));
         assert_eq!(engine.image()[..512], [0x21; 512]);
-        assert!(!rig.queue().is_stopped());
+        assert!(!rig.vq().is_stopped());
     }
 }
 
@@ -133,7 +133,7 @@ fn a_failed_sync_is_reported() {
     let (mut rig, engine) = fake();
     engine.script([Scripted::Fail(libc::EIO)]);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
-    assert!(!rig.queue().is_stopped());
+    assert!(!rig.vq().is_stopped());
 }
 
 // torture c5: the daemon dies while the queue is stopped: the next one runs the request again
@@ -143,7 +143,7 @@ fn a_stopped_queue_outlives_the_daemon() {
     engine.script([Scripted::Fail(libc::EIO)]);
     let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512)));
     rig.run();
-    assert!(rig.queue().is_stopped());
+    assert!(rig.vq().is_stopped());
     rig.reopen();
     rig.run();
     assert_eq!((rig.take_used(), rig.byte(status)), (vec![(0, 513)], OK));
@@ -186,7 +186,7 @@ fn a_released_disk_keeps_its_requests() {
         rig.queue().retry();
         let stats = rig.queue().stats().clone();
         assert_eq!((rig.take_used(), stats.held.get()), (vec![], 1));
-        assert!(rig.queue().is_stopped() && rig.queue().running() == 0);
+        assert!(rig.vq().is_stopped() && rig.vq().in_flight() == 0);
     }
     rig.reopen();
     rig.run();
@@ -197,8 +197,8 @@ fn a_released_disk_keeps_its_requests() {
     assert_eq!(rig.queue().stats().held.get(), 0);
 }
 
-// On a reactor, with a real file that is too short for a while: stopped, quiesced and resumed without completing,
-// tried again in vain, then in earnest.
+// On a reactor, with a real file that is too short for a while: stopped, quiesced and resumed without
+// completing, tried again in vain, then in earnest.
 #[test]
 fn a_reactor_stops_and_tries_again() {
     for (io_uring, engine) in WAYS {
@@ -213,7 +213,7 @@ fn a_reactor_stops_and_tries_again() {
         rig.image_file().set_len(8192).unwrap();
         rig.offer_request(0, VIRTIO_BLK_T_IN, 100, Some(writable(DATA, 512)));
         rig.offer_request(3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
         // Quiescing, as for a pause, does not wait for what is held.
         reactor.quiesce(id);
@@ -231,7 +231,7 @@ fn a_reactor_stops_and_tries_again() {
         // A stopped queue can be taken away, as by a reset.
         rig.image_file().set_len(8192).unwrap();
         rig.offer_request(0, VIRTIO_BLK_T_IN, 100, Some(writable(DATA, 512)));
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         while stats.stops.get() < 3 {
             std::thread::yield_now();
         }

@@ -1,16 +1,16 @@
 //! [`Coalescer`]: when the driver gets a used buffer notification for what was published.
 //!
-//! Where requests complete as fast as the driver makes them, an interrupt for each would arrive while the driver makes
-//! the next, and none would find a second completion. So a publication may wait to be signalled with a later one. It
-//! waits only while
-//! - the driver wants an interrupt for it, and its notifications are disabled: the reactor polls the available ring, so
-//!   there will be a later publication, or a call of [`overdue`](Coalescer::overdue);
+//! Where requests complete as fast as the driver makes them, an interrupt for each would arrive while the
+//! driver makes the next, and none would find a second completion. So a publication may wait to be signalled
+//! with a later one. It waits only while
+//! - the driver wants an interrupt for it, and its notifications are disabled: the reactor polls the
+//!   available ring, so there will be a later publication, or a call of [`overdue`](Coalescer::overdue);
 //! - nothing of the queue is in flight, whose time would be added to the wait, and no completion is urgent;
-//! - fewer requests wait than the batch target. That is learned: when the target was reached and the driver has
-//!   others outstanding, none in flight, it doubles; on a timeout it drops to the count seen.
+//! - fewer requests wait than the batch target. That is learned: when the target was reached and the driver
+//!   has others outstanding, none in flight, it doubles; on a timeout it drops to the count seen.
 //!
-//! A driver that makes its requests one by one is notified of each at once, and one that makes them by four of each
-//! four. The wait is a few times what lately passed from one publication to the next.
+//! A driver that makes its requests one by one is notified of each at once, and one that makes them by four
+//! of each four. The wait is a few times what lately passed from one publication to the next.
 
 /// Longest wait for the next publication, in nanoseconds.
 const MAX_PAUSE: u64 = 50_000;
@@ -54,7 +54,8 @@ pub struct Coalescer {
     interval: u64,
     /// The driver waits for one of the completions with everything else, e.g. for a flush.
     urgent: bool,
-    /// An interrupt is to be sent, whatever the driver wants: decided, or one may have been lost with the daemon.
+    /// An interrupt is to be sent, whatever the driver wants: decided, or one may have been lost with the
+    /// daemon.
     pending: bool,
     /// Decisions since the driver last wanted an interrupt.
     unwanted: u16,
@@ -145,8 +146,8 @@ impl Coalescer {
         }
     }
 
-    /// Decides about an interrupt for what was published since the last decision, which is not nothing. Returns
-    /// whether it is to be sent; [`Self::take_pending`] then returns `true` once.
+    /// Decides about an interrupt for what was published since the last decision, which is not nothing.
+    /// Returns whether it is to be sent; [`Self::take_pending`] then returns `true` once.
     pub fn decide(&mut self, now: Situation) -> bool {
         let count = self.unsignalled(now.used_idx);
         self.decided = now.used_idx;
@@ -175,9 +176,10 @@ impl Coalescer {
         std::mem::take(&mut self.pending)
     }
 
-    /// If it was decided since the last call: returns whether the driver had more than one request outstanding then.
-    /// Some were in flight or signalled together, or the driver wanted no interrupt, since it was still handling the
-    /// completions before. (One that has wanted none for long polls, which says nothing.)
+    /// If it was decided since the last call: returns whether the driver had more than one request
+    /// outstanding then. Some were in flight or signalled together, or the driver wanted no interrupt, since
+    /// it was still handling the completions before. (One that has wanted none for long polls, which says
+    /// nothing.)
     pub const fn take_backlog(&mut self) -> Option<bool> {
         self.backlog.take()
     }

@@ -1,4 +1,5 @@
-//! [`NotificationControl`]: finds new heads in the available ring, and tells the driver whether to notify of them.
+//! [`NotificationControl`]: finds new heads in the available ring, and tells the driver whether to notify of
+//! them.
 
 use super::fault::QueueFault;
 use crate::ring::SplitRing;
@@ -38,21 +39,23 @@ impl NotificationControl {
         ring.avail_idx() != self.next_avail
     }
 
-    /// Asks the driver for a notification of the next request. Returns whether it is there already (2.7.10.1).
+    /// Asks the driver for a notification of the next request. Returns whether it is there already
+    /// (2.7.10.1).
     #[inline]
     pub fn enable(&mut self, ring: &SplitRing) -> bool {
         self.enabled = true;
-        self.avail_idx = ring.request_notifications(self.next_avail);
+        self.avail_idx = ring.enable_notifications(self.next_avail);
         self.avail_idx != self.next_avail
     }
 
     #[inline]
     fn disable(&mut self, ring: &SplitRing) {
         self.enabled = false;
-        ring.suppress_notifications();
+        ring.disable_notifications();
     }
 
-    /// Begins a round: disables notifications and reads the available index. Returns whether there is a new batch.
+    /// Begins a round: disables notifications and reads the available index. Returns whether there is a new
+    /// batch.
     ///
     /// # Errors
     /// The driver made more entries available than the queue has.
@@ -63,8 +66,8 @@ impl NotificationControl {
         self.check(ring)
     }
 
-    /// Looks for a new batch after the last one was popped: where the ring is not polled, with notifications enabled
-    /// if there is none.
+    /// Looks for a new batch after the last one was popped: where the ring is not polled, with notifications
+    /// enabled if there is none.
     ///
     /// # Errors
     /// As [`Self::begin`].

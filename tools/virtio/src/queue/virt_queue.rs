@@ -1,9 +1,10 @@
 //! [`VirtQueue`] itself: its parts in step with each other, for one thread.
 //!
 //! A device pops heads in rounds ([`VirtQueue::begin_round`], [`VirtQueue::has_next`], [`VirtQueue::peek`],
-//! [`VirtQueue::walk`], [`VirtQueue::accept`]), completes them in any order ([`VirtQueue::complete`]) and publishes
-//! once per round ([`VirtQueue::publish`]). A driver's breach of the specification breaks the queue
-//! ([`VirtQueue::fail`]): no more is popped, what is in flight completes, and DEVICE_NEEDS_RESET is asked for once.
+//! [`VirtQueue::walk`], [`VirtQueue::accept`]), completes them in any order ([`VirtQueue::complete`]) and
+//! publishes once per round ([`VirtQueue::publish`]). A driver's breach of the specification breaks the queue
+//! ([`VirtQueue::fail`]): no more is popped, what is in flight completes, and DEVICE_NEEDS_RESET is asked for
+//! once.
 
 use std::mem;
 use std::sync::Arc;
@@ -36,8 +37,8 @@ pub struct QueueSetup {
     pub features: u64,
     /// Where the in-flight log is.
     pub inflight: InflightArea,
-    /// Changes with every reset of the device or the queue, and with nothing else: a log of this epoch is taken
-    /// over, any other is emptied.
+    /// Changes with every reset of the device or the queue, and with nothing else: a log of this epoch is
+    /// taken over, any other is emptied.
     pub epoch: u64,
     /// Sends the queue's used buffer notification.
     pub notify_driver: Box<dyn Fn() + Send>,
@@ -195,7 +196,8 @@ impl VirtQueue {
         self.more
     }
 
-    /// Returns when to service the queue again for requests that a limit has kept in the ring, by the queue's clock.
+    /// Returns when to service the queue again for requests that a limit has kept in the ring, by the queue's
+    /// clock.
     #[inline]
     #[must_use]
     pub fn deadline(&self) -> Option<u64> {
@@ -214,8 +216,8 @@ impl VirtQueue {
         self.now
     }
 
-    /// Returns when the requests that are being popped count as made: when the driver notified of them, if that is
-    /// known.
+    /// Returns when the requests that are being popped count as made: when the driver notified of them, if
+    /// that is known.
     #[inline]
     #[must_use]
     pub fn made_at(&self) -> u64 {
@@ -256,9 +258,9 @@ impl VirtQueue {
         trace::event(kind, self.trace, head.into());
     }
 
-    /// Sets whether the available ring is polled ([`Self::has_available`]): then a round that has popped everything
-    /// leaves notifications disabled. The caller then sends overdue interrupts ([`Self::signal_overdue`]) and enables
-    /// notifications before it sleeps.
+    /// Sets whether the available ring is polled ([`Self::has_available`]): then a round that has popped
+    /// everything leaves notifications disabled. The caller then sends overdue interrupts
+    /// ([`Self::signal_overdue`]) and enables notifications before it sleeps.
     pub fn set_polled(&mut self, polled: bool) {
         self.notifications.set_polled(polled);
     }
@@ -270,8 +272,8 @@ impl VirtQueue {
         self.pops() && self.deadline.is_none() && self.notifications.has_available(&self.ring)
     }
 
-    /// Returns whether [`Self::enable_notifications`] must be called before the thread sleeps. A queue that pops
-    /// nothing now is serviced when it does again.
+    /// Returns whether [`Self::enable_notifications`] must be called before the thread sleeps. A queue that
+    /// pops nothing now is serviced when it does again.
     #[inline]
     #[must_use]
     pub fn wants_notifications(&self) -> bool {
@@ -365,8 +367,8 @@ impl VirtQueue {
         !self.broken
     }
 
-    /// Returns whether there is another entry to pop in this round. Bounded by the queue size, since a head cannot
-    /// come twice before a publication, and by [`MAX_BATCH`].
+    /// Returns whether there is another entry to pop in this round. Bounded by the queue size, since a head
+    /// cannot come twice before a publication, and by [`MAX_BATCH`].
     #[inline]
     pub fn has_next(&mut self) -> bool {
         if self.broken {
@@ -414,7 +416,8 @@ impl VirtQueue {
             .map_err(|error| QueueFault::Chain(head, error))
     }
 
-    /// Pops the entry that [`Self::peek`] returned: it is in the log, and in flight once [`Self::start`] is called.
+    /// Pops the entry that [`Self::peek`] returned: it is in the log, and in flight once [`Self::start`] is
+    /// called.
     #[inline]
     pub fn accept(&mut self, head: u16) {
         step("parsed");
@@ -444,8 +447,8 @@ impl VirtQueue {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// Counts requests as not in flight that the engine has abandoned: nothing touches their buffers any more, and they
-    /// do not complete. For a queue that leaves; its log has what was in flight.
+    /// Counts requests as not in flight that the engine has abandoned: nothing touches their buffers any
+    /// more, and they do not complete. For a queue that leaves; its log has what was in flight.
     pub fn abandon(&mut self, count: u16) {
         self.in_flight = self.in_flight.saturating_sub(count);
     }
@@ -474,8 +477,9 @@ impl VirtQueue {
         Some(head)
     }
 
-    /// Publishes all that completed since the last time, with one store of the used index, and sends at most one
-    /// interrupt, now or for this and later publications together ([`Self::interrupt_due`]). Returns how many.
+    /// Publishes all that completed since the last time, with one store of the used index, and sends at most
+    /// one interrupt, now or for this and later publications together ([`Self::interrupt_due`]). Returns how
+    /// many.
     pub fn publish(&mut self) -> usize {
         let count = self.used.len();
         if count > 0 {
@@ -497,7 +501,8 @@ impl VirtQueue {
     }
 
     fn is_interrupt_wanted(&self) -> bool {
-        self.ring.interrupt_wanted(self.coalescer.decided(), self.used.idx())
+        self.ring
+            .interrupt_wanted(self.coalescer.decided(), self.used.idx())
     }
 
     fn may_coalesce(&self) -> bool {
@@ -508,8 +513,8 @@ impl VirtQueue {
             && self.deadline.is_none()
     }
 
-    /// Returns when to call [`Self::signal_overdue`] if no publication comes before: requests were published whose
-    /// interrupt was left to the next. By the queue's clock.
+    /// Returns when to call [`Self::signal_overdue`] if no publication comes before: requests were published
+    /// whose interrupt was left to the next. By the queue's clock.
     #[inline]
     #[must_use]
     pub fn interrupt_due(&self) -> Option<u64> {
@@ -534,7 +539,7 @@ impl VirtQueue {
             };
             if !self.coalescer.decide(situation) {
                 self.stats.interrupts_suppressed.add(1);
-                trace::event(Kind::Quiet, self.trace, 0);
+                trace::event(Kind::Suppressed, self.trace, 0);
             }
         }
         if self.coalescer.take_pending() {

@@ -1,12 +1,12 @@
 //! [`BusyPoll`]: polling for a while before sleeping.
 //!
-//! A guest that waits for one request before it makes the next is back within microseconds. To sleep meanwhile costs an
-//! exit to EL2, an interrupt and three context switches in root, and the guest waits for all of them. So the thread
-//! busy-polls first, for a time that follows KVM's halt polling: had the last sleep been shorter than the longest time
-//! worth polling, the next poll is twice as long; had it been longer, there is no polling until short sleeps return. An
-//! idle daemon sleeps. One rule is ours: a sleep that ended at a moment known beforehand (a rate limit's) found
-//! nothing, and neither did the poll before it, so the next poll is half as long. And there is no polling for drivers
-//! with a [`Backlog`].
+//! A guest that waits for one request before it makes the next is back within microseconds. To sleep
+//! meanwhile costs an exit to EL2, an interrupt and three context switches in root, and the guest waits for
+//! all of them. So the thread busy-polls first, for a time that follows KVM's halt polling: had the last
+//! sleep been shorter than the longest time worth polling, the next poll is twice as long; had it been
+//! longer, there is no polling until short sleeps return. An idle daemon sleeps. One rule is ours: a sleep
+//! that ended at a moment known beforehand (a rate limit's) found nothing, and neither did the poll before
+//! it, so the next poll is half as long. And there is no polling for drivers with a [`Backlog`].
 
 use std::time::{Duration, Instant};
 
@@ -32,8 +32,8 @@ impl BusyPoll {
         }
     }
 
-    /// Calls `has_work` until it returns `true`, or the window is over. Returns what it returned last, and how long
-    /// that took.
+    /// Calls `has_work` until it returns `true`, or the window is over. Returns what it returned last, and
+    /// how long that took.
     pub fn run(&self, has_work: impl FnMut() -> bool) -> (bool, Duration) {
         if self.window.is_zero() {
             return (false, Duration::ZERO);
@@ -53,8 +53,8 @@ impl BusyPoll {
         !self.window.is_zero()
     }
 
-    /// The thread busy-polled in vain, if at all, and then slept for `idle`. `expired`: until its timeout, so that
-    /// nothing came that polling would have found.
+    /// The thread busy-polled in vain, if at all, and then slept for `idle`. `expired`: until its timeout, so
+    /// that nothing came that polling would have found.
     pub fn on_sleep(&mut self, idle: Duration, expired: bool) {
         let first = self.longest / FIRST;
         if idle > self.longest || (expired && self.window + idle > self.longest) {
@@ -68,7 +68,8 @@ impl BusyPoll {
     }
 }
 
-/// Whether one of the drivers that were last sent interrupts has a backlog: more than one request outstanding.
+/// Whether one of the drivers that were last sent interrupts has a backlog: more than one request
+/// outstanding.
 #[derive(Default)]
 pub struct Backlog {
     current: bool,
@@ -94,8 +95,8 @@ impl Backlog {
     }
 }
 
-/// Calls `has_work` until it returns `true`, or `is_over` does, which is called less often. Returns what it returned
-/// last.
+/// Calls `has_work` until it returns `true`, or `is_over` does, which is called less often. Returns what it
+/// returned last.
 pub fn poll(mut has_work: impl FnMut() -> bool, is_over: impl Fn() -> bool) -> bool {
     loop {
         for _ in 0..POLLS {
@@ -110,8 +111,8 @@ pub fn poll(mut has_work: impl FnMut() -> bool, is_over: impl Fn() -> bool) -> b
     }
 }
 
-/// Lets another hardware thread of the CPU run. YIELD, and not the ISB that the standard library has for a spinning loop:
-/// an emulator that runs CPUs in turn switches to the next one at YIELD.
+/// Lets another hardware thread of the CPU run. YIELD, and not the ISB that the standard library has for a
+/// spinning loop: an emulator that runs CPUs in turn switches to the next one at YIELD.
 fn relax() {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: a hint: it touches neither memory nor registers nor flags.

@@ -13,14 +13,14 @@ use crate::waiter::ReadWidth;
 /// Runs on the reactor's thread when what was asked for is done; must not block.
 pub type Callback = Box<dyn FnOnce() + Send>;
 
-/// Wakes a reactor and feeds it commands: EL2 through `/dev/uioN`, an `eventfd` in tests. All calls come on the
-/// reactor's thread and must not block.
+/// Wakes a reactor and feeds it commands: EL2 through `/dev/uioN`, an `eventfd` in tests. All calls come on
+/// the reactor's thread and must not block.
 pub trait EventSource: Send {
     /// The descriptor was read: the source woke the reactor. An interrupt that masks itself is unmasked here.
     fn on_wakeup(&mut self) {}
 
-    /// Returns, after [`Self::on_wakeup`], the CPU on which the thread is best off: there it is kept, or anywhere on
-    /// `Some(None)`. `None`: no change.
+    /// Returns, after [`Self::on_wakeup`], the CPU on which the thread is best off: there it is kept, or
+    /// anywhere on `Some(None)`. `None`: no change.
     fn preferred_cpu(&mut self) -> Option<Option<usize>> {
         None
     }
@@ -36,8 +36,8 @@ pub trait EventSource: Send {
     /// The thread has busy-polled for `time`; `found`: it found work.
     fn on_busy_poll(&mut self, _found: bool, _time: Duration) {}
 
-    /// The thread is about to sleep: asks to be woken from now on, then checks for events once more. Returns whether
-    /// there are any; [`Self::collect`] is called again then.
+    /// The thread is about to sleep: asks to be woken from now on, then checks for events once more. Returns
+    /// whether there are any; [`Self::collect`] is called again then.
     fn arm(&mut self) -> bool {
         false
     }
@@ -113,12 +113,14 @@ impl Commands {
         self.list.push_back(Message::Schedule(id));
     }
 
-    /// As [`Self::schedule`], with how long ago the driver notified, in nanoseconds: requests are timed from there.
+    /// As [`Self::schedule`], with how long ago the driver notified, in nanoseconds: requests are timed from
+    /// there.
     pub fn notified(&mut self, id: QueueId, ago: u64) {
         self.list.push_back(Message::Notified { id, ago });
     }
 
-    /// Quiesces the queue: pops nothing more; calls `then` when nothing of it is in flight and all is published.
+    /// Quiesces the queue: pops nothing more; calls `then` when nothing of it is in flight and all is
+    /// published.
     pub fn quiesce(&mut self, id: QueueId, then: Callback) {
         self.list.push_back(Message::Quiesce { id, then });
     }
@@ -133,8 +135,8 @@ impl Commands {
         self.list.push_back(Message::Retry(id));
     }
 
-    /// As [`Self::quiesce`], then drops the queue before it calls `then`. For a queue that is gone already, `then` is
-    /// called at once.
+    /// As [`Self::quiesce`], then drops the queue before it calls `then`. For a queue that is gone already,
+    /// `then` is called at once.
     pub fn remove(&mut self, id: QueueId, then: Callback) {
         self.list.push_back(Message::Remove { id, then });
     }

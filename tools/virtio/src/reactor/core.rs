@@ -164,7 +164,8 @@ impl Core {
     pub fn service(&mut self) {
         if !self.schedule.is_empty(List::Deadline) {
             let queues = &self.queues;
-            self.schedule.expire(self.clock.now(), |slot| deadline(queues, slot));
+            self.schedule
+                .expire(self.clock.now(), |slot| deadline(queues, slot));
         }
         let polled = self.busy.is_worthwhile() && self.waiter.ring().is_some();
         while let Some(slot) = self.schedule.pop(List::Ready) {
@@ -214,8 +215,8 @@ impl Core {
         self.done = done;
     }
 
-    /// Makes one publication and sends at most one interrupt for each queue that has something; or its interrupt is
-    /// pending then.
+    /// Makes one publication and sends at most one interrupt for each queue that has something; or its
+    /// interrupt is pending then.
     pub fn publish(&mut self) {
         self.backlog.begin_round();
         let (mut index, mut backlog) = (0, None);
@@ -234,8 +235,8 @@ impl Core {
         self.backlog.add(backlog);
     }
 
-    /// Queues that leave wait neither for another process nor for what was not begun: their logs have what was in
-    /// flight.
+    /// Queues that leave wait neither for another process nor for what was not begun: their logs have what
+    /// was in flight.
     pub fn abandon_leaving(&mut self) {
         if !self.queues.has_leaving() {
             return;

@@ -10,8 +10,8 @@ use crate::trace::{self, TraceId};
 use crate::waiter::{Ready, Timeout, Waiter};
 
 impl Core {
-    /// While interrupts are pending, polls for more that they may cover, with everything submitted. Returns whether
-    /// something has happened; else no interrupt is pending any more.
+    /// While interrupts are pending, polls for more that they may cover, with everything submitted. Returns
+    /// whether something has happened; else no interrupt is pending any more.
     pub fn coalesce(&mut self) -> bool {
         if self.schedule.is_empty(List::InterruptPending) {
             return false;
@@ -86,7 +86,8 @@ impl Core {
             return false;
         }
         ring.submit();
-        // A queue that waits for a rate limit is serviced at a known moment: until then there is no need to be awake.
+        // A queue that waits for a rate limit is serviced at a known moment: until then there is no need to
+        // be awake.
         let limit = self.until_deadline().at_most();
         if limit.is_some_and(|limit| limit <= self.busy.window()) {
             return false;

@@ -33,7 +33,8 @@ impl ReactorHandle {
         let _ = (&*self.event).write(&1_u64.to_ne_bytes());
     }
 
-    /// Adds an event source. `fd` is read, `width` bytes at a time, whenever it is readable; it is made blocking.
+    /// Adds an event source. `fd` is read, `width` bytes at a time, whenever it is readable; it is made
+    /// blocking.
     pub fn add_event_source(&self, fd: OwnedFd, width: ReadWidth, source: Box<dyn EventSource>) {
         self.send(Message::AddEventSource { fd, width, source });
     }

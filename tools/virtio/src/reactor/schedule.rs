@@ -1,6 +1,7 @@
 //! [`Schedule`]: what a reactor has to do next for which of its queues.
 //!
-//! A queue's state is the set of lists that it is on. Lists hold each queue once at most, and none that was removed.
+//! A queue's state is the set of lists that it is on. Lists hold each queue once at most, and none that was
+//! removed.
 
 /// A queue's place in the reactor's table, used again after its removal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -136,7 +137,8 @@ impl Schedule {
         }
     }
 
-    /// Moves the queues whose deadlines have passed to the ready list, and forgets those that have none any more.
+    /// Moves the queues whose deadlines have passed to the ready list, and forgets those that have none any
+    /// more.
     pub fn expire(&mut self, now: u64, deadline: impl Fn(Slot) -> Option<u64>) {
         self.make_ready(List::Deadline, |slot| deadline(slot).is_some_and(|at| at <= now));
         self.retain(List::Deadline, |slot| deadline(slot).is_some_and(|at| at > now));
@@ -227,20 +229,29 @@ mod tests {
             schedule.insert(List::Deferred, slot);
         }
         schedule.end_round();
-        assert_eq!((slots(&schedule, List::Ready), schedule.len(List::Deferred)), (vec![0], 0));
+        assert_eq!(
+            (slots(&schedule, List::Ready), schedule.len(List::Deferred)),
+            (vec![0], 0)
+        );
     }
 
     #[test]
     fn deadlines_expire_or_are_forgotten() {
         let mut schedule = of(3);
         (0..3).for_each(|slot| schedule.insert(List::Deadline, Slot(slot)));
-        schedule.expire(10, |slot| [Some(10), Some(11), None].into_iter().nth(slot.0 as usize).flatten());
+        schedule.expire(10, |slot| {
+            [Some(10), Some(11), None]
+                .into_iter()
+                .nth(slot.0 as usize)
+                .flatten()
+        });
         assert_eq!(slots(&schedule, List::Ready), [0]);
         assert_eq!(slots(&schedule, List::Deadline), [1]);
     }
 
     proptest! {
-        // Whatever is done to it, a list holds no queue twice and none that was removed, and its states agree.
+        // Whatever is done to it, a list holds no queue twice and none that was removed, and its states
+        // agree.
         #[test]
         fn lists_and_states_agree(
             steps in proptest::collection::vec((0_u8..4, 0_usize..6, 0_u32..4), 0..100),

@@ -34,7 +34,13 @@ impl EventSources {
         self.watch(waiter, fd, ReadWidth::Eight, Watched::Mailbox)
     }
 
-    fn watch(&mut self, waiter: &mut Waiter, fd: RawFd, width: ReadWidth, watched: Watched) -> io::Result<()> {
+    fn watch(
+        &mut self,
+        waiter: &mut Waiter,
+        fd: RawFd,
+        width: ReadWidth,
+        watched: Watched,
+    ) -> io::Result<()> {
         let number = waiter.watch(fd, width)?;
         if self.watched.len() <= number {
             self.watched.resize(number + 1, None);
@@ -80,7 +86,9 @@ impl EventSources {
 
     /// Returns whether one has events.
     pub fn have_events(&self) -> bool {
-        self.sources.iter().any(|registered| registered.source.has_events())
+        self.sources
+            .iter()
+            .any(|registered| registered.source.has_events())
     }
 
     /// Reports a busy poll to all.
@@ -99,6 +107,8 @@ impl EventSources {
 
     /// Disarms all.
     pub fn disarm(&mut self) {
-        self.sources.iter_mut().for_each(|registered| registered.source.disarm());
+        self.sources
+            .iter_mut()
+            .for_each(|registered| registered.source.disarm());
     }
 }

@@ -79,8 +79,8 @@ impl Reactor {
             let busy = core.backends.are_busy();
             let idle = commands.is_empty() && core.is_idle() && !busy;
             if !idle {
-                // Rings whose notifications are disabled are checked all the same, and no interrupt waits for the work
-                // of other queues.
+                // Rings whose notifications are disabled are checked all the same, and no interrupt waits for
+                // the work of other queues.
                 core.signal(None);
                 core.schedule_polled();
             }

@@ -68,7 +68,8 @@ impl Epoll {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
         let milliseconds = match timeout {
             Timeout::Zero => 0,
-            // Rounded up to whole milliseconds: rounded down, the thread would wake too early, again and again.
+            // Rounded up to whole milliseconds: rounded down, the thread would wake too early, again and
+            // again.
             Timeout::AtMost(time) => time
                 .as_nanos()
                 .div_ceil(1_000_000)

@@ -1,7 +1,7 @@
 //! Where a reactor's thread waits: in `io_uring_enter`, or in `epoll_wait` where io_uring is not available.
 //!
-//! Either way a watched descriptor is read when it is readable, so its owner only learns that it was. One that is
-//! shared with another process is polled, never read ([`ReadWidth::Foreign`]).
+//! Either way a watched descriptor is read when it is readable, so its owner only learns that it was. One
+//! that is shared with another process is polled, never read ([`ReadWidth::Foreign`]).
 
 pub mod epoll;
 mod registry;
@@ -26,8 +26,8 @@ pub enum Waiter {
 }
 
 impl Waiter {
-    /// Returns a ring of `entries` submissions if `io_uring` and the system allow it. Else epoll, with the reason in
-    /// the log.
+    /// Returns a ring of `entries` submissions if `io_uring` and the system allow it. Else epoll, with the
+    /// reason in the log.
     ///
     /// # Errors
     /// No descriptors are left.
@@ -50,8 +50,8 @@ impl Waiter {
         }
     }
 
-    /// Watches `fd` and returns its number. Makes it blocking unless it is foreign: a ring completes a read of a
-    /// non-blocking descriptor at once, with EAGAIN.
+    /// Watches `fd` and returns its number. Makes it blocking unless it is foreign: a ring completes a read
+    /// of a non-blocking descriptor at once, with EAGAIN.
     ///
     /// # Errors
     /// The descriptor cannot be watched.
@@ -85,8 +85,8 @@ impl Waiter {
         }
     }
 
-    /// Starts what was pushed and waits until something has happened, or for the timeout. Appends the watches that
-    /// became readable to `ready`.
+    /// Starts what was pushed and waits until something has happened, or for the timeout. Appends the watches
+    /// that became readable to `ready`.
     ///
     /// # Errors
     /// Waiting itself failed.
@@ -97,7 +97,8 @@ impl Waiter {
         }
     }
 
-    /// Keeps the calling thread on a CPU, and the ring's workers on all others; with `None` lets it run anywhere.
+    /// Keeps the calling thread on a CPU, and the ring's workers on all others; with `None` lets it run
+    /// anywhere.
     ///
     /// # Errors
     /// The system refused; then the thread may run anywhere.

@@ -1,9 +1,9 @@
 //! [`Registry`]: what is registered with a ring, files as fixed files, guest RAM as fixed buffers.
 //!
-//! A fixed file saves the kernel the look-up of a descriptor that threads share, a fixed buffer the pinning of a
-//! request's pages. Both are registered for the first queue that uses them and unregistered with the last, since they
-//! hold the file's lock and the guest's pages. Where the kernel or RLIMIT_MEMLOCK refuse, operations name descriptor
-//! and address as without a registry.
+//! A fixed file saves the kernel the look-up of a descriptor that threads share, a fixed buffer the pinning
+//! of a request's pages. Both are registered for the first queue that uses them and unregistered with the
+//! last, since they hold the file's lock and the guest's pages. Where the kernel or RLIMIT_MEMLOCK refuse,
+//! operations name descriptor and address as without a registry.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -74,10 +74,10 @@ impl Registry {
 
     /// Returns the slot of a file.
     pub fn file(&self, fd: RawFd) -> Option<u32> {
-        let index = self.files.iter().position(|file| {
-            file.as_ref()
-                .is_some_and(|file| file.fd == fd && file.registered)
-        })?;
+        let index = self
+            .files
+            .iter()
+            .position(|file| file.as_ref().is_some_and(|file| file.fd == fd && file.registered))?;
         u32::try_from(index).ok()
     }
 

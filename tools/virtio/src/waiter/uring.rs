@@ -1,8 +1,8 @@
-//! [`Uring`]: an io_uring that carries operations by tag and watches descriptors. A reactor's thread waits in it: I/O
-//! and watched descriptors complete in one `io_uring_enter`.
+//! [`Uring`]: an io_uring that carries operations by tag and watches descriptors. A reactor's thread waits in
+//! it: I/O and watched descriptors complete in one `io_uring_enter`.
 //!
-//! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). How an
-//! operation becomes a submission queue entry is its device's business.
+//! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). How
+//! an operation becomes a submission queue entry is its device's business.
 
 use std::collections::VecDeque;
 use std::io;
@@ -54,12 +54,13 @@ impl Watch {
         entry.user_data(data)
     }
 
-    /// Returns whether a multishot poll watches it, and it is never read. A uio driver counts its interrupts and has
-    /// only a blocking `read` to report a change. io_uring must not issue that read: it finds the file readable, gets
-    /// EAGAIN and retries 128 times (some 200 000 instructions) before it hands the read to a thread. All that
-    /// matters is that there was an interrupt, which a multishot poll reports at each wake-up without being armed
-    /// again. A foreign eventfd may be non-blocking, for which a read of io_uring completes at once; its count grows,
-    /// which takes ages to matter, or does what the other process wants, which harms that process alone.
+    /// Returns whether a multishot poll watches it, and it is never read. A uio driver counts its interrupts
+    /// and has only a blocking `read` to report a change. io_uring must not issue that read: it finds the
+    /// file readable, gets EAGAIN and retries 128 times (some 200 000 instructions) before it hands the read
+    /// to a thread. All that matters is that there was an interrupt, which a multishot poll reports at each
+    /// wake-up without being armed again. A foreign eventfd may be non-blocking, for which a read of io_uring
+    /// completes at once; its count grows, which takes ages to matter, or does what the other process wants,
+    /// which harms that process alone.
     fn is_polled(&self) -> bool {
         self.width != ReadWidth::Eight
     }
@@ -166,8 +167,8 @@ impl Uring {
     /// Submits an operation; it starts at the next [`Self::submit`] or [`Self::wait`] at the latest.
     ///
     /// # Safety
-    /// Until its [`Completion`] was reaped or the ring was dropped, all memory and descriptors that the entry names
-    /// stay valid.
+    /// Until its [`Completion`] was reaped or the ring was dropped, all memory and descriptors that the entry
+    /// names stay valid.
     pub unsafe fn push(&mut self, entry: squeue::Entry, tag: u64) {
         let entry = entry.user_data(tag & !WATCH);
         // Behind the backlog, so that no operation is overtaken for ever.
@@ -191,8 +192,8 @@ impl Uring {
         done.append(&mut self.done);
     }
 
-    /// Reads from `fd`, which must be blocking unless it is foreign, whenever it is readable, until that fails.
-    /// Returns the watch's number.
+    /// Reads from `fd`, which must be blocking unless it is foreign, whenever it is readable, until that
+    /// fails. Returns the watch's number.
     pub fn watch(&mut self, fd: RawFd, width: ReadWidth) -> usize {
         let free = self.free_watches.pop().unwrap_or(self.watches.len());
         match self.watches.get_mut(free) {
@@ -203,16 +204,16 @@ impl Uring {
         free
     }
 
-    /// Stops polling a foreign descriptor, which may be closed afterwards. Its number is used again once the last
-    /// completion of the poll has arrived.
+    /// Stops polling a foreign descriptor, which may be closed afterwards. Its number is used again once the
+    /// last completion of the poll has arrived.
     pub fn unwatch(&mut self, number: usize) {
         if let Some(watch) = self.watches.get_mut(number) {
             watch.leaving = true;
         }
         let entry = opcode::PollRemove::new(WATCH | number as u64).build();
         self.enqueue_watch(&entry.user_data(UNWATCHED));
-        // Afterwards no entry in the queue names the descriptor. What cannot be submitted now is submitted later: a
-        // poll too many does no harm.
+        // Afterwards no entry in the queue names the descriptor. What cannot be submitted now is submitted
+        // later: a poll too many does no harm.
         let _ = self.ring.submit();
     }
 
@@ -230,8 +231,8 @@ impl Uring {
         }
     }
 
-    /// Returns whether something has completed, or will when the ring is entered, that was not reaped yet. No system
-    /// call.
+    /// Returns whether something has completed, or will when the ring is entered, that was not reaped yet. No
+    /// system call.
     pub fn is_ready(&mut self) -> bool {
         if !self.done.is_empty() || !self.ring.completion().is_empty() {
             return true;
@@ -240,8 +241,8 @@ impl Uring {
         queue.taskrun() || queue.cq_overflow()
     }
 
-    /// Starts what was pushed and waits until something has completed, or for the timeout. Appends the watches that
-    /// became readable to `ready`; completed operations are left for [`Self::reap`].
+    /// Starts what was pushed and waits until something has completed, or for the timeout. Appends the
+    /// watches that became readable to `ready`; completed operations are left for [`Self::reap`].
     ///
     /// # Errors
     /// `io_uring_enter` failed.
@@ -271,7 +272,8 @@ impl Uring {
         match entered {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
-                // Timed out; interrupted; or completions must be taken, or memory be free, before more is accepted.
+                // Timed out; interrupted; or completions must be taken, or memory be free, before more is
+                // accepted.
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
                 _ => Err(error),
             },
@@ -306,7 +308,8 @@ impl Uring {
                     continue;
                 }
             }
-            // A multishot poll stays armed, unless completions were lost; armed again, it begins with what is there.
+            // A multishot poll stays armed, unless completions were lost; armed again, it begins with what is
+            // there.
             if !cqueue::more(entry.flags()) {
                 self.rearm.push(number);
             }

@@ -11,8 +11,8 @@ pub enum ReadWidth {
     Four,
     /// An `eventfd` of this process: eight bytes. It is made blocking.
     Eight,
-    /// A descriptor shared with another process is polled, never read: the read could block. Its flags stay as they
-    /// are; each time it becomes readable counts once.
+    /// A descriptor shared with another process is polled, never read: the read could block. Its flags stay
+    /// as they are; each time it becomes readable counts once.
     Foreign,
 }
 
