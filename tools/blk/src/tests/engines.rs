@@ -47,7 +47,7 @@ fn rig_on(dir: &TempDir, kind: EngineKind, cache: HostCache, sectors: u64) -> Ri
 
 fn attach(rig: &mut Rig) {
     let disk = rig.queue().disk().clone();
-    rig.engine.get().attach(&disk, &rig.ram);
+    rig.engine.get().attach(disk.backing(), &rig.ram);
 }
 
 fn out(rig: &mut Rig, sector: u64, addr: u64, len: u32) {
@@ -278,15 +278,15 @@ fn registration_ends_with_the_last_user() {
     };
     let rig = Rig::closed(EngineKind::IoUring, 16, 0, false);
     let disk = open_soon(&rig.config);
-    ring.attach(&disk, &rig.ram);
-    ring.attach(&disk, &rig.ram);
+    ring.attach(disk.backing(), &rig.ram);
+    ring.attach(disk.backing(), &rig.ram);
     let registered = ring.registered();
     assert_eq!(registered.0, 1, "a fixed file");
-    ring.detach(&disk, &rig.ram);
+    ring.detach(disk.backing(), &rig.ram);
     assert_eq!(ring.registered(), registered);
     let weak = Arc::downgrade(&rig.ram);
     let users = weak.strong_count();
-    ring.detach(&disk, &rig.ram);
+    ring.detach(disk.backing(), &rig.ram);
     assert_eq!(ring.registered(), (0, 0));
     assert!(weak.strong_count() < users || registered.1 == 0);
     drop(disk);
