@@ -1,5 +1,5 @@
-//! [`Control`]: a disk's settings that can change while its queues are active. Lock-free: the queues read them, any thread
-//! sets them.
+//! [`Control`]: a disk's settings that can change while its queues are active. Lock-free: the queues read
+//! them, any thread sets them.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -16,8 +16,8 @@ pub enum OnError {
     /// The guest gets IOERR.
     #[default]
     Report,
-    /// The request stays in flight and its queue pops no more, until it is retried. A failed `fdatasync` is reported all
-    /// the same: a retry does not bring back the pages that the kernel has dropped.
+    /// The request stays in flight and its queue pops no more, until it is retried. A failed `fdatasync` is
+    /// reported all the same: a retry does not bring back the pages that the kernel has dropped.
     Stop,
 }
 
@@ -56,14 +56,15 @@ impl Default for Control {
 }
 
 impl Control {
-    /// Returns the `writeback` byte of the configuration space (5.2.5): whether completed writes may stay in a cache until
-    /// a flush, where the driver can choose (CONFIG_WCE).
+    /// Returns the `writeback` byte of the configuration space (5.2.5): whether completed writes may stay in
+    /// a cache until a flush, where the driver can choose (CONFIG_WCE).
     #[must_use]
     pub fn writeback(&self) -> bool {
         self.writeback.load(Ordering::Relaxed)
     }
 
-    /// Sets the `writeback` byte. Returns whether it has changed; the caller then schedules the disk's queues.
+    /// Sets the `writeback` byte. Returns whether it has changed; the caller then schedules the disk's
+    /// queues.
     pub fn set_writeback(&self, writeback: bool) -> bool {
         self.writeback.swap(writeback, Ordering::Relaxed) != writeback
     }
@@ -78,15 +79,15 @@ impl Control {
         }
     }
 
-    /// Sets what happens to requests that fail from now on. Requests that are already held are retried only by
-    /// [`ReactorHandle::retry`](crate::ReactorHandle::retry).
+    /// Sets what happens to requests that fail from now on. Requests that are already held are retried only
+    /// by [`ReactorHandle::retry`](crate::ReactorHandle::retry).
     pub fn set_on_error(&self, on_error: OnError) {
         self.stop_on_error
             .store(on_error == OnError::Stop, Ordering::Relaxed);
     }
 
-    /// Sets the callback for a queue that stops because of a failed request. It runs on the reactor's thread. Only the
-    /// first call has an effect.
+    /// Sets the callback for a queue that stops because of a failed request. It runs on the reactor's thread.
+    /// Only the first call has an effect.
     pub fn on_stop(&self, callback: Box<dyn Fn() + Send + Sync>) {
         let _ = self.stopped.callback.set(callback);
     }

@@ -1,8 +1,8 @@
-//! How image files are opened: with this process's own rights ([`LocalOpener`]), or by a more privileged process that
-//! sends the descriptor.
+//! How image files are opened: with this process's own rights ([`LocalOpener`]), or by a more privileged
+//! process that sends the descriptor.
 //!
-//! A daemon that has dropped its privileges opens nothing itself. Either way each open file description is opened once
-//! and for one disk, so the locks on it mean the same.
+//! A daemon that has dropped its privileges opens nothing itself. Either way each open file description is
+//! opened once and for one disk, so the locks on it mean the same.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;

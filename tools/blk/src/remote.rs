@@ -1,9 +1,9 @@
 //! Disks that another process serves, and the engine that reaches it.
 //!
-//! A [`RemoteDisk`] starts a [`RemoteEngine`] for each reactor that has queues of it. The engine takes operations as any
-//! other and completes them when the server does; if the server dies, they wait for the next one. The disk may be
-//! resized meanwhile ([`RemoteDisk::on_resize`]). A [`Connector`] finds such disks; it is part of the
-//! [`OpenContext`](crate::OpenContext).
+//! A [`RemoteDisk`] starts a [`RemoteEngine`] for each reactor that has queues of it. The engine takes
+//! operations as any other and completes them when the server does; if the server dies, they wait for the
+//! next one. The disk may be resized meanwhile ([`RemoteDisk::on_resize`]). A [`Connector`] finds such disks;
+//! it is part of the [`OpenContext`](crate::OpenContext).
 
 use std::fs::File;
 use std::io;
@@ -20,7 +20,8 @@ const PREFIX: &str = "vhost-user:";
 
 /// A disk that another process serves.
 pub trait RemoteDisk: RemoteImage {
-    /// Registers the callback for a change of size, in place of the previous one. It runs on a thread of the disk.
+    /// Registers the callback for a change of size, in place of the previous one. It runs on a thread of the
+    /// disk.
     fn on_resize(&self, resized: Box<dyn Fn() + Send + Sync>);
     /// Starts an engine for buffers in this memory.
     ///
@@ -31,8 +32,8 @@ pub trait RemoteDisk: RemoteImage {
 
 /// An engine whose operations another process carries out.
 pub trait RemoteEngine: Engine {
-    /// Returns a descriptor that becomes readable when there may be completions to [`Engine::reap`]. It is polled and
-    /// never read.
+    /// Returns a descriptor that becomes readable when there may be completions to [`Engine::reap`]. It is
+    /// polled and never read.
     fn event(&self) -> Arc<File>;
 
     /// Returns whether there are completions to reap, without a system call.
@@ -41,8 +42,9 @@ pub trait RemoteEngine: Engine {
     /// Enables the event before the thread sleeps. Returns `true` if there are completions already.
     fn arm(&mut self) -> bool;
 
-    /// Drops the operations whose tags have these high 48 bits, if no server can still access their buffers. Returns
-    /// `false` if one can: it gets a limited time to finish, and [`Self::event`] signals the end of it.
+    /// Drops the operations whose tags have these high 48 bits, if no server can still access their buffers.
+    /// Returns `false` if one can: it gets a limited time to finish, and [`Self::event`] signals the end of
+    /// it.
     fn abandon(&mut self, tag_base: u64) -> bool;
 }
 

@@ -1,7 +1,9 @@
-//! Decodes block requests from a private copy of their header (5.2.6). Pure: it accesses neither guest memory nor files.
+//! Decodes block requests from a private copy of their header (5.2.6). Pure: it accesses neither guest memory
+//! nor files.
 //!
-//! [`Header`] is parsed from the 16 bytes copied off the chain, [`plan`] turns it and the lengths into a [`Plan`].
-//! The ranges of a discard or a write-zeroes request are [`Segment`]s, parsed and checked one by one.
+//! [`Header`] is parsed from the 16 bytes copied off the chain, [`plan`] turns it and the lengths into a
+//! [`Plan`]. The ranges of a discard or a write-zeroes request are [`Segment`]s, parsed and checked one by
+//! one.
 
 use crate::virtio::{
     RequestStatus, SECTOR_SIZE, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
@@ -125,7 +127,8 @@ impl Segment {
     }
 }
 
-/// Decides what a request requires. `readable` and `writable` are the bytes of data, without header and status.
+/// Decides what a request requires. `readable` and `writable` are the bytes of data, without header and
+/// status.
 #[must_use]
 pub fn plan(header: Header, readable: u64, writable: u64, limits: Limits, negotiated: Negotiated) -> Plan {
     match header.kind {

@@ -267,8 +267,8 @@ fn worker(options: &Options) -> anyhow::Result<()> {
     }
 
     let servers = broker.clone();
-    let reach: ringvhost::front::Reach = Arc::new(move |path: &std::path::Path| servers.connect(path));
-    let driver = ringvhost::front::Driver::new(reach).with_io_uring(!options.no_io_uring);
+    let connect: ringvhost::front::ConnectFn = Arc::new(move |path: &std::path::Path| servers.connect(path));
+    let driver = ringvhost::front::Driver::new(connect).with_io_uring(!options.no_io_uring);
     images.connector = Some(Arc::new(driver));
 
     // From here on without rights.

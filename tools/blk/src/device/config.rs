@@ -13,8 +13,8 @@ pub const WRITEBACK: usize = 32;
 /// `size_max`: the device could take larger segments, but no driver makes them.
 const SIZE_MAX: u32 = 4 << 20;
 
-/// Returns the configuration space of a disk with `queues` queues of up to `queue_max` entries. Padding and the fields of
-/// features that are not offered are zero.
+/// Returns the configuration space of a disk with `queues` queues of up to `queue_max` entries. Padding and
+/// the fields of features that are not offered are zero.
 #[must_use]
 pub fn config(disk: &Disk, queue_max: u16, queues: u16) -> [u8; CONFIG_LEN] {
     let mut bytes = [0; CONFIG_LEN];
@@ -61,8 +61,9 @@ pub fn capacity(disk: &Disk) -> (usize, [u8; 8]) {
     (0, disk.capacity().to_le_bytes())
 }
 
-/// Applies the driver's writes to the configuration space, given its current contents. Returns whether a setting has
-/// changed; the caller then schedules the disk's queues. Called before queues are made and when the driver writes.
+/// Applies the driver's writes to the configuration space, given its current contents. Returns whether a
+/// setting has changed; the caller then schedules the disk's queues. Called before queues are made and when
+/// the driver writes.
 pub fn driver_wrote(disk: &Disk, features: u64, config: &[u8]) -> bool {
     let may_write = features & feature(VIRTIO_BLK_F_CONFIG_WCE) != 0;
     match config.get(WRITEBACK) {

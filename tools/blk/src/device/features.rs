@@ -14,7 +14,8 @@ pub const fn feature(number: u32) -> u64 {
     1 << number
 }
 
-/// Returns the features that the device offers for a disk with `queues` queues. It works with any subset of them.
+/// Returns the features that the device offers for a disk with `queues` queues. It works with any subset of
+/// them.
 #[must_use]
 pub fn features(disk: &Disk, queues: u16) -> u64 {
     let always = [

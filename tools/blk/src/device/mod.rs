@@ -1,5 +1,5 @@
-//! What the transport shows of a block device: the features that it offers (5.2.3) and its configuration space (5.2.4),
-//! with the topology of the host's device.
+//! What the transport shows of a block device: the features that it offers (5.2.3) and its configuration
+//! space (5.2.4), with the topology of the host's device.
 
 mod config;
 mod features;

@@ -97,8 +97,8 @@ impl Disk {
         ))
     }
 
-    /// Returns a drive without a medium: its capacity is 0, so that every transfer fails, until another disk takes its
-    /// place.
+    /// Returns a drive without a medium: its capacity is 0, so that every transfer fails, until another disk
+    /// takes its place.
     #[must_use]
     pub fn absent() -> Arc<Self> {
         let (config, serial) = (DiskConfig::default(), [0; VIRTIO_BLK_ID_BYTES]);
@@ -124,8 +124,8 @@ impl Disk {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Changes the size of the image and the capacity. A block device cannot be resized so, and a qcow2 image only
-    /// grows. The caller updates the configuration space, see [`crate::device::capacity`].
+    /// Changes the size of the image and the capacity. A block device cannot be resized so, and a qcow2 image
+    /// only grows. The caller updates the configuration space, see [`crate::device::capacity`].
     ///
     /// # Errors
     /// The image cannot have this size, or it is not a number of sectors.
@@ -135,8 +135,8 @@ impl Disk {
         self.reread_capacity().map(drop)
     }
 
-    /// Reads the image's size again. Returns whether the capacity has changed; the caller then updates the configuration
-    /// space, see [`crate::device::capacity`].
+    /// Reads the image's size again. Returns whether the capacity has changed; the caller then updates the
+    /// configuration space, see [`crate::device::capacity`].
     ///
     /// # Errors
     /// The size cannot be read or is not a number of sectors; the capacity stays as it was.
@@ -171,7 +171,8 @@ impl Disk {
         self.backing.remote.as_ref()
     }
 
-    /// Returns how many times writes of [`Self::run_blocking`] may have been lost with a server that went down.
+    /// Returns how many times writes of [`Self::run_blocking`] may have been lost with a server that went
+    /// down.
     #[must_use]
     pub fn write_losses(&self) -> u64 {
         self.remote().map_or(0, |remote| remote.write_losses())
@@ -232,8 +233,8 @@ impl Disk {
         self.raw().map_or(-1, RawFile::fd)
     }
 
-    /// Returns whether an `fdatasync` has failed. The kernel reports such an error once and drops the pages, so earlier
-    /// writes cannot be called durable any more, until the image is opened again.
+    /// Returns whether an `fdatasync` has failed. The kernel reports such an error once and drops the pages,
+    /// so earlier writes cannot be called durable any more, until the image is opened again.
     #[must_use]
     pub fn sync_failed(&self) -> bool {
         self.sync_failed.load(Ordering::Relaxed)

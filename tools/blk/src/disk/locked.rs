@@ -1,7 +1,7 @@
 //! Opening a file or block device and locking it.
 //!
-//! The lock is on the open file description and keeps two writers apart. Requests that the kernel still runs for a dead
-//! daemon hold that description, so a granted lock also proves that they have ended.
+//! The lock is on the open file description and keeps two writers apart. Requests that the kernel still runs
+//! for a dead daemon hold that description, so a granted lock also proves that they have ended.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -17,8 +17,8 @@ use crate::opener::Opener;
 /// Time between two attempts to get a lock.
 const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Opens a file or block device and locks it for this owner. Retries while it is locked, until the deadline; `None` is
-/// no deadline.
+/// Opens a file or block device and locks it for this owner. Retries while it is locked, until the deadline;
+/// `None` is no deadline.
 ///
 /// # Errors
 /// It is locked, cannot be opened, or is neither a file nor a block device.
@@ -83,8 +83,8 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<bool, DiskError> {
     })
 }
 
-/// Returns whether another attempt may succeed. EACCES is not among these: it is a conflict only where a file system
-/// reports a lock so, and otherwise a missing permission.
+/// Returns whether another attempt may succeed. EACCES is not among these: it is a conflict only where a file
+/// system reports a lock so, and otherwise a missing permission.
 fn is_busy(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY))
 }

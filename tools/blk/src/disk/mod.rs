@@ -1,5 +1,5 @@
-//! Disks: their configuration ([`config`]), opening and locking their images ([`open`], `locked`), an open disk
-//! ([`handle`]) and I/O on the calling thread (`blocking`).
+//! Disks: their configuration ([`config`]), opening and locking their images ([`open`],
+//! `locked`), an open disk ([`handle`]) and I/O on the calling thread (`blocking`).
 
 mod blocking;
 pub mod config;

@@ -1,7 +1,7 @@
 //! Opening disks.
 //!
-//! [`Disk::open`] refuses what cannot work with a message that names the image. [`OpenContext`] is what opening needs
-//! of its surroundings: who opens files, and who finds remote disks.
+//! [`Disk::open`] refuses what cannot work with a message that names the image. [`OpenContext`] is what
+//! opening needs of its surroundings: who opens files, and who finds remote disks.
 
 use std::fmt;
 use std::path::Path;
@@ -19,8 +19,8 @@ use crate::image::synthetic::Synthetic;
 use crate::opener::{LocalOpener, Opener};
 use crate::remote::{self, Connector, KnownGeometry, RemoteDisk};
 
-/// What opening a disk needs of its surroundings. The default opens files with this process's own rights and knows no
-/// remote disks.
+/// What opening a disk needs of its surroundings. The default opens files with this process's own rights and
+/// knows no remote disks.
 #[derive(Clone)]
 pub struct OpenContext {
     /// Opens image files.
@@ -47,8 +47,9 @@ impl fmt::Debug for OpenContext {
 /// How to open a disk, beside its configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct OpenOptions {
-    /// Names the disk's user across restarts of the daemon, e.g. a number made of zone and slot. Readers share a lock,
-    /// but two of the same owner exclude each other, so that a read-only disk is not taken over too early.
+    /// Names the disk's user across restarts of the daemon, e.g. a number made of zone and slot. Readers
+    /// share a lock, but two of the same owner exclude each other, so that a read-only disk is not taken over
+    /// too early.
     pub owner: Option<u64>,
     /// How long to wait for a lock that another process holds.
     pub wait: Duration,
@@ -103,8 +104,8 @@ impl Disk {
         Self::new(Backing::local(image), config, serial)
     }
 
-    /// Returns a disk in place of a device that is closed or cannot be opened, until another disk takes its place: it
-    /// has this geometry, and its queues start nothing.
+    /// Returns a disk in place of a device that is closed or cannot be opened, until another disk takes its
+    /// place: it has this geometry, and its queues start nothing.
     ///
     /// # Errors
     /// The serial is too long, or the size is not a number of sectors.
@@ -114,7 +115,8 @@ impl Disk {
     }
 }
 
-/// Connects to a remote disk; if its server is down and the geometry is known, the disk's requests wait for the server.
+/// Connects to a remote disk; if its server is down and the geometry is known, the disk's requests wait for
+/// the server.
 fn connect(
     config: &DiskConfig,
     context: &OpenContext,

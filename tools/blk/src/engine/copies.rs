@@ -1,8 +1,9 @@
-//! Large transfers from and to files in memory, which the reactor's thread copies itself, a limited amount in each round.
+//! Large transfers from and to files in memory, which the reactor's thread copies itself, a limited amount in
+//! each round.
 //!
-//! Such a transfer is a copy whichever thread does it; waking a kernel thread for it takes as long as copying some hundred
-//! KiB. Between rounds the reactor serves the other queues. The transfers of one queue run one after the other, so that
-//! each completes as early as it can; queues take turns.
+//! Such a transfer is a copy whichever thread does it; waking a kernel thread for it takes as long as copying
+//! some hundred KiB. Between rounds the reactor serves the other queues. The transfers of one queue run one
+//! after the other, so that each completes as early as it can; queues take turns.
 
 use std::collections::VecDeque;
 
@@ -93,7 +94,8 @@ impl Copies {
         self.queues.clear();
     }
 
-    /// Drops the transfers of the queue that has this tag, and returns how many. Their buffers are not touched any more.
+    /// Drops the transfers of the queue that has this tag, and returns how many. Their buffers are not
+    /// touched any more.
     pub fn abandon(&mut self, tag: u64) -> u16 {
         let index = self.queues.iter().position(|queue| queue.queue == queue_of(tag));
         let Some(mut queue) = index.and_then(|index| self.queues.remove(index)) else {

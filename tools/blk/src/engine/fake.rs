@@ -1,5 +1,5 @@
-//! An engine over an image in memory that a test controls: it holds operations back, reorders them, transfers too little,
-//! fails, and loses what was not synced in a power cut.
+//! An engine over an image in memory that a test controls: it holds operations back, reorders them, transfers
+//! too little, fails, and loses what was not synced in a power cut.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -69,7 +69,8 @@ impl FakeEngine {
         self.0.borrow_mut().hold = hold;
     }
 
-    /// From now on syncs and durable writes complete, but nothing becomes durable: tests of durability must notice it.
+    /// From now on syncs and durable writes complete, but nothing becomes durable: tests of durability must
+    /// notice it.
     pub fn lie(&self) {
         self.0.borrow_mut().lie = true;
     }

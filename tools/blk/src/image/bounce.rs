@@ -1,4 +1,5 @@
-//! [`Bounce`]: an aligned buffer of the daemon's between guest memory and an image, where the guest's own cannot be used.
+//! [`Bounce`]: an aligned buffer of the daemon's between guest memory and an image, where the guest's own
+//! cannot be used.
 
 use std::alloc::{self, Layout};
 use std::ptr::NonNull;
@@ -17,8 +18,9 @@ pub struct Bounce {
 }
 
 impl Bounce {
-    /// Allocates at least `len` bytes, but not more than [`BOUNCE_MAX`]. Aborts the process if there is no memory, as any
-    /// other allocation does: the guest must not see it as an error of the image, and the next daemon runs the request.
+    /// Allocates at least `len` bytes, but not more than [`BOUNCE_MAX`]. Aborts the process if there is no
+    /// memory, as any other allocation does: the guest must not see it as an error of the image, and the next
+    /// daemon runs the request.
     pub fn new(len: u64) -> Self {
         let size = usize::try_from(len)
             .unwrap_or(BOUNCE_MAX)
@@ -52,8 +54,8 @@ impl Drop for Bounce {
 pub unsafe fn gather(parts: &[IoVec], skip: u64, to: &mut [u8]) -> usize {
     each(parts, skip, to.len(), |guest, at, len| {
         if let Some(to) = to.get_mut(at..at + len) {
-            // SAFETY: inside a valid buffer. A guest that writes to it meanwhile gets mixed bytes, but no reference to it
-            // is ever formed.
+            // SAFETY: inside a valid buffer. A guest that writes to it meanwhile gets mixed bytes, but no
+            // reference to it is ever formed.
             unsafe { guest.copy_to_nonoverlapping(to.as_mut_ptr(), len) };
         }
     })
@@ -72,7 +74,8 @@ pub unsafe fn scatter(from: &[u8], parts: &[IoVec], skip: u64) -> usize {
     })
 }
 
-/// Calls `copy(guest, at, len)` for each contiguous part of `len` bytes of the buffers, beginning `skip` bytes into them.
+/// Calls `copy(guest, at, len)` for each contiguous part of `len` bytes of the buffers, beginning `skip`
+/// bytes into them.
 fn each(parts: &[IoVec], skip: u64, len: usize, mut copy: impl FnMut(*mut u8, usize, usize)) -> usize {
     let mut skip = skip;
     let mut at = 0;

@@ -1,15 +1,17 @@
-//! [`Guarded`]: a copy to or from a shared file mapping that fails, instead of ending the process, when a page is gone.
+//! [`Guarded`]: a copy to or from a shared file mapping that fails, instead of ending the process, when a
+//! page is gone.
 //!
-//! Touching a mapping raises SIGBUS where the file has been truncated, its file system in memory has no page left, or the
-//! machine has lost the page. So the copy is a few instructions at known addresses, and a handler of SIGBUS resumes
-//! behind them if it interrupted one of these. Any other SIGBUS has its previous effect.
+//! Touching a mapping raises SIGBUS where the file has been truncated, its file system in memory has no page
+//! left, or the machine has lost the page. So the copy is a few instructions at known addresses, and a
+//! handler of SIGBUS resumes behind them if it interrupted one of these. Any other SIGBUS has its previous
+//! effect.
 
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::sync::OnceLock;
 
-// `ringblk_copy(to, from, bytes)`: returns 0, or 1 if SIGBUS interrupted it anywhere up to `ringblk_copy_failed`. It does
-// not use the stack, so the handler can resume there.
+// `ringblk_copy(to, from, bytes)`: returns 0, or 1 if SIGBUS interrupted it anywhere up to
+// `ringblk_copy_failed`. It does not use the stack, so the handler can resume there.
 #[cfg(target_arch = "aarch64")]
 std::arch::global_asm!(
     ".pushsection .text.ringblk_copy, \"ax\"",
@@ -144,8 +146,8 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
             handler(signal, info, context);
         }
         _ => {
-            // SAFETY: zeroes are SIG_DFL with no flags. The instruction is retried and ends the process; a signal that was
-            // sent is raised again.
+            // SAFETY: zeroes are SIG_DFL with no flags. The instruction is retried and ends the process; a
+            // signal that was sent is raised again.
             unsafe {
                 let default: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(libc::SIGBUS, &raw const default, std::ptr::null_mut());
@@ -234,7 +236,8 @@ mod tests {
         unsafe { libc::munmap(at.cast(), 3 * 65536) };
     }
 
-    // As without this handler, the process ends: by an access that is not a guarded copy, or by a signal that was sent.
+    // As without this handler, the process ends: by an access that is not a guarded copy, or by a signal that
+    // was sent.
     #[test]
     fn any_other_sigbus_ends_the_process() {
         let name = "image::copy::tests::any_other_sigbus_ends_the_process";

@@ -1,9 +1,10 @@
 //! Raw images: a file or block device, the operations on it, and fallbacks where it lacks one.
 //!
-//! A file is either read and written around the page cache (O_DIRECT) or through it, never both: a buffered write of
-//! one sector brings its page into the cache, and the page's write-back later undoes direct writes to the sectors next
-//! to it. So O_DIRECT is used only where the file takes every request that a guest can make, at any sector; buffers that
-//! are not aligned are copied through a [`Bounce`]. A file in memory is [`Mapped`] where possible.
+//! A file is either read and written around the page cache (O_DIRECT) or through it, never both: a buffered
+//! write of one sector brings its page into the cache, and the page's write-back later undoes direct writes
+//! to the sectors next to it. So O_DIRECT is used only where the file takes every request that a guest can
+//! make, at any sector; buffers that are not aligned are copied through a [`Bounce`]. A file in memory is
+//! [`Mapped`] where possible.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -119,7 +120,8 @@ impl RawFile {
         (&self.file).seek(SeekFrom::End(0))
     }
 
-    /// Returns how many chunks are mapped, and how many of them for writing; `None` if the file is not mapped.
+    /// Returns how many chunks are mapped, and how many of them for writing; `None` if the file is not
+    /// mapped.
     #[cfg(test)]
     pub(crate) fn mapped(&self) -> Option<[usize; 2]> {
         self.mapped.as_ref().map(Mapped::count)
@@ -142,7 +144,8 @@ impl RawFile {
         }
     }
 
-    /// Returns whether the file accepts a transfer between these buffers and this offset without a bounce buffer.
+    /// Returns whether the file accepts a transfer between these buffers and this offset without a bounce
+    /// buffer.
     #[must_use]
     pub fn accepts(&self, parts: &[IoVec], offset: u64) -> bool {
         let aligned = |value: u64| value.is_multiple_of(DIRECT_ALIGN);
@@ -271,7 +274,8 @@ impl RawFile {
         if !self.memory {
             return punch(offset, len);
         }
-        // A thread that touches one of the pages meanwhile waits for the system call, and that may be the reactor.
+        // A thread that touches one of the pages meanwhile waits for the system call, and that may be the
+        // reactor.
         let (mut start, end) = (offset, offset.saturating_add(len));
         while start < end {
             // At a page boundary: a page that is punched in two parts is not deallocated.
@@ -286,7 +290,8 @@ impl RawFile {
     }
 
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        // A device that cannot unmap to zeroes refuses, and so does one whose blocks are larger than the range's.
+        // A device that cannot unmap to zeroes refuses, and so does one whose blocks are larger than the
+        // range's.
         if unmap && is_supported(self.punch(offset, len))? {
             return Ok(());
         }
@@ -323,7 +328,8 @@ impl Drop for RawFile {
     }
 }
 
-/// Returns whether the operation was done; `false` if it is not supported, so that the caller falls back to another.
+/// Returns whether the operation was done; `false` if it is not supported, so that the caller falls back to
+/// another.
 fn is_supported(result: io::Result<()>) -> io::Result<bool> {
     match result {
         Ok(()) => Ok(true),

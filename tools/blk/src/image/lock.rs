@@ -1,6 +1,7 @@
-//! Locks on images: open-file-description locks, released with the last reference to the open file. Requests that the
-//! kernel still runs for a dead process hold a reference, as do its threads in the middle of a system call and an io_uring
-//! with the file registered. So a granted lock proves that all of them have ended.
+//! Locks on images: open-file-description locks, released with the last reference to the open file. Requests
+//! that the kernel still runs for a dead process hold a reference, as do its threads in the middle of a
+//! system call and an io_uring with the file registered. So a granted lock proves that all of them have
+//! ended.
 
 use std::fs::File;
 use std::io;

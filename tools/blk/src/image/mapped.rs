@@ -1,15 +1,17 @@
 //! [`Mapped`]: a mapping of a file in memory, so that a transfer is a copy and not a system call.
 //!
-//! The address range is mapped when the file is opened; pages are populated in chunks of 256 KiB, each when it pays: at its
-//! first large transfer, or after some small ones. For reading, one fault maps many pages; for writing, each page takes a
-//! fault, and a page that was mapped for reading takes a second one, with a broadcast TLBI, when it is first written. So
-//! these are two states. Only a whole chunk without holes is populated: touching a hole in a mapping allocates it, even
-//! for a read. For the rest the caller uses system calls, which see the same pages: chunks with holes, the file's end, what
-//! lies outside of the mapping, and copies that failed, because the system call reports why.
+//! The address range is mapped when the file is opened; pages are populated in chunks of 256 KiB, each when
+//! it pays: at its first large transfer, or after some small ones. For reading, one fault maps many pages;
+//! for writing, each page takes a fault, and a page that was mapped for reading takes a second one, with a
+//! broadcast TLBI, when it is first written. So these are two states. Only a whole chunk without holes is
+//! populated: touching a hole in a mapping allocates it, even for a read. For the rest the caller uses system
+//! calls, which see the same pages: chunks with holes, the file's end, what lies outside of the mapping, and
+//! copies that failed, because the system call reports why.
 //!
-//! A chunk can change at any time, because other processes can open the file. A hole punched after its chunk was populated
-//! is allocated again by the next transfer, unless [`Mapped::invalidate`] was called. Where the file was truncated a copy
-//! fails ([`super::copy`]), except up to the end of the last page, which reads zero and keeps nothing.
+//! A chunk can change at any time, because other processes can open the file. A hole punched after its chunk
+//! was populated is allocated again by the next transfer, unless [`Mapped::invalidate`] was called. Where the
+//! file was truncated a copy fails ([`super::copy`]), except up to the end of the last page, which reads zero
+//! and keeps nothing.
 
 use std::fs::File;
 use std::io;
@@ -23,8 +25,8 @@ use crate::memory::IoVec;
 
 /// Bytes of a chunk: 64 pages of 4 KiB, populated by one system call.
 pub const CHUNK: u64 = 256 << 10;
-/// Bytes of a transfer that makes its chunk worth populating at once. It is less than the 64 KiB of a piece, because few
-/// pieces are full where the buffers have odd sizes.
+/// Bytes of a transfer that makes its chunk worth populating at once. It is less than the 64 KiB of a piece,
+/// because few pieces are full where the buffers have odd sizes.
 const LARGE: u64 = 32 << 10;
 /// Smaller reads after which a chunk is populated for reading: they cost about what populating does.
 const READS_BEFORE_MAP: u8 = 8;
@@ -34,8 +36,8 @@ const WRITES_BEFORE_MAP: u8 = 64;
 const MAPPING_MIN: u64 = 1 << 30;
 const FILE_MAX: u64 = 1 << 40;
 
-/// State of a chunk: populated for reading, or for reading and writing. The other bits count the small transfers by system
-/// call since the state last changed or the chunk was found to have holes.
+/// State of a chunk: populated for reading, or for reading and writing. The other bits count the small
+/// transfers by system call since the state last changed or the chunk was found to have holes.
 const READ: u8 = 0x80;
 const WRITE: u8 = 0xff;
 
@@ -95,15 +97,16 @@ impl Mapped {
             chunks: zeroes((room / CHUNK) as usize),
             written: AtomicBool::new(false),
         };
-        // A child would hold the file's lock, and a core dump would contain the disk. Neither is worth a failure.
+        // A child would hold the file's lock, and a core dump would contain the disk. Neither is worth a
+        // failure.
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
             let _ = mapped.advise(0, room, advice);
         }
         Ok(mapped)
     }
 
-    /// Copies between the file and buffers, which have `len` bytes in all. Returns `false` if the caller has to do the whole
-    /// transfer by system calls.
+    /// Copies between the file and buffers, which have `len` bytes in all. Returns `false` if the caller has
+    /// to do the whole transfer by system calls.
     ///
     /// # Safety
     /// The buffers are valid.
@@ -140,8 +143,9 @@ impl Mapped {
     /// Updates the file's time of modification if copies have written: they do not change it.
     pub fn update_mtime(&self, file: &File) {
         if self.written.swap(false, Ordering::Relaxed) {
-            // The kernel updates the time before it finds that the buffer is invalid. Setting the time directly needs
-            // write permission on the file, which a daemon that was given the descriptor does not have.
+            // The kernel updates the time before it finds that the buffer is invalid. Setting the time
+            // directly needs write permission on the file, which a daemon that was given the descriptor does
+            // not have.
             // SAFETY: the kernel checks the buffer, which is null.
             unsafe { libc::pwrite(file.as_raw_fd(), std::ptr::null(), 1, 0) };
         }
@@ -170,7 +174,8 @@ impl Mapped {
             })
     }
 
-    /// Counts this transfer of a chunk, and populates the chunk if that pays now. Returns whether it is populated.
+    /// Counts this transfer of a chunk, and populates the chunk if that pays now. Returns whether it is
+    /// populated.
     #[cold]
     fn map_if_worth(&self, file: &File, start: u64, writes: bool, chunk: &AtomicU8, large: bool) -> bool {
         let before = chunk.load(Ordering::Relaxed);
@@ -246,7 +251,8 @@ impl Drop for Mapped {
 /// Returns how many pages of a range are in memory and not holes.
 fn pages(file: &File, offset: u64, len: u64) -> io::Result<u64> {
     let range = [offset, len];
-    // The first word of `struct cachestat` counts the cached pages; pages that were swapped out are in other words.
+    // The first word of `struct cachestat` counts the cached pages; pages that were swapped out are in other
+    // words.
     let mut found = [0_u64; 5];
     // SAFETY: two and five words of 64 bits, as the kernel defines them; no flags.
     let result = unsafe {

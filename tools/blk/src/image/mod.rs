@@ -1,8 +1,9 @@
 //! Disk images: a file or block device ([`file`]), a qcow2 image ([`qcow2`]), one that another process serves
 //! ([`remote`]), or no storage ([`synthetic`]).
 //!
-//! [`crate::disk`] opens images, [`crate::engine`] runs operations on them. Every image runs every operation to its end
-//! on the calling thread ([`Image::run`]); io_uring submits a file's transfers to the kernel instead.
+//! [`crate::disk`] opens images, [`crate::engine`] runs operations on them. Every image runs every operation
+//! to its end on the calling thread ([`Image::run`]); io_uring submits a file's transfers to the kernel
+//! instead.
 
 pub(crate) mod bounce;
 mod copy;
@@ -118,7 +119,8 @@ impl Image {
     }
 }
 
-/// The image of an operation, by address. The engine's user keeps the image alive, see [`crate::engine::Engine::push`].
+/// The image of an operation, by address. The engine's user keeps the image alive, see
+/// [`crate::engine::Engine::push`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ImageRef(NonNull<Image>);
 

@@ -1,5 +1,5 @@
-//! What can be done with an image: the kinds of I/O of an engine's operation ([`IoKind`]), and an operation on the
-//! calling thread ([`BlockingIo`]).
+//! What can be done with an image: the kinds of I/O of an engine's operation
+//! ([`IoKind`]), and an operation on the calling thread ([`BlockingIo`]).
 
 /// Kind of an I/O operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,8 +22,8 @@ pub enum IoKind {
 }
 
 impl IoKind {
-    /// Returns whether the operation transfers bytes between the image and buffers. The others have no buffers and
-    /// complete with 0.
+    /// Returns whether the operation transfers bytes between the image and buffers. The others have no
+    /// buffers and complete with 0.
     #[must_use]
     pub const fn is_transfer(self) -> bool {
         matches!(self, Self::Read | Self::Write | Self::WriteDurable)

@@ -1,9 +1,10 @@
 //! [`PieceTransfer`]: a large transfer from or to a file in memory, split into pieces.
 //!
-//! Pieces let other queues have their turn in between. Besides, in Linux 6.12 (until 5a90c155defa) a file on tmpfs claims to
-//! have pages of 2 MiB even if it has none. A write of `n` pages then touches all pages left of its buffers before it copies
-//! the next 4 KiB: `n²/2` touches in all, 33 000 for 1 MiB, each of which is a walk of two page tables where the TLB has
-//! fewer entries than the write has pages.
+//! Pieces let other queues have their turn in between. Besides, in Linux 6.12 (until 5a90c155defa) a file on
+//! tmpfs claims to have pages of 2 MiB even if it has none. A write of
+//! `n` pages then touches all pages left of its buffers before it copies the next 4 KiB: `n²/2` touches in
+//! all, 33 000 for 1 MiB, each of which is a walk of two page tables where the TLB has fewer entries than the
+//! write has pages.
 
 use std::io;
 
@@ -11,8 +12,8 @@ use crate::memory::IoVec;
 
 /// Most bytes of a piece.
 pub const PIECE: usize = 64 << 10;
-/// Bytes after which a transfer ends short and the rest is another operation: results have 31 bits, and other operations
-/// wait for the thread.
+/// Bytes after which a transfer ends short and the rest is another operation: results have 31 bits, and other
+/// operations wait for the thread.
 pub const TRANSFER_MAX: u64 = 1 << 30;
 
 /// One piece of a transfer.
@@ -96,9 +97,10 @@ impl<'a> PieceTransfer<'a> {
         }
     }
 
-    /// Transfers the next piece by `transfer(buffers, bytes before them, their bytes)`. Returns the piece's bytes, and the
-    /// result of the whole transfer if it has ended: with the last piece, at a short one, or after [`TRANSFER_MAX`] bytes. An
-    /// error after some bytes ends it short; the caller gets the error when it retries the rest.
+    /// Transfers the next piece by `transfer(buffers, bytes before them, their bytes)`. Returns the piece's
+    /// bytes, and the result of the whole transfer if it has ended: with the last piece, at a short one, or
+    /// after [`TRANSFER_MAX`] bytes. An error after some bytes ends it short; the caller gets the error when
+    /// it retries the rest.
     pub fn step(
         &mut self,
         transfer: impl FnOnce(&[IoVec], u64, u64) -> io::Result<usize>,

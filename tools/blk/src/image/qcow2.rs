@@ -1,11 +1,12 @@
 //! qcow2 images, by the crate `imago`: read, write, chains of backing files.
 //!
-//! The crate is used without `async`: an operation runs to its end on a thread of a pool, many at once; only operations
-//! that free clusters exclude others. Data is copied through a [`Bounce`], because the crate takes slices, and no slice of
-//! memory that a guest writes to may be formed.
+//! The crate is used without `async`: an operation runs to its end on a thread of a pool, many at once; only
+//! operations that free clusters exclude others. Data is copied through a [`Bounce`], because the crate takes
+//! slices, and no slice of memory that a guest writes to may be formed.
 //!
-//! The daemon can be killed at any moment, so a write completes only when the tables that lead to it have left this
-//! process, too: operations that allocate flush the crate's cache (to the page cache; FLUSH makes it durable).
+//! The daemon can be killed at any moment, so a write completes only when the tables that lead to it have
+//! left this process, too: operations that allocate flush the crate's cache (to the page cache; FLUSH makes
+//! it durable).
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::fs::File;
@@ -36,12 +37,14 @@ type Access = FormatAccess<Storage>;
 pub struct Qcow2Image {
     /// Locked exclusively by operations that free clusters.
     access: RwLock<Access>,
-    /// Number of operations whose new tables may not have left the process. One that failed to flush them stays counted.
+    /// Number of operations whose new tables may not have left the process. One that failed to flush them
+    /// stays counted.
     unflushed: AtomicUsize,
 }
 
 impl Qcow2Image {
-    /// Opens the image in `file`, which the caller has locked, and its backing files with `open`, which locks each.
+    /// Opens the image in `file`, which the caller has locked, and its backing files with `open`, which locks
+    /// each.
     ///
     /// # Errors
     /// The image is damaged or unsupported, or a backing file cannot be opened.

@@ -1,5 +1,5 @@
-//! [`RemoteImage`]: an image that another process or another layer serves, as far as the layers below the engines know
-//! it. [`crate::remote`] adds the engine.
+//! [`RemoteImage`]: an image that another process or another layer serves, as far as the layers below the
+//! engines know it. [`crate::remote`] adds the engine.
 
 use std::fmt::Debug;
 use std::io;
@@ -8,7 +8,8 @@ use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use super::operation::{BlockingIo, IoKind};
 use crate::memory::IoVec;
 
-/// The geometry that a guest has been shown of a disk, for when the image cannot be opened or its server is down.
+/// The geometry that a guest has been shown of a disk, for when the image cannot be opened or its server is
+/// down.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct KnownGeometry {
     /// Bytes.
@@ -29,13 +30,14 @@ pub trait RemoteImage: Debug + Send + Sync {
     fn is_readonly(&self) -> bool;
     /// Returns whether ranges can be made to read zero without writing zeroes.
     fn supports_write_zeroes(&self) -> bool;
-    /// Runs an operation on the calling thread, without an engine. The caller ensures that nothing else uses the disk.
+    /// Runs an operation on the calling thread, without an engine. The caller ensures that nothing else uses
+    /// the disk.
     ///
     /// # Errors
     /// The system's error, or the server's.
     fn run_blocking(&self, what: BlockingIo<'_>, offset: u64) -> io::Result<()>;
-    /// Returns how many times writes of [`Self::run_blocking`] may have been lost, because their server went down before
-    /// a flush.
+    /// Returns how many times writes of [`Self::run_blocking`] may have been lost, because their server went
+    /// down before a flush.
     fn write_losses(&self) -> u64 {
         0
     }

@@ -28,8 +28,8 @@ impl Synthetic {
         size: 0,
     };
 
-    /// Parses a path; `None` if it names a file, `Some(Err)` with the size if that is invalid. Sizes are bytes, or end in
-    /// `K`, `M`, `G` or `T`.
+    /// Parses a path; `None` if it names a file, `Some(Err)` with the size if that is invalid. Sizes are
+    /// bytes, or end in `K`, `M`, `G` or `T`.
     #[must_use]
     pub fn parse(path: &Path) -> Option<Result<Self, String>> {
         let (content, size) = match path.to_str()?.split_once(':')? {

@@ -41,8 +41,8 @@ pub(super) fn sync(file: &File) -> io::Result<()> {
     }
 }
 
-/// `fallocate` that keeps the size. An unsupported mode is recorded in `unsupported` and fails with EOPNOTSUPP from then
-/// on, without a system call.
+/// `fallocate` that keeps the size. An unsupported mode is recorded in `unsupported` and fails with
+/// EOPNOTSUPP from then on, without a system call.
 pub(super) fn fallocate(
     file: &File,
     mode: libc::c_int,
@@ -96,8 +96,8 @@ pub(super) fn set_direct(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns the alignment that the file system requires for O_DIRECT, the larger of memory and offset; `None` if it does
-/// not report any, or has no O_DIRECT. ext4, xfs and f2fs report it since Linux 6.1.
+/// Returns the alignment that the file system requires for O_DIRECT, the larger of memory and offset; `None`
+/// if it does not report any, or has no O_DIRECT. ext4, xfs and f2fs report it since Linux 6.1.
 pub(super) fn direct_align(file: &File) -> Option<u64> {
     // `struct statx` as 32-bit words, because the C libraries' own definitions end at different fields.
     const WORDS: usize = 64;

@@ -1,8 +1,8 @@
 //! Comparing source and target, in passes from the beginning to the end.
 //!
-//! A difference fails the migration unless something explains it: a daemon that was killed with writes half done, or a
-//! server that went down and may have lost what it had not made durable. Then the chunk is copied again, and another pass
-//! follows in which nothing explains a difference any more.
+//! A difference fails the migration unless something explains it: a daemon that was killed with writes half
+//! done, or a server that went down and may have lost what it had not made durable. Then the chunk is copied
+//! again, and another pass follows in which nothing explains a difference any more.
 
 use std::sync::atomic::Ordering;
 
@@ -23,8 +23,8 @@ impl Migration {
         self.check()
     }
 
-    /// Makes the target durable, after everything is compared and while nothing is in flight. Returns [`Step::More`] if
-    /// something may have been lost since, so that both must be compared again.
+    /// Makes the target durable, after everything is compared and while nothing is in flight. Returns
+    /// [`Step::More`] if something may have been lost since, so that both must be compared again.
     ///
     /// # Errors
     /// As for [`Self::copy`].
@@ -105,8 +105,8 @@ impl Migration {
         Ok(Step::More)
     }
 
-    /// Returns the losses of both disks: a source that loses something makes the two differ, too, and the guest has read
-    /// what is left.
+    /// Returns the losses of both disks: a source that loses something makes the two differ, too, and the
+    /// guest has read what is left.
     fn write_losses(&self) -> u64 {
         self.source()
             .write_losses()

@@ -1,4 +1,5 @@
-//! [`MigrationEngine`]: runs a migration's operations on threads of its own, so that a slow target delays no other disk.
+//! [`MigrationEngine`]: runs a migration's operations on threads of its own, so that a slow target delays no
+//! other disk.
 
 use std::fs::File;
 use std::io;
@@ -54,7 +55,8 @@ impl RemoteEngine for MigrationEngine {
         self.pool.has_completions()
     }
 
-    /// Returns `false`: threads access the buffers, so no operation can be dropped; each completes soon by itself.
+    /// Returns `false`: threads access the buffers, so no operation can be dropped; each completes soon by
+    /// itself.
     fn abandon(&mut self, _tag_base: u64) -> bool {
         false
     }

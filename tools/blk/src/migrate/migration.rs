@@ -50,7 +50,8 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// Begins a migration from `source` to `target`, whose first [`Progress`] bytes an earlier daemon has copied.
+    /// Begins a migration from `source` to `target`, whose first [`Progress`] bytes an earlier daemon has
+    /// copied.
     ///
     /// # Errors
     /// The target is too small, or its blocks are too large.

@@ -1,4 +1,5 @@
-//! [`RangeLocks`]: locks on byte ranges of a disk. Threads that lock overlapping ranges run one after the other.
+//! [`RangeLocks`]: locks on byte ranges of a disk. Threads that lock overlapping ranges run one after the
+//! other.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 

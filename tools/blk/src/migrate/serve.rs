@@ -18,7 +18,8 @@ impl Migration {
         self.source().served_by(self.clone())
     }
 
-    /// Records a failed `fdatasync` at the source, which may outlive the migration: the kernel reports it once.
+    /// Records a failed `fdatasync` at the source, which may outlive the migration: the kernel reports it
+    /// once.
     fn record_failed_sync(&self, done: io::Result<()>) -> io::Result<()> {
         let transient = [libc::EINTR, libc::EAGAIN];
         if let Err(error) = &done
@@ -29,8 +30,8 @@ impl Migration {
         done
     }
 
-    /// Repeats at the target what was done at the source, if the target has these bytes already. The caller has locked
-    /// their range.
+    /// Repeats at the target what was done at the source, if the target has these bytes already. The caller
+    /// has locked their range.
     fn apply_to_target(&self, offset: u64, act: impl FnOnce(&Disk) -> io::Result<()>) {
         // A chunk that contains `offset` is not being copied: its range would be locked.
         if offset >= self.copied() || self.failure().is_some() {

@@ -46,8 +46,9 @@ fn survives(features: u64, writeback: Option<u8>, lie: bool) -> bool {
     engine.image()[7 * 512..8 * 512] == [0x5c; 512]
 }
 
-// virtio-checklist 53, 58: durable before completion with neither FLUSH nor CONFIG_WCE, with CONFIG_WCE alone, and
-// when writeback is 0; else it may wait for a flush. The negative control: an engine that lies is noticed.
+// virtio-checklist 53, 58: durable before completion with neither FLUSH nor CONFIG_WCE, with CONFIG_WCE
+// alone, and when writeback is 0; else it may wait for a flush. The negative control: an engine that lies is
+// noticed.
 #[test]
 fn when_a_write_is_durable() {
     let (flush, choice) = (feature(VIRTIO_BLK_F_FLUSH), feature(VIRTIO_BLK_F_CONFIG_WCE));
@@ -90,8 +91,8 @@ fn the_mode_changes_at_run_time() {
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
 }
 
-/// Writes under way while the driver turns the cache off complete when they are durable; `lie` is the negative
-/// control.
+/// Writes under way while the driver turns the cache off complete when they are durable; `lie` is the
+/// negative control.
 fn turned_off_under_way(lie: bool) -> bool {
     let (mut rig, engine) = fake(WRITABLE_FEATURES);
     if lie {
@@ -136,15 +137,16 @@ fn turned_off_under_way(lie: bool) -> bool {
     image[..512] == [0x66; 512] && image[8 * 512..9 * 512] == [0x66; 512]
 }
 
-// virtio-checklist 58: a write that was submitted while writeback was 0 is durable, even if the daemon took it off the
-// ring before it heard of the change
+// virtio-checklist 58: a write that was submitted while writeback was 0 is durable, even if the daemon took
+// it off the ring before it heard of the change
 #[test]
 fn writes_under_way_when_the_cache_is_turned_off() {
     assert!(turned_off_under_way(false));
     assert!(!turned_off_under_way(true), "an engine that lies is noticed");
 }
 
-/// The daemon dies with a write that is done and not published; the next one hears first that the cache is off.
+/// The daemon dies with a write that is done and not published; the next one hears first that the cache is
+/// off.
 fn turned_off_between_daemons(lie: bool) -> bool {
     let (mut rig, engine) = fake(WRITABLE_FEATURES);
     if lie {

@@ -1,7 +1,9 @@
-//! The daemon is killed between any two steps, and again while it takes over: each request completes exactly once.
+//! The daemon is killed between any two steps, and again while it takes over: each request completes exactly
+//! once.
 //!
-//! A kill is an unwinding from a named step ([`crate::steps`]); the new daemon sees what memory holds then. I/O that
-//! was under way at the kill happens or does not. A model of the driver and of the disk checks every used entry.
+//! A kill is an unwinding from a named step ([`crate::steps`]); the new daemon sees what memory holds then.
+//! I/O that was under way at the kill happens or does not. A model of the driver and of the disk checks every
+//! used entry.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -143,8 +145,8 @@ impl Driver {
         assert_eq!(usize::from(self.rig.queue().outstanding()), waiting);
     }
 
-    /// Serves until all is done, through any number of kills; `happens` says which orphaned operations happen.
-    /// `nth` arms the next kill.
+    /// Serves until all is done, through any number of kills;
+    /// `happens` says which orphaned operations happen. `nth` arms the next kill.
     fn serve(&mut self, happens: &mut dyn FnMut() -> bool, nth: &mut dyn FnMut() -> Option<u64>) {
         for _ in 0..1000 {
             if let Some(steps) = nth() {

@@ -1,4 +1,5 @@
-//! What engines and images do for any queue: every case on both engines, around the page cache and through it.
+//! What engines and images do for any queue: every case on both engines, around the page cache and through
+//! it.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
@@ -269,7 +270,8 @@ pub(super) fn unmount(dir: &TempDir) {
     unsafe { libc::umount2(target(dir).as_ptr(), libc::MNT_DETACH) };
 }
 
-// Registered with the ring as long as some queue uses them: files and memory, with the lock and the pages they hold
+// Registered with the ring as long as some queue uses them: files and memory, with the lock and the pages
+// they hold
 #[test]
 fn registration_ends_with_the_last_user() {
     let Ok(mut ring) = Uring::new(8) else {

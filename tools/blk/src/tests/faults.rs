@@ -124,7 +124,8 @@ fn flushes_that_share_a_failing_sync() {
     assert!(statuses.iter().all(|&status| rig.byte(status) == IOERR));
 }
 
-// virtio-checklist 59: a FLUSH that comes while an fdatasync runs waits for the next one, which starts after it
+// virtio-checklist 59: a FLUSH that comes while an fdatasync runs waits for the next one, which starts after
+// it
 #[test]
 fn a_late_flush_gets_a_sync_of_its_own() {
     late_flush(false);
@@ -170,8 +171,8 @@ fn late_flush(lie: bool) {
     assert_eq!(kept, !lie);
 }
 
-// virtio-checklist 58: durable before completion without FLUSH; with it, by FLUSH. The second half is the negative
-// control: this test would notice a device that never makes writes durable.
+// virtio-checklist 58: durable before completion without FLUSH; with it, by FLUSH. The second half is the
+// negative control: this test would notice a device that never makes writes durable.
 #[test]
 fn writes_are_durable_without_flush() {
     for (negotiated, kind) in [(false, IoKind::WriteDurable), (true, IoKind::Write)] {
@@ -193,8 +194,8 @@ fn writes_are_durable_without_flush() {
     }
 }
 
-/// Cuts the power after random writes and flushes; returns in how many of 40 cases something was lost that a FLUSH
-/// had covered.
+/// Cuts the power after random writes and flushes; returns in how many of 40 cases something was lost that a
+/// FLUSH had covered.
 fn power_cuts(lie: bool) -> usize {
     let mut lost = 0;
     for cut in 0..40 {
@@ -228,7 +229,8 @@ fn power_cuts(lie: bool) -> usize {
     lost
 }
 
-// torture e2 in small: after a power cut at any moment, every write completed before a completed FLUSH is there
+// torture e2 in small: after a power cut at any moment, every write completed before a completed FLUSH is
+// there
 #[test]
 fn power_cuts_keep_what_was_flushed() {
     assert_eq!(power_cuts(false), 0);

@@ -166,8 +166,8 @@ fn a_zone_file_s_disk() {
     }
 }
 
-// torture c7: requests that the kernel still runs for a daemon that is gone hold its lock. A pipe stands in for the
-// image, for a read of one can be kept waiting.
+// torture c7: requests that the kernel still runs for a daemon that is gone hold its lock. A pipe stands in
+// for the image, for a read of one can be kept waiting.
 #[test]
 fn requests_in_flight_hold_the_lock() {
     use std::io::Write;

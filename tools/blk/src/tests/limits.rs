@@ -123,8 +123,8 @@ fn queues_of_a_disk_share_the_limit() {
     assert_eq!(other.take_used().len(), 2);
 }
 
-// The reactor sleeps until the limit lets the next one pass, serves other queues meanwhile, and hears of a raised
-// limit by a kick.
+// The reactor sleeps until the limit lets the next one pass, serves other queues meanwhile, and hears of a
+// raised limit by a kick.
 #[test]
 fn a_reactor_waits_for_the_limit() {
     for (io_uring, engine) in WAYS {
@@ -175,7 +175,8 @@ fn a_reactor_waits_for_the_limit() {
     }
 }
 
-// Latencies by the same clock: from the notification, or from being taken, to the status, and the file's alone.
+// Latencies by the same clock: from the notification, or from being taken, to the status, and the file's
+// alone.
 #[test]
 fn latencies_are_recorded() {
     use crate::engine::fake::FakeEngine;

@@ -1,4 +1,5 @@
-//! Images in memory, which are mapped: the same bytes as by system calls, whatever others do to the file meanwhile.
+//! Images in memory, which are mapped: the same bytes as by system calls, whatever others do to the file
+//! meanwhile.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -168,8 +169,8 @@ fn large_transfers() {
     }
 }
 
-// A chunk is mapped for one large transfer or for several small ones, and only if it has no hole; bytes that others write
-// to the file are there in any case.
+// A chunk is mapped for one large transfer or for several small ones, and only if it has no hole; bytes that
+// others write to the file are there in any case.
 #[test]
 fn what_is_mapped_and_when() {
     let dir = memory();
@@ -282,7 +283,8 @@ fn a_file_that_was_cut() {
     }
 }
 
-// torture c8: no room for what has to be allocated is an error of the request, and its neighbours are as they were
+// torture c8: no room for what has to be allocated is an error of the request, and its neighbours are as they
+// were
 #[test]
 fn no_room_for_a_page() {
     let Some(dir) = mounted(c"tmpfs", c"size=1m") else {
@@ -403,7 +405,8 @@ fn a_disk_that_is_only_read() {
     }
 }
 
-// Backups look at it: a copy that the kernel knows nothing of changes it, too, by the next flush or when the disk is closed.
+// Backups look at it: a copy that the kernel knows nothing of changes it, too, by the next flush or when the
+// disk is closed.
 #[test]
 fn the_time_of_modification_follows() {
     let dir = memory();
@@ -511,7 +514,8 @@ fn large_transfers_of_a_queue_are_answered_in_order() {
     assert_eq!(mapped(&mut rig), 12, "nothing behind them");
 }
 
-// As large as a guest can make them: a queue that leaves does not wait for them, and another's requests are answered meanwhile.
+// As large as a guest can make them: a queue that leaves does not wait for them, and another's requests are
+// answered meanwhile.
 #[test]
 fn a_queue_leaves_in_the_midst_of_copies() {
     let dir = memory();

@@ -271,9 +271,9 @@ fn a_migration_that_cannot_work_is_refused() {
     );
 }
 
-/// A guest's writes during a migration, as the in-flight log has them: after a kill at any step on either disk, a new
-/// migration reruns the write that has not completed, and resumes. Negative controls: one that does not rerun it, or
-/// assumes more progress than there was, finds that the target lacks data.
+/// A guest's writes during a migration, as the in-flight log has them: after a kill at any step on either
+/// disk, a new migration reruns the write that has not completed, and resumes. Negative controls: one that
+/// does not rerun it, or assumes more progress than there was, finds that the target lacks data.
 #[test]
 fn killed_at_every_step() {
     let mut hook = Some(std::panic::take_hook());
@@ -381,7 +381,8 @@ fn one_disk() -> (Arc<Faulty>, Arc<Faulty>, Arc<Migration>) {
     (source, target, migration)
 }
 
-/// A server that goes down during a migration may lose completed writes, whether they were compared already or not.
+/// A server that goes down during a migration may lose completed writes, whether they were compared already
+/// or not.
 #[test]
 fn what_a_server_loses_is_copied_again() {
     for compared in [0, 1, 4] {

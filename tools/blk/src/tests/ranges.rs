@@ -32,7 +32,8 @@ fn request(rig: &mut Rig, kind: u32, segments: &[(u64, u32, u32)]) -> u8 {
     status
 }
 
-// virtio-checklist 57: a zeroed range reads zero, its neighbours do not change; with unmap and without, both engines
+// virtio-checklist 57: a zeroed range reads zero, its neighbours do not change; with unmap and without, both
+// engines
 #[test]
 fn zeroed_ranges_read_zero() {
     for kind in ENGINES {
@@ -87,7 +88,8 @@ fn discarded_blocks_are_freed() {
     }
 }
 
-// virtio-checklist 56: unknown flags, and unmap of a discard, are unsupported, and nothing of the request is done
+// virtio-checklist 56: unknown flags, and unmap of a discard, are unsupported, and nothing of the request is
+// done
 #[test]
 fn flags_that_are_not_known() {
     for (kind, flags) in [
@@ -233,8 +235,8 @@ fn ranges_whose_file_fails() {
     }
 }
 
-// virtio-checklist 58 for zeroes: without FLUSH they are durable before they complete. Negative control: an engine
-// that does not sync is noticed.
+// virtio-checklist 58 for zeroes: without FLUSH they are durable before they complete. Negative control: an
+// engine that does not sync is noticed.
 #[test]
 fn zeroes_are_durable_without_flush() {
     for (lie, features, durable) in [

@@ -1,8 +1,8 @@
-//! A real daemon process, really killed: SIGKILL in the middle of traffic, again and again, on both engines and with
-//! raw and qcow2 images.
+//! A real daemon process, really killed: SIGKILL in the middle of traffic, again and again, on both engines
+//! and with raw and qcow2 images.
 //!
-//! The test runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and the image are files. The guest
-//! writes and reads back sectors with versions, many at once, and checks each.
+//! The test runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and the image are files. The
+//! guest writes and reads back sectors with versions, many at once, and checks each.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -200,8 +200,8 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     let kills: u32 = std::env::var("RINGBLK_KILLS")
         .ok()
         .map_or(15, |text| text.parse().unwrap());
-    // On a real file system: there a FLUSH takes its time while others overtake it, so that what is in flight at a kill
-    // is no prefix of what was taken. On tmpfs a daemon without a log would pass.
+    // On a real file system: there a FLUSH takes its time while others overtake it, so that what is in flight
+    // at a kill is no prefix of what was taken. On tmpfs a daemon without a log would pass.
     let program = std::env::current_exe().unwrap();
     let parent = program.parent().unwrap();
     let suffix = if format == Format::Qcow2 { "qcow2" } else { "raw" };
@@ -253,7 +253,8 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     (dir, lanes)
 }
 
-// What was answered is there for the next daemon although nothing was flushed: it may only be in the kernel's hands.
+// What was answered is there for the next daemon although nothing was flushed: it may only be in the kernel's
+// hands.
 #[test]
 fn killed_without_a_flush() {
     for kind in ENGINES {
@@ -319,7 +320,8 @@ fn writer() {
     }
 }
 
-// torture c7: whoever is granted the lock of a killed process sees no write of it any more, whatever did its I/O
+// torture c7: whoever is granted the lock of a killed process sees no write of it any more, whatever did its
+// I/O
 #[test]
 fn the_lock_proves_that_io_has_ended() {
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();

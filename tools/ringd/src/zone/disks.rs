@@ -388,8 +388,8 @@ impl Held {
         self.is_free(disk)?;
         let free = shared.disks().iter().position(Option::is_none);
         let slot = free.ok_or_else(|| ZoneError::NoSpareDisk(config.name.clone()))?;
-        let image =
-            open(&self.context.images, config, slot, disk, &Wait::For(DISK_WAIT)).map_err(|error| refused(config, slot, error))?;
+        let image = open(&self.context.images, config, slot, disk, &Wait::For(DISK_WAIT))
+            .map_err(|error| refused(config, slot, error))?;
         self.insert(slot, Some(disk.clone()), image)
     }
 

@@ -36,7 +36,10 @@ pub struct Images {
 /// A file cannot be read, is no kernel, or does not fit.
 pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<Images, ConfigError> {
     let start = Instant::now();
-    let kernel = Kernel::parse(open_file(opener, config, "kernel", &config.kernel)?, config.memory);
+    let kernel = Kernel::parse(
+        open_file(opener, config, "kernel", &config.kernel)?,
+        config.memory,
+    );
     let kernel = kernel.map_err(|cause| config.unusable("kernel", &config.kernel, cause))?;
     let initrd = match &config.initrd {
         None => None,
@@ -53,7 +56,12 @@ pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<Images, ConfigEr
     Ok(Images { kernel, initrd })
 }
 
-fn open_file(opener: &dyn Opener, config: &ZoneConfig, key: &str, path: &Path) -> Result<Content, ConfigError> {
+fn open_file(
+    opener: &dyn Opener,
+    config: &ZoneConfig,
+    key: &str,
+    path: &Path,
+) -> Result<Content, ConfigError> {
     let opened = opener.open(path, false, 0).and_then(Content::of);
     opened.map_err(|error| {
         config.bad(

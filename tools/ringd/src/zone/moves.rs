@@ -203,7 +203,13 @@ impl Held {
                 "its device is closed, expected one that works: `ringctl disk resume` opens it".into(),
             ));
         }
-        let opened = disks::open(&self.context.images, config, slot.into(), &wanted, &Wait::For(DISK_WAIT));
+        let opened = disks::open(
+            &self.context.images,
+            config,
+            slot.into(),
+            &wanted,
+            &Wait::For(DISK_WAIT),
+        );
         let image = opened.map_err(|error| no(error.to_string()))?;
         let progress = self.progress(slot)?;
         progress.set(0);
@@ -294,7 +300,8 @@ impl Held {
             };
             // Its limits may have changed since the move began.
             let now = self.disk_in(slot)?;
-            let opened = disks::open(&self.context.images, config, slot.into(), &target, wait).map_err(|error| error.to_string());
+            let opened = disks::open(&self.context.images, config, slot.into(), &target, wait)
+                .map_err(|error| error.to_string());
             let progress = self.progress(slot)?;
             let mirror = opened.and_then(|image| {
                 if disk.is_closed() || image.is_closed() {

@@ -80,7 +80,13 @@ impl Held {
             self.context.io.retry(zone, slot);
             return Ok(slot);
         }
-        let opened = disks::open(&self.context.images, &self.shared.config, slot.into(), &wanted, &Wait::For(DISK_WAIT));
+        let opened = disks::open(
+            &self.context.images,
+            &self.shared.config,
+            slot.into(),
+            &wanted,
+            &Wait::For(DISK_WAIT),
+        );
         let image = opened.map_err(|error| self.unusable(slot, error))?;
         let (now, before) = (size(&image), size(&disk));
         if now < before {

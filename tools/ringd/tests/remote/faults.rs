@@ -87,7 +87,7 @@ fn a_server_that_does_not_answer_is_given_up() {
                 ..Manners::default()
             },
         );
-        let driver = Driver::new(Arc::new(|path: &Path| UnixStream::connect(path))).with_patience(patience);
+        let driver = Driver::new(Arc::new(|path: &Path| UnixStream::connect(path))).with_timeout(patience);
         let begin = Instant::now();
         let error = driver.connect(&socket).unwrap_err();
         assert!(

@@ -2,8 +2,8 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ pub fn open_with(socket: &Path, options: &OpenOptions) -> Result<Arc<Disk>, Stri
 pub fn context() -> OpenContext {
     let reach = |path: &Path| UnixStream::connect(path);
     OpenContext {
-        connector: Some(Arc::new(Driver::new(Arc::new(reach)).with_patience(ANSWER))),
+        connector: Some(Arc::new(Driver::new(Arc::new(reach)).with_timeout(ANSWER))),
         ..OpenContext::default()
     }
 }

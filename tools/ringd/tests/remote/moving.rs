@@ -121,17 +121,23 @@ fn what_a_killed_server_had_in_memory_is_copied_again() {
     mirror.sync().unwrap();
     compare(&mirror);
     let bytes = stamped(5);
-    mirror.run_blocking(BlockingIo::Write(&bytes, false), 3 * BLOCK).unwrap();
+    mirror
+        .run_blocking(BlockingIo::Write(&bytes, false), 3 * BLOCK)
+        .unwrap();
     server.kill();
     let _server = Server::qemu(&socket, &served, "qcow2").unwrap();
     // The flush that the new server answers says nothing of what the old one had.
     assert_eq!(mirror.seal().unwrap(), Step::More);
     let mut read = vec![0; bytes.len()];
-    target.run_blocking(BlockingIo::Read(&mut read), 3 * BLOCK).unwrap();
+    target
+        .run_blocking(BlockingIo::Read(&mut read), 3 * BLOCK)
+        .unwrap();
     assert_ne!(read, bytes, "expected a server that loses something");
     compare(&mirror);
     assert_eq!(mirror.seal().unwrap(), Step::End);
-    target.run_blocking(BlockingIo::Read(&mut read), 3 * BLOCK).unwrap();
+    target
+        .run_blocking(BlockingIo::Read(&mut read), 3 * BLOCK)
+        .unwrap();
     assert_eq!(read, bytes);
 }
 
@@ -143,13 +149,16 @@ fn a_server_that_comes_back_as_another_is_refused() {
     let (socket, served) = (directory.path().join("sock"), image(directory.path()));
     let server = Server::ringd(&socket, &served);
     let disk = open_soon(&socket);
-    disk.run_blocking(BlockingIo::Write(&stamped(1), false), 0).unwrap();
+    disk.run_blocking(BlockingIo::Write(&stamped(1), false), 0)
+        .unwrap();
     assert_eq!(disk.write_losses(), 0);
     server.kill();
     let other = directory.path().join("other.img");
     std::fs::write(&other, vec![0; BLOCK as usize]).unwrap();
     let server = Server::ringd(&socket, &other);
-    let error = disk.run_blocking(BlockingIo::Write(&stamped(2), false), 0).unwrap_err();
+    let error = disk
+        .run_blocking(BlockingIo::Write(&stamped(2), false), 0)
+        .unwrap_err();
     assert!(
         error.to_string().contains("the server says the size is 4096"),
         "{error}"
@@ -158,7 +167,8 @@ fn a_server_that_comes_back_as_another_is_refused() {
     assert_eq!(std::fs::read(&other).unwrap(), vec![0; BLOCK as usize]);
     server.kill();
     let server = Server::ringd(&socket, &served);
-    disk.run_blocking(BlockingIo::Write(&stamped(3), true), 0).unwrap();
+    disk.run_blocking(BlockingIo::Write(&stamped(3), true), 0)
+        .unwrap();
     server.kill();
     // What is durable is not lost.
     let _server = Server::ringd(&socket, &served);
@@ -192,7 +202,8 @@ fn a_server_that_hangs_has_its_time_once() {
             let disk = &disk;
             scope.spawn(move || {
                 std::thread::sleep(ANSWER * number / 10);
-                disk.run_blocking(BlockingIo::Write(&[1; 512], false), 0).unwrap_err();
+                disk.run_blocking(BlockingIo::Write(&[1; 512], false), 0)
+                    .unwrap_err();
             });
         }
     });
