@@ -251,13 +251,14 @@ fn worker(options: &Options) -> anyhow::Result<()> {
             Some(listener.with_context(|| format!("cannot listen for metrics at {address}"))?)
         }
     };
+    let mut images = ringblk::OpenContext::default();
     if !options.no_sandbox {
         // To be passed through, not listed.
         fs::set_permissions(&options.run_dir, fs::Permissions::from_mode(0o711))?;
         sandbox::hand_over(&records, options.user).context("cannot hand the records over")?;
         sandbox::drop_privileges(options.user).context("cannot drop privileges")?;
         filter.restrict().context("cannot restrict system calls")?;
-        ringblk::opener::install(broker.clone());
+        images.opener = broker.clone();
     }
     // Without the broker no zone could be ended. Not before: a change of identity clears it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -266,9 +267,9 @@ fn worker(options: &Options) -> anyhow::Result<()> {
     }
 
     let servers = broker.clone();
-    let reach: ringvhost::front::Reach = Arc::new(move |path: &std::path::Path| servers.connect(path));
-    let driver = ringvhost::front::Driver::new(reach).with_io_uring(!options.no_io_uring);
-    ringblk::remote::install(Arc::new(driver));
+    let connect: ringvhost::front::ConnectFn = Arc::new(move |path: &std::path::Path| servers.connect(path));
+    let driver = ringvhost::front::Driver::new(connect).with_io_uring(!options.no_io_uring);
+    images.connector = Some(Arc::new(driver));
 
     // From here on without rights.
     tracing::debug!("restricted");
@@ -284,6 +285,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         hv,
         host: broker.clone(),
         io: io.clone(),
+        images,
         records,
         cpus: Mutex::new(()),
     };

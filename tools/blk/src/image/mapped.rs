@@ -146,7 +146,8 @@ impl Mapped {
         if self.written.swap(false, Ordering::Relaxed) {
             // The kernel updates the time before it finds that the buffer is invalid. Setting the time
             // directly needs write permission on the file, which a daemon that was given the descriptor does
-            // not have. SAFETY: the kernel checks the buffer, which is null.
+            // not have.
+            // SAFETY: the kernel checks the buffer, which is null.
             unsafe { libc::pwrite(file.as_raw_fd(), std::ptr::null(), 1, 0) };
         }
     }

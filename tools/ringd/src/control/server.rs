@@ -282,7 +282,7 @@ fn disks(registry: &Registry) -> Vec<DiskReport> {
                 slot,
                 disk,
                 size: sectors.saturating_mul(ringblk::virtio::SECTOR_SIZE),
-                released: image.is_some_and(|image| image.is_released()),
+                released: image.is_some_and(|image| image.is_closed()),
                 queues: queues
                     .iter()
                     .filter(|queue| queue.slot == slot)

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringblk::remote::Remembered;
-use ringblk::{Disk, DiskError, EngineKind, OpenOptions, Rate, RateLimits};
+use ringblk::remote::KnownGeometry;
+use ringblk::{Disk, DiskError, EngineKind, OpenContext, OpenOptions, Rate, RateLimits};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 use serde::{Deserialize, Serialize};
@@ -124,6 +124,7 @@ pub fn slots(config: &ZoneConfig) -> Vec<Option<DiskConfig>> {
 /// # Errors
 /// The first that cannot be used.
 pub fn open_all(
+    context: &OpenContext,
     config: &ZoneConfig,
     slots: &[Option<DiskConfig>],
     wait: &Wait<'_>,
@@ -131,7 +132,7 @@ pub fn open_all(
     let mut disks = Vec::new();
     for (slot, wanted) in slots.iter().enumerate() {
         let opened = match wanted {
-            Some(wanted) => open(config, slot, wanted, wait).map_err(|error| {
+            Some(wanted) => open(context, config, slot, wanted, wait).map_err(|error| {
                 let (key, path) = wanted.source();
                 ZoneError::Config(config.unusable(&format!("disk[{slot}].{key}"), path, error))
             }),
@@ -148,6 +149,7 @@ pub fn open_all(
 /// # Errors
 /// It cannot be used.
 pub(super) fn open(
+    context: &OpenContext,
     config: &ZoneConfig,
     slot: usize,
     wanted: &DiskConfig,
@@ -172,7 +174,7 @@ pub(super) fn open(
                 wait: *wait,
                 known: None,
             };
-            Disk::open_with(&image, &options)
+            Disk::open_with(&image, context, &options)
         }
         Wait::UntilDrained(last) => {
             let known = (last.shown)(slot).map(|shown| remembered(&shown, &image));
@@ -181,12 +183,12 @@ pub(super) fn open(
                 wait: TAKEOVER_GLANCE,
                 known,
             };
-            let opened = open_drained(&config.name, &image, &options, last.say);
+            let opened = open_drained(context, &config.name, &image, &options, last.say);
             match (opened, known) {
                 (Err(error), Some(known)) if wanted.on_error == OnError::Stop => {
                     tracing::error!(zone = config.name, slot, %error, "the disk is released until it is resumed");
                     // Nothing was shown of one that was just being attached.
-                    Disk::released(&image, known).map_err(|_| error)
+                    Disk::closed(&image, known).map_err(|_| error)
                 }
                 (opened, _) => opened,
             }
@@ -206,11 +208,11 @@ pub(super) fn configure(disk: &Disk, wanted: &DiskConfig) {
 }
 
 /// A disk as the guest sees it in its configuration space (virtio 1.2, 5.2.4).
-fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> Remembered {
+fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> KnownGeometry {
     let [a, b, c, d, e, f, g, h, ..] = *shown;
     let sectors = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
     let block_size = shown.get(BLK_SIZE).and_then(|bytes| bytes.try_into().ok());
-    Remembered {
+    KnownGeometry {
         size: sectors.saturating_mul(SECTOR),
         block_size: block_size.map_or(SECTOR as u32, u32::from_le_bytes),
         readonly: image.readonly,
@@ -220,6 +222,7 @@ fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> Remembered {
 /// Opens an image that requests of a dead daemon may still hold. Of a disk that a server has there is no lock: the server
 /// answers when it has let go of the dead daemon's requests, and if it does not, the disk waits for it, not the zone.
 fn open_drained(
+    context: &OpenContext,
     zone: &str,
     image: &ringblk::DiskConfig,
     options: &OpenOptions,
@@ -228,7 +231,7 @@ fn open_drained(
     let begin = Instant::now();
     let mut said = None::<Instant>;
     loop {
-        let opened = Disk::open_with(image, options);
+        let opened = Disk::open_with(image, context, options);
         let path = image.path.display();
         if !matches!(opened, Err(DiskError::Locked { .. })) {
             if said.is_some() {
@@ -385,8 +388,8 @@ impl Held {
         self.is_free(disk)?;
         let free = shared.disks().iter().position(Option::is_none);
         let slot = free.ok_or_else(|| ZoneError::NoSpareDisk(config.name.clone()))?;
-        let image =
-            open(config, slot, disk, &Wait::For(DISK_WAIT)).map_err(|error| refused(config, slot, error))?;
+        let image = open(&self.context.images, config, slot, disk, &Wait::For(DISK_WAIT))
+            .map_err(|error| refused(config, slot, error))?;
         self.insert(slot, Some(disk.clone()), image)
     }
 

@@ -38,6 +38,8 @@ pub struct Context {
     pub host: Arc<dyn Host>,
     /// The reactor.
     pub io: Arc<Io>,
+    /// How images are opened.
+    pub images: ringblk::OpenContext,
     /// Directory of the records.
     pub records: PathBuf,
     /// Held while CPUs are chosen and taken offline. Outermost lock.

@@ -1,4 +1,4 @@
-//! Moving a zone's disk to another image while its guest uses it: [`ringblk::mirror`] does the work, this says when.
+//! Moving a zone's disk to another image while its guest uses it: [`ringblk::migrate`] does the work, this says when.
 //!
 //! `ringctl disk migrate` has the disk exchanged for a mirror, which is an exchange as others are, and a thread copies and
 //! compares. When both are equal the zone's own thread lets the disk come to rest, makes the target durable and *writes the
@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 
 use ringblk::Disk;
 use ringblk::memory::Slots;
-use ringblk::mirror::{Mirror, Progress, Step};
+use ringblk::migrate::{Migration, Progress, Step};
 use ringvisor::abi::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
 
@@ -71,14 +71,14 @@ pub struct Moving {
     slot: u8,
     /// What the disk is to be.
     target: DiskConfig,
-    mirror: Arc<Mirror>,
+    mirror: Arc<Migration>,
     stage: Mutex<Stage>,
     cancelled: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Moving {
-    fn new(slot: u8, target: DiskConfig, mirror: Arc<Mirror>) -> Arc<Self> {
+    fn new(slot: u8, target: DiskConfig, mirror: Arc<Migration>) -> Arc<Self> {
         Arc::new(Self {
             slot,
             target,
@@ -140,7 +140,7 @@ impl Moving {
             Ok(()) if self.goes_on() => Stage::Ready,
             Ok(()) => Stage::Failed("it was ended".into()),
             Err(error) => {
-                let error: ringblk::mirror::MirrorError = error;
+                let error: ringblk::migrate::MigrationError = error;
                 Stage::Failed(error.to_string())
             }
         }
@@ -198,16 +198,22 @@ impl Held {
         let zone = self.number().unwrap_or_default();
         let source = self.context.io.disk(zone, slot);
         let source = source.ok_or_else(|| no("it is not served".into()))?;
-        if source.is_released() {
+        if source.is_closed() {
             return Err(no(
                 "its device is closed, expected one that works: `ringctl disk resume` opens it".into(),
             ));
         }
-        let opened = disks::open(config, slot.into(), &wanted, &Wait::For(DISK_WAIT));
+        let opened = disks::open(
+            &self.context.images,
+            config,
+            slot.into(),
+            &wanted,
+            &Wait::For(DISK_WAIT),
+        );
         let image = opened.map_err(|error| no(error.to_string()))?;
         let progress = self.progress(slot)?;
         progress.set(0);
-        let mirror = Mirror::new(source, image, progress).map_err(|error| no(error.to_string()))?;
+        let mirror = Migration::new(source, image, progress).map_err(|error| no(error.to_string()))?;
         if !disk.discard {
             mirror.keep_blocks();
         }
@@ -294,14 +300,15 @@ impl Held {
             };
             // Its limits may have changed since the move began.
             let now = self.disk_in(slot)?;
-            let opened = disks::open(config, slot.into(), &target, wait).map_err(|error| error.to_string());
+            let opened = disks::open(&self.context.images, config, slot.into(), &target, wait)
+                .map_err(|error| error.to_string());
             let progress = self.progress(slot)?;
             let mirror = opened.and_then(|image| {
-                if disk.is_released() || image.is_released() {
+                if disk.is_closed() || image.is_closed() {
                     let target = target.path.display();
                     return Err(format!("it, or its target {target}, cannot be opened"));
                 }
-                Mirror::new(disk.clone(), image, progress).map_err(|error| error.to_string())
+                Migration::new(disk.clone(), image, progress).map_err(|error| error.to_string())
             });
             match mirror {
                 Ok(mirror) => {
@@ -440,7 +447,7 @@ impl Held {
     }
 
     fn mirrored(&self, moving: &Moving, disk: &DiskConfig) -> Arc<Disk> {
-        let mirrored = Disk::mirrored(moving.mirror.clone());
+        let mirrored = moving.mirror.disk();
         disks::configure(&mirrored, disk);
         mirrored
     }

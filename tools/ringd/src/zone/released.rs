@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use ringblk::Disk;
-use ringblk::remote::Remembered;
+use ringblk::remote::KnownGeometry;
 
 use super::ZoneError;
 use super::disks::{self, DISK_WAIT, SECTOR, Wait};
@@ -54,12 +54,12 @@ impl Held {
 
     fn release_device(&mut self, slot: u8, disk: &Disk) -> Result<(), ZoneError> {
         let wanted = self.disk_in(slot)?;
-        let shape = Remembered {
+        let shape = KnownGeometry {
             size: size(disk),
             block_size: disk.block_size(),
             readonly: wanted.readonly,
         };
-        let released = Disk::released(disk.config(), shape).map_err(|error| self.unusable(slot, error))?;
+        let released = Disk::closed(disk.config(), shape).map_err(|error| self.unusable(slot, error))?;
         tracing::warn!(zone = self.shared.config.name, slot, path = %wanted.path.display(),
             "the disk has stopped: its device is closed until `ringctl disk resume`");
         self.exchange(slot, released)
@@ -76,11 +76,17 @@ impl Held {
         let Some(disk) = self.context.io.disk(zone, slot) else {
             return Ok(slot);
         };
-        if !disk.is_released() {
+        if !disk.is_closed() {
             self.context.io.retry(zone, slot);
             return Ok(slot);
         }
-        let opened = disks::open(&self.shared.config, slot.into(), &wanted, &Wait::For(DISK_WAIT));
+        let opened = disks::open(
+            &self.context.images,
+            &self.shared.config,
+            slot.into(),
+            &wanted,
+            &Wait::For(DISK_WAIT),
+        );
         let image = opened.map_err(|error| self.unusable(slot, error))?;
         let (now, before) = (size(&image), size(&disk));
         if now < before {

@@ -42,8 +42,8 @@ impl Held {
     ) -> Result<(Self, Entry), ZoneError> {
         let config = &shared.config;
         // Files first: most mistakes are here, and nothing has been taken yet.
-        let images = load::open(config)?;
-        let disks = disks::open_all(config, &shared.disks(), &Wait::For(DISK_WAIT))?;
+        let images = load::open(&*context.images.opener, config)?;
+        let disks = disks::open_all(&context.images, config, &shared.disks(), &Wait::For(DISK_WAIT))?;
         let mut held = Self {
             context: context.clone(),
             shared: shared.clone(),
@@ -262,7 +262,7 @@ impl Held {
             };
             let last = TakeOver { say, shown: &shown };
             let wait = Wait::UntilDrained(&last);
-            let mut disks = disks::open_all(config, &shared.disks(), &wait)?;
+            let mut disks = disks::open_all(&context.images, config, &shared.disks(), &wait)?;
             held.mirror_again(&mut disks, &wait)?;
             held.serve(number, &disks, changed, true)
         });
@@ -345,7 +345,7 @@ impl Held {
             name: config.name.clone(),
             cause,
         };
-        let images = load::open(config)?;
+        let images = load::open(&*self.context.images.opener, config)?;
         if let Some(number) = self.record.number {
             self.context.io.quiesce(number);
         }

@@ -95,6 +95,7 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
         hv,
         host: host.clone(),
         io: io.clone(),
+        images: ringblk::OpenContext::default(),
         records,
         cpus: Mutex::new(()),
     };

@@ -40,6 +40,7 @@ impl Machine {
             hv,
             host: host.clone(),
             io: io.clone(),
+            images: ringblk::OpenContext::default(),
             records,
             cpus,
         };

@@ -424,13 +424,13 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
             continue;
         }
         let image = || next.context().io.disk(1, 1).unwrap();
-        assert_eq!((image().is_released(), machine.capacity(1)), (true, 2048));
+        assert_eq!((image().is_closed(), machine.capacity(1)), (true, 2048));
         let ask = |wish| next.ask("a", Wish::Disk(wish)).map_err(|error| error.to_string());
         let resume = || ask(DiskWish::Resume(1));
         let refused = |expected: &str| {
             let message = resume().unwrap_err();
             assert!(message.contains(expected), "{message}");
-            assert_eq!((image().is_released(), machine.capacity(1)), (true, 2048));
+            assert_eq!((image().is_closed(), machine.capacity(1)), (true, 2048));
         };
         refused("copy-m.img: cannot open it");
         let size = |bytes| fs::write(machine.path("copy-m.img"), vec![0; bytes]).unwrap();
@@ -443,7 +443,7 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
         assert!(message.contains("its device is closed"), "{message}");
         size(2 << 20);
         resume().unwrap();
-        assert_eq!((image().is_released(), machine.capacity(1)), (false, 4096));
+        assert_eq!((image().is_closed(), machine.capacity(1)), (false, 4096));
         until("queue", || {
             let report = next.context().io.report(1);
             report.iter().any(|queue| queue.slot == 1 && queue.active)
