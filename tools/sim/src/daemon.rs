@@ -358,10 +358,9 @@ impl Daemon {
     }
 
     fn enable_notifications(&mut self) -> &'static str {
-        let queue = self
-            .queues
-            .values_mut()
-            .find(|served| served.handler.queue().wants_notifications() && self.sabotage != Sabotage::NoListen);
+        let queue = self.queues.values_mut().find(|served| {
+            served.handler.queue().wants_notifications() && self.sabotage != Sabotage::NoListen
+        });
         match queue {
             Some(served) => served.ready |= served.handler.queue_mut().enable_notifications(),
             None => self.phase = Phase::Arm,

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use ringblk::{Disk, DiskConfig, device};
-use ringvirtio::steps::{Killed, arm, disarm};
-use ringvirtio::{GuestRam, InflightArea};
 use ringd::hv::Hypervisor;
 use ringd::io::device::LOG_STRIDE;
+use ringvirtio::steps::{Killed, arm, disarm};
+use ringvirtio::{GuestRam, InflightArea};
 use ringvisor::abi::command::DeviceSpec;
 use ringvisor::abi::shared;
 use tempfile::NamedTempFile;
