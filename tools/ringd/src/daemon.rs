@@ -30,6 +30,7 @@ use tracing_subscriber::prelude::*;
 use crate::broker::{self, Broker, Outcome};
 use crate::control::protocol::LogLevel;
 use crate::control::server;
+use crate::device::Environment;
 use crate::host::{Linux, ram};
 use crate::hv::device;
 use crate::instance::{self, State};
@@ -42,7 +43,7 @@ use crate::{sandbox, serve, supervise, upgrade};
 /// Where the daemon's files are unless said otherwise.
 pub const RUN_DIR: &str = "/run/ringd";
 /// How long the reactor looks on unless said otherwise, in microseconds.
-const POLL: u32 = ringblk::ReactorOptions::POLL.as_micros() as u32;
+const POLL: u32 = ringvirtio::ReactorOptions::POLL.as_micros() as u32;
 /// How long `--daemonize` waits for the daemon to answer.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a daemon that makes room for another waits for requests in flight to end.
@@ -251,13 +252,14 @@ fn worker(options: &Options) -> anyhow::Result<()> {
             Some(listener.with_context(|| format!("cannot listen for metrics at {address}"))?)
         }
     };
+    let mut environment = Environment::default();
     if !options.no_sandbox {
         // To be passed through, not listed.
         fs::set_permissions(&options.run_dir, fs::Permissions::from_mode(0o711))?;
         sandbox::hand_over(&records, options.user).context("cannot hand the records over")?;
         sandbox::drop_privileges(options.user).context("cannot drop privileges")?;
         filter.restrict().context("cannot restrict system calls")?;
-        ringblk::opener::install(broker.clone());
+        environment.disk.opener = broker.clone();
     }
     // Without the broker no zone could be ended. Not before: a change of identity clears it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
@@ -266,14 +268,14 @@ fn worker(options: &Options) -> anyhow::Result<()> {
     }
 
     let servers = broker.clone();
-    let reach: ringvhost::front::Reach = Arc::new(move |path: &std::path::Path| servers.connect(path));
-    let driver = ringvhost::front::Driver::new(reach).with_io_uring(!options.no_io_uring);
-    ringblk::remote::install(Arc::new(driver));
+    let connect: ringvhost::front::ConnectFn = Arc::new(move |path: &std::path::Path| servers.connect(path));
+    let driver = ringvhost::front::Driver::new(connect).with_io_uring(!options.no_io_uring);
+    environment.disk.connector = Some(Arc::new(driver));
 
     // From here on without rights.
     tracing::debug!("restricted");
     let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);
-    let reactor = ringblk::ReactorOptions {
+    let reactor = ringvirtio::ReactorOptions {
         io_uring: !options.no_io_uring,
         poll: Duration::from_micros(options.poll.into()),
         ..Default::default()
@@ -284,6 +286,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         hv,
         host: broker.clone(),
         io: io.clone(),
+        environment,
         records,
         cpus: Mutex::new(()),
     };

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use ringblk::{Disk, DiskConfig, GuestRam};
+use ringblk::{Disk, DiskConfig};
 use ringd::config::file::parse;
+use ringvirtio::GuestRam;
 use ringvisor::abi::command::{DeviceSpec, Header, Op, Status, ZoneCreate};
 use ringvisor::psci::{self, Call, Mpidr, cpus::CpuTable};
 use ringvisor::ring::{BITS, Consumer, Entry, Producer};

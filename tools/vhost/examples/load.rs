@@ -1,7 +1,8 @@
-//! Requests at a vhost-user-blk server, to be measured: `load SOCKET [--depth N] [--seconds S] [--write] [--pid PID]`.
+//! Requests at a vhost-user-blk server, to be measured:
+//! `load SOCKET [--depth N] [--seconds S] [--write] [--pid PID]`.
 //!
-//! One queue, random blocks of 4 KiB, as many in flight as `--depth` says. Prints requests a second, and the CPU time
-//! that the server (`--pid`) took for each.
+//! One queue, random blocks of 4 KiB, as many in flight as
+//! `--depth` says. Prints requests a second, and the CPU time that the server (`--pid`) took for each.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -46,7 +47,7 @@ fn cpu(pid: u32) -> f64 {
 fn main() {
     let options = Options::parse();
     let mut client = Client::new(connect(&options.socket), 1).expect("a server");
-    let blocks = client.shape().size / BLOCK;
+    let blocks = client.info().size / BLOCK;
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
     let mut push = |client: &mut Client, buffer: u64| {
         seed ^= seed << 13;
@@ -73,7 +74,7 @@ fn main() {
         count += 1;
         push(&mut client, done.token);
         // All that is done already goes into the same notification.
-        while let Some(done) = client.rings.rings[0].pop().expect("no nonsense") {
+        while let Some(done) = client.rings.rings[0].pop().expect("no fault") {
             assert_eq!(done.status, 0);
             count += 1;
             push(&mut client, done.token);

@@ -64,9 +64,9 @@ fn requests_of_every_kind() {
         options.reactor.io_uring = io_uring;
         let served = Served::new(options, |config| config.engine = engine);
         let mut client = served.client(1);
-        let shape = client.shape();
-        assert_eq!((shape.size, shape.block_size), (SIZE, 512));
-        assert!(shape.flush && shape.discard > 0 && shape.zeroes > 0 && !shape.readonly);
+        let info = client.info();
+        assert_eq!((info.size, info.block_size), (SIZE, 512));
+        assert!(info.flush && info.discard > 0 && info.write_zeroes > 0 && !info.readonly);
 
         // In two buffers, of which one is odd.
         let parts = [(BASE + 1, 1000), (BASE + 0x2000, 24)];
@@ -107,7 +107,7 @@ fn many_queues_at_once_and_the_next_front_end_goes_on() {
     let served = Served::new(ServerOptions::default(), |_| {});
     for round in 0..3_u64 {
         let mut client = served.client(4);
-        assert_eq!(client.shape().queues, 4);
+        assert_eq!(client.info().queues, 4);
         // More than a ring holds, so that indices wrap in the last of them.
         for batch in 0..4_u64 {
             for queue in 0..4_usize {
@@ -150,7 +150,7 @@ fn many_queues_at_once_and_the_next_front_end_goes_on() {
 fn a_readonly_disk_and_one_of_qcow2() {
     let served = Served::new(ServerOptions::default(), |config| config.readonly = true);
     let mut client = served.client(1);
-    assert!(client.shape().readonly);
+    assert!(client.info().readonly);
     client.put(0, &[1; 512]);
     assert_eq!(client.run(Request::Write { offset: 0 }, &[(BASE, 512)]), 1);
     let mut byte = [0];

@@ -1,19 +1,21 @@
-//! The daemon is killed between any two steps, and again while it takes over: each request completes exactly once.
+//! The daemon is killed between any two steps, and again while it takes over: each request completes exactly
+//! once.
 //!
-//! A kill is an unwinding from a named step ([`crate::steps`]); the new daemon sees what memory holds then. I/O that
-//! was under way at the kill happens or does not. A model of the driver and of the disk checks every used entry.
+//! A kill is an unwinding from a named step ([`ringvirtio::steps`]); the new daemon sees what memory holds
+//! then. I/O that was under way at the kill happens or does not. A model of the driver and of the disk checks
+//! every used entry.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use ringvirtio::steps::{Killed, arm, disarm};
+use ringvirtio::virtio::*;
 
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::{Disk, EngineKind};
-use crate::engine::fake::{FakeEngine, Outcome};
-use crate::steps::{Killed, arm, disarm};
+use crate::engine::fake::{FakeEngine, Scripted};
 use crate::virtio::*;
 
 const SIZE: u16 = 32;
@@ -140,11 +142,11 @@ impl Driver {
         // What the log is to say that the guest waits for.
         let untaken = self.rig.used_idx().wrapping_sub(self.rig.used_seen);
         let waiting = self.outstanding.len() - usize::from(untaken);
-        assert_eq!(usize::from(self.rig.queue().outstanding()), waiting);
+        assert_eq!(usize::from(self.rig.vq().outstanding()), waiting);
     }
 
-    /// Serves until all is done, through any number of kills; `happens` says which orphaned operations happen.
-    /// `nth` arms the next kill.
+    /// Serves until all is done, through any number of kills; `happens` says which orphaned operations
+    /// happen. `nth` arms the next kill.
     fn serve(&mut self, happens: &mut dyn FnMut() -> bool, nth: &mut dyn FnMut() -> Option<u64>) {
         for _ in 0..1000 {
             if let Some(steps) = nth() {
@@ -160,7 +162,7 @@ impl Driver {
             } else {
                 // Half of a merged transfer may have happened, too.
                 if happens() {
-                    self.fake.script([Outcome::Short(700)]);
+                    self.fake.script([Scripted::Short(700)]);
                 }
                 self.fake.orphan(&mut *happens);
                 // An interrupt may have come before the kill; the guest may look at any time.
@@ -321,9 +323,9 @@ fn flushed_writes_survive(lie: bool) -> bool {
 // Writes that overlap are run again in the order of their starts.
 #[test]
 fn the_log_keeps_the_order() {
-    use crate::inflight::InflightLog;
+    use ringvirtio::inflight::InflightLog;
     let rig = Rig::closed(EngineKind::Threads, SIZE, 0, false);
-    let area = rig.setup(open_soon(&rig.config)).inflight;
+    let area = rig.setup().inflight;
     let (mut log, past) = InflightLog::open(&area, SIZE, 7).unwrap();
     assert!(past.fresh);
     for head in [9, 2, 31, 5, 0] {
@@ -338,8 +340,10 @@ fn the_log_keeps_the_order() {
 // A reset empties the log: another epoch. A changed layout, or another size, is refused.
 #[test]
 fn logs_of_other_times() {
-    use crate::inflight::{InflightError, VERSION};
-    use crate::queue::{Queue, SetupError};
+    use ringvirtio::SetupError;
+    use ringvirtio::inflight::{InflightError, VERSION};
+
+    use crate::queue::BlockQueue;
     let mut driver = Driver::new();
     driver.fake.hold(true);
     driver.offer(0, VIRTIO_BLK_T_OUT);
@@ -347,9 +351,9 @@ fn logs_of_other_times() {
     assert_eq!(driver.rig.queue().service(engine), 1);
     driver.fake.orphan(|| false);
     driver.rig.drop_queue();
-    let mut setup = driver.rig.setup(driver.disk.clone());
+    let mut setup = driver.rig.setup();
     setup.ring.size = 16;
-    let error = Queue::new(setup).err().unwrap();
+    let error = BlockQueue::new(driver.disk.clone(), setup).err().unwrap();
     assert_eq!(
         error,
         SetupError::Inflight(InflightError::Size {
@@ -364,20 +368,23 @@ fn logs_of_other_times() {
     // The same log with the same epoch restarts the write; with another it has forgotten it.
     for (epoch, restarted) in [(1, 1), (1, 1), (2, 0)] {
         driver.rig.epoch = epoch;
-        let mut queue = Queue::new(driver.rig.setup(driver.disk.clone())).unwrap();
+        let mut queue = BlockQueue::new(driver.disk.clone(), driver.rig.setup()).unwrap();
         if restarted == 0 {
             driver.rig.set_u16(driver.rig.ring.avail.0 + 2, 0);
         }
         queue.service(&mut driver.fake.clone());
         assert_eq!(
-            (queue.stats().restarted.get(), queue.running()),
+            (
+                queue.stats().queue.restarted.get(),
+                queue.virtqueue_mut().in_flight()
+            ),
             (restarted, restarted as u16)
         );
     }
     let word = |value: u64| {
         // SAFETY: the log's first word, which only this test touches now.
         unsafe { driver.rig.log.as_ptr().cast::<u64>().write(value) };
-        Queue::new(driver.rig.setup(driver.disk.clone()))
+        BlockQueue::new(driver.disk.clone(), driver.rig.setup())
             .err()
             .map(|error| error.to_string())
     };

@@ -1,17 +1,18 @@
 //! Requests that a decent driver makes: types, framing, limits of the disk. On both engines.
 
+use ringvirtio::memory::GuestRam;
+use ringvirtio::virtio::*;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::rig::*;
-use crate::device::{self, feature};
+use crate::device;
 use crate::disk::EngineKind;
-use crate::memory::GuestRam;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
-const UNSUPP: u8 = Status::Unsupp as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
+const UNSUPP: u8 = RequestStatus::Unsupp as u8;
 
 fn expected(sector: u64, len: u64) -> Vec<u8> {
     (sector * 512..sector * 512 + len).map(pattern).collect()
@@ -184,8 +185,8 @@ fn a_readonly_disk_takes_no_write() {
 fn unknown_types_are_unsupported() {
     let mut rig = Rig::new(EngineKind::Threads);
     let before = rig.image();
-    // Old SCSI commands, secure erase, zone operations (60), lifetime; DISCARD and WRITE_ZEROES, which are not
-    // negotiated here.
+    // Old SCSI commands, secure erase, zone operations (60), lifetime; DISCARD and WRITE_ZEROES, which are
+    // not negotiated here.
     for kind in [
         2,
         3,
@@ -298,7 +299,8 @@ fn a_sum_over_four_gibibytes_is_counted_right() {
     let mut rig = Rig::with(EngineKind::Threads, 1024, ALL_FEATURES, false);
     rig.header(BUFFERS, VIRTIO_BLK_T_IN, 0);
     let mut bufs = vec![readable(BUFFERS, 16)];
-    // 1000 times 5 MiB of the same RAM: 2^32 and more, which truncated to 32 bits would be inside of the disk.
+    // 1000 times 5 MiB of the same RAM: 2^32 and more, which truncated to 32 bits would be inside of the
+    // disk.
     bufs.extend((0..1000).map(|_| writable(BASE + 0x20_0000, 5 << 20)));
     bufs.push(writable(BUFFERS + 64, 1));
     rig.offer(0, &bufs);
@@ -307,8 +309,8 @@ fn a_sum_over_four_gibibytes_is_counted_right() {
     assert_eq!(rig.byte(BUFFERS + 64), IOERR);
 }
 
-// torture b8: descriptors of 4 GiB - 1 bytes and of the most that is sectors, alone and two of them, over 2^32 in sum. The
-// memory is there by address alone.
+// torture b8: descriptors of 4 GiB - 1 bytes and of the most that is sectors, alone and two of them, over
+// 2^32 in sum. The memory is there by address alone.
 #[test]
 fn descriptors_of_four_gibibytes() {
     const ODD: u32 = u32::MAX;

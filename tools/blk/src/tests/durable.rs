@@ -1,18 +1,20 @@
-//! What real files say: after a completed FLUSH, or a write that had to be durable, the kernel has nothing of the image
-//! left to write. A power cut is played in [`super::faults`], and made in tests/host/power-cut.sh.
+//! What real files say: after a completed FLUSH, or a write that had to be durable, the kernel has nothing of
+//! the image left to write. A power cut is played in [`super::faults`], and made in tests/host/power-cut.sh.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use ringvirtio::virtio::*;
+
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::{EngineKind, Format};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
+const OK: u8 = RequestStatus::Ok as u8;
 
-/// Pages of a file that are not on its disk yet, by `cachestat`; `None` before Linux 6.5, or where that is not allowed.
+/// Pages of a file that are not on its disk yet, by `cachestat`; `None` before Linux 6.5, or where that is
+/// not allowed.
 fn unwritten(path: &Path) -> Option<u64> {
     const SYS_CACHESTAT: libc::c_long = 451;
     const DIRTY: usize = 1;
@@ -65,8 +67,8 @@ fn tells() -> bool {
     false
 }
 
-// virtio-checklist 58, 59; torture e2: on both engines and formats. The negative control is the stage "control: no
-// fdatasync".
+// virtio-checklist 58, 59; torture e2: on both engines and formats. The negative control is the stage
+// "control: no fdatasync".
 #[test]
 fn nothing_is_left_to_be_written() {
     if !tells() {

@@ -1,17 +1,18 @@
-//! What engines and images do for any queue: every case on both engines, around the page cache and through it.
+//! What engines and images do for any queue: every case on both engines, around the page cache and through
+//! it.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ringvirtio::Completion;
+use ringvirtio::memory::GuestRam;
 use tempfile::TempDir;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::rig::*;
 use crate::disk::{Disk, DiskConfig, EngineKind, HostCache};
-use crate::engine::uring::Uring;
-use crate::engine::{Engine, IoDone};
-use crate::memory::GuestRam;
+use crate::engine::uring::OwnRingEngine;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -47,7 +48,9 @@ fn rig_on(dir: &TempDir, kind: EngineKind, cache: HostCache, sectors: u64) -> Ri
 
 fn attach(rig: &mut Rig) {
     let disk = rig.queue().disk().clone();
-    rig.engine.get().attach(&disk, &rig.ram);
+    if let TestEngine::Uring(engine) = &mut rig.engine {
+        engine.attach(disk.backing(), &rig.ram);
+    }
 }
 
 fn out(rig: &mut Rig, sector: u64, addr: u64, len: u32) {
@@ -269,25 +272,26 @@ pub(super) fn unmount(dir: &TempDir) {
     unsafe { libc::umount2(target(dir).as_ptr(), libc::MNT_DETACH) };
 }
 
-// Registered with the ring as long as some queue uses them: files and memory, with the lock and the pages they hold
+// Registered with the ring as long as some queue uses them: files and memory, with the lock and the pages
+// they hold
 #[test]
 fn registration_ends_with_the_last_user() {
-    let Ok(mut ring) = Uring::new(8) else {
+    let Ok(mut ring) = OwnRingEngine::new(8) else {
         eprintln!("skipped: no io_uring here");
         return;
     };
     let rig = Rig::closed(EngineKind::IoUring, 16, 0, false);
     let disk = open_soon(&rig.config);
-    ring.attach(&disk, &rig.ram);
-    ring.attach(&disk, &rig.ram);
-    let registered = ring.registered();
+    ring.attach(disk.backing(), &rig.ram);
+    ring.attach(disk.backing(), &rig.ram);
+    let registered = ring.ring.registered();
     assert_eq!(registered.0, 1, "a fixed file");
-    ring.detach(&disk, &rig.ram);
-    assert_eq!(ring.registered(), registered);
+    ring.detach(disk.backing(), &rig.ram);
+    assert_eq!(ring.ring.registered(), registered);
     let weak = Arc::downgrade(&rig.ram);
     let users = weak.strong_count();
-    ring.detach(&disk, &rig.ram);
-    assert_eq!(ring.registered(), (0, 0));
+    ring.detach(disk.backing(), &rig.ram);
+    assert_eq!(ring.ring.registered(), (0, 0));
     assert!(weak.strong_count() < users || registered.1 == 0);
     drop(disk);
     // The kernel lets go of a slot's file when no request uses the table's old state any more.
@@ -387,7 +391,7 @@ fn helpers_and_ring_together() {
         for number in 0..16_u8 {
             assert_eq!(rig.image_at(u64::from(number) * 16, 4096), [number + 1; 4096]);
         }
-        let mut nothing: Vec<IoDone> = Vec::new();
+        let mut nothing: Vec<Completion> = Vec::new();
         rig.engine.get().reap(&mut nothing);
         assert!(nothing.is_empty());
     }

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use super::rig::*;
-use crate::disk::{Disk, DiskConfig, EngineKind, OpenOptions};
+use crate::disk::{Disk, DiskConfig, EngineKind, OpenContext, OpenOptions};
 
 fn config(rig: &Rig, name: &str) -> DiskConfig {
     DiskConfig {
@@ -121,15 +121,15 @@ fn a_takeover_waits_for_the_same_owner() {
             owner: Some(0x1234_5678_9abc_def0),
             wait: Duration::ZERO,
         };
-        let old = Disk::open_with(&config, &options).unwrap();
-        assert!(Disk::open_with(&config, &options).is_err());
+        let old = Disk::open_with(&config, &OpenContext::default(), &options).unwrap();
+        assert!(Disk::open_with(&config, &OpenContext::default(), &options).is_err());
         if readonly {
             let other = OpenOptions {
                 known: None,
                 owner: Some(1),
                 ..options
             };
-            assert!(Disk::open_with(&config, &other).is_ok());
+            assert!(Disk::open_with(&config, &OpenContext::default(), &other).is_ok());
         }
         let start = Instant::now();
         let closer = std::thread::spawn(move || {
@@ -140,7 +140,7 @@ fn a_takeover_waits_for_the_same_owner() {
             wait: Duration::from_secs(60),
             ..options
         };
-        assert!(Disk::open_with(&config, &patient).is_ok());
+        assert!(Disk::open_with(&config, &OpenContext::default(), &patient).is_ok());
         assert!(start.elapsed() >= Duration::from_millis(50));
         closer.join().unwrap();
     }
@@ -166,8 +166,8 @@ fn a_zone_file_s_disk() {
     }
 }
 
-// torture c7: requests that the kernel still runs for a daemon that is gone hold its lock. A pipe stands in for the
-// image, for a read of one can be kept waiting.
+// torture c7: requests that the kernel still runs for a daemon that is gone hold its lock. A pipe stands in
+// for the image, for a read of one can be kept waiting.
 #[test]
 fn requests_in_flight_hold_the_lock() {
     use std::io::Write;

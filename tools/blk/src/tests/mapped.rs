@@ -1,4 +1,5 @@
-//! Images in memory, which are mapped: the same bytes as by system calls, whatever others do to the file meanwhile.
+//! Images in memory, which are mapped: the same bytes as by system calls, whatever others do to the file
+//! meanwhile.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -6,6 +7,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use ringvirtio::memory::IoVec;
+use ringvirtio::virtio::*;
 use tempfile::TempDir;
 
 use super::engines::{mounted, unmount};
@@ -13,11 +16,9 @@ use super::neighbours::StopAtEnd;
 use super::rig::*;
 use super::service::{Running, collect, own_queue};
 use crate::disk::{DiskConfig, EngineKind};
-use crate::engine::uring::Uring;
+use crate::engine::uring::OwnRingEngine;
 use crate::engine::{Engine, IoKind, IoOp};
 use crate::image::mapped::CHUNK;
-use crate::memory::IoVec;
-use crate::reactor::wait::Sleep;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -168,8 +169,8 @@ fn large_transfers() {
     }
 }
 
-// A chunk is mapped for one large transfer or for several small ones, and only if it has no hole; bytes that others write
-// to the file are there in any case.
+// A chunk is mapped for one large transfer or for several small ones, and only if it has no hole; bytes that
+// others write to the file are there in any case.
 #[test]
 fn what_is_mapped_and_when() {
     let dir = memory();
@@ -282,7 +283,8 @@ fn a_file_that_was_cut() {
     }
 }
 
-// torture c8: no room for what has to be allocated is an error of the request, and its neighbours are as they were
+// torture c8: no room for what has to be allocated is an error of the request, and its neighbours are as they
+// were
 #[test]
 fn no_room_for_a_page() {
     let Some(dir) = mounted(c"tmpfs", c"size=1m") else {
@@ -403,7 +405,8 @@ fn a_disk_that_is_only_read() {
     }
 }
 
-// Backups look at it: a copy that the kernel knows nothing of changes it, too, by the next flush or when the disk is closed.
+// Backups look at it: a copy that the kernel knows nothing of changes it, too, by the next flush or when the
+// disk is closed.
 #[test]
 fn the_time_of_modification_follows() {
     let dir = memory();
@@ -437,7 +440,7 @@ fn the_time_of_modification_follows() {
 // In between the reactor has its rounds, and queues take turns.
 #[test]
 fn queues_take_turns() {
-    let Ok(mut ring) = Uring::new(8) else {
+    let Ok(mut ring) = OwnRingEngine::new(8) else {
         eprintln!("skipped: no io_uring here");
         return;
     };
@@ -467,18 +470,17 @@ fn queues_take_turns() {
     }
     let (mut done, mut order) = (Vec::new(), Vec::new());
     for round in 1.. {
-        assert!(ring.is_copying() && ring.is_ready());
-        // It would sleep for ever if it did.
-        ring.wait(Sleep::Forever, &mut Vec::new()).unwrap();
+        assert!(ring.state.is_copying());
+        ring.submit();
         ring.reap(&mut done);
         for outcome in done.drain(..) {
             order.push((round, outcome.tag & 0xffff, outcome.result));
         }
         if round == 13 {
-            assert_eq!(ring.abandon(9 << 16), 0, "it has ended");
-            assert_eq!(ring.abandon(7 << 16 | 5), 2);
+            assert_eq!(ring.state.abandon(9 << 16), 0, "it has ended");
+            assert_eq!(ring.state.abandon(7 << 16 | 5), 2);
         }
-        if !ring.is_copying() {
+        if !ring.state.is_copying() {
             break;
         }
     }
@@ -511,7 +513,8 @@ fn large_transfers_of_a_queue_are_answered_in_order() {
     assert_eq!(mapped(&mut rig), 12, "nothing behind them");
 }
 
-// As large as a guest can make them: a queue that leaves does not wait for them, and another's requests are answered meanwhile.
+// As large as a guest can make them: a queue that leaves does not wait for them, and another's requests are
+// answered meanwhile.
 #[test]
 fn a_queue_leaves_in_the_midst_of_copies() {
     let dir = memory();
@@ -545,7 +548,7 @@ fn a_queue_leaves_in_the_midst_of_copies() {
     let other_id = reactor.handle.add(served);
     for _ in 0..10 {
         let status = other.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
-        reactor.handle.kick(other_id);
+        reactor.handle.schedule(other_id);
         collect(&mut other, &interrupts, 1);
         assert_eq!(other.byte(status), OK);
     }

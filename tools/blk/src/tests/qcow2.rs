@@ -111,7 +111,8 @@ fn expect(rig: &mut Rig, expected: &[u8]) {
     }
 }
 
-// Writes, zeroes, discards and flushes at random over a raw file and an image on it; reopened; read by qemu-img
+// Writes, zeroes, discards and flushes at random over a raw file and an image on it; reopened; read by
+// qemu-img
 #[test]
 fn against_a_model() {
     for kind in ENGINES {

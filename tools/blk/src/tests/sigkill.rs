@@ -1,8 +1,8 @@
-//! A real daemon process, really killed: SIGKILL in the middle of traffic, again and again, on both engines and with
-//! raw and qcow2 images.
+//! A real daemon process, really killed: SIGKILL in the middle of traffic, again and again, on both engines
+//! and with raw and qcow2 images.
 //!
-//! The test runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and the image are files. The guest
-//! writes and reads back sectors with versions, many at once, and checks each.
+//! The test runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and the image are files. The
+//! guest writes and reads back sectors with versions, many at once, and checks each.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,15 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringvirtio::memory::GuestRam;
+use ringvirtio::virtio::*;
+use ringvirtio::{Commands, EventSource, QueueId, Reactor, ReactorOptions, ReadWidth};
 use tempfile::TempDir;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use super::rig::*;
-use crate::device::feature;
-use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenOptions};
-use crate::memory::GuestRam;
-use crate::queue::Queue;
-use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
+use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
+use crate::queue::BlockQueue;
 use crate::virtio::*;
 
 const SIZE: u16 = 256;
@@ -72,9 +72,9 @@ fn format_of(dir: &Path) -> Format {
 
 struct Kicker(QueueId);
 
-impl Bell for Kicker {
+impl EventSource for Kicker {
     fn collect(&mut self, commands: &mut Commands) {
-        commands.kick(self.0);
+        commands.schedule(self.0);
     }
 }
 
@@ -92,17 +92,17 @@ fn daemon() {
         owner: Some(1),
         wait: Duration::from_secs(10),
     };
-    let disk = Disk::open_with(&rig.config, &options).unwrap();
-    let mut setup = rig.setup(disk);
+    let disk = Disk::open_with(&rig.config, &OpenContext::default(), &options).unwrap();
+    let mut setup = rig.setup();
     setup.needs_reset = Box::new(|fault| {
         eprintln!("the daemon finds: {fault}");
         std::process::abort();
     });
     let (reactor, handle) = Reactor::new(ReactorOptions::default()).unwrap();
-    let id = handle.add(Queue::new(setup).unwrap());
+    let id = handle.add(Box::new(BlockQueue::new(disk, setup).unwrap()));
     // The guest's notifications are bytes of the standard input; it ends with the test.
     let (reader, mut writer) = std::io::pipe().unwrap();
-    handle.add_bell(reader.into(), ReadWidth::Eight, Box::new(Kicker(id)));
+    handle.add_event_source(reader.into(), ReadWidth::Eight, Box::new(Kicker(id)));
     std::thread::spawn(move || {
         let mut bytes = [0; 64];
         while let Ok(1..) = std::io::stdin().read(&mut bytes) {
@@ -182,7 +182,7 @@ fn killed_with_qcow2() {
         (rig.avail_idx, rig.used_seen) = (0, 0);
         rig.set_u16(rig.ring.avail.0 + 2, 0);
         rig.set_u16(rig.ring.used.0 + 2, 0);
-        rig.open_on(Disk::open_with(&rig.config, &patient).unwrap());
+        rig.open_on(Disk::open_with(&rig.config, &OpenContext::default(), &patient).unwrap());
         let len = u32::from(LANES) * BLOCK;
         let done = rig.request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, len)));
         assert_eq!(done, (0, len + 1));
@@ -200,8 +200,8 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     let kills: u32 = std::env::var("RINGBLK_KILLS")
         .ok()
         .map_or(15, |text| text.parse().unwrap());
-    // On a real file system: there a FLUSH takes its time while others overtake it, so that what is in flight at a kill
-    // is no prefix of what was taken. On tmpfs a daemon without a log would pass.
+    // On a real file system: there a FLUSH takes its time while others overtake it, so that what is in flight
+    // at a kill is no prefix of what was taken. On tmpfs a daemon without a log would pass.
     let program = std::env::current_exe().unwrap();
     let parent = program.parent().unwrap();
     let suffix = if format == Format::Qcow2 { "qcow2" } else { "raw" };
@@ -253,7 +253,8 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     (dir, lanes)
 }
 
-// What was answered is there for the next daemon although nothing was flushed: it may only be in the kernel's hands.
+// What was answered is there for the next daemon although nothing was flushed: it may only be in the kernel's
+// hands.
 #[test]
 fn killed_without_a_flush() {
     for kind in ENGINES {
@@ -319,7 +320,8 @@ fn writer() {
     }
 }
 
-// torture c7: whoever is granted the lock of a killed process sees no write of it any more, whatever did its I/O
+// torture c7: whoever is granted the lock of a killed process sees no write of it any more, whatever did its
+// I/O
 #[test]
 fn the_lock_proves_that_io_has_ended() {
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -351,7 +353,7 @@ fn the_lock_proves_that_io_has_ended() {
                     owner: None,
                     wait: Duration::from_secs(10),
                 };
-                let disk = Disk::open_with(&config, &patient).unwrap();
+                let disk = Disk::open_with(&config, &OpenContext::default(), &patient).unwrap();
                 let granted = std::fs::read(&path).unwrap();
                 std::thread::sleep(Duration::from_millis(20));
                 assert!(

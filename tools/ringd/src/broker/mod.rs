@@ -20,6 +20,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use ringblk::Opener as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -296,7 +297,7 @@ impl Broker {
             Ask::Open(path, write, flags) => {
                 return Ok((
                     Answer::Done,
-                    Some(ringblk::opener::open_here(&path, write, flags)?),
+                    Some(ringblk::LocalOpener.open(&path, write, flags)?),
                 ));
             }
             Ask::Connect(path) => return Ok((Answer::Done, Some(connect(&path)?))),

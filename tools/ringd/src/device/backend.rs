@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringblk::{GuestRam, InflightArea, Queue, QueueFault, RingAddresses, SetupError};
+use ringvirtio::{QueueHandler, QueueSetup, SetupError};
 use ringvisor::abi::command::DeviceSpec;
 
 use super::config::Config;
@@ -11,9 +11,6 @@ use super::report::QueueStats;
 
 /// Vendor ID register of ringvisor's devices: "RNGV".
 pub const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
-
-/// The device side of one virtqueue: what the reactor drives.
-pub type QueueHandler = Queue;
 
 /// An open device.
 pub trait Backend: Send + Sync {
@@ -41,39 +38,21 @@ pub trait Backend: Send + Sync {
     ///
     /// # Errors
     /// The queue cannot be where the driver says.
-    fn queue(&self, parts: QueueParts) -> Result<(QueueHandler, QueueCounters), SetupError>;
-}
-
-/// What a virtqueue is made of, whatever its device.
-pub struct QueueParts {
-    /// The zone's RAM.
-    pub ram: Arc<GuestRam>,
-    /// Where the driver put the rings.
-    pub ring: RingAddresses,
-    /// Features that the driver accepted.
-    pub features: u64,
-    /// The queue's in-flight log.
-    pub inflight: InflightArea,
-    /// Tells a log of this life of the queue from older ones.
-    pub epoch: u64,
-    /// Sends a used buffer notification.
-    pub notify_driver: Box<dyn Fn() + Send>,
-    /// Sets DEVICE_NEEDS_RESET after a violation by the driver.
-    pub needs_reset: Box<dyn Fn(&QueueFault) + Send>,
+    fn queue(&self, setup: QueueSetup) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError>;
 }
 
 /// The counters of a queue that is served.
 #[derive(Clone)]
 pub enum QueueCounters {
     /// Of a drive.
-    Disk(Arc<ringblk::stats::QueueStats>),
+    Disk(Arc<ringblk::BlockStats>),
 }
 
 /// The counters of a queue at some moment, whatever its device.
 #[derive(Clone, Debug)]
 pub enum Counters {
     /// Of a drive.
-    Disk(Box<ringblk::stats::QueueSnapshot>),
+    Disk(Box<ringblk::BlockSnapshot>),
 }
 
 /// A queue and its counters at some moment.

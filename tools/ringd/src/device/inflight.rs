@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use ringblk::memory::Slots;
-use ringblk::{InflightArea, MemoryError};
+use ringvirtio::memory::Slots;
+use ringvirtio::{InflightArea, MemoryError};
 use ringvisor::abi::{MAX_QUEUES, MAX_SLOTS};
 use vm_memory::{FileOffset, MmapRegion};
 
@@ -75,7 +75,7 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
         if offset + 8 <= length {
             file.read_exact_at(&mut word, offset)?;
         }
-        ringblk::inflight::check_identity(u64::from_le_bytes(word))?;
+        ringvirtio::inflight::check_identity(u64::from_le_bytes(word))?;
     }
     Ok(())
 }

@@ -34,7 +34,7 @@ use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
-pub use backend::{Backend, QueueCounters, QueueHandler, QueueParts, QueueSnapshot};
+pub use backend::{Backend, QueueCounters, QueueSnapshot};
 pub use config::{Config, Configs};
 pub use error::Error;
 pub use options::Options;
@@ -81,6 +81,21 @@ impl Deref for Device {
         match self {
             Self::Disk(disk) => disk,
         }
+    }
+}
+
+/// What devices and other files of a zone are opened with.
+#[derive(Clone, Default)]
+pub struct Environment {
+    /// Opens files and connects to servers.
+    pub disk: ringblk::OpenContext,
+}
+
+impl Environment {
+    /// Returns what opens files.
+    #[must_use]
+    pub fn opener(&self) -> &dyn ringblk::Opener {
+        &*self.disk.opener
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ringblk::histogram::HistogramSnapshot;
+use ringvirtio::histogram::HistogramSnapshot;
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;

@@ -7,7 +7,7 @@ use vm_memory::MmapRegion;
 
 use super::disk::drives::Drives;
 use super::view::View;
-use super::{Change, Config, Device, Error, Kind, State, disk, inflight};
+use super::{Change, Config, Device, Environment, Error, Kind, State, disk, inflight};
 use crate::config::ZoneConfig;
 use crate::hv::Refusal;
 use crate::io::Io;
@@ -38,6 +38,8 @@ pub struct Zone {
     pub config: Arc<ZoneConfig>,
     /// What client threads read of its devices.
     pub view: Arc<View>,
+    /// What devices are opened with.
+    pub environment: Environment,
     /// The reactor.
     pub io: Arc<Io>,
     /// Directory of the records.
@@ -153,9 +155,13 @@ impl Devices {
         let mut devices = Vec::new();
         for (slot, config) in (0_u8..).zip(self.zone.view.state().slots()) {
             devices.push(match config {
-                Config::Disk(disk) => {
-                    Device::Disk(disk::open::drive(&self.zone.config, slot, disk.as_ref(), last)?)
-                }
+                Config::Disk(disk) => Device::Disk(disk::open::drive(
+                    &self.zone.environment.disk,
+                    &self.zone.config,
+                    slot,
+                    disk.as_ref(),
+                    last,
+                )?),
             });
         }
         if let Some(last) = last {

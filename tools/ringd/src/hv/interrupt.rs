@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
-use ringblk::ReadWidth;
+use ringvirtio::ReadWidth;
 
 /// The interrupt of the control device: what becomes readable when EL2 has an event.
 pub struct Interrupt {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ringblk::Callback;
+use ringvirtio::Callback;
 
 /// Counts the queues of a device that are leaving the reactor.
 #[derive(Clone, Default)]
@@ -64,7 +64,7 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use ringblk::Callback;
+    use ringvirtio::Callback;
 
     use super::Drain;
 

@@ -19,7 +19,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use ringblk::{Reactor, ReactorHandle, ReactorOptions};
+use ringvirtio::{Reactor, ReactorHandle, ReactorOptions};
 use ringvisor::abi::MAX_ZONES;
 use ringvisor::ring::Consumer;
 
@@ -72,7 +72,7 @@ impl Io {
     pub fn listen(&self, interrupt: Interrupt) {
         let Interrupt { fd, width, cpu } = interrupt;
         let rings = Rings::new(self.hv.clone(), self.table.clone(), self.counters.clone(), cpu);
-        self.reactor.add_bell(fd, width, Box::new(rings));
+        self.reactor.add_event_source(fd, width, Box::new(rings));
     }
 
     /// Serves a zone whose ring has not been used yet, or with `takeover` one that an earlier daemon served.
@@ -216,7 +216,7 @@ impl Io {
     /// Schedules the queues of a device: something else than its driver may let requests go on.
     pub fn schedule(&self, number: u8, slot: u8) {
         self.with_device(number, slot, |device, _| {
-            device.ids().for_each(|id| self.reactor.kick(id));
+            device.ids().for_each(|id| self.reactor.schedule(id));
         });
     }
 

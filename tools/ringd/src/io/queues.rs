@@ -1,26 +1,24 @@
 //! [`Queues`]: where a device's queues are added and removed, on the reactor's thread or from another.
 
-use ringblk::{Callback, Commands, QueueId, ReactorHandle};
-
-use crate::device::QueueHandler;
+use ringvirtio::{Callback, Commands, QueueHandler, QueueId, ReactorHandle};
 
 /// Where queues are added and removed: on the reactor's thread its own list of commands, elsewhere its mailbox.
 pub trait Queues {
     /// See [`Commands::add`].
-    fn add(&mut self, queue: QueueHandler) -> QueueId;
-    /// See [`Commands::kick`].
+    fn add(&mut self, queue: Box<dyn QueueHandler>) -> QueueId;
+    /// See [`Commands::schedule`].
     fn schedule(&mut self, id: QueueId);
     /// See [`Commands::remove`].
     fn remove(&mut self, id: QueueId, then: Callback);
 }
 
 impl Queues for Commands {
-    fn add(&mut self, queue: QueueHandler) -> QueueId {
+    fn add(&mut self, queue: Box<dyn QueueHandler>) -> QueueId {
         Commands::add(self, queue)
     }
 
     fn schedule(&mut self, id: QueueId) {
-        Commands::kick(self, id);
+        Commands::schedule(self, id);
     }
 
     fn remove(&mut self, id: QueueId, then: Callback) {
@@ -29,12 +27,12 @@ impl Queues for Commands {
 }
 
 impl Queues for ReactorHandle {
-    fn add(&mut self, queue: QueueHandler) -> QueueId {
+    fn add(&mut self, queue: Box<dyn QueueHandler>) -> QueueId {
         ReactorHandle::add(self, queue)
     }
 
     fn schedule(&mut self, id: QueueId) {
-        ReactorHandle::kick(self, id);
+        ReactorHandle::schedule(self, id);
     }
 
     fn remove(&mut self, id: QueueId, then: Callback) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ringblk::Commands;
+use ringvirtio::{Commands, EventSource};
 use ringvisor::abi::shared;
 
 use super::affinity::Affinity;
@@ -41,13 +41,13 @@ impl Rings {
     }
 }
 
-impl ringblk::Bell for Rings {
-    fn rung(&mut self) {
+impl EventSource for Rings {
+    fn on_wakeup(&mut self) {
         self.woken = true;
         add(&self.counters.wakeups, 1);
     }
 
-    fn place(&mut self) -> Option<Option<usize>> {
+    fn preferred_cpu(&mut self) -> Option<Option<usize>> {
         self.affinity.as_mut()?.ask()
     }
 
@@ -63,14 +63,14 @@ impl ringblk::Bell for Rings {
         }
     }
 
-    fn look(&self) -> bool {
+    fn has_events(&self) -> bool {
         lock(&self.table).iter().any(|zone| {
             let window = self.hv.shared().window(zone.number);
             zone.refresh || window.is_some_and(|window| zone.consumer.peek(&window.ring()).is_some())
         })
     }
 
-    fn looked(&mut self, found: bool, time: Duration) {
+    fn on_busy_poll(&mut self, found: bool, time: Duration) {
         let counter = if found {
             &self.counters.polled
         } else {

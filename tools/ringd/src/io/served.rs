@@ -7,9 +7,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringblk::inflight::InflightLog;
-use ringblk::trace::TraceId;
-use ringblk::{Callback, GuestRam, QueueId, RingAddresses, SetupError};
+use ringvirtio::inflight::InflightLog;
+use ringvirtio::trace::TraceId;
+use ringvirtio::{Callback, GuestRam, QueueHandler, QueueId, QueueSetup, RingAddresses, SetupError};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
 use vm_memory::{GuestAddress, MmapRegion};
@@ -17,7 +17,7 @@ use vm_memory::{GuestAddress, MmapRegion};
 use super::drain::Drain;
 use super::first::FirstRequest;
 use super::queues::Queues;
-use crate::device::{Device, QueueCounters, QueueHandler, QueueParts, QueueSnapshot, inflight};
+use crate::device::{Device, QueueCounters, QueueSnapshot, inflight};
 use crate::hv::{Hypervisor, Refusal};
 
 /// Device Status bit: the driver is ready (virtio 1.2, 2.1).
@@ -270,12 +270,12 @@ fn make(
     number: usize,
     latched: &QueueState,
     state: &DeviceState,
-) -> Result<(QueueHandler, QueueCounters), SetupError> {
+) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError> {
     let (zone, slot) = (parts.zone, parts.slot);
     let (notifier, breaker) = (hv.clone(), hv.clone());
     let first = FirstRequest::new(zone, slot, number);
     let reporter = first.clone();
-    let (mut queue, counters) = parts.device.queue(QueueParts {
+    let (mut queue, counters) = parts.device.queue(QueueSetup {
         ram: parts.ram.clone(),
         ring: RingAddresses {
             // EL2 has checked it against QueueNumMax; 0 is refused by the queue.
@@ -297,8 +297,8 @@ fn make(
         }),
     })?;
     let id = u8::try_from(number).unwrap_or(u8::MAX);
-    queue.set_trace_id(TraceId::new([zone, slot, id]));
-    first.watch(counters.clone(), queue.outstanding());
+    queue.queue_mut().set_trace_id(TraceId::new([zone, slot, id]));
+    first.watch(counters.clone(), queue.queue().outstanding());
     tracing::debug!(zone, slot, queue = number, "queue is set up");
     Ok((queue, counters))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ringblk::{Commands, trace};
+use ringvirtio::{Commands, trace};
 use ringvisor::ring::{Consumer, Entry};
 
 use super::counters::{RingCounters, add};
@@ -81,7 +81,7 @@ impl ZoneIo {
                     if let Some(id) = self.device(slot).and_then(|device| device.queue(queue)) {
                         match window.notified_at(slot, queue).and_then(ago) {
                             Some(ago) => commands.notified(id, ago),
-                            None => commands.kick(id),
+                            None => commands.schedule(id),
                         }
                     }
                 }

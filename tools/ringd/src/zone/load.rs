@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use ringblk::Opener;
 use ringvisor::abi::machine::RAM_BASE;
 
 use super::error::ZoneError;
@@ -33,14 +34,17 @@ pub struct Images {
 ///
 /// # Errors
 /// A file cannot be read, is no kernel, or does not fit.
-pub fn open(config: &ZoneConfig) -> Result<Images, ConfigError> {
+pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<Images, ConfigError> {
     let start = Instant::now();
-    let kernel = Kernel::parse(open_file(config, "kernel", &config.kernel)?, config.memory);
+    let kernel = Kernel::parse(
+        open_file(opener, config, "kernel", &config.kernel)?,
+        config.memory,
+    );
     let kernel = kernel.map_err(|cause| config.unusable("kernel", &config.kernel, cause))?;
     let initrd = match &config.initrd {
         None => None,
         Some(path) => {
-            let content = open_file(config, "initrd", path)?;
+            let content = open_file(opener, config, "initrd", path)?;
             let offset = layout::initrd_offset(&kernel, content.len(), config.memory);
             Some((
                 offset.map_err(|cause| config.unusable("initrd", path, cause))?,
@@ -52,8 +56,13 @@ pub fn open(config: &ZoneConfig) -> Result<Images, ConfigError> {
     Ok(Images { kernel, initrd })
 }
 
-fn open_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Content, ConfigError> {
-    let opened = ringblk::opener::open(path, false, 0).and_then(Content::of);
+fn open_file(
+    opener: &dyn Opener,
+    config: &ZoneConfig,
+    key: &str,
+    path: &Path,
+) -> Result<Content, ConfigError> {
+    let opened = opener.open(path, false, 0).and_then(Content::of);
     opened.map_err(|error| {
         config.bad(
             key,

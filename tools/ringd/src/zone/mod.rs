@@ -23,6 +23,7 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use crate::device::Environment;
 use crate::host::Host;
 use crate::hv::Hypervisor;
 use crate::io::Io;
@@ -39,6 +40,8 @@ pub struct Context {
     pub host: Arc<dyn Host>,
     /// The reactor.
     pub io: Arc<Io>,
+    /// What devices are opened with.
+    pub environment: Environment,
     /// Directory of the records.
     pub records: PathBuf,
     /// Held while CPUs are chosen and taken offline. Outermost lock.

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringblk::GuestRam;
+use ringvirtio::GuestRam;
 use ringvisor::abi::command::Status;
 use ringvisor::abi::machine::RAM_BASE;
 
@@ -41,6 +41,7 @@ impl Resources {
         let devices = Devices::new(Zone {
             config: shared.config.clone(),
             view: shared.devices.clone(),
+            environment: context.environment.clone(),
             io: context.io.clone(),
             records: context.records.clone(),
             number: None,
@@ -67,7 +68,7 @@ impl Resources {
     ) -> Result<(Self, Entry), ZoneError> {
         let mut resources = Self::new(context, shared, Record::new((*shared.config).clone()));
         // Files first: most mistakes are here, and nothing has been taken yet.
-        let images = load::open(&shared.config)?;
+        let images = load::open(context.environment.opener(), &shared.config)?;
         let devices = resources.devices.open(&mut resources.journal, None)?;
         match resources.take_all(&images, &devices, changed) {
             Ok(entry) => Ok((resources, entry)),
@@ -240,7 +241,7 @@ impl Resources {
     /// Kernel or initial RAM disk are not what they were.
     pub fn reload(&mut self) -> Result<Entry, ZoneError> {
         let config = self.shared.config.clone();
-        let images = load::open(&config)?;
+        let images = load::open(self.context.environment.opener(), &config)?;
         if let Some(number) = self.number() {
             self.context.io.quiesce(number);
         }

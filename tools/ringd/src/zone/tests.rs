@@ -13,8 +13,8 @@ use super::record::Record;
 use super::registry::Registry;
 use super::{Context, Ending, Phase};
 use crate::config::{Cpus, OnCrash, OnReboot, ZoneConfig};
-use crate::device::Configs;
 use crate::device::disk::config::{DiskConfig, Engine};
+use crate::device::{Configs, Environment};
 use crate::host::Host;
 use crate::host::fake::{FakeHost, Fault};
 use crate::hv::fake::FakeEl2;
@@ -89,7 +89,7 @@ impl Machine {
 
 fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Registry> {
     let hv: Arc<dyn Hypervisor> = el2.clone();
-    let options = ringblk::ReactorOptions {
+    let options = ringvirtio::ReactorOptions {
         io_uring: false,
         ..Default::default()
     };
@@ -98,6 +98,7 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
         hv,
         host: host.clone(),
         io: io.clone(),
+        environment: Environment::default(),
         records,
         cpus: Mutex::new(()),
     };
@@ -105,7 +106,7 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
     registry.take_over();
     io.listen(Interrupt {
         fd: el2.bell().unwrap(),
-        width: ringblk::ReadWidth::Eight,
+        width: ringvirtio::ReadWidth::Eight,
         cpu: None,
     });
     registry

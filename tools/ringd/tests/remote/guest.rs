@@ -2,13 +2,13 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ringblk::{
-    Disk, DiskConfig, GuestRam, InflightArea, OpenOptions, Queue, QueueId, QueueSetup, Reactor,
+    Disk, DiskConfig, GuestRam, InflightArea, OpenContext, OpenOptions, Queue, QueueId, QueueSetup, Reactor,
     ReactorHandle, ReactorOptions, RingAddresses, device,
 };
 use ringvhost::front::{Driver, DriverRing, Request};
@@ -28,17 +28,20 @@ pub fn open(socket: &Path) -> Result<Arc<Disk>, String> {
 }
 
 pub fn open_with(socket: &Path, options: &OpenOptions) -> Result<Arc<Disk>, String> {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
-        let reach = |path: &Path| UnixStream::connect(path);
-        let driver = Driver::new(Arc::new(reach)).with_patience(ANSWER);
-        ringblk::remote::install(Arc::new(driver));
-    });
     let config = DiskConfig {
         path: format!("vhost-user:{}", socket.display()).into(),
         ..DiskConfig::default()
     };
-    Disk::open_with(&config, options).map_err(|error| error.to_string())
+    Disk::open_with(&config, &context(), options).map_err(|error| error.to_string())
+}
+
+/// Opens remote disks by connecting to their servers.
+pub fn context() -> OpenContext {
+    let reach = |path: &Path| UnixStream::connect(path);
+    OpenContext {
+        connector: Some(Arc::new(Driver::new(Arc::new(reach)).with_timeout(ANSWER))),
+        ..OpenContext::default()
+    }
 }
 
 /// A guest with one queue, and the daemon's reactor.

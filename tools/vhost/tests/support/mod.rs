@@ -1,4 +1,5 @@
-//! A client of a vhost-user-blk server with as little of its own as possible: for tests and for `examples/load.rs`.
+//! A client of a vhost-user-blk server with as little of its own as possible: for tests and for
+//! `examples/load.rs`.
 #![allow(dead_code, reason = "each user uses what it needs")]
 
 use std::fs::File;
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringvhost::front::{Connection, Done, FrontError, Request, Shape, SharedRings};
+use ringvhost::front::{Completion, Connection, DiskInfo, FrontError, Request, SharedRings};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
@@ -53,7 +54,7 @@ impl Client {
     /// Nothing but negotiated.
     pub fn stopped(stream: UnixStream, queues: u16) -> Result<Self, FrontError> {
         let connection = Connection::negotiate(stream, queues)?;
-        let count = connection.shape().queues;
+        let count = connection.info().queues;
         let rings = SharedRings::new(count, connection.event_idx()).unwrap();
         let file = Arc::new(File::from(memfd_create(c"client", MemfdFlags::CLOEXEC).unwrap()));
         ftruncate(&file, RAM).unwrap();
@@ -85,8 +86,8 @@ impl Client {
             .start(&[self.region], &self.rings, &self.kicks, &self.call)
     }
 
-    pub fn shape(&self) -> Shape {
-        *self.connection.shape()
+    pub fn info(&self) -> DiskInfo {
+        *self.connection.info()
     }
 
     pub fn put(&self, offset: u64, bytes: &[u8]) {
@@ -111,10 +112,10 @@ impl Client {
     }
 
     /// Waits for the next request of a queue that is done; `None`: it takes too long, or the server has gone.
-    pub fn next(&mut self, queue: usize, patience: Duration) -> Option<Done> {
+    pub fn next(&mut self, queue: usize, patience: Duration) -> Option<Completion> {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(done) = self.rings.rings[queue].pop().expect("no nonsense") {
+            if let Some(done) = self.rings.rings[queue].pop().expect("no fault") {
                 return Some(done);
             }
             if self.rings.rings[queue].arm() {

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use ringblk::{Disk, Queue, QueueSetup, SetupError};
+use ringblk::{BlockQueue, Disk};
+use ringvirtio::{QueueHandler, QueueSetup, SetupError};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 
-use crate::device::backend::{Backend, QueueCounters, QueueHandler, QueueParts, VENDOR_ID};
+use crate::device::backend::{Backend, QueueCounters, VENDOR_ID};
 use crate::device::config::Config;
 
 /// Offset of `capacity` in the configuration space (virtio 1.2, 5.2.4).
@@ -51,19 +52,10 @@ impl Backend for Arc<Disk> {
         ringblk::device::driver_wrote(self, features, space)
     }
 
-    fn queue(&self, parts: QueueParts) -> Result<(QueueHandler, QueueCounters), SetupError> {
-        let queue = Queue::new(QueueSetup {
-            disk: self.clone(),
-            ram: parts.ram,
-            ring: parts.ring,
-            features: parts.features,
-            inflight: parts.inflight,
-            epoch: parts.epoch,
-            notify: parts.notify_driver,
-            needs_reset: parts.needs_reset,
-        })?;
+    fn queue(&self, setup: QueueSetup) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError> {
+        let queue = BlockQueue::new(self.clone(), setup)?;
         let counters = QueueCounters::Disk(queue.stats().clone());
-        Ok((queue, counters))
+        Ok((Box::new(queue), counters))
     }
 }
 

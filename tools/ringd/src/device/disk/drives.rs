@@ -181,7 +181,8 @@ impl Drives<'_> {
 
     /// Opens a disk for a slot.
     pub(super) fn open(&self, slot: u8, disk: &DiskConfig) -> Result<Arc<Disk>, Error> {
-        open::image(&self.zone.config, slot, disk, None).map_err(|error| self.unusable(slot, error))
+        open::image(&self.zone.environment.disk, &self.zone.config, slot, disk, None)
+            .map_err(|error| self.unusable(slot, error))
     }
 
     /// Records what is in a drive.

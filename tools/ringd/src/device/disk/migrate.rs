@@ -1,9 +1,10 @@
 //! Migrating a zone's disk to another image while its guest uses it.
 //!
-//! `ringctl disk migrate` exchanges the disk for a mirror, as any other exchange, and a thread copies and compares. When
+//! `ringctl disk migrate` exchanges the disk for a [`ringblk::migrate::Migration`], as any other exchange, and a thread
+//! copies and compares. When
 //! both are equal the zone's own thread quiesces the disk, makes the target durable and *writes the zone's record: that is
 //! the moment of the switch*. It is atomic, since a record is renamed into place, and nothing is in flight: a daemon that
-//! is killed before it is followed by one that serves the source by way of a mirror and continues to copy, one that is
+//! is killed before it is followed by one that serves the source through a migration and continues to copy, one that is
 //! killed afterwards by one that serves the target. The number of bytes copied is the slot's word behind the in-flight
 //! logs. If the target's server has died between the comparison and the switch, the target may have lost something and is
 //! compared again.
@@ -11,7 +12,7 @@
 use std::sync::Arc;
 
 use ringblk::Disk;
-use ringblk::mirror::{Mirror, Progress, Step};
+use ringblk::migrate::{Migration as Copy, Progress, Step};
 
 use super::config::DiskConfig;
 use super::drives::Drives;
@@ -65,25 +66,25 @@ impl Drives<'_> {
         }
         self.check_free(&wanted)?;
         let source = self.image(slot)?;
-        if source.is_released() {
+        if source.is_closed() {
             let cause = "its device is closed, expected one that works: `ringctl disk resume` opens it";
             return Err(self.unusable(slot, cause));
         }
         let image = self.open(slot, &wanted)?;
         let progress = self.progress(slot)?;
         progress.set(0);
-        let mirror = Mirror::new(source, image, progress).map_err(|error| self.unusable(slot, error))?;
+        let copy = Copy::new(source, image, progress).map_err(|error| self.unusable(slot, error))?;
         if !disk.discard {
-            mirror.keep_blocks();
+            copy.keep_blocks();
         }
-        let migration = Migration::new(slot, wanted.clone(), mirror);
+        let migration = Migration::new(slot, wanted.clone(), copy);
         self.record_migration(slot, Some(wanted))?;
         let view = &self.zone.view.disk;
         view.set_failure(slot, None);
         view.migrations().push(migration.clone());
-        // The mirror is there either way, and its capacity is the disk's.
+        // The drive serves it either way, and its capacity is the disk's.
         let number = self.zone.number.unwrap_or_default();
-        let device = Device::Disk(mirrored(&migration, &disk));
+        let device = Device::Disk(migrating(&migration, &disk));
         if let Err(error) = self.zone.io.exchange(number, slot, device) {
             tracing::error!(zone = self.zone.config.name, slot, %error, "cannot show the capacity of a migrating disk");
         }
@@ -114,7 +115,7 @@ impl Drives<'_> {
         }
     }
 
-    /// Replaces disks that an earlier daemon was migrating by their mirrors.
+    /// Continues the migrations of an earlier daemon.
     ///
     /// # Errors
     /// The record cannot be written.
@@ -127,25 +128,25 @@ impl Drives<'_> {
             };
             // Its limits may have changed since the migration began.
             let now = self.disk(slot)?;
-            let opened =
-                open::image(&zone.config, slot, &target, Some(last)).map_err(|error| error.to_string());
+            let opened = open::image(&zone.environment.disk, &zone.config, slot, &target, Some(last))
+                .map_err(|error| error.to_string());
             let progress = self.progress(slot)?;
-            let mirror = opened.and_then(|image| {
-                if disk.is_released() || image.is_released() {
+            let copy = opened.and_then(|image| {
+                if disk.is_closed() || image.is_closed() {
                     let target = target.path.display();
                     return Err(format!("it, or its target {target}, cannot be opened"));
                 }
-                Mirror::new(disk.clone(), image, progress).map_err(|error| error.to_string())
+                Copy::new(disk.clone(), image, progress).map_err(|error| error.to_string())
             });
-            match mirror {
-                Ok(mirror) => {
+            match copy {
+                Ok(copy) => {
                     if !now.discard {
-                        mirror.keep_blocks();
+                        copy.keep_blocks();
                     }
-                    let copied = mirror.copied();
+                    let copied = copy.copied();
                     tracing::info!(zone = name, slot, copied, "continuing a migration");
-                    let migration = Migration::new(slot, target, mirror);
-                    *disk = mirrored(&migration, &now);
+                    let migration = Migration::new(slot, target, copy);
+                    *disk = migrating(&migration, &now);
                     zone.view.disk.migrations().push(migration);
                 }
                 Err(reason) => {
@@ -181,13 +182,13 @@ impl Drives<'_> {
         let slot = migration.slot();
         // Limits may have changed meanwhile.
         let config = at_target(&self.disk(slot)?, migration.target());
-        let image = migration.mirror().target().clone();
+        let image = migration.copy().target().clone();
         open::configure(&image, &config);
         let zone = self.zone;
         let mut reason = None;
         let commit = || {
             // Nothing is in flight: what failed has failed, what was written is there.
-            match migration.mirror().seal() {
+            match migration.copy().seal() {
                 Ok(Step::End) => {}
                 Ok(Step::More) => return Err(()),
                 Err(error) => {
@@ -239,7 +240,7 @@ impl Drives<'_> {
         // Before a request is served that the target misses.
         self.record_migration(slot, None)?;
         self.forget(migration);
-        let source = migration.mirror().source().clone();
+        let source = migration.copy().source().clone();
         open::configure(&source, &self.disk(slot)?);
         self.zone.exchange(slot, Device::Disk(source))
     }
@@ -267,8 +268,8 @@ impl Drives<'_> {
 }
 
 /// Returns the disk that a migrating drive serves.
-fn mirrored(migration: &Migration, disk: &DiskConfig) -> Arc<Disk> {
-    let mirrored = Disk::mirrored(migration.mirror().clone());
-    open::configure(&mirrored, disk);
-    mirrored
+fn migrating(migration: &Migration, disk: &DiskConfig) -> Arc<Disk> {
+    let migrating = migration.copy().disk();
+    open::configure(&migrating, disk);
+    migrating
 }

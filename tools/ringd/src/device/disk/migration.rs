@@ -1,11 +1,11 @@
-//! [`Migration`]: a disk on its way to another image. [`ringblk::mirror`] does the work, a thread of its own drives it.
+//! [`Migration`]: a disk on its way to another image. [`ringblk::migrate`] does the work, a thread of its own drives it.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use ringblk::mirror::{Mirror, MirrorError, Step};
+use ringblk::migrate::{Migration as Copy, MigrationError, Step};
 use serde::{Deserialize, Serialize};
 
 use super::config::DiskConfig;
@@ -66,7 +66,7 @@ pub struct Migration {
     slot: u8,
     /// What the disk is to be.
     target: DiskConfig,
-    mirror: Arc<Mirror>,
+    copy: Arc<Copy>,
     stage: Mutex<Stage>,
     cancelled: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -75,11 +75,11 @@ pub struct Migration {
 impl Migration {
     /// Returns a migration without a thread.
     #[must_use]
-    pub fn new(slot: u8, target: DiskConfig, mirror: Arc<Mirror>) -> Arc<Self> {
+    pub fn new(slot: u8, target: DiskConfig, copy: Arc<Copy>) -> Arc<Self> {
         Arc::new(Self {
             slot,
             target,
-            mirror,
+            copy,
             stage: Mutex::new(Stage::Copying),
             cancelled: AtomicBool::new(false),
             thread: Mutex::default(),
@@ -98,10 +98,10 @@ impl Migration {
         &self.target
     }
 
-    /// Returns source and target as the migrating disk uses them.
+    /// Returns what the migrating drive serves and the thread copies.
     #[must_use]
-    pub const fn mirror(&self) -> &Arc<Mirror> {
-        &self.mirror
+    pub const fn copy(&self) -> &Arc<Copy> {
+        &self.copy
     }
 
     /// Returns the progress.
@@ -109,8 +109,8 @@ impl Migration {
     pub fn report(&self) -> MigrationReport {
         MigrationReport {
             target: self.target.path.clone(),
-            copied: self.mirror.copied(),
-            size: self.mirror.size(),
+            copied: self.copy.copied(),
+            size: self.copy.size(),
             stage: self.stage(),
         }
     }
@@ -146,12 +146,12 @@ impl Migration {
     }
 
     fn run(&self) -> Stage {
-        let work = || -> Result<(), MirrorError> {
-            while !self.is_cancelled() && self.mirror.copy()? == Step::More {}
+        let work = || -> Result<(), MigrationError> {
+            while !self.is_cancelled() && self.copy.copy()? == Step::More {}
             self.set_stage(Stage::Comparing);
-            self.mirror.sync()?;
+            self.copy.sync()?;
             let mut at = 0;
-            while !self.is_cancelled() && self.mirror.verify(&mut at)? == Step::More {}
+            while !self.is_cancelled() && self.copy.verify(&mut at)? == Step::More {}
             Ok(())
         };
         match work() {

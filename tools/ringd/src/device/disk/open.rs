@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringblk::remote::Remembered;
-use ringblk::{Disk, DiskError, EngineKind, OpenOptions, Rate, RateLimits};
+use ringblk::remote::KnownGeometry;
+use ringblk::{Disk, DiskError, EngineKind, OpenContext, OpenOptions};
+use ringvirtio::{Rate, RateLimits};
 
 use super::SECTOR;
 use super::config::{DiskConfig, DiskLimits, Engine, Limit, OnError};
@@ -25,6 +26,7 @@ const BLK_SIZE: std::ops::Range<usize> = 20..24;
 /// # Errors
 /// The image cannot be used.
 pub fn drive(
+    context: &OpenContext,
     config: &ZoneConfig,
     slot: u8,
     wanted: Option<&DiskConfig>,
@@ -32,7 +34,7 @@ pub fn drive(
 ) -> Result<Arc<Disk>, Error> {
     let opened = match wanted {
         None => Ok(Disk::absent()),
-        Some(wanted) => image(config, slot, wanted, last).map_err(|error| {
+        Some(wanted) => image(context, config, slot, wanted, last).map_err(|error| {
             let (key, path) = wanted.source();
             Error::Config(config.unusable(&format!("disk[{slot}].{key}"), path, error))
         }),
@@ -46,6 +48,7 @@ pub fn drive(
 /// # Errors
 /// It cannot be used.
 pub fn image(
+    context: &OpenContext,
     config: &ZoneConfig,
     slot: u8,
     wanted: &DiskConfig,
@@ -68,15 +71,15 @@ pub fn image(
         known: None,
     };
     let disk = match last {
-        None => Disk::open_with(&image, &options)?,
+        None => Disk::open_with(&image, context, &options)?,
         Some(last) => {
             let known = (last.shown)(slot).map(|shown| remembered(&shown, &image));
             (options.wait, options.known) = (TAKEOVER_WAIT, known);
-            match (drained(&config.name, &image, &options, last.say), known) {
+            match (drained(context, &config.name, &image, &options, last.say), known) {
                 (Err(error), Some(known)) if wanted.on_error == OnError::Stop => {
                     tracing::error!(zone = config.name, slot, %error, "the disk is closed until it is resumed");
                     // Nothing was shown of one that was just being attached.
-                    Disk::released(&image, known).map_err(|_| error)?
+                    Disk::closed(&image, known).map_err(|_| error)?
                 }
                 (opened, _) => opened?,
             }
@@ -109,11 +112,11 @@ pub fn rate_limits(limits: &DiskLimits) -> RateLimits {
 }
 
 /// Returns a disk as the guest was shown it in the configuration space (virtio 1.2, 5.2.4).
-fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> Remembered {
+fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> KnownGeometry {
     let [a, b, c, d, e, f, g, h, ..] = *shown;
     let sectors = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
     let block_size = shown.get(BLK_SIZE).and_then(|bytes| bytes.try_into().ok());
-    Remembered {
+    KnownGeometry {
         size: sectors.saturating_mul(SECTOR),
         block_size: block_size.map_or(SECTOR as u32, u32::from_le_bytes),
         readonly: image.readonly,
@@ -124,6 +127,7 @@ fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> Remembered {
 /// the guest's memory. A remote disk has no lock: its server answers when the dead daemon's requests have completed, and
 /// if it does not, the disk waits for it, not the zone.
 fn drained(
+    context: &OpenContext,
     zone: &str,
     image: &ringblk::DiskConfig,
     options: &OpenOptions,
@@ -132,7 +136,7 @@ fn drained(
     let begin = Instant::now();
     let mut said = None::<Instant>;
     loop {
-        let opened = Disk::open_with(image, options);
+        let opened = Disk::open_with(image, context, options);
         let path = image.path.display();
         if !matches!(opened, Err(DiskError::Locked { .. })) {
             if said.is_some() {

@@ -1,6 +1,6 @@
 //! [`DiskReport`]: a drive, its disk and its queues, for `ringctl disk`.
 
-use ringblk::histogram::HistogramSnapshot;
+use ringvirtio::histogram::HistogramSnapshot;
 use serde::{Deserialize, Serialize};
 
 use super::SECTOR;
@@ -45,7 +45,7 @@ impl DiskReport {
             slot,
             disk: observed.config.disk().cloned(),
             size: disk.map_or(0, |disk| disk.capacity()).saturating_mul(SECTOR),
-            closed: disk.is_some_and(|disk| disk.is_released()),
+            closed: disk.is_some_and(|disk| disk.is_closed()),
             queues: observed
                 .queues
                 .iter()
@@ -167,20 +167,20 @@ impl QueueReport {
             bytes_written: stats.bytes_written,
             bytes_discarded: stats.bytes_discarded,
             bytes_zeroed: stats.bytes_zeroed,
-            batches: stats.batches,
-            max_batch: stats.max_batch,
-            max_depth: stats.max_depth,
+            batches: stats.queue.batches,
+            max_batch: stats.queue.max_batch,
+            max_depth: stats.queue.max_depth,
             operations: stats.operations,
             durable: stats.durable,
             merges: stats.merges,
             merged: stats.merged,
             retries: stats.retries,
-            restarted: stats.restarted,
-            throttled: stats.throttled,
+            restarted: stats.queue.restarted,
+            throttled: stats.queue.throttled,
             held: stats.held,
             stops: stats.stops,
-            interrupts: stats.interrupts,
-            interrupts_suppressed: stats.interrupts_suppressed,
+            interrupts: stats.queue.interrupts,
+            interrupts_suppressed: stats.queue.interrupts_suppressed,
             read_time: (&stats.latency.reads).into(),
             write_time: (&stats.latency.writes).into(),
             flush_time: (&stats.latency.flushes).into(),

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use ringblk::Disk;
-use ringblk::remote::Remembered;
+use ringblk::remote::KnownGeometry;
 
 use super::SECTOR;
 use super::drives::Drives;
@@ -63,12 +63,12 @@ impl Drives<'_> {
 
     fn close(&mut self, slot: u8, disk: &Disk) -> Result<(), Error> {
         let wanted = self.disk(slot)?;
-        let shape = Remembered {
+        let shape = KnownGeometry {
             size: size(disk),
             block_size: disk.block_size(),
             readonly: wanted.readonly,
         };
-        let closed = Disk::released(disk.config(), shape).map_err(|error| self.unusable(slot, error))?;
+        let closed = Disk::closed(disk.config(), shape).map_err(|error| self.unusable(slot, error))?;
         tracing::warn!(zone = self.zone.config.name, slot, path = %wanted.path.display(),
             "the disk has stopped: its device is closed until `ringctl disk resume`");
         self.zone.exchange(slot, Device::Disk(closed))
@@ -81,7 +81,7 @@ impl Drives<'_> {
         let Ok(disk) = self.image(slot) else {
             return Ok(slot);
         };
-        if !disk.is_released() {
+        if !disk.is_closed() {
             self.zone.io.retry(self.zone.number.unwrap_or_default(), slot);
             return Ok(slot);
         }

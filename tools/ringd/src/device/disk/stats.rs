@@ -1,6 +1,6 @@
 //! Counters of a drive's queues for [`crate::device::report`].
 
-use ringblk::stats::{QueueSnapshot, QueueStats as Counters};
+use ringblk::{BlockSnapshot, BlockStats};
 
 use crate::device::report::QueueStats;
 
@@ -23,13 +23,13 @@ pub fn label(name: &str) -> Option<&'static str> {
 
 /// Whether a request has completed.
 #[must_use]
-pub fn has_completed(counters: &Counters) -> bool {
+pub fn has_completed(counters: &BlockStats) -> bool {
     counters.reads.get() + counters.writes.get() + counters.flushes.get() > 0
 }
 
 /// Returns the counters for reports.
 #[must_use]
-pub fn queue_stats(stats: &QueueSnapshot) -> QueueStats {
+pub fn queue_stats(stats: &BlockSnapshot) -> QueueStats {
     let ended = [
         stats.reads,
         stats.writes,
@@ -45,9 +45,9 @@ pub fn queue_stats(stats: &QueueSnapshot) -> QueueStats {
     let histograms = [&latency.reads, &latency.writes, &latency.flushes, &latency.file];
     let latencies = LATENCIES.iter().zip(histograms);
     QueueStats {
-        depth: stats.batched.saturating_sub(ended),
+        depth: stats.queue.batched.saturating_sub(ended),
         counters: stats
-            .counters()
+            .all_counters()
             .map(|(name, value)| (name.to_owned(), value))
             .collect(),
         latencies: latencies

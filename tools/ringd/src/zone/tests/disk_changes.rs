@@ -464,7 +464,7 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
             continue;
         }
         let image = || next.context().io.device(1, 1).unwrap().disk().unwrap().clone();
-        assert_eq!((image().is_released(), machine.capacity(1)), (true, 2048));
+        assert_eq!((image().is_closed(), machine.capacity(1)), (true, 2048));
         let ask = |change| {
             let done = next.execute("a", Command::Change(device::Change::Disk(change)));
             done.map_err(|error| error.to_string())
@@ -473,7 +473,7 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
         let refused = |expected: &str| {
             let message = resume().unwrap_err();
             assert!(message.contains(expected), "{message}");
-            assert_eq!((image().is_released(), machine.capacity(1)), (true, 2048));
+            assert_eq!((image().is_closed(), machine.capacity(1)), (true, 2048));
         };
         refused("copy-m.img: cannot open it");
         let size = |bytes| fs::write(machine.path("copy-m.img"), vec![0; bytes]).unwrap();
@@ -486,7 +486,7 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
         assert!(message.contains("its device is closed"), "{message}");
         size(2 << 20);
         resume().unwrap();
-        assert_eq!((image().is_released(), machine.capacity(1)), (false, 4096));
+        assert_eq!((image().is_closed(), machine.capacity(1)), (false, 4096));
         until("queue", || {
             let queues = next.context().io.snapshots(1, 1);
             queues.iter().any(|queue| queue.active)
