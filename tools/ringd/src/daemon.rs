@@ -42,7 +42,7 @@ use crate::{sandbox, serve, supervise, upgrade};
 /// Where the daemon's files are unless said otherwise.
 pub const RUN_DIR: &str = "/run/ringd";
 /// How long the reactor looks on unless said otherwise, in microseconds.
-const POLL: u32 = ringblk::ReactorOptions::POLL.as_micros() as u32;
+const POLL: u32 = ringvirtio::ReactorOptions::POLL.as_micros() as u32;
 /// How long `--daemonize` waits for the daemon to answer.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a daemon that makes room for another waits for requests in flight to end.
@@ -274,7 +274,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
     // From here on without rights.
     tracing::debug!("restricted");
     let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);
-    let reactor = ringblk::ReactorOptions {
+    let reactor = ringvirtio::ReactorOptions {
         io_uring: !options.no_io_uring,
         poll: Duration::from_micros(options.poll.into()),
         ..Default::default()

@@ -43,7 +43,7 @@ fn check_logs(path: &Path) -> anyhow::Result<()> {
         if offset + 8 <= length {
             file.read_exact_at(&mut word, offset)?;
         }
-        ringblk::inflight::check_identity(u64::from_le_bytes(word))?;
+        ringvirtio::inflight::check_identity(u64::from_le_bytes(word))?;
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ fn rig_on(dir: &TempDir, kind: EngineKind, cache: HostCache, sectors: u64) -> Ri
 
 fn attach(rig: &mut Rig) {
     let disk = rig.queue().disk().clone();
-    if let TestEngine::Uring(engine) = &mut rig.engine {
+    if let TestEngine::Uring(engine, _) = &mut rig.engine {
         engine.attach(disk.backing(), &rig.ram);
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
-use ringblk::ReadWidth;
+use ringvirtio::ReadWidth;
 use ringvisor::abi::command::{Header, Op, Status};
 use ringvisor::abi::info::InfoPage;
 use ringvisor::abi::{ABI_VERSION, MAGIC, doorbell, shared};

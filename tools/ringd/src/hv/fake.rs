@@ -165,7 +165,7 @@ impl FakeEl2 {
             return;
         };
         if let Entry::Notify { slot, queue } = entry {
-            window.note_notification(slot, queue, ringblk::trace::now());
+            window.note_notification(slot, queue, ringvirtio::trace::now());
         }
         if zone.ring.push(&window.ring(), entry) == Wake::Ring {
             let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());

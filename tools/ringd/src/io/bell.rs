@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ringblk::{Commands, ReadWidth, trace};
+use ringvirtio::{Commands, ReadWidth, trace};
 use ringvisor::ring::Entry;
 
 use super::place::Place;
@@ -82,13 +82,13 @@ impl Rings {
     }
 }
 
-impl ringblk::Bell for Rings {
-    fn rung(&mut self) {
+impl ringvirtio::EventSource for Rings {
+    fn on_wakeup(&mut self) {
         self.rung = true;
         add(&self.counters.wakeups, 1);
     }
 
-    fn place(&mut self) -> Option<Option<usize>> {
+    fn preferred_cpu(&mut self) -> Option<Option<usize>> {
         self.place.as_mut()?.ask()
     }
 
@@ -104,14 +104,14 @@ impl ringblk::Bell for Rings {
         }
     }
 
-    fn look(&self) -> bool {
+    fn has_events(&self) -> bool {
         lock(&self.table).iter().any(|zone| {
             let window = self.hv.shared().window(zone.number);
             zone.refresh || window.is_some_and(|window| zone.consumer.peek(&window.ring()).is_some())
         })
     }
 
-    fn looked(&mut self, found: bool, time: Duration) {
+    fn on_busy_poll(&mut self, found: bool, time: Duration) {
         let counter = if found {
             &self.counters.polled
         } else {
@@ -176,7 +176,7 @@ impl ZoneIo {
                     if let Some(id) = self.device(slot).and_then(|device| device.queue(queue)) {
                         match window.notified_at(slot, queue).and_then(ago) {
                             Some(ago) => commands.notified(id, ago),
-                            None => commands.kick(id),
+                            None => commands.schedule(id),
                         }
                     }
                 }

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringblk::stats::QueueStats;
-use ringblk::{Callback, Disk, GuestRam, InflightArea, Queue, QueueId, QueueSetup, RingAddresses};
+use ringblk::BlockStats;
+use ringblk::{BlockQueue, Disk};
+use ringvirtio::{Callback, GuestRam, InflightArea, QueueId, QueueSetup, RingAddresses};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
 use vm_memory::{GuestAddress, MmapRegion};
@@ -67,7 +68,7 @@ struct ServedQueue {
     /// EL2 is told as soon as the reactor has let go of it.
     stopping: Arc<AtomicBool>,
     /// Of this queue or the last one with its number.
-    stats: Option<Arc<QueueStats>>,
+    stats: Option<Arc<BlockStats>>,
 }
 
 /// All that is counted of one queue.
@@ -80,7 +81,7 @@ pub struct QueueSnapshots {
     /// Whether the guest uses it now.
     pub active: bool,
     /// Counters and histograms.
-    pub stats: ringblk::stats::QueueSnapshot,
+    pub stats: ringblk::BlockSnapshot,
 }
 
 impl DeviceIo {
@@ -224,7 +225,7 @@ impl DeviceIo {
                 match make(&self.parts, hv, number, latched, state) {
                     Ok(queue) => {
                         served.stats = Some(queue.stats().clone());
-                        served.id = Some(queues.add(queue));
+                        served.id = Some(queues.add(Box::new(queue)));
                     }
                     Err(error) => {
                         let (zone, slot) = (self.parts.zone, self.parts.slot);
@@ -243,7 +244,7 @@ impl DeviceIo {
                 stopping.store(true, Ordering::Release);
                 let done = Box::new(move || {
                     // The queue's next life begins with an empty log, in the same epoch.
-                    drop(ringblk::inflight::InflightLog::open(&area, size, NO_EPOCH));
+                    drop(ringvirtio::inflight::InflightLog::open(&area, size, NO_EPOCH));
                     let queue = u16::try_from(number).unwrap_or(u16::MAX);
                     let _ = (&*hv as &dyn Hypervisor).queue_quiesced(zone, slot, generation, queue);
                     stopping.store(false, Ordering::Release);
@@ -305,13 +306,12 @@ fn make(
     number: usize,
     latched: &QueueState,
     state: &DeviceState,
-) -> Result<Queue, ringblk::SetupError> {
+) -> Result<BlockQueue, ringvirtio::SetupError> {
     let (zone, slot) = (parts.zone, parts.slot);
     let (bell, breaker) = (hv.clone(), hv.clone());
     let first = FirstRequest::new(zone, slot, number);
     let reporter = first.clone();
-    let mut queue = Queue::new(QueueSetup {
-        disk: parts.disk.clone(),
+    let setup = QueueSetup {
         ram: parts.ram.clone(),
         ring: RingAddresses {
             // EL2 has checked it against QueueNumMax; 0 is refused by the queue.
@@ -323,7 +323,7 @@ fn make(
         features: state.features,
         inflight: area(parts, number),
         epoch: u64::from(parts.starts) << 40 | state.reset_generation & 0xff_ffff_ffff,
-        notify: Box::new(move || {
+        notify_driver: Box::new(move || {
             bell.used_buffer(zone, slot);
             reporter.published();
         }),
@@ -331,12 +331,15 @@ fn make(
             tracing::warn!(zone, slot, queue = number, %fault, "the guest broke a queue");
             let _ = (&*breaker as &dyn Hypervisor).device_needs_reset(zone, slot);
         }),
-    })?;
-    queue.set_trace_id(ringblk::trace::TraceId::new([
-        zone,
-        slot,
-        u8::try_from(number).unwrap_or(u8::MAX),
-    ]));
+    };
+    let mut queue = BlockQueue::new(parts.disk.clone(), setup)?;
+    queue
+        .virtqueue_mut()
+        .set_trace_id(ringvirtio::trace::TraceId::new([
+            zone,
+            slot,
+            u8::try_from(number).unwrap_or(u8::MAX),
+        ]));
     first.watch(&queue);
     tracing::debug!(zone, slot, queue = number, "queue is set up");
     Ok(queue)

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use ringblk::Callback;
+use ringvirtio::Callback;
 
 /// Counts the queues of a device that are on their way out of the reactor.
 #[derive(Clone, Default)]

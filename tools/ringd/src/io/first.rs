@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use ringblk::{Queue, QueueStats};
+use ringblk::{BlockQueue, BlockStats};
 
 /// Says once, in the log, that a queue's first request has completed: after a take-over, that its disk is served.
 pub(crate) struct FirstRequest {
@@ -13,7 +13,7 @@ pub(crate) struct FirstRequest {
     queue: usize,
     begin: Instant,
     /// Its counters, and how many requests it had when it was set up.
-    watched: OnceLock<(Arc<QueueStats>, u16)>,
+    watched: OnceLock<(Arc<BlockStats>, u16)>,
     said: AtomicBool,
 }
 
@@ -31,8 +31,10 @@ impl FirstRequest {
     }
 
     /// The queue, once there is one, before it is served.
-    pub fn watch(&self, queue: &Queue) {
-        let _ = self.watched.set((queue.stats().clone(), queue.outstanding()));
+    pub fn watch(&self, queue: &BlockQueue) {
+        let _ = self
+            .watched
+            .set((queue.stats().clone(), queue.virtqueue().outstanding()));
     }
 
     /// Something was published: a request, or after a take-over maybe nothing.

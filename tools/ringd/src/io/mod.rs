@@ -15,7 +15,8 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use ringblk::{Commands, Disk, QueueId, RateLimits, Reactor, ReactorHandle, ReactorOptions};
+use ringblk::Disk;
+use ringvirtio::{Commands, QueueId, RateLimits, Reactor, ReactorHandle, ReactorOptions};
 use ringvisor::abi::{MAX_ZONES, shared};
 use ringvisor::ring::Consumer;
 
@@ -94,7 +95,7 @@ impl Io {
     pub fn listen(&self, interrupt: Interrupt) {
         let Interrupt { fd, width, cpu } = interrupt;
         let rings = Rings::new(self.hv.clone(), self.table.clone(), self.counters.clone(), cpu);
-        self.reactor.add_bell(fd, width, Box::new(rings));
+        self.reactor.add_event_source(fd, width, Box::new(rings));
     }
 
     /// Serves a zone whose ring nobody has used yet, or with `takeover` one that an earlier daemon served.
@@ -240,7 +241,7 @@ impl Io {
     pub fn set_limits(&self, number: u8, slot: u8, limits: RateLimits) {
         self.with_device(number, slot, |device, _| {
             device.disk().control().throttle.set_limits(limits);
-            device.ids().for_each(|id| self.reactor.kick(id));
+            device.ids().for_each(|id| self.reactor.schedule(id));
         });
     }
 
@@ -337,37 +338,37 @@ impl Io {
 /// Where queues are added and taken away: on the reactor's thread its own list of commands, elsewhere its mailbox.
 pub trait Queues {
     /// See [`Commands::add`].
-    fn add(&mut self, queue: ringblk::Queue) -> QueueId;
-    /// See [`Commands::kick`].
+    fn add(&mut self, queue: Box<dyn ringvirtio::QueueHandler>) -> QueueId;
+    /// See [`Commands::schedule`].
     fn kick(&mut self, id: QueueId);
     /// See [`Commands::remove`].
-    fn remove(&mut self, id: QueueId, then: ringblk::Callback);
+    fn remove(&mut self, id: QueueId, then: ringvirtio::Callback);
 }
 
 impl Queues for Commands {
-    fn add(&mut self, queue: ringblk::Queue) -> QueueId {
+    fn add(&mut self, queue: Box<dyn ringvirtio::QueueHandler>) -> QueueId {
         Commands::add(self, queue)
     }
 
     fn kick(&mut self, id: QueueId) {
-        Commands::kick(self, id);
+        Commands::schedule(self, id);
     }
 
-    fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
+    fn remove(&mut self, id: QueueId, then: ringvirtio::Callback) {
         Commands::remove(self, id, then);
     }
 }
 
 impl Queues for ReactorHandle {
-    fn add(&mut self, queue: ringblk::Queue) -> QueueId {
+    fn add(&mut self, queue: Box<dyn ringvirtio::QueueHandler>) -> QueueId {
         ReactorHandle::add(self, queue)
     }
 
     fn kick(&mut self, id: QueueId) {
-        ReactorHandle::kick(self, id);
+        ReactorHandle::schedule(self, id);
     }
 
-    fn remove(&mut self, id: QueueId, then: ringblk::Callback) {
+    fn remove(&mut self, id: QueueId, then: ringvirtio::Callback) {
         ReactorHandle::remove(self, id, then);
     }
 }

@@ -1,7 +1,7 @@
 //! [`QueueReport`]: what a queue has done, as the daemon tells it to others.
 
-use ringblk::QueueSnapshot;
-use ringblk::histogram::HistogramSnapshot;
+use ringblk::BlockSnapshot;
+use ringvirtio::histogram::HistogramSnapshot;
 use serde::{Deserialize, Serialize};
 
 /// Counters of one queue, since the driver set it up or this daemon took it over.
@@ -98,7 +98,7 @@ impl From<&HistogramSnapshot> for TimeReport {
 impl QueueReport {
     /// From the queue's own counters.
     #[must_use]
-    pub fn new(slot: u8, queue: usize, active: bool, stats: &QueueSnapshot) -> Self {
+    pub fn new(slot: u8, queue: usize, active: bool, stats: &BlockSnapshot) -> Self {
         Self {
             slot,
             queue,
@@ -113,20 +113,20 @@ impl QueueReport {
             bytes_written: stats.bytes_written,
             bytes_discarded: stats.bytes_discarded,
             bytes_zeroed: stats.bytes_zeroed,
-            batches: stats.batches,
-            max_batch: stats.max_batch,
-            max_depth: stats.max_depth,
+            batches: stats.queue.batches,
+            max_batch: stats.queue.max_batch,
+            max_depth: stats.queue.max_depth,
             operations: stats.operations,
             durable: stats.durable,
             merges: stats.merges,
             merged: stats.merged,
             retries: stats.retries,
-            restarted: stats.restarted,
-            throttled: stats.throttled,
+            restarted: stats.queue.restarted,
+            throttled: stats.queue.throttled,
             held: stats.held,
             stops: stats.stops,
-            interrupts: stats.interrupts,
-            interrupts_suppressed: stats.interrupts_suppressed,
+            interrupts: stats.queue.interrupts,
+            interrupts_suppressed: stats.queue.interrupts_suppressed,
             read_time: (&stats.latency.reads).into(),
             write_time: (&stats.latency.writes).into(),
             flush_time: (&stats.latency.flushes).into(),

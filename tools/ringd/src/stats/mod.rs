@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use ringblk::histogram::HistogramSnapshot;
+use ringvirtio::histogram::HistogramSnapshot;
 use ringvisor::abi::counters::{CpuCounters, Event, Exit};
 use ringvisor::abi::info::OWNER_NONE;
 use serde::{Deserialize, Serialize};
@@ -351,9 +351,9 @@ fn queue_stats(queue: &QueueSnapshots) -> QueueStats {
     QueueStats {
         queue: queue.queue,
         active: queue.active,
-        depth: stats.batched.saturating_sub(ended),
+        depth: stats.queue.batched.saturating_sub(ended),
         counters: stats
-            .counters()
+            .all_counters()
             .map(|(name, value)| (name.to_owned(), value))
             .collect(),
         reads: (&stats.latency.reads).into(),

@@ -147,8 +147,8 @@ impl<W: Write> Writer<'_, W> {
     }
 }
 
-fn daemon_name(kind: ringblk::trace::Kind) -> &'static str {
-    use ringblk::trace::Kind;
+fn daemon_name(kind: ringvirtio::trace::Kind) -> &'static str {
+    use ringvirtio::trace::Kind;
     match kind {
         Kind::Wake => "wake",
         Kind::Service => "service",
@@ -157,7 +157,7 @@ fn daemon_name(kind: ringblk::trace::Kind) -> &'static str {
         Kind::Completed => "completed",
         Kind::Used => "used",
         Kind::Raise => "raise",
-        Kind::Quiet => "quiet",
+        Kind::Suppressed => "quiet",
     }
 }
 
@@ -217,7 +217,7 @@ pub fn write(trace: &Trace, joined: &Joined, output: impl Write) -> io::Result<(
 mod tests {
     use std::collections::HashMap;
 
-    use ringblk::trace::Kind;
+    use ringvirtio::trace::Kind;
     use ringvisor::abi::counters::Exit;
 
     use super::*;

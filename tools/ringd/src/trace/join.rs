@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use ringblk::trace::Kind;
+use ringvirtio::trace::Kind;
 
 use super::{Event, Source, Step, Trace};
 
@@ -279,9 +279,9 @@ impl Joiner {
                 queue.running.insert(event.value, request);
                 return;
             }
-            Kind::Raise | Kind::Quiet => {
+            Kind::Raise | Kind::Suppressed => {
                 let told = std::mem::take(&mut queue.used);
-                if kind == Kind::Quiet {
+                if kind == Kind::Suppressed {
                     self.done.extend(told);
                     return;
                 }

@@ -9,7 +9,7 @@ pub mod join;
 pub mod record;
 pub mod summary;
 
-use ringblk::trace::Kind as DaemonKind;
+use ringvirtio::trace::Kind as DaemonKind;
 use ringvisor::abi::counters::Exit;
 use ringvisor::abi::machine::{SPI_BASE, VIRTIO_SPI};
 use ringvisor::abi::trace::{Kind, Record};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringblk::trace::Ring;
+use ringvirtio::trace::Ring;
 use ringvisor::abi::MAX_CPUS;
 use ringvisor::abi::trace::ALL;
 
@@ -64,7 +64,7 @@ impl Recorder {
         let info = hv.info();
         let count = usize::try_from(info.cpu_count).unwrap_or(0).min(MAX_CPUS);
         let heads = |hv: &dyn Hypervisor| (0..count).map(|cpu| hv.trace_head(cpu)).collect();
-        let threads = ringblk::trace::rings().into_iter().map(|ring| Thread {
+        let threads = ringvirtio::trace::rings().into_iter().map(|ring| Thread {
             next: ring.head(),
             ring,
         });
@@ -72,12 +72,12 @@ impl Recorder {
             cpus: heads(&*hv),
             threads: threads.collect(),
             capacity: info.trace_records.into(),
-            frequency: ringblk::trace::frequency(),
+            frequency: ringvirtio::trace::frequency(),
             hv,
             _claim: claim,
         };
         (&*recorder.hv as &dyn Hypervisor).trace(ALL)?;
-        ringblk::trace::set_on(true);
+        ringvirtio::trace::set_on(true);
         Ok(recorder)
     }
 
@@ -104,7 +104,7 @@ impl Recorder {
                 .records
                 .extend(records.map(|(stamp, word)| (cpu, stamp, word)));
         }
-        for ring in ringblk::trace::rings() {
+        for ring in ringvirtio::trace::rings() {
             if !self.threads.iter().any(|known| Arc::ptr_eq(&known.ring, &ring)) {
                 self.threads.push(Thread { ring, next: 0 });
             }
@@ -129,7 +129,7 @@ impl Recorder {
 
     /// Stops recording; [`Self::take`] gives the rest.
     pub fn stop(&self) {
-        ringblk::trace::set_on(false);
+        ringvirtio::trace::set_on(false);
         if let Err(error) = (&*self.hv as &dyn Hypervisor).trace(0) {
             tracing::warn!(%error, "EL2 goes on recording");
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringblk::remote::KnownGeometry;
-use ringblk::{Disk, DiskError, EngineKind, OpenContext, OpenOptions, Rate, RateLimits};
+use ringblk::{Disk, DiskError, EngineKind, OpenContext, OpenOptions};
+use ringvirtio::{Rate, RateLimits};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 use serde::{Deserialize, Serialize};

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use ringblk::Disk;
-use ringblk::memory::Slots;
 use ringblk::migrate::{Migration, Progress, Step};
+use ringvirtio::memory::Slots;
 use ringvisor::abi::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
 

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringblk::{Disk, GuestRam};
+use ringblk::Disk;
+use ringvirtio::GuestRam;
 use ringvisor::abi::machine::RAM_BASE;
 
 use super::disks::{self, DISK_WAIT, TakeOver, Wait};

@@ -86,7 +86,7 @@ impl Machine {
 
 fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Registry> {
     let hv: Arc<dyn Hypervisor> = el2.clone();
-    let options = ringblk::ReactorOptions {
+    let options = ringvirtio::ReactorOptions {
         io_uring: false,
         ..Default::default()
     };
@@ -103,7 +103,7 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
     registry.take_over();
     io.listen(Interrupt {
         fd: el2.bell().unwrap(),
-        width: ringblk::ReadWidth::Eight,
+        width: ringvirtio::ReadWidth::Eight,
         cpu: None,
     });
     registry

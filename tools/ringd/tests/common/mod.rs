@@ -34,7 +34,7 @@ impl Machine {
         fs::write(path("disk.img"), vec![0; 1 << 20]).unwrap();
         fs::create_dir(path("zones")).unwrap();
         let hv: Arc<dyn Hypervisor> = el2.clone();
-        let io = Io::start(hv.clone(), ringblk::ReactorOptions::default()).unwrap();
+        let io = Io::start(hv.clone(), ringvirtio::ReactorOptions::default()).unwrap();
         let (records, cpus) = (path("zones"), Mutex::new(()));
         let context = Context {
             hv,
@@ -48,7 +48,7 @@ impl Machine {
         registry.take_over();
         io.listen(Interrupt {
             fd: el2.bell().unwrap(),
-            width: ringblk::ReadWidth::Eight,
+            width: ringvirtio::ReadWidth::Eight,
             cpu: None,
         });
         let listener = server::bind(&path("sock")).unwrap();

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringblk::GuestRam;
 use ringblk::remote::{BlockingIo, Connector, KnownGeometry, RemoteDisk, RemoteEngine, RemoteImage};
+use ringvirtio::GuestRam;
 
 use super::blocking::BlockingFront;
 use super::connect::{ConnectFn, Connection, TIMEOUT};

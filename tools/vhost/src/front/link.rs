@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringblk::GuestRam;
+use ringvirtio::GuestRam;
 use vhost::VhostUserMemoryRegionInfo;
 
 use super::channel::{BackendChannel, BackendMessage};
@@ -91,7 +91,7 @@ impl Link {
         std::thread::Builder::new()
             .name("vhost-user".into())
             .spawn(move || {
-                ringblk::affinity::run_anywhere();
+                ringvirtio::affinity::run_anywhere();
                 self.run(&state);
             })?;
         Ok(result)

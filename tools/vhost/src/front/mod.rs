@@ -23,5 +23,5 @@ mod state;
 
 pub use connect::{ConnectFn, Connection, DiskInfo, FrontError};
 pub use disk::Driver;
-pub use ring::{Completion, DriverRing, Request, RingFault};
+pub use ring::{DriverRing, Request, RingFault, UsedRequest};
 pub use shared::SharedRings;

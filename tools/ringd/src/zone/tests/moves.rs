@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ringblk::memory::Slots;
+use ringvirtio::memory::Slots;
 use ringvisor::abi::MAX_SLOTS;
 
 use super::*;
