@@ -10,6 +10,7 @@ mod blocking;
 pub mod channel;
 pub mod connect;
 mod disk;
+mod endpoint;
 mod engine;
 mod kick;
 mod known;
