@@ -425,7 +425,13 @@ fn daemonize(options: &Options) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::{Options, spare_when_memory_is_short};
+    use crate::control::protocol::LogLevel;
 
     #[test]
     fn what_an_administrator_has_set_stays() {
@@ -472,7 +478,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Options::command().debug_assert();
     }
 }

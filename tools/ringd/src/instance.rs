@@ -209,7 +209,10 @@ fn condition_of_holder(pid: u32) -> Condition {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::time::Duration;
+
+    use super::{Absence, Condition, READY, State, condition_below, look, take_lock};
 
     // torture c7
     #[test]

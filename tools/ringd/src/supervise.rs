@@ -201,7 +201,9 @@ fn upgraded(run_dir: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::{BackOff, PAUSE_FAILING, PAUSE_SERVING};
 
     #[test]
     fn quick_deaths_are_followed_by_longer_pauses() {

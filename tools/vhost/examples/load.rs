@@ -1,8 +1,8 @@
-//! Requests at a vhost-user-blk server, to be measured:
+//! Generates load on a vhost-user-blk server and measures it:
 //! `load SOCKET [--depth N] [--seconds S] [--write] [--pid PID]`.
 //!
-//! One queue, random blocks of 4 KiB, as many in flight as
-//! `--depth` says. Prints requests a second, and the CPU time that the server (`--pid`) took for each.
+//! One queue, random blocks of 4 KiB, `--depth` requests in flight. Prints requests per second and the
+//! server's CPU time per request (`--pid`).
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -18,12 +18,12 @@ const BLOCK: u64 = 4096;
 
 #[derive(Parser)]
 struct Options {
-    /// Where the server listens.
+    /// The server's socket.
     socket: PathBuf,
     /// Requests in flight, up to 128.
     #[arg(long, default_value_t = 1)]
     depth: u16,
-    /// How long.
+    /// Duration in seconds.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Write instead of read.
@@ -73,7 +73,7 @@ fn main() {
         assert_eq!(done.status, 0);
         count += 1;
         push(&mut client, done.token);
-        // All that is done already goes into the same notification.
+        // All requests that replace completed ones share one notification.
         while let Some(done) = client.rings.rings[0].pop().expect("no fault") {
             assert_eq!(done.status, 0);
             count += 1;
@@ -99,6 +99,6 @@ fn main() {
         line += &format!(", server {:.2} us/request", (cpu(pid) - before) / count as f64);
     }
     println!("{line}");
-    // The server keeps what is in flight to itself: it has to finish that before it lets go.
+    // The server must complete the requests in flight before it releases the memory.
     client.connection.stop().expect("an orderly end");
 }

@@ -3,7 +3,6 @@
 //! [`Disk::open`] refuses what cannot work with a message that names the image. [`OpenContext`] is what
 //! opening needs of its surroundings: who opens files, and who finds remote disks.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,12 +34,6 @@ impl Default for OpenContext {
             opener: Arc::new(LocalOpener),
             connector: None,
         }
-    }
-}
-
-impl fmt::Debug for OpenContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("OpenContext").finish_non_exhaustive()
     }
 }
 

@@ -42,3 +42,31 @@ impl Drop for RangeGuard<'_> {
         self.locks.unlocked.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::RangeLocks;
+
+    #[test]
+    fn only_overlapping_ranges_wait() {
+        let locks = RangeLocks::default();
+        let first = locks.lock(512, 512);
+        // Adjacent on both sides.
+        drop([locks.lock(0, 512), locks.lock(1024, 512)]);
+        let (locked, waiting) = channel();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let _second = locks.lock(1023, 1);
+                locked.send(()).unwrap();
+            });
+            assert!(waiting.recv_timeout(Duration::from_millis(50)).is_err());
+            drop(first);
+            waiting.recv_timeout(Duration::from_secs(60)).unwrap();
+        });
+        assert!(locks.list().is_empty());
+    }
+}

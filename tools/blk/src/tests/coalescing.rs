@@ -364,7 +364,7 @@ fn it_is_raised_when_no_more_comes() {
         let mut rig = Rig::closed(engine, 128, ALL_FEATURES, false);
         let (queue, interrupts, stats) = learned(&mut rig);
         assert_eq!(stats.queue.interrupts_coalesced.get(), 0);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         interrupts.recv_timeout(PATIENCE).expect("an interrupt");
         offer(&mut rig, 1);
         reactor.handle.schedule(id);
@@ -382,7 +382,7 @@ fn it_is_raised_beside_a_busy_queue() {
     Again::add(&reactor);
     let mut rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
     let (queue, interrupts, stats) = learned(&mut rig);
-    let id = reactor.handle.add(queue);
+    let id = reactor.handle.add(Box::new(queue));
     interrupts.recv_timeout(PATIENCE).expect("an interrupt");
     reactor.quiesce(id);
     assert_eq!(stats.queue.interrupts_coalesced.get(), 1);

@@ -1,4 +1,4 @@
-//! Files that fail: short transfers, interruptions, errors, no space, truncation; and what is durable when.
+//! Files that fail: short transfers, interruptions, errors, no space, truncation; and durability.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ fn short_transfers_and_interruptions() {
     engine.script([Fail(libc::EINTR), Fail(libc::EAGAIN)]);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None), (OK, 1));
     assert_eq!(rig.queue().stats().retries.get(), 14);
-    // Not for ever.
+    // Not without a limit.
     engine.script([Fail(libc::EAGAIN); 101]);
     assert_eq!(
         rig.request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512))),
@@ -84,7 +84,7 @@ fn errors_of_the_file() {
         );
     }
     assert_eq!(rig.queue().stats().errors.get(), 12);
-    // It goes on afterwards.
+    // The queue continues afterwards.
     assert_eq!(
         rig.request(0, VIRTIO_BLK_T_OUT, 2, Some(readable(DATA, 1024))),
         (OK, 1)
@@ -94,12 +94,12 @@ fn errors_of_the_file() {
 
 // torture c8: after a failed fdatasync no later FLUSH says OK until the image is reopened
 #[test]
-fn a_failed_sync_is_not_forgotten() {
+fn a_failed_sync_stays_recorded() {
     let (mut rig, engine) = fake(ALL_FEATURES);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
     engine.script([Scripted::Fail(libc::EIO)]);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
-    // The kernel would now say that all is well.
+    // The kernel would report success now.
     for _ in 0..3 {
         assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
     }
@@ -125,12 +125,11 @@ fn flushes_that_share_a_failing_sync() {
     assert!(statuses.iter().all(|&status| rig.byte(status) == IOERR));
 }
 
-// virtio-checklist 59: a FLUSH that comes while an fdatasync runs waits for the next one, which starts after
-// it
+// virtio-checklist 59: a FLUSH that arrives during an fdatasync waits for the next one, which starts after it
 #[test]
 fn a_late_flush_gets_a_sync_of_its_own() {
     late_flush(false);
-    // The negative control: an engine that does not sync loses the write.
+    // Negative control: an engine that does not sync loses the write.
     late_flush(true);
 }
 
@@ -173,7 +172,7 @@ fn late_flush(lie: bool) {
 }
 
 // virtio-checklist 58: durable before completion without FLUSH; with it, by FLUSH. The second half is the
-// negative control: this test would notice a device that never makes writes durable.
+// negative control: this test fails for a device that never makes writes durable.
 #[test]
 fn writes_are_durable_without_flush() {
     for (negotiated, kind) in [(false, IoKind::WriteDurable), (true, IoKind::Write)] {
@@ -195,8 +194,7 @@ fn writes_are_durable_without_flush() {
     }
 }
 
-/// Cuts the power after random writes and flushes; returns in how many of 40 cases something was lost that a
-/// FLUSH had covered.
+/// Cuts the power after random writes and flushes; returns in how many of 40 cases a flushed write was lost.
 fn power_cuts(lie: bool) -> usize {
     let mut lost = 0;
     for cut in 0..40 {
@@ -230,21 +228,20 @@ fn power_cuts(lie: bool) -> usize {
     lost
 }
 
-// torture e2 in small: after a power cut at any moment, every write completed before a completed FLUSH is
-// there
+// torture e2 in small: every write completed before a completed FLUSH survives a power cut at any moment
 #[test]
 fn power_cuts_keep_what_was_flushed() {
     assert_eq!(power_cuts(false), 0);
 }
 
-// torture e3 in small, the negative control: an engine without fdatasync is caught by the same test
+// torture e3 in small, negative control: an engine without fdatasync fails the same test
 #[test]
 fn power_cuts_catch_an_engine_that_lies() {
     let lost = power_cuts(true);
     assert!(lost >= 20, "caught in {lost} of 40 cases");
 }
 
-// virtio-checklist 58 on the engines themselves: RWF_DSYNC is accepted and writes
+// virtio-checklist 58 on the real engines: RWF_DSYNC is accepted and writes
 #[test]
 fn durable_writes_on_real_files() {
     for kind in ENGINES {

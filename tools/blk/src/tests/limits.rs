@@ -1,4 +1,4 @@
-//! Limits of requests and bytes, with a clock that stands still, and on a reactor that sleeps in between.
+//! Limits of requests and bytes, with a stopped clock, and on a reactor that sleeps in between.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +37,7 @@ fn offer(rig: &mut Rig, heads: std::ops::Range<u16>, len: u32) {
     }
 }
 
-// The burst passes, then one each 10 ms; what does not pass stays in the ring; nothing is lost.
+// The burst passes, then one each 10 ms; the others stay in the ring; none is lost.
 #[test]
 fn requests_wait_in_the_ring() {
     let (mut rig, time) = limited(iops(100, 5));
@@ -80,7 +80,7 @@ fn bytes_are_limited_too() {
     time.fetch_add(1000 * MS / 64 + 1, Ordering::Relaxed);
     rig.run();
     assert_eq!(rig.take_used().len(), 1);
-    // What needs no I/O is not counted, and what has no data only as a request; but all keep their places.
+    // Requests without I/O are not counted, those without data only as requests; all keep their order.
     rig.offer_request(60, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
     rig.run();
     assert_eq!(rig.take_used(), []);
@@ -93,14 +93,14 @@ fn bytes_are_limited_too() {
     assert_eq!(rig.take_used().len(), 4, "raised live");
 }
 
-// A queue at rest has nothing in flight, however many wait for a limit: a reset need not wait for them.
+// Requests that wait for a limit are not in flight: a reset need not wait for them.
 #[test]
 fn a_limit_does_not_hold_up_a_reset() {
     let (mut rig, _time) = limited(iops(1, 1));
     offer(&mut rig, 0..20, 512);
     rig.run();
     assert_eq!((rig.take_used().len(), rig.vq().in_flight()), (1, 0));
-    // A new daemon goes on from there.
+    // A new daemon resumes there.
     rig.reopen();
     rig.run();
     assert_eq!(rig.take_used().len(), 19);
@@ -124,8 +124,8 @@ fn queues_of_a_disk_share_the_limit() {
     assert_eq!(other.take_used().len(), 2);
 }
 
-// The reactor sleeps until the limit lets the next one pass, serves other queues meanwhile, and hears of a
-// raised limit by a kick.
+// The reactor sleeps until the limit admits the next request and serves other queues meanwhile; a raised
+// limit schedules the queue.
 #[test]
 fn a_reactor_waits_for_the_limit() {
     for (io_uring, engine) in WAYS {
@@ -180,8 +180,7 @@ fn a_reactor_waits_for_the_limit() {
     }
 }
 
-// Latencies by the same clock: from the notification, or from being taken, to the status, and the file's
-// alone.
+// Latencies by the same clock: from the notification, or from the pop, to the status, and the file's alone.
 #[test]
 fn latencies_are_recorded() {
     use crate::engine::fake::FakeEngine;
@@ -213,12 +212,12 @@ fn latencies_are_recorded() {
     assert_eq!(shape(&latency.reads), (1, 2, 2));
     assert_eq!(shape(&latency.writes), (1, 3, 3));
     assert_eq!(shape(&latency.flushes), (2, 1 + 4, 4));
-    // The second sync began when the first had ended.
+    // The second sync began after the first had completed.
     assert_eq!(shape(&latency.file), (4, 1 + 2 + 3 + 3, 3));
     let counters: Vec<(&str, u64)> = rig.queue().stats().snapshot().counters().collect();
     assert!(counters.contains(&("flushes", 2)) && counters.contains(&("operations", 4)));
 
-    // Notified twice before it is taken: the first counts, once, and not for the file.
+    // Two notifications before the pop: only the first counts, and not for the file.
     time.fetch_add(20 * MS, Ordering::Relaxed);
     for (head, notified, reads) in [(0, true, 2 + 8), (3, false, 2 + 8 + 1)] {
         if notified {

@@ -43,7 +43,7 @@ fn what_comes_while_it_looks_on() {
             .add_event_source(bell, ReadWidth::Eight, Box::new(PeerBell(peer.clone())));
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
@@ -83,7 +83,7 @@ fn several_requests_are_not_looked_for() {
         let (peer, bell) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         for _ in 0..10 {
             for together in [1, 2, 3] {
                 reactor.quiesce(id);
@@ -182,7 +182,7 @@ fn notifications_are_saved_and_none_is_missed() {
         let (peer, bell) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         let mut saved = 0;
         for round in 0..300_u64 {
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
@@ -216,7 +216,7 @@ fn notifications_with_queues_that_change() {
             let rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
             let disk = open_soon(&rig.config);
             let (queue, interrupts) = queue(&rig, disk.clone());
-            (rig, disk, reactor.handle.add(queue), interrupts)
+            (rig, disk, reactor.handle.add(Box::new(queue)), interrupts)
         })
         .collect();
     let (mut saved, mut round) = (0, 0);
@@ -283,7 +283,7 @@ fn a_limit_is_slept_for() {
         ..RateLimits::default()
     });
     let (queue, interrupts) = queue(&rig, disk);
-    let id = reactor.handle.add(queue);
+    let id = reactor.handle.add(Box::new(queue));
     let start = Instant::now();
     for _ in 0..10 {
         for head in 0..60 {
@@ -305,7 +305,7 @@ fn queues_that_come_and_go() {
     for _ in 0..50 {
         let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);

@@ -1,4 +1,4 @@
-//! DISCARD and WRITE_ZEROES: segments, their limits and flags, what they do to real files, and durability.
+//! DISCARD and WRITE_ZEROES: segments, their limits and flags, effects on real files, and durability.
 
 use std::os::unix::fs::MetadataExt;
 
@@ -44,7 +44,7 @@ fn zeroed_ranges_read_zero() {
             let segments = [(3, 1, flags), (16, 40, flags), (126, 2, flags)];
             let status = request(&mut rig, ZEROES, &segments);
             if status == UNSUPP {
-                // A file system without it, and an engine without a fallback: told, and nothing claimed.
+                // A file system without it, and an engine without a fallback: an error, and no effect.
                 assert!(rig.image() == expected);
                 eprintln!("skipped: no zeroes on the file system of {:?}", rig.config.path);
                 continue;
@@ -63,7 +63,7 @@ fn zeroed_ranges_read_zero() {
     }
 }
 
-// Discarded blocks are free on the file system; what was not discarded stays; the size stays.
+// Discarded blocks are deallocated; the others and the size are unchanged.
 #[test]
 fn discarded_blocks_are_freed() {
     for kind in ENGINES {
@@ -89,10 +89,9 @@ fn discarded_blocks_are_freed() {
     }
 }
 
-// virtio-checklist 56: unknown flags, and unmap of a discard, are unsupported, and nothing of the request is
-// done
+// virtio-checklist 56: unknown flags, and unmap of a discard, are unsupported, and the request has no effect
 #[test]
-fn flags_that_are_not_known() {
+fn unknown_flags() {
     for (kind, flags) in [
         (DISCARD, UNMAP),
         (DISCARD, 2),
@@ -103,12 +102,12 @@ fn flags_that_are_not_known() {
         let (mut rig, engine) = fake(WRITABLE_FEATURES);
         assert_eq!(request(&mut rig, kind, &[(0, 8, 0), (8, 8, flags)]), UNSUPP);
         assert_eq!(engine.requested(), []);
-        // Flags are looked at first, wherever the range is.
+        // Flags are checked first, before the range.
         assert_eq!(request(&mut rig, kind, &[(u64::MAX, 8, flags)]), UNSUPP);
     }
 }
 
-// virtio-checklist 63; torture b8, b9: ranges outside, too long, too many, or cut off: IOERR, nothing is done
+// virtio-checklist 63; torture b8, b9: ranges outside, too long, too many, or cut off: IOERR, no effect
 #[test]
 fn ranges_that_are_wrong() {
     let (mut rig, engine) = fake(WRITABLE_FEATURES);
@@ -137,13 +136,13 @@ fn ranges_that_are_wrong() {
             );
         }
         assert_eq!(rig.request(0, kind, 0, None), (IOERR, 1));
-        // At the very end, and nothing at all, is in order.
+        // A range at the very end and an empty range are valid.
         assert_eq!(request(&mut rig, kind, &[(SECTORS, 0, 0), (0, 0, 0)]), OK);
     }
     assert_eq!(engine.requested(), []);
 }
 
-// The limits of the configuration space are those that are checked.
+// The limits of the configuration space are enforced.
 #[test]
 fn limits_of_the_configuration_space() {
     for (kind, most, op) in [
@@ -176,7 +175,7 @@ fn limits_of_the_configuration_space() {
 
 // torture b10: on a read-only disk IOERR; virtio-checklist 61: not negotiated, unsupported
 #[test]
-fn who_may_not_ask() {
+fn requests_that_are_not_allowed() {
     for kind in [DISCARD, ZEROES] {
         let mut rig = Rig::with(
             EngineKind::Threads,
@@ -193,7 +192,7 @@ fn who_may_not_ask() {
     }
 }
 
-// virtio-checklist 37; torture b7: segments are bytes of the readable buffers, however these are cut
+// virtio-checklist 37; torture b7: segments are bytes of the readable buffers, in any framing
 #[test]
 fn segments_in_any_framing() {
     for kind in ENGINES {
@@ -237,7 +236,7 @@ fn ranges_whose_file_fails() {
 }
 
 // virtio-checklist 58 for zeroes: without FLUSH they are durable before they complete. Negative control: an
-// engine that does not sync is noticed.
+// engine that does not sync fails.
 #[test]
 fn zeroes_are_durable_without_flush() {
     for (lie, features, durable) in [

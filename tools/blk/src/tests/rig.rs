@@ -10,7 +10,7 @@ use ringvirtio::inflight::InflightArea;
 use ringvirtio::memory::GuestRam;
 use ringvirtio::ring::RingAddresses;
 use ringvirtio::virtio::*;
-use ringvirtio::waiter::Timeout;
+use ringvirtio::waiter::{Ready, Timeout};
 use ringvirtio::{Completion, QueueSetup, VirtQueue};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
@@ -40,7 +40,7 @@ pub const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
 
 /// An engine that can be waited for.
 pub enum TestEngine {
-    Uring(OwnRingEngine),
+    Uring(OwnRingEngine, Vec<Ready>),
     Threads(Threads),
     Custom(Box<dyn Engine>),
 }
@@ -49,7 +49,7 @@ impl TestEngine {
     pub fn new(kind: EngineKind) -> Self {
         match kind {
             EngineKind::IoUring => match OwnRingEngine::new(64) {
-                Ok(engine) => Self::Uring(engine),
+                Ok(engine) => Self::Uring(engine, Vec::with_capacity(64)),
                 Err(error) => {
                     eprintln!("no io_uring here ({error}): threads instead");
                     Self::Threads(Threads::new().unwrap())
@@ -61,7 +61,7 @@ impl TestEngine {
 
     pub fn get(&mut self) -> &mut dyn Engine {
         match self {
-            Self::Uring(engine) => engine,
+            Self::Uring(engine, _) => engine,
             Self::Threads(threads) => threads,
             Self::Custom(engine) => &mut **engine,
         }
@@ -70,12 +70,14 @@ impl TestEngine {
     /// Waits until something has completed.
     pub fn wait(&mut self, done: &mut Vec<Completion>) {
         self.get().submit();
+        self.get().reap(done);
         while done.is_empty() {
             match self {
-                Self::Uring(engine) if !engine.state.is_copying() => {
-                    engine.ring.wait(Timeout::Never, &mut Vec::new()).unwrap();
+                Self::Uring(engine, _) if engine.state.is_copying() => engine.submit(),
+                Self::Uring(engine, ready) => {
+                    engine.ring.wait(Timeout::Never, ready).unwrap();
+                    ready.clear();
                 }
-                Self::Uring(engine) => engine.submit(),
                 _ => std::thread::yield_now(),
             }
             self.get().reap(done);

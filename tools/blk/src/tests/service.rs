@@ -130,7 +130,7 @@ fn messages_serve_a_queue() {
         let stats = queue.stats().clone();
         // Available before it is added: found without a notification.
         rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         collect(&mut rig, &interrupts, 1);
         for round in 0..50_u64 {
             for head in 0..20 {
@@ -237,7 +237,7 @@ fn a_bell_serves_many_queues() {
                 scope.spawn(move || {
                     let mut rig = Rig::closed(engine, 32, ALL_FEATURES, false);
                     let (queue, interrupts) = own_queue(&rig);
-                    let id = handle.add(queue);
+                    let id = handle.add(Box::new(queue));
                     for round in 0..200_u64 {
                         let count = 1 + (round % 8) as u16;
                         for head in 0..count {
@@ -292,7 +292,7 @@ fn quiesce_and_resume() {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         let mut total = 0;
         for round in 0..50 {
             for head in 0..10 {
@@ -341,7 +341,7 @@ fn a_reactor_takes_over_from_another() {
         for round in 0..20 {
             let reactor = Running::new(io_uring);
             let (queue, interrupts) = own_queue(&rig);
-            let id = reactor.handle.add(queue);
+            let id = reactor.handle.add(Box::new(queue));
             for head in 0..10 {
                 rig.offer_request(head * 3, VIRTIO_BLK_T_OUT, head.into(), Some(readable(DATA, 512)));
             }
@@ -353,7 +353,7 @@ fn a_reactor_takes_over_from_another() {
             if round % 2 == 1 {
                 let reactor = Running::new(io_uring);
                 let (queue, interrupts) = own_queue(&rig);
-                reactor.handle.add(queue);
+                reactor.handle.add(Box::new(queue));
                 collect(&mut rig, &interrupts, 10);
             }
         }
@@ -378,7 +378,7 @@ fn idle_costs_nothing() {
         });
         let tid = receiver.recv().unwrap();
         let (queue, _interrupts) = spare(EngineKind::IoUring);
-        handle.add(queue);
+        handle.add(Box::new(queue));
         let switches = || {
             let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
             let line = status
@@ -494,7 +494,7 @@ fn a_full_queue_starves_nobody() {
             scope.spawn(move || {
                 let mut full = Rig::closed(engine, 1024, ALL_FEATURES, false);
                 let (queue, _interrupts) = own_queue(&full);
-                let kicking = Kicking(handle.add(queue));
+                let kicking = Kicking(handle.add(Box::new(queue)));
                 handle.add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(kicking));
                 let mut free: Vec<u16> = (0..341).collect();
                 while !stop.load(Ordering::Relaxed) {
@@ -515,7 +515,7 @@ fn a_full_queue_starves_nobody() {
             });
             let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
             let (queue, interrupts) = own_queue(&rig);
-            let id = reactor.handle.add(queue);
+            let id = reactor.handle.add(Box::new(queue));
             let deadline = Instant::now() + PATIENCE;
             let mut rounds = 0;
             while rounds < 20 || served.load(Ordering::Relaxed) < 1000 {
@@ -546,7 +546,7 @@ fn a_full_queue_starves_nobody_who_does_not_notify() {
     let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
     let (queue, interrupts) = own_queue(&rig);
     rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-    reactor.handle.add(queue);
+    reactor.handle.add(Box::new(queue));
     for _ in 0..20 {
         collect(&mut rig, &interrupts, 1);
         assert!(!rig.notification_wanted());
@@ -566,7 +566,7 @@ fn a_busy_peer_starves_nobody() {
             .add_event_source(bell, ReadWidth::Eight, Box::new(Busy));
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         for kind in [VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN] {
             let data = match kind {
                 VIRTIO_BLK_T_FLUSH => None,

@@ -141,7 +141,11 @@ pub enum Source<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::File;
+    use std::io;
+    use std::time::SystemTime;
+
+    use super::{Content, HEAD, Source};
     use std::io::Write;
 
     fn file(bytes: &[u8]) -> File {

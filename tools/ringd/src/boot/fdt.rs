@@ -197,7 +197,9 @@ fn virtio_mmio(fdt: &mut FdtWriter, slot: usize) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ringvisor::abi::MAX_VCPUS;
+
+    use super::{Machine, Seed, build};
 
     fn tree(vcpus: usize, slots: usize, initrd: Option<(u64, u64)>) -> Vec<u8> {
         let seed = Seed {

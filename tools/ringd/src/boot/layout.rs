@@ -47,8 +47,9 @@ pub fn initrd_offset(kernel: &Kernel, initrd: u64, memory: u64) -> Result<u64, N
 
 #[cfg(test)]
 mod tests {
-    use super::{NoRoom, initrd_offset};
-    use crate::boot::kernel::Format;
+    use super::initrd_offset;
+    use crate::boot::kernel::{Format, Kernel};
+    use crate::config::zone::BLOCK;
 
     fn kernel(offset: u64, needs: u64) -> Kernel {
         Kernel {

@@ -136,7 +136,7 @@ impl Console {
     pub fn read(&self, position: u64, timeout: Duration) -> Option<Chunk> {
         let mut state = self.state();
         if state.kept.end() <= position && !state.closed {
-            let waited = self.changed.wait_timeout(state, patience);
+            let waited = self.changed.wait_timeout(state, timeout);
             state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
         let chunk = state.kept.read(position, STEP);
@@ -171,7 +171,10 @@ impl Console {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::Console;
+    use crate::hv::Hypervisor;
     use crate::hv::SharedPage;
     use crate::hv::fake::FakeEl2;
     use ringvisor::ring::console::{InputConsumer, OutputProducer};

@@ -75,7 +75,7 @@ impl Scrollback {
 
 #[cfg(test)]
 mod tests {
-    use super::Scrollback;
+    use super::{Chunk, Scrollback};
 
     #[test]
     fn the_newest_bytes_are_kept() {

@@ -179,7 +179,10 @@ fn expedited<T>(root: &Path, work: impl FnOnce() -> T) -> T {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
+    use super::{Cpu, Unavailable, choose, expedited, list, set_online};
+    use crate::config::Cpus;
 
     fn machine(online: &[bool]) -> Vec<Cpu> {
         let cpu = |(number, online): (usize, &bool)| Cpu {

@@ -135,10 +135,8 @@ fn find_mount(mounts: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::path::Path;
 
-    use super::{directory, ensure, find_mount, give_back};
-    use crate::host::RamError;
+    use super::{POOL, directory, ensure, find_mount, give_back, read};
 
     /// A pool in files; unlike the kernel's, `free_hugepages` does not follow `nr_hugepages`.
     fn pool(total: u64, free: u64, reserved: u64) -> tempfile::TempDir {

@@ -289,7 +289,11 @@ fn clean_range(_start: usize, _len: usize) {}
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io;
+
+    use super::{PART, Ram, clear, map, open_file, parts};
+    use crate::boot::content::Content;
+    use crate::host::RamError;
 
     fn ram(bytes: u64) -> (tempfile::TempDir, Ram) {
         let directory = tempfile::tempdir().unwrap();

@@ -54,7 +54,11 @@ impl dyn Hypervisor + '_ {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ringvisor::abi::counters::word;
+    use ringvisor::abi::trace::RECORD_SIZE;
+    use ringvisor::abi::{counters, trace};
+
+    use crate::hv::Hypervisor;
     use crate::hv::fake::FakeEl2;
 
     #[test]

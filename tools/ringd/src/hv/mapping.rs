@@ -196,7 +196,11 @@ impl Bar {
 mod tests {
     use ringvisor::ring::{Consumer, Entry, Producer};
 
-    use super::*;
+    use std::sync::atomic::Ordering;
+
+    use ringvisor::abi::shared;
+
+    use super::SharedPage;
 
     #[test]
     fn what_is_written_is_read_and_the_end_is_the_end() {

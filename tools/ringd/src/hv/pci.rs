@@ -165,7 +165,10 @@ fn uio_node(root: &Path, device: &Path) -> Result<PathBuf, PciError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::{DRIVER, Function, claim};
     use std::os::unix::fs::symlink;
 
     /// A sysfs with one other function and the control device.

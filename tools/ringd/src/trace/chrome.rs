@@ -220,8 +220,11 @@ mod tests {
     use ringvirtio::trace::Kind;
     use ringvisor::abi::counters::Exit;
 
-    use super::*;
-    use crate::trace::join::join;
+    use serde_json::Value;
+
+    use super::write;
+    use crate::trace::join::{Joined, join};
+    use crate::trace::{Event, Source, Step, Trace};
 
     fn sample() -> Trace {
         let event = |stamp, source, step| Event {

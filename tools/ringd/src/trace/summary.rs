@@ -156,9 +156,13 @@ pub fn text(trace: &Trace, joined: &Joined) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Event;
-    use super::super::join::Request;
-    use super::*;
+    use crate::trace::Event;
+    use crate::trace::join::Request;
+    use ringvisor::abi::counters::Exit;
+
+    use super::{exits, stages, text};
+    use crate::trace::join::{Joined, POINTS, Point};
+    use crate::trace::{Source, Step, Trace};
 
     fn request(points: &[(Point, u64)]) -> Request {
         let mut at = [None; POINTS];

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use ringblk::device::feature;
 use ringblk::remote::{Connector, KnownGeometry};
-use ringblk::virtio::{VIRTIO_BLK_F_RO, VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC};
+use ringblk::virtio::VIRTIO_BLK_F_RO;
 use ringblk::{Disk, DiskConfig, OpenOptions};
 use ringvhost::front::{Driver, Request};
+use ringvirtio::virtio::feature;
+use ringvirtio::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::fake::{BACKEND_REQ, CONFIG, Fake, Manners, PROTOCOL_FEATURES, REPLY_ACK};
 use crate::guest::{ANSWER, BUFFERS, Guest, PATIENCE, context, open, open_with};

@@ -7,11 +7,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringblk::{
-    Disk, DiskConfig, GuestRam, InflightArea, OpenContext, OpenOptions, Queue, QueueId, QueueSetup, Reactor,
-    ReactorHandle, ReactorOptions, RingAddresses, device,
-};
+use ringblk::{BlockQueue, Disk, DiskConfig, OpenContext, OpenOptions, device};
 use ringvhost::front::{Driver, DriverRing, Request};
+use ringvirtio::{
+    GuestRam, InflightArea, QueueId, QueueSetup, Reactor, ReactorHandle, ReactorOptions, RingAddresses,
+};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::support::{BASE, RAM};
@@ -87,9 +87,8 @@ impl Guest {
     pub fn use_disk(&mut self, disk: Arc<Disk>) {
         let [desc, avail, used] = DriverRing::areas().map(|offset| GuestAddress(BASE + offset as u64));
         let (raise, interrupts) = channel();
-        let queue = Queue::new(QueueSetup {
+        let setup = QueueSetup {
             features: device::features(&disk, 1),
-            disk,
             ram: self.ram.clone(),
             ring: RingAddresses {
                 size: 128,
@@ -102,12 +101,12 @@ impl Guest {
                 offset: 0,
             },
             epoch: 1,
-            notify: Box::new(move || {
+            notify_driver: Box::new(move || {
                 let _ = raise.send(());
             }),
             needs_reset: Box::new(|fault| panic!("{fault}")),
-        })
-        .unwrap();
+        };
+        let queue = Box::new(BlockQueue::new(disk, setup).unwrap());
         self.interrupts = Some(interrupts);
         self.id = Some(self.handle.add(queue));
     }
@@ -118,7 +117,7 @@ impl Guest {
 
     pub fn publish(&mut self) {
         if self.ring.publish() {
-            self.handle.kick(self.id.unwrap());
+            self.handle.schedule(self.id.unwrap());
         }
     }
 

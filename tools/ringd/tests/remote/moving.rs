@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use ringblk::memory::Slots;
 use ringblk::migrate::{Migration, Progress, Step};
 use ringblk::remote::{BlockingIo, RemoteImage};
 use ringblk::{Disk, DiskConfig};
+use ringvirtio::memory::Slots;
 use vm_memory::MmapRegion;
 
 use crate::guest::{ANSWER, Guest};

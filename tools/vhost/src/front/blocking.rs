@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -20,9 +19,9 @@ use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::connect::{ConnectFn, Connection};
+use super::connect::Connection;
+use super::endpoint::Endpoint;
 use super::kick::{Kick, Threads};
-use super::known::KnownDisk;
 use super::lock::locked;
 use super::ring::{DriverRing, Request};
 use super::shared::{SharedRings, sealed};
@@ -36,11 +35,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A server's disk without an engine.
 pub struct BlockingFront {
-    path: PathBuf,
-    connect: ConnectFn,
-    timeout: Duration,
+    endpoint: Arc<Endpoint>,
     threads: Threads,
-    known: Arc<KnownDisk>,
     write_losses: AtomicU64,
     state: Mutex<State>,
 }
@@ -69,13 +65,10 @@ fn other(error: impl ToString) -> io::Error {
 
 impl BlockingFront {
     /// Makes one that connects at the first request.
-    pub fn new(path: PathBuf, connect: ConnectFn, timeout: Duration, known: Arc<KnownDisk>) -> Self {
+    pub fn new(endpoint: Arc<Endpoint>) -> Self {
         Self {
-            path,
-            connect,
-            timeout,
+            endpoint,
             threads: Threads::default(),
-            known,
             write_losses: AtomicU64::new(0),
             state: Mutex::default(),
         }
@@ -155,7 +148,7 @@ impl BlockingFront {
     /// Retries `act` with the next server until one has answered, or the timeout has expired.
     fn request(&self, mut act: impl FnMut(&mut Session, Instant) -> Result<(), Failure>) -> io::Result<()> {
         let begin = Instant::now();
-        let end = begin + self.timeout;
+        let end = begin + self.endpoint.timeout;
         let mut state = self.lock();
         // The server has had its time while this thread waited for the lock.
         if Instant::now() >= end || state.failed.is_some_and(|failed| failed >= begin) {
@@ -183,7 +176,7 @@ impl BlockingFront {
                         self.write_losses.fetch_add(1, Ordering::Release);
                     }
                     // The last attempts fail for lack of time, which says nothing about the server.
-                    if left >= self.timeout / 4 {
+                    if left >= self.endpoint.timeout / 4 {
                         failure = Some(error);
                     } else {
                         failure.get_or_insert(error);
@@ -210,9 +203,9 @@ enum Failure {
 impl Session {
     fn new(front: &BlockingFront, end: Instant) -> io::Result<Self> {
         let left = || end.saturating_duration_since(Instant::now());
-        let stream = (front.connect)(&front.path)?;
+        let stream = (front.endpoint.connect)(&front.endpoint.path)?;
         let mut connection = Connection::negotiate_within(stream, 1, left()).map_err(other)?;
-        front.known.check(connection.info()).map_err(other)?;
+        front.endpoint.known.check(connection.info()).map_err(other)?;
         let file = sealed(c"ringd data", DATA_MAX)?;
         let mapping: MmapRegion =
             MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), DATA_MAX as usize).map_err(other)?;

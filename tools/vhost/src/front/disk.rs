@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ringblk::GuestRam;
 use ringblk::remote::{BlockingIo, Connector, KnownGeometry, RemoteDisk, RemoteEngine, RemoteImage};
+use ringvirtio::GuestRam;
 
 use super::blocking::BlockingFront;
 use super::connect::{ConnectFn, Connection, TIMEOUT};
+use super::endpoint::Endpoint;
 use super::engine::FrontEngine;
 use super::kick::Threads;
 use super::known::KnownDisk;
@@ -47,16 +48,18 @@ impl Driver {
     }
 
     fn disk(&self, path: &Path, write_zeroes: bool, known: KnownGeometry) -> Arc<ServedDisk> {
-        let known = Arc::new(KnownDisk::new(known));
-        Arc::new(ServedDisk {
+        let endpoint = Arc::new(Endpoint {
             path: path.into(),
             connect: self.connect.clone(),
-            write_zeroes,
             timeout: self.timeout,
             io_uring: self.io_uring,
+            known: KnownDisk::new(known),
+        });
+        Arc::new(ServedDisk {
+            write_zeroes,
             threads: Threads::default(),
-            blocking: BlockingFront::new(path.into(), self.connect.clone(), self.timeout, known.clone()),
-            known,
+            blocking: BlockingFront::new(endpoint.clone()),
+            endpoint,
         })
     }
 }
@@ -83,37 +86,33 @@ impl Connector for Driver {
 
 /// A disk that a server has.
 struct ServedDisk {
-    path: PathBuf,
-    connect: ConnectFn,
+    endpoint: Arc<Endpoint>,
     write_zeroes: bool,
-    timeout: Duration,
-    io_uring: bool,
     threads: Threads,
     /// Used by migration.
     blocking: BlockingFront,
-    known: Arc<KnownDisk>,
 }
 
 impl fmt::Debug for ServedDisk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServedDisk")
-            .field("path", &self.path)
-            .field("known", &self.known)
+            .field("path", &self.endpoint.path)
+            .field("known", &self.endpoint.known)
             .finish_non_exhaustive()
     }
 }
 
 impl RemoteImage for ServedDisk {
     fn size(&self) -> u64 {
-        self.known.size()
+        self.endpoint.known.size()
     }
 
     fn block_size(&self) -> u32 {
-        self.known.block_size
+        self.endpoint.known.block_size
     }
 
     fn is_readonly(&self) -> bool {
-        self.known.readonly
+        self.endpoint.known.readonly
     }
 
     fn supports_write_zeroes(&self) -> bool {
@@ -131,18 +130,14 @@ impl RemoteImage for ServedDisk {
 
 impl RemoteDisk for ServedDisk {
     fn on_resize(&self, resized: Box<dyn Fn() + Send + Sync>) {
-        self.known.on_resize(resized);
+        self.endpoint.known.on_resize(resized);
     }
 
     fn start(&self, ram: &Arc<GuestRam>) -> io::Result<Box<dyn RemoteEngine>> {
         self.blocking.disconnect();
         let link = Link {
-            path: self.path.clone(),
-            connect: self.connect.clone(),
-            known: self.known.clone(),
+            endpoint: self.endpoint.clone(),
             ram: ram.clone(),
-            timeout: self.timeout,
-            io_uring: self.io_uring,
             threads: self.threads.clone(),
         };
         Ok(Box::new(FrontEngine::new(link.start()?, ram.clone())))

@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 
-use ringblk::GuestRam;
-use ringblk::engine::{Engine, IoDone, IoOp};
+use ringblk::engine::{Engine, IoOp};
 use ringblk::remote::RemoteEngine;
+use ringvirtio::Completion;
+use ringvirtio::GuestRam;
 
 use super::connect::DiskInfo;
 use super::kick::Kick;
 use super::request::Operation;
-use super::ring::{Completion, DriverRing};
+use super::ring::{DriverRing, UsedRequest};
 use super::shared::SharedRings;
 use super::state::{LinkEvent, LinkState};
 
@@ -37,7 +38,7 @@ pub struct FrontEngine {
     /// Those that are not in a ring.
     waiting: VecDeque<u64>,
     next_key: u64,
-    done: Vec<IoDone>,
+    done: Vec<Completion>,
     /// Storage for one request's buffers.
     parts: Vec<(u64, u32)>,
     /// Queues whose operations are being abandoned: tags without their low 16 bits.
@@ -106,11 +107,11 @@ impl FrontEngine {
     fn finish(&mut self, key: u64, result: i32) {
         if let Some(operation) = self.operations.remove(&key) {
             let tag = operation.op.tag;
-            self.done.push(IoDone { tag, result });
+            self.done.push(Completion { tag, result });
         }
     }
 
-    fn complete(&mut self, completion: Completion) {
+    fn complete(&mut self, completion: UsedRequest) {
         let key = completion.token;
         let cached = self.server.as_ref().is_some_and(|server| server.info.flush);
         let Some(operation) = self.operations.get_mut(&key) else {
@@ -208,7 +209,7 @@ impl Engine for FrontEngine {
         self.advance();
     }
 
-    fn reap(&mut self, done: &mut Vec<IoDone>) {
+    fn reap(&mut self, done: &mut Vec<Completion>) {
         self.advance();
         done.append(&mut self.done);
     }
@@ -271,7 +272,8 @@ impl Drop for FrontEngine {
 mod tests {
     use ringblk::engine::{Engine, IoKind, IoOp};
     use ringblk::remote::RemoteEngine;
-    use ringblk::{Disk, DiskConfig, GuestRam};
+    use ringblk::{Disk, DiskConfig};
+    use ringvirtio::GuestRam;
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::FrontEngine;

@@ -107,7 +107,7 @@ fn thread(event: &EventFd, threads: &Threads) -> io::Result<SyncSender<()>> {
     let (event, running) = (event.try_clone()?, threads.clone());
     let (send, take) = sync_channel(1);
     std::thread::Builder::new().name("kick".into()).spawn(move || {
-        ringblk::affinity::run_anywhere();
+        ringvirtio::affinity::run_anywhere();
         let _running = running;
         while take.recv().is_ok() {
             // A full counter is a kick already.

@@ -98,3 +98,55 @@ impl KnownDisk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use ringblk::remote::KnownGeometry;
+
+    use super::KnownDisk;
+    use crate::front::connect::DiskInfo;
+    use crate::front::log_limit::LogLimit;
+
+    #[test]
+    fn a_server_may_only_have_grown() {
+        let known = KnownDisk::new(KnownGeometry {
+            size: 8192,
+            block_size: 4096,
+            readonly: false,
+        });
+        let found = |size, block_size, readonly| {
+            known.check(&DiskInfo {
+                size,
+                block_size,
+                readonly,
+                flush: true,
+                discard: 0,
+                write_zeroes: 0,
+                segments: 1,
+                queues: 1,
+                features: 0,
+            })
+        };
+        assert!(found(8192, 4096, false).is_ok() && found(16384, 512, false).is_ok());
+        for refused in [
+            found(4096, 4096, false),
+            found(8192, 8192, false),
+            found(8192, 4096, true),
+        ] {
+            assert!(refused.is_err());
+        }
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
+        known.on_resize(Box::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }));
+        for size in [8192, 16384, 16384] {
+            known.resize(Path::new("sock"), size, &LogLimit::default());
+        }
+        assert_eq!((known.size(), calls.load(Ordering::Relaxed)), (16384, 1));
+    }
+}

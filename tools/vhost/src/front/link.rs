@@ -6,17 +6,16 @@ use std::fmt;
 use std::io::{self, Read};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringblk::GuestRam;
+use ringvirtio::GuestRam;
 use vhost::VhostUserMemoryRegionInfo;
 
 use super::channel::{BackendChannel, BackendMessage};
-use super::connect::{ConnectFn, Connection, FrontError};
+use super::connect::{Connection, FrontError};
+use super::endpoint::Endpoint;
 use super::kick::{Kick, Threads};
-use super::known::KnownDisk;
 use super::shared::SharedRings;
 use super::state::{Call, LinkEvent, LinkState};
 
@@ -57,19 +56,11 @@ impl AbandonLimit {
 
 /// What the thread works with.
 pub struct Link {
-    /// The server's socket.
-    pub path: PathBuf,
-    /// Connects to it.
-    pub connect: ConnectFn,
-    /// The disk as the guest knows it.
-    pub known: Arc<KnownDisk>,
+    /// The disk and its server.
+    pub endpoint: Arc<Endpoint>,
     /// The guest's memory, which the server shares.
     pub ram: Arc<GuestRam>,
-    /// How long a server may take for an answer, and to release abandoned requests.
-    pub timeout: Duration,
-    /// Servers are kicked by io_urings.
-    pub io_uring: bool,
-    /// Counts the threads that kick servers otherwise.
+    /// Counts the threads that kick servers without an io_uring.
     pub threads: Threads,
 }
 
@@ -91,7 +82,7 @@ impl Link {
         std::thread::Builder::new()
             .name("vhost-user".into())
             .spawn(move || {
-                ringblk::affinity::run_anywhere();
+                ringvirtio::affinity::run_anywhere();
                 self.run(&state);
             })?;
         Ok(result)
@@ -115,7 +106,7 @@ impl Link {
                 Err(error) => {
                     let error = error.to_string();
                     if (attempts.is_multiple_of(REMINDER) || error != logged) && state.log.allows() {
-                        let path = self.path.display();
+                        let path = self.endpoint.path.display();
                         tracing::warn!(%path, %error, "the disk's server cannot be used: its requests wait");
                     }
                     logged = error;
@@ -133,11 +124,11 @@ impl Link {
             mut channel,
             _call,
         } = session;
-        let path = self.path.display();
+        let path = self.endpoint.path.display();
         let mut next_read = Instant::now();
         let mut discarded = vec![0; 1 << 16];
         let mut limit = AbandonLimit {
-            timeout: self.timeout,
+            timeout: self.endpoint.timeout,
             wait: None,
         };
         loop {
@@ -152,7 +143,7 @@ impl Link {
             if time == Some(Duration::ZERO) {
                 tracing::error!(
                     %path,
-                    timeout = ?self.timeout,
+                    timeout = ?self.endpoint.timeout,
                     "the disk's server does not release requests: disconnected; it may still write to the guest's memory"
                 );
                 let _ = connection.stream().shutdown(Shutdown::Both);
@@ -224,14 +215,14 @@ impl Link {
         }
         if changed {
             let size = connection.reread()?.size;
-            self.known.resize(&self.path, size, &state.log);
+            self.endpoint.known.resize(&self.endpoint.path, size, &state.log);
         }
         Ok(open)
     }
 
     fn reject<E: fmt::Display + ?Sized>(&self, state: &LinkState, error: &E) {
         if state.log.allows() {
-            tracing::error!(path = %self.path.display(), %error, "the disk's server breaks the protocol: rejected");
+            tracing::error!(path = %self.endpoint.path.display(), %error, "the disk's server breaks the protocol: rejected");
         }
         state.reject();
         state.push(LinkEvent::Faulty);
@@ -240,13 +231,13 @@ impl Link {
     /// Connects, and starts the server's queues.
     fn connect<'a>(&self, state: &'a LinkState) -> Result<Session<'a>, FrontError> {
         let system = |what| move |source: io::Error| FrontError::System { what, source };
-        let stream = (self.connect)(&self.path).map_err(system("cannot connect"))?;
-        let mut connection = Connection::negotiate_within(stream, QUEUES, self.timeout)?;
+        let stream = (self.endpoint.connect)(&self.endpoint.path).map_err(system("cannot connect"))?;
+        let mut connection = Connection::negotiate_within(stream, QUEUES, self.endpoint.timeout)?;
         let info = *connection.info();
-        self.known.check(&info)?;
+        self.endpoint.known.check(&info)?;
         let rings =
             SharedRings::new(info.queues, connection.event_idx()).map_err(system("cannot make the rings"))?;
-        let kicks = (0..info.queues).map(|_| Kick::new(self.io_uring, &self.threads));
+        let kicks = (0..info.queues).map(|_| Kick::new(self.endpoint.io_uring, &self.threads));
         let kicks = kicks.collect::<Result<Vec<_>, _>>();
         let kicks = kicks.map_err(system("cannot make an event"))?;
         let theirs = kicks.iter().map(Kick::for_server).collect::<Result<Vec<_>, _>>();
@@ -258,9 +249,11 @@ impl Link {
         let stream = connection.stream().try_clone();
         state.set_connection(stream.map_err(system("cannot copy a descriptor"))?);
         if state.log.allows() {
-            tracing::info!(path = %self.path.display(), queues = info.queues, "connected to the disk's server");
+            tracing::info!(path = %self.endpoint.path.display(), queues = info.queues, "connected to the disk's server");
         }
-        self.known.resize(&self.path, info.size, &state.log);
+        self.endpoint
+            .known
+            .resize(&self.endpoint.path, info.size, &state.log);
         state.push(LinkEvent::Connected { info, rings, kicks });
         Ok(Session {
             connection,

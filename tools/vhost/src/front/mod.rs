@@ -10,6 +10,7 @@ mod blocking;
 pub mod channel;
 pub mod connect;
 mod disk;
+mod endpoint;
 mod engine;
 mod kick;
 mod known;
@@ -23,5 +24,5 @@ mod state;
 
 pub use connect::{ConnectFn, Connection, DiskInfo, FrontError};
 pub use disk::Driver;
-pub use ring::{Completion, DriverRing, Request, RingFault};
+pub use ring::{DriverRing, Request, RingFault, UsedRequest};
 pub use shared::SharedRings;

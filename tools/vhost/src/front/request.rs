@@ -1,9 +1,9 @@
 //! [`Operation`]: an engine's operation, as one or more requests to a server.
 
-use ringblk::GuestRam;
 use ringblk::engine::{IoKind, IoOp};
-use ringblk::memory::IoVec;
 use ringblk::virtio::SECTOR_SIZE;
+use ringvirtio::GuestRam;
+use ringvirtio::memory::IoVec;
 
 use super::connect::DiskInfo;
 use super::ring::Request;

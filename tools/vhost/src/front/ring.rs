@@ -7,11 +7,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-use ringblk::memory::{MemoryError, Slots};
 use ringblk::virtio::{
     SECTOR_SIZE, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT,
-    VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use ringvirtio::memory::{MemoryError, Slots};
+use ringvirtio::virtio::{
+    VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY,
 };
 use vm_memory::MmapRegion;
 
@@ -98,7 +100,7 @@ pub enum Request {
 
 /// A completed request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Completion {
+pub struct UsedRequest {
     /// The token of the request.
     pub token: u64,
     /// Its status byte: 0 to 2 (virtio 1.2, 5.2.6).
@@ -290,7 +292,7 @@ impl DriverRing {
     ///
     /// # Errors
     /// The server wrote an invalid value; the ring cannot be used any more.
-    pub fn pop(&mut self) -> Result<Option<Completion>, RingFault> {
+    pub fn pop(&mut self) -> Result<Option<UsedRequest>, RingFault> {
         let idx = self
             .used
             .get(1)
@@ -325,7 +327,7 @@ impl DriverRing {
         }
         self.free.push(id);
         self.seen = seen.wrapping_add(1);
-        Ok(Some(Completion { token, status }))
+        Ok(Some(UsedRequest { token, status }))
     }
 
     /// Returns whether there are completed requests to pop.

@@ -123,7 +123,7 @@ impl LinkState {
     }
 
     /// Begins or ends a wait for the server to release abandoned requests, limited by
-    /// [`super::link::Link::timeout`]. `number` counts such waits from 1; 0 ends one.
+    /// [`super::endpoint::Endpoint::timeout`]. `number` counts such waits from 1; 0 ends one.
     pub fn set_abandon_wait(&self, number: u64) {
         self.abandon_wait.store(number, Ordering::Release);
         if number != 0 {

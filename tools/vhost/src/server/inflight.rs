@@ -1,14 +1,14 @@
 //! The in-flight region: ringblk's logs of all queues in memory that the front end keeps while no server is
 //! there.
 //!
-//! To the front end it is opaque. Its layout is that of [`ringblk::inflight`], one log behind the other; a
+//! To the front end it is opaque. Its layout is that of [`ringvirtio::inflight`], one log behind the other; a
 //! server of another kind does not understand it, nor this one theirs: a region with other contents is
 //! refused.
 
 use std::fs::File;
 use std::sync::Arc;
 
-use ringblk::InflightArea;
+use ringvirtio::InflightArea;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::{FileOffset, MmapRegion};

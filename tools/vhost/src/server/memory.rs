@@ -4,8 +4,8 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use ringblk::GuestRam;
-use ringblk::memory::{ForeignPart, MemoryError};
+use ringvirtio::GuestRam;
+use ringvirtio::memory::{ForeignPart, MemoryError};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{FileOffset, GuestAddress, MmapRegion};
 

@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ringblk::{Disk, ReactorOptions};
-use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
-
+use ringblk::Disk;
+use ringvirtio::ReactorOptions;
 use session::Session;
+use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 /// Most queues of a served disk.
 pub const MAX_QUEUES: u16 = 64;

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use ringblk::inflight::InflightLog;
-use ringblk::{
-    Bell, Commands, Disk, InflightArea, InflightError, Queue, QueueId, QueueSetup, Reactor, ReactorHandle,
+use ringblk::{BlockQueue, Disk};
+use ringvirtio::inflight::InflightLog;
+use ringvirtio::{
+    Commands, EventSource, InflightArea, InflightError, QueueId, QueueSetup, Reactor, ReactorHandle,
     ReactorOptions, ReadWidth, RingAddresses, SetupError,
 };
 
@@ -105,7 +106,7 @@ impl Ring {
     /// Schedules the queue without a kick.
     pub fn schedule(&self) {
         if let Some(running) = &self.running {
-            running.handle.kick(running.id);
+            running.handle.schedule(running.id);
         }
     }
 
@@ -156,8 +157,8 @@ impl Ring {
         let thread = std::thread::Builder::new()
             .name(format!("queue {index}"))
             .spawn(move || reactor.run())?;
-        let id = handle.add(queue);
-        handle.add_bell(kick, ReadWidth::Foreign, Box::new(Kick { id, rung: false }));
+        let id = handle.add(Box::new(queue));
+        handle.add_event_source(kick, ReadWidth::Foreign, Box::new(Kick { id, kicked: false }));
         self.running = Some(Running {
             handle,
             id,
@@ -173,21 +174,21 @@ impl Ring {
         ring: RingAddresses,
         inflight: InflightArea,
         context: &RingContext<'_>,
-    ) -> Result<Queue, SetupError> {
+    ) -> Result<BlockQueue, SetupError> {
         let (call, error) = (self.call.clone(), self.error.clone());
-        Queue::new(QueueSetup {
-            disk: context.disk.clone(),
+        let setup = QueueSetup {
             ram: context.memory.ram().clone(),
             ring,
             features: context.features,
             inflight,
             epoch: EPOCH,
-            notify: Box::new(move || call.raise()),
+            notify_driver: Box::new(move || call.raise()),
             needs_reset: Box::new(move |fault| {
                 tracing::warn!(queue = index, %fault, "the guest broke a queue");
                 error.raise();
             }),
-        })
+        };
+        BlockQueue::new(context.disk.clone(), setup)
     }
 
     /// Stops the queue: afterwards nothing is in flight, and everything is published. Records where to
@@ -218,17 +219,17 @@ impl Drop for Ring {
 /// The front end's event descriptor.
 struct Kick {
     id: QueueId,
-    rung: bool,
+    kicked: bool,
 }
 
-impl Bell for Kick {
-    fn rung(&mut self) {
-        self.rung = true;
+impl EventSource for Kick {
+    fn on_wakeup(&mut self) {
+        self.kicked = true;
     }
 
     fn collect(&mut self, commands: &mut Commands) {
-        if std::mem::take(&mut self.rung) {
-            commands.kick(self.id);
+        if std::mem::take(&mut self.kicked) {
+            commands.schedule(self.id);
         }
     }
 }

@@ -6,8 +6,8 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use ringblk::virtio::VIRTIO_F_RING_RESET;
 use ringblk::{Disk, device};
+use ringvirtio::virtio::{VIRTIO_F_RING_RESET, feature};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
@@ -54,8 +54,7 @@ impl Session {
     /// Returns the features that the server offers.
     fn offered(&self) -> u64 {
         // vhost-user has no message for the reset of a single queue.
-        let device =
-            device::features(&self.disk, self.options.queues) & !device::feature(VIRTIO_F_RING_RESET);
+        let device = device::features(&self.disk, self.options.queues) & !feature(VIRTIO_F_RING_RESET);
         device | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 

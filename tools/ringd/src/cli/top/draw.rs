@@ -146,7 +146,8 @@ fn table(frame: &mut Frame<'_>, area: Rect, columns: &[Column], rows: impl Itera
 mod tests {
     use super::super::model::tests::report;
     use super::super::{Model, plain};
-    use super::*;
+    use super::{CPUS, ZONES, number};
+    use crate::device::disk::top as disk;
 
     #[test]
     fn numbers_stay_short() {

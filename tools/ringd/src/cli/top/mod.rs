@@ -180,7 +180,9 @@ fn restore() {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::{assumed, seconds};
 
     #[test]
     fn a_terminal_without_size_gets_one() {
