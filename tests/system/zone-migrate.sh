@@ -62,7 +62,7 @@ grep -q '/run/disk.sock: cannot connect' /tmp/error || { cat /tmp/error; fail "t
 # Ended by hand.
 ringctl disk migrate guest1 vdb $Z/other.img --no-wait || fail "migrate"
 ringctl disk detach guest1 vdb 2>/tmp/error && fail "a disk that moves is detached"
-grep -q 'it is being moved to' /tmp/error || { cat /tmp/error; fail "the message"; }
+grep -q 'it is being migrated to' /tmp/error || { cat /tmp/error; fail "the message"; }
 ringctl disk migrate guest1 vdb --cancel || fail "migrate --cancel"
 ringctl disk list | grep -q "$Z/vdb.img" || fail "the disk is not where it was"
 moves
@@ -76,8 +76,8 @@ within 60 has_copied 1000000
 kill_daemon
 wait $migrate || { cat /tmp/migrate $LOG; fail "migrate to qcow2"; }
 cat /tmp/migrate
-grep -q "moved to $Z/next.qcow2" /tmp/migrate || fail "ringctl does not say so"
-at_least "daemons that went on" "$(grep -c 'going on moving a disk' $LOG)" 1
+grep -q "migrated to $Z/next.qcow2" /tmp/migrate || fail "ringctl does not say so"
+at_least "daemons that went on" "$(grep -c 'continuing a migration' $LOG)" 1
 moves
 # The source is nobody's any more.
 rm $Z/vdb.img

@@ -132,7 +132,10 @@ mod tests {
         };
         let report = StatsReport {
             cpus: vec![cpu],
-            devices: DeviceReports { disks: vec![disk] },
+            devices: DeviceReports {
+                disks: vec![disk],
+                ..DeviceReports::default()
+            },
             ..StatsReport::default()
         };
         assert_eq!(

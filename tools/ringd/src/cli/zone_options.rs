@@ -1,4 +1,4 @@
-//! A zone on the command line: a zone file, options, or a file with options over it.
+//! A zone on the command line: a zone file, options, or a file with options that replace its keys.
 
 use std::path::PathBuf;
 
@@ -45,10 +45,10 @@ pub struct ZoneOptions {
 }
 
 impl ZoneOptions {
-    /// The zone that this describes.
+    /// Returns the zone that this describes.
     ///
     /// # Errors
-    /// It describes none; the message names file or command line, key, value and what was expected.
+    /// It describes no zone; the message names file or command line, key, value and what was expected.
     pub fn config(&self) -> anyhow::Result<ZoneConfig> {
         let here = std::env::current_dir().context("cannot find the working directory")?;
         let mut table = Table::new();
@@ -87,7 +87,7 @@ impl ZoneOptions {
     }
 }
 
-/// A number is a count; with commas or brackets it is a list. What is neither is left for the parser to refuse.
+/// Returns a number as a count; with commas or brackets it is a list. What is neither is refused by the parser of the table.
 fn cpus(text: &str) -> Value {
     if let Ok(count) = text.parse::<i64>() {
         return Value::Integer(count);
@@ -190,6 +190,33 @@ mod tests {
             }
             .config();
             assert_eq!(zone.ok().map(|zone| zone.cpus), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_entropy_device_has_an_optional_limit() {
+        let with = |option: Option<&str>| {
+            ZoneOptions {
+                devices: device::Options {
+                    rng: option.map(Into::into),
+                    ..device::Options::default()
+                },
+                ..options(None)
+            }
+            .config()
+        };
+        assert_eq!(with(None).unwrap().devices.rng, None);
+        assert_eq!(with(Some("")).unwrap().devices.rng.unwrap().bps, None);
+        assert_eq!(
+            with(Some("bps=2M")).unwrap().devices.rng.unwrap().bps,
+            Some(2 << 20)
+        );
+        for (option, expected) in [
+            ("bps=fast", "rng.bps = \"fast\": expected a size"),
+            ("quick", "unknown key rng.quick = \"\": expected one of bps"),
+        ] {
+            let message = with(Some(option)).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
         }
     }
 

@@ -48,6 +48,35 @@ fn the_least_zone_has_defaults() {
 }
 
 #[test]
+fn an_entropy_device_is_there_if_its_section_is() {
+    assert_eq!(parsed(GOOD).unwrap().devices.rng, None);
+    let with = |section: &str| parsed(&format!("{GOOD}{section}"));
+    let rng = with("[rng]\n").unwrap().devices.rng.unwrap();
+    assert_eq!(rng.bps, None);
+    let rng = with("[rng]\nbps = \"1M\"\n").unwrap().devices.rng.unwrap();
+    assert_eq!(rng.bps, Some(1 << 20));
+    for (section, expected) in [
+        ("[rng]\nbps = 5\n", "rng.bps = 5: expected a size in quotes"),
+        (
+            "[rng]\nbps = \"0\"\n",
+            "rng.bps = \"0\": expected a size in quotes",
+        ),
+        (
+            "[rng]\nsource = \"x\"\n",
+            "unknown key rng.source = \"x\": expected one of bps",
+        ),
+        ("rng = true\n", "rng = true: expected a [rng] section"),
+        (
+            "spare_disks = 32\n[rng]\n",
+            "spare_disks = 32: expected at most 31 beside 0 disks",
+        ),
+    ] {
+        let message = with(section).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
 fn everything_can_be_said() {
     let text = format!(
         "{}{}",

@@ -18,7 +18,7 @@ pub const MIN_MEMORY: u64 = 4 * BLOCK;
 /// Most memory of a zone: what lies between RAM's base and the end of the guest's address space, far from both.
 pub const MAX_MEMORY: u64 = 64 << 30;
 
-/// A zone as its user wants it.
+/// A zone as its user describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ZoneConfig {
@@ -45,11 +45,11 @@ pub struct ZoneConfig {
     pub devices: Configs,
 }
 
-/// CPUs wanted.
+/// The CPUs of a zone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cpus {
-    /// That many, the daemon chooses which.
+    /// This many, chosen by the daemon.
     Count(u32),
     /// These, by root Linux's numbers; the first becomes vCPU 0.
     List(Vec<u32>),
@@ -65,7 +65,7 @@ impl fmt::Display for Cpus {
 }
 
 impl Cpus {
-    /// Number of vCPUs.
+    /// Returns the number of vCPUs.
     #[must_use]
     pub fn count(&self) -> usize {
         match self {
@@ -75,22 +75,22 @@ impl Cpus {
     }
 }
 
-/// What becomes of a zone whose guest asks for a reset.
+/// What happens when the guest asks for a reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnReboot {
     /// Load it again and start it.
     #[default]
     Restart,
-    /// The zone is over; whoever waits for it learns that it did not power off.
+    /// End the zone; commands that wait for it report that it did not power off.
     Stop,
 }
 
-/// What becomes of a zone whose guest crashed.
+/// What happens when the guest crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnCrash {
-    /// Take it down.
+    /// End it.
     #[default]
     Stop,
     /// Load it again and start it.
@@ -99,7 +99,7 @@ pub enum OnCrash {
     Hold,
 }
 
-/// Whether a zone may have this name. It becomes part of file names.
+/// Whether a zone may have this name, which becomes part of file names.
 #[must_use]
 pub fn is_zone_name(name: &str) -> bool {
     let name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -108,19 +108,19 @@ pub fn is_zone_name(name: &str) -> bool {
 }
 
 impl ZoneConfig {
-    /// An error about `key`.
+    /// Returns an error about `key`.
     #[must_use]
     pub fn bad(&self, key: &str, value: impl ToString, expected: impl ToString) -> ConfigError {
         ConfigError::bad(&self.origin, key, value, expected)
     }
 
-    /// An error about what the path under `key` names.
+    /// Returns an error about what the path under `key` names.
     #[must_use]
     pub fn unusable(&self, key: &str, path: &Path, cause: impl ToString) -> ConfigError {
         self.unusable_value(key, quoted(&path.display().to_string()), cause)
     }
 
-    /// An error about what the value under `key` asks for.
+    /// Returns an error about what the value under `key` asks for.
     #[must_use]
     pub fn unusable_value(&self, key: &str, value: impl ToString, cause: impl ToString) -> ConfigError {
         ConfigError::Unusable {
@@ -135,7 +135,7 @@ impl ZoneConfig {
     /// does not trust what arrives on its socket.
     ///
     /// # Errors
-    /// The first value that cannot be.
+    /// The first value that is out of range or contradicts another.
     pub fn check(&self) -> Result<(), ConfigError> {
         if !is_zone_name(&self.name) {
             let most = NAME_LEN - 1;
@@ -191,7 +191,7 @@ impl ZoneConfig {
     }
 }
 
-/// Most bytes of a command line: what arm64 Linux takes (COMMAND_LINE_SIZE, less the NUL).
+/// Most bytes of a command line: the limit of arm64 Linux (COMMAND_LINE_SIZE, less the NUL).
 pub const MAX_CMDLINE: usize = 2047;
 
 fn absolute(config: &ZoneConfig, key: &str, path: &Path) -> Result<(), ConfigError> {

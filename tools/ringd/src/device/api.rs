@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::view::Observed;
-use super::{Change, Kind, disk};
+use super::{Change, disk};
 
 /// A request about devices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,16 +23,16 @@ pub enum Reply {
 
 /// What the daemon is to do for a request.
 pub enum Action {
-    /// Report all devices of a kind.
-    List(Kind),
+    /// Report the devices that the function takes.
+    List(fn(&[Observed]) -> Reply),
     /// Change a device of a zone.
     Change {
         /// The zone.
         zone: String,
         /// The change.
         change: Change,
-        /// The kind of device to report afterwards, if the reply is a report.
-        report: Option<Kind>,
+        /// Makes the reply of the changed device, if the reply is a report.
+        report: Option<fn(&Observed) -> Reply>,
     },
 }
 
@@ -42,29 +42,6 @@ impl Request {
     pub fn action(self) -> Action {
         match self {
             Self::Disk(request) => request.action(),
-        }
-    }
-}
-
-impl Kind {
-    /// Returns the reply with all devices of this kind among `observed`.
-    #[must_use]
-    pub fn list(self, observed: &[Observed]) -> Reply {
-        let observed = observed.iter().filter(|device| device.kind() == self);
-        match self {
-            Self::Disk => Reply::Disk(disk::api::Reply::Disks(
-                observed.map(disk::report::DiskReport::new).collect(),
-            )),
-        }
-    }
-
-    /// Returns the reply with one device of this kind.
-    #[must_use]
-    pub fn one(self, observed: &Observed) -> Reply {
-        match self {
-            Self::Disk => Reply::Disk(disk::api::Reply::Disk(Box::new(disk::report::DiskReport::new(
-                observed,
-            )))),
         }
     }
 }

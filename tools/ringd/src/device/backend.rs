@@ -6,8 +6,8 @@ use ringvirtio::{QueueHandler, QueueSetup, SetupError};
 use ringvisor::abi::command::DeviceSpec;
 
 use super::config::Config;
-use super::disk;
 use super::report::QueueStats;
+use super::{disk, rng};
 
 /// Vendor ID register of ringvisor's devices: "RNGV".
 pub const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
@@ -46,6 +46,8 @@ pub trait Backend: Send + Sync {
 pub enum QueueCounters {
     /// Of a drive.
     Disk(Arc<ringblk::BlockStats>),
+    /// Of an entropy device.
+    Rng(Arc<ringrng::RngStats>),
 }
 
 /// The counters of a queue at some moment, whatever its device.
@@ -53,6 +55,8 @@ pub enum QueueCounters {
 pub enum Counters {
     /// Of a drive.
     Disk(Box<ringblk::BlockSnapshot>),
+    /// Of an entropy device.
+    Rng(Box<ringrng::RngSnapshot>),
 }
 
 /// A queue and its counters at some moment.
@@ -72,6 +76,7 @@ impl QueueCounters {
     pub fn snapshot(&self) -> Counters {
         match self {
             Self::Disk(counters) => Counters::Disk(Box::new(counters.snapshot())),
+            Self::Rng(counters) => Counters::Rng(Box::new(counters.snapshot())),
         }
     }
 
@@ -80,6 +85,7 @@ impl QueueCounters {
     pub fn has_completed(&self) -> bool {
         match self {
             Self::Disk(counters) => disk::stats::has_completed(counters),
+            Self::Rng(counters) => counters.requests.get() > 0,
         }
     }
 }
@@ -90,6 +96,7 @@ impl QueueSnapshot {
     pub fn stats(&self) -> QueueStats {
         let stats = match &self.counters {
             Counters::Disk(counters) => disk::stats::queue_stats(counters),
+            Counters::Rng(counters) => rng::backend::queue_stats(counters),
         };
         QueueStats {
             queue: self.queue,

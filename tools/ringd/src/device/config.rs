@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk;
 use super::disk::config::DiskConfig;
+use super::rng::config::RngConfig;
 use crate::config::error::ConfigError;
 use crate::config::keys::Keys;
 
@@ -16,6 +17,9 @@ pub struct Configs {
     /// Drives without a medium, after the disks, for `ringctl disk attach`.
     #[serde(default)]
     pub spare_disks: u32,
+    /// The entropy device, if the zone has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rng: Option<RngConfig>,
 }
 
 /// What a virtio slot holds.
@@ -23,11 +27,13 @@ pub struct Configs {
 pub enum Config {
     /// A drive, with its disk unless it has no medium.
     Disk(Option<DiskConfig>),
+    /// An entropy device.
+    Rng(RngConfig),
 }
 
 impl Configs {
     /// The keys of a zone file that describe devices.
-    pub const KEYS: &'static [&'static str] = &["disk", "spare_disks"];
+    pub const KEYS: &'static [&'static str] = &["disk", "spare_disks", "rng"];
 
     /// Takes the devices from a zone file's keys.
     ///
@@ -37,6 +43,7 @@ impl Configs {
         Ok(Self {
             disk: disk::keys::disks(keys)?,
             spare_disks: disk::keys::spare_disks(keys)?,
+            rng: RngConfig::from_keys(keys)?,
         })
     }
 
@@ -45,17 +52,20 @@ impl Configs {
     /// # Errors
     /// The first value that is out of range or contradicts another.
     pub fn check(&self, origin: &str) -> Result<(), ConfigError> {
-        disk::config::check_all(&self.disk, self.spare_disks, MAX_SLOTS, origin)
+        let others = usize::from(self.rng.is_some());
+        disk::config::check_all(&self.disk, self.spare_disks, MAX_SLOTS - others, origin)?;
+        self.rng.as_ref().map_or(Ok(()), |rng| rng.check(origin))
     }
 
-    /// Returns what each virtio slot holds at the zone's start: disks, then drives without a medium.
+    /// Returns what each virtio slot holds at the zone's start: disks, drives without a medium, the entropy device.
     #[must_use]
     pub fn slots(&self) -> Vec<Config> {
         let spare = usize::try_from(self.spare_disks).unwrap_or(MAX_SLOTS);
         let spare = spare.min(MAX_SLOTS.saturating_sub(self.disk.len()));
         let disks = self.disk.iter().cloned().map(Some);
         let drives = disks.chain(std::iter::repeat_n(None, spare));
-        drives.map(Config::Disk).take(MAX_SLOTS).collect()
+        let rng = self.rng.iter().cloned().map(Config::Rng);
+        drives.map(Config::Disk).chain(rng).take(MAX_SLOTS).collect()
     }
 }
 
@@ -65,6 +75,7 @@ impl Config {
     pub fn queues(&self, vcpus: usize) -> usize {
         match self {
             Self::Disk(disk) => disk::config::queues(disk.as_ref(), vcpus),
+            Self::Rng(_) => 1,
         }
     }
 
@@ -73,6 +84,7 @@ impl Config {
     pub fn disk(&self) -> Option<&DiskConfig> {
         match self {
             Self::Disk(disk) => disk.as_ref(),
+            Self::Rng(_) => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Devices of zones: what is described, opened, served, changed and closed, whatever its kind.
 //!
 //! Zones, records, control protocol, statistics and the reactor's side know devices by what is in this folder; what is
-//! special to a kind is in a folder of its own, [`disk`].
+//! special to a kind is in a folder of its own: [`disk`], [`rng`].
 //!
 //! | file | has |
 //! |---|---|
@@ -26,6 +26,7 @@ pub mod error;
 pub mod inflight;
 pub mod options;
 pub mod report;
+pub mod rng;
 pub mod state;
 pub mod view;
 pub mod zone;
@@ -47,12 +48,15 @@ pub use zone::Devices;
 pub enum Kind {
     /// A drive, with a disk or without a medium.
     Disk,
+    /// An entropy device.
+    Rng,
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Disk => "disk",
+            Self::Rng => "rng",
         })
     }
 }
@@ -62,6 +66,8 @@ impl fmt::Display for Kind {
 pub enum Device {
     /// A drive's disk, or [`ringblk::Disk::absent`].
     Disk(Arc<ringblk::Disk>),
+    /// An entropy device.
+    Rng(Arc<ringrng::Rng>),
 }
 
 impl Device {
@@ -70,6 +76,7 @@ impl Device {
     pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
         match self {
             Self::Disk(disk) => Some(disk),
+            Self::Rng(_) => None,
         }
     }
 }
@@ -80,6 +87,7 @@ impl Deref for Device {
     fn deref(&self) -> &Self::Target {
         match self {
             Self::Disk(disk) => disk,
+            Self::Rng(rng) => rng,
         }
     }
 }

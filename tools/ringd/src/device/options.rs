@@ -6,7 +6,7 @@ use clap::Args;
 use toml::{Table, Value};
 
 use super::config::Configs;
-use super::disk;
+use super::{disk, rng};
 use crate::config::error::ConfigError;
 
 /// Devices on the command line.
@@ -18,6 +18,9 @@ pub struct Options {
     /// Drives without a medium to add, for `disk attach`.
     #[arg(long, value_name = "COUNT")]
     pub spare_disks: Option<u32>,
+    /// Give the guest an entropy device, optionally with a limit: --rng or --rng=bps=SIZE.
+    #[arg(long, value_name = "KEY=VALUE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub rng: Option<String>,
 }
 
 impl Options {
@@ -25,6 +28,9 @@ impl Options {
     pub fn put(&self, table: &mut Table) {
         if let Some(count) = self.spare_disks {
             table.insert("spare_disks".into(), Value::Integer(count.into()));
+        }
+        if let Some(option) = &self.rng {
+            table.insert("rng".into(), rng::config::section(option));
         }
     }
 

@@ -17,6 +17,9 @@ pub type Counts = BTreeMap<String, u64>;
 pub struct DeviceReports {
     /// Disks; drives without a medium are left out.
     pub disks: Vec<DeviceStats>,
+    /// Entropy devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rngs: Vec<DeviceStats>,
 }
 
 /// A device.
@@ -87,12 +90,14 @@ impl DeviceReports {
                 path: Some(disk.path.display().to_string()),
                 ..stats
             }),
+            Config::Rng(_) => self.rngs.push(stats),
         }
     }
 
     /// Returns all devices, with the names of their kinds.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &DeviceStats)> + Clone {
-        self.disks.iter().map(|disk| ("disk", disk))
+        let disks = self.disks.iter().map(|disk| ("disk", disk));
+        disks.chain(self.rngs.iter().map(|rng| ("rng", rng)))
     }
 }
 

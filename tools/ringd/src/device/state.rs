@@ -30,6 +30,7 @@ impl State {
         let slots = configs.slots();
         let drive = |config: Config| match config {
             Config::Disk(disk) => Some(disk),
+            Config::Rng(_) => None,
         };
         Self {
             disks: slots.into_iter().filter_map(drive).collect(),
@@ -37,10 +38,13 @@ impl State {
         }
     }
 
-    /// Returns what each virtio slot holds.
+    /// Returns what each virtio slot holds in a zone with these devices at its start.
     #[must_use]
-    pub fn slots(&self) -> Vec<Config> {
-        self.disks.iter().cloned().map(Config::Disk).collect()
+    pub fn slots(&self, start: &Configs) -> Vec<Config> {
+        let drives = self.disks.iter().cloned().map(Config::Disk);
+        drives
+            .chain(start.slots().into_iter().skip(self.disks.len()))
+            .collect()
     }
 
     /// Returns the number of devices of each kind.

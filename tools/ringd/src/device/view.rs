@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::Device;
 use super::backend::QueueSnapshot;
 use super::config::Config;
 use super::disk::view::DiskView;
 use super::state::State;
-use super::{Device, Kind};
 
 /// What client threads read of a zone's devices. Its locks are leaves.
 #[derive(Default)]
@@ -59,15 +59,5 @@ impl View {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Observed {
-    /// Returns the kind of the device.
-    #[must_use]
-    pub const fn kind(&self) -> Kind {
-        match self.config {
-            Config::Disk(_) => Kind::Disk,
-        }
     }
 }

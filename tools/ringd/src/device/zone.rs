@@ -7,7 +7,7 @@ use vm_memory::MmapRegion;
 
 use super::disk::drives::Drives;
 use super::view::View;
-use super::{Change, Config, Device, Environment, Error, Kind, State, disk, inflight};
+use super::{Change, Config, Device, Environment, Error, Kind, State, disk, inflight, rng};
 use crate::config::ZoneConfig;
 use crate::hv::Refusal;
 use crate::io::Io;
@@ -97,6 +97,12 @@ impl Zone {
         }
     }
 
+    /// Returns what each slot holds.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Config> {
+        self.view.state().slots(&self.config.devices)
+    }
+
     /// Returns the device in a slot, if it is served.
     #[must_use]
     pub fn device(&self, slot: u8) -> Option<Device> {
@@ -131,6 +137,7 @@ impl Zone {
     pub fn watch(&self, slot: u8, device: &Device) {
         match device {
             Device::Disk(disk) => disk::resume::watch(self, slot, disk),
+            Device::Rng(_) => {}
         }
     }
 }
@@ -153,7 +160,7 @@ impl Devices {
     /// The first that cannot be used.
     pub fn open(&self, store: &mut dyn Store, last: Option<&TakeOver<'_>>) -> Result<Vec<Device>, Error> {
         let mut devices = Vec::new();
-        for (slot, config) in (0_u8..).zip(self.zone.view.state().slots()) {
+        for (slot, config) in (0_u8..).zip(self.zone.slots()) {
             devices.push(match config {
                 Config::Disk(disk) => Device::Disk(disk::open::drive(
                     &self.zone.environment.disk,
@@ -162,6 +169,7 @@ impl Devices {
                     disk.as_ref(),
                     last,
                 )?),
+                Config::Rng(config) => Device::Rng(rng::backend::open(&config)),
             });
         }
         if let Some(last) = last {
@@ -188,7 +196,7 @@ impl Devices {
     /// The zone has a thread from now on, which `wake` wakes.
     pub fn start(&mut self, wake: Wake) {
         self.zone.wake = Some(wake.clone());
-        for slot in 0_u8..self.zone.view.state().slots().len().try_into().unwrap_or(u8::MAX) {
+        for slot in 0_u8..self.zone.slots().len().try_into().unwrap_or(u8::MAX) {
             if let Some(device) = self.zone.device(slot) {
                 self.zone.watch(slot, &device);
             }

@@ -1,7 +1,7 @@
 //! The report as Prometheus reads it, and the listener that gives it: `ringd --metrics ADDRESS`.
 //!
-//! One thread serves one connection at a time: what it reads is bounded, and whoever is slower than [`PATIENCE`] is
-//! dropped. Anybody who can reach the address reads the numbers; nothing can be changed.
+//! One thread serves one connection at a time: what it reads is bounded, and a client that is slower than [`TIMEOUT`] is
+//! disconnected. Every client that can reach the address reads the numbers; nothing can be changed.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -20,7 +20,7 @@ use crate::device::report::{Counts, DeviceStats, Latency};
 use crate::zone::registry::Registry;
 
 /// How long a client may take for its request, and for its answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest request, in bytes.
 const MAX_REQUEST: usize = 8 << 10;
 /// Bounds of histograms, in nanoseconds: powers of two from a microsecond to 17 seconds.
@@ -44,11 +44,11 @@ pub fn serve(listener: &TcpListener, registry: &Arc<Registry>) {
 
 /// Reads one request and answers it.
 fn answer(mut stream: TcpStream, report: impl FnOnce() -> StatsReport) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let mut request = Vec::new();
     let mut chunk = [0; 1024];
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = std::time::Instant::now() + TIMEOUT;
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         let count = stream.read(&mut chunk)?;
         request.extend_from_slice(chunk.get(..count).unwrap_or_default());
@@ -79,7 +79,7 @@ fn respond(stream: &mut TcpStream, status: &str, kind: &str, body: &str) -> io::
     stream.write_all(body.as_bytes())
 }
 
-/// The report in the text format of OpenMetrics.
+/// Returns the report in the text format of OpenMetrics.
 #[must_use]
 pub fn text(report: StatsReport) -> String {
     let mut metrics = Metrics::with_prefix("ringvisor");
@@ -297,7 +297,7 @@ fn devices(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Re
     Ok(())
 }
 
-/// The histogram in the coarser buckets of the metric, each with its own count.
+/// Returns the histogram in the coarser buckets of the metric, each with its own count.
 fn buckets(latency: &Latency) -> Vec<(f64, u64)> {
     let mut rest = latency.buckets.iter().peekable();
     let mut below = |bound: u64| {
@@ -330,22 +330,22 @@ fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Res
         ),
         (
             "daemon_spurious_wakeups",
-            "Wake-ups after which no ring had an entry",
+            "Wake-ups after which no ring had an event",
             daemon.spurious_wakeups,
         ),
         (
             "daemon_polled",
-            "Times that looking on before going to sleep found something",
+            "Times that busy polling before going to sleep found something",
             daemon.polled,
         ),
         (
             "daemon_polled_in_vain",
-            "Times that looking on before going to sleep found nothing",
+            "Times that busy polling before going to sleep found nothing",
             daemon.polled_in_vain,
         ),
         (
             "daemon_polling_nanoseconds",
-            "Time that the daemon looked on before going to sleep",
+            "Time that the daemon spent busy polling before going to sleep",
             daemon.polling_ns,
         ),
         ("daemon_rounds", "Rounds of the reactor", daemon.rounds),
@@ -402,7 +402,10 @@ mod tests {
         };
         StatsReport {
             cpus: vec![cpu],
-            devices: DeviceReports { disks: vec![disk] },
+            devices: DeviceReports {
+                disks: vec![disk],
+                ..DeviceReports::default()
+            },
             ..StatsReport::default()
         }
     }

@@ -1,7 +1,7 @@
-//! What can be counted, in one report: EL2's counters by CPU and device, the daemon's by queue, and its own.
+//! All counters in one report: EL2's by CPU and device, the daemon's by queue, and its own.
 //!
 //! [`collect`] reads BAR 0 and atomics: no exit, and no lock that the reactor holds for longer than a round.
-//! [`metrics`] gives the same to Prometheus.
+//! [`metrics`] serves the same to Prometheus.
 
 pub mod metrics;
 
@@ -20,14 +20,14 @@ use crate::zone::{Status, observe};
 /// When the daemon began to count.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Everything at some moment. Counters only rise, but for a CPU that changes hands and a device that is made anew.
+/// All counters at some moment. They only rise, except when a CPU changes its owner or a device is made anew.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatsReport {
     /// Nanoseconds since the daemon began to count.
     pub time_ns: u64,
     /// The daemon.
     pub daemon: DaemonStats,
-    /// Zones, with those that are over.
+    /// Zones, including those that have ended.
     pub zones: Vec<ZoneStats>,
     /// Physical CPUs, each with the vCPU that it runs.
     pub cpus: Vec<CpuStats>,
@@ -45,24 +45,24 @@ pub struct DaemonStats {
     pub el2_version: String,
     /// Its process.
     pub pid: u32,
-    /// Times that EL2 rang since boot, for this daemon or an earlier one.
+    /// Interrupts of the control device that EL2 raised since boot, for this daemon or an earlier one.
     pub bells: u64,
     /// Interrupts of the control device that it took.
     pub wakeups: u64,
-    /// Those after which no ring had an entry.
+    /// Those after which no ring had an event.
     pub spurious_wakeups: u64,
-    /// Times that it found something by looking on before going to sleep.
+    /// Times that busy polling before going to sleep found something.
     #[serde(default)]
     pub polled: u64,
-    /// Times that it looked on and found nothing.
+    /// Times that busy polling found nothing.
     #[serde(default)]
     pub polled_in_vain: u64,
-    /// Time that it looked on.
+    /// Time spent busy polling.
     #[serde(default)]
     pub polling_ns: u64,
     /// Rounds of the reactor.
     pub rounds: u64,
-    /// Entries taken off the rings.
+    /// Events taken off the rings.
     pub entries: u64,
     /// Those that were notifications.
     pub notifications: u64,
@@ -70,7 +70,7 @@ pub struct DaemonStats {
     pub user_ns: u64,
     /// CPU time in the kernel.
     pub system_ns: u64,
-    /// Most memory that it has had, in bytes.
+    /// Most memory that it has used, in bytes.
     pub max_rss_bytes: u64,
 }
 
@@ -81,7 +81,7 @@ pub struct ZoneStats {
     pub name: String,
     /// EL2's number while it exists there.
     pub number: Option<u8>,
-    /// Where it stands.
+    /// Its phase.
     pub state: String,
     /// vCPUs.
     pub vcpus: usize,
@@ -89,11 +89,11 @@ pub struct ZoneStats {
     pub memory: u64,
     /// How often it was started again.
     pub restarts: u32,
-    /// Wild accesses answered by an injected abort.
+    /// External aborts that EL2 injected.
     pub aborts: u64,
 }
 
-/// A physical CPU, since its owner has it.
+/// A physical CPU, since it has its owner.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuStats {
     /// Its number.
@@ -110,18 +110,18 @@ pub struct CpuStats {
     pub longest_ns: u64,
     /// Its reason.
     pub longest_exit: Option<String>,
-    /// What happened there.
+    /// Events there.
     pub events: Counts,
 }
 
-/// Nanoseconds of ticks of a counter with this frequency.
+/// Returns ticks of a counter with this frequency in nanoseconds.
 #[must_use]
 pub fn nanoseconds(ticks: u64, frequency: u64) -> u64 {
     let wide = u128::from(ticks) * 1_000_000_000 / u128::from(frequency.max(1));
     u64::try_from(wide).unwrap_or(u64::MAX)
 }
 
-/// Reads everything.
+/// Reads all counters.
 #[must_use]
 pub fn collect(registry: &Registry) -> StatsReport {
     let context = registry.context();
@@ -225,7 +225,7 @@ fn cpu_stats(counters: &CpuCounters, frequency: u64) -> CpuStats {
     }
 }
 
-/// What this process has used; zero where /proc does not tell.
+/// What this process has used; zero where /proc cannot be read.
 #[derive(Default)]
 struct Usage {
     user_ns: u64,
@@ -234,7 +234,7 @@ struct Usage {
 }
 
 fn usage() -> Usage {
-    /// Nanoseconds of the unit in which Linux tells programs CPU times (USER_HZ is 100 everywhere).
+    /// Nanoseconds of the unit in which Linux reports CPU times (USER_HZ is 100 everywhere).
     const TICK: u64 = 10_000_000;
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let stat = read("/proc/self/stat");

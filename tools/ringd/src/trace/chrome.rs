@@ -17,7 +17,7 @@ const EL2: usize = 1;
 const DAEMON: usize = 2;
 const ZONES: usize = 100;
 
-/// Number of a process's thread. Perfetto has one space of thread numbers for all processes, where 0 is the idle task, which is
+/// Returns the number of a process's thread. Perfetto has one space of thread numbers for all processes, where 0 is the idle task, which is
 /// not shown, and a thread with its process's number the main thread: none of ours is either.
 const fn thread(pid: usize, number: usize) -> usize {
     pid * 1000 + number
@@ -35,7 +35,7 @@ struct Entry<'a> {
     dur: Option<f64>,
     pid: usize,
     tid: usize,
-    /// Number of an asynchronous slice among its process's.
+    /// Number of an asynchronous slice in its process.
     #[serde(skip_serializing_if = "Option::is_none")]
     id2: Option<Local<'a>>,
     /// Scope of an instant: its thread.
@@ -121,7 +121,7 @@ impl<W: Write> Writer<'_, W> {
         })
     }
 
-    /// The begin (`b`) or the end (`e`) of a span of `id`. Viewers sort by time and keep the order of the file where
+    /// Returns the begin (`b`) or the end (`e`) of a span of `id`. Viewers sort by time and keep the order of the file where
     /// times are equal, so a span that ends with the one around it is to be ended first.
     fn edge(
         &mut self,

@@ -1,4 +1,4 @@
-//! Recording: one at a time, switched off again when the [`Recorder`] goes.
+//! [`Recorder`]: the one recording there may be, switched off when it is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 /// Why nothing is recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// Somebody else records.
+    /// Another client records.
     #[error("a trace is being recorded already; there can be only one at a time")]
     Busy,
     /// EL2 does not record.
@@ -55,7 +55,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins.
+    /// Begins to record.
     ///
     /// # Errors
     /// See [`RecordError`].
@@ -81,7 +81,7 @@ impl Recorder {
         Ok(recorder)
     }
 
-    /// What whoever reads the records has to know.
+    /// Returns the header of the records.
     #[must_use]
     pub fn about(&self) -> TraceStart {
         TraceStart {
@@ -90,7 +90,7 @@ impl Recorder {
         }
     }
 
-    /// What was recorded since the last call.
+    /// Returns what was recorded since the last call.
     pub fn take(&mut self) -> Chunk {
         let mut chunk = Chunk::default();
         let mut raw = Vec::new();
@@ -127,7 +127,7 @@ impl Recorder {
         chunk
     }
 
-    /// Stops recording; [`Self::take`] gives the rest.
+    /// Stops recording; [`Self::take`] returns the rest.
     pub fn stop(&self) {
         ringvirtio::trace::set_on(false);
         if let Err(error) = (&*self.hv as &dyn Hypervisor).trace(0) {

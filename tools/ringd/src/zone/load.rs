@@ -14,7 +14,7 @@ use crate::boot::layout;
 use crate::config::{ConfigError, ZoneConfig, quoted};
 use crate::host::Ram;
 
-/// Where vCPU 0 begins.
+/// The entry point of vCPU 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Guest-physical address of its first instruction.
@@ -23,18 +23,18 @@ pub struct Entry {
     pub x0: u64,
 }
 
-/// What is loaded, checked before anything is taken from root.
-pub struct Images {
+/// The files to load, checked before anything is taken from root.
+pub struct BootFiles {
     kernel: Kernel,
     /// Offset from RAM's base.
     initrd: Option<(u64, Content)>,
 }
 
-/// Opens kernel and initial RAM disk, and reads as much of them as tells what they are and where they go.
+/// Opens kernel and initial RAM disk, and reads as much of them as determines their format and place.
 ///
 /// # Errors
 /// A file cannot be read, is no kernel, or does not fit.
-pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<Images, ConfigError> {
+pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<BootFiles, ConfigError> {
     let start = Instant::now();
     let kernel = Kernel::parse(
         open_file(opener, config, "kernel", &config.kernel)?,
@@ -52,8 +52,8 @@ pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<Images, ConfigEr
             ))
         }
     };
-    tracing::debug!(zone = config.name, took = ?start.elapsed(), "images opened");
-    Ok(Images { kernel, initrd })
+    tracing::debug!(zone = config.name, took = ?start.elapsed(), "boot files opened");
+    Ok(BootFiles { kernel, initrd })
 }
 
 fn open_file(
@@ -72,17 +72,17 @@ fn open_file(
     })
 }
 
-/// Puts the images into `ram`, with a device tree for the zone's disks and spare drives, and cleans the caches.
+/// Puts the files into `ram`, with a device tree for the zone's virtio slots, and cleans the caches.
 ///
 /// # Errors
 /// A file cannot be read, the device tree cannot be made of the configuration, or RAM is not what it should be.
-pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, ZoneError> {
+pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram) -> Result<Entry, ZoneError> {
     let start = Instant::now();
     let broken = |cause| ZoneError::Ram {
         name: config.name.clone(),
         cause,
     };
-    let initrd = images.initrd.as_ref();
+    let initrd = files.initrd.as_ref();
     let range = initrd.map(|(offset, content)| {
         let start = RAM_BASE.saturating_add(*offset);
         (start, start.saturating_add(content.len()))
@@ -108,8 +108,8 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
     put(
         "kernel",
         &config.kernel,
-        images.kernel.offset,
-        &images.kernel.content,
+        files.kernel.offset,
+        &files.kernel.content,
     )?;
     if let (Some((offset, content)), Some(path)) = (initrd, &config.initrd) {
         put("initrd", path, *offset, content)?;
@@ -119,7 +119,7 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
     ram.clean_caches().map_err(broken)?;
     tracing::debug!(zone = config.name, ?copied, total = ?start.elapsed(), "RAM filled, caches cleaned");
     Ok(Entry {
-        address: images.kernel.entry(),
+        address: files.kernel.entry(),
         x0: RAM_BASE,
     })
 }

@@ -13,7 +13,7 @@ pub fn devices(registry: &Registry) -> Vec<Observed> {
         let (Some(number), Ok(zone)) = (status.number, registry.find(&status.name)) else {
             continue;
         };
-        for (slot, config) in (0_u8..).zip(zone.devices.state().slots()) {
+        for (slot, config) in (0_u8..).zip(zone.devices.state().slots(&zone.config.devices)) {
             devices.push(Observed {
                 zone: status.name.clone(),
                 number,

@@ -21,7 +21,7 @@ pub const VERSION: u32 = 2;
 pub struct Record {
     /// [`VERSION`].
     pub version: u32,
-    /// What it was started as.
+    /// Its description at its start.
     pub config: ZoneConfig,
     /// EL2's number, once EL2 has created it.
     pub number: Option<u8>,
@@ -44,10 +44,10 @@ pub enum RecordError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// Another version wrote it.
+    /// Another version of ringd wrote it.
     #[error("{path}: written by another version of ringd (layout {found}, this one has {VERSION})")]
     Version {
         /// The file.
@@ -55,12 +55,12 @@ pub enum RecordError {
         /// Its version.
         found: u32,
     },
-    /// It is no record.
+    /// It is not a record.
     #[error("{path}: not a zone's record: {cause}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The parser's error.
         cause: serde_json::Error,
     },
 }
@@ -70,7 +70,7 @@ fn record_path(directory: &Path, name: &str) -> PathBuf {
 }
 
 impl Record {
-    /// A record of a zone of which nothing has been set up.
+    /// Returns the record of a zone of which nothing has been set up.
     #[must_use]
     pub fn new(config: ZoneConfig) -> Self {
         Self {
@@ -84,7 +84,7 @@ impl Record {
         }
     }
 
-    /// Writes it, at once or not at all.
+    /// Writes it, entirely or not at all.
     ///
     /// # Errors
     /// The directory cannot be written.
@@ -92,7 +92,7 @@ impl Record {
         let path = record_path(directory, &self.config.name);
         let new = path.with_extension("json.new");
         let write = || -> io::Result<()> {
-            // Written at once: a call for each word of it took a third of a second of a take-over under emulation.
+            // Written with one call: one for each word of it took a third of a second of a take-over under emulation.
             let mut text = serde_json::to_vec(self)?;
             text.push(b'\n');
             fs::write(&new, text)?;
@@ -104,7 +104,7 @@ impl Record {
         })
     }
 
-    /// All records in a directory, or why one is none.
+    /// Returns all records in a directory, or why one cannot be used.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -123,7 +123,7 @@ impl Record {
         Ok(records)
     }
 
-    /// Removes what a zone left.
+    /// Removes the files of a zone.
     pub fn remove(directory: &Path, name: &str) {
         for path in [record_path(directory, name), inflight::path(directory, name)] {
             match fs::remove_file(&path) {

@@ -12,7 +12,7 @@ use ringvisor::abi::machine::RAM_BASE;
 
 use super::error::ZoneError;
 use super::journal::Journal;
-use super::load::{self, Entry, Images};
+use super::load::{self, BootFiles, Entry};
 use super::record::Record;
 use super::shared::Shared;
 use super::{Context, cpus};
@@ -68,9 +68,9 @@ impl Resources {
     ) -> Result<(Self, Entry), ZoneError> {
         let mut resources = Self::new(context, shared, Record::new((*shared.config).clone()));
         // Files first: most mistakes are here, and nothing has been taken yet.
-        let images = load::open(context.environment.opener(), &shared.config)?;
+        let files = load::open(context.environment.opener(), &shared.config)?;
         let devices = resources.devices.open(&mut resources.journal, None)?;
-        match resources.take_all(&images, &devices, changed) {
+        match resources.take_all(&files, &devices, changed) {
             Ok(entry) => Ok((resources, entry)),
             Err(error) => {
                 resources.release();
@@ -81,7 +81,7 @@ impl Resources {
 
     fn take_all(
         &mut self,
-        images: &Images,
+        files: &BootFiles,
         devices: &[Device],
         changed: ZoneEvent,
     ) -> Result<Entry, ZoneError> {
@@ -105,7 +105,7 @@ impl Resources {
         let added = ram.added;
         let ram = self.ram.insert(ram);
         self.journal.update(|record| record.added_pages = added)?;
-        let entry = load::fill(config, images, ram)?;
+        let entry = load::fill(config, files, ram)?;
         let mpidrs = cpus::take(&context, &shared, &mut self.journal)?;
 
         let now = SystemTime::now()
@@ -234,21 +234,21 @@ impl Resources {
         self.devices.poll(&mut self.journal);
     }
 
-    /// Loads the zone again after its guest has ended. No vCPU runs. What the images do not cover stays as the guest left
+    /// Loads the zone again after its guest has ended. No vCPU runs. What the files do not cover stays as the guest left
     /// it, as on a machine that is reset (and under QEMU): its kernel may look for what the last one wrote there.
     ///
     /// # Errors
     /// Kernel or initial RAM disk are not what they were.
     pub fn reload(&mut self) -> Result<Entry, ZoneError> {
         let config = self.shared.config.clone();
-        let images = load::open(self.context.environment.opener(), &config)?;
+        let files = load::open(self.context.environment.opener(), &config)?;
         if let Some(number) = self.number() {
             self.context.io.quiesce(number);
         }
         let Some(ram) = &self.ram else {
             return Err(self.broken(RamError::Map("it is not mapped".into())));
         };
-        let entry = load::fill(&config, &images, ram)?;
+        let entry = load::fill(&config, &files, ram)?;
         self.journal
             .update(|record| record.starts = record.starts.wrapping_add(1))?;
         if let Some(number) = self.number() {

@@ -24,6 +24,7 @@ use crate::io::Io;
 mod disk_changes;
 mod disk_migration;
 mod mutations;
+mod rng;
 
 const PAGES: u64 = 64;
 
@@ -105,7 +106,7 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
     let registry = Arc::new(Registry::new(Arc::new(context)));
     registry.take_over();
     io.listen(Interrupt {
-        fd: el2.bell().unwrap(),
+        fd: el2.interrupt().unwrap(),
         width: ringvirtio::ReadWidth::Eight,
         cpu: None,
     });

@@ -47,7 +47,7 @@ impl Machine {
         let registry = Arc::new(Registry::new(Arc::new(context)));
         registry.take_over();
         io.listen(Interrupt {
-            fd: el2.bell().unwrap(),
+            fd: el2.interrupt().unwrap(),
             width: ringvirtio::ReadWidth::Eight,
             cpu: None,
         });

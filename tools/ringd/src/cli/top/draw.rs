@@ -1,4 +1,4 @@
-//! The screen: a line of the daemon's, then tables of zones, CPUs and disks. 80 columns are enough.
+//! The screen: a text line for the daemon, then tables of zones, CPUs and disks, in 80 columns.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -38,14 +38,14 @@ const CPUS: [Column; 12] = [
     ("MAX us", 7, true),
 ];
 
-/// Lines that everything takes.
+/// Returns the number of text lines of the whole screen.
 #[must_use]
 pub fn height(model: &Model) -> u16 {
     let lines = 2 + (model.zones.len() + 2) + (model.cpus.len() + 2) + (model.disks.len() + 1);
     u16::try_from(lines).unwrap_or(u16::MAX)
 }
 
-/// Draws it all; what does not fit is cut off at the end.
+/// Draws the screen; what does not fit is cut off at the end.
 pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     let rows = |count: usize| Constraint::Length(u16::try_from(count).unwrap_or(u16::MAX));
     let [head, zones, cpus, disks] = Layout::vertical([
@@ -76,7 +76,7 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     );
 }
 
-/// At most six characters.
+/// Formats a number in at most six characters.
 fn number(value: f64) -> String {
     match value {
         v if v >= 999_950.0 => format!("{:.1}M", v / 1e6),

@@ -1,4 +1,4 @@
-//! Two reports become rates.
+//! [`Model`]: rates between two reports.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,14 @@ use crate::device::disk::top::DiskRow;
 use crate::device::report::{Counts, rise};
 use crate::stats::{CpuStats, StatsReport};
 
-/// What [`super::draw`] shows.
+/// The content of the screen.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
-    /// The daemon, in a line.
+    /// The daemon.
     pub daemon: DaemonRow,
     /// Zones.
     pub zones: Vec<ZoneRow>,
-    /// CPUs that somebody has.
+    /// CPUs that have an owner.
     pub cpus: Vec<CpuRow>,
     /// Disks.
     pub disks: Vec<DiskRow>,
@@ -24,9 +24,9 @@ pub struct Model {
 pub struct DaemonRow {
     /// EL2's version.
     pub version: String,
-    /// Wake-ups in a second.
+    /// Wake-ups per second.
     pub wakeups: f64,
-    /// Those that found nothing.
+    /// Those that found no event.
     pub spurious: f64,
     /// CPUs that it keeps busy, of 1.
     pub cpu: f64,
@@ -41,7 +41,7 @@ pub struct ZoneRow {
     pub name: String,
     /// Its number.
     pub number: Option<u8>,
-    /// Where it stands.
+    /// Its phase.
     pub state: String,
     /// vCPUs.
     pub vcpus: usize,
@@ -51,7 +51,7 @@ pub struct ZoneRow {
     pub restarts: u32,
     /// Aborts injected.
     pub aborts: u64,
-    /// Exits in a second, of all its vCPUs.
+    /// Exits per second, of all its vCPUs.
     pub exits: f64,
 }
 
@@ -64,7 +64,7 @@ pub struct CpuRow {
     pub zone: String,
     /// vCPU.
     pub vcpu: u8,
-    /// Exits in a second.
+    /// Exits per second.
     pub exits: f64,
     /// By reason, as the report names them.
     pub by: BTreeMap<String, f64>,
@@ -82,12 +82,12 @@ fn rises(before: Option<&Counts>, now: &Counts) -> BTreeMap<String, u64> {
 }
 
 impl Model {
-    /// What happened between two reports.
+    /// Returns the rates between two reports.
     #[must_use]
     pub fn new(before: &StatsReport, now: &StatsReport) -> Self {
         let seconds = (now.time_ns.saturating_sub(before.time_ns) as f64 / 1e9).max(1e-9);
         let idle = before.time_ns == now.time_ns;
-        // Of two looks at one moment nothing can be said.
+        // Two reports of one moment have no rates.
         let rate = |count: u64| if idle { 0.0 } else { count as f64 / seconds };
         let cpus: Vec<CpuRow> = now
             .cpus
@@ -216,6 +216,7 @@ pub(super) mod tests {
                     queues: vec![queue],
                     ..DeviceStats::default()
                 }],
+                ..DeviceReports::default()
             },
         }
     }

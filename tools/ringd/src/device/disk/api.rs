@@ -5,8 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::change::{Change, LimitChange};
 use super::config::DiskConfig;
 use super::report::DiskReport;
-use crate::device::api::Action;
-use crate::device::{self, Kind};
+use crate::device;
+use crate::device::api::{self, Action};
+use crate::device::config::Config;
+use crate::device::view::Observed;
 
 /// A request about disks. But for [`Self::Disks`] and [`Self::DiskDetach`] the reply is [`Reply::Disk`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,9 +89,9 @@ impl Request {
     /// Returns what the daemon is to do.
     #[must_use]
     pub fn action(self) -> Action {
-        let report = (!matches!(self, Self::DiskDetach { .. })).then_some(Kind::Disk);
+        let report = (!matches!(self, Self::DiskDetach { .. })).then_some(one as fn(&Observed) -> api::Reply);
         let (zone, change) = match self {
-            Self::Disks => return Action::List(Kind::Disk),
+            Self::Disks => return Action::List(list),
             Self::DiskAttach { name, disk } => (name, Change::Attach(disk)),
             Self::DiskDetach { name, slot } => (name, Change::Detach(slot)),
             Self::DiskResize {
@@ -109,4 +111,17 @@ impl Request {
             report,
         }
     }
+}
+
+/// Returns the reply with all drives.
+fn list(devices: &[Observed]) -> api::Reply {
+    let drives = devices
+        .iter()
+        .filter(|device| matches!(device.config, Config::Disk(_)));
+    api::Reply::Disk(Reply::Disks(drives.map(DiskReport::new).collect()))
+}
+
+/// Returns the reply with one drive.
+fn one(drive: &Observed) -> api::Reply {
+    api::Reply::Disk(Reply::Disk(Box::new(DiskReport::new(drive))))
 }

@@ -49,7 +49,7 @@ impl DiskReport {
             queues: observed
                 .queues
                 .iter()
-                .map(|queue| QueueReport::new(slot, queue))
+                .filter_map(|queue| QueueReport::new(slot, queue))
                 .collect(),
             migration: view.disk.migration_report(slot, recorded.as_ref()),
             migration_failure: view.disk.failure(slot),
@@ -149,11 +149,13 @@ impl From<&HistogramSnapshot> for TimeReport {
 }
 
 impl QueueReport {
-    /// Returns the report of a queue of the device in `slot`.
+    /// Returns the report of a queue of the drive in `slot`.
     #[must_use]
-    pub fn new(slot: u8, queue: &QueueSnapshot) -> Self {
-        let Counters::Disk(stats) = &queue.counters;
-        Self {
+    pub fn new(slot: u8, queue: &QueueSnapshot) -> Option<Self> {
+        let Counters::Disk(stats) = &queue.counters else {
+            return None;
+        };
+        Some(Self {
             slot,
             queue: queue.queue,
             active: queue.active,
@@ -185,6 +187,6 @@ impl QueueReport {
             write_time: (&stats.latency.writes).into(),
             flush_time: (&stats.latency.flushes).into(),
             file_time: (&stats.latency.file).into(),
-        }
+        })
     }
 }

@@ -20,6 +20,7 @@ impl Machine {
             devices: Configs {
                 disk: vec![self.disk("d.img", 4096)],
                 spare_disks: 1,
+                ..Configs::default()
             },
             ..self.config("a")
         };
@@ -296,6 +297,7 @@ fn a_device_has_as_many_queues_as_there_are_vcpus_or_as_its_file_says() {
                 },
             ],
             spare_disks: 1,
+            ..Configs::default()
         },
         ..machine.config("a")
     };

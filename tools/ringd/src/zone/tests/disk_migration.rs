@@ -337,6 +337,7 @@ fn a_target_is_for_one_disk() {
                 .map(|name| machine.sparse(name))
                 .into(),
             spare_disks: 1,
+            ..Configs::default()
         },
         ..machine.config("a")
     };

@@ -1,4 +1,4 @@
-//! Commands that last as long as a zone: when the daemon dies, they go on at the next one.
+//! Commands that last as long as a zone: when the daemon dies, they continue with the next one.
 
 use std::io;
 use std::path::Path;
@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Reply, Request};
 
-/// How long a daemon is waited for that nobody seems to start: a person may be about to.
+/// How long to wait for a daemon that no supervisor starts: an administrator may be about to.
 const NOBODY: Duration = Duration::from_secs(60);
-/// How long one look takes at most.
-const GLANCE: Duration = Duration::from_millis(200);
+/// How long one attempt to connect takes at most.
+const ATTEMPT: Duration = Duration::from_millis(200);
 
-/// Waits for the next daemon: for ever if there is a process that may become or start one, else for a minute. `None` if
-/// `enough` says so.
+/// Waits for the next daemon: for ever if there is a process that may become or start one, else for a minute. Returns `None`
+/// if `enough` says so.
 ///
 /// # Errors
 /// None came.
@@ -27,7 +27,7 @@ pub fn next_daemon(
     );
     let mut alone = None::<Instant>;
     while !enough() {
-        match Client::connect_within(socket, GLANCE) {
+        match Client::connect_within(socket, ATTEMPT) {
             Ok(client) => {
                 eprintln!("ringctl: ringd serves again\r");
                 return Ok(Some(client));
@@ -45,12 +45,12 @@ pub fn next_daemon(
             }
             Err(error) => return Err(error),
         }
-        std::thread::sleep(GLANCE / 4);
+        std::thread::sleep(ATTEMPT / 4);
     }
     Ok(None)
 }
 
-/// Waits for a zone's end, through the ends of daemons.
+/// Waits for a zone's end, across the ends of daemons.
 ///
 /// # Errors
 /// There is no such zone, or no daemon any more.
