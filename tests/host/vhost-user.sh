@@ -101,6 +101,6 @@ has "$work/said" "part 1: enough rounds"
 for bad in "WRITE FAILED" "READ DIFFERS" "KERNEL SAW ERRORS"; do
     grep -qF "$bad" "$work/said" && fail "$bad"
 done
-has "$work/server" "going on with what was in flight"
+has "$work/server" "resuming the requests in flight"
 is "what is in the image" "$(head -c 4194304 "$work/disk.img" | md5sum)" "$(head -c 12582912 "$work/disk.img" | tail -c 4194304 | md5sum)"
 exit 0

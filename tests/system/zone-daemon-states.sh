@@ -121,8 +121,8 @@ sleep 3
 ringctl zone list >/tmp/list 2>&1
 cat /tmp/list
 grep -q 'guest1.*running' /tmp/list && fail "taken over while I/O of the old daemon was not over"
-grep -qE "was killed, but I/O that it began has not ended|recovering" /tmp/list || fail "unclear: $(cat /tmp/list)"
-grep -qE "I/O that (it|the last daemon) began has not ended" $LOG || fail "the log does not say what is waited for"
+grep -qE "was killed, but I/O that it began has not completed|recovering" /tmp/list || fail "unclear: $(cat /tmp/list)"
+grep -qE "I/O that (it|the last daemon) began has not completed" $LOG || fail "the log does not say what is waited for"
 fsfreeze -u /srv/frozen || fail "thaw"
 within 60 zone_is guest1 running
 within 60 more_runs "$before"

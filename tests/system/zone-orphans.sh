@@ -44,7 +44,7 @@ T
     sleep 4
     ringctl zone list >/tmp/list 2>&1
     cat /tmp/list
-    grep -qE "was killed, but I/O that it began has not ended|recovering" /tmp/list ||
+    grep -qE "was killed, but I/O that it began has not completed|recovering" /tmp/list ||
         fail "$what: nobody waits for the last daemon's I/O"
     is "huge pages" "$(awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo)" "$before"
     dmsetup resume held

@@ -1,6 +1,6 @@
-//! `cargo bench`: instructions for each request, counted by valgrind's callgrind as the difference of a long and a short run
-//! of this very program; and the memory of a process with a disk at rest. What `requests.rs` measures, in numbers that do
-//! not depend on what else the machine does.
+//! `cargo bench`: instructions for each request, counted by valgrind's callgrind as the difference of a long
+//! and a short run of this very program; and the memory of a process with a disk at rest. What `requests.rs`
+//! measures, in numbers that do not depend on what else the machine does.
 //!
 //! `instructions run KIND DEPTH ROUNDS` is one such run, for `perf stat` too.
 #![allow(clippy::panic, reason = "what fails is not measured")]

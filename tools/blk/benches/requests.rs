@@ -1,6 +1,6 @@
-//! `cargo bench`: nanoseconds for each request of 4 KiB through ring and device with the `null:` image, which moves
-//! nothing; for EL2's registers and ring; and for all of it. No system calls, no exits. docs/performance.md has a table,
-//! `instructions.rs` counts.
+//! `cargo bench`: nanoseconds for each request of 4 KiB through ring and device with the `null:` image, which
+//! moves nothing; for EL2's registers and ring; and for all of it. No system calls, no exits.
+//! docs/performance.md has a table, `instructions.rs` counts.
 
 mod support;
 

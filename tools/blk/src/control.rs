@@ -1,26 +1,26 @@
-//! [`Control`]: what may be changed of a disk while its queues work. Read by the queues, set by anyone, no locks.
+//! [`Control`]: a disk's settings that can change while its queues are active. Lock-free: the queues read
+//! them, any thread sets them.
 
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use ringvirtio::throttle::Throttle;
 use serde::{Deserialize, Serialize};
 
-use crate::throttle::Throttle;
-
-/// What becomes of a request whose I/O fails.
+/// What happens to a request whose I/O fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnError {
     /// The guest gets IOERR.
     #[default]
     Report,
-    /// The request stays in flight and its queue takes no more, until someone has it tried again. A failed
-    /// `fdatasync` is reported all the same: trying again does not bring back what the kernel has dropped.
+    /// The request stays in flight and its queue pops no more, until it is retried. A failed `fdatasync` is
+    /// reported all the same: a retry does not bring back the pages that the kernel has dropped.
     Stop,
 }
 
-/// The switches of a disk.
+/// A disk's settings.
 #[derive(Debug)]
 pub struct Control {
     writeback: AtomicBool,
@@ -30,11 +30,11 @@ pub struct Control {
     pub throttle: Throttle,
 }
 
-/// Whether a queue has stopped, and who wants to know.
+/// Whether a queue has stopped, and the callback for it.
 #[derive(Default)]
 struct Stopped {
     happened: AtomicBool,
-    tell: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    callback: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl fmt::Debug for Stopped {
@@ -55,19 +55,20 @@ impl Default for Control {
 }
 
 impl Control {
-    /// The configuration's `writeback` byte: whether completed writes may wait for a flush, where the driver may
-    /// choose (CONFIG_WCE).
+    /// Returns the `writeback` byte of the configuration space (5.2.5): whether completed writes may stay in
+    /// a cache until a flush, where the driver can choose (CONFIG_WCE).
     #[must_use]
     pub fn writeback(&self) -> bool {
         self.writeback.load(Ordering::Relaxed)
     }
 
-    /// The driver has written the byte. Returns whether that is a change; the disk's queues must be kicked then.
+    /// Sets the `writeback` byte. Returns whether it has changed; the caller then schedules the disk's
+    /// queues.
     pub fn set_writeback(&self, writeback: bool) -> bool {
         self.writeback.swap(writeback, Ordering::Relaxed) != writeback
     }
 
-    /// What becomes of failed requests.
+    /// Returns what happens to failed requests.
     #[must_use]
     pub fn on_error(&self) -> OnError {
         if self.stop_on_error.load(Ordering::Relaxed) {
@@ -77,28 +78,30 @@ impl Control {
         }
     }
 
-    /// For requests that fail from now on; those already held are tried again by
-    /// [`ReactorHandle::retry`](crate::ReactorHandle::retry) only.
+    /// Sets what happens to requests that fail from now on. Requests that are already held are retried only
+    /// by [`ReactorHandle::retry`](crate::ReactorHandle::retry).
     pub fn set_on_error(&self, on_error: OnError) {
         self.stop_on_error
             .store(on_error == OnError::Stop, Ordering::Relaxed);
     }
 
-    /// Whom to tell that a failed request has stopped a queue, on the reactor's thread. Only the first call counts.
-    pub fn on_stop(&self, tell: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.stopped.tell.set(tell);
+    /// Sets the callback for a queue that stops because of a failed request. It runs on the reactor's thread.
+    /// Only the first call has an effect.
+    pub fn on_stop(&self, callback: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.stopped.callback.set(callback);
     }
 
-    /// Whether a failed request has ever stopped a queue.
+    /// Returns whether a failed request has ever stopped a queue.
     #[must_use]
     pub fn has_stopped(&self) -> bool {
         self.stopped.happened.load(Ordering::Relaxed)
     }
 
+    /// Records that a failed request has stopped a queue.
     pub(crate) fn set_stopped(&self) {
         self.stopped.happened.store(true, Ordering::Relaxed);
-        if let Some(tell) = self.stopped.tell.get() {
-            tell();
+        if let Some(callback) = self.stopped.callback.get() {
+            callback();
         }
     }
 }

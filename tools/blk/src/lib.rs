@@ -1,23 +1,23 @@
-//! The portable virtio block device of ringvisor: virtqueues, requests, images and the engines that do the I/O.
+//! The virtio block device of ringvisor: requests, the engines that do their I/O, disks and their images.
 //!
-//! Nothing here knows of EL2. The daemon in root Linux uses it with guest RAM in huge pages and `/dev/uioN` as the
-//! bell; tests, fuzzers and benchmarks use it on any Linux with anonymous memory and an `eventfd`.
+//! On top of [`ringvirtio`], whose reactor drives a [`BlockQueue`] for each virtqueue.
 //!
 //! # How a daemon uses it
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # use std::sync::Arc;
-//! use ringblk::{Disk, DiskConfig, GuestRam, InflightArea, Queue, QueueSetup, Reactor, RingAddresses};
+//! use ringblk::{BlockQueue, Disk, DiskConfig};
+//! use ringvirtio::{GuestRam, InflightArea, QueueSetup, Reactor, RingAddresses};
 //! use vm_memory::{GuestAddress, GuestMemoryMmap, MmapRegion};
 //!
 //! // Once: a reactor on its own thread.
 //! let (reactor, handle) = Reactor::new(Default::default())?;
 //! let thread = std::thread::spawn(move || reactor.run());
-//! // handle.add_bell(uio_fd, ReadWidth::Four, Box::new(my_bell)): it turns ring entries into `kick`s.
+//! // handle.add_event_source(uio_fd, ReadWidth::Four, Box::new(source)): it turns ring entries into commands.
 //!
 //! // Per disk: what the transport offers.
 //! let config = DiskConfig { path: "root.img".into(), readonly: false, serial: "root0".into(), ..Default::default() };
-//! let disk = Disk::open(&config)?;
+//! let disk = Disk::open(&config)?; // `Disk::open_with` takes an opener and a connector for remote disks
 //! let offered = ringblk::features(&disk, 1);
 //! let space = ringblk::config(&disk, ringblk::QUEUE_SIZE_MAX, 1);
 //!
@@ -25,8 +25,7 @@
 //! let ram = GuestRam::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0x4000_0000), 1 << 30)])?)?;
 //! // Per queue, when the driver is ready: addresses as the transport latched them, and the in-flight log.
 //! let log = Arc::new(MmapRegion::<()>::new(InflightArea::bytes(256).next_multiple_of(4096))?);
-//! let queue = Queue::new(QueueSetup {
-//!     disk,
+//! let setup = QueueSetup {
 //!     ram,
 //!     ring: RingAddresses {
 //!         size: 256,
@@ -37,64 +36,52 @@
 //!     features: offered,
 //!     inflight: InflightArea { mapping: log, offset: 0 },
 //!     epoch: 1,
-//!     notify: Box::new(|| { /* store to EL2's completion doorbell */ }),
+//!     notify_driver: Box::new(|| { /* store to EL2's completion doorbell */ }),
 //!     needs_reset: Box::new(|fault| eprintln!("{fault}")),
-//! })?;
+//! };
+//! let queue = BlockQueue::new(disk, setup)?;
 //! let stats = queue.stats().clone();
-//! let id = handle.add(queue);
+//! let id = handle.add(Box::new(queue));
 //! // The guest resets the device: EL2 waits until this has been called.
-//! handle.remove(id, Box::new(|| { /* tell EL2 */ }));
+//! handle.remove(id, Box::new(|| { /* notify EL2 */ }));
 //! handle.stop();
 //! # Ok(())
 //! # }
 //! ```
-//! After a restart of the daemon the same calls, with the same log and epoch, go on where the last one was killed.
+//! After a restart of the daemon the same calls, with the same log and epoch, continue where the last one was
+//! killed.
 //!
 //! # Map
-//! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue · [`request`] what a request asks for ·
-//! [`queue`] requests at work · [`inflight`] the log that outlives the process · [`engine`] I/O ·
-//! [`disk`], [`image`] images · [`remote`] those of other processes · [`mirror`] moving to another image ·
-//! [`control`], [`throttle`] what may be changed at run time · [`device`] features and configuration space ·
-//! [`reactor`] the thread · [`stats`], [`histogram`] counters and latencies · [`clock`] time
+//! [`request`] what a request asks for · [`queue`] requests in flight · [`engine`], [`backend`] I/O, and a
+//! reactor's engines · [`disk`], [`image`] disks and their images · [`remote`] those of other processes ·
+//! [`migrate`] migration to another image · [`control`] what can be changed at run time · [`device`] features
+//! and configuration space · [`stats`] counters and latencies
 
-pub mod affinity;
-pub mod buffers;
-pub mod chain;
-pub mod clock;
+pub mod backend;
 pub mod control;
 pub mod device;
 pub mod disk;
 pub mod engine;
-pub mod histogram;
+pub mod error;
 pub mod image;
-pub mod inflight;
-pub mod memory;
-pub mod mirror;
+pub mod migrate;
 pub mod opener;
 pub mod queue;
-pub mod reactor;
 pub mod remote;
 pub mod request;
-pub mod ring;
 pub mod stats;
-pub mod steps;
-pub mod throttle;
-pub mod trace;
 pub mod virtio;
 
 #[cfg(test)]
 mod tests;
 
+pub use backend::BlockBackend;
 pub use control::{Control, OnError};
 pub use device::{CONFIG_LEN, DEVICE_ID, QUEUE_SIZE_MAX, config, features};
-pub use disk::{Disk, DiskConfig, DiskError, EngineKind, Format, HostCache, OpenOptions};
+pub use disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
+pub use error::DiskError;
 pub use image::mapped::SYS_CACHESTAT;
 pub use image::synthetic::Synthetic;
-pub use inflight::{InflightArea, InflightError};
-pub use memory::{GuestRam, MemoryError};
-pub use opener::Opener;
-pub use queue::{Queue, QueueFault, QueueSetup, SetupError};
-pub use reactor::{Bell, Callback, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
-pub use ring::{RingAddresses, RingError};
-pub use stats::{QueueSnapshot, QueueStats};
-pub use throttle::{Rate, RateLimits};
+pub use opener::{LocalOpener, Opener};
+pub use queue::BlockQueue;
+pub use stats::{BlockSnapshot, BlockStats};

@@ -1,18 +1,20 @@
-//! What a block request asks for, decided from a private copy of its header (5.2.6). Pure: no memory, no file.
+//! Decodes block requests from a private copy of their header (5.2.6). Pure: it accesses neither guest memory
+//! nor files.
 //!
-//! [`Header`] is parsed from the 16 bytes copied off the chain, [`plan`] turns it and the lengths into a [`Plan`].
-//! The ranges of a discard or of zeroes are [`Segment`]s, parsed and checked one by one.
+//! [`Header`] is parsed from the 16 bytes copied off the chain, [`plan`] turns it and the lengths into a
+//! [`Plan`]. The ranges of a discard or a write-zeroes request are [`Segment`]s, parsed and checked one by
+//! one.
 
 use crate::virtio::{
-    SECTOR_SIZE, Status, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    RequestStatus, SECTOR_SIZE, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
-/// Most segments of a discard or of zeroes: `max_discard_seg` and `max_write_zeroes_seg`.
+/// Most segments of a discard or write-zeroes request: `max_discard_seg` and `max_write_zeroes_seg`.
 pub const MAX_SEGMENTS: u32 = 64;
-/// Most sectors of a segment of a discard: 1 GiB.
+/// Most sectors of a discard segment: 1 GiB.
 pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
-/// Most sectors of a segment of zeroes: 128 MiB, for some file systems must have them written.
+/// Most sectors of a write-zeroes segment: 128 MiB, because on some file systems the zeroes must be written.
 pub const MAX_ZEROES_SECTORS: u32 = 1 << 18;
 
 /// `struct virtio_blk_req` without data and status.
@@ -39,16 +41,16 @@ impl Header {
     }
 }
 
-/// What limits requests: a snapshot of the disk.
+/// The limits that requests are checked against: a snapshot of the disk's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     /// Sectors of 512 bytes.
     pub capacity: u64,
-    /// Whether writes are refused.
+    /// Writes are refused.
     pub readonly: bool,
 }
 
-/// What to do for a request.
+/// What a request requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Plan {
     /// Fill the writable buffers from the image at a byte offset.
@@ -57,24 +59,24 @@ pub enum Plan {
     Write(u64),
     /// Make completed writes durable.
     Flush,
-    /// Give the serial.
+    /// Return the serial.
     GetId,
-    /// Carry out the segments in the readable buffers: so many, of this kind.
+    /// Run the segments in the readable buffers: their kind and number.
     Ranges(RangeKind, u32),
-    /// Nothing: the answer is known.
-    Answer(Status),
+    /// Complete at once with this status.
+    Complete(RequestStatus),
 }
 
-/// A request about ranges of sectors, without data.
+/// A request on ranges of sectors, without data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RangeKind {
-    /// They are of no use any more.
+    /// Their contents are not needed any more.
     Discard,
     /// They read zero afterwards.
     Zeroes,
 }
 
-/// What the driver may ask for, by the features negotiated.
+/// The optional requests that the negotiated features allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Negotiated {
     /// DISCARD
@@ -83,14 +85,14 @@ pub struct Negotiated {
     pub zeroes: bool,
 }
 
-/// A range of a discard or of zeroes, in bytes.
+/// A range of a discard or write-zeroes request, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Segment {
     /// Byte offset.
     pub offset: u64,
     /// Bytes.
     pub len: u64,
-    /// Blocks may be given back.
+    /// The blocks may be deallocated.
     pub unmap: bool,
 }
 
@@ -99,7 +101,10 @@ impl Segment {
     pub const SIZE: usize = 16;
 
     /// Parses and checks `struct virtio_blk_discard_write_zeroes`.
-    pub fn parse(bytes: [u8; Self::SIZE], kind: RangeKind, capacity: u64) -> Result<Self, Status> {
+    ///
+    /// # Errors
+    /// The status that the request completes with.
+    pub fn parse(bytes: [u8; Self::SIZE], kind: RangeKind, capacity: u64) -> Result<Self, RequestStatus> {
         let raw = u128::from_le_bytes(bytes);
         let (sector, count, flags) = (raw as u64, (raw >> 64) as u32, (raw >> 96) as u32);
         // 5.2.6.2: unknown flags, and unmap of a discard, are unsupported.
@@ -108,43 +113,46 @@ impl Segment {
             RangeKind::Zeroes => (VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, MAX_ZEROES_SECTORS),
         };
         if flags & !known != 0 {
-            return Err(Status::Unsupp);
+            return Err(RequestStatus::Unsupp);
         }
         if count > most {
-            return Err(Status::IoErr);
+            return Err(RequestStatus::IoErr);
         }
         let len = u64::from(count) * SECTOR_SIZE;
         Ok(Self {
-            offset: byte_range(sector, len, capacity).ok_or(Status::IoErr)?,
+            offset: byte_range(sector, len, capacity).ok_or(RequestStatus::IoErr)?,
             len,
             unmap: flags & VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0,
         })
     }
 }
 
-/// Decides. `readable` and `writable` are the bytes of data, without header and status.
+/// Decides what a request requires. `readable` and `writable` are the bytes of data, without header and
+/// status.
 #[must_use]
 pub fn plan(header: Header, readable: u64, writable: u64, limits: Limits, negotiated: Negotiated) -> Plan {
     match header.kind {
         VIRTIO_BLK_T_IN => match byte_range(header.sector, writable, limits.capacity) {
-            Some(_) if writable == 0 => Plan::Answer(Status::Ok),
+            Some(_) if writable == 0 => Plan::Complete(RequestStatus::Ok),
             Some(offset) => Plan::Read(offset),
-            None => Plan::Answer(Status::IoErr),
+            None => Plan::Complete(RequestStatus::IoErr),
         },
-        // 5.2.6.2: a write to a read-only device fails, whatever it is.
-        VIRTIO_BLK_T_OUT if limits.readonly => Plan::Answer(Status::IoErr),
+        // 5.2.6.2: any write to a read-only device fails.
+        VIRTIO_BLK_T_OUT if limits.readonly => Plan::Complete(RequestStatus::IoErr),
         VIRTIO_BLK_T_OUT => match byte_range(header.sector, readable, limits.capacity) {
-            Some(_) if readable == 0 => Plan::Answer(Status::Ok),
+            Some(_) if readable == 0 => Plan::Complete(RequestStatus::Ok),
             Some(offset) => Plan::Write(offset),
-            None => Plan::Answer(Status::IoErr),
+            None => Plan::Complete(RequestStatus::IoErr),
         },
-        VIRTIO_BLK_T_FLUSH if limits.readonly => Plan::Answer(Status::Ok),
+        VIRTIO_BLK_T_FLUSH if limits.readonly => Plan::Complete(RequestStatus::Ok),
         VIRTIO_BLK_T_FLUSH => Plan::Flush,
         VIRTIO_BLK_T_GET_ID => Plan::GetId,
-        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if limits.readonly => Plan::Answer(Status::IoErr),
+        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES if limits.readonly => {
+            Plan::Complete(RequestStatus::IoErr)
+        }
         VIRTIO_BLK_T_DISCARD if negotiated.discard => ranges(RangeKind::Discard, readable),
         VIRTIO_BLK_T_WRITE_ZEROES if negotiated.zeroes => ranges(RangeKind::Zeroes, readable),
-        _ => Plan::Answer(Status::Unsupp),
+        _ => Plan::Complete(RequestStatus::Unsupp),
     }
 }
 
@@ -153,11 +161,11 @@ fn ranges(kind: RangeKind, readable: u64) -> Plan {
         Ok(count @ 1..=MAX_SEGMENTS) if readable.is_multiple_of(Segment::SIZE as u64) => {
             Plan::Ranges(kind, count)
         }
-        _ => Plan::Answer(Status::IoErr),
+        _ => Plan::Complete(RequestStatus::IoErr),
     }
 }
 
-/// The byte offset of a transfer that is whole sectors inside the disk; else `None`.
+/// Returns the byte offset of a transfer; `None` if it is not whole sectors inside the disk.
 fn byte_range(sector: u64, len: u64, capacity: u64) -> Option<u64> {
     if !len.is_multiple_of(SECTOR_SIZE) {
         return None;
@@ -167,7 +175,7 @@ fn byte_range(sector: u64, len: u64, capacity: u64) -> Option<u64> {
         return None;
     }
     let offset = sector.checked_mul(SECTOR_SIZE)?;
-    // The kernel counts in signed 64 bits.
+    // The kernel's offsets are signed 64 bits.
     i64::try_from(offset.checked_add(len)?).ok()?;
     Some(offset)
 }

@@ -1,28 +1,15 @@
-//! The numbers of the virtio specification that the device uses, under the specification's names.
+//! The numbers of the virtio specification that a block device uses, under the specification's names (5.2).
 //!
-//! Values come from the kernel's headers (`virtio-bindings`); the widths here are those of the structures that hold
-//! them.
+//! Values come from the kernel's headers (`virtio-bindings`); the widths here are those of the structures
+//! that hold them.
 
 pub use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
-pub use virtio_bindings::virtio_config::{VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1};
-pub use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use virtio_bindings::{virtio_blk as blk, virtio_ring as ring};
-
-/// The buffer continues at `next` (2.7.5).
-pub const VIRTQ_DESC_F_NEXT: u16 = ring::VRING_DESC_F_NEXT as u16;
-/// The buffer is device-writable.
-pub const VIRTQ_DESC_F_WRITE: u16 = ring::VRING_DESC_F_WRITE as u16;
-/// The buffer holds a table of descriptors.
-pub const VIRTQ_DESC_F_INDIRECT: u16 = ring::VRING_DESC_F_INDIRECT as u16;
-/// The driver wants no interrupts (2.7.6).
-pub const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = ring::VRING_AVAIL_F_NO_INTERRUPT as u16;
-/// The device wants no notifications (2.7.8).
-pub const VIRTQ_USED_F_NO_NOTIFY: u16 = ring::VRING_USED_F_NO_NOTIFY as u16;
+use virtio_bindings::virtio_blk as blk;
 
 /// Read (5.2.6).
 pub const VIRTIO_BLK_T_IN: u32 = blk::VIRTIO_BLK_T_IN;
@@ -33,23 +20,23 @@ pub const VIRTIO_BLK_T_FLUSH: u32 = blk::VIRTIO_BLK_T_FLUSH;
 /// Read the serial.
 pub const VIRTIO_BLK_T_GET_ID: u32 = blk::VIRTIO_BLK_T_GET_ID;
 
-/// Give ranges back.
+/// Deallocate ranges.
 pub const VIRTIO_BLK_T_DISCARD: u32 = blk::VIRTIO_BLK_T_DISCARD;
 /// Make ranges read zero.
 pub const VIRTIO_BLK_T_WRITE_ZEROES: u32 = blk::VIRTIO_BLK_T_WRITE_ZEROES;
-/// Of a range of zeroes: its blocks may be given back.
+/// Flag of a write-zeroes segment: its blocks may be deallocated.
 pub const VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 /// Bytes of the serial, NUL-padded.
 pub const VIRTIO_BLK_ID_BYTES: usize = blk::VIRTIO_BLK_ID_BYTES as usize;
 
-/// Bytes in a sector: the unit of `sector` and `capacity`, whatever `blk_size` says.
+/// Bytes of a sector: the unit of `sector` and `capacity`, independent of `blk_size`.
 pub const SECTOR_SIZE: u64 = 512;
 
-/// Outcome of a request, as its status byte.
+/// The status byte of a request (5.2.6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
-pub enum Status {
+pub enum RequestStatus {
     /// `VIRTIO_BLK_S_OK`
     Ok = blk::VIRTIO_BLK_S_OK as u8,
     /// `VIRTIO_BLK_S_IOERR`

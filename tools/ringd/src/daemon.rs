@@ -27,9 +27,10 @@ use clap::Parser;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::prelude::*;
 
-use crate::broker::{self, Broker, Outcome};
+use crate::broker::{self, Broker, BrokerEnd};
 use crate::control::protocol::LogLevel;
 use crate::control::server;
+use crate::device::Environment;
 use crate::host::{Linux, ram};
 use crate::hv::device;
 use crate::instance::{self, State};
@@ -39,19 +40,19 @@ use crate::zone::Context;
 use crate::zone::registry::{Registry, Upgrade};
 use crate::{sandbox, serve, supervise, upgrade};
 
-/// Where the daemon's files are unless said otherwise.
+/// The default directory of the daemon's files.
 pub const RUN_DIR: &str = "/run/ringd";
-/// How long the reactor looks on unless said otherwise, in microseconds.
-const POLL: u32 = ringblk::ReactorOptions::POLL.as_micros() as u32;
+/// How long the reactor busy-polls by default, in microseconds.
+const POLL: u32 = ringvirtio::ReactorOptions::POLL.as_micros() as u32;
 /// How long `--daemonize` waits for the daemon to answer.
-const START_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a daemon that makes room for another waits for requests in flight to end.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(2);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a daemon that is replaced waits for requests in flight to complete.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The device behind the virtio disks of ringvisor's zones, and the keeper of the zones.
+/// Runs ringvisor's zones and is the device behind their virtio transports.
 ///
-/// Runs in the root zone. Attaches to the hypervisor through its control device, serves the zones' disks and consoles,
-/// and listens for `ringctl`. It may die at any time: zones go on, and the next daemon takes them over.
+/// Runs in the root zone. Attaches to the hypervisor through its control device, serves the zones' devices and consoles,
+/// and listens for `ringctl`. It may die at any time: zones continue, and the next daemon takes them over.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "ringd", version)]
 pub struct Options {
@@ -73,7 +74,7 @@ pub struct Options {
     /// Do without io_uring: all disks use threads.
     #[arg(long)]
     pub no_io_uring: bool,
-    /// For how many microseconds to look on for requests, at most, before going to sleep; 0: not at all.
+    /// For how many microseconds to busy-poll for requests, at most, before going to sleep; 0: not at all.
     #[arg(long, value_name = "MICROSECONDS", default_value_t = POLL, value_parser = clap::value_parser!(u32).range(..=100_000))]
     pub poll: u32,
     /// Give counters to Prometheus at http://ADDRESS/metrics, for example 127.0.0.1:9100.
@@ -82,7 +83,7 @@ pub struct Options {
     /// User and group that the daemon becomes once it is set up; needs no entry in /etc/passwd.
     #[arg(long, value_name = "ID", default_value_t = 7276)]
     pub user: u32,
-    /// Keep root's rights and all system calls, to debug the daemon itself.
+    /// Keep root's privileges and all system calls, to debug the daemon itself.
     #[arg(long)]
     pub no_sandbox: bool,
     /// Started by `--daemonize`.
@@ -102,7 +103,7 @@ pub struct Options {
     pub command: Option<Subcommand>,
 }
 
-/// What `ringd` does that is not the daemon's work.
+/// Other commands of `ringd`.
 #[derive(clap::Subcommand, Debug, Clone)]
 pub enum Subcommand {
     /// Serve a disk image to QEMU or another VMM over vhost-user, on any Linux.
@@ -110,7 +111,7 @@ pub enum Subcommand {
 }
 
 impl Options {
-    /// The same options but for those that choose the process, as arguments.
+    /// Returns the options as arguments, after those of the process's role, without those that choose the process.
     fn arguments(&self, role: &[&str]) -> Vec<String> {
         let mut arguments: Vec<String> = role.iter().map(|&option| option.into()).collect();
         let mut add = |option: &str, value: &str| arguments.extend([option.into(), value.into()]);
@@ -149,7 +150,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(Subcommand::Serve(what)) = &options.command {
         return serve::run(what, level_filter(options.log_level));
     }
-    // What `instance` and administrators look for, whatever the file is called.
+    // The name that `instance` and administrators look for, whatever the file is called.
     let _ = rustix::thread::set_name(c"ringd");
     if options.worker {
         return worker(options);
@@ -161,7 +162,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         return daemonize(options);
     }
     if options.background {
-        // A session of its own: the terminal it was started from may go.
+        // A session of its own: the terminal it was started from may be closed.
         let _ = rustix::process::setsid();
     }
     drop(start_log(options)?);
@@ -172,8 +173,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     broker(options)
 }
 
-/// Images in memory are mapped and count as the worker's own, so that it would be among the first to be killed where root's memory
-/// is short, again and again: its end frees none of them. What an administrator has set stays; processes inherit it.
+/// Images in memory are mapped and count as the worker's own, so that it would be among the first to be killed where root's
+/// memory is short, again and again: its end frees none of them. What an administrator has set stays; processes inherit it.
 fn spare_when_memory_is_short(score: &Path) {
     let unset = fs::read_to_string(score).is_ok_and(|set| set.trim() == "0");
     if unset && let Err(error) = fs::write(score, "-900\n") {
@@ -199,22 +200,22 @@ fn broker(options: &Options) -> anyhow::Result<()> {
         .context("cannot write into the run directory")?
         .set("starting");
     match broker.run(worker, &lock)? {
-        Outcome::Ended(why) => bail!("the worker {why}"),
-        Outcome::Upgrade(program) => {
-            tracing::info!(program = %program.display(), "going on as another program");
-            // The supervisor goes on with it, too, should it have to.
+        BrokerEnd::Ended(why) => bail!("the worker {why}"),
+        BrokerEnd::Upgrade(program) => {
+            tracing::info!(program = %program.display(), "another program takes over");
+            // The supervisor starts it, too, should it have to.
             fs::write(
                 supervise::program_file(&options.run_dir),
                 program.display().to_string(),
             )?;
             drop(lock);
             let error = Command::new(&program).args(options.arguments(&[])).exec();
-            Err(error).with_context(|| format!("cannot go on as {}", program.display()))
+            Err(error).with_context(|| format!("cannot run {}", program.display()))
         }
     }
 }
 
-/// The unprivileged half. Up to the broker's greeting it does what another daemon that runs does not notice.
+/// The unprivileged half. Before the broker's greeting it does nothing that affects another daemon that runs.
 fn worker(options: &Options) -> anyhow::Result<()> {
     let parent = rustix::process::getppid();
     let set_log_level = start_log(options)?;
@@ -231,7 +232,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
 
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let (broker, _lock) = match broker::client::Client::new(socket) {
-        // It has ended, and said why if that is an error.
+        // The broker has ended, and has logged why if that is an error.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
         greeted => greeted.context("the broker does not answer")?,
     };
@@ -251,29 +252,30 @@ fn worker(options: &Options) -> anyhow::Result<()> {
             Some(listener.with_context(|| format!("cannot listen for metrics at {address}"))?)
         }
     };
+    let mut environment = Environment::default();
     if !options.no_sandbox {
-        // To be passed through, not listed.
+        // May be traversed, not listed.
         fs::set_permissions(&options.run_dir, fs::Permissions::from_mode(0o711))?;
         sandbox::hand_over(&records, options.user).context("cannot hand the records over")?;
         sandbox::drop_privileges(options.user).context("cannot drop privileges")?;
         filter.restrict().context("cannot restrict system calls")?;
-        ringblk::opener::install(broker.clone());
+        environment.disk.opener = broker.clone();
     }
     // Without the broker no zone could be ended. Not before: a change of identity clears it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if rustix::process::getppid() != parent {
-        bail!("the broker is gone");
+        bail!("the broker has ended");
     }
 
     let servers = broker.clone();
-    let reach: ringvhost::front::Reach = Arc::new(move |path: &std::path::Path| servers.connect(path));
-    let driver = ringvhost::front::Driver::new(reach).with_io_uring(!options.no_io_uring);
-    ringblk::remote::install(Arc::new(driver));
+    let connect: ringvhost::front::ConnectFn = Arc::new(move |path: &std::path::Path| servers.connect(path));
+    let driver = ringvhost::front::Driver::new(connect).with_io_uring(!options.no_io_uring);
+    environment.disk.connector = Some(Arc::new(driver));
 
-    // From here on without rights.
+    // From here on without privileges.
     tracing::debug!("restricted");
     let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);
-    let reactor = ringblk::ReactorOptions {
+    let reactor = ringvirtio::ReactorOptions {
         io_uring: !options.no_io_uring,
         poll: Duration::from_micros(options.poll.into()),
         ..Default::default()
@@ -284,6 +286,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         hv,
         host: broker.clone(),
         io: io.clone(),
+        environment,
         records,
         cpus: Mutex::new(()),
     };
@@ -316,7 +319,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How the worker makes room for another program.
+/// How the worker lets another program take over.
 struct Leave {
     broker: Arc<broker::client::Client>,
     io: Arc<Io>,
@@ -327,23 +330,23 @@ impl Upgrade for Leave {
         self.broker.upgrade(program, abi)
     }
 
-    /// Nothing more is taken from the queues. What is in flight may end, but need not: the next daemon goes on from
+    /// Nothing more is popped from the queues. What is in flight may complete, but need not: the next daemon continues from
     /// the in-flight log either way.
     fn leave(&self) {
-        tracing::info!("making room for another program");
+        tracing::info!("another program takes over");
         let io = self.io.clone();
-        let quiet = std::thread::Builder::new()
+        let quiesced = std::thread::Builder::new()
             .name("leave".into())
             .spawn(move || io.stop());
-        let deadline = Instant::now() + LEAVE_PATIENCE;
-        while quiet.as_ref().is_ok_and(|quiet| !quiet.is_finished()) && Instant::now() < deadline {
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
+        while quiesced.as_ref().is_ok_and(|thread| !thread.is_finished()) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
         std::process::exit(broker::STATUS_UPGRADE)
     }
 }
 
-/// Starts logging; gives the way to change the level.
+/// Starts logging; returns the way to change the level.
 fn start_log(options: &Options) -> anyhow::Result<server::SetLogLevel> {
     let (filter, handle) = tracing_subscriber::reload::Layer::new(level_filter(options.log_level));
     let layer = tracing_subscriber::fmt::layer()
@@ -400,7 +403,7 @@ fn daemonize(options: &Options) -> anyhow::Result<()> {
         .spawn()
         .context("cannot start ringd in the background")?;
     let socket = options.run_dir.join("sock");
-    let deadline = Instant::now() + START_PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     loop {
         if UnixStream::connect(&socket).is_ok() {
             return Ok(());
@@ -422,7 +425,13 @@ fn daemonize(options: &Options) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use super::{Options, spare_when_memory_is_short};
+    use crate::control::protocol::LogLevel;
 
     #[test]
     fn what_an_administrator_has_set_stays() {
@@ -469,7 +478,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Options::command().debug_assert();
     }
 }

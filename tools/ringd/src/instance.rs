@@ -1,8 +1,8 @@
-//! Which daemon runs: the lock that makes it the only one, and what can be told of it from outside.
+//! Which daemon runs: the lock that makes it the only one, and what other processes can find out about it.
 //!
 //! A process that was killed keeps its files open, and so its locks, until its last system call has returned. One
-//! that waits for a device may take long for that. So whoever finds the lock taken looks at its holder: a live one
-//! is a reason to give up, a dying one to wait ([`take_lock`]).
+//! that waits for a device may take long for that. So a process that finds the lock taken checks its holder: it fails if the
+//! holder lives, and waits if it is dying ([`take_lock`]).
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -15,26 +15,26 @@ use anyhow::{Context as _, bail};
 use rustix::fs::FlockOperation;
 
 /// How often a lock that a dying daemon holds is tried again.
-const GLANCE: Duration = Duration::from_millis(20);
-/// How often it is said what is waited for.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// How often a message says what is waited for.
 pub const REMINDER: Duration = Duration::from_secs(5);
-/// What [`State`] holds when requests are answered.
+/// The text of [`State`] when requests are answered.
 pub const READY: &str = "ready";
 
-/// A process, as `/proc` has it.
+/// The condition of a process, as `/proc` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
     /// There is none, or another program has its number.
     Gone,
     /// It was killed, but a system call of it has not returned.
     Dying,
-    /// By SIGSTOP, or by a debugger.
+    /// It is stopped, by SIGSTOP or by a debugger.
     Stopped,
     /// It runs or sleeps.
     Alive,
 }
 
-/// How the `ringd` process `pid` is.
+/// Returns the condition of the `ringd` process `pid`.
 #[must_use]
 pub fn condition(pid: u32) -> Condition {
     condition_below(Path::new("/proc"), pid)
@@ -64,27 +64,27 @@ fn condition_below(proc: &Path, pid: u32) -> Condition {
     }
 }
 
-/// The file of a process number.
+/// Returns the path of a file with a process number.
 fn read_pid(path: &Path) -> Option<u32> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Notes this process as the supervisor.
+/// Records this process as the supervisor.
 ///
 /// # Errors
 /// The directory cannot be written.
-pub fn note_supervisor(run_dir: &Path) -> io::Result<()> {
+pub fn record_supervisor(run_dir: &Path) -> io::Result<()> {
     fs::write(run_dir.join("supervisor"), format!("{}\n", std::process::id()))
 }
 
-/// What is known of the daemon of a run directory when nobody listens at its socket.
+/// What is known of the daemon of a run directory when no process listens at its socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Absence {
     /// No daemon, and no supervisor that would start one.
     NotRunning,
-    /// A daemon is there, but does not answer yet: its process and what it says of itself.
+    /// A daemon runs but does not answer yet: its process and its own report.
     Starting(u32, String),
-    /// It was killed and its last I/O has not ended.
+    /// It was killed and its last I/O has not completed.
     Dying(u32),
     /// It is stopped.
     Stopped(u32),
@@ -92,7 +92,7 @@ pub enum Absence {
     Between(u32, Condition),
 }
 
-/// Looks at the daemon of a run directory.
+/// Returns what is known of the daemon of a run directory.
 #[must_use]
 pub fn look(run_dir: &Path) -> Absence {
     let daemon = read_pid(&run_dir.join("lock")).map(|pid| (pid, condition(pid)));
@@ -111,7 +111,7 @@ pub fn look(run_dir: &Path) -> Absence {
     }
 }
 
-/// What the daemon says of itself, in the file `state`, for those that it cannot answer yet.
+/// The file `state`, in which a daemon that does not answer yet reports what it does.
 pub struct State {
     file: Mutex<File>,
 }
@@ -134,7 +134,7 @@ impl State {
         })
     }
 
-    /// Says `text` from now on. Nothing depends on it, so that it cannot be written is no error.
+    /// Reports `text` from now on. Nothing depends on it, so a failure to write it is ignored.
     pub fn set(&self, text: &str) {
         let file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let _ = file
@@ -174,15 +174,15 @@ pub fn take_lock(run_dir: &Path) -> anyhow::Result<File> {
             ),
             Condition::Gone | Condition::Dying => {}
         }
-        if said.is_none_or(|said| said.elapsed() >= REMINDER) && begin.elapsed() > GLANCE * 5 {
+        if said.is_none_or(|said| said.elapsed() >= REMINDER) && begin.elapsed() > RETRY_INTERVAL * 5 {
             tracing::warn!(
                 pid,
                 waited = ?begin.elapsed(),
-                "the last daemon is dead, but I/O that it began has not ended: waiting for it"
+                "the last daemon is dead, but I/O that it began has not completed: waiting for it"
             );
             said = Some(Instant::now());
         }
-        std::thread::sleep(GLANCE);
+        std::thread::sleep(RETRY_INTERVAL);
     }
     if said.is_some() {
         tracing::info!(waited = ?begin.elapsed(), "the last daemon's I/O has ended");
@@ -209,7 +209,10 @@ fn condition_of_holder(pid: u32) -> Condition {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::time::Duration;
+
+    use super::{Absence, Condition, READY, State, condition_below, look, take_lock};
 
     // torture c7
     #[test]

@@ -21,6 +21,7 @@ pub mod config;
 pub mod console;
 pub mod control;
 pub mod daemon;
+pub mod device;
 pub mod doctor;
 pub mod host;
 pub mod hv;

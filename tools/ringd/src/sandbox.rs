@@ -1,4 +1,4 @@
-//! What the worker gives up once it is set up: root's identity, all capabilities, most system calls.
+//! Privileges that the worker drops once it is set up: root's identity, all capabilities, most system calls.
 //!
 //! [`drop_privileges`], then [`Filter::restrict`], in the process's only thread: threads that are started later inherit both.
 //! A system call that is not on the list ends the process with a line in the log that names it.
@@ -130,7 +130,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getrusage,
     libc::SYS_sysinfo,
     libc::SYS_uname,
-    // Time and chance.
+    // Time and random numbers.
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
     libc::SYS_clock_nanosleep,
@@ -181,10 +181,10 @@ pub fn hand_over(directory: &Path, id: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Becomes the unprivileged user and group `id`, for good: no capabilities are left and none can be had again.
+/// Becomes the unprivileged user and group `id`, for good: no capabilities are left and none can be gained.
 ///
 /// # Errors
-/// The system refused; the process is then in between and should end.
+/// The system refused; the process has dropped some privileges only, and should end.
 pub fn drop_privileges(id: u32) -> io::Result<()> {
     // Locked memory for io_uring's registered buffers is accounted to a user without CAP_IPC_LOCK.
     let unlimited = Rlimit {
@@ -202,7 +202,7 @@ pub fn drop_privileges(id: u32) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true).map_err(Into::into)
 }
 
-/// The list as the kernel takes it: made ahead, for a take-over should not wait for it.
+/// The list as the kernel takes it: made ahead, since a take-over should not wait for it.
 pub struct Filter(BpfProgram);
 
 impl Filter {

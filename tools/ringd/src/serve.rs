@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
-use ringblk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenOptions, ReactorOptions};
+use ringblk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
 use ringvhost::server::{MAX_QUEUES, Server, ServerOptions};
+use ringvirtio::ReactorOptions;
 use tracing_subscriber::filter::LevelFilter;
 
 /// How long an image is waited for that another program has locked: the I/O of a server that was just killed may not
@@ -83,7 +84,7 @@ pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
         owner: None,
         wait: IMAGE_WAIT,
     };
-    let disk = Disk::open_with(&config, &wait)?;
+    let disk = Disk::open_with(&config, &OpenContext::default(), &wait)?;
     let reactor = ReactorOptions {
         io_uring: !options.no_io_uring,
         ..ServerOptions::default().reactor

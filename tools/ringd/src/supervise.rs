@@ -1,11 +1,11 @@
 //! `ringd --supervise`: a process that starts the daemon and starts it again whenever it ends.
 //!
 //! Kept so small that nothing in it can fail while the daemon runs: it holds no lock, no device and no memory of a
-//! zone, reads nothing that a guest or a client wrote, and does nothing but wait for signals. Killed itself, it
-//! leaves the daemon running.
+//! zone, reads nothing that a guest or a client wrote, and does nothing but wait for signals. If it is killed, the daemon
+//! keeps running.
 //!
-//! Once the daemon serves, the next one is started, too, and waits for its turn ([`standby`]): starting a program is most
-//! of what a guest would wait for.
+//! Once the daemon serves, the next one is started, too, and waits to take over ([`standby`]): starting a program would be
+//! most of a guest's pause.
 
 pub mod standby;
 
@@ -40,7 +40,7 @@ struct BackOff {
 }
 
 impl BackOff {
-    /// The pause after a daemon that lived so long and was ready or not.
+    /// Returns the pause after a daemon that lived this long and was ready or not.
     fn after(&mut self, lived: Duration, ready: bool) -> Duration {
         if lived >= QUICK && ready {
             self.quick = 0;
@@ -59,15 +59,15 @@ impl BackOff {
 /// Signals cannot be blocked, or the run directory cannot be written.
 pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
     let signals = Signals::block(&WATCHED).context("cannot block signals")?;
-    // Before anybody can know of this supervisor, and note another program for it.
+    // Before any process can know of this supervisor and record another program for it.
     let _ = fs::remove_file(program_file(run_dir));
-    instance::note_supervisor(run_dir).context("cannot note the supervisor's process")?;
+    instance::record_supervisor(run_dir).context("cannot record the supervisor's process")?;
     let own = std::env::current_exe().context("cannot find this program")?;
     let mut back_off = BackOff::default();
     let mut reserve = Reserve::new(arguments);
     loop {
         let path = upgraded(run_dir).unwrap_or_else(|| own.clone());
-        // Not what an earlier daemon said.
+        // Not the report of an earlier daemon.
         let _ = fs::write(run_dir.join("state"), "starting\n");
         let start = Instant::now();
         let child = match reserve.take(&Program::at(&path)) {
@@ -107,15 +107,15 @@ fn is_ready(run_dir: &Path) -> bool {
     fs::read_to_string(run_dir.join("state")).is_ok_and(|text| text.trim() == instance::READY)
 }
 
-/// How an attended daemon ended.
+/// Why the daemon ended.
 enum Ended {
-    /// By this signal, which came to the supervisor.
+    /// A signal to the supervisor.
     AsAsked(i32),
     /// Otherwise.
     Died(String),
 }
 
-/// Whether a daemon that gets it is meant to end.
+/// Whether the signal is to end the daemon.
 fn ends(signal: i32) -> bool {
     matches!(
         signal,
@@ -123,12 +123,8 @@ fn ends(signal: i32) -> bool {
     )
 }
 
-/// Waits for the daemon's end and passes signals on to it. `glance` is called at least so often as it says.
-fn attend(
-    mut child: Child,
-    signals: &Signals,
-    mut glance: impl FnMut() -> Duration,
-) -> anyhow::Result<Ended> {
+/// Waits for the daemon's end and passes signals on to it. `poll` returns when to call it again at the latest.
+fn attend(mut child: Child, signals: &Signals, mut poll: impl FnMut() -> Duration) -> anyhow::Result<Ended> {
     let mut asked = None::<(i32, Instant)>;
     loop {
         let status = child.try_wait().context("cannot wait for the daemon")?;
@@ -143,7 +139,7 @@ fn attend(
         {
             let _ = child.kill();
         }
-        let Some(signal) = signals.next(glance()) else {
+        let Some(signal) = signals.next(poll()) else {
             continue;
         };
         if signal == libc::SIGCHLD {
@@ -159,7 +155,7 @@ fn attend(
     }
 }
 
-/// Sleeps; a signal that ends the supervisor is given at once.
+/// Sleeps; returns early with a signal that ends the supervisor.
 fn doze(signals: &Signals, pause: Duration) -> Option<i32> {
     let end = Instant::now() + pause;
     loop {
@@ -173,7 +169,7 @@ fn doze(signals: &Signals, pause: Duration) -> Option<i32> {
     }
 }
 
-/// How a process ended, for people.
+/// Returns how a process ended, for people.
 #[must_use]
 pub fn cause(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
@@ -183,13 +179,13 @@ pub fn cause(status: ExitStatus) -> String {
     }
 }
 
-/// Where an upgrade notes the program that runs from then on.
+/// Returns the path of the file with the program of the last upgrade.
 #[must_use]
 pub fn program_file(run_dir: &Path) -> PathBuf {
     run_dir.join("program")
 }
 
-/// The program of the last upgrade, if it is still there.
+/// Returns the program of the last upgrade, if it still exists.
 fn upgraded(run_dir: &Path) -> Option<PathBuf> {
     let path = PathBuf::from(
         fs::read_to_string(program_file(run_dir))
@@ -201,7 +197,9 @@ fn upgraded(run_dir: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::{BackOff, PAUSE_FAILING, PAUSE_SERVING};
 
     #[test]
     fn quick_deaths_are_followed_by_longer_pauses() {

@@ -1,16 +1,15 @@
-//! Whether this program can go on with what another version of it left: asked before the other one lets go.
+//! Whether this program can take over from another version of it: asked before the other one ends.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use ringvisor::abi::{ABI_VERSION, MAX_QUEUES, MAX_SLOTS};
+use ringvisor::abi::ABI_VERSION;
 
-use crate::io::device::LOG_STRIDE;
+use crate::device::inflight;
 use crate::zone::record::Record;
 
-/// What a program that can take over says.
+/// The output of a program that can take over.
 pub const CAN: &str = "ringd: can take over";
 
 /// Checks versions of the interface to EL2, of all records and of all in-flight logs in a run directory.
@@ -28,29 +27,21 @@ pub fn check(run_dir: &Path, abi: u32) -> anyhow::Result<()> {
     for entry in fs::read_dir(&records).with_context(|| format!("cannot read {}", records.display()))? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "inflight") {
-            check_logs(&path).with_context(|| path.display().to_string())?;
+            inflight::check(&path).with_context(|| path.display().to_string())?;
         }
-    }
-    Ok(())
-}
-
-fn check_logs(path: &Path) -> anyhow::Result<()> {
-    let file = File::open(path)?;
-    let length = file.metadata()?.len();
-    for index in 0..MAX_SLOTS * MAX_QUEUES {
-        let offset = (index * LOG_STRIDE) as u64;
-        let mut word = [0; 8];
-        if offset + 8 <= length {
-            file.read_exact_at(&mut word, offset)?;
-        }
-        ringblk::inflight::check_identity(u64::from_le_bytes(word))?;
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::{self, File};
+    use std::os::unix::fs::FileExt;
+
+    use ringvisor::abi::ABI_VERSION;
+
+    use super::check;
+    use crate::device::inflight::{self, LOG_STRIDE};
     use crate::zone::record;
 
     #[test]
@@ -77,7 +68,7 @@ mod tests {
         );
         fs::remove_file(zones.join("a.json")).unwrap();
 
-        record::inflight(&zones, "a").unwrap();
+        inflight::map(&zones, "a").unwrap();
         check(directory.path(), ABI_VERSION).unwrap();
         let file = File::options()
             .write(true)

@@ -12,6 +12,7 @@ use std::process::{Command, Output, Stdio};
 use common::Machine;
 use ringd::control::client::Client;
 use ringd::control::protocol::Request;
+use ringd::device::{api, disk};
 use ringd::sandbox;
 
 /// Runs the test `name` of this program in a child that is told to do the dangerous part.
@@ -62,11 +63,12 @@ fn a_daemon_at_work_needs_nothing_else() {
     );
     let config = ringd::config::file::load(&directory.join("z.toml"), toml::Table::new()).unwrap();
     let mut client = Client::connect(&directory.join("sock")).unwrap();
+    let list = Request::Device(api::Request::Disk(disk::api::Request::Disks));
     for _ in 0..3 {
         let config = Box::new(config.clone());
         client.ask(&Request::Start { config }).unwrap();
         client.ask(&Request::List).unwrap();
-        client.ask(&Request::Disks).unwrap();
+        client.ask(&list).unwrap();
         client.ask(&Request::Info).unwrap();
         client.ask(&Request::Stop { name: "z".into() }).unwrap();
     }

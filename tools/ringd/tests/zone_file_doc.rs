@@ -2,6 +2,7 @@
 //! key, the values of an enumerated key are named, and the example describes a zone.
 //!
 //! Keys and values are taken from the messages with which `ringctl` refuses unknown ones.
+#![cfg(test)]
 
 use std::collections::BTreeMap;
 use std::fs;

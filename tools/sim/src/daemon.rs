@@ -1,6 +1,6 @@
 //! A daemon: the real device code of `ringd` and the real queues of `ringblk`, and the reactor's round in steps.
 //!
-//! The order of the steps is that of `ringblk::reactor` and `ringd::io::bell`; between any two of them the scheduler
+//! The order of the steps is that of `ringvirtio::reactor` and `ringd::io`; between any two of them the scheduler
 //! may do something else, or end the daemon.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -8,11 +8,13 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ringblk::engine::{Engine, IoDone};
-use ringblk::{Callback, Disk, GuestRam, Queue, QueueId};
+use ringblk::{BlockBackend, Disk};
+use ringd::device::Device;
 use ringd::hv::Hypervisor;
-use ringd::io::device::DeviceParts;
-use ringd::io::{DeviceIo, Queues};
+use ringd::io::queues::Queues;
+use ringd::io::served::{DeviceParts, ServedDevice};
+use ringvirtio::handler::Backends;
+use ringvirtio::{Callback, Completion, Context, GuestRam, QueueHandler, QueueId, Waiter};
 use ringvisor::abi::shared;
 use ringvisor::ring::{Consumer, Entry};
 use vm_memory::MmapRegion;
@@ -24,44 +26,44 @@ use crate::options::{Profile, Sabotage};
 /// What the next step does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    /// Takes an entry off the ring.
+    /// Takes an entry off the event ring.
     Collect,
-    /// Does what the entry says.
+    /// Handles the entry.
     Handle(Entry),
-    /// Obeys a message of the last step.
-    Obey,
-    /// Takes what a kicked queue offers.
+    /// Carries out a command of the last step.
+    CarryOut,
+    /// Services a ready queue.
     Service,
-    /// Publishes what is done.
+    /// Publishes what completed.
     Publish,
-    /// Tells those who wait for queues at rest.
-    Settle,
-    /// Looks at the available rings, so many times still.
-    Look(u64),
-    /// Signals what was left to a later publication, of one queue.
+    /// Calls the callbacks of a queue that is quiesced.
+    FinishQuiesced,
+    /// Polls the available rings, so many times still.
+    BusyPoll(u64),
+    /// Sends an interrupt that was left to a later publication, of one queue.
     Signal,
-    /// Asks a driver for notifications, if one is not asked.
-    Listen,
-    /// Asks for the bell.
+    /// Enables the notifications of a queue.
+    EnableNotifications,
+    /// Arms the event source.
     Arm,
     /// Sleeps, if the flag says so.
     Sleep(bool),
     /// Is awake again.
     Disarm,
-    /// Takes a result.
+    /// Handles a completion.
     Complete,
 }
 
 enum Message {
-    Add(QueueId, Box<Queue>),
-    Kick(QueueId),
+    Add(QueueId, Box<dyn QueueHandler>),
+    Schedule(QueueId),
     Remove(QueueId, Callback),
 }
 
 struct Served {
-    queue: Queue,
-    waiting: Vec<Callback>,
-    kicked: bool,
+    handler: Box<dyn QueueHandler>,
+    quiesced: Vec<Callback>,
+    ready: bool,
     dirty: bool,
 }
 
@@ -73,15 +75,15 @@ struct Commands {
 }
 
 impl Queues for Commands {
-    fn add(&mut self, queue: Queue) -> QueueId {
+    fn add(&mut self, handler: Box<dyn QueueHandler>) -> QueueId {
         let id = QueueId::from_number(self.ids);
         self.ids += 1;
-        self.list.push_back(Message::Add(id, Box::new(queue)));
+        self.list.push_back(Message::Add(id, handler));
         id
     }
 
-    fn kick(&mut self, id: QueueId) {
-        self.list.push_back(Message::Kick(id));
+    fn schedule(&mut self, id: QueueId) {
+        self.list.push_back(Message::Schedule(id));
     }
 
     fn remove(&mut self, id: QueueId, then: Callback) {
@@ -94,18 +96,19 @@ pub struct Daemon {
     hv: Arc<SimEl2>,
     dyn_hv: Arc<dyn Hypervisor>,
     disk: SimDisk,
-    engine: SimEngine,
+    waiter: Waiter,
+    backends: Backends,
     sabotage: Sabotage,
-    /// How often it looks on before it sleeps.
+    /// How many times it busy-polls before it sleeps.
     looks: u64,
-    device: DeviceIo,
+    device: ServedDevice,
     consumer: Consumer,
     /// The ring was taken over: everything counts as changed.
     refresh: bool,
     phase: Phase,
     commands: Commands,
     queues: BTreeMap<QueueId, Served>,
-    done: VecDeque<IoDone>,
+    done: VecDeque<Completion>,
 }
 
 impl Daemon {
@@ -124,19 +127,25 @@ impl Daemon {
             looks,
             ..
         } = *profile;
-        let device = DeviceIo::new(DeviceParts {
+        let device = ServedDevice::new(DeviceParts {
             zone: ZONE,
             slot: SLOT,
             queues,
-            disk,
+            device: Device::Disk(disk),
             ram,
             log,
             starts: 1,
         });
+        let mut backends = Backends::default();
+        backends.add::<BlockBackend>();
+        if let Some(backend) = backends.get::<BlockBackend>() {
+            backend.set_engine(Box::new(SimEngine(sim.clone())));
+        }
         let consumer = Consumer::attach(&hv.window().ring(), hv.ring_head());
         Self {
             dyn_hv: hv.clone(),
-            engine: SimEngine(sim.clone()),
+            waiter: Waiter::new(false, 0).expect("descriptors"),
+            backends,
             disk: sim,
             hv,
             sabotage,
@@ -169,13 +178,13 @@ impl Daemon {
         match self.phase {
             Phase::Collect => self.collect(),
             Phase::Handle(entry) => self.handle(entry),
-            Phase::Obey => self.obey(),
+            Phase::CarryOut => self.carry_out(),
             Phase::Service => self.service(),
             Phase::Publish => self.publish(),
-            Phase::Settle => self.settle(),
-            Phase::Look(left) => self.look(left),
+            Phase::FinishQuiesced => self.finish_quiesced(),
+            Phase::BusyPoll(left) => self.busy_poll(left),
             Phase::Signal => self.signal(),
-            Phase::Listen => self.listen(),
+            Phase::EnableNotifications => self.enable_notifications(),
             Phase::Arm => self.arm(),
             Phase::Sleep(sleep) => {
                 if sleep && !self.hv.bell() && !self.disk.has_results() {
@@ -191,7 +200,7 @@ impl Daemon {
                     armed.swap(0, Ordering::Relaxed);
                 }
                 let mut done = Vec::new();
-                self.engine.reap(&mut done);
+                self.backends.reap(&mut done);
                 self.done.extend(done);
                 self.phase = Phase::Complete;
                 "disarms"
@@ -211,7 +220,7 @@ impl Daemon {
                 "takes an entry"
             }
             None => {
-                self.phase = Phase::Obey;
+                self.phase = Phase::CarryOut;
                 "finds no entry"
             }
         }
@@ -222,50 +231,50 @@ impl Daemon {
         match entry {
             Entry::Notify { slot: SLOT, queue } => {
                 if let Some(id) = self.device.queue(queue) {
-                    self.commands.list.push_back(Message::Kick(id));
+                    self.commands.list.push_back(Message::Schedule(id));
                 }
                 "was notified"
             }
             Entry::Device { slot: SLOT } => {
                 self.device.refresh(&self.dyn_hv, &mut self.commands);
-                if self.sabotage == Sabotage::DeafToCache {
-                    self.device.disk().control().set_writeback(true);
+                if let (Sabotage::DeafToCache, Some(disk)) = (self.sabotage, self.device.device().disk()) {
+                    disk.control().set_writeback(true);
                 }
-                "looks at the device"
+                "reads the device's state"
             }
             _ => "ignores an entry",
         }
     }
 
-    fn obey(&mut self) -> &'static str {
+    fn carry_out(&mut self) -> &'static str {
         match self.commands.list.pop_front() {
             None => {
                 self.phase = Phase::Service;
-                "obeyed"
+                "carried out"
             }
-            Some(Message::Add(id, mut queue)) => {
-                queue.set_tag_base(id.number() << 16);
+            Some(Message::Add(id, mut handler)) => {
+                handler.queue_mut().set_tag_base(id.tag());
                 let served = Served {
-                    queue: *queue,
-                    waiting: Vec::new(),
-                    kicked: true,
+                    handler,
+                    quiesced: Vec::new(),
+                    ready: true,
                     dirty: false,
                 };
                 self.queues.insert(id, served);
                 "adds a queue"
             }
-            Some(Message::Kick(id)) => {
+            Some(Message::Schedule(id)) => {
                 if let Some(served) = self.queues.get_mut(&id) {
-                    served.kicked = true;
+                    served.ready = true;
                 }
-                "kicks"
+                "schedules"
             }
             Some(Message::Remove(id, then)) => {
                 match self.queues.get_mut(&id) {
                     Some(_) if self.sabotage == Sabotage::EarlyQuiesce => then(),
                     Some(served) => {
-                        served.queue.set_paused(true);
-                        served.waiting.push(then);
+                        served.handler.queue_mut().set_paused(true);
+                        served.quiesced.push(then);
                         served.dirty = true;
                     }
                     None => then(),
@@ -276,64 +285,66 @@ impl Daemon {
     }
 
     fn service(&mut self) -> &'static str {
-        let Some(served) = self.queues.values_mut().find(|served| served.kicked) else {
+        let Some(served) = self.queues.values_mut().find(|served| served.ready) else {
             self.phase = Phase::Publish;
             return "served";
         };
-        served.kicked = false;
+        served.ready = false;
         served.dirty = true;
-        served.queue.set_quiet(self.looks > 0);
-        served.queue.service(&mut self.engine);
+        served.handler.queue_mut().set_polled(self.looks > 0);
+        served
+            .handler
+            .service(&mut Context::new(&mut self.waiter, &mut self.backends));
         "serves"
     }
 
     fn publish(&mut self) -> &'static str {
-        self.phase = Phase::Settle;
+        self.phase = Phase::FinishQuiesced;
         for served in self.queues.values_mut().filter(|served| served.dirty) {
-            served.queue.publish();
+            served.handler.queue_mut().publish();
         }
         "publishes"
     }
 
-    fn settle(&mut self) -> &'static str {
+    fn finish_quiesced(&mut self) -> &'static str {
         let dirty = self.queues.iter_mut().find(|(_, served)| served.dirty);
         let Some((&id, served)) = dirty else {
-            self.phase = Phase::Look(self.looks);
-            return "settled";
+            self.phase = Phase::BusyPoll(self.looks);
+            return "no queue to quiesce";
         };
         served.dirty = false;
-        if served.queue.running() == 0 && !served.waiting.is_empty() {
-            let waiting = mem::take(&mut served.waiting);
-            // Nothing but removals waits here.
+        if served.handler.queue().in_flight() == 0 && !served.quiesced.is_empty() {
+            let callbacks = mem::take(&mut served.quiesced);
+            // Only removals wait here.
             self.queues.remove(&id);
-            waiting.into_iter().for_each(|then| then());
+            callbacks.into_iter().for_each(|then| then());
         }
-        "settles"
+        "quiesces"
     }
 
-    fn look(&mut self, left: u64) -> &'static str {
+    fn busy_poll(&mut self, left: u64) -> &'static str {
         let Some(left) = left.checked_sub(1) else {
             self.phase = Phase::Signal;
-            return "has looked";
+            return "has polled";
         };
-        self.phase = Phase::Look(left);
+        self.phase = Phase::BusyPoll(left);
         for served in self.queues.values_mut() {
-            if served.queue.has_available() {
-                served.kicked = true;
+            if served.handler.queue().has_available() {
+                served.ready = true;
                 self.phase = Phase::Collect;
             }
         }
         if self.consumer.peek(&self.hv.window().ring()).is_some() || self.disk.has_results() {
             self.phase = Phase::Disarm;
         }
-        "looks"
+        "polls"
     }
 
     fn signal(&mut self) -> &'static str {
         let due = self
             .queues
             .values_mut()
-            .map(|served| &mut served.queue)
+            .map(|served| served.handler.queue_mut())
             .find(|queue| queue.interrupt_due().is_some());
         match due {
             Some(queue) if self.sabotage != Sabotage::NoSignal => {
@@ -341,22 +352,21 @@ impl Daemon {
                 "signals"
             }
             _ => {
-                self.phase = Phase::Listen;
+                self.phase = Phase::EnableNotifications;
                 "has signalled"
             }
         }
     }
 
-    fn listen(&mut self) -> &'static str {
-        let queue = self
-            .queues
-            .values_mut()
-            .find(|served| served.queue.wants_to_listen() && self.sabotage != Sabotage::NoListen);
+    fn enable_notifications(&mut self) -> &'static str {
+        let queue = self.queues.values_mut().find(|served| {
+            served.handler.queue().wants_notifications() && self.sabotage != Sabotage::NoListen
+        });
         match queue {
-            Some(served) => served.kicked |= served.queue.listen(),
+            Some(served) => served.ready |= served.handler.queue_mut().enable_notifications(),
             None => self.phase = Phase::Arm,
         }
-        "listens"
+        "enables notifications"
     }
 
     fn arm(&mut self) -> &'static str {
@@ -365,21 +375,22 @@ impl Daemon {
             Sabotage::NoSecondLook => false,
             _ => !armed,
         };
-        let idle = self.commands.list.is_empty() && self.queues.values().all(|served| !served.kicked);
+        let idle = self.commands.list.is_empty() && self.queues.values().all(|served| !served.ready);
         self.phase = Phase::Sleep(!more && idle);
         "arms"
     }
 
     fn complete(&mut self) -> &'static str {
-        let Some(outcome) = self.done.pop_front() else {
+        let Some(completion) = self.done.pop_front() else {
             self.phase = Phase::Collect;
             return "completed";
         };
-        let id = QueueId::from_number(outcome.tag >> 16);
+        let id = QueueId::from_tag(completion.tag);
         if let Some(served) = self.queues.get_mut(&id) {
+            let mut cx = Context::new(&mut self.waiter, &mut self.backends);
             served
-                .queue
-                .complete(outcome.tag, outcome.result, &mut self.engine);
+                .handler
+                .complete(completion.tag, completion.result, &mut cx);
             served.dirty = true;
         }
         "completes"
@@ -389,18 +400,18 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let added = self.commands.list.iter_mut().filter_map(|message| match message {
-            Message::Add(_, queue) => Some(&mut **queue),
+            Message::Add(_, handler) => Some(&mut **handler),
             _ => None,
         });
-        for queue in self
+        for handler in self
             .queues
             .values_mut()
-            .map(|served| &mut served.queue)
+            .map(|served| &mut *served.handler)
             .chain(added)
         {
             // SAFETY: the simulated disk keeps addresses in the arena, which stays; it never reads the queue's lists
             // again.
-            unsafe { queue.assume_drained() };
+            unsafe { handler.queue_mut().assume_drained() };
         }
     }
 }

@@ -6,7 +6,8 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use ringblk::engine::{Engine, IoDone, IoKind, IoOp};
+use ringblk::engine::{Engine, IoKind, IoOp};
+use ringvirtio::Completion;
 
 use crate::memory;
 use crate::options::{Profile, Sabotage};
@@ -44,7 +45,7 @@ struct State {
     durable: Vec<u8>,
     dirty: Vec<bool>,
     ops: Vec<Op>,
-    done: Vec<IoDone>,
+    done: Vec<Completion>,
     sabotage: Sabotage,
     /// Something that no operation may be was pushed.
     fault: Option<String>,
@@ -135,7 +136,7 @@ impl SimDisk {
         };
         let text = format!("io {:?} at {} is {result}", op.kind, op.offset);
         if !op.reported && !op.orphan {
-            state.done.push(IoDone { tag: op.tag, result });
+            state.done.push(Completion { tag: op.tag, result });
         }
         Some(text)
     }
@@ -297,7 +298,7 @@ impl Engine for SimEngine {
                 "{:?} at {offset} of {bytes} bytes is out of bounds",
                 op.kind
             ));
-            state.done.push(IoDone {
+            state.done.push(Completion {
                 tag: op.tag,
                 result: -14,
             });
@@ -314,7 +315,7 @@ impl Engine for SimEngine {
         };
         let reported = state.sabotage == Sabotage::EarlyPublish && op.kind == IoKind::Read;
         if reported {
-            state.done.push(IoDone {
+            state.done.push(Completion {
                 tag: op.tag,
                 result: bytes as i32,
             });
@@ -333,7 +334,7 @@ impl Engine for SimEngine {
 
     fn submit(&mut self) {}
 
-    fn reap(&mut self, done: &mut Vec<IoDone>) {
+    fn reap(&mut self, done: &mut Vec<Completion>) {
         done.append(&mut self.0.0.borrow_mut().done);
     }
 }

@@ -2,7 +2,7 @@
 //! a scheduler whose every decision comes from a seed.
 //!
 //! What is real: the guest's queue (`virtio-drivers`), [`ringvisor::virtio::Transport`], [`ringvisor::ring`],
-//! `ringd`'s [`ringd::io::DeviceIo`], `ringblk`'s queues and in-flight log. What is played: traps, the reactor's
+//! `ringd`'s [`ringd::io::served::ServedDevice`], `ringblk`'s requests, `ringvirtio`'s queues and in-flight log. What is played: traps, the reactor's
 //! thread and its sleep ([`daemon`]), the file ([`disk`]). Faults are drawn from a [`Profile`]. A [`model`] of the disk
 //! checks each answer, and each sector after a power cut.
 //!

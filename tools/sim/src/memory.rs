@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use ringblk::GuestRam;
+use ringvirtio::GuestRam;
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 

@@ -7,10 +7,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ringblk::steps::{Killed, arm, disarm};
-use ringblk::{Disk, DiskConfig, GuestRam, InflightArea, device};
+use ringblk::{Disk, DiskConfig, device};
+use ringd::device::inflight::LOG_STRIDE;
 use ringd::hv::Hypervisor;
-use ringd::io::device::LOG_STRIDE;
+use ringvirtio::steps::{Killed, arm, disarm};
+use ringvirtio::{GuestRam, InflightArea};
 use ringvisor::abi::command::DeviceSpec;
 use ringvisor::abi::shared;
 use tempfile::NamedTempFile;
@@ -57,7 +58,7 @@ thread_local! {
 pub struct Counts {
     /// Kills of the daemon.
     pub kills: u64,
-    /// Kills inside of a step of `ringblk`.
+    /// Kills inside of a step of `ringvirtio` or `ringblk`.
     pub kills_inside: u64,
     /// Resets of the device.
     pub resets: u64,
@@ -407,7 +408,7 @@ pub(crate) fn clear_log(log: &MmapRegion) {
 /// Frees the entries that say "started".
 fn forget_started(log: &MmapRegion) {
     let is_state = |place: &usize| {
-        let header = ringblk::inflight::HEADER_WORDS;
+        let header = ringvirtio::inflight::HEADER_WORDS;
         *place >= header && (place - header).is_multiple_of(2)
     };
     for (_, word) in log_words(log).filter(|(place, _)| is_state(place)) {

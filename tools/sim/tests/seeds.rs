@@ -26,7 +26,7 @@ fn many_seeds() {
     for seed in 1..=runs() {
         killed_at.extend(passes(seed).killed_at);
     }
-    // Every step that `ringblk` names was the last one of some daemon.
+    // Every step that `ringvirtio` and `ringblk` name was the last one of some daemon.
     let steps = [
         "between two steps",
         "counted",

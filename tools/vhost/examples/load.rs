@@ -1,13 +1,8 @@
-//! Requests at a vhost-user-blk server, to be measured: `load SOCKET [--depth N] [--seconds S] [--write] [--pid PID]`.
+//! Generates load on a vhost-user-blk server and measures it:
+//! `load SOCKET [--depth N] [--seconds S] [--write] [--pid PID]`.
 //!
-//! One queue, random blocks of 4 KiB, as many in flight as `--depth` says. Prints requests a second, and the CPU time
-//! that the server (`--pid`) took for each.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing
-)]
+//! One queue, random blocks of 4 KiB, `--depth` requests in flight. Prints requests per second and the
+//! server's CPU time per request (`--pid`).
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -23,12 +18,12 @@ const BLOCK: u64 = 4096;
 
 #[derive(Parser)]
 struct Options {
-    /// Where the server listens.
+    /// The server's socket.
     socket: PathBuf,
     /// Requests in flight, up to 128.
     #[arg(long, default_value_t = 1)]
     depth: u16,
-    /// How long.
+    /// Duration in seconds.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
     /// Write instead of read.
@@ -52,7 +47,7 @@ fn cpu(pid: u32) -> f64 {
 fn main() {
     let options = Options::parse();
     let mut client = Client::new(connect(&options.socket), 1).expect("a server");
-    let blocks = client.shape().size / BLOCK;
+    let blocks = client.info().size / BLOCK;
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
     let mut push = |client: &mut Client, buffer: u64| {
         seed ^= seed << 13;
@@ -78,8 +73,8 @@ fn main() {
         assert_eq!(done.status, 0);
         count += 1;
         push(&mut client, done.token);
-        // All that is done already goes into the same notification.
-        while let Some(done) = client.rings.rings[0].pop().expect("no nonsense") {
+        // All requests that replace completed ones share one notification.
+        while let Some(done) = client.rings.rings[0].pop().expect("no fault") {
             assert_eq!(done.status, 0);
             count += 1;
             push(&mut client, done.token);
@@ -104,6 +99,6 @@ fn main() {
         line += &format!(", server {:.2} us/request", (cpu(pid) - before) / count as f64);
     }
     println!("{line}");
-    // The server keeps what is in flight to itself: it has to finish that before it lets go.
+    // The server must complete the requests in flight before it releases the memory.
     client.connection.stop().expect("an orderly end");
 }

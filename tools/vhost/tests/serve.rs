@@ -1,4 +1,4 @@
-//! The server, used by our own driver, in this process and in one that is killed.
+//! The server, driven by our own front-end.
 #![cfg(test)]
 
 mod support;
@@ -24,7 +24,7 @@ fn pattern(offset: u64) -> u8 {
     (offset / 512 * 7 + offset % 251) as u8
 }
 
-/// A server on a thread, which is left behind when the test ends.
+/// A server on a thread, which outlives the test.
 struct Served {
     directory: TempDir,
 }
@@ -65,11 +65,11 @@ fn requests_of_every_kind() {
         options.reactor.io_uring = io_uring;
         let served = Served::new(options, |config| config.engine = engine);
         let mut client = served.client(1);
-        let shape = client.shape();
-        assert_eq!((shape.size, shape.block_size), (SIZE, 512));
-        assert!(shape.flush && shape.discard > 0 && shape.zeroes > 0 && !shape.readonly);
+        let info = client.info();
+        assert_eq!((info.size, info.block_size), (SIZE, 512));
+        assert!(info.flush && info.discard > 0 && info.write_zeroes > 0 && !info.readonly);
 
-        // In two buffers, of which one is odd.
+        // In two buffers, one of an odd size.
         let parts = [(BASE + 1, 1000), (BASE + 0x2000, 24)];
         assert_eq!(client.run(Request::Read { offset: 512 }, &parts), 0);
         let mut read = client.get(1, 1000);
@@ -104,11 +104,11 @@ fn requests_of_every_kind() {
 }
 
 #[test]
-fn many_queues_at_once_and_the_next_front_end_goes_on() {
+fn many_queues_at_once_and_the_next_front_end() {
     let served = Served::new(ServerOptions::default(), |_| {});
     for round in 0..3_u64 {
         let mut client = served.client(4);
-        assert_eq!(client.shape().queues, 4);
+        assert_eq!(client.info().queues, 4);
         // More than a ring holds, so that indices wrap in the last of them.
         for batch in 0..4_u64 {
             for queue in 0..4_usize {
@@ -140,7 +140,7 @@ fn many_queues_at_once_and_the_next_front_end_goes_on() {
                 }
             }
         }
-        // Stopped in an orderly way, or not.
+        // Stopped by GET_VRING_BASE, or just disconnected.
         if round == 1 {
             client.connection.stop().unwrap();
         }
@@ -151,14 +151,14 @@ fn many_queues_at_once_and_the_next_front_end_goes_on() {
 fn a_readonly_disk_and_one_of_qcow2() {
     let served = Served::new(ServerOptions::default(), |config| config.readonly = true);
     let mut client = served.client(1);
-    assert!(client.shape().readonly);
+    assert!(client.info().readonly);
     client.put(0, &[1; 512]);
     assert_eq!(client.run(Request::Write { offset: 0 }, &[(BASE, 512)]), 1);
     let mut byte = [0];
     served.image().read_exact_at(&mut byte, 0).unwrap();
     assert_eq!(byte, [pattern(0)]);
 
-    // A raw file is no qcow2, and says so before anybody connects.
+    // A raw file is not qcow2, which is an error before a front end connects.
     let path = served.directory.path().join("disk.img");
     let config = DiskConfig {
         path,
@@ -177,19 +177,19 @@ fn one_server_to_a_socket() {
     };
     let bind = |path: &PathBuf| Server::bind(path, Disk::open(&config).unwrap(), ServerOptions::default());
     assert!(matches!(bind(&served.socket()), Err(ServeError::Taken(_))));
-    // What a dead server has left is taken over.
+    // A dead server's socket is replaced.
     let stale = served.directory.path().join("stale");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
     assert!(bind(&stale).is_ok());
-    // What is no socket stays.
+    // A file that is not a socket is not removed.
     let file = served.directory.path().join("disk.img");
     assert!(matches!(bind(&file), Err(ServeError::Listen { .. })));
     assert_eq!(fs::metadata(&file).unwrap().len(), SIZE);
 }
 
-/// The server takes nothing from such a front end, and serves the next.
+/// The server disconnects such a front end and serves the next.
 #[test]
-fn front_ends_that_are_wrong() {
+fn invalid_front_ends() {
     use vhost::VhostBackend;
     use vhost::vhost_user::{Frontend, VhostUserFrontend};
 
@@ -236,7 +236,7 @@ fn front_ends_that_are_wrong() {
         assert_eq!(next.run(Request::Read { offset: 0 }, &[(BASE, 512)]), 0, "{name}");
     }
 
-    // Messages that are wrong.
+    // Invalid messages.
     type Message = fn(&mut Frontend) -> bool;
     let messages: [(&str, Message); 5] = [
         ("a queue that is not", |front| front.set_vring_num(9, 128).is_ok()),
@@ -269,7 +269,7 @@ fn front_ends_that_are_wrong() {
         let mut next = served.client(1);
         assert_eq!(next.run(Request::Read { offset: 0 }, &[(BASE, 512)]), 0, "{name}");
     }
-    // Bytes that are no message.
+    // Bytes that are not a message.
     let mut stream = connect(&served.socket());
     std::io::Write::write_all(&mut stream, &[0xff; 4096]).unwrap();
     drop(stream);
@@ -277,7 +277,7 @@ fn front_ends_that_are_wrong() {
     assert_eq!(next.run(Request::Read { offset: 0 }, &[(BASE, 512)]), 0);
 }
 
-/// Rings that the server is told of without their memory.
+/// Passes ring addresses that are not in shared memory.
 struct SharedElsewhere {
     rings: ringvhost::front::SharedRings,
 }
@@ -305,8 +305,8 @@ fn negotiate(front: &mut vhost::vhost_user::Frontend) {
 }
 
 #[test]
-fn what_is_no_server() {
-    // Somebody who listens and says nothing of use.
+fn a_peer_that_is_not_a_server() {
+    // A peer that listens and sends nothing useful.
     let (ours, theirs) = UnixStream::pair().unwrap();
     drop(theirs);
     let error = Connection::negotiate(ours, 1).err().unwrap().to_string();

@@ -1,16 +1,18 @@
-//! What `benches/requests.rs` and `benches/instructions.rs` measure: [`Disk`], a guest's driver with as little work as
-//! possible, the queue and the engine, in one thread; and [`Registers`], EL2's part of a request, as host code.
+//! What `benches/requests.rs` and `benches/instructions.rs` measure: [`Disk`], a guest's driver with as
+//! little work as possible, the queue and the engine, in one thread; and [`Registers`], EL2's part of a
+//! request, as host code.
 #![allow(dead_code, reason = "each of the two uses what it needs")]
 #![allow(clippy::expect_used, clippy::panic, reason = "what fails is not measured")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use ringblk::engine::uring::Uring;
-use ringblk::engine::{Engine, IoDone};
-use ringblk::memory::Slots;
-use ringblk::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX};
-use ringblk::{DiskConfig, GuestRam, InflightArea, Queue, QueueSetup, RingAddresses, device};
+use ringblk::engine::Engine;
+use ringblk::engine::uring::OwnRingEngine;
+use ringblk::{BlockQueue, DiskConfig};
+use ringvirtio::memory::Slots;
+use ringvirtio::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, feature};
+use ringvirtio::{Completion, GuestRam, InflightArea, QueueSetup, RingAddresses};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 use ringvisor::ring::{Consumer, Producer, Ring};
@@ -54,18 +56,19 @@ impl Shape {
 
 /// A disk at work.
 pub struct Disk {
-    queue: Queue,
-    engine: Uring,
+    queue: BlockQueue,
+    engine: OwnRingEngine,
     avail: Slots<AtomicU16>,
     used: Slots<AtomicU16>,
     depth: u16,
     idx: u16,
-    done: Vec<IoDone>,
+    done: Vec<Completion>,
     interrupts: Arc<AtomicU64>,
 }
 
 impl Disk {
-    /// All requests are written to memory here, once: of 4 KiB each, header, data and status in three descriptors.
+    /// All requests are written to memory here, once: of 4 KiB each, header, data and status in three
+    /// descriptors.
     #[must_use]
     pub fn new(shape: Shape) -> Self {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(BASE), 8 << 20)]).expect("guest RAM");
@@ -104,8 +107,8 @@ impl Disk {
         let interrupts = Arc::new(AtomicU64::new(0));
         let raised = interrupts.clone();
         let disk = ringblk::Disk::open(&config).expect("the disk");
-        let mut engine = Uring::new(64).expect("io_uring");
-        engine.attach(&disk, &ram);
+        let mut engine = OwnRingEngine::new(64).expect("io_uring");
+        engine.attach(disk.backing(), &ram);
         let ring = RingAddresses {
             size: SIZE,
             desc: GuestAddress(BASE),
@@ -113,23 +116,25 @@ impl Disk {
             used: GuestAddress(USED),
         };
         Self {
-            queue: Queue::new(QueueSetup {
+            queue: BlockQueue::new(
                 disk,
-                ram: ram.clone(),
-                ring,
-                features: device::feature(VIRTIO_F_VERSION_1)
-                    | device::feature(VIRTIO_RING_F_EVENT_IDX)
-                    | device::feature(ringblk::virtio::VIRTIO_BLK_F_FLUSH),
-                inflight: InflightArea {
-                    mapping: Arc::new(log),
-                    offset: 0,
+                QueueSetup {
+                    ram: ram.clone(),
+                    ring,
+                    features: feature(VIRTIO_F_VERSION_1)
+                        | feature(VIRTIO_RING_F_EVENT_IDX)
+                        | feature(ringblk::virtio::VIRTIO_BLK_F_FLUSH),
+                    inflight: InflightArea {
+                        mapping: Arc::new(log),
+                        offset: 0,
+                    },
+                    epoch: 1,
+                    notify_driver: Box::new(move || {
+                        raised.fetch_add(1, Ordering::Relaxed);
+                    }),
+                    needs_reset: Box::new(|fault| panic!("{fault}")),
                 },
-                epoch: 1,
-                notify: Box::new(move || {
-                    raised.fetch_add(1, Ordering::Relaxed);
-                }),
-                needs_reset: Box::new(|fault| panic!("{fault}")),
-            })
+            )
             .expect("the queue"),
             engine,
             avail: ram
@@ -158,13 +163,13 @@ impl Disk {
         store(1, self.idx);
         self.queue.service(&mut self.engine);
         self.engine.submit();
-        while self.queue.running() > 0 {
+        while self.queue.virtqueue().in_flight() > 0 {
             self.engine.reap(&mut self.done);
             for outcome in self.done.drain(..) {
                 self.queue.complete(outcome.tag, outcome.result, &mut self.engine);
             }
         }
-        self.queue.publish();
+        self.queue.virtqueue_mut().publish();
         let used = self.used.get(1).expect("inside the ring").load(Ordering::Acquire);
         assert_eq!(u16::from_le(used), self.idx, "all are used");
     }
@@ -238,8 +243,9 @@ impl Registers {
             .write(offset, Width::Word, value.into(), &RAM, &self.page)
     }
 
-    /// What EL2 does for one request at depth 1, without traps: the store to QueueNotify and its ring entry, which the
-    /// daemon takes; the daemon's completion; the store to InterruptACK. In between `serve` does what the daemon does.
+    /// What EL2 does for one request at depth 1, without traps: the store to QueueNotify and its ring entry,
+    /// which the daemon takes; the daemon's completion; the store to InterruptACK. In between `serve` does
+    /// what the daemon does.
     pub fn request(&mut self, serve: impl FnOnce()) {
         let notified = self.store(registers::QUEUE_NOTIFY, 0);
         let event = notified.event.expect("the daemon is told");

@@ -1,31 +1,33 @@
-//! An engine over an image in memory, which does what it is told: hold operations back, reorder them, transfer
-//! too little, fail, and forget what was not synced in a power cut.
+//! An engine over an image in memory that a test controls: it holds operations back, reorders them, transfers
+//! too little, fails, and loses what was not synced in a power cut.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use super::{Engine, IoDone, IoKind, IoOp};
+use ringvirtio::Completion;
 
-/// What becomes of an operation.
+use super::{Engine, IoKind, IoOp};
+
+/// The scripted result of an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// It is done in full.
+pub enum Scripted {
+    /// It succeeds in full.
     Whole,
     /// At most so many bytes are transferred.
     Short(usize),
-    /// Nothing is done; the error number.
+    /// It fails with this error number.
     Fail(i32),
 }
 
-/// What was asked of the engine.
+/// An operation that the engine was given.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Asked {
-    /// The operation.
+pub struct Requested {
+    /// Its kind.
     pub kind: IoKind,
     /// Byte offset.
     pub offset: u64,
-    /// Bytes that it is about.
+    /// Bytes.
     pub len: u64,
 }
 
@@ -35,10 +37,10 @@ struct State {
     cached: Vec<u8>,
     /// What a power cut leaves.
     durable: Vec<u8>,
-    script: VecDeque<Outcome>,
-    asked: Vec<Asked>,
+    script: VecDeque<Scripted>,
+    requested: Vec<Requested>,
     pending: Vec<IoOp>,
-    done: Vec<IoDone>,
+    done: Vec<Completion>,
     hold: bool,
     lie: bool,
 }
@@ -48,7 +50,7 @@ struct State {
 pub struct FakeEngine(Rc<RefCell<State>>);
 
 impl FakeEngine {
-    /// An engine over `image`, all of it durable.
+    /// Makes an engine over `image`, all of it durable.
     #[must_use]
     pub fn new(image: Vec<u8>) -> Self {
         let state = State {
@@ -59,34 +61,35 @@ impl FakeEngine {
         Self(Rc::new(RefCell::new(state)))
     }
 
-    /// Outcomes of the next operations to be run; afterwards all are [`Outcome::Whole`].
-    pub fn script(&self, outcomes: impl IntoIterator<Item = Outcome>) {
-        self.0.borrow_mut().script.extend(outcomes);
+    /// Sets the results of the next operations; after those, all are [`Scripted::Whole`].
+    pub fn script(&self, results: impl IntoIterator<Item = Scripted>) {
+        self.0.borrow_mut().script.extend(results);
     }
 
-    /// Whether operations wait for [`Self::run_one`].
+    /// Sets whether operations wait for [`Self::run_one`].
     pub fn hold(&self, hold: bool) {
         self.0.borrow_mut().hold = hold;
     }
 
-    /// From now on nothing becomes durable, whatever is said: what tests of durability must notice.
+    /// From now on syncs and durable writes complete, but nothing becomes durable: tests of durability must
+    /// notice it.
     pub fn lie(&self) {
         self.0.borrow_mut().lie = true;
     }
 
-    /// Operations waiting.
+    /// Returns the number of operations that wait.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.0.borrow().pending.len()
     }
 
-    /// Runs the waiting operation `index`, counted in the order of their arrival.
+    /// Runs the waiting operation with this index in the order of arrival.
     pub fn run_one(&self, index: usize) {
         let op = self.0.borrow_mut().pending.remove(index);
         self.0.borrow_mut().run(&op);
     }
 
-    /// The daemon is dead: each waiting operation still happens or does not, but no one hears of it.
+    /// Simulates the daemon's death: each waiting operation still happens or does not, and none completes.
     pub fn orphan(&self, mut happens: impl FnMut() -> bool) {
         let mut state = self.0.borrow_mut();
         for op in std::mem::take(&mut state.pending) {
@@ -99,7 +102,7 @@ impl FakeEngine {
         state.hold = false;
     }
 
-    /// The power is cut and comes back.
+    /// Simulates a power cut.
     pub fn power_cut(&self) {
         let mut state = self.0.borrow_mut();
         state.cached = state.durable.clone();
@@ -107,27 +110,27 @@ impl FakeEngine {
         state.done.clear();
     }
 
-    /// The image as reads see it.
+    /// Returns the image as reads see it.
     #[must_use]
     pub fn image(&self) -> Vec<u8> {
         self.0.borrow().cached.clone()
     }
 
-    /// All that was asked for so far.
+    /// Returns all operations so far.
     #[must_use]
-    pub fn asked(&self) -> Vec<Asked> {
-        self.0.borrow().asked.clone()
+    pub fn requested(&self) -> Vec<Requested> {
+        self.0.borrow().requested.clone()
     }
 }
 
 impl State {
     fn run(&mut self, op: &IoOp) {
-        let result = match self.script.pop_front().unwrap_or(Outcome::Whole) {
-            Outcome::Fail(error) => -error,
-            Outcome::Short(limit) => self.transfer(op, limit),
-            Outcome::Whole => self.transfer(op, usize::MAX),
+        let result = match self.script.pop_front().unwrap_or(Scripted::Whole) {
+            Scripted::Fail(error) => -error,
+            Scripted::Short(limit) => self.transfer(op, limit),
+            Scripted::Whole => self.transfer(op, usize::MAX),
         };
-        self.done.push(IoDone { tag: op.tag, result });
+        self.done.push(Completion { tag: op.tag, result });
     }
 
     fn transfer(&mut self, op: &IoOp, limit: usize) -> i32 {
@@ -148,11 +151,11 @@ impl State {
         }
         let mut offset = op.offset as usize;
         let mut left = limit;
-        let mut moved = 0;
+        let mut transferred = 0;
         for part in parts(op) {
             for index in 0..part.len().min(left) {
                 let Some(byte) = self.cached.get_mut(offset) else {
-                    return moved;
+                    return transferred;
                 };
                 // SAFETY: by the contract of `Engine::push`, the buffers are valid.
                 unsafe {
@@ -168,15 +171,15 @@ impl State {
                     *durable = *byte;
                 }
                 offset += 1;
-                moved += 1;
+                transferred += 1;
             }
             left = left.saturating_sub(part.len());
         }
-        moved
+        transferred
     }
 }
 
-fn parts(op: &IoOp) -> &[crate::memory::IoVec] {
+fn parts(op: &IoOp) -> &[ringvirtio::memory::IoVec] {
     if op.count == 0 {
         return &[];
     }
@@ -187,7 +190,7 @@ fn parts(op: &IoOp) -> &[crate::memory::IoVec] {
 impl Engine for FakeEngine {
     unsafe fn push(&mut self, op: IoOp) {
         let mut state = self.0.borrow_mut();
-        state.asked.push(Asked {
+        state.requested.push(Requested {
             kind: op.kind,
             offset: op.offset,
             len: op.len,
@@ -204,7 +207,7 @@ impl Engine for FakeEngine {
         }
     }
 
-    fn reap(&mut self, done: &mut Vec<IoDone>) {
+    fn reap(&mut self, done: &mut Vec<Completion>) {
         done.append(&mut self.0.borrow_mut().done);
     }
 }

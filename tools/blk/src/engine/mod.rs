@@ -1,74 +1,45 @@
-//! How a request's I/O reaches the file: the [`Engine`] trait and its implementations, siblings under one test suite.
+//! How a request's I/O reaches the file: the [`Engine`] trait and its implementations, siblings under one
+//! test suite.
 //!
-//! [`uring::Uring`] submits to the kernel's ring what that can do; [`threads::Threads`] has a pool of threads on which
-//! any image runs any operation. An engine knows images, offsets and host memory; it knows nothing of virtio.
+//! [`uring::RingEngine`] submits to the kernel's ring what that can do; [`threads::Threads`] has a pool of
+//! threads on which any image runs any operation. An engine knows images, offsets and host memory, and
+//! nothing of requests.
 
-use std::io;
-use std::sync::Arc;
+use ringvirtio::Completion;
+use ringvirtio::memory::IoVec;
 
-use crate::disk::Disk;
 use crate::image::ImageRef;
-use crate::memory::{GuestRam, IoVec};
+pub use crate::image::operation::IoKind;
 
 mod copies;
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
-pub(crate) mod pieces;
-mod registry;
 pub mod threads;
 pub mod uring;
 
-/// What to do with the file.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum IoKind {
-    /// `preadv`
-    Read,
-    /// `pwritev`
-    Write,
-    /// `pwritev2` with `RWF_DSYNC`: durable when complete.
-    WriteDurable,
-    /// `fdatasync`
-    Sync,
-    /// The bytes need not be kept: a hole is punched. What they read afterwards is not said.
-    Discard,
-    /// The bytes read zero afterwards.
-    WriteZeroes {
-        /// Their blocks may be given back to the file system.
-        unmap: bool,
-    },
-}
-
-impl IoKind {
-    /// Whether the operation moves bytes between the image and buffers. The others have none, and succeed with 0.
-    #[must_use]
-    pub const fn is_transfer(self) -> bool {
-        matches!(self, Self::Read | Self::Write | Self::WriteDurable)
-    }
-}
-
-/// One operation.
+/// An operation.
 #[derive(Clone, Copy, Debug)]
 pub struct IoOp {
-    /// Comes back in [`IoDone`].
+    /// Returned in its [`Completion`].
     pub tag: u64,
     /// The image.
     pub image: ImageRef,
     /// What to do.
     pub kind: IoKind,
-    /// First buffer; `count` of them follow each other. Only for transfers.
+    /// The first of `count` buffers. Only for transfers.
     pub iov: *const IoVec,
     /// Buffers; at most [`MAX_IOV`].
     pub count: u32,
     /// Byte offset in the file.
     pub offset: u64,
-    /// Bytes that it is about: the sum of the buffers of a transfer, nothing for [`IoKind::Sync`].
+    /// Length in bytes: the sum of the buffers of a transfer, 0 for [`IoKind::Sync`].
     pub len: u64,
-    /// It is a copy in memory that cannot wait for a device: quicker done on the spot than handed over.
+    /// It is a copy in memory that cannot wait for a device: quicker done in place than submitted.
     pub immediate: bool,
 }
 
 impl IoOp {
-    /// Its buffers.
+    /// Returns its buffers.
     ///
     /// # Safety
     /// As for [`Engine::push`], and as long as the result is used.
@@ -76,12 +47,13 @@ impl IoOp {
         if self.count == 0 {
             return &[];
         }
-        // SAFETY: `count` entries are there, says the caller.
+        // SAFETY: `count` entries are there, as the caller guarantees.
         unsafe { std::slice::from_raw_parts(self.iov, self.count as usize) }
     }
 }
 
-// SAFETY: the pointers are not dereferenced but under the contract of `Engine::push`, which is not bound to a thread.
+// SAFETY: the pointers are dereferenced only under the contract of `Engine::push`, which is not bound to a
+// thread.
 unsafe impl Send for IoOp {}
 
 /// Most buffers of one operation: `UIO_MAXIOV`.
@@ -91,52 +63,25 @@ pub const MAX_IOV: usize = 1024;
 ///
 /// # Safety
 /// As for [`Engine::push`].
-unsafe fn perform(op: &IoOp) -> IoDone {
-    // SAFETY: the image lives, and `count` entries are there, says the caller.
+unsafe fn perform(op: &IoOp) -> Completion {
+    // SAFETY: the image lives, and `count` entries are there, as the caller guarantees.
     let (image, parts) = unsafe { (op.image.get(), op.parts()) };
-    // SAFETY: the memory is valid, says the caller.
-    IoDone::new(op.tag, unsafe { image.run(op.kind, parts, op.offset, op.len) })
-}
-
-/// The outcome of an operation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct IoDone {
-    /// From [`IoOp`].
-    pub tag: u64,
-    /// Bytes transferred, maybe fewer than asked for; 0 for what is no transfer; or `-errno`.
-    pub result: i32,
-}
-
-impl IoDone {
-    fn new(tag: u64, outcome: io::Result<usize>) -> Self {
-        let result = match outcome {
-            // The kernel transfers at most 0x7ffff000 bytes at once, we ourselves less; the rest follows.
-            Ok(moved) => i32::try_from(moved).unwrap_or(i32::MAX),
-            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
-        };
-        Self { tag, result }
-    }
+    // SAFETY: the memory is valid, as the caller guarantees.
+    Completion::new(op.tag, unsafe { image.run(op.kind, parts, op.offset, op.len) })
 }
 
 /// A way to run operations.
 pub trait Engine {
-    /// Operations between this image and this memory will follow; the engine may make them quicker. As many
-    /// [`Self::detach`] follow, each when none of its operations are left.
-    fn attach(&mut self, _disk: &Arc<Disk>, _ram: &Arc<GuestRam>) {}
-
-    /// The opposite: nothing of the image or the memory is held afterwards, if this was the last.
-    fn detach(&mut self, _disk: &Arc<Disk>, _ram: &Arc<GuestRam>) {}
-
-    /// Takes an operation; it may start at once or at [`Self::submit`].
+    /// Submits an operation; it may start at once or at [`Self::submit`].
     ///
     /// # Safety
-    /// Until its [`IoDone`] was reaped or the engine was dropped, the buffer list and the memory it names stay valid,
-    /// and the image lives.
+    /// Until its [`Completion`] was reaped or the engine was dropped, the buffer list and the memory it names
+    /// stay valid, and the image lives.
     unsafe fn push(&mut self, op: IoOp);
 
     /// Starts all that was pushed.
     fn submit(&mut self);
 
     /// Appends what has completed to `done`, without waiting.
-    fn reap(&mut self, done: &mut Vec<IoDone>);
+    fn reap(&mut self, done: &mut Vec<Completion>);
 }

@@ -1,6 +1,6 @@
-//! The thread-pool engine: blocking `preadv` and `pwritev`, which work everywhere.
+//! The thread-pool engine: blocking system calls, for every kind of image and every kernel.
 //!
-//! One thread pushes and reaps; the workers tell it of completions through an `eventfd`.
+//! One thread pushes and reaps; the workers signal completions to it through an `eventfd`.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -9,8 +9,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use super::{Engine, IoDone, IoOp, perform};
-use crate::reactor::wait::eventfd;
+use ringvirtio::Completion;
+use ringvirtio::waiter::eventfd;
+
+use super::{Engine, IoOp, perform};
 
 /// Workers of a pool.
 pub const WORKERS: usize = 8;
@@ -18,7 +20,7 @@ pub const WORKERS: usize = 8;
 #[derive(Default)]
 struct Shared {
     jobs: VecDeque<IoOp>,
-    done: Vec<IoDone>,
+    done: Vec<Completion>,
     stop: bool,
 }
 
@@ -48,25 +50,28 @@ impl Pool {
             let done = unsafe { perform(&op) };
             shared = self.lock();
             shared.done.push(done);
-            // Later ones find the event still set, or the list taken and empty.
+            // Later completions find the event still set, or the list reaped and empty.
             if shared.done.len() == 1 {
-                // An eventfd write fails only when its counter is full, and then it is readable anyway.
+                // The write fails only if the counter is full, and then the eventfd is readable anyway.
                 let _ = (&self.event).write(&1_u64.to_ne_bytes());
             }
         }
     }
 }
 
-/// A pool with its operations.
+/// A pool of threads with its operations.
 pub struct Threads {
     pool: Arc<Pool>,
     workers: Vec<JoinHandle<()>>,
-    /// Until they are submitted, so that a round locks the pool once, whatever it has.
+    /// Not submitted yet, so that a round locks the pool only once.
     pushed: Vec<IoOp>,
 }
 
 impl Threads {
     /// Starts the workers.
+    ///
+    /// # Errors
+    /// No threads or descriptors are left.
     pub fn new() -> io::Result<Self> {
         let event = File::from(eventfd()?);
         let pool = Arc::new(Pool {
@@ -84,7 +89,7 @@ impl Threads {
             let worker = thread::Builder::new()
                 .name(format!("blk-io-{number}"))
                 .spawn(move || {
-                    crate::affinity::run_anywhere();
+                    ringvirtio::affinity::run_anywhere();
                     pool.run();
                 })?;
             engine.workers.push(worker);
@@ -92,19 +97,19 @@ impl Threads {
         Ok(engine)
     }
 
-    /// An `eventfd` that is readable when there is something to reap.
+    /// Returns an `eventfd` that is readable when there are completions to reap.
     #[must_use]
     pub fn event(&self) -> RawFd {
         self.pool.event.as_raw_fd()
     }
 
-    /// Another descriptor of it.
+    /// Returns another descriptor of [`Self::event`].
     pub(crate) fn event_copy(&self) -> io::Result<File> {
         self.pool.event.try_clone()
     }
 
-    /// Whether there is something to reap.
-    pub(crate) fn has_done(&self) -> bool {
+    /// Returns whether there are completions to reap.
+    pub(crate) fn has_completions(&self) -> bool {
         !self.pool.lock().done.is_empty()
     }
 }
@@ -127,18 +132,18 @@ impl Engine for Threads {
         }
     }
 
-    fn reap(&mut self, done: &mut Vec<IoDone>) {
+    fn reap(&mut self, done: &mut Vec<Completion>) {
         done.append(&mut self.pool.lock().done);
     }
 }
 
 impl Drop for Threads {
-    /// Waits for what is being done; what was not begun never is.
+    /// Waits for the running operations; the others are never started.
     fn drop(&mut self) {
         self.pool.lock().stop = true;
         self.pool.work.notify_all();
         for worker in self.workers.drain(..) {
-            // A worker does not panic; were it to, its operation would have ended all the same.
+            // A worker does not panic; even if it did, its operation would have ended.
             let _ = worker.join();
         }
     }

@@ -1,24 +1,26 @@
-//! [`Bounce`]: an aligned buffer of ours between guest memory and an image, where the guest's own cannot be used.
+//! [`Bounce`]: an aligned buffer of the daemon's between guest memory and an image, where the guest's own
+//! cannot be used.
 
 use std::alloc::{self, Layout};
 use std::ptr::NonNull;
 
-use crate::memory::IoVec;
+use ringvirtio::memory::IoVec;
 
-/// What such a buffer is aligned to: enough for O_DIRECT on any device.
+/// Alignment of a bounce buffer: enough for O_DIRECT on any device.
 const ALIGN: usize = 4096;
-/// Most bytes of one.
+/// Most bytes of a bounce buffer.
 pub const BOUNCE_MAX: usize = 256 << 10;
 
-/// Zeroed memory, freed at the end.
+/// A zeroed buffer, freed on drop.
 pub struct Bounce {
     base: NonNull<u8>,
     layout: Layout,
 }
 
 impl Bounce {
-    /// At least `len` bytes, but not more than [`BOUNCE_MAX`]. That there is no memory for it is no error of the image, which
-    /// a guest should see: as with any other allocation the process ends, and the next one does the request.
+    /// Allocates at least `len` bytes, but not more than [`BOUNCE_MAX`]. Aborts the process if there is no
+    /// memory, as any other allocation does: the guest must not see it as an error of the image, and the next
+    /// daemon runs the request.
     pub fn new(len: u64) -> Self {
         let size = usize::try_from(len)
             .unwrap_or(BOUNCE_MAX)
@@ -31,9 +33,9 @@ impl Bounce {
         Self { base, layout }
     }
 
-    /// All of it.
+    /// Returns the whole buffer.
     pub fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: it is allocated with this size, initialised, and borrowed with `self`.
+        // SAFETY: allocated with this size, initialised, and borrowed with `self`.
         unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.layout.size()) }
     }
 }
@@ -45,21 +47,21 @@ impl Drop for Bounce {
     }
 }
 
-/// Copies guest memory into `to`, from `skip` bytes on; returns how many bytes there were.
+/// Copies from guest memory, beginning `skip` bytes into it, to `to`. Returns the bytes copied.
 ///
 /// # Safety
 /// The buffers are valid.
 pub unsafe fn gather(parts: &[IoVec], skip: u64, to: &mut [u8]) -> usize {
     each(parts, skip, to.len(), |guest, at, len| {
         if let Some(to) = to.get_mut(at..at + len) {
-            // SAFETY: inside a valid buffer. A guest that writes to it meanwhile gets what it deserves, but no
+            // SAFETY: inside a valid buffer. A guest that writes to it meanwhile gets mixed bytes, but no
             // reference to it is ever formed.
             unsafe { guest.copy_to_nonoverlapping(to.as_mut_ptr(), len) };
         }
     })
 }
 
-/// Copies `from` into guest memory, from `skip` bytes on; returns how many bytes fit.
+/// Copies `from` to guest memory, beginning `skip` bytes into it. Returns the bytes copied.
 ///
 /// # Safety
 /// The buffers are valid.
@@ -72,7 +74,8 @@ pub unsafe fn scatter(from: &[u8], parts: &[IoVec], skip: u64) -> usize {
     })
 }
 
-/// Calls `copy(guest, at, len)` for the pieces of `len` bytes of the buffers from `skip` on.
+/// Calls `copy(guest, at, len)` for each contiguous part of `len` bytes of the buffers, beginning `skip`
+/// bytes into them.
 fn each(parts: &[IoVec], skip: u64, len: usize, mut copy: impl FnMut(*mut u8, usize, usize)) -> usize {
     let mut skip = skip;
     let mut at = 0;

@@ -1,14 +1,17 @@
-//! [`copy`]: a copy between mappings of which the owner may take pages away, where that is an error and not the end.
+//! [`Guarded`]: a copy to or from a shared file mapping that fails, instead of ending the process, when a
+//! page is gone.
 //!
-//! A file that becomes shorter than its mapping, a file system in memory that has no page left, or a page that the machine has
-//! lost, ends whoever touches it by SIGBUS. So the copy is made by a few instructions whose addresses are known, and a handler
-//! of SIGBUS goes on behind them if it was one of those that was interrupted. Any other SIGBUS is what it was.
+//! Touching a mapping raises SIGBUS where the file has been truncated, its file system in memory has no page
+//! left, or the machine has lost the page. So the copy is a few instructions at known addresses, and a
+//! handler of SIGBUS resumes behind them if it interrupted one of these. Any other SIGBUS has its previous
+//! effect.
 
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::sync::OnceLock;
 
-// `ringblk_copy(to, from, bytes)`: 0, or 1 if it was interrupted anywhere up to `ringblk_copy_failed`. Nothing is on the stack.
+// `ringblk_copy(to, from, bytes)`: returns 0, or 1 if SIGBUS interrupted it anywhere up to
+// `ringblk_copy_failed`. It does not use the stack, so the handler can resume there.
 #[cfg(target_arch = "aarch64")]
 std::arch::global_asm!(
     ".pushsection .text.ringblk_copy, \"ax\"",
@@ -74,15 +77,15 @@ unsafe extern "C" {
     fn ringblk_copy(to: *mut u8, from: *const u8, bytes: usize) -> c_int;
 }
 
-/// That the handler is in place, without which nothing is copied.
+/// Proof that the SIGBUS handler is installed.
 #[derive(Clone, Copy, Debug)]
 pub struct Guarded(());
 
 impl Guarded {
-    /// Puts the handler in place, once for the process.
+    /// Installs the handler, once for the process.
     ///
     /// # Errors
-    /// The system refused.
+    /// The system's error.
     pub fn new() -> io::Result<Self> {
         static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
         let installed =
@@ -90,33 +93,33 @@ impl Guarded {
         installed.map(|()| Self(())).map_err(io::Error::from_raw_os_error)
     }
 
-    /// Copies bytes; `false` if some of them were not to be had, with any of them copied.
+    /// Copies bytes. Returns `false` if a page was gone; any part may have been copied then.
     ///
     /// # Safety
-    /// Both ranges are mappings of this process, for all that others do to what is mapped, and do not overlap.
+    /// Both ranges are mapped in this process and do not overlap; the mapped file may change.
     pub unsafe fn copy(self, to: *mut u8, from: *const u8, bytes: usize) -> bool {
-        // SAFETY: says the caller; the handler is there.
+        // SAFETY: the caller guarantees the mappings; the handler is installed.
         unsafe { ringblk_copy(to, from, bytes) == 0 }
     }
 }
 
-/// What was to be done about SIGBUS before.
-static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+/// The previous action for SIGBUS.
+static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
 fn install() -> io::Result<()> {
     // SAFETY: a sigaction is plain data for which zeroes are valid.
-    let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: asks only, and stores into `before`.
-    if unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut before) } == -1 {
+    let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a query, which stores into `previous`.
+    if unsafe { libc::sigaction(libc::SIGBUS, std::ptr::null(), &raw mut previous) } == -1 {
         return Err(io::Error::last_os_error());
     }
     // Before the handler can run.
-    let _ = BEFORE.set(before);
-    let mut action = before;
+    let _ = PREVIOUS.set(previous);
+    let mut action = previous;
     action.sa_sigaction = on_sigbus as *const () as usize;
-    // As Rust's own handler, which tells of a stack that is too small, on another stack.
+    // On the alternate stack, as Rust's own handler that reports stack overflows.
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-    // SAFETY: the handler does what a handler may.
+    // SAFETY: the handler is async-signal-safe.
     match unsafe { libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -125,27 +128,26 @@ fn install() -> io::Result<()> {
 
 /// Async-signal-safe: loads and stores, `sigaction` and `raise`.
 extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: the kernel gives a handler with SA_SIGINFO what happened, and the interrupted thread's context.
+    // SAFETY: with SA_SIGINFO the kernel passes the cause and the interrupted thread's context.
     let (place, code) = unsafe { (program_counter(context.cast()), (*info).si_code) };
     let start = ringblk_copy as *const () as usize;
     let failed = (&raw const ringblk_copy_failed).addr();
-    // Of the kernel's own: one that was sent may come anywhere.
+    // A positive code is the kernel's own; a signal that was sent can arrive at any instruction.
     if code > 0 && (start..failed).contains(&(*place as usize)) {
         *place = failed as _;
         return;
     }
-    let before = BEFORE.get();
-    match before {
-        Some(before) if code > 0 && !matches!(before.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) => {
-            // Whoever asked for the shorter form does not look at the rest.
+    match PREVIOUS.get() {
+        Some(previous) if code > 0 && !matches!(previous.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) => {
+            // A handler without SA_SIGINFO ignores the other arguments.
             // SAFETY: it was a handler for this signal.
             let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
-                unsafe { std::mem::transmute(before.sa_sigaction) };
+                unsafe { std::mem::transmute(previous.sa_sigaction) };
             handler(signal, info, context);
         }
         _ => {
-            // SAFETY: zeroes are SIG_DFL with no flags; the instruction is tried again and the process ends, or, if somebody sent
-            // the signal, when it comes once more.
+            // SAFETY: zeroes are SIG_DFL with no flags. The instruction is retried and ends the process; a
+            // signal that was sent is raised again.
             unsafe {
                 let default: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(libc::SIGBUS, &raw const default, std::ptr::null_mut());
@@ -157,19 +159,23 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
     }
 }
 
+/// Returns the program counter at which the thread resumes.
+///
 /// # Safety
-/// The context is that of a handler, for as long as it runs.
+/// The context is a running handler's.
 #[cfg(target_arch = "aarch64")]
 unsafe fn program_counter<'a>(context: *mut libc::ucontext_t) -> &'a mut u64 {
-    // SAFETY: says the caller.
+    // SAFETY: the caller guarantees the context.
     unsafe { &mut (*context).uc_mcontext.pc }
 }
 
+/// Returns the program counter at which the thread resumes.
+///
 /// # Safety
-/// The context is that of a handler, for as long as it runs.
+/// The context is a running handler's.
 #[cfg(target_arch = "x86_64")]
 unsafe fn program_counter<'a>(context: *mut libc::ucontext_t) -> &'a mut i64 {
-    // SAFETY: says the caller; the array has all registers.
+    // SAFETY: the caller guarantees the context; the array has all registers.
     unsafe {
         &mut *(&raw mut (*context).uc_mcontext.gregs)
             .cast::<i64>()
@@ -179,12 +185,12 @@ unsafe fn program_counter<'a>(context: *mut libc::ucontext_t) -> &'a mut i64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::Guarded;
 
     fn mapping(file: &std::fs::File, bytes: usize) -> *mut u8 {
         use std::os::fd::AsRawFd;
         let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, fd, 0) };
         assert_ne!(at, libc::MAP_FAILED);
         at.cast()
@@ -216,7 +222,7 @@ mod tests {
         let own = own.as_mut_ptr();
         for _ in 0..3 {
             file.set_len(3 * 65536).unwrap();
-            // SAFETY: all of it is mapped, whatever becomes of the file.
+            // SAFETY: all of it stays mapped when the file shrinks.
             unsafe {
                 assert!(guarded.copy(at.add(65536), own, 2 * 65536));
                 file.set_len(2 * 65536).unwrap();
@@ -226,11 +232,12 @@ mod tests {
                 assert!(guarded.copy(own, at, 2 * 65536), "what is there");
             }
         }
-        // SAFETY: nobody uses it any more.
+        // SAFETY: it is not used any more.
         unsafe { libc::munmap(at.cast(), 3 * 65536) };
     }
 
-    // As for a program without our handler: it ends, by an access that is no copy, or by a signal that was sent.
+    // As without this handler, the process ends: by an access that is not a guarded copy, or by a signal that
+    // was sent.
     #[test]
     fn any_other_sigbus_ends_the_process() {
         let name = "image::copy::tests::any_other_sigbus_ends_the_process";

@@ -1,22 +1,26 @@
-//! Locks on images: open-file-description locks, which go when the last reference to the open file does. Requests that
-//! the kernel still runs for a dead process hold one, and so do its threads in the middle of a system call and a ring
-//! with the file registered: a lock that was granted proves that all of them have ended.
+//! Locks on images: open-file-description locks, released with the last reference to the open file. Requests
+//! that the kernel still runs for a dead process hold a reference, as do its threads in the middle of a
+//! system call and an io_uring with the file registered. So a granted lock proves that all of them have
+//! ended.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
-/// Bytes from here on are locked by owners; below is the image.
+/// Offset of the owners' lock bytes; below is the image.
 const OWNER_BASE: i64 = 1 << 62;
 
-/// Writers lock everything; readers share the image's bytes, and their owner's byte.
+/// Locks an image. Writers lock the whole range; readers share the image's bytes and their owner's byte.
+///
+/// # Errors
+/// EAGAIN if there is a conflicting lock.
 pub(crate) fn lock(file: &File, readonly: bool, owner: Option<u64>) -> io::Result<()> {
     if !readonly {
         return set_lock(file, libc::F_WRLCK, 0, 0);
     }
     set_lock(file, libc::F_RDLCK, 0, OWNER_BASE)?;
     let Some(owner) = owner else { return Ok(()) };
-    // A reader cannot hold a writer's lock, but may ask whether one would be granted.
+    // A reader cannot hold a write lock, but can query whether one would be granted.
     let byte = OWNER_BASE + (owner & (u64::MAX >> 3)) as i64;
     let mut query = flock(libc::F_WRLCK, byte, 1);
     fcntl(file, libc::F_OFD_GETLK, &mut query)?;

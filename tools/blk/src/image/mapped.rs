@@ -1,14 +1,17 @@
-//! [`Mapped`]: a file in memory as a mapping, so that a transfer is a copy and no system call.
+//! [`Mapped`]: a mapping of a file in memory, so that a transfer is a copy and not a system call.
 //!
-//! The file is mapped when it is opened, and its pages in chunks of 256 KiB, each when it is worth it: at its first large transfer,
-//! or after some small ones. To be read they are mapped many with one fault; to be written, each with one of its own, and a
-//! page that was mapped to be read has another, with a broadcast TLBI, when it is written. So these are two states. Only a whole chunk without holes is: to touch a hole in a mapping would allocate it, even to read it.
-//! Everything else is for the caller to do by system calls, with the same bytes in the same pages: a chunk that has holes,
-//! the file's end, what the mapping has no room for, and what was to be copied when a page was gone, for a system call says why.
+//! The address range is mapped when the file is opened; pages are populated in chunks of 256 KiB, each when
+//! it pays: at its first large transfer, or after some small ones. For reading, one fault maps many pages;
+//! for writing, each page takes a fault, and a page that was mapped for reading takes a second one, with a
+//! broadcast TLBI, when it is first written. So these are two states. Only a whole chunk without holes is
+//! populated: touching a hole in a mapping allocates it, even for a read. For the rest the caller uses system
+//! calls, which see the same pages: chunks with holes, the file's end, what lies outside of the mapping, and
+//! copies that failed, because the system call reports why.
 //!
-//! What became of a chunk may change at any time, for others have the file too. A hole that was made after its chunk was
-//! mapped is allocated again by the next transfer, unless [`Mapped::forget`] was called; where the file was cut a
-//! copy fails, and not the process ([`super::copy`]), up to the end of its last page, which reads zero and keeps nothing.
+//! A chunk can change at any time, because other processes can open the file. A hole punched after its chunk
+//! was populated is allocated again by the next transfer, unless [`Mapped::invalidate`] was called. Where the
+//! file was truncated a copy fails ([`super::copy`]), except up to the end of the last page, which reads zero
+//! and keeps nothing.
 
 use std::fs::File;
 use std::io;
@@ -16,29 +19,30 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use ringvirtio::memory::IoVec;
+
 use super::copy::Guarded;
-use crate::engine::IoKind;
-use crate::memory::IoVec;
+use super::operation::IoKind;
 
-/// Bytes of a chunk: 64 page faults at once, where pages have 4 KiB.
+/// Bytes of a chunk: 64 pages of 4 KiB, populated by one system call.
 pub const CHUNK: u64 = 256 << 10;
-/// Bytes of a transfer from which on its chunk is worth being mapped. Large ones come in pieces, of which few have all of their
-/// 64 KiB where buffers are odd.
+/// Bytes of a transfer that makes its chunk worth populating at once. It is less than the 64 KiB of a piece,
+/// because few pieces are full where the buffers have odd sizes.
 const LARGE: u64 = 32 << 10;
-/// Smaller transfers of a chunk with which it is to be read; mapping takes about as long as is saved until then.
-const SOME: u8 = 8;
-/// The same to be written.
-const MANY: u8 = 64;
-/// The least that is mapped, for a file may grow, and the largest file that is.
-const LEAST: u64 = 1 << 30;
-const MOST: u64 = 1 << 40;
+/// Smaller reads after which a chunk is populated for reading: they cost about what populating does.
+const READS_BEFORE_MAP: u8 = 8;
+/// Smaller writes after which a chunk is populated for writing.
+const WRITES_BEFORE_MAP: u8 = 64;
+/// Least size of a mapping, since a file may grow, and size of the largest file that is mapped.
+const MAPPING_MIN: u64 = 1 << 30;
+const FILE_MAX: u64 = 1 << 40;
 
-/// The state of a chunk: whether it is mapped to be read, or to be written and read; the other bits count small transfers that were
-/// not copies since it was last changed, or found that it should not be.
+/// State of a chunk: populated for reading, or for reading and writing. The other bits count the small
+/// transfers by system call since the state last changed or the chunk was found to have holes.
 const READ: u8 = 0x80;
 const WRITE: u8 = 0xff;
 
-/// `cachestat`, of Linux 6.5: how many pages of a range there are. The libc crate has no name for it yet.
+/// `cachestat` (Linux 6.5), which counts the pages of a range. The libc crate does not name it yet.
 pub const SYS_CACHESTAT: libc::c_long = 451;
 
 /// A file's mapping.
@@ -49,28 +53,28 @@ pub struct Mapped {
     writable: bool,
     guarded: Guarded,
     chunks: Box<[AtomicU8]>,
-    /// Something was written since the file was last told.
+    /// Written since the file's time of modification was last updated.
     written: AtomicBool,
 }
 
-// SAFETY: the mapping is this value's own, and only its copies, which are no data races in Rust's sense, touch it.
+// SAFETY: the mapping is owned by this value, and accessed only by guarded copies, in assembly.
 unsafe impl Send for Mapped {}
 // SAFETY: as above.
 unsafe impl Sync for Mapped {}
 
 impl Mapped {
-    /// Maps a file of so many bytes, with room to grow.
+    /// Maps a file of `bytes` bytes, with room to grow.
     ///
     /// # Errors
-    /// The system refused.
+    /// The system's error, or the file is too large.
     pub fn new(file: &File, bytes: u64) -> io::Result<Self> {
-        if bytes > MOST {
+        if bytes > FILE_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        // Not known to the kernel, or not to be told to those who may not write the file.
+        // Fails where the kernel has no `cachestat`, or refuses it for a file that the process may not write.
         pages(file, 0, CHUNK)?;
         let guarded = Guarded::new()?;
-        let room = (2 * bytes).max(LEAST).next_multiple_of(CHUNK);
+        let room = (2 * bytes).max(MAPPING_MIN).next_multiple_of(CHUNK);
         let len = usize::try_from(room).map_err(|_| io::ErrorKind::FileTooLarge)?;
         // SAFETY: no pointers.
         let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
@@ -80,7 +84,7 @@ impl Mapped {
         let writable = flags & libc::O_ACCMODE == libc::O_RDWR;
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         let fd = file.as_raw_fd();
-        // SAFETY: a new mapping where the kernel likes.
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
         let base = match NonNull::new(base.cast::<u8>()) {
             Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => base,
@@ -94,30 +98,32 @@ impl Mapped {
             chunks: zeroes((room / CHUNK) as usize),
             written: AtomicBool::new(false),
         };
-        // A child would hold the file's lock, and a core dump the disk. Neither is of use, nor its lack a reason to do without.
+        // A child would hold the file's lock, and a core dump would contain the disk. Neither is worth a
+        // failure.
         for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
             let _ = mapped.advise(0, room, advice);
         }
         Ok(mapped)
     }
 
-    /// Copies between the file and buffers, which have `len` bytes in all. `false`: it is to be done by other means, as a whole.
+    /// Copies between the file and buffers, which have `len` bytes in all. Returns `false` if the caller has
+    /// to do the whole transfer by system calls.
     ///
     /// # Safety
     /// The buffers are valid.
     pub unsafe fn transfer(&self, file: &File, kind: IoKind, parts: &[IoVec], offset: u64, len: u64) -> bool {
         let writes = kind != IoKind::Read;
-        if writes && !self.writable || !self.is_there(file, writes, offset, len) {
+        if writes && !self.writable || !self.is_populated(file, writes, offset, len) {
             return false;
         }
-        // Inside of the mapping, as all chunks are.
+        // Inside of the mapping: `is_populated` has checked.
         let mut here = self.base.as_ptr().wrapping_add(offset as usize);
         for part in parts {
             let (guest, bytes) = (part.as_ptr(), part.len());
             let (to, from) = if writes { (here, guest) } else { (guest, here) };
-            // SAFETY: buffers are valid, says the caller, and the rest is mapped.
+            // SAFETY: the caller guarantees valid buffers, and the rest is mapped.
             if !unsafe { self.guarded.copy(to, from, bytes) } {
-                self.forget(offset, len);
+                self.invalidate(offset, len);
                 return false;
             }
             here = here.wrapping_add(bytes);
@@ -128,23 +134,25 @@ impl Mapped {
         true
     }
 
-    /// What became of these bytes is to be found out again: there may be holes.
-    pub fn forget(&self, offset: u64, len: u64) {
+    /// Marks the chunks of a range as not populated: there may be holes now.
+    pub fn invalidate(&self, offset: u64, len: u64) {
         for chunk in self.range(offset, len) {
             chunk.store(0, Ordering::Relaxed);
         }
     }
 
-    /// Has the file's time of modification follow: copies do not change it.
-    pub fn touch(&self, file: &File) {
+    /// Updates the file's time of modification if copies have written: they do not change it.
+    pub fn update_mtime(&self, file: &File) {
         if self.written.swap(false, Ordering::Relaxed) {
-            // The kernel notes the time of a write before it finds that there is nothing at its buffer. Setting the time needs the
-            // right to write the file by name, which a daemon that was given it open does not have.
-            // SAFETY: the kernel checks the buffer, which is not there.
+            // The kernel updates the time before it finds that the buffer is invalid. Setting the time
+            // directly needs write permission on the file, which a daemon that was given the descriptor does
+            // not have.
+            // SAFETY: the kernel checks the buffer, which is null.
             unsafe { libc::pwrite(file.as_raw_fd(), std::ptr::null(), 1, 0) };
         }
     }
 
+    /// Returns the chunks of a range.
     fn range(&self, offset: u64, len: u64) -> &[AtomicU8] {
         let last = offset.saturating_add(len.max(1) - 1) / CHUNK;
         let end = usize::try_from(last).map_or(usize::MAX, |last| last.saturating_add(1));
@@ -153,8 +161,8 @@ impl Mapped {
         self.chunks.get(first..end).unwrap_or_default()
     }
 
-    /// Whether all of these bytes are mapped, or can be now.
-    fn is_there(&self, file: &File, writes: bool, offset: u64, len: u64) -> bool {
+    /// Returns whether all of the range is populated, or could be populated now.
+    fn is_populated(&self, file: &File, writes: bool, offset: u64, len: u64) -> bool {
         if offset.checked_add(len).is_none_or(|end| end > self.len as u64) {
             return false;
         }
@@ -163,18 +171,23 @@ impl Mapped {
             .all(|(number, chunk)| {
                 let state = chunk.load(Ordering::Relaxed);
                 state >= if writes { WRITE } else { READ }
-                    || self.map(file, number * CHUNK, writes, chunk, len >= LARGE)
+                    || self.map_if_worth(file, number * CHUNK, writes, chunk, len >= LARGE)
             })
     }
 
-    /// Maps a chunk if this transfer makes it worth it.
+    /// Counts this transfer of a chunk, and populates the chunk if that pays now. Returns whether it is
+    /// populated.
     #[cold]
-    fn map(&self, file: &File, start: u64, writes: bool, chunk: &AtomicU8, large: bool) -> bool {
+    fn map_if_worth(&self, file: &File, start: u64, writes: bool, chunk: &AtomicU8, large: bool) -> bool {
         let before = chunk.load(Ordering::Relaxed);
         let (mapped, count) = (before & READ, (before & !READ) + 1);
-        let (enough, wanted) = if writes { (MANY, WRITE) } else { (SOME, READ) };
+        let (enough, wanted) = if writes {
+            (WRITES_BEFORE_MAP, WRITE)
+        } else {
+            (READS_BEFORE_MAP, READ)
+        };
         if before >= wanted {
-            // By another thread, meanwhile.
+            // Another thread has populated it.
             return true;
         }
         let next = if !large && count < enough {
@@ -193,13 +206,13 @@ impl Mapped {
         next >= wanted
     }
 
-    /// Maps the pages of a chunk, unless it has holes or is not all of it the file's.
+    /// Populates a chunk, unless it has holes or extends beyond the file's end.
     fn populate(&self, file: &File, start: u64, writes: bool, mapped: bool) -> io::Result<bool> {
         if pages(file, start, CHUNK)? * page_size() < CHUNK || file.metadata()?.len() < start + CHUNK {
             return Ok(false);
         }
         if mapped {
-            // One TLBI for all of them, instead of one for each.
+            // One TLBI for all pages instead of one for each.
             self.advise(start, CHUNK, libc::MADV_DONTNEED)?;
         }
         let how = if writes {
@@ -212,14 +225,14 @@ impl Mapped {
 
     fn advise(&self, offset: u64, len: u64, advice: libc::c_int) -> io::Result<()> {
         let at = self.base.as_ptr().wrapping_add(offset as usize);
-        // SAFETY: a part of our own mapping, of which none of the advice used here changes the bytes.
+        // SAFETY: a part of this value's mapping; none of the advice used here changes its bytes.
         match unsafe { libc::madvise(at.cast(), len as usize, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
     }
 
-    /// Chunks that are mapped, to be read at least, and those to be written.
+    /// Returns how many chunks are populated, and how many of them for writing.
     #[cfg(test)]
     pub fn count(&self) -> [usize; 2] {
         [READ, WRITE].map(|least| {
@@ -231,17 +244,18 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody copies any more.
+        // SAFETY: owned by this value, and not used any more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 
-/// Pages of a range of a file that are in memory and no holes.
+/// Returns how many pages of a range are in memory and not holes.
 fn pages(file: &File, offset: u64, len: u64) -> io::Result<u64> {
     let range = [offset, len];
-    // Of `struct cachestat` the first word is the pages there are; those that were swapped out are in others.
+    // The first word of `struct cachestat` counts the cached pages; pages that were swapped out are in other
+    // words.
     let mut found = [0_u64; 5];
-    // SAFETY: two and five words of 64 bits, as the kernel has them; no flags.
+    // SAFETY: two and five words of 64 bits, as the kernel defines them; no flags.
     let result = unsafe {
         libc::syscall(
             SYS_CACHESTAT,
@@ -261,9 +275,9 @@ fn page_size() -> u64 {
     rustix::param::page_size() as u64
 }
 
-/// So many zeroes, of which the system gives pages only when they are changed.
+/// Returns zeroes that take no pages until they are written.
 fn zeroes(count: usize) -> Box<[AtomicU8]> {
     let bytes: *mut [u8] = Box::into_raw(vec![0_u8; count].into_boxed_slice());
-    // SAFETY: it was a box of as many bytes, and an `AtomicU8` has the size, alignment and values of a `u8`.
+    // SAFETY: the box has as many bytes, and an `AtomicU8` has the size, alignment and values of a `u8`.
     unsafe { Box::from_raw(bytes as *mut [AtomicU8]) }
 }

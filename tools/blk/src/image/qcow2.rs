@@ -1,11 +1,12 @@
 //! qcow2 images, by the crate `imago`: read, write, chains of backing files.
 //!
-//! The crate is used without `async`: an operation runs to its end on a thread of a pool, many at once, and only what
-//! frees clusters has the image for itself. Data goes through a [`Bounce`], for the crate takes slices, and none may
-//! be formed of memory that a guest writes to.
+//! The crate is used without `async`: an operation runs to its end on a thread of a pool, many at once; only
+//! operations that free clusters exclude others. Data is copied through a [`Bounce`], because the crate takes
+//! slices, and no slice of memory that a guest writes to may be formed.
 //!
-//! The daemon may be killed at any moment, so a write is not answered before the tables that lead to it have left this
-//! process, too: whatever allocates flushes the crate's cache (into the page cache; FLUSH makes it durable).
+//! The daemon can be killed at any moment, so a write completes only when the tables that lead to it have
+//! left this process, too: operations that allocate flush the crate's cache (to the page cache; FLUSH makes
+//! it durable).
 
 use std::alloc::{Layout, handle_alloc_error};
 use std::fs::File;
@@ -20,13 +21,13 @@ use imago::format::PreallocateMode;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{FormatAccess, Mapping, StorageOpenOptions};
+use ringvirtio::memory::IoVec;
 
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
-use crate::disk::DiskError;
-use crate::engine::IoKind;
-use crate::memory::IoVec;
+use super::operation::IoKind;
+use crate::error::DiskError;
 
-/// Most files of a chain; a longer one is taken for one that leads back to itself.
+/// Most files of a chain; a longer one is treated as a cycle.
 const MAX_DEPTH: usize = 64;
 
 type Access = FormatAccess<Storage>;
@@ -34,14 +35,19 @@ type Access = FormatAccess<Storage>;
 /// An open qcow2 image with its backing files.
 #[derive(Debug)]
 pub struct Qcow2Image {
-    /// Exclusive for what frees clusters.
+    /// Locked exclusively by operations that free clusters.
     access: RwLock<Access>,
-    /// Operations whose new tables may not have left the process. One that could not flush them counts for ever.
+    /// Number of operations whose new tables may not have left the process. One that failed to flush them
+    /// stays counted.
     unflushed: AtomicUsize,
 }
 
 impl Qcow2Image {
-    /// Opens the image in `file`, locked by the caller, and its backing files by `open`, which locks each.
+    /// Opens the image in `file`, which the caller has locked, and its backing files with `open`, which locks
+    /// each.
+    ///
+    /// # Errors
+    /// The image is damaged or unsupported, or a backing file cannot be opened.
     pub fn open(
         path: &Path,
         file: File,
@@ -55,13 +61,16 @@ impl Qcow2Image {
         })
     }
 
-    /// Bytes of the disk.
+    /// Returns the size of the disk in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.shared(Access::size)
     }
 
-    /// Makes the disk larger; what is new reads zero.
+    /// Grows the disk; the new part reads zero.
+    ///
+    /// # Errors
+    /// The system's error; EOPNOTSUPP if it would shrink.
     pub fn grow(&self, bytes: u64) -> io::Result<()> {
         self.exclusive(|access| {
             if bytes < access.size() {
@@ -81,23 +90,23 @@ impl Qcow2Image {
         offset: u64,
         len: u64,
     ) -> io::Result<usize> {
-        // A damaged image must not end a thread of the pool, and the request with it.
+        // A damaged image must not end a pool thread, and with it the request.
         let run = AssertUnwindSafe(|| match kind {
-            // SAFETY: says the caller.
+            // SAFETY: the caller guarantees valid buffers.
             IoKind::Read => unsafe { self.read(parts, offset, len) },
-            // SAFETY: says the caller.
+            // SAFETY: the caller guarantees valid buffers.
             IoKind::Write => unsafe { self.write(parts, offset, len) },
-            // SAFETY: says the caller.
-            IoKind::WriteDurable => unsafe { self.write(parts, offset, len) }.and_then(|moved| {
+            // SAFETY: the caller guarantees valid buffers.
+            IoKind::WriteDurable => unsafe { self.write(parts, offset, len) }.and_then(|written| {
                 self.sync()?;
-                Ok(moved)
+                Ok(written)
             }),
             IoKind::Sync => self.sync().map(|()| 0),
             IoKind::Discard => self.discard(offset, len).map(|()| 0),
             IoKind::WriteZeroes { unmap } => self.zero(offset, len, unmap).map(|()| 0),
         });
         match catch_unwind(run) {
-            // The crate's own buffers: as ours, see `Bounce::new`.
+            // No memory for the crate's own buffers: abort, see `Bounce::new`.
             Ok(Err(error))
                 if error.kind() == io::ErrorKind::OutOfMemory && error.raw_os_error().is_none() =>
             {
@@ -120,37 +129,37 @@ impl Qcow2Image {
     /// The buffers are valid.
     unsafe fn read(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
         let mut bounce = Bounce::new(len);
-        let mut moved = 0_u64;
-        while moved < len {
-            let now = (len - moved).min(BOUNCE_MAX as u64) as usize;
+        let mut done = 0_u64;
+        while done < len {
+            let now = (len - done).min(BOUNCE_MAX as u64) as usize;
             let bytes = bounce.bytes().get_mut(..now).unwrap_or_default();
-            self.shared(|access| access.read(&mut *bytes, offset + moved))?;
-            // SAFETY: says the caller.
-            moved += unsafe { scatter(bytes, parts, moved) } as u64;
+            self.shared(|access| access.read(&mut *bytes, offset + done))?;
+            // SAFETY: the caller guarantees valid buffers.
+            done += unsafe { scatter(bytes, parts, done) } as u64;
         }
-        Ok(moved as usize)
+        Ok(done as usize)
     }
 
     /// # Safety
     /// The buffers are valid.
     unsafe fn write(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
         let mut bounce = Bounce::new(len);
-        let mut moved = 0_u64;
-        while moved < len {
-            let now = (len - moved).min(BOUNCE_MAX as u64) as usize;
+        let mut done = 0_u64;
+        while done < len {
+            let now = (len - done).min(BOUNCE_MAX as u64) as usize;
             let bytes = bounce.bytes().get_mut(..now).unwrap_or_default();
-            // SAFETY: says the caller.
-            let count = unsafe { gather(parts, moved, bytes) };
-            self.write_bytes(bytes.get(..count).unwrap_or_default(), offset + moved)?;
-            moved += count as u64;
+            // SAFETY: the caller guarantees valid buffers.
+            let count = unsafe { gather(parts, done, bytes) };
+            self.write_bytes(bytes.get(..count).unwrap_or_default(), offset + done)?;
+            done += count as u64;
         }
-        Ok(moved as usize)
+        Ok(done as usize)
     }
 
     fn write_bytes(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.shared(|access| {
             let ready = is_allocated(access, offset, bytes.len() as u64)?;
-            // In this order: who allocated what was just found had counted itself before.
+            // In this order: the operation that allocated these clusters had counted itself before.
             if ready && self.unflushed.load(Ordering::SeqCst) == 0 {
                 return access.write(bytes, offset);
             }
@@ -161,7 +170,7 @@ impl Qcow2Image {
         })
     }
 
-    /// Ends what `unflushed` counts, if the flush worked.
+    /// Counts the operation as flushed, if the flush succeeded.
     fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
         if result.is_ok() {
             self.unflushed.fetch_sub(1, Ordering::SeqCst);
@@ -204,7 +213,7 @@ impl Qcow2Image {
                 zeroed
             });
         }
-        // Version 2 has no clusters that are zero.
+        // Version 2 has no zero clusters.
         if unsupported(&zeroed) {
             let mut bounce = Bounce::new(len);
             let mut done = 0;
@@ -220,7 +229,7 @@ impl Qcow2Image {
     }
 }
 
-/// Opens one layer on top of those it names.
+/// Opens an image and the backing files below it.
 fn layer(
     path: &Path,
     file: File,
@@ -246,9 +255,9 @@ fn layer(
         qcow2.set_backing(None);
         return Ok(FormatAccess::new(qcow2));
     };
-    // A relative name is relative to the file that has it. Names with a protocol are those of no file.
+    // A relative name is relative to the file that contains it. Names with a protocol never match a file.
     let below = path.parent().unwrap_or(Path::new("")).join(name);
-    // Never probed: a guest may have written a header onto what was raw.
+    // Never probed: a guest may have written a header onto a raw image.
     let backing = match qcow2.implicit_backing_format().map(String::as_str) {
         Some("qcow2") => layer(&below, open(&below)?, false, open, depth + 1)?,
         Some("raw") => {
@@ -271,7 +280,7 @@ fn storage(path: &Path, file: File, writable: bool) -> io::Result<Storage> {
     Storage::from_open_file(file, StorageOpenOptions::new().write(writable).filename(path))
 }
 
-/// Whether writing there changes no table.
+/// Returns whether a write to the range changes no table.
 fn is_allocated(access: &Access, mut offset: u64, len: u64) -> io::Result<bool> {
     let end = offset.saturating_add(len);
     while offset < end {
@@ -284,7 +293,7 @@ fn is_allocated(access: &Access, mut offset: u64, len: u64) -> io::Result<bool> 
     Ok(true)
 }
 
-/// The error number that says it best.
+/// Returns the error number closest to the error.
 fn number(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(match error.kind() {
         io::ErrorKind::StorageFull => libc::ENOSPC,

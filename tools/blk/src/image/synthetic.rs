@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use crate::engine::IoKind;
-use crate::memory::IoVec;
+use ringvirtio::memory::IoVec;
 
-/// What reads give; writes vanish on both.
+use super::operation::IoKind;
+
+/// Contents that reads return; both kinds drop writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Content {
-    /// Nothing is moved: a read leaves the guest's buffer as it was.
+    /// A read leaves the guest's buffer unchanged.
     Null,
     /// Zeroes.
     Zero,
@@ -22,14 +23,14 @@ pub struct Synthetic {
 }
 
 impl Synthetic {
-    /// No disk at all.
+    /// A disk of no size.
     pub const EMPTY: Self = Self {
         content: Content::Null,
         size: 0,
     };
 
-    /// What such a path says; `None` if it names a file, `Some(Err)` if the size is none. Sizes are bytes, or end in
-    /// `K`, `M`, `G` or `T`.
+    /// Parses a path; `None` if it names a file, `Some(Err)` with the size if that is invalid. Sizes are
+    /// bytes, or end in `K`, `M`, `G` or `T`.
     #[must_use]
     pub fn parse(path: &Path) -> Option<Result<Self, String>> {
         let (content, size) = match path.to_str()?.split_once(':')? {
@@ -43,13 +44,13 @@ impl Synthetic {
         })
     }
 
-    /// Whether such a path names no file.
+    /// Returns whether this path names a disk without storage.
     #[must_use]
     pub fn is_named_by(path: &Path) -> bool {
         Self::parse(path).is_some()
     }
 
-    /// Bytes.
+    /// Returns the size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
         self.size
@@ -61,15 +62,15 @@ impl Synthetic {
         if !kind.is_transfer() {
             return 0;
         }
-        let mut moved = 0;
+        let mut transferred = 0;
         for part in parts {
             if (kind, self.content) == (IoKind::Read, Content::Zero) {
-                // SAFETY: the buffer is valid for writes, says the caller.
+                // SAFETY: the caller guarantees that the buffer is valid for writes.
                 unsafe { part.as_ptr().write_bytes(0, part.len()) };
             }
-            moved += part.len();
+            transferred += part.len();
         }
-        moved
+        transferred
     }
 }
 

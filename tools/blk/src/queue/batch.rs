@@ -1,15 +1,15 @@
 //! The transfers of a batch that wait to be submitted, and which of them may go as one: [`Batch`].
 //!
-//! Those that wait do not conflict: no write overlaps anything. So they may be sorted, and neighbours be merged.
-//! A transfer that conflicts is the caller's cue to submit what waits first.
+//! Those that wait do not conflict: no write overlaps anything. So they may be sorted, and neighbours be
+//! merged. When one conflicts, the caller submits what waits first.
 
 use std::ops::Range;
 
-use super::Work;
+use super::slot::Work;
 
 /// A transfer that waits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Staged {
+pub struct Staged {
     pub head: u16,
     /// [`Work::Read`] or [`Work::Write`].
     pub work: Work,
@@ -44,14 +44,14 @@ impl Envelope {
 }
 
 /// Transfers of one batch.
-pub(super) struct Batch {
+pub struct Batch {
     list: Vec<Staged>,
     reads: Envelope,
     writes: Envelope,
 }
 
 impl Batch {
-    /// Room for `size` transfers, which are never more.
+    /// Room for `size` transfers.
     pub fn new(size: usize) -> Self {
         Self {
             list: Vec::with_capacity(size),
@@ -64,10 +64,10 @@ impl Batch {
         self.list.is_empty()
     }
 
-    /// Whether the order of `new` and something that waits is of consequence.
+    /// Returns whether the order of `new` and something that waits matters.
     pub fn conflicts(&self, new: &Staged) -> bool {
         let writing = new.work == Work::Write;
-        // Most often the envelopes tell.
+        // The envelopes decide in most cases.
         if !(self.writes.meets(new) || writing && self.reads.meets(new)) {
             return false;
         }
@@ -84,7 +84,7 @@ impl Batch {
         self.list.push(new);
     }
 
-    /// Puts neighbours beside each other.
+    /// Sorts the transfers so that neighbours are adjacent.
     pub fn sort(&mut self) {
         if self.list.len() > 1 {
             self.list
@@ -92,7 +92,7 @@ impl Batch {
         }
     }
 
-    /// The transfers from `first` on that may go as one, in a sorted batch; empty at the end.
+    /// Returns the transfers from `first` on that may go as one, in a sorted batch; none at the end.
     pub fn run(&self, first: usize, max_bytes: u64, max_parts: usize) -> Range<usize> {
         let mut items = self.list.iter().skip(first);
         let Some(leader) = items.next() else {
@@ -113,7 +113,7 @@ impl Batch {
         first..last
     }
 
-    /// The heads of a run.
+    /// Returns the heads of a run.
     pub fn heads(&self, run: Range<usize>) -> impl Iterator<Item = u16> {
         self.list
             .get(run)
@@ -133,7 +133,8 @@ impl Batch {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{Batch, Staged};
+    use crate::queue::slot::Work;
 
     fn staged(head: u16, write: bool, start: u64, len: u64, parts: u32) -> Staged {
         let work = if write { Work::Write } else { Work::Read };

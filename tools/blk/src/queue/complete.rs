@@ -1,31 +1,33 @@
-//! The second half of a request's life: what the engine reports, what becomes of it, status and used length.
+//! The second half of a request's life: how its operations end, its status and its used length.
 
 use std::mem;
 
-use super::{Queue, SYNC_TAG, Work};
+use super::block_queue::BlockQueue;
+use super::slot::{SYNC_TAG, Work};
 use crate::control::OnError;
 use crate::engine::Engine;
-use crate::steps::step;
-use crate::trace::{self, Kind};
-use crate::virtio::Status;
+use crate::virtio::RequestStatus;
 
 /// EINTR and EAGAIN in a row before a request fails.
 const MAX_RETRIES: u8 = 100;
 
-impl Queue {
-    /// Takes the outcome of the operation with this tag.
+impl BlockQueue {
+    /// Handles the completion of the operation with this tag.
     pub fn complete(&mut self, tag: u64, result: i32, engine: &mut dyn Engine) {
-        self.now = self.clock.now();
+        self.queue.begin_complete();
         let head = tag as u16;
         let pushed_at = if head == SYNC_TAG {
-            self.sync_pushed_at
+            self.sync.pushed_at
         } else {
             let Some(slot) = self.slots.get(usize::from(head)) else {
                 return;
             };
             slot.pushed_at
         };
-        self.stats.latency.file.record(self.now.saturating_sub(pushed_at));
+        self.stats
+            .latency
+            .file
+            .record(self.queue.now().saturating_sub(pushed_at));
         if head == SYNC_TAG {
             return self.complete_sync(result, engine);
         }
@@ -40,13 +42,13 @@ impl Queue {
         }
     }
 
-    /// Hands a merged operation's bytes to its requests, in their order. Those that got none, or not all, go on alone:
-    /// so an error meets the one that it belongs to.
+    /// Distributes a merged operation's bytes to its requests, in order. Those that got none, or not all,
+    /// continue alone, so that an error is reported for the request that it belongs to.
     fn complete_merged(&mut self, leader: u16, group: u16, result: i32, engine: &mut dyn Engine) {
-        self.merge.give_back(group);
+        self.merge.release(group);
         let mut left = u64::try_from(result).unwrap_or(0);
         if result < 0 {
-            self.note_failed_write(leader, result);
+            self.record_failed_write(leader, result);
         }
         let mut member = Some(leader);
         while let Some(head) = member {
@@ -86,7 +88,7 @@ impl Queue {
                 true
             }
             error => {
-                self.note_failed_write(head, error);
+                self.record_failed_write(head, error);
                 return self.fail_request(head, error);
             }
         };
@@ -97,7 +99,7 @@ impl Queue {
         self.transferred(head, engine);
     }
 
-    /// All bytes of a transfer are where they belong.
+    /// All bytes of a transfer are transferred.
     fn transferred(&mut self, head: u16, engine: &mut dyn Engine) {
         let Some(slot) = self.slots.get(usize::from(head)) else {
             return;
@@ -105,7 +107,7 @@ impl Queue {
         if slot.work == Work::Read {
             self.stats.reads.add(1);
             self.stats.bytes_read.add(slot.moved);
-            return self.finish(head, Status::Ok);
+            return self.finish(head, RequestStatus::Ok);
         }
         self.stats.writes.add(1);
         self.stats.bytes_written.add(slot.moved);
@@ -113,7 +115,7 @@ impl Queue {
         self.written(head, durable, engine);
     }
 
-    /// The image has changed for this request: it is done, or done when that is durable.
+    /// The image has changed for this request, which completes now, or when that is durable.
     fn written(&mut self, head: u16, durable: bool, engine: &mut dyn Engine) {
         if !durable && !self.cache.is_back(&self.disk) {
             return self.start_flush(head, engine);
@@ -121,7 +123,7 @@ impl Queue {
         if let Some(slot) = self.slots.get_mut(usize::from(head)) {
             slot.cached = !durable;
         }
-        self.finish(head, Status::Ok);
+        self.finish(head, RequestStatus::Ok);
     }
 
     fn complete_range(&mut self, head: u16, result: i32, engine: &mut dyn Engine) {
@@ -135,11 +137,11 @@ impl Queue {
                 self.stats.retries.add(1);
                 return self.push(head, engine);
             }
-            // It is no more than advice.
+            // A discard is advice.
             (error, Work::Discard) if error == -libc::EOPNOTSUPP => {}
-            // Drivers write zeroes themselves then.
+            // Drivers then write zeroes themselves.
             (error, Work::Zeroes) if error == -libc::EOPNOTSUPP => {
-                return self.finish(head, Status::Unsupp);
+                return self.finish(head, RequestStatus::Unsupp);
             }
             (error, _) => return self.fail_request(head, error),
         }
@@ -155,15 +157,15 @@ impl Queue {
         }
         if work == Work::Discard {
             self.stats.discards.add(1);
-            return self.finish(head, Status::Ok);
+            return self.finish(head, RequestStatus::Ok);
         }
         self.stats.zeroes.add(1);
         self.written(head, false, engine);
     }
 
     fn complete_sync(&mut self, result: i32, engine: &mut dyn Engine) {
-        if is_transient(result) && self.sync_retries < MAX_RETRIES {
-            self.sync_retries += 1;
+        if is_transient(result) && self.sync.retries < MAX_RETRIES {
+            self.sync.retries += 1;
             self.stats.retries.add(1);
             return self.push_sync(engine);
         }
@@ -173,30 +175,27 @@ impl Queue {
             self.disk.set_sync_failed();
         }
         let status = if self.disk.sync_failed() {
-            Status::IoErr
+            RequestStatus::IoErr
         } else {
-            Status::Ok
+            RequestStatus::Ok
         };
-        while let Some(head) = self.syncing.pop() {
+        while let Some(head) = self.sync.pop() {
             let flush = self
                 .slots
                 .get(usize::from(head))
                 .is_some_and(|slot| slot.work == Work::Flush);
-            if status == Status::Ok && flush {
+            if status == RequestStatus::Ok && flush {
                 self.stats.flushes.add(1);
             }
             self.finish(head, status);
         }
-        // One `fdatasync` answers all that came meanwhile: it starts after every write completed before them.
-        mem::swap(&mut self.syncing, &mut self.sync_next);
-        if !self.syncing.is_empty() {
-            self.sync_retries = 0;
+        if self.sync.advance() {
             self.push_sync(engine);
         }
     }
 
-    /// It may have been the sync of a durable write that failed, of which the kernel tells once.
-    fn note_failed_write(&self, head: u16, error: i32) {
+    /// If it was the sync of a durable write that failed, the kernel reports that once only.
+    fn record_failed_write(&self, head: u16, error: i32) {
         let durable = self
             .slots
             .get(usize::from(head))
@@ -206,7 +205,7 @@ impl Queue {
         }
     }
 
-    /// The image does not do what a request asks for.
+    /// A request's operation failed for good.
     fn fail_request(&mut self, head: u16, error: i32) {
         let on_error = self.disk.control().on_error();
         if let Some(slot) = self.slots.get(usize::from(head)) {
@@ -215,73 +214,70 @@ impl Queue {
                 "disk request failed");
         }
         match on_error {
-            OnError::Report => self.finish(head, Status::IoErr),
+            OnError::Report => self.finish(head, RequestStatus::IoErr),
             OnError::Stop => self.hold(head),
         }
     }
 
-    /// Keeps a failed request in flight: no buffer of it is touched until it is tried again.
+    /// Holds a failed request: no buffer of it is touched until it is retried.
     fn hold(&mut self, head: u16) {
-        if self.held.is_empty() {
+        if self.held.heads.is_empty() {
             self.stats.stops.add(1);
+            self.queue.set_stopped(true);
             self.disk.control().set_stopped();
         }
-        self.held.push(head);
-        self.running = self.running.saturating_sub(1);
-        self.stats.held.set(self.held.len() as u64);
+        self.held.heads.push(head);
+        self.queue.hold();
+        self.stats.held.set(self.held.heads.len() as u64);
     }
 
-    /// Tries the held requests again. Those that fail again are held again.
-    pub(super) fn try_held(&mut self, engine: &mut dyn Engine) {
-        let mut held = mem::take(&mut self.held);
+    /// Retries the held requests. Those that fail again are held again.
+    pub(super) fn retry_held(&mut self, engine: &mut dyn Engine) {
+        let mut held = mem::take(&mut self.held.heads);
         self.stats.held.set(0);
+        self.queue.set_stopped(false);
         for head in held.drain(..) {
             if let Some(slot) = self.slots.get_mut(usize::from(head)) {
                 slot.retries = 0;
             }
-            self.running += 1;
+            self.queue.start();
             self.push(head, engine);
         }
-        // Nothing completes while it is pushed, so this is the same list, empty, with its storage.
-        self.held = held;
+        // No operation completes while it is submitted, so this is the same list, empty, with its storage.
+        self.held.heads = held;
     }
 
     /// Writes the status; the request is published with the next batch.
-    pub(super) fn finish(&mut self, head: u16, status: Status) {
+    pub(super) fn finish(&mut self, head: u16, status: RequestStatus) {
         match status {
-            Status::Ok => {}
-            Status::IoErr => self.stats.errors.add(1),
-            Status::Unsupp => self.stats.unsupported.add(1),
+            RequestStatus::Ok => {}
+            RequestStatus::IoErr => self.stats.errors.add(1),
+            RequestStatus::Unsupp => self.stats.unsupported.add(1),
         }
         let Some(slot) = self.slots.get_mut(usize::from(head)) else {
             return;
         };
         slot.writable.store_last(status as u8);
-        // 2.7.8.2: all bytes from the first writable one on, up to the used length, were written. What precedes a
-        // status byte that does not follow directly is all that counts.
+        // 2.7.8.2: all bytes from the first writable one on, up to the used length, were written. What
+        // precedes a status byte that does not follow directly is all that counts.
         let filled = match slot.work {
             Work::Read | Work::Other => slot.moved,
             Work::Write | Work::Flush | Work::Discard | Work::Zeroes => 0,
         };
         let with_status = u64::from(slot.writable.total() == 0);
         let used_len = u32::try_from(filled.saturating_add(with_status)).unwrap_or(u32::MAX);
-        let took = self.now.saturating_sub(slot.made_at);
+        let took = self.queue.now().saturating_sub(slot.made_at);
         let latency = &self.stats.latency;
         match slot.work {
             Work::Read => latency.reads.record(took),
             Work::Write | Work::Discard | Work::Zeroes => latency.writes.record(took),
             Work::Flush => {
                 latency.flushes.record(took);
-                self.signals.set_flushed();
+                self.queue.set_urgent();
             }
             Work::Other => {}
         }
-        trace::event(Kind::Completed, self.trace, head.into());
-        step("status written");
-        self.log.finish(head, used_len);
-        self.running = self.running.saturating_sub(1);
-        self.done.push((head, used_len));
-        step("done logged");
+        self.queue.complete(head, used_len);
     }
 }
 

@@ -1,27 +1,31 @@
-//! A request's place in a queue: [`Slot`], by descriptor head, made at the queue's set-up and used again and again.
+//! A request's place in a queue: [`Slot`], by descriptor head, made at the queue's set-up and used again and
+//! again.
 
 use std::sync::Arc;
 
-use crate::buffers::Buffers;
-use crate::disk::Disk;
+use ringvirtio::buffers::Buffers;
+use ringvirtio::memory::GuestRam;
+
 use crate::engine::IoKind;
-use crate::memory::GuestRam;
 use crate::request::Segment;
+
+/// The handler's part of the tag of the shared `fdatasync`; that of any other operation is a descriptor head.
+pub const SYNC_TAG: u16 = u16::MAX;
 
 /// What a request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Work {
+pub enum Work {
     Read,
     Write,
     Flush,
     Discard,
     Zeroes,
-    /// It is answered without the image.
+    /// It completes without the image.
     Other,
 }
 
 /// A request, in the slot of its head.
-pub(super) struct Slot {
+pub struct Slot {
     pub readable: Buffers,
     pub writable: Buffers,
     pub work: Work,
@@ -31,15 +35,15 @@ pub(super) struct Slot {
     pub retries: u8,
     /// The transfer was submitted as a durable write.
     pub durable: bool,
-    /// Done, and in the image's cache only.
+    /// Complete, and in the image's cache only.
     pub cached: bool,
-    /// Of the first of a merged operation: its buffer list. It and the others name the one behind them.
+    /// Of the first request of a merged operation: its buffer list. Each names the next one.
     pub group: Option<u16>,
     pub next: Option<u16>,
-    /// Of a discard or of zeroes; `segment` is the one being carried out.
+    /// Of a discard or of zeroes; `segment` is the one in progress.
     pub segments: Vec<Segment>,
     pub segment: usize,
-    /// Times: made by the driver as far as is known, given to the engine.
+    /// When the driver made it, as far as is known, and when its operation was submitted.
     pub made_at: u64,
     pub pushed_at: u64,
 }
@@ -64,8 +68,9 @@ impl Slot {
         }
     }
 
-    /// For the next request, made at `since` and taken `now`. Buffers and segments keep their storage.
-    pub fn clear(&mut self, now: u64, since: u64) {
+    /// Resets the slot for the next request, made at `made_at` and popped `now`. Buffers and segments keep
+    /// their storage.
+    pub fn clear(&mut self, now: u64, made_at: u64) {
         self.readable.clear();
         self.writable.clear();
         self.segments.clear();
@@ -73,10 +78,10 @@ impl Slot {
         (self.offset, self.moved, self.retries, self.segment) = (0, 0, 0, 0);
         (self.durable, self.cached) = (false, false);
         (self.group, self.next) = (None, None);
-        (self.made_at, self.pushed_at) = (since, now);
+        (self.made_at, self.pushed_at) = (made_at, now);
     }
 
-    /// What is left of a transfer.
+    /// Returns what is left of a transfer.
     pub fn data(&self) -> &Buffers {
         match self.work {
             Work::Write => &self.readable,
@@ -84,7 +89,7 @@ impl Slot {
         }
     }
 
-    /// How a transfer is submitted.
+    /// Returns how a transfer is submitted.
     pub fn io_kind(&self) -> IoKind {
         match (self.work, self.durable) {
             (Work::Write, true) if !cfg!(feature = "skip-fdatasync") => IoKind::WriteDurable,
@@ -97,35 +102,6 @@ impl Slot {
         match self.work {
             Work::Write => &mut self.readable,
             _ => &mut self.writable,
-        }
-    }
-}
-
-/// Whether a completed write may still be in a cache, by what was negotiated (5.2.6.2).
-#[derive(Clone, Copy)]
-pub(super) enum Cache {
-    /// No FLUSH: each write is durable before it completes.
-    Through,
-    /// FLUSH.
-    Back,
-    /// FLUSH and CONFIG_WCE: as the driver chooses from time to time.
-    Chosen,
-}
-
-impl Cache {
-    pub fn new(flush: bool, config_wce: bool) -> Self {
-        match (flush, config_wce) {
-            (false, _) => Self::Through,
-            (true, false) => Self::Back,
-            (true, true) => Self::Chosen,
-        }
-    }
-
-    pub fn is_back(self, disk: &Disk) -> bool {
-        match self {
-            Self::Through => false,
-            Self::Back => true,
-            Self::Chosen => disk.control().writeback(),
         }
     }
 }

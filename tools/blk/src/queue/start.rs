@@ -1,57 +1,33 @@
-//! The first half of a request's life, after it was parsed: what needs no I/O is answered, transfers are staged and
-//! merged ([`super::batch`]), and operations are given to the engine.
+//! The first half of a request's life, after it was parsed: what needs no I/O completes, transfers are staged
+//! and merged ([`super::batch`]), and operations are submitted to the engine.
 
-use std::mem;
+use std::ops::Range;
+
+use ringvirtio::steps::step;
+use ringvirtio::trace::Kind;
 
 use super::batch::Staged;
-use super::{Queue, SYNC_TAG, Work};
-use crate::buffers::IoList;
+use super::block_queue::BlockQueue;
+use super::slot::{SYNC_TAG, Slot, Work};
 use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
 use crate::request::{Plan, RangeKind, Segment};
-use crate::steps::step;
-use crate::trace::{self, Kind};
-use crate::virtio::Status;
+use crate::virtio::RequestStatus;
 
-/// Bytes up to which a transfer from or to memory is done on the spot; others have their turn in the midst of a larger one.
+/// Bytes up to which a transfer from or to memory is done in place; a larger one yields to others.
 const IMMEDIATE_MAX: u64 = 64 << 10;
 /// Bytes up to which transfers are merged: what devices take at once, more or less.
 const MERGE_MAX: u64 = 1 << 20;
 
-/// What makes writes durable; for the negative control a read of nothing, which succeeds.
+/// What makes writes durable; in the negative control a read of no bytes, which succeeds.
 const SYNC: IoKind = if cfg!(feature = "skip-fdatasync") {
     IoKind::Read
 } else {
     IoKind::Sync
 };
 
-/// Buffer lists of merged operations. One that is in use has been taken out of `free`; the last one given back is
-/// the first one used again, so they are as few, and grow as little, as the traffic needs.
-#[derive(Default)]
-pub(super) struct MergePool {
-    lists: Vec<IoList>,
-    free: Vec<u16>,
-}
-
-impl MergePool {
-    fn take(&mut self) -> u16 {
-        if let Some(index) = self.free.pop() {
-            return index;
-        }
-        // Fewer than heads: each is of two or more.
-        let index = self.lists.len() as u16;
-        self.lists.push(IoList::default());
-        self.free.reserve(self.lists.len());
-        index
-    }
-
-    pub(super) fn give_back(&mut self, index: u16) {
-        self.free.push(index);
-    }
-}
-
-impl Queue {
+impl BlockQueue {
     pub(super) fn start(&mut self, head: u16, plan: Plan, engine: &mut dyn Engine) {
-        self.running += 1;
+        self.queue.start();
         let Some(slot) = self.slots.get_mut(usize::from(head)) else {
             return;
         };
@@ -71,11 +47,11 @@ impl Queue {
             Plan::GetId => {
                 slot.moved = slot.writable.write_front(self.disk.serial()) as u64;
                 self.stats.others.add(1);
-                self.finish(head, Status::Ok);
+                self.finish(head, RequestStatus::Ok);
             }
             Plan::Ranges(kind, count) => self.start_ranges(head, kind, count, engine),
-            Plan::Answer(status) => {
-                if status == Status::Ok {
+            Plan::Complete(status) => {
+                if status == RequestStatus::Ok {
                     self.stats.others.add(1);
                 }
                 self.finish(head, status);
@@ -83,14 +59,10 @@ impl Queue {
         }
     }
 
-    /// Waits for an `fdatasync` that starts from now on.
+    /// Completes the request after an `fdatasync` that starts from now on.
     pub(super) fn start_flush(&mut self, head: u16, engine: &mut dyn Engine) {
-        if self.syncing.is_empty() {
-            self.syncing.push(head);
-            self.sync_retries = 0;
+        if self.sync.add(head) {
             self.push_sync(engine);
-        } else {
-            self.sync_next.push(head);
         }
     }
 
@@ -105,10 +77,10 @@ impl Queue {
             let segment = if slot.readable.take_front(&mut bytes) {
                 Segment::parse(bytes, kind, capacity)
             } else {
-                Err(Status::IoErr)
+                Err(RequestStatus::IoErr)
             };
             match segment {
-                // Nothing to be done is done.
+                // A segment of no sectors needs nothing.
                 Ok(segment) if segment.len == 0 => {}
                 Ok(segment) => slot.segments.push(segment),
                 Err(status) => return self.finish(head, status),
@@ -120,14 +92,14 @@ impl Queue {
         };
         if slot.segments.is_empty() {
             self.stats.others.add(1);
-            return self.finish(head, Status::Ok);
+            return self.finish(head, RequestStatus::Ok);
         }
-        // Segments are in nobody's way but their own: those of the batch that came before go first.
+        // Segments may overlap the transfers that came before them, which go first.
         self.submit_batch(engine);
         self.push_range(head, engine);
     }
 
-    /// Holds a transfer back until the batch is complete, for it may go with others.
+    /// Stages a transfer until the batch is complete: it may be merged with others.
     fn stage(&mut self, head: u16, engine: &mut dyn Engine) {
         let Some(slot) = self.slots.get(usize::from(head)) else {
             return;
@@ -148,7 +120,7 @@ impl Queue {
         step("staged");
     }
 
-    /// Gives all that is staged to the engine, neighbours as one.
+    /// Submits all that is staged, neighbours as one.
     pub(super) fn submit_batch(&mut self, engine: &mut dyn Engine) {
         if self.batch.is_empty() {
             return;
@@ -178,18 +150,16 @@ impl Queue {
         self.batch.clear();
     }
 
-    /// One operation for neighbours; its tag is that of the first, from which the others are linked.
-    fn push_merged(&mut self, run: std::ops::Range<usize>, engine: &mut dyn Engine) {
-        let index = self.merge.take();
-        let Some(list) = self.merge.lists.get_mut(usize::from(index)) else {
+    /// Submits one operation for neighbours; its tag is that of the first, from which the others are linked.
+    fn push_merged(&mut self, run: Range<usize>, engine: &mut dyn Engine) {
+        let Some((index, list)) = self.merge.acquire() else {
             return;
         };
-        list.clear();
         let durable = !self.cache.is_back(&self.disk);
         let count = run.len() as u64;
         let (mut leader, mut last, mut len) = (None, None::<u16>, 0);
         for head in self.batch.heads(run) {
-            trace::event(Kind::Submitted, self.trace, head.into());
+            self.queue.trace(Kind::Submitted, head);
             let Some(slot) = self.slots.get_mut(usize::from(head)) else {
                 continue;
             };
@@ -208,9 +178,9 @@ impl Queue {
             return;
         };
         slot.group = Some(index);
-        slot.pushed_at = self.now;
+        slot.pushed_at = self.queue.now();
         let op = IoOp {
-            tag: self.tag_base | u64::from(head),
+            tag: self.queue.tag_base() | u64::from(head),
             image: self.disk.image(),
             kind: slot.io_kind(),
             iov: parts.as_ptr(),
@@ -223,12 +193,12 @@ impl Queue {
         self.stats.merges.add(1);
         self.stats.merged.add(count);
         step("merged");
-        // SAFETY: the list is not touched before it is given back in `complete` for this tag, nor are the slots'; the
+        // SAFETY: the list is not touched before `complete` for this tag releases it, nor are the slots'; the
         // rest as in `push_transfer`.
         unsafe { engine.push(op) };
     }
 
-    /// Gives what is left of a request to the engine.
+    /// Submits what is left of a request.
     pub(super) fn push(&mut self, head: u16, engine: &mut dyn Engine) {
         match self.slots.get(usize::from(head)).map(|slot| slot.work) {
             Some(Work::Read | Work::Write) => self.push_transfer(head, engine),
@@ -243,7 +213,7 @@ impl Queue {
             return;
         };
         slot.durable = durable;
-        slot.pushed_at = self.now;
+        slot.pushed_at = self.queue.now();
         let kind = slot.io_kind();
         let parts = slot.data().remaining();
         let len = if parts.len() <= MAX_IOV {
@@ -252,7 +222,7 @@ impl Queue {
             parts.iter().take(MAX_IOV).map(|part| part.len() as u64).sum()
         };
         let op = IoOp {
-            tag: self.tag_base | u64::from(head),
+            tag: self.queue.tag_base() | u64::from(head),
             image: self.disk.image(),
             kind,
             iov: parts.as_ptr(),
@@ -262,9 +232,9 @@ impl Queue {
             immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         };
         self.count(op.kind);
-        trace::event(Kind::Submitted, self.trace, head.into());
-        // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM mapped and
-        // `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
+        self.queue.trace(Kind::Submitted, head);
+        // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM
+        // mapped and `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
         unsafe { engine.push(op) };
     }
 
@@ -275,12 +245,12 @@ impl Queue {
         }
     }
 
-    /// Carries out the first of the segments that are left.
+    /// Submits the first of the segments that are left.
     fn push_range(&mut self, head: u16, engine: &mut dyn Engine) {
         let Some(slot) = self.slots.get_mut(usize::from(head)) else {
             return;
         };
-        slot.pushed_at = self.now;
+        slot.pushed_at = self.queue.now();
         let Some(segment) = slot.segments.get(slot.segment) else {
             return;
         };
@@ -289,7 +259,7 @@ impl Queue {
             _ => IoKind::Discard,
         };
         let op = IoOp {
-            tag: self.tag_base | u64::from(head),
+            tag: self.queue.tag_base() | u64::from(head),
             image: self.disk.image(),
             kind,
             iov: std::ptr::null(),
@@ -299,18 +269,18 @@ impl Queue {
             immediate: false,
         };
         self.stats.operations.add(1);
-        trace::event(Kind::Submitted, self.trace, head.into());
+        self.queue.trace(Kind::Submitted, head);
         // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
     }
 
     pub(super) fn push_sync(&mut self, engine: &mut dyn Engine) {
-        self.sync_pushed_at = self.now;
-        for head in &self.syncing {
-            trace::event(Kind::Submitted, self.trace, (*head).into());
+        self.sync.pushed_at = self.queue.now();
+        for &head in self.sync.current() {
+            self.queue.trace(Kind::Submitted, head);
         }
         let op = IoOp {
-            tag: self.tag_base | u64::from(SYNC_TAG),
+            tag: self.queue.tag_base() | u64::from(SYNC_TAG),
             image: self.disk.image(),
             kind: SYNC,
             iov: std::ptr::null(),
@@ -324,23 +294,12 @@ impl Queue {
         unsafe { engine.push(op) };
     }
 
-    /// The driver has turned the write cache off: what was written to it, and is not published yet, must be durable
-    /// first (5.2.6.2). What still runs finds out when it is done.
-    pub(super) fn follow_cache_mode(&mut self, engine: &mut dyn Engine) {
-        let back = self.cache.is_back(&self.disk);
-        if !mem::replace(&mut self.was_back, back) || back {
-            return;
-        }
-        let mut index = 0;
-        while let Some(&(head, _)) = self.done.get(index) {
-            if self.slots.get(usize::from(head)).is_some_and(|slot| slot.cached) {
-                self.done.swap_remove(index);
-                self.log.start(head);
-                self.running += 1;
-                self.start_flush(head, engine);
-            } else {
-                index += 1;
-            }
+    /// The driver has turned the write cache off: what was written to it, and is not published yet, must be
+    /// durable first (5.2.6.2). Requests in flight check the mode when they complete.
+    pub(super) fn make_durable(&mut self, engine: &mut dyn Engine) {
+        let is_cached = |slots: &[Slot], head| slots.get(usize::from(head)).is_some_and(|slot| slot.cached);
+        while let Some(head) = self.queue.take_back(|head| is_cached(&self.slots, head)) {
+            self.start_flush(head, engine);
         }
     }
 }

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use ringvirtio::virtio::*;
+use ringvirtio::waiter::eventfd;
+use ringvirtio::{Commands, EventSource, QueueId, ReactorOptions, ReadWidth};
+
 use super::rig::*;
 use super::service::{Running, WAYS, collect};
-use crate::device::feature;
 use crate::disk::EngineKind;
-use crate::queue::Queue;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{Bell, Commands, QueueId, ReactorOptions, ReadWidth};
+use crate::queue::BlockQueue;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x10_0000;
@@ -109,13 +110,13 @@ fn a_queue_allocates_nothing() {
             let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
             let before = COUNT.get();
             queue.service(engine.get());
-            while queue.running() > 0 {
+            while queue.virtqueue_mut().in_flight() > 0 {
                 engine.wait(&mut done);
                 for outcome in done.drain(..) {
                     queue.complete(outcome.tag, outcome.result, engine.get());
                 }
             }
-            assert_eq!(queue.publish(), count);
+            assert_eq!(queue.virtqueue_mut().publish(), count);
             let allocated = COUNT.get() - before;
             rig.take_used();
             allocated
@@ -133,15 +134,16 @@ struct Watcher {
     allocated: Arc<AtomicU64>,
 }
 
-impl Bell for Watcher {
+impl EventSource for Watcher {
     fn collect(&mut self, commands: &mut Commands) {
         self.allocated.store(COUNT.get(), Ordering::Relaxed);
-        commands.kick(self.id);
+        commands.schedule(self.id);
     }
 }
 
-// The whole reactor, however it sleeps. Where it looks on, it takes a driver's requests while more are being offered: how
-// they are merged then varies, and so the lists of merged transfers may still grow once in a while.
+// The whole reactor, however it sleeps. Where it looks on, it takes a driver's requests while more are being
+// offered: how they are merged then varies, and so the lists of merged transfers may still grow once in a
+// while.
 #[test]
 fn a_reactor_allocates_nothing() {
     for (io_uring, engine) in WAYS {
@@ -159,14 +161,16 @@ fn a_reactor_allocates_no_more_than(most: u64, io_uring: bool, engine: EngineKin
     let mut rig = Rig::closed(engine, 256, WRITABLE_FEATURES, false);
     let disk = open_soon(&rig.config);
     let (sender, interrupts) = std::sync::mpsc::channel();
-    let mut setup = rig.setup(disk);
+    let mut setup = rig.setup();
     // A channel allocates; it is not the reactor's.
-    setup.notify = Box::new(move || {
+    setup.notify_driver = Box::new(move || {
         let before = COUNT.get();
         let _ = sender.send(());
         COUNT.set(before);
     });
-    let id = reactor.handle.add(Queue::new(setup).unwrap());
+    let id = reactor
+        .handle
+        .add(Box::new(BlockQueue::new(disk, setup).unwrap()));
     let bell = eventfd().unwrap();
     let ring = std::fs::File::from(bell.try_clone().unwrap());
     let allocated = Arc::new(AtomicU64::new(0));
@@ -174,7 +178,9 @@ fn a_reactor_allocates_no_more_than(most: u64, io_uring: bool, engine: EngineKin
         id,
         allocated: allocated.clone(),
     };
-    reactor.handle.add_bell(bell, ReadWidth::Eight, Box::new(watcher));
+    reactor
+        .handle
+        .add_event_source(bell, ReadWidth::Eight, Box::new(watcher));
     let mut round = |number| {
         let count = offer(&mut rig, number);
         std::io::Write::write_all(&mut &ring, &1_u64.to_ne_bytes()).unwrap();

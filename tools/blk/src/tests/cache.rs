@@ -1,14 +1,16 @@
 //! The write cache as the driver chooses it: CONFIG_WCE, writeback and writethrough (5.2.5, 5.2.6.2).
 
+use ringvirtio::virtio::*;
+
 use super::rig::*;
-use crate::device::{self, feature};
+use crate::device;
 use crate::disk::EngineKind;
 use crate::engine::IoKind;
 use crate::engine::fake::FakeEngine;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
+const OK: u8 = RequestStatus::Ok as u8;
 
 fn fake(features: u64) -> (Rig, FakeEngine) {
     let mut rig = Rig::with(EngineKind::Threads, 64, features, false);
@@ -17,7 +19,7 @@ fn fake(features: u64) -> (Rig, FakeEngine) {
     (rig, engine)
 }
 
-/// The driver stores the `writeback` byte, and the daemon hears of it.
+/// The driver stores the `writeback` byte, and the daemon applies it.
 fn set_writeback(rig: &mut Rig, writeback: u8) -> bool {
     let features = rig.features;
     let disk = rig.queue().disk().clone();
@@ -32,7 +34,7 @@ fn write(rig: &mut Rig, sector: u64, byte: u8) -> u8 {
         .0
 }
 
-/// Whether a write that completes in this mode outlives a power cut.
+/// Returns whether a write that completes in this mode survives a power cut.
 fn survives(features: u64, writeback: Option<u8>, lie: bool) -> bool {
     let (mut rig, engine) = fake(features);
     if lie {
@@ -46,8 +48,9 @@ fn survives(features: u64, writeback: Option<u8>, lie: bool) -> bool {
     engine.image()[7 * 512..8 * 512] == [0x5c; 512]
 }
 
-// virtio-checklist 53, 58: durable before completion with neither FLUSH nor CONFIG_WCE, with CONFIG_WCE alone, and
-// when writeback is 0; else it may wait for a flush. The negative control: an engine that lies is noticed.
+// virtio-checklist 53, 58: durable before completion with neither FLUSH nor CONFIG_WCE, with CONFIG_WCE
+// alone, and when writeback is 0; else it may wait for a flush. Negative control: an engine that does not
+// sync fails.
 #[test]
 fn when_a_write_is_durable() {
     let (flush, choice) = (feature(VIRTIO_BLK_F_FLUSH), feature(VIRTIO_BLK_F_CONFIG_WCE));
@@ -57,7 +60,7 @@ fn when_a_write_is_durable() {
         (none | choice, None, true),
         (none | choice, Some(1), true),
         (none | flush, None, false),
-        // Without CONFIG_WCE the byte is not the driver's.
+        // Without CONFIG_WCE the driver's byte has no effect.
         (none | flush, Some(0), false),
         (none | flush | choice, None, false),
         (none | flush | choice, Some(1), false),
@@ -84,15 +87,15 @@ fn the_mode_changes_at_run_time() {
         assert!(set_writeback(&mut rig, writeback));
         assert!(!set_writeback(&mut rig, writeback));
         assert_eq!(write(&mut rig, 3, writeback), OK);
-        assert_eq!(engine.asked().last().unwrap().kind, kind);
+        assert_eq!(engine.requested().last().unwrap().kind, kind);
     }
     assert_eq!(rig.queue().stats().durable.get(), 2);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
 }
 
-/// Writes under way while the driver turns the cache off complete when they are durable; `lie` is the negative
-/// control.
-fn turned_off_under_way(lie: bool) -> bool {
+/// Outstanding writes complete when they are durable if the driver turns the cache off meanwhile; `lie` is
+/// the negative control.
+fn turned_off_while_outstanding(lie: bool) -> bool {
     let (mut rig, engine) = fake(WRITABLE_FEATURES);
     if lie {
         engine.lie();
@@ -107,7 +110,7 @@ fn turned_off_under_way(lie: bool) -> bool {
     };
     engine.hold(true);
     rig.fill(DATA, &[0x66; 1024]);
-    // One is done and not published, the other runs.
+    // One is completed and not published, the other is in flight.
     rig.offer_request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512)));
     rig.offer_request(3, VIRTIO_BLK_T_OUT, 8, Some(readable(DATA, 512)));
     rig.queue().service(&mut engine.clone());
@@ -115,19 +118,19 @@ fn turned_off_under_way(lie: bool) -> bool {
     complete(&mut rig, &engine);
     assert!(set_writeback(&mut rig, 0));
     rig.queue().service(&mut engine.clone());
-    assert_eq!(rig.queue().publish(), 0, "it waits for its sync");
-    // The second ends while the sync of the first runs, which does not cover it.
+    assert_eq!(rig.vq().publish(), 0, "it waits for its sync");
+    // The second completes while the sync of the first runs, which does not cover it.
     engine.run_one(0);
     complete(&mut rig, &engine);
-    assert_eq!(rig.queue().publish(), 0);
+    assert_eq!(rig.vq().publish(), 0);
     assert_eq!(engine.pending(), 1);
     engine.run_one(0);
     complete(&mut rig, &engine);
-    assert_eq!(rig.queue().publish(), 1);
+    assert_eq!(rig.vq().publish(), 1);
     assert_eq!(rig.take_used(), [(0, 1)]);
     engine.run_one(0);
     complete(&mut rig, &engine);
-    assert_eq!((rig.queue().publish(), rig.queue().running()), (1, 0));
+    assert_eq!((rig.vq().publish(), rig.vq().in_flight()), (1, 0));
     assert_eq!(rig.take_used(), [(3, 1)]);
     let stats = rig.queue().stats();
     assert_eq!((stats.writes.get(), stats.flushes.get()), (2, 0));
@@ -136,15 +139,19 @@ fn turned_off_under_way(lie: bool) -> bool {
     image[..512] == [0x66; 512] && image[8 * 512..9 * 512] == [0x66; 512]
 }
 
-// virtio-checklist 58: a write that was submitted while writeback was 0 is durable, even if the daemon took it off the
-// ring before it heard of the change
+// virtio-checklist 58: a write that was submitted while writeback was 0 is durable, even if the daemon took
+// it off the ring before the change
 #[test]
-fn writes_under_way_when_the_cache_is_turned_off() {
-    assert!(turned_off_under_way(false));
-    assert!(!turned_off_under_way(true), "an engine that lies is noticed");
+fn outstanding_writes_when_the_cache_is_turned_off() {
+    assert!(turned_off_while_outstanding(false));
+    assert!(
+        !turned_off_while_outstanding(true),
+        "an engine that lies is noticed"
+    );
 }
 
-/// The daemon dies with a write that is done and not published; the next one hears first that the cache is off.
+/// The daemon dies with a write that is completed and not published; the cache is off when the next one
+/// starts.
 fn turned_off_between_daemons(lie: bool) -> bool {
     let (mut rig, engine) = fake(WRITABLE_FEATURES);
     if lie {
@@ -175,9 +182,9 @@ fn turned_off_between_daemons(lie: bool) -> bool {
     engine.image()[5 * 512..7 * 512] == [0x67; 1024]
 }
 
-// virtio-checklist 58; torture c5: not even a restart of the daemon in between makes a difference
+// virtio-checklist 58; torture c5: the same with a restart of the daemon in between
 #[test]
-fn the_cache_is_turned_off_while_no_daemon_listens() {
+fn the_cache_is_turned_off_while_no_daemon_runs() {
     assert!(turned_off_between_daemons(false));
     assert!(
         !turned_off_between_daemons(true),
@@ -185,24 +192,24 @@ fn the_cache_is_turned_off_while_no_daemon_listens() {
     );
 }
 
-// A sync that fails turns such a write into an error, though its data were written.
+// A failed sync makes such a write an error, although its data are written.
 #[test]
 fn the_sync_for_a_cached_write_fails() {
-    use crate::engine::fake::Outcome;
+    use crate::engine::fake::Scripted;
     let (mut rig, engine) = fake(WRITABLE_FEATURES);
     engine.hold(true);
     let status = rig.offer_request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512)));
     rig.queue().service(&mut engine.clone());
     assert!(set_writeback(&mut rig, 0));
     engine.hold(false);
-    engine.script([Outcome::Whole, Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Whole, Scripted::Fail(libc::EIO)]);
     rig.run();
     assert_eq!(rig.take_used(), [(0, 1)]);
-    assert_eq!(rig.byte(status), Status::IoErr as u8);
+    assert_eq!(rig.byte(status), RequestStatus::IoErr as u8);
     assert!(rig.queue().disk().sync_failed());
 }
 
-// On the engines themselves.
+// On the real engines.
 #[test]
 fn both_modes_on_real_files() {
     for kind in ENGINES {

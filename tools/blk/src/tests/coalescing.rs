@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 
+use ringvirtio::clock::Clock;
+use ringvirtio::throttle::{Rate, RateLimits};
+use ringvirtio::virtio::*;
+
 use super::rig::*;
 use super::service::{Again, PATIENCE, Running, own_queue};
-use crate::clock::Clock;
-use crate::device::feature;
 use crate::disk::EngineKind;
-use crate::queue::Queue;
-use crate::stats::QueueStats;
-use crate::throttle::{Rate, RateLimits};
+use crate::queue::BlockQueue;
+use crate::stats::BlockStats;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -21,8 +22,8 @@ const EVENT_IDX: u64 = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
 fn timed(features: u64) -> (Rig, Arc<AtomicU64>) {
     let mut rig = Rig::with(EngineKind::Threads, 128, features, false);
     let time = Arc::new(AtomicU64::new(0));
-    rig.queue().set_clock(Clock::Manual(time.clone()));
-    rig.queue().set_quiet(true);
+    rig.vq().set_clock(Clock::Manual(time.clone()));
+    rig.vq().set_polled(true);
     (rig, time)
 }
 
@@ -43,30 +44,31 @@ fn round(rig: &mut Rig, more: u16) {
     let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
     queue.service(engine.get());
     offer(rig, more);
-    rig.queue().publish();
+    rig.vq().publish();
 }
 
 /// Interrupts so far, and whether one is owed.
 fn told(rig: &mut Rig) -> (usize, bool) {
-    (rig.interrupt_count(), rig.queue().interrupt_due().is_some())
+    (rig.interrupt_count(), rig.vq().interrupt_due().is_some())
 }
 
-/// Lets the queue learn that its driver has `depth` requests under way, a power of two. One is left in the available ring.
+/// Lets the queue learn that its driver has `depth` requests under way, a power of two. One is left in the
+/// available ring.
 fn learn(rig: &mut Rig, depth: u16) {
     let mut together = 1;
     while together < depth {
-        let left = rig.queue().outstanding();
+        let left = rig.vq().outstanding();
         offer(rig, together - left);
         round(rig, 1);
-        assert_eq!(rig.queue().interrupt_due(), None);
+        assert_eq!(rig.vq().interrupt_due(), None);
         rig.take_used();
         rig.await_interrupt();
         together *= 2;
     }
 }
 
-// virtio-checklist 45, 46: a driver that has one request under way is told of each at once; one that has several, of those
-// together; and when it has fewer than before, of those that there are.
+// virtio-checklist 45, 46: a driver that has one request under way is told of each at once; one that has
+// several, of those together; and when it has fewer than before, of those that there are.
 #[test]
 fn as_many_as_the_driver_has_under_way() {
     for features in [ALL_FEATURES, EVENT_IDX] {
@@ -85,41 +87,45 @@ fn as_many_as_the_driver_has_under_way() {
         assert_eq!(step(0, 1), (3, true), "one of two");
         assert_eq!(step(0, 0), (4, false), "two of two");
         assert_eq!(step(1, 0), (4, true));
-        rig.queue().signal_overdue();
+        rig.vq().signal_overdue();
         assert_eq!(told(&mut rig), (5, false), "the second did not come");
-        rig.queue().signal_overdue();
+        rig.vq().signal_overdue();
         rig.await_interrupt();
         offer(&mut rig, 1);
         round(&mut rig, 0);
         assert_eq!(told(&mut rig), (6, false), "and is not waited for any more");
         let stats = rig.queue().stats().clone();
         assert_eq!(
-            (stats.publications.get(), stats.interrupts_coalesced.get()),
+            (
+                stats.queue.publications.get(),
+                stats.queue.interrupts_coalesced.get()
+            ),
             (7, 2)
         );
     }
 }
 
-// Told early for others' sake, it learns nothing of that; asked for notifications of ever fewer requests, it does.
+// Told early for others' sake, it learns nothing of that; asked for notifications of ever fewer requests, it
+// does.
 #[test]
 fn what_is_not_learned_from() {
     let mut rig = looked_at(ALL_FEATURES);
     learn(&mut rig, 4);
     round(&mut rig, 0);
-    rig.queue().signal();
+    rig.vq().signal();
     offer(&mut rig, 1);
     round(&mut rig, 0);
     assert!(told(&mut rig).1, "four are waited for still");
-    rig.queue().signal();
+    rig.vq().signal();
     for waits in [true, false] {
-        rig.queue().set_quiet(false);
+        rig.vq().set_polled(false);
         offer(&mut rig, 1);
         round(&mut rig, 0);
-        rig.queue().set_quiet(true);
+        rig.vq().set_polled(true);
         offer(&mut rig, 1);
         round(&mut rig, 0);
         assert_eq!(told(&mut rig).1, waits);
-        rig.queue().signal();
+        rig.vq().signal();
     }
 }
 
@@ -150,7 +156,7 @@ fn a_driver_that_polls_is_not_waited_for() {
         round(&mut rig, 1);
         assert_eq!(told(&mut rig), (0, false));
     }
-    assert_eq!(rig.queue().take_crowded(), Some(false));
+    assert_eq!(rig.vq().take_backlog(), Some(false));
     rig.set_u16(rig.ring.avail.0, 0);
     round(&mut rig, 0);
     assert_eq!(told(&mut rig), (1, false));
@@ -174,7 +180,8 @@ fn what_waits_no_longer_than_it_has_to() {
     assert_eq!(told(&mut rig), (raised + 1, true));
 }
 
-// The wait for the next is some of the times that passed between the last ones, and that of the first is bounded.
+// The wait for the next is some of the times that passed between the last ones, and that of the first is
+// bounded.
 #[test]
 fn how_long_it_waits() {
     const US: u64 = 1000;
@@ -183,7 +190,7 @@ fn how_long_it_waits() {
         learn(&mut rig, 32);
         for _ in 0..40 {
             round(&mut rig, 1);
-            rig.queue().signal();
+            rig.vq().signal();
             time.fetch_add(pace * US, Ordering::Relaxed);
         }
         let start = time.load(Ordering::Relaxed);
@@ -191,7 +198,7 @@ fn how_long_it_waits() {
         for _ in 0..31 {
             round(&mut rig, 1);
             let now = time.load(Ordering::Relaxed);
-            let due = rig.queue().interrupt_due().unwrap();
+            let due = rig.vq().interrupt_due().unwrap();
             assert_eq!(
                 due.div_ceil(US),
                 (now / US + wait).min(start / US + 500),
@@ -240,8 +247,8 @@ fn a_queue_at_rest_owes_nothing() {
     round(&mut rig, 0);
     let (raised, owed) = told(&mut rig);
     assert!(owed);
-    rig.queue().set_paused(true);
-    rig.queue().publish();
+    rig.vq().set_paused(true);
+    rig.vq().publish();
     assert_eq!(told(&mut rig), (raised + 1, false));
 }
 
@@ -261,7 +268,8 @@ fn no_more_than_thirty_two() {
     }
 }
 
-// The driver's wish is asked for when the interrupt is due: one that has looked at the used ring meanwhile wants none.
+// The driver's wish is asked for when the interrupt is due: one that has looked at the used ring meanwhile
+// wants none.
 #[test]
 fn a_driver_that_has_looked_gets_none() {
     for looks in [false, true] {
@@ -274,7 +282,7 @@ fn a_driver_that_has_looked_gets_none() {
             rig.take_used();
             rig.await_interrupt();
         }
-        rig.queue().signal_overdue();
+        rig.vq().signal_overdue();
         assert_eq!(told(&mut rig), (before + usize::from(!looks), false));
     }
 }
@@ -283,7 +291,7 @@ fn a_driver_that_has_looked_gets_none() {
 fn finish(rig: &mut Rig) {
     let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
     let mut done = Vec::new();
-    while queue.running() > 0 {
+    while queue.virtqueue_mut().in_flight() > 0 {
         engine.wait(&mut done);
         for outcome in done.drain(..) {
             queue.complete(outcome.tag, outcome.result, engine.get());
@@ -291,8 +299,8 @@ fn finish(rig: &mut Rig) {
     }
 }
 
-/// Whether the interrupt for a request waits, of a queue that has learned of four, with `before` done before the request is
-/// taken, and `between` before it is published.
+/// Whether the interrupt for a request waits, of a queue that has learned of four, with `before` done before
+/// the request is taken, and `between` before it is published.
 fn waits(before: impl FnOnce(&mut Rig), between: impl FnOnce(&mut Rig)) -> bool {
     let mut rig = looked_at(ALL_FEATURES);
     learn(&mut rig, 4);
@@ -300,8 +308,8 @@ fn waits(before: impl FnOnce(&mut Rig), between: impl FnOnce(&mut Rig)) -> bool 
     let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
     queue.service(engine.get());
     between(&mut rig);
-    assert!((1..4).contains(&rig.queue().publish()));
-    let waits = rig.queue().interrupt_due().is_some();
+    assert!((1..4).contains(&rig.vq().publish()));
+    let waits = rig.vq().interrupt_due().is_some();
     finish(&mut rig);
     waits
 }
@@ -324,7 +332,7 @@ fn it_waits_only_for_what_may_come_at_once() {
     };
     assert!(waits(|_| {}, |_| {}));
     assert!(
-        !waits(|rig| rig.queue().set_quiet(false), |_| {}),
+        !waits(|rig| rig.vq().set_polled(false), |_| {}),
         "the driver notifies of the next"
     );
     assert!(!waits(reads, |_| {}), "they run");
@@ -334,21 +342,19 @@ fn it_waits_only_for_what_may_come_at_once() {
     assert!(!waits(flush, finish), "there was a flush");
     assert!(waits(|rig| limit(rig, 2), finish), "both have passed");
     assert!(!waits(|rig| limit(rig, 1), finish), "one may not pass yet");
-    assert!(
-        !waits(|_| {}, |rig| rig.queue().set_paused(true)),
-        "none is taken"
-    );
+    assert!(!waits(|_| {}, |rig| rig.vq().set_paused(true)), "none is taken");
 }
 
-/// A queue that has learned of two requests under way, with one in its available ring; its interrupts and its counters.
-fn learned(rig: &mut Rig) -> (Queue, Receiver<()>, Arc<QueueStats>) {
+/// A queue that has learned of two requests under way, with one in its available ring; its interrupts and its
+/// counters.
+fn learned(rig: &mut Rig) -> (Box<BlockQueue>, Receiver<()>, Arc<BlockStats>) {
     let (queue, interrupts) = own_queue(rig);
     let stats = queue.stats().clone();
-    rig.queue = Some(queue);
-    rig.queue().set_quiet(true);
+    rig.queue = Some(*queue);
+    rig.vq().set_polled(true);
     learn(rig, 2);
     while interrupts.try_recv().is_ok() {}
-    (rig.queue.take().unwrap(), interrupts, stats)
+    (Box::new(rig.queue.take().unwrap()), interrupts, stats)
 }
 
 #[test]
@@ -357,14 +363,14 @@ fn it_is_raised_when_no_more_comes() {
         let reactor = Running::looking();
         let mut rig = Rig::closed(engine, 128, ALL_FEATURES, false);
         let (queue, interrupts, stats) = learned(&mut rig);
-        assert_eq!(stats.interrupts_coalesced.get(), 0);
-        let id = reactor.handle.add(queue);
+        assert_eq!(stats.queue.interrupts_coalesced.get(), 0);
+        let id = reactor.handle.add(Box::new(queue));
         interrupts.recv_timeout(PATIENCE).expect("an interrupt");
         offer(&mut rig, 1);
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         interrupts.recv_timeout(PATIENCE).expect("an interrupt");
         reactor.quiesce(id);
-        assert_eq!(stats.interrupts_coalesced.get(), 1, "only the first waited");
+        assert_eq!(stats.queue.interrupts_coalesced.get(), 1, "only the first waited");
         assert!(interrupts.try_recv().is_err(), "one for each");
     }
 }
@@ -376,8 +382,8 @@ fn it_is_raised_beside_a_busy_queue() {
     Again::add(&reactor);
     let mut rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
     let (queue, interrupts, stats) = learned(&mut rig);
-    let id = reactor.handle.add(queue);
+    let id = reactor.handle.add(Box::new(queue));
     interrupts.recv_timeout(PATIENCE).expect("an interrupt");
     reactor.quiesce(id);
-    assert_eq!(stats.interrupts_coalesced.get(), 1);
+    assert_eq!(stats.queue.interrupts_coalesced.get(), 1);
 }

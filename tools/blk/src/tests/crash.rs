@@ -1,19 +1,20 @@
-//! The daemon is killed between any two steps, and again while it takes over: each request completes exactly once.
+//! The daemon is killed at every step, and again while it takes over: each request completes exactly once.
 //!
-//! A kill is an unwinding from a named step ([`crate::steps`]); the new daemon sees what memory holds then. I/O that
-//! was under way at the kill happens or does not. A model of the driver and of the disk checks every used entry.
+//! A kill is an unwinding from a named step ([`ringvirtio::steps`]); the new daemon sees what memory holds then.
+//! I/O that was in flight at the kill happens or does not. A model of driver and disk checks every used
+//! entry.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use ringvirtio::steps::{Killed, arm, disarm};
+use ringvirtio::virtio::*;
 
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::{Disk, EngineKind};
-use crate::engine::fake::{FakeEngine, Outcome};
-use crate::steps::{Killed, arm, disarm};
+use crate::engine::fake::{FakeEngine, Scripted};
 use crate::virtio::*;
 
 const SIZE: u16 = 32;
@@ -24,9 +25,9 @@ struct Driver {
     rig: Rig,
     fake: FakeEngine,
     disk: Arc<Disk>,
-    /// What each sector holds once all that is outstanding has completed.
+    /// What each sector holds once all outstanding requests have completed.
     model: Vec<u8>,
-    /// By head: type, sector and status address of what is outstanding.
+    /// By head: type, sector and status address of the outstanding requests.
     outstanding: HashMap<u32, (u32, u64, u64)>,
     completed: usize,
     offered: usize,
@@ -57,7 +58,7 @@ impl Driver {
         driver
     }
 
-    /// A request on head `3 * lane`, with the lane's own sector, unless it is busy.
+    /// Makes a request on head `3 * lane` available, for the lane's own sector, unless one is outstanding.
     fn offer(&mut self, lane: u16, kind: u32) {
         let head = lane * 3;
         if self.outstanding.contains_key(&head.into()) {
@@ -87,7 +88,7 @@ impl Driver {
         self.offered += 1;
     }
 
-    /// As a driver does when it is interrupted, and never else.
+    /// Handles an interrupt as a driver does.
     fn interrupt(&mut self) {
         if self.rig.interrupt_count() > self.interrupts_seen {
             self.interrupts_seen = self.rig.interrupt_count();
@@ -95,7 +96,7 @@ impl Driver {
         }
     }
 
-    /// Takes what is used, checks it, and wants an interrupt for the next.
+    /// Pops and checks the used entries, and enables the interrupt for the next.
     fn take(&mut self) {
         for (head, len) in self.rig.take_used() {
             let (kind, sector, status) = self
@@ -122,7 +123,7 @@ impl Driver {
         );
     }
 
-    /// Runs `act` as the daemon; `false` if it was killed.
+    /// Runs `act` as the daemon; returns `false` if it was killed.
     fn daemon(&mut self, act: impl FnOnce(&mut Self)) -> bool {
         let Err(panic) = catch_unwind(AssertUnwindSafe(|| act(self))) else {
             return true;
@@ -137,14 +138,14 @@ impl Driver {
         self.rig.engine = TestEngine::Custom(Box::new(self.fake.clone()));
         let disk = self.disk.clone();
         while !self.daemon(|driver| driver.rig.open_on(disk.clone())) {}
-        // What the log is to say that the guest waits for.
+        // The number of requests that the log must have.
         let untaken = self.rig.used_idx().wrapping_sub(self.rig.used_seen);
         let waiting = self.outstanding.len() - usize::from(untaken);
-        assert_eq!(usize::from(self.rig.queue().outstanding()), waiting);
+        assert_eq!(usize::from(self.rig.vq().outstanding()), waiting);
     }
 
-    /// Serves until all is done, through any number of kills; `happens` says which orphaned operations happen.
-    /// `nth` arms the next kill.
+    /// Serves until everything has completed, through any number of kills. `happens` decides which orphaned
+    /// operations happen; `nth` arms the next kill.
     fn serve(&mut self, happens: &mut dyn FnMut() -> bool, nth: &mut dyn FnMut() -> Option<u64>) {
         for _ in 0..1000 {
             if let Some(steps) = nth() {
@@ -158,12 +159,12 @@ impl Driver {
                     return;
                 }
             } else {
-                // Half of a merged transfer may have happened, too.
+                // A merged transfer may have happened in part, too.
                 if happens() {
-                    self.fake.script([Outcome::Short(700)]);
+                    self.fake.script([Scripted::Short(700)]);
                 }
                 self.fake.orphan(&mut *happens);
-                // An interrupt may have come before the kill; the guest may look at any time.
+                // The interrupt may have come before the kill; the guest may poll at any time.
                 if happens() {
                     self.take();
                 }
@@ -185,10 +186,10 @@ impl Driver {
     }
 }
 
-/// The kinds of a round's requests, one a lane.
+/// The kinds of a round's requests, one for each lane.
 type Rounds = [[u32; 5]; 2];
 
-/// All kinds beside each other.
+/// All kinds together.
 const MIXED: Rounds = [
     [
         VIRTIO_BLK_T_OUT,
@@ -205,7 +206,7 @@ const MIXED: Rounds = [
         VIRTIO_BLK_T_OUT,
     ],
 ];
-/// Lanes are neighbours: all writes go as one, then two reads and three writes.
+/// Lanes are adjacent: all writes are merged, then two reads and three writes.
 const MERGED: Rounds = [
     [VIRTIO_BLK_T_OUT; 5],
     [
@@ -237,7 +238,7 @@ fn scenario(rounds: &Rounds, first: u64, second: Option<u64>, happens: bool) -> 
 // torture c5: at each crash point, and at each of the take-over
 #[test]
 fn killed_at_every_step() {
-    // Of the places of the second kill every second or fourth, in turn.
+    // Only every second or fourth step is a second kill, in turn.
     for (rounds, least, stride) in [(MIXED, 34, 2), (MERGED, 40, 4)] {
         for happens in [false, true] {
             let mut first = 0;
@@ -290,7 +291,7 @@ proptest! {
     }
 }
 
-// torture c5: what was flushed before the kill is durable, whatever the power does after it
+// torture c5: data that were flushed before the kill survive a power cut after it
 #[test]
 fn flushed_writes_survive_kill_and_power_cut() {
     assert!(flushed_writes_survive(false));
@@ -318,12 +319,12 @@ fn flushed_writes_survive(lie: bool) -> bool {
     driver.fake.image()[..512] == flushed
 }
 
-// Writes that overlap are run again in the order of their starts.
+// Overlapping writes are rerun in the order of their starts.
 #[test]
 fn the_log_keeps_the_order() {
-    use crate::inflight::InflightLog;
+    use ringvirtio::inflight::InflightLog;
     let rig = Rig::closed(EngineKind::Threads, SIZE, 0, false);
-    let area = rig.setup(open_soon(&rig.config)).inflight;
+    let area = rig.setup().inflight;
     let (mut log, past) = InflightLog::open(&area, SIZE, 7).unwrap();
     assert!(past.fresh);
     for head in [9, 2, 31, 5, 0] {
@@ -337,9 +338,11 @@ fn the_log_keeps_the_order() {
 
 // A reset empties the log: another epoch. A changed layout, or another size, is refused.
 #[test]
-fn logs_of_other_times() {
-    use crate::inflight::{InflightError, VERSION};
-    use crate::queue::{Queue, SetupError};
+fn logs_of_other_epochs() {
+    use ringvirtio::SetupError;
+    use ringvirtio::inflight::{InflightError, VERSION};
+
+    use crate::queue::BlockQueue;
     let mut driver = Driver::new();
     driver.fake.hold(true);
     driver.offer(0, VIRTIO_BLK_T_OUT);
@@ -347,9 +350,9 @@ fn logs_of_other_times() {
     assert_eq!(driver.rig.queue().service(engine), 1);
     driver.fake.orphan(|| false);
     driver.rig.drop_queue();
-    let mut setup = driver.rig.setup(driver.disk.clone());
+    let mut setup = driver.rig.setup();
     setup.ring.size = 16;
-    let error = Queue::new(setup).err().unwrap();
+    let error = BlockQueue::new(driver.disk.clone(), setup).err().unwrap();
     assert_eq!(
         error,
         SetupError::Inflight(InflightError::Size {
@@ -361,23 +364,26 @@ fn logs_of_other_times() {
         error.to_string(),
         "in-flight log: for a queue of 32 entries, expected 16"
     );
-    // The same log with the same epoch restarts the write; with another it has forgotten it.
+    // The same log with the same epoch restarts the write; with another epoch it is empty.
     for (epoch, restarted) in [(1, 1), (1, 1), (2, 0)] {
         driver.rig.epoch = epoch;
-        let mut queue = Queue::new(driver.rig.setup(driver.disk.clone())).unwrap();
+        let mut queue = BlockQueue::new(driver.disk.clone(), driver.rig.setup()).unwrap();
         if restarted == 0 {
             driver.rig.set_u16(driver.rig.ring.avail.0 + 2, 0);
         }
         queue.service(&mut driver.fake.clone());
         assert_eq!(
-            (queue.stats().restarted.get(), queue.running()),
+            (
+                queue.stats().queue.restarted.get(),
+                queue.virtqueue_mut().in_flight()
+            ),
             (restarted, restarted as u16)
         );
     }
     let word = |value: u64| {
-        // SAFETY: the log's first word, which only this test touches now.
+        // SAFETY: the log's first word, which only this test accesses now.
         unsafe { driver.rig.log.as_ptr().cast::<u64>().write(value) };
-        Queue::new(driver.rig.setup(driver.disk.clone()))
+        BlockQueue::new(driver.disk.clone(), driver.rig.setup())
             .err()
             .map(|error| error.to_string())
     };

@@ -1,17 +1,18 @@
-//! Requests that a decent driver makes: types, framing, limits of the disk. On both engines.
+//! Requests of a well-behaved driver: types, framing, limits of the disk. On both engines.
 
+use ringvirtio::memory::GuestRam;
+use ringvirtio::virtio::*;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::rig::*;
-use crate::device::{self, feature};
+use crate::device;
 use crate::disk::EngineKind;
-use crate::memory::GuestRam;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
-const UNSUPP: u8 = Status::Unsupp as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
+const UNSUPP: u8 = RequestStatus::Unsupp as u8;
 
 fn expected(sector: u64, len: u64) -> Vec<u8> {
     (sector * 512..sector * 512 + len).map(pattern).collect()
@@ -117,7 +118,7 @@ fn indirect_tables_after_direct_descriptors() {
         for pointer_flags in [VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_INDIRECT | VIRTQ_DESC_F_WRITE] {
             let mut rig = Rig::new(engine);
             rig.header(BUFFERS, VIRTIO_BLK_T_IN, 1);
-            // Not even aligned: the specification does not ask for it.
+            // Unaligned: the specification does not require alignment.
             let table = BUFFERS + 0x1003;
             rig.chain_in(
                 table,
@@ -184,8 +185,8 @@ fn a_readonly_disk_takes_no_write() {
 fn unknown_types_are_unsupported() {
     let mut rig = Rig::new(EngineKind::Threads);
     let before = rig.image();
-    // Old SCSI commands, secure erase, zone operations (60), lifetime; DISCARD and WRITE_ZEROES, which are not
-    // negotiated here.
+    // Old SCSI commands, secure erase, zone operations (60), lifetime; DISCARD and WRITE_ZEROES, which are
+    // not negotiated here.
     for kind in [
         2,
         3,
@@ -232,7 +233,7 @@ fn get_id_is_padded_and_cut() {
 
 // virtio-checklist 63; torture b8, b9, b13
 #[test]
-fn beyond_the_end_and_half_sectors_fail_and_move_nothing() {
+fn requests_beyond_the_end_and_half_sectors_fail_without_a_transfer() {
     for engine in ENGINES {
         let mut rig = Rig::new(engine);
         let before = rig.image();
@@ -270,7 +271,7 @@ fn beyond_the_end_and_half_sectors_fail_and_move_nothing() {
     }
 }
 
-// torture b8: more segments than IOV_MAX, and a sum over 2^32 is a matter of bounds
+// torture b8: more segments than IOV_MAX, and a sum above 2^32
 #[test]
 fn more_segments_than_the_kernel_takes_at_once() {
     for engine in ENGINES {
@@ -298,7 +299,8 @@ fn a_sum_over_four_gibibytes_is_counted_right() {
     let mut rig = Rig::with(EngineKind::Threads, 1024, ALL_FEATURES, false);
     rig.header(BUFFERS, VIRTIO_BLK_T_IN, 0);
     let mut bufs = vec![readable(BUFFERS, 16)];
-    // 1000 times 5 MiB of the same RAM: 2^32 and more, which truncated to 32 bits would be inside of the disk.
+    // 1000 times 5 MiB of the same RAM: 2^32 and more, which truncated to 32 bits would be inside of the
+    // disk.
     bufs.extend((0..1000).map(|_| writable(BASE + 0x20_0000, 5 << 20)));
     bufs.push(writable(BUFFERS + 64, 1));
     rig.offer(0, &bufs);
@@ -307,8 +309,8 @@ fn a_sum_over_four_gibibytes_is_counted_right() {
     assert_eq!(rig.byte(BUFFERS + 64), IOERR);
 }
 
-// torture b8: descriptors of 4 GiB - 1 bytes and of the most that is sectors, alone and two of them, over 2^32 in sum. The
-// memory is there by address alone.
+// torture b8: descriptors of 4 GiB - 1 bytes and of the most whole sectors, one and two of them, above 2^32
+// in sum. The memory is only reserved.
 #[test]
 fn descriptors_of_four_gibibytes() {
     const ODD: u32 = u32::MAX;
@@ -331,7 +333,7 @@ fn descriptors_of_four_gibibytes() {
         for (lens, status, used) in [
             (1, IOERR, 0),
             (2, OK, WHOLE + 1),
-            // What does not fit into the field of 32 bits is less than what was written.
+            // Used len has 32 bits: it saturates below the bytes that were written.
             (3, OK, u32::MAX),
         ] {
             rig.header(BUFFERS, VIRTIO_BLK_T_IN, 0);
@@ -349,7 +351,7 @@ fn descriptors_of_four_gibibytes() {
                 (vec![(0, used)], status)
             );
         }
-        // Of a disk that is smaller nothing is read.
+        // A smaller disk is not read at all.
         rig.kill();
         let mut small = Rig::closed(kind, 16, ALL_FEATURES, false);
         (small.memory, small.ram) = (rig.memory.clone(), rig.ram.clone());

@@ -1,9 +1,14 @@
-//! The guest played by the `virtio-drivers` crate: its block driver on a transport that makes queues of a reactor.
+//! The guest played by the `virtio-drivers` crate: its block driver on a transport that makes queues of a
+//! reactor.
 
 use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use ringvirtio::inflight::InflightArea;
+use ringvirtio::memory::GuestRam;
+use ringvirtio::ring::RingAddresses;
+use ringvirtio::{QueueId, QueueSetup, Reactor, ReactorHandle, ReactorOptions};
 use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
@@ -13,11 +18,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::rig::*;
 use crate::device;
 use crate::disk::{Disk, EngineKind};
-use crate::inflight::InflightArea;
-use crate::memory::GuestRam;
-use crate::queue::{Queue, QueueSetup};
-use crate::reactor::{QueueId, Reactor, ReactorHandle, ReactorOptions};
-use crate::ring::RingAddresses;
+use crate::queue::BlockQueue;
 
 /// The RAM of the guest that a test's thread plays, by pages: `true` is taken.
 struct Arena {
@@ -125,7 +126,7 @@ impl Transport for FakeTransport {
     }
 
     fn notify(&mut self, _queue: u16) {
-        self.handle.kick(self.queue.unwrap());
+        self.handle.schedule(self.queue.unwrap());
     }
 
     fn get_status(&self) -> DeviceStatus {
@@ -146,7 +147,6 @@ impl Transport for FakeTransport {
         assert_eq!(queue, 0);
         self.epoch += 1;
         let setup = QueueSetup {
-            disk: self.disk.clone(),
             ram: GuestRam::new(memory()).unwrap(),
             ring: RingAddresses {
                 size: size as u16,
@@ -160,10 +160,13 @@ impl Transport for FakeTransport {
                 offset: 0,
             },
             epoch: self.epoch,
-            notify: Box::new(|| {}),
+            notify_driver: Box::new(|| {}),
             needs_reset: Box::new(|fault| panic!("a decent driver broke the queue: {fault}")),
         };
-        self.queue = Some(self.handle.add(Queue::new(setup).unwrap()));
+        self.queue = Some(
+            self.handle
+                .add(Box::new(BlockQueue::new(self.disk.clone(), setup).unwrap())),
+        );
     }
 
     fn queue_unset(&mut self, _queue: u16) {

@@ -1,18 +1,20 @@
-//! What real files say: after a completed FLUSH, or a write that had to be durable, the kernel has nothing of the image
-//! left to write. A power cut is played in [`super::faults`], and made in tests/host/power-cut.sh.
+//! Durability on real files: after a completed FLUSH, or a durable write, the kernel has no dirty pages of
+//! the image. A power cut is simulated in [`super::faults`], and made in tests/host/power-cut.sh.
 
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use ringvirtio::virtio::*;
+
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::{EngineKind, Format};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
+const OK: u8 = RequestStatus::Ok as u8;
 
-/// Pages of a file that are not on its disk yet, by `cachestat`; `None` before Linux 6.5, or where that is not allowed.
+/// Returns the pages of a file that are not on its disk yet, by `cachestat`; `None` before Linux 6.5, or
+/// where it is not permitted.
 fn unwritten(path: &Path) -> Option<u64> {
     const SYS_CACHESTAT: libc::c_long = 451;
     const DIRTY: usize = 1;
@@ -33,7 +35,7 @@ fn unwritten(path: &Path) -> Option<u64> {
     (result == 0).then(|| counts[DIRTY] + counts[WRITEBACK])
 }
 
-/// A rig over a file on a disk, which tmpfs is not.
+/// Makes a rig over a file on a disk: a file on tmpfs is never written back.
 fn rig_on_disk(kind: EngineKind, format: Format, features: u64) -> Rig {
     let mut rig = Rig::closed(kind, 64, features, false);
     rig.dir =
@@ -49,27 +51,27 @@ fn rig_on_disk(kind: EngineKind, format: Format, features: u64) -> Rig {
     rig
 }
 
-/// Whether the kernel says of this directory's files what is not written yet.
-fn tells() -> bool {
+/// Returns whether the kernel reports dirty pages of this directory's files.
+fn reports_dirty_pages() -> bool {
     for _ in 0..100 {
         let mut rig = rig_on_disk(EngineKind::Threads, Format::Raw, ALL_FEATURES);
         rig.request(0, VIRTIO_BLK_T_OUT, 8, Some(readable(DATA, 8192)));
         match unwritten(&rig.config.path) {
             None => break,
-            // It may have been written in the meantime.
+            // It may have been written back meanwhile.
             Some(0) => {}
             Some(_) => return true,
         }
     }
-    eprintln!("skipped: the kernel does not tell what of a file is not written yet");
+    eprintln!("skipped: the kernel does not report dirty pages");
     false
 }
 
-// virtio-checklist 58, 59; torture e2: on both engines and formats. The negative control is the stage "control: no
-// fdatasync".
+// virtio-checklist 58, 59; torture e2: on both engines and formats. The negative control is the stage
+// "control: no fdatasync".
 #[test]
 fn nothing_is_left_to_be_written() {
-    if !tells() {
+    if !reports_dirty_pages() {
         return;
     }
     let through = WRITABLE_FEATURES & !feature(VIRTIO_BLK_F_FLUSH) & !feature(VIRTIO_BLK_F_CONFIG_WCE);

@@ -1,35 +1,35 @@
-//! What engines and images do for any queue: every case on both engines, around the page cache and through it.
+//! Engines and images: every case on both engines, with O_DIRECT and through the page cache.
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ringvirtio::Completion;
+use ringvirtio::memory::GuestRam;
 use tempfile::TempDir;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::rig::*;
 use crate::disk::{Disk, DiskConfig, EngineKind, HostCache};
-use crate::engine::uring::Uring;
-use crate::engine::{Engine, IoDone};
-use crate::memory::GuestRam;
+use crate::engine::uring::OwnRingEngine;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = 0;
 
-/// A directory on a disk, where O_DIRECT and holes are to be had; else where temporary files are.
+/// Returns a directory on a disk, where O_DIRECT and holes are supported; else one for temporary files.
 fn disk_dir() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap_or_else(|_| tempfile::tempdir().unwrap())
 }
 
-/// Both engines, both ways.
+/// Both engines, each with and without the page cache.
 fn ways() -> impl Iterator<Item = (EngineKind, HostCache)> {
     ENGINES
         .into_iter()
         .flat_map(|kind| [HostCache::None, HostCache::Writeback].map(|cache| (kind, cache)))
 }
 
-/// A rig over a file of so many sectors in `dir`, registered with its engine.
+/// Makes a rig over a file of `sectors` sectors in `dir`, registered with its engine.
 fn rig_on(dir: &TempDir, kind: EngineKind, cache: HostCache, sectors: u64) -> Rig {
     let path = dir.path().join(format!("{kind:?}-{cache:?}.img"));
     let image: Vec<u8> = (0..sectors * 512).map(pattern).collect();
@@ -47,7 +47,9 @@ fn rig_on(dir: &TempDir, kind: EngineKind, cache: HostCache, sectors: u64) -> Ri
 
 fn attach(rig: &mut Rig) {
     let disk = rig.queue().disk().clone();
-    rig.engine.get().attach(&disk, &rig.ram);
+    if let TestEngine::Uring(engine, _) = &mut rig.engine {
+        engine.attach(disk.backing(), &rig.ram);
+    }
 }
 
 fn out(rig: &mut Rig, sector: u64, addr: u64, len: u32) {
@@ -60,7 +62,7 @@ fn read(rig: &mut Rig, sector: u64, addr: u64, len: u32) {
     assert_eq!(done, (OK, len + 1), "read of {len} at sector {sector}");
 }
 
-/// A request about one range; returns its status.
+/// Makes a request for one range; returns its status.
 fn range(rig: &mut Rig, kind: u32, sector: u64, sectors: u32, flags: u32) -> u8 {
     let mut segment = sector.to_le_bytes().to_vec();
     segment.extend(sectors.to_le_bytes());
@@ -69,7 +71,7 @@ fn range(rig: &mut Rig, kind: u32, sector: u64, sectors: u32, flags: u32) -> u8 
     rig.request(0, kind, 0, Some(readable(DATA, 16))).0
 }
 
-// Any sector, any length, buffers of any alignment: what is written is there, and nothing beside it changes.
+// Any sector, any length, buffers of any alignment: the bytes are written, and no others.
 #[test]
 fn transfers_of_any_alignment() {
     let dir = disk_dir();
@@ -80,7 +82,7 @@ fn transfers_of_any_alignment() {
         for round in 0..40_u32 {
             seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
             let sector = u64::from(seed >> 20) % 3000;
-            // Some aligned to a sector, some to a word, some to nothing.
+            // Some aligned to a sector, some to a word, some unaligned.
             let shift = [0, 512, 4, 1][round as usize % 4];
             let len = [512, 4096, 65536, 0x4_8000][(seed >> 8) as usize % 4];
             let addr = DATA + shift;
@@ -103,7 +105,7 @@ fn transfers_of_any_alignment() {
     }
 }
 
-// Segments that are no sectors on their own go through a buffer of ours where the file needs it.
+// Segments that are not whole sectors are copied through a bounce buffer where the file requires it.
 #[test]
 fn segments_of_odd_lengths() {
     let dir = disk_dir();
@@ -152,7 +154,7 @@ fn the_page_cache_agrees() {
     }
 }
 
-// torture c9: what is left of a truncated file, around the page cache too
+// torture c9: the rest of a truncated file, also with O_DIRECT
 #[test]
 fn truncated_underneath() {
     let dir = disk_dir();
@@ -167,7 +169,8 @@ fn truncated_underneath() {
     }
 }
 
-// virtio-checklist 57: a discard gives blocks back, zeroes read zero whether unmapped or not, neighbours stay
+// virtio-checklist 57: a discard deallocates blocks, zeroes read zero whether unmapped or not, neighbours are
+// unchanged
 #[test]
 fn holes_and_zeroes() {
     let dir = disk_dir();
@@ -184,7 +187,7 @@ fn holes_and_zeroes() {
         );
         let mut expected: Vec<u8> = (0..4096 * 512).map(pattern).collect();
         expected[1024 * 512..3072 * 512].fill(0);
-        // Ranges that are no blocks.
+        // Ranges that are not whole blocks.
         for (sector, sectors, flags) in [(1, 3, 0), (17, 999, 1), (3333, 1, 1), (4095, 1, 0)] {
             assert_eq!(
                 range(&mut rig, VIRTIO_BLK_T_WRITE_ZEROES, sector, sectors, flags),
@@ -198,7 +201,7 @@ fn holes_and_zeroes() {
     }
 }
 
-// What a file lacks is made up for: discards do nothing, zeroes are written. ramfs has no fallocate.
+// Fallbacks for what a file lacks: discards have no effect, zeroes are written. ramfs has no fallocate.
 #[test]
 fn files_without_holes() {
     let Some(dir) = mounted(c"ramfs", c"") else { return };
@@ -217,7 +220,7 @@ fn files_without_holes() {
     unmount(&dir);
 }
 
-// The other way there: tmpfs punches holes but has no ZERO_RANGE, and no O_DIRECT that would be one.
+// tmpfs punches holes but has no ZERO_RANGE, and no real O_DIRECT.
 #[test]
 fn files_in_memory() {
     let Some(dir) = mounted(c"tmpfs", c"size=16m") else {
@@ -237,9 +240,9 @@ fn files_in_memory() {
     unmount(&dir);
 }
 
-/// A file system in a mount namespace of the thread's own; `None` where that is not allowed.
+/// Mounts a file system in a mount namespace of this thread; `None` where that is not permitted.
 pub(super) fn mounted(kind: &std::ffi::CStr, data: &std::ffi::CStr) -> Option<TempDir> {
-    // SAFETY: it concerns this thread alone, which the test harness ends after the test.
+    // SAFETY: it affects only this thread, which the test harness ends after the test.
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
         eprintln!("skipped: mounting needs root");
         return None;
@@ -269,32 +272,33 @@ pub(super) fn unmount(dir: &TempDir) {
     unsafe { libc::umount2(target(dir).as_ptr(), libc::MNT_DETACH) };
 }
 
-// Registered with the ring as long as some queue uses them: files and memory, with the lock and the pages they hold
+// Files and memory are registered with the ring as long as a queue uses them, with the lock and the pages
+// that they hold
 #[test]
 fn registration_ends_with_the_last_user() {
-    let Ok(mut ring) = Uring::new(8) else {
+    let Ok(mut ring) = OwnRingEngine::new(8) else {
         eprintln!("skipped: no io_uring here");
         return;
     };
     let rig = Rig::closed(EngineKind::IoUring, 16, 0, false);
     let disk = open_soon(&rig.config);
-    ring.attach(&disk, &rig.ram);
-    ring.attach(&disk, &rig.ram);
-    let registered = ring.registered();
+    ring.attach(disk.backing(), &rig.ram);
+    ring.attach(disk.backing(), &rig.ram);
+    let registered = ring.ring.registered();
     assert_eq!(registered.0, 1, "a fixed file");
-    ring.detach(&disk, &rig.ram);
-    assert_eq!(ring.registered(), registered);
+    ring.detach(disk.backing(), &rig.ram);
+    assert_eq!(ring.ring.registered(), registered);
     let weak = Arc::downgrade(&rig.ram);
     let users = weak.strong_count();
-    ring.detach(&disk, &rig.ram);
-    assert_eq!(ring.registered(), (0, 0));
+    ring.detach(disk.backing(), &rig.ram);
+    assert_eq!(ring.ring.registered(), (0, 0));
     assert!(weak.strong_count() < users || registered.1 == 0);
     drop(disk);
-    // The kernel lets go of a slot's file when no request uses the table's old state any more.
+    // The kernel releases a slot's file when no request uses the table's old state any more.
     open_soon(&rig.config);
 }
 
-// Memory in several regions: requests find the buffer that they are in
+// Memory in several regions: requests use the right fixed buffer
 #[test]
 fn fixed_buffers_of_several_regions() {
     let mut rig = Rig::closed(EngineKind::IoUring, 16, WRITABLE_FEATURES, false);
@@ -387,7 +391,7 @@ fn helpers_and_ring_together() {
         for number in 0..16_u8 {
             assert_eq!(rig.image_at(u64::from(number) * 16, 4096), [number + 1; 4096]);
         }
-        let mut nothing: Vec<IoDone> = Vec::new();
+        let mut nothing: Vec<Completion> = Vec::new();
         rig.engine.get().reap(&mut nothing);
         assert!(nothing.is_empty());
     }

@@ -1,17 +1,18 @@
-//! Files that fail: short transfers, interruptions, errors, no space, truncation; and what is durable when.
+//! Files that fail: short transfers, interruptions, errors, no space, truncation; and durability.
 
 use std::sync::Arc;
 
+use ringvirtio::virtio::*;
+
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::{Disk, DiskConfig, EngineKind};
 use crate::engine::IoKind;
-use crate::engine::fake::{FakeEngine, Outcome};
+use crate::engine::fake::{FakeEngine, Scripted};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
 
 fn fake(features: u64) -> (Rig, FakeEngine) {
     let mut rig = Rig::with(EngineKind::Threads, 16, features, false);
@@ -24,7 +25,7 @@ fn fake(features: u64) -> (Rig, FakeEngine) {
 #[test]
 fn short_transfers_and_interruptions() {
     let (mut rig, engine) = fake(ALL_FEATURES);
-    use Outcome::{Fail, Short};
+    use Scripted::{Fail, Short};
     let script = [
         Short(1),
         Fail(libc::EINTR),
@@ -51,7 +52,7 @@ fn short_transfers_and_interruptions() {
     engine.script([Fail(libc::EINTR), Fail(libc::EAGAIN)]);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None), (OK, 1));
     assert_eq!(rig.queue().stats().retries.get(), 14);
-    // Not for ever.
+    // Not without a limit.
     engine.script([Fail(libc::EAGAIN); 101]);
     assert_eq!(
         rig.request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512))),
@@ -71,19 +72,19 @@ fn errors_of_the_file() {
         libc::EFBIG,
         libc::ENXIO,
     ] {
-        engine.script([Outcome::Fail(error)]);
+        engine.script([Scripted::Fail(error)]);
         assert_eq!(
             rig.request(0, VIRTIO_BLK_T_OUT, 2, Some(readable(DATA, 1024))),
             (IOERR, 1)
         );
-        engine.script([Outcome::Short(600), Outcome::Fail(error)]);
+        engine.script([Scripted::Short(600), Scripted::Fail(error)]);
         assert_eq!(
             rig.request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 1024))),
             (IOERR, 600)
         );
     }
     assert_eq!(rig.queue().stats().errors.get(), 12);
-    // It goes on afterwards.
+    // The queue continues afterwards.
     assert_eq!(
         rig.request(0, VIRTIO_BLK_T_OUT, 2, Some(readable(DATA, 1024))),
         (OK, 1)
@@ -93,12 +94,12 @@ fn errors_of_the_file() {
 
 // torture c8: after a failed fdatasync no later FLUSH says OK until the image is reopened
 #[test]
-fn a_failed_sync_is_not_forgotten() {
+fn a_failed_sync_stays_recorded() {
     let (mut rig, engine) = fake(ALL_FEATURES);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
-    engine.script([Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Fail(libc::EIO)]);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
-    // The kernel would now say that all is well.
+    // The kernel would report success now.
     for _ in 0..3 {
         assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
     }
@@ -115,7 +116,7 @@ fn a_failed_sync_is_not_forgotten() {
 #[test]
 fn flushes_that_share_a_failing_sync() {
     let (mut rig, engine) = fake(ALL_FEATURES);
-    engine.script([Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Fail(libc::EIO)]);
     let statuses: Vec<u64> = (0..4)
         .map(|head| rig.offer_request(head * 2, VIRTIO_BLK_T_FLUSH, 0, None))
         .collect();
@@ -124,11 +125,11 @@ fn flushes_that_share_a_failing_sync() {
     assert!(statuses.iter().all(|&status| rig.byte(status) == IOERR));
 }
 
-// virtio-checklist 59: a FLUSH that comes while an fdatasync runs waits for the next one, which starts after it
+// virtio-checklist 59: a FLUSH that arrives during an fdatasync waits for the next one, which starts after it
 #[test]
 fn a_late_flush_gets_a_sync_of_its_own() {
     late_flush(false);
-    // The negative control: an engine that does not sync loses the write.
+    // Negative control: an engine that does not sync loses the write.
     late_flush(true);
 }
 
@@ -151,7 +152,7 @@ fn late_flush(lie: bool) {
             rig.queue()
                 .complete(outcome.tag, outcome.result, &mut engine.clone());
         }
-        rig.queue().publish();
+        rig.vq().publish();
     };
     // The write completes, then it is flushed, while the first sync has not ended.
     complete(&mut rig, 1);
@@ -170,8 +171,8 @@ fn late_flush(lie: bool) {
     assert_eq!(kept, !lie);
 }
 
-// virtio-checklist 58: durable before completion without FLUSH; with it, by FLUSH. The second half is the negative
-// control: this test would notice a device that never makes writes durable.
+// virtio-checklist 58: durable before completion without FLUSH; with it, by FLUSH. The second half is the
+// negative control: this test fails for a device that never makes writes durable.
 #[test]
 fn writes_are_durable_without_flush() {
     for (negotiated, kind) in [(false, IoKind::WriteDurable), (true, IoKind::Write)] {
@@ -182,19 +183,18 @@ fn writes_are_durable_without_flush() {
         };
         let (mut rig, engine) = fake(features);
         rig.fill(DATA, &[0x77; 1024]);
-        engine.script([Outcome::Short(700)]);
+        engine.script([Scripted::Short(700)]);
         assert_eq!(
             rig.request(0, VIRTIO_BLK_T_OUT, 4, Some(readable(DATA, 1024))),
             (OK, 1)
         );
-        assert!(engine.asked().iter().all(|asked| asked.kind == kind));
+        assert!(engine.requested().iter().all(|asked| asked.kind == kind));
         engine.power_cut();
         assert_eq!(engine.image()[2048..3072] == [0x77; 1024], !negotiated);
     }
 }
 
-/// Cuts the power after random writes and flushes; returns in how many of 40 cases something was lost that a FLUSH
-/// had covered.
+/// Cuts the power after random writes and flushes; returns in how many of 40 cases a flushed write was lost.
 fn power_cuts(lie: bool) -> usize {
     let mut lost = 0;
     for cut in 0..40 {
@@ -228,20 +228,20 @@ fn power_cuts(lie: bool) -> usize {
     lost
 }
 
-// torture e2 in small: after a power cut at any moment, every write completed before a completed FLUSH is there
+// torture e2 in small: every write completed before a completed FLUSH survives a power cut at any moment
 #[test]
 fn power_cuts_keep_what_was_flushed() {
     assert_eq!(power_cuts(false), 0);
 }
 
-// torture e3 in small, the negative control: an engine without fdatasync is caught by the same test
+// torture e3 in small, negative control: an engine without fdatasync fails the same test
 #[test]
 fn power_cuts_catch_an_engine_that_lies() {
     let lost = power_cuts(true);
     assert!(lost >= 20, "caught in {lost} of 40 cases");
 }
 
-// virtio-checklist 58 on the engines themselves: RWF_DSYNC is accepted and writes
+// virtio-checklist 58 on the real engines: RWF_DSYNC is accepted and writes
 #[test]
 fn durable_writes_on_real_files() {
     for kind in ENGINES {

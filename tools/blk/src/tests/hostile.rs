@@ -1,9 +1,9 @@
 //! Drivers that break the rules: the queue is broken, a reset is asked for once, nothing else is touched.
 
 use proptest::prelude::*;
+use ringvirtio::virtio::*;
 
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::virtio::*;
 
@@ -28,7 +28,7 @@ fn assert_breaks(mut rig: Rig, reason: &str) {
     let faults = rig.fault_list();
     assert_eq!(faults.len(), 1, "asked for one reset");
     assert!(faults[0].contains(reason), "{faults:?}, expected {reason}");
-    assert!(rig.queue().is_broken());
+    assert!(rig.vq().is_broken());
     assert_eq!(rig.take_used(), []);
     assert_eq!(rig.interrupt_count(), 0);
     // It stays broken, even for a new daemon, and asks no second time.
@@ -385,7 +385,7 @@ fn a_guest_that_rewrites_everything_meanwhile() {
             rig.offer_head(0);
             rig.run();
             served += rig.take_used().len();
-            if rig.queue().is_broken() {
+            if rig.vq().is_broken() {
                 rig.epoch += 1;
                 rig.set_u16(rig.ring.avail.0 + 2, 0);
                 rig.set_u16(rig.ring.used.0 + 2, 0);
@@ -430,8 +430,8 @@ fn random_interrupt_wishes() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    // torture b1-b7 at random: any descriptors, any heads, any indices; it ends, never panics, and used lengths are
-    // never more than the buffers.
+    // torture b1-b7 at random: any descriptors, any heads, any indices; it ends, never panics, and used
+    // lengths are never more than the buffers.
     #[test]
     fn random_rings(
         descs in prop::collection::vec((0_u64..6, 0_u32..0x3000, 0_u16..8, 0_u16..20), 16),
@@ -455,7 +455,7 @@ proptest! {
         rig.run();
         rig.run();
         prop_assert!(rig.fault_list().len() <= 1);
-        prop_assert_eq!(rig.queue().running(), 0);
+        prop_assert_eq!(rig.vq().in_flight(), 0);
         if descs.iter().all(|desc| desc.0 != 3) {
             // No buffer over the rings: what they say is the device's word.
             let used = rig.take_used();

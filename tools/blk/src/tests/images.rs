@@ -1,11 +1,11 @@
-//! Opening images: what is refused and how it is said, and locks.
+//! Opening images: refusals and their messages, and locks.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use super::rig::*;
-use crate::disk::{Disk, DiskConfig, EngineKind, OpenOptions};
+use crate::disk::{Disk, DiskConfig, EngineKind, OpenContext, OpenOptions};
 
 fn config(rig: &Rig, name: &str) -> DiskConfig {
     DiskConfig {
@@ -69,7 +69,7 @@ fn a_file_without_permission() {
     std::fs::set_permissions(&config.path, std::fs::Permissions::from_mode(0o444)).unwrap();
     // SAFETY: no pointers.
     if unsafe { libc::geteuid() } == 0 {
-        // Root may write all the same.
+        // Root may write in any case.
         assert!(Disk::open(&config).is_ok());
     } else {
         assert!(refusal(&config).contains("Permission denied"));
@@ -121,15 +121,15 @@ fn a_takeover_waits_for_the_same_owner() {
             owner: Some(0x1234_5678_9abc_def0),
             wait: Duration::ZERO,
         };
-        let old = Disk::open_with(&config, &options).unwrap();
-        assert!(Disk::open_with(&config, &options).is_err());
+        let old = Disk::open_with(&config, &OpenContext::default(), &options).unwrap();
+        assert!(Disk::open_with(&config, &OpenContext::default(), &options).is_err());
         if readonly {
             let other = OpenOptions {
                 known: None,
                 owner: Some(1),
                 ..options
             };
-            assert!(Disk::open_with(&config, &other).is_ok());
+            assert!(Disk::open_with(&config, &OpenContext::default(), &other).is_ok());
         }
         let start = Instant::now();
         let closer = std::thread::spawn(move || {
@@ -140,7 +140,7 @@ fn a_takeover_waits_for_the_same_owner() {
             wait: Duration::from_secs(60),
             ..options
         };
-        assert!(Disk::open_with(&config, &patient).is_ok());
+        assert!(Disk::open_with(&config, &OpenContext::default(), &patient).is_ok());
         assert!(start.elapsed() >= Duration::from_millis(50));
         closer.join().unwrap();
     }
@@ -166,8 +166,8 @@ fn a_zone_file_s_disk() {
     }
 }
 
-// torture c7: requests that the kernel still runs for a daemon that is gone hold its lock. A pipe stands in for the
-// image, for a read of one can be kept waiting.
+// torture c7: requests that the kernel still runs for a dead daemon hold its lock. A pipe replaces the image,
+// because a read from it can be made to wait.
 #[test]
 fn requests_in_flight_hold_the_lock() {
     use std::io::Write;
@@ -212,7 +212,7 @@ fn requests_in_flight_hold_the_lock() {
     ring.submit_and_wait(1).unwrap();
     assert_eq!(ring.completion().next().unwrap().result(), 8);
     assert_eq!(buffer, [7; 8]);
-    // The ring lets go of the file a moment later.
+    // The ring releases the file a moment later.
     let deadline = Instant::now() + Duration::from_secs(60);
     while crate::image::lock::lock(&new, false, None).is_err() {
         assert!(Instant::now() < deadline, "the lock outlives the request");
@@ -220,14 +220,14 @@ fn requests_in_flight_hold_the_lock() {
     }
 }
 
-// torture b14 (CVE-2026-27211): what the guest writes never changes what the image is taken for
+// torture b14 (CVE-2026-27211): nothing that the guest writes changes the image's format
 #[test]
 fn a_raw_image_with_a_qcow2_header_stays_raw() {
     let mut rig = Rig::new(EngineKind::Threads);
     let data = BUFFERS + 0x1_0000;
     let mut header = vec![0_u8; 512];
     header[..8].copy_from_slice(&[b'Q', b'F', b'I', 0xfb, 0, 0, 0, 3]);
-    // A backing file, were it one, and a size of 1 TiB.
+    // As qcow2 it would have a backing file and a size of 1 TiB.
     header[8..20].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 104, 0, 0, 0, 11]);
     header[24..32].copy_from_slice(&(1_u64 << 40).to_be_bytes());
     header[104..115].copy_from_slice(b"/etc/passwd");

@@ -1,15 +1,16 @@
-//! Limits of requests and bytes, with a clock that stands still, and on a reactor that sleeps in between.
+//! Limits of requests and bytes, with a stopped clock, and on a reactor that sleeps in between.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use ringvirtio::clock::Clock;
+use ringvirtio::throttle::{Rate, RateLimits};
+
 use super::rig::*;
 use super::service::{Running, WAYS, collect, queue};
-use crate::clock::Clock;
 use crate::disk::EngineKind;
-use crate::queue::Queue;
-use crate::throttle::{Rate, RateLimits};
+use crate::queue::BlockQueue;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -18,7 +19,7 @@ const MS: u64 = 1_000_000;
 fn limited(limits: RateLimits) -> (Rig, Arc<AtomicU64>) {
     let mut rig = Rig::with(EngineKind::Threads, 256, ALL_FEATURES, false);
     let time = Arc::new(AtomicU64::new(5000 * MS));
-    rig.queue().set_clock(Clock::Manual(time.clone()));
+    rig.vq().set_clock(Clock::Manual(time.clone()));
     rig.queue().disk().control().throttle.set_limits(limits);
     (rig, time)
 }
@@ -36,7 +37,7 @@ fn offer(rig: &mut Rig, heads: std::ops::Range<u16>, len: u32) {
     }
 }
 
-// The burst passes, then one each 10 ms; what does not pass stays in the ring; nothing is lost.
+// The burst passes, then one each 10 ms; the others stay in the ring; none is lost.
 #[test]
 fn requests_wait_in_the_ring() {
     let (mut rig, time) = limited(iops(100, 5));
@@ -50,7 +51,7 @@ fn requests_wait_in_the_ring() {
     };
     assert_eq!(heads(&mut rig), [0, 1, 2, 3, 4]);
     for next in 5..20 {
-        let at = rig.queue().deadline().unwrap();
+        let at = rig.vq().deadline().unwrap();
         assert_eq!(at, time.load(Ordering::Relaxed) + 10 * MS);
         rig.run();
         assert!(heads(&mut rig).is_empty(), "too early");
@@ -59,8 +60,8 @@ fn requests_wait_in_the_ring() {
         assert_eq!(heads(&mut rig), [next]);
     }
     rig.run();
-    assert_eq!(rig.queue().deadline(), None, "nothing waits any more");
-    assert!(rig.queue().stats().throttled.get() >= 30);
+    assert_eq!(rig.vq().deadline(), None, "nothing waits any more");
+    assert!(rig.queue().stats().queue.throttled.get() >= 30);
 }
 
 #[test]
@@ -79,7 +80,7 @@ fn bytes_are_limited_too() {
     time.fetch_add(1000 * MS / 64 + 1, Ordering::Relaxed);
     rig.run();
     assert_eq!(rig.take_used().len(), 1);
-    // What needs no I/O is not counted, and what has no data only as a request; but all keep their places.
+    // Requests without I/O are not counted, those without data only as requests; all keep their order.
     rig.offer_request(60, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
     rig.run();
     assert_eq!(rig.take_used(), []);
@@ -92,14 +93,14 @@ fn bytes_are_limited_too() {
     assert_eq!(rig.take_used().len(), 4, "raised live");
 }
 
-// A queue at rest has nothing in flight, however many wait for a limit: a reset need not wait for them.
+// Requests that wait for a limit are not in flight: a reset need not wait for them.
 #[test]
 fn a_limit_does_not_hold_up_a_reset() {
     let (mut rig, _time) = limited(iops(1, 1));
     offer(&mut rig, 0..20, 512);
     rig.run();
-    assert_eq!((rig.take_used().len(), rig.queue().running()), (1, 0));
-    // A new daemon goes on from there.
+    assert_eq!((rig.take_used().len(), rig.vq().in_flight()), (1, 0));
+    // A new daemon resumes there.
     rig.reopen();
     rig.run();
     assert_eq!(rig.take_used().len(), 19);
@@ -110,8 +111,8 @@ fn a_limit_does_not_hold_up_a_reset() {
 fn queues_of_a_disk_share_the_limit() {
     let (mut rig, time) = limited(iops(100, 6));
     let mut other = Rig::closed(EngineKind::Threads, 256, ALL_FEATURES, false);
-    let mut second = Queue::new(other.setup(rig.queue().disk().clone())).unwrap();
-    second.set_clock(Clock::Manual(time.clone()));
+    let mut second = BlockQueue::new(rig.queue().disk().clone(), other.setup()).unwrap();
+    second.virtqueue_mut().set_clock(Clock::Manual(time.clone()));
     other.queue = Some(second);
     offer(&mut rig, 0..4, 512);
     offer(&mut other, 0..4, 512);
@@ -123,8 +124,8 @@ fn queues_of_a_disk_share_the_limit() {
     assert_eq!(other.take_used().len(), 2);
 }
 
-// The reactor sleeps until the limit lets the next one pass, serves other queues meanwhile, and hears of a raised
-// limit by a kick.
+// The reactor sleeps until the limit admits the next request and serves other queues meanwhile; a raised
+// limit schedules the queue.
 #[test]
 fn a_reactor_waits_for_the_limit() {
     for (io_uring, engine) in WAYS {
@@ -139,10 +140,10 @@ fn a_reactor_waits_for_the_limit() {
         let (id, free_id) = (reactor.handle.add(limited), reactor.handle.add(unlimited));
         let start = Instant::now();
         offer(&mut rig, 0..21, 512);
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         for _ in 0..10 {
             offer(&mut free, 0..20, 512);
-            reactor.handle.kick(free_id);
+            reactor.handle.schedule(free_id);
             collect(&mut free, &others, 20);
         }
         assert!(stats.reads.get() < 21, "the other queue did not wait");
@@ -152,22 +153,26 @@ fn a_reactor_waits_for_the_limit() {
             took >= Duration::from_millis(99),
             "21 at 200 a second in {took:?}"
         );
-        assert!(stats.throttled.get() < 100, "it slept: {}", stats.throttled.get());
+        assert!(
+            stats.queue.throttled.get() < 100,
+            "it slept: {}",
+            stats.queue.throttled.get()
+        );
         // An hour to go; then none.
         disk.control().throttle.set_limits(RateLimits {
             iops: Rate { rate: 1, burst: 1 },
             bytes: Rate { rate: 1, burst: 1 },
         });
         offer(&mut rig, 0..10, 4096);
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
         disk.control().throttle.set_limits(RateLimits::default());
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 9);
         // Removing a queue that waits takes no time.
         disk.control().throttle.set_limits(iops(1, 1));
         offer(&mut rig, 0..10, 4096);
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
         let start = Instant::now();
         reactor.remove(id);
@@ -175,7 +180,7 @@ fn a_reactor_waits_for_the_limit() {
     }
 }
 
-// Latencies by the same clock: from the notification, or from being taken, to the status, and the file's alone.
+// Latencies by the same clock: from the notification, or from the pop, to the status, and the file's alone.
 #[test]
 fn latencies_are_recorded() {
     use crate::engine::fake::FakeEngine;
@@ -199,24 +204,25 @@ fn latencies_are_recorded() {
                 .complete(outcome.tag, outcome.result, &mut engine.clone());
         }
     }
-    rig.queue().publish();
+    rig.vq().publish();
     assert_eq!(rig.take_used().len(), 4);
     let latency = rig.queue().stats().snapshot().latency;
-    let shape = |part: &crate::histogram::HistogramSnapshot| (part.count(), part.sum() / MS, part.max() / MS);
+    let shape =
+        |part: &ringvirtio::histogram::HistogramSnapshot| (part.count(), part.sum() / MS, part.max() / MS);
     assert_eq!(shape(&latency.reads), (1, 2, 2));
     assert_eq!(shape(&latency.writes), (1, 3, 3));
     assert_eq!(shape(&latency.flushes), (2, 1 + 4, 4));
-    // The second sync began when the first had ended.
+    // The second sync began after the first had completed.
     assert_eq!(shape(&latency.file), (4, 1 + 2 + 3 + 3, 3));
     let counters: Vec<(&str, u64)> = rig.queue().stats().snapshot().counters().collect();
     assert!(counters.contains(&("flushes", 2)) && counters.contains(&("operations", 4)));
 
-    // Notified twice before it is taken: the first counts, once, and not for the file.
+    // Two notifications before the pop: only the first counts, and not for the file.
     time.fetch_add(20 * MS, Ordering::Relaxed);
     for (head, notified, reads) in [(0, true, 2 + 8), (3, false, 2 + 8 + 1)] {
         if notified {
-            rig.queue().set_notified(7 * MS);
-            rig.queue().set_notified(4 * MS);
+            rig.vq().set_notified(7 * MS);
+            rig.vq().set_notified(4 * MS);
         }
         rig.offer_request(head, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         rig.queue().service(&mut engine.clone());
@@ -228,7 +234,7 @@ fn latencies_are_recorded() {
             rig.queue()
                 .complete(outcome.tag, outcome.result, &mut engine.clone());
         }
-        rig.queue().publish();
+        rig.vq().publish();
         let latency = rig.queue().stats().snapshot().latency;
         assert_eq!(latency.reads.sum() / MS, reads);
     }

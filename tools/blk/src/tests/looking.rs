@@ -1,18 +1,19 @@
-//! A reactor that looks on before it sleeps: what comes meanwhile is served, drivers that are asked for no notification are
-//! heard, and nobody looks in vain for long.
+//! A reactor that looks on before it sleeps: what comes meanwhile is served, drivers that are asked for no
+//! notification are heard, and nobody looks in vain for long.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ringvirtio::throttle::{Rate, RateLimits};
+use ringvirtio::virtio::*;
+use ringvirtio::waiter::eventfd;
+use ringvirtio::{QueueId, ReactorOptions, ReadWidth};
+
 use super::rig::*;
 use super::service::{PATIENCE, Peer, PeerBell, Running, collect, own_queue, peer_of, queue};
-use crate::device::feature;
 use crate::disk::EngineKind;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{QueueId, ReactorOptions, ReadWidth};
-use crate::throttle::{Rate, RateLimits};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -28,8 +29,8 @@ fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, bell: &OwnedFd) -> bool
     wanted
 }
 
-// Short sleeps make the reactor look on before the next; what comes meanwhile, from the peer, from a file or by message,
-// is served though nobody rings.
+// Short sleeps make the reactor look on before the next; what comes meanwhile, from the peer, from a file or
+// by message, is served though nobody rings.
 #[test]
 fn what_comes_while_it_looks_on() {
     for engine in [EngineKind::IoUring, EngineKind::Threads] {
@@ -39,12 +40,12 @@ fn what_comes_while_it_looks_on() {
         let mut writer = std::fs::File::from(bell.try_clone().unwrap());
         reactor
             .handle
-            .add_bell(bell, ReadWidth::Eight, Box::new(PeerBell(peer.clone())));
+            .add_event_source(bell, ReadWidth::Eight, Box::new(PeerBell(peer.clone())));
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
         // From here on there are no messages: it sleeps until it is rung, and once is enough.
         for count in 1..=3 {
@@ -61,7 +62,7 @@ fn what_comes_while_it_looks_on() {
             let length = if round % 2 == 0 { 512 } else { 128 << 10 };
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, length)));
             match round % 3 {
-                0 => reactor.handle.kick(id),
+                0 => reactor.handle.schedule(id),
                 1 => peer.notified.lock().unwrap().push(id),
                 // By the available ring alone: the driver is asked for no notification meanwhile.
                 _ => assert!(!rig.notification_wanted()),
@@ -73,7 +74,8 @@ fn what_comes_while_it_looks_on() {
     }
 }
 
-// While a driver has several requests under way, nobody looks on: asleep, the reactor finds more of them at once.
+// While a driver has several requests under way, nobody looks on: asleep, the reactor finds more of them at
+// once.
 #[test]
 fn several_requests_are_not_looked_for() {
     for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
@@ -81,7 +83,7 @@ fn several_requests_are_not_looked_for() {
         let (peer, bell) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         for _ in 0..10 {
             for together in [1, 2, 3] {
                 reactor.quiesce(id);
@@ -106,7 +108,8 @@ fn several_requests_are_not_looked_for() {
     }
 }
 
-// What counts as several: requests published together, one that still runs, completions that the driver is not through with.
+// What counts as several: requests published together, one that still runs, completions that the driver is
+// not through with.
 #[test]
 fn what_several_requests_are() {
     let features = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
@@ -120,7 +123,7 @@ fn what_several_requests_are() {
             rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         }
         rig.run();
-        rig.queue().take_crowded().unwrap()
+        rig.vq().take_backlog().unwrap()
     };
     assert!(!served(1, true));
     assert!(served(2, true));
@@ -149,17 +152,26 @@ fn what_several_requests_are() {
     engine.wait(&mut done);
     let first = done.remove(0);
     queue.complete(first.tag, first.result, engine.get());
-    assert_eq!(queue.publish(), 1);
-    assert_eq!((queue.take_crowded(), queue.running()), (Some(true), 1));
+    assert_eq!(queue.virtqueue_mut().publish(), 1);
+    assert_eq!(
+        (
+            queue.virtqueue_mut().take_backlog(),
+            queue.virtqueue_mut().in_flight()
+        ),
+        (Some(true), 1)
+    );
     if done.is_empty() {
         engine.wait(&mut done);
     }
     queue.complete(done[0].tag, done[0].result, engine.get());
-    assert_eq!((queue.publish(), queue.running()), (1, 0));
+    assert_eq!(
+        (queue.virtqueue_mut().publish(), queue.virtqueue_mut().in_flight()),
+        (1, 0)
+    );
 }
 
-// A driver that notifies only when it is asked to, at all distances from the moment when the reactor stops looking and falls
-// asleep: none of its requests is missed, and some notifications are saved.
+// A driver that notifies only when it is asked to, at all distances from the moment when the reactor stops
+// looking and falls asleep: none of its requests is missed, and some notifications are saved.
 #[test]
 fn notifications_are_saved_and_none_is_missed() {
     for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
@@ -170,7 +182,7 @@ fn notifications_are_saved_and_none_is_missed() {
         let (peer, bell) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         let mut saved = 0;
         for round in 0..300_u64 {
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
@@ -183,7 +195,8 @@ fn notifications_are_saved_and_none_is_missed() {
     }
 }
 
-// The same with two queues that are stopped and let go on, limited and not, and that come and go, in a random order.
+// The same with two queues that are stopped and let go on, limited and not, and that come and go, in a random
+// order.
 #[test]
 fn notifications_with_queues_that_change() {
     let reactor = Running::with(ReactorOptions {
@@ -203,12 +216,13 @@ fn notifications_with_queues_that_change() {
             let rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
             let disk = open_soon(&rig.config);
             let (queue, interrupts) = queue(&rig, disk.clone());
-            (rig, disk, reactor.handle.add(queue), interrupts)
+            (rig, disk, reactor.handle.add(Box::new(queue)), interrupts)
         })
         .collect();
     let (mut saved, mut round) = (0, 0);
     let deadline = Instant::now() + PATIENCE;
-    // A busy host may let the reactor sleep for so long each time that it does not look on: then with less and less between.
+    // A busy host may let the reactor sleep for so long each time that it does not look on: then with less
+    // and less between.
     while round < 400 || saved == 0 {
         assert!(
             round < 400 || Instant::now() < deadline,
@@ -257,7 +271,7 @@ fn notifications_with_queues_that_change() {
 fn a_limit_is_slept_for() {
     let reactor = Running::with(ReactorOptions::default());
     let peer = Arc::new(Peer::default());
-    reactor.handle.add_bell(
+    reactor.handle.add_event_source(
         eventfd().unwrap(),
         ReadWidth::Eight,
         Box::new(PeerBell(peer.clone())),
@@ -269,13 +283,13 @@ fn a_limit_is_slept_for() {
         ..RateLimits::default()
     });
     let (queue, interrupts) = queue(&rig, disk);
-    let id = reactor.handle.add(queue);
+    let id = reactor.handle.add(Box::new(queue));
     let start = Instant::now();
     for _ in 0..10 {
         for head in 0..60 {
             rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         }
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 60);
     }
     let (whole, looked) = (start.elapsed(), peer.looked.load(Ordering::Relaxed));
@@ -283,16 +297,17 @@ fn a_limit_is_slept_for() {
     assert!(looked < whole / 8, "looked on for {looked:?} of {whole:?}");
 }
 
-// Queues that have gone are not looked at: the reactor asserts that it has no more of them on its list than there are.
+// Queues that have gone are not looked at: the reactor asserts that it has no more of them on its list than
+// there are.
 #[test]
 fn queues_that_come_and_go() {
     let reactor = Running::for_hours();
     for _ in 0..50 {
         let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
         reactor.remove(id);
     }

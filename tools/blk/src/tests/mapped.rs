@@ -1,4 +1,5 @@
-//! Images in memory, which are mapped: the same bytes as by system calls, whatever others do to the file meanwhile.
+//! Images in memory, which are mapped: transfers have the same effect as system calls, even if other
+//! processes change the file meanwhile.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -6,6 +7,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use ringvirtio::memory::IoVec;
+use ringvirtio::virtio::*;
 use tempfile::TempDir;
 
 use super::engines::{mounted, unmount};
@@ -13,11 +16,9 @@ use super::neighbours::StopAtEnd;
 use super::rig::*;
 use super::service::{Running, collect, own_queue};
 use crate::disk::{DiskConfig, EngineKind};
-use crate::engine::uring::Uring;
+use crate::engine::uring::OwnRingEngine;
 use crate::engine::{Engine, IoKind, IoOp};
 use crate::image::mapped::CHUNK;
-use crate::memory::IoVec;
-use crate::reactor::wait::Sleep;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -51,12 +52,12 @@ fn image(bytes: u64) -> Vec<u8> {
     (0..bytes).map(pattern).collect()
 }
 
-/// Chunks that are mapped.
+/// Returns the chunks that are mapped.
 fn mapped(rig: &mut Rig) -> usize {
     both(rig)[0]
 }
 
-/// Chunks that are mapped, and those of them that are to be written, too.
+/// Returns the chunks that are mapped, and those of them that are mapped for writing.
 fn both(rig: &mut Rig) -> [usize; 2] {
     rig.queue().disk().raw().unwrap().mapped().expect("mapped")
 }
@@ -65,7 +66,7 @@ fn blocks(rig: &Rig) -> u64 {
     std::fs::metadata(&rig.config.path).unwrap().blocks()
 }
 
-/// Another program makes a hole.
+/// Punches a hole, as another program would.
 fn punch(file: &File, offset: i64, len: i64) {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: no pointers.
@@ -94,11 +95,11 @@ fn discard(rig: &mut Rig, sector: u64, sectors: u32) {
     assert_eq!(rig.request(0, VIRTIO_BLK_T_DISCARD, 0, Some(data)).0, OK);
 }
 
-// Buffers of any size and place, of a file with holes and of one without; nothing beside them changes.
+// Buffers of any size and alignment, of a file with holes and of one without; no other bytes change.
 #[test]
 fn large_transfers() {
     let dir = memory();
-    // Pages of the buffers, and bytes that they have less.
+    // Pages of the buffers, and bytes that are cut off.
     let shapes: [(Vec<u64>, u32); 5] = [
         (vec![1; 40], 0),
         (vec![1; 40], 512),
@@ -114,7 +115,7 @@ fn large_transfers() {
         for (round, (pages, less)) in shapes.iter().enumerate() {
             let sector = 11 + 1007 * round as u64;
             let offset = sector as usize * 512;
-            // Not one of them begins where another ends.
+            // None of them is adjacent to another.
             let places: Vec<(u64, u32)> = pages
                 .iter()
                 .scan(DATA, |at, count| {
@@ -154,7 +155,7 @@ fn large_transfers() {
                 assert_eq!(done, (vec![(0, used as u32)], OK));
             }
             assert!(rig.image() == expected, "{kind:?}, holes: {holes}, {round}");
-            // Also by pieces that are shorter than others.
+            // Also by shorter pieces.
             let last = (end as u64 - 1) / CHUNK;
             assert!(holes || both(&mut rig)[1] as u64 > last - offset as u64 / CHUNK + round as u64);
             let back: Vec<u8> = places
@@ -168,10 +169,10 @@ fn large_transfers() {
     }
 }
 
-// A chunk is mapped for one large transfer or for several small ones, and only if it has no hole; bytes that others write
-// to the file are there in any case.
+// A chunk is mapped for one large transfer or for several small ones, and only if it has no hole; other
+// processes' writes are visible in any case.
 #[test]
-fn what_is_mapped_and_when() {
+fn when_chunks_are_mapped() {
     let dir = memory();
     for kind in ENGINES {
         let mut rig = rig_in(&dir, kind, &image(4 * CHUNK));
@@ -199,7 +200,7 @@ fn what_is_mapped_and_when() {
         assert_eq!(both(&mut rig), [1, 1]);
         read(&mut rig, SECTORS_OF_CHUNK, 64 << 10);
         assert_eq!(both(&mut rig), [2, 1]);
-        // Across the border of two, of which one is not mapped yet.
+        // Across the border of two, one of which is not mapped yet.
         assert_eq!(
             write(&mut rig, 2 * SECTORS_OF_CHUNK - 64, &[0x61; 64 << 10]),
             (OK, 1)
@@ -229,7 +230,8 @@ fn what_is_mapped_and_when() {
     }
 }
 
-// A hole that the guest makes is not filled again by reading it, and one that somebody else makes reads zero.
+// Reading does not fill a hole that the guest has punched, and a hole that another process punches reads
+// zero.
 #[test]
 fn holes_that_are_made_later() {
     let dir = memory();
@@ -255,7 +257,7 @@ fn holes_that_are_made_later() {
     }
 }
 
-// torture c9: a mapping that the file is too short for is as a file that is too short
+// torture c9: a mapping beyond the end of a truncated file has the same effect as a short file
 #[test]
 fn a_file_that_was_cut() {
     let dir = memory();
@@ -274,7 +276,7 @@ fn a_file_that_was_cut() {
         );
         let data = Some(writable(DATA, 512));
         assert_eq!(rig.request(0, VIRTIO_BLK_T_IN, 3 * sector, data), (1, 0));
-        // A write makes it longer, as ever.
+        // A write extends it, as by system calls.
         assert_eq!(write(&mut rig, 3 * sector, &[0x55; 128 << 10]), (OK, 1));
         assert_eq!(rig.image_at(3 * sector, 128 << 10), [0x55; 128 << 10]);
         assert_eq!(read(&mut rig, sector + 16, 512), [0; 512]);
@@ -282,7 +284,7 @@ fn a_file_that_was_cut() {
     }
 }
 
-// torture c8: no room for what has to be allocated is an error of the request, and its neighbours are as they were
+// torture c8: no space for an allocation is an error of the request, and its neighbours are unchanged
 #[test]
 fn no_room_for_a_page() {
     let Some(dir) = mounted(c"tmpfs", c"size=1m") else {
@@ -292,7 +294,7 @@ fn no_room_for_a_page() {
         let mut rig = rig_in(&dir, kind, &image(2 * CHUNK));
         read(&mut rig, 0, 512 << 10);
         assert_eq!(mapped(&mut rig), 2);
-        // Somebody makes a hole, and takes the room.
+        // Another process punches a hole, and uses the space.
         punch(&rig.image_file(), 64 << 10, 128 << 10);
         let other = dir.path().join("other");
         let file = File::create(&other).unwrap();
@@ -300,7 +302,7 @@ fn no_room_for_a_page() {
             .write_all_at(&[1; 4096], file.metadata().unwrap().len())
             .is_ok()
         {}
-        // To read a hole needs no room by a system call.
+        // Reading a hole by a system call needs no space.
         assert_eq!(read(&mut rig, 128, 64 << 10), [0; 64 << 10]);
         assert_eq!(write(&mut rig, 128, &[0x44; 64 << 10]).0, 1);
         assert_eq!(read(&mut rig, 0, 64 << 10), image(64 << 10));
@@ -314,7 +316,7 @@ fn no_room_for_a_page() {
     unmount(&dir);
 }
 
-// torture c9: while somebody cuts the file and makes it longer again, all the time
+// torture c9: while another thread truncates and extends the file continuously
 #[test]
 fn a_file_that_is_cut_all_the_time() {
     let dir = memory();
@@ -354,7 +356,7 @@ fn a_file_that_is_cut_all_the_time() {
     }
 }
 
-// What grows is mapped, too; what is cut off by its owner is not read.
+// The new part of a grown image is mapped, too; the part that a shrink has cut off is not read.
 #[test]
 fn an_image_whose_size_changes() {
     let dir = memory();
@@ -403,13 +405,14 @@ fn a_disk_that_is_only_read() {
     }
 }
 
-// Backups look at it: a copy that the kernel knows nothing of changes it, too, by the next flush or when the disk is closed.
+// Backups depend on it: a copy, which the kernel does not see, updates it with the next flush or when the
+// disk is closed.
 #[test]
 fn the_time_of_modification_follows() {
     let dir = memory();
     for kind in ENGINES {
         let mut rig = rig_in(&dir, kind, &image(2 * CHUNK));
-        // To be written, else nothing is a copy.
+        // Mapped for writing, so that the next write is a copy.
         assert_eq!(write(&mut rig, 0, &image(2 * CHUNK)), (OK, 1));
         assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None), (OK, 1));
         let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
@@ -434,10 +437,10 @@ fn the_time_of_modification_follows() {
     }
 }
 
-// In between the reactor has its rounds, and queues take turns.
+// The reactor has its rounds in between, and queues take turns.
 #[test]
 fn queues_take_turns() {
-    let Ok(mut ring) = Uring::new(8) else {
+    let Ok(mut ring) = OwnRingEngine::new(8) else {
         eprintln!("skipped: no io_uring here");
         return;
     };
@@ -462,23 +465,22 @@ fn queues_take_turns() {
             len: list[0].len() as u64,
             immediate: false,
         };
-        // SAFETY: lists, memory and disk live until the ring has none of them any more.
+        // SAFETY: lists, memory and disk live until the ring has completed the operations.
         unsafe { ring.push(op) };
     }
     let (mut done, mut order) = (Vec::new(), Vec::new());
     for round in 1.. {
-        assert!(ring.is_copying() && ring.is_ready());
-        // It would sleep for ever if it did.
-        ring.wait(Sleep::Forever, &mut Vec::new()).unwrap();
+        assert!(ring.state.is_copying());
+        ring.submit();
         ring.reap(&mut done);
         for outcome in done.drain(..) {
             order.push((round, outcome.tag & 0xffff, outcome.result));
         }
         if round == 13 {
-            assert_eq!(ring.abandon(9 << 16), 0, "it has ended");
-            assert_eq!(ring.abandon(7 << 16 | 5), 2);
+            assert_eq!(ring.state.abandon(9 << 16), 0, "it has ended");
+            assert_eq!(ring.state.abandon(7 << 16 | 5), 2);
         }
-        if !ring.is_copying() {
+        if !ring.state.is_copying() {
             break;
         }
     }
@@ -491,12 +493,13 @@ fn queues_take_turns() {
     assert!(untouched(&memory[5 * CHUNK as usize..7 << 20]));
 }
 
-// Each of a queue's ends as early as it can, and a read has no more pieces than its data.
+// The transfers of a queue complete in order, each as early as possible, and a read has no more pieces than
+// its data.
 #[test]
-fn large_transfers_of_a_queue_are_answered_in_order() {
+fn large_transfers_of_a_queue_complete_in_order() {
     let dir = memory();
     let mut rig = rig_in(&dir, EngineKind::IoUring, &image(8 << 20));
-    if !matches!(rig.engine, TestEngine::Uring(_)) {
+    if !matches!(rig.engine, TestEngine::Uring(..)) {
         return;
     }
     let mut statuses = Vec::new();
@@ -511,9 +514,10 @@ fn large_transfers_of_a_queue_are_answered_in_order() {
     assert_eq!(mapped(&mut rig), 12, "nothing behind them");
 }
 
-// As large as a guest can make them: a queue that leaves does not wait for them, and another's requests are answered meanwhile.
+// Copies as large as a guest can make them: removing a queue does not wait for them, and another queue's
+// requests complete meanwhile.
 #[test]
-fn a_queue_leaves_in_the_midst_of_copies() {
+fn a_queue_is_removed_during_copies() {
     let dir = memory();
     let path = dir.path().join("large.img");
     File::create(&path).unwrap().set_len(4 << 30).unwrap();
@@ -545,13 +549,13 @@ fn a_queue_leaves_in_the_midst_of_copies() {
     let other_id = reactor.handle.add(served);
     for _ in 0..10 {
         let status = other.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
-        reactor.handle.kick(other_id);
+        reactor.handle.schedule(other_id);
         collect(&mut other, &interrupts, 1);
         assert_eq!(other.byte(status), OK);
     }
     reactor.remove(id);
     assert_eq!(rig.fault_list(), Vec::<String>::new());
     assert!(rig.used_idx() < 16, "32 GiB were copied: this test shows nothing");
-    // The next daemon finds them in the log. This one has nothing left to do.
+    // The next daemon finds them in the log. This one has none left.
     reactor.remove(other_id);
 }

@@ -3,12 +3,12 @@
 use super::rig::*;
 use crate::disk::{Disk, EngineKind};
 use crate::engine::IoKind;
-use crate::engine::fake::{Asked, FakeEngine, Outcome};
+use crate::engine::fake::{FakeEngine, Requested, Scripted};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
 const IN: u32 = VIRTIO_BLK_T_IN;
 const OUT: u32 = VIRTIO_BLK_T_OUT;
 
@@ -19,8 +19,8 @@ fn fake(size: u16) -> (Rig, FakeEngine) {
     (rig, engine)
 }
 
-/// Offers requests of two sectors each, of which number `n` has head `3 * n` and its data at `DATA + 1024 * n`; writes
-/// store bytes of their number and 0x80. Returns their statuses' addresses.
+/// Offers requests of two sectors each, of which number `n` has head `3 * n` and its data at `DATA + 1024 *
+/// n`; writes store bytes of their number and 0x80. Returns their statuses' addresses.
 fn offer(rig: &mut Rig, requests: &[(u32, u64)]) -> Vec<u64> {
     let one = |(number, &(kind, sector)): (usize, &(u32, u64))| {
         let at = DATA + number as u64 * 1024;
@@ -36,8 +36,8 @@ fn offer(rig: &mut Rig, requests: &[(u32, u64)]) -> Vec<u64> {
 }
 
 fn asked(engine: &FakeEngine) -> Vec<(IoKind, u64, u64)> {
-    let short = |asked: &Asked| (asked.kind, asked.offset / 512, asked.len);
-    engine.asked().iter().map(short).collect()
+    let short = |asked: &Requested| (asked.kind, asked.offset / 512, asked.len);
+    engine.requested().iter().map(short).collect()
 }
 
 fn ok(rig: &Rig, statuses: &[u64]) -> bool {
@@ -97,13 +97,18 @@ fn neighbours_are_merged() {
             stats.merges,
             stats.merged,
             stats.operations,
-            stats.batches,
-            stats.max_batch
+            stats.queue.batches,
+            stats.queue.max_batch
         ),
         (2, 6, 3, 1, 7)
     );
     assert_eq!(
-        (stats.reads, stats.writes, stats.publications, stats.interrupts),
+        (
+            stats.reads,
+            stats.writes,
+            stats.queue.publications,
+            stats.queue.interrupts
+        ),
         (4, 3, 1, 1)
     );
 }
@@ -155,7 +160,7 @@ fn merged_operations_are_bounded() {
     rig.run();
     assert_eq!(rig.take_used().len(), 100);
     let most = if memory { 64 << 10 } else { 1 << 20 };
-    let lens: Vec<u64> = engine_image.asked().iter().map(|asked| asked.len).collect();
+    let lens: Vec<u64> = engine_image.requested().iter().map(|asked| asked.len).collect();
     assert!(lens.iter().all(|&len| len <= most), "{lens:?}");
     assert_eq!(lens.iter().sum::<u64>(), 100 * u64::from(large));
     assert_eq!(lens.len() as u64, 100_u64.div_ceil(most / u64::from(large)));
@@ -169,10 +174,10 @@ fn merged_operations_are_bounded() {
         bufs.push(writable(at + 32, 1));
         rig.offer(head, &bufs);
     }
-    let before = engine_image.asked().len();
+    let before = engine_image.requested().len();
     rig.run();
     assert_eq!(rig.take_used().len(), 3);
-    let lens: Vec<u64> = engine_image.asked()[before..]
+    let lens: Vec<u64> = engine_image.requested()[before..]
         .iter()
         .map(|asked| asked.len)
         .collect();
@@ -183,17 +188,18 @@ fn merged_operations_are_bounded() {
     }
 }
 
-// torture c8: a merged operation that transfers too little, or nothing, or fails: each request ends as it should
+// torture c8: a merged operation that transfers too little, or nothing, or fails: each request ends as it
+// should
 #[test]
 fn merged_operations_that_end_early() {
     for kind in [IN, OUT] {
         for outcome in [
-            Outcome::Short(1),
-            Outcome::Short(1024),
-            Outcome::Short(1500),
-            Outcome::Short(4095),
-            Outcome::Fail(libc::EINTR),
-            Outcome::Fail(libc::EIO),
+            Scripted::Short(1),
+            Scripted::Short(1024),
+            Scripted::Short(1500),
+            Scripted::Short(4095),
+            Scripted::Fail(libc::EINTR),
+            Scripted::Fail(libc::EIO),
         ] {
             let (mut rig, engine) = fake(64);
             engine.script([outcome]);
@@ -217,7 +223,7 @@ fn merged_operations_that_end_early() {
 fn an_error_meets_its_own_request() {
     for kind in [IN, OUT] {
         let (mut rig, engine) = fake(64);
-        use Outcome::{Fail, Whole};
+        use Scripted::{Fail, Whole};
         // The merged one, then four alone, of which the second fails again.
         engine.script([Fail(libc::EIO), Whole, Fail(libc::EIO), Whole, Whole]);
         let statuses = offer(&mut rig, &[(kind, 8), (kind, 10), (kind, 12), (kind, 14)]);
@@ -227,7 +233,8 @@ fn an_error_meets_its_own_request() {
     }
 }
 
-// Both engines merge alike, against a model: random batches of reads and writes that do not overlap in flight.
+// Both engines merge alike, against a model: random batches of reads and writes that do not overlap in
+// flight.
 #[test]
 fn merged_traffic_on_real_files() {
     for kind in ENGINES {
@@ -280,11 +287,11 @@ fn a_round_takes_a_bounded_number() {
     }
     let mut engine = FakeEngine::default();
     assert_eq!(rig.queue().service(&mut engine), 256);
-    assert!(rig.queue().has_more());
-    assert_eq!((rig.queue().publish(), rig.used_idx()), (256, 256));
+    assert!(rig.vq().has_more());
+    assert_eq!((rig.vq().publish(), rig.used_idx()), (256, 256));
     assert_eq!(rig.queue().service(&mut engine), 85);
-    assert!(!rig.queue().has_more());
-    rig.queue().publish();
+    assert!(!rig.vq().has_more());
+    rig.vq().publish();
     let heads: Vec<u32> = rig.take_used().iter().map(|used| used.0).collect();
     assert_eq!(heads, (0..341).map(|head| head * 3).collect::<Vec<u32>>());
 }

@@ -1,7 +1,8 @@
-//! The crate's tests: a driver that writes rings by hand ([`rig`]), one played by `virtio-drivers`, and the engines.
+//! The crate's tests: a driver that writes rings by hand ([`rig`]), one played by `virtio-drivers`, and the
+//! engines.
 //!
-//! Each test names the statement of the virtio checklist (numbers) or the item of the torture list (letters) that it
-//! shows.
+//! Each test names the statement of the virtio checklist (numbers) or the item of the torture list (letters)
+//! that it shows.
 
 mod allocations;
 mod cache;
@@ -18,7 +19,8 @@ mod limits;
 mod looking;
 mod mapped;
 mod merging;
-mod mirror;
+mod migrate;
+
 mod neighbours;
 mod notify;
 mod qcow2;

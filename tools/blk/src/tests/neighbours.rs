@@ -1,5 +1,5 @@
-//! A hostile guest beside a good one, both served by one reactor, as zones are: the good one's requests have no error, its
-//! memory and image are what it wrote, and the daemon has as many descriptors as before.
+//! A hostile guest beside a good one, both served by one reactor, as zones are: the good one's requests have
+//! no error, its memory and image are what it wrote, and the daemon has as many descriptors as before.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use super::service::{PATIENCE, Running, WAYS, collect, queue};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x10_0000;
-const OK: u8 = Status::Ok as u8;
+const OK: u8 = RequestStatus::Ok as u8;
 
 /// Sets the flag even if an assertion fails.
 pub struct StopAtEnd<'a>(pub &'a AtomicBool);
@@ -28,8 +28,8 @@ fn descriptors(below: &std::path::Path) -> usize {
         .count()
 }
 
-/// One life of a hostile device: rings and tables full of nonsense, half of it nearly right, until the queue is broken or
-/// has been served for a while. Returns whether it was broken.
+/// One life of a hostile device: rings and tables full of nonsense, half of it nearly right, until the queue
+/// is broken or has been served for a while. Returns whether it was broken.
 fn attack(rig: &mut Rig, reactor: &Running, seed: &mut u64) -> bool {
     let mut random = || {
         *seed = seed
@@ -70,7 +70,7 @@ fn attack(rig: &mut Rig, reactor: &Running, seed: &mut u64) -> bool {
         if random() % 32 == 0 {
             rig.set_u16(rig.ring.avail.0 + 2, random() as u16);
         }
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         std::thread::yield_now();
         if !rig.fault_list().is_empty() {
             break;
@@ -82,7 +82,8 @@ fn attack(rig: &mut Rig, reactor: &Running, seed: &mut u64) -> bool {
     broken
 }
 
-// Items 1 to 8 of torture group b at random: other queues, memory and descriptors are unaffected; torture b4, b5
+// Items 1 to 8 of torture group b at random: other queues, memory and descriptors are unaffected; torture b4,
+// b5
 #[test]
 fn a_hostile_guest_beside_a_good_one() {
     for (io_uring, engine) in WAYS {
@@ -120,12 +121,12 @@ fn a_hostile_guest_beside_a_good_one() {
                         good.offer_request(*lane as u16 * 3, VIRTIO_BLK_T_OUT, *lane, Some(readable(at, 512)))
                     })
                     .collect();
-                reactor.handle.kick(id);
+                reactor.handle.schedule(id);
                 collect(&mut good, &interrupts, 8);
                 assert!(statuses.iter().all(|status| good.byte(*status) == OK));
                 let back = DATA + 0x1_0000;
                 let status = good.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(back, 4096)));
-                reactor.handle.kick(id);
+                reactor.handle.schedule(id);
                 collect(&mut good, &interrupts, 1);
                 assert_eq!(good.byte(status), OK);
                 assert_eq!(good.bytes(back, 4096), good.bytes(DATA, 4096));

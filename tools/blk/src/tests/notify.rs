@@ -1,7 +1,8 @@
 //! Notifications both ways: flags, EVENT_IDX, batches, wrap-around.
 
+use ringvirtio::virtio::*;
+
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::virtio::*;
 
@@ -74,7 +75,7 @@ fn used_event_decides_with_event_idx() {
             rig.used_idx()
         );
     }
-    assert_eq!(rig.queue().stats().interrupts_suppressed.get(), 4);
+    assert_eq!(rig.queue().stats().queue.interrupts_suppressed.get(), 4);
 }
 
 // virtio-checklist 45, 46: a batch is one publication and at most one interrupt
@@ -87,7 +88,11 @@ fn one_interrupt_for_a_batch() {
         assert_eq!((rig.take_used().len(), rig.interrupt_count()), (5, 1));
         let stats = rig.queue().stats().clone();
         assert_eq!(
-            (stats.publications.get(), stats.batches.get(), stats.batched.get()),
+            (
+                stats.queue.publications.get(),
+                stats.queue.batches.get(),
+                stats.queue.batched.get()
+            ),
             (1, 1, 5)
         );
     }
@@ -118,7 +123,7 @@ fn spurious_notifications() {
         rig.run();
     }
     assert_eq!((rig.used_idx(), rig.interrupt_count()), (0, 0));
-    assert_eq!(rig.queue().stats().spurious_kicks.get(), 10);
+    assert_eq!(rig.queue().stats().queue.spurious_kicks.get(), 10);
     offer(&mut rig, 1);
     rig.run();
     assert_eq!(rig.take_used().len(), 1);
@@ -145,11 +150,11 @@ fn indices_wrap() {
 #[test]
 fn a_paused_queue_takes_nothing() {
     let mut rig = rig(true);
-    rig.queue().set_paused(true);
+    rig.vq().set_paused(true);
     offer(&mut rig, 3);
     rig.run();
     assert_eq!((rig.used_idx(), rig.interrupt_count()), (0, 0));
-    rig.queue().set_paused(false);
+    rig.vq().set_paused(false);
     rig.run();
     assert_eq!(rig.take_used().len(), 3);
 }

@@ -44,7 +44,7 @@ pub fn create(path: &Path, size: u64, backing: Option<(&str, &str)>) {
     std::fs::write(path, file).unwrap();
 }
 
-/// A closed rig whose disk is a new image over this backing file.
+/// Makes a closed rig whose disk is a new image over this backing file.
 fn rig_over(kind: EngineKind, size: usize, backing: Option<(&str, &str)>) -> Rig {
     let mut rig = Rig::closed(kind, 64, WRITABLE_FEATURES, false);
     rig.config = DiskConfig {
@@ -60,7 +60,7 @@ fn refusal(config: &DiskConfig) -> String {
     Disk::open(config).expect_err("it must be refused").to_string()
 }
 
-/// What `qemu-img` finds in a consistent image; `None` where it is not installed.
+/// Returns the contents as `qemu-img` reads them from a consistent image; `None` where it is not installed.
 pub fn qemu_reads(path: &Path, raw: &Path) -> Option<Vec<u8>> {
     let check = Command::new("qemu-img")
         .args(["check", "-q", "-f", "qcow2"])
@@ -70,7 +70,7 @@ pub fn qemu_reads(path: &Path, raw: &Path) -> Option<Vec<u8>> {
         eprintln!("no qemu-img here");
         return None;
     };
-    // 3: clusters are leaked, as after a kill they may be.
+    // 3: leaked clusters, which are allowed after a kill.
     assert!(matches!(check.code(), Some(0 | 3)), "qemu-img check: {check}");
     let convert = Command::new("qemu-img")
         .args(["convert", "-f", "qcow2", "-O", "raw"])
@@ -111,7 +111,8 @@ fn expect(rig: &mut Rig, expected: &[u8]) {
     }
 }
 
-// Writes, zeroes, discards and flushes at random over a raw file and an image on it; reopened; read by qemu-img
+// Writes, zeroes, discards and flushes at random over a raw file and an image on it; reopened; read by
+// qemu-img
 #[test]
 fn against_a_model() {
     for kind in ENGINES {
@@ -158,7 +159,7 @@ fn against_a_model() {
             }
         }
         expect(&mut rig, &model);
-        // Zero, or as it was.
+        // Zero, or unchanged.
         range(&mut rig, VIRTIO_BLK_T_DISCARD, 1024, 1024, 0);
         transfer(&mut rig, VIRTIO_BLK_T_IN, 1024, 512 << 10);
         let bytes = rig.bytes(DATA, 512 << 10);
@@ -167,13 +168,13 @@ fn against_a_model() {
         if let Some(read) = qemu_reads(&rig.config.path, &dir.join("converted")) {
             assert!(read == model, "{kind:?}: qemu-img reads something else");
         }
-        // What is below was not touched.
+        // The backing file is unchanged.
         assert!(std::fs::read(dir.join("base.img")).unwrap() == base);
         assert!(std::fs::read(dir.join("mid.qcow2")).unwrap() == mid);
     }
 }
 
-// Many writes that allocate, at once
+// Many concurrent writes that allocate
 #[test]
 fn writes_at_once() {
     for kind in ENGINES {
@@ -202,7 +203,7 @@ fn writes_at_once() {
     }
 }
 
-// Nobody else writes to any file of a chain; readers share what is below.
+// Every file of a chain is locked; readers share the backing files.
 #[test]
 fn every_file_of_a_chain_is_locked() {
     let rig = rig_over(EngineKind::Threads, MIB, Some(("disk.img", "raw")));
@@ -229,7 +230,7 @@ fn every_file_of_a_chain_is_locked() {
     open_soon(&rig.config);
 }
 
-// The format is what the zone file and the headers say; chains end.
+// The format is configured or named by a header, never probed; chains are limited.
 #[test]
 fn what_is_refused() {
     let rig = rig_over(EngineKind::Threads, MIB, None);
@@ -268,7 +269,7 @@ fn what_is_refused() {
     assert!(odd(31, 1).contains("multiple of 512"), "half a sector");
 }
 
-// Damaged tables are refused, or errors of requests; not the end of the daemon.
+// Damaged tables are refused, or are errors of requests; they never end the daemon.
 #[test]
 fn damaged_tables() {
     for kind in ENGINES {
@@ -314,7 +315,7 @@ fn readonly_images() {
     assert!(std::fs::read(path).unwrap() == before);
 }
 
-// `ringctl disk resize`: it grows, also over what lies below; it does not shrink.
+// `ringctl disk resize`: an image grows, also beyond its backing file; it does not shrink.
 #[test]
 fn a_disk_that_grows() {
     let mut rig = rig_over(EngineKind::Threads, MIB, Some(("disk.img", "raw")));

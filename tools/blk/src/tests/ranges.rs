@@ -1,19 +1,20 @@
-//! DISCARD and WRITE_ZEROES: segments, their limits and flags, what they do to real files, and durability.
+//! DISCARD and WRITE_ZEROES: segments, their limits and flags, effects on real files, and durability.
 
 use std::os::unix::fs::MetadataExt;
 
+use ringvirtio::virtio::*;
+
 use super::rig::*;
-use crate::device::feature;
 use crate::disk::EngineKind;
 use crate::engine::IoKind;
-use crate::engine::fake::{FakeEngine, Outcome};
+use crate::engine::fake::{FakeEngine, Scripted};
 use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZEROES_SECTORS};
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
-const UNSUPP: u8 = Status::Unsupp as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
+const UNSUPP: u8 = RequestStatus::Unsupp as u8;
 const DISCARD: u32 = VIRTIO_BLK_T_DISCARD;
 const ZEROES: u32 = VIRTIO_BLK_T_WRITE_ZEROES;
 const UNMAP: u32 = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
@@ -32,7 +33,8 @@ fn request(rig: &mut Rig, kind: u32, segments: &[(u64, u32, u32)]) -> u8 {
     status
 }
 
-// virtio-checklist 57: a zeroed range reads zero, its neighbours do not change; with unmap and without, both engines
+// virtio-checklist 57: a zeroed range reads zero, its neighbours do not change; with unmap and without, both
+// engines
 #[test]
 fn zeroed_ranges_read_zero() {
     for kind in ENGINES {
@@ -42,7 +44,7 @@ fn zeroed_ranges_read_zero() {
             let segments = [(3, 1, flags), (16, 40, flags), (126, 2, flags)];
             let status = request(&mut rig, ZEROES, &segments);
             if status == UNSUPP {
-                // A file system without it, and an engine without a fallback: told, and nothing claimed.
+                // A file system without it, and an engine without a fallback: an error, and no effect.
                 assert!(rig.image() == expected);
                 eprintln!("skipped: no zeroes on the file system of {:?}", rig.config.path);
                 continue;
@@ -61,7 +63,7 @@ fn zeroed_ranges_read_zero() {
     }
 }
 
-// Discarded blocks are free on the file system; what was not discarded stays; the size stays.
+// Discarded blocks are deallocated; the others and the size are unchanged.
 #[test]
 fn discarded_blocks_are_freed() {
     for kind in ENGINES {
@@ -87,9 +89,9 @@ fn discarded_blocks_are_freed() {
     }
 }
 
-// virtio-checklist 56: unknown flags, and unmap of a discard, are unsupported, and nothing of the request is done
+// virtio-checklist 56: unknown flags, and unmap of a discard, are unsupported, and the request has no effect
 #[test]
-fn flags_that_are_not_known() {
+fn unknown_flags() {
     for (kind, flags) in [
         (DISCARD, UNMAP),
         (DISCARD, 2),
@@ -99,13 +101,13 @@ fn flags_that_are_not_known() {
     ] {
         let (mut rig, engine) = fake(WRITABLE_FEATURES);
         assert_eq!(request(&mut rig, kind, &[(0, 8, 0), (8, 8, flags)]), UNSUPP);
-        assert_eq!(engine.asked(), []);
-        // Flags are looked at first, wherever the range is.
+        assert_eq!(engine.requested(), []);
+        // Flags are checked first, before the range.
         assert_eq!(request(&mut rig, kind, &[(u64::MAX, 8, flags)]), UNSUPP);
     }
 }
 
-// virtio-checklist 63; torture b8, b9: ranges outside, too long, too many, or cut off: IOERR, nothing is done
+// virtio-checklist 63; torture b8, b9: ranges outside, too long, too many, or cut off: IOERR, no effect
 #[test]
 fn ranges_that_are_wrong() {
     let (mut rig, engine) = fake(WRITABLE_FEATURES);
@@ -134,13 +136,13 @@ fn ranges_that_are_wrong() {
             );
         }
         assert_eq!(rig.request(0, kind, 0, None), (IOERR, 1));
-        // At the very end, and nothing at all, is in order.
+        // A range at the very end and an empty range are valid.
         assert_eq!(request(&mut rig, kind, &[(SECTORS, 0, 0), (0, 0, 0)]), OK);
     }
-    assert_eq!(engine.asked(), []);
+    assert_eq!(engine.requested(), []);
 }
 
-// The limits of the configuration space are those that are checked.
+// The limits of the configuration space are enforced.
 #[test]
 fn limits_of_the_configuration_space() {
     for (kind, most, op) in [
@@ -162,7 +164,7 @@ fn limits_of_the_configuration_space() {
             request(&mut rig, kind, &vec![(0, 1, 0); MAX_SEGMENTS as usize]),
             OK
         );
-        let asked = engine.asked();
+        let asked = engine.requested();
         assert_eq!(asked.len(), 1 + MAX_SEGMENTS as usize);
         assert_eq!(
             (asked[0].kind, asked[0].offset, asked[0].len),
@@ -173,7 +175,7 @@ fn limits_of_the_configuration_space() {
 
 // torture b10: on a read-only disk IOERR; virtio-checklist 61: not negotiated, unsupported
 #[test]
-fn who_may_not_ask() {
+fn requests_that_are_not_allowed() {
     for kind in [DISCARD, ZEROES] {
         let mut rig = Rig::with(
             EngineKind::Threads,
@@ -190,7 +192,7 @@ fn who_may_not_ask() {
     }
 }
 
-// virtio-checklist 37; torture b7: segments are bytes of the readable buffers, however these are cut
+// virtio-checklist 37; torture b7: segments are bytes of the readable buffers, in any framing
 #[test]
 fn segments_in_any_framing() {
     for kind in ENGINES {
@@ -216,7 +218,7 @@ fn segments_in_any_framing() {
 // torture c8: errors, interruptions, and a file system that cannot
 #[test]
 fn ranges_whose_file_fails() {
-    use Outcome::{Fail, Whole};
+    use Scripted::{Fail, Whole};
     let segments = [(0, 8, 0), (8, 8, 0), (32, 8, 0)];
     for (kind, script, expected, asked) in [
         (DISCARD, vec![Fail(libc::EINTR), Whole, Fail(libc::EAGAIN)], OK, 5),
@@ -229,12 +231,12 @@ fn ranges_whose_file_fails() {
         let (mut rig, engine) = fake(WRITABLE_FEATURES);
         engine.script(script.clone());
         assert_eq!(request(&mut rig, kind, &segments), expected, "{kind} {script:?}");
-        assert_eq!(engine.asked().len(), asked, "{kind} {script:?}");
+        assert_eq!(engine.requested().len(), asked, "{kind} {script:?}");
     }
 }
 
-// virtio-checklist 58 for zeroes: without FLUSH they are durable before they complete. Negative control: an engine
-// that does not sync is noticed.
+// virtio-checklist 58 for zeroes: without FLUSH they are durable before they complete. Negative control: an
+// engine that does not sync fails.
 #[test]
 fn zeroes_are_durable_without_flush() {
     for (lie, features, durable) in [
@@ -264,7 +266,7 @@ fn ranges_keep_their_place_in_a_batch() {
     rig.offer_request(6, VIRTIO_BLK_T_OUT, 6, Some(readable(DATA, 512)));
     rig.run();
     assert_eq!(rig.take_used().len(), 3);
-    let kinds: Vec<IoKind> = engine.asked().iter().map(|asked| asked.kind).collect();
+    let kinds: Vec<IoKind> = engine.requested().iter().map(|asked| asked.kind).collect();
     let zeroes = IoKind::WriteZeroes { unmap: false };
     assert_eq!(kinds, [IoKind::Write, zeroes, IoKind::Write]);
     assert_eq!(engine.image()[5 * 512..6 * 512], [0; 512]);

@@ -6,19 +6,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ringvirtio::inflight::InflightArea;
+use ringvirtio::memory::GuestRam;
+use ringvirtio::ring::RingAddresses;
+use ringvirtio::virtio::*;
+use ringvirtio::waiter::{Ready, Timeout};
+use ringvirtio::{Completion, QueueSetup, VirtQueue};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
-use crate::device::feature;
-use crate::disk::{Disk, DiskConfig, EngineKind, HostCache, OpenOptions};
+use crate::disk::{Disk, DiskConfig, EngineKind, HostCache, OpenContext, OpenOptions};
 use crate::engine::threads::Threads;
-use crate::engine::uring::Uring;
-use crate::engine::{Engine, IoDone, IoOp};
-use crate::inflight::InflightArea;
-use crate::memory::GuestRam;
-use crate::queue::{Queue, QueueSetup};
-use crate::reactor::wait::Sleep;
-use crate::ring::RingAddresses;
+use crate::engine::uring::OwnRingEngine;
+use crate::engine::{Engine, IoOp};
+use crate::queue::BlockQueue;
 use crate::virtio::*;
 
 /// Where guest RAM starts.
@@ -39,7 +40,7 @@ pub const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
 
 /// An engine that can be waited for.
 pub enum TestEngine {
-    Uring(Box<Uring>),
+    Uring(OwnRingEngine, Vec<Ready>),
     Threads(Threads),
     Custom(Box<dyn Engine>),
 }
@@ -47,8 +48,8 @@ pub enum TestEngine {
 impl TestEngine {
     pub fn new(kind: EngineKind) -> Self {
         match kind {
-            EngineKind::IoUring => match Uring::new(64) {
-                Ok(ring) => Self::Uring(Box::new(ring)),
+            EngineKind::IoUring => match OwnRingEngine::new(64) {
+                Ok(engine) => Self::Uring(engine, Vec::with_capacity(64)),
                 Err(error) => {
                     eprintln!("no io_uring here ({error}): threads instead");
                     Self::Threads(Threads::new().unwrap())
@@ -60,18 +61,23 @@ impl TestEngine {
 
     pub fn get(&mut self) -> &mut dyn Engine {
         match self {
-            Self::Uring(ring) => &mut **ring,
+            Self::Uring(engine, _) => engine,
             Self::Threads(threads) => threads,
             Self::Custom(engine) => &mut **engine,
         }
     }
 
     /// Waits until something has completed.
-    pub fn wait(&mut self, done: &mut Vec<IoDone>) {
+    pub fn wait(&mut self, done: &mut Vec<Completion>) {
         self.get().submit();
+        self.get().reap(done);
         while done.is_empty() {
             match self {
-                Self::Uring(ring) => ring.wait(Sleep::Forever, &mut Vec::new()).unwrap(),
+                Self::Uring(engine, _) if engine.state.is_copying() => engine.submit(),
+                Self::Uring(engine, ready) => {
+                    engine.ring.wait(Timeout::Never, ready).unwrap();
+                    ready.clear();
+                }
                 _ => std::thread::yield_now(),
             }
             self.get().reap(done);
@@ -112,15 +118,15 @@ pub fn writable(addr: u64, len: u32) -> Buf {
     }
 }
 
-/// Opens a disk that nobody has open any more: processes that other tests start may hold a descriptor of it for a
-/// moment, between their fork and their program, and a ring one that was registered with it.
+/// Opens a disk that nobody has open any more: processes that other tests start may hold a descriptor of it
+/// for a moment, between their fork and their program, and a ring one that was registered with it.
 pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
     let patient = OpenOptions {
         known: None,
         owner: None,
         wait: Duration::from_secs(60),
     };
-    Disk::open_with(config, &patient).unwrap()
+    Disk::open_with(config, &OpenContext::default(), &patient).unwrap()
 }
 
 /// What stays when the daemon dies, and what the guest owns.
@@ -139,7 +145,7 @@ pub struct Rig {
     pub avail_idx: u16,
     pub used_seen: u16,
     pub engine: TestEngine,
-    pub queue: Option<Queue>,
+    pub queue: Option<BlockQueue>,
 }
 
 /// What a usual driver takes of what is offered, but for EVENT_IDX.
@@ -216,13 +222,12 @@ impl Rig {
     }
 
     pub fn open_on(&mut self, disk: Arc<Disk>) {
-        self.queue = Some(Queue::new(self.setup(disk)).unwrap());
+        self.queue = Some(BlockQueue::new(disk, self.setup()).unwrap());
     }
 
-    pub fn setup(&self, disk: Arc<Disk>) -> QueueSetup {
+    pub fn setup(&self) -> QueueSetup {
         let (interrupts, faults) = (self.interrupts.clone(), self.faults.clone());
         QueueSetup {
-            disk,
             ram: self.ram.clone(),
             ring: self.ring,
             features: self.features,
@@ -231,7 +236,7 @@ impl Rig {
                 offset: 0,
             },
             epoch: self.epoch,
-            notify: Box::new(move || {
+            notify_driver: Box::new(move || {
                 interrupts.fetch_add(1, Ordering::Relaxed);
             }),
             needs_reset: Box::new(move |fault| faults.lock().unwrap().push(fault.to_string())),
@@ -248,7 +253,7 @@ impl Rig {
     pub fn drop_queue(&mut self) {
         if let Some(mut queue) = self.queue.take() {
             // SAFETY: the engine was dropped or emptied, says the caller.
-            unsafe { queue.assume_drained() };
+            unsafe { queue.virtqueue_mut().assume_drained() };
         }
     }
 
@@ -259,8 +264,12 @@ impl Rig {
         self.open();
     }
 
-    pub fn queue(&mut self) -> &mut Queue {
+    pub fn queue(&mut self) -> &mut BlockQueue {
         self.queue.as_mut().unwrap()
+    }
+
+    pub fn vq(&mut self) -> &mut VirtQueue {
+        self.queue().virtqueue_mut()
     }
 
     /// The image's bytes.
@@ -365,14 +374,14 @@ impl Rig {
         let mut done = Vec::new();
         loop {
             queue.service(engine.get());
-            while queue.running() > 0 {
+            while queue.virtqueue_mut().in_flight() > 0 {
                 engine.wait(&mut done);
                 for outcome in done.drain(..) {
                     queue.complete(outcome.tag, outcome.result, engine.get());
                 }
             }
-            queue.publish();
-            if !queue.has_more() {
+            queue.virtqueue_mut().publish();
+            if !queue.virtqueue_mut().has_more() {
                 return;
             }
         }
@@ -472,5 +481,5 @@ struct Nothing;
 impl Engine for Nothing {
     unsafe fn push(&mut self, _op: IoOp) {}
     fn submit(&mut self) {}
-    fn reap(&mut self, _done: &mut Vec<IoDone>) {}
+    fn reap(&mut self, _done: &mut Vec<Completion>) {}
 }

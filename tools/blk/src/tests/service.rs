@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringvirtio::ring::RingAddresses;
+use ringvirtio::waiter::eventfd;
+use ringvirtio::{Commands, EventSource, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::rig::*;
 use crate::disk::{Disk, EngineKind};
-use crate::queue::Queue;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
-use crate::ring::RingAddresses;
+use crate::queue::BlockQueue;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
@@ -68,7 +68,7 @@ impl Running {
         let deadline = Instant::now() + PATIENCE;
         while rig.notification_wanted() {
             assert!(Instant::now() < deadline);
-            reactor.handle.kick(id);
+            reactor.handle.schedule(id);
             std::thread::yield_now();
         }
         reactor.remove(id);
@@ -97,18 +97,18 @@ impl Drop for Running {
 }
 
 /// A queue of the rig's own disk whose interrupts arrive on a channel.
-pub fn own_queue(rig: &Rig) -> (Queue, Receiver<()>) {
+pub fn own_queue(rig: &Rig) -> (Box<BlockQueue>, Receiver<()>) {
     queue(rig, open_soon(&rig.config))
 }
 
 /// A queue of any disk.
-pub fn queue(rig: &Rig, disk: Arc<Disk>) -> (Queue, Receiver<()>) {
+pub fn queue(rig: &Rig, disk: Arc<Disk>) -> (Box<BlockQueue>, Receiver<()>) {
     let (sender, receiver) = channel();
-    let mut setup = rig.setup(disk);
-    setup.notify = Box::new(move || {
+    let mut setup = rig.setup();
+    setup.notify_driver = Box::new(move || {
         let _ = sender.send(());
     });
-    (Queue::new(setup).unwrap(), receiver)
+    (Box::new(BlockQueue::new(disk, setup).unwrap()), receiver)
 }
 
 /// Waits for `count` used entries.
@@ -130,7 +130,7 @@ fn messages_serve_a_queue() {
         let stats = queue.stats().clone();
         // Available before it is added: found without a notification.
         rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         collect(&mut rig, &interrupts, 1);
         for round in 0..50_u64 {
             for head in 0..20 {
@@ -138,18 +138,18 @@ fn messages_serve_a_queue() {
                 rig.fill(at, &[round as u8; 512]);
                 rig.offer_request(head * 3, VIRTIO_BLK_T_OUT, head.into(), Some(readable(at, 512)));
             }
-            reactor.handle.kick(id);
+            reactor.handle.schedule(id);
             collect(&mut rig, &interrupts, 20);
             assert!(rig.image_at(0, 20 * 512).iter().all(|&byte| byte == round as u8));
         }
         rig.offer_request(0, VIRTIO_BLK_T_FLUSH, 0, None);
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
         assert_eq!(
             (stats.writes.get(), stats.reads.get(), stats.flushes.get()),
             (1000, 1, 1)
         );
-        assert!(stats.interrupts.get() <= stats.publications.get());
+        assert!(stats.queue.interrupts.get() <= stats.queue.publications.get());
         reactor.remove(id);
         assert!(Disk::open(&rig.config).is_ok(), "the image is closed");
     }
@@ -169,22 +169,22 @@ pub struct Peer {
 
 pub struct PeerBell(pub Arc<Peer>);
 
-impl Bell for PeerBell {
-    fn rung(&mut self) {
+impl EventSource for PeerBell {
+    fn on_wakeup(&mut self) {
         self.0.rung.fetch_add(1, Ordering::Relaxed);
     }
 
     fn collect(&mut self, commands: &mut Commands) {
         for id in self.0.notified.lock().unwrap().drain(..) {
-            commands.kick(id);
+            commands.schedule(id);
         }
     }
 
-    fn look(&self) -> bool {
+    fn has_events(&self) -> bool {
         !self.0.notified.lock().unwrap().is_empty()
     }
 
-    fn looked(&mut self, _found: bool, time: Duration) {
+    fn on_busy_poll(&mut self, _found: bool, time: Duration) {
         self.0.looked.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
@@ -217,7 +217,7 @@ impl Peer {
 pub fn peer_of(reactor: &Running) -> (Arc<Peer>, OwnedFd) {
     let peer = Arc::new(Peer::default());
     let bell = eventfd().unwrap();
-    reactor.handle.add_bell(
+    reactor.handle.add_event_source(
         bell.try_clone().unwrap(),
         ReadWidth::Eight,
         Box::new(PeerBell(peer.clone())),
@@ -237,7 +237,7 @@ fn a_bell_serves_many_queues() {
                 scope.spawn(move || {
                     let mut rig = Rig::closed(engine, 32, ALL_FEATURES, false);
                     let (queue, interrupts) = own_queue(&rig);
-                    let id = handle.add(queue);
+                    let id = handle.add(Box::new(queue));
                     for round in 0..200_u64 {
                         let count = 1 + (round % 8) as u16;
                         for head in 0..count {
@@ -270,7 +270,7 @@ fn a_bell_of_four_bytes() {
         let (reader, mut writer) = std::io::pipe().unwrap();
         reactor
             .handle
-            .add_bell(reader.into(), ReadWidth::Four, Box::new(PeerBell(peer.clone())));
+            .add_event_source(reader.into(), ReadWidth::Four, Box::new(PeerBell(peer.clone())));
         for count in 1..=5 {
             std::io::Write::write_all(&mut writer, &7_u32.to_ne_bytes()).unwrap();
             let deadline = Instant::now() + PATIENCE;
@@ -292,13 +292,13 @@ fn quiesce_and_resume() {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         let mut total = 0;
         for round in 0..50 {
             for head in 0..10 {
                 rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 4096)));
             }
-            reactor.handle.kick(id);
+            reactor.handle.schedule(id);
             if round % 3 == 0 {
                 std::thread::yield_now();
             }
@@ -323,13 +323,13 @@ fn quiesce_and_resume() {
         let (again, interrupts) = own_queue(&rig);
         let id = reactor.handle.add(again);
         rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
         assert_eq!(rig.used_idx(), 1);
     }
 }
 
-fn spare(engine: EngineKind) -> (Queue, Receiver<()>) {
+fn spare(engine: EngineKind) -> (Box<BlockQueue>, Receiver<()>) {
     own_queue(&Rig::closed(engine, 16, ALL_FEATURES, false))
 }
 
@@ -341,11 +341,11 @@ fn a_reactor_takes_over_from_another() {
         for round in 0..20 {
             let reactor = Running::new(io_uring);
             let (queue, interrupts) = own_queue(&rig);
-            let id = reactor.handle.add(queue);
+            let id = reactor.handle.add(Box::new(queue));
             for head in 0..10 {
                 rig.offer_request(head * 3, VIRTIO_BLK_T_OUT, head.into(), Some(readable(DATA, 512)));
             }
-            reactor.handle.kick(id);
+            reactor.handle.schedule(id);
             if round % 2 == 0 {
                 collect(&mut rig, &interrupts, 10);
             }
@@ -353,7 +353,7 @@ fn a_reactor_takes_over_from_another() {
             if round % 2 == 1 {
                 let reactor = Running::new(io_uring);
                 let (queue, interrupts) = own_queue(&rig);
-                reactor.handle.add(queue);
+                reactor.handle.add(Box::new(queue));
                 collect(&mut rig, &interrupts, 10);
             }
         }
@@ -378,7 +378,7 @@ fn idle_costs_nothing() {
         });
         let tid = receiver.recv().unwrap();
         let (queue, _interrupts) = spare(EngineKind::IoUring);
-        handle.add(queue);
+        handle.add(Box::new(queue));
         let switches = || {
             let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
             let line = status
@@ -402,7 +402,7 @@ fn idle_costs_nothing() {
 /// A peer that always has more to say.
 struct Busy;
 
-impl Bell for Busy {
+impl EventSource for Busy {
     fn collect(&mut self, _commands: &mut Commands) {}
 
     fn arm(&mut self) -> bool {
@@ -413,9 +413,9 @@ impl Bell for Busy {
 /// Kicks one queue in every round, and keeps the reactor awake.
 struct Kicking(QueueId);
 
-impl Bell for Kicking {
+impl EventSource for Kicking {
     fn collect(&mut self, commands: &mut Commands) {
-        commands.kick(self.0);
+        commands.schedule(self.0);
     }
 
     fn arm(&mut self) -> bool {
@@ -453,18 +453,18 @@ impl Again {
         };
         reactor
             .handle
-            .add_bell(eventfd().unwrap(), ReadWidth::Eight, Box::new(again));
+            .add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(again));
         // The reactor may have been through with all of them, and asleep, before it knew of the bell.
         let deadline = Instant::now() + PATIENCE;
         while !begun.load(Ordering::Relaxed) {
             assert!(Instant::now() < deadline);
-            reactor.handle.kick(id);
+            reactor.handle.schedule(id);
             std::thread::yield_now();
         }
     }
 }
 
-impl Bell for Again {
+impl EventSource for Again {
     fn collect(&mut self, commands: &mut Commands) {
         let (memory, used, avail) = (&self.memory, self.ring.used.0, self.ring.avail.0);
         let at = |index: u16, size: u64| 4 + size * u64::from(index % self.ring.size);
@@ -478,11 +478,12 @@ impl Bell for Again {
         }
         memory.write_obj(self.made, GuestAddress(avail + 2)).unwrap();
         self.begun.fetch_or(self.seen != 0, Ordering::Relaxed);
-        commands.kick(self.id);
+        commands.schedule(self.id);
     }
 }
 
-// A large queue that its driver refills as fast as it can starves neither its own completions nor other queues.
+// A large queue that its driver refills as fast as it can starves neither its own completions nor other
+// queues.
 #[test]
 fn a_full_queue_starves_nobody() {
     for (io_uring, engine) in WAYS {
@@ -493,8 +494,8 @@ fn a_full_queue_starves_nobody() {
             scope.spawn(move || {
                 let mut full = Rig::closed(engine, 1024, ALL_FEATURES, false);
                 let (queue, _interrupts) = own_queue(&full);
-                let kicking = Kicking(handle.add(queue));
-                handle.add_bell(eventfd().unwrap(), ReadWidth::Eight, Box::new(kicking));
+                let kicking = Kicking(handle.add(Box::new(queue)));
+                handle.add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(kicking));
                 let mut free: Vec<u16> = (0..341).collect();
                 while !stop.load(Ordering::Relaxed) {
                     while let Some(lane) = free.pop() {
@@ -514,7 +515,7 @@ fn a_full_queue_starves_nobody() {
             });
             let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
             let (queue, interrupts) = own_queue(&rig);
-            let id = reactor.handle.add(queue);
+            let id = reactor.handle.add(Box::new(queue));
             let deadline = Instant::now() + PATIENCE;
             let mut rounds = 0;
             while rounds < 20 || served.load(Ordering::Relaxed) < 1000 {
@@ -524,7 +525,7 @@ fn a_full_queue_starves_nobody() {
                 }
                 rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 4096)));
                 rig.offer_request(3, VIRTIO_BLK_T_FLUSH, 0, None);
-                reactor.handle.kick(id);
+                reactor.handle.schedule(id);
                 collect(&mut rig, &interrupts, 2);
             }
             stop.store(true, Ordering::Relaxed);
@@ -545,7 +546,7 @@ fn a_full_queue_starves_nobody_who_does_not_notify() {
     let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
     let (queue, interrupts) = own_queue(&rig);
     rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-    reactor.handle.add(queue);
+    reactor.handle.add(Box::new(queue));
     for _ in 0..20 {
         collect(&mut rig, &interrupts, 1);
         assert!(!rig.notification_wanted());
@@ -560,10 +561,12 @@ fn a_busy_peer_starves_nobody() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let bell = eventfd().unwrap();
-        reactor.handle.add_bell(bell, ReadWidth::Eight, Box::new(Busy));
+        reactor
+            .handle
+            .add_event_source(bell, ReadWidth::Eight, Box::new(Busy));
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         for kind in [VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN] {
             let data = match kind {
                 VIRTIO_BLK_T_FLUSH => None,
@@ -571,7 +574,7 @@ fn a_busy_peer_starves_nobody() {
                 _ => Some(writable(DATA, 4096)),
             };
             rig.offer_request(0, kind, 0, data);
-            reactor.handle.kick(id);
+            reactor.handle.schedule(id);
             collect(&mut rig, &interrupts, 1);
         }
     }

@@ -1,8 +1,8 @@
-//! A real daemon process, really killed: SIGKILL in the middle of traffic, again and again, on both engines and with
-//! raw and qcow2 images.
+//! A daemon process that is killed by SIGKILL during traffic, repeatedly, on both engines and with raw and
+//! qcow2 images.
 //!
-//! The test runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and the image are files. The guest
-//! writes and reads back sectors with versions, many at once, and checks each.
+//! The test runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and the image are files. The
+//! guest writes and reads back sectors with versions, many at once, and checks each.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -11,15 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ringvirtio::memory::GuestRam;
+use ringvirtio::virtio::*;
+use ringvirtio::{Commands, EventSource, QueueId, Reactor, ReactorOptions, ReadWidth};
 use tempfile::TempDir;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 use super::rig::*;
-use crate::device::feature;
-use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenOptions};
-use crate::memory::GuestRam;
-use crate::queue::Queue;
-use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
+use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
+use crate::queue::BlockQueue;
 use crate::virtio::*;
 
 const SIZE: u16 = 256;
@@ -61,7 +61,7 @@ fn shared(kind: EngineKind, format: Format, dir: &Path) -> Rig {
     rig
 }
 
-/// What the directory's name says.
+/// Returns the format that the directory's name encodes.
 fn format_of(dir: &Path) -> Format {
     if dir.to_str().unwrap().ends_with("qcow2") {
         Format::Qcow2
@@ -72,13 +72,13 @@ fn format_of(dir: &Path) -> Format {
 
 struct Kicker(QueueId);
 
-impl Bell for Kicker {
+impl EventSource for Kicker {
     fn collect(&mut self, commands: &mut Commands) {
-        commands.kick(self.0);
+        commands.schedule(self.0);
     }
 }
 
-/// The daemon, when the test below starts it; else nothing.
+/// The daemon, if the test below starts it; else no effect.
 #[test]
 fn daemon() {
     let Ok(dir) = std::env::var("RINGBLK_TEST_DAEMON") else {
@@ -86,23 +86,23 @@ fn daemon() {
     };
     let kind = engine_of_child();
     let rig = shared(kind, format_of(Path::new(&dir)), Path::new(&dir));
-    // The lock says when the old daemon's I/O has ended.
+    // The lock is granted when the old daemon's I/O has ended.
     let options = OpenOptions {
         known: None,
         owner: Some(1),
         wait: Duration::from_secs(10),
     };
-    let disk = Disk::open_with(&rig.config, &options).unwrap();
-    let mut setup = rig.setup(disk);
+    let disk = Disk::open_with(&rig.config, &OpenContext::default(), &options).unwrap();
+    let mut setup = rig.setup();
     setup.needs_reset = Box::new(|fault| {
         eprintln!("the daemon finds: {fault}");
         std::process::abort();
     });
     let (reactor, handle) = Reactor::new(ReactorOptions::default()).unwrap();
-    let id = handle.add(Queue::new(setup).unwrap());
-    // The guest's notifications are bytes of the standard input; it ends with the test.
+    let id = handle.add(Box::new(BlockQueue::new(disk, setup).unwrap()));
+    // The guest's notifications are bytes on the standard input, which ends with the test.
     let (reader, mut writer) = std::io::pipe().unwrap();
-    handle.add_bell(reader.into(), ReadWidth::Eight, Box::new(Kicker(id)));
+    handle.add_event_source(reader.into(), ReadWidth::Eight, Box::new(Kicker(id)));
     std::thread::spawn(move || {
         let mut bytes = [0; 64];
         while let Ok(1..) = std::io::stdin().read(&mut bytes) {
@@ -121,7 +121,7 @@ fn engine_of_child() -> EngineKind {
     }
 }
 
-/// This test program, as the process that one of the functions here is for.
+/// Returns this test program as the process of one of the functions here.
 fn command(function: &str, kind: EngineKind) -> Command {
     let engine = if kind == EngineKind::Threads {
         "threads"
@@ -144,7 +144,7 @@ fn spawn(kind: EngineKind, dir: &Path) -> Child {
         .unwrap()
 }
 
-/// What a lane does next, and what its block holds.
+/// A lane's next request, and the contents of its block.
 #[derive(Clone, Copy, Default)]
 struct Lane {
     version: u8,
@@ -162,7 +162,7 @@ fn killed_for_real() {
     }
 }
 
-// The same, with tables that each write changes: none may stay behind in the dead process.
+// The same, with tables that each write changes: none may be left in the dead process.
 #[test]
 fn killed_with_qcow2() {
     for kind in ENGINES {
@@ -171,7 +171,7 @@ fn killed_with_qcow2() {
         if let Some(image) = super::qcow2::qemu_reads(&path.join("image"), &path.join("raw")) {
             check(&lanes, &image);
         }
-        // The lock goes a moment after the process.
+        // The lock is released a moment after the process ends.
         let mut rig = shared(kind, Format::Qcow2, path);
         let patient = OpenOptions {
             known: None,
@@ -182,7 +182,7 @@ fn killed_with_qcow2() {
         (rig.avail_idx, rig.used_seen) = (0, 0);
         rig.set_u16(rig.ring.avail.0 + 2, 0);
         rig.set_u16(rig.ring.used.0 + 2, 0);
-        rig.open_on(Disk::open_with(&rig.config, &patient).unwrap());
+        rig.open_on(Disk::open_with(&rig.config, &OpenContext::default(), &patient).unwrap());
         let len = u32::from(LANES) * BLOCK;
         let done = rig.request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, len)));
         assert_eq!(done, (0, len + 1));
@@ -200,8 +200,8 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     let kills: u32 = std::env::var("RINGBLK_KILLS")
         .ok()
         .map_or(15, |text| text.parse().unwrap());
-    // On a real file system: there a FLUSH takes its time while others overtake it, so that what is in flight at a kill
-    // is no prefix of what was taken. On tmpfs a daemon without a log would pass.
+    // On a real file system: a FLUSH takes long there and other requests overtake it, so that the requests in
+    // flight at a kill are not a prefix of those popped. On tmpfs a daemon without a log would pass.
     let program = std::env::current_exe().unwrap();
     let parent = program.parent().unwrap();
     let suffix = if format == Format::Qcow2 { "qcow2" } else { "raw" };
@@ -220,7 +220,7 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
         let life = Duration::from_micros(1000 + u64::from(seed >> 16) % 30_000);
         let mut served = 0;
         let mut first = None;
-        // Lives until it has served something, and then so long; the last one serves all to the end.
+        // Lives until it has served something, and some time longer; the last one serves everything.
         while first.is_none_or(|first: Instant| first.elapsed() < life)
             || (round == kills && lanes.iter().any(|lane| lane.busy.is_some()))
         {
@@ -253,7 +253,7 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     (dir, lanes)
 }
 
-// What was answered is there for the next daemon although nothing was flushed: it may only be in the kernel's hands.
+// Completed writes are there for the next daemon without a flush: they must have left the process.
 #[test]
 fn killed_without_a_flush() {
     for kind in ENGINES {
@@ -285,7 +285,7 @@ fn killed_without_a_flush() {
     }
 }
 
-/// A process that writes without an end, when the test below starts it; else nothing.
+/// A process that writes without end, if the test below starts it; else no effect.
 #[test]
 fn writer() {
     let Ok(path) = std::env::var("RINGBLK_TEST_WRITER") else {
@@ -319,7 +319,8 @@ fn writer() {
     }
 }
 
-// torture c7: whoever is granted the lock of a killed process sees no write of it any more, whatever did its I/O
+// torture c7: once the lock of a killed process is granted, none of its writes happens any more, on either
+// engine
 #[test]
 fn the_lock_proves_that_io_has_ended() {
     let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
@@ -351,7 +352,7 @@ fn the_lock_proves_that_io_has_ended() {
                     owner: None,
                     wait: Duration::from_secs(10),
                 };
-                let disk = Disk::open_with(&config, &patient).unwrap();
+                let disk = Disk::open_with(&config, &OpenContext::default(), &patient).unwrap();
                 let granted = std::fs::read(&path).unwrap();
                 std::thread::sleep(Duration::from_millis(20));
                 assert!(

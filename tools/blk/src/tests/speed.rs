@@ -1,4 +1,5 @@
-//! Not a test of right or wrong: 4 KiB requests a second through reactor and engine, for comparisons on one machine.
+//! Not a test of right or wrong: 4 KiB requests a second through reactor and engine, for comparisons on one
+//! machine.
 //!
 //! `cargo test --release -p ringblk speed -- --ignored --nocapture`; `RINGBLK_DIR` says where the image is.
 
@@ -6,11 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use ringvirtio::virtio::*;
+use ringvirtio::waiter::eventfd;
+use ringvirtio::{Commands, EventSource, QueueId, Reactor, ReactorOptions, ReadWidth};
+
 use super::rig::*;
-use crate::device::feature;
-use crate::queue::Queue;
-use crate::reactor::wait::eventfd;
-use crate::reactor::{Bell, Commands, QueueId, Reactor, ReactorOptions, ReadWidth};
+use crate::queue::BlockQueue;
 use crate::virtio::*;
 
 /// Pending and armed flags, as in EL2's shared page.
@@ -23,10 +25,10 @@ struct Flags {
 
 struct FlagBell(Arc<Flags>, QueueId);
 
-impl Bell for FlagBell {
+impl EventSource for FlagBell {
     fn collect(&mut self, commands: &mut Commands) {
         if self.0.pending.swap(false, Ordering::AcqRel) {
-            commands.kick(self.1);
+            commands.schedule(self.1);
         }
     }
 
@@ -54,19 +56,19 @@ fn speed() {
                     rig.config.path = path;
                 }
                 let flags = Arc::new(Flags::default());
-                let mut setup = rig.setup(open_soon(&rig.config));
+                let mut setup = rig.setup();
                 let raised = flags.clone();
-                setup.notify = Box::new(move || {
+                setup.notify_driver = Box::new(move || {
                     raised.interrupt.fetch_add(1, Ordering::Release);
                 });
-                let queue = Queue::new(setup).unwrap();
+                let queue = BlockQueue::new(open_soon(&rig.config), setup).unwrap();
                 let stats = queue.stats().clone();
                 let (reactor, handle) = Reactor::new(ReactorOptions::default()).unwrap();
                 let thread = std::thread::spawn(move || reactor.run().unwrap());
-                let id = handle.add(queue);
+                let id = handle.add(Box::new(queue));
                 let bell = eventfd().unwrap();
                 let ring = std::fs::File::from(bell.try_clone().unwrap());
-                handle.add_bell(bell, ReadWidth::Eight, Box::new(FlagBell(flags.clone(), id)));
+                handle.add_event_source(bell, ReadWidth::Eight, Box::new(FlagBell(flags.clone(), id)));
                 let start = Instant::now();
                 let mut count = 0_u64;
                 let mut busy = 0;
@@ -105,8 +107,8 @@ fn speed() {
                 let rate = count as f64 / start.elapsed().as_secs_f64();
                 eprintln!(
                     "{engine:?} {name:5} {len:6} x {depth:2}: {rate:9.0}/s, {:.1} a batch, {:.2} interrupts each",
-                    stats.batched.get() as f64 / stats.batches.get() as f64,
-                    stats.interrupts.get() as f64 / count as f64,
+                    stats.queue.batched.get() as f64 / stats.queue.batches.get() as f64,
+                    stats.queue.interrupts.get() as f64 / count as f64,
                 );
                 handle.stop();
                 thread.join().unwrap();

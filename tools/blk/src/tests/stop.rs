@@ -7,13 +7,13 @@ use super::rig::*;
 use super::service::{Running, WAYS, collect, queue};
 use crate::control::OnError;
 use crate::disk::{Disk, EngineKind};
-use crate::engine::fake::{FakeEngine, Outcome};
-use crate::remote::Remembered;
+use crate::engine::fake::{FakeEngine, Scripted};
+use crate::remote::KnownGeometry;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
 
 fn fake() -> (Rig, FakeEngine) {
     let mut rig = Rig::with(EngineKind::Threads, 64, WRITABLE_FEATURES, false);
@@ -32,13 +32,13 @@ fn a_failing_write_stops_the_queue() {
         rig.queue().retry();
         rig.run();
         rig.fill(DATA, &[0x21; 1024]);
-        engine.script([Outcome::Fail(error), Outcome::Whole]);
+        engine.script([Scripted::Fail(error), Scripted::Whole]);
         let failing = rig.offer_request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512)));
         rig.offer_request(3, VIRTIO_BLK_T_OUT, 8, Some(readable(DATA, 512)));
         rig.run();
         assert_eq!(rig.take_used(), [(3, 1)]);
-        assert!(rig.queue().is_stopped());
-        assert_eq!((rig.queue().running(), rig.byte(failing)), (0, 0xff));
+        assert!(rig.vq().is_stopped());
+        assert_eq!((rig.vq().in_flight(), rig.byte(failing)), (0, 0xff));
         rig.offer_request(6, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
         rig.run();
         assert_eq!(rig.take_used(), [], "no more is taken");
@@ -48,7 +48,7 @@ fn a_failing_write_stops_the_queue() {
             (1, 1, 0)
         );
         // It fails again, and again it is held; what came meanwhile was taken with it.
-        engine.script([Outcome::Fail(error)]);
+        engine.script([Scripted::Fail(error)]);
         rig.queue().retry();
         rig.run();
         assert_eq!(
@@ -60,14 +60,14 @@ fn a_failing_write_stops_the_queue() {
         assert_eq!(rig.take_used(), [(0, 1)]);
         assert_eq!((rig.byte(failing), stats.held.get()), (OK, 0));
         assert_eq!(engine.image()[..512], [0x21; 512]);
-        assert!(!rig.queue().is_stopped());
+        assert!(!rig.vq().is_stopped());
     }
 }
 
 // A transfer goes on where it stopped; of a merged one only what failed is held; segments go on with theirs.
 #[test]
 fn what_was_done_is_not_done_again() {
-    use Outcome::{Fail, Short, Whole};
+    use Scripted::{Fail, Short, Whole};
     let (mut rig, engine) = fake();
     engine.script([Short(600), Fail(libc::EIO)]);
     let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 1024)));
@@ -75,7 +75,7 @@ fn what_was_done_is_not_done_again() {
     rig.queue().retry();
     rig.run();
     assert_eq!((rig.take_used(), rig.byte(status)), (vec![(0, 1025)], OK));
-    assert_eq!(engine.asked().last().unwrap().offset, 1024 + 600);
+    assert_eq!(engine.requested().last().unwrap().offset, 1024 + 600);
     assert_eq!(rig.bytes(DATA, 1024), engine.image()[1024..2048]);
 
     engine.script([Fail(libc::EIO), Whole, Fail(libc::EIO), Whole]);
@@ -99,11 +99,11 @@ fn what_was_done_is_not_done_again() {
     rig.offer_request(0, VIRTIO_BLK_T_WRITE_ZEROES, 0, Some(segments));
     rig.run();
     assert_eq!(rig.take_used(), []);
-    let before = engine.asked().len();
+    let before = engine.requested().len();
     rig.queue().retry();
     rig.run();
     assert_eq!(rig.take_used(), [(0, 1)]);
-    let offsets: Vec<u64> = engine.asked()[before..]
+    let offsets: Vec<u64> = engine.requested()[before..]
         .iter()
         .map(|asked| asked.offset)
         .collect();
@@ -114,7 +114,7 @@ fn what_was_done_is_not_done_again() {
 #[test]
 fn the_head_of_a_held_request_offered_again() {
     let (mut rig, engine) = fake();
-    engine.script([Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Fail(libc::EIO)]);
     rig.offer_request(2, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
     rig.run();
     rig.offer_head(2);
@@ -131,19 +131,19 @@ fn the_head_of_a_held_request_offered_again() {
 #[test]
 fn a_failed_sync_is_reported() {
     let (mut rig, engine) = fake();
-    engine.script([Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Fail(libc::EIO)]);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
-    assert!(!rig.queue().is_stopped());
+    assert!(!rig.vq().is_stopped());
 }
 
 // torture c5: the daemon dies while the queue is stopped: the next one runs the request again
 #[test]
 fn a_stopped_queue_outlives_the_daemon() {
     let (mut rig, engine) = fake();
-    engine.script([Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Fail(libc::EIO)]);
     let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512)));
     rig.run();
-    assert!(rig.queue().is_stopped());
+    assert!(rig.vq().is_stopped());
     rig.reopen();
     rig.run();
     assert_eq!((rig.take_used(), rig.byte(status)), (vec![(0, 513)], OK));
@@ -159,7 +159,7 @@ fn a_released_disk_keeps_its_requests() {
     disk.control().on_stop(Box::new(move || {
         tell.fetch_add(1, Ordering::Relaxed);
     }));
-    engine.script([Outcome::Fail(libc::EIO)]);
+    engine.script([Scripted::Fail(libc::EIO)]);
     let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512)));
     assert!(!disk.control().has_stopped());
     rig.run();
@@ -167,15 +167,15 @@ fn a_released_disk_keeps_its_requests() {
         (told.load(Ordering::Relaxed), disk.control().has_stopped()),
         (1, true)
     );
-    let shape = Remembered {
+    let shape = KnownGeometry {
         size: disk.capacity() * 512,
         block_size: 4096,
         readonly: false,
     };
     drop(disk);
     rig.kill();
-    let released = Disk::released(&rig.config, shape).unwrap();
-    assert_eq!((released.is_released(), released.block_size()), (true, 4096));
+    let released = Disk::closed(&rig.config, shape).unwrap();
+    assert_eq!((released.is_closed(), released.block_size()), (true, 4096));
     // Nobody has the image.
     drop(open_soon(&rig.config));
     rig.engine = TestEngine::new(rig.config.engine);
@@ -186,7 +186,7 @@ fn a_released_disk_keeps_its_requests() {
         rig.queue().retry();
         let stats = rig.queue().stats().clone();
         assert_eq!((rig.take_used(), stats.held.get()), (vec![], 1));
-        assert!(rig.queue().is_stopped() && rig.queue().running() == 0);
+        assert!(rig.vq().is_stopped() && rig.vq().in_flight() == 0);
     }
     rig.reopen();
     rig.run();
@@ -197,8 +197,8 @@ fn a_released_disk_keeps_its_requests() {
     assert_eq!(rig.queue().stats().held.get(), 0);
 }
 
-// On a reactor, with a real file that is too short for a while: stopped, quiesced and resumed without completing,
-// tried again in vain, then in earnest.
+// On a reactor, with a real file that is too short for a while: stopped, quiesced and resumed without
+// completing, tried again in vain, then in earnest.
 #[test]
 fn a_reactor_stops_and_tries_again() {
     for (io_uring, engine) in WAYS {
@@ -208,12 +208,12 @@ fn a_reactor_stops_and_tries_again() {
         disk.control().set_on_error(OnError::Stop);
         let (queue, interrupts) = queue(&rig, disk);
         let stats = queue.stats().clone();
-        let id = reactor.handle.add(queue);
+        let id = reactor.handle.add(Box::new(queue));
         let whole = rig.image();
         rig.image_file().set_len(8192).unwrap();
         rig.offer_request(0, VIRTIO_BLK_T_IN, 100, Some(writable(DATA, 512)));
         rig.offer_request(3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
         // Quiescing, as for a pause, does not wait for what is held.
         reactor.quiesce(id);
@@ -231,7 +231,7 @@ fn a_reactor_stops_and_tries_again() {
         // A stopped queue can be taken away, as by a reset.
         rig.image_file().set_len(8192).unwrap();
         rig.offer_request(0, VIRTIO_BLK_T_IN, 100, Some(writable(DATA, 512)));
-        reactor.handle.kick(id);
+        reactor.handle.schedule(id);
         while stats.stops.get() < 3 {
             std::thread::yield_now();
         }

@@ -1,16 +1,19 @@
 //! Features in any subset, several queues of one disk, and a capacity that changes.
 
+use ringvirtio::virtio::*;
+
 use super::rig::*;
 use super::service::{Running, WAYS, collect, queue};
-use crate::device::{self, feature};
+use crate::device;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
-const OK: u8 = Status::Ok as u8;
-const IOERR: u8 = Status::IoErr as u8;
-const UNSUPP: u8 = Status::Unsupp as u8;
+const OK: u8 = RequestStatus::Ok as u8;
+const IOERR: u8 = RequestStatus::IoErr as u8;
+const UNSUPP: u8 = RequestStatus::Unsupp as u8;
 
-// virtio-checklist 30, 31 for the device: what was negotiated works, and nothing else does, in each combination
+// virtio-checklist 30, 31 for the device: what was negotiated works, and nothing else does, in each
+// combination
 #[test]
 fn every_subset_of_the_features_works() {
     let optional = [
@@ -103,7 +106,7 @@ fn several_queues_of_one_disk() {
                 scope.spawn(move || {
                     let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
                     let (queue, interrupts) = queue(&rig, disk);
-                    let id = handle.add(queue);
+                    let id = handle.add(Box::new(queue));
                     for round in 0..100_u64 {
                         let (kind, write) = match round % 3 {
                             2 => (VIRTIO_BLK_T_FLUSH, false),
@@ -122,7 +125,7 @@ fn several_queues_of_one_disk() {
                             });
                             rig.offer_request(head as u16 * 3, kind, number * 8 + head, data);
                         }
-                        handle.kick(id);
+                        handle.schedule(id);
                         collect(&mut rig, &interrupts, 8);
                         for head in 0..8_u64 {
                             assert_eq!(rig.byte(BUFFERS + head * 192 + 32), OK);
@@ -140,8 +143,8 @@ fn several_queues_of_one_disk() {
     }
 }
 
-// virtio-checklist 51, 64: the file grows or shrinks, the capacity follows when it is asked for; the transport sends
-// the notification when the bytes of the configuration space differ
+// virtio-checklist 51, 64: the file grows or shrinks, the capacity follows when it is asked for; the
+// transport sends the notification when the bytes of the configuration space differ
 #[test]
 fn the_capacity_follows_the_file() {
     for kind in ENGINES {

@@ -1,20 +1,20 @@
-//! [`Content`]: what is copied into a zone's RAM. A file of which nothing has to be unpacked stays a file until then, and is read
-//! to its place at once.
+//! [`Content`]: what is copied into a zone's RAM. A file that needs no decompression stays a file until then, and is read
+//! to its place directly.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::time::SystemTime;
 
-/// Bytes at the beginning that are looked at to find out what a file is.
+/// Bytes at the beginning by which a file's format is recognized.
 const HEAD: usize = 4096;
 
-/// See the module.
+/// What is copied into a zone's RAM.
 #[derive(Debug)]
 pub struct Content {
     /// Its first [`HEAD`] bytes, or all of a file that is in memory.
     head: Vec<u8>,
-    /// What is not in memory.
+    /// The rest, unless all is in memory.
     file: Option<Unread>,
 }
 
@@ -27,19 +27,19 @@ pub struct Unread {
 }
 
 impl Unread {
-    /// The file, from its beginning, and the bytes to be read of it.
+    /// Returns the file, positioned at its beginning, and the number of bytes to read.
     ///
     /// # Errors
-    /// It cannot go there.
+    /// The file cannot be positioned.
     pub fn rewound(&self) -> io::Result<(&File, u64)> {
         (&self.file).rewind()?;
         Ok((&self.file, self.len))
     }
 
-    /// Called when all has been read: it is still what it was.
+    /// Checks, when all has been read, that the file has not changed since it was opened.
     ///
     /// # Errors
-    /// It is not, so that what its beginning told may be wrong.
+    /// It has, so that its format may be another one.
     pub fn check(&self) -> io::Result<()> {
         let now = self.file.metadata()?;
         if now.len() == self.len && now.modified()? == self.modified {
@@ -54,7 +54,7 @@ impl Unread {
 }
 
 impl Content {
-    /// A file that has just been opened. What is no regular file, and what is short, is read.
+    /// Returns the content of a file that has just been opened. A short file, or one that is not regular, is read.
     ///
     /// # Errors
     /// It cannot be read.
@@ -77,25 +77,25 @@ impl Content {
         })
     }
 
-    /// Its first bytes: 4096, or all if they are fewer.
+    /// Returns the first 4096 bytes, or all if they are fewer.
     #[must_use]
     pub fn head(&self) -> &[u8] {
         self.head.get(..HEAD).unwrap_or(&self.head)
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.file.as_ref().map_or(self.head.len() as u64, |file| file.len)
     }
 
-    /// Whether there is nothing.
+    /// Whether there are no bytes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// All of it in memory.
+    /// Returns all bytes, in memory.
     ///
     /// # Errors
     /// The file cannot be read, or has changed.
@@ -113,7 +113,7 @@ impl Content {
         Ok(bytes)
     }
 
-    /// Where its bytes are.
+    /// Returns where the bytes are.
     pub fn source(&self) -> Source<'_> {
         match &self.file {
             Some(unread) => Source::File(unread),
@@ -141,7 +141,11 @@ pub enum Source<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::File;
+    use std::io;
+    use std::time::SystemTime;
+
+    use super::{Content, HEAD, Source};
     use std::io::Write;
 
     fn file(bytes: &[u8]) -> File {

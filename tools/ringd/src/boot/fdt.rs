@@ -32,19 +32,19 @@ pub struct Machine<'a> {
     pub initrd: Option<(u64, u64)>,
     /// virtio-mmio slots to announce, from slot 0.
     pub slots: usize,
-    /// Randomness for the guest's kernel.
+    /// Random bytes for the guest's kernel.
     pub seed: &'a Seed,
 }
 
-/// Random bytes that a guest gets from its device tree.
+/// Random bytes in a guest's device tree.
 pub struct Seed {
     /// `rng-seed`: credited to the guest's entropy pool.
     pub rng: [u8; 64],
-    /// `kaslr-seed`: where its kernel maps itself.
+    /// `kaslr-seed`: randomizes the address at which the kernel maps itself.
     pub kaslr: u64,
 }
 
-/// Writes the tree.
+/// Returns the device tree of `machine`.
 ///
 /// # Errors
 /// The command line has a NUL byte, or there are more vCPUs than the contract allows.
@@ -150,7 +150,7 @@ fn gic(fdt: &mut FdtWriter, vcpus: usize) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-/// The console, the clock of the day, and the clock that both name.
+/// The UART, the real-time clock, and the clock input of both.
 fn primecells(fdt: &mut FdtWriter) -> Result<(), Error> {
     let clock = fdt.begin_node("apb-pclk")?;
     fdt.property_string("compatible", "fixed-clock")?;
@@ -197,7 +197,9 @@ fn virtio_mmio(fdt: &mut FdtWriter, slot: usize) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ringvisor::abi::MAX_VCPUS;
+
+    use super::{Machine, Seed, build};
 
     fn tree(vcpus: usize, slots: usize, initrd: Option<(u64, u64)>) -> Vec<u8> {
         let seed = Seed {

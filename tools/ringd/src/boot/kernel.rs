@@ -8,7 +8,8 @@ use std::io::Read;
 use ringvisor::abi::machine::RAM_BASE;
 
 use super::content::Content;
-use crate::config::{BLOCK, size::format_size};
+use crate::config::size::format_size;
+use crate::config::zone::BLOCK;
 
 /// Offset from RAM's base of a kernel without Image header (QEMU: `KERNEL64_LOAD_ADDR`).
 pub const FLAT_OFFSET: u64 = 0x8_0000;
@@ -25,15 +26,15 @@ const IMAGE_HEADER: usize = 64;
 pub struct Kernel {
     /// Its bytes, decompressed.
     pub content: Content,
-    /// Where it goes, from RAM's base; also its entry.
+    /// Its offset from RAM's base; also its entry point.
     pub offset: u64,
-    /// Bytes it needs there, with what follows its bytes (BSS).
+    /// Bytes that it occupies there, including BSS.
     pub needs: u64,
-    /// What it was, for messages.
+    /// The file's format, for messages.
     pub format: Format,
 }
 
-/// What a kernel file was.
+/// The format of a kernel file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// arm64 Image.
@@ -45,15 +46,15 @@ pub enum Format {
 /// Why a kernel cannot be loaded.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KernelError {
-    /// Nothing to start.
+    /// The file is empty.
     #[error("the file is empty")]
     Empty,
-    /// An ELF file: it has to be made a flat binary first.
+    /// An ELF file: it must be converted to a flat binary first.
     #[error(
         "it is an ELF file, expected an arm64 Image (also gzip or EFI zboot) or a flat binary; `objcopy -O binary` makes one"
     )]
     Elf,
-    /// Letters only: a flat binary could be anything, but not this.
+    /// A text file: a flat binary could be anything else.
     #[error("it is a text file, expected an arm64 Image (also gzip or EFI zboot) or a flat binary")]
     Text,
     /// The Image says that it runs big-endian or its sizes are impossible.
@@ -77,13 +78,13 @@ pub enum KernelError {
     Damaged {
         /// gzip or zstd.
         kind: &'static str,
-        /// What the decompressor said.
+        /// The decompressor's error.
         cause: String,
     },
     /// Its file was opened and cannot be read.
     #[error("it cannot be read: {0}")]
     Unreadable(String),
-    /// More than the zone's memory.
+    /// It needs more than the zone's memory.
     #[error("it needs more than the {} that the zone has", format_size(*.memory))]
     TooLarge {
         /// Bytes of the zone.
@@ -92,13 +93,14 @@ pub enum KernelError {
 }
 
 impl Kernel {
-    /// Makes a kernel of what a file holds, for a zone of `memory` bytes. Of a file that is not packed the beginning is read.
+    /// Returns the kernel in a file, for a zone of `memory` bytes. Of a file that is not compressed only the beginning is
+    /// read.
     ///
     /// # Errors
     /// See [`KernelError`].
     pub fn parse(file: Content, memory: u64) -> Result<Self, KernelError> {
-        let mut content = if is_packed(file.head()) {
-            Content::from(unpack(&read(file)?, memory)?)
+        let mut content = if is_compressed(file.head()) {
+            Content::from(decompress(&read(file)?, memory)?)
         } else {
             file
         };
@@ -108,7 +110,7 @@ impl Kernel {
         if content.head().starts_with(b"\x7fELF") {
             return Err(KernelError::Elf);
         }
-        // Its size is no reason to read a file that does not fit anyway.
+        // A file that does not fit anyway is not read.
         if is_text(content.head()) && content.len() <= memory {
             let bytes = read(content)?;
             if is_text(&bytes) {
@@ -127,13 +129,13 @@ impl Kernel {
         }
     }
 
-    /// Guest-physical address of its first byte.
+    /// Returns the guest-physical address of its first byte.
     #[must_use]
     pub fn entry(&self) -> u64 {
         RAM_BASE.saturating_add(self.offset)
     }
 
-    /// End of what it needs, from RAM's base.
+    /// Returns the end of what it occupies, from RAM's base.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.needs)
@@ -186,7 +188,7 @@ fn image(content: Content) -> Result<Kernel, KernelError> {
     })
 }
 
-fn is_packed(head: &[u8]) -> bool {
+fn is_compressed(head: &[u8]) -> bool {
     is_gzip(head) || head.starts_with(b"MZ") && head.get(4..8) == Some(b"zimg")
 }
 
@@ -194,8 +196,8 @@ fn is_gzip(head: &[u8]) -> bool {
     head.starts_with(&[0x1f, 0x8b])
 }
 
-/// Takes the gzip or zboot container off that [`is_packed`] has seen.
-fn unpack(file: &[u8], memory: u64) -> Result<Vec<u8>, KernelError> {
+/// Decompresses a file that [`is_compressed`].
+fn decompress(file: &[u8], memory: u64) -> Result<Vec<u8>, KernelError> {
     if is_gzip(file) {
         return gunzip(file, memory);
     }
@@ -240,7 +242,7 @@ fn unzstd(bytes: &[u8], memory: u64) -> Result<Vec<u8>, KernelError> {
     read_limited(decoder, "zstd", memory)
 }
 
-/// Reads all there is, but no more than a zone's memory: a small file may unpack to anything.
+/// Reads everything, but no more than a zone's memory: a small file may decompress to any size.
 fn read_limited(reader: impl Read, kind: &'static str, memory: u64) -> Result<Vec<u8>, KernelError> {
     let mut bytes = Vec::new();
     reader

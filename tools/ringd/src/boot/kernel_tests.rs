@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use super::*;
+use super::{FLAT_OFFSET, Format, Kernel, KernelError};
+use crate::boot::content::Content;
 
 const MEMORY: u64 = 64 << 20;
 

@@ -1,10 +1,10 @@
-//! Where things go in a zone's RAM: device tree first, then the kernel, then the initial RAM disk.
+//! The layout of a zone's RAM: device tree first, then the kernel, then the initial RAM disk.
 //!
 //! Linux wants the initial RAM disk within 32 GiB of the kernel and both in the linear map, which this order
 //! gives; firmware-style guests look for the device tree at RAM's start, as under QEMU.
 
 use super::kernel::Kernel;
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 /// Most bytes of a device tree: flat kernels begin behind it.
 pub const FDT_MAX: u64 = super::kernel::FLAT_OFFSET;
@@ -19,11 +19,11 @@ pub struct NoRoom {
     pub initrd: u64,
     /// End of the kernel, from RAM's base.
     pub kernel_end: u64,
-    /// Least RAM that would do.
+    /// Least RAM that suffices.
     pub needs: u64,
 }
 
-/// Offset from RAM's base for an initial RAM disk of `initrd` bytes behind `kernel`, at a 2 MiB boundary.
+/// Returns the offset from RAM's base for an initial RAM disk of `initrd` bytes behind `kernel`, at a 2 MiB boundary.
 ///
 /// # Errors
 /// [`NoRoom`] if it does not fit into `memory` bytes.
@@ -47,8 +47,9 @@ pub fn initrd_offset(kernel: &Kernel, initrd: u64, memory: u64) -> Result<u64, N
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::boot::kernel::Format;
+    use super::initrd_offset;
+    use crate::boot::kernel::{Format, Kernel};
+    use crate::config::zone::BLOCK;
 
     fn kernel(offset: u64, needs: u64) -> Kernel {
         Kernel {

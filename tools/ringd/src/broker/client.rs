@@ -1,4 +1,4 @@
-//! The worker's side of the broker.
+//! [`Client`]: the worker's side of the broker.
 
 use std::fs::File;
 use std::io;
@@ -16,10 +16,10 @@ pub struct Client {
 }
 
 impl Client {
-    /// The broker at the other end of `socket`; gives the run lock, to be held as long as this process lives.
+    /// Returns the broker at the other end of `socket`, and the run lock, to be held as long as this process lives.
     ///
     /// # Errors
-    /// Nobody is there.
+    /// The broker has ended.
     pub fn new(socket: UnixStream) -> io::Result<(Self, Option<File>)> {
         let (_, lock) = wire::receive::<Answer>(&socket)?;
         let socket = Mutex::new(socket);
@@ -44,10 +44,10 @@ impl Client {
         Ok((answer, file))
     }
 
-    /// A connection to the socket of a disk's server, at once or not at all.
+    /// Returns a connection to the socket of a device's server, without waiting for it.
     ///
     /// # Errors
-    /// Nobody listens there, or not now.
+    /// No server listens there, or its backlog is full.
     pub fn connect(&self, path: &Path) -> io::Result<UnixStream> {
         let (_, file) = self.ask_file(&Ask::Connect(path.to_owned()))?;
         Ok(UnixStream::from(OwnedFd::from(file)))

@@ -1,4 +1,4 @@
-//! The privileged half of the daemon: does for the worker what takes root, and nothing else.
+//! The privileged half of the daemon: does for the worker what requires root, and nothing else.
 //!
 //! The worker ([`crate::daemon`]) reads what guests wrote, so it has no privileges. What it needs later comes over a
 //! socket: CPUs taken offline and back, huge pages and their physical addresses, images and kernels opened. The
@@ -20,6 +20,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use ringblk::Opener as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -31,30 +32,30 @@ use crate::instance::{self, Condition};
 /// Status of a worker that ends to let an upgrade happen.
 pub const STATUS_UPGRADE: i32 = 71;
 /// How long a new program may take to say whether it can take over.
-const CHECK_PATIENCE: Duration = Duration::from_secs(20);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What the worker wants.
+/// A request of the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Ask {
-    /// Nothing yet: the first message from the broker to the worker is the answer to it, with the run lock.
+    /// Never sent: the first message from the broker to the worker is its answer, with the run lock.
     Hello,
-    /// A CPU offline or back online.
+    /// Takes a CPU offline or brings it back online.
     SetOnline(u32, bool),
-    /// RAM for a zone, of so many bytes.
+    /// Makes RAM for a zone, of this size in bytes.
     CreateRam(String, u64),
-    /// The RAM that an earlier daemon made.
+    /// Opens the RAM that an earlier daemon made.
     OpenRam(String, u64),
-    /// A zone's RAM given back, and so many pages of the pool.
+    /// Gives a zone's RAM back, and this number of pages of the pool.
     RemoveRam(String, u64),
-    /// A file: its path, whether to write, more `O_` flags.
+    /// Opens a file: its path, whether to write, more `O_` flags.
     Open(PathBuf, bool, i32),
-    /// A connection to the socket of a disk's server.
+    /// Connects to the socket of a device's server.
     Connect(PathBuf),
-    /// Another program in place of this one, by default of the same path; EL2's version of the interface.
+    /// Lets another program take over, by default of the same path; EL2's version of the interface.
     Upgrade(Option<PathBuf>, u32),
 }
 
-/// What the broker answers; a descriptor may come with it.
+/// The broker's answer; a descriptor may come with it.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
     /// It is done.
@@ -68,9 +69,9 @@ pub enum Answer {
 /// Why it failed.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Failure {
-    /// The system's reason.
+    /// The system's error number.
     Os(i32),
-    /// In words.
+    /// A message.
     Other(String),
     /// [`RamError::NoHugePages`]: wanted, free, added.
     NoHugePages(u64, u64, u64),
@@ -124,19 +125,19 @@ pub struct Broker {
     program: PathBuf,
     /// Its options, which the next program is to understand.
     options: Vec<String>,
-    /// The program that a granted upgrade goes on with.
+    /// The program of a granted upgrade.
     next: Option<PathBuf>,
 }
 
-/// The unprivileged half. It ends by itself when the broker does, since nobody is at the socket's other end then.
+/// The unprivileged half. It ends by itself when the broker does, since the socket's other end is closed then.
 pub struct Worker {
     process: Child,
     socket: UnixStream,
 }
 
 impl Worker {
-    /// Waits for a line on standard input, by which the supervisor says that the last daemon is dead. `false`: there will
-    /// be none, or the worker is gone.
+    /// Waits for a text line on standard input, by which the supervisor says that the last daemon is dead. Returns `false` if
+    /// none will come, or the worker has ended.
     ///
     /// # Errors
     /// The system refused.
@@ -164,16 +165,16 @@ impl Worker {
     }
 }
 
-/// How the daemon's life ended for the broker.
-pub enum Outcome {
-    /// The worker is gone; why.
+/// Why the broker ends.
+pub enum BrokerEnd {
+    /// The worker has ended; why.
     Ended(String),
-    /// It made room for this program.
+    /// This program takes over.
     Upgrade(PathBuf),
 }
 
 impl Broker {
-    /// A broker on this machine.
+    /// Returns a broker on this machine.
     ///
     /// # Errors
     /// There is no hugetlbfs.
@@ -206,8 +207,8 @@ impl Broker {
     /// Gives the worker the run lock, and serves it until it ends.
     ///
     /// # Errors
-    /// It is gone already.
-    pub fn run(mut self, worker: Worker, lock: &File) -> anyhow::Result<Outcome> {
+    /// The worker has ended already.
+    pub fn run(mut self, worker: Worker, lock: &File) -> anyhow::Result<BrokerEnd> {
         let Worker {
             mut process,
             socket: ours,
@@ -219,17 +220,17 @@ impl Broker {
             tracing::error!(%error, "lost the worker");
             let _ = process.kill();
         }
-        self.outcome(&mut process)
+        self.end(&mut process)
     }
 
-    fn outcome(self, worker: &mut Child) -> anyhow::Result<Outcome> {
+    fn end(self, worker: &mut Child) -> anyhow::Result<BrokerEnd> {
         let status = worker.wait().context("cannot wait for the worker")?;
         Ok(match (status.code(), self.next) {
-            (Some(STATUS_UPGRADE), Some(next)) => Outcome::Upgrade(next),
+            (Some(STATUS_UPGRADE), Some(next)) => BrokerEnd::Upgrade(next),
             (Some(crate::sandbox::STATUS_VIOLATION), _) => {
-                Outcome::Ended("it made a system call that it may not make".into())
+                BrokerEnd::Ended("it made a system call that it may not make".into())
             }
-            _ => Outcome::Ended(crate::supervise::cause(status)),
+            _ => BrokerEnd::Ended(crate::supervise::cause(status)),
         })
     }
 
@@ -245,8 +246,8 @@ impl Broker {
         }
     }
 
-    /// Waits until the worker asks something or is gone. A worker that was killed is gone only when its last system
-    /// call has returned; that this takes long is said.
+    /// Waits until the worker asks something or has ended. A worker that was killed ends only when its last system call has
+    /// returned; if that takes long, it is logged.
     fn wait(&self, socket: &UnixStream, worker: u32) -> io::Result<()> {
         let second = Timespec {
             tv_sec: 1,
@@ -264,7 +265,7 @@ impl Broker {
                 if waited.is_multiple_of(instance::REMINDER.as_secs()) {
                     tracing::warn!(
                         worker,
-                        "the worker was killed, but I/O that it began has not ended: waiting for it"
+                        "the worker was killed, but I/O that it began has not completed: waiting for it"
                     );
                 }
                 waited += 1;
@@ -296,7 +297,7 @@ impl Broker {
             Ask::Open(path, write, flags) => {
                 return Ok((
                     Answer::Done,
-                    Some(ringblk::opener::open_here(&path, write, flags)?),
+                    Some(ringblk::LocalOpener.open(&path, write, flags)?),
                 ));
             }
             Ask::Connect(path) => return Ok((Answer::Done, Some(connect(&path)?))),
@@ -310,7 +311,7 @@ impl Broker {
     }
 }
 
-/// Connects, but waits for nobody: a server that does not accept must not keep the broker from its work.
+/// Connects without waiting: a server that does not accept must not keep the broker from its work.
 fn connect(path: &std::path::Path) -> io::Result<File> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -320,7 +321,7 @@ fn connect(path: &std::path::Path) -> io::Result<File> {
     Ok(File::from(socket))
 }
 
-/// Asks a program whether it could take over what is here.
+/// Asks a program whether it can take over from this one.
 fn check(program: &std::path::Path, options: &[String], abi: u32) -> anyhow::Result<()> {
     let shown = program.display();
     let mut child = Command::new(program)
@@ -331,12 +332,12 @@ fn check(program: &std::path::Path, options: &[String], abi: u32) -> anyhow::Res
         .stderr(std::process::Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot run {shown}"))?;
-    let deadline = Instant::now() + CHECK_PATIENCE;
+    let deadline = Instant::now() + CHECK_TIMEOUT;
     while child.try_wait()?.is_none() {
         if Instant::now() > deadline {
             let _ = child.kill();
             let _ = child.wait();
-            bail!("{shown} does not say within {CHECK_PATIENCE:?} whether it can take over");
+            bail!("{shown} does not say within {CHECK_TIMEOUT:?} whether it can take over");
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -85,7 +85,11 @@ pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Optio
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::{receive, send};
     use crate::broker::{Answer, Ask};
     use std::io::Seek;
 

@@ -1,12 +1,11 @@
 //! `ringctl`, the command that users type.
 //!
-//! [`zone_options`] turns a zone file and options into a zone, [`disk`] is about disks, [`terminal`] carries a console,
-//! [`patience`] outlasts daemons, [`print`] shows tables.
+//! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`reconnect`] waits across
+//! the death of a daemon, [`print`] shows tables. What is about one kind of device is in [`crate::device`].
 //! Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command line that makes no sense.
 
-pub mod disk;
-pub mod patience;
 pub mod print;
+pub mod reconnect;
 pub mod stats;
 pub mod terminal;
 pub mod top;
@@ -21,6 +20,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{LogLevel, LogTarget, Reply, Request};
+use crate::device::disk;
+use print::OutputOptions;
 use zone_options::ZoneOptions;
 
 /// Starts, stops and watches the zones of ringvisor.
@@ -43,8 +44,8 @@ pub enum Command {
     Zone(ZoneCommand),
     /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
     #[command(subcommand)]
-    Disk(disk::DiskCommand),
-    /// Goes on as another ringd, without the zones noticing more than a pause.
+    Disk(disk::cli::DiskCommand),
+    /// Lets another ringd take over; the zones notice no more than a pause.
     ///
     /// The program that is to take over is asked first whether it understands what the running one left; if not,
     /// nothing changes.
@@ -52,15 +53,15 @@ pub enum Command {
         /// The new program; if not given, the one at the running one's path.
         program: Option<PathBuf>,
     },
-    /// Versions, memory and CPUs of the hypervisor.
+    /// Shows versions, memory and CPUs of the hypervisor.
     Info(OutputOptions),
-    /// Everything that is counted: exits, time at EL2, notifications, interrupts, requests, latencies.
+    /// Shows all counters: exits, time at EL2, notifications, interrupts, requests, latencies.
     Stats(OutputOptions),
-    /// What zones, CPUs and disks do now.
+    /// Shows what zones, CPUs and disks do now.
     Top(top::TopOptions),
-    /// Records the way of each request from the guest's store to its interrupt, and says where the time goes.
+    /// Records the path of each request from the guest's store to its interrupt, and shows where the time goes.
     Trace(trace::TraceOptions),
-    /// Says what this machine lacks to run zones, and what to do; the status is 1 if something is wrong.
+    /// Reports what this machine lacks to run zones, and what to do; the status is 1 if something is wrong.
     Doctor(OutputOptions),
     /// Changes what the hypervisor or the daemon logs.
     LogLevel {
@@ -73,15 +74,7 @@ pub enum Command {
     },
 }
 
-/// How to print.
-#[derive(Args, Debug)]
-pub struct OutputOptions {
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What can be done with zones.
+/// Commands for zones.
 #[derive(Subcommand, Debug)]
 pub enum ZoneCommand {
     /// Starts a zone and shows its console until it ends; the status is 0 if its guest powered off cleanly.
@@ -92,11 +85,11 @@ pub enum ZoneCommand {
     Start(ZoneOptions),
     /// Stops a zone at once, as pulling the plug would, and gives its CPUs and memory back.
     Stop(Name),
-    /// Lists the zones, with those that are over.
+    /// Lists the zones, including those that have ended.
     List(OutputOptions),
-    /// Holds a zone's CPUs.
+    /// Pauses a zone's CPUs.
     Pause(Name),
-    /// Lets a paused zone go on.
+    /// Resumes a paused zone.
     Resume(Name),
     /// Waits until a zone ends; the status is 0 if its guest powered off cleanly.
     Wait(Name),
@@ -119,10 +112,10 @@ pub struct Name {
     pub name: String,
 }
 
-/// Does it.
+/// Executes a command.
 ///
 /// # Errors
-/// Why it cannot be done, for people.
+/// Why it failed, for people.
 pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let socket = options.run_dir.join("sock");
     let ask = |request: Request| -> Result<Reply, ClientError> { Client::connect(&socket)?.ask(&request) };
@@ -139,7 +132,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             if left {
                 return Ok(ExitCode::SUCCESS);
             }
-            wait(patience::wait(&socket, &name)?, &name)
+            wait(reconnect::wait(&socket, &name)?, &name)
         }
         Command::Zone(ZoneCommand::Start(zone)) => done(Request::Start {
             config: Box::new(zone.config()?),
@@ -147,7 +140,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Zone(ZoneCommand::Stop(Name { name })) => done(Request::Stop { name }),
         Command::Zone(ZoneCommand::Pause(Name { name })) => done(Request::Pause { name }),
         Command::Zone(ZoneCommand::Resume(Name { name })) => done(Request::Resume { name }),
-        Command::Zone(ZoneCommand::Wait(Name { name })) => wait(patience::wait(&socket, &name)?, &name),
+        Command::Zone(ZoneCommand::Wait(Name { name })) => wait(reconnect::wait(&socket, &name)?, &name),
         Command::Zone(ZoneCommand::Console { name, dump: true }) => {
             terminal::dump(&socket, &name)?;
             Ok(ExitCode::SUCCESS)
@@ -159,19 +152,19 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Zone(ZoneCommand::List(output)) => match ask(Request::List)? {
             Reply::Zones(zones) if output.json => print::json(&zones),
             Reply::Zones(zones) => print::zones(&zones),
-            other => confused(&other),
+            other => Err(ClientError::unexpected(&other).into()),
         },
-        Command::Disk(command) => disk::run(command, ask),
+        Command::Disk(command) => disk::cli::run(command, ask),
         Command::Upgrade { program } => upgrade(&socket, program),
         Command::Info(output) => match ask(Request::Info)? {
             Reply::Info(info) if output.json => print::json(&info),
             Reply::Info(info) => print::info(&info),
-            other => confused(&other),
+            other => Err(ClientError::unexpected(&other).into()),
         },
         Command::Stats(output) => match ask(Request::Stats)? {
             Reply::Stats(report) if output.json => print::json(&report),
             Reply::Stats(report) => stats::print(&report),
-            other => confused(&other),
+            other => Err(ClientError::unexpected(&other).into()),
         },
         Command::Top(top) => top::run(&socket, &top),
         Command::Trace(trace) => trace::run(&socket, &trace),
@@ -194,9 +187,9 @@ fn doctor(socket: &std::path::Path, json: bool) -> anyhow::Result<ExitCode> {
 }
 
 /// How long the new daemon may take to answer.
-const UPGRADE_PATIENCE: Duration = Duration::from_secs(30);
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Lets another program take the daemon's place, and waits until it answers.
+/// Lets another program take over from the daemon, and waits until it answers.
 fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> {
     let program = match program {
         Some(path) => Some(std::path::absolute(path)?),
@@ -206,7 +199,7 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
     let before = client.daemon();
     client.ask(&Request::Upgrade { program })?;
     drop(client);
-    let deadline = Instant::now() + UPGRADE_PATIENCE;
+    let deadline = Instant::now() + UPGRADE_TIMEOUT;
     loop {
         match Client::connect(socket) {
             Ok(mut client) if client.daemon() != before => {
@@ -221,7 +214,7 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
             Err(error) if Instant::now() >= deadline => {
                 return Err(anyhow::Error::new(error).context("the new daemon does not answer"));
             }
-            // The old one may be on its way out, or nobody be there for a moment.
+            // The old one may be ending, or no daemon may run for a moment.
             Ok(_) | Err(_) => {}
         }
         if Instant::now() >= deadline {
@@ -231,26 +224,23 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
     }
 }
 
-fn confused(reply: &Reply) -> anyhow::Result<ExitCode> {
-    Err(ClientError::Confused(format!("{reply:?}")).into())
-}
-
-/// Status of a command that waited for a zone's end.
+/// Returns the status of a command that waited for a zone's end.
 fn wait(reply: Reply, name: &str) -> anyhow::Result<ExitCode> {
     match reply {
         Reply::Ended(ending) if ending.is_clean() => Ok(ExitCode::SUCCESS),
         Reply::Ended(ending) => anyhow::bail!("zone {name} {ending}"),
-        other => confused(&other),
+        other => Err(ClientError::unexpected(&other).into()),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use clap::CommandFactory;
+
+    use super::Options;
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Options::command().debug_assert();
     }
 }

@@ -3,11 +3,20 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use clap::Args;
 use serde::Serialize;
 
-use crate::config::{Engine, size::format_size};
-use crate::control::protocol::{DiskReport, InfoReport};
-use crate::zone::{Status, phase_name};
+use crate::config::size::format_size;
+use crate::control::protocol::InfoReport;
+use crate::zone::Status;
+
+/// How to print.
+#[derive(Args, Debug)]
+pub struct OutputOptions {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Prints JSON.
 ///
@@ -21,7 +30,10 @@ pub fn json(value: &impl Serialize) -> anyhow::Result<ExitCode> {
 }
 
 /// Prints rows under a heading, in columns as wide as they need to be.
-fn table(heading: &[&str], rows: &[Vec<String>]) -> anyhow::Result<ExitCode> {
+///
+/// # Errors
+/// Standard output is gone.
+pub fn table(heading: &[&str], rows: &[Vec<String>]) -> anyhow::Result<ExitCode> {
     let mut widths: Vec<usize> = heading.iter().map(|cell| cell.len()).collect();
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -54,10 +66,10 @@ pub fn zones(zones: &[Status]) -> anyhow::Result<ExitCode> {
             vec![
                 zone.name.clone(),
                 zone.number.map_or_else(dash, |number| number.to_string()),
-                phase_name(zone.state).to_owned(),
+                zone.state.name().to_owned(),
                 if cpus.is_empty() { dash() } else { cpus.join(",") },
                 format_size(zone.memory),
-                zone.disks.to_string(),
+                zone.devices.disks.to_string(),
                 zone.restarts.to_string(),
                 zone.ending.as_ref().map_or_else(dash, ToString::to_string),
             ]
@@ -69,124 +81,6 @@ pub fn zones(zones: &[Status]) -> anyhow::Result<ExitCode> {
         ],
         &rows,
     )
-}
-
-/// `disk list`.
-///
-/// # Errors
-/// Standard output is gone.
-pub fn disks(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
-    let rows: Vec<Vec<String>> = disks.iter().map(disk_row).collect();
-    table(
-        &[
-            "ZONE", "SLOT", "MODE", "SIZE", "ENGINE", "QUEUES", "STATE", "IOPS", "BPS", "SERIAL", "PATH",
-        ],
-        &rows,
-    )
-}
-
-fn disk_row(report: &DiskReport) -> Vec<String> {
-    let dash = || "-".to_owned();
-    let active = report.queues.iter().filter(|queue| queue.active).count();
-    let state = match active {
-        _ if report.released => "released",
-        _ if report.queues.iter().any(|queue| queue.held > 0) => "stopped",
-        0 => "idle",
-        _ => "active",
-    };
-    let active = active.to_string();
-    let start = [report.zone.clone(), report.slot.to_string()];
-    let Some(disk) = &report.disk else {
-        let nothing = [
-            dash(),
-            dash(),
-            dash(),
-            active,
-            state.to_owned(),
-            dash(),
-            dash(),
-            dash(),
-        ];
-        return start
-            .into_iter()
-            .chain(nothing)
-            .chain(["(no medium)".into()])
-            .collect();
-    };
-    let engine = match disk.engine {
-        Engine::IoUring => "io_uring",
-        Engine::Threads => "threads",
-    };
-    let rest = [
-        if disk.readonly { "ro" } else { "rw" }.to_owned(),
-        format_size(report.size),
-        engine.to_owned(),
-        active,
-        state.to_owned(),
-        disk.limits.iops.rate.map_or_else(dash, |rate| rate.to_string()),
-        disk.limits.bps.rate.map_or_else(dash, format_size),
-        disk.serial
-            .clone()
-            .filter(|serial| !serial.is_empty())
-            .unwrap_or_else(dash),
-        disk.path.display().to_string(),
-    ];
-    start.into_iter().chain(rest).collect()
-}
-
-/// `disk stats`.
-///
-/// # Errors
-/// Standard output is gone.
-pub fn disk_stats(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
-    let mut rows = Vec::new();
-    for disk in disks {
-        for queue in &disk.queues {
-            let mut row = vec![disk.zone.clone(), disk.slot.to_string(), queue.queue.to_string()];
-            let counters = [
-                queue.reads,
-                queue.writes,
-                queue.flushes,
-                queue.discards,
-                queue.zeroes,
-                queue.errors,
-                queue.held,
-                queue.bytes_read,
-                queue.bytes_written,
-                queue.merged,
-                queue.throttled,
-                queue.max_depth,
-                queue.interrupts,
-                queue.interrupts_suppressed,
-                queue.read_time.p99 / 1000,
-                queue.write_time.p99 / 1000,
-            ];
-            row.extend(counters.iter().map(u64::to_string));
-            rows.push(row);
-        }
-    }
-    let heading = [
-        "ZONE",
-        "SLOT",
-        "QUEUE",
-        "READS",
-        "WRITES",
-        "FLUSHES",
-        "DISCARDS",
-        "ZEROES",
-        "ERRORS",
-        "HELD",
-        "BYTES-READ",
-        "BYTES-WRITTEN",
-        "MERGED",
-        "THROTTLED",
-        "MAX-DEPTH",
-        "IRQS",
-        "IRQS-SAVED",
-        "READ-P99-US",
-        "WRITE-P99-US",
-    ];
-    table(&heading, &rows)
 }
 
 /// `info`.

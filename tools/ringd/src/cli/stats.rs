@@ -3,7 +3,8 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::stats::{Counts, Latency, StatsReport};
+use crate::device::report::{Counts, Latency};
+use crate::stats::StatsReport;
 
 /// Prints the report.
 ///
@@ -62,30 +63,25 @@ pub fn text(report: &StatsReport) -> String {
         let exit = cpu.longest_exit.as_deref().unwrap_or("?");
         put(&format!("cpu{}.longest_ns", cpu.cpu), exit, cpu.longest_ns);
     }
-    for disk in &report.disks {
-        let who = format!("disk.{}.{}", disk.zone, disk.slot);
+    for (kind, device) in report.devices.iter() {
+        let prefix = format!("{kind}.{}.{}", device.zone, device.slot);
         for (name, value) in [
-            ("notifications", disk.notifications),
-            ("notifications_pending", disk.notifications_pending),
-            ("doorbells", disk.doorbells),
-            ("interrupts", disk.interrupts),
+            ("notifications", device.notifications),
+            ("notifications_pending", device.notifications_pending),
+            ("doorbells", device.doorbells),
+            ("interrupts", device.interrupts),
         ] {
-            put(&who, name, value);
+            put(&prefix, name, value);
         }
-        for queue in &disk.queues {
-            let who = format!("{who}.queue{}", queue.queue);
-            put(&who, "depth", queue.depth);
+        for queue in &device.queues {
+            let prefix = format!("{prefix}.queue{}", queue.queue);
+            put(&prefix, "depth", queue.depth);
             for (name, value) in &queue.counters {
-                put(&who, name, *value);
+                put(&prefix, name, *value);
             }
-            for (kind, latency) in [
-                ("read", &queue.reads),
-                ("write", &queue.writes),
-                ("flush", &queue.flushes),
-                ("file", &queue.file),
-            ] {
+            for (kind, latency) in queue.latencies() {
                 for (name, value) in percentiles(latency) {
-                    put(&who, &format!("{kind}_{name}"), value);
+                    put(&prefix, &format!("{kind}_{name}"), value);
                 }
             }
         }
@@ -105,8 +101,9 @@ fn percentiles(latency: &Latency) -> [(&'static str, u64); 4] {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::stats::{CpuStats, DiskStats, QueueStats};
+    use super::text;
+    use crate::device::report::{DeviceReports, DeviceStats, Latency, QueueStats};
+    use crate::stats::{CpuStats, StatsReport};
 
     #[test]
     fn what_is_not_zero_is_a_line() {
@@ -117,24 +114,28 @@ mod tests {
             longest_exit: Some("irq".into()),
             ..CpuStats::default()
         };
+        let reads = Latency {
+            p99_ns: 9,
+            ..Latency::default()
+        };
         let queue = QueueStats {
             counters: [("merges".to_owned(), 3)].into(),
-            reads: Latency {
-                p99_ns: 9,
-                ..Latency::default()
-            },
+            latencies: [("reads".to_owned(), reads)].into(),
             ..QueueStats::default()
         };
-        let disk = DiskStats {
+        let disk = DeviceStats {
             zone: "z".into(),
             slot: 1,
             doorbells: 8,
             queues: vec![queue],
-            ..DiskStats::default()
+            ..DeviceStats::default()
         };
         let report = StatsReport {
             cpus: vec![cpu],
-            disks: vec![disk],
+            devices: DeviceReports {
+                disks: vec![disk],
+                ..DeviceReports::default()
+            },
             ..StatsReport::default()
         };
         assert_eq!(

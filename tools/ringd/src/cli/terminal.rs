@@ -1,4 +1,4 @@
-//! A console on the user's terminal, or on whatever standard input and output are.
+//! A zone's console on the user's terminal, or on other standard input and output.
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read, Write};
@@ -15,27 +15,27 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Frame, Request};
 
-use super::patience;
+use super::reconnect;
 use crate::signals::{ENDING, Signals};
 
 /// Ctrl-]: leaves the console.
 const DETACH: u8 = 0x1d;
-/// How often it is tried to send what was typed while there was no daemon.
-const KEYS_GLANCE: Duration = Duration::from_millis(100);
+/// How often sending input is tried while there is no daemon.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a signal is waited for at once.
+/// How long to wait for a signal at a time.
 const LONG: Duration = Duration::from_secs(3600);
 
 /// Whether standard input goes to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// Also if it is a file or a pipe.
+    /// From any file or pipe.
     Always,
-    /// Only what is typed.
+    /// Only from a terminal.
     IfTerminal,
 }
 
-/// Has the terminal put back, by `restore`, before a signal ends the program. Called before other threads are started.
+/// Calls `restore`, which restores the terminal, before a signal ends the program. Called before other threads are started.
 pub(super) fn restore_on_signals(restore: impl Fn() + Send + 'static) -> io::Result<()> {
     let signals = Signals::block(&ENDING)?;
     let thread = std::thread::Builder::new().name("signals".into());
@@ -50,7 +50,7 @@ pub(super) fn restore_on_signals(restore: impl Fn() + Send + 'static) -> io::Res
     Ok(())
 }
 
-/// The terminal in raw mode; as it was when dropped, and when a signal ends the program.
+/// The terminal in raw mode; restored when dropped, and when a signal ends the program.
 struct Raw {
     terminal: io::Stdin,
     before: Termios,
@@ -77,8 +77,8 @@ impl Drop for Raw {
     }
 }
 
-/// Shows a zone's console until the zone ends or the user leaves; `true` if the user left. Goes on at the next daemon if
-/// one dies.
+/// Shows a zone's console until the zone ends or the user leaves; returns `true` if the user left. Continues with the next
+/// daemon if one dies.
 ///
 /// # Errors
 /// There is no such zone, or a stream failed.
@@ -95,7 +95,7 @@ pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientErr
     let keys = Arc::new(Keys::new(stream));
     if typed || input == Input::Always {
         let keys = keys.clone();
-        // Not joined: it may sit in a read of standard input for ever.
+        // Not joined: it may block in a read of standard input for ever.
         std::thread::Builder::new()
             .name("input".into())
             .spawn(move || send_input(&keys, typed))?;
@@ -107,7 +107,7 @@ pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientErr
             Err(FrameError::Lost(_)) if keys.left() => break Ok(()),
             Err(FrameError::Lost(cause)) => cause,
         };
-        let next = match patience::next_daemon(socket, &cause, || keys.left()) {
+        let next = match reconnect::next_daemon(socket, &cause, || keys.left()) {
             Ok(Some(client)) => open(client, zone, Some(seen)),
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
@@ -131,7 +131,7 @@ pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientErr
     outcome.map(|()| false)
 }
 
-/// Where what is typed goes: the connection to the daemon of the moment.
+/// Where input goes: the connection to the present daemon.
 struct Keys {
     stream: Mutex<UnixStream>,
     left: AtomicBool,
@@ -153,7 +153,7 @@ impl Keys {
 
     fn go_to(&self, stream: UnixStream) {
         *self.stream() = stream;
-        // Whoever left between two daemons.
+        // The user may have left between two daemons.
         if self.left() {
             self.leave();
         }
@@ -168,19 +168,19 @@ impl Keys {
         let _ = self.stream().shutdown(std::net::Shutdown::Both);
     }
 
-    /// Sends to the guest if somebody takes it.
+    /// Sends to the guest, if there is a daemon.
     fn try_send(&self, keys: &[u8]) {
         let _ = self.stream().write_all(keys);
     }
 
-    /// Sends to the guest, or when there is one again, to the next daemon.
+    /// Sends to the guest, by the next daemon if there is none now.
     fn send(&self, mut keys: &[u8]) {
         while !keys.is_empty() {
             let sent = self.stream().write(keys);
             match sent {
                 Ok(count) => keys = keys.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => std::thread::sleep(KEYS_GLANCE),
+                Err(_) => std::thread::sleep(RETRY_INTERVAL),
             }
         }
     }
@@ -195,7 +195,7 @@ pub fn dump(socket: &Path, zone: &str) -> Result<(), ClientError> {
     Ok(copy_output(reader)?)
 }
 
-/// Asks for a console: what is there, or from a position on and what comes.
+/// Requests a console: its output so far, or from a position on and what follows.
 fn open(
     mut client: Client,
     zone: &str,
@@ -211,13 +211,13 @@ fn open(
 
 /// Why a console ends before its zone.
 enum FrameError {
-    /// The daemon is gone.
+    /// The daemon has ended.
     Lost(io::Error),
-    /// Nobody takes what is shown.
+    /// Standard output is closed.
     Output(io::Error),
 }
 
-/// Shows what comes until the zone's end; `seen` is how far it has come.
+/// Shows the output until the zone's end; `seen` counts it.
 fn copy_frames(reader: &mut impl Read, seen: &mut u64) -> Result<(), FrameError> {
     let mut output = io::stdout().lock();
     loop {
@@ -260,7 +260,7 @@ fn send_input(stream: &Keys, typed: bool) {
     let Ok(copy) = io::stdin().as_fd().try_clone_to_owned() else {
         return;
     };
-    // Unbuffered: each key goes at once.
+    // Unbuffered: each key is sent at once.
     let mut input = File::from(copy);
     let mut buffer = [0; 1024];
     loop {
@@ -282,7 +282,7 @@ fn send_input(stream: &Keys, typed: bool) {
         };
         let keys = keys.get(..detach.unwrap_or(count)).unwrap_or_default();
         if detach.is_some() {
-            // Before they are sent: nobody may be there to take them.
+            // Before they are sent: there may be no daemon.
             stream.try_send(keys);
             stream.leave();
             return;

@@ -22,12 +22,12 @@ pub struct TraceOptions {
     pub output: Option<PathBuf>,
 }
 
-/// Records what all zones' disks do.
+/// Records a trace of all zones.
 ///
 /// # Errors
 /// The daemon is gone or refuses, or the file cannot be written.
 pub fn run(socket: &Path, options: &TraceOptions) -> anyhow::Result<ExitCode> {
-    // Before anything is recorded in vain.
+    // A file that cannot be written fails before the recording.
     let file = options.output.as_ref().map(|path| {
         let file = File::create(path);
         file.with_context(|| format!("cannot write {}", path.display()))

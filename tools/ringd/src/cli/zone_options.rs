@@ -1,4 +1,4 @@
-//! A zone on the command line: a zone file, options, or a file with options over it.
+//! A zone on the command line: a zone file, options, or a file with options that replace its keys.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use clap::Args;
 use toml::{Table, Value};
 
-use crate::config::{ConfigError, DiskConfig, ZoneConfig, file};
+use crate::config::{ZoneConfig, file};
+use crate::device;
 
 /// A zone file, options, or both: an option takes the place of the file's key. Disks are added to the file's.
 #[derive(Args, Debug, Default)]
@@ -38,19 +39,16 @@ pub struct ZoneOptions {
     /// What a crash does: stop, restart or hold.
     #[arg(long, value_name = "POLICY")]
     pub on_crash: Option<String>,
-    /// A disk: PATH[,KEY=VALUE...], keys as in a zone file. May be given more than once.
-    #[arg(long, value_name = "DISK")]
-    pub disk: Vec<String>,
-    /// Drives without a medium to add, for `disk attach`.
-    #[arg(long, value_name = "COUNT")]
-    pub spare_disks: Option<u32>,
+    /// Its devices.
+    #[command(flatten)]
+    pub devices: device::Options,
 }
 
 impl ZoneOptions {
-    /// The zone that this describes.
+    /// Returns the zone that this describes.
     ///
     /// # Errors
-    /// It describes none; the message names file or command line, key, value and what was expected.
+    /// It describes no zone; the message names file or command line, key, value and what was expected.
     pub fn config(&self) -> anyhow::Result<ZoneConfig> {
         let here = std::env::current_dir().context("cannot find the working directory")?;
         let mut table = Table::new();
@@ -78,29 +76,18 @@ impl ZoneOptions {
         put("cmdline", text(&self.cmdline));
         put("on_reboot", text(&self.on_reboot));
         put("on_crash", text(&self.on_crash));
-        put(
-            "spare_disks",
-            self.spare_disks.map(|count| Value::Integer(count.into())),
-        );
-        let disks: Result<Vec<Value>, ConfigError> = self.disk.iter().map(|text| disk(text, &here)).collect();
-        let disks = disks?;
-        let Some(path) = &self.file else {
-            if !disks.is_empty() {
-                table.insert("disk".into(), Value::Array(disks));
-            }
-            return Ok(file::from_table("command line", table, &here)?);
+        self.devices.put(&mut table);
+        let mut config = match &self.file {
+            None => file::from_table("command line", table, &here)?,
+            Some(path) => file::load(path, table)?,
         };
-        let mut config = file::load(path, table)?;
-        if !disks.is_empty() {
-            let more = file::disks("command line", disks, &here)?;
-            config.disk.extend(more);
-            config.check()?;
-        }
+        self.devices.extend(&mut config.devices, &here)?;
+        config.check()?;
         Ok(config)
     }
 }
 
-/// A number is a count; with commas or brackets it is a list. What is neither is left for the parser to refuse.
+/// Returns a number as a count; with commas or brackets it is a list. What is neither is refused by the parser of the table.
 fn cpus(text: &str) -> Value {
     if let Ok(count) = text.parse::<i64>() {
         return Value::Integer(count);
@@ -113,59 +100,21 @@ fn cpus(text: &str) -> Value {
     list.map_or_else(|_| Value::String(text.into()), Value::Array)
 }
 
-/// A disk as options describe it, its path relative to the working directory.
-///
-/// # Errors
-/// It describes none.
-pub fn one_disk(text: &str) -> anyhow::Result<DiskConfig> {
-    let here = std::env::current_dir().context("cannot find the working directory")?;
-    let disks = file::disks("command line", vec![disk(text, &here)?], &here)?;
-    disks.into_iter().next().context("no disk is described")
-}
-
-/// `PATH[,KEY=VALUE...]` as the table that a zone file would hold. `readonly` alone means true. What is no value of its
-/// key's kind is left for the parser to refuse.
-fn disk(text: &str, here: &std::path::Path) -> Result<Value, ConfigError> {
-    let mut table = Table::new();
-    let mut parts = text.split(',');
-    let path = parts.next().unwrap_or_default();
-    if !path.is_empty() {
-        let plain = crate::config::disk::names_no_file(std::path::Path::new(path));
-        let path = if plain {
-            path.to_owned()
-        } else {
-            here.join(path).display().to_string()
-        };
-        table.insert("path".into(), Value::String(path));
-    }
-    for part in parts {
-        let (key, value) = match part.split_once('=') {
-            None if part == "readonly" => (part, "true"),
-            Some(pair) => pair,
-            None => {
-                return Err(ConfigError::BadValue {
-                    origin: "command line".into(),
-                    key: "disk".into(),
-                    value: crate::config::quoted(text),
-                    expected: "PATH[,KEY=VALUE...], keys as in a zone file".into(),
-                });
-            }
-        };
-        let text = || Value::String(value.into());
-        let value = match key {
-            "readonly" | "discard" => value.parse().map_or_else(|_| text(), Value::Boolean),
-            "queues" | "iops" | "iops_burst" => value.parse().map_or_else(|_| text(), Value::Integer),
-            _ => text(),
-        };
-        table.insert(key.into(), value);
-    }
-    Ok(Value::Table(table))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::config::{Cpus, Engine, OnError};
+    use std::path::PathBuf;
+
+    use super::ZoneOptions;
+    use crate::config::Cpus;
+    use crate::device;
+    use crate::device::disk::config::{Engine, OnError};
+
+    fn disks(disks: &[&str]) -> device::Options {
+        device::Options {
+            disk: disks.iter().map(|&text| text.into()).collect(),
+            ..device::Options::default()
+        }
+    }
 
     fn options(file: Option<PathBuf>) -> ZoneOptions {
         let text = |text: &str| Some(text.to_owned());
@@ -174,11 +123,10 @@ mod tests {
             cpus: text("1"),
             memory: text("256M"),
             kernel: text("/k/Image"),
-            disk: vec![
-                "/d/rootfs.img".into(),
-                "/d/ro.img,readonly,serial=s1,engine=threads,bps=10M,iops=100,iops_burst=7,on_error=stop"
-                    .into(),
-            ],
+            devices: disks(&[
+                "/d/rootfs.img",
+                "/d/ro.img,readonly,serial=s1,engine=threads,bps=10M,iops=100,iops_burst=7,on_error=stop",
+            ]),
             ..ZoneOptions::default()
         }
     }
@@ -192,17 +140,20 @@ mod tests {
         );
         assert_eq!((zone.cpus, zone.memory), (Cpus::Count(1), 256 << 20));
         assert_eq!(zone.kernel, std::path::Path::new("/k/Image"));
-        assert_eq!(zone.disk.len(), 2);
-        assert!(!zone.disk[0].readonly);
+        assert_eq!(zone.devices.disk.len(), 2);
+        assert!(!zone.devices.disk[0].readonly);
         assert_eq!(
-            (zone.disk[1].readonly, zone.disk[1].engine),
+            (zone.devices.disk[1].readonly, zone.devices.disk[1].engine),
             (true, Engine::Threads)
         );
-        assert_eq!(zone.disk[1].serial.as_deref(), Some("s1"));
-        let limits = zone.disk[1].limits;
+        assert_eq!(zone.devices.disk[1].serial.as_deref(), Some("s1"));
+        let limits = zone.devices.disk[1].limits;
         assert_eq!((limits.bps.rate, limits.bps.burst()), (Some(10 << 20), 1 << 20));
         assert_eq!((limits.iops.rate, limits.iops.burst()), (Some(100), 7));
-        assert_eq!((zone.disk[1].on_error, zone.spare_disks), (OnError::Stop, 0));
+        assert_eq!(
+            (zone.devices.disk[1].on_error, zone.devices.spare_disks),
+            (OnError::Stop, 0)
+        );
     }
 
     #[test]
@@ -213,15 +164,15 @@ mod tests {
         std::fs::write(&path, text).unwrap();
         let zone = options(Some(path.clone())).config().unwrap();
         assert_eq!((zone.name.as_str(), zone.memory), ("f", 256 << 20));
-        assert_eq!(zone.disk.len(), 3);
-        assert_eq!(zone.disk[0].path, directory.path().join("a.img"));
+        assert_eq!(zone.devices.disk.len(), 3);
+        assert_eq!(zone.devices.disk[0].path, directory.path().join("a.img"));
         let zone = ZoneOptions {
             file: Some(path),
             ..ZoneOptions::default()
         }
         .config()
         .unwrap();
-        assert_eq!((zone.cpus, zone.disk.len()), (Cpus::Count(3), 1));
+        assert_eq!((zone.cpus, zone.devices.disk.len()), (Cpus::Count(3), 1));
     }
 
     #[test]
@@ -239,6 +190,33 @@ mod tests {
             }
             .config();
             assert_eq!(zone.ok().map(|zone| zone.cpus), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_entropy_device_has_an_optional_limit() {
+        let with = |option: Option<&str>| {
+            ZoneOptions {
+                devices: device::Options {
+                    rng: option.map(Into::into),
+                    ..device::Options::default()
+                },
+                ..options(None)
+            }
+            .config()
+        };
+        assert_eq!(with(None).unwrap().devices.rng, None);
+        assert_eq!(with(Some("")).unwrap().devices.rng.unwrap().bps, None);
+        assert_eq!(
+            with(Some("bps=2M")).unwrap().devices.rng.unwrap().bps,
+            Some(2 << 20)
+        );
+        for (option, expected) in [
+            ("bps=fast", "rng.bps = \"fast\": expected a size"),
+            ("quick", "unknown key rng.quick = \"\": expected one of bps"),
+        ] {
+            let message = with(Some(option)).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
         }
     }
 
@@ -284,7 +262,7 @@ mod tests {
             ),
         ] {
             let bad = ZoneOptions {
-                disk: vec![disk.into()],
+                devices: disks(&[disk]),
                 ..options(None)
             };
             let message = bad.config().unwrap_err().to_string();

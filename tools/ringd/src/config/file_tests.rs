@@ -1,6 +1,14 @@
 //! Tests of [`super`]: what a zone file says is what the zone is, and each mistake names itself.
 
-use super::*;
+use std::path::Path;
+
+use ringblk::{Format, HostCache};
+use toml::{Table, Value};
+
+use super::{KEYS, load, parse};
+use crate::config::{ConfigError, Cpus, OnCrash, OnReboot, ZoneConfig};
+use crate::device::Configs;
+use crate::device::disk::config::Engine;
 
 const GOOD: &str = r#"
 name = "guest1"
@@ -36,7 +44,36 @@ fn the_least_zone_has_defaults() {
         (zone.on_reboot, zone.on_crash),
         (OnReboot::Restart, OnCrash::Stop)
     );
-    assert!(zone.disk.is_empty());
+    assert!(zone.devices.disk.is_empty());
+}
+
+#[test]
+fn an_entropy_device_is_there_if_its_section_is() {
+    assert_eq!(parsed(GOOD).unwrap().devices.rng, None);
+    let with = |section: &str| parsed(&format!("{GOOD}{section}"));
+    let rng = with("[rng]\n").unwrap().devices.rng.unwrap();
+    assert_eq!(rng.bps, None);
+    let rng = with("[rng]\nbps = \"1M\"\n").unwrap().devices.rng.unwrap();
+    assert_eq!(rng.bps, Some(1 << 20));
+    for (section, expected) in [
+        ("[rng]\nbps = 5\n", "rng.bps = 5: expected a size in quotes"),
+        (
+            "[rng]\nbps = \"0\"\n",
+            "rng.bps = \"0\": expected a size in quotes",
+        ),
+        (
+            "[rng]\nsource = \"x\"\n",
+            "unknown key rng.source = \"x\": expected one of bps",
+        ),
+        ("rng = true\n", "rng = true: expected a [rng] section"),
+        (
+            "spare_disks = 32\n[rng]\n",
+            "spare_disks = 32: expected at most 31 beside 0 disks",
+        ),
+    ] {
+        let message = with(section).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
 }
 
 #[test]
@@ -66,26 +103,26 @@ path = "null:64M"
     assert_eq!(zone.cpus, Cpus::List(vec![2, 3]));
     assert_eq!(zone.initrd.as_deref(), Some(Path::new("/boot/initrd.cpio.gz")));
     assert_eq!((zone.on_reboot, zone.on_crash), (OnReboot::Stop, OnCrash::Hold));
-    assert_eq!(zone.disk[0].path, Path::new("/zones/rootfs.img"));
-    assert_eq!(zone.disk[0].serial.as_deref(), Some("root0"));
+    assert_eq!(zone.devices.disk[0].path, Path::new("/zones/rootfs.img"));
+    assert_eq!(zone.devices.disk[0].serial.as_deref(), Some("root0"));
     assert_eq!(
-        (zone.disk[0].readonly, zone.disk[0].engine),
+        (zone.devices.disk[0].readonly, zone.devices.disk[0].engine),
         (false, Engine::IoUring)
     );
     assert_eq!(
-        (zone.disk[1].readonly, zone.disk[1].engine),
+        (zone.devices.disk[1].readonly, zone.devices.disk[1].engine),
         (true, Engine::Threads)
     );
     assert_eq!(
-        (zone.disk[0].format, zone.disk[0].cache),
+        (zone.devices.disk[0].format, zone.devices.disk[0].cache),
         (Format::Raw, HostCache::None)
     );
     assert_eq!(
-        (zone.disk[1].format, zone.disk[1].cache),
+        (zone.devices.disk[1].format, zone.devices.disk[1].cache),
         (Format::Qcow2, HostCache::Writeback)
     );
-    assert_eq!(zone.disk[2].path, Path::new("null:64M"));
-    zone.disk[2].check("z.toml", "disk[2].").unwrap();
+    assert_eq!(zone.devices.disk[2].path, Path::new("null:64M"));
+    zone.devices.disk[2].check("z.toml", "disk[2].").unwrap();
 }
 
 #[test]
@@ -250,7 +287,7 @@ proptest::proptest! {
 
     #[test]
     fn no_value_makes_it_panic(
-        key in proptest::sample::select(KEYS),
+        key in proptest::sample::select([KEYS, Configs::KEYS].concat()),
         value in "[\\[\\]{}\"a-z0-9=., -]{0,24}",
     ) {
         let _ = parsed(&format!("{GOOD}\n{key} = {value}"));

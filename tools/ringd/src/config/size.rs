@@ -31,7 +31,7 @@ pub fn format_size(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{format_size, parse_size};
 
     #[test]
     fn sizes_are_read() {

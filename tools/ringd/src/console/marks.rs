@@ -1,25 +1,25 @@
-//! Which bytes of a console are the guest's: positions in its output, which all daemons count alike, and positions in what
-//! one daemon keeps, which has that daemon's own lines in between.
+//! [`Marks`]: positions in a console's scroll-back and in the guest's output. All daemons count the guest's output alike; a
+//! daemon's scroll-back has that daemon's own lines in between.
 
 use std::collections::VecDeque;
 
 /// From this position on.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
-    /// In what is kept.
+    /// In the scroll-back.
     kept: u64,
     /// In the guest's output.
     guest: u64,
-    /// What follows, up to the next mark, is not the guest's.
+    /// Whether what follows, up to the next mark, is the daemon's, not the guest's.
     note: bool,
 }
 
-/// The places where lines of the daemon's own are, in order.
+/// The places of the daemon's own lines, in order.
 #[derive(Debug, Default)]
 pub struct Marks(VecDeque<Mark>);
 
 impl Marks {
-    /// Not the guest's is what lies in `begin..end`; behind it, its output goes on at `guest`.
+    /// Marks `begin..end` as the daemon's; behind it, the guest's output continues at `guest`.
     pub fn insert(&mut self, begin: u64, end: u64, guest: u64) {
         let before = self.guest(begin);
         self.0.push_back(Mark {
@@ -34,14 +34,14 @@ impl Marks {
         });
     }
 
-    /// What lies before `start` is no longer kept.
+    /// Removes marks before `start`, which is no longer kept.
     pub fn forget(&mut self, start: u64) {
         while self.0.get(1).is_some_and(|second| second.kept <= start) {
             self.0.pop_front();
         }
     }
 
-    /// Position in the guest's output of a position in what is kept.
+    /// Returns the position in the guest's output of a position in the scroll-back.
     pub fn guest(&self, kept: u64) -> u64 {
         match self.0.iter().rev().find(|mark| mark.kept <= kept) {
             None => kept,
@@ -50,8 +50,8 @@ impl Marks {
         }
     }
 
-    /// Position in what is kept of a position in the guest's output: before the lines at that place, or before those that
-    /// say that it is lost.
+    /// Returns the position in the scroll-back of a position in the guest's output: before the daemon's lines at that place, or
+    /// before those that report the loss of it.
     pub fn position(&self, guest: u64) -> u64 {
         let next = self.0.iter().position(|mark| mark.guest >= guest);
         let next = next.unwrap_or(self.0.len());

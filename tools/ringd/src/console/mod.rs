@@ -1,4 +1,4 @@
-//! A zone's console: what the guest printed, kept and followed, and what its users type.
+//! A zone's console: the guest's output, kept and followed, and its users' input.
 //!
 //! EL2 holds the UART and a byte ring each way. The reactor moves output from the ring into the [`Scrollback`]
 //! ([`Console::pump`]); any number of readers follow it at their own pace ([`Console::read`]), and none of them can
@@ -19,7 +19,7 @@ use scrollback::{Chunk, Scrollback};
 
 /// Bytes of output kept.
 pub const KEPT: usize = 256 << 10;
-/// Bytes moved at once.
+/// Bytes copied at once.
 const STEP: usize = 4096;
 
 /// A zone's console.
@@ -27,8 +27,8 @@ pub struct Console {
     /// Innermost lock, held for a copy at a time.
     state: Mutex<State>,
     changed: Condvar,
-    /// Whose ring takes input, while there is one. Held while it is written, so that nothing gets into the ring of a
-    /// later zone with the same number.
+    /// The zone whose ring takes input, if any. Held while input is written, so that none gets into the ring of a later zone
+    /// with the same number.
     input: Mutex<Option<(u8, InputProducer)>>,
 }
 
@@ -40,7 +40,7 @@ struct State {
 }
 
 impl State {
-    /// Adds what no guest printed; `guest` is the position of its output behind that.
+    /// Adds text of the daemon's own; the guest's output continues at `guest` behind it.
     fn insert(&mut self, text: &str, guest: u64) {
         let begin = self.kept.end();
         self.kept.push(text.as_bytes());
@@ -70,7 +70,7 @@ impl Console {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Moves what is in the zone's ring to the scroll-back. Called by the reactor; also once after the zone's end.
+    /// Moves the output in the zone's ring to the scroll-back. Called by the reactor; also once after the zone's end.
     pub fn pump(&self, window: &ZoneWindow) {
         let mut buffer = [0; STEP];
         let mut state = self.state();
@@ -93,7 +93,7 @@ impl Console {
         self.changed.notify_all();
     }
 
-    /// Adds a line of the daemon's own.
+    /// Adds a text line of the daemon's own.
     pub fn note(&self, text: &str) {
         let mut state = self.state();
         let guest = state.output.position();
@@ -102,26 +102,25 @@ impl Console {
         self.changed.notify_all();
     }
 
-    /// No more output will come.
+    /// Ends the output: no more will come.
     pub fn close(&self) {
         self.state().closed = true;
         self.changed.notify_all();
     }
 
-    /// Position of the oldest byte kept.
+    /// Returns the position of the oldest byte kept.
     #[must_use]
     pub fn start(&self) -> u64 {
         self.state().kept.start()
     }
 
-    /// How many bytes the guest had printed at a position; another daemon finds the place again by
-    /// [`Self::position_of`].
+    /// Returns how many bytes the guest had printed at a position; another daemon finds the place by [`Self::position_of`].
     #[must_use]
     pub fn guest_position(&self, position: u64) -> u64 {
         self.state().marks.guest(position)
     }
 
-    /// Where to go on for a reader who has seen so many bytes of the guest's output.
+    /// Returns the position at which a reader continues who has seen `guest` bytes of the guest's output.
     #[must_use]
     pub fn position_of(&self, guest: u64) -> u64 {
         let state = self.state();
@@ -131,20 +130,20 @@ impl Console {
             .clamp(state.kept.start(), state.kept.end())
     }
 
-    /// Waits until there are bytes at or behind `position`, then gives up to 4 KiB of them. `None` after the end, and
-    /// empty after `patience`.
+    /// Waits until there are bytes at or behind `position`, then returns up to 4 KiB of them. Returns `None` after the end, and
+    /// an empty chunk after `timeout`.
     #[must_use]
-    pub fn read(&self, position: u64, patience: Duration) -> Option<Chunk> {
+    pub fn read(&self, position: u64, timeout: Duration) -> Option<Chunk> {
         let mut state = self.state();
         if state.kept.end() <= position && !state.closed {
-            let waited = self.changed.wait_timeout(state, patience);
+            let waited = self.changed.wait_timeout(state, timeout);
             state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
         let chunk = state.kept.read(position, STEP);
         (!chunk.bytes.is_empty() || !state.closed).then_some(chunk)
     }
 
-    /// From now on input goes to this zone's ring.
+    /// Directs input to this zone's ring from now on.
     pub fn open_input(&self, hv: &dyn Hypervisor, zone: u8) {
         let producer = hv
             .shared()
@@ -153,12 +152,12 @@ impl Console {
         *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = producer;
     }
 
-    /// From now on input is refused.
+    /// Refuses input from now on.
     pub fn close_input(&self) {
         *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
     }
 
-    /// Puts as much of `bytes` into the zone's input as there is room for; `None` if the zone is over.
+    /// Puts as much of `bytes` into the zone's input as there is room for and returns how many; `None` if the zone has ended.
     pub fn type_in(&self, hv: &dyn Hypervisor, bytes: &[u8]) -> Option<usize> {
         let mut input = self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let (zone, producer) = input.as_mut()?;
@@ -172,7 +171,10 @@ impl Console {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::Console;
+    use crate::hv::Hypervisor;
     use crate::hv::SharedPage;
     use crate::hv::fake::FakeEl2;
     use ringvisor::ring::console::{InputConsumer, OutputProducer};

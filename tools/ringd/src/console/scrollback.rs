@@ -1,27 +1,27 @@
-//! The last so many bytes of an endless stream, addressed by their position in it.
+//! [`Scrollback`]: the newest bytes of a stream, addressed by their position in it.
 
 use std::collections::VecDeque;
 
-/// A ring of bytes whose positions count from the stream's beginning.
+/// The newest bytes of a stream; positions count from the stream's beginning.
 pub struct Scrollback {
     bytes: VecDeque<u8>,
     limit: usize,
     end: u64,
 }
 
-/// What [`Scrollback::read`] found.
+/// The result of [`Scrollback::read`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Bytes between the position asked for and the first one given that are no longer kept.
+    /// Bytes between the requested position and the first one returned, which are no longer kept.
     pub skipped: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
-    /// Position behind them.
+    /// Position of the byte after them.
     pub next: u64,
 }
 
 impl Scrollback {
-    /// Keeps up to `limit` bytes.
+    /// Returns a scroll-back of up to `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
@@ -31,19 +31,19 @@ impl Scrollback {
         }
     }
 
-    /// Position of the oldest byte kept.
+    /// Returns the position of the oldest byte kept.
     #[must_use]
     pub fn start(&self) -> u64 {
         self.end.saturating_sub(self.bytes.len() as u64)
     }
 
-    /// Position behind the newest byte.
+    /// Returns the position after the newest byte.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// Appends `new`, dropping the oldest bytes if need be.
+    /// Appends `new`, dropping the oldest bytes beyond the limit.
     pub fn push(&mut self, new: &[u8]) {
         self.end = self.end.wrapping_add(new.len() as u64);
         let new = new
@@ -58,7 +58,7 @@ impl Scrollback {
         self.bytes.extend(new);
     }
 
-    /// Up to `most` bytes from `position` on, or from the oldest one kept.
+    /// Returns up to `most` bytes from `position` on, or from the oldest one kept.
     #[must_use]
     pub fn read(&self, position: u64, most: usize) -> Chunk {
         let from = position.clamp(self.start(), self.end);
@@ -75,7 +75,7 @@ impl Scrollback {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Chunk, Scrollback};
 
     #[test]
     fn the_newest_bytes_are_kept() {

@@ -1,7 +1,7 @@
-//! The command's side of a connection.
+//! [`Client`]: the command's side of a connection.
 //!
-//! A daemon that does not answer is looked at from outside ([`crate::instance`]): users are told whether it is not
-//! there, starting, stopped or dying, instead of being left waiting.
+//! If the daemon does not answer, its process is examined ([`crate::instance`]): the error says whether it is not running,
+//! starting, stopped or dying.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -15,33 +15,33 @@ use super::protocol::{Reply, Request, Response};
 use crate::instance::{self, Absence, Condition};
 use crate::trace::{Chunk, TraceStart};
 
-/// How long a daemon that is starting is waited for.
-const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// How often it is tried.
-const GLANCE: Duration = Duration::from_millis(20);
-/// After so long without an answer it is looked at why.
-const ANSWER_GLANCE: Duration = Duration::from_secs(2);
+/// How long to wait for a daemon that is starting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often connecting is tried.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// After this time without an answer the daemon's process is examined.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens.
+    /// No daemon listens.
     #[error(
         "ringd is not running (nobody listens at {0}): start it with `ringd --daemonize`, or `ringd` in a terminal; \
          zones that it ran go on, and their disks wait for it"
     )]
     NotRunning(PathBuf),
-    /// A daemon is there but does not answer yet.
+    /// A daemon runs but does not answer yet.
     #[error("ringd (process {pid}) does not answer yet; it is {state}")]
     Starting {
         /// Its process.
         pid: u32,
-        /// What it says of itself.
+        /// Its own report.
         state: String,
     },
-    /// The last daemon was killed and its I/O has not ended.
+    /// The last daemon was killed and its I/O has not completed.
     #[error(
-        "ringd is not running: process {0} was killed, but I/O that it began has not ended, so that nothing can be \
+        "ringd is not running: process {0} was killed, but I/O that it began has not completed, so that nothing can be \
          taken over yet"
     )]
     Dying(u32),
@@ -56,29 +56,39 @@ pub enum ClientError {
     Between {
         /// The supervisor's process.
         pid: u32,
-        /// How it is.
+        /// Its condition.
         condition: Condition,
     },
     /// The last daemon died, and the next one does not know the zone.
-    #[error("zone {0} is over: it ended when ringd died, and nobody knows how; the log of ringd may")]
+    #[error(
+        "zone {0} has ended, while no ringd was running or in one that died; how is unknown, but ringd's log may say"
+    )]
     Forgotten(String),
-    /// It listens, but not to us.
+    /// It listens, but the connection is refused.
     #[error("cannot connect to ringd at {path}: {cause}")]
     Connect {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
     /// The connection broke.
     #[error("lost the connection to ringd: {0}")]
     Lost(#[from] io::Error),
-    /// The daemon said no.
+    /// The daemon refused the request.
     #[error("{0}")]
     Refused(String),
-    /// It answers something else.
+    /// The answer is not understood.
     #[error("ringd gave an answer that is not understood ({0}): are ringctl and ringd of one version?")]
     Confused(String),
+}
+
+impl ClientError {
+    /// Returns an error about a reply that is of no use to the request.
+    #[must_use]
+    pub fn unexpected(reply: &Reply) -> Self {
+        Self::Confused(format!("{reply:?}"))
+    }
 }
 
 fn hint(condition: Condition) -> &'static str {
@@ -92,7 +102,7 @@ fn hint(condition: Condition) -> &'static str {
 pub struct Client {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
-    /// The daemon's process, if the system tells.
+    /// The daemon's process, if the system reports it.
     pid: Option<u32>,
 }
 
@@ -102,15 +112,15 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
-        Self::connect_within(path, CONNECT_PATIENCE)
+        Self::connect_within(path, CONNECT_TIMEOUT)
     }
 
-    /// As [`Self::connect`], with another patience.
+    /// As [`Self::connect`], with another timeout.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn connect_within(path: &Path, patience: Duration) -> Result<Self, ClientError> {
-        let deadline = Instant::now() + patience;
+    pub fn connect_within(path: &Path, timeout: Duration) -> Result<Self, ClientError> {
+        let deadline = Instant::now() + timeout;
         let stream = loop {
             let cause = match try_connect(path) {
                 Ok(stream) => break stream,
@@ -120,7 +130,7 @@ impl Client {
                 io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                     instance::look(path.parent().unwrap_or(Path::new("/")))
                 }
-                // So many wait that there is no room for one more.
+                // The backlog is full.
                 io::ErrorKind::WouldBlock => instance::look(path.parent().unwrap_or(Path::new("/"))),
                 _ => {
                     return Err(ClientError::Connect {
@@ -139,7 +149,7 @@ impl Client {
             if Instant::now() >= deadline {
                 return Err(error);
             }
-            std::thread::sleep(GLANCE);
+            std::thread::sleep(RETRY_INTERVAL);
         };
         let pid = net::sockopt::socket_peercred(&stream)
             .ok()
@@ -148,13 +158,13 @@ impl Client {
         Ok(Self { stream, reader, pid })
     }
 
-    /// The daemon's process, if the system tells.
+    /// Returns the daemon's process, if the system reports it.
     #[must_use]
     pub fn daemon(&self) -> Option<u32> {
         self.pid
     }
 
-    /// Asks and waits for the answer, however long it takes, unless the daemon is stopped.
+    /// Sends a request and waits for the reply, however long it takes, unless the daemon is stopped.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -162,7 +172,7 @@ impl Client {
         let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
         line.push(b'\n');
         self.stream.write_all(&line)?;
-        // Who waits for a zone's end waits through a stop, too.
+        // A command that waits for a zone's end waits while the daemon is stopped, too.
         let patient = matches!(request, Request::Wait { .. });
         let answer = self.answer(patient);
         self.stream.set_read_timeout(None)?;
@@ -173,7 +183,7 @@ impl Client {
         }
     }
 
-    /// Records for so long; calls `each` with what comes, in order.
+    /// Records for this time; calls `each` with the chunks, in order.
     ///
     /// # Errors
     /// See [`ClientError`].
@@ -184,7 +194,7 @@ impl Client {
     ) -> Result<TraceStart, ClientError> {
         let start = match self.ask(&Request::Trace { milliseconds })? {
             Reply::Trace(start) => start,
-            other => return Err(ClientError::Confused(format!("{other:?}"))),
+            other => return Err(ClientError::unexpected(&other)),
         };
         loop {
             let mut line = String::new();
@@ -202,7 +212,7 @@ impl Client {
     }
 
     fn answer(&mut self, patient: bool) -> Result<Vec<u8>, ClientError> {
-        self.stream.set_read_timeout(Some(ANSWER_GLANCE))?;
+        self.stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         let mut answer = Vec::new();
         let mut said = false;
         loop {
@@ -210,7 +220,7 @@ impl Client {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(_) => return Ok(answer),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // What was read before the time was over stays in `answer`.
+                // What was read before the timeout stays in `answer`.
                 Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                     let Some(pid) = self.pid else { continue };
                     let error = match instance::condition(pid) {
@@ -232,14 +242,14 @@ impl Client {
         }
     }
 
-    /// The connection as bytes, after [`Request::Console`]: what is read first may have been read already.
+    /// Returns the connection as bytes, after [`Request::Console`]: the reader may have buffered the first ones.
     #[must_use]
     pub fn into_bytes(self) -> (BufReader<UnixStream>, UnixStream) {
         (self.reader, self.stream)
     }
 }
 
-/// Connects without waiting for room among those that the daemon has not accepted yet.
+/// Connects without waiting for room in the daemon's backlog.
 fn try_connect(path: &Path) -> io::Result<UnixStream> {
     let flags = net::SocketFlags::CLOEXEC | net::SocketFlags::NONBLOCK;
     let socket: OwnedFd = net::socket_with(net::AddressFamily::UNIX, net::SocketType::STREAM, flags, None)?;

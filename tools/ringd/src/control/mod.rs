@@ -1,6 +1,6 @@
 //! How `ringctl` talks to the daemon: JSON lines over a Unix socket.
 //!
-//! [`protocol`] is what is said, [`server`] the daemon's side, [`client`] the command's.
+//! [`protocol`] has the requests and replies, [`server`] is the daemon's side, [`client`] the command's.
 
 pub mod client;
 pub mod protocol;

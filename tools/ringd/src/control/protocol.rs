@@ -1,146 +1,90 @@
-//! Requests and answers. One line of JSON each; an answer per request, in order.
+//! Requests and replies: one text line of JSON each; one reply per request, in order.
 //!
-//! [`Request::Console`] and [`Request::Trace`] are exceptions: after its answer the connection carries the console's bytes,
-//! both ways, and ends with the zone; or the records, and ends with them.
+//! [`Request::Console`] and [`Request::Trace`] are exceptions: after the reply the connection carries the console's bytes, both
+//! ways, and ends with the zone; or the records, and ends with them.
+
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DiskConfig, ZoneConfig};
-use crate::io::QueueReport;
+use crate::config::ZoneConfig;
+use crate::device;
 use crate::stats::StatsReport;
 use crate::trace::TraceStart;
-use crate::zone::disks::LimitChange;
-use crate::zone::moves::MoveReport;
 use crate::zone::{Ending, Status};
 
 /// Longest line, in bytes.
 pub const MAX_LINE: u64 = 1 << 20;
 
-/// What a client wants.
+/// A request of a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
 pub enum Request {
-    /// Starts a zone. Answer: [`Reply::Zone`].
+    /// Starts a zone. Reply: [`Reply::Zone`].
     Start {
         /// Its description.
         config: Box<ZoneConfig>,
     },
-    /// Ends a zone. Answer: [`Reply::Done`], when all is given back.
+    /// Ends a zone. Reply: [`Reply::Done`], when all is given back.
     Stop {
         /// Its name.
         name: String,
     },
-    /// Pauses a zone. Answer: [`Reply::Done`].
+    /// Pauses a zone. Reply: [`Reply::Done`].
     Pause {
         /// Its name.
         name: String,
     },
-    /// Lets a paused zone go on. Answer: [`Reply::Done`].
+    /// Resumes a paused zone. Reply: [`Reply::Done`].
     Resume {
         /// Its name.
         name: String,
     },
-    /// Waits for a zone's end. Answer: [`Reply::Ended`].
+    /// Waits for a zone's end. Reply: [`Reply::Ended`].
     Wait {
         /// Its name.
         name: String,
     },
-    /// Answer: [`Reply::Zones`].
+    /// Lists the zones. Reply: [`Reply::Zones`].
     List,
-    /// Answer: [`Reply::Done`], then bytes.
+    /// Opens a zone's console. Reply: [`Reply::Done`], then bytes.
     Console {
         /// The zone.
         name: String,
-        /// Go on with what is printed from now on.
+        /// Whether to continue with output from now on.
         follow: bool,
-        /// Bytes of the guest's output seen already. The output then comes in [`Frame`]s, so that a reader whose daemon
-        /// died can go on at the next one.
+        /// Bytes of the guest's output seen already. The output then comes in [`Frame`]s, so that a reader whose
+        /// daemon died can continue at the next one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         from: Option<u64>,
     },
-    /// Answer: [`Reply::Disks`].
-    Disks,
-    /// Puts a disk into a drive without a medium. Answer: [`Reply::Disk`].
-    DiskAttach {
-        /// The zone.
-        name: String,
-        /// What to attach.
-        disk: Box<DiskConfig>,
-    },
-    /// Takes a disk out of its drive. Answer: [`Reply::Done`].
-    DiskDetach {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-    },
-    /// Changes a disk's size. Answer: [`Reply::Disk`].
-    DiskResize {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-        /// Bytes; as its file is, if not given.
-        size: Option<u64>,
-        /// Even if that is less than it is.
-        shrink: bool,
-    },
-    /// Changes how fast a disk may be. Answer: [`Reply::Disk`].
-    DiskLimit {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-        /// What changes.
-        change: LimitChange,
-    },
-    /// Tries again what a disk has stopped at. Answer: [`Reply::Disk`].
-    DiskResume {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-    },
-    /// Moves a disk to another image. Answer: [`Reply::Disk`], when it has begun.
-    DiskMigrate {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-        /// The image.
-        target: Box<DiskConfig>,
-    },
-    /// Leaves a disk that is being moved where it is. Answer: [`Reply::Disk`].
-    DiskMigrateEnd {
-        /// The zone.
-        name: String,
-        /// Its slot.
-        slot: u8,
-    },
-    /// Answer: [`Reply::Info`].
+    /// Reports hypervisor and daemon. Reply: [`Reply::Info`].
     Info,
-    /// Answer: [`Reply::Stats`].
+    /// Reports all counters. Reply: [`Reply::Stats`].
     Stats,
-    /// Records what happens. Answer: [`Reply::Trace`], then lines of [`crate::trace::Chunk`] until the time is over.
+    /// Records a trace. Reply: [`Reply::Trace`], then text lines of [`crate::trace::Chunk`] until the time has expired.
     Trace {
-        /// How long.
+        /// Duration.
         milliseconds: u64,
     },
-    /// Changes a log level. Answer: [`Reply::Done`].
+    /// Changes a log level. Reply: [`Reply::Done`].
     LogLevel {
-        /// Whose.
+        /// Whose log.
         target: LogTarget,
-        /// To what.
+        /// The new level.
         level: LogLevel,
     },
-    /// Goes on as another program. Answer: [`Reply::Done`], after which the connection ends.
+    /// Lets another program take over. Reply: [`Reply::Done`], after which the connection ends.
     Upgrade {
         /// Its path; if not given, that of the program that runs.
-        program: Option<std::path::PathBuf>,
+        program: Option<PathBuf>,
     },
+    /// About devices. Reply: as described there.
+    #[serde(untagged)]
+    Device(device::api::Request),
 }
 
-/// Who logs.
+/// Whose log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum LogTarget {
@@ -150,37 +94,37 @@ pub enum LogTarget {
     Ringd,
 }
 
-/// How much.
+/// A log level.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum LogLevel {
-    /// Only what failed.
+    /// Failures.
     Error,
-    /// And what is strange.
+    /// And what is unusual.
     Warn,
-    /// And what is worth knowing.
+    /// And important events.
     Info,
-    /// And what helps finding mistakes.
+    /// And what helps debugging.
     Debug,
     /// Everything.
     Trace,
 }
 
-/// What the daemon says.
+/// The daemon's response to a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
-    /// It worked.
+    /// The request succeeded.
     Ok(Reply),
-    /// It did not; why, for people.
+    /// The request failed; why, for people.
     Error(String),
 }
 
-/// What a request that worked gives.
+/// The result of a request that succeeded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// Nothing more to say.
+    /// Nothing but success.
     Done,
     /// A zone.
     Zone(Status),
@@ -188,43 +132,18 @@ pub enum Reply {
     Zones(Vec<Status>),
     /// How a zone ended.
     Ended(Ending),
-    /// All disks.
-    Disks(Vec<DiskReport>),
-    /// A disk.
-    Disk(Box<DiskReport>),
     /// The hypervisor.
     Info(InfoReport),
     /// All counters.
     Stats(Box<StatsReport>),
     /// Recording has begun.
     Trace(TraceStart),
+    /// About devices.
+    #[serde(untagged)]
+    Device(device::api::Reply),
 }
 
-/// A disk and its queues.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DiskReport {
-    /// Its zone.
-    pub zone: String,
-    /// Its slot; 0 is `/dev/vda`.
-    pub slot: u8,
-    /// What it was described as; `None`: a drive without a medium.
-    pub disk: Option<DiskConfig>,
-    /// Bytes it can hold.
-    pub size: u64,
-    /// Its device is closed until the disk is resumed.
-    #[serde(default)]
-    pub released: bool,
-    /// Counters by queue.
-    pub queues: Vec<QueueReport>,
-    /// Where it is being moved.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub moving: Option<MoveReport>,
-    /// Why its last move came to nothing.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub move_failure: Option<String>,
-}
-
-/// What EL2 and the daemon say of themselves.
+/// The state of hypervisor and daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InfoReport {
     /// Version of EL2.
@@ -245,7 +164,7 @@ pub struct InfoReport {
     pub heap_used: u32,
     /// Times that a daemon attached since boot.
     pub attaches: u32,
-    /// Times that EL2 rang for the daemon.
+    /// Interrupts of the control device that EL2 raised.
     pub bells: u32,
     /// EL2's log level, 1 (error) to 5 (trace).
     pub log_level: u32,
@@ -268,7 +187,7 @@ pub struct CpuReport {
     pub state: String,
 }
 
-/// Head of a piece of console output, which so many bytes follow.
+/// The header of a piece of console output, which follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Bytes of the guest's output up to the piece's end.
@@ -278,10 +197,10 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// Bytes of a head.
+    /// Bytes of a header.
     pub const SIZE: usize = 12;
 
-    /// As bytes.
+    /// Returns the header as bytes.
     #[must_use]
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
@@ -290,7 +209,7 @@ impl Frame {
         bytes
     }
 
-    /// From bytes.
+    /// Returns the header in bytes.
     #[must_use]
     pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
@@ -303,7 +222,9 @@ impl Frame {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Frame, Reply, Request, Response};
+    use crate::device::{api, disk};
+    use crate::zone::Ending;
 
     #[test]
     fn requests_are_one_line_of_json() {
@@ -319,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_say_whether_it_worked() {
+    fn responses_say_whether_the_request_succeeded() {
         let done = serde_json::to_string(&Response::Ok(Reply::Done)).unwrap();
         assert_eq!(done, r#"{"ok":"done"}"#);
         let ended = Response::Ok(Reply::Ended(Ending::Crashed("x".into())));
@@ -338,6 +259,34 @@ mod tests {
         };
         assert_eq!(frame.to_bytes(), [8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0]);
         assert_eq!(Frame::from_bytes(frame.to_bytes()), frame);
+    }
+
+    /// Requests and replies about devices look as all others do.
+    #[test]
+    fn devices_have_requests_and_replies_of_their_own() {
+        let detach = disk::api::Request::DiskDetach {
+            name: "a".into(),
+            slot: 1,
+        };
+        let request = Request::Device(api::Request::Disk(detach));
+        let line = serde_json::to_string(&request).unwrap();
+        assert_eq!(line, r#"{"op":"disk_detach","name":"a","slot":1}"#);
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        assert!(
+            serde_json::from_str::<Request>(r#"{"op":"disk_detach","name":"a","slot":1,"x":1}"#).is_err()
+        );
+        let list = Request::Device(api::Request::Disk(disk::api::Request::Disks));
+        assert_eq!(serde_json::to_string(&list).unwrap(), r#"{"op":"disks"}"#);
+        assert_eq!(
+            serde_json::from_str::<Request>(r#"{"op":"disks"}"#).unwrap(),
+            list
+        );
+        let reply = Response::Ok(Reply::Device(api::Reply::Disk(disk::api::Reply::Disks(
+            Vec::new(),
+        ))));
+        let line = serde_json::to_string(&reply).unwrap();
+        assert_eq!(line, r#"{"ok":{"disks":[]}}"#);
+        assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), reply);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The daemon's side: a thread per connection, none of which the reactor waits for.
+//! The daemon's side of connections: a thread for each, none of which the reactor waits for.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,27 +15,27 @@ use ringvisor::abi::{ROOT_ZONE, ZoneState};
 use rustix::net;
 
 use super::protocol::{
-    CpuReport, DiskReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
+    CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
+use crate::device::api::{self, Action};
 use crate::hv::Hypervisor;
 use crate::stats;
 use crate::trace::record::Recorder;
-use crate::zone::Shared;
-use crate::zone::actor::Wish;
-use crate::zone::disks::DiskWish;
+use crate::zone::actor::Command;
 use crate::zone::registry::Registry;
+use crate::zone::{Shared, observe};
 
-/// How often a silent console looks whether its reader is still there.
-const CONSOLE_GLANCE: Duration = Duration::from_millis(200);
+/// How often a console without output checks whether its reader is still connected.
+const CONSOLE_POLL: Duration = Duration::from_millis(200);
 /// How long to wait for room in a zone's console input.
-const INPUT_GLANCE: Duration = Duration::from_millis(5);
+const INPUT_POLL: Duration = Duration::from_millis(5);
 
 /// How often the trace buffers are emptied: they hold more than is written meanwhile.
-const TRACE_GLANCE: Duration = Duration::from_millis(20);
+const TRACE_POLL: Duration = Duration::from_millis(20);
 /// Longest trace.
 const MAX_TRACE: Duration = Duration::from_secs(600);
 
-/// Connections that may wait.
+/// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
 /// Changes the daemon's own log level.
@@ -49,7 +49,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     listen(reserve(path)?)
 }
 
-/// Makes the socket but does not listen yet: who connects is refused.
+/// Makes the socket but does not listen yet: connections are refused.
 ///
 /// # Errors
 /// The system refused.
@@ -89,7 +89,7 @@ pub fn serve(listener: &UnixListener, registry: &Arc<Registry>, set_log_level: S
                 stream
             }
             Err(error) => {
-                // No descriptors left, most likely: some connection has to end first.
+                // Probably no descriptors are left: some connection has to end first.
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(%error, "cannot accept a connection; trying again ten times a second");
                 }
@@ -154,7 +154,7 @@ fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLo
     }
 }
 
-/// Records for a while and sends what there is.
+/// Records a trace and sends it.
 fn trace(mut stream: &UnixStream, registry: &Registry, time: Duration) -> io::Result<()> {
     if time > MAX_TRACE {
         let most = MAX_TRACE.as_secs();
@@ -171,18 +171,18 @@ fn trace(mut stream: &UnixStream, registry: &Registry, time: Duration) -> io::Re
     let end = Instant::now() + time;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        std::thread::sleep(left.min(TRACE_GLANCE));
-        let over = left.is_zero();
-        if over {
+        std::thread::sleep(left.min(TRACE_POLL));
+        let ended = left.is_zero();
+        if ended {
             recorder.stop();
         }
         let mut chunk = recorder.take();
-        chunk.end = over;
+        chunk.end = ended;
         let mut line = serde_json::to_vec(&chunk)?;
         line.push(b'\n');
-        // Whoever does not listen any more ends the recording.
+        // A client that has disconnected ends the recording.
         stream.write_all(&line)?;
-        if over {
+        if ended {
             return Ok(());
         }
     }
@@ -195,9 +195,9 @@ fn respond(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
 }
 
 fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) -> Result<Reply, String> {
-    let wish = |name: &str, wish| {
+    let execute = |name: &str, command| {
         registry
-            .ask(name, wish)
+            .execute(name, command)
             .map(|_| Reply::Done)
             .map_err(|error| error.to_string())
     };
@@ -206,31 +206,15 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
             let zone = registry.start(*config).map_err(|error| error.to_string())?;
             Ok(Reply::Zone(zone.status()))
         }
-        Request::Stop { name } => wish(&name, Wish::Stop),
-        Request::Pause { name } => wish(&name, Wish::Pause),
-        Request::Resume { name } => wish(&name, Wish::Resume),
+        Request::Stop { name } => execute(&name, Command::Stop),
+        Request::Pause { name } => execute(&name, Command::Pause),
+        Request::Resume { name } => execute(&name, Command::Resume),
         Request::Wait { name } => {
             let zone = registry.find(&name).map_err(|error| error.to_string())?;
             Ok(Reply::Ended(zone.wait()))
         }
         Request::List => Ok(Reply::Zones(registry.list())),
-        Request::Disks => Ok(Reply::Disks(disks(registry))),
-        Request::DiskAttach { name, disk } => change_disk(registry, &name, DiskWish::Attach(disk)),
-        Request::DiskDetach { name, slot } => wish(&name, Wish::Disk(DiskWish::Detach(slot))),
-        Request::DiskResize {
-            name,
-            slot,
-            size,
-            shrink,
-        } => change_disk(registry, &name, DiskWish::Resize { slot, size, shrink }),
-        Request::DiskLimit { name, slot, change } => {
-            change_disk(registry, &name, DiskWish::Limit(slot, change))
-        }
-        Request::DiskResume { name, slot } => change_disk(registry, &name, DiskWish::Resume(slot)),
-        Request::DiskMigrate { name, slot, target } => {
-            change_disk(registry, &name, DiskWish::Migrate { slot, target })
-        }
-        Request::DiskMigrateEnd { name, slot } => change_disk(registry, &name, DiskWish::EndMigration(slot)),
+        Request::Device(request) => device(registry, request),
         Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
         Request::LogLevel {
@@ -247,53 +231,28 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
             let set = registry.context().el2().log_level(level as u32 + 1);
             set.map(|()| Reply::Done).map_err(|error| error.to_string())
         }
-        // Taken care of by `converse`.
+        // Handled by `converse`.
         Request::Console { .. } | Request::Trace { .. } | Request::Upgrade { .. } => {
             Err("this needs a connection of its own".into())
         }
     }
 }
 
-/// Does something to a disk and shows what has become of it.
-fn change_disk(registry: &Registry, name: &str, wish: DiskWish) -> Result<Reply, String> {
-    let slot = registry
-        .ask(name, Wish::Disk(wish))
-        .map_err(|error| error.to_string())?;
-    let found = disks(registry)
-        .into_iter()
-        .find(|disk| disk.zone == name && Some(disk.slot) == slot);
-    // The zone may have ended meanwhile.
-    Ok(found.map_or(Reply::Done, |disk| Reply::Disk(Box::new(disk))))
-}
-
-fn disks(registry: &Registry) -> Vec<DiskReport> {
-    let io = &registry.context().io;
-    let mut reports = Vec::new();
-    for status in registry.list() {
-        let (Some(number), Ok(zone)) = (status.number, registry.find(&status.name)) else {
-            continue;
-        };
-        let queues = io.report(number);
-        for (slot, disk) in (0_u8..).zip(zone.disks()) {
-            let image = io.disk(number, slot);
-            let sectors = image.as_ref().map_or(0, |image| image.capacity());
-            reports.push(DiskReport {
-                zone: status.name.clone(),
-                slot,
-                disk,
-                size: sectors.saturating_mul(ringblk::virtio::SECTOR_SIZE),
-                released: image.is_some_and(|image| image.is_released()),
-                queues: queues
-                    .iter()
-                    .filter(|queue| queue.slot == slot)
-                    .cloned()
-                    .collect(),
-                moving: zone.move_report(slot),
-                move_failure: zone.move_failure(slot),
-            });
+/// Does what a request about devices asks for; after a change, the reply shows the device.
+fn device(registry: &Registry, request: api::Request) -> Result<Reply, String> {
+    match request.action() {
+        Action::List(list) => Ok(Reply::Device(list(&observe::devices(registry)))),
+        Action::Change { zone, change, report } => {
+            let changed = registry.execute(&zone, Command::Change(change));
+            let slot = changed.map_err(|error| error.to_string())?;
+            let found = observe::devices(registry)
+                .into_iter()
+                .find(|device| device.zone == zone && Some(device.slot) == slot);
+            // The zone may have ended meanwhile.
+            let shown = report.zip(found);
+            Ok(shown.map_or(Reply::Done, |(report, device)| Reply::Device(report(&device))))
         }
     }
-    reports
 }
 
 fn info(page: &InfoPage) -> InfoReport {
@@ -335,7 +294,7 @@ fn cpu(cpu: &ringvisor::abi::info::CpuInfo) -> CpuReport {
     }
 }
 
-/// What of a console's output is wanted.
+/// What of a console's output is requested.
 #[derive(Clone, Copy)]
 struct Output {
     follow: bool,
@@ -353,10 +312,10 @@ fn console(
     let gone = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let output = scope.spawn(|| {
-            let outcome = send_output(stream, zone, &gone, wanted);
-            // Ends the reading below, too.
+            let result = send_output(stream, zone, &gone, wanted);
+            // Ends the read below, too.
             let _ = stream.shutdown(std::net::Shutdown::Both);
-            outcome
+            result
         });
         let input = take_input(&mut reader, zone, registry.context().el2(), &gone);
         gone.store(true, Ordering::Relaxed);
@@ -379,13 +338,13 @@ fn send_output(mut stream: &UnixStream, zone: &Shared, gone: &AtomicBool, wanted
     };
     let start = wanted.from.map(|guest| console.position_of(guest));
     let mut position = start.unwrap_or_else(|| console.start());
-    let patience = if wanted.follow {
-        CONSOLE_GLANCE
+    let timeout = if wanted.follow {
+        CONSOLE_POLL
     } else {
         Duration::ZERO
     };
     while !gone.load(Ordering::Relaxed) {
-        let Some(chunk) = console.read(position, patience) else {
+        let Some(chunk) = console.read(position, timeout) else {
             return send(position, b"");
         };
         if chunk.skipped > 0 {
@@ -417,13 +376,13 @@ fn take_input(
             return Ok(());
         }
         while !rest.is_empty() && !gone.load(Ordering::Relaxed) {
-            // Input for a zone that is over is dropped.
+            // Input for a zone that has ended is dropped.
             let Some(taken) = zone.console.type_in(el2, rest) else {
                 break;
             };
             rest = rest.get(taken..).unwrap_or_default();
             if taken == 0 {
-                std::thread::sleep(INPUT_GLANCE);
+                std::thread::sleep(INPUT_POLL);
             }
         }
     }

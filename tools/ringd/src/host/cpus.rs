@@ -1,4 +1,4 @@
-//! Root's CPUs: which there are, which a zone gets, taking them offline and back.
+//! Root's CPUs: listing them, choosing those of a zone, taking them offline and bringing them back.
 
 use std::fs;
 use std::io;
@@ -17,10 +17,10 @@ pub struct Cpu {
     pub mpidr: u64,
 }
 
-/// Why a zone cannot have the CPUs it wants.
+/// Why a zone cannot have the CPUs it asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Unavailable {
-    /// Fewer than wanted can be given up.
+    /// Root can spare fewer.
     TooFew {
         /// That many could be.
         available: usize,
@@ -29,7 +29,7 @@ pub enum Unavailable {
     Zero,
     /// The machine has no such CPU; the highest number it has.
     Missing(u32, u32),
-    /// The CPU is offline: another zone has it, or somebody took it offline.
+    /// The CPU is offline: another zone has it, or an administrator took it offline.
     Offline(u32),
 }
 
@@ -93,7 +93,7 @@ pub fn choose(cpus: &[Cpu], wanted: &Cpus) -> Result<Vec<Cpu>, Unavailable> {
     }
 }
 
-/// CPUs below `root` (`/` in earnest), by number. Only those that the kernel calls present.
+/// Returns the CPUs below `root` (`/` outside of tests), by number, that the kernel lists as present.
 ///
 /// # Errors
 /// sysfs or the device tree cannot be read.
@@ -124,7 +124,7 @@ pub fn list(root: &Path) -> io::Result<Vec<Cpu>> {
     Ok(cpus)
 }
 
-/// The device tree's `reg` of a CPU: by its node if sysfs names it, else by its place among the nodes.
+/// Returns the device tree's `reg` of a CPU: by its node if sysfs names it, else by its place among the nodes.
 fn mpidr(root: &Path, cpu: &Path, number: u32) -> io::Result<u64> {
     if let Ok(reg) = fs::read(cpu.join("of_node/reg")) {
         return cells(&reg);
@@ -163,23 +163,26 @@ pub fn set_online(root: &Path, cpu: u32, online: bool) -> io::Result<()> {
     expedited(root, || fs::write(path, if online { "1" } else { "0" }))
 }
 
-/// Does `work` with RCU grace periods expedited, as Linux has them itself when it suspends: most of the time of turning a CPU
-/// off or on goes by in waiting for them. They cost IPIs to the CPUs that are online, so afterwards it is as it was before. Where
-/// somebody has turned it on, or the kernel has no such file, it is left alone.
+/// Does `work` with RCU grace periods expedited, as Linux has them itself when it suspends: they take most of the time of
+/// turning a CPU off or on. They cost IPIs to the CPUs that are online, so the setting is restored afterwards. Nothing is
+/// changed where an administrator has enabled it, or the kernel has no such file.
 fn expedited<T>(root: &Path, work: impl FnOnce() -> T) -> T {
     let path = root.join("sys/kernel/rcu_expedited");
     let ours =
         fs::read_to_string(&path).is_ok_and(|text| text.trim() == "0") && fs::write(&path, "1").is_ok();
     let result = work();
     if ours && let Err(error) = fs::write(&path, "0") {
-        tracing::warn!(path = %path.display(), %error, "cannot be set back to 0");
+        tracing::warn!(path = %path.display(), %error, "cannot be reset to 0");
     }
     result
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
+    use super::{Cpu, Unavailable, choose, expedited, list, set_online};
+    use crate::config::Cpus;
 
     fn machine(online: &[bool]) -> Vec<Cpu> {
         let cpu = |(number, online): (usize, &bool)| Cpu {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
 
 use super::{Cpu, Host, Ram, RamError, ram};
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 /// A step that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum Fault {
     Ram,
 }
 
-/// See the module.
+/// A root Linux without privileges.
 pub struct FakeHost {
     /// Where RAM files lie.
     directory: PathBuf,
@@ -28,12 +28,12 @@ struct State {
     cpus: Vec<Cpu>,
     free_pages: u64,
     fault: Option<Fault>,
-    /// See [`FakeHost::watch_creation`].
+    /// The file of [`FakeHost::watch_creation`].
     watched: Option<(PathBuf, bool)>,
 }
 
 impl FakeHost {
-    /// A machine with CPUs 0 to `cpus - 1` and `pages` huge pages, whose files lie in `directory`.
+    /// Returns a machine with CPUs 0 to `cpus - 1` and `pages` huge pages, whose files lie in `directory`.
     #[must_use]
     pub fn new(directory: PathBuf, cpus: u32, pages: u64) -> Self {
         let cpu = |number: u32| Cpu {
@@ -57,29 +57,29 @@ impl FakeHost {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// From now on this fails, or nothing.
+    /// Sets what fails from now on.
     pub fn set_fault(&self, fault: Option<Fault>) {
         self.state().fault = fault;
     }
 
-    /// Whether this file is there when RAM is made, from now on.
+    /// Records from now on whether this file exists when RAM is made.
     pub fn watch_creation(&self, file: PathBuf) {
         self.state().watched = Some((file, false));
     }
 
-    /// Whether what [`Self::watch_creation`] watches was there, the last time.
+    /// Whether the file of [`Self::watch_creation`] existed when RAM was last made.
     #[must_use]
     pub fn was_there(&self) -> bool {
         self.state().watched.as_ref().is_some_and(|(_, there)| *there)
     }
 
-    /// Huge pages not in use.
+    /// Returns the number of huge pages not in use.
     #[must_use]
     pub fn free_pages(&self) -> u64 {
         self.state().free_pages
     }
 
-    /// Numbers of the CPUs that are online.
+    /// Returns the numbers of the CPUs that are online.
     #[must_use]
     pub fn online(&self) -> Vec<u32> {
         self.state()

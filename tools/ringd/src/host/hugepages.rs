@@ -1,16 +1,16 @@
-//! Root's pool of 2 MiB huge pages and the hugetlbfs that files of them live on.
+//! Root's pool of 2 MiB huge pages, and the hugetlbfs with files of them.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::RamError;
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 const POOL: &str = "sys/kernel/mm/hugepages/hugepages-2048kB";
-/// Where hugetlbfs is mounted if it is nowhere.
+/// Where hugetlbfs is mounted if it is not mounted yet.
 const MOUNT: &str = "dev/hugepages";
-/// Times that the kernel is asked for more pages: it migrates others' pages meanwhile.
+/// How often the kernel is asked for more pages: it migrates other pages meanwhile.
 const ATTEMPTS: usize = 3;
 
 fn read(root: &Path, name: &str) -> Result<u64, RamError> {
@@ -27,7 +27,7 @@ fn set_total(root: &Path, pages: u64) -> io::Result<()> {
     fs::write(root.join(POOL).join("nr_hugepages"), pages.to_string())
 }
 
-/// Sees to it that `wanted` pages are free; gives how many were added to the pool for that.
+/// Makes sure that `wanted` pages are free; returns how many were added to the pool for that.
 ///
 /// # Errors
 /// There cannot be that many; the pool is as it was.
@@ -37,7 +37,7 @@ pub fn ensure(root: &Path, wanted: u64) -> Result<u64, RamError> {
     };
     let before = read(root, "nr_hugepages")?;
     let free = available()?;
-    // Trying for what cannot be there would cost root its page cache.
+    // Asking for pages that cannot exist would cost root its page cache.
     let possible = available_memory(root)? / BLOCK;
     if wanted.saturating_sub(free) > possible {
         return Err(RamError::NoHugePages {
@@ -64,7 +64,7 @@ pub fn ensure(root: &Path, wanted: u64) -> Result<u64, RamError> {
     Err(RamError::NoHugePages { wanted, free, added })
 }
 
-/// Bytes that root could give up without swapping.
+/// Returns the bytes that root can give up without swapping.
 fn available_memory(root: &Path) -> Result<u64, RamError> {
     let path = root.join("proc/meminfo");
     let failed = |cause| RamError::File {
@@ -78,7 +78,7 @@ fn available_memory(root: &Path) -> Result<u64, RamError> {
     Ok(kib.saturating_mul(1024))
 }
 
-/// Takes `added` pages out of the pool again.
+/// Removes `added` pages from the pool again.
 ///
 /// # Errors
 /// The pool's size cannot be written.
@@ -90,7 +90,7 @@ pub fn give_back(root: &Path, added: u64) -> io::Result<()> {
     set_total(root, total.saturating_sub(added))
 }
 
-/// The daemon's directory on a hugetlbfs with 2 MiB pages, which is mounted if there is none.
+/// Returns the daemon's directory on a hugetlbfs with 2 MiB pages, which is mounted if there is none.
 ///
 /// # Errors
 /// It can neither be found nor made.
@@ -120,7 +120,7 @@ pub fn directory(root: &Path) -> io::Result<PathBuf> {
     Ok(directory)
 }
 
-/// The first hugetlbfs in `/proc/mounts` whose pages have 2 MiB.
+/// Returns the first hugetlbfs in `/proc/mounts` whose pages have 2 MiB.
 fn find_mount(mounts: &str) -> Option<&str> {
     mounts.lines().find_map(|line| {
         let mut fields = line.split(' ').skip(1);
@@ -134,7 +134,9 @@ fn find_mount(mounts: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
+    use super::{POOL, directory, ensure, find_mount, give_back, read};
 
     /// A pool in files; unlike the kernel's, `free_hugepages` does not follow `nr_hugepages`.
     fn pool(total: u64, free: u64, reserved: u64) -> tempfile::TempDir {
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn enough_free_pages_are_left_alone() {
+    fn enough_free_pages_are_not_changed() {
         let root = pool(20, 12, 2);
         assert_eq!(ensure(root.path(), 10).unwrap(), 0);
         assert_eq!(read(root.path(), "nr_hugepages").unwrap(), 20);

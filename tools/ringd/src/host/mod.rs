@@ -15,9 +15,9 @@ use std::path::PathBuf;
 pub use cpus::Cpu;
 pub use ram::Ram;
 
-/// What a zone takes from root, and gives back.
+/// Root Linux: what a zone takes from it and gives back.
 pub trait Host: Send + Sync {
-    /// CPUs of the machine as root sees them.
+    /// Returns the CPUs of the machine as root sees them.
     ///
     /// # Errors
     /// sysfs cannot be read.
@@ -32,7 +32,7 @@ pub trait Host: Send + Sync {
     /// Makes a zone's RAM of huge pages, adding to root's pool what is missing.
     ///
     /// # Errors
-    /// There are not enough; nothing stays behind.
+    /// There are not enough; nothing is left.
     fn create_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError>;
 
     /// Opens the RAM that an earlier daemon made for the zone.
@@ -69,7 +69,7 @@ pub enum RamError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
     /// Guest RAM cannot be mapped.
@@ -80,7 +80,7 @@ pub enum RamError {
         "/proc/self/pagemap does not tell physical addresses: the daemon needs CAP_SYS_ADMIN to start a zone"
     )]
     HiddenAddresses,
-    /// What the broker said.
+    /// The broker's error.
     #[error("{0}")]
     Broker(String),
 }
@@ -102,7 +102,7 @@ pub struct Linux {
 }
 
 impl Linux {
-    /// The machine below `root`; finds or mounts hugetlbfs.
+    /// Returns the machine below `root`; finds or mounts hugetlbfs.
     ///
     /// # Errors
     /// There is no hugetlbfs with pages of 2 MiB.
@@ -124,23 +124,23 @@ impl Linux {
         let path = self.huge.join("shared");
         let exists = path
             .metadata()
-            .is_ok_and(|file| file.len() == crate::config::BLOCK);
+            .is_ok_and(|file| file.len() == crate::config::zone::BLOCK);
         if !exists {
             hugepages::ensure(&self.root, 1)?;
         }
-        ram::open_file(&path, crate::config::BLOCK, true)
+        ram::open_file(&path, crate::config::zone::BLOCK, true)
     }
 
-    /// Makes a zone's RAM; gives the file, the physical addresses of its blocks, and pages added to the pool.
+    /// Makes a zone's RAM; returns the file, the physical addresses of its blocks, and the number of pages added to the pool.
     ///
     /// # Errors
-    /// There are not enough huge pages; nothing stays behind.
+    /// There are not enough huge pages; nothing is left.
     pub fn create_ram_file(&self, zone: &str, bytes: u64) -> Result<(File, Vec<u64>, u64), RamError> {
         let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let path = self.ram_path(zone);
-        // What a zone of that name left behind when everything died.
+        // Left by a zone of that name if all daemons died.
         let _ = std::fs::remove_file(&path);
-        let added = hugepages::ensure(&self.root, bytes.div_ceil(crate::config::BLOCK))?;
+        let added = hugepages::ensure(&self.root, bytes.div_ceil(crate::config::zone::BLOCK))?;
         let made = ram::open_file(&path, bytes, true).and_then(|file| {
             let blocks = ram::map(file.try_clone()?, bytes)?
                 .with_blocks(|address| ram::physical(&self.root, address))?

@@ -22,17 +22,17 @@ use vm_memory::{
 
 use super::RamError;
 use crate::boot::content::{Content, Source};
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
 const PAGE: u64 = 4096;
-/// What a thread takes at once of what is done in parts; whole blocks.
+/// Bytes of a part in [`parts`]; whole blocks.
 const PART: usize = 16 << 20;
 
 /// A zone's RAM.
 pub struct Ram {
     /// One region at [`RAM_BASE`].
     pub memory: GuestMemoryMmap,
-    /// Bytes.
+    /// Its size in bytes.
     pub bytes: u64,
     /// Physical addresses of its 2 MiB blocks in order; empty if it was opened, not made.
     pub blocks: Vec<u64>,
@@ -43,7 +43,7 @@ pub struct Ram {
 /// Opens a file of huge pages, or makes it and allocates its pages.
 ///
 /// # Errors
-/// The system refused; a file that was made is gone again.
+/// The system refused; a file that was made is removed.
 pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError> {
     let failed = |cause| RamError::File {
         path: path.to_owned(),
@@ -85,8 +85,8 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
     Ok(file)
 }
 
-/// Makes the pages of a file that has none, as far as that goes; what is missing, and why, is for `fallocate` to find. A
-/// kernel before 5.14 has no `MADV_POPULATE_WRITE`, and for little it is not worth threads.
+/// Allocates the pages of a file that has none, as far as possible; `fallocate` finds what is missing, and why. A kernel
+/// before 5.14 has no `MADV_POPULATE_WRITE`, and a small file is not worth threads.
 fn clear(file: &File, bytes: u64) {
     if bytes <= PART as u64 {
         return;
@@ -100,15 +100,15 @@ fn clear(file: &File, bytes: u64) {
     };
     parts(region.size(), |part| {
         let address = region.as_ptr().wrapping_add(part.start);
-        // SAFETY: the range is mapped for as long as `region` is; nobody reads or writes through it, and what this does to
+        // SAFETY: the range is mapped for as long as `region` is; nothing reads or writes through it, and what this does to
         // the file's pages a write of what they hold would do.
         let done = unsafe { rustix::mm::madvise(address.cast(), part.len(), Advice::LinuxPopulateWrite) };
         done.is_ok()
     });
 }
 
-/// Calls `work` with all parts of `0..size`, in several threads, one for each CPU that this process may use, or in as many
-/// as there can be. Stops early when `work` gives `false`.
+/// Calls `work` with all parts of `0..size`, in one thread for each CPU that this process may use, or in as many as can be
+/// started. Stops early when `work` returns `false`.
 fn parts(size: usize, work: impl Fn(Range<usize>) -> bool + Sync) {
     let next = AtomicUsize::new(0);
     let all = || {
@@ -122,7 +122,7 @@ fn parts(size: usize, work: impl Fn(Range<usize>) -> bool + Sync) {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 1..threads.min(size.div_ceil(PART)) {
-            // Not one more? Then those that there are do it.
+            // If no more can be started, those that run do it.
             if thread::Builder::new().spawn_scoped(scope, all).is_err() {
                 break;
             }
@@ -160,7 +160,7 @@ pub fn map(file: File, bytes: u64) -> Result<Ram, RamError> {
     })
 }
 
-/// Physical address of a mapped virtual address of this process.
+/// Returns the physical address of a mapped virtual address of this process.
 ///
 /// # Errors
 /// It is not mapped, or the kernel hides addresses from this process.
@@ -198,7 +198,7 @@ impl Ram {
         Ok(self)
     }
 
-    /// Where it is mapped.
+    /// Returns where it is mapped.
     fn base(&self) -> Result<*mut u8, RamError> {
         let failed = || RamError::Map("it has no region".into());
         let region = self.memory.iter().next().ok_or_else(failed)?;
@@ -231,9 +231,9 @@ impl Ram {
                 let place = usize::try_from(len)
                     .map_err(io::Error::other)
                     .and_then(|len| self.memory.get_slice(address, len).map_err(io::Error::other));
-                // In as many reads as it takes.
+                // A read may return less than it was asked for.
                 let read = file.read_exact_volatile(&mut place?);
-                // That it has changed says more than that it has become shorter.
+                // A change is the better reason than a short read.
                 unread.check()?;
                 read.map_err(io::Error::other)
             }
@@ -283,13 +283,17 @@ fn clean_range(start: usize, len: usize) {
     unsafe { core::arch::asm!("dsb sy", options(nostack, preserves_flags)) };
 }
 
-/// No other architecture runs zones.
+/// Nothing: no other architecture runs zones.
 #[cfg(not(target_arch = "aarch64"))]
 fn clean_range(_start: usize, _len: usize) {}
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io;
+
+    use super::{PART, Ram, clear, map, open_file, parts};
+    use crate::boot::content::Content;
+    use crate::host::RamError;
 
     fn ram(bytes: u64) -> (tempfile::TempDir, Ram) {
         let directory = tempfile::tempdir().unwrap();

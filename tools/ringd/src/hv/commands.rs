@@ -32,7 +32,7 @@ fn on_slot(hv: &dyn Hypervisor, op: Op, zone: u8, slot: u8, args: [u64; 4]) -> R
 }
 
 impl dyn Hypervisor + '_ {
-    /// Takes the CPUs, which root has taken offline, and gives the new zone's number.
+    /// Creates a zone with CPUs that root has taken offline; returns its number.
     ///
     /// # Errors
     /// EL2 refused.
@@ -62,7 +62,7 @@ impl dyn Hypervisor + '_ {
         u8::try_from(done.zone).map_err(|_| bad(done.zone.into()))
     }
 
-    /// Gives `blocks` to the zone, mapped one after the other from `ipa`, in as many commands as it takes.
+    /// Donates `blocks` to the zone, mapped one after the other from `ipa`, in as many commands as necessary.
     ///
     /// # Errors
     /// EL2 refused; blocks of earlier commands stay mapped until the zone is destroyed.
@@ -72,7 +72,7 @@ impl dyn Hypervisor + '_ {
             let count = chunk.len() as u64;
             let header = header(Op::ZoneDonate, zone, [ipa, count, 0, 0]);
             self.execute(header, chunk.as_bytes(), &mut [])?;
-            ipa = ipa.saturating_add(count.saturating_mul(crate::config::BLOCK));
+            ipa = ipa.saturating_add(count.saturating_mul(crate::config::zone::BLOCK));
         }
         Ok(())
     }
@@ -105,7 +105,7 @@ impl dyn Hypervisor + '_ {
         plain(self, Op::ZoneStop, zone, [0; 4])
     }
 
-    /// Gives CPUs and memory back.
+    /// Destroys the zone: CPUs and memory are root's again.
     ///
     /// # Errors
     /// EL2 refused.
@@ -121,7 +121,7 @@ impl dyn Hypervisor + '_ {
         plain(self, Op::ZonePause, zone, [0; 4])
     }
 
-    /// Lets a paused zone go on.
+    /// Resumes a paused zone.
     ///
     /// # Errors
     /// EL2 refused.
@@ -129,7 +129,7 @@ impl dyn Hypervisor + '_ {
         plain(self, Op::ZoneResume, zone, [0; 4])
     }
 
-    /// What EL2 knows about the zone.
+    /// Returns EL2's state of the zone.
     ///
     /// # Errors
     /// EL2 refused.
@@ -139,7 +139,7 @@ impl dyn Hypervisor + '_ {
         Ok(info)
     }
 
-    /// What EL2 has latched of a device.
+    /// Returns the state of a device that EL2 has latched.
     ///
     /// # Errors
     /// EL2 refused.
@@ -183,7 +183,7 @@ impl dyn Hypervisor + '_ {
         on_slot(self, Op::DeviceNeedsReset, zone, slot, [0; 4])
     }
 
-    /// Changes bytes of a device's configuration space; the driver is told if there is one.
+    /// Changes bytes of a device's configuration space; the driver is notified if there is one.
     ///
     /// # Errors
     /// EL2 refused.
@@ -195,7 +195,7 @@ impl dyn Hypervisor + '_ {
         self.execute(header, bytes, &mut []).map(drop)
     }
 
-    /// Takes a device away.
+    /// Removes a device.
     ///
     /// # Errors
     /// EL2 refused.
@@ -203,7 +203,7 @@ impl dyn Hypervisor + '_ {
         on_slot(self, Op::DeviceRemove, zone, slot, [0; 4])
     }
 
-    /// Entries ever written to the zone's ring.
+    /// Returns the number of events ever written to the zone's ring.
     ///
     /// # Errors
     /// EL2 refused.
@@ -212,7 +212,7 @@ impl dyn Hypervisor + '_ {
             .map(|done| done.args[0])
     }
 
-    /// Says what EL2's trace buffers record, bits of [`ringvisor::abi::trace`].
+    /// Sets what EL2's trace buffers record, bits of [`ringvisor::abi::trace`].
     ///
     /// # Errors
     /// EL2 refused.

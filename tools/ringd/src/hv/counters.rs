@@ -7,14 +7,14 @@ use zerocopy::transmute;
 use super::Hypervisor;
 
 impl dyn Hypervisor + '_ {
-    /// Counters of the CPU with this place in the information page; zero if there is none.
+    /// Returns the counters of the CPU at this place in the information page; zeroes if there is none.
     #[must_use]
     pub fn cpu_counters(&self, index: usize) -> CpuCounters {
         let words: [u64; CPU_WORDS] = self.words(counters::cpu(index));
         transmute!(words)
     }
 
-    /// Counters of a device.
+    /// Returns the counters of a device.
     #[must_use]
     pub fn device_counters(&self, zone: u8, slot: u8) -> DeviceCounters {
         let words: [u64; DEVICE_WORDS] = self.words(counters::device(zone, slot.into()));
@@ -25,14 +25,14 @@ impl dyn Hypervisor + '_ {
         std::array::from_fn(|index| offset.map_or(0, |offset| self.bar_word(offset + index * 8)))
     }
 
-    /// Records that a CPU has ever written to its trace buffer.
+    /// Returns the number of records that a CPU has ever written to its trace buffer.
     #[must_use]
     pub fn trace_head(&self, cpu: usize) -> u64 {
         counters::cpu(cpu).map_or(0, |offset| self.bar_word(offset + word::TRACE_HEAD * 8))
     }
 
-    /// Appends a CPU's trace records from number `from` on to `into`; `capacity` is the information page's. Gives the
-    /// number to go on with, and how many had been overwritten.
+    /// Appends a CPU's trace records from number `from` on to `into`; `capacity` is the information page's. Returns
+    /// the number to continue with, and how many had been overwritten.
     pub fn read_trace(&self, cpu: usize, capacity: u64, from: u64, into: &mut Vec<(u64, u64)>) -> (u64, u64) {
         let head = self.trace_head(cpu);
         let first = from.max(head.saturating_sub(capacity));
@@ -54,7 +54,11 @@ impl dyn Hypervisor + '_ {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ringvisor::abi::counters::word;
+    use ringvisor::abi::trace::RECORD_SIZE;
+    use ringvisor::abi::{counters, trace};
+
+    use crate::hv::Hypervisor;
     use crate::hv::fake::FakeEl2;
 
     #[test]

@@ -7,16 +7,15 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
-use ringblk::ReadWidth;
-use ringvisor::abi::command::{CommandStatus, Header, Op};
+use ringvirtio::ReadWidth;
+use ringvisor::abi::command::{Header, Op, CommandStatus};
 use ringvisor::abi::info::InfoPage;
 use ringvisor::abi::{ABI_VERSION, MAGIC, doorbell, shared};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::mapping::{Bar, SharedPage};
 use super::pci::{self, Function, PciError};
-use super::{Hypervisor, Refusal};
-use crate::io::bell::Interrupt;
+use super::{Hypervisor, Interrupt, Refusal};
 
 /// Offset of the command register in PCI configuration space.
 const PCI_COMMAND: u64 = 4;
@@ -32,20 +31,20 @@ pub enum AttachError {
     /// A file cannot be opened or mapped.
     #[error("{what}: {cause}")]
     File {
-        /// What it is.
+        /// Its purpose.
         what: String,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// The device is there but does not speak as EL2 does.
+    /// The device is not ringvisor's EL2.
     #[error("the control device's information page begins with {0:#018x}, expected {MAGIC:#018x}")]
     BadMagic(u64),
-    /// Daemon and EL2 are not of one version.
+    /// Daemon and EL2 have different versions.
     #[error(
         "EL2 speaks version {0} of the interface, this daemon version {ABI_VERSION}: use those of one release"
     )]
     Version(u32),
-    /// EL2 does not take the shared page.
+    /// EL2 refuses the shared page.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }
@@ -54,12 +53,11 @@ pub enum AttachError {
 pub struct ControlDevice {
     bar: Bar,
     shared: SharedPage,
-    /// The command slot is one; whoever holds this uses it. Innermost lock: nothing is locked while it is held.
+    /// Guards the one command slot. Innermost lock: nothing is locked while it is held.
     slot: Mutex<()>,
 }
 
-/// The control device, claimed and mapped; EL2 has not been told anything. This much can be done while another daemon
-/// is attached.
+/// The control device, claimed and mapped, before any command. This much can be done while another daemon is attached.
 pub struct Prepared {
     bar: Bar,
     page: SharedPage,
@@ -68,7 +66,7 @@ pub struct Prepared {
     function: Function,
 }
 
-/// Claims the control device and maps it, and the page in `shared_file` (2 MiB on hugetlbfs). `physical` finds the page's
+/// Claims the control device and maps it, and the page in `shared_file` (2 MiB on hugetlbfs). `physical` returns the page's
 /// physical address from its virtual one.
 ///
 /// # Errors
@@ -124,7 +122,7 @@ impl Prepared {
             return Err(Refusal {
                 op: None,
                 status: info.attach_status,
-                detail: info.attach_detail,
+                detail: info.shared_pa,
             }
             .into());
         }

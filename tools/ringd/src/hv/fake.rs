@@ -1,24 +1,24 @@
 //! An EL2 in this process: zones, their states, rings and consoles, without guests.
 //!
-//! Commands are decoded from the same bytes as EL2 gets, and checked by the same rules as far as the daemon can
-//! meet them. What a guest does, a test does by calling [`FakeEl2::guest_prints`] and the like.
+//! Commands are decoded from the same bytes as EL2 gets, and checked by the same rules as far as they concern the daemon.
+//! Tests play the guest by calling [`FakeEl2::guest_prints`] and its siblings.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard};
 
-use ringvisor::abi::command::{CommandStatus, DeviceSpec, DeviceState, Header, Op, ZoneCreate, ZoneInfo};
+use ringvisor::abi::command::{DeviceSpec, DeviceState, Header, Op, CommandStatus, ZoneCreate, ZoneInfo};
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
 use ringvisor::abi::{ABI_VERSION, MAGIC, MAX_ZONES, StopReason, ZoneState};
 use ringvisor::ring::console::{InputConsumer, OutputProducer};
-use ringvisor::ring::{Entry, Producer, Wakeup};
+use ringvisor::ring::{Wakeup, Entry, Producer};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{Hypervisor, Refusal, SharedPage};
-use crate::config::BLOCK;
+use crate::config::zone::BLOCK;
 
-/// See the module.
+/// An EL2 in this process.
 pub struct FakeEl2 {
     shared: SharedPage,
     state: Mutex<State>,
@@ -60,7 +60,7 @@ impl FakeEl2 {
     /// Records of each CPU's trace buffer.
     pub const TRACE_RECORDS: u32 = 256;
 
-    /// A machine with `cpus` CPUs whose MPIDR is their number.
+    /// Returns a machine with `cpus` CPUs whose MPIDR is their number.
     ///
     /// # Errors
     /// The system has no memory or descriptors.
@@ -87,21 +87,21 @@ impl FakeEl2 {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// The descriptor that becomes readable, 8 bytes at a time, when the bell rings.
+    /// Returns a descriptor that becomes readable, 8 bytes at a time, at each interrupt of the control device.
     ///
     /// # Errors
     /// No descriptors are left.
-    pub fn bell(&self) -> io::Result<OwnedFd> {
+    pub fn interrupt(&self) -> io::Result<OwnedFd> {
         Ok(rustix::io::fcntl_dupfd_cloexec(&self.bell, 0)?)
     }
 
-    /// EL2 writes a word of BAR 0.
+    /// Writes a word of BAR 0, as EL2.
     pub fn set_bar_word(&self, offset: usize, value: u64) {
         let mut bar = self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         bar.insert(offset, value);
     }
 
-    /// What is to be recorded.
+    /// Returns what is to be recorded.
     #[must_use]
     pub fn trace_mask(&self) -> u32 {
         self.state().trace_mask
@@ -112,13 +112,13 @@ impl FakeEl2 {
         self.state().refuse = Some(op);
     }
 
-    /// Numbers of the zones that exist.
+    /// Returns the numbers of the zones that exist.
     #[must_use]
     pub fn zones(&self) -> Vec<u8> {
         self.state().zones.keys().copied().collect()
     }
 
-    /// Entry and x0 of each start of the zone.
+    /// Returns entry and x0 of each start of the zone.
     #[must_use]
     pub fn starts(&self, zone: u8) -> Vec<(u64, u64)> {
         self.state()
@@ -128,13 +128,13 @@ impl FakeEl2 {
             .unwrap_or_default()
     }
 
-    /// How often input was announced.
+    /// Returns how often input was announced.
     #[must_use]
     pub fn console_inputs(&self) -> u64 {
         self.state().console_inputs
     }
 
-    /// What was typed into the zone's console so far and is still in the ring.
+    /// Returns the input in the zone's console ring.
     #[must_use]
     pub fn typed(&self, zone: u8) -> Vec<u8> {
         let Some(window) = self.shared.window(zone) else {
@@ -144,7 +144,7 @@ impl FakeEl2 {
         std::iter::from_fn(|| reader.pop(&window.input())).collect()
     }
 
-    /// Interrupts that a device was asked to raise.
+    /// Returns the number of used buffer notifications of a device.
     #[must_use]
     pub fn interrupts(&self, zone: u8, slot: u8) -> u64 {
         let state = self.state();
@@ -152,7 +152,7 @@ impl FakeEl2 {
         device.map_or(0, |device| device.used_buffers)
     }
 
-    /// How often the device's configuration was changed by the daemon.
+    /// Returns how often the daemon changed the device's configuration space.
     #[must_use]
     pub fn config_changes(&self, zone: u8, slot: u8) -> u64 {
         let state = self.state();
@@ -165,7 +165,7 @@ impl FakeEl2 {
             return;
         };
         if let Entry::Notify { slot, queue } = entry {
-            window.stamp_notification(slot, queue, ringblk::trace::now());
+            window.stamp_notification(slot, queue, ringvirtio::trace::now());
         }
         if zone.ring.push(&window.ring(), entry) == Wakeup::Required {
             let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
@@ -182,7 +182,7 @@ impl FakeEl2 {
         self.event(zone, found, Entry::Console);
     }
 
-    /// The guest ends: state and reason are as EL2 would tell them.
+    /// The guest ends: state and reason are as EL2 reports them.
     pub fn guest_ends(&self, zone: u8, state: ZoneState, reason: StopReason) {
         if let Some(found) = self.state().zones.get_mut(&zone) {
             (found.state, found.reason) = (state, reason);
@@ -209,7 +209,7 @@ impl FakeEl2 {
         }
     }
 
-    /// What the device's latched state is.
+    /// Returns the device's latched state.
     #[must_use]
     pub fn device(&self, zone: u8, slot: u8) -> Option<DeviceState> {
         self.state()
@@ -221,8 +221,8 @@ impl FakeEl2 {
     }
 
     fn create(&self, state: &mut State, payload: &[u8]) -> Outcome<u8> {
-        let (spec, _) = ZoneCreate::read_from_prefix(payload)
-            .map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
+        let (spec, _) =
+            ZoneCreate::read_from_prefix(payload).map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
         let wanted = usize::try_from(spec.vcpus)
             .ok()
             .and_then(|count| spec.cpus.get(..count));
@@ -237,10 +237,7 @@ impl FakeEl2 {
         }
         let free = (1..MAX_ZONES as u8).find(|number| !state.zones.contains_key(number));
         let number = free.ok_or((CommandStatus::TooManyZones, 0))?;
-        let window = self
-            .shared
-            .window(number)
-            .ok_or((CommandStatus::TooManyZones, 0))?;
+        let window = self.shared.window(number).ok_or((CommandStatus::TooManyZones, 0))?;
         window.clear();
         let zone = Zone {
             spec,
@@ -364,11 +361,7 @@ impl Device {
         let (start, end) = range.ok_or((CommandStatus::BadArgument, offset))?;
         let target = self.state.config.get_mut(start..end);
         let target = target.ok_or((CommandStatus::BadArgument, offset))?;
-        target.copy_from_slice(
-            payload
-                .get(..target.len())
-                .ok_or((CommandStatus::BadArgument, len))?,
-        );
+        target.copy_from_slice(payload.get(..target.len()).ok_or((CommandStatus::BadArgument, len))?);
         self.config_changes += 1;
         Ok(())
     }
@@ -413,8 +406,8 @@ impl Zone {
     }
 
     fn add_device(&mut self, slot: u8, payload: &[u8]) -> Outcome<()> {
-        let (spec, _) = DeviceSpec::read_from_prefix(payload)
-            .map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
+        let (spec, _) =
+            DeviceSpec::read_from_prefix(payload).map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
         if self.devices.contains_key(&slot) {
             return Err((CommandStatus::SlotInUse, slot.into()));
         }

@@ -12,7 +12,7 @@ use ringvisor::abi::{BAR_SIZE, shared};
 use ringvisor::ring::ZoneWindow;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-/// A mapping that goes away with its owner.
+/// A mapping that is unmapped when dropped.
 struct Mapping {
     base: NonNull<u8>,
     len: usize,
@@ -51,7 +51,7 @@ impl Mapping {
         Ok(Self { base, len })
     }
 
-    /// Pointer to `size` bytes at `offset`, which must be a multiple of `align`.
+    /// Returns a pointer to `size` bytes at `offset`, which must be a multiple of `align`.
     fn at(&self, offset: usize, size: usize, align: usize) -> Option<*mut u8> {
         let end = offset.checked_add(size)?;
         (end <= self.len && offset.is_multiple_of(align)).then(|| self.base.as_ptr().wrapping_add(offset))
@@ -77,7 +77,7 @@ impl SharedPage {
         Mapping::of_file(file, shared::SIZE, MapFlags::SHARED | MapFlags::POPULATE).map(Self)
     }
 
-    /// A page of this process alone, for [`super::fake`].
+    /// Returns a page of this process alone, for [`super::fake`].
     ///
     /// # Errors
     /// The system has no memory.
@@ -85,13 +85,13 @@ impl SharedPage {
         Mapping::anonymous(shared::SIZE).map(Self)
     }
 
-    /// Virtual address of the page.
+    /// Returns the virtual address of the page.
     #[must_use]
     pub fn address(&self) -> usize {
         self.0.base.as_ptr() as usize
     }
 
-    /// `count` 64-bit words at `offset`, or `None` if that is outside of the page or misaligned.
+    /// Returns `count` 64-bit words at `offset`, or `None` if that is outside of the page or misaligned.
     #[must_use]
     pub fn u64s(&self, offset: usize, count: usize) -> Option<&[AtomicU64]> {
         let base = self.0.at(offset, count.checked_mul(8)?, 8)?;
@@ -100,13 +100,13 @@ impl SharedPage {
         Some(unsafe { std::slice::from_raw_parts(base.cast(), count) })
     }
 
-    /// The 64-bit word at `offset`.
+    /// Returns the 64-bit word at `offset`.
     #[must_use]
     pub fn u64_at(&self, offset: usize) -> Option<&AtomicU64> {
         self.u64s(offset, 1)?.first()
     }
 
-    /// The 32-bit word at `offset`.
+    /// Returns the 32-bit word at `offset`.
     #[must_use]
     pub fn u32_at(&self, offset: usize) -> Option<&AtomicU32> {
         let base = self.0.at(offset, 4, 4)?;
@@ -114,7 +114,7 @@ impl SharedPage {
         Some(unsafe { &*base.cast::<AtomicU32>() })
     }
 
-    /// `count` bytes at `offset`.
+    /// Returns `count` bytes at `offset`.
     #[must_use]
     pub fn bytes(&self, offset: usize, count: usize) -> Option<&[AtomicU8]> {
         let base = self.0.at(offset, count, 1)?;
@@ -122,7 +122,7 @@ impl SharedPage {
         Some(unsafe { std::slice::from_raw_parts(base.cast(), count) })
     }
 
-    /// Rings and console buffers of a zone.
+    /// Returns rings and console buffers of a zone.
     #[must_use]
     pub fn window(&self, zone: u8) -> Option<&ZoneWindow> {
         let base = self.0.at(
@@ -134,7 +134,7 @@ impl SharedPage {
         Some(unsafe { &*base.cast::<ZoneWindow>() })
     }
 
-    /// Copies `from` into the page. `None` if it does not fit.
+    /// Copies `from` into the page. Returns `None` if it does not fit.
     pub fn write(&self, offset: usize, from: &[u8]) -> Option<()> {
         for (to, from) in self.bytes(offset, from.len())?.iter().zip(from) {
             to.store(*from, Ordering::Relaxed);
@@ -142,7 +142,7 @@ impl SharedPage {
         Some(())
     }
 
-    /// Copies out of the page. `None` if that reaches outside of it.
+    /// Copies out of the page. Returns `None` if that reaches outside of it.
     pub fn read(&self, offset: usize, to: &mut [u8]) -> Option<()> {
         for (from, to) in self.bytes(offset, to.len())?.iter().zip(to) {
             *to = from.load(Ordering::Relaxed);
@@ -164,7 +164,7 @@ impl Bar {
         Mapping::of_file(file, len, MapFlags::SHARED).map(Self)
     }
 
-    /// The 64-bit word at `offset`, or 0 outside of the BAR, as reserved space reads.
+    /// Returns the 64-bit word at `offset`, or 0 outside of the BAR, as reserved space reads.
     #[must_use]
     pub fn read_u64(&self, offset: usize) -> u64 {
         let Some(word) = self.0.at(offset, 8, 8) else {
@@ -196,7 +196,11 @@ impl Bar {
 mod tests {
     use ringvisor::ring::{Consumer, Entry, Producer};
 
-    use super::*;
+    use std::sync::atomic::Ordering;
+
+    use ringvisor::abi::shared;
+
+    use super::SharedPage;
 
     #[test]
     fn what_is_written_is_read_and_the_end_is_the_end() {

@@ -1,24 +1,26 @@
 //! EL2 as the daemon sees it.
 //!
 //! [`Hypervisor`] is the border: [`device`] implements it with the control device, [`fake`] with a model in this
-//! process, so that everything above runs on an ordinary host. [`commands`] gives each operation of the contract
-//! a function. [`mapping`] holds the memory that both sides share.
+//! process, so that everything above runs on an ordinary host. [`commands`] has a function for each operation of the
+//! contract. [`mapping`] holds the memory that both sides share.
 
 pub mod commands;
 pub mod counters;
 pub mod device;
 pub mod fake;
+mod interrupt;
 pub mod mapping;
 pub mod pci;
 
 use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
 
+pub use interrupt::Interrupt;
 pub use mapping::SharedPage;
 
-/// What EL2 does for the daemon. All of it may be called from any thread.
+/// EL2, for the daemon. May be called from any thread.
 pub trait Hypervisor: Send + Sync {
-    /// A copy of the information page as it is now.
+    /// Returns a copy of the information page as it is now.
     fn info(&self) -> InfoPage;
 
     /// Executes a command: `header` and `payload` go in, up to `result.len()` bytes of payload come back.
@@ -27,16 +29,16 @@ pub trait Hypervisor: Send + Sync {
     /// EL2 refused, or `payload` does not fit into the shared page.
     fn execute(&self, header: Header, payload: &[u8], result: &mut [u8]) -> Result<Header, Refusal>;
 
-    /// Tells the guest that there are used buffers in a queue of that device.
+    /// Sends a used buffer notification of that device.
     fn used_buffer(&self, zone: u8, slot: u8);
 
-    /// Tells EL2 that there is console input for the zone.
+    /// Announces console input for the zone.
     fn console_input(&self, zone: u8);
 
-    /// The 64-bit word at `offset` of BAR 0, without an exit: counters and trace buffers. 0 outside of it.
+    /// Returns the 64-bit word at `offset` of BAR 0, without an exit: counters and trace buffers. 0 outside of it.
     fn bar_word(&self, offset: usize) -> u64;
 
-    /// The shared page, with the rings and console buffers of all zones.
+    /// Returns the shared page, with the rings and console buffers of all zones.
     fn shared(&self) -> &SharedPage;
 }
 
@@ -46,9 +48,9 @@ pub trait Hypervisor: Send + Sync {
 pub struct Refusal {
     /// The operation.
     pub op: Option<Op>,
-    /// What EL2 answered; an unknown number is kept.
+    /// EL2's status; an unknown number is kept.
     pub status: u32,
-    /// The value complained of.
+    /// The value that was refused.
     pub detail: u64,
 }
 

@@ -1,6 +1,6 @@
 //! Finding the control device in sysfs and giving it to `uio_pci_generic`.
 //!
-//! All paths hang off a root directory, which the tests replace.
+//! All paths are below a root directory, which the tests replace.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use ringvisor::abi::{PCI_DEVICE, PCI_VENDOR};
 /// The driver that the control device is bound to.
 pub const DRIVER: &str = "uio_pci_generic";
 /// How long udev and the kernel may take to show `/dev/uioN`.
-const PATIENCE: Duration = Duration::from_secs(5);
+const NODE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The control device, bound and enabled.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Function {
     pub directory: PathBuf,
     /// Its interrupt: `/dev/uioN`.
     pub uio: PathBuf,
-    /// Says which CPU takes it; not there with a kernel without CONFIG_GENERIC_IRQ_EFFECTIVE_AFF_MASK.
+    /// The file that names the CPU that takes it; absent in a kernel without CONFIG_GENERIC_IRQ_EFFECTIVE_AFF_MASK.
     pub irq_cpu: PathBuf,
 }
 
@@ -39,7 +39,7 @@ pub enum PciError {
     Bind {
         /// Directory of the function.
         device: PathBuf,
-        /// What went wrong.
+        /// The system's error.
         cause: String,
     },
     /// A file of the function cannot be read or written.
@@ -47,12 +47,12 @@ pub enum PciError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
 }
 
-/// Finds the function below `root` (`/` in earnest), binds it and enables its memory.
+/// Finds the function below `root` (`/` outside of tests), binds it and enables its memory.
 ///
 /// # Errors
 /// See [`PciError`].
@@ -81,7 +81,7 @@ pub fn claim(root: &Path) -> Result<Function, PciError> {
     })
 }
 
-/// The control device's directory in sysfs below `root`.
+/// Returns the control device's directory in sysfs below `root`.
 ///
 /// # Errors
 /// It is not there.
@@ -103,7 +103,7 @@ pub fn find(root: &Path) -> Result<PathBuf, PciError> {
     Err(PciError::NoDevice(devices))
 }
 
-/// The driver that a function is bound to.
+/// Returns the driver that a function is bound to.
 #[must_use]
 pub fn bound_to(device: &Path) -> Option<String> {
     let driver = fs::read_link(device.join("driver")).ok()?;
@@ -134,13 +134,13 @@ fn bind(root: &Path, device: &Path) -> Result<(), PciError> {
     let write = |path: PathBuf, text: &str| {
         fs::write(&path, text).map_err(|error| failed(format!("{}: {error}", path.display())))
     };
-    // By name, not by `new_id`: an id would stay in the driver for ever, and adding it twice is an error.
+    // By name, not by `new_id`: an ID would stay in the driver for ever, and adding it twice is an error.
     write(device.join("driver_override"), DRIVER)?;
     let name = device.file_name().unwrap_or_default().to_string_lossy();
     write(driver.join("bind"), &name)
 }
 
-/// The device node of the function's interrupt, once it is there.
+/// Waits for the device node of the function's interrupt and returns it.
 fn uio_node(root: &Path, device: &Path) -> Result<PathBuf, PciError> {
     let failed = |cause: &str| PciError::Bind {
         device: device.to_owned(),
@@ -153,7 +153,7 @@ fn uio_node(root: &Path, device: &Path) -> Result<PathBuf, PciError> {
         .map(|entry| entry.file_name())
         .ok_or_else(|| failed("the driver made no uio device"))?;
     let node = root.join("dev").join(name);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + NODE_TIMEOUT;
     while !node.exists() {
         if Instant::now() > deadline {
             return Err(failed(&format!("{} does not appear", node.display())));
@@ -165,7 +165,10 @@ fn uio_node(root: &Path, device: &Path) -> Result<PathBuf, PciError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::{DRIVER, Function, claim};
     use std::os::unix::fs::symlink;
 
     /// A sysfs with one other function and the control device.

@@ -1,12 +1,12 @@
-//! [`Drain`]: queues that are leaving the reactor, and what waits until they have left.
+//! [`Drain`]: counts queues that are leaving the reactor, and calls back when all have left.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use ringblk::Callback;
+use ringvirtio::Callback;
 
-/// Counts the queues of a device that are on their way out of the reactor.
+/// Counts the queues of a device that are leaving the reactor.
 #[derive(Clone, Default)]
-pub(crate) struct Drain(Arc<Mutex<State>>);
+pub(super) struct Drain(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -14,15 +14,15 @@ struct State {
     waiting: Vec<Callback>,
 }
 
-/// One queue on its way out; dropped when the queue is gone, also by a reactor that ends.
-pub(crate) struct Leaving(Drain);
+/// One queue that is leaving; dropped when it has left, also by a reactor that ends.
+pub(super) struct Leaving(Drain);
 
 impl Drain {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// One more queue leaves.
+    /// Counts one more queue that is leaving.
     pub fn begin(&self) -> Leaving {
         self.with(|state| state.leaving += 1);
         Leaving(self.clone())
@@ -61,8 +61,12 @@ impl Drop for Leaving {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use ringvirtio::Callback;
+
+    use super::Drain;
 
     #[test]
     fn whoever_waits_is_called_when_the_last_queue_has_left() {

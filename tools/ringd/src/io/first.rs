@@ -1,24 +1,24 @@
-//! The first request of a queue: the end of a pause, for those who measure how long it was.
+//! [`FirstRequest`]: logs the first request of a queue, the end of a pause for those who measure it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use ringblk::{Queue, QueueStats};
+use crate::device::QueueCounters;
 
-/// Says once, in the log, that a queue's first request has completed: after a take-over, that its disk is served.
-pub(crate) struct FirstRequest {
+/// Logs once that a queue's first request has completed: after a take-over, that its device is served.
+pub(super) struct FirstRequest {
     zone: u8,
     slot: u8,
     queue: usize,
     begin: Instant,
-    /// Its counters, and how many requests it had when it was set up.
-    watched: OnceLock<(Arc<QueueStats>, u16)>,
-    said: AtomicBool,
+    /// The queue's counters, and how many requests were outstanding when it was set up.
+    watched: OnceLock<(QueueCounters, u16)>,
+    logged: AtomicBool,
 }
 
 impl FirstRequest {
-    /// A queue that is being set up.
+    /// Returns one for a queue that is being set up.
     pub fn new(zone: u8, slot: u8, queue: usize) -> Arc<Self> {
         Arc::new(Self {
             zone,
@@ -26,25 +26,25 @@ impl FirstRequest {
             queue,
             begin: Instant::now(),
             watched: OnceLock::new(),
-            said: AtomicBool::new(false),
+            logged: AtomicBool::new(false),
         })
     }
 
-    /// The queue, once there is one, before it is served.
-    pub fn watch(&self, queue: &Queue) {
-        let _ = self.watched.set((queue.stats().clone(), queue.outstanding()));
+    /// Sets the queue, before it is served.
+    pub fn watch(&self, counters: QueueCounters, outstanding: u16) {
+        let _ = self.watched.set((counters, outstanding));
     }
 
-    /// Something was published: a request, or after a take-over maybe nothing.
+    /// A used buffer notification was sent: for a request, or after a take-over maybe for nothing.
     pub fn published(&self) {
-        if self.said.load(Ordering::Relaxed) {
+        if self.logged.load(Ordering::Relaxed) {
             return;
         }
-        let Some((stats, found)) = self.watched.get() else {
+        let Some((counters, found)) = self.watched.get() else {
             return;
         };
-        if stats.reads.get() + stats.writes.get() + stats.flushes.get() > 0 {
-            self.said.store(true, Ordering::Relaxed);
+        if counters.has_completed() {
+            self.logged.store(true, Ordering::Relaxed);
             let (zone, slot, queue) = (self.zone, self.slot, self.queue);
             // None found: the guest had nothing to wait for, and the time says nothing of the daemon.
             tracing::info!(zone, slot, queue, found, after = ?self.begin.elapsed(), "first request completed");

@@ -1,7 +1,7 @@
 //! The report as Prometheus reads it, and the listener that gives it: `ringd --metrics ADDRESS`.
 //!
-//! One thread serves one connection at a time: what it reads is bounded, and whoever is slower than [`PATIENCE`] is
-//! dropped. Anybody who can reach the address reads the numbers; nothing can be changed.
+//! One thread serves one connection at a time: what it reads is bounded, and a client that is slower than [`TIMEOUT`] is
+//! disconnected. Every client that can reach the address reads the numbers; nothing can be changed.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -15,11 +15,12 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry as Metrics;
 
-use super::{CpuStats, Latency, StatsReport};
+use super::{CpuStats, StatsReport, ZoneStats};
+use crate::device::report::{Counts, DeviceStats, Latency};
 use crate::zone::registry::Registry;
 
 /// How long a client may take for its request, and for its answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest request, in bytes.
 const MAX_REQUEST: usize = 8 << 10;
 /// Bounds of histograms, in nanoseconds: powers of two from a microsecond to 17 seconds.
@@ -43,11 +44,11 @@ pub fn serve(listener: &TcpListener, registry: &Arc<Registry>) {
 
 /// Reads one request and answers it.
 fn answer(mut stream: TcpStream, report: impl FnOnce() -> StatsReport) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
     let mut request = Vec::new();
     let mut chunk = [0; 1024];
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = std::time::Instant::now() + TIMEOUT;
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         let count = stream.read(&mut chunk)?;
         request.extend_from_slice(chunk.get(..count).unwrap_or_default());
@@ -78,7 +79,7 @@ fn respond(stream: &mut TcpStream, status: &str, kind: &str, body: &str) -> io::
     stream.write_all(body.as_bytes())
 }
 
-/// The report in the text format of OpenMetrics.
+/// Returns the report in the text format of OpenMetrics.
 #[must_use]
 pub fn text(report: StatsReport) -> String {
     let mut metrics = Metrics::with_prefix("ringvisor");
@@ -98,7 +99,7 @@ impl Collector for Report {
         let encoder = &mut encoder;
         cpus(encoder, report)?;
         zones(encoder, report)?;
-        disks(encoder, report)?;
+        devices(encoder, report)?;
         daemon(encoder, report)
     }
 }
@@ -165,7 +166,7 @@ fn with(mut labels: Labels, name: &'static str, value: &str) -> Labels {
 }
 
 fn cpus(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
-    let by = |of: fn(&CpuStats) -> &super::Counts, label: &'static str| -> Vec<Row> {
+    let by = |of: fn(&CpuStats) -> &Counts, label: &'static str| -> Vec<Row> {
         let all = report.cpus.iter().flat_map(|cpu| {
             of(cpu)
                 .iter()
@@ -204,7 +205,7 @@ fn cpus(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resul
 }
 
 fn zones(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
-    let name = |zone: &super::ZoneStats| vec![("zone", zone.name.clone())];
+    let name = |zone: &ZoneStats| vec![("zone", zone.name.clone())];
     let states = report
         .zones
         .iter()
@@ -228,39 +229,43 @@ fn zones(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resu
     )
 }
 
-fn disks(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
-    let labels = |disk: &super::DiskStats| vec![("zone", disk.zone.clone()), ("slot", disk.slot.to_string())];
+fn devices(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
+    let devices = report.devices.iter().map(|(_, device)| device);
+    let labels =
+        |device: &DeviceStats| vec![("zone", device.zone.clone()), ("slot", device.slot.to_string())];
     for (name, help, of) in [
         (
             "device_notifications",
             "Stores to QueueNotify",
-            (|disk| disk.notifications) as fn(&super::DiskStats) -> u64,
+            (|device| device.notifications) as fn(&DeviceStats) -> u64,
         ),
         (
             "device_notifications_pending",
             "Stores to QueueNotify that found the pending bit set",
-            |disk| disk.notifications_pending,
+            |device| device.notifications_pending,
         ),
-        ("device_doorbells", "Used-buffer doorbells taken at EL2", |disk| {
-            disk.doorbells
-        }),
+        (
+            "device_doorbells",
+            "Used-buffer doorbells taken at EL2",
+            |device| device.doorbells,
+        ),
         (
             "device_interrupts",
             "Times that the interrupt line rose",
-            |disk| disk.interrupts,
+            |device| device.interrupts,
         ),
     ] {
         counter(
             encoder,
             name,
             help,
-            report.disks.iter().map(|disk| (labels(disk), of(disk))),
+            devices.clone().map(|device| (labels(device), of(device))),
         )?;
     }
     let queues = || {
-        report.disks.iter().flat_map(|disk| {
-            let queues = disk.queues.iter();
-            queues.map(move |queue| (with(labels(disk), "queue", &queue.queue.to_string()), queue))
+        devices.clone().flat_map(|device| {
+            let queues = device.queues.iter();
+            queues.map(move |queue| (with(labels(device), "queue", &queue.queue.to_string()), queue))
         })
     };
     let counts = queues().flat_map(|(labels, queue)| {
@@ -275,15 +280,10 @@ fn disks(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resu
     )?;
     let depths = queues().map(|(labels, queue)| (labels, queue.depth as f64));
     gauge(encoder, "queue_depth", "Requests in flight", depths)?;
-    let help = "Time from the available ring to the status by type; file: of the image alone";
+    let help = "Time from the available ring to the used ring by type of request; file: of the image alone";
     let mut metric = encoder.encode_descriptor("queue_latency_seconds", help, None, MetricType::Histogram)?;
     for (labels, queue) in queues() {
-        for (name, latency) in [
-            ("read", &queue.reads),
-            ("write", &queue.writes),
-            ("flush", &queue.flushes),
-            ("file", &queue.file),
-        ] {
+        for (name, latency) in queue.latencies() {
             let labels = with(labels.clone(), "type", name);
             let buckets = buckets(latency);
             metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
@@ -297,7 +297,7 @@ fn disks(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resu
     Ok(())
 }
 
-/// The histogram in the coarser buckets of the metric, each with its own count.
+/// Returns the histogram in the coarser buckets of the metric, each with its own count.
 fn buckets(latency: &Latency) -> Vec<(f64, u64)> {
     let mut rest = latency.buckets.iter().peekable();
     let mut below = |bound: u64| {
@@ -330,22 +330,22 @@ fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Res
         ),
         (
             "daemon_spurious_wakeups",
-            "Wake-ups after which no ring had an entry",
+            "Wake-ups after which no ring had an event",
             daemon.spurious_wakeups,
         ),
         (
             "daemon_polled",
-            "Times that looking on before going to sleep found something",
+            "Times that busy polling before going to sleep found something",
             daemon.polled,
         ),
         (
             "daemon_polled_in_vain",
-            "Times that looking on before going to sleep found nothing",
+            "Times that busy polling before going to sleep found nothing",
             daemon.polled_in_vain,
         ),
         (
             "daemon_polling_nanoseconds",
-            "Time that the daemon looked on before going to sleep",
+            "Time that the daemon spent busy polling before going to sleep",
             daemon.polling_ns,
         ),
         ("daemon_rounds", "Rounds of the reactor", daemon.rounds),
@@ -367,8 +367,12 @@ fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Res
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DiskStats, QueueStats};
-    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::{BOUNDS, MAX_REQUEST, answer, text};
+    use crate::device::report::{DeviceReports, DeviceStats, Latency, QueueStats};
+    use crate::stats::{CpuStats, StatsReport};
 
     fn report() -> StatsReport {
         let cpu = CpuStats {
@@ -378,26 +382,30 @@ mod tests {
             el2_ns: [("irq".to_owned(), 1_500_000_000)].into(),
             ..CpuStats::default()
         };
+        let reads = Latency {
+            count: 3,
+            sum_ns: 3_000_000,
+            buckets: vec![(1000, 1), (1_000_000, 2)],
+            ..Latency::default()
+        };
         let queue = QueueStats {
             depth: 2,
             counters: [("reads".to_owned(), 7)].into(),
-            reads: Latency {
-                count: 3,
-                sum_ns: 3_000_000,
-                buckets: vec![(1000, 1), (1_000_000, 2)],
-                ..Latency::default()
-            },
+            latencies: [("reads".to_owned(), reads)].into(),
             ..QueueStats::default()
         };
-        let disk = DiskStats {
+        let disk = DeviceStats {
             zone: "a\"b\\".into(),
             notifications: 5,
             queues: vec![queue],
-            ..DiskStats::default()
+            ..DeviceStats::default()
         };
         StatsReport {
             cpus: vec![cpu],
-            disks: vec![disk],
+            devices: DeviceReports {
+                disks: vec![disk],
+                ..DeviceReports::default()
+            },
             ..StatsReport::default()
         }
     }

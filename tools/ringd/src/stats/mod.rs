@@ -1,43 +1,39 @@
-//! What can be counted, in one report: EL2's counters by CPU and device, the daemon's by queue, and its own.
+//! All counters in one report: EL2's by CPU and device, the daemon's by queue, and its own.
 //!
 //! [`collect`] reads BAR 0 and atomics: no exit, and no lock that the reactor holds for longer than a round.
-//! [`metrics`] gives the same to Prometheus.
+//! [`metrics`] serves the same to Prometheus.
 
 pub mod metrics;
 
-use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use ringblk::histogram::HistogramSnapshot;
 use ringvisor::abi::counters::{CpuCounters, CpuEvent, Exit};
 use ringvisor::abi::info::OWNER_NONE;
 use serde::{Deserialize, Serialize};
 
-use crate::io::QueueSnapshots;
+use crate::device::report::{Counts, DeviceReports, DeviceStats};
 use crate::zone::registry::Registry;
-use crate::zone::{Status, phase_name};
+use crate::zone::{Status, observe};
 
 /// When the daemon began to count.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// Counts by name.
-pub type Counts = BTreeMap<String, u64>;
-
-/// Everything at some moment. Counters only rise, but for a CPU that changes hands and a device that is made anew.
+/// All counters at some moment. They only rise, except when a CPU changes its owner or a device is made anew.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatsReport {
     /// Nanoseconds since the daemon began to count.
     pub time_ns: u64,
     /// The daemon.
     pub daemon: DaemonStats,
-    /// Zones, with those that are over.
+    /// Zones, including those that have ended.
     pub zones: Vec<ZoneStats>,
     /// Physical CPUs, each with the vCPU that it runs.
     pub cpus: Vec<CpuStats>,
-    /// Disks of the zones that exist.
-    pub disks: Vec<DiskStats>,
+    /// Devices of the zones that exist.
+    #[serde(flatten)]
+    pub devices: DeviceReports,
 }
 
 /// The daemon.
@@ -49,24 +45,24 @@ pub struct DaemonStats {
     pub el2_version: String,
     /// Its process.
     pub pid: u32,
-    /// Times that EL2 rang since boot, for this daemon or an earlier one.
+    /// Interrupts of the control device that EL2 raised since boot, for this daemon or an earlier one.
     pub bells: u64,
     /// Interrupts of the control device that it took.
     pub wakeups: u64,
-    /// Those after which no ring had an entry.
+    /// Those after which no ring had an event.
     pub spurious_wakeups: u64,
-    /// Times that it found something by looking on before going to sleep.
+    /// Times that busy polling before going to sleep found something.
     #[serde(default)]
     pub polled: u64,
-    /// Times that it looked on and found nothing.
+    /// Times that busy polling found nothing.
     #[serde(default)]
     pub polled_in_vain: u64,
-    /// Time that it looked on.
+    /// Time spent busy polling.
     #[serde(default)]
     pub polling_ns: u64,
     /// Rounds of the reactor.
     pub rounds: u64,
-    /// Entries taken off the rings.
+    /// Events taken off the rings.
     pub entries: u64,
     /// Those that were notifications.
     pub notifications: u64,
@@ -74,7 +70,7 @@ pub struct DaemonStats {
     pub user_ns: u64,
     /// CPU time in the kernel.
     pub system_ns: u64,
-    /// Most memory that it has had, in bytes.
+    /// Most memory that it has used, in bytes.
     pub max_rss_bytes: u64,
 }
 
@@ -85,7 +81,7 @@ pub struct ZoneStats {
     pub name: String,
     /// EL2's number while it exists there.
     pub number: Option<u8>,
-    /// Where it stands.
+    /// Its phase.
     pub state: String,
     /// vCPUs.
     pub vcpus: usize,
@@ -93,11 +89,11 @@ pub struct ZoneStats {
     pub memory: u64,
     /// How often it was started again.
     pub restarts: u32,
-    /// Wild accesses answered by an injected abort.
+    /// External aborts that EL2 injected.
     pub aborts: u64,
 }
 
-/// A physical CPU, since its owner has it.
+/// A physical CPU, since it has its owner.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuStats {
     /// Its number.
@@ -114,111 +110,18 @@ pub struct CpuStats {
     pub longest_ns: u64,
     /// Its reason.
     pub longest_exit: Option<String>,
-    /// What happened there.
+    /// Events there.
     pub events: Counts,
 }
 
-/// A disk.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct DiskStats {
-    /// Name of its zone.
-    pub zone: String,
-    /// Its slot; 0 is `/dev/vda`.
-    pub slot: u8,
-    /// Its image.
-    pub path: String,
-    /// Stores to QueueNotify.
-    pub notifications: u64,
-    /// Those that found the queue's pending bit set.
-    pub notifications_pending: u64,
-    /// Used-buffer doorbells that EL2 took.
-    pub doorbells: u64,
-    /// Times that its interrupt line rose.
-    pub interrupts: u64,
-    /// Its queues.
-    pub queues: Vec<QueueStats>,
-}
-
-/// A queue.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct QueueStats {
-    /// Number in its device.
-    pub queue: usize,
-    /// Whether the guest uses it now.
-    pub active: bool,
-    /// Requests in flight.
-    pub depth: u64,
-    /// Counters.
-    pub counters: Counts,
-    /// Reads, from the available ring to the status.
-    pub reads: Latency,
-    /// Writes, discards, zeroes.
-    pub writes: Latency,
-    /// Flushes.
-    pub flushes: Latency,
-    /// The image alone.
-    pub file: Latency,
-}
-
-/// A histogram of durations.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// How many.
-    pub count: u64,
-    /// Their sum.
-    pub sum_ns: u64,
-    /// The longest.
-    pub max_ns: u64,
-    /// The median.
-    pub p50_ns: u64,
-    /// What one in ten exceeds.
-    pub p90_ns: u64,
-    /// What one in a hundred exceeds.
-    pub p99_ns: u64,
-    /// What one in a thousand exceeds.
-    pub p999_ns: u64,
-    /// Buckets that are not empty: the largest duration of each, and how many fell into it.
-    pub buckets: Vec<(u64, u64)>,
-}
-
-impl From<&HistogramSnapshot> for Latency {
-    fn from(histogram: &HistogramSnapshot) -> Self {
-        Self {
-            count: histogram.count(),
-            sum_ns: histogram.sum(),
-            max_ns: histogram.max(),
-            p50_ns: histogram.quantile(0.5),
-            p90_ns: histogram.quantile(0.9),
-            p99_ns: histogram.quantile(0.99),
-            p999_ns: histogram.quantile(0.999),
-            buckets: histogram.buckets().collect(),
-        }
-    }
-}
-
-/// The smallest of `buckets` at or below whose bound the `fraction` of all values lies; 0 of none.
-#[must_use]
-pub fn quantile(buckets: &[(u64, u64)], fraction: f64) -> u64 {
-    let count: u64 = buckets.iter().map(|(_, count)| count).sum();
-    let rank = ((count as f64 * fraction).ceil() as u64).max(1);
-    let mut seen = 0;
-    for (upper, here) in buckets {
-        seen += here;
-        if seen >= rank {
-            return *upper;
-        }
-    }
-    0
-}
-
-/// Nanoseconds of ticks of a counter with this frequency.
+/// Returns ticks of a counter with this frequency in nanoseconds.
 #[must_use]
 pub fn nanoseconds(ticks: u64, frequency: u64) -> u64 {
     let wide = u128::from(ticks) * 1_000_000_000 / u128::from(frequency.max(1));
     u64::try_from(wide).unwrap_or(u64::MAX)
 }
 
-/// Reads everything.
+/// Reads all counters.
 #[must_use]
 pub fn collect(registry: &Registry) -> StatsReport {
     let context = registry.context();
@@ -245,36 +148,23 @@ pub fn collect(registry: &Registry) -> StatsReport {
     let zone_stats = zones.iter().map(|status| ZoneStats {
         name: status.name.clone(),
         number: status.number,
-        state: phase_name(status.state).to_owned(),
+        state: status.state.name().to_owned(),
         vcpus: status.vcpus,
         memory: status.memory,
         restarts: status.restarts,
         aborts: aborts(status).unwrap_or(0),
     });
-    let mut disks = Vec::new();
-    for status in &zones {
-        let (Some(number), Ok(zone)) = (status.number, registry.find(&status.name)) else {
-            continue;
+    let mut devices = DeviceReports::default();
+    for device in observe::devices(registry) {
+        let counters = hv.device_counters(device.number, device.slot);
+        let stats = DeviceStats {
+            notifications: counters.notifications,
+            notifications_pending: counters.notifications_pending,
+            doorbells: counters.doorbells,
+            interrupts: counters.interrupts,
+            ..DeviceStats::new(&device)
         };
-        let queues = context.io.snapshots(number);
-        for (slot, disk) in (0_u8..).zip(zone.disks()) {
-            let Some(disk) = disk else { continue };
-            let counters = hv.device_counters(number, slot);
-            disks.push(DiskStats {
-                zone: status.name.clone(),
-                slot,
-                path: disk.path.display().to_string(),
-                notifications: counters.notifications,
-                notifications_pending: counters.notifications_pending,
-                doorbells: counters.doorbells,
-                interrupts: counters.interrupts,
-                queues: queues
-                    .iter()
-                    .filter(|queue| queue.slot == slot)
-                    .map(queue_stats)
-                    .collect(),
-            });
-        }
+        devices.add(stats, &device.config);
     }
     let version = page.version.split(|byte| *byte == 0).next().unwrap_or_default();
     StatsReport {
@@ -286,25 +176,25 @@ pub fn collect(registry: &Registry) -> StatsReport {
         },
         zones: zone_stats.collect(),
         cpus: cpus.collect(),
-        disks,
+        devices,
     }
 }
 
 fn daemon_stats(registry: &Registry) -> DaemonStats {
-    let bell = registry.context().io.bell_counters();
+    let rings = registry.context().io.ring_counters();
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let usage = usage();
     DaemonStats {
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
-        wakeups: get(&bell.wakeups),
-        spurious_wakeups: get(&bell.spurious_wakeups),
-        polled: get(&bell.polled),
-        polled_in_vain: get(&bell.polled_in_vain),
-        polling_ns: get(&bell.polling_ns),
-        rounds: get(&bell.rounds),
-        entries: get(&bell.entries),
-        notifications: get(&bell.notifications),
+        wakeups: get(&rings.wakeups),
+        spurious_wakeups: get(&rings.spurious_wakeups),
+        polled: get(&rings.polled),
+        polled_in_vain: get(&rings.polled_in_vain),
+        polling_ns: get(&rings.polling_ns),
+        rounds: get(&rings.rounds),
+        entries: get(&rings.entries),
+        notifications: get(&rings.notifications),
         user_ns: usage.user_ns,
         system_ns: usage.system_ns,
         max_rss_bytes: usage.max_rss_bytes,
@@ -335,35 +225,7 @@ fn cpu_stats(counters: &CpuCounters, frequency: u64) -> CpuStats {
     }
 }
 
-fn queue_stats(queue: &QueueSnapshots) -> QueueStats {
-    let stats = &queue.stats;
-    let ended = [
-        stats.reads,
-        stats.writes,
-        stats.flushes,
-        stats.discards,
-        stats.zeroes,
-        stats.others,
-        stats.errors,
-        stats.unsupported,
-    ];
-    let ended: u64 = ended.iter().sum();
-    QueueStats {
-        queue: queue.queue,
-        active: queue.active,
-        depth: stats.batched.saturating_sub(ended),
-        counters: stats
-            .counters()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
-        reads: (&stats.latency.reads).into(),
-        writes: (&stats.latency.writes).into(),
-        flushes: (&stats.latency.flushes).into(),
-        file: (&stats.latency.file).into(),
-    }
-}
-
-/// What this process has used; zero where /proc does not tell.
+/// What this process has used; zero where /proc cannot be read.
 #[derive(Default)]
 struct Usage {
     user_ns: u64,
@@ -372,7 +234,7 @@ struct Usage {
 }
 
 fn usage() -> Usage {
-    /// Nanoseconds of the unit in which Linux tells programs CPU times (USER_HZ is 100 everywhere).
+    /// Nanoseconds of the unit in which Linux reports CPU times (USER_HZ is 100 everywhere).
     const TICK: u64 = 10_000_000;
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let stat = read("/proc/self/stat");
@@ -396,17 +258,9 @@ fn usage() -> Usage {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ringvisor::abi::counters::{CpuCounters, CpuEvent, Exit};
 
-    #[test]
-    fn quantiles_of_buckets() {
-        let buckets = [(10, 50), (20, 40), (30, 9), (1000, 1)];
-        assert_eq!(quantile(&buckets, 0.5), 10);
-        assert_eq!(quantile(&buckets, 0.9), 20);
-        assert_eq!(quantile(&buckets, 0.99), 30);
-        assert_eq!(quantile(&buckets, 0.999), 1000);
-        assert_eq!(quantile(&[], 0.5), 0);
-    }
+    use super::{cpu_stats, nanoseconds};
 
     #[test]
     fn ticks_become_nanoseconds() {

@@ -1,7 +1,7 @@
 //! The next daemon, started while the last one serves: a broker and a worker that have come as far as they can without the
-//! run lock, and wait for a line on the broker's standard input.
+//! run lock, and wait for a text line on the broker's standard input.
 //!
-//! It is used only if it is the program that would be started now. If it is not, or has ended, the daemon is started anew.
+//! It is used only if it is the program that would be started now. Otherwise, or if it has ended, a daemon is started.
 
 use std::fs;
 use std::io::Write;
@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often the daemon is looked at before it serves: then there is to be a standby soon.
-const GLANCE: Duration = Duration::from_millis(50);
-/// How often the program is looked at when there is a standby, or none to be had.
-const GLANCE_LATER: Duration = Duration::from_secs(1);
-/// How long the daemon is left alone once it serves: its first requests come first.
+/// How often to check whether the daemon serves: then a standby is to be started soon.
+const POLL: Duration = Duration::from_millis(50);
+/// How often to check the program when there is a standby, or none can be started.
+const POLL_LATER: Duration = Duration::from_secs(1);
+/// How long to wait once the daemon serves: its first requests come first.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Pause after a standby that ended by itself.
 const RETRY: Duration = Duration::from_secs(10);
@@ -28,7 +28,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// The program in the file at `path` now.
+    /// Returns the program in the file at `path` now.
     #[must_use]
     pub fn at(path: &Path) -> Self {
         let identity = |file: fs::Metadata| {
@@ -58,14 +58,14 @@ struct Standby {
 pub struct Reserve {
     arguments: Vec<String>,
     standby: Option<Standby>,
-    /// Not before.
+    /// Not to be started before.
     next: Option<Instant>,
     /// Since when the daemon serves.
     ready: Option<Instant>,
 }
 
 impl Reserve {
-    /// Nothing yet. `arguments` are the daemon's.
+    /// Returns a place without a standby. `arguments` are the daemon's.
     #[must_use]
     pub fn new(arguments: &[String]) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl Reserve {
         }
     }
 
-    /// The next daemon, whose turn it is from now on, if there is one of this program.
+    /// Lets the standby take over and returns it, if there is one of this program.
     pub fn take(&mut self, program: &Program) -> Option<Child> {
         self.ready = None;
         let standby = self.standby.take()?;
@@ -104,11 +104,12 @@ impl Reserve {
         }
     }
 
-    /// Sees to it that there is a standby of this program once the daemon is ready; says when to call it again at the latest.
+    /// Starts a standby of this program once the daemon is ready, unless there is one; returns when to call it again at the
+    /// latest.
     pub fn keep(&mut self, program: &Program, ready: bool) -> Duration {
         if let Some(standby) = &mut self.standby {
             match standby.child.try_wait() {
-                Ok(None) if standby.program == *program => return GLANCE_LATER,
+                Ok(None) if standby.program == *program => return POLL_LATER,
                 Ok(None) => self.end(),
                 status => {
                     tracing::warn!(?status, "the next daemon, kept ready, has ended");
@@ -118,14 +119,14 @@ impl Reserve {
             }
         }
         if self.next.is_some_and(|next| Instant::now() < next) {
-            return GLANCE_LATER;
+            return POLL_LATER;
         }
         if !ready {
             self.ready = None;
-            return GLANCE;
+            return POLL;
         }
         if self.ready.get_or_insert_with(Instant::now).elapsed() < SETTLE {
-            return GLANCE;
+            return POLL;
         }
         let spawned = Command::new(&program.path)
             .args(&self.arguments)
@@ -144,7 +145,7 @@ impl Reserve {
                 self.next = Some(Instant::now() + RETRY);
             }
         }
-        GLANCE_LATER
+        POLL_LATER
     }
 
     fn end(&mut self) {

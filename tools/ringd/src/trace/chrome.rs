@@ -17,7 +17,7 @@ const EL2: usize = 1;
 const DAEMON: usize = 2;
 const ZONES: usize = 100;
 
-/// Number of a process's thread. Perfetto has one space of thread numbers for all processes, where 0 is the idle task, which is
+/// Returns the number of a process's thread. Perfetto has one space of thread numbers for all processes, where 0 is the idle task, which is
 /// not shown, and a thread with its process's number the main thread: none of ours is either.
 const fn thread(pid: usize, number: usize) -> usize {
     pid * 1000 + number
@@ -35,7 +35,7 @@ struct Entry<'a> {
     dur: Option<f64>,
     pid: usize,
     tid: usize,
-    /// Number of an asynchronous slice among its process's.
+    /// Number of an asynchronous slice in its process.
     #[serde(skip_serializing_if = "Option::is_none")]
     id2: Option<Local<'a>>,
     /// Scope of an instant: its thread.
@@ -121,7 +121,7 @@ impl<W: Write> Writer<'_, W> {
         })
     }
 
-    /// The begin (`b`) or the end (`e`) of a span of `id`. Viewers sort by time and keep the order of the file where
+    /// Returns the begin (`b`) or the end (`e`) of a span of `id`. Viewers sort by time and keep the order of the file where
     /// times are equal, so a span that ends with the one around it is to be ended first.
     fn edge(
         &mut self,
@@ -147,8 +147,8 @@ impl<W: Write> Writer<'_, W> {
     }
 }
 
-fn daemon_name(kind: ringblk::trace::Kind) -> &'static str {
-    use ringblk::trace::Kind;
+fn daemon_name(kind: ringvirtio::trace::Kind) -> &'static str {
+    use ringvirtio::trace::Kind;
     match kind {
         Kind::Wake => "wake",
         Kind::Service => "service",
@@ -157,7 +157,7 @@ fn daemon_name(kind: ringblk::trace::Kind) -> &'static str {
         Kind::Completed => "completed",
         Kind::Used => "used",
         Kind::Raise => "raise",
-        Kind::Quiet => "quiet",
+        Kind::Suppressed => "quiet",
     }
 }
 
@@ -217,11 +217,14 @@ pub fn write(trace: &Trace, joined: &Joined, output: impl Write) -> io::Result<(
 mod tests {
     use std::collections::HashMap;
 
-    use ringblk::trace::Kind;
+    use ringvirtio::trace::Kind;
     use ringvisor::abi::counters::Exit;
 
-    use super::*;
-    use crate::trace::join::join;
+    use serde_json::Value;
+
+    use super::write;
+    use crate::trace::join::{Joined, join};
+    use crate::trace::{Event, Source, Step, Trace};
 
     fn sample() -> Trace {
         let event = |stamp, source, step| Event {

@@ -1,36 +1,36 @@
-//! Requests out of events: which notification, wake-up, interrupt and acknowledgement belong to which request.
+//! Joins events to requests: which notification, wake-up, interrupt and acknowledgement belong to which request.
 //!
-//! A request begins when the daemon pops its head and ends when the guest acknowledges the interrupt that tells of it,
-//! or, if the driver wanted none, in the used ring. Around that:
-//! - The daemon's look at a queue takes all that was notified before it; the requests that it finds share the earliest
-//!   of those notifications. Requests that are found without one (the driver was told not to notify) have none.
-//! - An interrupt tells of all that the queue put into the used ring since the one before.
+//! A request begins when the daemon pops its head and ends when the guest acknowledges the interrupt for it,
+//! or, if the driver suppressed it, in the used ring. Around that:
+//! - A service of a queue takes all notifications before it; the requests that it pops share the earliest of them. Requests
+//!   that are popped without one (notifications were disabled) have none.
+//! - An interrupt is for all that the queue put into the used ring since the one before.
 //!
 //! What began before the recording, or has no end in it, is counted and left out.
 
 use std::collections::HashMap;
 
-use ringblk::trace::Kind;
+use ringvirtio::trace::Kind;
 
 use super::{Event, Source, Step, Trace};
 
-/// A point on a request's way, in their order.
+/// A point on a request's path, in their order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(usize)]
 pub enum Point {
     /// The guest's store to QueueNotify trapped.
     Notify = 0,
-    /// The ring has an entry.
+    /// The event ring has the notification.
     Ring = 1,
     /// The control device's interrupt was raised, because the daemon slept.
     Bell = 2,
     /// The daemon's thread woke up, if it slept.
     Wake = 3,
-    /// The request was taken off the available ring.
+    /// The request was popped off the available ring.
     Popped = 4,
-    /// Its operation went to the engine.
+    /// Its operation was submitted to the engine.
     Submitted = 5,
-    /// Its data are there.
+    /// Its operation completed.
     Completed = 6,
     /// It is in the used ring.
     Used = 7,
@@ -64,7 +64,7 @@ impl Point {
         Self::Acknowledge,
     ];
 
-    /// For people.
+    /// Returns its name for people.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -110,20 +110,20 @@ impl Request {
         self.get(point).is_some()
     }
 
-    /// When it was there.
+    /// Returns when it passed a point.
     #[must_use]
     pub fn get(&self, point: Point) -> Option<u64> {
         self.at.get(point as usize).copied().flatten()
     }
 
-    /// The points that it passed, with their stamps.
+    /// Returns the points that it passed, with their stamps.
     pub fn points(&self) -> impl Iterator<Item = (Point, u64)> {
         Point::ALL
             .into_iter()
             .filter_map(|point| Some((point, self.get(point)?)))
     }
 
-    /// From first to last point.
+    /// Returns the time from its first to its last point.
     #[must_use]
     pub fn ticks(&self) -> u64 {
         let first = self.points().next().map_or(0, |(_, stamp)| stamp);
@@ -132,7 +132,7 @@ impl Request {
     }
 }
 
-/// What came of a trace.
+/// The requests of a trace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Joined {
     /// Requests that are complete, by their ends.
@@ -141,7 +141,7 @@ pub struct Joined {
     pub unfinished: usize,
 }
 
-/// A notification that no look at the queue has taken yet.
+/// A notification that no service of the queue has taken yet.
 #[derive(Clone, Copy, Default)]
 struct Notification {
     notify: Option<u64>,
@@ -163,9 +163,9 @@ type QueueKey = (u8, u8, u8);
 #[derive(Default)]
 struct Joiner {
     queues: HashMap<QueueKey, Queue>,
-    /// Requests whose interrupt is on its way, by zone and slot.
+    /// Requests whose interrupt is pending, by zone and slot.
     raised: HashMap<(u8, u8), Vec<Request>>,
-    /// The queue whose entry a CPU put on a ring last: the bell that follows is for it.
+    /// The queue whose notification a CPU put on a ring last: the control device's interrupt that follows is for it.
     rang: HashMap<Source, QueueKey>,
     woke: HashMap<Source, u64>,
     done: Vec<Request>,
@@ -279,9 +279,9 @@ impl Joiner {
                 queue.running.insert(event.value, request);
                 return;
             }
-            Kind::Raise | Kind::Quiet => {
+            Kind::Raise | Kind::Suppressed => {
                 let told = std::mem::take(&mut queue.used);
-                if kind == Kind::Quiet {
+                if kind == Kind::Suppressed {
                     self.done.extend(told);
                     return;
                 }

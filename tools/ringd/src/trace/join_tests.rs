@@ -1,6 +1,6 @@
 //! What [`super::join`] makes of what can happen.
 
-use ringblk::trace::Kind;
+use ringvirtio::trace::Kind;
 use ringvisor::abi::counters::Exit;
 
 use super::super::{Event, Source, Step, Trace};
@@ -123,12 +123,12 @@ fn without_notification_and_without_interrupt() {
         daemon(4, Kind::Popped, 1),
         daemon(5, Kind::Completed, 1),
         daemon(6, Kind::Used, 1),
-        daemon(7, Kind::Quiet, 0),
+        daemon(7, Kind::Suppressed, 0),
         daemon(8, Kind::Service, 0),
         daemon(9, Kind::Popped, 1),
         daemon(10, Kind::Completed, 1),
         daemon(11, Kind::Used, 1),
-        daemon(12, Kind::Quiet, 0),
+        daemon(12, Kind::Suppressed, 0),
     ]));
     let points: Vec<Vec<Point>> = joined
         .requests

@@ -1,25 +1,25 @@
-//! The way of requests through guest exit, EL2, ring, daemon, disk and interrupt, on one clock.
+//! The path of requests through guest exit, EL2, ring, daemon, device and interrupt, on one clock.
 //!
 //! [`record`] is the daemon's side: it switches EL2's and its own recording on and sends what both wrote. The command's
 //! side makes [`Event`]s of it, [`join`] finds the requests in them, [`chrome`] writes the file that ui.perfetto.dev and
-//! chrome://tracing open, [`summary`] says where the time goes.
+//! chrome://tracing open, [`summary`] shows where the time goes.
 
 pub mod chrome;
 pub mod join;
 pub mod record;
 pub mod summary;
 
-use ringblk::trace::Kind as DaemonKind;
+use ringvirtio::trace::Kind as DaemonKind;
 use ringvisor::abi::counters::Exit;
 use ringvisor::abi::machine::{SPI_BASE, VIRTIO_SPI};
 use ringvisor::abi::trace::{Kind, Record};
 use ringvisor::abi::{MAX_CPUS, MAX_SLOTS};
 use serde::{Deserialize, Serialize};
 
-/// What is said before the records.
+/// The header of the records.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceStart {
-    /// Ticks of all stamps in a second.
+    /// Frequency of all stamps in Hz.
     pub frequency: u64,
     /// CPUs.
     pub cpus: usize,
@@ -28,7 +28,7 @@ pub struct TraceStart {
 /// Some records, in no order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {
-    /// Who, stamp, word: a CPU's number, or [`MAX_CPUS`] more than a thread's.
+    /// Source, stamp, word; the source is a CPU's number, or [`MAX_CPUS`] more than a thread's.
     pub records: Vec<(usize, u64, u64)>,
     /// Records that were overwritten before they could be read.
     pub lost: u64,
@@ -38,7 +38,7 @@ pub struct Chunk {
     pub end: bool,
 }
 
-/// Who recorded.
+/// The source of a record.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Source {
     /// EL2 on this CPU.
@@ -47,14 +47,14 @@ pub enum Source {
     Thread(usize),
 }
 
-/// What happened.
+/// What a record is about.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Step {
     /// A stay at EL2 for this reason, of so many ticks.
     Exit(Exit, u32),
     /// The guest's store to QueueNotify trapped.
     Notify,
-    /// An entry went onto the zone's ring.
+    /// An event went onto the zone's ring.
     Ring,
     /// EL2 raised the control device's interrupt.
     Bell,
@@ -64,18 +64,18 @@ pub enum Step {
     Inject(u32),
     /// The guest's store to InterruptACK trapped.
     Acknowledge,
-    /// Something that the daemon did.
+    /// A step of the daemon.
     Daemon(DaemonKind),
 }
 
-/// One record, understood.
+/// A decoded record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// When.
+    /// Its stamp.
     pub stamp: u64,
-    /// Who.
+    /// Its source.
     pub source: Source,
-    /// What.
+    /// What it is about.
     pub step: Step,
     /// Zone.
     pub zone: u8,
@@ -88,7 +88,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// From a record as a [`Chunk`] has it; `None` if it is not understood.
+    /// Decodes a record of a [`Chunk`]; returns `None` if it is not understood.
     #[must_use]
     pub fn parse((who, stamp, word): (usize, u64, u64)) -> Option<Self> {
         let [kind, zone, slot, queue, v0, v1, v2, v3] = word.to_le_bytes();
@@ -117,7 +117,7 @@ impl Event {
                 let slot = value
                     .checked_sub(SPI_BASE + VIRTIO_SPI)
                     .filter(|slot| *slot < MAX_SLOTS as u32);
-                // A slot that no device has: the interrupt is not a disk's.
+                // A slot that no device has: the interrupt is not a device's.
                 let slot = slot.and_then(|slot| u8::try_from(slot).ok()).unwrap_or(u8::MAX);
                 (Step::Inject(value), slot)
             }
@@ -130,7 +130,7 @@ impl Event {
 /// All that was recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trace {
-    /// Ticks in a second.
+    /// Frequency of the stamps in Hz.
     pub frequency: u64,
     /// CPUs.
     pub cpus: usize,
@@ -143,7 +143,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Nothing so far.
+    /// Returns an empty trace.
     #[must_use]
     pub fn new(start: &TraceStart) -> Self {
         Self {
@@ -161,7 +161,7 @@ impl Trace {
         self.threads = chunk.threads;
     }
 
-    /// Puts all in the order of time. Records of one moment stay as their writer wrote them.
+    /// Sorts by time. Records of one moment keep their writer's order.
     pub fn sort(&mut self) {
         self.events.sort_by_key(|event| event.stamp);
     }

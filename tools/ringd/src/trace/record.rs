@@ -1,9 +1,9 @@
-//! Recording: one at a time, switched off again when the [`Recorder`] goes.
+//! [`Recorder`]: the one recording there may be, switched off when it is dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringblk::trace::Ring;
+use ringvirtio::trace::Ring;
 use ringvisor::abi::MAX_CPUS;
 use ringvisor::abi::trace::ALL;
 
@@ -15,7 +15,7 @@ static BUSY: AtomicBool = AtomicBool::new(false);
 /// Why nothing is recorded.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// Somebody else records.
+    /// Another client records.
     #[error("a trace is being recorded already; there can be only one at a time")]
     Busy,
     /// EL2 does not record.
@@ -55,7 +55,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins.
+    /// Begins to record.
     ///
     /// # Errors
     /// See [`RecordError`].
@@ -64,7 +64,7 @@ impl Recorder {
         let info = hv.info();
         let count = usize::try_from(info.cpu_count).unwrap_or(0).min(MAX_CPUS);
         let heads = |hv: &dyn Hypervisor| (0..count).map(|cpu| hv.trace_head(cpu)).collect();
-        let threads = ringblk::trace::rings().into_iter().map(|ring| Thread {
+        let threads = ringvirtio::trace::rings().into_iter().map(|ring| Thread {
             next: ring.head(),
             ring,
         });
@@ -72,16 +72,16 @@ impl Recorder {
             cpus: heads(&*hv),
             threads: threads.collect(),
             capacity: info.trace_records.into(),
-            frequency: ringblk::trace::frequency(),
+            frequency: ringvirtio::trace::frequency(),
             hv,
             _claim: claim,
         };
         (&*recorder.hv as &dyn Hypervisor).trace(ALL)?;
-        ringblk::trace::set_on(true);
+        ringvirtio::trace::set_on(true);
         Ok(recorder)
     }
 
-    /// What whoever reads the records has to know.
+    /// Returns the header of the records.
     #[must_use]
     pub fn about(&self) -> TraceStart {
         TraceStart {
@@ -90,7 +90,7 @@ impl Recorder {
         }
     }
 
-    /// What was recorded since the last call.
+    /// Returns what was recorded since the last call.
     pub fn take(&mut self) -> Chunk {
         let mut chunk = Chunk::default();
         let mut raw = Vec::new();
@@ -104,7 +104,7 @@ impl Recorder {
                 .records
                 .extend(records.map(|(stamp, word)| (cpu, stamp, word)));
         }
-        for ring in ringblk::trace::rings() {
+        for ring in ringvirtio::trace::rings() {
             if !self.threads.iter().any(|known| Arc::ptr_eq(&known.ring, &ring)) {
                 self.threads.push(Thread { ring, next: 0 });
             }
@@ -127,9 +127,9 @@ impl Recorder {
         chunk
     }
 
-    /// Stops recording; [`Self::take`] gives the rest.
+    /// Stops recording; [`Self::take`] returns the rest.
     pub fn stop(&self) {
-        ringblk::trace::set_on(false);
+        ringvirtio::trace::set_on(false);
         if let Err(error) = (&*self.hv as &dyn Hypervisor).trace(0) {
             tracing::warn!(%error, "EL2 goes on recording");
         }

@@ -1,4 +1,4 @@
-//! Where the time of a request goes: by stage, median and 99th percentile; and the stays at EL2.
+//! The time of requests by stage, median and 99th percentile; and the stays at EL2.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use crate::stats::nanoseconds;
 struct Samples(Vec<u64>);
 
 impl Samples {
-    /// The value that `percent` of the samples do not exceed; they are sorted.
+    /// Returns the value that `percent` of the sorted samples do not exceed.
     fn percentile(&self, percent: usize) -> u64 {
         let rank = (self.0.len() * percent).div_ceil(100).saturating_sub(1);
         self.0.get(rank).copied().unwrap_or(0)
@@ -28,15 +28,15 @@ impl Samples {
 /// A row of the summary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// What.
+    /// Its name.
     pub name: String,
-    /// How many.
+    /// Number of samples.
     pub count: usize,
     /// Median, in nanoseconds.
     pub median: u64,
     /// 99th percentile.
     pub p99: u64,
-    /// All together.
+    /// Sum.
     pub sum: u64,
 }
 
@@ -51,8 +51,7 @@ fn row(name: &str, mut samples: Samples, frequency: u64) -> Row {
     }
 }
 
-/// By stage: the time from the point before, whichever that is, to the one that gives the stage its name; then whole
-/// requests.
+/// Returns rows by stage, each from the last point that was passed to the one that names the stage; then whole requests.
 #[must_use]
 pub fn stages(trace: &Trace, joined: &Joined) -> Vec<Row> {
     let mut stages: [Samples; POINTS] = Default::default();
@@ -76,7 +75,7 @@ pub fn stages(trace: &Trace, joined: &Joined) -> Vec<Row> {
     rows
 }
 
-/// Stays at EL2 by zone of the CPU and reason.
+/// Returns the stays at EL2 by zone of the CPU and reason.
 #[must_use]
 pub fn exits(trace: &Trace) -> Vec<Row> {
     let mut by: BTreeMap<(u8, usize), Samples> = BTreeMap::new();
@@ -98,7 +97,7 @@ fn microseconds(nanoseconds: u64) -> String {
     format!("{:.1}", nanoseconds as f64 / 1000.0)
 }
 
-/// The summary as text.
+/// Returns the summary as text.
 #[must_use]
 pub fn text(trace: &Trace, joined: &Joined) -> String {
     let mut text = String::new();
@@ -156,9 +155,13 @@ pub fn text(trace: &Trace, joined: &Joined) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Event;
-    use super::super::join::Request;
-    use super::*;
+    use crate::trace::Event;
+    use crate::trace::join::Request;
+    use ringvisor::abi::counters::Exit;
+
+    use super::{exits, stages, text};
+    use crate::trace::join::{Joined, POINTS, Point};
+    use crate::trace::{Source, Step, Trace};
 
     fn request(points: &[(Point, u64)]) -> Request {
         let mut at = [None; POINTS];

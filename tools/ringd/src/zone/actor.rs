@@ -1,9 +1,10 @@
-//! The thread that looks after one zone, from its start to its end.
+//! The thread of one zone, from its start to its end.
 //!
-//! It alone sends the zone's commands to EL2. What happens arrives as [`Message`]s: EL2's zone events, by way of the
-//! reactor, and users' wishes. An event only says that something has changed; the state is then read from EL2, so a
-//! lost or doubled event does no harm.
+//! It alone sends the zone's commands to EL2. It receives [`Message`]s: EL2's zone events, by way of the reactor, and users'
+//! commands. An event only says that something has changed; the state is then read from EL2, so a lost or doubled event
+//! does no harm.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
@@ -11,93 +12,98 @@ use std::time::{Duration, Instant};
 use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{StopReason, ZoneState};
 
-use super::disks::DiskWish;
+use super::Context;
+use super::error::ZoneError;
 use super::load::Entry;
-use super::moves::Poke;
 use super::record::Record;
-use super::resources::Held;
-use super::{Context, Ending, Phase, Shared, ZoneError};
+use super::resources::Resources;
+use super::shared::Shared;
+use super::status::{Ending, Phase};
 use crate::config::{OnCrash, OnReboot};
+use crate::device::Change;
+use crate::device::zone::Wake;
+use crate::hv::Refusal;
+use crate::io::ZoneEvent;
 
 /// How long EL2 may take to get all vCPUs out of the guest.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How often the state is looked at while something is awaited, should an event be lost.
-const GLANCE: Duration = Duration::from_millis(50);
-/// Pause before a crashed zone is started again, so that one that crashes at once does not keep root busy.
-const CRASH_PAUSE: Duration = Duration::from_secs(1);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the state is read during a wait, in case an event is lost.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Delay before a crashed zone is started again, so that one that crashes at once does not keep root busy.
+const RESTART_DELAY: Duration = Duration::from_secs(1);
 
-/// What the thread is told.
+/// What the thread receives.
 pub enum Message {
-    /// EL2 says that the zone's state has changed.
+    /// EL2's state of the zone, or something about its devices, has changed.
     Changed,
-    /// Somebody wants something.
-    Wish(Wish, Sender<Granted>),
+    /// A user's command, and where to send the result.
+    Command(Command, Sender<CommandResult>),
 }
 
-/// A wish that came true, with the slot if it was about a disk; or why it did not.
-pub type Granted = Result<Option<u8>, ZoneError>;
+/// The slot, if a command was about a device; or why it failed.
+pub type CommandResult = Result<Option<u8>, ZoneError>;
 
-/// What users may want of a zone that exists.
+/// A user's command for a zone that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wish {
+pub enum Command {
     /// End it.
     Stop,
-    /// Hold its vCPUs.
+    /// Pause its vCPUs.
     Pause,
-    /// Let them go on.
+    /// Resume its vCPUs.
     Resume,
-    /// Something about its disks.
-    Disk(DiskWish),
+    /// Change a device.
+    Change(Change),
 }
 
-/// The thread's own.
+/// The thread's own state.
 struct Actor {
     context: Arc<Context>,
     shared: Arc<Shared>,
-    held: Held,
+    resources: Resources,
     number: u8,
     inbox: Receiver<Message>,
-    /// Wishes that came while something was awaited.
-    later: std::collections::VecDeque<(Wish, Sender<Granted>)>,
+    /// Commands that came during a wait.
+    later: VecDeque<(Command, Sender<CommandResult>)>,
 }
 
-/// Whether the thread goes on.
+/// Whether the thread continues.
 enum Next {
     Continue,
     End(Ending),
 }
 
-fn event(outbox: &Sender<Message>) -> crate::io::ZoneEvent {
+fn event(outbox: &Sender<Message>) -> ZoneEvent {
     let outbox = outbox.clone();
     Box::new(move || {
         let _ = outbox.send(Message::Changed);
     })
 }
 
-fn poke(outbox: &Sender<Message>) -> Poke {
+fn wake(outbox: &Sender<Message>) -> Wake {
     let outbox = outbox.clone();
     Arc::new(move || {
         let _ = outbox.send(Message::Changed);
     })
 }
 
-/// Starts a zone on a thread of its own; gives the way to talk to it once the zone runs.
+/// Starts a zone on a thread of its own; returns the way to send it messages once the zone runs.
 ///
 /// # Errors
 /// The zone cannot be started; nothing of it is left.
 pub fn start(context: &Arc<Context>, shared: &Arc<Shared>) -> Result<Sender<Message>, ZoneError> {
     let (outbox, inbox) = channel();
-    let (mut held, entry) = Held::take(context, shared, event(&outbox))?;
-    held.listen(poke(&outbox));
-    let actor = Actor::new(context, shared, held, inbox);
+    let (mut resources, entry) = Resources::take(context, shared, event(&outbox))?;
+    resources.start_devices(wake(&outbox));
+    let actor = Actor::new(context, shared, resources, inbox);
     actor.spawn(|actor| actor.launch(entry))?;
     Ok(outbox)
 }
 
-/// Goes on with a zone that an earlier daemon started.
+/// Continues a zone that an earlier daemon started.
 ///
 /// # Errors
-/// It cannot go on and has been ended.
+/// It cannot continue and has been ended.
 pub fn take_over(
     context: &Arc<Context>,
     shared: &Arc<Shared>,
@@ -113,17 +119,16 @@ pub fn take_over(
     let restarts = record.starts.saturating_sub(1);
     let cpus = record.cpus.clone();
     shared.update(|status| (status.number, status.cpus, status.restarts) = (Some(number), cpus, restarts));
-    match Held::take_over(context, shared, record, number, event(&outbox), say) {
-        Ok(mut held) => {
-            held.listen(poke(&outbox));
-            held.start_moves();
+    match Resources::take_over(context, shared, record, number, event(&outbox), say) {
+        Ok(mut resources) => {
+            resources.start_devices(wake(&outbox));
             shared.update(|status| status.state = Phase::Running);
-            Actor::new(context, shared, held, inbox).spawn(|_| Ok(()))?;
+            Actor::new(context, shared, resources, inbox).spawn(|_| Ok(()))?;
             Ok(outbox)
         }
         Err(failed) => {
-            let (held, error) = *failed;
-            let mut actor = Actor::new(context, shared, held, inbox);
+            let (resources, error) = *failed;
+            let mut actor = Actor::new(context, shared, resources, inbox);
             let _ = actor.stop();
             actor.finish(Ending::Failed(error.to_string()));
             Err(error)
@@ -131,11 +136,12 @@ pub fn take_over(
     }
 }
 
-/// Ends what an earlier daemon had begun to start and could not.
+/// Ends a zone that an earlier daemon died starting.
 pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
     let (_outbox, inbox) = channel();
     let exists = record.number.is_some();
-    let mut actor = Actor::new(context, shared, Held::left_over(context, shared, record), inbox);
+    let left = Resources::left_over(context, shared, record);
+    let mut actor = Actor::new(context, shared, left, inbox);
     if exists {
         let _ = actor.stop();
     }
@@ -145,8 +151,8 @@ pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
 }
 
 impl Actor {
-    /// Runs on a thread of its own once `begin` has worked. What the zone holds moves there only then, so a thread
-    /// that cannot be had and a `begin` that fails both end the zone properly.
+    /// Runs on a thread of its own once `begin` has succeeded. What the zone holds moves there only then, so the zone is
+    /// ended properly whether the thread cannot be started or `begin` fails.
     fn spawn(mut self, begin: impl FnOnce(&mut Self) -> Result<(), ZoneError>) -> Result<(), ZoneError> {
         let name = self.shared.config.name.clone();
         let (handover, actor) = channel::<Self>();
@@ -179,19 +185,24 @@ impl Actor {
         }
     }
 
-    fn new(context: &Arc<Context>, shared: &Arc<Shared>, held: Held, inbox: Receiver<Message>) -> Self {
-        let number = held.number().unwrap_or(0);
+    fn new(
+        context: &Arc<Context>,
+        shared: &Arc<Shared>,
+        resources: Resources,
+        inbox: Receiver<Message>,
+    ) -> Self {
+        let number = resources.number().unwrap_or(0);
         Self {
             context: context.clone(),
             shared: shared.clone(),
-            held,
+            resources,
             number,
             inbox,
-            later: Default::default(),
+            later: VecDeque::new(),
         }
     }
 
-    fn refused(&self, cause: crate::hv::Refusal) -> ZoneError {
+    fn refused(&self, cause: Refusal) -> ZoneError {
         ZoneError::Refused {
             name: self.shared.config.name.clone(),
             cause,
@@ -212,54 +223,53 @@ impl Actor {
     fn run(mut self) {
         let ending = loop {
             let next = match self.later.pop_front() {
-                Some((wish, reply)) => self.fulfil(wish, &reply),
+                Some((command, reply)) => self.execute(command, &reply),
                 None => match self.inbox.recv() {
-                    Ok(Message::Changed) => self.look(),
-                    Ok(Message::Wish(wish, reply)) => self.fulfil(wish, &reply),
-                    Err(_) => Next::End(Ending::Failed("the daemon let go of it".into())),
+                    Ok(Message::Changed) => self.refresh(),
+                    Ok(Message::Command(command, reply)) => self.execute(command, &reply),
+                    Err(_) => Next::End(Ending::Failed("the daemon dropped it".into())),
                 },
             };
             if let Next::End(ending) = next {
                 break ending;
             }
-            // What said so may have come while something else was awaited.
-            self.held.settle_moves();
-            self.held.release_stopped();
+            // The message for it may have come during a wait.
+            self.resources.poll_devices();
         };
         self.finish(ending);
     }
 
-    /// Gives everything back and tells everybody.
+    /// Gives everything back and answers all commands.
     fn finish(self, ending: Ending) {
         let Self {
             shared,
-            held,
+            resources,
             later,
             inbox,
             ..
         } = self;
-        tracing::info!(zone = shared.config.name, %ending, "zone is over");
-        held.release();
+        tracing::info!(zone = shared.config.name, %ending, "zone has ended");
+        resources.release();
         shared
             .console
             .note(&format!("zone {} {ending}", shared.config.name));
         shared.console.close();
         shared.update(|status| (status.state, status.ending) = (Phase::Stopped, Some(ending.clone())));
         let waiting = inbox.try_iter().filter_map(|message| match message {
-            Message::Wish(wish, reply) => Some((wish, reply)),
+            Message::Command(command, reply) => Some((command, reply)),
             Message::Changed => None,
         });
-        for (wish, reply) in later.into_iter().chain(waiting) {
-            let _ = reply.send(match wish {
-                Wish::Stop => Ok(None),
-                _ => Err(wrong(&shared, "running")),
+        for (command, reply) in later.into_iter().chain(waiting) {
+            let _ = reply.send(match command {
+                Command::Stop => Ok(None),
+                _ => Err(wrong_phase(&shared, "running")),
             });
         }
     }
 
-    /// Looks at what EL2 says and does what the zone's policies ask for.
-    fn look(&mut self) -> Next {
-        self.held.settle_moves();
+    /// Reads the zone's state from EL2 and does what the zone's policies ask for.
+    fn refresh(&mut self) -> Next {
+        self.resources.poll_devices();
         let info = match self.context.el2().zone_info(self.number) {
             Ok(info) => info,
             Err(error) => return Next::End(Ending::Failed(error.to_string())),
@@ -281,20 +291,20 @@ impl Actor {
         Next::Continue
     }
 
-    /// No vCPU runs any more, by the guest's own doing.
+    /// No vCPU runs any more, because of the guest.
     fn ended(&mut self, info: &ZoneInfo) -> Next {
         match (reason(info), self.shared.config.on_reboot) {
             (StopReason::SystemReset, OnReboot::Restart) => self.restart("rebooting"),
             (StopReason::SystemReset, OnReboot::Stop) => Next::End(Ending::Rebooted),
             (StopReason::SystemOff, _) => Next::End(Ending::PoweredOff),
             (StopReason::AllCpusOff, _) => Next::End(Ending::AllCpusOff),
-            (StopReason::Fault, _) => Next::End(Ending::Crashed(crash(info))),
+            (StopReason::Fault, _) => Next::End(Ending::Crashed(crash_detail(info))),
             (StopReason::Requested | StopReason::None, _) => Next::End(Ending::Stopped),
         }
     }
 
     fn crashed(&mut self, info: &ZoneInfo) -> Next {
-        let detail = crash(info);
+        let detail = crash_detail(info);
         tracing::warn!(zone = self.shared.config.name, detail, "zone crashed");
         match self.shared.config.on_crash {
             OnCrash::Hold => {
@@ -307,7 +317,7 @@ impl Actor {
             },
             OnCrash::Restart => match self.stop() {
                 Ok(()) => {
-                    std::thread::sleep(CRASH_PAUSE);
+                    std::thread::sleep(RESTART_DELAY);
                     self.restart(&format!("crashed ({detail}), starting again"))
                 }
                 Err(error) => Next::End(Ending::Failed(error.to_string())),
@@ -320,7 +330,7 @@ impl Actor {
             .console
             .note(&format!("zone {}: {why}", self.shared.config.name));
         tracing::info!(zone = self.shared.config.name, why, "restarting");
-        let again = self.held.reload().and_then(|entry| self.launch(entry));
+        let again = self.resources.reload().and_then(|entry| self.launch(entry));
         match again {
             Ok(()) => {
                 self.shared
@@ -331,26 +341,26 @@ impl Actor {
         }
     }
 
-    fn fulfil(&mut self, wish: Wish, reply: &Sender<Granted>) -> Next {
+    fn execute(&mut self, command: Command, reply: &Sender<CommandResult>) -> Next {
         let phase = self.shared.status().state;
-        let outcome = match (wish, phase) {
-            (Wish::Stop, _) => match self.stop() {
+        let result = match (command, phase) {
+            (Command::Stop, _) => match self.stop() {
                 Ok(()) => {
                     // Answered by `finish`, when all is given back.
-                    self.later.push_back((Wish::Stop, reply.clone()));
+                    self.later.push_back((Command::Stop, reply.clone()));
                     return Next::End(Ending::Stopped);
                 }
                 Err(error) => Err(error),
             },
-            (Wish::Pause, Phase::Running) => self.pause().map(|()| None),
-            (Wish::Resume, Phase::Paused) => self.resume().map(|()| None),
-            (Wish::Disk(wish), Phase::Running | Phase::Paused | Phase::Crashed) => {
-                self.held.change_disk(&wish).map(Some)
+            (Command::Pause, Phase::Running) => self.pause().map(|()| None),
+            (Command::Resume, Phase::Paused) => self.resume().map(|()| None),
+            (Command::Change(change), Phase::Running | Phase::Paused | Phase::Crashed) => {
+                self.resources.change_device(&change).map(Some)
             }
-            (Wish::Resume, _) => Err(wrong(&self.shared, "paused")),
-            (Wish::Pause | Wish::Disk(_), _) => Err(wrong(&self.shared, "running")),
+            (Command::Resume, _) => Err(wrong_phase(&self.shared, "paused")),
+            (Command::Pause | Command::Change(_), _) => Err(wrong_phase(&self.shared, "running")),
         };
-        let _ = reply.send(outcome);
+        let _ = reply.send(result);
         Next::Continue
     }
 
@@ -360,10 +370,10 @@ impl Actor {
             .el2()
             .zone_info(self.number)
             .map_err(|cause| self.refused(cause))?;
-        if at_rest(&info) {
+        if is_stopped(&info) {
             return Ok(());
         }
-        // It may have come to rest by itself meanwhile, and EL2 refuses then.
+        // It may have stopped by itself meanwhile, and EL2 refuses then.
         if let Err(cause) = self.context.el2().zone_stop(self.number)
             && !cause.is(CommandStatus::WrongState)
         {
@@ -383,7 +393,7 @@ impl Actor {
             "paused",
         );
         if let Err(error) = waited {
-            // Not half paused: it goes on, as its state says.
+            // Not half paused: it runs, as its state says.
             let _ = self.context.el2().zone_resume(self.number);
             return Err(error);
         }
@@ -393,7 +403,7 @@ impl Actor {
             .zone_info(self.number)
             .map_err(|cause| self.refused(cause))?;
         if state(&info) != ZoneState::Paused {
-            return Err(wrong(&self.shared, "running"));
+            return Err(wrong_phase(&self.shared, "running"));
         }
         self.shared.update(|status| status.state = Phase::Paused);
         Ok(())
@@ -408,9 +418,9 @@ impl Actor {
         Ok(())
     }
 
-    /// Waits until EL2 says one of `wanted`. Wishes that come meanwhile are kept for later.
+    /// Waits until EL2 reports one of the states in `wanted`. Commands that come meanwhile are kept for later.
     fn wait_for(&mut self, wanted: &[ZoneState], what: &'static str) -> Result<(), ZoneError> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STOP_TIMEOUT;
         loop {
             let info = self
                 .context
@@ -425,20 +435,20 @@ impl Actor {
                 return Err(ZoneError::Timeout {
                     name,
                     what,
-                    seconds: PATIENCE.as_secs(),
+                    seconds: STOP_TIMEOUT.as_secs(),
                 });
             }
-            match self.inbox.recv_timeout(GLANCE) {
-                Ok(Message::Wish(wish, reply)) => self.later.push_back((wish, reply)),
+            match self.inbox.recv_timeout(POLL_INTERVAL) {
+                Ok(Message::Command(command, reply)) => self.later.push_back((command, reply)),
                 Ok(Message::Changed) | Err(RecvTimeoutError::Timeout) => {}
-                // Nobody can talk to the zone any more, but EL2 still acts.
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(GLANCE),
+                // No command can come any more, but EL2 still acts.
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL_INTERVAL),
             }
         }
     }
 }
 
-fn wrong(shared: &Shared, expected: &'static str) -> ZoneError {
+fn wrong_phase(shared: &Shared, expected: &'static str) -> ZoneError {
     let status = shared.status();
     ZoneError::WrongPhase {
         name: status.name,
@@ -454,8 +464,8 @@ fn state(info: &ZoneInfo) -> ZoneState {
     state.unwrap_or(ZoneState::None)
 }
 
-/// No vCPU is inside: EL2 lets it be started again or destroyed.
-fn at_rest(info: &ZoneInfo) -> bool {
+/// Whether no vCPU is in the guest: EL2 lets the zone be started again or destroyed.
+fn is_stopped(info: &ZoneInfo) -> bool {
     matches!(
         state(info),
         ZoneState::Created | ZoneState::Stopped | ZoneState::Crashed
@@ -469,7 +479,7 @@ fn reason(info: &ZoneInfo) -> StopReason {
     reason.unwrap_or(StopReason::None)
 }
 
-fn crash(info: &ZoneInfo) -> String {
+fn crash_detail(info: &ZoneInfo) -> String {
     let [esr, elr, far] = info.fault;
     format!("exception that cannot be handled, ESR_EL2 {esr:#x}, ELR_EL2 {elr:#x}, FAR_EL2 {far:#x}")
 }

@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::time::Instant;
 
+use ringblk::Opener;
 use ringvisor::abi::machine::RAM_BASE;
 
-use super::ZoneError;
+use super::error::ZoneError;
 use crate::boot::content::Content;
 use crate::boot::fdt::{self, Machine, Seed};
 use crate::boot::kernel::Kernel;
@@ -13,7 +14,7 @@ use crate::boot::layout;
 use crate::config::{ConfigError, ZoneConfig, quoted};
 use crate::host::Ram;
 
-/// Where vCPU 0 begins.
+/// The entry point of vCPU 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Guest-physical address of its first instruction.
@@ -22,25 +23,28 @@ pub struct Entry {
     pub x0: u64,
 }
 
-/// What is loaded, checked before anything is taken from root.
-pub struct Images {
+/// The files to load, checked before anything is taken from root.
+pub struct BootFiles {
     kernel: Kernel,
     /// Offset from RAM's base.
     initrd: Option<(u64, Content)>,
 }
 
-/// Opens kernel and initial RAM disk, and reads as much of them as tells what they are and where they go.
+/// Opens kernel and initial RAM disk, and reads as much of them as determines their format and place.
 ///
 /// # Errors
 /// A file cannot be read, is no kernel, or does not fit.
-pub fn open(config: &ZoneConfig) -> Result<Images, ConfigError> {
+pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<BootFiles, ConfigError> {
     let start = Instant::now();
-    let kernel = Kernel::parse(open_file(config, "kernel", &config.kernel)?, config.memory);
+    let kernel = Kernel::parse(
+        open_file(opener, config, "kernel", &config.kernel)?,
+        config.memory,
+    );
     let kernel = kernel.map_err(|cause| config.unusable("kernel", &config.kernel, cause))?;
     let initrd = match &config.initrd {
         None => None,
         Some(path) => {
-            let content = open_file(config, "initrd", path)?;
+            let content = open_file(opener, config, "initrd", path)?;
             let offset = layout::initrd_offset(&kernel, content.len(), config.memory);
             Some((
                 offset.map_err(|cause| config.unusable("initrd", path, cause))?,
@@ -48,12 +52,17 @@ pub fn open(config: &ZoneConfig) -> Result<Images, ConfigError> {
             ))
         }
     };
-    tracing::debug!(zone = config.name, took = ?start.elapsed(), "images opened");
-    Ok(Images { kernel, initrd })
+    tracing::debug!(zone = config.name, took = ?start.elapsed(), "boot files opened");
+    Ok(BootFiles { kernel, initrd })
 }
 
-fn open_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Content, ConfigError> {
-    let opened = ringblk::opener::open(path, false, 0).and_then(Content::of);
+fn open_file(
+    opener: &dyn Opener,
+    config: &ZoneConfig,
+    key: &str,
+    path: &Path,
+) -> Result<Content, ConfigError> {
+    let opened = opener.open(path, false, 0).and_then(Content::of);
     opened.map_err(|error| {
         config.bad(
             key,
@@ -63,17 +72,17 @@ fn open_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Content, Con
     })
 }
 
-/// Puts the images into `ram`, with a device tree for the zone's disks and spare drives, and cleans the caches.
+/// Puts the files into `ram`, with a device tree for the zone's virtio slots, and cleans the caches.
 ///
 /// # Errors
 /// A file cannot be read, the device tree cannot be made of the configuration, or RAM is not what it should be.
-pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, ZoneError> {
+pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram) -> Result<Entry, ZoneError> {
     let start = Instant::now();
     let broken = |cause| ZoneError::Ram {
         name: config.name.clone(),
         cause,
     };
-    let initrd = images.initrd.as_ref();
+    let initrd = files.initrd.as_ref();
     let range = initrd.map(|(offset, content)| {
         let start = RAM_BASE.saturating_add(*offset);
         (start, start.saturating_add(content.len()))
@@ -88,7 +97,7 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
         memory: config.memory,
         cmdline: &config.cmdline,
         initrd: range,
-        slots: config.slots(),
+        slots: config.devices.slots().len(),
         seed: &seed,
     });
     let tree = tree.map_err(|error| config.bad("cmdline", quoted(&config.cmdline), error))?;
@@ -99,8 +108,8 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
     put(
         "kernel",
         &config.kernel,
-        images.kernel.offset,
-        &images.kernel.content,
+        files.kernel.offset,
+        &files.kernel.content,
     )?;
     if let (Some((offset, content)), Some(path)) = (initrd, &config.initrd) {
         put("initrd", path, *offset, content)?;
@@ -110,7 +119,7 @@ pub fn fill(config: &ZoneConfig, images: &Images, ram: &Ram) -> Result<Entry, Zo
     ram.clean_caches().map_err(broken)?;
     tracing::debug!(zone = config.name, ?copied, total = ?start.elapsed(), "RAM filled, caches cleaned");
     Ok(Entry {
-        address: images.kernel.entry(),
+        address: files.kernel.entry(),
         x0: RAM_BASE,
     })
 }

@@ -1,19 +1,16 @@
-//! What a zone leaves for the next daemon: `<name>.json`, and `<name>.inflight` with the logs of its queues.
+//! What a zone leaves for the next daemon: [`Record`], `NAME.json`, beside its devices' `NAME.inflight`
+//! ([`crate::device::inflight`]).
 //!
 //! The record is written before each step that it would be needed for, so that a daemon that finds it knows what to
 //! give back. Its layout has a version; another one is refused, never guessed at.
 
-use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::{fs, io};
 
-use ringvisor::abi::{MAX_QUEUES, MAX_SLOTS};
 use serde::{Deserialize, Serialize};
-use vm_memory::{FileOffset, MmapRegion};
 
-use crate::config::{DiskConfig, ZoneConfig};
-use crate::io::device::LOG_STRIDE;
+use crate::config::ZoneConfig;
+use crate::device::{State, inflight};
 
 /// Version of the layout of records, shared page notes and in-flight files together.
 pub const VERSION: u32 = 2;
@@ -24,7 +21,7 @@ pub const VERSION: u32 = 2;
 pub struct Record {
     /// [`VERSION`].
     pub version: u32,
-    /// What it was started as.
+    /// Its description at its start.
     pub config: ZoneConfig,
     /// EL2's number, once EL2 has created it.
     pub number: Option<u8>,
@@ -34,21 +31,9 @@ pub struct Record {
     pub added_pages: u64,
     /// Starts so far; 0 while it is being set up.
     pub starts: u32,
-    /// What is in each slot now: disks may have been attached, detached and limited since the start.
-    pub disks: Vec<Option<DiskConfig>>,
-    /// Disks that are being moved.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub moves: Vec<Move>,
-}
-
-/// A disk that is being moved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Move {
-    /// Its slot.
-    pub slot: u8,
-    /// What it is to be.
-    pub target: DiskConfig,
+    /// Its devices now.
+    #[serde(flatten)]
+    pub devices: State,
 }
 
 /// Why a record cannot be used.
@@ -59,10 +44,10 @@ pub enum RecordError {
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
-    /// Another version wrote it.
+    /// Another version of ringd wrote it.
     #[error("{path}: written by another version of ringd (layout {found}, this one has {VERSION})")]
     Version {
         /// The file.
@@ -70,12 +55,12 @@ pub enum RecordError {
         /// Its version.
         found: u32,
     },
-    /// It is no record.
+    /// It is not a record.
     #[error("{path}: not a zone's record: {cause}")]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What the parser said.
+        /// The parser's error.
         cause: serde_json::Error,
     },
 }
@@ -84,27 +69,22 @@ fn record_path(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.json"))
 }
 
-fn inflight_path(directory: &Path, name: &str) -> PathBuf {
-    directory.join(format!("{name}.inflight"))
-}
-
 impl Record {
-    /// A record of a zone of which nothing has been set up.
+    /// Returns the record of a zone of which nothing has been set up.
     #[must_use]
     pub fn new(config: ZoneConfig) -> Self {
         Self {
             version: VERSION,
-            disks: super::disks::slots(&config),
+            devices: State::new(&config.devices),
             config,
             number: None,
             cpus: Vec::new(),
             added_pages: 0,
             starts: 0,
-            moves: Vec::new(),
         }
     }
 
-    /// Writes it, at once or not at all.
+    /// Writes it, entirely or not at all.
     ///
     /// # Errors
     /// The directory cannot be written.
@@ -112,7 +92,7 @@ impl Record {
         let path = record_path(directory, &self.config.name);
         let new = path.with_extension("json.new");
         let write = || -> io::Result<()> {
-            // Written at once: a call for each word of it took a third of a second of a take-over under emulation.
+            // Written with one call: one for each word of it took a third of a second of a take-over under emulation.
             let mut text = serde_json::to_vec(self)?;
             text.push(b'\n');
             fs::write(&new, text)?;
@@ -124,7 +104,7 @@ impl Record {
         })
     }
 
-    /// All records in a directory, or why one is none.
+    /// Returns all records in a directory, or why one cannot be used.
     ///
     /// # Errors
     /// The directory cannot be read.
@@ -143,9 +123,9 @@ impl Record {
         Ok(records)
     }
 
-    /// Removes what a zone left.
+    /// Removes the files of a zone.
     pub fn remove(directory: &Path, name: &str) {
-        for path in [record_path(directory, name), inflight_path(directory, name)] {
+        for path in [record_path(directory, name), inflight::path(directory, name)] {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(path = %path.display(), %error, "cannot remove a zone's record");
@@ -179,38 +159,14 @@ fn load(path: PathBuf) -> Result<Record, RecordError> {
     serde_json::from_str(&text).map_err(|cause| RecordError::Damaged { path, cause })
 }
 
-/// Where in that file the progress of moves is, a word for each slot: behind the logs.
-pub const PROGRESS: usize = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
-/// Bytes of that.
-const PROGRESS_LEN: usize = 4096;
-
-/// Maps the file with a zone's in-flight logs; a new one is all zeroes, and takes memory only where it is written.
-///
-/// # Errors
-/// The system refused.
-pub fn inflight(directory: &Path, name: &str) -> Result<Arc<MmapRegion>, RecordError> {
-    let path = inflight_path(directory, name);
-    let size = PROGRESS + PROGRESS_LEN;
-    let open = || -> io::Result<MmapRegion> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)?;
-        file.set_len(size as u64)?;
-        MmapRegion::from_file(FileOffset::new(file, 0), size).map_err(io::Error::other)
-    };
-    open()
-        .map(Arc::new)
-        .map_err(|cause| RecordError::File { path, cause })
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::config::file;
+    use std::fs;
     use std::path::Path;
+
+    use super::Record;
+    use crate::config::file;
+    use crate::device::inflight;
 
     fn record() -> Record {
         let text = "name = \"a\"\ncpus = 1\nmemory = \"8M\"\nkernel = \"k\"";
@@ -228,7 +184,7 @@ mod tests {
             ..record()
         };
         record.save(directory.path()).unwrap();
-        inflight(directory.path(), "a").unwrap();
+        inflight::map(directory.path(), "a").unwrap();
         let found = Record::load_all(directory.path()).unwrap();
         assert_eq!(
             found.into_iter().collect::<Result<Vec<_>, _>>().unwrap(),

@@ -3,32 +3,35 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ringvisor::abi::command::ZoneInfo;
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
 
-use super::actor::{self, Granted, Message, Wish};
+use super::Context;
+use super::actor::{self, Command, CommandResult, Message};
+use super::error::ZoneError;
 use super::record::Record;
-use super::{Context, Phase, Shared, Status, ZoneError};
+use super::shared::Shared;
+use super::status::{Phase, Status};
 use crate::config::ZoneConfig;
 
-/// Zones that are over and still shown, with their consoles.
+/// How many ended zones are still listed, with their consoles.
 const REMEMBERED: usize = 16;
 
-/// How long a take-over may keep the daemon from answering. Zones that take longer go on being taken over.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a take-over may keep the daemon from answering. Zones that take longer are taken over in the background.
+const TAKE_OVER_WAIT: Duration = Duration::from_secs(2);
 
-/// Says what the daemon is doing, for those that it does not answer yet.
+/// Shows users what the daemon is doing while it does not answer yet.
 pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// How the daemon makes room for another program.
+/// How the daemon lets another program take over.
 pub trait Upgrade: Send + Sync {
     /// Asks whether `program`, or a new one of the same path, can take over; `abi` is EL2's version of the interface.
     ///
     /// # Errors
-    /// It cannot; this daemon goes on.
+    /// It cannot; this daemon continues.
     fn ask(&self, program: Option<PathBuf>, abi: u32) -> std::io::Result<()>;
 
     /// Ends this daemon.
@@ -45,7 +48,7 @@ pub struct Registry {
 #[derive(Default)]
 struct Zones {
     by_name: BTreeMap<String, Zone>,
-    /// Counts starts, to tell which zone has been over for longest.
+    /// Counts starts, to tell which zone ended first.
     clock: u64,
 }
 
@@ -58,7 +61,7 @@ struct Zone {
 }
 
 impl Registry {
-    /// No zones.
+    /// Returns a registry without zones.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
         Self {
@@ -68,12 +71,12 @@ impl Registry {
         }
     }
 
-    /// From now on the daemon may be upgraded.
+    /// Lets the daemon be upgraded from now on.
     pub fn allow_upgrades(&self, upgrade: Box<dyn Upgrade>) {
         let _ = self.upgrade.set(upgrade);
     }
 
-    /// Asks whether another program can take over; gives the way to let it.
+    /// Asks whether another program can take over; returns the way to let it.
     ///
     /// # Errors
     /// It cannot, or a zone is in a state that it should not have to take over.
@@ -81,7 +84,7 @@ impl Registry {
         let upgrade = self.upgrade.get().ok_or("this daemon cannot be upgraded")?;
         let busy = |status: &&Status| matches!(status.state, Phase::Created | Phase::Recovering);
         if let Some(zone) = self.list().iter().find(busy) {
-            let state = super::phase_name(zone.state);
+            let state = zone.state.name();
             return Err(format!("zone {} is {state}: try again when it runs", zone.name));
         }
         upgrade
@@ -91,16 +94,16 @@ impl Registry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Zones> {
-        self.zones.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What all zones share.
+    /// Returns what all zones share.
     #[must_use]
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
 
-    /// Starts a zone and gives it once its guest runs.
+    /// Starts a zone and returns it once its guest runs.
     ///
     /// # Errors
     /// It cannot be started; nothing of it is left.
@@ -138,11 +141,11 @@ impl Registry {
         }
     }
 
-    /// Fulfils a wish and returns when it has come true; with a disk's slot if it was about one.
+    /// Has a zone execute a command and returns when it has; with the slot if the command was about a device.
     ///
     /// # Errors
-    /// There is no such zone, or its state does not allow it.
-    pub fn ask(&self, name: &str, wish: Wish) -> Granted {
+    /// There is no such zone, its phase does not allow the command, or the command failed.
+    pub fn execute(&self, name: &str, command: Command) -> CommandResult {
         let zone = self
             .lock()
             .by_name
@@ -160,21 +163,21 @@ impl Registry {
         }
         let (reply, answer) = channel();
         let sent = match &zone.outbox {
-            Some(outbox) => outbox.send(Message::Wish(wish.clone(), reply)).is_ok(),
+            Some(outbox) => outbox.send(Message::Command(command.clone(), reply)).is_ok(),
             None => false,
         };
         if !sent {
             return Err(wrong("running, paused or crashed"));
         }
         match answer.recv() {
-            Ok(outcome) => outcome,
-            // The zone ended before it saw the wish.
-            Err(_) if wish == Wish::Stop => Ok(None),
+            Ok(result) => result,
+            // The zone ended before it received the command.
+            Err(_) if command == Command::Stop => Ok(None),
             Err(_) => Err(wrong("running or paused")),
         }
     }
 
-    /// A zone by name, also one that is over.
+    /// Returns a zone by name, also one that has ended.
     ///
     /// # Errors
     /// There is none.
@@ -187,7 +190,7 @@ impl Registry {
             .ok_or_else(|| ZoneError::Unknown(name.into()))
     }
 
-    /// All zones.
+    /// Returns all zones.
     #[must_use]
     pub fn list(&self) -> Vec<Status> {
         self.lock()
@@ -197,14 +200,14 @@ impl Registry {
             .collect()
     }
 
-    /// Takes over what an earlier daemon left: zones that EL2 has go on, what was half started or is over is cleaned
-    /// up. What cannot be understood is logged and left alone.
+    /// Takes over what an earlier daemon left: zones that EL2 has continue, what was half started or has ended is cleaned
+    /// up. What cannot be understood is logged and stays as it is.
     pub fn take_over(self: &Arc<Self>) {
         self.take_over_saying(&(Arc::new(|_: &str| {}) as Say));
     }
 
-    /// As [`Self::take_over`], and says what is waited for. A zone whose last I/O has not ended does not hold up the
-    /// others, nor for long the daemon.
+    /// As [`Self::take_over`], and shows what is waited for. A zone whose last I/O has not completed delays neither the
+    /// others nor, for long, the daemon.
     pub fn take_over_saying(self: &Arc<Self>, say: &Say) {
         let records = match Record::load_all(&self.context.records) {
             Ok(records) => records,
@@ -225,11 +228,10 @@ impl Registry {
             };
             let name = record.config.name.clone();
             let found = in_el2.remove(&name);
-            let shared = Shared::new(record.config.clone());
-            shared.set_disks(record.disks.clone());
+            let shared = Shared::with_devices(record.config.clone(), record.devices.clone());
             match found {
                 Some(number) if record.starts > 0 => {
-                    shared.recover(number, record.moves.clone());
+                    shared.recover(number);
                     self.lock().insert(&name, shared.clone());
                     let (registry, say, working) = (self.clone(), say.clone(), working.clone());
                     let take = move || {
@@ -248,13 +250,13 @@ impl Registry {
             }
         }
         drop(working);
-        // An error either way: the time is over, or all threads are done.
-        let _ = all_done.recv_timeout(PATIENCE);
+        // An error either way: the time has expired, or all threads are done.
+        let _ = all_done.recv_timeout(TAKE_OVER_WAIT);
         for (name, number) in in_el2 {
             tracing::error!(
                 zone = name,
                 number,
-                "EL2 has a zone that nothing is known about: left alone"
+                "EL2 has a zone that nothing is known about: it stays as it is"
             );
         }
     }
@@ -270,7 +272,7 @@ impl Registry {
         }
     }
 
-    /// Names and numbers of the zones that EL2 has.
+    /// Returns names and numbers of the zones that EL2 has.
     fn zones_in_el2(&self) -> BTreeMap<String, u8> {
         let info = self.context.hv.info();
         let mut found = BTreeMap::new();
@@ -303,14 +305,14 @@ impl Zones {
                 born: self.clock,
             },
         );
-        let mut over: Vec<(u64, String)> = self
+        let mut ended: Vec<(u64, String)> = self
             .by_name
             .iter()
             .filter(|(_, zone)| zone.shared.status().state == Phase::Stopped)
             .map(|(name, zone)| (zone.born, name.clone()))
             .collect();
-        over.sort();
-        for (_, name) in over.iter().rev().skip(REMEMBERED) {
+        ended.sort();
+        for (_, name) in ended.iter().rev().skip(REMEMBERED) {
             self.by_name.remove(name);
         }
     }

@@ -1,25 +1,30 @@
 //! Zones over a fake EL2, a fake root and the real reactor.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ringvisor::abi::command::Op;
 use ringvisor::abi::{StopReason, ZoneState};
 
-mod disks;
-mod moves;
-mod mutations;
-
-use super::actor::Wish;
+use super::actor::Command;
 use super::record::Record;
 use super::registry::Registry;
-use super::*;
-use crate::config::{Cpus, DiskConfig, Engine, OnCrash, OnReboot};
+use super::{Context, Ending, Phase};
+use crate::config::{Cpus, OnCrash, OnReboot, ZoneConfig};
+use crate::device::disk::config::{DiskConfig, Engine};
+use crate::device::{Configs, Environment};
+use crate::host::Host;
 use crate::host::fake::{FakeHost, Fault};
 use crate::hv::fake::FakeEl2;
-use crate::io::bell::Interrupt;
+use crate::hv::{Hypervisor, Interrupt};
+use crate::io::Io;
+
+mod disk_changes;
+mod disk_migration;
+mod mutations;
+mod rng;
 
 const PAGES: u64 = 64;
 
@@ -62,8 +67,7 @@ impl Machine {
             cmdline: "console=ttyAMA0".into(),
             on_reboot: OnReboot::Restart,
             on_crash: OnCrash::Stop,
-            disk: Vec::new(),
-            spare_disks: 0,
+            devices: Configs::default(),
         }
     }
 
@@ -86,7 +90,7 @@ impl Machine {
 
 fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Registry> {
     let hv: Arc<dyn Hypervisor> = el2.clone();
-    let options = ringblk::ReactorOptions {
+    let options = ringvirtio::ReactorOptions {
         io_uring: false,
         ..Default::default()
     };
@@ -95,14 +99,15 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
         hv,
         host: host.clone(),
         io: io.clone(),
+        environment: Environment::default(),
         records,
         cpus: Mutex::new(()),
     };
     let registry = Arc::new(Registry::new(Arc::new(context)));
     registry.take_over();
     io.listen(Interrupt {
-        fd: el2.bell().unwrap(),
-        width: ringblk::ReadWidth::Eight,
+        fd: el2.interrupt().unwrap(),
+        width: ringvirtio::ReadWidth::Eight,
         cpu: None,
     });
     registry
@@ -170,7 +175,7 @@ fn a_reboot_loads_the_zone_again() {
     until("restart", || zone.status().restarts == 1);
     assert_eq!(machine.el2.starts(1).len(), 2);
     assert_eq!(zone.status().state, Phase::Running);
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.registry.execute("a", Command::Stop).unwrap();
     assert_eq!(zone.wait(), Ending::Stopped);
     machine.assert_clean();
 }
@@ -205,7 +210,7 @@ fn policies_are_followed() {
     machine.el2.guest_ends(1, ZoneState::Crashed, StopReason::Fault);
     until("hold", || zone.status().state == Phase::Crashed);
     assert_eq!(machine.el2.zones(), [1]);
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 
     let again = ZoneConfig {
@@ -215,7 +220,7 @@ fn policies_are_followed() {
     let zone = machine.registry.start(again).unwrap();
     machine.el2.guest_ends(1, ZoneState::Crashed, StopReason::Fault);
     until("restart after a crash", || zone.status().restarts == 1);
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    machine.registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -226,23 +231,27 @@ fn pause_and_resume() {
     assert!(
         machine
             .registry
-            .ask("a", Wish::Resume)
+            .execute("a", Command::Resume)
             .unwrap_err()
             .to_string()
             .contains("expected paused")
     );
-    machine.registry.ask("a", Wish::Pause).unwrap();
+    machine.registry.execute("a", Command::Pause).unwrap();
     assert_eq!(zone.status().state, Phase::Paused);
-    assert!(machine.registry.ask("a", Wish::Pause).is_err());
-    machine.registry.ask("a", Wish::Resume).unwrap();
+    assert!(machine.registry.execute("a", Command::Pause).is_err());
+    machine.registry.execute("a", Command::Resume).unwrap();
     assert_eq!(zone.status().state, Phase::Running);
-    machine.registry.ask("a", Wish::Stop).unwrap();
-    let message = machine.registry.ask("a", Wish::Stop).unwrap_err().to_string();
+    machine.registry.execute("a", Command::Stop).unwrap();
+    let message = machine
+        .registry
+        .execute("a", Command::Stop)
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("zone a is stopped"), "{message}");
     assert!(
         machine
             .registry
-            .ask("b", Wish::Stop)
+            .execute("b", Command::Stop)
             .unwrap_err()
             .to_string()
             .contains("no zone b")
@@ -255,7 +264,10 @@ fn whatever_fails_nothing_is_left() {
     let machine = Machine::new();
     let disk = machine.disk("d.img", 4096);
     let config = ZoneConfig {
-        disk: vec![disk],
+        devices: Configs {
+            disk: vec![disk],
+            ..Configs::default()
+        },
         ..machine.config("a")
     };
     for op in [
@@ -348,17 +360,23 @@ fn what_a_zone_names_must_be_there() {
         ),
         (
             ZoneConfig {
-                disk: vec![odd],
+                devices: Configs {
+                    disk: vec![odd],
+                    ..Configs::default()
+                },
                 ..good.clone()
             },
             "size 1000 bytes, expected a multiple of 512",
         ),
         (
             ZoneConfig {
-                disk: vec![DiskConfig {
-                    path: directory.into(),
-                    ..machine.disk("x", 512)
-                }],
+                devices: Configs {
+                    disk: vec![DiskConfig {
+                        path: directory.into(),
+                        ..machine.disk("x", 512)
+                    }],
+                    ..Configs::default()
+                },
                 ..good
             },
             "is a directory, expected a raw image",
@@ -379,7 +397,10 @@ fn cpus_disks_and_names_are_not_shared() {
     let machine = Machine::new();
     let disk = machine.disk("d.img", 4096);
     let one = ZoneConfig {
-        disk: vec![disk.clone()],
+        devices: Configs {
+            disk: vec![disk.clone()],
+            ..Configs::default()
+        },
         cpus: Cpus::List(vec![3]),
         ..machine.config("one")
     };
@@ -393,7 +414,10 @@ fn cpus_disks_and_names_are_not_shared() {
     assert!(message.contains("zone one exists already"), "{message}");
     let two = ZoneConfig {
         name: "two".into(),
-        disk: Vec::new(),
+        devices: Configs {
+            disk: Vec::new(),
+            ..Configs::default()
+        },
         ..one
     };
     let message = machine
@@ -405,7 +429,10 @@ fn cpus_disks_and_names_are_not_shared() {
     assert!(message.contains("CPU 3 is busy"), "{message}");
     let two = ZoneConfig {
         cpus: Cpus::List(vec![1]),
-        disk: vec![disk],
+        devices: Configs {
+            disk: vec![disk],
+            ..Configs::default()
+        },
         ..two
     };
     let message = machine
@@ -419,7 +446,10 @@ fn cpus_disks_and_names_are_not_shared() {
         "{message}"
     );
     let two = ZoneConfig {
-        disk: Vec::new(),
+        devices: Configs {
+            disk: Vec::new(),
+            ..Configs::default()
+        },
         ..two
     };
     machine.registry.start(two).unwrap();
@@ -433,7 +463,10 @@ fn a_device_reset_waits_for_the_daemon() {
     machine
         .registry
         .start(ZoneConfig {
-            disk: vec![disk],
+            devices: Configs {
+                disk: vec![disk],
+                ..Configs::default()
+            },
             ..machine.config("a")
         })
         .unwrap();
@@ -449,8 +482,8 @@ fn a_device_reset_waits_for_the_daemon() {
         (queue.size, queue.ready) = (16, 1);
         (queue.desc, queue.driver, queue.device) = (0x4040_0000, 0x4040_1000, 0x4040_2000);
     });
-    let report = || machine.registry.context().io.report(1);
-    until("queue", || report().first().is_some_and(|queue| queue.active));
+    let queues = || machine.registry.context().io.snapshots(1, 0);
+    until("queue", || queues().first().is_some_and(|queue| queue.active));
     machine.el2.guest_notifies(1, 0, 0);
     machine.el2.guest_changes_device(1, 0, |device| {
         (device.reset_generation, device.reset_pending) = (2, 1)
@@ -458,8 +491,8 @@ fn a_device_reset_waits_for_the_daemon() {
     until("second reset", || {
         machine.el2.device(1, 0).unwrap().reset_pending == 0
     });
-    assert!(!report()[0].active);
-    machine.registry.ask("a", Wish::Stop).unwrap();
+    assert!(!queues()[0].active);
+    machine.registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
 }
 
@@ -473,7 +506,10 @@ fn the_next_daemon_takes_zones_over() {
     machine
         .registry
         .start(ZoneConfig {
-            disk: vec![disk],
+            devices: Configs {
+                disk: vec![disk],
+                ..Configs::default()
+            },
             ..machine.config("a")
         })
         .unwrap();

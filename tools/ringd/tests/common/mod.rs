@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use ringd::control::server;
+use ringd::device::Environment;
 use ringd::host::fake::FakeHost;
-use ringd::hv::Hypervisor;
 use ringd::hv::fake::FakeEl2;
+use ringd::hv::{Hypervisor, Interrupt};
 use ringd::io::Io;
-use ringd::io::bell::Interrupt;
 use ringd::zone::Context;
 use ringd::zone::registry::Registry;
 
@@ -34,20 +34,21 @@ impl Machine {
         fs::write(path("disk.img"), vec![0; 1 << 20]).unwrap();
         fs::create_dir(path("zones")).unwrap();
         let hv: Arc<dyn Hypervisor> = el2.clone();
-        let io = Io::start(hv.clone(), ringblk::ReactorOptions::default()).unwrap();
+        let io = Io::start(hv.clone(), ringvirtio::ReactorOptions::default()).unwrap();
         let (records, cpus) = (path("zones"), Mutex::new(()));
         let context = Context {
             hv,
             host: host.clone(),
             io: io.clone(),
+            environment: Environment::default(),
             records,
             cpus,
         };
         let registry = Arc::new(Registry::new(Arc::new(context)));
         registry.take_over();
         io.listen(Interrupt {
-            fd: el2.bell().unwrap(),
-            width: ringblk::ReadWidth::Eight,
+            fd: el2.interrupt().unwrap(),
+            width: ringvirtio::ReadWidth::Eight,
             cpu: None,
         });
         let listener = server::bind(&path("sock")).unwrap();

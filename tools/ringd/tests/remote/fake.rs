@@ -11,11 +11,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use ringblk::device::feature;
-use ringblk::virtio::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC,
-};
+use ringblk::virtio::{VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH};
 use ringvhost::front::DriverRing;
+use ringvirtio::virtio::feature;
+use ringvirtio::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC};
 use rustix::fs::OFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vm_memory::{FileOffset, MmapRegion};

@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{TryRecvError, channel};
 use std::time::{Duration, Instant};
 
-use ringblk::device::feature;
-use ringblk::remote::{Connector, Remembered};
-use ringblk::virtio::{VIRTIO_BLK_F_RO, VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC};
+use ringblk::remote::{Connector, KnownGeometry};
+use ringblk::virtio::VIRTIO_BLK_F_RO;
 use ringblk::{Disk, DiskConfig, OpenOptions};
 use ringvhost::front::{Driver, Request};
+use ringvirtio::virtio::feature;
+use ringvirtio::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::fake::{BACKEND_REQ, CONFIG, Fake, Manners, PROTOCOL_FEATURES, REPLY_ACK};
-use crate::guest::{ANSWER, BUFFERS, Guest, PATIENCE, open, open_with};
+use crate::guest::{ANSWER, BUFFERS, Guest, PATIENCE, context, open, open_with};
 use crate::support::BASE;
 use crate::{Server, alone, image, open_soon};
 
@@ -87,7 +88,7 @@ fn a_server_that_does_not_answer_is_given_up() {
                 ..Manners::default()
             },
         );
-        let driver = Driver::new(Arc::new(|path: &Path| UnixStream::connect(path))).with_patience(patience);
+        let driver = Driver::new(Arc::new(|path: &Path| UnixStream::connect(path))).with_timeout(patience);
         let begin = Instant::now();
         let error = driver.connect(&socket).unwrap_err();
         assert!(
@@ -383,7 +384,7 @@ fn a_disk_that_is_known_can_be_waited_for() {
     let _alone = alone();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (image, socket) = (image(directory.path()), directory.path().join("sock"));
-    let known = Remembered {
+    let known = KnownGeometry {
         size: 64 * 4096,
         block_size: 512,
         readonly: false,
@@ -409,5 +410,5 @@ fn a_disk_that_is_known_can_be_waited_for() {
         path: directory.path().join("missing"),
         ..DiskConfig::default()
     };
-    assert!(Disk::open_with(&missing, &options).is_err());
+    assert!(Disk::open_with(&missing, &context(), &options).is_err());
 }

@@ -2,16 +2,16 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use ringblk::{
-    Disk, DiskConfig, GuestRam, InflightArea, OpenOptions, Queue, QueueId, QueueSetup, Reactor,
-    ReactorHandle, ReactorOptions, RingAddresses, device,
-};
+use ringblk::{BlockQueue, Disk, DiskConfig, OpenContext, OpenOptions, device};
 use ringvhost::front::{Driver, DriverRing, Request};
+use ringvirtio::{
+    GuestRam, InflightArea, QueueId, QueueSetup, Reactor, ReactorHandle, ReactorOptions, RingAddresses,
+};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use crate::support::{BASE, RAM};
@@ -28,17 +28,20 @@ pub fn open(socket: &Path) -> Result<Arc<Disk>, String> {
 }
 
 pub fn open_with(socket: &Path, options: &OpenOptions) -> Result<Arc<Disk>, String> {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
-        let reach = |path: &Path| UnixStream::connect(path);
-        let driver = Driver::new(Arc::new(reach)).with_patience(ANSWER);
-        ringblk::remote::install(Arc::new(driver));
-    });
     let config = DiskConfig {
         path: format!("vhost-user:{}", socket.display()).into(),
         ..DiskConfig::default()
     };
-    Disk::open_with(&config, options).map_err(|error| error.to_string())
+    Disk::open_with(&config, &context(), options).map_err(|error| error.to_string())
+}
+
+/// Opens remote disks by connecting to their servers.
+pub fn context() -> OpenContext {
+    let reach = |path: &Path| UnixStream::connect(path);
+    OpenContext {
+        connector: Some(Arc::new(Driver::new(Arc::new(reach)).with_timeout(ANSWER))),
+        ..OpenContext::default()
+    }
 }
 
 /// A guest with one queue, and the daemon's reactor.
@@ -84,9 +87,8 @@ impl Guest {
     pub fn use_disk(&mut self, disk: Arc<Disk>) {
         let [desc, avail, used] = DriverRing::areas().map(|offset| GuestAddress(BASE + offset as u64));
         let (raise, interrupts) = channel();
-        let queue = Queue::new(QueueSetup {
+        let setup = QueueSetup {
             features: device::features(&disk, 1),
-            disk,
             ram: self.ram.clone(),
             ring: RingAddresses {
                 size: 128,
@@ -99,12 +101,12 @@ impl Guest {
                 offset: 0,
             },
             epoch: 1,
-            notify: Box::new(move || {
+            notify_driver: Box::new(move || {
                 let _ = raise.send(());
             }),
             needs_reset: Box::new(|fault| panic!("{fault}")),
-        })
-        .unwrap();
+        };
+        let queue = Box::new(BlockQueue::new(disk, setup).unwrap());
         self.interrupts = Some(interrupts);
         self.id = Some(self.handle.add(queue));
     }
@@ -115,7 +117,7 @@ impl Guest {
 
     pub fn publish(&mut self) {
         if self.ring.publish() {
-            self.handle.kick(self.id.unwrap());
+            self.handle.schedule(self.id.unwrap());
         }
     }
 

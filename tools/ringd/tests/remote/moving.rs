@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use ringblk::memory::Slots;
-use ringblk::mirror::{Mirror, Progress, Step};
-use ringblk::remote::{Blocking, Remote};
+use ringblk::migrate::{Migration, Progress, Step};
+use ringblk::remote::{BlockingIo, RemoteImage};
 use ringblk::{Disk, DiskConfig};
+use ringvirtio::memory::Slots;
 use vm_memory::MmapRegion;
 
 use crate::guest::{ANSWER, Guest};
@@ -30,8 +30,8 @@ fn move_to(
     target: Arc<Disk>,
     again: impl FnMut(),
 ) -> HashMap<u64, u64> {
-    let mirror = Mirror::new(source, target.clone(), progress()).unwrap();
-    guest.use_disk(Disk::mirrored(mirror.clone()));
+    let mirror = Migration::new(source, target.clone(), progress()).unwrap();
+    guest.use_disk(mirror.disk());
     let worker = std::thread::spawn({
         let mirror = mirror.clone();
         move || {
@@ -50,7 +50,7 @@ fn move_to(
     written
 }
 
-fn compare(mirror: &Mirror) {
+fn compare(mirror: &Migration) {
     let mut at = 0;
     while mirror.verify(&mut at).unwrap() == Step::More {}
 }
@@ -116,22 +116,28 @@ fn what_a_killed_server_had_in_memory_is_copied_again() {
         ..DiskConfig::default()
     });
     let target = open_soon(&socket);
-    let mirror = Mirror::new(source.unwrap(), target.clone(), progress()).unwrap();
+    let mirror = Migration::new(source.unwrap(), target.clone(), progress()).unwrap();
     while mirror.copy().unwrap() == Step::More {}
     mirror.sync().unwrap();
     compare(&mirror);
     let bytes = stamped(5);
-    mirror.perform(Blocking::Write(&bytes, false), 3 * BLOCK).unwrap();
+    mirror
+        .run_blocking(BlockingIo::Write(&bytes, false), 3 * BLOCK)
+        .unwrap();
     server.kill();
     let _server = Server::qemu(&socket, &served, "qcow2").unwrap();
     // The flush that the new server answers says nothing of what the old one had.
     assert_eq!(mirror.seal().unwrap(), Step::More);
     let mut read = vec![0; bytes.len()];
-    target.perform(Blocking::Read(&mut read), 3 * BLOCK).unwrap();
+    target
+        .run_blocking(BlockingIo::Read(&mut read), 3 * BLOCK)
+        .unwrap();
     assert_ne!(read, bytes, "expected a server that loses something");
     compare(&mirror);
     assert_eq!(mirror.seal().unwrap(), Step::End);
-    target.perform(Blocking::Read(&mut read), 3 * BLOCK).unwrap();
+    target
+        .run_blocking(BlockingIo::Read(&mut read), 3 * BLOCK)
+        .unwrap();
     assert_eq!(read, bytes);
 }
 
@@ -143,27 +149,31 @@ fn a_server_that_comes_back_as_another_is_refused() {
     let (socket, served) = (directory.path().join("sock"), image(directory.path()));
     let server = Server::ringd(&socket, &served);
     let disk = open_soon(&socket);
-    disk.perform(Blocking::Write(&stamped(1), false), 0).unwrap();
-    assert_eq!(disk.losses(), 0);
+    disk.run_blocking(BlockingIo::Write(&stamped(1), false), 0)
+        .unwrap();
+    assert_eq!(disk.write_losses(), 0);
     server.kill();
     let other = directory.path().join("other.img");
     std::fs::write(&other, vec![0; BLOCK as usize]).unwrap();
     let server = Server::ringd(&socket, &other);
-    let error = disk.perform(Blocking::Write(&stamped(2), false), 0).unwrap_err();
+    let error = disk
+        .run_blocking(BlockingIo::Write(&stamped(2), false), 0)
+        .unwrap_err();
     assert!(
         error.to_string().contains("the server says the size is 4096"),
         "{error}"
     );
-    assert_eq!(disk.losses(), 1);
+    assert_eq!(disk.write_losses(), 1);
     assert_eq!(std::fs::read(&other).unwrap(), vec![0; BLOCK as usize]);
     server.kill();
     let server = Server::ringd(&socket, &served);
-    disk.perform(Blocking::Write(&stamped(3), true), 0).unwrap();
+    disk.run_blocking(BlockingIo::Write(&stamped(3), true), 0)
+        .unwrap();
     server.kill();
     // What is durable is not lost.
     let _server = Server::ringd(&socket, &served);
-    disk.perform(Blocking::Read(&mut [0; 512]), 0).unwrap();
-    assert_eq!(disk.losses(), 1);
+    disk.run_blocking(BlockingIo::Read(&mut [0; 512]), 0).unwrap();
+    assert_eq!(disk.write_losses(), 1);
 }
 
 /// All that wait for a server that hangs wait for it once.
@@ -174,7 +184,7 @@ fn a_server_that_hangs_has_its_time_once() {
     let (socket, served) = (directory.path().join("sock"), image(directory.path()));
     let server = Server::ringd(&socket, &served);
     let disk = open_soon(&socket);
-    disk.perform(Blocking::Sync, 0).unwrap();
+    disk.run_blocking(BlockingIo::Sync, 0).unwrap();
     let signal = |name: &str| {
         let pid = server.0.id().to_string();
         assert!(
@@ -192,12 +202,13 @@ fn a_server_that_hangs_has_its_time_once() {
             let disk = &disk;
             scope.spawn(move || {
                 std::thread::sleep(ANSWER * number / 10);
-                disk.perform(Blocking::Write(&[1; 512], false), 0).unwrap_err();
+                disk.run_blocking(BlockingIo::Write(&[1; 512], false), 0)
+                    .unwrap_err();
             });
         }
     });
     let took = begin.elapsed();
     assert!(took < ANSWER * 3 / 2, "{took:?}");
     signal("-CONT");
-    disk.perform(Blocking::Write(&[2; 512], true), 0).unwrap();
+    disk.run_blocking(BlockingIo::Write(&[2; 512], true), 0).unwrap();
 }

@@ -1,19 +1,18 @@
-//! [`BlockingFront`]: a server's disk used by one thread after the other, each waiting for its request: what moves a disk
-//! does that.
+//! [`BlockingFront`]: a server's disk without an engine: one thread at a time sends a request and waits for
+//! it. Migration uses it.
 //!
-//! It has a connection of its own, and memory that data goes through. A server that goes is waited for, for a limited time;
-//! then the request fails, and with it those that have waited meanwhile. What a server had answered before it went and not
-//! made durable may be lost: that is counted.
+//! It has a connection of its own, and memory that data is copied through. If the server goes down, the next
+//! one is awaited for a limited time; then the request fails, and with it those that have waited meanwhile.
+//! Completed writes that a server had not made durable may be lost with it: such losses are counted.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use ringblk::remote::Blocking;
+use ringblk::remote::BlockingIo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{ReadWriteFlags, preadv2};
 use vhost::VhostUserMemoryRegionInfo;
@@ -21,33 +20,31 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMma
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::connect::Connection;
+use super::endpoint::Endpoint;
 use super::kick::{Kick, Threads};
-use super::link::{Known, Reach};
+use super::lock::locked;
 use super::ring::{DriverRing, Request};
 use super::shared::{SharedRings, sealed};
 
-/// Bytes of memory for data, and most of one request.
-const ROOM: u64 = 1 << 20;
-/// Where the server is told that it is.
+/// Bytes of memory for data, and most bytes of one request.
+const DATA_MAX: u64 = 1 << 20;
+/// Guest-physical address of that memory.
 const BASE: u64 = 1 << 30;
-/// Between attempts to connect.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Time between attempts to connect.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A server's disk.
+/// A server's disk without an engine.
 pub struct BlockingFront {
-    path: PathBuf,
-    reach: Reach,
-    patience: Duration,
+    endpoint: Arc<Endpoint>,
     threads: Threads,
-    known: Arc<Known>,
-    losses: AtomicU64,
+    write_losses: AtomicU64,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     session: Option<Session>,
-    /// When a request failed last because the server was not there, or did not answer.
+    /// When a request last failed because the server was down or did not answer.
     failed: Option<Instant>,
 }
 
@@ -58,7 +55,7 @@ struct Session {
     call: EventFd,
     memory: GuestMemoryMmap,
     _file: File,
-    /// It may be lost with the server what was written.
+    /// Completed writes may be lost with the server.
     dirty: bool,
 }
 
@@ -67,41 +64,38 @@ fn other(error: impl ToString) -> io::Error {
 }
 
 impl BlockingFront {
-    /// Not connected yet.
-    pub fn new(path: PathBuf, reach: Reach, patience: Duration, known: Arc<Known>) -> Self {
+    /// Makes one that connects at the first request.
+    pub fn new(endpoint: Arc<Endpoint>) -> Self {
         Self {
-            path,
-            reach,
-            patience,
+            endpoint,
             threads: Threads::default(),
-            known,
-            losses: AtomicU64::new(0),
+            write_losses: AtomicU64::new(0),
             state: Mutex::default(),
         }
     }
 
-    /// How often a server went that may have lost something.
-    pub fn losses(&self) -> u64 {
-        self.losses.load(Ordering::Acquire)
+    /// Returns how many times completed writes may have been lost with a server.
+    pub fn write_losses(&self) -> u64 {
+        self.write_losses.load(Ordering::Acquire)
     }
 
-    /// Lets go of the server, and waits for nobody. No request is in flight.
+    /// Disconnects, without waiting. No request is in flight.
     pub fn disconnect(&self) {
         self.lock().session = None;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
-    /// Does it, in as many requests as it takes.
+    /// Runs an operation, in as many requests as it takes.
     ///
     /// # Errors
-    /// The server refuses, or is not there for longer than it may.
-    pub fn perform(&self, what: Blocking<'_>, offset: u64) -> io::Result<()> {
-        let piece = |at: usize, len: usize| at..len.min(at + ROOM as usize);
+    /// The server fails a request, or is down for longer than the timeout.
+    pub fn run(&self, what: BlockingIo<'_>, offset: u64) -> io::Result<()> {
+        let piece = |at: usize, len: usize| at..len.min(at + DATA_MAX as usize);
         match what {
-            Blocking::Read(bytes) => {
+            BlockingIo::Read(bytes) => {
                 let (mut at, len) = (0, bytes.len());
                 while at < len {
                     let part = bytes.get_mut(piece(at, len)).unwrap_or_default();
@@ -111,7 +105,7 @@ impl BlockingFront {
                 }
                 Ok(())
             }
-            Blocking::Write(bytes, durable) => {
+            BlockingIo::Write(bytes, durable) => {
                 let (mut at, len) = (0, bytes.len());
                 while at < len {
                     let part = bytes.get(piece(at, len)).unwrap_or_default();
@@ -124,15 +118,15 @@ impl BlockingFront {
                 }
                 Ok(())
             }
-            Blocking::Sync => self.request(Session::flush),
-            Blocking::Zero { len, unmap } => self.range(offset, len, |session, offset, len, left| {
+            BlockingIo::Sync => self.request(Session::flush),
+            BlockingIo::Zero { len, unmap } => self.range(offset, len, |session, offset, len, left| {
                 session.zero(offset, len, unmap, left)
             }),
-            Blocking::Discard { len } => self.range(offset, len, Session::discard),
+            BlockingIo::Discard { len } => self.range(offset, len, Session::discard),
         }
     }
 
-    /// As many requests as it takes to do `act` to so many bytes; it gives those of one.
+    /// Repeats `act`, which handles and returns a part of the range, until the whole range is done.
     fn range(
         &self,
         offset: u64,
@@ -151,16 +145,16 @@ impl BlockingFront {
         Ok(())
     }
 
-    /// Tries until a server has answered, or the time is over.
+    /// Retries `act` with the next server until one has answered, or the timeout has expired.
     fn request(&self, mut act: impl FnMut(&mut Session, Instant) -> Result<(), Failure>) -> io::Result<()> {
         let begin = Instant::now();
-        let end = begin + self.patience;
+        let end = begin + self.endpoint.timeout;
         let mut state = self.lock();
-        // The server has had its time.
+        // The server has had its time while this thread waited for the lock.
         if Instant::now() >= end || state.failed.is_some_and(|failed| failed >= begin) {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        let mut said = None;
+        let mut failure = None;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let done = match &mut state.session {
@@ -177,47 +171,47 @@ impl BlockingFront {
                 Ok(()) => return Ok(()),
                 Err(Failure::Refused(error)) => return Err(error),
                 Err(Failure::Gone(error)) => {
-                    // What it had is asked of the next one again; not so what it had answered.
+                    // The request is repeated with the next server; completed ones are not.
                     if state.session.take().is_some_and(|session| session.dirty) {
-                        self.losses.fetch_add(1, Ordering::Release);
+                        self.write_losses.fetch_add(1, Ordering::Release);
                     }
-                    // The last attempts fail for want of time, which says nothing of the server.
-                    if left >= self.patience / 4 {
-                        said = Some(error);
+                    // The last attempts fail for lack of time, which says nothing about the server.
+                    if left >= self.endpoint.timeout / 4 {
+                        failure = Some(error);
                     } else {
-                        said.get_or_insert(error);
+                        failure.get_or_insert(error);
                     }
                     if Instant::now() >= end {
                         state.failed = Some(Instant::now());
-                        return Err(said.unwrap_or_else(|| io::ErrorKind::TimedOut.into()));
+                        return Err(failure.unwrap_or_else(|| io::ErrorKind::TimedOut.into()));
                     }
-                    std::thread::sleep(PAUSE);
+                    std::thread::sleep(RETRY_INTERVAL);
                 }
             }
         }
     }
 }
 
-/// Why a request is not done.
+/// Why a request failed.
 enum Failure {
-    /// The server said so.
+    /// The server failed it.
     Refused(io::Error),
-    /// There is no server any more.
+    /// The server is down.
     Gone(io::Error),
 }
 
 impl Session {
     fn new(front: &BlockingFront, end: Instant) -> io::Result<Self> {
         let left = || end.saturating_duration_since(Instant::now());
-        let stream = (front.reach)(&front.path)?;
+        let stream = (front.endpoint.connect)(&front.endpoint.path)?;
         let mut connection = Connection::negotiate_within(stream, 1, left()).map_err(other)?;
-        front.known.check(connection.shape()).map_err(other)?;
-        let file = sealed(c"ringd data", ROOM)?;
+        front.endpoint.known.check(connection.info()).map_err(other)?;
+        let file = sealed(c"ringd data", DATA_MAX)?;
         let mapping: MmapRegion =
-            MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), ROOM as usize).map_err(other)?;
+            MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), DATA_MAX as usize).map_err(other)?;
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: BASE,
-            memory_size: ROOM,
+            memory_size: DATA_MAX,
             userspace_addr: mapping.as_ptr().addr() as u64,
             mmap_offset: 0,
             mmap_handle: file.as_raw_fd(),
@@ -229,7 +223,7 @@ impl Session {
         let kick = Kick::new(true, &front.threads)?;
         let call = EventFd::new(EFD_NONBLOCK)?;
         let kicks = [kick.for_server()?];
-        connection.set_patience(left());
+        connection.set_timeout(left());
         connection
             .start(&[region], &rings, &kicks, &call)
             .map_err(other)?;
@@ -249,7 +243,7 @@ impl Session {
         ring.ok_or_else(|| Failure::Gone(other("no ring")))
     }
 
-    /// One request and its answer.
+    /// Sends one request and waits for its completion.
     fn run(&mut self, request: Request, parts: &[(u64, u32)], end: Instant) -> Result<(), Failure> {
         let ring = self.ring()?;
         ring.push(0, request, parts);
@@ -267,7 +261,7 @@ impl Session {
                     };
                 }
                 Ok(None) => {}
-                Err(nonsense) => return Err(Failure::Gone(other(nonsense))),
+                Err(fault) => return Err(Failure::Gone(other(fault))),
             }
             if ring.arm() {
                 continue;
@@ -289,7 +283,7 @@ impl Session {
         ];
         let time = Timespec::try_from(time).ok();
         let _ = poll(&mut fds, time.as_ref());
-        // Not by `read`: the server can make that wait.
+        // Not by `read`, which the server can make block.
         let mut count = [0; 8];
         let _ = preadv2(
             call,
@@ -316,18 +310,18 @@ impl Session {
         written.map_err(|error| Failure::Gone(other(error)))?;
         let part = (BASE, bytes.len() as u32);
         self.run(Request::Write { offset }, &[part], end)?;
-        self.written();
+        self.set_dirty();
         Ok(())
     }
 
-    /// Something was, and may be in a cache.
-    fn written(&mut self) {
-        self.dirty |= self.connection.shape().flush;
+    /// Records that a write has completed and may be in the server's cache.
+    fn set_dirty(&mut self) {
+        self.dirty |= self.connection.info().flush;
     }
 
     fn flush(&mut self, end: Instant) -> Result<(), Failure> {
-        // Without the feature it has no cache.
-        if !self.connection.shape().flush {
+        // Without VIRTIO_BLK_F_FLUSH the server has no cache.
+        if !self.connection.info().flush {
             return Ok(());
         }
         self.run(Request::Flush, &[], end)?;
@@ -335,24 +329,24 @@ impl Session {
         Ok(())
     }
 
-    /// Gives the bytes of the one request.
+    /// Zeroes as much as one request can, and returns the bytes.
     fn zero(&mut self, offset: u64, len: u64, unmap: bool, end: Instant) -> Result<u64, Failure> {
-        let len = piece(len, self.connection.shape().zeroes)?;
+        let len = piece(len, self.connection.info().write_zeroes)?;
         self.run(Request::WriteZeroes { offset, len, unmap }, &[], end)?;
-        self.written();
+        self.set_dirty();
         Ok(len)
     }
 
-    /// As [`Self::zero`].
+    /// Discards as much as one request can, and returns the bytes.
     fn discard(&mut self, offset: u64, len: u64, end: Instant) -> Result<u64, Failure> {
-        let len = piece(len, self.connection.shape().discard)?;
+        let len = piece(len, self.connection.info().discard)?;
         self.run(Request::Discard { offset, len }, &[], end)?;
-        self.written();
+        self.set_dirty();
         Ok(len)
     }
 }
 
-/// As much of `len` as one request takes, if the server knows such at all.
+/// Returns how much of `len` one request can handle; an error if the server does not support the request.
 fn piece(len: u64, most: u64) -> Result<u64, Failure> {
     match len.min(most - most % ringblk::virtio::SECTOR_SIZE) {
         0 => Err(Failure::Refused(io::Error::from_raw_os_error(libc::EOPNOTSUPP))),

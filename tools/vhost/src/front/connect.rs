@@ -1,17 +1,21 @@
-//! [`Connection`]: a server that has said what its disk is ([`Shape`]), and can be given rings.
+//! [`Connection`]: a negotiated connection to a server, whose disk is known ([`DiskInfo`]) and whose queues
+//! can be started.
 
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use ringblk::device::{CONFIG_LEN, feature};
+use ringblk::device::CONFIG_LEN;
 use ringblk::virtio::{
     SECTOR_SIZE, VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_F_VERSION_1,
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_WRITE_ZEROES,
 };
+use ringvirtio::virtio::feature;
+use ringvirtio::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -19,27 +23,31 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::notices::Notices;
+use super::channel::BackendChannel;
 use super::ring::{SEGMENTS, SIZE};
 use super::shared::SharedRings;
 
-/// How long a server may take for an answer, and for letting go of requests, if nothing else is said.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// Connects to a server's socket.
+pub type ConnectFn = Arc<dyn Fn(&Path) -> io::Result<UnixStream> + Send + Sync>;
 
-/// Ends a connection on which something takes too long: the `vhost` crate waits for ever, whatever the socket says.
+/// Default time for a server's answer, and for the release of abandoned requests.
+pub const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Shuts a connection down when an answer takes too long: the `vhost` crate ignores the socket's timeout.
+/// Dropped when the answer has come.
 struct Watchdog {
     _done: Sender<()>,
 }
 
 impl Watchdog {
-    fn new(stream: &UnixStream, patience: Duration) -> io::Result<Self> {
+    fn new(stream: &UnixStream, timeout: Duration) -> io::Result<Self> {
         let stream = stream.try_clone()?;
         let (done, waited) = channel();
         std::thread::Builder::new()
             .name("watchdog".into())
             .spawn(move || {
-                if waited.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
-                    tracing::warn!(?patience, "a vhost-user server does not answer");
+                if waited.recv_timeout(timeout) == Err(RecvTimeoutError::Timeout) {
+                    tracing::warn!(?timeout, "a vhost-user server does not answer");
                     let _ = stream.shutdown(Shutdown::Both);
                 }
             })?;
@@ -47,8 +55,8 @@ impl Watchdog {
     }
 }
 
-/// What is used if the server has it.
-const WISHES: [u32; 7] = [
+/// Features that are used if the server offers them.
+const OPTIONAL_FEATURES: [u32; 7] = [
     VIRTIO_RING_F_EVENT_IDX,
     VIRTIO_BLK_F_SEG_MAX,
     VIRTIO_BLK_F_BLK_SIZE,
@@ -61,7 +69,7 @@ const WISHES: [u32; 7] = [
 /// Why a server cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontError {
-    /// The system refused something.
+    /// A system call failed.
     #[error("{what}: {source}")]
     System {
         /// What was attempted.
@@ -69,7 +77,7 @@ pub enum FrontError {
         /// The reason.
         source: io::Error,
     },
-    /// The server did not answer as it must.
+    /// The server did not answer, or not as the protocol requires.
     #[error("no vhost-user server, or one that refuses: {message}: {source}")]
     Message {
         /// The message.
@@ -77,65 +85,65 @@ pub enum FrontError {
         /// What happened.
         source: vhost::Error,
     },
-    /// The server lacks what cannot be done without.
+    /// The server lacks a required feature.
     #[error("the server does not offer {0}, which is needed")]
     Missing(&'static str),
-    /// The guest's memory is nobody else's to map.
+    /// The guest's memory cannot be shared.
     #[error("the guest's memory has no descriptor, expected memory that can be shared")]
     Private,
-    /// It is not what it was.
+    /// The disk is not the one that the guest knows.
     #[error("the server says {what} is {found}, expected {expected}, which the guest knows")]
     Changed {
         /// What has changed.
         what: &'static str,
-        /// As it is.
+        /// The server's value.
         found: u64,
-        /// As the guest knows it.
+        /// The value that the guest knows.
         expected: u64,
     },
-    /// Its disk is none.
+    /// The configuration space is not a disk's.
     #[error("the server says {what} is {found}, expected {expected}")]
     Config {
         /// A field of the configuration space.
         what: &'static str,
-        /// As read.
+        /// Its value.
         found: u64,
-        /// What would do.
+        /// The allowed values.
         expected: &'static str,
     },
 }
 
-/// What a server's disk is.
+/// A server's disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Shape {
+pub struct DiskInfo {
     /// Bytes.
     pub size: u64,
     /// Bytes of a logical block.
     pub block_size: u32,
-    /// Nothing can be written.
+    /// It refuses writes.
     pub readonly: bool,
-    /// It may keep what was written in a cache until a flush.
+    /// It may keep writes in a cache until a flush.
     pub flush: bool,
-    /// Most bytes of a discard; 0: it has none.
+    /// Most bytes of a discard; 0 if it is not supported.
     pub discard: u64,
-    /// Most bytes of a request to write zeroes; 0: it has none.
-    pub zeroes: u64,
+    /// Most bytes of a write-zeroes request; 0 if it is not supported.
+    pub write_zeroes: u64,
     /// Most buffers of a request.
     pub segments: usize,
-    /// Queues that it serves.
+    /// Queues that the server serves.
     pub queues: u16,
-    /// Features taken, by bit.
+    /// Negotiated features, by bit.
     pub features: u64,
 }
 
-/// A server that has answered.
+/// A negotiated connection.
 pub struct Connection {
     frontend: Frontend,
     stream: UnixStream,
-    shape: Shape,
-    /// The server can say that its disk has changed.
-    notifies: bool,
-    patience: Duration,
+    info: DiskInfo,
+    /// The server supports the back-end channel.
+    has_channel: bool,
+    timeout: Duration,
 }
 
 fn step<T>(message: &'static str, result: vhost::Result<T>) -> Result<T, FrontError> {
@@ -143,21 +151,21 @@ fn step<T>(message: &'static str, result: vhost::Result<T>) -> Result<T, FrontEr
 }
 
 impl Connection {
-    /// Learns what is at the other end, and takes up to so many queues.
+    /// Negotiates with the server, for up to `queues` queues.
     ///
     /// # Errors
-    /// It does not answer in time, is no server, or not one that can be used.
+    /// It does not answer in time, is not a vhost-user server, or cannot be used.
     pub fn negotiate(stream: UnixStream, queues: u16) -> Result<Self, FrontError> {
-        Self::negotiate_within(stream, queues, PATIENCE)
+        Self::negotiate_within(stream, queues, TIMEOUT)
     }
 
-    /// As [`Self::negotiate`], with a server that has so much time for each step.
+    /// As [`Self::negotiate`], with this timeout for each step.
     ///
     /// # Errors
     /// As there.
-    pub fn negotiate_within(stream: UnixStream, queues: u16, patience: Duration) -> Result<Self, FrontError> {
+    pub fn negotiate_within(stream: UnixStream, queues: u16, timeout: Duration) -> Result<Self, FrontError> {
         let system = |what| move |source| FrontError::System { what, source };
-        let _watchdog = Watchdog::new(&stream, patience).map_err(system("cannot start a thread"))?;
+        let _watchdog = Watchdog::new(&stream, timeout).map_err(system("cannot start a thread"))?;
         let copy = stream.try_clone().map_err(system("cannot copy a descriptor"))?;
         let mut frontend = Frontend::from_stream(copy, 1);
         step("SET_OWNER", frontend.set_owner())?;
@@ -177,10 +185,10 @@ impl Connection {
         let mut features = feature(VIRTIO_F_VERSION_1)
             | feature(VIRTIO_RING_F_INDIRECT_DESC)
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        for wish in WISHES {
-            features |= offered & feature(wish);
+        for optional in OPTIONAL_FEATURES {
+            features |= offered & feature(optional);
         }
-        // The crate looks at what was taken before it lets messages pass.
+        // The crate checks the negotiated features before it sends messages that depend on them.
         step("SET_FEATURES", frontend.set_features(features))?;
         let protocol = step("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
         if !protocol.contains(VhostUserProtocolFeatures::CONFIG) {
@@ -201,47 +209,47 @@ impl Connection {
         if queues > 1 && protocol.contains(VhostUserProtocolFeatures::MQ) {
             served = step("GET_QUEUE_NUM", frontend.get_queue_num())?;
         }
-        let mut shape = read_shape(&mut frontend, features)?;
+        let mut info = read_info(&mut frontend, features)?;
         let several = offered & feature(VIRTIO_BLK_F_MQ) != 0;
-        let most = if several { shape.queues } else { 1 };
-        shape.queues = most.clamp(1, u16::try_from(served).unwrap_or(1).clamp(1, queues.max(1)));
-        if shape.queues > 1 {
-            shape.features |= feature(VIRTIO_BLK_F_MQ);
-            step("SET_FEATURES", frontend.set_features(shape.features))?;
+        let most = if several { info.queues } else { 1 };
+        info.queues = most.clamp(1, u16::try_from(served).unwrap_or(1).clamp(1, queues.max(1)));
+        if info.queues > 1 {
+            info.features |= feature(VIRTIO_BLK_F_MQ);
+            step("SET_FEATURES", frontend.set_features(info.features))?;
         }
         Ok(Self {
             frontend,
             stream,
-            shape,
-            patience,
-            notifies: protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ),
+            info,
+            timeout,
+            has_channel: protocol.contains(VhostUserProtocolFeatures::BACKEND_REQ),
         })
     }
 
-    /// Asks anew what its disk is.
+    /// Reads the disk's configuration space again.
     ///
     /// # Errors
-    /// It does not answer in time, or the disk is none.
-    pub fn reread(&mut self) -> Result<&Shape, FrontError> {
-        let _watchdog = self.watch()?;
-        let queues = self.shape.queues;
-        self.shape = Shape {
+    /// The server does not answer in time, or the configuration is not a disk's.
+    pub fn reread(&mut self) -> Result<&DiskInfo, FrontError> {
+        let _watchdog = self.watchdog()?;
+        let queues = self.info.queues;
+        self.info = DiskInfo {
             queues,
-            ..read_shape(&mut self.frontend, self.shape.features)?
+            ..read_info(&mut self.frontend, self.info.features)?
         };
-        Ok(&self.shape)
+        Ok(&self.info)
     }
 
-    /// Has the server say when its disk changes; `None`: it cannot.
+    /// Opens the back-end channel, for changes of the disk; `None` if the server does not support it.
     ///
     /// # Errors
     /// The server refuses, or no descriptors are left.
-    pub fn notices(&mut self) -> Result<Option<Notices>, FrontError> {
-        if !self.notifies {
+    pub fn open_channel(&mut self) -> Result<Option<BackendChannel>, FrontError> {
+        if !self.has_channel {
             return Ok(None);
         }
-        let _watchdog = self.watch()?;
-        let (notices, theirs) = Notices::new().map_err(|source| FrontError::System {
+        let _watchdog = self.watchdog()?;
+        let (channel, theirs) = BackendChannel::new().map_err(|source| FrontError::System {
             what: "cannot make a channel",
             source,
         })?;
@@ -249,33 +257,34 @@ impl Connection {
             "SET_BACKEND_REQ_FD",
             self.frontend.set_backend_request_fd(&theirs),
         )?;
-        Ok(Some(notices))
+        Ok(Some(channel))
     }
 
-    /// Gives the server so much time for each step from now on.
-    pub fn set_patience(&mut self, patience: Duration) {
-        self.patience = patience;
+    /// Sets the timeout of each further step.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
     }
 
-    /// What its disk is.
+    /// Returns the server's disk.
     #[must_use]
-    pub fn shape(&self) -> &Shape {
-        &self.shape
+    pub fn info(&self) -> &DiskInfo {
+        &self.info
     }
 
-    /// The socket: it ends when the server does, or ends the connection.
+    /// Returns the socket, which closes when the server dies or ends the connection.
     #[must_use]
     pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
-    /// Whether notifications are by index.
+    /// Returns whether VIRTIO_F_EVENT_IDX is negotiated.
     #[must_use]
     pub fn event_idx(&self) -> bool {
-        self.shape.features & feature(VIRTIO_RING_F_EVENT_IDX) != 0
+        self.info.features & feature(VIRTIO_RING_F_EVENT_IDX) != 0
     }
 
-    /// Shares the memory of guest and rings and lets the server begin. Each queue has its kick; calls come to one.
+    /// Shares the memory of guest and rings and starts the queues. Each queue has its own kick; all share one
+    /// call.
     ///
     /// # Errors
     /// The server refuses.
@@ -286,7 +295,7 @@ impl Connection {
         kicks: &[EventFd],
         call: &EventFd,
     ) -> Result<(), FrontError> {
-        let _watchdog = self.watch()?;
+        let _watchdog = self.watchdog()?;
         let mut table = guest.to_vec();
         table.push(rings.region());
         step("SET_MEM_TABLE", self.frontend.set_mem_table(&table))?;
@@ -304,35 +313,35 @@ impl Connection {
         Ok(())
     }
 
-    fn watch(&self) -> Result<Watchdog, FrontError> {
-        Watchdog::new(&self.stream, self.patience).map_err(|source| FrontError::System {
+    fn watchdog(&self) -> Result<Watchdog, FrontError> {
+        Watchdog::new(&self.stream, self.timeout).map_err(|source| FrontError::System {
             what: "cannot start a thread",
             source,
         })
     }
 
-    /// Has the server finish what it does on all queues and let go of them.
+    /// Stops all queues; the server completes what is in flight.
     ///
     /// # Errors
     /// The server does not answer.
     pub fn stop(&mut self) -> Result<(), FrontError> {
-        let _watchdog = self.watch()?;
-        for number in 0..usize::from(self.shape.queues) {
+        let _watchdog = self.watchdog()?;
+        for number in 0..usize::from(self.info.queues) {
             step("GET_VRING_BASE", self.frontend.get_vring_base(number))?;
         }
         Ok(())
     }
 }
 
-fn read_shape(frontend: &mut Frontend, features: u64) -> Result<Shape, FrontError> {
+fn read_info(frontend: &mut Frontend, features: u64) -> Result<DiskInfo, FrontError> {
     let ask = [0; CONFIG_LEN];
     let config = frontend.get_config(0, CONFIG_LEN as u32, VhostUserConfigFlags::empty(), &ask);
     let (_, config) = step("GET_CONFIG", config)?;
-    Shape::parse(&config, features)
+    DiskInfo::parse(&config, features)
 }
 
-impl Shape {
-    /// From a configuration space (virtio 1.2, 5.2.4).
+impl DiskInfo {
+    /// Parses a configuration space (virtio 1.2, 5.2.4).
     fn parse(config: &[u8], features: u64) -> Result<Self, FrontError> {
         let has = |number| features & feature(number) != 0;
         let field = |offset: usize, len: usize| {
@@ -380,7 +389,7 @@ impl Shape {
             readonly: has(VIRTIO_BLK_F_RO),
             flush: has(VIRTIO_BLK_F_FLUSH),
             discard: limit(VIRTIO_BLK_F_DISCARD, 36),
-            zeroes: limit(VIRTIO_BLK_F_WRITE_ZEROES, 48),
+            write_zeroes: limit(VIRTIO_BLK_F_WRITE_ZEROES, 48),
             segments: usize::try_from(segments).unwrap_or(SEGMENTS).min(SEGMENTS),
             queues: (field(34, 2) as u16).max(1),
             features,

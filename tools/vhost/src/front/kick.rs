@@ -1,12 +1,14 @@
-//! [`Kick`]: tells a server that there are requests, and cannot be held up by it.
+//! [`Kick`]: notifies a server of requests without ever blocking on it.
 //!
-//! The server has the same open file of an `eventfd`: at any time it can fill the counter and take `O_NONBLOCK` away, and a
-//! `write` of ours would wait from then on, on the reactor's thread, which all disks share. The kernel has no write to an
-//! `eventfd` that is told not to wait (RWF_NOWAIT: reads only), and looking beforehand leaves the server time in between. But
-//! its own signals never wait (`eventfd_signal`), and an io_uring sends one with each completion. So each kick has a small
-//! ring of its own, where a kick is an operation that does nothing: one system call, as a `write` is.
+//! The server shares the open file description of the `eventfd`: at any time it can fill the counter and
+//! clear `O_NONBLOCK`, and from then on a `write` would block the reactor's thread, which all disks share.
+//! The kernel has no non-blocking write to an `eventfd` (RWF_NOWAIT works for reads only), and a check
+//! beforehand would race with the server. But the kernel's own signals never block (`eventfd_signal`), and an
+//! io_uring sends one with each completion. So each kick has a small ring of its own, where a kick is a
+//! no-op: one system call, as a `write` is.
 //!
-//! Where io_uring is not to be had, or not wanted, a thread writes: a wake-up more for each kick, and only that thread waits.
+//! Where io_uring is not available, or not wanted, a thread writes: one more wake-up for each kick, and only
+//! that thread blocks.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -17,10 +19,10 @@ use io_uring::{IoUring, opcode};
 use rustix::io::{ReadWriteFlags, preadv2};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Most threads of one disk, with those that servers before this one still hold up.
+/// Most threads of one disk, including those that earlier servers still block.
 const THREADS: usize = 64;
 
-/// Counts a disk's threads: each has one of these, and so does who starts them.
+/// Counts a disk's threads: each holds a reference, and so does the disk.
 pub type Threads = Arc<()>;
 
 /// Kicks one queue.
@@ -32,12 +34,12 @@ pub struct Kick {
 enum Way {
     /// Signals the event with each completion.
     Ring(Box<IoUring>),
-    /// Has the thread write, if it is not about to.
+    /// Makes the thread write, unless it is about to.
     Thread(SyncSender<()>),
 }
 
 impl Kick {
-    /// With a ring if `io_uring` and the system has it, else with a thread.
+    /// Uses a ring if `io_uring` is set and the system supports it, else a thread.
     ///
     /// # Errors
     /// No descriptors or threads are left.
@@ -50,7 +52,7 @@ impl Kick {
         Ok(Self { event, way })
     }
 
-    /// What the server gets.
+    /// Returns the server's descriptor.
     ///
     /// # Errors
     /// No descriptors are left.
@@ -58,12 +60,12 @@ impl Kick {
         self.event.try_clone()
     }
 
-    /// Kicks, and waits for nobody.
+    /// Kicks the server, without blocking.
     pub fn kick(&mut self) {
         match &mut self.way {
             Way::Ring(ring) => {
                 let nothing = opcode::Nop::new().build();
-                // Without room the last one is still there, and is as good.
+                // If the ring is full, the previous kick is still pending and has the same effect.
                 // SAFETY: the operation has no buffer.
                 let _ = unsafe { ring.submission().push(&nothing) };
                 if let Err(error) = ring.submit() {
@@ -71,7 +73,7 @@ impl Kick {
                 }
                 ring.completion().for_each(drop);
             }
-            // If there is no room, the thread has yet to take what is there, and writes after it has.
+            // If the channel is full, the thread has not received the previous kick and writes after it has.
             Way::Thread(thread) => {
                 let _ = thread.try_send(());
             }
@@ -81,7 +83,7 @@ impl Kick {
 
 impl Drop for Kick {
     fn drop(&mut self) {
-        // A thread that the server has held up is let go.
+        // Unblocks a thread that the server blocks.
         if matches!(self.way, Way::Thread(_)) {
             // SAFETY: open as long as `self`.
             let event = unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) };
@@ -100,17 +102,15 @@ fn ring(event: &EventFd) -> io::Result<IoUring> {
 
 fn thread(event: &EventFd, threads: &Threads) -> io::Result<SyncSender<()>> {
     if Arc::strong_count(threads) > THREADS {
-        return Err(io::Error::other(
-            "servers hold up too many threads that kick them",
-        ));
+        return Err(io::Error::other("servers block too many threads that kick them"));
     }
     let (event, running) = (event.try_clone()?, threads.clone());
     let (send, take) = sync_channel(1);
     std::thread::Builder::new().name("kick".into()).spawn(move || {
-        ringblk::affinity::run_anywhere();
+        ringvirtio::affinity::run_anywhere();
         let _running = running;
         while take.recv().is_ok() {
-            // A full counter has kicked already.
+            // A full counter is a kick already.
             let _ = event.write(1);
         }
     })?;
@@ -119,11 +119,14 @@ fn thread(event: &EventFd, threads: &Threads) -> io::Result<SyncSender<()>> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::os::fd::{AsRawFd, BorrowedFd};
+    use std::sync::Arc;
     use std::time::{Duration, Instant};
 
     use rustix::fs::{OFlags, fcntl_setfl};
 
-    use super::*;
+    use super::{Kick, THREADS, Threads, Way};
 
     fn soon(what: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_kicked_and_holds_nobody_up() {
+    fn a_kick_never_blocks() {
         for io_uring in [true, false] {
             let threads = Threads::default();
             let mut kick = Kick::new(io_uring, &threads).unwrap();
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_are_held_up_are_limited() {
+    fn blocked_threads_are_limited() {
         let threads = Threads::default();
         let kicks: Vec<_> = (0..THREADS)
             .map(|_| Kick::new(false, &threads).unwrap())

@@ -1,21 +1,28 @@
-//! The driver's side: disks that another process serves over vhost-user.
+//! The front-end: disks that another process serves over vhost-user.
 //!
-//! [`connect`] says hello to a server and learns what its disk is; [`ring`] is a virtqueue of ours in memory that is
-//! shared with it ([`shared`]). Requests name guest RAM, which is shared too, so the server moves the data itself. The
-//! rings are ours and not the guest's: a server that dies takes nothing with it that is not known here, and one that
-//! writes nonsense writes it to us.
+//! [`disk`] finds such a disk and starts an engine for it. [`connect`] negotiates with a server and learns
+//! what its disk is; [`link`] keeps it connected for the engine ([`engine`]); [`blocking`] uses it without an
+//! engine. [`ring`] is a virtqueue in memory shared with the server ([`shared`]). Requests name guest RAM,
+//! which is shared, too, so the server transfers the data itself. The rings are ours and not the guest's: a
+//! server that dies takes no state with it, and one that corrupts a ring corrupts only ours.
 
 mod blocking;
+pub mod channel;
 pub mod connect;
+mod disk;
+mod endpoint;
 mod engine;
 mod kick;
+mod known;
 mod link;
-pub mod notices;
+mod lock;
+mod log_limit;
+mod request;
 pub mod ring;
 pub mod shared;
+mod state;
 
-pub use connect::{Connection, FrontError, Shape};
-pub use engine::Driver;
-pub use link::Reach;
-pub use ring::{Done, DriverRing, Nonsense, Request};
+pub use connect::{ConnectFn, Connection, DiskInfo, FrontError};
+pub use disk::Driver;
+pub use ring::{DriverRing, Request, RingFault, UsedRequest};
 pub use shared::SharedRings;

@@ -1,20 +1,23 @@
-//! [`DriverRing`]: a split virtqueue (virtio 1.2, 2.7) filled by us and emptied by a server.
+//! [`DriverRing`]: the driver side of a split virtqueue (virtio 1.2, 2.7) that a server serves.
 //!
-//! Request `n` always uses descriptor `n`, which points to indirect table `n`, header `n` and status `n`; so there is
-//! nothing to allocate. Everything the server writes is checked: it can only name a request that is in flight, once.
+//! Request `n` always uses descriptor `n`, which points to indirect table `n`, header `n` and status `n`; so
+//! nothing is allocated. Everything the server writes is checked: a used entry can only name a request in
+//! flight, once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-use ringblk::memory::{MemoryError, Slots};
 use ringblk::virtio::{
     SECTOR_SIZE, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT,
-    VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY,
+    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
+use ringvirtio::memory::{MemoryError, Slots};
+use ringvirtio::virtio::{
+    VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY,
 };
 use vm_memory::MmapRegion;
 
-/// Entries of a ring: what servers have by default.
+/// Entries of a ring: the default of most servers.
 pub const SIZE: u16 = 128;
 /// Most buffers of a request: a chain is no longer than its queue (2.7.5.3.1), and two are header and status.
 pub const SEGMENTS: usize = SIZE as usize - 2;
@@ -23,36 +26,36 @@ const DESCRIPTOR: usize = 16;
 /// Descriptors of an indirect table.
 const TABLE: usize = SIZE as usize;
 
-// Where things are in the memory of a ring.
+// Offsets in the memory of a ring.
 const AVAIL: usize = 0x1000;
 const USED: usize = 0x2000;
 const HEADERS: usize = 0x3000;
 const RANGES: usize = 0x4000;
 const STATUS: usize = 0x5000;
 const TABLES: usize = 0x6000;
-/// Bytes of all that.
+/// Bytes of a ring's memory.
 pub const BYTES: usize = TABLES + TABLE * TABLE * DESCRIPTOR;
 
-/// A status that no server writes.
+/// An invalid status, to detect that the server wrote none.
 const NO_STATUS: u16 = 0xffff;
 
-/// What a server wrote that it must not.
+/// An invalid value that a server wrote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Nonsense {
-    /// More is used than there was.
+pub enum RingFault {
+    /// More entries are used than requests were in flight.
     #[error("used.idx is {found} after {seen}, with {outstanding} requests in flight")]
     UsedIndex {
         /// Read from the ring.
         found: u16,
-        /// Entries taken so far.
+        /// Entries popped so far.
         seen: u16,
-        /// Requests that could have been used.
+        /// Requests in flight.
         outstanding: u16,
     },
-    /// A used entry that names no request in flight.
+    /// A used entry that does not name a request in flight.
     #[error("used entry names request {0}, which is not in flight")]
     UsedId(u32),
-    /// A status that is none.
+    /// An undefined status.
     #[error("request {id} has status {status:#x}, expected 0 to 2")]
     Status {
         /// The request.
@@ -62,51 +65,51 @@ pub enum Nonsense {
     },
 }
 
-/// What is asked of a server.
+/// A request to a server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Request {
-    /// Bytes from the disk.
+    /// Reads from the disk.
     Read {
         /// First byte, a multiple of 512.
         offset: u64,
     },
-    /// Bytes to the disk.
+    /// Writes to the disk.
     Write {
         /// First byte, a multiple of 512.
         offset: u64,
     },
-    /// What was written is to be durable.
+    /// Makes completed writes durable.
     Flush,
-    /// Bytes need not be kept.
+    /// Deallocates a range.
     Discard {
         /// First byte, a multiple of 512.
         offset: u64,
         /// Bytes, a multiple of 512.
         len: u64,
     },
-    /// Bytes are to read zero.
+    /// Makes a range read zero.
     WriteZeroes {
         /// First byte, a multiple of 512.
         offset: u64,
         /// Bytes, a multiple of 512.
         len: u64,
-        /// Blocks may be given back.
+        /// The blocks may be deallocated.
         unmap: bool,
     },
 }
 
-/// A request that the server has done.
+/// A completed request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Done {
-    /// Given with the request.
+pub struct UsedRequest {
+    /// The token of the request.
     pub token: u64,
     /// Its status byte: 0 to 2 (virtio 1.2, 5.2.6).
     pub status: u8,
 }
 
-/// One ring.
+/// The driver side of one ring.
 pub struct DriverRing {
-    /// Address of the ring's memory as the server is told.
+    /// Guest-physical address of the ring's memory.
     base: u64,
     desc: Slots<AtomicU64>,
     avail: Slots<AtomicU16>,
@@ -121,16 +124,18 @@ pub struct DriverRing {
     tokens: Vec<Option<u64>>,
     free: Vec<u16>,
     avail_idx: u16,
-    /// As the server was told last.
-    told: u16,
+    /// As published last.
+    published_idx: u16,
+    /// Used entries popped so far.
     seen: u16,
 }
 
 impl DriverRing {
-    /// A ring in `mapping` from `offset` on, zeroed memory which the server is told is at `base`.
+    /// Makes a ring at `offset` of `mapping`, which is zeroed and has the guest-physical address `base`
+    /// there.
     ///
     /// # Errors
-    /// There is no room.
+    /// The mapping is too small.
     pub fn new(
         mapping: &Arc<MmapRegion>,
         offset: usize,
@@ -152,31 +157,31 @@ impl DriverRing {
             tokens: vec![None; size],
             free: (0..SIZE).rev().collect(),
             avail_idx: 0,
-            told: 0,
+            published_idx: 0,
             seen: 0,
         })
     }
 
-    /// Offsets of descriptors, available and used ring in the ring's memory.
+    /// Returns the offsets of descriptor table, available ring and used ring in the ring's memory.
     #[must_use]
     pub const fn areas() -> [usize; 3] {
         [0, AVAIL, USED]
     }
 
-    /// Requests in flight.
+    /// Returns the number of requests in flight.
     #[must_use]
     pub fn outstanding(&self) -> u16 {
         SIZE.saturating_sub(self.free.len() as u16)
     }
 
-    /// Whether there is no room for a request.
+    /// Returns whether there is no room for a request.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
     }
 
-    /// Puts a request into the ring, with buffers at guest-physical addresses: at most [`SEGMENTS`]. `false`: it is
-    /// full. The server sees it after [`Self::publish`].
+    /// Adds a request with buffers at guest-physical addresses, at most [`SEGMENTS`]. Returns
+    /// `false` if the ring is full. The server sees the request after [`Self::publish`].
     pub fn push(&mut self, token: u64, request: Request, parts: &[(u64, u32)]) -> bool {
         let Some(id) = self.free.pop() else {
             return false;
@@ -223,7 +228,7 @@ impl DriverRing {
         }
         let table = 2 * TABLE * slot;
         self.set_entry(slot, &mut count, at(STATUS + 2 * slot), 1, VIRTQ_DESC_F_WRITE);
-        // The last has no next one.
+        // The last descriptor has no next one.
         let last = table + 2 * (count - 1) + 1;
         store(&self.tables, last, 1 | u64::from(VIRTQ_DESC_F_WRITE) << 32);
         store(&self.desc, 2 * slot, at(TABLES + TABLE * DESCRIPTOR * slot));
@@ -243,7 +248,7 @@ impl DriverRing {
         true
     }
 
-    /// Descriptor `count` of an indirect table, followed by another.
+    /// Sets descriptor `count` of an indirect table, chained to the next one.
     fn set_entry(&self, slot: usize, count: &mut usize, addr: u64, len: u32, flags: u16) {
         let index = 2 * (TABLE * slot + *count);
         *count += 1;
@@ -262,17 +267,18 @@ impl DriverRing {
         store(&self.ranges, 2 * slot + 1, sectors | u64::from(flags) << 32);
     }
 
-    /// Makes what was pushed available; `true`: the server wants to be kicked.
+    /// Makes the pushed requests available. Returns whether the server must be kicked.
     pub fn publish(&mut self) -> bool {
-        let (old, new) = (self.told, self.avail_idx);
+        let (old, new) = (self.published_idx, self.avail_idx);
         if old == new {
             return false;
         }
-        self.told = new;
+        self.published_idx = new;
         if let Some(idx) = self.avail.get(1) {
             idx.store(new.to_le(), Ordering::Release);
         }
-        // The server stores its wish, then looks at avail.idx; here it is the other way round (2.7.10.1).
+        // The server stores its event index or flag, then reads avail.idx; here the order is reversed
+        // (2.7.10.1).
         fence(Ordering::SeqCst);
         if self.event_idx {
             let event = load(&self.used, 2 + 4 * usize::from(SIZE));
@@ -282,11 +288,11 @@ impl DriverRing {
         }
     }
 
-    /// Takes the next request that is done.
+    /// Pops the next completed request.
     ///
     /// # Errors
-    /// The server wrote what it must not; the ring is of no use any more.
-    pub fn pop(&mut self) -> Result<Option<Done>, Nonsense> {
+    /// The server wrote an invalid value; the ring cannot be used any more.
+    pub fn pop(&mut self) -> Result<Option<UsedRequest>, RingFault> {
         let idx = self
             .used
             .get(1)
@@ -297,7 +303,7 @@ impl DriverRing {
             return Ok(None);
         }
         if fresh > outstanding {
-            return Err(Nonsense::UsedIndex {
+            return Err(RingFault::UsedIndex {
                 found: idx,
                 seen,
                 outstanding,
@@ -307,30 +313,30 @@ impl DriverRing {
         let id = entry.map_or(u32::MAX, |id| u32::from_le(id.load(Ordering::Relaxed)));
         let slot = usize::try_from(id).unwrap_or(usize::MAX);
         let Some(token) = self.tokens.get_mut(slot).and_then(Option::take) else {
-            return Err(Nonsense::UsedId(id));
+            return Err(RingFault::UsedId(id));
         };
         let id = slot as u16;
-        // One byte of the two is the server's.
+        // The server writes one of the two bytes.
         let [status, _] = self
             .status
             .get(slot)
             .map_or(NO_STATUS, |status| status.load(Ordering::Relaxed))
             .to_ne_bytes();
         if status > 2 {
-            return Err(Nonsense::Status { id, status });
+            return Err(RingFault::Status { id, status });
         }
         self.free.push(id);
         self.seen = seen.wrapping_add(1);
-        Ok(Some(Done { token, status }))
+        Ok(Some(UsedRequest { token, status }))
     }
 
-    /// Whether the server has used something that was not taken yet.
+    /// Returns whether there are completed requests to pop.
     #[must_use]
-    pub fn has_done(&self) -> bool {
+    pub fn has_completions(&self) -> bool {
         load(&self.used, 1) != self.seen
     }
 
-    /// Asks to be called when the next request is done. `true`: one is already.
+    /// Enables the call for the next completed request. Returns `true` if there is one already.
     pub fn arm(&mut self) -> bool {
         if self.event_idx
             && let Some(event) = self.avail.get(2 + usize::from(SIZE))
@@ -341,7 +347,7 @@ impl DriverRing {
         load(&self.used, 1) != self.seen
     }
 
-    /// The tokens of all requests in flight.
+    /// Returns the tokens of all requests in flight.
     pub fn tokens(&self) -> impl Iterator<Item = u64> {
         self.tokens.iter().filter_map(|token| *token)
     }

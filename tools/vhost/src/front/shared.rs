@@ -1,4 +1,4 @@
-//! [`SharedRings`]: the rings of one connection, in memory that nobody but this process and the server has.
+//! [`SharedRings`]: the rings of one connection, in memory that only this process and the server map.
 //!
 //! Each connection gets new memory: a server whose connection has ended may still have the old one mapped.
 
@@ -14,11 +14,11 @@ use vm_memory::{FileOffset, MmapRegion};
 
 use super::ring::{self, DriverRing};
 
-/// Where the server is told that our memory is, guest-physical: above any guest's RAM.
+/// Guest-physical address of our memory in the server's memory table: above any guest's RAM.
 const BASE: u64 = 1 << 46;
 
-/// Memory that a server may have: it can be written, and is of this size for good. A server that could make it shorter
-/// would end us, by SIGBUS, when we look at it next.
+/// Makes a file in memory for a server: writable, and sealed to this size. A server that truncated it would
+/// kill this process by SIGBUS at the next access.
 ///
 /// # Errors
 /// There is no memory.
@@ -38,7 +38,7 @@ pub struct SharedRings {
 }
 
 impl SharedRings {
-    /// So many rings.
+    /// Makes `count` rings.
     ///
     /// # Errors
     /// There is no memory.
@@ -58,7 +58,7 @@ impl SharedRings {
         })
     }
 
-    /// The memory, for a memory table.
+    /// Returns the memory's entry of a memory table.
     #[must_use]
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo {
@@ -70,7 +70,7 @@ impl SharedRings {
         }
     }
 
-    /// Where the areas of a ring are, for its set-up: at our own addresses.
+    /// Returns the addresses of a ring's areas, in this process's address space, as the protocol requires.
     #[must_use]
     pub fn addresses(&self, number: usize) -> VringConfigData {
         let start = self.mapping.as_ptr().addr() + ring::BYTES * number;

@@ -1,12 +1,14 @@
-//! The in-flight region: ringblk's logs of all queues in memory that the front end keeps while no server is there.
+//! The in-flight region: ringblk's logs of all queues in memory that the front end keeps while no server is
+//! there.
 //!
-//! To the front end it is opaque. Its layout is that of [`ringblk::inflight`], one log behind the other; a server of
-//! another kind does not understand it, nor this one theirs: a region with other contents is refused.
+//! To the front end it is opaque. Its layout is that of [`ringvirtio::inflight`], one log behind the other; a
+//! server of another kind does not understand it, nor this one theirs: a region with other contents is
+//! refused.
 
 use std::fs::File;
 use std::sync::Arc;
 
-use ringblk::InflightArea;
+use ringvirtio::InflightArea;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
 use vm_memory::{FileOffset, MmapRegion};
@@ -16,17 +18,17 @@ const ALIGN: usize = 64;
 /// What the region's size is a multiple of.
 const PAGE: usize = 4096;
 
-/// Bytes from one log to the next.
+/// Returns the bytes from one log to the next.
 fn stride(queue_size: u16) -> usize {
     InflightArea::bytes(queue_size).next_multiple_of(ALIGN)
 }
 
-/// Bytes of a region.
+/// Returns the bytes of a region.
 fn bytes(queues: u16, queue_size: u16) -> usize {
     (stride(queue_size) * usize::from(queues)).next_multiple_of(PAGE)
 }
 
-/// A region that cannot be used.
+/// Why a region cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RegionError {
     /// Too small, or too large to be mapped.
@@ -34,24 +36,24 @@ pub enum RegionError {
         "in-flight region of {size:#x} bytes at {offset:#x}: expected {expected:#x} for {queues} queues of {queue_size}"
     )]
     Size {
-        /// As given.
+        /// Its size in bytes.
         size: u64,
-        /// As given.
+        /// Its offset in the file.
         offset: u64,
-        /// As given.
+        /// Queues that it has logs for.
         queues: u16,
-        /// As given.
+        /// Their size.
         queue_size: u16,
-        /// What these take.
+        /// Bytes that these logs take.
         expected: usize,
     },
     /// It cannot be mapped.
     #[error("in-flight region: cannot map it: {0}")]
     Map(String),
-    /// There is no memory for one.
+    /// There is no memory for it.
     #[error("in-flight region: cannot make one: {0}")]
     Make(#[from] rustix::io::Errno),
-    /// It has no log for such a queue.
+    /// It has no log for this queue.
     #[error(
         "in-flight region: for {queues} queues of {queue_size}, expected a log for queue {index} of {size}"
     )]
@@ -67,7 +69,7 @@ pub enum RegionError {
     },
 }
 
-/// A region that is in use.
+/// A mapped region.
 pub struct Region {
     mapping: Arc<MmapRegion>,
     queues: u16,
@@ -75,7 +77,7 @@ pub struct Region {
 }
 
 impl Region {
-    /// A new one, for the front end to keep.
+    /// Makes a new region, for the front end to keep.
     ///
     /// # Errors
     /// There is no memory for it.
@@ -86,7 +88,7 @@ impl Region {
         Ok((VhostUserInflight::new(size as u64, 0, queues, queue_size), file))
     }
 
-    /// One that the front end has kept.
+    /// Maps a region that the front end has kept.
     ///
     /// # Errors
     /// It is too small, or cannot be mapped.
@@ -112,10 +114,10 @@ impl Region {
         })
     }
 
-    /// Where the log of a queue is.
+    /// Returns the log of a queue.
     ///
     /// # Errors
-    /// The region is not for such a queue.
+    /// The region has no log for this queue.
     pub fn area(&self, index: usize, size: u16) -> Result<InflightArea, RegionError> {
         if index >= usize::from(self.queues) || size > self.queue_size {
             return Err(RegionError::Queue {
@@ -132,7 +134,7 @@ impl Region {
     }
 }
 
-/// A log for one queue that nobody keeps.
+/// Makes a log for one queue that ends with this process.
 ///
 /// # Errors
 /// There is no memory for it.

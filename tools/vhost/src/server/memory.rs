@@ -1,17 +1,18 @@
-//! [`FrontMemory`]: the memory that a front end shares, mapped, by guest-physical and by the front end's addresses.
+//! [`FrontMemory`]: the memory that a front end shares, mapped, by guest-physical and by the front end's
+//! addresses.
 
 use std::fs::File;
 use std::sync::Arc;
 
-use ringblk::GuestRam;
-use ringblk::memory::{ForeignPart, MemoryError};
+use ringvirtio::GuestRam;
+use ringvirtio::memory::{ForeignPart, MemoryError};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{FileOffset, GuestAddress, MmapRegion};
 
-/// Memory that cannot be used.
+/// Why memory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FrontMemoryError {
-    /// A region does not fit into addresses.
+    /// A region wraps around the address space.
     #[error("region of {size:#x} bytes at {guest:#x}, offset {offset:#x}: expected one that does not wrap")]
     Wraps {
         /// Guest-physical start.
@@ -28,10 +29,10 @@ pub enum FrontMemoryError {
         guest: u64,
         /// Bytes.
         size: u64,
-        /// Why.
+        /// The reason.
         cause: String,
     },
-    /// The regions do not make a guest's RAM.
+    /// The regions cannot be a guest's RAM.
     #[error(transparent)]
     Ram(#[from] MemoryError),
 }
@@ -57,7 +58,7 @@ impl FrontMemory {
         let mut parts = Vec::new();
         let mut regions = Vec::new();
         for (region, file) in table.iter().zip(files) {
-            // Copied, for the fields are packed.
+            // Copied, because the fields are packed.
             let (guest, size) = (region.guest_phys_addr, region.memory_size);
             let (user, offset) = (region.user_addr, region.mmap_offset);
             let wraps = FrontMemoryError::Wraps { guest, size, offset };
@@ -65,7 +66,7 @@ impl FrontMemory {
             let (Some(all), Some(_), Ok(at)) = (all, user.checked_add(size), usize::try_from(offset)) else {
                 return Err(wraps);
             };
-            // From the file's start: huge pages cannot be mapped from any offset.
+            // From the file's start: huge pages cannot be mapped at every offset.
             let mapping = MmapRegion::from_file(FileOffset::new(file, 0), all).map_err(|error| {
                 FrontMemoryError::Map {
                     guest,
@@ -87,12 +88,12 @@ impl FrontMemory {
         })
     }
 
-    /// As the device sees it.
+    /// Returns the memory as the device sees it.
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
     }
 
-    /// The guest-physical address of what the front end has at `user` in its own address space.
+    /// Returns the guest-physical address of the front end's address `user`.
     pub fn guest_address(&self, user: u64) -> Option<GuestAddress> {
         self.regions.iter().find_map(|region| {
             let offset = user.checked_sub(region.user)?;

@@ -1,9 +1,9 @@
 //! The server: ringblk's block device for the guests of another process.
 //!
-//! [`Server::run`] accepts one front end after the other. A connection has a [`session`], which obeys its messages;
-//! each of its queues at work has a thread with a reactor of its own ([`ring`]); the front end's memory is mapped in
-//! [`memory`], and [`inflight`] is the region that outlives this process. What a front end says wrong ends its
-//! connection, never the server.
+//! [`Server::run`] accepts one front end after the other. A connection has a [`session`], which handles its
+//! messages; each running queue has a thread with a reactor of its own ([`ring`]); the front end's memory is
+//! mapped in [`memory`], and [`inflight`] is the region that outlives this process. An invalid message ends
+//! the connection, never the server.
 
 mod inflight;
 mod memory;
@@ -17,29 +17,29 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ringblk::{Disk, ReactorOptions};
-use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
-
+use ringblk::Disk;
+use ringvirtio::ReactorOptions;
 use session::Session;
+use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 /// Most queues of a served disk.
 pub const MAX_QUEUES: u16 = 64;
 
-/// What keeps a disk from being served.
+/// Why a disk cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("cannot listen at {path}: {source}")]
     Listen {
-        /// Where.
+        /// The socket.
         path: PathBuf,
-        /// The system's reason.
+        /// The system's error.
         source: io::Error,
     },
-    /// Somebody else listens there.
+    /// Another server listens there.
     #[error("cannot listen at {0}: another server answers there")]
     Taken(PathBuf),
-    /// Connections cannot be accepted any more.
+    /// No connection can be accepted any more.
     #[error("cannot accept connections: {0}")]
     Accept(io::Error),
 }
@@ -56,7 +56,7 @@ pub struct Server {
 pub struct ServerOptions {
     /// Queues offered, up to [`MAX_QUEUES`].
     pub queues: u16,
-    /// For the reactors of the queues.
+    /// Options of the queues' reactors.
     pub reactor: ReactorOptions,
 }
 
@@ -64,7 +64,7 @@ impl Default for ServerOptions {
     fn default() -> Self {
         Self {
             queues: 8,
-            // A kick is a system call of the front end's whether somebody looks on or not.
+            // A kick costs the front end a system call whether the reactor polls or not.
             reactor: ReactorOptions {
                 poll: Duration::ZERO,
                 ..ReactorOptions::default()
@@ -74,7 +74,7 @@ impl Default for ServerOptions {
 }
 
 impl Server {
-    /// Listens at `socket`; takes the place of a server that has died.
+    /// Listens at `socket`; replaces the socket of a server that has died.
     ///
     /// # Errors
     /// It cannot listen there, or another one does.
@@ -85,7 +85,7 @@ impl Server {
         };
         let listener = match UnixListener::bind(socket) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                // A connection to what is no socket is refused, too.
+                // A connection to another kind of file is refused, too.
                 if !std::fs::symlink_metadata(socket).is_ok_and(|found| found.file_type().is_socket()) {
                     return Err(failed(io::ErrorKind::AlreadyExists.into()));
                 }
@@ -109,8 +109,8 @@ impl Server {
         })
     }
 
-    /// Serves one front end after the other, each until it disconnects. A front end that comes while another is there
-    /// waits: two would write to one image without knowing of each other.
+    /// Serves one front end after the other, each until it disconnects. The next one waits meanwhile: two
+    /// front ends would write to one image without coordination.
     ///
     /// # Errors
     /// Connections cannot be accepted any more.
@@ -118,7 +118,7 @@ impl Server {
         loop {
             let stream = match self.listener.accept() {
                 Ok((stream, _)) => stream,
-                // That front end has gone again.
+                // The front end has disconnected already.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
                 Err(error) => return Err(ServeError::Accept(error)),
             };
@@ -142,7 +142,7 @@ impl Server {
             ProtocolError::Disconnected => tracing::info!("the front end has disconnected"),
             error => tracing::warn!(%error, "the connection to the front end has ended"),
         }
-        // Before the next front end comes: nothing of this one's is touched any more.
+        // Before the next front end connects: nothing accesses this one's memory any more.
         session
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())

@@ -1,4 +1,4 @@
-//! [`Ring`]: one virtqueue of a front end: what is known of it, and its thread while it is at work.
+//! [`Ring`]: one virtqueue of a front end: its set-up, and its thread while it runs.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -7,31 +7,32 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use ringblk::inflight::InflightLog;
-use ringblk::{
-    Bell, Commands, Disk, InflightArea, InflightError, Queue, QueueId, QueueSetup, Reactor, ReactorHandle,
+use ringblk::{BlockQueue, Disk};
+use ringvirtio::inflight::InflightLog;
+use ringvirtio::{
+    Commands, EventSource, InflightArea, InflightError, QueueId, QueueSetup, Reactor, ReactorHandle,
     ReactorOptions, ReadWidth, RingAddresses, SetupError,
 };
 
 use super::inflight::{self, Region, RegionError};
 use super::memory::FrontMemory;
 
-/// Of all logs: a front end gives a new region, or none, for what a reset has ended.
+/// Epoch of all logs: after a reset the front end passes a new region, or none.
 const EPOCH: u64 = 1;
 
 /// Why a queue cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum RingError {
-    /// An area is not in the memory that is shared.
+    /// An area is not in the shared memory.
     #[error("ring at {0:#x} of the front end's addresses is not in the memory that it shares")]
     Address(u64),
-    /// The queue's set-up.
+    /// The set-up is invalid.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// The in-flight region.
+    /// The in-flight region cannot be used.
     #[error(transparent)]
     Region(#[from] RegionError),
-    /// The log in it.
+    /// The log in it cannot be used.
     #[error(transparent)]
     Log(#[from] InflightError),
     /// No threads or descriptors are left.
@@ -39,7 +40,7 @@ pub enum RingError {
     Thread(#[from] io::Error),
 }
 
-/// Areas of a ring, at the front end's own addresses.
+/// Areas of a ring, in the front end's address space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UserAddresses {
     pub desc: u64,
@@ -47,28 +48,28 @@ pub struct UserAddresses {
     pub used: u64,
 }
 
-/// An event descriptor that can be exchanged while the queue is at work.
+/// An event descriptor that can be replaced while the queue runs.
 #[derive(Clone, Default)]
 pub struct Signal(Arc<Mutex<Option<File>>>);
 
 impl Signal {
-    /// Another descriptor, or none.
+    /// Replaces the descriptor.
     pub fn set(&self, file: Option<File>) {
         *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = file;
     }
 
-    /// Signals, if somebody wants that.
+    /// Signals the descriptor, if there is one.
     pub fn raise(&self) {
         let file = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(mut file) = file.as_ref() {
-            // A full counter has signalled already.
+            // A full counter is a signal already.
             let _ = file.write(&1_u64.to_ne_bytes());
         }
     }
 }
 
-/// What a queue needs of its session.
-pub struct Surroundings<'a> {
+/// What a queue needs from its session.
+pub struct RingContext<'a> {
     pub disk: &'a Arc<Disk>,
     pub memory: &'a FrontMemory,
     pub region: Option<&'a Region>,
@@ -88,7 +89,7 @@ struct Running {
 pub struct Ring {
     pub size: u16,
     pub addresses: Option<UserAddresses>,
-    /// Where to begin; where it ended once it is stopped.
+    /// Index of the next available entry; set when the queue stops.
     pub base: u16,
     pub kick: Option<File>,
     pub call: Signal,
@@ -102,15 +103,18 @@ impl Ring {
         self.running.is_some()
     }
 
-    /// Looks at the queue though nobody has kicked it.
-    pub fn poke(&self) {
+    /// Schedules the queue without a kick.
+    pub fn schedule(&self) {
         if let Some(running) = &self.running {
-            running.handle.kick(running.id);
+            running.handle.schedule(running.id);
         }
     }
 
-    /// Begins to serve the queue, if all that takes is there.
-    pub fn start(&mut self, index: usize, around: &Surroundings<'_>) -> Result<(), RingError> {
+    /// Starts the queue, if its set-up is complete.
+    ///
+    /// # Errors
+    /// The set-up, the region or the log is invalid, or no threads or descriptors are left.
+    pub fn start(&mut self, index: usize, context: &RingContext<'_>) -> Result<(), RingError> {
         let (Some(addresses), Some(kick), true) = (self.addresses, &self.kick, self.enabled) else {
             return Ok(());
         };
@@ -118,7 +122,7 @@ impl Ring {
             return Ok(());
         }
         let at = |user| {
-            let found = around.memory.guest_address(user);
+            let found = context.memory.guest_address(user);
             found.ok_or(RingError::Address(user))
         };
         let ring = RingAddresses {
@@ -127,15 +131,16 @@ impl Ring {
             avail: at(addresses.avail)?,
             used: at(addresses.used)?,
         };
-        let area = match around.region {
+        let area = match context.region {
             Some(region) => region.area(index, self.size)?,
             None => inflight::private(self.size)?,
         };
         let (_, past) = InflightLog::open(&area, self.size, EPOCH)?;
         if past.restart.is_empty() && past.done.is_empty() && past.republish.is_none() {
-            // Nothing is in flight. The front end knows where to begin, unless it has lost the last server: then the
-            // log does. If the ring agrees with the front end, it has been set up anew.
-            let used = around.memory.ram().slots::<AtomicU16>(ring.used, 2);
+            // Nothing is in flight. The front end knows where to begin, unless it has lost the last server:
+            // then the log does. If the used index equals the front end's base, the ring has been set up
+            // anew.
+            let used = context.memory.ram().slots::<AtomicU16>(ring.used, 2);
             let used = used
                 .ok()
                 .and_then(|used| used.get(1).map(|idx| idx.load(Ordering::Relaxed)));
@@ -144,16 +149,16 @@ impl Ring {
             }
         } else {
             let (restart, done) = (past.restart.len(), past.done.len());
-            tracing::info!(queue = index, restart, done, "going on with what was in flight");
+            tracing::info!(queue = index, restart, done, "resuming the requests in flight");
         }
-        let queue = self.queue(index, ring, area.clone(), around)?;
+        let queue = self.queue(index, ring, area.clone(), context)?;
         let kick = OwnedFd::from(kick.try_clone()?);
-        let (reactor, handle) = Reactor::new(around.reactor)?;
+        let (reactor, handle) = Reactor::new(context.reactor)?;
         let thread = std::thread::Builder::new()
             .name(format!("queue {index}"))
             .spawn(move || reactor.run())?;
-        let id = handle.add(queue);
-        handle.add_bell(kick, ReadWidth::Foreign, Box::new(Kick { id, rung: false }));
+        let id = handle.add(Box::new(queue));
+        handle.add_event_source(kick, ReadWidth::Foreign, Box::new(Kick { id, kicked: false }));
         self.running = Some(Running {
             handle,
             id,
@@ -168,25 +173,26 @@ impl Ring {
         index: usize,
         ring: RingAddresses,
         inflight: InflightArea,
-        around: &Surroundings<'_>,
-    ) -> Result<Queue, SetupError> {
+        context: &RingContext<'_>,
+    ) -> Result<BlockQueue, SetupError> {
         let (call, error) = (self.call.clone(), self.error.clone());
-        Queue::new(QueueSetup {
-            disk: around.disk.clone(),
-            ram: around.memory.ram().clone(),
+        let setup = QueueSetup {
+            ram: context.memory.ram().clone(),
             ring,
-            features: around.features,
+            features: context.features,
             inflight,
             epoch: EPOCH,
-            notify: Box::new(move || call.raise()),
+            notify_driver: Box::new(move || call.raise()),
             needs_reset: Box::new(move |fault| {
                 tracing::warn!(queue = index, %fault, "the guest broke a queue");
                 error.raise();
             }),
-        })
+        };
+        BlockQueue::new(context.disk.clone(), setup)
     }
 
-    /// Ends the work: nothing is in flight afterwards, and all is published. Remembers where to go on.
+    /// Stops the queue: afterwards nothing is in flight, and everything is published. Records where to
+    /// resume.
     pub fn stop(&mut self) {
         let Some(running) = self.running.take() else {
             return;
@@ -194,7 +200,7 @@ impl Ring {
         running.handle.stop();
         match running.thread.join() {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a queue's thread could not sleep"),
+            Ok(Err(error)) => tracing::error!(%error, "a queue's thread failed to wait"),
             Err(_) => tracing::error!("a queue's thread has panicked"),
         }
         match InflightLog::open(&running.area, self.size, EPOCH) {
@@ -213,17 +219,17 @@ impl Drop for Ring {
 /// The front end's event descriptor.
 struct Kick {
     id: QueueId,
-    rung: bool,
+    kicked: bool,
 }
 
-impl Bell for Kick {
-    fn rung(&mut self) {
-        self.rung = true;
+impl EventSource for Kick {
+    fn on_wakeup(&mut self) {
+        self.kicked = true;
     }
 
     fn collect(&mut self, commands: &mut Commands) {
-        if std::mem::take(&mut self.rung) {
-            commands.kick(self.id);
+        if std::mem::take(&mut self.kicked) {
+            commands.schedule(self.id);
         }
     }
 }

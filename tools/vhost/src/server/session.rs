@@ -1,13 +1,13 @@
-//! [`Session`]: what one front end has said so far, and what it is answered.
+//! [`Session`]: the state of one front end's connection, and the handlers of its messages.
 //!
-//! A queue is at work when it has a size, addresses, a kick descriptor, memory, and is enabled. A message that changes
-//! one of these stops it first; nothing is lost, for it goes on from its log.
+//! A queue runs when it has a size, addresses, a kick descriptor and memory, and is enabled. A message that
+//! changes one of these stops it first; no request is lost, because it resumes from its log.
 
 use std::fs::File;
 use std::sync::Arc;
 
-use ringblk::virtio::VIRTIO_F_RING_RESET;
 use ringblk::{Disk, device};
+use ringvirtio::virtio::{VIRTIO_F_RING_RESET, feature};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
@@ -18,15 +18,15 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use super::ServerOptions;
 use super::inflight::Region;
 use super::memory::FrontMemory;
-use super::ring::{Ring, Surroundings, UserAddresses};
+use super::ring::{Ring, RingContext, UserAddresses};
 
-/// What guests of QEMU have by default, and so what a request's segments must fit into.
+/// Default queue size of QEMU's guests; `seg_max` is derived from it.
 const QUEUE_SIZE: u16 = 128;
 /// Largest queue that is served.
 const QUEUE_SIZE_MAX: u32 = 1024;
-/// Bytes of the configuration space that can be read: fields that the device does not have read zero.
+/// Bytes of the configuration space that can be read; fields that the device does not have read zero.
 const CONFIG_MAX: usize = 256;
-/// Regions of memory.
+/// Most regions of memory.
 const MEMORY_REGIONS: u64 = 32;
 
 /// One connection's state.
@@ -51,10 +51,10 @@ impl Session {
         }
     }
 
+    /// Returns the features that the server offers.
     fn offered(&self) -> u64 {
-        // vhost-user has no message for a single queue's reset.
-        let device =
-            device::features(&self.disk, self.options.queues) & !device::feature(VIRTIO_F_RING_RESET);
+        // vhost-user has no message for the reset of a single queue.
+        let device = device::features(&self.disk, self.options.queues) & !feature(VIRTIO_F_RING_RESET);
         device | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
@@ -66,20 +66,20 @@ impl Session {
         ring.ok_or_else(|| refuse(format_args!("queue {index}: expected one below {queues}")))
     }
 
-    /// Starts the queue if it can be.
+    /// Starts the queue if its set-up is complete.
     fn start(&mut self, index: u32) -> Result<()> {
         let index = index as usize;
         let (Some(ring), Some(memory)) = (self.rings.get_mut(index), &self.memory) else {
             return Ok(());
         };
-        let around = Surroundings {
+        let context = RingContext {
             disk: &self.disk,
             memory,
             region: self.region.as_ref(),
             features: self.features,
             reactor: self.options.reactor,
         };
-        ring.start(index, &around)
+        ring.start(index, &context)
             .map_err(|error| refuse(format_args!("queue {index}: {error}")))
     }
 
@@ -87,7 +87,7 @@ impl Session {
         (0..u32::from(self.options.queues)).try_for_each(|index| self.start(index))
     }
 
-    /// Nothing of the front end's is touched any more.
+    /// Stops all queues: the front end's memory is not accessed any more.
     pub fn stop(&mut self) {
         self.rings.iter_mut().for_each(Ring::stop);
     }
@@ -107,7 +107,7 @@ impl Session {
     }
 }
 
-/// Logs why a message is not obeyed. The front end is told no more than that, if it is told anything.
+/// Logs why a message is refused. The front end gets no reason, and at most an error.
 fn refuse(why: std::fmt::Arguments<'_>) -> Error {
     tracing::warn!("front end refused: {why}");
     Error::InvalidParam
@@ -123,7 +123,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         Ok(())
     }
 
-    /// Deprecated by the protocol, which says to do no more than disable the queues.
+    /// Deprecated by the protocol, which says that it must only disable the queues.
     fn reset_owner(&mut self) -> Result<()> {
         self.reset_device()
     }
@@ -154,7 +154,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             self.features = features;
         }
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-            // There is no message to enable queues then.
+            // Without protocol features there is no message to enable queues.
             self.rings.iter_mut().for_each(|ring| ring.enabled = true);
         }
         self.start_all()
@@ -166,7 +166,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<u64>>> {
-        // Queues hold on to the old mappings.
+        // Queues hold the old mappings.
         self.stop();
         self.memory = None;
         let memory = FrontMemory::map(regions, files).map_err(|error| refuse(format_args!("{error}")))?;
@@ -220,9 +220,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             )));
         };
         if ring.is_running() {
-            return Err(refuse(format_args!(
-                "queue {index}: a base while the queue is at work"
-            )));
+            return Err(refuse(format_args!("queue {index}: a base while the queue runs")));
         }
         ring.base = base;
         Ok(())
@@ -253,7 +251,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let wanted = fd.is_some();
         ring.call.set(fd);
         if wanted {
-            // Something may have been used while nobody listened.
+            // There may be used buffers that were not signalled without a descriptor.
             ring.call.raise();
         }
         Ok(())
@@ -300,7 +298,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         }
     }
 
-    /// The driver's byte, `writeback`; all else is the device's.
+    /// Sets `writeback`, the only byte that the driver may write.
     fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         let mut config = self.configuration();
         let start = offset as usize;
@@ -317,7 +315,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             }
         }
         if device::driver_wrote(&self.disk, self.features, &config) {
-            self.rings.iter().for_each(Ring::poke);
+            self.rings.iter().for_each(Ring::schedule);
         }
         Ok(())
     }

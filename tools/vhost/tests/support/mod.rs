@@ -1,4 +1,4 @@
-//! A client of a vhost-user-blk server with as little of its own as possible: for tests and for `examples/load.rs`.
+//! A minimal client of a vhost-user-blk server, for tests and `examples/load.rs`.
 #![allow(dead_code, reason = "each user uses what it needs")]
 
 use std::fs::File;
@@ -8,14 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringvhost::front::{Connection, Done, FrontError, Request, Shape, SharedRings};
+use ringvhost::front::{Connection, DiskInfo, FrontError, Request, SharedRings, UsedRequest};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Where the client's RAM starts, guest-physical.
+/// Guest-physical start of the client's RAM.
 pub const BASE: u64 = 0x4000_0000;
 /// Its bytes.
 pub const RAM: u64 = 32 << 20;
@@ -31,7 +31,7 @@ pub struct Client {
     _file: Arc<File>,
 }
 
-/// Connects as soon as somebody listens.
+/// Connects as soon as a server listens.
 pub fn connect(socket: &Path) -> UnixStream {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
@@ -50,10 +50,10 @@ impl Client {
         Ok(client)
     }
 
-    /// Nothing but negotiated.
+    /// Negotiates, but does not start the queues.
     pub fn stopped(stream: UnixStream, queues: u16) -> Result<Self, FrontError> {
         let connection = Connection::negotiate(stream, queues)?;
-        let count = connection.shape().queues;
+        let count = connection.info().queues;
         let rings = SharedRings::new(count, connection.event_idx()).unwrap();
         let file = Arc::new(File::from(memfd_create(c"client", MemfdFlags::CLOEXEC).unwrap()));
         ftruncate(&file, RAM).unwrap();
@@ -85,8 +85,8 @@ impl Client {
             .start(&[self.region], &self.rings, &self.kicks, &self.call)
     }
 
-    pub fn shape(&self) -> Shape {
-        *self.connection.shape()
+    pub fn info(&self) -> DiskInfo {
+        *self.connection.info()
     }
 
     pub fn put(&self, offset: u64, bytes: &[u8]) {
@@ -103,18 +103,18 @@ impl Client {
         bytes
     }
 
-    /// Publishes what was pushed to a queue and kicks if the server wants that.
+    /// Publishes the pushed requests of a queue and kicks the server if necessary.
     pub fn publish(&mut self, queue: usize) {
         if self.rings.rings[queue].publish() {
             self.kicks[queue].write(1).unwrap();
         }
     }
 
-    /// Waits for the next request of a queue that is done; `None`: it takes too long, or the server has gone.
-    pub fn next(&mut self, queue: usize, patience: Duration) -> Option<Done> {
-        let deadline = Instant::now() + patience;
+    /// Waits for the next completed request of a queue; `None` on a timeout or if the server is down.
+    pub fn next(&mut self, queue: usize, timeout: Duration) -> Option<UsedRequest> {
+        let deadline = Instant::now() + timeout;
         loop {
-            if let Some(done) = self.rings.rings[queue].pop().expect("no nonsense") {
+            if let Some(done) = self.rings.rings[queue].pop().expect("no fault") {
                 return Some(done);
             }
             if self.rings.rings[queue].arm() {
@@ -122,7 +122,7 @@ impl Client {
             }
             let left = deadline.checked_duration_since(Instant::now())?;
             let wait = rustix::time::Timespec::try_from(left).unwrap();
-            // SAFETY: it is open as long as the client.
+            // SAFETY: open as long as the client.
             let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
             let mut fds = [
                 PollFd::new(&call, PollFlags::IN),
@@ -136,7 +136,7 @@ impl Client {
         }
     }
 
-    /// One request on queue 0, to its end.
+    /// Runs one request on queue 0.
     pub fn run(&mut self, request: Request, parts: &[(u64, u32)]) -> u8 {
         self.run_on(0, request, parts)
     }

@@ -1,4 +1,4 @@
-//! The screen: a line of the daemon's, then tables of zones, CPUs and disks. 80 columns are enough.
+//! The screen: a text line for the daemon, then tables of zones, CPUs and disks, in 80 columns.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -6,7 +6,8 @@ use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
-use super::model::{CpuRow, DiskRow, Model, ZoneRow};
+use super::model::{CpuRow, Model, ZoneRow};
+use crate::device::disk::top as disk;
 
 /// A column: its heading, its width, and whether it holds numbers.
 type Column = (&'static str, u16, bool);
@@ -37,28 +38,14 @@ const CPUS: [Column; 12] = [
     ("MAX us", 7, true),
 ];
 
-const DISKS: [Column; 11] = [
-    ("ZONE", 8, false),
-    ("DISK", 4, false),
-    ("READ/s", 6, true),
-    ("WRITE/s", 7, true),
-    ("R MB/s", 6, true),
-    ("W MB/s", 6, true),
-    ("P50 us", 6, true),
-    ("P99 us", 6, true),
-    ("FILE us", 7, true),
-    ("DEPTH", 5, true),
-    ("IRQ/s", 6, true),
-];
-
-/// Lines that everything takes.
+/// Returns the number of text lines of the whole screen.
 #[must_use]
 pub fn height(model: &Model) -> u16 {
     let lines = 2 + (model.zones.len() + 2) + (model.cpus.len() + 2) + (model.disks.len() + 1);
     u16::try_from(lines).unwrap_or(u16::MAX)
 }
 
-/// Draws it all; what does not fit is cut off at the end.
+/// Draws the screen; what does not fit is cut off at the end.
 pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     let rows = |count: usize| Constraint::Length(u16::try_from(count).unwrap_or(u16::MAX));
     let [head, zones, cpus, disks] = Layout::vertical([
@@ -81,10 +68,15 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     frame.render_widget(Paragraph::new(Line::styled(line, bold)), head);
     table(frame, zones, &ZONES, model.zones.iter().map(zone_cells));
     table(frame, cpus, &CPUS, model.cpus.iter().map(cpu_cells));
-    table(frame, disks, &DISKS, model.disks.iter().map(disk_cells));
+    table(
+        frame,
+        disks,
+        &disk::COLUMNS,
+        model.disks.iter().map(|disk| disk.cells(number)),
+    );
 }
 
-/// At most six characters.
+/// Formats a number in at most six characters.
 fn number(value: f64) -> String {
     match value {
         v if v >= 999_950.0 => format!("{:.1}M", v / 1e6),
@@ -130,23 +122,6 @@ fn cpu_cells(cpu: &CpuRow) -> Vec<String> {
     ]
 }
 
-fn disk_cells(disk: &DiskRow) -> Vec<String> {
-    let mut cells = vec![disk.zone.clone(), disk.name.clone()];
-    let numbers = [
-        disk.reads,
-        disk.writes,
-        disk.read_mb,
-        disk.write_mb,
-        disk.p50,
-        disk.p99,
-        disk.file,
-        disk.depth,
-        disk.interrupts,
-    ];
-    cells.extend(numbers.map(number));
-    cells
-}
-
 fn table(frame: &mut Frame<'_>, area: Rect, columns: &[Column], rows: impl Iterator<Item = Vec<String>>) {
     let cells = |texts: Vec<String>| {
         let cells = columns.iter().zip(texts).map(|((_, _, right), text)| {
@@ -171,7 +146,8 @@ fn table(frame: &mut Frame<'_>, area: Rect, columns: &[Column], rows: impl Itera
 mod tests {
     use super::super::model::tests::report;
     use super::super::{Model, plain};
-    use super::*;
+    use super::{CPUS, ZONES, number};
+    use crate::device::disk::top as disk;
 
     #[test]
     fn numbers_stay_short() {
@@ -228,7 +204,7 @@ mod tests {
 
     #[test]
     fn eighty_columns_are_enough() {
-        for columns in [&ZONES[..], &CPUS[..], &DISKS[..]] {
+        for columns in [&ZONES[..], &CPUS[..], &disk::COLUMNS[..]] {
             let width: u16 = columns
                 .iter()
                 .map(|(heading, width, _)| {

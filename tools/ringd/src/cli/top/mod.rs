@@ -1,8 +1,8 @@
-//! `ringctl top`: what zones, vCPUs and disks do now.
+//! `ringctl top`: activity of zones, vCPUs and disks.
 //!
 //! [`model`] turns two reports into rates, [`draw`] puts them on the screen; this file holds the terminal. It works on
-//! any terminal that knows cursor positions, a serial console too, whose size nobody knows: `COLUMNS` and `LINES`, or
-//! 80 by 24.
+//! any terminal with cursor addressing, also on a serial console, whose size is not known: it is then that of `COLUMNS`
+//! and `LINES`, or 80 by 24.
 
 pub mod draw;
 pub mod model;
@@ -25,18 +25,18 @@ use crate::control::protocol::{Reply, Request};
 use crate::stats::StatsReport;
 use model::Model;
 
-/// How it looks.
+/// Options of `ringctl top`.
 #[derive(Args, Debug)]
 pub struct TopOptions {
-    /// Seconds between two looks.
+    /// Seconds between two reports.
     #[arg(long, short = 'd', value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub interval: Duration,
-    /// Look once, print what is seen, and end. So it does if standard output is no terminal.
+    /// Print one screen and end, as if standard output is no terminal.
     #[arg(long)]
     pub once: bool,
 }
 
-/// A duration from a number of seconds.
+/// Parses a number of seconds.
 fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     if !(0.1..=3600.0).contains(&number) {
@@ -45,36 +45,36 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(number))
 }
 
-/// Columns of what is printed without a terminal.
+/// Columns without a terminal.
 const WIDTH: u16 = 80;
 
-/// Shows it until the user leaves.
+/// Shows the screen until the user leaves.
 ///
 /// # Errors
 /// The daemon or the terminal is gone.
 pub fn run(socket: &Path, options: &TopOptions) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(socket)?;
-    let mut look = || -> Result<StatsReport, ClientError> {
+    let mut report = || -> Result<StatsReport, ClientError> {
         match client.ask(&Request::Stats)? {
             Reply::Stats(report) => Ok(*report),
-            other => Err(ClientError::Confused(format!("{other:?}"))),
+            other => Err(ClientError::unexpected(&other)),
         }
     };
-    let before = look()?;
+    let before = report()?;
     if options.once || !io::stdout().is_terminal() {
         std::thread::sleep(options.interval);
-        let text = plain(&Model::new(&before, &look()?));
+        let text = plain(&Model::new(&before, &report()?));
         io::stdout().lock().write_all(text.as_bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
     let screen = Screen::enter()?;
-    let outcome = watch(screen.terminal()?, before, look, options.interval);
+    let result = watch(screen.terminal()?, before, report, options.interval);
     drop(screen);
-    outcome?;
+    result?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What would be on a screen that is high enough, as lines of text.
+/// Returns a screen that is high enough, as text lines.
 #[must_use]
 pub fn plain(model: &Model) -> String {
     let height = draw::height(model);
@@ -96,7 +96,7 @@ pub fn plain(model: &Model) -> String {
 fn watch<B: ratatui::backend::Backend>(
     mut terminal: Terminal<B>,
     mut before: StatsReport,
-    mut look: impl FnMut() -> Result<StatsReport, ClientError>,
+    mut report: impl FnMut() -> Result<StatsReport, ClientError>,
     interval: Duration,
 ) -> anyhow::Result<()>
 where
@@ -117,7 +117,7 @@ where
                     match key.code {
                         KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
                         KeyCode::Char('c' | 'd') if control => return Ok(()),
-                        // Not `clear`, which asks the terminal where its cursor is: not every one answers.
+                        // Not `clear`, which asks the terminal for its cursor position: not every one answers.
                         KeyCode::Char('l') if control => {
                             let area = terminal.get_frame().area();
                             terminal.resize(area)?;
@@ -128,13 +128,13 @@ where
                 _ => break,
             }
         }
-        let now = look()?;
+        let now = report()?;
         model = Model::new(&before, &now);
         before = now;
     }
 }
 
-/// The terminal in raw mode, on its other screen; as it was when dropped, in a panic and by a signal too.
+/// The terminal in raw mode, on its alternate screen; restored when dropped, after a panic and by a signal.
 struct Screen;
 
 impl Screen {
@@ -156,7 +156,7 @@ impl Screen {
     }
 }
 
-/// The size of a terminal that does not tell.
+/// Returns the size of a terminal that does not report it.
 fn assumed(variable: impl Fn(&str) -> Option<String>) -> Rect {
     let number = |name, otherwise| {
         variable(name)
@@ -180,7 +180,9 @@ fn restore() {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
+    use super::{assumed, seconds};
 
     #[test]
     fn a_terminal_without_size_gets_one() {

@@ -1,17 +1,19 @@
-//! Two reports become rates.
+//! [`Model`]: rates between two reports.
 
 use std::collections::BTreeMap;
 
-use crate::stats::{Counts, CpuStats, DiskStats, Latency, QueueStats, StatsReport, quantile};
+use crate::device::disk::top::DiskRow;
+use crate::device::report::{Counts, rise};
+use crate::stats::{CpuStats, StatsReport};
 
-/// What [`super::draw`] shows.
+/// The content of the screen.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
-    /// The daemon, in a line.
+    /// The daemon.
     pub daemon: DaemonRow,
     /// Zones.
     pub zones: Vec<ZoneRow>,
-    /// CPUs that somebody has.
+    /// CPUs that have an owner.
     pub cpus: Vec<CpuRow>,
     /// Disks.
     pub disks: Vec<DiskRow>,
@@ -22,9 +24,9 @@ pub struct Model {
 pub struct DaemonRow {
     /// EL2's version.
     pub version: String,
-    /// Wake-ups in a second.
+    /// Wake-ups per second.
     pub wakeups: f64,
-    /// Those that found nothing.
+    /// Those that found no event.
     pub spurious: f64,
     /// CPUs that it keeps busy, of 1.
     pub cpu: f64,
@@ -39,7 +41,7 @@ pub struct ZoneRow {
     pub name: String,
     /// Its number.
     pub number: Option<u8>,
-    /// Where it stands.
+    /// Its phase.
     pub state: String,
     /// vCPUs.
     pub vcpus: usize,
@@ -49,7 +51,7 @@ pub struct ZoneRow {
     pub restarts: u32,
     /// Aborts injected.
     pub aborts: u64,
-    /// Exits in a second, of all its vCPUs.
+    /// Exits per second, of all its vCPUs.
     pub exits: f64,
 }
 
@@ -62,7 +64,7 @@ pub struct CpuRow {
     pub zone: String,
     /// vCPU.
     pub vcpu: u8,
-    /// Exits in a second.
+    /// Exits per second.
     pub exits: f64,
     /// By reason, as the report names them.
     pub by: BTreeMap<String, f64>,
@@ -72,38 +74,6 @@ pub struct CpuRow {
     pub longest: f64,
 }
 
-/// A disk.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct DiskRow {
-    /// Its zone.
-    pub zone: String,
-    /// As Linux names it.
-    pub name: String,
-    /// Reads in a second.
-    pub reads: f64,
-    /// Writes in a second.
-    pub writes: f64,
-    /// MB read in a second.
-    pub read_mb: f64,
-    /// MB written in a second.
-    pub write_mb: f64,
-    /// Median of the latency meanwhile, in microseconds.
-    pub p50: f64,
-    /// 99th percentile.
-    pub p99: f64,
-    /// Mean of the image alone.
-    pub file: f64,
-    /// Requests at work, on average (Little's law).
-    pub depth: f64,
-    /// Interrupts in a second.
-    pub interrupts: f64,
-}
-
-/// How much a counter rose; one that began anew counts from zero.
-fn rise(before: u64, now: u64) -> u64 {
-    now.checked_sub(before).unwrap_or(now)
-}
-
 fn rises(before: Option<&Counts>, now: &Counts) -> BTreeMap<String, u64> {
     let old = |name: &str| before.and_then(|before| before.get(name)).copied().unwrap_or(0);
     now.iter()
@@ -111,58 +81,13 @@ fn rises(before: Option<&Counts>, now: &Counts) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// The durations that came since.
-fn since(before: Option<&Latency>, now: &Latency) -> Latency {
-    let old: BTreeMap<u64, u64> =
-        before.map_or_else(BTreeMap::new, |old| old.buckets.iter().copied().collect());
-    let began_anew = before.is_some_and(|old| old.count > now.count);
-    let of = |upper: &u64| {
-        if began_anew {
-            0
-        } else {
-            old.get(upper).copied().unwrap_or(0)
-        }
-    };
-    let (count, sum) = match before {
-        Some(old) if !began_anew => (
-            now.count.saturating_sub(old.count),
-            now.sum_ns.saturating_sub(old.sum_ns),
-        ),
-        _ => (now.count, now.sum_ns),
-    };
-    Latency {
-        count,
-        sum_ns: sum,
-        buckets: now
-            .buckets
-            .iter()
-            .map(|(upper, count)| (*upper, count.saturating_sub(of(upper))))
-            .filter(|(_, count)| *count > 0)
-            .collect(),
-        ..Latency::default()
-    }
-}
-
-fn merged<'a>(all: impl Iterator<Item = &'a Latency>) -> Latency {
-    let mut buckets: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut sum = Latency::default();
-    for one in all {
-        (sum.count, sum.sum_ns) = (sum.count + one.count, sum.sum_ns + one.sum_ns);
-        for (upper, count) in &one.buckets {
-            *buckets.entry(*upper).or_default() += count;
-        }
-    }
-    sum.buckets = buckets.into_iter().collect();
-    sum
-}
-
 impl Model {
-    /// What happened between two reports.
+    /// Returns the rates between two reports.
     #[must_use]
     pub fn new(before: &StatsReport, now: &StatsReport) -> Self {
         let seconds = (now.time_ns.saturating_sub(before.time_ns) as f64 / 1e9).max(1e-9);
         let idle = before.time_ns == now.time_ns;
-        // Of two looks at one moment nothing can be said.
+        // Two reports of one moment have no rates.
         let rate = |count: u64| if idle { 0.0 } else { count as f64 / seconds };
         let cpus: Vec<CpuRow> = now
             .cpus
@@ -195,9 +120,10 @@ impl Model {
             },
             zones: zones.collect(),
             disks: now
+                .devices
                 .disks
                 .iter()
-                .map(|disk| disk_row(before, disk, rate))
+                .map(|disk| DiskRow::new(&before.devices.disks, disk, rate))
                 .collect(),
             cpus,
         }
@@ -230,62 +156,11 @@ fn cpu_row(before: &StatsReport, now: &StatsReport, cpu: &CpuStats, rate: impl F
     }
 }
 
-fn disk_row(before: &StatsReport, disk: &DiskStats, rate: impl Fn(u64) -> f64) -> DiskRow {
-    let old = before
-        .disks
-        .iter()
-        .find(|old| (&old.zone, old.slot) == (&disk.zone, disk.slot));
-    let old_queue = |queue: &QueueStats| {
-        let old = old.map_or(&[] as &[QueueStats], |old| &old.queues);
-        old.iter().find(|old| old.queue == queue.queue)
-    };
-    let count = |name: &str| -> u64 {
-        let get = |queue: &QueueStats| queue.counters.get(name).copied().unwrap_or(0);
-        let queues = disk.queues.iter();
-        queues
-            .map(|queue| rise(old_queue(queue).map_or(0, get), get(queue)))
-            .sum()
-    };
-    let latencies = |which: fn(&QueueStats) -> &Latency| -> Latency {
-        let all: Vec<Latency> = disk
-            .queues
-            .iter()
-            .map(|queue| since(old_queue(queue).map(which), which(queue)))
-            .collect();
-        merged(all.iter())
-    };
-    let kinds = [
-        latencies(|queue| &queue.reads),
-        latencies(|queue| &queue.writes),
-        latencies(|queue| &queue.flushes),
-    ];
-    let requests = merged(kinds.iter());
-    let file = latencies(|queue| &queue.file);
-    let device = |of: fn(&DiskStats) -> u64| rate(rise(old.map_or(0, of), of(disk)));
-    let letter = char::from(b'a'.saturating_add(disk.slot));
-    DiskRow {
-        zone: disk.zone.clone(),
-        name: if disk.slot < 26 {
-            format!("vd{letter}")
-        } else {
-            format!("#{}", disk.slot)
-        },
-        reads: rate(count("reads")),
-        writes: rate(count("writes")),
-        read_mb: rate(count("bytes_read")) / 1e6,
-        write_mb: rate(count("bytes_written")) / 1e6,
-        p50: quantile(&requests.buckets, 0.5) as f64 / 1e3,
-        p99: quantile(&requests.buckets, 0.99) as f64 / 1e3,
-        file: file.sum_ns as f64 / file.count.max(1) as f64 / 1e3,
-        depth: rate(requests.sum_ns) / 1e9,
-        interrupts: device(|disk| disk.interrupts),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
-    use super::*;
-    use crate::stats::{DaemonStats, ZoneStats};
+    use super::Model;
+    use crate::device::report::{DeviceReports, DeviceStats, Latency, QueueStats};
+    use crate::stats::{CpuStats, DaemonStats, StatsReport, ZoneStats};
 
     /// A zone with a disk after `n` seconds of a thousand reads each.
     pub fn report(n: u64) -> StatsReport {
@@ -310,8 +185,9 @@ pub(super) mod tests {
                 ("bytes_read".to_owned(), 4_096_000 * n),
             ]
             .into(),
-            file: reads.clone(),
-            reads,
+            latencies: ["file", "reads"]
+                .map(|name| (name.to_owned(), reads.clone()))
+                .into(),
             ..QueueStats::default()
         };
         StatsReport {
@@ -332,13 +208,16 @@ pub(super) mod tests {
                 ..ZoneStats::default()
             }],
             cpus: vec![cpu(0, 0, 100 * n), cpu(3, 1, 1000 * n), CpuStats::default()],
-            disks: vec![DiskStats {
-                zone: "guest1".into(),
-                notifications: 700 * n,
-                interrupts: 600 * n,
-                queues: vec![queue],
-                ..DiskStats::default()
-            }],
+            devices: DeviceReports {
+                disks: vec![DeviceStats {
+                    zone: "guest1".into(),
+                    notifications: 700 * n,
+                    interrupts: 600 * n,
+                    queues: vec![queue],
+                    ..DeviceStats::default()
+                }],
+                ..DeviceReports::default()
+            },
         }
     }
 

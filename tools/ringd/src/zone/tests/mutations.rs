@@ -1,6 +1,11 @@
 //! Zones that cannot be, or hardly: whatever their description says, either the zone runs or nothing has changed.
 
-use super::*;
+use std::fs::{self, File};
+
+use super::Machine;
+use crate::config::{Cpus, ZoneConfig};
+use crate::zone::Ending;
+use crate::zone::actor::Command;
 
 /// xorshift64
 struct Random(u64);
@@ -84,7 +89,7 @@ fn mutate(machine: &Machine, config: &mut ZoneConfig, random: &mut Random) {
                 .one_of(&["", ".", "..", "a/b", "a\0", "a\nb", "CON", "a"])
                 .repeat(1 + random.below(40) as usize)
         }
-        8 => config.spare_disks = random.one_of(&[1, 31, 32, 33, u32::MAX]),
+        8 => config.devices.spare_disks = random.one_of(&[1, 31, 32, 33, u32::MAX]),
         _ => {
             let size = random.one_of(&[0, 1, 511, 512, 4096]);
             for _ in 0..random.one_of(&[1, 2, 31, 33]) {
@@ -95,7 +100,7 @@ fn mutate(machine: &Machine, config: &mut ZoneConfig, random: &mut Random) {
                     2 => disk.queues = random.one_of(&[None, Some(0), Some(2), Some(9), Some(u32::MAX)]),
                     _ => disk.readonly = true,
                 }
-                config.disk.push(disk);
+                config.devices.disk.push(disk);
             }
         }
     }
@@ -119,7 +124,7 @@ fn mutated_descriptions_run_or_change_nothing() {
         match machine.registry.start(config) {
             Ok(zone) => {
                 ran += 1;
-                machine.registry.ask(&name, Wish::Stop).unwrap();
+                machine.registry.execute(&name, Command::Stop).unwrap();
                 assert_eq!(zone.wait(), Ending::Stopped);
             }
             Err(error) => {

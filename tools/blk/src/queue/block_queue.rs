@@ -1,0 +1,117 @@
+//! [`BlockQueue`]: its parts and its set-up.
+
+use std::mem;
+use std::sync::Arc;
+
+use ringvirtio::queue::MAX_BATCH;
+use ringvirtio::virtio::feature;
+use ringvirtio::{QueueSetup, SetupError, VirtQueue};
+
+use super::batch::Batch;
+use super::cache::WriteCache;
+use super::held::Held;
+use super::merge::MergePool;
+use super::slot::Slot;
+use super::sync::SyncState;
+use crate::disk::Disk;
+use crate::request::Negotiated;
+use crate::stats::BlockStats;
+use crate::virtio::{
+    VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES,
+};
+
+/// A virtqueue of a block device.
+pub struct BlockQueue {
+    pub(super) queue: VirtQueue,
+    pub(super) disk: Arc<Disk>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) stats: Arc<BlockStats>,
+    pub(super) negotiated: Negotiated,
+    pub(super) cache: WriteCache,
+    /// Transfers popped and not submitted: empty between calls.
+    pub(super) batch: Batch,
+    pub(super) merge: MergePool,
+    pub(super) held: Held,
+    pub(super) sync: SyncState,
+}
+
+impl BlockQueue {
+    /// Makes the queue of a disk. What the log says is in flight is run again at the first [`Self::service`].
+    ///
+    /// # Errors
+    /// Addresses, size or log are bad.
+    pub fn new(disk: Arc<Disk>, setup: QueueSetup) -> Result<Self, SetupError> {
+        let has = |number| setup.features & feature(number) != 0;
+        let cache = WriteCache::new(has(VIRTIO_BLK_F_FLUSH), has(VIRTIO_BLK_F_CONFIG_WCE), &disk);
+        let negotiated = Negotiated {
+            discard: has(VIRTIO_BLK_F_DISCARD),
+            zeroes: has(VIRTIO_BLK_F_WRITE_ZEROES),
+        };
+        let mut queue = VirtQueue::new(setup)?;
+        queue.set_name(disk.config().path.display().to_string());
+        queue.set_stopped(disk.is_closed());
+        if cache.is_chosen() && !cache.is_back(&disk) {
+            // The driver may have turned the cache off before the last daemon heard of it: nothing says that
+            // what completed is durable.
+            queue.restart_completed();
+        }
+        let size = usize::from(queue.size());
+        Ok(Self {
+            slots: (0..size).map(|_| Slot::new(queue.ram())).collect(),
+            stats: Arc::new(BlockStats {
+                queue: queue.stats().clone(),
+                ..BlockStats::default()
+            }),
+            queue,
+            disk,
+            negotiated,
+            cache,
+            batch: Batch::new(size.min(MAX_BATCH.into())),
+            merge: MergePool::default(),
+            held: Held::new(size),
+            sync: SyncState::new(size),
+        })
+    }
+
+    /// Returns the disk.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
+    }
+
+    /// Returns the counters, which stay readable after the queue is gone.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<BlockStats> {
+        &self.stats
+    }
+
+    /// Returns the virtqueue.
+    #[inline]
+    #[must_use]
+    pub fn virtqueue(&self) -> &VirtQueue {
+        &self.queue
+    }
+
+    /// Returns the virtqueue, to be changed.
+    #[inline]
+    pub fn virtqueue_mut(&mut self) -> &mut VirtQueue {
+        &mut self.queue
+    }
+
+    /// The next [`Self::service`] retries the requests that have stopped the queue.
+    pub fn retry(&mut self) {
+        self.held.retry = true;
+    }
+}
+
+impl Drop for BlockQueue {
+    fn drop(&mut self) {
+        if self.queue.in_flight() > 0 {
+            // An engine may still write through these: a leak is better than writes to memory that is in use
+            // again.
+            mem::forget(mem::take(&mut self.slots));
+            mem::forget(mem::take(&mut self.merge));
+            mem::forget(self.disk.clone());
+        }
+    }
+}

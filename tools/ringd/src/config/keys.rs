@@ -1,0 +1,210 @@
+//! [`Keys`]: a TOML table taken apart key by key.
+//!
+//! Keys are removed one by one and what remains is refused, so that each message can name the key, its value and what
+//! was expected; the derived deserialisers know neither key nor value at that point.
+
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+
+use super::error::{ConfigError, quoted};
+use super::size;
+
+/// What a size is to look like.
+pub const SIZE: &str = "a size in quotes such as \"512M\" or \"1G\"";
+
+/// The keys of one table that have not been removed yet.
+pub struct Keys<'a> {
+    origin: &'a str,
+    /// Prefix of the keys in messages: `disk[0].`, or empty for the top-level table.
+    prefix: String,
+    table: Table,
+    directory: &'a Path,
+}
+
+impl<'a> Keys<'a> {
+    /// Returns the keys of a top-level table. `origin` names its source in messages; paths are relative to `directory`.
+    #[must_use]
+    pub const fn new(origin: &'a str, table: Table, directory: &'a Path) -> Self {
+        Self {
+            origin,
+            prefix: String::new(),
+            table,
+            directory,
+        }
+    }
+
+    /// Returns the source of the table, for messages.
+    #[must_use]
+    pub const fn origin(&self) -> &'a str {
+        self.origin
+    }
+
+    /// Returns the full name of a key, for messages.
+    #[must_use]
+    pub fn name(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// Returns the value of a key that has not been removed.
+    #[must_use]
+    pub fn peek(&self, key: &str) -> Option<&Value> {
+        self.table.get(key)
+    }
+
+    /// Returns an error about the value of `key`.
+    #[must_use]
+    pub fn bad(&self, key: &str, value: &Value, expected: impl ToString) -> ConfigError {
+        ConfigError::bad(self.origin, self.name(key), value.to_string().trim(), expected)
+    }
+
+    /// Returns `value`.
+    ///
+    /// # Errors
+    /// There is none: the key is missing.
+    pub fn required<T>(&self, key: &str, value: Option<T>, expected: &str) -> Result<T, ConfigError> {
+        value.ok_or_else(|| ConfigError::Missing {
+            origin: self.origin.to_owned(),
+            key: self.name(key),
+            expected: expected.to_owned(),
+        })
+    }
+
+    /// Removes a key and returns its value.
+    pub fn value(&mut self, key: &str) -> Option<Value> {
+        self.table.remove(key)
+    }
+
+    /// Removes a key with text.
+    ///
+    /// # Errors
+    /// The value is no text.
+    pub fn string(&mut self, key: &str, expected: &str) -> Result<Option<String>, ConfigError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.bad(key, &other, expected)),
+        }
+    }
+
+    /// Removes a key with a truth value.
+    ///
+    /// # Errors
+    /// The value is neither true nor false.
+    pub fn boolean(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Boolean(value)) => Ok(Some(value)),
+            Some(other) => Err(self.bad(key, &other, "true or false")),
+        }
+    }
+
+    /// Removes a key with a path and makes it absolute.
+    ///
+    /// # Errors
+    /// The value is no text, or empty.
+    pub fn path(&mut self, key: &str, expected: &str) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(text) = self.string(key, expected)? else {
+            return Ok(None);
+        };
+        if text.is_empty() {
+            return Err(self.bad(key, &Value::String(text), expected));
+        }
+        Ok(Some(self.directory.join(text)))
+    }
+
+    /// Removes a key with one of several words and returns what the word stands for.
+    ///
+    /// # Errors
+    /// The value is none of the words.
+    pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
+        let chosen = choices.iter().find(|(name, _)| value.as_str() == Some(name));
+        if let Some((_, chosen)) = chosen {
+            return Ok(Some(*chosen));
+        }
+        let names: Vec<String> = choices.iter().map(|(name, _)| quoted(name)).collect();
+        Err(self.bad(key, &value, names.join(" or ")))
+    }
+
+    /// Removes a key with a size and returns it in bytes, more than 0.
+    ///
+    /// # Errors
+    /// The value is no size.
+    pub fn size(&mut self, key: &str) -> Result<Option<u64>, ConfigError> {
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
+        let bytes = value.as_str().and_then(size::parse_size);
+        let bytes = bytes.filter(|bytes| *bytes != 0);
+        bytes.map(Some).ok_or_else(|| self.bad(key, &value, SIZE))
+    }
+
+    /// Removes a key with a number that `T` can hold.
+    ///
+    /// # Errors
+    /// The value is no such number.
+    pub fn count<T: TryFrom<i64>>(&mut self, key: &str, expected: &str) -> Result<Option<T>, ConfigError> {
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
+        let number = value.as_integer().and_then(|number| T::try_from(number).ok());
+        number.map(Some).ok_or_else(|| self.bad(key, &value, expected))
+    }
+
+    /// Removes a section, `[key]`.
+    ///
+    /// # Errors
+    /// The value is no table.
+    pub fn section(&mut self, key: &str) -> Result<Option<Self>, ConfigError> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Table(table)) => Ok(Some(self.inner(format!("{key}."), table))),
+            Some(other) => Err(self.bad(key, &other, format!("a [{key}] section"))),
+        }
+    }
+
+    /// Removes a list of sections, `[[key]]`.
+    ///
+    /// # Errors
+    /// The value is no list of tables.
+    pub fn sections(&mut self, key: &str) -> Result<Vec<Self>, ConfigError> {
+        let expected = format!("[[{key}]] sections");
+        let list = match self.value(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) => list,
+            Some(other) => return Err(self.bad(key, &other, expected)),
+        };
+        let one = |(index, entry)| match entry {
+            Value::Table(table) => Ok(self.inner(format!("{key}[{index}]."), table)),
+            other => Err(self.bad(&format!("{key}[{index}]"), &other, &expected)),
+        };
+        list.into_iter().enumerate().map(one).collect()
+    }
+
+    fn inner(&self, prefix: String, table: Table) -> Self {
+        Self {
+            prefix,
+            table,
+            ..*self
+        }
+    }
+
+    /// Refuses a key that remains.
+    ///
+    /// # Errors
+    /// One does; the message lists `known`.
+    pub fn done(&self, known: &[&str]) -> Result<(), ConfigError> {
+        let Some((key, value)) = self.table.iter().next() else {
+            return Ok(());
+        };
+        Err(ConfigError::UnknownKey {
+            origin: self.origin.to_owned(),
+            key: self.name(key),
+            value: value.to_string().trim().to_owned(),
+            known: known.join(", "),
+        })
+    }
+}

@@ -1,0 +1,107 @@
+//! [`Backend`]: an open device as the reactor's side uses it.
+
+use std::sync::Arc;
+
+use ringvirtio::{QueueHandler, QueueSetup, SetupError};
+use ringvisor::abi::command::DeviceSpec;
+
+use super::config::Config;
+use super::report::QueueStats;
+use super::{disk, rng};
+
+/// Vendor ID register of ringvisor's devices: "RNGV".
+pub const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
+
+/// An open device.
+pub trait Backend: Send + Sync {
+    /// Returns what EL2 shows the driver of a device with this description and number of queues: device ID, features,
+    /// queue sizes, configuration space.
+    fn describe(&self, config: &Config, queues: u16) -> DeviceSpec;
+
+    /// Returns the field of the configuration space that may change while the driver uses the device: offset and
+    /// bytes.
+    fn live_config(&self) -> Option<(u16, Vec<u8>)> {
+        None
+    }
+
+    /// Whether that field may change while there is no daemon.
+    fn may_change_unattended(&self) -> bool {
+        false
+    }
+
+    /// The driver may have written to the configuration space `space`. Returns whether the queues must be scheduled.
+    fn driver_wrote_config(&self, _features: u64, _space: &[u8; 256]) -> bool {
+        false
+    }
+
+    /// Makes the device side of a virtqueue that the driver has set up, with its counters.
+    ///
+    /// # Errors
+    /// The queue cannot be where the driver says.
+    fn queue(&self, setup: QueueSetup) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError>;
+}
+
+/// The counters of a queue that is served.
+#[derive(Clone)]
+pub enum QueueCounters {
+    /// Of a drive.
+    Disk(Arc<ringblk::BlockStats>),
+    /// Of an entropy device.
+    Rng(Arc<ringrng::RngStats>),
+}
+
+/// The counters of a queue at some moment, whatever its device.
+#[derive(Clone, Debug)]
+pub enum Counters {
+    /// Of a drive.
+    Disk(Box<ringblk::BlockSnapshot>),
+    /// Of an entropy device.
+    Rng(Box<ringrng::RngSnapshot>),
+}
+
+/// A queue and its counters at some moment.
+#[derive(Clone, Debug)]
+pub struct QueueSnapshot {
+    /// Number in its device.
+    pub queue: usize,
+    /// Whether the driver uses it now.
+    pub active: bool,
+    /// Its counters.
+    pub counters: Counters,
+}
+
+impl QueueCounters {
+    /// Returns the counters as they are now.
+    #[must_use]
+    pub fn snapshot(&self) -> Counters {
+        match self {
+            Self::Disk(counters) => Counters::Disk(Box::new(counters.snapshot())),
+            Self::Rng(counters) => Counters::Rng(Box::new(counters.snapshot())),
+        }
+    }
+
+    /// Whether a request has completed.
+    #[must_use]
+    pub fn has_completed(&self) -> bool {
+        match self {
+            Self::Disk(counters) => disk::stats::has_completed(counters),
+            Self::Rng(counters) => counters.requests.get() > 0,
+        }
+    }
+}
+
+impl QueueSnapshot {
+    /// Returns the queue for reports.
+    #[must_use]
+    pub fn stats(&self) -> QueueStats {
+        let stats = match &self.counters {
+            Counters::Disk(counters) => disk::stats::queue_stats(counters),
+            Counters::Rng(counters) => rng::backend::queue_stats(counters),
+        };
+        QueueStats {
+            queue: self.queue,
+            active: self.active,
+            ..stats
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! [`Configs`], the devices of a zone as its user describes them, and [`Config`], what one virtio slot holds.
+
+use ringvisor::abi::MAX_SLOTS;
+use serde::{Deserialize, Serialize};
+
+use super::disk;
+use super::disk::config::DiskConfig;
+use super::rng::config::RngConfig;
+use crate::config::error::ConfigError;
+use crate::config::keys::Keys;
+
+/// The devices of a zone at its start. Part of [`crate::config::ZoneConfig`], in JSON as well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configs {
+    /// Disks in the order of the guest's `/dev/vd*`.
+    pub disk: Vec<DiskConfig>,
+    /// Drives without a medium, after the disks, for `ringctl disk attach`.
+    #[serde(default)]
+    pub spare_disks: u32,
+    /// The entropy device, if the zone has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rng: Option<RngConfig>,
+}
+
+/// What a virtio slot holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Config {
+    /// A drive, with its disk unless it has no medium.
+    Disk(Option<DiskConfig>),
+    /// An entropy device.
+    Rng(RngConfig),
+}
+
+impl Configs {
+    /// The keys of a zone file that describe devices.
+    pub const KEYS: &'static [&'static str] = &["disk", "spare_disks", "rng"];
+
+    /// Takes the devices from a zone file's keys.
+    ///
+    /// # Errors
+    /// A key of a device is wrong.
+    pub fn from_keys(keys: &mut Keys<'_>) -> Result<Self, ConfigError> {
+        Ok(Self {
+            disk: disk::keys::disks(keys)?,
+            spare_disks: disk::keys::spare_disks(keys)?,
+            rng: RngConfig::from_keys(keys)?,
+        })
+    }
+
+    /// Checks everything that can be checked without the machine.
+    ///
+    /// # Errors
+    /// The first value that is out of range or contradicts another.
+    pub fn check(&self, origin: &str) -> Result<(), ConfigError> {
+        let others = usize::from(self.rng.is_some());
+        disk::config::check_all(&self.disk, self.spare_disks, MAX_SLOTS - others, origin)?;
+        self.rng.as_ref().map_or(Ok(()), |rng| rng.check(origin))
+    }
+
+    /// Returns what each virtio slot holds at the zone's start: disks, drives without a medium, the entropy device.
+    #[must_use]
+    pub fn slots(&self) -> Vec<Config> {
+        let spare = usize::try_from(self.spare_disks).unwrap_or(MAX_SLOTS);
+        let spare = spare.min(MAX_SLOTS.saturating_sub(self.disk.len()));
+        let disks = self.disk.iter().cloned().map(Some);
+        let drives = disks.chain(std::iter::repeat_n(None, spare));
+        let rng = self.rng.iter().cloned().map(Config::Rng);
+        drives.map(Config::Disk).chain(rng).take(MAX_SLOTS).collect()
+    }
+}
+
+impl Config {
+    /// Returns the number of queues of a device in a zone with `vcpus` vCPUs.
+    #[must_use]
+    pub fn queues(&self, vcpus: usize) -> usize {
+        match self {
+            Self::Disk(disk) => disk::config::queues(disk.as_ref(), vcpus),
+            Self::Rng(_) => 1,
+        }
+    }
+
+    /// Returns the disk in a drive.
+    #[must_use]
+    pub fn disk(&self) -> Option<&DiskConfig> {
+        match self {
+            Self::Disk(disk) => disk.as_ref(),
+            Self::Rng(_) => None,
+        }
+    }
+}

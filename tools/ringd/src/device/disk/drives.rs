@@ -1,0 +1,204 @@
+//! [`Drives`]: the drives of a zone that runs, on the zone's thread: attach, detach, resize, limit.
+//!
+//! The record runs ahead of each change: a daemon that dies in between is followed by one that shows the guest what the
+//! record says.
+
+use std::sync::Arc;
+
+use ringblk::{Disk, DiskError};
+
+use super::change::{Change, LimitChange};
+use super::config::DiskConfig;
+use super::{SECTOR, open};
+use crate::config::size::format_size;
+use crate::device::zone::{Store, Zone};
+use crate::device::{Device, Error, Kind};
+
+/// What a zone lacks that has no drive for another disk.
+const NO_DRIVE: &str = "drive free for another disk: `spare_disks` in its zone file says how many it starts with, and \
+                        `ringctl disk detach` frees one";
+
+/// The drives of a zone, with the zone's record.
+pub struct Drives<'a> {
+    /// The zone.
+    pub zone: &'a Zone,
+    /// Its record.
+    pub store: &'a mut dyn Store,
+}
+
+impl Drives<'_> {
+    /// Makes a change; returns the slot that it was about.
+    ///
+    /// # Errors
+    /// It cannot be made; nothing has changed.
+    pub fn change(&mut self, change: &Change) -> Result<u8, Error> {
+        match change {
+            Change::Attach(disk) => self.attach(disk),
+            Change::Detach(slot) => self.detach(*slot),
+            Change::Resize { slot, size, shrink } => self.resize(*slot, *size, *shrink),
+            Change::Limit(slot, change) => self.limit(*slot, change),
+            Change::Resume(slot) => self.resume(*slot),
+            Change::Migrate { slot, target } => self.migrate(*slot, target),
+            Change::CancelMigration(slot) => self.cancel_migration(*slot),
+        }
+    }
+
+    fn attach(&mut self, disk: &DiskConfig) -> Result<u8, Error> {
+        let config = &self.zone.config;
+        disk.check("command line", "disk.")?;
+        // The driver has negotiated what the drive offers long ago.
+        for (key, given) in [
+            ("disk.queues", disk.queues.map(|queues| queues.to_string())),
+            ("disk.discard", (!disk.discard).then(|| "false".into())),
+        ] {
+            if let Some(value) = given {
+                let expected = "a key of disks that their zone starts with: the drive has what it has";
+                return Err(config.bad(key, value, expected).into());
+            }
+        }
+        self.check_free(disk)?;
+        let disks = self.zone.view.state().disks;
+        let free = (0_u8..).zip(&disks).find(|(_, disk)| disk.is_none());
+        let (slot, _) = free.ok_or_else(|| Error::NoneFree {
+            name: config.name.clone(),
+            free: NO_DRIVE,
+        })?;
+        let image = self.open(slot, disk)?;
+        self.insert(slot, Some(disk.clone()), image)
+    }
+
+    fn detach(&mut self, slot: u8) -> Result<u8, Error> {
+        self.disk(slot)?;
+        self.check_not_migrating(slot)?;
+        self.insert(slot, None, Disk::absent())
+    }
+
+    /// Puts another disk, or none, into a drive.
+    fn insert(&mut self, slot: u8, disk: Option<DiskConfig>, image: Arc<Disk>) -> Result<u8, Error> {
+        self.record_disk(slot, disk)?;
+        self.zone.exchange(slot, Device::Disk(image))?;
+        Ok(slot)
+    }
+
+    fn resize(&mut self, slot: u8, size: Option<u64>, shrink: bool) -> Result<u8, Error> {
+        let disk = self.disk(slot)?;
+        self.check_not_migrating(slot)?;
+        let image = self.image(slot)?;
+        let now = image.capacity().saturating_mul(SECTOR);
+        let failed = |error: DiskError| self.unusable(slot, error);
+        let Some(size) = size else {
+            image.reread_capacity().map_err(failed)?;
+            self.zone.show_config(slot)?;
+            return Ok(slot);
+        };
+        if disk.readonly {
+            let cause = "it is read-only, so its size stays; without a size, its file's size is read again";
+            return Err(self.unusable(slot, cause));
+        }
+        if size == 0 || !size.is_multiple_of(SECTOR) {
+            let cause = format!("size {size}: expected a multiple of 512, at least 512");
+            return Err(self.unusable(slot, cause));
+        }
+        if size < now && !shrink {
+            let (size, now) = (format_size(size), format_size(now));
+            let cause = format!(
+                "{size} is less than its {now}, and what lies behind would be lost; --shrink does it all the same"
+            );
+            return Err(self.unusable(slot, cause));
+        }
+        if size >= now {
+            image.set_size(size).map_err(failed)?;
+            self.zone.show_config(slot)?;
+            return Ok(slot);
+        }
+        // Nothing is in flight while the end is cut off.
+        let number = self.zone.number.unwrap_or_default();
+        let done = self.zone.io.while_quiesced(number, slot, || image.set_size(size));
+        let (cut, shown) = done.ok_or_else(|| self.not_served(slot))?;
+        cut.map_err(failed)?;
+        shown.map_err(|cause| self.zone.refused(cause))?;
+        Ok(slot)
+    }
+
+    fn limit(&mut self, slot: u8, change: &LimitChange) -> Result<u8, Error> {
+        let mut disk = self.disk(slot)?;
+        change.apply(&mut disk);
+        disk.check("command line", "")?;
+        let limits = open::rate_limits(&disk.limits);
+        self.record_disk(slot, Some(disk))?;
+        if let (Some(number), Ok(image)) = (self.zone.number, self.image(slot)) {
+            image.control().throttle.set_limits(limits);
+            self.zone.io.schedule(number, slot);
+        }
+        Ok(slot)
+    }
+
+    /// Checks that neither a disk of the zone nor the target of a migration is in the way of `wanted`.
+    pub(super) fn check_free(&self, wanted: &DiskConfig) -> Result<(), Error> {
+        let path = wanted.path.display();
+        let disks = self.zone.view.state().disks;
+        let conflicts = |disk: &Option<DiskConfig>| disk.as_ref().is_some_and(|disk| disk.conflicts(wanted));
+        if let Some((slot, _)) = (0_u8..).zip(&disks).find(|(_, disk)| conflicts(disk)) {
+            return Err(self.unusable(slot, format!("{path} is attached already, here")));
+        }
+        let migrations = self.zone.view.disk.migrations();
+        match migrations
+            .iter()
+            .find(|migration| migration.target().conflicts(wanted))
+        {
+            None => Ok(()),
+            Some(migration) => {
+                let cause = format!("it is being migrated to {path}");
+                Err(self.unusable(migration.slot(), cause))
+            }
+        }
+    }
+
+    /// Returns the disk in a slot.
+    pub(super) fn disk(&self, slot: u8) -> Result<DiskConfig, Error> {
+        let disk = self
+            .zone
+            .view
+            .state()
+            .disks
+            .into_iter()
+            .nth(slot.into())
+            .flatten();
+        disk.ok_or_else(|| Error::Missing {
+            name: self.zone.config.name.clone(),
+            kind: Kind::Disk,
+            slot,
+        })
+    }
+
+    /// Returns the open disk in a slot.
+    pub(super) fn image(&self, slot: u8) -> Result<Arc<Disk>, Error> {
+        match self.zone.device(slot) {
+            Some(Device::Disk(image)) => Ok(image),
+            _ => Err(self.not_served(slot)),
+        }
+    }
+
+    /// Opens a disk for a slot.
+    pub(super) fn open(&self, slot: u8, disk: &DiskConfig) -> Result<Arc<Disk>, Error> {
+        open::image(&self.zone.environment.disk, &self.zone.config, slot, disk, None)
+            .map_err(|error| self.unusable(slot, error))
+    }
+
+    /// Records what is in a drive.
+    pub(super) fn record_disk(&mut self, slot: u8, disk: Option<DiskConfig>) -> Result<(), Error> {
+        self.zone.record(self.store, |state| {
+            if let Some(place) = state.disks.get_mut(usize::from(slot)) {
+                *place = disk;
+            }
+        })
+    }
+
+    pub(super) fn unusable(&self, slot: u8, cause: impl ToString) -> Error {
+        self.zone.unusable(Kind::Disk, slot, cause)
+    }
+
+    fn not_served(&self, slot: u8) -> Error {
+        self.unusable(slot, "it is not served")
+    }
+}

@@ -1,0 +1,185 @@
+//! [`Migration`]: a disk on its way to another image. [`ringblk::migrate`] does the work, a thread of its own drives it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use ringblk::migrate::{Migration as Copy, MigrationError, Step};
+use serde::{Deserialize, Serialize};
+
+use super::config::DiskConfig;
+use crate::device::zone::Wake;
+
+/// A migration on a zone's record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pending {
+    /// The disk's slot.
+    pub slot: u8,
+    /// What the disk is to be.
+    pub target: DiskConfig,
+}
+
+/// The stage of a migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Chunk by chunk.
+    Copying,
+    /// All is copied; source and target are compared.
+    Comparing,
+    /// They are equal: the switch remains.
+    Ready,
+    /// It has failed.
+    Failed(String),
+}
+
+/// A migration as users see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationReport {
+    /// The target.
+    pub target: PathBuf,
+    /// Bytes copied.
+    pub copied: u64,
+    /// Bytes to copy in all; 0 while the zone is being taken over.
+    pub size: u64,
+    /// Its stage.
+    pub stage: Stage,
+}
+
+impl MigrationReport {
+    /// Returns the report of a migration of which no more is known than that there is one.
+    #[must_use]
+    pub const fn pending(target: PathBuf) -> Self {
+        Self {
+            target,
+            copied: 0,
+            size: 0,
+            stage: Stage::Copying,
+        }
+    }
+}
+
+/// A disk that is being migrated.
+pub struct Migration {
+    slot: u8,
+    /// What the disk is to be.
+    target: DiskConfig,
+    copy: Arc<Copy>,
+    stage: Mutex<Stage>,
+    cancelled: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Migration {
+    /// Returns a migration without a thread.
+    #[must_use]
+    pub fn new(slot: u8, target: DiskConfig, copy: Arc<Copy>) -> Arc<Self> {
+        Arc::new(Self {
+            slot,
+            target,
+            copy,
+            stage: Mutex::new(Stage::Copying),
+            cancelled: AtomicBool::new(false),
+            thread: Mutex::default(),
+        })
+    }
+
+    /// Returns the disk's slot.
+    #[must_use]
+    pub const fn slot(&self) -> u8 {
+        self.slot
+    }
+
+    /// Returns what the disk is to be.
+    #[must_use]
+    pub const fn target(&self) -> &DiskConfig {
+        &self.target
+    }
+
+    /// Returns what the migrating drive serves and the thread copies.
+    #[must_use]
+    pub const fn copy(&self) -> &Arc<Copy> {
+        &self.copy
+    }
+
+    /// Returns the progress.
+    #[must_use]
+    pub fn report(&self) -> MigrationReport {
+        MigrationReport {
+            target: self.target.path.clone(),
+            copied: self.copy.copied(),
+            size: self.copy.size(),
+            stage: self.stage(),
+        }
+    }
+
+    /// Returns the stage.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_stage(&self, stage: Stage) {
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    /// Starts the thread that copies and compares, if there is none. It calls `wake` at its end.
+    pub fn start(self: &Arc<Self>, wake: &Wake) {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_some() {
+            return;
+        }
+        let (migration, done) = (self.clone(), wake.clone());
+        let started = std::thread::Builder::new().name("migrate".into()).spawn(move || {
+            migration.set_stage(migration.run());
+            done();
+        });
+        match started {
+            Ok(handle) => *thread = Some(handle),
+            Err(error) => {
+                self.set_stage(Stage::Failed(format!("no thread for it: {error}")));
+                wake();
+            }
+        }
+    }
+
+    fn run(&self) -> Stage {
+        let work = || -> Result<(), MigrationError> {
+            while !self.is_cancelled() && self.copy.copy()? == Step::More {}
+            self.set_stage(Stage::Comparing);
+            self.copy.sync()?;
+            let mut at = 0;
+            while !self.is_cancelled() && self.copy.verify(&mut at)? == Step::More {}
+            Ok(())
+        };
+        match work() {
+            Ok(()) if self.is_cancelled() => Stage::Failed("it was cancelled".into()),
+            Ok(()) => Stage::Ready,
+            Err(error) => Stage::Failed(error.to_string()),
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Ends the thread. Afterwards only the guest's requests use source and target.
+    pub fn stop(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    /// Compares again, after [`Self::stop`].
+    pub fn compare_again(self: &Arc<Self>, wake: Option<&Wake>) {
+        self.cancelled.store(false, Ordering::Relaxed);
+        self.set_stage(Stage::Comparing);
+        if let Some(wake) = wake {
+            self.start(wake);
+        }
+    }
+}

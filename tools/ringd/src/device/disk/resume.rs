@@ -1,0 +1,104 @@
+//! Disks that have stopped at a failed request, and `ringctl disk resume`.
+//!
+//! With `on_error = "stop"` a host device is closed as soon as the disk has stopped, and opened again when the disk is
+//! resumed: a network block device that has lost its connection cannot be connected again while it is open, and what
+//! comes back by its name (iSCSI, USB, RBD) may be another device of the kernel's. A file stays open: its lock keeps
+//! others away.
+
+use std::sync::Arc;
+
+use ringblk::Disk;
+use ringblk::remote::KnownGeometry;
+
+use super::SECTOR;
+use super::drives::Drives;
+use crate::device::zone::Zone;
+use crate::device::{Device, Error};
+
+/// Has the zone's thread woken when a disk stops, and the guest notified when the disk's server reports another size.
+pub fn watch(zone: &Zone, slot: u8, disk: &Arc<Disk>) {
+    watch_size(zone, slot, disk);
+    if let Some(wake) = zone.wake.clone() {
+        disk.control().on_stop(Box::new(move || wake()));
+    }
+}
+
+fn watch_size(zone: &Zone, slot: u8, disk: &Arc<Disk>) {
+    let (Some(remote), Some(number)) = (disk.remote(), zone.number) else {
+        return;
+    };
+    let (io, disk) = (Arc::downgrade(&zone.io), Arc::downgrade(disk));
+    remote.on_resize(Box::new(move || {
+        let (Some(io), Some(disk)) = (io.upgrade(), disk.upgrade()) else {
+            return;
+        };
+        // It may have been exchanged.
+        let now = io.device(number, slot);
+        if !now.is_some_and(|now| now.disk().is_some_and(|now| Arc::ptr_eq(now, &disk))) {
+            return;
+        }
+        if let Err(error) = disk.reread_capacity() {
+            tracing::error!(zone = number, slot, %error, "a remote disk's new size cannot be used");
+        } else if let Err(error) = io.show_config(number, slot) {
+            tracing::error!(zone = number, slot, %error, "cannot show a remote disk's new size");
+        }
+    }));
+}
+
+impl Drives<'_> {
+    /// Closes the host devices of disks that have stopped.
+    pub fn close_stopped(&mut self) {
+        for (slot, _) in (0_u8..).zip(self.zone.view.state().disks) {
+            let Ok(disk) = self.image(slot) else {
+                continue;
+            };
+            if disk.is_device()
+                && disk.control().has_stopped()
+                && let Err(error) = self.close(slot, &disk)
+            {
+                tracing::error!(zone = self.zone.config.name, slot, %error, "cannot close a disk that has stopped");
+            }
+        }
+    }
+
+    fn close(&mut self, slot: u8, disk: &Disk) -> Result<(), Error> {
+        let wanted = self.disk(slot)?;
+        let shape = KnownGeometry {
+            size: size(disk),
+            block_size: disk.block_size(),
+            readonly: wanted.readonly,
+        };
+        let closed = Disk::closed(disk.config(), shape).map_err(|error| self.unusable(slot, error))?;
+        tracing::warn!(zone = self.zone.config.name, slot, path = %wanted.path.display(),
+            "the disk has stopped: its device is closed until `ringctl disk resume`");
+        self.zone.exchange(slot, Device::Disk(closed))
+    }
+
+    /// Retries the requests at which a disk has stopped, with its host device opened again.
+    pub(super) fn resume(&mut self, slot: u8) -> Result<u8, Error> {
+        let wanted = self.disk(slot)?;
+        self.close_stopped();
+        let Ok(disk) = self.image(slot) else {
+            return Ok(slot);
+        };
+        if !disk.is_closed() {
+            self.zone.io.retry(self.zone.number.unwrap_or_default(), slot);
+            return Ok(slot);
+        }
+        let image = self.open(slot, &wanted)?;
+        let (now, before) = (size(&image), size(&disk));
+        if now < before {
+            let cause = format!("{now} bytes, expected at least the {before} that the guest knows of");
+            return Err(self.unusable(slot, cause));
+        }
+        let path = wanted.path.display();
+        tracing::info!(zone = self.zone.config.name, slot, %path, "the disk's device is open again");
+        self.zone.exchange(slot, Device::Disk(image))?;
+        Ok(slot)
+    }
+}
+
+/// Returns a disk's size in bytes.
+fn size(disk: &Disk) -> u64 {
+    disk.capacity().saturating_mul(SECTOR)
+}

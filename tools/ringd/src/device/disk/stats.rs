@@ -1,0 +1,58 @@
+//! Counters of a drive's queues for [`crate::device::report`].
+
+use ringblk::{BlockSnapshot, BlockStats};
+
+use crate::device::report::QueueStats;
+
+/// Latencies: name in JSON, name in metrics and text.
+const LATENCIES: [(&str, &str); 4] = [
+    ("reads", "read"),
+    ("writes", "write"),
+    ("flushes", "flush"),
+    ("file", "file"),
+];
+
+/// Returns the name in metrics and text of a latency in JSON.
+#[must_use]
+pub fn label(name: &str) -> Option<&'static str> {
+    LATENCIES
+        .iter()
+        .find(|(json, _)| *json == name)
+        .map(|(_, label)| *label)
+}
+
+/// Whether a request has completed.
+#[must_use]
+pub fn has_completed(counters: &BlockStats) -> bool {
+    counters.reads.get() + counters.writes.get() + counters.flushes.get() > 0
+}
+
+/// Returns the counters for reports.
+#[must_use]
+pub fn queue_stats(stats: &BlockSnapshot) -> QueueStats {
+    let ended = [
+        stats.reads,
+        stats.writes,
+        stats.flushes,
+        stats.discards,
+        stats.zeroes,
+        stats.others,
+        stats.errors,
+        stats.unsupported,
+    ];
+    let ended: u64 = ended.iter().sum();
+    let latency = &stats.latency;
+    let histograms = [&latency.reads, &latency.writes, &latency.flushes, &latency.file];
+    let latencies = LATENCIES.iter().zip(histograms);
+    QueueStats {
+        depth: stats.queue.batched.saturating_sub(ended),
+        counters: stats
+            .all_counters()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+        latencies: latencies
+            .map(|((name, _), histogram)| ((*name).to_owned(), histogram.into()))
+            .collect(),
+        ..QueueStats::default()
+    }
+}

@@ -1,0 +1,81 @@
+//! The file that a zone's devices leave for the next daemon: `NAME.inflight`.
+//!
+//! It holds the in-flight log of each queue of each slot, and behind them a word for each slot, in which a device keeps
+//! what changes too often for the zone's record.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use ringvirtio::memory::Slots;
+use ringvirtio::{InflightArea, MemoryError};
+use ringvisor::abi::{MAX_QUEUES, MAX_SLOTS};
+use vm_memory::{FileOffset, MmapRegion};
+
+/// Bytes of a queue's in-flight log, whole pages.
+pub const LOG_STRIDE: usize = InflightArea::bytes(ringblk::QUEUE_SIZE_MAX).next_multiple_of(4096);
+/// Offset of the words of the slots.
+const WORDS: usize = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
+/// Bytes reserved for the words.
+const WORDS_LEN: usize = 4096;
+
+/// Returns the path of a zone's file in the directory of the records.
+#[must_use]
+pub fn path(directory: &Path, zone: &str) -> PathBuf {
+    directory.join(format!("{zone}.inflight"))
+}
+
+/// Maps a zone's file. A new one is all zeroes, and takes memory only where it is written.
+///
+/// # Errors
+/// The system's.
+pub fn map(directory: &Path, zone: &str) -> io::Result<Arc<MmapRegion>> {
+    let size = WORDS + WORDS_LEN;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path(directory, zone))?;
+    file.set_len(size as u64)?;
+    let region = MmapRegion::from_file(FileOffset::new(file, 0), size).map_err(io::Error::other)?;
+    Ok(Arc::new(region))
+}
+
+/// Returns where the log of a queue lies in a mapped file.
+#[must_use]
+pub fn area(mapping: &Arc<MmapRegion>, slot: u8, queue: usize) -> InflightArea {
+    InflightArea {
+        mapping: mapping.clone(),
+        offset: (usize::from(slot) * MAX_QUEUES + queue) * LOG_STRIDE,
+    }
+}
+
+/// Returns the words of the slots in a mapped file.
+///
+/// # Errors
+/// The mapping is too short.
+pub fn words(mapping: &Arc<MmapRegion>) -> Result<Slots<AtomicU64>, MemoryError> {
+    Slots::in_mapping(mapping, WORDS, MAX_SLOTS)
+}
+
+/// Checks that this program understands all logs in the file at `path`.
+///
+/// # Errors
+/// The first log that it does not understand: its version and the one expected.
+pub fn check(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    for index in 0..MAX_SLOTS * MAX_QUEUES {
+        let offset = (index * LOG_STRIDE) as u64;
+        let mut word = [0; 8];
+        if offset + 8 <= length {
+            file.read_exact_at(&mut word, offset)?;
+        }
+        ringvirtio::inflight::check_identity(u64::from_le_bytes(word))?;
+    }
+    Ok(())
+}

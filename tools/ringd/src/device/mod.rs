@@ -1,0 +1,115 @@
+//! Devices of zones: what is described, opened, served, changed and closed, whatever its kind.
+//!
+//! Zones, records, control protocol, statistics and the reactor's side know devices by what is in this folder; what is
+//! special to a kind is in a folder of its own: [`disk`], [`rng`].
+//!
+//! | file | has |
+//! |---|---|
+//! | [`config`] | [`Configs`] of a zone file, [`Config`] of one virtio slot |
+//! | [`options`] | the same on the command line |
+//! | [`backend`] | [`Backend`]: an open device as the reactor's side uses it |
+//! | [`state`] | [`State`]: the devices' part of a zone's record |
+//! | [`inflight`] | the file that outlives the daemon: in-flight logs, a word for each slot |
+//! | [`view`] | [`View`]: what client threads read, [`Observed`] devices for reports |
+//! | [`zone`] | [`Devices`] of a zone, on the zone's thread: open, take over, change, close |
+//! | [`api`] | requests of `ringctl` and replies |
+//!
+//! Adding a kind takes a folder and a line in each `enum` and `struct` here that lists the kinds: [`Kind`],
+//! [`Device`], [`Configs`], [`Config`], [`State`], [`Change`], [`QueueCounters`],
+//! [`report`], [`api`].
+
+pub mod api;
+pub mod backend;
+pub mod config;
+pub mod disk;
+pub mod error;
+pub mod inflight;
+pub mod options;
+pub mod report;
+pub mod rng;
+pub mod state;
+pub mod view;
+pub mod zone;
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+pub use backend::{Backend, QueueCounters, QueueSnapshot};
+pub use config::{Config, Configs};
+pub use error::Error;
+pub use options::Options;
+pub use state::State;
+pub use view::{Observed, View};
+pub use zone::Devices;
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A drive, with a disk or without a medium.
+    Disk,
+    /// An entropy device.
+    Rng,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disk => "disk",
+            Self::Rng => "rng",
+        })
+    }
+}
+
+/// An open device.
+#[derive(Clone)]
+pub enum Device {
+    /// A drive's disk, or [`ringblk::Disk::absent`].
+    Disk(Arc<ringblk::Disk>),
+    /// An entropy device.
+    Rng(Arc<ringrng::Rng>),
+}
+
+impl Device {
+    /// Returns the disk of a drive.
+    #[must_use]
+    pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
+        match self {
+            Self::Disk(disk) => Some(disk),
+            Self::Rng(_) => None,
+        }
+    }
+}
+
+impl Deref for Device {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Disk(disk) => disk,
+            Self::Rng(rng) => rng,
+        }
+    }
+}
+
+/// What devices and other files of a zone are opened with.
+#[derive(Clone, Default)]
+pub struct Environment {
+    /// Opens files and connects to servers.
+    pub disk: ringblk::OpenContext,
+}
+
+impl Environment {
+    /// Returns what opens files.
+    #[must_use]
+    pub fn opener(&self) -> &dyn ringblk::Opener {
+        &*self.disk.opener
+    }
+}
+
+/// A change of a device of a zone that exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Of a drive or its disk.
+    Disk(disk::change::Change),
+}

@@ -1,0 +1,67 @@
+//! [`Backend`] for entropy devices: what EL2 shows of one, its queue and its counters.
+
+use std::sync::Arc;
+
+use ringrng::{QUEUE_SIZE_MAX, Rng, RngQueue, RngSnapshot};
+use ringvirtio::{QueueHandler, QueueSetup, Rate, RateLimits, SetupError};
+use ringvisor::abi::MAX_QUEUES;
+use ringvisor::abi::command::DeviceSpec;
+
+use super::config::RngConfig;
+use crate::device::backend::{Backend, QueueCounters, VENDOR_ID};
+use crate::device::config::Config;
+use crate::device::report::QueueStats;
+
+/// Returns an open device.
+#[must_use]
+pub fn open(config: &RngConfig) -> Arc<Rng> {
+    let rng = Rng::new();
+    let rate = config.bps.unwrap_or(0);
+    rng.throttle().set_limits(RateLimits {
+        bytes: Rate {
+            rate,
+            burst: rate.div_ceil(10),
+        },
+        ..RateLimits::default()
+    });
+    rng
+}
+
+impl Backend for Arc<Rng> {
+    /// One queue, no features of its own, no configuration space.
+    fn describe(&self, _config: &Config, queues: u16) -> DeviceSpec {
+        let mut queue_max = [0; MAX_QUEUES];
+        queue_max
+            .iter_mut()
+            .take(queues.into())
+            .for_each(|max| *max = QUEUE_SIZE_MAX);
+        DeviceSpec {
+            device_id: ringrng::DEVICE_ID,
+            vendor_id: VENDOR_ID,
+            features: ringrng::features(),
+            queues: queues.into(),
+            config_len: 0,
+            queue_max,
+            config: [0; 256],
+        }
+    }
+
+    fn queue(&self, setup: QueueSetup) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError> {
+        let queue = RngQueue::new(self.clone(), setup)?;
+        let counters = QueueCounters::Rng(queue.stats().clone());
+        Ok((Box::new(queue), counters))
+    }
+}
+
+/// Returns the counters for reports.
+#[must_use]
+pub fn queue_stats(stats: &RngSnapshot) -> QueueStats {
+    QueueStats {
+        depth: stats.queue.batched.saturating_sub(stats.requests),
+        counters: stats
+            .all_counters()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+        ..QueueStats::default()
+    }
+}

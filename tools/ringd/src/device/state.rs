@@ -1,0 +1,57 @@
+//! [`State`]: what is in each slot now, as it stands in a zone's record.
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{Config, Configs};
+use super::disk::config::DiskConfig;
+use super::disk::migration::Pending;
+
+/// The devices of a zone that runs. Part of the zone's record (version 2), in JSON as well.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// What each drive holds: disks may have been attached, detached and limited since the start.
+    pub disks: Vec<Option<DiskConfig>>,
+    /// Disks that are being migrated.
+    #[serde(rename = "moves", default, skip_serializing_if = "Vec::is_empty")]
+    pub migrations: Vec<Pending>,
+}
+
+/// How many devices of each kind a zone has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// Disks.
+    pub disks: usize,
+}
+
+impl State {
+    /// Returns the devices of a zone at its start.
+    #[must_use]
+    pub fn new(configs: &Configs) -> Self {
+        let slots = configs.slots();
+        let drive = |config: Config| match config {
+            Config::Disk(disk) => Some(disk),
+            Config::Rng(_) => None,
+        };
+        Self {
+            disks: slots.into_iter().filter_map(drive).collect(),
+            migrations: Vec::new(),
+        }
+    }
+
+    /// Returns what each virtio slot holds in a zone with these devices at its start.
+    #[must_use]
+    pub fn slots(&self, start: &Configs) -> Vec<Config> {
+        let drives = self.disks.iter().cloned().map(Config::Disk);
+        drives
+            .chain(start.slots().into_iter().skip(self.disks.len()))
+            .collect()
+    }
+
+    /// Returns the number of devices of each kind.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            disks: self.disks.iter().flatten().count(),
+        }
+    }
+}

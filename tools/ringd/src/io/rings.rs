@@ -1,0 +1,108 @@
+//! [`Rings`]: the reactor's event source. Takes events off all zones' rings and turns them into work.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ringvirtio::{Commands, EventSource};
+use ringvisor::abi::shared;
+
+use super::affinity::Affinity;
+use super::counters::{RingCounters, add};
+use super::table::{Table, lock};
+use crate::hv::Hypervisor;
+
+/// The rings of all zones.
+pub(super) struct Rings {
+    hv: Arc<dyn Hypervisor>,
+    table: Arc<Table>,
+    counters: Arc<RingCounters>,
+    /// Whether the interrupt came since the rings were last read.
+    woken: bool,
+    affinity: Option<Affinity>,
+}
+
+impl Rings {
+    /// Returns the rings of the zones in `table`. `cpu`: see [`crate::hv::Interrupt::cpu`].
+    pub fn new(
+        hv: Arc<dyn Hypervisor>,
+        table: Arc<Table>,
+        counters: Arc<RingCounters>,
+        cpu: Option<File>,
+    ) -> Self {
+        Self {
+            hv,
+            table,
+            counters,
+            woken: false,
+            affinity: cpu.map(Affinity::new),
+        }
+    }
+}
+
+impl EventSource for Rings {
+    fn on_wakeup(&mut self) {
+        self.woken = true;
+        add(&self.counters.wakeups, 1);
+    }
+
+    fn preferred_cpu(&mut self) -> Option<Option<usize>> {
+        self.affinity.as_mut()?.ask()
+    }
+
+    fn collect(&mut self, commands: &mut Commands) {
+        let mut taken = 0;
+        for zone in lock(&self.table).iter_mut() {
+            taken += zone.collect(&self.hv, commands, &self.counters);
+        }
+        add(&self.counters.rounds, 1);
+        add(&self.counters.entries, taken);
+        if std::mem::take(&mut self.woken) && taken == 0 {
+            add(&self.counters.spurious_wakeups, 1);
+        }
+    }
+
+    fn has_events(&self) -> bool {
+        lock(&self.table).iter().any(|zone| {
+            let window = self.hv.shared().window(zone.number);
+            zone.refresh || window.is_some_and(|window| zone.consumer.peek(&window.ring()).is_some())
+        })
+    }
+
+    fn on_busy_poll(&mut self, found: bool, time: Duration) {
+        let counter = if found {
+            &self.counters.polled
+        } else {
+            &self.counters.polled_in_vain
+        };
+        add(counter, 1);
+        let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        add(&self.counters.polling_ns, time);
+    }
+
+    fn arm(&mut self) -> bool {
+        let mut more = false;
+        for zone in lock(&self.table).iter_mut() {
+            if let Some(window) = self.hv.shared().window(zone.number) {
+                more |= !zone.consumer.prepare_to_sleep(&window.ring()) || zone.refresh;
+            }
+        }
+        more
+    }
+
+    fn disarm(&mut self) {
+        for zone in lock(&self.table).iter() {
+            let armed = armed_offset(zone.number).and_then(|offset| self.hv.shared().u32_at(offset));
+            if let Some(armed) = armed {
+                // A swap, as the consumer's own: see `ringvisor::ring`, "Orderings".
+                armed.swap(0, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Returns the offset of a zone's armed flag in the shared page.
+fn armed_offset(number: u8) -> Option<usize> {
+    Some(shared::zone_window(number)? + shared::ARMED)
+}

@@ -1,0 +1,44 @@
+//! The device side of virtio: guest memory, split virtqueues, the in-flight log and the reactor that drives
+//! them.
+//!
+//! Knows no device. A device is a package of its own that implements [`QueueHandler`] on top of a
+//! [`VirtQueue`], and [`Backend`] if it has I/O of its own. Nothing here knows of EL2 either: the daemon in
+//! root Linux uses it with guest RAM in huge pages and `/dev/uioN` as the event source; tests use anonymous
+//! memory and an `eventfd`.
+//!
+//! # Map
+//! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue in it · [`queue`] its device
+//! side · [`inflight`] the log that outlives the process · [`handler`] what a device implements · [`waiter`]
+//! io_uring and epoll · [`reactor`] the thread · [`throttle`] rate limits · [`stats`], [`histogram`] counters
+//! and latencies · [`trace`] a record of each step · [`steps`] crash points · [`clock`], [`affinity`] time
+//! and CPUs
+
+pub mod affinity;
+pub mod buffers;
+pub mod chain;
+pub mod clock;
+pub mod completion;
+pub mod handler;
+pub mod histogram;
+pub mod inflight;
+pub mod memory;
+pub mod queue;
+pub mod reactor;
+pub mod ring;
+pub mod stats;
+pub mod steps;
+pub mod throttle;
+pub mod trace;
+pub mod virtio;
+pub mod waiter;
+
+pub use completion::Completion;
+pub use handler::{Backend, Context, QueueHandler};
+pub use inflight::{InflightArea, InflightError};
+pub use memory::{GuestRam, MemoryError};
+pub use queue::{QueueFault, QueueSetup, SetupError, VirtQueue};
+pub use reactor::{Callback, Commands, EventSource, QueueId, Reactor, ReactorHandle, ReactorOptions};
+pub use ring::{RingAddresses, RingError};
+pub use stats::{QueueSnapshot, QueueStats};
+pub use throttle::{Rate, RateLimits};
+pub use waiter::{ReadWidth, Waiter};

@@ -1,0 +1,15 @@
+//! [`VirtQueue`]: the device side of a split virtqueue, without a device.
+//!
+//! Its parts: [`NotificationControl`](notifications::NotificationControl) finds heads and decides about the
+//! driver's notifications, [`UsedRing`](used::UsedRing) publishes what is complete,
+//! [`Coalescer`](coalescer::Coalescer) decides when the driver is notified of it,
+//! [`InflightLog`](crate::inflight::InflightLog) survives the process.
+
+mod coalescer;
+mod fault;
+mod notifications;
+mod used;
+mod virt_queue;
+
+pub use fault::{QueueFault, SetupError};
+pub use virt_queue::{MAX_BATCH, QueueSetup, VirtQueue};

@@ -1,0 +1,279 @@
+//! [`Schedule`]: what a reactor has to do next for which of its queues.
+//!
+//! A queue's state is the set of lists that it is on. Lists hold each queue once at most, and none that was
+//! removed.
+
+/// A queue's place in the reactor's table, used again after its removal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot(pub u32);
+
+/// The lists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum List {
+    /// To be serviced in this round.
+    Ready,
+    /// Serviced in this round, with requests left: to be serviced in the next.
+    Deferred,
+    /// Something completed, or a callback waits: to be published, and checked for quiescence.
+    Dirty,
+    /// Waits for the deadline of a rate limit.
+    Deadline,
+    /// Its notifications are disabled: its available ring is polled.
+    Polled,
+    /// Something was published whose interrupt is not decided.
+    InterruptPending,
+}
+
+impl List {
+    const ALL: [Self; 6] = [
+        Self::Ready,
+        Self::Deferred,
+        Self::Dirty,
+        Self::Deadline,
+        Self::Polled,
+        Self::InterruptPending,
+    ];
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// The lists of a reactor's queues.
+#[derive(Default)]
+pub struct Schedule {
+    /// Of each slot, the lists that it is on, by [`List::bit`].
+    states: Vec<u8>,
+    ready: Vec<Slot>,
+    deferred: Vec<Slot>,
+    dirty: Vec<Slot>,
+    deadline: Vec<Slot>,
+    polled: Vec<Slot>,
+    interrupt_pending: Vec<Slot>,
+}
+
+impl Schedule {
+    #[inline]
+    fn list(&self, list: List) -> &Vec<Slot> {
+        match list {
+            List::Ready => &self.ready,
+            List::Deferred => &self.deferred,
+            List::Dirty => &self.dirty,
+            List::Deadline => &self.deadline,
+            List::Polled => &self.polled,
+            List::InterruptPending => &self.interrupt_pending,
+        }
+    }
+
+    #[inline]
+    fn list_mut(&mut self, list: List) -> (&mut Vec<Slot>, &mut [u8]) {
+        let entries = match list {
+            List::Ready => &mut self.ready,
+            List::Deferred => &mut self.deferred,
+            List::Dirty => &mut self.dirty,
+            List::Deadline => &mut self.deadline,
+            List::Polled => &mut self.polled,
+            List::InterruptPending => &mut self.interrupt_pending,
+        };
+        (entries, &mut self.states)
+    }
+
+    /// Makes room for a queue, which is on no list.
+    pub fn add(&mut self, slot: Slot) {
+        let len = slot.0 as usize + 1;
+        if self.states.len() < len {
+            self.states.resize(len, 0);
+        }
+    }
+
+    /// Takes a queue off all lists.
+    pub fn remove(&mut self, slot: Slot) {
+        for list in List::ALL {
+            self.retain(list, |other| other != slot);
+        }
+    }
+
+    /// Puts a queue on a list, unless it is on it.
+    #[inline]
+    pub fn insert(&mut self, list: List, slot: Slot) {
+        let (entries, states) = self.list_mut(list);
+        if let Some(state) = states.get_mut(slot.0 as usize)
+            && *state & list.bit() == 0
+        {
+            *state |= list.bit();
+            entries.push(slot);
+        }
+    }
+
+    /// Takes the queue off a list that was put on it last.
+    #[inline]
+    pub fn pop(&mut self, list: List) -> Option<Slot> {
+        let (entries, states) = self.list_mut(list);
+        let slot = entries.pop()?;
+        clear(states, list, slot);
+        Some(slot)
+    }
+
+    /// Takes those queues off a list of which `keep` does not hold.
+    pub fn retain(&mut self, list: List, mut keep: impl FnMut(Slot) -> bool) {
+        let (entries, states) = self.list_mut(list);
+        entries.retain(|&slot| {
+            let keep = keep(slot);
+            if !keep {
+                clear(states, list, slot);
+            }
+            keep
+        });
+    }
+
+    /// Puts those queues of `list` on the ready list of which `which` holds; they stay on `list`.
+    pub fn make_ready(&mut self, list: List, mut which: impl FnMut(Slot) -> bool) {
+        let mut index = 0;
+        while let Some(slot) = self.get(list, index) {
+            if which(slot) {
+                self.insert(List::Ready, slot);
+            }
+            index += 1;
+        }
+    }
+
+    /// Moves the queues whose deadlines have passed to the ready list, and forgets those that have none any
+    /// more.
+    pub fn expire(&mut self, now: u64, deadline: impl Fn(Slot) -> Option<u64>) {
+        self.make_ready(List::Deadline, |slot| deadline(slot).is_some_and(|at| at <= now));
+        self.retain(List::Deadline, |slot| deadline(slot).is_some_and(|at| at > now));
+    }
+
+    /// Moves the deferred queues to the ready list: the next round begins.
+    #[inline]
+    pub fn end_round(&mut self) {
+        while let Some(slot) = self.pop(List::Deferred) {
+            self.insert(List::Ready, slot);
+        }
+    }
+
+    /// Returns the queue at a position of a list.
+    #[inline]
+    pub fn get(&self, list: List, index: usize) -> Option<Slot> {
+        self.list(list).get(index).copied()
+    }
+
+    /// Returns the queues on a list.
+    #[inline]
+    pub fn iter(&self, list: List) -> impl Iterator<Item = Slot> {
+        self.list(list).iter().copied()
+    }
+
+    /// Returns how many queues are on a list.
+    #[inline]
+    pub fn len(&self, list: List) -> usize {
+        self.list(list).len()
+    }
+
+    /// Returns whether no queue is on a list.
+    #[inline]
+    pub fn is_empty(&self, list: List) -> bool {
+        self.list(list).is_empty()
+    }
+}
+
+#[inline]
+fn clear(states: &mut [u8], list: List, slot: Slot) {
+    if let Some(state) = states.get_mut(slot.0 as usize) {
+        *state &= !list.bit();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop_assert_eq, proptest};
+
+    use super::{List, Schedule, Slot};
+
+    fn slots(schedule: &Schedule, list: List) -> Vec<u32> {
+        schedule.iter(list).map(|slot| slot.0).collect()
+    }
+
+    fn of(count: u32) -> Schedule {
+        let mut schedule = Schedule::default();
+        (0..count).for_each(|slot| schedule.add(Slot(slot)));
+        schedule
+    }
+
+    #[test]
+    fn a_queue_is_on_a_list_once_and_on_several() {
+        let mut schedule = of(3);
+        for slot in [1, 2, 1, 2] {
+            schedule.insert(List::Ready, Slot(slot));
+        }
+        schedule.insert(List::Dirty, Slot(1));
+        assert_eq!(slots(&schedule, List::Ready), [1, 2]);
+        assert_eq!(schedule.pop(List::Ready), Some(Slot(2)));
+        schedule.insert(List::Ready, Slot(2));
+        assert_eq!(slots(&schedule, List::Ready), [1, 2]);
+        schedule.remove(Slot(1));
+        assert!(schedule.is_empty(List::Dirty));
+        assert_eq!(slots(&schedule, List::Ready), [2]);
+        // Its slot is used again.
+        schedule.add(Slot(1));
+        schedule.insert(List::Dirty, Slot(1));
+        assert_eq!(schedule.pop(List::Dirty), Some(Slot(1)));
+        assert_eq!(schedule.pop(List::Dirty), None);
+    }
+
+    #[test]
+    fn a_deferred_queue_is_ready_in_the_next_round() {
+        let mut schedule = of(2);
+        schedule.insert(List::Ready, Slot(0));
+        while let Some(slot) = schedule.pop(List::Ready) {
+            schedule.insert(List::Deferred, slot);
+        }
+        schedule.end_round();
+        assert_eq!(
+            (slots(&schedule, List::Ready), schedule.len(List::Deferred)),
+            (vec![0], 0)
+        );
+    }
+
+    #[test]
+    fn deadlines_expire_or_are_forgotten() {
+        let mut schedule = of(3);
+        (0..3).for_each(|slot| schedule.insert(List::Deadline, Slot(slot)));
+        schedule.expire(10, |slot| {
+            [Some(10), Some(11), None]
+                .into_iter()
+                .nth(slot.0 as usize)
+                .flatten()
+        });
+        assert_eq!(slots(&schedule, List::Ready), [0]);
+        assert_eq!(slots(&schedule, List::Deadline), [1]);
+    }
+
+    proptest! {
+        // Whatever is done to it, a list holds no queue twice and none that was removed, and its states
+        // agree.
+        #[test]
+        fn lists_and_states_agree(
+            steps in proptest::collection::vec((0_u8..4, 0_usize..6, 0_u32..4), 0..100),
+            keep in any::<u32>(),
+        ) {
+            let mut schedule = of(4);
+            for (step, list, slot) in steps {
+                let list = List::ALL[list];
+                match step {
+                    0 => schedule.insert(list, Slot(slot)),
+                    1 => drop(schedule.pop(list)),
+                    2 => schedule.retain(list, |slot| keep >> slot.0 & 1 == 0),
+                    _ => schedule.remove(Slot(slot)),
+                }
+                for list in List::ALL {
+                    for slot in 0..4 {
+                        let count = slots(&schedule, list).iter().filter(|&&other| other == slot).count();
+                        let state = schedule.states[slot as usize] & list.bit() != 0;
+                        prop_assert_eq!(count, usize::from(state));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! [`Reactor`] and its thread's loop.
+
+use std::io;
+use std::time::Duration;
+
+use super::core::Core;
+use super::mailbox::{Mailbox, ReactorHandle};
+use super::sources::Watched;
+use crate::waiter::{Ready, Timeout};
+
+/// How to build a reactor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReactorOptions {
+    /// Use io_uring if the system has it; else epoll and threads serve everything.
+    pub io_uring: bool,
+    /// Submission entries of the ring.
+    pub entries: u32,
+    /// Longest busy poll before sleeping; zero: none. Without io_uring never.
+    pub poll: Duration,
+}
+
+impl ReactorOptions {
+    /// KVM's limit for a halted vCPU on this architecture (`halt_poll_ns`).
+    pub const POLL: Duration = Duration::from_micros(500);
+}
+
+impl Default for ReactorOptions {
+    fn default() -> Self {
+        Self {
+            io_uring: true,
+            entries: 256,
+            poll: Self::POLL,
+        }
+    }
+}
+
+/// A reactor that does not run yet.
+pub struct Reactor {
+    options: ReactorOptions,
+    mailbox: Mailbox,
+}
+
+impl Reactor {
+    /// Returns a reactor and the handle to it.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn new(options: ReactorOptions) -> io::Result<(Self, ReactorHandle)> {
+        let (mailbox, handle) = Mailbox::new()?;
+        Ok((Self { options, mailbox }, handle))
+    }
+
+    /// Runs on the calling thread until [`ReactorHandle::stop`], and until all requests have completed.
+    ///
+    /// # Errors
+    /// Waiting itself failed; errors of files are their requests'.
+    pub fn run(self) -> io::Result<()> {
+        let Self { options, mailbox } = self;
+        let mut core = Core::new(options.io_uring, options.entries, options.poll)?;
+        core.sources.watch_mailbox(&mut core.waiter, mailbox.event())?;
+        let mut ready: Vec<Ready> = Vec::new();
+        let mut commands = mailbox.commands();
+        mailbox.take(&mut commands);
+        loop {
+            core.sources.collect(&mut commands);
+            while let Some(message) = commands.pop() {
+                core.carry_out(message);
+            }
+            core.service();
+            // What was done in place is published in this round.
+            core.reap();
+            core.publish();
+            core.abandon_leaving();
+            core.finish_quiesced();
+            if core.is_stopped() {
+                return Ok(());
+            }
+            core.backends.submit(&mut core.waiter);
+            let busy = core.backends.are_busy();
+            let idle = commands.is_empty() && core.is_idle() && !busy;
+            if !idle {
+                // Rings whose notifications are disabled are checked all the same, and no interrupt waits for
+                // the work of other queues.
+                core.signal(None);
+                core.schedule_polled();
+            }
+            if busy || idle && (core.coalesce() || core.busy_poll()) {
+                // Nothing was armed, so nothing is disarmed.
+                core.waiter.wait(Timeout::Zero, &mut ready)?;
+            } else {
+                core.sleep(idle, &mut ready)?;
+            }
+            for Ready { watch } in ready.drain(..) {
+                match core.sources.watched(watch) {
+                    Some(Watched::Mailbox) => mailbox.take(&mut commands),
+                    Some(Watched::Source(index)) => core.on_wakeup(index),
+                    // A back end's: reaped below in any case.
+                    None => {}
+                }
+            }
+            core.reap();
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! [`Uring`]: an io_uring that carries operations by tag and watches descriptors. A reactor's thread waits in
+//! it: I/O and watched descriptors complete in one `io_uring_enter`.
+//!
+//! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). How
+//! an operation becomes a submission queue entry is its device's business.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+
+use super::registry::Registry;
+use super::watch::{ReadWidth, Ready, Timeout};
+use crate::completion::Completion;
+use crate::memory::{GuestRam, IoVec};
+
+/// Set in the user data of a watch; the rest is its number. Without it, the user data is an operation's tag.
+const WATCH: u64 = 1 << 63;
+/// The user data of a watch's removal.
+const UNWATCHED: u64 = u64::MAX;
+
+struct Watch {
+    fd: RawFd,
+    width: ReadWidth,
+    /// Where the kernel stores what it reads; leaked, for a read may be outstanding when the ring is dropped.
+    buffer: &'static mut [u8; 8],
+    /// Its poll is being removed: its completions are ignored, and the last one frees the number.
+    leaving: bool,
+}
+
+impl Watch {
+    fn new(fd: RawFd, width: ReadWidth) -> Self {
+        let buffer = Box::leak(Box::new([0; 8]));
+        let leaving = false;
+        Self {
+            fd,
+            width,
+            buffer,
+            leaving,
+        }
+    }
+
+    fn entry(&mut self, data: u64) -> squeue::Entry {
+        let fd = types::Fd(self.fd);
+        let entry = if self.is_polled() {
+            opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true).build()
+        } else {
+            opcode::Read::new(fd, self.buffer.as_mut_ptr(), self.width.bytes() as u32)
+                .offset(u64::MAX)
+                .build()
+        };
+        entry.user_data(data)
+    }
+
+    /// Returns whether a multishot poll watches it, and it is never read. A uio driver counts its interrupts
+    /// and has only a blocking `read` to report a change. io_uring must not issue that read: it finds the
+    /// file readable, gets EAGAIN and retries 128 times (some 200 000 instructions) before it hands the read
+    /// to a thread. All that matters is that there was an interrupt, which a multishot poll reports at each
+    /// wake-up without being armed again. A foreign eventfd may be non-blocking, for which a read of io_uring
+    /// completes at once; its count grows, which takes ages to matter, or does what the other process wants,
+    /// which harms that process alone.
+    fn is_polled(&self) -> bool {
+        self.width != ReadWidth::Eight
+    }
+}
+
+/// A ring with its operations and watches.
+pub struct Uring {
+    ring: IoUring,
+    in_flight: usize,
+    /// Operations for which the submission queue had no room.
+    backlog: VecDeque<squeue::Entry>,
+    done: Vec<Completion>,
+    watches: Vec<Watch>,
+    /// Numbers of watches that have ended.
+    free_watches: Vec<usize>,
+    /// Watches that are to be submitted again.
+    rearm: Vec<usize>,
+    registry: Registry,
+}
+
+impl Uring {
+    /// Returns a ring with `entries` submissions.
+    ///
+    /// # Errors
+    /// The kernel or a policy forbids io_uring, or the kernel is older than Linux 5.11.
+    pub fn new(entries: u32) -> io::Result<Self> {
+        let completions = entries.saturating_mul(4);
+        let ring = IoUring::builder()
+            .setup_cqsize(completions)
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            // Shows in memory that completions wait for an `io_uring_enter`, so that busy polling can see it.
+            .setup_taskrun_flag()
+            .build(entries)
+            .or_else(|_| IoUring::builder().setup_cqsize(completions).build(entries))?;
+        // Waiting with a timeout: Linux 5.11.
+        if !ring.params().is_feature_ext_arg() {
+            return Err(io::Error::from(io::ErrorKind::Unsupported));
+        }
+        Ok(Self {
+            registry: Registry::new(&ring),
+            ring,
+            in_flight: 0,
+            backlog: VecDeque::with_capacity(entries as usize),
+            done: Vec::with_capacity(completions as usize),
+            watches: Vec::new(),
+            free_watches: Vec::new(),
+            rearm: Vec::new(),
+        })
+    }
+
+    /// Keeps the kernel's threads for requests that block on these CPUs. Called on the thread that submits.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn keep_workers_on(&self, cpus: &rustix::thread::CpuSet) -> io::Result<()> {
+        // SAFETY: a cpu_set_t is an array of words, for which zeroes are valid.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        for cpu in (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| cpus.is_set(cpu)) {
+            // SAFETY: the set has MAX_CPU bits.
+            unsafe { libc::CPU_SET(cpu, &mut set) };
+        }
+        self.ring.submitter().register_iowq_aff(&set)
+    }
+
+    /// Registers a file, or counts one user more: its operations may name the slot of [`Self::file`].
+    pub fn attach_file(&mut self, fd: RawFd) {
+        self.registry.attach_file(&self.ring, fd);
+    }
+
+    /// Registers guest RAM, or counts one user more: its operations may name the slots of [`Self::buffer`].
+    pub fn attach_ram(&mut self, ram: &Arc<GuestRam>) {
+        self.registry.attach_ram(&self.ring, ram);
+    }
+
+    /// Counts one user of the file less and unregisters it without any.
+    pub fn detach_file(&mut self, fd: RawFd) {
+        self.registry.detach_file(&self.ring, fd);
+    }
+
+    /// Counts one user of the RAM less and unregisters it without any.
+    pub fn detach_ram(&mut self, ram: &Arc<GuestRam>) {
+        self.registry.detach_ram(&self.ring, ram);
+    }
+
+    /// Returns the slot of a registered file.
+    #[must_use]
+    pub fn file(&self, fd: RawFd) -> Option<u32> {
+        self.registry.file(fd)
+    }
+
+    /// Returns the slot of the registered buffer that has all of `part`.
+    #[must_use]
+    pub fn buffer(&self, part: &IoVec) -> Option<u16> {
+        self.registry.buffer(part)
+    }
+
+    /// Returns how many files and buffers are registered.
+    #[must_use]
+    pub fn registered(&self) -> (usize, usize) {
+        self.registry.count()
+    }
+
+    /// Submits an operation; it starts at the next [`Self::submit`] or [`Self::wait`] at the latest.
+    ///
+    /// # Safety
+    /// Until its [`Completion`] was reaped or the ring was dropped, all memory and descriptors that the entry
+    /// names stay valid.
+    pub unsafe fn push(&mut self, entry: squeue::Entry, tag: u64) {
+        let entry = entry.user_data(tag & !WATCH);
+        // Behind the backlog, so that no operation is overtaken for ever.
+        if self.backlog.is_empty() && self.enqueue(&entry) {
+            self.in_flight += 1;
+        } else {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    /// Starts all that was pushed.
+    pub fn submit(&mut self) {
+        self.drain_backlog();
+        if let Err(error) = self.enter(Timeout::Zero) {
+            tracing::error!(%error, "io_uring: submit failed");
+        }
+    }
+
+    /// Appends what has completed to `done`, without waiting.
+    pub fn reap(&mut self, done: &mut Vec<Completion>) {
+        done.append(&mut self.done);
+    }
+
+    /// Reads from `fd`, which must be blocking unless it is foreign, whenever it is readable, until that
+    /// fails. Returns the watch's number.
+    pub fn watch(&mut self, fd: RawFd, width: ReadWidth) -> usize {
+        let free = self.free_watches.pop().unwrap_or(self.watches.len());
+        match self.watches.get_mut(free) {
+            Some(watch) => (watch.fd, watch.width, watch.leaving) = (fd, width, false),
+            None => self.watches.push(Watch::new(fd, width)),
+        }
+        self.start_watch(free);
+        free
+    }
+
+    /// Stops polling a foreign descriptor, which may be closed afterwards. Its number is used again once the
+    /// last completion of the poll has arrived.
+    pub fn unwatch(&mut self, number: usize) {
+        if let Some(watch) = self.watches.get_mut(number) {
+            watch.leaving = true;
+        }
+        let entry = opcode::PollRemove::new(WATCH | number as u64).build();
+        self.enqueue_watch(&entry.user_data(UNWATCHED));
+        // Afterwards no entry in the queue names the descriptor. What cannot be submitted now is submitted
+        // later: a poll too many does no harm.
+        let _ = self.ring.submit();
+    }
+
+    fn start_watch(&mut self, number: usize) {
+        let Some(watch) = self.watches.get_mut(number) else {
+            return;
+        };
+        let entry = watch.entry(WATCH | number as u64);
+        self.enqueue_watch(&entry);
+    }
+
+    fn enqueue_watch(&mut self, entry: &squeue::Entry) {
+        if !self.enqueue(entry) {
+            tracing::error!("io_uring: no room for a watch");
+        }
+    }
+
+    /// Returns whether something has completed, or will when the ring is entered, that was not reaped yet. No
+    /// system call.
+    pub fn is_ready(&mut self) -> bool {
+        if !self.done.is_empty() || !self.ring.completion().is_empty() {
+            return true;
+        }
+        let queue = self.ring.submission();
+        queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// Starts what was pushed and waits until something has completed, or for the timeout. Appends the
+    /// watches that became readable to `ready`; completed operations are left for [`Self::reap`].
+    ///
+    /// # Errors
+    /// `io_uring_enter` failed.
+    pub fn wait(&mut self, timeout: Timeout, ready: &mut Vec<Ready>) -> io::Result<()> {
+        self.drain_backlog();
+        let idle = self.done.is_empty() && self.backlog.is_empty();
+        self.enter(if idle { timeout } else { Timeout::Zero })?;
+        self.collect(ready);
+        Ok(())
+    }
+
+    fn enter(&mut self, timeout: Timeout) -> io::Result<()> {
+        let queue = self.ring.submission();
+        if timeout == Timeout::Zero && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+            return Ok(());
+        }
+        drop(queue);
+        let entered = match timeout {
+            Timeout::Zero => self.ring.submit_and_wait(0),
+            Timeout::Never => self.ring.submit_and_wait(1),
+            Timeout::AtMost(time) => {
+                let time = types::Timespec::from(time);
+                let arguments = types::SubmitArgs::new().timespec(&time);
+                self.ring.submitter().submit_with_args(1, &arguments)
+            }
+        };
+        match entered {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                // Timed out; interrupted; or completions must be taken, or memory be free, before more is
+                // accepted.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    fn collect(&mut self, ready: &mut Vec<Ready>) {
+        for entry in self.ring.completion() {
+            let (data, result) = (entry.user_data(), entry.result());
+            if data & WATCH == 0 {
+                self.in_flight = self.in_flight.saturating_sub(1);
+                self.done.push(Completion { tag: data, result });
+                continue;
+            }
+            if data == UNWATCHED {
+                continue;
+            }
+            let number = (data & !WATCH) as usize;
+            if self.watches.get(number).is_some_and(|watch| watch.leaving) {
+                if !cqueue::more(entry.flags()) {
+                    self.free_watches.push(number);
+                }
+                continue;
+            }
+            match result {
+                1.. => ready.push(Ready { watch: number }),
+                error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
+                other => {
+                    let error = io::Error::from_raw_os_error(-other);
+                    let fd = self.watches.get(number).map_or(-1, |watch| watch.fd);
+                    tracing::error!(fd, %error, "watched descriptor failed");
+                    continue;
+                }
+            }
+            // A multishot poll stays armed, unless completions were lost; armed again, it begins with what is
+            // there.
+            if !cqueue::more(entry.flags()) {
+                self.rearm.push(number);
+            }
+        }
+        while let Some(number) = self.rearm.pop() {
+            self.start_watch(number);
+        }
+    }
+
+    /// Puts an entry on the submission queue, making room once if need be.
+    fn enqueue(&mut self, entry: &squeue::Entry) -> bool {
+        for _ in 0..2 {
+            // SAFETY: watches have leaked buffers; operations are valid by the contract of `push`.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return true;
+            }
+            if self.ring.submit().is_err() {
+                break;
+            }
+        }
+        false
+    }
+
+    fn drain_backlog(&mut self) {
+        while let Some(entry) = self.backlog.pop_front() {
+            if !self.enqueue(&entry) {
+                self.backlog.push_front(entry);
+                return;
+            }
+            self.in_flight += 1;
+        }
+    }
+}
+
+impl Drop for Uring {
+    /// Waits for what the kernel still does: it writes to memory that may be freed next.
+    fn drop(&mut self) {
+        self.backlog.clear();
+        let mut ready = Vec::new();
+        while self.in_flight > 0 {
+            if let Err(error) = self.enter(Timeout::Never) {
+                tracing::error!(%error, in_flight = self.in_flight, "io_uring: cannot wait for I/O");
+                std::process::abort();
+            }
+            self.watches.clear();
+            self.collect(&mut ready);
+        }
+    }
+}
