@@ -50,6 +50,7 @@ impl Default for Histogram {
 
 impl Histogram {
     /// Adds a duration; only for the thread that owns the histogram.
+    #[inline]
     pub fn record(&self, nanoseconds: u64) {
         let add = |cell: &AtomicU64, value: u64| {
             cell.store(

@@ -143,12 +143,14 @@ impl SplitRing {
     }
 
     /// Returns the queue size.
+    #[inline]
     #[must_use]
     pub fn size(&self) -> u16 {
         self.size
     }
 
     /// Returns the guest's RAM.
+    #[inline]
     #[must_use]
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram

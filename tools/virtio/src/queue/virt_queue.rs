@@ -129,12 +129,14 @@ impl VirtQueue {
     }
 
     /// Returns the guest's RAM.
+    #[inline]
     #[must_use]
     pub fn ram(&self) -> &Arc<GuestRam> {
         self.ring.ram()
     }
 
     /// Returns the queue size.
+    #[inline]
     #[must_use]
     pub fn size(&self) -> u16 {
         self.ring.size()
@@ -163,12 +165,14 @@ impl VirtQueue {
     }
 
     /// Returns whether the driver broke the queue.
+    #[inline]
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
     }
 
     /// Returns whether popping is paused.
+    #[inline]
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.paused
@@ -180,6 +184,7 @@ impl VirtQueue {
     }
 
     /// Returns whether the device has stopped popping.
+    #[inline]
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.stopped
@@ -325,6 +330,7 @@ impl VirtQueue {
     }
 
     /// Returns the number of heads that [`Self::take_restart`] would return.
+    #[inline]
     #[must_use]
     pub fn restarts(&self) -> usize {
         self.restart.len()
