@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ringvhost::front::{Completion, Connection, DiskInfo, FrontError, Request, SharedRings};
+use ringvhost::front::{Connection, DiskInfo, FrontError, Request, SharedRings, UsedRequest};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
@@ -111,7 +111,7 @@ impl Client {
     }
 
     /// Waits for the next completed request of a queue; `None` on a timeout or if the server is down.
-    pub fn next(&mut self, queue: usize, timeout: Duration) -> Option<Completion> {
+    pub fn next(&mut self, queue: usize, timeout: Duration) -> Option<UsedRequest> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(done) = self.rings.rings[queue].pop().expect("no fault") {
