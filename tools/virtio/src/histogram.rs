@@ -12,6 +12,7 @@ const MAX_BITS: u32 = 36;
 pub const BUCKETS: usize = (((MAX_BITS - SUB_BITS + 1) as u64) * SUBS) as usize;
 
 /// Returns the bucket of a duration in nanoseconds.
+#[inline]
 fn bucket(value: u64) -> usize {
     let value = value.min((1 << MAX_BITS) - 1);
     if value < SUBS {

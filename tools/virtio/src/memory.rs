@@ -353,6 +353,7 @@ impl GuestRam {
     }
 
     /// Returns the host address of `addr` and how many bytes follow it in the same extent.
+    #[inline]
     pub(crate) fn resolve(&self, addr: u64) -> Option<(*mut u8, u64)> {
         self.extents.iter().find_map(|extent| {
             let offset = addr.checked_sub(extent.start)?;

@@ -44,6 +44,7 @@ struct TokenBucket {
 }
 
 impl TokenBucket {
+    #[inline]
     fn get(&self) -> Rate {
         Rate {
             rate: self.rate.load(Ordering::Relaxed),
