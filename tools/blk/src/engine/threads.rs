@@ -25,7 +25,7 @@ struct Shared {
 struct Pool {
     shared: Mutex<Shared>,
     work: Condvar,
-    event: File,
+    event: Arc<File>,
 }
 
 impl Pool {
@@ -51,7 +51,7 @@ impl Pool {
             // Later completions find the event still set, or the list reaped and empty.
             if shared.done.len() == 1 {
                 // The write fails only if the counter is full, and then the eventfd is readable anyway.
-                let _ = (&self.event).write(&1_u64.to_ne_bytes());
+                let _ = (&*self.event).write(&1_u64.to_ne_bytes());
             }
         }
     }
@@ -71,7 +71,7 @@ impl Threads {
     /// # Errors
     /// No threads or descriptors are left.
     pub fn new() -> io::Result<Self> {
-        let event = File::from(eventfd()?);
+        let event = Arc::new(File::from(eventfd()?));
         let pool = Arc::new(Pool {
             shared: Mutex::default(),
             work: Condvar::new(),
@@ -101,9 +101,9 @@ impl Threads {
         self.pool.event.as_raw_fd()
     }
 
-    /// Returns another descriptor of [`Self::event`].
-    pub(crate) fn event_copy(&self) -> io::Result<File> {
-        self.pool.event.try_clone()
+    /// Returns the file of [`Self::event`].
+    pub(crate) fn event_file(&self) -> &Arc<File> {
+        &self.pool.event
     }
 
     /// Returns whether there are completions to reap.
