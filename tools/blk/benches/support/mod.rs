@@ -15,10 +15,10 @@ use ringvirtio::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, feature};
 use ringvirtio::{Completion, GuestRam, InflightArea, QueueSetup, RingAddresses};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
-use ringvisor::ring::{Consumer, Producer, Ring};
+use ringvisor::ring::{Consumer, Entry, Producer, Ring};
 use ringvisor::syndrome::Width;
 use ringvisor::virtio::fake::{FakePage, FakeRam};
-use ringvisor::virtio::{Spec, Transport, registers};
+use ringvisor::virtio::{Event, Spec, Transport, registers};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
 const BASE: u64 = 0x4000_0000;
@@ -220,7 +220,7 @@ impl Registers {
             pending,
             armed,
         };
-        this.transport.publish(&this.page);
+        this.transport.write_page(&this.page);
         for (offset, value) in [
             (registers::STATUS, 3),
             (registers::DRIVER_FEATURES_SEL, 1),
@@ -238,7 +238,7 @@ impl Registers {
         this
     }
 
-    fn store(&mut self, offset: u16, value: u32) -> ringvisor::virtio::Outcome {
+    fn store(&mut self, offset: u16, value: u32) -> ringvisor::virtio::Effect {
         self.transport
             .write(offset, Width::Word, value.into(), &RAM, &self.page)
     }
@@ -248,10 +248,12 @@ impl Registers {
     /// what the daemon does.
     pub fn request(&mut self, serve: impl FnOnce()) {
         let notified = self.store(registers::QUEUE_NOTIFY, 0);
-        let event = notified.event.expect("the daemon is told");
+        let Some(Event::Notify { queue }) = notified.event else {
+            panic!("no event for the daemon: {notified:?}");
+        };
         let ring = Ring::new(&self.slots, &self.pending, &self.armed).expect("a ring");
-        let _ = self.producer.push(&ring, event.entry(0));
-        self.consumer.take(&ring).expect("an entry");
+        let _ = self.producer.push(&ring, Entry::Notify { slot: 0, queue });
+        self.consumer.pop(&ring).expect("an entry");
         serve();
         assert!(self.consumer.prepare_to_sleep(&ring));
         let raised = self.transport.used_buffer(&self.page);
