@@ -13,15 +13,9 @@ objdump=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p'
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-<<<<<<< HEAD
-"$objdump" -d --no-show-raw-insn --no-leading-addr -C "$image" >"$work/code"
-# What the vectors call, and where a CPU comes up, idles and enters a guest.
-awk -v roots="secondary_main lower_sync lower_irq lower_serror ringvisor::el2::traps:: ringvisor::el2::run::" '
-=======
 "$objdump" -d --no-show-raw-insn --no-leading-addr -C "$binary" >"$work/code"
-# Entry points: traps and interrupts, and where a CPU starts and waits.
-awk -v roots="ringvisor::el2::traps:: ringvisor::el2::cpu::" '
->>>>>>> lib
+# Entry points: what the vectors call, and where a CPU starts, idles and enters a guest.
+awk -v roots="secondary_main lower_sync lower_irq lower_serror ringvisor::el2::traps:: ringvisor::el2::run::" '
     BEGIN {
         panics = "^(core::(panicking|option::(expect|unwrap)_failed|result::unwrap_failed|" \
             "slice::index::slice_index_fail|str::slice_error)|alloc::(alloc::handle|raw_vec::(capacity|handle)))"
