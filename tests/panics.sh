@@ -14,7 +14,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 "$objdump" -d --no-show-raw-insn --no-leading-addr -C "$binary" >"$work/code"
-# Entry points: what the vectors call, and where a CPU comes up, idles and enters a guest.
+# Entry points: what the vectors call, and where a CPU starts, idles and enters a guest.
 awk -v roots="secondary_main lower_sync lower_irq lower_serror ringvisor::el2::traps:: ringvisor::el2::run::" '
     BEGIN {
         panics = "^(core::(panicking|option::(expect|unwrap)_failed|result::unwrap_failed|" \
