@@ -39,6 +39,7 @@ impl Buffers {
     }
 
     /// Empties the list.
+    #[inline]
     pub fn clear(&mut self) {
         self.iov.clear();
         self.first = 0;
@@ -80,18 +81,21 @@ impl Buffers {
     }
 
     /// Returns the number of bytes left.
+    #[inline]
     #[must_use]
     pub fn total(&self) -> u64 {
         self.total
     }
 
     /// Returns what is left, as the kernel takes it.
+    #[inline]
     #[must_use]
     pub fn remaining(&self) -> &[IoVec] {
         self.iov.get(self.first..).unwrap_or_default()
     }
 
     /// Drops `count` bytes at the front, or all if there are fewer.
+    #[inline]
     pub fn advance(&mut self, count: u64) {
         let mut rest = count.min(self.total);
         self.total -= rest;
@@ -109,6 +113,7 @@ impl Buffers {
 
     /// Copies bytes from the front into `to`, each read exactly once, and drops them. Returns `false` if
     /// there are too few.
+    #[inline]
     #[must_use]
     pub fn take_front(&mut self, to: &mut [u8]) -> bool {
         if self.total < to.len() as u64 {
@@ -143,6 +148,7 @@ impl Buffers {
     }
 
     /// Takes the last byte off the list, for [`Self::store_last`]. Returns `false` if there is none.
+    #[inline]
     #[must_use]
     pub fn take_last(&mut self) -> bool {
         let Some(part) = self
@@ -165,6 +171,7 @@ impl Buffers {
     }
 
     /// Stores to the byte that [`Self::take_last`] set aside, if there is one.
+    #[inline]
     pub fn store_last(&mut self, value: u8) {
         if let Some(byte) = self.last {
             // SAFETY: inside of a range that was checked to be RAM, which `ram` keeps mapped.
@@ -188,11 +195,13 @@ impl IoList {
     }
 
     /// Appends what is left of a request's data.
+    #[inline]
     pub fn append(&mut self, buffers: &Buffers) {
         self.0.extend_from_slice(buffers.remaining());
     }
 
     /// Returns all entries.
+    #[inline]
     #[must_use]
     pub fn parts(&self) -> &[IoVec] {
         &self.0

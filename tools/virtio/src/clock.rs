@@ -24,6 +24,7 @@ pub enum Clock {
 
 impl Clock {
     /// Returns the nanoseconds so far.
+    #[inline]
     #[must_use]
     pub fn now(&self) -> u64 {
         match self {

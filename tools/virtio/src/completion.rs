@@ -13,6 +13,7 @@ pub struct Completion {
 
 impl Completion {
     /// Returns the completion of an operation that was carried out by system calls.
+    #[inline]
     #[must_use]
     pub fn new(tag: u64, outcome: io::Result<usize>) -> Self {
         let result = match outcome {

@@ -12,6 +12,7 @@ const MAX_BITS: u32 = 36;
 pub const BUCKETS: usize = (((MAX_BITS - SUB_BITS + 1) as u64) * SUBS) as usize;
 
 /// Returns the bucket of a duration in nanoseconds.
+#[inline]
 fn bucket(value: u64) -> usize {
     let value = value.min((1 << MAX_BITS) - 1);
     if value < SUBS {
@@ -50,6 +51,7 @@ impl Default for Histogram {
 
 impl Histogram {
     /// Adds a duration; only for the thread that owns the histogram.
+    #[inline]
     pub fn record(&self, nanoseconds: u64) {
         let add = |cell: &AtomicU64, value: u64| {
             cell.store(

@@ -232,10 +232,12 @@ impl InflightLog {
         Ok(recovery)
     }
 
+    #[inline]
     const fn entry(head: u16) -> usize {
         HEADER_WORDS + 2 * head as usize
     }
 
+    #[inline]
     fn get(&self, index: usize) -> u64 {
         self.words
             .get(index)
@@ -243,6 +245,7 @@ impl InflightLog {
     }
 
     /// Stores with release ordering: all stores before it, to guest memory too, are visible before it.
+    #[inline]
     fn set(&self, index: usize, value: u64) {
         if let Some(word) = self.words.get(index) {
             word.store(value.to_le(), Ordering::Release);
@@ -250,12 +253,14 @@ impl InflightLog {
     }
 
     /// Returns whether no request with this head is in flight.
+    #[inline]
     #[must_use]
     pub fn is_free(&self, head: u16) -> bool {
         self.get(Self::entry(head)) & 0xffff_ffff == FREE
     }
 
     /// Step 1: the head was popped.
+    #[inline]
     pub fn start(&mut self, head: u16) {
         if cfg!(feature = "skip-inflight-log") {
             return;
@@ -267,6 +272,7 @@ impl InflightLog {
     }
 
     /// Step 2: data and status are in guest memory.
+    #[inline]
     pub fn finish(&mut self, head: u16, used_len: u32) {
         if cfg!(feature = "skip-inflight-log") {
             return;
@@ -275,16 +281,19 @@ impl InflightLog {
     }
 
     /// Step 3: the used entries of all done heads are in the ring, up to `idx`.
+    #[inline]
     pub fn begin_publish(&mut self, idx: u16) {
         self.set(PUBLISH_IDX, idx.into());
     }
 
     /// Part of step 4: the driver may use the head again.
+    #[inline]
     pub fn free(&mut self, head: u16) {
         self.set(Self::entry(head), FREE);
     }
 
     /// The end of step 4.
+    #[inline]
     pub fn end_publish(&mut self, idx: u16) {
         self.set(USED_IDX, idx.into());
     }

@@ -6,6 +6,13 @@
 //! root Linux uses it with guest RAM in huge pages and `/dev/uioN` as the event source; tests use anonymous
 //! memory and an `eventfd`.
 //!
+//! # How a device is made
+//! A type for its queues owns a [`VirtQueue`] and whatever a request needs, and implements [`QueueHandler`]:
+//! `service` pops a round of heads and starts their requests, `complete` handles what was submitted under the
+//! queue's tags. I/O of its own (thread pools, engines) is a [`Backend`], of which a reactor makes one per
+//! kind; operations of the reactor's io_uring need none ([`waiter::uring::Uring::push`]). `tests/echo.rs` has
+//! the smallest one.
+//!
 //! # Map
 //! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue in it · [`queue`] its device
 //! side · [`inflight`] the log that outlives the process · [`handler`] what a device implements · [`waiter`]

@@ -141,6 +141,7 @@ pub struct IoVec(pub(crate) libc::iovec);
 
 impl IoVec {
     /// Returns a buffer of this process, valid as long as the bytes are.
+    #[inline]
     pub fn of(bytes: &mut [u8]) -> Self {
         Self(libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
@@ -157,6 +158,7 @@ impl IoVec {
     }
 
     /// Returns it without its first bytes.
+    #[inline]
     pub fn behind(&self, bytes: usize) -> Self {
         let bytes = bytes.min(self.len());
         Self(libc::iovec {
@@ -166,6 +168,7 @@ impl IoVec {
     }
 
     /// Returns its first bytes, or all of it if it has fewer.
+    #[inline]
     pub fn front(&self, bytes: usize) -> Self {
         Self(libc::iovec {
             iov_base: self.0.iov_base,
@@ -174,18 +177,21 @@ impl IoVec {
     }
 
     /// Returns its length in bytes.
+    #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.iov_len
     }
 
     /// Returns whether it has no bytes.
+    #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iov_len == 0
     }
 
     /// Returns its host-virtual start.
+    #[inline]
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.0.iov_base.cast()
@@ -347,6 +353,7 @@ impl GuestRam {
     }
 
     /// Returns the host address of `addr` and how many bytes follow it in the same extent.
+    #[inline]
     pub(crate) fn resolve(&self, addr: u64) -> Option<(*mut u8, u64)> {
         self.extents.iter().find_map(|extent| {
             let offset = addr.checked_sub(extent.start)?;

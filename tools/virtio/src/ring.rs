@@ -34,6 +34,7 @@ impl Descriptor {
     /// Bytes in memory.
     pub const SIZE: u32 = 16;
 
+    #[inline]
     fn load(table: &Slots<AtomicU64>, index: usize) -> Option<Self> {
         // Two loads, each field in exactly one of them: the guest may rewrite it before, between or after.
         let addr = u64::from_le(table.get(index * 2)?.load(Ordering::Relaxed));
@@ -143,26 +144,31 @@ impl SplitRing {
     }
 
     /// Returns the queue size.
+    #[inline]
     #[must_use]
     pub fn size(&self) -> u16 {
         self.size
     }
 
     /// Returns the guest's RAM.
+    #[inline]
     #[must_use]
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
     }
 
+    #[inline]
     fn slot(&self, index: u16) -> usize {
         usize::from(index & (self.size - 1))
     }
 
+    #[inline]
     fn load(table: &Slots<AtomicU16>, index: usize, order: Ordering) -> u16 {
         // Indices are constants or masked, so the element exists; 0 is what an idle ring holds.
         table.get(index).map_or(0, |cell| u16::from_le(cell.load(order)))
     }
 
+    #[inline]
     fn store(table: &Slots<AtomicU16>, index: usize, value: u16, order: Ordering) {
         if let Some(cell) = table.get(index) {
             cell.store(value.to_le(), order);
@@ -170,24 +176,28 @@ impl SplitRing {
     }
 
     /// Returns `avail.idx`; what the driver wrote before it is visible afterwards.
+    #[inline]
     #[must_use]
     pub fn avail_idx(&self) -> u16 {
         Self::load(&self.avail, IDX, Ordering::Acquire)
     }
 
     /// Returns the head in available entry number `index`.
+    #[inline]
     #[must_use]
     pub fn avail_head(&self, index: u16) -> u16 {
         Self::load(&self.avail, RING + self.slot(index), Ordering::Relaxed)
     }
 
     /// Returns descriptor `index` of the queue's table.
+    #[inline]
     #[must_use]
     pub fn descriptor(&self, index: u16) -> Option<Descriptor> {
         Descriptor::load(&self.desc, index.into())
     }
 
     /// Writes used entry number `index`; not visible as used before [`Self::publish_used`].
+    #[inline]
     pub fn write_used(&self, index: u16, head: u16, len: u32) {
         let slot = 2 * self.slot(index);
         if let (Some(id), Some(length)) = (self.used_ring.get(slot), self.used_ring.get(slot + 1)) {
@@ -197,12 +207,14 @@ impl SplitRing {
     }
 
     /// Stores `used.idx` after all that was written before (2.7.8.2).
+    #[inline]
     pub fn publish_used(&self, idx: u16) {
         Self::store(&self.used, IDX, idx, Ordering::Release);
     }
 
     /// Disables the driver's notifications. Under EVENT_IDX an `avail_event` in the past does it, and the
     /// flag must stay 0 (2.7.10.2).
+    #[inline]
     pub fn disable_notifications(&self) {
         if !self.event_idx {
             Self::store(&self.used, FLAGS, VIRTQ_USED_F_NO_NOTIFY, Ordering::Relaxed);
@@ -211,6 +223,7 @@ impl SplitRing {
 
     /// Enables the driver's notification of entry `next_avail`, then reads `avail.idx` again: entries made
     /// available before the driver could see that are in the result (2.7.10.1).
+    #[inline]
     #[must_use]
     pub fn enable_notifications(&self, next_avail: u16) -> u16 {
         if self.event_idx {
@@ -225,6 +238,7 @@ impl SplitRing {
 
     /// Returns whether the driver wants an interrupt for used entries `old..new`, which are published
     /// (2.7.7.2).
+    #[inline]
     #[must_use]
     pub fn interrupt_wanted(&self, old: u16, new: u16) -> bool {
         // The driver stores its request for an interrupt, then reads used.idx; here it is the other way

@@ -44,6 +44,7 @@ struct TokenBucket {
 }
 
 impl TokenBucket {
+    #[inline]
     fn get(&self) -> Rate {
         Rate {
             rate: self.rate.load(Ordering::Relaxed),
@@ -65,6 +66,7 @@ impl TokenBucket {
     }
 
     /// Returns when the next one may pass; `None` if that is now.
+    #[inline]
     fn wait(&self, now: u64) -> Option<u64> {
         let Rate { rate, burst } = self.get();
         if rate == 0 {
@@ -76,6 +78,7 @@ impl TokenBucket {
         (paid > now.saturating_add(ahead)).then(|| paid.saturating_sub(ahead))
     }
 
+    #[inline]
     fn take(&self, now: u64, amount: u64) {
         let rate = self.rate.load(Ordering::Relaxed);
         if rate == 0 || amount == 0 {
@@ -115,12 +118,14 @@ impl Throttle {
     }
 
     /// Returns when the next request may be popped; `None` if that is now.
+    #[inline]
     #[must_use]
     pub fn wait(&self, now: u64) -> Option<u64> {
         self.iops.wait(now).max(self.bytes.wait(now))
     }
 
     /// Counts a request and its bytes.
+    #[inline]
     pub fn take(&self, now: u64, bytes: u64) {
         self.iops.take(now, 1);
         self.bytes.take(now, bytes);

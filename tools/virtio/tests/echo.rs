@@ -159,8 +159,10 @@ impl Guest {
                 offset: 0,
             },
             epoch: 1,
-            notify_driver: Box::new(move || drop(interrupts.send(()))),
-            needs_reset: Box::new(move |fault| drop(faults.send(fault.to_string()))),
+            notify_driver: Box::new(move || {
+                let _ = interrupts.send(());
+            }),
+            needs_reset: Box::new(move |fault| faults.send(fault.to_string()).unwrap()),
         };
         Box::new(EchoQueue {
             queue: VirtQueue::new(setup).unwrap(),

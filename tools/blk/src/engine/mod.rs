@@ -63,6 +63,7 @@ pub const MAX_IOV: usize = 1024;
 ///
 /// # Safety
 /// As for [`Engine::push`].
+#[inline]
 unsafe fn perform(op: &IoOp) -> Completion {
     // SAFETY: the image lives, and `count` entries are there, as the caller guarantees.
     let (image, parts) = unsafe { (op.image.get(), op.parts()) };

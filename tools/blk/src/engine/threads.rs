@@ -27,7 +27,7 @@ struct Shared {
 struct Pool {
     shared: Mutex<Shared>,
     work: Condvar,
-    event: File,
+    event: Arc<File>,
 }
 
 impl Pool {
@@ -53,7 +53,7 @@ impl Pool {
             // Later completions find the event still set, or the list reaped and empty.
             if shared.done.len() == 1 {
                 // The write fails only if the counter is full, and then the eventfd is readable anyway.
-                let _ = (&self.event).write(&1_u64.to_ne_bytes());
+                let _ = (&*self.event).write(&1_u64.to_ne_bytes());
             }
         }
     }
@@ -73,7 +73,7 @@ impl Threads {
     /// # Errors
     /// No threads or descriptors are left.
     pub fn new() -> io::Result<Self> {
-        let event = File::from(eventfd()?);
+        let event = Arc::new(File::from(eventfd()?));
         let pool = Arc::new(Pool {
             shared: Mutex::default(),
             work: Condvar::new(),
@@ -103,9 +103,9 @@ impl Threads {
         self.pool.event.as_raw_fd()
     }
 
-    /// Returns another descriptor of [`Self::event`].
-    pub(crate) fn event_copy(&self) -> io::Result<File> {
-        self.pool.event.try_clone()
+    /// Returns the file of [`Self::event`].
+    pub(crate) fn event_file(&self) -> &Arc<File> {
+        &self.pool.event
     }
 
     /// Returns whether there are completions to reap.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use ringvirtio::memory::GuestRam;
 
-use super::engine::MigrationEngine;
 use super::migration::{Migration, zero};
 use crate::disk::Disk;
+use crate::engine::threads::Threads;
 use crate::image::operation::BlockingIo;
 use crate::image::remote::RemoteImage;
 use crate::remote::{RemoteDisk, RemoteEngine};
@@ -107,6 +107,6 @@ impl RemoteDisk for Migration {
     fn on_resize(&self, _resized: Box<dyn Fn() + Send + Sync>) {}
 
     fn start(&self, _ram: &Arc<GuestRam>) -> io::Result<Box<dyn RemoteEngine>> {
-        Ok(Box::new(MigrationEngine::new()?))
+        Ok(Box::new(Threads::new()?))
     }
 }

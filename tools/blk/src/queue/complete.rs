@@ -16,18 +16,18 @@ impl BlockQueue {
     pub fn complete(&mut self, tag: u64, result: i32, engine: &mut dyn Engine) {
         self.queue.begin_complete();
         let head = tag as u16;
-        let pushed_at = if head == SYNC_TAG {
-            self.sync.pushed_at
+        let submitted_at = if head == SYNC_TAG {
+            self.sync.submitted_at
         } else {
             let Some(slot) = self.slots.get(usize::from(head)) else {
                 return;
             };
-            slot.pushed_at
+            slot.submitted_at
         };
         self.stats
             .latency
             .file
-            .record(self.queue.now().saturating_sub(pushed_at));
+            .record(self.queue.now().saturating_sub(submitted_at));
         if head == SYNC_TAG {
             return self.complete_sync(result, engine);
         }
@@ -56,12 +56,12 @@ impl BlockQueue {
                 return;
             };
             member = slot.next.take();
-            let moved = left.min(slot.data().total());
-            left -= moved;
-            slot.moved += moved;
-            slot.data_mut().advance(moved);
+            let transferred = left.min(slot.data().total());
+            left -= transferred;
+            slot.transferred += transferred;
+            slot.data_mut().advance(transferred);
             if slot.data().total() == 0 {
-                self.transferred(head, engine);
+                self.finish_transfer(head, engine);
             } else {
                 self.stats.retries.add(1);
                 self.push_transfer(head, engine);
@@ -74,11 +74,11 @@ impl BlockQueue {
             return;
         };
         let again = match result {
-            moved @ 1.. => {
+            transferred @ 1.. => {
                 slot.retries = 0;
-                let moved = u64::from(moved.unsigned_abs()).min(slot.data().total());
-                slot.moved += moved;
-                slot.data_mut().advance(moved);
+                let transferred = u64::from(transferred.unsigned_abs()).min(slot.data().total());
+                slot.transferred += transferred;
+                slot.data_mut().advance(transferred);
                 slot.data().total() > 0
             }
             // End of a file that was truncated, or no progress: never OK without the data.
@@ -96,21 +96,21 @@ impl BlockQueue {
             self.stats.retries.add(1);
             return self.push_transfer(head, engine);
         }
-        self.transferred(head, engine);
+        self.finish_transfer(head, engine);
     }
 
     /// All bytes of a transfer are transferred.
-    fn transferred(&mut self, head: u16, engine: &mut dyn Engine) {
+    fn finish_transfer(&mut self, head: u16, engine: &mut dyn Engine) {
         let Some(slot) = self.slots.get(usize::from(head)) else {
             return;
         };
         if slot.work == Work::Read {
             self.stats.reads.add(1);
-            self.stats.bytes_read.add(slot.moved);
+            self.stats.bytes_read.add(slot.transferred);
             return self.finish(head, RequestStatus::Ok);
         }
         self.stats.writes.add(1);
-        self.stats.bytes_written.add(slot.moved);
+        self.stats.bytes_written.add(slot.transferred);
         let durable = slot.durable;
         self.written(head, durable, engine);
     }
@@ -209,7 +209,7 @@ impl BlockQueue {
     fn fail_request(&mut self, head: u16, error: i32) {
         let on_error = self.disk.control().on_error();
         if let Some(slot) = self.slots.get(usize::from(head)) {
-            tracing::warn!(path = %self.disk.config().path.display(), offset = slot.offset + slot.moved,
+            tracing::warn!(path = %self.disk.config().path.display(), offset = slot.offset + slot.transferred,
                 work = ?slot.work, error = %std::io::Error::from_raw_os_error(-error), ?on_error,
                 "disk request failed");
         }
@@ -261,7 +261,7 @@ impl BlockQueue {
         // 2.7.8.2: all bytes from the first writable one on, up to the used length, were written. What
         // precedes a status byte that does not follow directly is all that counts.
         let filled = match slot.work {
-            Work::Read | Work::Other => slot.moved,
+            Work::Read | Work::Other => slot.transferred,
             Work::Write | Work::Flush | Work::Discard | Work::Zeroes => 0,
         };
         let with_status = u64::from(slot.writable.total() == 0);

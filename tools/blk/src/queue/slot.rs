@@ -31,7 +31,7 @@ pub struct Slot {
     pub work: Work,
     pub offset: u64,
     /// Bytes transferred so far.
-    pub moved: u64,
+    pub transferred: u64,
     pub retries: u8,
     /// The transfer was submitted as a durable write.
     pub durable: bool,
@@ -45,7 +45,7 @@ pub struct Slot {
     pub segment: usize,
     /// When the driver made it, as far as is known, and when its operation was submitted.
     pub made_at: u64,
-    pub pushed_at: u64,
+    pub submitted_at: u64,
 }
 
 impl Slot {
@@ -55,7 +55,7 @@ impl Slot {
             writable: Buffers::new(ram.clone()),
             work: Work::Other,
             offset: 0,
-            moved: 0,
+            transferred: 0,
             retries: 0,
             durable: false,
             cached: false,
@@ -64,7 +64,7 @@ impl Slot {
             segments: Vec::new(),
             segment: 0,
             made_at: 0,
-            pushed_at: 0,
+            submitted_at: 0,
         }
     }
 
@@ -75,10 +75,10 @@ impl Slot {
         self.writable.clear();
         self.segments.clear();
         self.work = Work::Other;
-        (self.offset, self.moved, self.retries, self.segment) = (0, 0, 0, 0);
+        (self.offset, self.transferred, self.retries, self.segment) = (0, 0, 0, 0);
         (self.durable, self.cached) = (false, false);
         (self.group, self.next) = (None, None);
-        (self.made_at, self.pushed_at) = (made_at, now);
+        (self.made_at, self.submitted_at) = (made_at, now);
     }
 
     /// Returns what is left of a transfer.

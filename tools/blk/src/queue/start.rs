@@ -45,7 +45,7 @@ impl BlockQueue {
                 self.start_flush(head, engine);
             }
             Plan::GetId => {
-                slot.moved = slot.writable.write_front(self.disk.serial()) as u64;
+                slot.transferred = slot.writable.write_front(self.disk.serial()) as u64;
                 self.stats.others.add(1);
                 self.finish(head, RequestStatus::Ok);
             }
@@ -178,7 +178,7 @@ impl BlockQueue {
             return;
         };
         slot.group = Some(index);
-        slot.pushed_at = self.queue.now();
+        slot.submitted_at = self.queue.now();
         let op = IoOp {
             tag: self.queue.tag_base() | u64::from(head),
             image: self.disk.image(),
@@ -213,7 +213,7 @@ impl BlockQueue {
             return;
         };
         slot.durable = durable;
-        slot.pushed_at = self.queue.now();
+        slot.submitted_at = self.queue.now();
         let kind = slot.io_kind();
         let parts = slot.data().remaining();
         let len = if parts.len() <= MAX_IOV {
@@ -227,7 +227,7 @@ impl BlockQueue {
             kind,
             iov: parts.as_ptr(),
             count: parts.len().min(MAX_IOV) as u32,
-            offset: slot.offset + slot.moved,
+            offset: slot.offset + slot.transferred,
             len,
             immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         };
@@ -250,7 +250,7 @@ impl BlockQueue {
         let Some(slot) = self.slots.get_mut(usize::from(head)) else {
             return;
         };
-        slot.pushed_at = self.queue.now();
+        slot.submitted_at = self.queue.now();
         let Some(segment) = slot.segments.get(slot.segment) else {
             return;
         };
@@ -275,7 +275,7 @@ impl BlockQueue {
     }
 
     pub(super) fn push_sync(&mut self, engine: &mut dyn Engine) {
-        self.sync.pushed_at = self.queue.now();
+        self.sync.submitted_at = self.queue.now();
         for &head in self.sync.current() {
             self.queue.trace(Kind::Submitted, head);
         }

@@ -11,7 +11,7 @@ pub struct SyncState {
     /// EINTR and EAGAIN in a row.
     pub retries: u8,
     /// When it was submitted.
-    pub pushed_at: u64,
+    pub submitted_at: u64,
 }
 
 impl SyncState {
@@ -20,7 +20,7 @@ impl SyncState {
             current: Vec::with_capacity(size),
             next: Vec::with_capacity(size),
             retries: 0,
-            pushed_at: 0,
+            submitted_at: 0,
         }
     }
 

@@ -171,8 +171,8 @@ fn a_reactor_allocates_no_more_than(most: u64, io_uring: bool, engine: EngineKin
     let id = reactor
         .handle
         .add(Box::new(BlockQueue::new(disk, setup).unwrap()));
-    let bell = eventfd().unwrap();
-    let ring = std::fs::File::from(bell.try_clone().unwrap());
+    let event = eventfd().unwrap();
+    let ring = std::fs::File::from(event.try_clone().unwrap());
     let allocated = Arc::new(AtomicU64::new(0));
     let watcher = Watcher {
         id,
@@ -180,7 +180,7 @@ fn a_reactor_allocates_no_more_than(most: u64, io_uring: bool, engine: EngineKin
     };
     reactor
         .handle
-        .add_event_source(bell, ReadWidth::Eight, Box::new(watcher));
+        .add_event_source(event, ReadWidth::Eight, Box::new(watcher));
     let mut round = |number| {
         let count = offer(&mut rig, number);
         std::io::Write::write_all(&mut &ring, &1_u64.to_ne_bytes()).unwrap();

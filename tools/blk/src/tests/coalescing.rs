@@ -18,7 +18,7 @@ use crate::virtio::*;
 const DATA: u64 = BUFFERS + 0x1_0000;
 const EVENT_IDX: u64 = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
 
-/// A queue by hand, of which whoever drives it looks at the available ring, and its time, which stands still.
+/// A queue driven by hand, whose available ring is polled, and its clock, which stands still.
 fn timed(features: u64) -> (Rig, Arc<AtomicU64>) {
     let mut rig = Rig::with(EngineKind::Threads, 128, features, false);
     let time = Arc::new(AtomicU64::new(0));
@@ -27,11 +27,11 @@ fn timed(features: u64) -> (Rig, Arc<AtomicU64>) {
     (rig, time)
 }
 
-fn looked_at(features: u64) -> Rig {
+fn polled(features: u64) -> Rig {
     timed(features).0
 }
 
-/// Offers requests that are done as soon as they are taken.
+/// Offers requests that complete as soon as they are popped.
 fn offer(rig: &mut Rig, count: u16) {
     for _ in 0..count {
         let head = rig.avail_idx % 42 * 3;
@@ -47,38 +47,38 @@ fn round(rig: &mut Rig, more: u16) {
     rig.vq().publish();
 }
 
-/// Interrupts so far, and whether one is owed.
-fn told(rig: &mut Rig) -> (usize, bool) {
+/// Returns the interrupts so far, and whether one is pending.
+fn interrupts(rig: &mut Rig) -> (usize, bool) {
     (rig.interrupt_count(), rig.vq().interrupt_due().is_some())
 }
 
-/// Lets the queue learn that its driver has `depth` requests under way, a power of two. One is left in the
+/// Lets the queue learn that its driver has `depth` requests outstanding, a power of two. One is left in the
 /// available ring.
 fn learn(rig: &mut Rig, depth: u16) {
-    let mut together = 1;
-    while together < depth {
+    let mut target = 1;
+    while target < depth {
         let left = rig.vq().outstanding();
-        offer(rig, together - left);
+        offer(rig, target - left);
         round(rig, 1);
         assert_eq!(rig.vq().interrupt_due(), None);
         rig.take_used();
         rig.await_interrupt();
-        together *= 2;
+        target *= 2;
     }
 }
 
-// virtio-checklist 45, 46: a driver that has one request under way is told of each at once; one that has
-// several, of those together; and when it has fewer than before, of those that there are.
+// virtio-checklist 45, 46: a driver with one request outstanding gets an interrupt for each at once; one with
+// several, one for all of them; and when it has fewer than before, one for those that there are.
 #[test]
-fn as_many_as_the_driver_has_under_way() {
+fn one_interrupt_for_all_that_the_driver_has_outstanding() {
     for features in [ALL_FEATURES, EVENT_IDX] {
-        let mut rig = looked_at(features);
+        let mut rig = polled(features);
         let mut step = |offered: u16, more: u16| {
             rig.await_interrupt();
             offer(&mut rig, offered);
             round(&mut rig, more);
             rig.take_used();
-            told(&mut rig)
+            interrupts(&mut rig)
         };
         assert_eq!(step(1, 0), (1, false));
         assert_eq!(step(1, 0), (2, false));
@@ -88,12 +88,12 @@ fn as_many_as_the_driver_has_under_way() {
         assert_eq!(step(0, 0), (4, false), "two of two");
         assert_eq!(step(1, 0), (4, true));
         rig.vq().signal_overdue();
-        assert_eq!(told(&mut rig), (5, false), "the second did not come");
+        assert_eq!(interrupts(&mut rig), (5, false), "the second did not come");
         rig.vq().signal_overdue();
         rig.await_interrupt();
         offer(&mut rig, 1);
         round(&mut rig, 0);
-        assert_eq!(told(&mut rig), (6, false), "and is not waited for any more");
+        assert_eq!(interrupts(&mut rig), (6, false), "and is not waited for any more");
         let stats = rig.queue().stats().clone();
         assert_eq!(
             (
@@ -109,13 +109,13 @@ fn as_many_as_the_driver_has_under_way() {
 // does.
 #[test]
 fn what_is_not_learned_from() {
-    let mut rig = looked_at(ALL_FEATURES);
+    let mut rig = polled(ALL_FEATURES);
     learn(&mut rig, 4);
     round(&mut rig, 0);
     rig.vq().signal();
     offer(&mut rig, 1);
     round(&mut rig, 0);
-    assert!(told(&mut rig).1, "four are waited for still");
+    assert!(interrupts(&mut rig).1, "four are waited for still");
     rig.vq().signal();
     for waits in [true, false] {
         rig.vq().set_polled(false);
@@ -124,60 +124,60 @@ fn what_is_not_learned_from() {
         rig.vq().set_polled(true);
         offer(&mut rig, 1);
         round(&mut rig, 0);
-        assert_eq!(told(&mut rig).1, waits);
+        assert_eq!(interrupts(&mut rig).1, waits);
         rig.vq().signal();
     }
 }
 
-// Requests that still run say how long they take, not how many the driver makes while others are done.
+// Requests in flight show how long they take, not how many the driver makes while others complete.
 #[test]
-fn what_runs_is_not_learned_from() {
+fn requests_in_flight_are_not_learned_from() {
     for runs in [false, true] {
-        let mut rig = looked_at(ALL_FEATURES);
+        let mut rig = polled(ALL_FEATURES);
         offer(&mut rig, 1);
         if runs {
             rig.offer_request(120, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         }
         round(&mut rig, u16::from(!runs));
-        assert_eq!(told(&mut rig), (1, false));
+        assert_eq!(interrupts(&mut rig), (1, false));
         finish(&mut rig);
         round(&mut rig, 0);
-        assert_eq!(told(&mut rig).1, !runs);
+        assert_eq!(interrupts(&mut rig).1, !runs);
     }
 }
 
-// A driver that looks at the used ring itself has nothing to be told of, however fast it is back.
+// A driver that polls the used ring needs no interrupt, however fast it is back.
 #[test]
 fn a_driver_that_polls_is_not_waited_for() {
-    let mut rig = looked_at(ALL_FEATURES);
+    let mut rig = polled(ALL_FEATURES);
     rig.set_u16(rig.ring.avail.0, VIRTQ_AVAIL_F_NO_INTERRUPT);
     offer(&mut rig, 1);
     for _ in 0..200 {
         round(&mut rig, 1);
-        assert_eq!(told(&mut rig), (0, false));
+        assert_eq!(interrupts(&mut rig), (0, false));
     }
     assert_eq!(rig.vq().take_backlog(), Some(false));
     rig.set_u16(rig.ring.avail.0, 0);
     round(&mut rig, 0);
-    assert_eq!(told(&mut rig), (1, false));
+    assert_eq!(interrupts(&mut rig), (1, false));
 }
 
-// What it does not want to be told of now, it will look for; and a flush makes nothing but itself urgent.
+// A driver that wants no interrupt now will poll; and a flush makes only itself urgent.
 #[test]
 fn what_waits_no_longer_than_it_has_to() {
-    let mut rig = looked_at(ALL_FEATURES);
+    let mut rig = polled(ALL_FEATURES);
     learn(&mut rig, 4);
     let raised = rig.interrupt_count();
     rig.set_u16(rig.ring.avail.0, VIRTQ_AVAIL_F_NO_INTERRUPT);
     round(&mut rig, 0);
-    assert_eq!(told(&mut rig), (raised, false));
+    assert_eq!(interrupts(&mut rig), (raised, false));
     rig.set_u16(rig.ring.avail.0, 0);
     rig.offer_request(120, VIRTIO_BLK_T_FLUSH, 0, None);
     rig.run();
-    assert_eq!(told(&mut rig), (raised + 1, false));
+    assert_eq!(interrupts(&mut rig), (raised + 1, false));
     offer(&mut rig, 1);
     round(&mut rig, 0);
-    assert_eq!(told(&mut rig), (raised + 1, true));
+    assert_eq!(interrupts(&mut rig), (raised + 1, true));
 }
 
 // The wait for the next is some of the times that passed between the last ones, and that of the first is
@@ -214,24 +214,24 @@ fn how_long_it_waits() {
     }
 }
 
-// virtio-checklist 50: indices wrap while an interrupt is owed.
+// virtio-checklist 50: indices wrap while an interrupt is pending.
 #[test]
 fn indices_wrap() {
-    let mut rig = looked_at(EVENT_IDX);
+    let mut rig = polled(EVENT_IDX);
     learn(&mut rig, 2);
     round(&mut rig, 0);
     let mut raised = rig.interrupt_count();
     for pair in 0..40_000 {
-        assert_eq!(told(&mut rig), (raised, true), "pair {pair}");
+        assert_eq!(interrupts(&mut rig), (raised, true), "pair {pair}");
         if pair % 2 == 0 {
-            // Of what is owed it has seen a part.
+            // It has seen a part of what is pending.
             rig.take_used();
             rig.await_interrupt();
         }
         offer(&mut rig, 1);
         round(&mut rig, 0);
         raised += 1;
-        assert_eq!(told(&mut rig), (raised, false), "pair {pair}");
+        assert_eq!(interrupts(&mut rig), (raised, false), "pair {pair}");
         rig.take_used();
         rig.await_interrupt();
         offer(&mut rig, 1);
@@ -239,22 +239,22 @@ fn indices_wrap() {
     }
 }
 
-// virtio-checklist 13: a queue comes to rest with nothing owed.
+// virtio-checklist 13: a quiesced queue has no interrupt pending.
 #[test]
-fn a_queue_at_rest_owes_nothing() {
-    let mut rig = looked_at(ALL_FEATURES);
+fn a_quiesced_queue_has_no_interrupt_pending() {
+    let mut rig = polled(ALL_FEATURES);
     learn(&mut rig, 2);
     round(&mut rig, 0);
-    let (raised, owed) = told(&mut rig);
+    let (raised, owed) = interrupts(&mut rig);
     assert!(owed);
     rig.vq().set_paused(true);
     rig.vq().publish();
-    assert_eq!(told(&mut rig), (raised + 1, false));
+    assert_eq!(interrupts(&mut rig), (raised + 1, false));
 }
 
 #[test]
 fn no_more_than_thirty_two() {
-    let mut rig = looked_at(ALL_FEATURES);
+    let mut rig = polled(ALL_FEATURES);
     learn(&mut rig, 64);
     let before = rig.interrupt_count();
     for count in 1..=64 {
@@ -268,22 +268,22 @@ fn no_more_than_thirty_two() {
     }
 }
 
-// The driver's wish is asked for when the interrupt is due: one that has looked at the used ring meanwhile
+// Whether the driver wants an interrupt is read when it is due: one that has polled the used ring meanwhile
 // wants none.
 #[test]
-fn a_driver_that_has_looked_gets_none() {
+fn a_driver_that_has_polled_gets_none() {
     for looks in [false, true] {
-        let mut rig = looked_at(EVENT_IDX);
+        let mut rig = polled(EVENT_IDX);
         learn(&mut rig, 2);
         let before = rig.interrupt_count();
         round(&mut rig, 0);
-        assert_eq!(told(&mut rig), (before, true));
+        assert_eq!(interrupts(&mut rig), (before, true));
         if looks {
             rig.take_used();
             rig.await_interrupt();
         }
         rig.vq().signal_overdue();
-        assert_eq!(told(&mut rig), (before + usize::from(!looks), false));
+        assert_eq!(interrupts(&mut rig), (before + usize::from(!looks), false));
     }
 }
 
@@ -302,7 +302,7 @@ fn finish(rig: &mut Rig) {
 /// Whether the interrupt for a request waits, of a queue that has learned of four, with `before` done before
 /// the request is taken, and `between` before it is published.
 fn waits(before: impl FnOnce(&mut Rig), between: impl FnOnce(&mut Rig)) -> bool {
-    let mut rig = looked_at(ALL_FEATURES);
+    let mut rig = polled(ALL_FEATURES);
     learn(&mut rig, 4);
     before(&mut rig);
     let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
@@ -345,7 +345,7 @@ fn it_waits_only_for_what_may_come_at_once() {
     assert!(!waits(|_| {}, |rig| rig.vq().set_paused(true)), "none is taken");
 }
 
-/// A queue that has learned of two requests under way, with one in its available ring; its interrupts and its
+/// A queue that has learned of two outstanding requests, with one in its available ring; its interrupts and its
 /// counters.
 fn learned(rig: &mut Rig) -> (Box<BlockQueue>, Receiver<()>, Arc<BlockStats>) {
     let (queue, interrupts) = own_queue(rig);
@@ -360,11 +360,11 @@ fn learned(rig: &mut Rig) -> (Box<BlockQueue>, Receiver<()>, Arc<BlockStats>) {
 #[test]
 fn it_is_raised_when_no_more_comes() {
     for engine in ENGINES {
-        let reactor = Running::looking();
+        let reactor = Running::busy_polling();
         let mut rig = Rig::closed(engine, 128, ALL_FEATURES, false);
         let (queue, interrupts, stats) = learned(&mut rig);
         assert_eq!(stats.queue.interrupts_coalesced.get(), 0);
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         interrupts.recv_timeout(PATIENCE).expect("an interrupt");
         offer(&mut rig, 1);
         reactor.handle.schedule(id);
@@ -378,11 +378,11 @@ fn it_is_raised_when_no_more_comes() {
 // Other queues' work does not put it off.
 #[test]
 fn it_is_raised_beside_a_busy_queue() {
-    let reactor = Running::looking();
+    let reactor = Running::busy_polling();
     Again::add(&reactor);
     let mut rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
     let (queue, interrupts, stats) = learned(&mut rig);
-    let id = reactor.handle.add(Box::new(queue));
+    let id = reactor.handle.add(queue);
     interrupts.recv_timeout(PATIENCE).expect("an interrupt");
     reactor.quiesce(id);
     assert_eq!(stats.queue.interrupts_coalesced.get(), 1);

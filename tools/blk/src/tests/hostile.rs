@@ -224,7 +224,7 @@ fn an_avail_index_that_goes_back() {
     rig.run();
     assert_eq!(
         rig.fault_list(),
-        ["avail.idx is 2, 3 are taken, and the queue has 16 entries"]
+        ["avail.idx is 2, 3 are popped, and the queue has 16 entries"]
     );
 }
 

@@ -5,6 +5,7 @@
 //! that it shows.
 
 mod allocations;
+mod busy_poll;
 mod cache;
 mod coalescing;
 mod crash;
@@ -16,7 +17,6 @@ mod faults;
 mod hostile;
 mod images;
 mod limits;
-mod looking;
 mod mapped;
 mod merging;
 mod migrate;

@@ -108,7 +108,7 @@ fn used_flags_and_avail_event() {
             offer(rig, 1);
             rig.run();
             rig.take_used();
-            assert_eq!(rig.u16_at(rig.ring.used.0), 0, "asleep, it wants to be notified");
+            assert_eq!(rig.u16_at(rig.ring.used.0), 0, "notifications are enabled");
         }
         assert_eq!(avail_event(&event), round);
         assert_eq!(avail_event(&plain), 0);
@@ -146,9 +146,9 @@ fn indices_wrap() {
     assert_eq!(rig.avail_idx, (70_000_u32 % 65_536) as u16);
 }
 
-// virtio-checklist 13, 24: nothing is taken from a queue at rest
+// virtio-checklist 13, 24: nothing is popped from a paused queue
 #[test]
-fn a_paused_queue_takes_nothing() {
+fn a_paused_queue_pops_nothing() {
     let mut rig = rig(true);
     rig.vq().set_paused(true);
     offer(&mut rig, 3);

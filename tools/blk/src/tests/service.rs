@@ -1,4 +1,4 @@
-//! The reactor: bells, messages, quiescing, several queues, with and without io_uring.
+//! The reactor: event sources, messages, quiescing, several queues, with and without io_uring.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -52,7 +52,7 @@ impl Running {
         }
     }
 
-    /// One that looks on for hours from the first sleep on.
+    /// Returns one that busy-polls for hours from the first sleep on.
     pub fn for_hours() -> Self {
         Self::with(ReactorOptions {
             poll: Duration::from_secs(1_000_000),
@@ -60,8 +60,8 @@ impl Running {
         })
     }
 
-    /// One that has slept and looks at available rings itself, and will for hours.
-    pub fn looking() -> Self {
+    /// Returns one that has slept and polls available rings, and will for hours.
+    pub fn busy_polling() -> Self {
         let reactor = Self::for_hours();
         let rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
         let id = reactor.handle.add(own_queue(&rig).0);
@@ -130,7 +130,7 @@ fn messages_serve_a_queue() {
         let stats = queue.stats().clone();
         // Available before it is added: found without a notification.
         rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         collect(&mut rig, &interrupts, 1);
         for round in 0..50_u64 {
             for head in 0..20 {
@@ -160,18 +160,18 @@ fn messages_serve_a_queue() {
 pub struct Peer {
     pub notified: Mutex<Vec<QueueId>>,
     armed: AtomicBool,
-    pub rung: AtomicUsize,
+    pub wakeups: AtomicUsize,
     /// Times that it was armed.
     pub arming: AtomicUsize,
-    /// Nanoseconds that the reactor looked on.
-    pub looked: AtomicU64,
+    /// Nanoseconds that the reactor busy-polled.
+    pub busy_polled: AtomicU64,
 }
 
-pub struct PeerBell(pub Arc<Peer>);
+pub struct PeerSource(pub Arc<Peer>);
 
-impl EventSource for PeerBell {
+impl EventSource for PeerSource {
     fn on_wakeup(&mut self) {
-        self.0.rung.fetch_add(1, Ordering::Relaxed);
+        self.0.wakeups.fetch_add(1, Ordering::Relaxed);
     }
 
     fn collect(&mut self, commands: &mut Commands) {
@@ -185,7 +185,9 @@ impl EventSource for PeerBell {
     }
 
     fn on_busy_poll(&mut self, _found: bool, time: Duration) {
-        self.0.looked.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+        self.0
+            .busy_polled
+            .fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
     fn arm(&mut self) -> bool {
@@ -200,12 +202,12 @@ impl EventSource for PeerBell {
 }
 
 impl Peer {
-    /// The guest notifies a queue: who sleeps is rung for.
-    pub fn notify(&self, id: QueueId, bell: &OwnedFd) {
+    /// The guest notifies a queue: a sleeping reactor is woken.
+    pub fn notify(&self, id: QueueId, event: &OwnedFd) {
         self.notified.lock().unwrap().push(id);
         if self.armed.swap(false, Ordering::SeqCst) {
             std::io::Write::write_all(
-                &mut std::fs::File::from(bell.try_clone().unwrap()),
+                &mut std::fs::File::from(event.try_clone().unwrap()),
                 &1_u64.to_ne_bytes(),
             )
             .unwrap();
@@ -216,28 +218,28 @@ impl Peer {
 /// A peer of the reactor's, and what it rings.
 pub fn peer_of(reactor: &Running) -> (Arc<Peer>, OwnedFd) {
     let peer = Arc::new(Peer::default());
-    let bell = eventfd().unwrap();
+    let event = eventfd().unwrap();
     reactor.handle.add_event_source(
-        bell.try_clone().unwrap(),
+        event.try_clone().unwrap(),
         ReadWidth::Eight,
-        Box::new(PeerBell(peer.clone())),
+        Box::new(PeerSource(peer.clone())),
     );
-    (peer, bell)
+    (peer, event)
 }
 
-// Several queues of several zones behind one bell; no notification is lost, and none rings for nothing.
+// Several queues of several zones behind one event source; no notification is lost, and none wakes in vain.
 #[test]
-fn a_bell_serves_many_queues() {
+fn an_event_source_serves_many_queues() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
-        let (peer, bell) = peer_of(&reactor);
+        let (peer, event) = peer_of(&reactor);
         std::thread::scope(|scope| {
             for number in 0..4_u8 {
-                let (peer, bell, handle) = (&peer, &bell, &reactor.handle);
+                let (peer, event, handle) = (&peer, &event, &reactor.handle);
                 scope.spawn(move || {
                     let mut rig = Rig::closed(engine, 32, ALL_FEATURES, false);
                     let (queue, interrupts) = own_queue(&rig);
-                    let id = handle.add(Box::new(queue));
+                    let id = handle.add(queue);
                     for round in 0..200_u64 {
                         let count = 1 + (round % 8) as u16;
                         for head in 0..count {
@@ -250,49 +252,49 @@ fn a_bell_serves_many_queues() {
                                 Some(readable(at, 512)),
                             );
                         }
-                        peer.notify(id, bell);
+                        peer.notify(id, event);
                         collect(&mut rig, &interrupts, count.into());
                     }
                     assert!(rig.image_at(0, 8 * 512).iter().all(|&byte| byte == number));
                 });
             }
         });
-        assert!(peer.rung.load(Ordering::Relaxed) <= 800);
+        assert!(peer.wakeups.load(Ordering::Relaxed) <= 800);
     }
 }
 
 // A pipe and four bytes at a time, as from /dev/uioN.
 #[test]
-fn a_bell_of_four_bytes() {
+fn an_event_source_of_four_bytes() {
     for io_uring in [true, false] {
         let reactor = Running::new(io_uring);
         let peer = Arc::new(Peer::default());
         let (reader, mut writer) = std::io::pipe().unwrap();
         reactor
             .handle
-            .add_event_source(reader.into(), ReadWidth::Four, Box::new(PeerBell(peer.clone())));
+            .add_event_source(reader.into(), ReadWidth::Four, Box::new(PeerSource(peer.clone())));
         for count in 1..=5 {
             std::io::Write::write_all(&mut writer, &7_u32.to_ne_bytes()).unwrap();
             let deadline = Instant::now() + PATIENCE;
-            while peer.rung.load(Ordering::Relaxed) < count {
+            while peer.wakeups.load(Ordering::Relaxed) < count {
                 assert!(Instant::now() < deadline);
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
         // Nothing more is read: one wake-up per ring.
         std::thread::sleep(Duration::from_millis(20));
-        assert_eq!(peer.rung.load(Ordering::Relaxed), 5);
+        assert_eq!(peer.wakeups.load(Ordering::Relaxed), 5);
     }
 }
 
-// Quiescing: nothing is taken, nothing in flight, all published; then it goes on.
+// Quiesced: nothing is popped, nothing in flight, all published; then it resumes.
 #[test]
 fn quiesce_and_resume() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         let mut total = 0;
         for round in 0..50 {
             for head in 0..10 {
@@ -341,7 +343,7 @@ fn a_reactor_takes_over_from_another() {
         for round in 0..20 {
             let reactor = Running::new(io_uring);
             let (queue, interrupts) = own_queue(&rig);
-            let id = reactor.handle.add(Box::new(queue));
+            let id = reactor.handle.add(queue);
             for head in 0..10 {
                 rig.offer_request(head * 3, VIRTIO_BLK_T_OUT, head.into(), Some(readable(DATA, 512)));
             }
@@ -353,7 +355,7 @@ fn a_reactor_takes_over_from_another() {
             if round % 2 == 1 {
                 let reactor = Running::new(io_uring);
                 let (queue, interrupts) = own_queue(&rig);
-                reactor.handle.add(Box::new(queue));
+                reactor.handle.add(queue);
                 collect(&mut rig, &interrupts, 10);
             }
         }
@@ -378,7 +380,7 @@ fn idle_costs_nothing() {
         });
         let tid = receiver.recv().unwrap();
         let (queue, _interrupts) = spare(EngineKind::IoUring);
-        handle.add(Box::new(queue));
+        handle.add(queue);
         let switches = || {
             let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).unwrap();
             let line = status
@@ -387,7 +389,7 @@ fn idle_costs_nothing() {
                 .unwrap();
             line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
         };
-        // It may take a while until it has come to rest; then it does not move for as long as we look.
+        // It may take a while until it sleeps; then it does nothing for as long as the test watches.
         let quiet = (0..50).any(|_| {
             let before = switches();
             std::thread::sleep(Duration::from_millis(200));
@@ -423,7 +425,7 @@ impl EventSource for Kicking {
     }
 }
 
-/// Offers each request of a queue again as soon as it is done, so that the reactor never comes to rest.
+/// Offers each request of a queue again as soon as it is complete, so that the reactor is always busy.
 pub struct Again {
     memory: GuestMemoryMmap,
     ring: RingAddresses,
@@ -434,7 +436,7 @@ pub struct Again {
 }
 
 impl Again {
-    /// Adds a queue full of requests, more than are taken in one round. They are offered again from here on.
+    /// Adds a queue full of requests, more than are popped in one round. They are offered again from here on.
     pub fn add(reactor: &Running) {
         let mut rig = Rig::closed(EngineKind::IoUring, 1024, ALL_FEATURES, false);
         let made = 341;
@@ -454,7 +456,7 @@ impl Again {
         reactor
             .handle
             .add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(again));
-        // The reactor may have been through with all of them, and asleep, before it knew of the bell.
+        // The reactor may have completed all of them, and slept, before it had the event source.
         let deadline = Instant::now() + PATIENCE;
         while !begun.load(Ordering::Relaxed) {
             assert!(Instant::now() < deadline);
@@ -485,7 +487,7 @@ impl EventSource for Again {
 // A large queue that its driver refills as fast as it can starves neither its own completions nor other
 // queues.
 #[test]
-fn a_full_queue_starves_nobody() {
+fn a_full_queue_starves_no_other() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
         let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
@@ -494,7 +496,7 @@ fn a_full_queue_starves_nobody() {
             scope.spawn(move || {
                 let mut full = Rig::closed(engine, 1024, ALL_FEATURES, false);
                 let (queue, _interrupts) = own_queue(&full);
-                let kicking = Kicking(handle.add(Box::new(queue)));
+                let kicking = Kicking(handle.add(queue));
                 handle.add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(kicking));
                 let mut free: Vec<u16> = (0..341).collect();
                 while !stop.load(Ordering::Relaxed) {
@@ -515,7 +517,7 @@ fn a_full_queue_starves_nobody() {
             });
             let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
             let (queue, interrupts) = own_queue(&rig);
-            let id = reactor.handle.add(Box::new(queue));
+            let id = reactor.handle.add(queue);
             let deadline = Instant::now() + PATIENCE;
             let mut rounds = 0;
             while rounds < 20 || served.load(Ordering::Relaxed) < 1000 {
@@ -538,15 +540,15 @@ fn a_full_queue_starves_nobody() {
     }
 }
 
-// Nor those that are asked for no notifications, since they are looked at: in every round.
+// Nor those whose notifications are disabled, since they are polled in every round.
 #[test]
-fn a_full_queue_starves_nobody_who_does_not_notify() {
-    let reactor = Running::looking();
+fn a_full_queue_starves_no_polled_queue() {
+    let reactor = Running::busy_polling();
     Again::add(&reactor);
     let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
     let (queue, interrupts) = own_queue(&rig);
     rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-    reactor.handle.add(Box::new(queue));
+    reactor.handle.add(queue);
     for _ in 0..20 {
         collect(&mut rig, &interrupts, 1);
         assert!(!rig.notification_wanted());
@@ -557,16 +559,16 @@ fn a_full_queue_starves_nobody_who_does_not_notify() {
 
 // A storm of notifications does not starve completions, those from the kernel's workers included.
 #[test]
-fn a_busy_peer_starves_nobody() {
+fn a_busy_event_source_starves_no_queue() {
     for (io_uring, engine) in WAYS {
         let reactor = Running::new(io_uring);
-        let bell = eventfd().unwrap();
+        let event = eventfd().unwrap();
         reactor
             .handle
-            .add_event_source(bell, ReadWidth::Eight, Box::new(Busy));
+            .add_event_source(event, ReadWidth::Eight, Box::new(Busy));
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         for kind in [VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_IN] {
             let data = match kind {
                 VIRTIO_BLK_T_FLUSH => None,

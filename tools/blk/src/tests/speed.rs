@@ -23,9 +23,9 @@ struct Flags {
     interrupt: AtomicU32,
 }
 
-struct FlagBell(Arc<Flags>, QueueId);
+struct FlagSource(Arc<Flags>, QueueId);
 
-impl EventSource for FlagBell {
+impl EventSource for FlagSource {
     fn collect(&mut self, commands: &mut Commands) {
         if self.0.pending.swap(false, Ordering::AcqRel) {
             commands.schedule(self.1);
@@ -66,9 +66,9 @@ fn speed() {
                 let (reactor, handle) = Reactor::new(ReactorOptions::default()).unwrap();
                 let thread = std::thread::spawn(move || reactor.run().unwrap());
                 let id = handle.add(Box::new(queue));
-                let bell = eventfd().unwrap();
-                let ring = std::fs::File::from(bell.try_clone().unwrap());
-                handle.add_event_source(bell, ReadWidth::Eight, Box::new(FlagBell(flags.clone(), id)));
+                let event = eventfd().unwrap();
+                let ring = std::fs::File::from(event.try_clone().unwrap());
+                handle.add_event_source(event, ReadWidth::Eight, Box::new(FlagSource(flags.clone(), id)));
                 let start = Instant::now();
                 let mut count = 0_u64;
                 let mut busy = 0;

@@ -208,7 +208,7 @@ fn a_reactor_stops_and_tries_again() {
         disk.control().set_on_error(OnError::Stop);
         let (queue, interrupts) = queue(&rig, disk);
         let stats = queue.stats().clone();
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         let whole = rig.image();
         rig.image_file().set_len(8192).unwrap();
         rig.offer_request(0, VIRTIO_BLK_T_IN, 100, Some(writable(DATA, 512)));

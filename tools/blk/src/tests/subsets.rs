@@ -106,7 +106,7 @@ fn several_queues_of_one_disk() {
                 scope.spawn(move || {
                     let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
                     let (queue, interrupts) = queue(&rig, disk);
-                    let id = handle.add(Box::new(queue));
+                    let id = handle.add(queue);
                     for round in 0..100_u64 {
                         let (kind, write) = match round % 3 {
                             2 => (VIRTIO_BLK_T_FLUSH, false),

@@ -346,11 +346,6 @@ impl DriverRing {
         fence(Ordering::SeqCst);
         load(&self.used, 1) != self.seen
     }
-
-    /// Returns the tokens of all requests in flight.
-    pub fn tokens(&self) -> impl Iterator<Item = u64> {
-        self.tokens.iter().filter_map(|token| *token)
-    }
 }
 
 fn store(table: &Slots<AtomicU64>, index: usize, value: u64) {

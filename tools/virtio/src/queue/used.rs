@@ -50,6 +50,7 @@ impl UsedRing {
     }
 
     /// Publishes all completed requests with one store of the used index, each step announced in the log.
+    #[inline]
     pub fn publish(&mut self, ring: &SplitRing, log: &mut InflightLog, trace: TraceId) {
         let mut idx = self.idx;
         for &(head, len) in &self.completed {

@@ -129,12 +129,14 @@ impl VirtQueue {
     }
 
     /// Returns the guest's RAM.
+    #[inline]
     #[must_use]
     pub fn ram(&self) -> &Arc<GuestRam> {
         self.ring.ram()
     }
 
     /// Returns the queue size.
+    #[inline]
     #[must_use]
     pub fn size(&self) -> u16 {
         self.ring.size()
@@ -154,6 +156,7 @@ impl VirtQueue {
     }
 
     /// Returns the number of requests that the driver has made available and that are not in the used ring.
+    #[inline]
     #[must_use]
     pub fn outstanding(&self) -> u16 {
         self.ring
@@ -163,12 +166,14 @@ impl VirtQueue {
     }
 
     /// Returns whether the driver broke the queue.
+    #[inline]
     #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
     }
 
     /// Returns whether popping is paused.
+    #[inline]
     #[must_use]
     pub fn is_paused(&self) -> bool {
         self.paused
@@ -180,6 +185,7 @@ impl VirtQueue {
     }
 
     /// Returns whether the device has stopped popping.
+    #[inline]
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.stopped
@@ -325,6 +331,7 @@ impl VirtQueue {
     }
 
     /// Returns the number of heads that [`Self::take_restart`] would return.
+    #[inline]
     #[must_use]
     pub fn restarts(&self) -> usize {
         self.restart.len()
@@ -480,6 +487,7 @@ impl VirtQueue {
     /// Publishes all that completed since the last time, with one store of the used index, and sends at most
     /// one interrupt, now or for this and later publications together ([`Self::interrupt_due`]). Returns how
     /// many.
+    #[inline]
     pub fn publish(&mut self) -> usize {
         let count = self.used.len();
         if count > 0 {
@@ -500,11 +508,13 @@ impl VirtQueue {
         count
     }
 
+    #[inline]
     fn is_interrupt_wanted(&self) -> bool {
         self.ring
             .interrupt_wanted(self.coalescer.decided(), self.used.idx())
     }
 
+    #[inline]
     fn may_coalesce(&self) -> bool {
         self.coalescer.may_wait(self.used.idx())
             && !self.notifications.is_enabled()
@@ -528,6 +538,7 @@ impl VirtQueue {
     }
 
     /// Sends the interrupt for what was published since the last decision, if the driver wants it.
+    #[inline]
     pub fn signal(&mut self) {
         if self.coalescer.unsignalled(self.used.idx()) > 0 {
             let situation = Situation {

@@ -25,14 +25,7 @@ pub enum List {
 }
 
 impl List {
-    const ALL: [Self; 6] = [
-        Self::Ready,
-        Self::Deferred,
-        Self::Dirty,
-        Self::Deadline,
-        Self::Polled,
-        Self::InterruptPending,
-    ];
+    const COUNT: usize = 6;
 
     const fn bit(self) -> u8 {
         1 << self as u8
@@ -44,38 +37,13 @@ impl List {
 pub struct Schedule {
     /// Of each slot, the lists that it is on, by [`List::bit`].
     states: Vec<u8>,
-    ready: Vec<Slot>,
-    deferred: Vec<Slot>,
-    dirty: Vec<Slot>,
-    deadline: Vec<Slot>,
-    polled: Vec<Slot>,
-    interrupt_pending: Vec<Slot>,
+    lists: [Vec<Slot>; List::COUNT],
 }
 
 impl Schedule {
     #[inline]
-    fn list(&self, list: List) -> &Vec<Slot> {
-        match list {
-            List::Ready => &self.ready,
-            List::Deferred => &self.deferred,
-            List::Dirty => &self.dirty,
-            List::Deadline => &self.deadline,
-            List::Polled => &self.polled,
-            List::InterruptPending => &self.interrupt_pending,
-        }
-    }
-
-    #[inline]
-    fn list_mut(&mut self, list: List) -> (&mut Vec<Slot>, &mut [u8]) {
-        let entries = match list {
-            List::Ready => &mut self.ready,
-            List::Deferred => &mut self.deferred,
-            List::Dirty => &mut self.dirty,
-            List::Deadline => &mut self.deadline,
-            List::Polled => &mut self.polled,
-            List::InterruptPending => &mut self.interrupt_pending,
-        };
-        (entries, &mut self.states)
+    fn list(&self, list: List) -> &[Slot] {
+        self.lists.get(list as usize).map_or(&[], Vec::as_slice)
     }
 
     /// Makes room for a queue, which is on no list.
@@ -88,17 +56,21 @@ impl Schedule {
 
     /// Takes a queue off all lists.
     pub fn remove(&mut self, slot: Slot) {
-        for list in List::ALL {
-            self.retain(list, |other| other != slot);
+        self.lists
+            .iter_mut()
+            .for_each(|list| list.retain(|other| *other != slot));
+        if let Some(state) = self.states.get_mut(slot.0 as usize) {
+            *state = 0;
         }
     }
 
     /// Puts a queue on a list, unless it is on it.
     #[inline]
     pub fn insert(&mut self, list: List, slot: Slot) {
-        let (entries, states) = self.list_mut(list);
-        if let Some(state) = states.get_mut(slot.0 as usize)
-            && *state & list.bit() == 0
+        if let (Some(entries), Some(state)) = (
+            self.lists.get_mut(list as usize),
+            self.states.get_mut(slot.0 as usize),
+        ) && *state & list.bit() == 0
         {
             *state |= list.bit();
             entries.push(slot);
@@ -108,22 +80,23 @@ impl Schedule {
     /// Takes the queue off a list that was put on it last.
     #[inline]
     pub fn pop(&mut self, list: List) -> Option<Slot> {
-        let (entries, states) = self.list_mut(list);
-        let slot = entries.pop()?;
-        clear(states, list, slot);
+        let slot = self.lists.get_mut(list as usize)?.pop()?;
+        clear(&mut self.states, list, slot);
         Some(slot)
     }
 
     /// Takes those queues off a list of which `keep` does not hold.
     pub fn retain(&mut self, list: List, mut keep: impl FnMut(Slot) -> bool) {
-        let (entries, states) = self.list_mut(list);
-        entries.retain(|&slot| {
-            let keep = keep(slot);
-            if !keep {
-                clear(states, list, slot);
-            }
-            keep
-        });
+        let (states, entries) = (&mut self.states, self.lists.get_mut(list as usize));
+        if let Some(entries) = entries {
+            entries.retain(|&slot| {
+                let keep = keep(slot);
+                if !keep {
+                    clear(states, list, slot);
+                }
+                keep
+            });
+        }
     }
 
     /// Puts those queues of `list` on the ready list of which `which` holds; they stay on `list`.
@@ -189,6 +162,15 @@ mod tests {
     use proptest::prelude::{any, prop_assert_eq, proptest};
 
     use super::{List, Schedule, Slot};
+
+    const ALL: [List; List::COUNT] = [
+        List::Ready,
+        List::Deferred,
+        List::Dirty,
+        List::Deadline,
+        List::Polled,
+        List::InterruptPending,
+    ];
 
     fn slots(schedule: &Schedule, list: List) -> Vec<u32> {
         schedule.iter(list).map(|slot| slot.0).collect()
@@ -259,14 +241,14 @@ mod tests {
         ) {
             let mut schedule = of(4);
             for (step, list, slot) in steps {
-                let list = List::ALL[list];
+                let list = ALL[list];
                 match step {
                     0 => schedule.insert(list, Slot(slot)),
                     1 => drop(schedule.pop(list)),
                     2 => schedule.retain(list, |slot| keep >> slot.0 & 1 == 0),
                     _ => schedule.remove(Slot(slot)),
                 }
-                for list in List::ALL {
+                for list in ALL {
                     for slot in 0..4 {
                         let count = slots(&schedule, list).iter().filter(|&&other| other == slot).count();
                         let state = schedule.states[slot as usize] & list.bit() != 0;

@@ -147,12 +147,14 @@ impl Uring {
     }
 
     /// Returns the slot of a registered file.
+    #[inline]
     #[must_use]
     pub fn file(&self, fd: RawFd) -> Option<u32> {
         self.registry.file(fd)
     }
 
     /// Returns the slot of the registered buffer that has all of `part`.
+    #[inline]
     #[must_use]
     pub fn buffer(&self, part: &IoVec) -> Option<u16> {
         self.registry.buffer(part)
@@ -169,6 +171,7 @@ impl Uring {
     /// # Safety
     /// Until its [`Completion`] was reaped or the ring was dropped, all memory and descriptors that the entry
     /// names stay valid.
+    #[inline]
     pub unsafe fn push(&mut self, entry: squeue::Entry, tag: u64) {
         let entry = entry.user_data(tag & !WATCH);
         // Behind the backlog, so that no operation is overtaken for ever.
@@ -188,6 +191,7 @@ impl Uring {
     }
 
     /// Appends what has completed to `done`, without waiting.
+    #[inline]
     pub fn reap(&mut self, done: &mut Vec<Completion>) {
         done.append(&mut self.done);
     }

@@ -12,59 +12,59 @@ use ringvirtio::waiter::eventfd;
 use ringvirtio::{QueueId, ReactorOptions, ReadWidth};
 
 use super::rig::*;
-use super::service::{PATIENCE, Peer, PeerBell, Running, collect, own_queue, peer_of, queue};
+use super::service::{PATIENCE, Peer, PeerSource, Running, collect, own_queue, peer_of, queue};
 use crate::disk::EngineKind;
 use crate::virtio::*;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 
 /// A driver that notifies when it is asked to: whether it was.
-fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, bell: &OwnedFd) -> bool {
-    // The driver's half of 2.7.10: what was made available is visible before it looks at the wish.
+fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, event: &OwnedFd) -> bool {
+    // The driver's half of 2.7.10: what was made available is visible before it reads whether to notify.
     std::sync::atomic::fence(Ordering::SeqCst);
     let wanted = rig.notification_wanted();
     if wanted {
-        peer.notify(id, bell);
+        peer.notify(id, event);
     }
     wanted
 }
 
-// Short sleeps make the reactor look on before the next; what comes meanwhile, from the peer, from a file or
-// by message, is served though nobody rings.
+// Short sleeps make the reactor busy-poll before the next; what comes meanwhile, from the peer, from a file or
+// by message, is served without a wake-up.
 #[test]
-fn what_comes_while_it_looks_on() {
+fn work_that_comes_during_a_busy_poll() {
     for engine in [EngineKind::IoUring, EngineKind::Threads] {
         let reactor = Running::for_hours();
         let peer = Arc::new(Peer::default());
-        let bell = eventfd().unwrap();
-        let mut writer = std::fs::File::from(bell.try_clone().unwrap());
+        let event = eventfd().unwrap();
+        let mut writer = std::fs::File::from(event.try_clone().unwrap());
         reactor
             .handle
-            .add_event_source(bell, ReadWidth::Eight, Box::new(PeerBell(peer.clone())));
+            .add_event_source(event, ReadWidth::Eight, Box::new(PeerSource(peer.clone())));
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
-        // From here on there are no messages: it sleeps until it is rung, and once is enough.
+        // From here on there are no messages: it sleeps until it is woken, and once is enough.
         for count in 1..=3 {
             std::io::Write::write_all(&mut writer, &1_u64.to_ne_bytes()).unwrap();
             let deadline = Instant::now() + PATIENCE;
-            while peer.rung.load(Ordering::Relaxed) < count {
+            while peer.wakeups.load(Ordering::Relaxed) < count {
                 assert!(Instant::now() < deadline);
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
         let arming = peer.arming.load(Ordering::Relaxed);
         for round in 0..100_u64 {
-            // Beyond what is copied on the spot.
+            // The longer is more than is copied in place.
             let length = if round % 2 == 0 { 512 } else { 128 << 10 };
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, length)));
             match round % 3 {
                 0 => reactor.handle.schedule(id),
                 1 => peer.notified.lock().unwrap().push(id),
-                // By the available ring alone: the driver is asked for no notification meanwhile.
+                // By the available ring alone: notifications are disabled meanwhile.
                 _ => assert!(!rig.notification_wanted()),
             }
             collect(&mut rig, &interrupts, 1);
@@ -74,44 +74,43 @@ fn what_comes_while_it_looks_on() {
     }
 }
 
-// While a driver has several requests under way, nobody looks on: asleep, the reactor finds more of them at
-// once.
+// While a driver has a backlog there is no busy polling: after a sleep, the reactor finds more requests at once.
 #[test]
-fn several_requests_are_not_looked_for() {
+fn no_busy_polling_with_a_backlog() {
     for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
         let reactor = Running::for_hours();
-        let (peer, bell) = peer_of(&reactor);
+        let (peer, event) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         for _ in 0..10 {
-            for together in [1, 2, 3] {
+            for count in [1, 2, 3] {
                 reactor.quiesce(id);
-                for head in 0..together {
+                for head in 0..count {
                     rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
                 }
                 reactor.handle.resume(id);
-                collect(&mut rig, &interrupts, together.into());
+                collect(&mut rig, &interrupts, count.into());
                 rig.await_interrupt();
             }
-            // It goes to sleep, and asks for a notification of the next request.
+            // It goes to sleep with notifications enabled.
             let deadline = Instant::now() + PATIENCE;
             while !rig.next_notification_wanted() {
-                assert!(Instant::now() < deadline, "it looks on");
+                assert!(Instant::now() < deadline, "it busy-polls");
                 std::thread::yield_now();
             }
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-            peer.notify(id, &bell);
+            peer.notify(id, &event);
             collect(&mut rig, &interrupts, 1);
             rig.await_interrupt();
         }
     }
 }
 
-// What counts as several: requests published together, one that still runs, completions that the driver is
-// not through with.
+// What counts as a backlog: requests published together, one in flight, completions that the driver has not
+// handled yet.
 #[test]
-fn what_several_requests_are() {
+fn what_a_backlog_is() {
     let features = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
     let mut rig = Rig::with(EngineKind::Threads, 64, features, false);
     let mut served = |count: u16, awaits: bool| {
@@ -129,7 +128,7 @@ fn what_several_requests_are() {
     assert!(served(2, true));
     assert!(!served(1, true));
     for _ in 1..64 {
-        assert!(served(1, false), "it is still at the completions before");
+        assert!(served(1, false), "it still handles the completions before");
     }
     assert!(!served(1, false), "it has not wanted an interrupt for long");
     assert!(served(2, false));
@@ -179,14 +178,14 @@ fn notifications_are_saved_and_none_is_missed() {
             poll: Duration::from_millis(4),
             ..ReactorOptions::default()
         });
-        let (peer, bell) = peer_of(&reactor);
+        let (peer, event) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         let mut saved = 0;
         for round in 0..300_u64 {
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
-            saved += u32::from(!notify_if_wanted(&rig, &peer, id, &bell));
+            saved += u32::from(!notify_if_wanted(&rig, &peer, id, &event));
             collect(&mut rig, &interrupts, 1);
             rig.await_interrupt();
             std::thread::sleep(Duration::from_micros(round * 370 % 6000));
@@ -203,7 +202,7 @@ fn notifications_with_queues_that_change() {
         poll: Duration::from_millis(2),
         ..ReactorOptions::default()
     });
-    let (peer, bell) = peer_of(&reactor);
+    let (peer, event) = peer_of(&reactor);
     let mut state = 0x2545_f491_4f6c_dd1d_u64;
     let mut random = move |below: u64| {
         state ^= state << 13;
@@ -216,7 +215,7 @@ fn notifications_with_queues_that_change() {
             let rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
             let disk = open_soon(&rig.config);
             let (queue, interrupts) = queue(&rig, disk.clone());
-            (rig, disk, reactor.handle.add(Box::new(queue)), interrupts)
+            (rig, disk, reactor.handle.add(queue), interrupts)
         })
         .collect();
     let (mut saved, mut round) = (0, 0);
@@ -252,7 +251,7 @@ fn notifications_with_queues_that_change() {
         for head in 0..count {
             rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         }
-        saved += u32::from(!notify_if_wanted(rig, &peer, *id, &bell));
+        saved += u32::from(!notify_if_wanted(rig, &peer, *id, &event));
         if stopped {
             std::thread::sleep(Duration::from_micros(random(4000)));
             assert!(
@@ -274,7 +273,7 @@ fn a_limit_is_slept_for() {
     reactor.handle.add_event_source(
         eventfd().unwrap(),
         ReadWidth::Eight,
-        Box::new(PeerBell(peer.clone())),
+        Box::new(PeerSource(peer.clone())),
     );
     let mut rig = Rig::closed(EngineKind::IoUring, 256, ALL_FEATURES, false);
     let disk = open_soon(&rig.config);
@@ -283,7 +282,7 @@ fn a_limit_is_slept_for() {
         ..RateLimits::default()
     });
     let (queue, interrupts) = queue(&rig, disk);
-    let id = reactor.handle.add(Box::new(queue));
+    let id = reactor.handle.add(queue);
     let start = Instant::now();
     for _ in 0..10 {
         for head in 0..60 {
@@ -292,7 +291,7 @@ fn a_limit_is_slept_for() {
         reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 60);
     }
-    let (whole, looked) = (start.elapsed(), peer.looked.load(Ordering::Relaxed));
+    let (whole, looked) = (start.elapsed(), peer.busy_polled.load(Ordering::Relaxed));
     let looked = Duration::from_nanos(looked);
     assert!(looked < whole / 8, "looked on for {looked:?} of {whole:?}");
 }
@@ -305,7 +304,7 @@ fn queues_that_come_and_go() {
     for _ in 0..50 {
         let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
-        let id = reactor.handle.add(Box::new(queue));
+        let id = reactor.handle.add(queue);
         rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
