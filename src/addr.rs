@@ -1,5 +1,5 @@
-//! Address newtypes: [`Ipa`] (intermediate physical, what a zone calls physical), [`Pa`] (physical) and
-//! [`Va`] (virtual). They print in hexadecimal and are never mixed by accident.
+//! Address types: [`Ipa`] (intermediate physical, which a zone calls physical), [`Pa`] (physical) and [`Va`]
+//! (virtual). They print in hexadecimal and cannot be mixed by accident.
 
 use core::fmt;
 
@@ -11,7 +11,7 @@ macro_rules! address {
         pub struct $name(pub u64);
 
         impl $name {
-            /// The address `offset` bytes further, or `None` past 2^64.
+            /// Returns the address `offset` bytes further, or `None` past 2^64.
             #[must_use]
             pub const fn checked_add(self, offset: u64) -> Option<Self> {
                 match self.0.checked_add(offset) {
@@ -20,13 +20,13 @@ macro_rules! address {
                 }
             }
 
-            /// Whether the address is a multiple of `alignment`, a power of two.
+            /// Returns whether the address is a multiple of `alignment`, a power of two.
             #[must_use]
             pub const fn is_aligned(self, alignment: u64) -> bool {
                 self.0 & alignment.wrapping_sub(1) == 0
             }
 
-            /// The next lower multiple of `alignment`, a power of two.
+            /// Returns the next lower multiple of `alignment`, a power of two.
             #[must_use]
             pub const fn align_down(self, alignment: u64) -> Self {
                 Self(self.0 & !alignment.wrapping_sub(1))
@@ -62,11 +62,11 @@ address! {
     Pa
 }
 address! {
-    /// A virtual address, of EL2 or of a zone, as the context says.
+    /// A virtual address, of EL2 or of a zone, depending on the context.
     Va
 }
 
-/// Bytes in the smallest page and stage-2 granule.
+/// Bytes of a page, the stage-2 granule.
 pub const PAGE_SIZE: u64 = 4096;
-/// Bytes in a level-2 block, the unit in which guest memory is donated.
+/// Bytes of a level-2 block, the unit in which guest memory is donated.
 pub const BLOCK_SIZE: u64 = 2 << 20;

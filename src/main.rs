@@ -1,4 +1,4 @@
-//! The EL2 image; on any other target a note on how to build it.
+//! The hypervisor binary for EL2; on any other target a hint on how to build it.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]

@@ -1,12 +1,12 @@
-//! The PL031 real-time clock that a guest sees (Arm DDI 0224): [`Rtc`].
+//! The PL031 real-time clock of a guest (Arm DDI 0224): [`Rtc`].
 //!
-//! Time is a base plus the caller's monotonic seconds; a guest that sets the clock moves its own base. The match
-//! interrupt is due at [`Rtc::due`]: whoever has a timer calls [`Rtc::poll`] then; without one the interrupt comes
-//! with the guest's next access.
+//! Time is a base plus the caller's monotonic seconds; a guest that sets the clock changes its own base. The
+//! match interrupt is due at [`Rtc::due`], when the caller's timer should call [`Rtc::poll`]; without a timer
+//! the interrupt comes with the guest's next access.
 
 use crate::syndrome::Width;
 
-/// Register offsets, named as the manual does.
+/// Register offsets, named as in the manual.
 pub mod registers {
     /// Data: seconds, read-only.
     pub const DR: u16 = 0x000;
@@ -14,9 +14,9 @@ pub mod registers {
     pub const MR: u16 = 0x004;
     /// Load: sets the clock.
     pub const LR: u16 = 0x008;
-    /// Control: bit 0 runs; it always does.
+    /// Control: bit 0, start, always reads 1.
     pub const CR: u16 = 0x00c;
-    /// Interrupt mask; 1 lets through.
+    /// Interrupt mask; 1 enables.
     pub const IMSC: u16 = 0x010;
     /// Raw interrupt status, read-only.
     pub const RIS: u16 = 0x014;
@@ -47,7 +47,7 @@ pub struct Rtc {
 }
 
 impl Rtc {
-    /// A clock that shows `epoch_seconds` (since 1970) at monotonic second `now`.
+    /// Returns a clock that reads `epoch_seconds` (since 1970) at monotonic second `now`.
     #[must_use]
     pub const fn new(epoch_seconds: u64, now: u64) -> Self {
         let base = (epoch_seconds as u32).wrapping_sub(now as u32);
@@ -61,7 +61,7 @@ impl Rtc {
         }
     }
 
-    /// The machine is reset: the clock goes on, no alarm is set.
+    /// Resets the device: the clock continues, no match is set.
     pub const fn reset(&mut self) {
         self.matching = 0;
         self.due = None;
@@ -69,19 +69,19 @@ impl Rtc {
         self.mask = false;
     }
 
-    /// Level of the interrupt output RTCINTR.
+    /// Returns the level of the interrupt output RTCINTR.
     #[must_use]
     pub const fn line(&self) -> bool {
         self.raw && self.mask
     }
 
-    /// Monotonic second at which [`Self::poll`] raises the interrupt.
+    /// Returns the monotonic second at which [`Self::poll`] raises the interrupt.
     #[must_use]
     pub const fn due(&self) -> Option<u64> {
         self.due
     }
 
-    /// Time has come to `now`.
+    /// Raises the match interrupt if it is due at `now`.
     pub fn poll(&mut self, now: u64) {
         if self.due.is_some_and(|due| now >= due) {
             self.due = None;
@@ -99,7 +99,7 @@ impl Rtc {
         self.poll(now);
     }
 
-    /// A load of `width` at `offset` in the page. What is no register reads zero.
+    /// Executes a load of `width` at `offset` in the page. Undefined offsets read as zero.
     pub fn read(&mut self, offset: u16, width: Width, now: u64) -> u32 {
         if width == Width::Double {
             return 0;
@@ -118,7 +118,7 @@ impl Rtc {
         value & width.mask() as u32
     }
 
-    /// A store at `offset` in the page. Only 32-bit stores to registers take effect.
+    /// Executes a store at `offset` in the page. Only 32-bit stores to registers have an effect.
     pub fn write(&mut self, offset: u16, width: Width, value: u64, now: u64) {
         if width != Width::Word {
             return;
@@ -155,7 +155,9 @@ fn identification(offset: u16) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::Rtc;
+    use super::registers as reg;
+    use crate::syndrome::Width;
 
     fn read(rtc: &mut Rtc, offset: u16, now: u64) -> u32 {
         rtc.read(offset, Width::Word, now)
@@ -202,7 +204,11 @@ mod tests {
         write(&mut rtc, reg::LR, 1099, 5);
         assert_eq!(rtc.due(), Some(6));
         write(&mut rtc, reg::LR, 1100, 5);
-        assert_eq!(read(&mut rtc, reg::RIS, 5), 1, "a match that is now comes now");
+        assert_eq!(
+            read(&mut rtc, reg::RIS, 5),
+            1,
+            "a match at the current time is raised at once"
+        );
     }
 
     #[test]

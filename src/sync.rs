@@ -1,16 +1,16 @@
-//! The atomics of everything that is shared between CPUs or with the daemon: `core`'s, or loom's when a loom test
-//! explores all interleavings (`--cfg loom`).
+//! The atomics of everything that is shared between CPUs or with the daemon: `core`'s, or loom's when a loom
+//! test explores all interleavings (`--cfg loom`).
 //!
-//! [`ordering`] and [`mutated`] mark the places on which correctness hangs. In loom builds the environment
-//! variable `RING_MUTATION` names one of them, which is then weakened or left out, to see that a test notices.
-//! In all other builds they are nothing.
+//! [`ordering`] and [`mutated`] mark the points on which correctness depends. In loom builds the environment
+//! variable `RING_MUTATION` names one of them, which is then weakened or left out, to prove that a test
+//! notices. In all other builds they have no effect.
 
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
-/// `ordering`, or `Relaxed` in a run that mutates `name`.
+/// Returns `ordering`, or `Relaxed` in a run that mutates `name`.
 #[inline(always)]
 #[must_use]
 pub fn ordering(name: &str, ordering: Ordering) -> Ordering {
@@ -21,7 +21,7 @@ pub fn ordering(name: &str, ordering: Ordering) -> Ordering {
     }
 }
 
-/// Whether this run mutates `name`: never.
+/// Returns whether this run mutates `name`: never.
 #[cfg(not(loom))]
 #[inline(always)]
 #[must_use]

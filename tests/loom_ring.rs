@@ -1,17 +1,19 @@
-//! All interleavings, and all values that the memory model lets a load see: two producers and a consumer that
-//! sleeps (torture f1), a consumer that attaches, the console rings; and a device's interrupt line on its way to the GIC.
+//! All interleavings, and all values that the memory model lets a load return: two producers and a consumer
+//! that sleeps (torture f1), a consumer that attaches, the console rings; and a device's interrupt line on
+//! its way to the GIC.
 //!
-//! Run by `tests/ring_mutations.sh`, which also weakens each ordering in turn and expects a failure (torture f2).
+//! Run by `tests/ring_mutations.sh`, which also weakens each ordering in turn and expects a failure (torture
+//! f2).
 #![cfg(loom)]
 
 use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use ringvisor::ring::console::{Input, InputConsumer, InputProducer, Output, OutputConsumer, OutputProducer};
-use ringvisor::ring::{Bell, Consumer, Entry, Producer, Ring};
+use ringvisor::ring::{Consumer, Entry, Producer, Ring, Wakeup};
 use ringvisor::vgic::Line;
 
-/// A ring with one word of pending bits, and what a guest and an interrupt controller are to it.
+/// A ring with one word of pending bits, the guest's queues and the event interrupt.
 struct World {
     slots: Vec<AtomicU64>,
     pending: Vec<AtomicU64>,
@@ -19,20 +21,20 @@ struct World {
     producer: Producer,
     /// The guest's available index of each queue.
     avail: [AtomicU32; 2],
-    /// The interrupt: set until taken.
-    bell: (Mutex<bool>, Condvar),
+    /// The event interrupt: set until it is handled.
+    interrupt: (Mutex<bool>, Condvar),
 }
 
 impl World {
     fn new(head: u64) -> Arc<Self> {
-        // Loom follows every slot of its own, so there are as few as indices are used.
+        // Loom tracks every slot separately, so there are no more than indices in use.
         Arc::new(Self {
             slots: (0..4).map(|_| AtomicU64::new(0)).collect(),
             pending: vec![AtomicU64::new(0)],
             armed: AtomicU32::new(0),
             producer: Producer::starting_at(head),
             avail: [AtomicU32::new(0), AtomicU32::new(0)],
-            bell: (Mutex::new(false), Condvar::new()),
+            interrupt: (Mutex::new(false), Condvar::new()),
         })
     }
 
@@ -40,29 +42,29 @@ impl World {
         Ring::new(&self.slots, &self.pending, &self.armed).unwrap()
     }
 
-    /// What a vCPU does: makes a buffer available, then notifies.
-    fn kick(&self, queue: u8) {
+    /// Acts as a vCPU: makes a buffer available, then notifies.
+    fn notify(&self, queue: u8) {
         self.avail[usize::from(queue)].fetch_add(1, Ordering::Relaxed);
-        if self.producer.push(&self.ring(), Entry::Notify { slot: 0, queue }) == Bell::Ring {
-            *self.bell.0.lock().unwrap() = true;
-            self.bell.1.notify_one();
+        if self.producer.push(&self.ring(), Entry::Notify { slot: 0, queue }) == Wakeup::Required {
+            *self.interrupt.0.lock().unwrap() = true;
+            self.interrupt.1.notify_one();
         }
     }
 
     fn sleep(&self) {
-        let mut rung = self.bell.0.lock().unwrap();
-        while !*rung {
-            rung = self.bell.1.wait(rung).unwrap();
+        let mut raised = self.interrupt.0.lock().unwrap();
+        while !*raised {
+            raised = self.interrupt.1.wait(raised).unwrap();
         }
-        *rung = false;
+        *raised = false;
     }
 
-    /// Takes and sleeps until `goal` buffers of each queue were seen. A lost entry or wake-up is a deadlock, which
-    /// loom reports.
+    /// Pops and sleeps until `goal` buffers of each queue were seen. A lost entry or wake-up is a deadlock,
+    /// which loom reports.
     fn serve(&self, consumer: &mut Consumer, mut seen: [u32; 2], goal: [u32; 2]) -> usize {
         let mut taken = 0;
         loop {
-            while let Some(entry) = consumer.take(&self.ring()) {
+            while let Some(entry) = consumer.pop(&self.ring()) {
                 let Entry::Notify { slot: 0, queue } = entry else {
                     panic!("{entry:?}")
                 };
@@ -81,8 +83,8 @@ impl World {
     }
 }
 
-/// All interleavings with at most so many preemptions, 0: without a bound; `RING_PREEMPTIONS` in the environment
-/// overrides it. With a bound of 5, all tests pass too (three minutes).
+/// Explores all interleavings with at most so many preemptions, 0: no bound; `RING_PREEMPTIONS` in the
+/// environment overrides it. With a bound of 5, all tests pass too (three minutes).
 fn model(preemptions: usize, body: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     let bound = std::env::var("RING_PREEMPTIONS").map_or(preemptions, |bound| bound.parse().unwrap());
@@ -98,7 +100,7 @@ fn two_producers_one_consumer() {
         let producers: Vec<_> = [0, 1]
             .map(|queue| {
                 let world = Arc::clone(&world);
-                thread::spawn(move || world.kick(queue))
+                thread::spawn(move || world.notify(queue))
             })
             .into();
         let taken = world.serve(&mut consumer, [0; 2], [1; 2]);
@@ -110,14 +112,14 @@ fn two_producers_one_consumer() {
 }
 
 #[test]
-fn two_vcpus_kick_the_same_queue() {
+fn two_vcpus_notify_the_same_queue() {
     model(3, || {
         let world = World::new(0);
         let mut consumer = Consumer::attach(&world.ring(), 0);
         let producers: Vec<_> = [0, 0]
             .map(|queue| {
                 let world = Arc::clone(&world);
-                thread::spawn(move || world.kick(queue))
+                thread::spawn(move || world.notify(queue))
             })
             .into();
         let taken = world.serve(&mut consumer, [0; 2], [2, 0]);
@@ -128,7 +130,7 @@ fn two_vcpus_kick_the_same_queue() {
     });
 }
 
-/// One producer, three kicks of one queue: coalescing against taking, across 2^32.
+/// One producer, three notifications of one queue: coalescing against popping, across 2^32.
 #[test]
 fn one_queue_again_and_again() {
     model(4, || {
@@ -136,14 +138,15 @@ fn one_queue_again_and_again() {
         let mut consumer = Consumer::attach(&world.ring(), world.producer.head());
         let producer = {
             let world = Arc::clone(&world);
-            thread::spawn(move || (0..3).for_each(|_| world.kick(0)))
+            thread::spawn(move || (0..3).for_each(|_| world.notify(0)))
         };
         world.serve(&mut consumer, [0; 2], [3, 0]);
         producer.join().unwrap();
     });
 }
 
-/// Who has read an entry sees all that was done before it was pushed, even before its bit is cleared.
+/// A consumer that has read an entry sees all that was done before it was pushed, even before its bit is
+/// cleared.
 #[test]
 fn an_entry_carries_what_came_before() {
     model(0, || {
@@ -151,7 +154,7 @@ fn an_entry_carries_what_came_before() {
         let consumer = Consumer::attach(&world.ring(), 0);
         let producer = {
             let world = Arc::clone(&world);
-            thread::spawn(move || world.kick(1))
+            thread::spawn(move || world.notify(1))
         };
         if consumer.peek(&world.ring()).is_some() {
             assert_eq!(world.avail[1].load(Ordering::Relaxed), 1);
@@ -160,18 +163,18 @@ fn an_entry_carries_what_came_before() {
     });
 }
 
-/// The old consumer is gone, a vCPU notifies while a new one attaches: what is lost from the ring is found by
-/// looking at every queue after attaching, and what comes later comes through the ring.
+/// The old consumer has ended, a vCPU notifies while a new one attaches: events lost from the ring are found
+/// by checking every queue after attaching, later ones come through the ring.
 #[test]
 fn attaching_while_a_vcpu_notifies() {
     model(3, || {
         let world = World::new(0);
-        world.kick(0); // never taken by the one that died
+        world.notify(0); // never popped by the consumer that ended
         let producer = {
             let world = Arc::clone(&world);
             thread::spawn(move || {
-                world.kick(0);
-                world.kick(1);
+                world.notify(0);
+                world.notify(1);
             })
         };
         let mut consumer = Consumer::attach(&world.ring(), world.producer.head());
@@ -181,14 +184,14 @@ fn attaching_while_a_vcpu_notifies() {
     });
 }
 
-/// Whoever reads the head sees the bits of all entries before it.
+/// A consumer that reads the head sees the bits of all entries before it.
 #[test]
 fn the_head_carries_the_bits() {
     model(0, || {
         let world = World::new(0);
         let producer = {
             let world = Arc::clone(&world);
-            thread::spawn(move || world.kick(0))
+            thread::spawn(move || world.notify(0))
         };
         if world.producer.head() == 1 {
             assert_ne!(world.pending[0].load(Ordering::Relaxed), 0);
@@ -229,7 +232,7 @@ impl Console {
     }
 }
 
-/// Byte number n is n + 1: what is read is right, in order, and whole.
+/// Byte number n is n + 1: what is read is correct, in order, and complete.
 #[test]
 fn output_is_whole_or_dropped() {
     model(0, || {
@@ -264,7 +267,7 @@ fn output_is_whole_or_dropped() {
     });
 }
 
-/// Input through a ring of two bytes: nothing lost, nothing before its time.
+/// Input through a ring of two bytes: nothing is lost or read before it is written.
 #[test]
 fn input_arrives_in_order() {
     model(3, || {
@@ -297,9 +300,9 @@ fn input_arrives_in_order() {
     });
 }
 
-/// A device with one interrupt line, and the GIC's input that follows it.
+/// A device with one interrupt line, and the GIC's input to which its level propagates.
 struct Device {
-    /// InterruptStatus, and how often the line has risen.
+    /// InterruptStatus, and the number of rising edges of the line.
     status: Mutex<(u32, u32)>,
     line: Line,
     input: Mutex<GicInput>,
@@ -318,13 +321,13 @@ impl Device {
         let changed = {
             let mut now = self.status.lock().unwrap();
             now.0 = status;
-            let changed = self.line.set(status != 0);
+            let changed = self.line.latch(status != 0);
             now.1 += u32::from(changed && status != 0);
             changed
         };
         if changed {
             let mut input = self.input.lock().unwrap();
-            for &level in self.line.take() {
+            for &level in self.line.transitions() {
                 input.edges += u32::from(level && !input.high);
                 input.high = level;
             }
@@ -332,10 +335,10 @@ impl Device {
     }
 }
 
-/// The daemon completes while the guest acknowledges the interrupt before, and neither keeps the device's lock while it
-/// tells the GIC.
+/// The daemon completes a request while the guest acknowledges the interrupt of the previous one, and neither
+/// holds the device's lock while the level propagates to the GIC.
 #[test]
-fn a_line_ends_as_noted_last_and_loses_no_edge() {
+fn a_line_ends_at_the_last_latched_level_and_loses_no_edge() {
     model(0, || {
         let device = Arc::new(Device {
             status: Mutex::new((0, 0)),
@@ -354,7 +357,7 @@ fn a_line_ends_as_noted_last_and_loses_no_edge() {
         let (status, rises) = *device.status.lock().unwrap();
         let input = device.input.lock().unwrap();
         assert_eq!(input.high, status != 0);
-        // The guest has to hear of each, however its GIC is configured.
+        // The guest must get an interrupt for each, whether its GIC is configured for edges or levels.
         assert_eq!(input.edges, rises);
     });
 }

@@ -1,5 +1,5 @@
-//! The firmware's device tree read and root's written: trees dumped from QEMU 7.2's `virt`
-//! (`-M virt,gic-version=3,virtualization=on,dumpdtb=`, as the file names say) and one made up.
+//! Reads the firmware's device tree and writes root's: trees dumped from QEMU 7.2's `virt` (`-M
+//! virt,gic-version=3,virtualization=on,dumpdtb=`, as in the file names) and one of an invented board.
 
 use fdt::Fdt;
 use fdt::node::FdtNode;
@@ -83,7 +83,7 @@ fn qemu_virt() {
     assert!(!machine.spis.contains(47) && !machine.spis.contains(80));
     assert_eq!(machine.free_spi(288), Some(287));
     assert_eq!(machine.free_spi(80), Some(47));
-    // Flash, GIC, PCIe windows and ECAM are taken.
+    // Flash, GIC, PCIe windows and ECAM are used.
     for address in [
         0,
         0x0800_0000,
@@ -134,15 +134,15 @@ fn free_windows() {
         machine.free_window(2 << 20, 2 << 20, 40),
         Some(region(0xc000_0000, 2 << 20))
     );
-    // Behind RAM nothing of 512 GiB is free below 2^40: the PCIe window is in the way.
+    // Above RAM nothing of 512 GiB is free below 2^40: the PCIe window is there.
     assert_eq!(machine.free_window(256 << 30, 1 << 30, 40), None);
-    // With 32 bits there is 1 GiB behind RAM.
+    // With 32 bits there is 1 GiB above RAM.
     assert_eq!(
         machine.free_window(1 << 30, 1 << 30, 32),
         Some(region(0xc000_0000, 1 << 30))
     );
     assert_eq!(machine.free_window(1 << 20, 3, 40), None);
-    // With nothing left behind RAM: the first hole below it, between the devices.
+    // With nothing left above RAM: the first hole below it, between the devices.
     let low = machine.free_window(1 << 20, 1 << 16, 31).unwrap();
     assert!(low.end() <= Pa(0x4000_0000));
     assert!(!machine.used.iter().any(|used| used.overlaps(&low)));
@@ -182,7 +182,7 @@ fn a_board_with_buses() {
         machine.reserved,
         [region(0x8000_0000, 0x1_0000), region(0xbf00_0000, 16 << 20)]
     );
-    // In the order of the tree, less the one that failed.
+    // In the order of the tree, without the failed one.
     assert_eq!(machine.cpus.as_slice(), [0x1_0000_0100, 0]);
     assert_eq!(machine.gic.distributor, region(0x180_0000, 0x1_0000));
     assert_eq!(
@@ -227,7 +227,7 @@ fn a_board_with_buses() {
 
 #[test]
 fn root_tree_of_virt() {
-    // EL2 keeps 32 MiB within RAM: its memory node splits.
+    // EL2 has 32 MiB within RAM: the memory node splits.
     let hidden = [region(0x4200_0000, 32 << 20)];
     let tree = DeviceTree::parse(SMP4).unwrap();
     let blob = root_dtb(&tree, &config(&hidden)).unwrap();
@@ -313,7 +313,8 @@ fn root_tree_of_virt() {
         );
     }
 
-    // Read as a firmware's tree it gives the machine again, with less RAM and the new bridge's addresses used.
+    // Parsed as a firmware's tree it yields the machine again, with less RAM and the new bridge's addresses
+    // used.
     let again = machine(&blob);
     assert_eq!(
         again.ram,
@@ -329,7 +330,7 @@ fn root_tree_of_virt() {
 #[test]
 fn root_tree_of_the_board() {
     let tree = DeviceTree::parse(BOARD).unwrap();
-    // The whole of one bank, the front of another.
+    // All of one bank, the beginning of another.
     let hidden = [
         region(0x1_0000_0000, 256 << 20),
         region(0x7_0000_0000, 0x1_0020_0000),
@@ -349,7 +350,7 @@ fn root_tree_of_the_board() {
         DeviceTree::parse(&blob).unwrap().reservations(),
         [region(0x8000_0000, 0x1_0000)]
     );
-    // Stale initrd properties are gone, other children of /chosen stay.
+    // Stale initrd properties are removed, other children of /chosen are kept.
     let chosen = fdt.find_node("/chosen").unwrap();
     assert!(chosen.property("linux,initrd-start").is_none() && chosen.property("linux,initrd-end").is_none());
     assert_eq!(
@@ -357,7 +358,7 @@ fn root_tree_of_the_board() {
         ["framebuffer"]
     );
     assert!(fdt.find_node("/__symbols__").is_none());
-    // Only what refers to the ITS is gone.
+    // Only references to the ITS are removed.
     let frame = cells(fdt.find_node("/soc/msi-controller@1700000").unwrap(), "phandle")[0];
     let dma = fdt.find_node("/soc/bus@10000000/dma@3000").unwrap();
     assert_eq!(cells(dma, "msi-parent"), [frame, 1, 2]);
@@ -372,7 +373,8 @@ fn root_tree_of_the_board() {
     assert_eq!(cells(mixed, "msi-map-mask"), [0xffff]);
     let pure = fdt.find_node("/soc/pcie@50000000").unwrap();
     assert!(pure.property("msi-map").is_none() && pure.property("msi-map-mask").is_none());
-    // No bridge has a domain, so the new one has none; one-cell sizes; one GIC address cell, four interrupt cells.
+    // No bridge has a domain, so the new one has none; one-cell sizes; one GIC address cell, four interrupt
+    // cells.
     let bridge = fdt.find_node("/pcie@c0000000").unwrap();
     assert!(bridge.property("linux,pci-domain").is_none());
     assert_eq!(cells(bridge, "reg"), [0, 0xc000_0000, ECAM_SIZE as u32]);
@@ -392,13 +394,13 @@ fn not_an_spi() {
     }
 }
 
-/// Offset in `blob` of the structure block, and its length.
+/// Returns the offset in `blob` of the structure block, and its length.
 fn structure(blob: &[u8]) -> (usize, usize) {
     let word = |at: usize| u32::from_be_bytes(blob[at..at + 4].try_into().unwrap()) as usize;
     (word(8), word(36))
 }
 
-/// A node or property of the same length in `blob` renamed.
+/// Renames a node or property of the same length in `blob`.
 fn replace(blob: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
     let at = blob
@@ -412,7 +414,7 @@ fn replace(blob: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 
 /// QEMU deletes nodes by overwriting them with NOPs, at the end of a parent too, where the `fdt` crate stops.
 #[test]
-fn nops_are_passed_over() {
+fn nops_are_skipped() {
     let (start, length) = structure(SMP4);
     let mut blob = SMP4.to_vec();
     // The last tokens: END_NODE of a module, of /chosen, of the root, END. Overwrite one module node.
@@ -431,7 +433,7 @@ fn nops_are_passed_over() {
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_nodes_are_named() {
     let error = |blob: &[u8]| Machine::from_tree(&DeviceTree::parse(blob).unwrap()).unwrap_err();
     assert_eq!(
         error(&replace(SMP4, b"arm,gic-v3\0", b"arm,gic-v7\0")),
@@ -498,7 +500,7 @@ fn nesting_is_bounded() {
     assert_eq!(nested(33).unwrap_err(), BlobError::TooDeep);
 }
 
-/// Everything that reads a blob, on one that may be anything.
+/// Runs every reader on a blob that may hold anything.
 fn read(blob: &[u8]) {
     let Ok(tree) = DeviceTree::parse(blob) else { return };
     if let Ok(machine) = Machine::from_tree(&tree) {

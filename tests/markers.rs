@@ -1,5 +1,5 @@
-//! The tables of tests in the documentation against the sources: every item has a row, every test that a row names
-//! exists, and every item with tests is marked in some source.
+//! Checks the tables of tests in the documentation against the sources: every item has a row, every test that
+//! a row names exists, and every item with tests is marked in some source.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// All Rust files and scripts of the project.
+/// Returns all Rust files and scripts of the project.
 fn sources() -> Vec<PathBuf> {
     let mut todo: Vec<PathBuf> = ["src", "tests", "tools"]
         .iter()
@@ -33,19 +33,20 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
-/// The cells of all rows of Markdown tables.
+/// Returns the cells of all rows of Markdown tables.
 fn rows(text: &str) -> impl Iterator<Item = Vec<&str>> {
     text.lines()
         .filter(|line| line.starts_with("| ") && !line.starts_with("|---"))
         .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
 }
 
-/// What stands in backquotes.
+/// Returns the text in backquotes.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// Numbers behind `word`, such as 1, 2 and 36 in "word 1, 2 36", with the letter that they begin with.
+/// Returns the numbers after `word`, such as 1, 2 and 36 in "word 1, 2 36", with the letter that they begin
+/// with.
 fn marks(text: &str, word: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for rest in text.split(word).skip(1) {
@@ -83,7 +84,7 @@ impl Sources {
         Self { text }
     }
 
-    /// Whether each test that a cell names exists; how many it names.
+    /// Checks that each test that a cell names exists. Returns how many it names.
     fn check(&self, cell: &str) -> usize {
         let mut count = 0;
         for name in quoted(cell) {

@@ -1,19 +1,20 @@
 #!/bin/bash
-# What of the linked EL2 image can panic after boot: every direct call of a panicking function of `core` and `alloc` in
-# what the exception vectors reach, with a call graph made from the disassembly. Each must be in tests/panics.txt, with
-# the reason why no guest, daemon or root can get there; and what is there must still exist.
-# Calls through pointers are not followed: those of this image are log and formatting, and the heap's out-of-memory hook.
-# Usage: tests/panics.sh [image]
+# Checks which panics the linked EL2 binary can reach after boot: every direct call of a panicking function of
+# `core` and `alloc` in functions that the exception vectors reach, by a call graph made from the disassembly.
+# Each must be in tests/panics.txt, with the reason why no guest, daemon or root can reach it; and entries there
+# must still exist. Calls through pointers are not followed: those of this binary are log and formatting, and the
+# heap's out-of-memory hook.
+# Usage: tests/panics.sh [binary]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=${CARGO_TARGET_DIR:-target}
-image=${1:-$target/aarch64-unknown-none-softfloat/release/ringvisor}
+binary=${1:-$target/aarch64-unknown-none-softfloat/release/ringvisor}
 objdump=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin/llvm-objdump
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-"$objdump" -d --no-show-raw-insn --no-leading-addr -C "$image" >"$work/code"
-# Where a trap or an interrupt goes on, and where a CPU begins and waits.
+"$objdump" -d --no-show-raw-insn --no-leading-addr -C "$binary" >"$work/code"
+# Entry points: traps and interrupts, and where a CPU starts and waits.
 awk -v roots="ringvisor::el2::traps:: ringvisor::el2::cpu::" '
     BEGIN {
         panics = "^(core::(panicking|option::(expect|unwrap)_failed|result::unwrap_failed|" \

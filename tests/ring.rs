@@ -1,5 +1,5 @@
-//! The rings: order, coalescing, wrap-around, restart of the consumer, hostile contents, threads. Clean under Miri.
-//! All interleavings are explored by `loom_ring.rs`.
+//! The rings: order, coalescing, wrap-around, restart of the consumer, hostile contents, threads. Clean under
+//! Miri. All interleavings are explored by `loom_ring.rs`.
 #![cfg(not(loom))]
 
 use std::collections::HashSet;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use ringvisor::abi::shared::{CONSOLE_IN_SIZE, CONSOLE_OUT_SIZE, PENDING_WORDS, RING_SLOTS};
 use ringvisor::abi::{MAX_QUEUES, MAX_SLOTS};
 use ringvisor::ring::console::{Input, InputConsumer, InputProducer, Output, OutputConsumer, OutputProducer};
-use ringvisor::ring::{BITS, Bell, Consumer, Entry, Producer, Ring, ZoneWindow};
+use ringvisor::ring::{BITS, Consumer, Entry, Producer, Ring, Wakeup, ZoneWindow};
 
 fn words(count: usize) -> Vec<AtomicU64> {
     (0..count).map(|_| AtomicU64::new(0)).collect()
@@ -55,40 +55,40 @@ fn entries_come_in_order_and_once() {
     let (ring, producer) = (memory.ring(), Producer::new());
     let mut consumer = Consumer::attach(&ring, 0);
     let first = Entry::Notify { slot: 3, queue: 1 };
-    assert_eq!(producer.push(&ring, first), Bell::Quiet);
-    assert_eq!(producer.push(&ring, Entry::Console), Bell::Quiet);
-    assert_eq!(producer.push(&ring, first), Bell::Quiet, "coalesced");
+    assert_eq!(producer.push(&ring, first), Wakeup::NotRequired);
+    assert_eq!(producer.push(&ring, Entry::Console), Wakeup::NotRequired);
+    assert_eq!(producer.push(&ring, first), Wakeup::NotRequired, "coalesced");
     assert_eq!(producer.head(), 2);
-    assert_eq!(consumer.take(&ring), Some(first));
-    assert_eq!(producer.push(&ring, first), Bell::Quiet);
-    assert_eq!(consumer.take(&ring), Some(Entry::Console));
+    assert_eq!(consumer.pop(&ring), Some(first));
+    assert_eq!(producer.push(&ring, first), Wakeup::NotRequired);
+    assert_eq!(consumer.pop(&ring), Some(Entry::Console));
     assert_eq!(
-        consumer.take(&ring),
+        consumer.pop(&ring),
         Some(first),
-        "it came again after it was taken"
+        "it was pushed again after it was popped"
     );
-    assert_eq!(consumer.take(&ring), None);
+    assert_eq!(consumer.pop(&ring), None);
 }
 
 #[test]
-fn the_bell_rings_once_per_sleep() {
+fn the_consumer_is_woken_once_per_sleep() {
     let memory = Memory::new();
     let (ring, producer) = (memory.ring(), Producer::new());
     let mut consumer = Consumer::attach(&ring, 0);
     assert!(consumer.prepare_to_sleep(&ring));
-    assert_eq!(producer.push(&ring, Entry::Console), Bell::Ring);
-    assert_eq!(producer.push(&ring, Entry::Zone), Bell::Quiet);
+    assert_eq!(producer.push(&ring, Entry::Console), Wakeup::Required);
+    assert_eq!(producer.push(&ring, Entry::Zone), Wakeup::NotRequired);
     assert!(!consumer.prepare_to_sleep(&ring), "there is something");
     assert_eq!(
         producer.push(&ring, Entry::Device { slot: 0 }),
-        Bell::Quiet,
+        Wakeup::NotRequired,
         "it stays awake"
     );
-    while consumer.take(&ring).is_some() {}
+    while consumer.pop(&ring).is_some() {}
     assert!(consumer.prepare_to_sleep(&ring));
 }
 
-// torture f3: a full set of entries, over and over, across 2^16 and 2^32.
+// torture f3: a full set of entries, repeatedly, across 2^16 and 2^32.
 #[test]
 fn every_event_at_once_fits_wherever_the_indices_wrap() {
     let entries = every_entry();
@@ -102,16 +102,16 @@ fn every_event_at_once_fits_wherever_the_indices_wrap() {
             for _ in 0..2 {
                 entries
                     .iter()
-                    .for_each(|&entry| assert_eq!(producer.push(&ring, entry), Bell::Quiet));
+                    .for_each(|&entry| assert_eq!(producer.push(&ring, entry), Wakeup::NotRequired));
             }
-            let taken: Vec<_> = std::iter::from_fn(|| consumer.take(&ring)).collect();
+            let taken: Vec<_> = std::iter::from_fn(|| consumer.pop(&ring)).collect();
             assert_eq!(taken, entries);
             assert_eq!(consumer.tail(), producer.head());
         }
     }
 }
 
-// torture c5, f3: the consumer dies at any point and the next one goes on.
+// torture c5, f3: the consumer dies at any point and the next one continues.
 #[test]
 fn a_new_consumer_finds_an_empty_ring_and_loses_nothing_after_it() {
     let entries = every_entry();
@@ -125,23 +125,28 @@ fn a_new_consumer_finds_an_empty_ring_and_loses_nothing_after_it() {
                 let _ = producer.push(&ring, entry);
             }
             for _ in 0..taken {
-                dead.take(&ring).unwrap();
+                dead.pop(&ring).unwrap();
             }
             let mut consumer = Consumer::attach(&ring, producer.head());
-            assert_eq!(consumer.take(&ring), None);
-            assert_eq!(producer.push(&ring, Entry::Console), Bell::Quiet, "it is awake");
-            assert_eq!(consumer.take(&ring), Some(Entry::Console));
+            assert_eq!(consumer.pop(&ring), None);
+            assert_eq!(
+                producer.push(&ring, Entry::Console),
+                Wakeup::NotRequired,
+                "it is awake"
+            );
+            assert_eq!(consumer.pop(&ring), Some(Entry::Console));
             for &entry in &entries {
                 let _ = producer.push(&ring, entry);
             }
-            assert_eq!(std::iter::from_fn(|| consumer.take(&ring)).count(), entries.len());
+            assert_eq!(std::iter::from_fn(|| consumer.pop(&ring)).count(), entries.len());
         }
     }
 }
 
-// torture c1: whatever is in the shared words, a push is a few steps, and the ring works again once it is left alone.
+// torture c1: whatever the shared words hold, a push takes a bounded number of steps, and the ring works
+// again after the corruption ends.
 #[test]
-fn scribbled_words_hurt_only_the_scribbler() {
+fn corrupted_words_harm_only_the_daemon() {
     let memory = Memory::new();
     let (ring, producer) = (memory.ring(), Producer::new());
     for garbage in [u64::MAX, 0x5555_5555_5555_5555, 1] {
@@ -155,27 +160,27 @@ fn scribbled_words_hurt_only_the_scribbler() {
     }
     let mut consumer = Consumer::attach(&ring, producer.head());
     let mut seen = 0;
-    while consumer.take(&ring).is_some() {
+    while consumer.pop(&ring).is_some() {
         seen += 1;
         assert!(seen <= RING_SLOTS);
     }
-    assert_eq!(producer.push(&ring, Entry::Zone), Bell::Quiet);
+    assert_eq!(producer.push(&ring, Entry::Zone), Wakeup::NotRequired);
     assert_eq!(
-        std::iter::from_fn(|| consumer.take(&ring)).last(),
+        std::iter::from_fn(|| consumer.pop(&ring)).last(),
         Some(Entry::Zone)
     );
 }
 
-// torture f3: the number before 2^32 is 0 in a slot, and so is memory that was never written.
+// torture f3: the number before 2^32 is 0 in a slot, as is memory that was never written.
 #[test]
 fn fresh_memory_holds_no_entry_at_the_wrap() {
     let memory = Memory::new();
     let (ring, producer) = (memory.ring(), Producer::starting_at((1 << 32) - 1));
     let mut consumer = Consumer::attach(&ring, producer.head());
-    assert_eq!(consumer.take(&ring), None);
+    assert_eq!(consumer.pop(&ring), None);
     assert_eq!(consumer.tail(), producer.head());
     let _ = producer.push(&ring, Entry::Zone);
-    assert_eq!(consumer.take(&ring), Some(Entry::Zone));
+    assert_eq!(consumer.pop(&ring), Some(Entry::Zone));
 }
 
 #[test]
@@ -187,7 +192,7 @@ fn a_slot_that_is_no_entry_is_skipped() {
     let _ = producer.push(&ring, Entry::Zone);
     memory.slots[0].store(1 << 32 | 0xff, Ordering::Relaxed);
     assert_eq!(consumer.peek(&ring), Some(Err(0xff)));
-    assert_eq!(consumer.take(&ring), Some(Entry::Zone));
+    assert_eq!(consumer.pop(&ring), Some(Entry::Zone));
 }
 
 #[test]
@@ -199,7 +204,7 @@ fn events_that_do_not_exist_are_not_pushed() {
         Entry::Notify { slot: 0, queue: 16 },
         Entry::Device { slot: 255 },
     ] {
-        assert_eq!(producer.push(&ring, entry), Bell::Quiet);
+        assert_eq!(producer.push(&ring, entry), Wakeup::NotRequired);
     }
     assert_eq!(producer.head(), 0);
 }
@@ -220,11 +225,11 @@ fn a_ring_is_made_of_words_that_fit() {
     // A bitmap that is shorter than the events: those without a bit are not pushed.
     let ring = Ring::new(&slots, &pending[..1], &armed).unwrap();
     let producer = Producer::new();
-    assert_eq!(producer.push(&ring, Entry::Zone), Bell::Quiet);
+    assert_eq!(producer.push(&ring, Entry::Zone), Wakeup::NotRequired);
     assert_eq!(producer.head(), 0);
 }
 
-// What an earlier zone left in the slots is not taken for entries of the next one.
+// Entries of an earlier zone in the slots are not taken for entries of the next one.
 #[test]
 fn a_cleared_window_holds_nothing() {
     let memory = Memory::new();
@@ -242,23 +247,24 @@ fn a_cleared_window_holds_nothing() {
     ring.clear();
     let next = Consumer::attach(&ring, 0);
     assert_eq!(next.peek(&ring), None);
-    assert_eq!(Producer::new().push(&ring, Entry::Console), Bell::Quiet);
+    assert_eq!(Producer::new().push(&ring, Entry::Console), Wakeup::NotRequired);
 }
 
-// torture f1, on real threads (and on Miri's): every event that was announced is seen after it was announced.
+// torture f1, on real threads (and on Miri's): every event that was announced is observed after it was
+// announced.
 #[test]
 fn two_producers_and_a_sleeping_consumer() {
     const ROUNDS: u64 = if cfg!(miri) { 30 } else { 20_000 };
     for start in [0, (1 << 32) - ROUNDS / 2] {
         let memory = Memory::new();
         let producer = Producer::starting_at(start);
-        let bell = AtomicU32::new(0);
+        let interrupts = AtomicU32::new(0);
         let work = [const { AtomicU64::new(0) }; 2];
         let ring = memory.ring();
         let mut consumer = Consumer::attach(&ring, producer.head());
         std::thread::scope(|scope| {
             for (queue, counter) in work.iter().enumerate() {
-                let (producer, bell) = (&producer, &bell);
+                let (producer, interrupts) = (&producer, &interrupts);
                 scope.spawn(move || {
                     for round in 1..=ROUNDS {
                         counter.store(round, Ordering::Relaxed);
@@ -268,16 +274,16 @@ fn two_producers_and_a_sleeping_consumer() {
                                 slot: 0,
                                 queue: queue as u8,
                             },
-                        ) == Bell::Ring
+                        ) == Wakeup::Required
                         {
-                            bell.fetch_add(1, Ordering::SeqCst);
+                            interrupts.fetch_add(1, Ordering::SeqCst);
                         }
                     }
                 });
             }
             let mut seen = [0; 2];
             while seen != [ROUNDS; 2] {
-                while let Some(entry) = consumer.take(&ring) {
+                while let Some(entry) = consumer.pop(&ring) {
                     let Entry::Notify { slot: 0, queue } = entry else {
                         panic!("{entry:?}")
                     };
@@ -285,9 +291,9 @@ fn two_producers_and_a_sleeping_consumer() {
                     assert!(now >= seen[usize::from(queue)]);
                     seen[usize::from(queue)] = now;
                 }
-                let rung = bell.load(Ordering::SeqCst);
+                let before = interrupts.load(Ordering::SeqCst);
                 if seen != [ROUNDS; 2] && consumer.prepare_to_sleep(&ring) {
-                    while bell.load(Ordering::SeqCst) == rung {
+                    while interrupts.load(Ordering::SeqCst) == before {
                         std::thread::yield_now();
                     }
                 }
@@ -338,7 +344,7 @@ fn console_output_arrives() {
 }
 
 #[test]
-fn a_slow_reader_learns_what_it_lost() {
+fn a_slow_reader_gets_the_number_of_lost_bytes() {
     let memory = OutputMemory::new(16);
     let ring = memory.ring();
     let mut producer = OutputProducer::new();
@@ -359,7 +365,7 @@ fn a_slow_reader_learns_what_it_lost() {
 }
 
 #[test]
-fn a_reader_ahead_of_the_writer_falls_back() {
+fn a_reader_ahead_of_the_writer_is_reset() {
     let memory = OutputMemory::new(16);
     let ring = memory.ring();
     let mut consumer = OutputConsumer::starting_at(1000);
@@ -445,13 +451,13 @@ fn console_input_waits_for_room() {
     assert_eq!(rest, b"12345678");
     assert!(consumer.is_empty(&ring));
     let mut next = InputProducer::attach(&ring);
-    assert_eq!(next.write(&ring, b"x"), 1, "the next daemon goes on");
+    assert_eq!(next.write(&ring, b"x"), 1, "the next daemon continues");
     assert_eq!(consumer.pop(&ring), Some(b'x'));
 }
 
 // torture c1
 #[test]
-fn senseless_input_positions_are_an_empty_ring() {
+fn invalid_input_positions_are_an_empty_ring() {
     let memory = InputMemory::new(8);
     let ring = memory.ring();
     let mut consumer = InputConsumer::new();

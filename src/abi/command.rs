@@ -1,180 +1,127 @@
 //! Commands: a [`Header`] in the shared page's command slot and, for some, a payload behind it.
 //!
-//! The daemon fills header and payload, stores to [`super::doorbell::COMMAND`], and finds `status`, `detail` and
-//! the results when the store has completed. One command at a time. Each does bounded work at EL2; what takes
-//! longer (a zone that stops) is begun here and told by a [zone event]from the ring.
+//! The daemon fills header and payload, stores to [`super::doorbell::COMMAND`], and finds `status`, `detail`
+//! and the results when the store has completed. One command at a time. Each does bounded work at EL2; a
+//! longer operation (a zone that stops) is only started here, and a zone event in the ring reports its
+//! completion.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{MAX_QUEUES, MAX_VCPUS, NAME_LEN};
 
-/// What a command slot begins with.
+/// Header of a command.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Debug)]
 #[repr(C)]
 pub struct Header {
     /// [`Op`].
     pub op: u32,
-    /// [`Status`], written by EL2.
+    /// [`CommandStatus`], written by EL2.
     pub status: u32,
-    /// The value that `status` complains of, written by EL2.
+    /// The value that `status` refers to, written by EL2.
     pub detail: u64,
-    /// Zone that the command is about; written by EL2 for [`Op::ZoneCreate`].
+    /// Zone that the command refers to; written by EL2 for [`Op::ZoneCreate`].
     pub zone: u32,
-    /// virtio slot, where the command is about one.
+    /// virtio slot, for commands on a device.
     pub slot: u32,
-    /// Arguments as the operation says.
+    /// Arguments, as documented at each operation.
     pub args: [u64; 4],
 }
 
-/// Operations.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum Op {
-    /// Payload [`ZoneCreate`]. Takes the CPUs, which root must have taken offline. Result: `zone`, ring state
-    /// empty, [`super::ZoneState::Created`].
-    ZoneCreate = 1,
-    /// `args[0]`: IPA, `args[1]`: count, 1 to [`MAX_DONATION`]. Payload: `count` physical addresses (u64), each a
-    /// 2 MiB-aligned block of root's RAM that no zone holds; mapped one after the other from the IPA. On an error
-    /// none of this command's blocks is mapped.
-    ZoneDonate = 2,
-    /// Payload [`DeviceSpec`] for `slot`. Legal while the zone is created, and later for a slot that is empty.
-    DeviceAdd = 3,
-    /// `args[0]`: entry IPA, `args[1]`: x0 of vCPU 0. From created or stopped: resets devices and vCPUs, runs.
-    ZoneStart = 4,
-    /// Begins to stop it. The zone keeps CPUs and memory. Told by a zone event when done.
-    ZoneStop = 5,
-    /// Only when created or stopped: gives back CPUs (parked, root may bring them online) and memory.
-    ZoneDestroy = 6,
-    /// Begins to pause it. Told by a zone event when done.
-    ZonePause = 7,
-    /// Goes on after a pause.
-    ZoneResume = 8,
-    /// Result: payload [`ZoneInfo`].
-    ZoneInfo = 9,
-    /// Result: payload [`DeviceState`] of `slot`.
-    DeviceState = 10,
-    /// The daemon no longer touches any buffer or queue of `slot` that it got before reset number `args[0]`
-    /// (`DeviceState::reset_generation`): the guest's reset completes.
-    DeviceQuiesced = 11,
-    /// The same for one queue, `args[1]`, after QueueReset or QueueReady=0.
-    QueueQuiesced = 12,
-    /// The device cannot go on: sets DEVICE_NEEDS_RESET.
-    DeviceNeedsReset = 13,
-    /// New configuration bytes: `args[0]` offset, `args[1]` length up to 256, payload the bytes.
-    DeviceConfig = 14,
-    /// Empties `slot` again (the device is gone).
-    DeviceRemove = 15,
-    /// Result: `args[0]` = ring head of the zone (entries ever written). Used on attach.
-    RingHead = 16,
-    /// `args[0]`: level 1 (error) to 5 (trace).
-    LogLevel = 17,
-    /// `args[0]`: what the trace buffers record from now on, bits of [`super::trace`]; 0: nothing.
-    Trace = 32,
-}
-
-impl TryFrom<u32> for Op {
-    type Error = u32;
-    fn try_from(value: u32) -> Result<Self, u32> {
-        Ok(match value {
-            1 => Self::ZoneCreate,
-            2 => Self::ZoneDonate,
-            3 => Self::DeviceAdd,
-            4 => Self::ZoneStart,
-            5 => Self::ZoneStop,
-            6 => Self::ZoneDestroy,
-            7 => Self::ZonePause,
-            8 => Self::ZoneResume,
-            9 => Self::ZoneInfo,
-            10 => Self::DeviceState,
-            11 => Self::DeviceQuiesced,
-            12 => Self::QueueQuiesced,
-            13 => Self::DeviceNeedsReset,
-            14 => Self::DeviceConfig,
-            15 => Self::DeviceRemove,
-            16 => Self::RingHead,
-            17 => Self::LogLevel,
-            32 => Self::Trace,
-            other => return Err(other),
-        })
+numbered! {
+    /// Operations.
+    pub enum Op: u32 {
+        /// Payload [`ZoneCreate`]. Allocates the CPUs, which root must have taken offline. Result: `zone`,
+        /// ring state empty, [`super::ZoneState::Created`].
+        ZoneCreate = 1,
+        /// `args[0]`: IPA, `args[1]`: count, 1 to [`MAX_DONATION`]. Payload: `count` physical addresses
+        /// (u64), each a 2 MiB-aligned block of root's RAM that no zone owns; mapped one after the other from
+        /// the IPA. On an error none of this command's blocks is mapped.
+        ZoneDonate = 2,
+        /// Payload [`DeviceSpec`] for `slot`. Allowed while the zone is created, and later for a slot that is
+        /// empty.
+        DeviceAdd = 3,
+        /// `args[0]`: entry IPA, `args[1]`: x0 of vCPU 0. From created or stopped: resets devices and vCPUs,
+        /// then runs.
+        ZoneStart = 4,
+        /// Starts to stop the zone, which keeps its CPUs and memory. A zone event reports completion.
+        ZoneStop = 5,
+        /// Allowed when created or stopped: releases CPUs (parked, root may bring them online) and memory.
+        ZoneDestroy = 6,
+        /// Starts to pause the zone. A zone event reports completion.
+        ZonePause = 7,
+        /// Resumes a paused zone.
+        ZoneResume = 8,
+        /// Result: payload [`ZoneInfo`].
+        ZoneInfo = 9,
+        /// Result: payload [`DeviceState`] of `slot`.
+        DeviceState = 10,
+        /// The daemon no longer uses any buffer or queue of `slot` that it got before reset number `args[0]`
+        /// (`DeviceState::reset_generation`): the guest's reset can complete.
+        DeviceQuiesced = 11,
+        /// As [`Self::DeviceQuiesced`] for one queue, `args[1]`, after QueueReset or QueueReady=0.
+        QueueQuiesced = 12,
+        /// Sets DEVICE_NEEDS_RESET.
+        DeviceNeedsReset = 13,
+        /// Changes configuration space: `args[0]` offset, `args[1]` length up to 256, payload the bytes.
+        DeviceConfig = 14,
+        /// Removes the device from `slot`.
+        DeviceRemove = 15,
+        /// Result: `args[0]` = ring head of the zone (entries ever written). Used on attach.
+        RingHead = 16,
+        /// `args[0]`: level 1 (error) to 5 (trace).
+        LogLevel = 17,
+        /// `args[0]`: what the trace buffers record from now on, bits of [`super::trace`]; 0: nothing.
+        Trace = 32,
     }
 }
 
-/// Outcome of a command. `detail` is the value complained of.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u32)]
-pub enum Status {
-    /// Done.
-    Ok = 0,
-    /// `op` is not an [`Op`].
-    UnknownOp = 1,
-    /// An argument is out of its range; `detail` is it.
-    BadArgument = 2,
-    /// No zone of that number.
-    NoSuchZone = 3,
-    /// The zone's state (`detail`) does not allow it.
-    WrongState = 4,
-    /// No CPU with that MPIDR (`detail`).
-    NoSuchCpu = 5,
-    /// The CPU (`detail`: MPIDR) is online in root or held by another zone.
-    CpuBusy = 6,
-    /// The block (`detail`: its address) is not root's RAM.
-    NotRootRam = 7,
-    /// The address (`detail`) is not 2 MiB-aligned.
-    Misaligned = 8,
-    /// The block (`detail`) is held by a zone, or is the shared page.
-    BlockInUse = 9,
-    /// The IPA (`detail`) is mapped already or outside the zone's RAM range.
-    IpaInUse = 10,
-    /// EL2 has no page frames left (`detail`: frames wanted).
-    OutOfMemory = 11,
-    /// All zone numbers are taken.
-    TooManyZones = 12,
-    /// The slot (`detail`) has no device, or is not a slot.
-    NoSuchDevice = 13,
-    /// The slot (`detail`) has a device.
-    SlotInUse = 14,
-    /// Magic or ABI version (`detail`) of the shared page is not EL2's.
-    VersionMismatch = 15,
-    /// No shared page is attached.
-    NotAttached = 16,
-    /// Zones exist (`detail`: how many), so another shared page or a detach is refused.
-    ZonesExist = 17,
-    /// A device specification is contradictory.
-    BadDevice = 18,
-    /// The generation (`detail`) is not the pending reset's.
-    Stale = 19,
-}
-
-impl TryFrom<u32> for Status {
-    type Error = u32;
-    fn try_from(value: u32) -> Result<Self, u32> {
-        Ok(match value {
-            0 => Self::Ok,
-            1 => Self::UnknownOp,
-            2 => Self::BadArgument,
-            3 => Self::NoSuchZone,
-            4 => Self::WrongState,
-            5 => Self::NoSuchCpu,
-            6 => Self::CpuBusy,
-            7 => Self::NotRootRam,
-            8 => Self::Misaligned,
-            9 => Self::BlockInUse,
-            10 => Self::IpaInUse,
-            11 => Self::OutOfMemory,
-            12 => Self::TooManyZones,
-            13 => Self::NoSuchDevice,
-            14 => Self::SlotInUse,
-            15 => Self::VersionMismatch,
-            16 => Self::NotAttached,
-            17 => Self::ZonesExist,
-            18 => Self::BadDevice,
-            19 => Self::Stale,
-            other => return Err(other),
-        })
+numbered! {
+    /// Status of a command. `detail` is the value it refers to.
+    pub enum CommandStatus: u32 {
+        /// Success.
+        Ok = 0,
+        /// `op` is not an [`Op`].
+        UnknownOp = 1,
+        /// An argument is out of its range; `detail` is it.
+        BadArgument = 2,
+        /// No zone of that number.
+        NoSuchZone = 3,
+        /// The zone's state (`detail`) does not allow the command.
+        WrongState = 4,
+        /// No CPU with that MPIDR (`detail`).
+        NoSuchCpu = 5,
+        /// The CPU (`detail`: MPIDR) is online in root or owned by another zone.
+        CpuBusy = 6,
+        /// The block (`detail`: its address) is not root's RAM.
+        NotRootRam = 7,
+        /// The address (`detail`) is not 2 MiB-aligned.
+        Misaligned = 8,
+        /// The block (`detail`) is owned by a zone, or is the shared page.
+        BlockInUse = 9,
+        /// The IPA (`detail`) is mapped already or outside the zone's RAM range.
+        IpaInUse = 10,
+        /// EL2 has no page frames left (`detail`: frames requested).
+        OutOfMemory = 11,
+        /// All zone numbers are in use.
+        TooManyZones = 12,
+        /// The slot (`detail`) has no device, or is not a slot.
+        NoSuchDevice = 13,
+        /// The slot (`detail`) has a device.
+        SlotInUse = 14,
+        /// Magic or ABI version (`detail`) of the shared page is not EL2's.
+        VersionMismatch = 15,
+        /// No shared page is attached.
+        NotAttached = 16,
+        /// Zones exist (`detail`: how many), so another shared page or a detach is refused.
+        ZonesExist = 17,
+        /// A device specification is contradictory.
+        BadDevice = 18,
+        /// The generation (`detail`) is not the pending reset's.
+        Stale = 19,
     }
 }
 
-/// Blocks in one [`Op::ZoneDonate`].
+/// Most blocks in one [`Op::ZoneDonate`].
 pub const MAX_DONATION: usize = 64;
 
 /// Payload of [`Op::ZoneCreate`].
@@ -187,7 +134,7 @@ pub struct ZoneCreate {
     pub vcpus: u32,
     /// Zero.
     pub reserved: u32,
-    /// Seconds since 1970 for the RTC at this moment.
+    /// Time for the RTC at this moment, in seconds since 1970.
     pub epoch_seconds: u64,
     /// MPIDR affinity of the physical CPU of each vCPU.
     pub cpus: [u64; MAX_VCPUS],
@@ -197,13 +144,13 @@ pub struct ZoneCreate {
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
 #[repr(C)]
 pub struct DeviceSpec {
-    /// virtio device id, 2 for block.
+    /// virtio device id; 2 for block.
     pub device_id: u32,
     /// Vendor id register.
     pub vendor_id: u32,
-    /// Features offered.
+    /// Device feature bits offered.
     pub features: u64,
-    /// Queues, 1 to [`MAX_QUEUES`].
+    /// Number of queues, 1 to [`MAX_QUEUES`].
     pub queues: u32,
     /// Bytes of `config` that exist, up to 256.
     pub config_len: u32,
@@ -213,13 +160,13 @@ pub struct DeviceSpec {
     pub config: [u8; 256],
 }
 
-/// One latched queue in [`DeviceState`].
+/// One queue in [`DeviceState`].
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Debug)]
 #[repr(C)]
 pub struct QueueState {
-    /// Entries.
+    /// QueueNum.
     pub size: u32,
-    /// 1 while QueueReady; 2 while its reset or disable waits for [`Op::QueueQuiesced`].
+    /// 1 while QueueReady; 2 while its reset or stop waits for [`Op::QueueQuiesced`].
     pub ready: u32,
     /// IPA of the descriptor table.
     pub desc: u64,
@@ -229,15 +176,15 @@ pub struct QueueState {
     pub device: u64,
 }
 
-/// Result of [`Op::DeviceState`]: what EL2 has latched.
+/// Result of [`Op::DeviceState`]: the registers that EL2 has latched.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
 #[repr(C)]
 pub struct DeviceState {
-    /// Status register.
+    /// CommandStatus register.
     pub status: u32,
     /// Queues.
     pub queues: u32,
-    /// Features negotiated.
+    /// Feature bits negotiated.
     pub features: u64,
     /// Resets begun so far.
     pub reset_generation: u64,
@@ -245,9 +192,9 @@ pub struct DeviceState {
     pub reset_pending: u32,
     /// Zero.
     pub reserved: u32,
-    /// By queue number.
+    /// Queues by number.
     pub queue: [QueueState; MAX_QUEUES],
-    /// Configuration space as the guest last left it (writable fields).
+    /// Configuration space, with the values of writable fields that the guest wrote last.
     pub config: [u8; 256],
 }
 

@@ -1,10 +1,10 @@
-//! Counters of EL2, in read-only pages of BAR 0: [`CpuCounters`] by CPU from [`CPU_OFFSET`], [`DeviceCounters`] by zone
-//! and slot from [`DEVICE_OFFSET`].
+//! EL2's counters, in read-only pages of BAR 0: [`CpuCounters`] by CPU from [`CPU_OFFSET`],
+//! [`DeviceCounters`] by zone and slot from [`DEVICE_OFFSET`].
 //!
-//! Each 64-bit word has one writer at a time and is read by one load, so it is never torn; two words may be of
-//! different moments. Those of a CPU count from the moment that its present owner, root or a zone, began to use it
-//! (`CpuInfo` in the information page says who that is), those of a device from the moment that it was added. What is
-//! read here is a copy: EL2's own is in its private memory.
+//! Each 64-bit word has one writer at a time and is read by one load, so it is never torn; two words may be
+//! of different moments. Those of a CPU count from the moment that its present owner, root or a zone, started
+//! to use it (`CpuInfo` in the information page names the owner), those of a device from the moment that it
+//! was added. The pages hold a copy; EL2's own counters are in its private memory.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -17,129 +17,96 @@ pub const DEVICE_OFFSET: usize = CPU_OFFSET + MAX_CPUS * size_of::<CpuCounters>(
 /// End of all counters.
 pub const END: usize = DEVICE_OFFSET + MAX_ZONES * MAX_SLOTS * size_of::<DeviceCounters>();
 
-/// Why a CPU came to EL2.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(usize)]
-pub enum Exit {
-    /// A load where stage 2 maps nothing: an emulated device.
-    Read = 0,
-    /// A store where stage 2 maps nothing: an emulated device.
-    Write = 1,
-    /// A store to a page that stage 2 maps read-only: a register of a virtio device, or a doorbell of root's.
-    Permission = 2,
-    /// HVC.
-    Hvc = 3,
-    /// SMC.
-    Smc = 4,
-    /// A system register: an SGI that is sent, an interrupt that is deactivated.
-    Sysreg = 5,
-    /// Physical interrupts.
-    Irq = 6,
-    /// WFI or WFE.
-    Wfx = 7,
-    /// Everything else: instruction aborts, undefined instructions, SErrors.
-    Other = 8,
+/// Defines an enum of what is counted, by index of its word, with its name in reports and metrics.
+macro_rules! counted {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident: $count:literal {
+            $($(#[$doc:meta])* $variant:ident = $number:literal => $label:literal,)*
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(usize)]
+        pub enum $name { $($(#[$doc])* $variant = $number,)* }
+
+        impl $name {
+            /// All variants, by number.
+            pub const ALL: [Self; $count] = [$(Self::$variant),*];
+
+            /// Returns the name in reports and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $label,)*
+                }
+            }
+        }
+    };
+}
+
+counted! {
+    /// Reason of an exit to EL2.
+    pub enum Exit: 9 {
+        /// A load where stage 2 maps nothing: an emulated device.
+        Read = 0 => "read",
+        /// A store where stage 2 maps nothing: an emulated device.
+        Write = 1 => "write",
+        /// A store to a page that stage 2 maps read-only: a register of a virtio device, or a doorbell of
+        /// root's.
+        Permission = 2 => "permission",
+        /// HVC.
+        Hvc = 3 => "hvc",
+        /// SMC.
+        Smc = 4 => "smc",
+        /// A system register: an SGI is sent, an interrupt is deactivated.
+        Sysreg = 5 => "sysreg",
+        /// Physical interrupts.
+        Irq = 6 => "irq",
+        /// WFI or WFE.
+        Wfx = 7 => "wfx",
+        /// Anything else: instruction aborts, undefined instructions, SErrors.
+        Other = 8 => "other",
+    }
 }
 
 impl Exit {
-    /// All of them, by number.
-    pub const ALL: [Self; 9] = [
-        Self::Read,
-        Self::Write,
-        Self::Permission,
-        Self::Hvc,
-        Self::Smc,
-        Self::Sysreg,
-        Self::Irq,
-        Self::Wfx,
-        Self::Other,
-    ];
-
-    /// As reports and metrics name it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Permission => "permission",
-            Self::Hvc => "hvc",
-            Self::Smc => "smc",
-            Self::Sysreg => "sysreg",
-            Self::Irq => "irq",
-            Self::Wfx => "wfx",
-            Self::Other => "other",
-        }
-    }
-
-    /// From its number.
+    /// Returns the reason with this number.
     #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL.get(usize::try_from(number).ok()?).copied()
     }
 }
 
-/// What happened on a CPU while it was at EL2.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(usize)]
-pub enum Event {
-    /// Stores to QueueNotify.
-    Notifications = 0,
-    /// Those that found the queue's pending bit set: nothing had to be told.
-    NotificationsPending = 1,
-    /// Times that this CPU raised the control device's interrupt.
-    Bells = 2,
-    /// Used-buffer doorbells of root's.
-    Doorbells = 3,
-    /// Commands of root's.
-    Commands = 4,
-    /// Times that an interrupt was put into a list register as pending.
-    Injected = 5,
-    /// Kicks sent to other CPUs.
-    KicksSent = 6,
-    /// Kicks that arrived.
-    KicksTaken = 7,
-    /// Maintenance interrupts.
-    Maintenance = 8,
-    /// Other physical interrupts: timers, root's devices.
-    Interrupts = 9,
-}
-
-impl Event {
-    /// All of them, by number.
-    pub const ALL: [Self; 10] = [
-        Self::Notifications,
-        Self::NotificationsPending,
-        Self::Bells,
-        Self::Doorbells,
-        Self::Commands,
-        Self::Injected,
-        Self::KicksSent,
-        Self::KicksTaken,
-        Self::Maintenance,
-        Self::Interrupts,
-    ];
-
-    /// As reports and metrics name it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Notifications => "notifications",
-            Self::NotificationsPending => "notifications_pending",
-            Self::Bells => "bells",
-            Self::Doorbells => "doorbells",
-            Self::Commands => "commands",
-            Self::Injected => "injected",
-            Self::KicksSent => "kicks_sent",
-            Self::KicksTaken => "kicks_taken",
-            Self::Maintenance => "maintenance",
-            Self::Interrupts => "interrupts",
-        }
+counted! {
+    /// What is counted on a CPU at EL2, besides exits.
+    pub enum CpuEvent: 10 {
+        /// Stores to QueueNotify.
+        Notifications = 0 => "notifications",
+        /// Those that found the queue's pending bit set: no event was necessary.
+        NotificationsPending = 1 => "notifications_pending",
+        /// Times that this CPU raised the event interrupt, the control device's INTx.
+        Bells = 2 => "bells",
+        /// Stores by root to the used-buffer doorbell.
+        Doorbells = 3 => "doorbells",
+        /// Commands by root.
+        Commands = 4 => "commands",
+        /// Times that an interrupt was loaded into a list register as pending.
+        Injected = 5 => "injected",
+        /// Kicks sent to other CPUs.
+        KicksSent = 6 => "kicks_sent",
+        /// Kicks received.
+        KicksTaken = 7 => "kicks_taken",
+        /// Maintenance interrupts.
+        Maintenance = 8 => "maintenance",
+        /// Other physical interrupts: timers, root's devices.
+        Interrupts = 9 => "interrupts",
     }
 }
 
-/// Room for reasons, and for events.
+/// Array length for exit reasons.
 pub const MAX_EXITS: usize = 12;
-/// Room for events.
+/// Array length for events.
 pub const MAX_EVENTS: usize = 16;
 
 /// Counters of one CPU.
@@ -148,15 +115,16 @@ pub const MAX_EVENTS: usize = 16;
 pub struct CpuCounters {
     /// Exits by [`Exit`].
     pub exits: [u64; MAX_EXITS],
-    /// Ticks of the generic counter spent at EL2, by [`Exit`]. What a paused vCPU waits is left out.
+    /// Ticks of the generic counter spent at EL2, by [`Exit`]. The time that a paused vCPU waits does not
+    /// count.
     pub ticks: [u64; MAX_EXITS],
-    /// Ticks of the longest single stay.
+    /// Ticks of the longest exit.
     pub longest: u64,
-    /// [`Exit`] of that stay.
+    /// [`Exit`] of the longest exit.
     pub longest_exit: u64,
-    /// Counts by [`Event`].
+    /// Counts by [`CpuEvent`].
     pub events: [u64; MAX_EVENTS],
-    /// Records ever written to this CPU's trace buffer ([`super::trace`]). Never goes back.
+    /// Records ever written to this CPU's trace buffer ([`super::trace`]). Never decreases.
     pub trace_head: u64,
     /// Zero.
     pub reserved: [u64; 21],
@@ -185,7 +153,7 @@ pub mod word {
     pub const TRACE_HEAD: usize = offset_of!(CpuCounters, trace_head) / 8;
 }
 
-/// What is counted of a device, by index of its word in [`DeviceCounters`].
+/// What is counted for a device, by index of its word in [`DeviceCounters`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[repr(usize)]
 pub enum DeviceEvent {
@@ -193,9 +161,9 @@ pub enum DeviceEvent {
     Notifications = 0,
     /// Those that found the queue's pending bit set.
     NotificationsPending = 1,
-    /// Used-buffer doorbells of the daemon's.
+    /// Stores by the daemon to the used-buffer doorbell.
     Doorbells = 2,
-    /// Times that the interrupt line rose.
+    /// Rising edges of the interrupt line.
     Interrupts = 3,
 }
 
@@ -216,7 +184,7 @@ pub struct DeviceCounters {
 /// Words of [`DeviceCounters`].
 pub const DEVICE_WORDS: usize = size_of::<DeviceCounters>() / 8;
 
-/// Offset in BAR 0 of a CPU's counters.
+/// Returns the offset in BAR 0 of a CPU's counters.
 #[must_use]
 pub const fn cpu(index: usize) -> Option<usize> {
     if index < MAX_CPUS {
@@ -226,7 +194,7 @@ pub const fn cpu(index: usize) -> Option<usize> {
     }
 }
 
-/// Offset in BAR 0 of a device's counters.
+/// Returns the offset in BAR 0 of a device's counters.
 #[must_use]
 pub const fn device(zone: u8, slot: usize) -> Option<usize> {
     if (zone as usize) < MAX_ZONES && slot < MAX_SLOTS {
@@ -238,17 +206,18 @@ pub const fn device(zone: u8, slot: usize) -> Option<usize> {
 
 const _: () = assert!(size_of::<CpuCounters>() == 512);
 const _: () = assert!(size_of::<DeviceCounters>() == 32);
-const _: () = assert!(Exit::ALL.len() <= MAX_EXITS && Event::ALL.len() <= MAX_EVENTS);
+const _: () = assert!(Exit::ALL.len() <= MAX_EXITS && CpuEvent::ALL.len() <= MAX_EVENTS);
 const _: () = assert!(END <= super::trace::OFFSET);
 // A page holds whole structures.
 const _: () = assert!(4096 % size_of::<CpuCounters>() == 0 && 4096 % size_of::<DeviceCounters>() == 0);
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{CpuEvent, END, Exit, cpu, device};
+    use crate::abi::{MAX_CPUS, MAX_SLOTS, MAX_ZONES};
 
     #[test]
-    fn numbers_are_places_in_the_lists_and_names_differ() {
+    fn numbers_are_list_indices_and_names_differ() {
         for (number, exit) in Exit::ALL.into_iter().enumerate() {
             assert_eq!(exit as usize, number);
             assert_eq!(Exit::from_number(number as u64), Some(exit));
@@ -259,10 +228,10 @@ mod tests {
             );
         }
         assert_eq!(Exit::from_number(Exit::ALL.len() as u64), None);
-        for (number, event) in Event::ALL.into_iter().enumerate() {
+        for (number, event) in CpuEvent::ALL.into_iter().enumerate() {
             assert_eq!(event as usize, number);
             assert!(
-                Event::ALL
+                CpuEvent::ALL
                     .iter()
                     .all(|other| *other == event || other.name() != event.name())
             );
@@ -270,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_within_the_bar_and_do_not_overlap() {
+    fn offsets_are_within_the_bar_and_do_not_overlap() {
         assert_eq!(cpu(0), Some(0x2000));
         assert_eq!(cpu(MAX_CPUS), None);
         assert_eq!(cpu(MAX_CPUS - 1).map(|at| at + 512), device(0, 0));

@@ -1,12 +1,10 @@
-//! The information page: page 0 of BAR 0, written by EL2, read-only for root.
-//!
-//! Root maps a BAR as Device memory, so it is read by aligned loads of 4 or 8 bytes.
+//! Root maps a BAR as Device memory: use aligned loads of 4 or 8 bytes.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{MAX_CPUS, MAX_ZONES};
 
-/// [`CpuInfo::owner`] of a CPU that belongs to no zone: root took it offline, no zone holds it.
+/// [`CpuInfo::owner`] of a CPU without an owner: root took it offline, no zone has it.
 pub const OWNER_NONE: u8 = 0xff;
 
 /// One physical CPU.
@@ -15,9 +13,9 @@ pub const OWNER_NONE: u8 = 0xff;
 pub struct CpuInfo {
     /// Affinity fields of MPIDR_EL1, as in the device tree's `reg`.
     pub mpidr: u64,
-    /// Zone that holds it, or [`OWNER_NONE`].
+    /// Zone that owns the CPU, or [`OWNER_NONE`].
     pub owner: u8,
-    /// 1 while it runs a vCPU, 0 while it is parked at EL2, 2 if it died there.
+    /// 1 while it runs a vCPU, 0 while it is parked at EL2, 2 if it panicked there.
     pub running: u8,
     /// vCPU number in its zone.
     pub vcpu: u8,
@@ -35,13 +33,13 @@ pub struct ZoneSummary {
     pub reason: u8,
     /// vCPUs.
     pub vcpus: u8,
-    /// vCPUs that PSCI counts as on.
+    /// vCPUs that are on (PSCI).
     pub vcpus_on: u8,
     /// Incremented at each change of `state`.
     pub generation: u32,
     /// EL2 pages that the zone uses.
     pub pages: u32,
-    /// Wild accesses answered by an injected abort.
+    /// Accesses answered by an injected external abort.
     pub aborts: u32,
 }
 
@@ -59,24 +57,24 @@ pub struct InfoPage {
     pub version: [u8; 16],
     /// Successful `ATTACH`es since boot.
     pub attach_epoch: u32,
-    /// [`super::command::Status`] of the last `ATTACH` or `DETACH`.
+    /// [`super::command::CommandStatus`] of the last `ATTACH` or `DETACH`.
     pub attach_status: u32,
     /// Entries of `cpus` in use.
     pub cpu_count: u32,
-    /// Zones this EL2 can hold, with root.
+    /// Most zones, including root.
     pub zone_count: u32,
-    /// EL2's 4 KiB page frames in all.
+    /// EL2's 4 KiB page frames in total.
     pub pages_total: u32,
     /// Page frames in use (tables, register pages, stacks, ...).
     pub pages_used: u32,
-    /// Bytes of EL2's heap in all.
+    /// Bytes of EL2's heap in total.
     pub heap_total: u32,
     /// Bytes of EL2's heap in use.
     pub heap_used: u32,
-    /// INTID of the control device's interrupt.
-    pub bell_intid: u32,
-    /// Times that interrupt was raised.
-    pub bells: u32,
+    /// INTID of the event interrupt, the control device's INTx.
+    pub event_intid: u32,
+    /// Times that the event interrupt was raised.
+    pub event_interrupts: u32,
     /// Frequency of the generic counter in Hz (CNTFRQ_EL0).
     pub counter_frequency: u32,
     /// `log` level: 1 error to 5 trace.
@@ -85,7 +83,7 @@ pub struct InfoPage {
     pub shared_pa: u64,
     /// Records in each CPU's trace buffer ([`super::trace`]), a power of two.
     pub trace_records: u32,
-    /// What is recorded there: bits of [`super::trace`].
+    /// What is recorded: bits of [`super::trace`].
     pub trace_mask: u32,
     /// Zero.
     pub reserved: [u8; 32],

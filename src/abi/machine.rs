@@ -1,4 +1,5 @@
-//! The guest's machine: the addresses and interrupts of QEMU's `virt`, so that what boots there boots in a zone.
+//! The guest's machine: addresses and interrupts of QEMU's `virt`, so that a kernel that boots there boots in
+//! a zone.
 
 /// GICv3 distributor.
 pub const GICD_BASE: u64 = 0x0800_0000;
@@ -12,13 +13,13 @@ pub const GICR_STRIDE: u64 = 0x2_0000;
 pub const UART_BASE: u64 = 0x0900_0000;
 /// PL031.
 pub const RTC_BASE: u64 = 0x0901_0000;
-/// First virtio-mmio slot; slots are a page apart.
+/// First virtio-mmio slot.
 pub const VIRTIO_BASE: u64 = 0x0a00_0000;
-/// Bytes between two virtio-mmio slots: a page each, so that stage 2 can map each by itself.
+/// Bytes from one virtio-mmio slot to the next: a page, so that stage 2 can map each by itself.
 pub const VIRTIO_STRIDE: u64 = 0x1000;
-/// Bytes of a slot's registers as the device tree gives them.
+/// Bytes of a slot's registers in the device tree.
 pub const VIRTIO_SIZE: u64 = 0x200;
-/// RAM; the device tree lies at its start.
+/// RAM; the device tree is at its start.
 pub const RAM_BASE: u64 = 0x4000_0000;
 
 /// INTID of the first SPI.
@@ -27,16 +28,16 @@ pub const SPI_BASE: u32 = 32;
 pub const UART_SPI: u32 = 1;
 /// SPI number of the PL031.
 pub const RTC_SPI: u32 = 2;
-/// SPI number of virtio slot 0; slot n has this plus n.
+/// SPI number of virtio slot 0; that of slot n is n higher.
 pub const VIRTIO_SPI: u32 = 16;
-/// SPIs of a zone.
+/// Number of SPIs of a zone.
 pub const SPI_COUNT: u32 = 64;
 /// INTID of the virtual timer (PPI 11).
 pub const VIRTUAL_TIMER: u32 = 27;
 /// INTID of the non-secure physical timer (PPI 14).
 pub const PHYSICAL_TIMER: u32 = 30;
 
-/// Affinity value of a vCPU: 16 to a cluster, as QEMU's `virt` numbers them.
+/// Returns the affinity of a vCPU: 16 to a cluster, as in QEMU's `virt`.
 #[must_use]
 pub const fn vcpu_mpidr(vcpu: usize) -> u64 {
     ((vcpu / 16) as u64) << 8 | (vcpu % 16) as u64

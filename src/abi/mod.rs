@@ -1,14 +1,37 @@
-//! The contract between EL2 and user space in root: what lies where, which store means what.
+//! The ABI between EL2 and user space in root: memory layouts, doorbells, commands.
 //!
 //! Three parts:
-//! - [`info`], [`doorbell`], [`counters`], [`trace`]: BAR 0 of the control device. Root reads it without an exit; a store
-//!   to the doorbell page traps and is the hypercall.
+//! - [`info`], [`doorbell`], [`counters`], [`trace`]: BAR 0 of the control device. Root reads it without an
+//!   exit; a store to the doorbell page traps and is the hypercall.
 //! - [`shared`]: one 2 MiB huge page of root's own memory that the daemon donates with `ATTACH`. Ordinary
 //!   cacheable memory on both sides: the command slot, and per zone the event ring and the console buffers.
 //! - [`command`]: the operations that the command doorbell executes.
 //!
-//! EL2 trusts no byte that root can write: a command is copied once, then checked.
-//! All integers are little-endian. Version changes whenever a layout or a meaning does.
+//! EL2 trusts no byte that root can write: a command is copied once, then checked. All integers are
+//! little-endian. The version changes whenever a layout or a meaning does.
+
+/// Defines an enum of numbers on the wire, and its checked conversion from the number.
+macro_rules! numbered {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident: $integer:ident { $($(#[$doc:meta])* $variant:ident = $number:literal,)* }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr($integer)]
+        pub enum $name { $($(#[$doc])* $variant = $number,)* }
+
+        impl TryFrom<$integer> for $name {
+            type Error = $integer;
+            fn try_from(value: $integer) -> Result<Self, $integer> {
+                match value {
+                    $($number => Ok(Self::$variant),)*
+                    other => Err(other),
+                }
+            }
+        }
+    };
+}
 
 pub mod command;
 pub mod counters;
@@ -18,99 +41,68 @@ pub mod machine;
 pub mod shared;
 pub mod trace;
 
-/// Version of everything in this module; EL2 and daemon must agree exactly.
+/// Version of everything in this module; EL2 and daemon must have the same.
 pub const ABI_VERSION: u32 = 3;
 
-/// First bytes of the information page and of the shared page: "RINGVISR".
+/// Magic number of the information page and of the shared page: "RINGVISR".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGVISR");
 
 /// PCI vendor of the control device (pid.codes, for open projects).
 pub const PCI_VENDOR: u16 = 0x1209;
 /// PCI device number of the control device.
 pub const PCI_DEVICE: u16 = 0x7276;
-/// Bytes in BAR 0: the information page, the doorbell page, counters and trace buffers.
+/// Bytes of BAR 0: the information page, the doorbell page, counters and trace buffers.
 pub const BAR_SIZE: u64 = 512 << 10;
 
 /// Number of the root zone.
 pub const ROOT_ZONE: u8 = 0;
-/// Zones including root; zone numbers are below this.
+/// Most zones, including root; zone numbers are below this.
 pub const MAX_ZONES: usize = 16;
-/// Physical CPUs that EL2 keeps track of.
+/// Most physical CPUs.
 pub const MAX_CPUS: usize = 64;
-/// vCPUs in one zone.
+/// Most vCPUs of a zone.
 pub const MAX_VCPUS: usize = 16;
-/// virtio-mmio slots in a zone.
+/// virtio-mmio slots of a zone.
 pub const MAX_SLOTS: usize = 32;
-/// Virtqueues of one device.
+/// Most virtqueues of a device.
 pub const MAX_QUEUES: usize = 16;
-/// Bytes in a zone's name, NUL-padded.
+/// Bytes of a zone's name, NUL-padded.
 pub const NAME_LEN: usize = 32;
 
-/// State of a zone, as the information page and [`command::ZoneInfo`] give it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum ZoneState {
-    /// The slot is free.
-    None = 0,
-    /// Created: takes memory and devices, not yet started.
-    Created = 1,
-    /// At least one vCPU is on.
-    Running = 2,
-    /// A stop or pause was asked for and some vCPU has not left the guest yet.
-    Stopping = 3,
-    /// All vCPUs are held at EL2; resume goes on.
-    Paused = 4,
-    /// No vCPU runs; [`StopReason`] says why. May be started again or destroyed.
-    Stopped = 5,
-    /// A vCPU did what cannot be continued. Held for inspection until stopped.
-    Crashed = 6,
-}
-
-impl TryFrom<u8> for ZoneState {
-    type Error = u8;
-    fn try_from(value: u8) -> Result<Self, u8> {
-        Ok(match value {
-            0 => Self::None,
-            1 => Self::Created,
-            2 => Self::Running,
-            3 => Self::Stopping,
-            4 => Self::Paused,
-            5 => Self::Stopped,
-            6 => Self::Crashed,
-            other => return Err(other),
-        })
+numbered! {
+    /// State of a zone, in the information page and [`command::ZoneInfo`].
+    pub enum ZoneState: u8 {
+        /// The slot is free.
+        None = 0,
+        /// Created: accepts memory and devices, not yet started.
+        Created = 1,
+        /// At least one vCPU is on.
+        Running = 2,
+        /// A stop or pause was requested and some vCPU has not left the guest yet.
+        Stopping = 3,
+        /// All vCPUs are held at EL2 until a resume.
+        Paused = 4,
+        /// No vCPU runs; see [`StopReason`]. Can be started again or destroyed.
+        Stopped = 5,
+        /// A vCPU took an exception that EL2 cannot handle. Kept for inspection until it is stopped.
+        Crashed = 6,
     }
 }
 
-/// Why a zone is [`ZoneState::Stopped`] or [`ZoneState::Crashed`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum StopReason {
-    /// It is not stopped.
-    None = 0,
-    /// Root asked for it.
-    Requested = 1,
-    /// PSCI SYSTEM_OFF.
-    SystemOff = 2,
-    /// PSCI SYSTEM_RESET: `on_reboot` says what happens.
-    SystemReset = 3,
-    /// Every vCPU called PSCI CPU_OFF.
-    AllCpusOff = 4,
-    /// An exception that EL2 cannot hand back to the guest.
-    Fault = 5,
-}
-
-impl TryFrom<u8> for StopReason {
-    type Error = u8;
-    fn try_from(value: u8) -> Result<Self, u8> {
-        Ok(match value {
-            0 => Self::None,
-            1 => Self::Requested,
-            2 => Self::SystemOff,
-            3 => Self::SystemReset,
-            4 => Self::AllCpusOff,
-            5 => Self::Fault,
-            other => return Err(other),
-        })
+numbered! {
+    /// Why a zone is [`ZoneState::Stopped`] or [`ZoneState::Crashed`].
+    pub enum StopReason: u8 {
+        /// The zone is not stopped.
+        None = 0,
+        /// Root requested it.
+        Requested = 1,
+        /// PSCI SYSTEM_OFF.
+        SystemOff = 2,
+        /// PSCI SYSTEM_RESET; `on_reboot` of the zone file determines what follows.
+        SystemReset = 3,
+        /// Every vCPU called PSCI CPU_OFF.
+        AllCpusOff = 4,
+        /// An exception that EL2 cannot return to the guest.
+        Fault = 5,
     }
 }

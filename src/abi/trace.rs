@@ -1,9 +1,10 @@
-//! Trace buffers of EL2, in read-only pages of BAR 0: one ring of [`Record`]s per CPU, from [`OFFSET`].
+//! EL2's trace buffers, in read-only pages of BAR 0: one ring of [`Record`]s per CPU, from [`OFFSET`].
 //!
-//! A CPU writes its record number `n` to place `n mod` [`super::info::InfoPage::trace_records`], then `n + 1` to
-//! [`super::counters::CpuCounters::trace_head`]. Old records are overwritten; nobody waits. A reader takes the head,
-//! copies, takes the head again, and drops what may have been overwritten meanwhile ([`lost`]). Off, which is how it
-//! starts, a place where EL2 could record costs one load and one branch; [`super::command::Op::Trace`] switches.
+//! A CPU writes its record number `n` to position `n mod` [`super::info::InfoPage::trace_records`], then `n +
+//! 1` to [`super::counters::CpuCounters::trace_head`]. Old records are overwritten; EL2 never waits. A reader
+//! reads the head, copies, reads the head again, and drops what may have been overwritten meanwhile
+//! ([`first_intact`]). Tracing is off after boot and then costs one load and one branch at each trace point;
+//! [`super::command::Op::Trace`] switches it.
 
 use super::BAR_SIZE;
 
@@ -11,71 +12,57 @@ use super::BAR_SIZE;
 pub const OFFSET: usize = 0x1_0000;
 /// Bytes of a record.
 pub const RECORD_SIZE: usize = 16;
-/// Bytes of all rings at most.
+/// Most bytes of all rings.
 pub const SIZE: usize = BAR_SIZE as usize - OFFSET;
 
 /// Bit of the mask: the steps of requests.
 pub const REQUESTS: u32 = 1;
-/// Bit of the mask: each stay at EL2.
+/// Bit of the mask: every exit to EL2.
 pub const EXITS: u32 = 2;
 /// All bits.
 pub const ALL: u32 = REQUESTS | EXITS;
 
-/// What a record tells.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum Kind {
-    /// A stay at EL2: `slot` is the [`super::counters::Exit`], `value` the ticks, the stamp its begin.
-    Exit = 1,
-    /// A guest stored to QueueNotify. The stamp is that of the trap.
-    Notify = 2,
-    /// An entry for the queue is on the ring; without one, the queue's pending bit was set.
-    Ring = 3,
-    /// The control device's interrupt was raised.
-    Bell = 4,
-    /// The daemon stored to the used-buffer doorbell. The stamp is that of the trap.
-    Doorbell = 5,
-    /// An interrupt became pending in a list register of this CPU: `value` is its INTID.
-    Inject = 6,
-    /// The guest stored to InterruptACK. The stamp is that of the trap.
-    Acknowledge = 7,
-}
-
-impl TryFrom<u8> for Kind {
-    type Error = u8;
-    fn try_from(value: u8) -> Result<Self, u8> {
-        Ok(match value {
-            1 => Self::Exit,
-            2 => Self::Notify,
-            3 => Self::Ring,
-            4 => Self::Bell,
-            5 => Self::Doorbell,
-            6 => Self::Inject,
-            7 => Self::Acknowledge,
-            other => return Err(other),
-        })
+numbered! {
+    /// What a record describes.
+    #[derive(Hash)]
+    pub enum Kind: u8 {
+        /// An exit to EL2: `slot` is the [`super::counters::Exit`], `value` the ticks spent, the stamp its
+        /// start.
+        Exit = 1,
+        /// A guest stored to QueueNotify. The stamp is that of the trap.
+        Notify = 2,
+        /// An entry for the queue was added to the ring; without one, the queue's pending bit was set.
+        Ring = 3,
+        /// The event interrupt, the control device's INTx, was raised.
+        EventInterrupt = 4,
+        /// The daemon stored to the used-buffer doorbell. The stamp is that of the trap.
+        Doorbell = 5,
+        /// An interrupt became pending in a list register of this CPU: `value` is its INTID.
+        Inject = 6,
+        /// The guest stored to InterruptACK. The stamp is that of the trap.
+        Acknowledge = 7,
     }
 }
 
-/// One record, as two words: the stamp, and the rest.
+/// One record of two words: the stamp, and the rest.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Record {
     /// Generic counter as root reads it (CNTVCT_EL0 in root).
     pub stamp: u64,
-    /// What.
+    /// What the record describes.
     pub kind: Kind,
-    /// Zone that it is about.
+    /// Zone.
     pub zone: u8,
-    /// virtio slot, or as `kind` says.
+    /// virtio slot, or as documented at `kind`.
     pub slot: u8,
     /// Queue.
     pub queue: u8,
-    /// As `kind` says.
+    /// As documented at `kind`.
     pub value: u32,
 }
 
 impl Record {
-    /// All but the stamp.
+    /// Returns the second word: all but the stamp.
     #[must_use]
     pub const fn word(self) -> u64 {
         self.kind as u64
@@ -99,14 +86,14 @@ impl Record {
     }
 }
 
-/// First record that a reader may trust, who copied from a ring of `capacity` when its head, read afterwards, was
-/// `head`: the one in work may be half overwritten.
+/// Returns the number of the first record that a reader may trust after it copied a ring of `capacity`
+/// records, given the head it read afterwards: the record being written may be half overwritten.
 #[must_use]
 pub const fn first_intact(head: u64, capacity: u64) -> u64 {
     (head + 1).saturating_sub(capacity)
 }
 
-/// Pages of a CPU's ring on a machine with this many CPUs: a power of two, less the more CPUs there are.
+/// Returns the pages of a CPU's ring on a machine with this many CPUs: a power of two.
 #[must_use]
 pub const fn pages_per_cpu(cpus: usize) -> usize {
     /// Pages of all rings together, as long as each has one.
@@ -123,7 +110,8 @@ const _: () = assert!(pages_per_cpu(super::MAX_CPUS) * super::MAX_CPUS * 4096 <=
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Kind, OFFSET, Record, first_intact, pages_per_cpu};
+    use crate::abi::BAR_SIZE;
 
     #[test]
     fn records_survive_their_words() {

@@ -7,8 +7,8 @@ use alloc::string::String;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use log::{info, warn};
-use ringvisor::abi::command::{self, Header, Op, Status};
-use ringvisor::abi::counters::Event;
+use ringvisor::abi::command::{self, CommandStatus, Header, Op};
+use ringvisor::abi::counters::CpuEvent;
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
 use ringvisor::abi::trace::Kind;
 use ringvisor::abi::{self, MAX_CPUS, MAX_ZONES, ROOT_ZONE, doorbell, shared};
@@ -75,7 +75,7 @@ impl Page for FramePage<'_> {
 }
 
 /// A refused command: why, and the value complained of.
-pub type Refusal = (Status, u64);
+pub type Refusal = (CommandStatus, u64);
 
 /// Builds the device; its frames live as long as the machine.
 pub fn init(ecam: Pa, bar: Pa, intid: u32) -> Result<Pages, String> {
@@ -113,8 +113,8 @@ pub fn ring_bell() {
     let Some(device) = DEVICE.get() else { return };
     if device.change(|space, page| space.assert_intx(page)) == Effect::RaiseIntx {
         device.bells.fetch_add(1, Ordering::Relaxed);
-        stats::count(Event::Bells);
-        stats::record(Kind::Bell, ROOT_ZONE, 0, 0, 0);
+        stats::count(CpuEvent::Bells);
+        stats::record(Kind::EventInterrupt, ROOT_ZONE, 0, 0, 0);
         gic::set_pending(device.intid);
     }
 }
@@ -158,7 +158,7 @@ pub fn bar_write(offset: u32, width: Width, value: u64) {
     match (register as u16, width) {
         (doorbell::USED_BUFFER, Width::Word) => {
             if let Some((number, slot)) = doorbell::parse_used_buffer(value as u32) {
-                stats::count(Event::Doorbells);
+                stats::count(CpuEvent::Doorbells);
                 stats::record_trap(Kind::Doorbell, number, slot, 0);
                 zone::with(number, |zone| zone.used_buffer(usize::from(slot)));
             }
@@ -179,7 +179,7 @@ pub fn bar_write(offset: u32, width: Width, value: u64) {
 fn finish_attach(result: Result<(), Refusal>) {
     if let Some(device) = DEVICE.get() {
         let status = match result {
-            Ok(()) => Status::Ok,
+            Ok(()) => CommandStatus::Ok,
             Err((status, detail)) => {
                 warn!("attach refused: {status:?} ({detail:#x})");
                 status
@@ -191,25 +191,25 @@ fn finish_attach(result: Result<(), Refusal>) {
 }
 
 fn attach(page: Pa) -> Result<(), Refusal> {
-    let device = DEVICE.get().ok_or((Status::NotAttached, 0))?;
+    let device = DEVICE.get().ok_or((CommandStatus::NotAttached, 0))?;
     let _one = device.commands.lock();
     let old = Pa(device.shared.load(Ordering::Acquire));
     // Page 0 stands for "none attached" below, and is never root's to give.
     if page == Pa(0) {
-        return Err((Status::BadArgument, 0));
+        return Err((CommandStatus::BadArgument, 0));
     }
     if old != page {
         let zones = zone::count();
         if zones > 0 {
-            return Err((Status::ZonesExist, zones as u64));
+            return Err((CommandStatus::ZonesExist, zones as u64));
         }
         if !page.is_aligned(BLOCK_SIZE) {
-            return Err((Status::Misaligned, page.0));
+            return Err((CommandStatus::Misaligned, page.0));
         }
         blocks::take(&[page])?;
         if stage1::map_shared(page).is_err() {
             blocks::give_back(page);
-            return Err((Status::OutOfMemory, 1));
+            return Err((CommandStatus::OutOfMemory, 1));
         }
         if old != Pa(0) {
             release_page(old);
@@ -225,7 +225,7 @@ fn attach(page: Pa) -> Result<(), Refusal> {
             device.shared.store(0, Ordering::Release);
             release_page(page);
         }
-        return Err((Status::VersionMismatch, version & 0xffff_ffff));
+        return Err((CommandStatus::VersionMismatch, version & 0xffff_ffff));
     }
     let epoch = device.epoch.fetch_add(1, Ordering::Relaxed) + 1;
     info!("daemon attached, shared page {page}, epoch {epoch}");
@@ -233,14 +233,14 @@ fn attach(page: Pa) -> Result<(), Refusal> {
 }
 
 fn detach() -> Result<(), Refusal> {
-    let device = DEVICE.get().ok_or((Status::NotAttached, 0))?;
+    let device = DEVICE.get().ok_or((CommandStatus::NotAttached, 0))?;
     let _one = device.commands.lock();
     let zones = zone::count();
     if zones > 0 {
-        return Err((Status::ZonesExist, zones as u64));
+        return Err((CommandStatus::ZonesExist, zones as u64));
     }
     match device.shared.swap(0, Ordering::AcqRel) {
-        0 => Err((Status::NotAttached, 0)),
+        0 => Err((CommandStatus::NotAttached, 0)),
         page => {
             release_page(Pa(page));
             info!("daemon detached");
@@ -304,7 +304,7 @@ fn copy_out<T: IntoBytes + Immutable>(page: Pa, offset: usize, value: &T) {
 
 fn run_command() {
     let Some(device) = DEVICE.get() else { return };
-    stats::count(Event::Commands);
+    stats::count(CpuEvent::Commands);
     let _one = device.commands.lock();
     let page = Pa(device.shared.load(Ordering::Acquire));
     if page == Pa(0) {
@@ -313,10 +313,10 @@ fn run_command() {
     let mut header: Header = copy_in(page, shared::COMMAND);
     let result = match Op::try_from(header.op) {
         Ok(op) => exec::execute(op, &mut header, page),
-        Err(op) => Err((Status::UnknownOp, u64::from(op))),
+        Err(op) => Err((CommandStatus::UnknownOp, u64::from(op))),
     };
     (header.status, header.detail) = match result {
-        Ok(()) => (Status::Ok as u32, 0),
+        Ok(()) => (CommandStatus::Ok as u32, 0),
         Err((status, detail)) => {
             log::debug!(
                 "command {:?} refused: {status:?} ({detail:#x})",
@@ -352,8 +352,8 @@ pub fn refresh() {
         pages_used: pages_used as u32,
         heap_total: heap_total as u32,
         heap_used: heap_used as u32,
-        bell_intid: device.intid,
-        bells: device.bells.load(Ordering::Relaxed),
+        event_intid: device.intid,
+        event_interrupts: device.bells.load(Ordering::Relaxed),
         counter_frequency: sysreg::read!("cntfrq_el0") as u32,
         log_level: log::max_level() as u32,
         shared_pa: device.shared.load(Ordering::Relaxed),

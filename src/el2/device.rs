@@ -32,13 +32,13 @@ impl Device {
             transport: Transport::new(spec),
             page,
         });
-        device.transport.publish(&device.page);
+        device.transport.write_page(&device.page);
         Some(device)
     }
 
     /// Another device in the same slot, or none: the page stays mapped.
     pub fn replace(&mut self, transport: Transport) {
         self.transport = transport;
-        self.transport.publish(&self.page);
+        self.transport.write_page(&self.page);
     }
 }

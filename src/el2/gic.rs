@@ -9,9 +9,9 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicDistributor, GicRedistributor};
 use arm_gic::{IntId, UniqueMmioPointer};
-use ringvisor::abi::counters::Event;
+use ringvisor::abi::counters::CpuEvent;
 use ringvisor::abi::trace::Kind;
-use ringvisor::vgic::{Image, ListRegisters, PhysicalGic};
+use ringvisor::vgic::{ListRegisters, LrShadow, PhysicalGic};
 
 use super::arch::{self, sysreg};
 use super::cpu::{self, Cpu};
@@ -145,7 +145,7 @@ fn redistributor(cpu: &Cpu) -> Option<usize> {
 
 /// Makes `cpu` come to EL2 soon.
 pub fn kick(cpu: &Cpu) {
-    stats::count(Event::KicksSent);
+    stats::count(CpuEvent::KicksSent);
     let mpidr = cpu.mpidr().bits();
     let (aff0, aff1, aff2, aff3) = (
         mpidr & 0xff,
@@ -185,7 +185,7 @@ fn dispatch(intid: u32) {
     let cpu = cpu::this();
     match intid {
         MAINTENANCE => {
-            stats::count(Event::Maintenance);
+            stats::count(CpuEvent::Maintenance);
             match cpu::this_zone() {
                 Some(zone) => zone.maintenance(cpu.vcpu()),
                 None => root::maintenance(cpu),
@@ -193,14 +193,14 @@ fn dispatch(intid: u32) {
             deactivate(intid);
         }
         0..16 => {
-            stats::count(Event::KicksTaken);
+            stats::count(CpuEvent::KicksTaken);
             deactivate(intid);
         }
         _ => {
-            stats::count(Event::Interrupts);
+            stats::count(CpuEvent::Interrupts);
             match cpu::this_zone() {
-                Some(zone) if zone.takes(intid) => zone.arrived(cpu.vcpu(), intid),
-                None if cpu.owner() == ringvisor::abi::ROOT_ZONE => root::arrived(cpu, intid),
+                Some(zone) if zone.takes(intid) => zone.inject_physical(cpu.vcpu(), intid),
+                None if cpu.owner() == ringvisor::abi::ROOT_ZONE => root::inject_physical(cpu, intid),
                 _ => stray(cpu, intid),
             }
         }
@@ -302,17 +302,17 @@ impl ListState {
 
 /// Runs `pass` on a copy of this CPU's list registers, and writes what it changed. The lock of a GIC is taken and let go
 /// in `pass`. Not to be nested.
-pub fn with_list_registers<T>(pass: impl FnOnce(&mut LocalImage<'_>) -> T) -> T {
+pub fn with_list_registers<T>(pass: impl FnOnce(&mut LocalShadow<'_>) -> T) -> T {
     let state = &cpu::this().list;
     let mut real = LocalListRegisters(state.count.load(Ordering::Relaxed));
-    let mut image = Image::read(&mut real, state.used.load(Ordering::Relaxed));
+    let mut image = LrShadow::load(&mut real, state.used.load(Ordering::Relaxed));
     let result = pass(&mut image);
     state.used.store(image.write_back(), Ordering::Relaxed);
     result
 }
 
 /// What [`with_list_registers`] gives.
-pub type LocalImage<'a> = Image<'a, LocalListRegisters>;
+pub type LocalShadow<'a> = LrShadow<'a, LocalListRegisters>;
 
 /// This CPU's list registers: how many there are.
 #[derive(Debug)]
@@ -334,7 +334,7 @@ macro_rules! list_registers {
 
             fn write(&mut self, index: usize, value: u64) {
                 if value & LR_PENDING != 0 {
-                    stats::count(Event::Injected);
+                    stats::count(CpuEvent::Injected);
                     stats::record(Kind::Inject, cpu::this().owner(), 0, 0, value as u32);
                 }
                 match index {

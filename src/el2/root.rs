@@ -15,12 +15,12 @@ use ringvisor::machine::{DeviceTree, Machine, Region, RootConfig as DtbConfig, r
 use ringvisor::psci::{self, Call, Error, Mpidr};
 use ringvisor::stage2::{Access, MapError, Stage2, gaps};
 use ringvisor::syndrome::Width;
-use ringvisor::vgic::{Doorbell, Kicks, RootConfig, RootGic, SgiRequest};
+use ringvisor::vgic::{FlushRequests, Kicks, RootConfig, RootGic, SgiRequest};
 
 use super::arch::vectors::TrapFrame;
 use super::arch::{self, vcpu};
 use super::cpu::Cpu;
-use super::gic::{self, LocalImage};
+use super::gic::{self, LocalShadow};
 use super::mm::frames::Tables;
 use super::sync::{Mutex, Once};
 use super::traps::{Outcome, bytes};
@@ -37,7 +37,7 @@ struct Root {
     ram: Vec<(u64, u64)>,
     distributor: (u64, u64),
     gic: Mutex<RootGic>,
-    doorbell: Doorbell,
+    flush_requests: FlushRequests,
     ecam: u64,
     bar: u64,
 }
@@ -113,7 +113,7 @@ pub fn init(tree: &DeviceTree, machine: &Machine, firmware_dtb: Pa) -> Result<En
         ram,
         distributor,
         gic: Mutex::new(gic),
-        doorbell: Doorbell::new(),
+        flush_requests: FlushRequests::new(),
         ecam: ecam.0,
         bar: bar.0,
     });
@@ -213,7 +213,7 @@ pub fn prepare_vcpu(cpu: &Cpu, alone: bool) -> bool {
 impl Root {
     /// Tells other CPUs of root that their list registers are out of date.
     fn ring(&self, kicks: Kicks) {
-        for index in self.doorbell.ring(kicks).iter() {
+        for index in self.flush_requests.raise(kicks).iter() {
             if let Some(cpu) = cpu::all().get(index) {
                 gic::kick(cpu);
             }
@@ -224,7 +224,7 @@ impl Root {
     fn with_gic<T>(
         &self,
         cpu: &Cpu,
-        change: impl FnOnce(&mut RootGic, &mut LocalImage<'_>) -> (Kicks, T),
+        change: impl FnOnce(&mut RootGic, &mut LocalShadow<'_>) -> (Kicks, T),
     ) -> T {
         let (kicks, result) = gic::with_list_registers(|list| {
             let mut gic = self.gic.lock();
@@ -239,7 +239,7 @@ impl Root {
 /// Refills this CPU's list registers if another CPU has changed what belongs in them.
 pub fn flush_interrupts(cpu: &Cpu) {
     if let Some(root) = ROOT.get()
-        && root.doorbell.take(cpu.index)
+        && root.flush_requests.take(cpu.index)
     {
         root.with_gic(cpu, |_, _| (Kicks::NONE, ()));
     }
@@ -254,10 +254,10 @@ pub fn maintenance(cpu: &Cpu) {
 }
 
 /// A physical interrupt on a CPU of root's.
-pub fn arrived(cpu: &Cpu, intid: u32) {
+pub fn inject_physical(cpu: &Cpu, intid: u32) {
     let taken = ROOT
         .get()
-        .is_some_and(|root| root.with_gic(cpu, |gic, _| gic.arrived(cpu.index, intid)));
+        .is_some_and(|root| root.with_gic(cpu, |gic, _| gic.inject_physical(cpu.index, intid)));
     if !taken {
         gic::deactivate(intid);
     }

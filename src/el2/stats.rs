@@ -10,7 +10,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use ringvisor::abi::counters::{
-    self, CPU_WORDS, CpuCounters, DEVICE_WORDS, DeviceCounters, DeviceEvent, Event, Exit, word,
+    self, CPU_WORDS, CpuCounters, CpuEvent, DEVICE_WORDS, DeviceCounters, DeviceEvent, Exit, word,
 };
 use ringvisor::abi::trace::{self, Kind, RECORD_SIZE, Record};
 use ringvisor::abi::{MAX_CPUS, MAX_SLOTS, MAX_ZONES};
@@ -94,7 +94,7 @@ pub fn now() -> u64 {
 
 /// Counts an event of this CPU.
 #[inline]
-pub fn count(event: Event) {
+pub fn count(event: CpuEvent) {
     cpu::this().counters.add(word::EVENTS + event as usize, 1);
 }
 

@@ -8,8 +8,8 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use arrayvec::ArrayVec;
 use log::{info, warn};
-use ringvisor::abi::command::{DeviceSpec, Status, ZoneCreate, ZoneInfo};
-use ringvisor::abi::counters::{DeviceEvent, Event};
+use ringvisor::abi::command::{CommandStatus, DeviceSpec, ZoneCreate, ZoneInfo};
+use ringvisor::abi::counters::{CpuEvent, DeviceEvent};
 use ringvisor::abi::info::ZoneSummary;
 use ringvisor::abi::trace::Kind;
 use ringvisor::abi::{MAX_SLOTS, MAX_VCPUS, MAX_ZONES, NAME_LEN, ROOT_ZONE, StopReason, ZoneState, machine};
@@ -18,10 +18,10 @@ use ringvisor::pl031::Rtc;
 use ringvisor::psci::Mpidr;
 use ringvisor::psci::cpus::CpuTable;
 use ringvisor::ring::ZoneWindow;
-use ringvisor::ring::{Bell, Entry, Producer};
+use ringvisor::ring::{Entry, Producer, Wakeup};
 use ringvisor::stage2::{Access, Stage2};
-use ringvisor::vgic::{Doorbell, Kicks, Line, SgiRequest, Vgic};
-use ringvisor::virtio::{GuestRam, Outcome as Effect, Spec, Transport};
+use ringvisor::vgic::{FlushRequests, Kicks, Line, SgiRequest, Vgic};
+use ringvisor::virtio::{Effect, GuestRam, Spec, Transport};
 
 use super::arch::{self, sysreg, vcpu};
 use super::control::{self, Refusal};
@@ -71,7 +71,7 @@ pub struct Zone {
     /// 2 MiB blocks of RAM, contiguous from [`machine::RAM_BASE`].
     blocks: AtomicU64,
     gic: Mutex<Vgic>,
-    doorbell: Doorbell,
+    flush_requests: FlushRequests,
     /// By SPI, counted from the first: what devices say, for `gic` to follow.
     lines: [Line; machine::SPI_COUNT as usize],
     slots: [Mutex<Option<FrameBox<Device>>>; MAX_SLOTS],
@@ -126,23 +126,23 @@ pub fn summary(number: u8) -> ZoneSummary {
 pub fn create(request: &ZoneCreate) -> Result<u8, Refusal> {
     let vcpus = request.vcpus as usize;
     let wanted = request.cpus.get(..vcpus).filter(|cpus| !cpus.is_empty());
-    let wanted = wanted.ok_or((Status::BadArgument, vcpus as u64))?;
+    let wanted = wanted.ok_or((CommandStatus::BadArgument, vcpus as u64))?;
     // Commands are serialized, so a free number stays free.
     let number = (1..MAX_ZONES).find(|&number| ZONES[number].read().is_none());
-    let number = number.ok_or((Status::TooManyZones, MAX_ZONES as u64 - 1))? as u8;
-    let window = control::window(number).ok_or((Status::NotAttached, 0))?;
+    let number = number.ok_or((CommandStatus::TooManyZones, MAX_ZONES as u64 - 1))? as u8;
+    let window = control::window(number).ok_or((CommandStatus::NotAttached, 0))?;
 
     let mut cpus = ArrayVec::new();
     for &mpidr in wanted {
         let cpu = Mpidr::from_argument(mpidr)
             .and_then(cpu::find)
-            .ok_or((Status::NoSuchCpu, mpidr))?;
+            .ok_or((CommandStatus::NoSuchCpu, mpidr))?;
         cpus.push(cpu);
     }
     let affinities: ArrayVec<u32, MAX_VCPUS> =
         (0..vcpus).map(|vcpu| machine::vcpu_mpidr(vcpu) as u32).collect();
-    let gic = Vgic::new(&affinities, machine::SPI_COUNT).map_err(|_| (Status::OutOfMemory, 1))?;
-    let stage2 = Stage2::new(&mut Tables, super::ipa_bits()).ok_or((Status::OutOfMemory, 2))?;
+    let gic = Vgic::new(&affinities, machine::SPI_COUNT).map_err(|_| (CommandStatus::OutOfMemory, 1))?;
+    let stage2 = Stage2::new(&mut Tables, super::ipa_bits()).ok_or((CommandStatus::OutOfMemory, 2))?;
     let zone = Zone::build(number, request, cpus, gic, stage2, window)?;
     let pointer = core::ptr::from_ref::<Zone>(&zone).cast_mut();
     for (vcpu, cpu) in zone.cpus.iter().enumerate() {
@@ -150,7 +150,7 @@ pub fn create(request: &ZoneCreate) -> Result<u8, Refusal> {
             zone.cpus.iter().take(vcpu).for_each(|cpu| cpu.release());
             let mpidr = cpu.mpidr().bits();
             dissolve(zone);
-            return Err((Status::CpuBusy, mpidr));
+            return Err((CommandStatus::CpuBusy, mpidr));
         }
     }
     window.clear();
@@ -167,7 +167,7 @@ fn change(place: &RwLock<Option<FrameBox<Zone>>>) -> RwLockWriteGuard<'_, Option
 
 /// Destroys a zone that does not run; CPUs and memory are free again.
 pub fn destroy(number: u8) -> Result<(), Refusal> {
-    let no_such_zone = (Status::NoSuchZone, u64::from(number));
+    let no_such_zone = (CommandStatus::NoSuchZone, u64::from(number));
     let place = ZONES.get(usize::from(number)).ok_or(no_such_zone)?;
     let mut guard = change(place);
     let zone = guard.as_ref().ok_or(no_such_zone)?;
@@ -178,7 +178,7 @@ pub fn destroy(number: u8) -> Result<(), Refusal> {
             ZoneState::Created | ZoneState::Stopped | ZoneState::Crashed
         );
         if !at_rest || zone.inside.load(Ordering::Acquire) != 0 {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
     }
     let zone = guard.take();
@@ -214,7 +214,7 @@ impl Zone {
     ) -> Result<FrameBox<Self>, Refusal> {
         let Some(place) = FrameBox::reserve() else {
             stage2.destroy(&mut Tables);
-            return Err((Status::OutOfMemory, FrameBox::<Self>::PAGES as u64));
+            return Err((CommandStatus::OutOfMemory, FrameBox::<Self>::PAGES as u64));
         };
         let vttbr = vcpu::vttbr(stage2.root(), number);
         Ok(place.fill(Self {
@@ -235,7 +235,7 @@ impl Zone {
             vttbr,
             blocks: AtomicU64::new(0),
             gic: Mutex::new(gic),
-            doorbell: Doorbell::new(),
+            flush_requests: FlushRequests::new(),
             lines: [const { Line::new() }; machine::SPI_COUNT as usize],
             slots: [const { Mutex::new(None) }; MAX_SLOTS],
             uart: Mutex::new(Uart::new()),
@@ -267,16 +267,16 @@ impl Zone {
 
     /// Tells the daemon.
     fn tell(&self, entry: Entry) {
-        if self.offer(entry) == Some(Bell::Ring) {
+        if self.offer(entry) == Some(Wakeup::Required) {
             control::ring_bell();
         }
     }
 
-    /// Puts an entry on the ring; who gets [`Bell::Ring`] has to ring. `None` if the daemon had been told and has not looked
+    /// Puts an entry on the ring; who gets [`Wakeup::Required`] has to ring. `None` if the daemon had been told and has not looked
     /// yet.
-    fn offer(&self, entry: Entry) -> Option<Bell> {
+    fn offer(&self, entry: Entry) -> Option<Wakeup> {
         if let Entry::Notify { slot, queue } = entry {
-            self.window.note_notification(slot, queue, stats::now());
+            self.window.stamp_notification(slot, queue, stats::now());
         }
         let bell = self.producer.offer(&self.window.ring(), entry);
         if let (Some(_), Entry::Notify { slot, queue }) = (bell, entry) {
@@ -304,11 +304,11 @@ impl Zone {
     pub fn donate(&self, ipa: Ipa, list: &[u64]) -> Result<(), Refusal> {
         let core = self.core.lock();
         if core.state != ZoneState::Created {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
         let have = self.blocks.load(Ordering::Acquire);
         if ipa.0 != machine::RAM_BASE + have * BLOCK_SIZE {
-            return Err((Status::IpaInUse, ipa.0));
+            return Err((CommandStatus::IpaInUse, ipa.0));
         }
         let list: ArrayVec<Pa, { ringvisor::abi::command::MAX_DONATION }> = list
             .iter()
@@ -319,7 +319,7 @@ impl Zone {
         let mut guard = self.stage2.lock();
         let Some(stage2) = guard.as_mut() else {
             list.iter().for_each(|&block| blocks::give_back(block));
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         };
         for (index, &block) in list.iter().enumerate() {
             let at = Ipa(ipa.0 + index as u64 * BLOCK_SIZE);
@@ -327,8 +327,8 @@ impl Zone {
                 stage2.unmap(&mut Tables, ipa, index as u64 * BLOCK_SIZE);
                 list.iter().for_each(|&block| blocks::give_back(block));
                 return Err(match error {
-                    ringvisor::stage2::MapError::OutOfMemory => (Status::OutOfMemory, 1),
-                    _ => (Status::IpaInUse, at.0),
+                    ringvisor::stage2::MapError::OutOfMemory => (CommandStatus::OutOfMemory, 1),
+                    _ => (CommandStatus::IpaInUse, at.0),
                 });
             }
         }

@@ -1,8 +1,9 @@
 //! [`DeviceTree`]: a flattened device tree that has been checked once, so that reading it cannot panic.
 //!
 //! The `fdt` crate trusts its input: it panics on a truncated or corrupted blob, and it stops early at
-//! `FDT_NOP` tokens, which QEMU leaves where it deletes nodes. So the blob is first checked token by token and copied
-//! without the NOPs; the crate only ever sees that copy. Format: Devicetree Specification 0.4, chapter 5.
+//! `FDT_NOP` tokens, which QEMU leaves where it deletes nodes. So the blob is first checked token by token
+//! and copied without the NOPs; the crate only ever sees that copy. Format: Devicetree Specification 0.4,
+//! chapter 5.
 
 use alloc::vec::Vec;
 
@@ -21,7 +22,7 @@ const NOP: u32 = 4;
 const END: u32 = 9;
 /// Bytes of the header.
 const HEADER_SIZE: usize = 40;
-/// The version whose header this is; later ones say that they are compatible with it.
+/// The version of this header; later versions declare themselves compatible with it.
 const VERSION: u32 = 17;
 
 /// Largest tree accepted, in bytes: the limit of the arm64 boot protocol.
@@ -29,22 +30,22 @@ pub const MAX_SIZE: usize = 2 << 20;
 /// Deepest nesting accepted: the `fdt` crate recurses and keeps 64 parents.
 pub const MAX_DEPTH: usize = 32;
 
-/// What is wrong with a blob.
+/// Why a blob is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BlobError {
     /// It does not begin with the magic number.
     #[error("no device tree: magic number missing")]
     Magic,
-    /// A part lies outside the blob, or the blob outside its buffer.
+    /// A part is outside the blob, or the blob outside its buffer.
     #[error("truncated device tree")]
     Truncated,
     /// More than [`MAX_SIZE`] bytes.
     #[error("device tree of {0} bytes is larger than 2 MiB")]
     TooLarge(usize),
-    /// The header's version is not one that this code reads.
+    /// The header's version is not supported.
     #[error("device tree version {0} is not supported, expected 17")]
     Version(u32),
-    /// A token that does not belong at this offset of the structure block.
+    /// A token that is not allowed at this offset of the structure block.
     #[error("unexpected token {token:#x} at offset {offset:#x} of the structure block")]
     Token {
         /// The token.
@@ -58,7 +59,7 @@ pub enum BlobError {
     /// A name is not terminated, not UTF-8, or (of the root node) not empty.
     #[error("bad name at offset {0:#x} of the structure block")]
     Name(usize),
-    /// A memory reservation passes the end of the address space.
+    /// A memory reservation exceeds the address space.
     #[error("memory reservation at {0:#x} wraps")]
     Reservation(u64),
 }
@@ -73,7 +74,8 @@ pub struct DeviceTree {
 }
 
 impl DeviceTree {
-    /// Bytes of the blob whose first bytes are `header`, so that the rest can be mapped before [`Self::parse`].
+    /// Returns the size in bytes of the blob whose first bytes are `header`, so that the rest can be mapped
+    /// before [`Self::parse`].
     ///
     /// # Errors
     /// [`BlobError::Magic`], [`BlobError::Truncated`] for less than 8 bytes, [`BlobError::TooLarge`].
@@ -89,10 +91,10 @@ impl DeviceTree {
         }
     }
 
-    /// Checks `bytes` and copies them. Bytes behind the blob's own size are ignored.
+    /// Checks `bytes` and copies them. Bytes after the blob's own size are ignored.
     ///
     /// # Errors
-    /// What [`BlobError`] lists.
+    /// See [`BlobError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, BlobError> {
         let size = Self::size_from_header(bytes)?;
         let bytes = bytes.get(..size).ok_or(BlobError::Truncated)?;
@@ -129,7 +131,7 @@ impl DeviceTree {
             strings_offset - structure_offset,
         ];
         for (slot, value) in blob.chunks_exact_mut(4).zip(header) {
-            // All are below MAX_SIZE, except for those that were 32 bits wide in the first place.
+            // All are below MAX_SIZE, except those that are 32 bits wide in the first place.
             slot.copy_from_slice(&(value as u32).to_be_bytes());
         }
         Ok(Self {
@@ -140,34 +142,34 @@ impl DeviceTree {
         })
     }
 
-    /// Bytes of the blob that was parsed, with all that it has room for.
+    /// Returns the size in bytes of the blob that was parsed, including unused space in it.
     #[must_use]
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Regions of the memory reservation block, as written.
+    /// Returns the regions of the memory reservation block, as written.
     #[must_use]
     pub fn reservations(&self) -> &[Region] {
         &self.reservations
     }
 
-    /// `boot_cpuid_phys` of the header.
+    /// Returns `boot_cpuid_phys` of the header.
     #[must_use]
     pub fn boot_cpu(&self) -> u32 {
         self.boot_cpu
     }
 
-    /// The reader, which cannot panic on this blob.
+    /// Returns the reader, which cannot panic on this blob.
     ///
     /// # Errors
-    /// None that [`Self::parse`] lets pass.
+    /// None for a tree that [`Self::parse`] has accepted.
     pub(super) fn fdt(&self) -> Result<Fdt<'_>, BlobError> {
         Fdt::new(&self.blob).map_err(|_| BlobError::Magic)
     }
 }
 
-/// The root node.
+/// Returns the root node.
 ///
 /// # Errors
 /// None for a checked tree.
@@ -175,7 +177,7 @@ pub(super) fn root<'b, 'a>(fdt: &'b Fdt<'a>) -> Result<FdtNode<'b, 'a>, BlobErro
     fdt.find_node("/").ok_or(BlobError::Truncated)
 }
 
-/// The big-endian word at `offset`.
+/// Returns the big-endian word at `offset`.
 fn word(bytes: &[u8], offset: usize) -> Result<u32, BlobError> {
     let end = offset.checked_add(4).ok_or(BlobError::Truncated)?;
     let bytes = bytes
@@ -185,7 +187,7 @@ fn word(bytes: &[u8], offset: usize) -> Result<u32, BlobError> {
     Ok(u32::from_be_bytes(bytes))
 }
 
-/// The memory reservation block from `offset` on, less empty entries (5.3).
+/// Returns the memory reservation block from `offset`, without empty entries (5.3).
 fn reservations(bytes: &[u8], offset: usize) -> Result<Vec<Region>, BlobError> {
     let mut list = Vec::new();
     for entry in bytes.get(offset..).ok_or(BlobError::Truncated)?.chunks_exact(16) {
@@ -263,7 +265,7 @@ fn copy_structure(structure: &[u8], strings: &[u8], out: &mut Vec<u8>) -> Result
     }
 }
 
-/// The NUL-terminated string that `bytes` begins with, without its NUL.
+/// Returns the NUL-terminated string that `bytes` begins with, without its NUL.
 fn c_string(bytes: &[u8]) -> Option<&str> {
     let end = bytes.iter().position(|byte| *byte == 0)?;
     core::str::from_utf8(bytes.get(..end)?).ok()

@@ -4,15 +4,15 @@ use alloc::string::{String, ToString};
 
 use thiserror::Error;
 
-/// How much EL2 logs; numbered as in the ABI's `LogLevel` command.
+/// EL2's log level; numbered as in the ABI's `LogLevel` command.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 #[repr(u8)]
 pub enum LogLevel {
-    /// What stops a zone or a CPU.
+    /// Errors that stop a zone or a CPU.
     Error = 1,
-    /// What is survived but not right.
+    /// Errors that EL2 recovers from.
     Warn = 2,
-    /// Zones coming and going.
+    /// Zones created, started and stopped.
     #[default]
     Info = 3,
     /// Commands, PSCI calls.
@@ -22,7 +22,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    /// By name or number.
+    /// Parses a name or number.
     fn parse(value: &str) -> Option<Self> {
         Some(match value {
             "error" | "1" => Self::Error,
@@ -35,33 +35,33 @@ impl LogLevel {
     }
 }
 
-/// What the command line may set.
+/// Options of the command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Options {
     /// `loglevel=`
     pub log_level: LogLevel,
 }
 
-/// A word of the command line that means nothing.
+/// An invalid word of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum OptionError {
     /// No such key.
     #[error("unknown option {0:?}, expected loglevel=LEVEL")]
     Unknown(String),
-    /// The key has another type.
+    /// The key's value is not valid.
     #[error("{key}={value}: expected {expected}")]
     Value {
         /// The key.
         key: &'static str,
-        /// What it was set to.
+        /// The value given.
         value: String,
-        /// What it can be set to.
+        /// The values expected.
         expected: &'static str,
     },
 }
 
 impl Options {
-    /// Reads words separated by blanks; of a key given twice the last counts.
+    /// Parses words separated by blanks; the last value of a key counts.
     ///
     /// # Errors
     /// The first word that is not an option.
@@ -85,7 +85,9 @@ impl Options {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use alloc::string::ToString;
+
+    use super::{LogLevel, Options};
 
     #[test]
     fn levels() {

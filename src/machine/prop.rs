@@ -1,4 +1,4 @@
-//! Reading properties: cells, strings, `reg` lists. Nothing here panics, whatever a property's length.
+//! Reads properties: cells, strings, `reg` lists. Nothing here panics, whatever a property's length.
 
 use alloc::vec::Vec;
 
@@ -12,24 +12,25 @@ use crate::addr::Pa;
 pub(super) struct Cells<'a>(&'a [u8]);
 
 impl<'a> Cells<'a> {
-    /// Over a property's value; bytes after the last whole cell are never returned.
+    /// Returns a cursor over a property's value; bytes after the last whole cell are ignored.
     pub fn new(value: &'a [u8]) -> Self {
         Self(value)
     }
 
-    /// Whether no whole cell is left.
+    /// Returns whether no whole cell is left.
     pub fn is_empty(&self) -> bool {
         self.0.len() < 4
     }
 
-    /// The next cell.
+    /// Returns the next cell.
     pub fn next_u32(&mut self) -> Option<u32> {
         let (cell, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
         Some(u32::from_be_bytes(*cell))
     }
 
-    /// The next `count` cells as one number; `None` if they are not there or the number has more than 64 bits.
+    /// Returns the next `count` cells as one number; `None` if they are missing or the number has more than
+    /// 64 bits.
     pub fn next_number(&mut self, count: u32) -> Option<u64> {
         (0..count).try_fold(0_u64, |number, _| {
             let cell = self.next_u32()?;
@@ -37,7 +38,7 @@ impl<'a> Cells<'a> {
         })
     }
 
-    /// Leaves out `count` cells.
+    /// Skips `count` cells.
     pub fn skip(&mut self, count: u32) -> Option<()> {
         let bytes = usize::try_from(count).ok()?.checked_mul(4)?;
         self.0 = self.0.get(bytes..)?;
@@ -53,7 +54,7 @@ pub(super) struct CellCounts {
 }
 
 impl CellCounts {
-    /// Of `node`, with the specification's defaults (2.3.5).
+    /// Returns the counts of `node`, with the specification's defaults (2.3.5).
     pub fn of(node: FdtNode<'_, '_>) -> Self {
         Self {
             address: u32_property(node, "#address-cells").unwrap_or(2),
@@ -62,22 +63,22 @@ impl CellCounts {
     }
 }
 
-/// The value of a property.
+/// Returns the value of a property.
 pub(super) fn value<'a>(node: FdtNode<'_, 'a>, name: &str) -> Option<&'a [u8]> {
     node.property(name).map(|property| property.value)
 }
 
-/// A property of one cell.
+/// Returns the value of a property of one cell.
 pub(super) fn u32_property(node: FdtNode<'_, '_>, name: &str) -> Option<u32> {
     Cells::new(value(node, name)?).next_u32()
 }
 
-/// A property that is a string: up to its first NUL.
+/// Returns the value of a string property, up to its first NUL.
 pub(super) fn string<'a>(node: FdtNode<'_, 'a>, name: &str) -> Option<&'a str> {
     strings(value(node, name)?).next()
 }
 
-/// The strings of a list of strings; ends at the first that is not UTF-8.
+/// Returns the strings of a string list, up to the first that is not UTF-8.
 pub(super) fn strings(value: &[u8]) -> impl Iterator<Item = &str> {
     value
         .strip_suffix(b"\0")
@@ -86,23 +87,23 @@ pub(super) fn strings(value: &[u8]) -> impl Iterator<Item = &str> {
         .map_while(|part| core::str::from_utf8(part).ok())
 }
 
-/// Whether `compatible` lists `wanted`.
+/// Returns whether `compatible` lists `wanted`.
 pub(super) fn is_compatible(node: FdtNode<'_, '_>, wanted: &str) -> bool {
     value(node, "compatible").is_some_and(|list| strings(list).any(|entry| entry == wanted))
 }
 
-/// Whether `status` lets the node be used (2.3.4).
+/// Returns whether `status` allows the node to be used (2.3.4).
 pub(super) fn is_enabled(node: FdtNode<'_, '_>) -> bool {
     string(node, "status").is_none_or(|status| matches!(status, "okay" | "ok"))
 }
 
-/// The entries of a `reg` whose addresses fit 64 bits, empty ones left out.
+/// Returns the entries of a `reg` whose addresses fit 64 bits, without empty ones.
 ///
 /// `None` if an entry is incomplete, wider than 64 bits, or wraps.
 pub(super) fn reg(value: &[u8], cells: CellCounts) -> Option<Vec<Region>> {
     let mut list = Vec::new();
     let mut rest = Cells::new(value);
-    // With no cells at all nothing would be consumed.
+    // Without any cells nothing would be consumed.
     if cells.address == 0 {
         return rest.is_empty().then_some(list);
     }

@@ -1,7 +1,7 @@
 //! [`Region`]: a range of physical addresses, and the arithmetic on lists of them.
 //!
-//! Used by [`super::Machine`] for RAM and device ranges and by [`super::root_dtb`] to take EL2's memory out of
-//! root's.
+//! Used by [`super::Machine`] for RAM and device ranges and by [`super::root_dtb`] to remove EL2's memory
+//! from root's.
 
 use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
@@ -17,7 +17,7 @@ pub struct Region {
 }
 
 impl Region {
-    /// `size` bytes from `base`, or `None` if that is nothing or passes 2^64.
+    /// Returns `size` bytes from `base`, or `None` if that is empty or exceeds 2^64.
     #[must_use]
     pub const fn new(base: Pa, size: u64) -> Option<Self> {
         match base.0.checked_add(size) {
@@ -26,7 +26,7 @@ impl Region {
         }
     }
 
-    /// From `base` up to, not including, `end`; `None` if that is nothing.
+    /// Returns the range from `base` up to, excluding, `end`; `None` if that is empty.
     #[must_use]
     pub const fn from_bounds(base: Pa, end: Pa) -> Option<Self> {
         match end.0.checked_sub(base.0) {
@@ -35,38 +35,38 @@ impl Region {
         }
     }
 
-    /// First address.
+    /// Returns the first address.
     #[must_use]
     pub const fn base(&self) -> Pa {
         self.base
     }
 
-    /// Bytes, never 0.
+    /// Returns the size in bytes, never 0.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
-    /// The address behind the last.
+    /// Returns the address after the last.
     #[must_use]
     pub const fn end(&self) -> Pa {
         // Does not wrap: checked by `new`.
         Pa(self.base.0.wrapping_add(self.size))
     }
 
-    /// Whether the two have an address in common.
+    /// Returns whether the two overlap.
     #[must_use]
     pub const fn overlaps(&self, other: &Self) -> bool {
         self.base.0 < other.end().0 && other.base.0 < self.end().0
     }
 
-    /// Whether all of `other` lies in this one.
+    /// Returns whether this range contains all of `other`.
     #[must_use]
     pub const fn contains(&self, other: &Self) -> bool {
         self.base.0 <= other.base.0 && other.end().0 <= self.end().0
     }
 
-    /// What is left of this one without `hole`: the part below and the part above.
+    /// Returns this range without `hole`: the part below and the part above.
     #[must_use]
     pub fn without(&self, hole: &Self) -> [Option<Self>; 2] {
         if !self.overlaps(hole) {
@@ -85,16 +85,17 @@ impl fmt::Debug for Region {
     }
 }
 
-/// As `/proc/iomem` prints it: first and last address.
+/// Formatted as in `/proc/iomem`: first and last address.
 impl fmt::Display for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}-{:#x}", self.base.0, self.end().0.wrapping_sub(1))
     }
 }
 
-/// Sorts `regions` and joins those that touch or overlap.
+/// Sorts `regions` and merges those that touch or overlap.
 pub fn merge(regions: &mut Vec<Region>) {
-    // A heap, because that is less code than the general sort, which image and boot would have for a dozen regions.
+    // A heap, because that is less code than the general sort, which matters more than speed for a dozen
+    // regions.
     *regions = BinaryHeap::from(core::mem::take(regions)).into_sorted_vec();
     regions.dedup_by(|next, previous| {
         if next.base > previous.end() {
@@ -106,7 +107,7 @@ pub fn merge(regions: &mut Vec<Region>) {
     });
 }
 
-/// `regions` without any address of `holes`.
+/// Returns `regions` without any address of `holes`.
 #[must_use]
 pub fn subtract(regions: &[Region], holes: &[Region]) -> Vec<Region> {
     let mut left: Vec<Region> = regions.to_vec();
@@ -122,7 +123,8 @@ pub fn subtract(regions: &[Region], holes: &[Region]) -> Vec<Region> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Region, merge, subtract};
+    use crate::addr::Pa;
 
     fn region(base: u64, end: u64) -> Region {
         Region::from_bounds(Pa(base), Pa(end)).unwrap()

@@ -1,7 +1,7 @@
 //! [`root_dtb`]: root's device tree. The firmware's, with these changes:
 //!
-//! - memory nodes less what EL2 keeps, so that root never touches it;
-//! - no interrupt translation service and nothing that refers to one: root's GIC has no LPIs;
+//! - memory nodes without EL2's memory, so that root never accesses it;
+//! - no interrupt translation service and no references to one: root's GIC has no LPIs;
 //! - `/chosen` with root's command line and initial RAM file system, without the boot modules;
 //! - a `pci-host-ecam-generic` bridge of its own domain, on which the control device is the only function.
 
@@ -15,8 +15,10 @@ use thiserror::Error;
 use vm_fdt::{FdtReserveEntry, FdtWriter};
 
 use super::blob::{self, BlobError, DeviceTree};
+use super::nodes;
 use super::prop::{self, CellCounts, Cells};
-use super::region::{Region, subtract};
+use super::region::{Region, merge, subtract};
+use super::spis::SPI_END;
 use crate::abi;
 use crate::abi::machine::SPI_BASE;
 use crate::addr::Pa;
@@ -24,10 +26,10 @@ use crate::addr::Pa;
 /// Bytes of configuration space of the bridge's only bus: 32 devices of 8 functions of 4 KiB.
 pub const ECAM_SIZE: u64 = 1 << 20;
 
-/// What root's tree says that the firmware's does not.
+/// What root's tree has that the firmware's does not.
 #[derive(Clone, Copy, Debug)]
 pub struct RootConfig<'a> {
-    /// Memory that EL2 keeps.
+    /// EL2's memory.
     pub hidden: &'a [Region],
     /// Root's kernel command line.
     pub bootargs: &'a str,
@@ -47,7 +49,7 @@ pub enum RootDtbError {
     /// The firmware's tree cannot be read.
     #[error(transparent)]
     Blob(#[from] BlobError),
-    /// Something that the writer refuses, mostly a name longer than 31 characters.
+    /// The writer refused an item, mostly a name longer than 31 characters.
     #[error("{path}: {reason}")]
     Write {
         /// The node.
@@ -55,10 +57,10 @@ pub enum RootDtbError {
         /// The writer's reason.
         reason: String,
     },
-    /// The GIC has no phandle, so that no interrupt can be given to the control device.
+    /// The GIC has no phandle, so the control device cannot refer to it.
     #[error("the arm,gic-v3 node has no phandle")]
     GicPhandle,
-    /// An address or size does not fit the cells of the node it belongs in.
+    /// An address or size does not fit the cells of its node.
     #[error("{path}: {value:#x} does not fit its cells")]
     CellWidth {
         /// The node.
@@ -74,10 +76,10 @@ pub enum RootDtbError {
     NotSpi(u32),
 }
 
-/// Writes root's device tree from the firmware's.
+/// Returns root's device tree, made from the firmware's.
 ///
 /// # Errors
-/// What [`RootDtbError`] lists.
+/// See [`RootDtbError`].
 pub fn root_dtb(tree: &DeviceTree, config: &RootConfig<'_>) -> Result<Vec<u8>, RootDtbError> {
     let fdt = tree.fdt()?;
     let root = blob::root(&fdt)?;
@@ -136,11 +138,11 @@ pub fn root_dtb(tree: &DeviceTree, config: &RootConfig<'_>) -> Result<Vec<u8>, R
     copy.writer.finish().map_err(|error| refused("/", &error))
 }
 
-/// The memory reservation block.
+/// Returns the entries of the memory reservation block.
 fn reservations(tree: &DeviceTree) -> Result<Vec<FdtReserveEntry>, RootDtbError> {
-    // The writer refuses entries that overlap, which firmware may have; joined they mean the same.
+    // The writer refuses entries that overlap, which firmware may have; merged they mean the same.
     let mut regions = tree.reservations().to_vec();
-    super::merge(&mut regions);
+    merge(&mut regions);
     regions
         .iter()
         .map(|region| FdtReserveEntry::new(region.base().0, region.size()))
@@ -155,7 +157,7 @@ fn refused(path: &str, error: &vm_fdt::Error) -> RootDtbError {
     }
 }
 
-/// What the bridge's node needs to know of the rest.
+/// What the bridge's node needs of the rest of the tree.
 struct Bridge {
     gic: u32,
     gic_address_cells: u32,
@@ -202,9 +204,9 @@ impl Copy<'_> {
             .map_err(|error| refused(&format!("{path}: {name}"), &error))
     }
 
-    /// A node and all below it; nested no deeper than [`blob::MAX_DEPTH`].
+    /// Copies a node and all below it; nested no deeper than [`blob::MAX_DEPTH`].
     fn node(&mut self, node: FdtNode<'_, '_>, parent: &str, cells: CellCounts) -> Result<(), RootDtbError> {
-        // __symbols__ and the like serve overlays only, and the writer refuses their names.
+        // __symbols__ and the like are for overlays only, and the writer refuses their names.
         if prop::is_compatible(node, "arm,gic-v3-its") || node.name.starts_with("__") {
             return Ok(());
         }
@@ -220,7 +222,7 @@ impl Copy<'_> {
         self.end(begun, &path)
     }
 
-    /// All properties, less what refers to an interrupt translation service.
+    /// Copies all properties, without references to an interrupt translation service.
     fn properties(&mut self, node: FdtNode<'_, '_>, path: &str) -> Result<(), RootDtbError> {
         for property in node.properties() {
             let kept = match property.name {
@@ -240,7 +242,8 @@ impl Copy<'_> {
         Ok(())
     }
 
-    /// `msi-map` less the entries for an ITS; `None` if none is left. Entry: first id, phandle, MSI base, count.
+    /// Returns `msi-map` without the entries for an ITS; `None` if none is left. Entry: first id, phandle,
+    /// MSI base, count.
     fn msi_map(&self, value: &[u8]) -> Option<Vec<u8>> {
         let is_its = |entry: &&[u8]| {
             let mut cells = Cells::new(entry);
@@ -258,7 +261,8 @@ impl Copy<'_> {
         (!left.is_empty()).then_some(left)
     }
 
-    /// `msi-parent` less the entries for an ITS; `None` if none is left. Entry: phandle, `#msi-cells` cells.
+    /// Returns `msi-parent` without the entries for an ITS; `None` if none is left. Entry: phandle,
+    /// `#msi-cells` cells.
     fn msi_parent(&self, value: &[u8]) -> Option<Vec<u8>> {
         let mut left = Vec::new();
         let mut cells = Cells::new(value);
@@ -278,7 +282,7 @@ impl Copy<'_> {
         (!left.is_empty()).then_some(left)
     }
 
-    /// A memory node less what EL2 keeps; nothing if it keeps all.
+    /// Copies a memory node without EL2's memory; omits it if nothing is left.
     fn memory(&mut self, node: FdtNode<'_, '_>, path: &str, cells: CellCounts) -> Result<(), RootDtbError> {
         let regions = prop::value(node, "reg")
             .and_then(|value| prop::reg(value, cells))
@@ -307,7 +311,7 @@ impl Copy<'_> {
         self.end(begun, path)
     }
 
-    /// `/chosen`: root's command line and initial RAM file system instead of the boot modules.
+    /// Writes `/chosen`: root's command line and initial RAM file system instead of the boot modules.
     fn chosen(&mut self, node: Option<FdtNode<'_, '_>>) -> Result<(), RootDtbError> {
         let path = "/chosen";
         let config = self.config;
@@ -328,20 +332,21 @@ impl Copy<'_> {
             self.property(path, "linux,initrd-end", &initrd.end().0.to_be_bytes())?;
         }
         if let Some(node) = node {
-            for child in node.children().filter(|child| !super::is_module(*child)) {
+            for child in node.children().filter(|child| !nodes::is_module(*child)) {
                 self.node(child, path, CellCounts::of(node))?;
             }
         }
         self.end(begun, path)
     }
 
-    /// The bridge of the control device (Linux's `pci-host-ecam-generic` binding, IEEE 1275 PCI binding).
+    /// Writes the bridge of the control device (Linux's `pci-host-ecam-generic` binding, IEEE 1275 PCI
+    /// binding).
     fn control_bridge(&mut self, bridge: &Bridge, cells: CellCounts) -> Result<(), RootDtbError> {
         let config = self.config;
         let spi = config
             .intid
             .checked_sub(SPI_BASE)
-            .filter(|_| config.intid < super::SPI_END)
+            .filter(|_| config.intid < SPI_END)
             .ok_or(RootDtbError::NotSpi(config.intid))?;
         let name = format!("pcie@{:x}", config.ecam.0);
         let path = format!("/{name}");
@@ -349,14 +354,14 @@ impl Copy<'_> {
         let mut reg = Vec::new();
         push(&mut reg, &path, config.ecam.0, cells.address)?;
         push(&mut reg, &path, ECAM_SIZE, cells.size)?;
-        // One window, 64-bit memory, not prefetchable, bus address = CPU address: it fits the BAR exactly, so Linux
-        // has no choice where to put it.
+        // One window, 64-bit memory, not prefetchable, bus address = CPU address: it fits the BAR exactly, so
+        // Linux has only one place to put it.
         let mut ranges = alloc::vec![0x0300_0000];
         push(&mut ranges, &path, config.bar.0, 2)?;
         push(&mut ranges, &path, config.bar.0, cells.address)?;
         push(&mut ranges, &path, abi::BAR_SIZE, 2)?;
-        // INTA of every function (the mask leaves out the function) is the SPI, level-sensitive, active high. The
-        // parent's unit address has the GIC's #address-cells.
+        // INTA of every function (the mask excludes the function) is the SPI, level-sensitive, active high.
+        // The parent's unit address has the GIC's #address-cells.
         let mut map = alloc::vec![0, 0, 0, 1, bridge.gic];
         map.extend((0..bridge.gic_address_cells.min(4)).map(|_| 0));
         map.extend([0, spi, 4]);

@@ -1,6 +1,6 @@
-//! One walk over the whole tree: which addresses and SPIs something uses, and where GIC and UARTs are.
+//! One walk over the whole tree: addresses and SPIs in use, the GIC, the UARTs.
 //!
-//! [`Scan::run`] fills a [`Scan`], from which [`super::Machine`] takes what it needs. Addresses are CPU addresses,
+//! [`Scan::run`] fills a [`Scan`], from which [`super::Machine`] is built. Addresses are CPU addresses,
 //! translated through the `ranges` of all buses above (Devicetree Specification 2.3.8).
 
 use alloc::format;
@@ -10,13 +10,16 @@ use alloc::vec::Vec;
 use fdt::Fdt;
 use fdt::node::FdtNode;
 
+use super::description::{Console, Gic};
+use super::error::MachineError;
+use super::nodes;
 use super::prop::{self, CellCounts, Cells};
 use super::region::Region;
 use super::spis::SpiSet;
-use super::{Console, Gic, MachineError};
+
 use crate::addr::Pa;
 
-/// What the walk has found.
+/// The result of the walk.
 #[derive(Default)]
 pub(super) struct Scan {
     /// `reg` of all nodes that have CPU addresses, and the windows of buses and PCI bridges.
@@ -33,14 +36,14 @@ pub(super) struct Scan {
     pub reserved: Vec<Region>,
 }
 
-/// How addresses in a node's `reg` become CPU addresses.
+/// Translation of a node's `reg` to CPU addresses.
 #[derive(Clone)]
 enum Translation {
-    /// They are CPU addresses.
+    /// `reg` holds CPU addresses.
     Identity,
-    /// By these windows: address on the bus, CPU address, size.
+    /// By these windows: bus address, CPU address, size.
     Windows(Vec<(u64, u64, u64)>),
-    /// They are not (`reg` of CPUs, PCI functions, I2C devices).
+    /// `reg` holds no CPU addresses (CPUs, PCI functions, I2C devices).
     None,
 }
 
@@ -61,7 +64,7 @@ impl Translation {
     }
 }
 
-/// What a node inherits.
+/// What a node inherits from its parent.
 struct Parent<'p> {
     path: &'p str,
     cells: CellCounts,
@@ -87,7 +90,7 @@ impl Scan {
         Ok(scan)
     }
 
-    /// One node and all below it; nested no deeper than [`super::blob::MAX_DEPTH`].
+    /// Visits a node and all below it; nested no deeper than [`super::blob::MAX_DEPTH`].
     fn visit(
         &mut self,
         fdt: &Fdt<'_>,
@@ -139,7 +142,7 @@ impl Scan {
         Ok(())
     }
 
-    /// Notes the node if it is the GIC or a UART.
+    /// Records the node if it is the GIC or a UART.
     fn device(
         &mut self,
         fdt: &Fdt<'_>,
@@ -152,7 +155,7 @@ impl Scan {
             return Ok(());
         }
         if self.gic.is_none() && prop::is_compatible(node, "arm,gic-v3") {
-            self.gic = Some(Gic::from_node(node, path, own)?);
+            self.gic = Some(nodes::gic(node, path, own)?);
         }
         if prop::is_compatible(node, "arm,pl011")
             && let Some(registers) = own.first()
@@ -182,7 +185,8 @@ impl Scan {
         Some(())
     }
 
-    /// How children's addresses translate; notes the windows themselves as used. `None` if `ranges` is malformed.
+    /// Returns the translation of children's addresses; records the windows themselves as used. `None` if
+    /// `ranges` is malformed.
     fn translation_below(
         &mut self,
         node: FdtNode<'_, '_>,
@@ -222,7 +226,7 @@ impl Scan {
     }
 }
 
-/// The CPU addresses of a node's `reg`.
+/// Returns the CPU addresses of a node's `reg`.
 fn own_regions(node: FdtNode<'_, '_>, parent: &Parent<'_>, path: &str) -> Result<Vec<Region>, MachineError> {
     if matches!(parent.translation, Translation::None) {
         return Ok(Vec::new());
@@ -241,7 +245,7 @@ fn own_regions(node: FdtNode<'_, '_>, parent: &Parent<'_>, path: &str) -> Result
 }
 
 /// Calls `found` with controller and specifier of each interrupt that `node` raises or, as a nexus, maps
-/// (2.4). `None` if a property is malformed. Controllers that do not exist are passed over.
+/// (2.4). Returns `None` if a property is malformed. Missing controllers are skipped.
 fn for_each_interrupt(
     fdt: &Fdt<'_>,
     node: FdtNode<'_, '_>,

@@ -1,9 +1,9 @@
-//! [`SpiSet`]: which shared peripheral interrupts are spoken for.
+//! [`SpiSet`]: a set of shared peripheral interrupts.
 
 use super::prop::Cells;
 use crate::abi::machine::SPI_BASE;
 
-/// INTIDs from here on are not SPIs.
+/// First INTID past the SPIs.
 pub const SPI_END: u32 = 1020;
 
 /// A set of SPIs by INTID.
@@ -13,7 +13,7 @@ pub struct SpiSet {
 }
 
 impl SpiSet {
-    /// Whether `intid` is in the set.
+    /// Returns whether `intid` is in the set.
     #[must_use]
     pub fn contains(&self, intid: u32) -> bool {
         self.words
@@ -21,7 +21,7 @@ impl SpiSet {
             .is_some_and(|word| word >> (intid % 64) & 1 == 1)
     }
 
-    /// Puts an INTID in; one that is not an SPI is ignored.
+    /// Inserts an INTID; one that is not an SPI is ignored.
     pub fn insert(&mut self, intid: u32) {
         if (SPI_BASE..SPI_END).contains(&intid)
             && let Some(word) = self.words.get_mut((intid / 64) as usize)
@@ -30,14 +30,14 @@ impl SpiSet {
         }
     }
 
-    /// Puts `count` INTIDs from `first` on in.
+    /// Inserts `count` INTIDs from `first`.
     pub fn insert_range(&mut self, first: u32, count: u32) {
         for intid in first..first.saturating_add(count).min(SPI_END) {
             self.insert(intid);
         }
     }
 
-    /// The highest SPI below `limit` that is not in the set.
+    /// Returns the highest SPI below `limit` that is not in the set.
     #[must_use]
     pub fn highest_free(&self, limit: u32) -> Option<u32> {
         (SPI_BASE..limit.min(SPI_END))
@@ -45,7 +45,7 @@ impl SpiSet {
             .find(|intid| !self.contains(*intid))
     }
 
-    /// The INTID of a GICv3 specifier if it is an SPI: type 0, number, flags.
+    /// Returns the INTID of a GICv3 specifier (type 0, number, flags) if it is an SPI.
     pub(super) fn intid(mut specifier: Cells<'_>) -> Option<u32> {
         (specifier.next_u32()? == 0).then_some(())?;
         specifier
@@ -54,7 +54,7 @@ impl SpiSet {
             .filter(|intid| *intid < SPI_END)
     }
 
-    /// Puts the SPI of a GICv3 specifier in, if it is one.
+    /// Inserts the SPI of a GICv3 specifier, if it is one.
     pub(super) fn insert_specifier(&mut self, specifier: Cells<'_>) {
         if let Some(intid) = Self::intid(specifier) {
             self.insert(intid);
@@ -64,7 +64,7 @@ impl SpiSet {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::SpiSet;
 
     #[test]
     fn highest_free_skips_used() {

@@ -1,8 +1,8 @@
-//! The control device as PCI sees it: [`ConfigSpace`], the configuration space of its only function.
+//! The control device's PCI function: [`ConfigSpace`], its configuration space.
 //!
-//! EL2 maps the function's page of the ECAM window read-only for root, so reads never exit; a write traps and comes
-//! to [`ConfigSpace::write`], which updates the page through [`Page`]. The registers kept here are the truth, the
-//! page only shows them. What lies behind BAR 0 is [`crate::abi`]'s.
+//! EL2 maps the function's page of the ECAM window read-only for root, so reads never exit; a write traps and
+//! goes to [`ConfigSpace::write`], which updates the page through [`Page`]. What BAR 0 holds is in
+//! [`crate::abi`].
 //!
 //! Section numbers are those of the PCI Local Bus Specification 3.0.
 
@@ -11,10 +11,10 @@ use crate::addr::Pa;
 
 /// Bytes of a function's configuration space in an ECAM window.
 pub const CONFIG_SIZE: usize = 4096;
-/// What a read of a function that does not exist gives: EL2 fills one page with it for all others (6.1).
+/// What a read of an absent function returns: EL2 fills one page with it for all others (6.1).
 pub const ABSENT: u32 = u32::MAX;
 
-/// Registers that have a meaning here, as indices of 32-bit words.
+/// Implemented registers, as indices of 32-bit words.
 mod word {
     pub const ID: usize = 0;
     /// Command in the lower half, status in the upper.
@@ -26,13 +26,13 @@ mod word {
     pub const BAR0_HIGH: usize = 5;
     /// Interrupt line in the lowest byte, pin in the next.
     pub const INTERRUPT: usize = 15;
-    /// Words of the header; behind it all is zero.
+    /// Words of the header; the rest is zero.
     pub const COUNT: usize = 16;
 }
 
 /// Memory space enable, of the command register (6.2.2).
 pub const COMMAND_MEMORY: u32 = 1 << 1;
-/// Bus master enable. Kept, without a meaning: the function masters nothing.
+/// Bus master enable. Stored, without effect: the function does no DMA.
 pub const COMMAND_MASTER: u32 = 1 << 2;
 /// INTx disable.
 pub const COMMAND_INTX_DISABLE: u32 = 1 << 10;
@@ -46,7 +46,7 @@ const BAR_TYPE: u32 = 0b0100;
 /// Interrupt pin INTA (6.2.4).
 const PIN_INTA: u32 = 1 << 8;
 
-/// Bits of each word that software can write.
+/// Writable bits of each word.
 const WRITABLE: [u32; word::COUNT] = {
     let mut mask = [0; word::COUNT];
     mask[word::COMMAND] = COMMAND_MEMORY | COMMAND_MASTER | COMMAND_INTX_DISABLE;
@@ -61,32 +61,35 @@ const _: () = assert!(BAR_SIZE.is_power_of_two() && BAR_SIZE >= 4096 && BAR_SIZE
 
 /// The page that shows the configuration space to root.
 pub trait Page {
-    /// Stores a little-endian 32-bit word at a byte offset, a multiple of 4 below [`CONFIG_SIZE`], in one access.
+    /// Stores a little-endian 32-bit word at a byte offset, a multiple of 4 below [`CONFIG_SIZE`], in one
+    /// access.
     fn store(&mut self, offset: u16, value: u32);
 }
 
-/// What EL2 has to do after a write.
+/// What EL2 must do after a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
 pub enum Effect {
     /// Nothing.
     None,
-    /// Set the function's SPI pending: the interrupt status is set and INTx was enabled just now.
+    /// Set the function's SPI pending: the interrupt status is set and INTx has just been enabled.
     RaiseIntx,
-    /// INTx was disabled just now, which is how Linux's interrupt handler takes note of the interrupt: a good moment
-    /// for [`ConfigSpace::deassert_intx`]. What is asserted from here on is told of when INTx is enabled again.
+    /// INTx has just been disabled, by which Linux's interrupt handler acknowledges the interrupt: time for
+    /// [`ConfigSpace::deassert_intx`]. A later assertion is signalled when INTx is enabled again.
     IntxMasked,
 }
 
 /// Configuration space of the control function, a type 0 header without capabilities.
 ///
-/// The interrupt is a level of PCI that EL2 carries as a pulse: whenever the level rises ([`Self::assert_intx`], or a
-/// write that enables INTx while the status is set) the SPI is set pending once. While the level is up and INTx is
-/// enabled an interrupt is under way, so nothing is lost between two pulses.
+/// INTx is a level of PCI that EL2 carries as a pulse: on each rising edge of the level
+/// ([`Self::assert_intx`], or a write that enables INTx while the status is set) the SPI is set pending once.
+/// While the level is high and INTx is enabled an interrupt is outstanding, so nothing is lost between two
+/// pulses.
 ///
-/// With [`Self::set_pulses`] every assertion is a pulse. The page then shows a status that is set and INTx that is disabled:
-/// Linux's handler finds the interrupt to be ours and nothing to write, and nobody has to enable it again, which saves two
-/// exits per interrupt. What holds interrupts back instead is the armed flag of each ring. Software that enables INTx ends it.
+/// With [`Self::set_pulses`] every assertion is a pulse. The page then shows the status set and INTx
+/// disabled: Linux's handler attributes the interrupt to this function and has nothing to write, and INTx
+/// need not be enabled again, which saves two exits per interrupt. The armed flag of each ring limits
+/// interrupts instead. Software that enables INTx ends this mode.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ConfigSpace {
     words: [u32; word::COUNT],
@@ -94,8 +97,8 @@ pub struct ConfigSpace {
 }
 
 impl ConfigSpace {
-    /// After reset, but with BAR 0 at `bar`, where the bridge's only window has room for it: bits below
-    /// [`BAR_SIZE`] are dropped.
+    /// Returns the space after reset, but with BAR 0 at `bar`, which is the only place in the bridge's
+    /// window: bits below [`BAR_SIZE`] are dropped.
     #[must_use]
     pub fn new(bar: Pa) -> Self {
         let mut words = [0; word::COUNT];
@@ -114,28 +117,28 @@ impl ConfigSpace {
         }
     }
 
-    /// Where software has put BAR 0. EL2 need not follow: the window leaves but one place. While Linux measures the
-    /// BAR this is all ones for a moment.
+    /// Returns the address of BAR 0. EL2 need not follow a change: the window has only one place for it.
+    /// While Linux sizes the BAR this is briefly all ones.
     #[must_use]
     pub fn bar(&self) -> Pa {
         let low = self.words[word::BAR0_LOW] & WRITABLE[word::BAR0_LOW];
         Pa(u64::from(self.words[word::BAR0_HIGH]) << 32 | u64::from(low))
     }
 
-    /// Whether the interrupt status is set.
+    /// Returns whether the interrupt status is set.
     #[must_use]
     pub fn is_asserted(&self) -> bool {
         self.words[word::COMMAND] & STATUS_INTERRUPT != 0
     }
 
-    /// Whether INTx is disabled.
+    /// Returns whether INTx is disabled.
     #[must_use]
     pub fn is_masked(&self) -> bool {
         self.words[word::COMMAND] & COMMAND_INTX_DISABLE != 0
     }
 
-    /// Begins or ends to carry every assertion as a pulse. One that is held back now is told of: [`Effect::RaiseIntx`]
-    /// in any case when it begins, because a second look costs less than a lost interrupt.
+    /// Enables or disables pulse mode. Enabling it always returns [`Effect::RaiseIntx`], for an assertion
+    /// that INTx Disable has held back: a spurious check costs less than a lost interrupt.
     pub fn set_pulses(&mut self, page: &mut impl Page, pulses: bool) -> Effect {
         if pulses == self.pulses {
             return Effect::None;
@@ -149,8 +152,8 @@ impl ConfigSpace {
         Effect::RaiseIntx
     }
 
-    /// Sets the interrupt status. [`Effect::RaiseIntx`] if that is a new level which INTx disable does not hold
-    /// back, or if there are only pulses.
+    /// Sets the interrupt status. Returns [`Effect::RaiseIntx`] if that is a rising edge which INTx Disable
+    /// does not hold back, or in pulse mode.
     pub fn assert_intx(&mut self, page: &mut impl Page) -> Effect {
         if self.pulses {
             return Effect::RaiseIntx;
@@ -165,8 +168,8 @@ impl ConfigSpace {
         self.set(page, word::COMMAND, self.words[word::COMMAND] & !STATUS_INTERRUPT);
     }
 
-    /// A store of `width` bytes (1, 2 or 4) at `offset` of the function's page. Another width, a store across a
-    /// word, or bits that are not writable change nothing.
+    /// Executes a store of `width` bytes (1, 2 or 4) at `offset` of the function's page. Another width, a
+    /// store across a word, and bits that are not writable have no effect.
     pub fn write(&mut self, page: &mut impl Page, offset: u16, width: u8, value: u64) -> Effect {
         let lanes: u32 = match width {
             1 => 0xff,
@@ -195,7 +198,7 @@ impl ConfigSpace {
         }
     }
 
-    /// The word at a byte offset; behind the header all is zero.
+    /// Returns the word at a byte offset; past the header all is zero.
     fn word(&self, offset: u16) -> u32 {
         self.words.get(usize::from(offset / 4)).copied().unwrap_or(0)
     }

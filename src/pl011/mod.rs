@@ -1,12 +1,13 @@
-//! The PL011 UART that a guest sees (Arm DDI 0183, r1p5: FIFOs of 32 characters): [`Uart`].
+//! The PL011 UART of a guest (Arm DDI 0183, r1p5: FIFOs of 32 characters): [`Uart`].
 //!
-//! Characters come from a [`Source`] and go to a [`Sink`] that takes them at once, so the transmitter is always
-//! empty. The source is asked only while there is room in the receive FIFO: nothing is lost while the guest is
-//! busy. Like QEMU's model it works whether or not the guest has set UARTEN, because early consoles do not.
+//! Characters come from a [`Source`] and go to a [`Sink`] that accepts them at once, so the transmit FIFO is
+//! always empty. The source is read only while there is room in the receive FIFO: nothing is lost while the
+//! guest is busy. Like QEMU's model it works whether or not the guest has set UARTEN, because early consoles
+//! do not.
 //!
-//! The receive time-out, which on hardware comes 32 bit periods after the last character, comes at once. A guest
-//! that drains the FIFO and then clears interrupts would lose the one for a character that arrived in between;
-//! so ICR does not clear receive interrupts for characters that the guest cannot have seen.
+//! The receive time-out, which hardware raises 32 bit periods after the last character, is raised at once. A
+//! guest that drains the FIFO and then clears interrupts would lose the one for a character that arrived in
+//! between; so ICR does not clear receive interrupts for characters that the guest cannot have seen.
 //!
 //! Neighbours: [`registers`]; `src/el2` traps the accesses and connects [`Uart::line`] to an SPI.
 
@@ -20,15 +21,15 @@ use registers::{self as reg, Control, Flags, Interrupts, LineControl};
 /// Characters in a FIFO.
 pub const FIFO_DEPTH: usize = 32;
 
-/// Where received characters come from.
+/// The source of received characters.
 pub trait Source {
-    /// Takes the next character, if there is one.
+    /// Removes and returns the next character, if there is one.
     fn next(&mut self) -> Option<u8>;
 }
 
-/// Where transmitted characters go.
+/// The sink of transmitted characters.
 pub trait Sink {
-    /// Takes a character. Never waits.
+    /// Accepts a character. Never waits.
     fn put(&mut self, byte: u8);
 }
 
@@ -57,7 +58,7 @@ impl Default for Uart {
 }
 
 impl Uart {
-    /// As after reset.
+    /// Returns a device after reset.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -76,13 +77,13 @@ impl Uart {
         }
     }
 
-    /// Level of the interrupt output UARTINTR.
+    /// Returns the level of the interrupt output UARTINTR.
     #[must_use]
     pub fn line(&self) -> bool {
         self.raw.intersects(self.mask)
     }
 
-    /// There may be new input: takes in what fits. At most [`FIFO_DEPTH`] characters.
+    /// Receives what the source has and the FIFO has room for, at most [`FIFO_DEPTH`] characters.
     pub fn poll(&mut self, source: &mut impl Source) {
         if self.control.contains(Control::LBE) {
             return;
@@ -93,7 +94,7 @@ impl Uart {
         }
     }
 
-    /// A load of `width` at `offset` in the page. What is no register reads zero.
+    /// Executes a load of `width` at `offset` in the page. Undefined offsets read as zero.
     pub fn read(&mut self, offset: u16, width: Width, source: &mut impl Source) -> u32 {
         if width == Width::Double {
             return 0;
@@ -125,7 +126,8 @@ impl Uart {
         value & width.mask() as u32
     }
 
-    /// A store of `width` at `offset` in the page. What is no register, or read-only, takes nothing.
+    /// Executes a store of `width` at `offset` in the page. Undefined offsets and read-only registers ignore
+    /// it.
     pub fn write(
         &mut self,
         offset: u16,
@@ -161,7 +163,7 @@ impl Uart {
         self.poll(source);
     }
 
-    /// Characters that the receive FIFO holds: one if FIFOs are off.
+    /// Returns the depth of the receive FIFO: one if FIFOs are disabled.
     fn depth(&self) -> usize {
         if self.line_control.contains(LineControl::FEN) {
             FIFO_DEPTH
@@ -170,7 +172,7 @@ impl Uart {
         }
     }
 
-    /// Characters at which the receive interrupt comes.
+    /// Returns the number of characters at which the receive interrupt is raised.
     fn receive_level(&self) -> usize {
         if !self.line_control.contains(LineControl::FEN) {
             return 1;
@@ -205,7 +207,7 @@ impl Uart {
         }
     }
 
-    /// The oldest character, or 0.
+    /// Removes and returns the oldest character, or returns 0.
     fn take(&mut self) -> u32 {
         let Some(byte) = self.received.pop_at(0) else {
             return 0;
@@ -218,7 +220,7 @@ impl Uart {
         u32::from(byte)
     }
 
-    /// The FIFO drains at once, so each character is a passage through the transmit level.
+    /// Transmits a character. The FIFO drains at once, so each character passes the transmit level.
     fn transmit(&mut self, byte: u8, sink: &mut impl Sink) {
         if self.control.contains(Control::LBE) {
             self.receive(byte);
@@ -228,7 +230,7 @@ impl Uart {
         self.raw |= Interrupts::TX;
     }
 
-    /// The level was moved: the characters that are there may now reach it, or not any more.
+    /// Updates the receive interrupt after a change of the level.
     fn check_level(&mut self) {
         self.raw
             .set(Interrupts::RX, self.received.len() >= self.receive_level());

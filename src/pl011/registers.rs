@@ -1,4 +1,4 @@
-//! PL011 registers: offsets and bits, named as the manual does.
+//! PL011 registers: offsets and bits, named as in the manual.
 
 use bitflags::bitflags;
 
@@ -20,7 +20,7 @@ pub const LCR_H: u16 = 0x02c;
 pub const CR: u16 = 0x030;
 /// Interrupt FIFO levels.
 pub const IFLS: u16 = 0x034;
-/// Interrupt mask; 1 lets through.
+/// Interrupt mask; 1 enables.
 pub const IMSC: u16 = 0x038;
 /// Raw interrupt status, read-only.
 pub const RIS: u16 = 0x03c;
@@ -28,12 +28,12 @@ pub const RIS: u16 = 0x03c;
 pub const MIS: u16 = 0x040;
 /// Interrupt clear, write-only.
 pub const ICR: u16 = 0x044;
-/// DMA control; kept, without effect.
+/// DMA control; stored, without effect.
 pub const DMACR: u16 = 0x048;
 /// First identification register.
 pub const PERIPH_ID0: u16 = 0xfe0;
 
-/// IFLS after reset: both levels at a half.
+/// IFLS after reset: both levels at one half.
 pub const IFLS_RESET: u32 = 0x12;
 /// Overrun in RSR.
 pub const RSR_OE: u32 = 3;
@@ -41,7 +41,7 @@ pub const RSR_OE: u32 = 3;
 /// PeriphID0-3 (part 0x011, designer Arm, revision 3) and PCellID0-3.
 const IDENTIFICATION: [u8; 8] = [0x11, 0x10, 0x34, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
 
-/// An identification register, or zero.
+/// Returns an identification register, or zero.
 #[must_use]
 pub fn identification(offset: u16) -> u32 {
     match offset.checked_sub(PERIPH_ID0) {
@@ -87,7 +87,7 @@ bitflags! {
         const EPS = 1 << 2;
         /// Two stop bits.
         const STP2 = 1 << 3;
-        /// FIFOs on.
+        /// FIFO enable.
         const FEN = 1 << 4;
         /// Word length.
         const WLEN = 3 << 5;
@@ -100,17 +100,17 @@ bitflags! {
     /// CR.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
     pub struct Control: u32 {
-        /// UART on.
+        /// UART enable.
         const UARTEN = 1;
-        /// IrDA on.
+        /// IrDA enable.
         const SIREN = 1 << 1;
         /// IrDA low power.
         const SIRLP = 1 << 2;
         /// Loopback: what is transmitted is received.
         const LBE = 1 << 7;
-        /// Transmitter on.
+        /// Transmit enable.
         const TXE = 1 << 8;
-        /// Receiver on.
+        /// Receive enable.
         const RXE = 1 << 9;
         /// Data transmit ready.
         const DTR = 1 << 10;

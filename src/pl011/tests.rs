@@ -1,7 +1,10 @@
 //! The UART as its drivers use it.
 
 use super::registers as r;
-use super::*;
+use super::{FIFO_DEPTH, Sink, Source, Uart};
+use crate::pl011::registers::{Flags, Interrupts};
+use crate::syndrome::Width;
+use arrayvec::ArrayVec;
 
 #[derive(Default)]
 struct Wire {
@@ -72,7 +75,7 @@ impl Bench {
 }
 
 #[test]
-fn earlycon_transmits_on_a_uart_nobody_enabled() {
+fn earlycon_transmits_without_uarten() {
     let mut bench = Bench::new();
     for byte in *b"boot" {
         assert_eq!(bench.read(r::FR) & (Flags::TXFF | Flags::BUSY).bits(), 0);
@@ -180,7 +183,7 @@ fn clearing_after_draining_does_not_lose_a_wakeup() {
 }
 
 #[test]
-fn clearing_what_was_seen_works() {
+fn clearing_received_characters_interrupt() {
     let mut bench = Bench::started();
     bench.arrive(b"ab");
     assert_eq!(bench.read(r::MIS), Interrupts::RT.bits());

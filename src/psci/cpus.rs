@@ -1,31 +1,32 @@
-//! Which of a zone's CPUs are on: [`CpuTable`] answers CPU_ON, CPU_OFF and AFFINITY_INFO (DEN 0022, 5.1.3-5.1.5).
+//! Which of a zone's CPUs are on: [`CpuTable`] decides CPU_ON, CPU_OFF and AFFINITY_INFO (DEN 0022,
+//! 5.1.3-5.1.5).
 //!
-//! The table only decides; EL2 holds it behind the zone's lock, so two vCPUs that turn on the same third see one
-//! success and one ON_PENDING. A CPU is [`CpuState::OnPending`] from the accepted CPU_ON until it has entered the
-//! guest, when EL2 calls [`CpuTable::entered`].
+//! EL2 keeps the table under the zone's lock, so of two vCPUs that turn on the same third one gets success
+//! and the other ON_PENDING. A CPU is [`CpuState::OnPending`] from the accepted CPU_ON until it has entered
+//! the guest, when EL2 calls [`CpuTable::entered`].
 
 use arrayvec::ArrayVec;
 
 use super::{Error, Mpidr};
 
-/// State of a CPU as PSCI sees it; the numbers are AFFINITY_INFO's results.
+/// State of a CPU in PSCI's terms; the numbers are AFFINITY_INFO's results.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u64)]
 pub enum CpuState {
-    /// Runs.
+    /// On.
     On = 0,
-    /// Does not run.
+    /// Off.
     Off = 1,
-    /// Has been turned on and not yet arrived.
+    /// Turned on, and not yet running.
     OnPending = 2,
 }
 
-/// What is left after a CPU_OFF.
+/// The zone's CPUs after a CPU_OFF.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AfterOff {
-    /// Other CPUs are on or on their way.
+    /// Other CPUs are on or on pending.
     OthersOn,
-    /// It was the last: nothing in the zone will ever run again by itself.
+    /// It was the last one: no CPU of the zone can turn another one on.
     AllOff,
 }
 
@@ -36,7 +37,7 @@ pub struct CpuTable<const N: usize> {
 }
 
 impl<const N: usize> CpuTable<N> {
-    /// All `mpidrs` off; those past `N` are dropped.
+    /// Returns a table of `mpidrs`, all off; those past `N` are dropped.
     pub fn new(mpidrs: impl IntoIterator<Item = Mpidr>) -> Self {
         Self {
             cpus: mpidrs
@@ -47,43 +48,43 @@ impl<const N: usize> CpuTable<N> {
         }
     }
 
-    /// A guest's `vcpus` CPUs with the affinities of QEMU's `virt`, all off.
+    /// Returns a table of a guest's `vcpus` CPUs with the affinities of QEMU's `virt`, all off.
     #[must_use]
     pub fn guest(vcpus: usize) -> Self {
         Self::new((0..vcpus).map(Mpidr::of_vcpu))
     }
 
-    /// CPUs in the table.
+    /// Returns the number of CPUs in the table.
     #[must_use]
     pub fn len(&self) -> usize {
         self.cpus.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether the table is empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.cpus.is_empty()
     }
 
-    /// State of a CPU by number.
+    /// Returns the state of a CPU by number.
     #[must_use]
     pub fn state(&self, cpu: usize) -> Option<CpuState> {
         self.cpus.get(cpu).map(|&(_, state)| state)
     }
 
-    /// Affinity of a CPU by number.
+    /// Returns the affinity of a CPU by number.
     #[must_use]
     pub fn mpidr(&self, cpu: usize) -> Option<Mpidr> {
         self.cpus.get(cpu).map(|&(mpidr, _)| mpidr)
     }
 
-    /// Number of the CPU with this affinity.
+    /// Returns the number of the CPU with this affinity.
     #[must_use]
     pub fn find(&self, mpidr: Mpidr) -> Option<usize> {
         self.cpus.iter().position(|&(other, _)| other == mpidr)
     }
 
-    /// CPUs that are on or on their way.
+    /// Returns the number of CPUs that are on or on pending.
     #[must_use]
     pub fn count_on(&self) -> usize {
         self.cpus
@@ -92,8 +93,11 @@ impl<const N: usize> CpuTable<N> {
             .count()
     }
 
-    /// CPU_ON: on success the CPU with the returned number is to be started at the entry point that was checked
-    /// with `entry_ok` (is it the zone's RAM?).
+    /// Executes CPU_ON. On success the caller must start the returned CPU. `entry_ok`: the entry point is in
+    /// the zone's RAM.
+    ///
+    /// # Errors
+    /// As CPU_ON: the affinity is unknown, the CPU is on or on pending, or the entry point is not valid.
     pub fn cpu_on(&mut self, target: u64, entry_ok: bool) -> Result<usize, Error> {
         let cpu = Mpidr::from_argument(target)
             .and_then(|mpidr| self.find(mpidr))
@@ -110,21 +114,24 @@ impl<const N: usize> CpuTable<N> {
         }
     }
 
-    /// The CPU has entered the zone. Nothing if it was not on its way.
+    /// Marks an on-pending CPU as on: it has entered the guest. Does nothing in other states.
     pub fn entered(&mut self, cpu: usize) {
         if let Some((_, state @ CpuState::OnPending)) = self.cpus.get_mut(cpu) {
             *state = CpuState::On;
         }
     }
 
-    /// The CPU could not be started after all: off again.
+    /// Marks an on-pending CPU as off: it could not be started.
     pub fn start_failed(&mut self, cpu: usize) {
         if let Some((_, state @ CpuState::OnPending)) = self.cpus.get_mut(cpu) {
             *state = CpuState::Off;
         }
     }
 
-    /// CPU_OFF by `cpu` itself. DENIED if it is not on, which a caller never is.
+    /// Executes CPU_OFF by `cpu`.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] if it is not on, which a caller never is.
     pub fn cpu_off(&mut self, cpu: usize) -> Result<AfterOff, Error> {
         match self.cpus.get_mut(cpu) {
             Some((_, state @ CpuState::On)) => *state = CpuState::Off,
@@ -137,7 +144,11 @@ impl<const N: usize> CpuTable<N> {
         })
     }
 
-    /// AFFINITY_INFO: on if any CPU of the affinity instance is on, else pending if any is, else off.
+    /// Executes AFFINITY_INFO: on if any CPU of the affinity instance is on, else on pending if any is, else
+    /// off.
+    ///
+    /// # Errors
+    /// [`Error::InvalidParameters`] for an unknown instance or level.
     pub fn affinity_info(&self, target: u64, lowest_level: u32) -> Result<CpuState, Error> {
         let target = Mpidr::from_argument(target).ok_or(Error::InvalidParameters)?;
         if lowest_level > 3 {
@@ -158,7 +169,7 @@ impl<const N: usize> CpuTable<N> {
             .unwrap_or(CpuState::Off))
     }
 
-    /// Starting a zone: `boot` is on its way, all others are off.
+    /// Sets the state at the start of a zone: `boot` is on pending, all others are off.
     pub fn reset(&mut self, boot: usize) {
         for (index, (_, state)) in self.cpus.iter_mut().enumerate() {
             *state = if index == boot {
@@ -169,7 +180,7 @@ impl<const N: usize> CpuTable<N> {
         }
     }
 
-    /// Stopping a zone: all off.
+    /// Sets all CPUs off, at the stop of a zone.
     pub fn all_off(&mut self) {
         for (_, state) in &mut self.cpus {
             *state = CpuState::Off;
@@ -179,7 +190,8 @@ impl<const N: usize> CpuTable<N> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{AfterOff, CpuState, CpuTable};
+    use crate::psci::Error;
 
     fn table() -> CpuTable<20> {
         let mut table = CpuTable::guest(18);
@@ -190,7 +202,7 @@ mod tests {
 
     // torture d5
     #[test]
-    fn on_twice() {
+    fn cpu_on_twice() {
         let mut table = table();
         assert_eq!(table.cpu_on(1, true), Ok(1));
         assert_eq!(table.cpu_on(1, true), Err(Error::OnPending));
@@ -227,7 +239,7 @@ mod tests {
 
     // torture d5
     #[test]
-    fn the_last_one_off_is_told() {
+    fn the_last_cpu_off_is_reported() {
         let mut table = table();
         table.cpu_on(1, true).unwrap();
         assert_eq!(table.cpu_off(1), Err(Error::Denied), "not on yet");

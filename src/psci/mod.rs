@@ -1,8 +1,8 @@
-//! PSCI 1.1 (Arm DEN 0022) and the discovery calls of SMCCC 1.1 (DEN 0028): calls decoded from registers, error
-//! codes, and the rules of turning CPUs on and off.
+//! PSCI 1.1 (Arm DEN 0022) and the discovery calls of SMCCC 1.1 (DEN 0028): calls decoded from registers,
+//! error codes, and the state of CPUs.
 //!
-//! [`Call::decode`] is used for root's calls and for guests'. [`cpus::CpuTable`] holds each CPU's state; EL2
-//! keeps one table per zone behind its lock and does what the table allows.
+//! [`Call::decode`] decodes root's calls and guests'. [`cpus::CpuTable`] holds each CPU's state; EL2 keeps
+//! one table per zone under the zone's lock and carries out what the table decides.
 
 pub mod cpus;
 
@@ -44,24 +44,24 @@ pub mod function {
     pub const SMCCC_ARCH_FEATURES: u32 = 0x8000_0001;
 }
 
-/// What PSCI_VERSION answers: 1.1.
+/// Result of PSCI_VERSION: 1.1.
 pub const PSCI_VERSION: u64 = 0x1_0001;
-/// What SMCCC_VERSION answers: 1.1.
+/// Result of SMCCC_VERSION: 1.1.
 pub const SMCCC_VERSION: u64 = 0x1_0001;
-/// What MIGRATE_INFO_TYPE answers: no trusted OS that would have to be migrated.
+/// Result of MIGRATE_INFO_TYPE: no trusted OS that requires migration.
 pub const NO_TRUSTED_OS: u64 = 2;
 
 /// Error codes (section 5.2.2).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[repr(i32)]
 pub enum Error {
-    /// The function is not there.
+    /// The function is not implemented.
     #[error("not supported")]
     NotSupported = -1,
-    /// An argument does not name anything, a CPU of another zone included.
+    /// An argument is invalid, or names a CPU outside the caller's zone.
     #[error("invalid parameters")]
     InvalidParameters = -2,
-    /// It is not allowed.
+    /// The operation is not allowed.
     #[error("denied")]
     Denied = -3,
     /// The CPU is on.
@@ -70,23 +70,23 @@ pub enum Error {
     /// The CPU is being turned on.
     #[error("on pending")]
     OnPending = -5,
-    /// Something failed that should not.
+    /// Internal failure.
     #[error("internal failure")]
     InternalFailure = -6,
-    /// The entry point cannot be executed.
+    /// The entry point is not a valid address.
     #[error("invalid address")]
     InvalidAddress = -9,
 }
 
 impl Error {
-    /// As it is returned in x0. A caller of the 32-bit form looks at w0 only, so one encoding serves both.
+    /// Returns the value for x0. A caller of the 32-bit form reads w0 only, so one encoding serves both.
     #[must_use]
     pub const fn to_register(self) -> u64 {
         self as i32 as i64 as u64
     }
 }
 
-/// The affinity fields of an MPIDR: Aff3 in bits [39:32], Aff2 to Aff0 in bits [23:0].
+/// The affinity fields of an MPIDR: Aff3 in bits 39 to 32, Aff2 to Aff0 in bits 23 to 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Mpidr(u64);
 
@@ -94,13 +94,13 @@ impl Mpidr {
     /// Bits that hold affinity fields.
     pub const MASK: u64 = 0xff_00ff_ffff;
 
-    /// The affinity of an MPIDR_EL1 value; other bits (U, MT, RES1) are dropped.
+    /// Returns the affinity of an MPIDR_EL1 value; other bits (U, MT, RES1) are dropped.
     #[must_use]
     pub const fn from_register(value: u64) -> Self {
         Self(value & Self::MASK)
     }
 
-    /// The affinity given as an argument, where all other bits must be zero (section 5.1.4).
+    /// Returns the affinity passed as an argument, or `None` if any other bit is set (section 5.1.4).
     #[must_use]
     pub const fn from_argument(value: u64) -> Option<Self> {
         if value & !Self::MASK == 0 {
@@ -110,25 +110,25 @@ impl Mpidr {
         }
     }
 
-    /// The affinity of a guest's vCPU, as QEMU's `virt` numbers them.
+    /// Returns the affinity of a guest's vCPU, numbered as in QEMU's `virt`.
     #[must_use]
     pub const fn of_vcpu(vcpu: usize) -> Self {
         Self::from_register(crate::abi::machine::vcpu_mpidr(vcpu))
     }
 
-    /// Its bits.
+    /// Returns the affinity fields.
     #[must_use]
     pub const fn bits(self) -> u64 {
         self.0
     }
 
-    /// What VMPIDR_EL2 holds for it: RES1 set, not a uniprocessor, not multithreaded.
+    /// Returns the value for VMPIDR_EL2: RES1 set, not a uniprocessor, not multithreaded.
     #[must_use]
     pub const fn register(self) -> u64 {
         self.0 | 1 << 31
     }
 
-    /// Whether both agree in the affinity fields from `level` upward.
+    /// Returns whether both have the same affinity fields from `level` upward.
     #[must_use]
     pub const fn same_from(self, other: Self, level: u32) -> bool {
         let mask = match level {
@@ -141,16 +141,16 @@ impl Mpidr {
     }
 }
 
-/// A call with its arguments. Arguments of the 32-bit form are cut to 32 bits, as SMCCC says.
+/// A call with its arguments. Arguments of the 32-bit form are truncated to 32 bits, as SMCCC requires.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
     /// PSCI_VERSION.
     Version,
     /// CPU_SUSPEND.
     CpuSuspend {
-        /// power_state; bit 16 asks for power-down.
+        /// power_state; bit 16 requests power-down.
         power_state: u32,
-        /// Where to go on after power-down.
+        /// Entry point after power-down.
         entry: Ipa,
         /// x0 there.
         context: u64,
@@ -161,7 +161,7 @@ pub enum Call {
     CpuOn {
         /// target_cpu, unchecked.
         target: u64,
-        /// Where it starts.
+        /// Entry point.
         entry: Ipa,
         /// x0 there.
         context: u64,
@@ -181,9 +181,9 @@ pub enum Call {
     SystemReset,
     /// SYSTEM_RESET2.
     SystemReset2 {
-        /// 0 is SYSTEM_WARM_RESET; bit 31 marks vendors' own.
+        /// 0 is SYSTEM_WARM_RESET; bit 31 marks vendor-specific types.
         reset_type: u32,
-        /// Vendors' own.
+        /// Vendor-specific.
         cookie: u64,
     },
     /// PSCI_FEATURES of a function.
@@ -195,7 +195,8 @@ pub enum Call {
 }
 
 impl Call {
-    /// Decodes x0 to x3 of an HVC or SMC with immediate 0; `None`: answer [`Error::NotSupported`].
+    /// Decodes x0 to x3 of an HVC or SMC with immediate 0; `None` for an unknown function: the result is
+    /// [`Error::NotSupported`].
     #[must_use]
     pub const fn decode(x: [u64; 4]) -> Option<Self> {
         let id = x[0] as u32;
@@ -234,12 +235,16 @@ impl Call {
     }
 }
 
-/// What PSCI_FEATURES answers: 0 for each function that is there (CPU_SUSPEND: original power_state format, no
-/// OS-initiated mode), otherwise an error.
+/// Returns the result of PSCI_FEATURES: 0 for each implemented function (CPU_SUSPEND: original power_state
+/// format, no OS-initiated mode).
+///
+/// # Errors
+/// [`Error::NotSupported`] for any other function.
 pub const fn features(id: u32) -> Result<u64, Error> {
     match id {
         function::SMCCC_VERSION => Ok(0),
-        // SMCCC_ARCH_FEATURES asks about itself; PSCI_FEATURES knows PSCI functions and SMCCC_VERSION only.
+        // SMCCC_ARCH_FEATURES is queried through itself; PSCI_FEATURES covers PSCI functions and
+        // SMCCC_VERSION only.
         function::SMCCC_ARCH_FEATURES => Err(Error::NotSupported),
         _ => match Call::decode([id as u64, 0, 0, 0]) {
             Some(_) => Ok(0),
@@ -248,7 +253,11 @@ pub const fn features(id: u32) -> Result<u64, Error> {
     }
 }
 
-/// What SMCCC_ARCH_FEATURES answers to a guest: the two discovery calls are there, no workaround is.
+/// Returns the result of a guest's SMCCC_ARCH_FEATURES: the two discovery calls are implemented, no
+/// workaround is.
+///
+/// # Errors
+/// [`Error::NotSupported`] for any other function.
 pub const fn arch_features(id: u32) -> Result<u64, Error> {
     match id {
         function::SMCCC_VERSION | function::SMCCC_ARCH_FEATURES => Ok(0),
@@ -256,7 +265,11 @@ pub const fn arch_features(id: u32) -> Result<u64, Error> {
     }
 }
 
-/// Checks the reset type of SYSTEM_RESET2 (section 5.1.12): only SYSTEM_WARM_RESET is there, done as SYSTEM_RESET.
+/// Checks the reset type of SYSTEM_RESET2 (section 5.1.12): only SYSTEM_WARM_RESET is implemented, as
+/// SYSTEM_RESET.
+///
+/// # Errors
+/// [`Error::NotSupported`] for a vendor-specific type, [`Error::InvalidParameters`] for an unknown one.
 pub const fn check_reset2(reset_type: u32) -> Result<(), Error> {
     match reset_type {
         0 => Ok(()),
@@ -267,11 +280,12 @@ pub const fn check_reset2(reset_type: u32) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Call, Error, Mpidr, arch_features, check_reset2, features, function};
+    use crate::addr::Ipa;
 
     // torture d5
     #[test]
-    fn the_32_bit_form_cuts_its_arguments() {
+    fn the_32_bit_form_truncates_its_arguments() {
         let wild = [
             u64::from(function::CPU_ON_32) | 0xdead << 32,
             0xf_0000_0001,

@@ -1,16 +1,17 @@
-//! Console byte rings of a zone. Positions are counts of bytes since the start and never wrap in practice (2^64).
+//! Console byte rings of a zone. Positions are counts of bytes since the start and never wrap in practice
+//! (2^64).
 //!
-//! - Output: [`OutputProducer`] at EL2 never waits and never reads what the daemon writes. [`OutputConsumer`] in
-//!   the daemon sees how many bytes it was too slow for.
-//! - Input: [`InputProducer`] in the daemon waits for room, [`InputConsumer`] at EL2 works from a private read
-//!   position; a write position that makes no sense is an empty ring.
+//! - Output: [`OutputProducer`] at EL2 never waits and never reads what the daemon writes. [`OutputConsumer`]
+//!   in the daemon reports how many bytes were overwritten before it read them.
+//! - Input: [`InputProducer`] in the daemon waits for room, [`InputConsumer`] at EL2 uses a private read
+//!   position; an invalid write position counts as an empty ring.
 
 use crate::sync::{AtomicU8, AtomicU64, Ordering, fence, mutated, ordering};
 
 /// The shared words of console output, written by EL2.
 #[derive(Clone, Copy, Debug)]
 pub struct Output<'a> {
-    /// Bytes are being written up to this position: those a ring's length before it are not to be trusted.
+    /// Bytes are being written up to this position: those a ring's length before it are not valid.
     pub claimed: &'a AtomicU64,
     /// Bytes are complete up to this position.
     pub written: &'a AtomicU64,
@@ -23,19 +24,19 @@ pub struct Output<'a> {
 pub struct Input<'a> {
     /// Bytes are complete up to this position; written by the daemon.
     pub written: &'a AtomicU64,
-    /// Bytes are taken up to this position; written by EL2 and never read by it.
+    /// Bytes are read up to this position; written by EL2 and never read by it.
     pub read: &'a AtomicU64,
     /// A power of two of bytes.
     pub bytes: &'a [AtomicU8],
 }
 
-/// The byte at a position; `None` only for a ring without bytes.
+/// Returns the byte at a position; `None` only for a ring without bytes.
 fn at(bytes: &[AtomicU8], position: u64) -> Option<&AtomicU8> {
     let mask = bytes.len().checked_sub(1)? as u64;
     bytes.get((position & mask) as usize)
 }
 
-/// EL2's side of console output. One CPU at a time: it lies behind the UART's lock.
+/// EL2's side of console output. One CPU at a time, under the UART's lock.
 #[derive(Debug, Default)]
 pub struct OutputProducer {
     written: u64,
@@ -54,11 +55,12 @@ impl OutputProducer {
         Self { written }
     }
 
-    /// Appends `data`, over the oldest bytes if need be.
+    /// Appends `data`, overwriting the oldest bytes if need be.
     pub fn write(&mut self, ring: &Output<'_>, data: &[u8]) {
         let end = self.written.wrapping_add(data.len() as u64);
         ring.claimed.store(end, Ordering::Relaxed);
-        // Pairs with the fence in OutputConsumer::read: a reader that saw one of the new bytes sees the claim.
+        // Pairs with the fence in OutputConsumer::read: a reader that saw one of the new bytes sees the
+        // claim.
         if !mutated("output_claim_fence") {
             fence(Ordering::Release);
         }
@@ -72,17 +74,17 @@ impl OutputProducer {
             .store(end, ordering("output_written", Ordering::Release));
     }
 
-    /// Bytes ever written.
+    /// Returns the number of bytes ever written.
     #[must_use]
     pub const fn written(&self) -> u64 {
         self.written
     }
 }
 
-/// What [`OutputConsumer::read`] got.
+/// Result of [`OutputConsumer::read`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutputRead {
-    /// Bytes that were overwritten before they could be read; they lie before those that were.
+    /// Bytes that were overwritten before they could be read; they precede those that were.
     pub dropped: u64,
     /// Bytes at the beginning of the buffer.
     pub len: usize,
@@ -95,23 +97,23 @@ pub struct OutputConsumer {
 }
 
 impl OutputConsumer {
-    /// Starts at a position: 0 gets all that is still there.
+    /// Starts at a position; 0 reads everything that is still there.
     #[must_use]
     pub const fn starting_at(read: u64) -> Self {
         Self { read }
     }
 
-    /// Position of the next byte.
+    /// Returns the position of the next byte.
     #[must_use]
     pub const fn position(&self) -> u64 {
         self.read
     }
 
-    /// Reads as much as is there and fits.
+    /// Reads as many bytes as are available and fit.
     pub fn read(&mut self, ring: &Output<'_>, buffer: &mut [u8]) -> OutputRead {
         let size = ring.bytes.len() as u64;
         let written = ring.written.load(ordering("output_read", Ordering::Acquire));
-        // After EL2 has started afresh, the position lies in the future.
+        // After a restart of EL2 the position is ahead of what it has written.
         if self.read.wrapping_sub(written) as i64 > 0 {
             self.read = written;
         }
@@ -124,7 +126,7 @@ impl OutputConsumer {
         if !mutated("output_check_fence") {
             fence(Ordering::Acquire);
         }
-        // What EL2 has begun to overwrite meanwhile is worth nothing.
+        // Drop what EL2 has begun to overwrite meanwhile.
         let claimed = ring.claimed.load(Ordering::Relaxed);
         let torn = claimed.wrapping_sub(start).saturating_sub(size).min(len as u64) as usize;
         if torn > 0 {
@@ -146,7 +148,7 @@ pub struct InputProducer {
 }
 
 impl InputProducer {
-    /// Goes on where the last producer ended, or where EL2 is if what that one left makes no sense.
+    /// Continues where the last producer ended, or at EL2's position if that end is not valid.
     #[must_use]
     pub fn attach(ring: &Input<'_>) -> Self {
         let written = ring.written.load(Ordering::Relaxed);
@@ -159,11 +161,11 @@ impl InputProducer {
         }
     }
 
-    /// Appends as much of `data` as there is room for; gives how much that was. EL2 then has to be told.
+    /// Appends as much of `data` as there is room for and returns its length. The caller then notifies EL2.
     pub fn write(&mut self, ring: &Input<'_>, data: &[u8]) -> usize {
         let size = ring.bytes.len() as u64;
-        // Acquire and InputConsumer::pop's release keep a new byte from overtaking the load of the old one. No test
-        // can notice: in loom as in Miri no load sees what is stored later.
+        // Acquire and InputConsumer::pop's release keep a new byte from overtaking the load of the old one.
+        // No test can notice: in loom as in Miri no load returns a value that is stored later.
         let read = ring.read.load(Ordering::Acquire);
         let room = size.saturating_sub(self.written.wrapping_sub(read));
         let len = room.min(data.len() as u64) as usize;
@@ -179,7 +181,7 @@ impl InputProducer {
     }
 }
 
-/// EL2's side of console input. One CPU at a time: it lies behind the UART's lock.
+/// EL2's side of console input. One CPU at a time, under the UART's lock.
 #[derive(Debug, Default)]
 pub struct InputConsumer {
     read: u64,
@@ -192,7 +194,8 @@ impl InputConsumer {
         Self { read: 0 }
     }
 
-    /// Bytes that can be taken, at most the ring's length; 0 if the daemon's position makes no sense.
+    /// Returns the number of bytes available, at most the ring's length; 0 if the daemon's position is not
+    /// valid.
     #[must_use]
     pub fn len(&self, ring: &Input<'_>) -> usize {
         let ahead = ring
@@ -206,13 +209,13 @@ impl InputConsumer {
         }
     }
 
-    /// Whether there is nothing to take.
+    /// Returns whether no byte is available.
     #[must_use]
     pub fn is_empty(&self, ring: &Input<'_>) -> bool {
         self.len(ring) == 0
     }
 
-    /// Takes one byte.
+    /// Removes and returns one byte.
     pub fn pop(&mut self, ring: &Input<'_>) -> Option<u8> {
         if self.is_empty(ring) {
             return None;

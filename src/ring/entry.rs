@@ -1,4 +1,4 @@
-//! What an event is: [`Entry`], its 32-bit encoding in a slot and its pending bit.
+//! An event: [`Entry`], its 32-bit encoding in a slot and its pending bit.
 
 use crate::abi::{MAX_QUEUES, MAX_SLOTS};
 
@@ -18,12 +18,13 @@ const ZONE_BIT: usize = CONSOLE_BIT + 1;
 pub const BITS: usize = ZONE_BIT + 1;
 
 const _: () = assert!(BITS <= crate::abi::shared::PENDING_WORDS * 64);
-// Slack for entries whose bits an attaching consumer clears while producers are between bit and slot: each CPU
-// can be at one such point.
+// Slack for entries whose bits an attaching consumer clears while producers are between bit and slot: each
+// CPU can be at one such point.
 const _: () = assert!(BITS + crate::abi::MAX_CPUS <= crate::abi::shared::RING_SLOTS);
 const _: () = assert!(MAX_SLOTS <= 256 && MAX_QUEUES <= 65536);
 
-/// An event of a zone. It says where to look, not what happened: the state is read by a command or from memory.
+/// An event of a zone. It says what to check, not what happened: the state is read by a command or from
+/// memory.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Entry {
     /// The guest notified a queue.
@@ -38,14 +39,14 @@ pub enum Entry {
         /// virtio slot.
         slot: u8,
     },
-    /// There is console output.
+    /// Console output is available.
     Console,
     /// The zone's state changed.
     Zone,
 }
 
 impl Entry {
-    /// Whether slot and queue are within a zone's limits; only such entries have a bit.
+    /// Returns whether slot and queue are within a zone's limits; only such entries have a bit.
     #[must_use]
     pub const fn is_valid(self) -> bool {
         match self {
@@ -55,7 +56,7 @@ impl Entry {
         }
     }
 
-    /// Its pending bit, below [`BITS`]; `None` if slot or queue is out of range.
+    /// Returns the pending bit, below [`BITS`]; `None` if slot or queue is out of range.
     #[must_use]
     pub const fn bit(self) -> Option<usize> {
         if !self.is_valid() {
@@ -69,7 +70,7 @@ impl Entry {
         })
     }
 
-    /// As a slot holds it.
+    /// Returns the encoding in a slot.
     #[must_use]
     pub const fn encode(self) -> u32 {
         let (kind, slot, queue) = match self {
@@ -81,7 +82,7 @@ impl Entry {
         (kind as u32) << 24 | (slot as u32) << 16 | queue as u32
     }
 
-    /// From a slot; `None` for what [`Self::encode`] never makes of a valid entry.
+    /// Decodes a slot; `None` for a word that [`Self::encode`] never returns for a valid entry.
     #[must_use]
     pub const fn decode(word: u32) -> Option<Self> {
         let (slot, queue) = ((word >> 16) as u8, word as u8);
@@ -102,7 +103,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{BITS, Entry};
+    use crate::abi::{MAX_QUEUES, MAX_SLOTS};
 
     fn all() -> impl Iterator<Item = Entry> {
         let slots = 0..MAX_SLOTS as u8;

@@ -1,16 +1,17 @@
 //! EL2's side: [`Producer`], shared by all CPUs of EL2.
 
-use super::{Entry, Ring, slot_word};
+use super::entry::Entry;
+use super::words::{Ring, slot_word};
 use crate::sync::{AtomicU64, Ordering, mutated, ordering};
 
-/// Whether the consumer has to be woken.
+/// Whether the consumer must be woken by the event interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
-pub enum Bell {
+pub enum Wakeup {
     /// It sleeps, or is about to: raise the interrupt.
-    Ring,
-    /// It is awake, or somebody else rings.
-    Quiet,
+    Required,
+    /// It is awake, or another producer wakes it.
+    NotRequired,
 }
 
 /// The producers' state, in EL2's own memory: no byte of it comes from the daemon.
@@ -21,14 +22,14 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// A producer on a ring that no entry was added to.
+    /// Returns a producer for an empty ring.
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
         Self::starting_at(0)
     }
 
-    /// A producer whose next entry has number `head`. Slots must hold nothing from a later entry.
+    /// Returns a producer whose next entry has number `head`. Slots must hold nothing from a later entry.
     #[cfg(not(loom))]
     #[must_use]
     pub const fn starting_at(head: u64) -> Self {
@@ -37,7 +38,7 @@ impl Producer {
         }
     }
 
-    /// The same for loom, whose atomics are not made in constants.
+    /// As above, for loom, whose atomics cannot be constants.
     #[cfg(loom)]
     #[must_use]
     pub fn starting_at(head: u64) -> Self {
@@ -46,16 +47,16 @@ impl Producer {
         }
     }
 
-    /// Tells the consumer of `entry`, unless it has been told and has not looked yet.
+    /// Adds `entry` unless it is pending already. Never waits.
     ///
-    /// What this CPU did before is visible to the consumer when it acts on the entry. Never waits.
-    pub fn push(&self, ring: &Ring<'_>, entry: Entry) -> Bell {
-        self.offer(ring, entry).unwrap_or(Bell::Quiet)
+    /// What this CPU did before is visible to the consumer when it processes the entry.
+    pub fn push(&self, ring: &Ring<'_>, entry: Entry) -> Wakeup {
+        self.offer(ring, entry).unwrap_or(Wakeup::NotRequired)
     }
 
-    /// As [`Self::push`]; `None` if nothing had to be added.
+    /// As [`Self::push`]; `None` if the entry was pending already.
     #[inline]
-    pub fn offer(&self, ring: &Ring<'_>, entry: Entry) -> Option<Bell> {
+    pub fn offer(&self, ring: &Ring<'_>, entry: Entry) -> Option<Wakeup> {
         let (word, mask) = ring.pending(entry.bit()?)?;
         if word.fetch_or(mask, ordering("pending_set", Ordering::Release)) & mask != 0 {
             return None;
@@ -73,16 +74,20 @@ impl Producer {
         if mutated("disarm_by_store") {
             let armed = ring.armed.load(Ordering::Relaxed);
             ring.armed.store(0, disarm);
-            return Some(if armed == 1 { Bell::Ring } else { Bell::Quiet });
+            return Some(if armed == 1 {
+                Wakeup::Required
+            } else {
+                Wakeup::NotRequired
+            });
         }
         Some(if ring.armed.swap(0, disarm) == 1 {
-            Bell::Ring
+            Wakeup::Required
         } else {
-            Bell::Quiet
+            Wakeup::NotRequired
         })
     }
 
-    /// Entries ever added: where a consumer that attaches begins.
+    /// Returns the number of entries ever added: where a consumer that attaches begins.
     #[must_use]
     pub fn head(&self) -> u64 {
         self.head.load(ordering("head_read", Ordering::Acquire))

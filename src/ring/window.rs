@@ -1,10 +1,11 @@
-//! A zone's window in the shared page as a type: [`ZoneWindow`], laid out as `abi::shared` says.
+//! A zone's window in the shared page as a type: [`ZoneWindow`], laid out as in `abi::shared`.
 //!
-//! All fields are atomics, for which every bit pattern is valid: whoever has mapped the page makes a reference to
-//! this type and needs no further care.
+//! All fields are atomics, for which every bit pattern is valid: code that has mapped the page can make a
+//! reference to this type without further checks.
 
 use super::console::{Input, Output};
-use super::{Entry, Ring};
+use super::entry::Entry;
+use super::words::Ring;
 use crate::abi::{MAX_QUEUES, MAX_SLOTS, shared};
 use crate::sync::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -54,7 +55,7 @@ const _: () = {
 };
 
 impl ZoneWindow {
-    /// The event ring.
+    /// Returns the event ring.
     #[must_use]
     pub const fn ring(&self) -> Ring<'_> {
         Ring {
@@ -64,7 +65,7 @@ impl ZoneWindow {
         }
     }
 
-    /// Console output.
+    /// Returns the console output ring.
     #[must_use]
     pub const fn output(&self) -> Output<'_> {
         Output {
@@ -74,7 +75,7 @@ impl ZoneWindow {
         }
     }
 
-    /// Console input.
+    /// Returns the console input ring.
     #[must_use]
     pub const fn input(&self) -> Input<'_> {
         Input {
@@ -84,10 +85,10 @@ impl ZoneWindow {
         }
     }
 
-    /// Notes that a notification comes at `now`, if it will make an entry: for EL2, before it offers the entry. What the
-    /// daemon writes there or into the pending bits spoils a number that it alone reads.
+    /// Stamps a notification with `now`, if it will add an entry; for EL2, before it offers the entry. If the
+    /// daemon writes to the stamp or the pending bits it corrupts only a value that it alone reads.
     #[inline]
-    pub fn note_notification(&self, slot: u8, queue: u8, now: u64) {
+    pub fn stamp_notification(&self, slot: u8, queue: u8, now: u64) {
         let entry = Entry::Notify { slot, queue };
         let Some((word, mask)) = entry.bit().and_then(|bit| self.ring().pending(bit)) else {
             return;
@@ -99,7 +100,8 @@ impl ZoneWindow {
         }
     }
 
-    /// When a queue was notified, by the generic counter, if it was: for the daemon, once it has taken the entry.
+    /// Returns the counter value at which a queue was notified, if it was; for the daemon, once it has popped
+    /// the entry.
     #[must_use]
     pub fn notified_at(&self, slot: u8, queue: u8) -> Option<u64> {
         let at = self.notified(slot, queue)?.load(Ordering::Relaxed);
@@ -114,8 +116,8 @@ impl ZoneWindow {
         })?
     }
 
-    /// Empties everything: for a new zone, before its producers start at 0. What an earlier zone left in the slots
-    /// would look like entries of this one.
+    /// Empties everything, for a new zone, before its producers start at 0. Entries of an earlier zone in the
+    /// slots would be taken for entries of this one.
     pub fn clear(&self) {
         self.ring().clear();
         for position in [

@@ -1,4 +1,4 @@
-//! Page frames in a map, for tests; can be told to run out.
+//! Page frames in a map, for tests; the number of allocations can be limited.
 
 extern crate std;
 

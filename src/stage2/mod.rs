@@ -1,39 +1,41 @@
 //! Stage-2 translation tables: 4 KiB granule, starting at level 1 with concatenated tables.
 //!
-//! [`Stage2`] is the tree, [`TableMemory`] the page frames it lies in (EL2's own, or [`fake`] ones in tests).
-//! Mapping never replaces: what is mapped must be unmapped first, so no live entry ever changes from one valid
-//! value to another (break-before-make, Arm ARM D8.16). TLB maintenance is the caller's.
+//! [`Stage2`] is the tree, [`TableMemory`] allocates and accesses its page frames (EL2's own, or those of
+//! `fake` in tests). A mapping never replaces another: it must be unmapped first, so no live entry ever
+//! changes from one valid value to another (break-before-make, Arm ARM D8.16). TLB maintenance is the
+//! caller's responsibility.
 
 #[cfg(any(test, feature = "fakes"))]
 pub mod fake;
 
 use crate::addr::{Ipa, PAGE_SIZE, Pa};
 
-/// Page frames for tables. Tables are zeroed when allocated.
+/// Allocates and accesses page frames for tables.
 pub trait TableMemory {
-    /// `pages` contiguous frames, a power of two, aligned to their size and zeroed; `None` if there are none.
+    /// Allocates `pages` contiguous frames, a power of two, aligned to their size and zeroed; `None` if there
+    /// are none left.
     fn alloc(&mut self, pages: usize) -> Option<Pa>;
-    /// Gives frames of `alloc` back.
+    /// Frees frames of [`Self::alloc`].
     fn free(&mut self, table: Pa, pages: usize);
-    /// Entry `index` of the table page at `table`.
+    /// Reads entry `index` of the table page at `table`.
     fn read(&self, table: Pa, index: usize) -> u64;
-    /// Writes an entry, visible to the table walker when the caller has synchronized.
+    /// Writes an entry; visible to the table walker once the caller has synchronized.
     fn write(&mut self, table: Pa, index: usize, entry: u64);
 }
 
-/// What a mapping allows and how it is cached; combined with the zone's own stage 1.
+/// Permissions and memory type of a mapping; combined with those of the zone's stage 1.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
-    /// RAM: write-back, everything allowed.
+    /// RAM: write-back, all permissions.
     Ram,
-    /// Device-nGnRE, read and write, never executed.
+    /// Device-nGnRE, read and write, never executable.
     Device,
-    /// Device-nGnRE, read only, never executed: stores are permission faults.
+    /// Device-nGnRE, read only, never executable: stores are permission faults.
     DeviceReadOnly,
 }
 
 impl Access {
-    /// MemAttr, S2AP, SH, AF and XN (Arm ARM D8.3.2, stage 2 without FEAT_S2FWB).
+    /// Returns MemAttr, S2AP, SH, AF and XN (Arm ARM D8.3.2, stage 2 without FEAT_S2FWB).
     const fn bits(self) -> u64 {
         const AF: u64 = 1 << 10;
         const INNER: u64 = 3 << 8;
@@ -54,10 +56,10 @@ pub enum MapError {
     /// Address or length is not a multiple of 4 KiB, or the length is zero.
     #[error("{0} is not a multiple of 4 KiB")]
     Misaligned(Ipa),
-    /// The range leaves the intermediate physical address space.
-    #[error("{0} is beyond the address space")]
+    /// The range exceeds the intermediate physical address space.
+    #[error("{0} is outside the address space")]
     OutOfRange(Ipa),
-    /// Something is mapped there.
+    /// Part of the range is mapped already.
     #[error("{0} is mapped already")]
     Overlap(Ipa),
     /// No page frame left for a table.
@@ -70,7 +72,7 @@ const TABLE: u64 = 2;
 const ADDRESS: u64 = 0x0000_ffff_ffff_f000;
 const ENTRIES: usize = 512;
 
-/// Bytes that one entry of a level translates.
+/// Returns the bytes that one entry of a level translates.
 const fn span(level: u32) -> u64 {
     1 << (39 - 9 * level)
 }
@@ -84,7 +86,7 @@ pub struct Stage2 {
 }
 
 impl Stage2 {
-    /// An empty tree for IPAs of `ipa_bits` bits, 31 to 43; `None` without memory or for other sizes.
+    /// Returns an empty tree for IPAs of `ipa_bits` bits, 31 to 43; `None` without memory or for other sizes.
     pub fn new(memory: &mut impl TableMemory, ipa_bits: u32) -> Option<Self> {
         if !(31..=43).contains(&ipa_bits) {
             return None;
@@ -102,25 +104,25 @@ impl Stage2 {
         if ipa_bits <= 39 { 1 } else { 1 << (ipa_bits - 39) }
     }
 
-    /// Address of the first root table, for VTTBR_EL2.
+    /// Returns the address of the first root table, for VTTBR_EL2.
     #[must_use]
     pub const fn root(&self) -> Pa {
         self.root
     }
 
-    /// Table pages in use.
+    /// Returns the number of table pages in use.
     #[must_use]
     pub const fn pages(&self) -> usize {
         self.pages
     }
 
-    /// First IPA that does not exist.
+    /// Returns the first IPA past the address space.
     #[must_use]
     pub const fn limit(&self) -> u64 {
         1 << self.ipa_bits
     }
 
-    /// VTCR_EL2 for trees of `ipa_bits` on a CPU with this ID_AA64MMFR0_EL1.PARange.
+    /// Returns VTCR_EL2 for trees of `ipa_bits` on a CPU with this ID_AA64MMFR0_EL1.PARange.
     #[must_use]
     pub const fn vtcr(ipa_bits: u32, pa_range: u64) -> u64 {
         const RES1: u64 = 1 << 31;
@@ -128,6 +130,9 @@ impl Stage2 {
     }
 
     /// Maps `len` bytes at `ipa` to `pa`, with the largest blocks that fit.
+    ///
+    /// # Errors
+    /// See [`MapError`]; nothing is mapped then.
     pub fn map(
         &mut self,
         memory: &mut impl TableMemory,
@@ -194,7 +199,7 @@ impl Stage2 {
         Err(MapError::Overlap(ipa))
     }
 
-    /// Unmaps what is mapped in the range, whole blocks that begin in it; tables stay until [`Self::destroy`].
+    /// Unmaps the range, including whole blocks that begin in it; tables are kept until [`Self::destroy`].
     pub fn unmap(&mut self, memory: &mut impl TableMemory, ipa: Ipa, len: u64) {
         let end = ipa.0.saturating_add(len).min(self.limit());
         let mut at = ipa.0;
@@ -218,7 +223,7 @@ impl Stage2 {
         }
     }
 
-    /// Physical address and raw leaf entry that `ipa` translates to.
+    /// Returns the physical address and the raw leaf entry that `ipa` translates to.
     pub fn translate(&self, memory: &impl TableMemory, ipa: Ipa) -> Option<(Pa, u64)> {
         if ipa.0 >= self.limit() {
             return None;
@@ -262,7 +267,7 @@ impl Stage2 {
         memory.free(table, 1);
     }
 
-    /// The concatenated root table page that covers `ipa`.
+    /// Returns the concatenated root table page that covers `ipa`.
     fn root_page(&self, ipa: Ipa) -> Pa {
         Pa(self.root.0 + (ipa.0 >> 39) * PAGE_SIZE)
     }
@@ -272,7 +277,7 @@ impl Stage2 {
     }
 }
 
-/// Calls `map` for each part of `[0, limit)` that lies in none of `holes`, which are sorted by start.
+/// Calls `map` for each part of `[0, limit)` outside `holes`, which are sorted by start.
 pub fn gaps<E>(
     limit: u64,
     holes: &[(u64, u64)],

@@ -1,5 +1,6 @@
 use super::fake::FakeFrames;
-use super::*;
+use super::{Access, MapError, Stage2, gaps};
+use crate::addr::{Ipa, Pa};
 
 const GIB: u64 = 1 << 30;
 const MIB2: u64 = 2 << 20;

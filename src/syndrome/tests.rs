@@ -1,6 +1,9 @@
 //! Syndromes as the architecture encodes them.
 
-use super::*;
+use super::{
+    Access, DataAbort, Fault, IL, Register, Syndrome, SysReg, UNDEFINED_ESR, Wfx, Width, external_abort_esr,
+    instruction_length, synchronous_vector,
+};
 
 fn esr(ec: u8, iss: u64) -> u64 {
     u64::from(ec) << 26 | IL | iss
@@ -47,7 +50,7 @@ fn walks_and_cache_maintenance_are_never_an_access() {
 
 // torture a4
 #[test]
-fn hpfar_is_not_trusted_where_it_is_unknown() {
+fn hpfar_is_not_used_where_it_is_unknown() {
     assert!(!data_abort(0x0e).hpfar_valid);
     assert!(!data_abort(0x21).hpfar_valid);
     assert!(!data_abort(0x10).hpfar_valid);
@@ -146,7 +149,7 @@ fn system_registers_by_name() {
 }
 
 #[test]
-fn calls_and_waits() {
+fn hvc_smc_and_wfx() {
     assert_eq!(Syndrome::decode(esr(0x16, 0xbeef)), Syndrome::Hvc(0xbeef));
     assert_eq!(Syndrome::decode(esr(0x17, 0)), Syndrome::Smc(0));
     assert_eq!(Syndrome::decode(esr(0x01, 0)), Syndrome::Wfx(Wfx::Wfi));

@@ -1,36 +1,20 @@
-//! The state of 32 interrupts, one bit each, as the distributor's own registers hold it: bank 0 of each virtual CPU is
-//! its SGIs and PPIs, bank n is the SPIs 32n to 32n+31.
+//! The state of 32 interrupts, one bit each, as in the distributor's registers: bank 0 of each vCPU holds its
+//! SGIs and PPIs, bank n the SPIs 32n to 32n+31.
 
-/// Priorities have five bits, what every GICv3 virtual CPU interface in use implements (`ICH_VTR_EL2.PRIbits`).
+/// Priorities have five bits, as in every GICv3 virtual CPU interface in use (`ICH_VTR_EL2.PRIbits`).
 pub(super) const PRIORITY_MASK: u8 = 0xf8;
 
-/// The bank and, as a mask, the bit of an interrupt.
-pub(super) const fn split(intid: u32) -> (usize, u32) {
-    (intid as usize / 32, 1 << (intid % 32))
-}
-
-/// The positions of the bits set in `mask`, in ascending order.
-pub(super) fn bits(mut mask: u32) -> impl Iterator<Item = u32> {
-    core::iter::from_fn(move || {
-        if mask == 0 {
-            return None;
-        }
-        let bit = mask.trailing_zeros();
-        mask &= mask - 1;
-        Some(bit)
-    })
-}
-
-/// What an interrupt wants from a list register.
+/// What an interrupt needs a list register for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Want {
-    /// Nothing.
+    /// Idle.
     Nothing,
     /// To be delivered.
     Pending,
-    /// To be there when the guest deactivates it.
+    /// To be deactivated by the guest.
     Active,
-    /// Its physical interrupt is to be deactivated: nobody will take it any more.
+    /// Not needed: its physical interrupt must be deactivated, because the guest will not acknowledge it any
+    /// more.
     Release,
 }
 
@@ -47,27 +31,30 @@ pub(super) struct Bank {
     pub edge: u32,
     /// The level of the input line.
     pub line: u32,
-    /// Pending by an edge, an SGI, a write to `ISPENDR`, or a physical arrival; consumed when the guest acknowledges.
+    /// Pending by an edge, an SGI, a write to `ISPENDR`, or a physical interrupt; cleared when the guest
+    /// acknowledges.
     pub latch: u32,
-    /// Active, as of the last look at the list register.
+    /// Active, as of the last sync of the list register.
     pub active: u32,
-    /// The physical interrupt of this number is active on our behalf: EL2 has acknowledged it, and it stays quiet until
-    /// the guest (list register with `HW`) or the virtual GIC (`ListRegisters::deactivate`) deactivates it.
-    pub live: u32,
-    /// The latch stands for that physical arrival; if it does not, the active state does.
-    pub arrived: u32,
-    /// In a list register of its virtual CPU.
+    /// The physical interrupt of this INTID is active on the guest's behalf: EL2 has acknowledged it, and it
+    /// is not signalled again until the guest (list register with `HW`) or the virtual GIC
+    /// (`ListRegisters::deactivate`) deactivates it.
+    pub phys_active: u32,
+    /// The latch stands for that physical interrupt; if clear, the active state does.
+    pub phys_pending: u32,
+    /// In a list register of its vCPU.
     pub resident: u32,
     /// `IPRIORITYR`.
     pub priority: [u8; 32],
-    /// Of active interrupts, priority and group as they were when the guest took them: it ends them under these.
-    pub taken_priority: [u8; 32],
-    pub taken_group: u32,
+    /// Of active interrupts, priority and group at the time of acknowledgement: the guest ends them under
+    /// these.
+    pub active_priority: [u8; 32],
+    pub active_group: u32,
 }
 
 impl Bank {
-    /// A bank out of reset: everything disabled, group 1 as firmware would have left it, level-triggered except for
-    /// what `edge` names.
+    /// Returns a bank after reset: everything disabled, group 1 as firmware would have left it,
+    /// level-triggered except for what `edge` names.
     pub fn new(implemented: u32, edge: u32) -> Self {
         Self {
             implemented,
@@ -77,46 +64,47 @@ impl Bank {
             line: 0,
             latch: 0,
             active: 0,
-            live: 0,
-            arrived: 0,
+            phys_active: 0,
+            phys_pending: 0,
             resident: 0,
             priority: [0; 32],
-            taken_priority: [0; 32],
-            taken_group: 0,
+            active_priority: [0; 32],
+            active_group: 0,
         }
     }
 
-    /// Back to reset, but for the input lines, which belong to the devices, and for physical interrupts still active.
+    /// Resets the bank, except for the input lines, which belong to the devices, and for physical interrupts
+    /// still active.
     pub fn reset(&mut self, edge: u32) {
         *self = Self {
             line: self.line,
-            live: self.live,
+            phys_active: self.phys_active,
             ..Self::new(self.implemented, edge)
         };
     }
 
-    /// Interrupts pending outside a list register.
+    /// Returns the interrupts pending outside a list register.
     pub fn pending(&self) -> u32 {
         self.latch | self.line & !self.edge
     }
 
-    /// Interrupts whose group is on in `GICD_CTLR`; `groups` is its two enable bits.
+    /// Returns the interrupts whose group is enabled in `GICD_CTLR`; `groups` is its two enable bits.
     pub fn group_on(&self, groups: u32) -> u32 {
         let group0 = if groups & 1 != 0 { !self.group } else { 0 };
         let group1 = if groups & 2 != 0 { self.group } else { 0 };
         group0 | group1
     }
 
-    /// Interrupts that may be delivered if they are pending.
+    /// Returns the interrupts that may be delivered if they are pending.
     pub fn deliverable(&self, groups: u32) -> u32 {
         self.enabled & self.group_on(groups)
     }
 
-    /// What the interrupt at `mask` wants, if it is not in a list register.
+    /// Returns what the interrupt at `mask` wants, if it is not in a list register.
     pub fn want(&self, mask: u32, groups: u32) -> Want {
         if self.active & mask != 0 {
             Want::Active
-        } else if self.live & !self.arrived & mask != 0 {
+        } else if self.phys_active & !self.phys_pending & mask != 0 {
             Want::Release
         } else if self.pending() & self.deliverable(groups) & mask != 0 {
             Want::Pending
@@ -125,28 +113,29 @@ impl Bank {
         }
     }
 
-    /// The priority of the interrupt at position `bit`.
+    /// Returns the priority of the interrupt at position `bit`.
     pub fn priority(&self, bit: u32) -> u8 {
         self.priority.get(bit as usize).copied().unwrap_or(0xff)
     }
 
-    /// Priority and group of the interrupt at position `bit`: while it is active, those it was taken with.
+    /// Returns priority and group of the interrupt at position `bit`: while it is active, those of its
+    /// acknowledgement.
     pub fn rank(&self, bit: u32) -> (u8, bool) {
         let mask = 1 << bit;
         if self.active & mask != 0 {
-            let priority = self.taken_priority.get(bit as usize).copied().unwrap_or(0xff);
-            (priority, self.taken_group & mask != 0)
+            let priority = self.active_priority.get(bit as usize).copied().unwrap_or(0xff);
+            (priority, self.active_group & mask != 0)
         } else {
             (self.priority(bit), self.group & mask != 0)
         }
     }
 
-    /// The interrupt at position `bit` is active, taken with this priority and group.
+    /// Makes the interrupt at position `bit` active, acknowledged with this priority and group.
     pub fn activate(&mut self, bit: u32, priority: u8, group1: bool) {
         let mask = 1 << bit;
-        if let Some(place) = self.taken_priority.get_mut(bit as usize) {
+        if let Some(place) = self.active_priority.get_mut(bit as usize) {
             *place = priority;
-            self.taken_group = self.taken_group & !mask | if group1 { mask } else { 0 };
+            self.active_group = self.active_group & !mask | if group1 { mask } else { 0 };
             self.active |= mask;
         }
     }
@@ -154,15 +143,7 @@ impl Bank {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
-    use super::*;
-    use std::vec::Vec;
-
-    #[test]
-    fn bits_are_listed_once_each() {
-        assert_eq!(bits(0x8000_0101).collect::<Vec<_>>(), [0, 8, 31]);
-        assert_eq!(bits(0).count(), 0);
-    }
+    use super::{Bank, Want};
 
     #[test]
     fn a_level_is_pending_while_high_an_edge_when_latched() {
@@ -179,11 +160,11 @@ mod tests {
         bank.latch = 1;
         assert_eq!(bank.want(1, 2), Want::Nothing, "disabled");
         bank.enabled = 1;
-        assert_eq!(bank.want(1, 1), Want::Nothing, "its group is off");
+        assert_eq!(bank.want(1, 1), Want::Nothing, "its group is disabled");
         assert_eq!(bank.want(1, 2), Want::Pending);
         bank.active = 1;
         assert_eq!(bank.want(1, 2), Want::Active);
-        bank.live = 2;
+        bank.phys_active = 2;
         assert_eq!(bank.want(2, 2), Want::Release);
     }
 }

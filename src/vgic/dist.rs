@@ -1,10 +1,11 @@
-//! The distributor a zone sees: one security state (`DS`), affinity routing always on (`ARE`), no LPIs
-//! (IHI 0069, 12.9). Accesses of a width a register does not have, and undefined offsets, read as zero and write
-//! nothing.
+//! The distributor a zone sees: one security state (`DS`), affinity routing always on (`ARE`), no LPIs (IHI
+//! 0069, 12.9). Accesses of a width that a register does not support, and undefined offsets, read as zero and
+//! ignore writes.
 
-use super::bank::split;
-use super::regs::Access;
-use super::{FIRST_SPI, Kicks, SPI_LIMIT, Vgic};
+use super::access::{Access, Reg};
+use super::gic::Vgic;
+use super::intid::{FIRST_SPI, SPI_LIMIT, split};
+use super::kicks::Kicks;
 
 /// Offsets of the distributor's registers.
 pub(super) mod offset {
@@ -15,7 +16,7 @@ pub(super) mod offset {
     pub const CLRSPI_NSR: u32 = 0x0048;
     pub const IROUTER: u32 = 0x6000;
     pub const IROUTER_END: u32 = IROUTER + 8 * super::SPI_LIMIT;
-    /// The identification registers `PIDR4` to `CIDR3`, at the same place in every page group of the GIC.
+    /// The identification registers `PIDR4` to `CIDR3`, at the same offset in every page group of the GIC.
     pub const ID: u32 = 0xffd0;
 }
 
@@ -25,14 +26,14 @@ pub(super) const CTLR_GROUPS: u32 = 0b11;
 const CTLR_ARE: u32 = 1 << 4;
 /// `GICD_CTLR.DS`: one security state.
 const CTLR_DS: u32 = 1 << 6;
-/// `GICD_TYPER.MBIS`: `SETSPI_NSR` and `CLRSPI_NSR` work.
+/// `GICD_TYPER.MBIS`: message-based SPIs by `SETSPI_NSR` and `CLRSPI_NSR`.
 const TYPER_MBIS: u32 = 1 << 16;
-/// `GICD_TYPER.IDbits`: interrupt numbers have ten bits.
+/// `GICD_TYPER.IDbits`: INTIDs have ten bits.
 const TYPER_IDBITS: u32 = 9 << 19;
 /// `GICD_IIDR` and `GICR_IIDR`: implementer Arm (0x43b), as the register model is Arm's; product `R`.
 pub(super) const IIDR: u32 = 0x5200_043b;
 
-/// The identification registers at [`offset::ID`]: of a GICv3 by Arm (`PIDR2.ArchRev` 3).
+/// Returns an identification register at [`offset::ID`]: of a GICv3 by Arm (`PIDR2.ArchRev` 3).
 pub(super) fn id_register(offset: u32, part: u8) -> u32 {
     const ID: [u8; 12] = [0x44, 0, 0, 0, 0, 0xb4, 0x3b, 0, 0x0d, 0xf0, 0x05, 0xb1];
     match offset.checked_sub(offset::ID).map(|bytes| bytes / 4) {
@@ -42,7 +43,7 @@ pub(super) fn id_register(offset: u32, part: u8) -> u32 {
     }
 }
 
-/// An access to `GICD_IROUTER<n>`: the SPI, and the position of the accessed half.
+/// Decodes an access to `GICD_IROUTER<n>`: the SPI, and the bit position of the accessed half.
 pub(super) fn decode_router(offset: u32, width: u32) -> Option<(u32, u32)> {
     if !(offset::IROUTER..offset::IROUTER_END).contains(&offset) || !offset.is_multiple_of(width.max(1)) {
         return None;
@@ -52,7 +53,7 @@ pub(super) fn decode_router(offset: u32, width: u32) -> Option<(u32, u32)> {
     (intid >= FIRST_SPI && matches!(width, 4 | 8)).then_some((intid, shift))
 }
 
-/// `old` with the `width` bytes at `shift` replaced by `value`.
+/// Returns `old` with the `width` bytes at `shift` replaced by `value`.
 pub(super) fn merge(old: u64, shift: u32, width: u32, value: u64) -> u64 {
     if width == 8 {
         return value;
@@ -62,9 +63,10 @@ pub(super) fn merge(old: u64, shift: u32, width: u32, value: u64) -> u64 {
 }
 
 impl Vgic {
-    /// Asks for what a read of `width` bytes at `offset` of the distributor by `reader` needs to be exact. If that is
-    /// nobody, the read can go on. If not, EL2 kicks these virtual CPUs and lets the guest try the same read again: its
-    /// interrupts are in their list registers, and only they can tell whether those are pending still or active.
+    /// Returns the vCPUs that must sync before `reader` can read `width` bytes at `offset` of the
+    /// distributor; empty when the read can go on. Otherwise EL2 kicks them and lets the guest retry the
+    /// read: interrupts of the register are in their list registers, which alone hold whether those are still
+    /// pending or active.
     pub fn await_dist_read(&mut self, reader: usize, offset: u32, width: u32) -> Kicks {
         match Access::decode(offset, width) {
             Some(access) if access.index != 0 => self.await_read(reader, 0, &access),
@@ -72,7 +74,7 @@ impl Vgic {
         }
     }
 
-    /// A read of `width` bytes at `offset` of the distributor.
+    /// Reads `width` bytes at `offset` of the distributor.
     pub fn dist_read(&mut self, offset: u32, width: u32) -> u64 {
         if let Some(access) = Access::decode(offset, width) {
             // Bank 0 is in the redistributors.
@@ -98,7 +100,7 @@ impl Vgic {
         })
     }
 
-    /// A write of `width` bytes at `offset` of the distributor.
+    /// Writes `width` bytes at `offset` of the distributor.
     pub fn dist_write(&mut self, offset: u32, width: u32, value: u64) -> Kicks {
         if let Some(access) = Access::decode(offset, width) {
             return if access.index == 0 {
@@ -128,7 +130,7 @@ impl Vgic {
         self.refresh_all()
     }
 
-    /// A message-based SPI: an edge makes it pending, for a level the message is the line.
+    /// Executes a message-based SPI: an edge becomes pending, for a level the message sets the line.
     fn message(&mut self, intid: u32, set: bool) -> Kicks {
         if !(FIRST_SPI..SPI_LIMIT).contains(&intid) {
             return Kicks::NONE;
@@ -140,11 +142,7 @@ impl Vgic {
         if bank.edge & mask == 0 {
             return self.set_line(intid, set);
         }
-        let reg = if set {
-            super::regs::Reg::SetPending
-        } else {
-            super::regs::Reg::ClearPending
-        };
+        let reg = if set { Reg::SetPending } else { Reg::ClearPending };
         self.write_bank(
             0,
             &Access {

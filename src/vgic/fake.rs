@@ -1,20 +1,20 @@
-//! A virtual CPU interface as the architecture describes it (IHI 0069, chapter 6), so that tests can play the guest:
-//! acknowledge, end and deactivate interrupts, and see the maintenance interrupt.
+//! A model of the virtual CPU interface (IHI 0069, chapter 6), on which tests play the guest: acknowledge,
+//! end and deactivate interrupts, and observe the maintenance interrupt.
 
 #![allow(
     clippy::indexing_slicing,
     clippy::unwrap_used,
-    reason = "a test that does what no CPU does is to fail"
+    reason = "a test that does what no CPU does must fail"
 )]
 
 extern crate std;
 
-use super::image::Image;
 use super::lr::{ListRegisters, Lr, hcr, vmcr};
+use super::shadow::LrShadow;
 use std::vec;
 use std::vec::Vec;
 
-/// What `ICC_IAR` reads when nothing can be taken.
+/// What `ICC_IAR` reads when no interrupt can be acknowledged.
 pub const SPURIOUS: u32 = 1023;
 
 /// One CPU's list registers and the guest's CPU interface on top of them.
@@ -26,18 +26,18 @@ pub struct FakeCpu {
     pub pmr: u8,
     /// Priorities and groups of interrupts acknowledged and not yet ended, a stack (`ICH_AP<g>R<n>`).
     pub running: Vec<(u8, bool)>,
-    /// Physical interrupts deactivated, by the hardware bit or by EL2, since the test last took them.
+    /// Physical interrupts deactivated, by the `HW` bit or by EL2, since the test last emptied the list.
     pub deactivated: Vec<u32>,
     /// Physical PPIs whose line is low.
     pub low: Vec<u32>,
     /// Accesses to list registers since the test last cleared it.
     pub accesses: core::cell::Cell<usize>,
-    /// List registers in use, as of the last [`FakeCpu::image`].
+    /// List registers in use, as of the last [`FakeCpu::with_shadow`].
     used: u32,
 }
 
 impl FakeCpu {
-    /// A CPU whose guest has both groups on and masks no priority.
+    /// Returns a CPU whose guest has enabled both groups and masks no priority.
     pub fn new(count: usize) -> Self {
         Self {
             lrs: vec![Lr::EMPTY; count],
@@ -52,12 +52,12 @@ impl FakeCpu {
         }
     }
 
-    /// What EL2 does with a CPU's list registers: `pass` works on a copy of those that the last pass left in use.
-    pub fn image<T>(&mut self, pass: impl FnOnce(&mut Image<'_, Self>) -> T) -> T {
+    /// Runs `pass` as EL2 does, on a shadow of the list registers that the last pass left in use.
+    pub fn with_shadow<T>(&mut self, pass: impl FnOnce(&mut LrShadow<'_, Self>) -> T) -> T {
         let used = self.used;
-        let mut image = Image::read(self, used);
-        let result = pass(&mut image);
-        self.used = image.write_back();
+        let mut shadow = LrShadow::load(self, used);
+        let result = pass(&mut shadow);
+        self.used = shadow.write_back();
         result
     }
 
@@ -80,7 +80,7 @@ impl FakeCpu {
         self.vmcr & if lr.group1() { vmcr::VENG1 } else { vmcr::VENG0 } != 0
     }
 
-    /// The index of the list register the CPU would signal.
+    /// Returns the index of the list register that the CPU would signal.
     fn highest(&self) -> Option<usize> {
         let running = self.running.last().map_or(0xff, |(priority, _)| *priority);
         (0..self.lrs.len())
@@ -141,7 +141,7 @@ impl FakeCpu {
         }
     }
 
-    /// Whether the maintenance interrupt is asserted (`ICH_MISR_EL2` is not zero).
+    /// Returns whether the maintenance interrupt is asserted (`ICH_MISR_EL2` is not zero).
     pub fn maintenance(&self) -> bool {
         let on = |bit: u64| self.hcr & bit != 0;
         let valid = self.lrs.iter().filter(|lr| !lr.inactive()).count();

@@ -1,20 +1,26 @@
-//! Who gets a list register, and which maintenance interrupts tell that another should have one.
+//! Allocates list registers, and chooses the maintenance interrupts that report when another interrupt needs
+//! one.
 //!
-//! **Nothing is starved.** While an interrupt that could be delivered has no list register, at least one list register
-//! is in the pending state and none of those is less urgent (`fill` evicts, if need be even an active interrupt), and
-//! `NPIE` asks for a maintenance interrupt as soon as the last pending one has been acknowledged. Until then nothing
-//! less urgent than the waiting ones can be taken, so their order is exact (`withhold` keeps it so).
+//! **No starvation.** While an interrupt that could be delivered has no list register, at least one list
+//! register is in the pending state and none of those is less urgent (`fill` evicts, if need be even an
+//! active interrupt), and `NPIE` requests a maintenance interrupt when the last pending one has been
+//! acknowledged. Until then nothing less urgent than the waiting ones can be acknowledged, so their order is
+//! exact (`withhold` maintains this).
 //!
-//! **Active interrupts without a list register** (evicted, or made active by a write to `ISACTIVER`): with `EOImode` 0
-//! the guest ends them in the order of their priorities, which `EOIcount` and `LRENPIE` report; with `EOImode` 1 the
-//! write to `ICC_DIR_EL1` is trapped (`TDIR`) and EL2 calls [`Vgic::deactivate`].
+//! **Active interrupts without a list register** (evicted, or made active by a write to `ISACTIVER`): with
+//! `EOImode` 0 the guest ends them in the order of their priorities, which `EOIcount` and `LRENPIE` report;
+//! with `EOImode` 1 the write to `ICC_DIR_EL1` is trapped (`TDIR`) and EL2 calls [`Vgic::deactivate`].
 
-use super::bank::{Want, bits, split};
-use super::flush::give_back;
+use super::bank::Want;
+use super::gic::Vgic;
+use super::intid::{bits, split};
+use super::kicks::Kicks;
 use super::lr::{ListRegisters, Lr, MAX_LIST_REGISTERS, hcr, vmcr};
-use super::{Kicks, Vgic};
+use super::rank::{Class, Rank, class_of};
+use super::slot::return_pending;
 
-/// The bits of `ICH_HCR_EL2` that [`ListRegisters::set_hcr`] is called with; an implementation owns all others.
+/// The bits of `ICH_HCR_EL2` that [`ListRegisters::set_hcr`] is called with; an implementation owns all
+/// others.
 pub const HCR_OWNED: u64 = hcr::EN
     | hcr::UIE
     | hcr::LRENPIE
@@ -25,24 +31,6 @@ pub const HCR_OWNED: u64 = hcr::EN
     | hcr::VGRP1_DIE
     | hcr::TDIR;
 
-/// How urgently an interrupt wants a list register: smaller is more urgent.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Rank {
-    pub class: Class,
-    pub priority: u8,
-    pub intid: u32,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Class {
-    /// The guest can take it now, priorities allowing.
-    Pending,
-    /// The guest will end it.
-    Active,
-    /// Pending, but the guest has its group off at the CPU interface.
-    Masked,
-}
-
 impl Vgic {
     /// Fills list registers, the most urgent first.
     pub(super) fn fill(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
@@ -52,7 +40,7 @@ impl Vgic {
         };
         let count = lrs.count().min(MAX_LIST_REGISTERS);
         let all = ((1u64 << count) - 1) as u32;
-        // Where there is room for everyone, nobody's rank matters.
+        // If all waiting interrupts fit, their ranks do not matter.
         let waiting: u32 = bits(cpu.ready_banks)
             .filter_map(|index| cpu.ready.get(index as usize))
             .map(|word| word.count_ones())
@@ -77,7 +65,7 @@ impl Vgic {
         kicks
     }
 
-    /// Deactivates physical interrupts nobody will take any more.
+    /// Deactivates physical interrupts that the guest will not acknowledge any more.
     fn release(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let mut kicks = Kicks::NONE;
         let groups = self.groups;
@@ -88,7 +76,7 @@ impl Vgic {
             let Some(ready) = self.vcpus.get(vcpu).and_then(|cpu| cpu.ready.get(index)).copied() else {
                 break;
             };
-            let Some(live) = self.bank(vcpu, index).map(|bank| bank.live & ready) else {
+            let Some(live) = self.bank(vcpu, index).map(|bank| bank.phys_active & ready) else {
                 break;
             };
             for bit in bits(live) {
@@ -96,7 +84,7 @@ impl Vgic {
                     break;
                 };
                 if bank.want(1 << bit, groups) == Want::Release {
-                    bank.live &= !(1 << bit);
+                    bank.phys_active &= !(1 << bit);
                     let intid = index as u32 * 32 + bit;
                     lrs.deactivate(intid);
                     kicks |= self.refresh(vcpu, intid);
@@ -106,7 +94,7 @@ impl Vgic {
         kicks
     }
 
-    /// The list register to take from for an interrupt of rank `rank`, all being in use.
+    /// Returns the list register to evict for an interrupt of rank `rank` when all are in use.
     fn victim(&self, vcpu: usize, rank: Rank, vmcr: u64, lrs: &impl ListRegisters) -> Option<usize> {
         let cpu = self.vcpus.get(vcpu)?;
         let mut worst: Option<(Rank, usize)> = None;
@@ -132,41 +120,13 @@ impl Vgic {
         }
         match worst {
             Some((other, i)) if other > rank => Some(i),
-            // No pending one that the guest could take: one active has to go.
+            // None is pending that the guest could acknowledge: an active one is evicted.
             _ if rank.class == Class::Pending && !has_pending => worst_active.map(|(_, i)| i),
             _ => None,
         }
     }
 
-    /// The most urgent interrupt, of the classes `of`, that waits for a list register.
-    pub(super) fn best(&self, vcpu: usize, vmcr: u64, of: impl Fn(Class) -> bool) -> Option<Rank> {
-        let cpu = self.vcpus.get(vcpu)?;
-        let mut best: Option<Rank> = None;
-        for index in bits(cpu.ready_banks).map(|index| index as usize) {
-            let Some(bank) = self.bank(vcpu, index) else {
-                continue;
-            };
-            for bit in bits(cpu.ready.get(index).copied().unwrap_or(0)) {
-                let mask = 1 << bit;
-                if bank.want(mask, self.groups) == Want::Release {
-                    continue;
-                }
-                let (priority, group1) = bank.rank(bit);
-                let class = class_of(bank.active & mask != 0, group1, vmcr);
-                let rank = Rank {
-                    class,
-                    priority,
-                    intid: index as u32 * 32 + bit,
-                };
-                if of(class) && best.is_none_or(|best| rank < best) {
-                    best = Some(rank);
-                }
-            }
-        }
-        best
-    }
-
-    /// Sets `ICH_HCR_EL2` for what was left without a list register.
+    /// Sets `ICH_HCR_EL2` for the interrupts that have no list register.
     pub(super) fn choose_maintenance(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) {
         let (mut vmcr, mut pending, mut masked, mut active) = (0, None, false, false);
         if self.vcpus.get(vcpu).is_some_and(|cpu| cpu.ready_banks != 0) {
@@ -183,7 +143,7 @@ impl Vgic {
             value |= hcr::NPIE;
         }
         if pending.is_some() || masked {
-            // The ranks change when the guest switches a group.
+            // The ranks change when the guest enables or disables a group.
             value |= if vmcr & vmcr::VENG0 != 0 {
                 hcr::VGRP0_DIE
             } else {
@@ -208,8 +168,10 @@ impl Vgic {
         }
     }
 
-    /// An active-and-pending list register becomes pending when the guest deactivates it, and nobody would see that one
-    /// of rank `rank`, more urgent, waits. So it is made active only, with a maintenance interrupt at its end.
+    /// Withholds the pending state of active-and-pending list registers that are less urgent than `rank`.
+    /// Such a list register would become pending when the guest deactivates it, without a maintenance
+    /// interrupt, ahead of the interrupt that waits. So it is made active only, with a maintenance interrupt
+    /// at its deactivation.
     fn withhold(&mut self, vcpu: usize, rank: Rank, vmcr: u64, lrs: &mut impl ListRegisters) {
         let used = self.vcpus.get(vcpu).map_or(0, |cpu| cpu.used);
         for i in bits(used).map(|i| i as usize) {
@@ -230,21 +192,10 @@ impl Vgic {
             let Some(bank) = self.bank_mut(vcpu, split(lr.intid()).0) else {
                 break;
             };
-            give_back(bank, &mut slot);
+            return_pending(bank, &mut slot);
             if let Some(place) = self.vcpus.get_mut(vcpu).and_then(|cpu| cpu.slots.get_mut(i)) {
                 *place = slot;
             }
         }
-    }
-}
-
-fn class_of(active: bool, group1: bool, vmcr: u64) -> Class {
-    let enable = if group1 { vmcr::VENG1 } else { vmcr::VENG0 };
-    if active {
-        Class::Active
-    } else if vmcr & enable != 0 {
-        Class::Pending
-    } else {
-        Class::Masked
     }
 }

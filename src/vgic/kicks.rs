@@ -1,27 +1,27 @@
-//! Which virtual CPUs have something to do: [`Kicks`] is what every change of a virtual GIC returns, [`Doorbell`] is
-//! the flag EL2 looks at on its way into a guest without taking the GIC's lock.
+//! [`Kicks`], the vCPUs that a change of a virtual GIC affects, and [`FlushRequests`], the flags that EL2
+//! checks before it enters a guest without taking the GIC's lock.
 
 use core::ops::{BitOr, BitOrAssign};
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Most virtual CPUs one GIC can have: the width of [`Kicks`].
+/// Most vCPUs one GIC can have: the width of [`Kicks`].
 pub const MAX_VCPUS: usize = 64;
 
-/// A set of virtual CPUs whose list registers have to be brought up to date.
+/// A set of vCPUs whose list registers must be flushed.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-#[must_use = "a virtual CPU that is not kicked does not see its interrupt"]
+#[must_use = "a vCPU that is not kicked does not get its interrupt"]
 pub struct Kicks(u64);
 
 impl Kicks {
-    /// Nobody.
+    /// The empty set.
     pub const NONE: Self = Self(0);
 
-    /// The one virtual CPU `vcpu`; nobody if there can be no such CPU.
+    /// Returns the set of the vCPU `vcpu`, or the empty set if there can be no such CPU.
     pub const fn of(vcpu: usize) -> Self {
         Self(if vcpu < MAX_VCPUS { 1 << vcpu } else { 0 })
     }
 
-    /// The first `count` virtual CPUs.
+    /// Returns the set of the first `count` vCPUs.
     pub const fn first(count: usize) -> Self {
         Self(if count >= MAX_VCPUS {
             u64::MAX
@@ -30,27 +30,27 @@ impl Kicks {
         })
     }
 
-    /// Whether `vcpu` is one of them.
+    /// Returns whether `vcpu` is in the set.
     pub const fn contains(self, vcpu: usize) -> bool {
         self.0 & Self::of(vcpu).0 != 0
     }
 
-    /// All of them but `vcpu`.
+    /// Returns the set without `vcpu`.
     pub const fn without(self, vcpu: usize) -> Self {
         Self(self.0 & !Self::of(vcpu).0)
     }
 
-    /// Those which are in `other` too.
+    /// Returns the intersection with `other`.
     pub const fn within(self, other: Self) -> Self {
         Self(self.0 & other.0)
     }
 
-    /// Whether there is nobody to kick.
+    /// Returns whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// The virtual CPUs, in ascending order.
+    /// Returns the vCPUs, in ascending order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         let mut left = self.0;
         core::iter::from_fn(move || {
@@ -74,33 +74,34 @@ impl BitOrAssign for Kicks {
     }
 }
 
-/// One flag per virtual CPU, outside the lock of the GIC: "your list registers are out of date".
+/// One flag per vCPU, outside the lock of the GIC: its list registers must be flushed.
 ///
-/// The CPU that changed the GIC calls [`Doorbell::ring`] after it let go of the lock and interrupts those CPUs which
-/// `ring` returns. The target calls [`Doorbell::take`] before it enters the guest and, if that is true, takes the lock
-/// and flushes.
+/// The CPU that changed the GIC calls [`FlushRequests::raise`] after it has released the lock and interrupts
+/// the CPUs that `raise` returns. The target calls [`FlushRequests::take`] before it enters the guest and, if
+/// that returns true, takes the lock and flushes.
 #[derive(Default, Debug)]
-pub struct Doorbell(AtomicU64);
+pub struct FlushRequests(AtomicU64);
 
-impl Doorbell {
-    /// A doorbell nobody has rung.
+impl FlushRequests {
+    /// Returns an empty set of requests.
     pub const fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
-    /// Rings for `kicks`; returns those for whom it was not ringing yet, who are to be interrupted.
-    pub fn ring(&self, kicks: Kicks) -> Kicks {
+    /// Raises requests for `kicks`. Returns those that were not raised before: their CPUs must be
+    /// interrupted.
+    pub fn raise(&self, kicks: Kicks) -> Kicks {
         if kicks.is_empty() {
             return kicks;
         }
-        // AcqRel: the change made under the lock is visible to whoever takes the flag.
+        // AcqRel: the change made under the lock is visible to the CPU that takes the flag.
         Kicks(kicks.0 & !self.0.fetch_or(kicks.0, Ordering::AcqRel))
     }
 
-    /// Whether it rings for `vcpu`; stops it.
+    /// Clears the request of `vcpu`. Returns whether it was raised.
     pub fn take(&self, vcpu: usize) -> bool {
         let mine = Kicks::of(vcpu).0;
-        // The plain load keeps the common case, nothing to do, free of a write to a shared line.
+        // The plain load keeps the common case, no request, free of a write to a shared cache line.
         self.0.load(Ordering::Acquire) & mine != 0 && self.0.fetch_and(!mine, Ordering::AcqRel) & mine != 0
     }
 }
@@ -108,7 +109,7 @@ impl Doorbell {
 #[cfg(test)]
 mod tests {
     extern crate std;
-    use super::*;
+    use super::{FlushRequests, Kicks};
     use std::vec::Vec;
 
     #[test]
@@ -122,13 +123,13 @@ mod tests {
     }
 
     #[test]
-    fn a_doorbell_interrupts_once_until_taken() {
-        let doorbell = Doorbell::new();
-        assert_eq!(doorbell.ring(Kicks::of(1)), Kicks::of(1));
-        assert_eq!(doorbell.ring(Kicks::of(1) | Kicks::of(2)), Kicks::of(2));
-        assert!(doorbell.take(1));
-        assert!(!doorbell.take(1));
-        assert_eq!(doorbell.ring(Kicks::of(1)), Kicks::of(1));
-        assert!(doorbell.take(2) && !doorbell.take(3));
+    fn a_flush_request_interrupts_once_until_taken() {
+        let requests = FlushRequests::new();
+        assert_eq!(requests.raise(Kicks::of(1)), Kicks::of(1));
+        assert_eq!(requests.raise(Kicks::of(1) | Kicks::of(2)), Kicks::of(2));
+        assert!(requests.take(1));
+        assert!(!requests.take(1));
+        assert_eq!(requests.raise(Kicks::of(1)), Kicks::of(1));
+        assert!(requests.take(2) && !requests.take(3));
     }
 }

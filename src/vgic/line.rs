@@ -3,36 +3,38 @@
 use crate::sync::{AtomicU8, Ordering, mutated};
 
 const HIGH: u8 = 1 << 0;
-/// It rose since the GIC looked.
+/// The line rose since the GIC last propagated it.
 const ROSE: u8 = 1 << 1;
 
-/// The level a device gives its line, on the way to the GIC.
+/// The level of a device's interrupt line, latched on its way to the GIC.
 ///
-/// A device has a lock of its own and must not keep it while the GIC is told, which may wait for the GIC's lock and kicks
-/// other CPUs. So it notes the level under its lock ([`Line::set`]); when that is free again, the same CPU takes the
-/// GIC's, asks what became of the line ([`Line::take`]) and has the GIC follow. Of two CPUs either can come first: the
-/// later one finds nothing new, and the GIC ends with the level that was noted last. An edge is never lost: a line that
-/// fell and rose meanwhile falls and rises for the GIC, too.
+/// A device must not hold its own lock while the level propagates to the GIC, which may wait for the GIC's
+/// lock and kicks other CPUs. So the level is latched under the device's lock ([`Line::latch`]); after its
+/// release, the same CPU takes the GIC's lock, reads the transitions ([`Line::transitions`]) and applies them
+/// to the GIC's input. Of two CPUs either can come first: the later one finds nothing new, and the GIC ends
+/// with the level that was latched last. An edge is never lost: a line that fell and rose meanwhile falls and
+/// rises for the GIC, too.
 #[derive(Debug)]
 pub struct Line(AtomicU8);
 
 impl Line {
-    /// A line that is low.
+    /// Returns a line that is low.
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
         Self(AtomicU8::new(0))
     }
 
-    /// The same for loom, whose atomics are not made in constants.
+    /// As above, for loom, whose atomics cannot be constants.
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
         Self(AtomicU8::new(0))
     }
 
-    /// Notes a level, under the device's lock. True if it is another than before: then [`Line::take`] has to follow.
-    pub fn set(&self, high: bool) -> bool {
+    /// Latches a level, under the device's lock. Returns whether it changed: then [`Line::transitions`] must
+    /// follow.
+    pub fn latch(&self, high: bool) -> bool {
         // Only the holder of the device's lock changes HIGH.
         if (self.0.load(Ordering::Relaxed) & HIGH != 0) == high {
             return false;
@@ -46,10 +48,10 @@ impl Line {
         true
     }
 
-    /// The levels that the GIC's input has to have, one after the other; the last is the line's level now. Under the
-    /// GIC's lock.
+    /// Returns the levels that the GIC's input must take, one after the other; the last is the line's level
+    /// now. Called under the GIC's lock.
     #[must_use]
-    pub fn take(&self) -> &'static [bool] {
+    pub fn transitions(&self) -> &'static [bool] {
         let seen = if mutated("line_stale") {
             self.0.swap(0, Ordering::AcqRel)
         } else {
@@ -74,25 +76,30 @@ impl Default for Line {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::*;
+    use super::Line;
 
     #[test]
-    fn the_gic_follows_the_line() {
+    fn the_gic_takes_the_level_of_the_line() {
         let line = Line::new();
-        assert_eq!(line.take(), [false]);
-        assert!(line.set(true) && !line.set(true));
-        assert_eq!(line.take(), [false, true]);
-        assert_eq!(line.take(), [true]);
-        assert!(line.set(false) && !line.set(false));
-        assert_eq!(line.take(), [false]);
+        assert_eq!(line.transitions(), [false]);
+        assert!(line.latch(true) && !line.latch(true));
+        assert_eq!(line.transitions(), [false, true]);
+        assert_eq!(line.transitions(), [true]);
+        assert!(line.latch(false) && !line.latch(false));
+        assert_eq!(line.transitions(), [false]);
     }
 
     #[test]
-    fn what_happened_before_the_gic_looked_is_one_edge() {
+    fn edges_before_a_propagation_are_one_edge() {
         let line = Line::new();
-        let _ = (line.set(true), line.take(), line.set(false), line.set(true));
-        assert_eq!(line.take(), [false, true]);
-        let _ = (line.set(false), line.set(true), line.set(false));
-        assert_eq!(line.take(), [false, true, false]);
+        let _ = (
+            line.latch(true),
+            line.transitions(),
+            line.latch(false),
+            line.latch(true),
+        );
+        assert_eq!(line.transitions(), [false, true]);
+        let _ = (line.latch(false), line.latch(true), line.latch(false));
+        assert_eq!(line.transitions(), [false, true, false]);
     }
 }

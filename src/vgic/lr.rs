@@ -1,15 +1,15 @@
 //! The list registers of one virtual CPU interface: the value of an `ICH_LR<n>_EL2` as a type, the bits of
-//! `ICH_HCR_EL2` and `ICH_VMCR_EL2` the virtual GIC uses, and the trait through which it reaches them.
+//! `ICH_HCR_EL2` and `ICH_VMCR_EL2` the virtual GIC uses, and the trait through which it accesses them.
 //!
-//! Names and layouts are those of the GICv3 architecture specification (Arm IHI 0069), chapter "System register
-//! descriptions". Neighbours: `flush` drives the trait; `fake` (tests) behaves as the hardware behind it does.
+//! Names and layouts are those of the GICv3 architecture specification (Arm IHI 0069), chapter "System
+//! register descriptions". Neighbours: `flush` uses the trait; `fake` (tests) models the hardware behind it.
 
 /// Most list registers the architecture allows in one virtual CPU interface.
 pub const MAX_LIST_REGISTERS: usize = 16;
 
 /// The bits of `ICH_HCR_EL2` the virtual GIC sets or reads.
 pub mod hcr {
-    /// The virtual CPU interface is on.
+    /// Virtual CPU interface enabled.
     pub const EN: u64 = 1 << 0;
     /// Maintenance interrupt when at most one list register is valid.
     pub const UIE: u64 = 1 << 1;
@@ -17,26 +17,26 @@ pub mod hcr {
     pub const LRENPIE: u64 = 1 << 2;
     /// Maintenance interrupt while no list register is in the pending state.
     pub const NPIE: u64 = 1 << 3;
-    /// Maintenance interrupt while the guest has group 0 on (`EIE`).
+    /// Maintenance interrupt while the guest has group 0 enabled (`EIE`).
     pub const VGRP0_EIE: u64 = 1 << 4;
-    /// Maintenance interrupt while the guest has group 0 off (`DIE`).
+    /// Maintenance interrupt while the guest has group 0 disabled (`DIE`).
     pub const VGRP0_DIE: u64 = 1 << 5;
-    /// Maintenance interrupt while the guest has group 1 on.
+    /// Maintenance interrupt while the guest has group 1 enabled.
     pub const VGRP1_EIE: u64 = 1 << 6;
-    /// Maintenance interrupt while the guest has group 1 off.
+    /// Maintenance interrupt while the guest has group 1 disabled.
     pub const VGRP1_DIE: u64 = 1 << 7;
     /// Writes of `ICC_DIR_EL1` trap to EL2.
     pub const TDIR: u64 = 1 << 14;
     /// Position of `EOIcount`: EOIs for which no list register was found.
     pub const EOI_COUNT_SHIFT: u32 = 27;
 
-    /// The `EOIcount` field of a value read from `ICH_HCR_EL2`.
+    /// Returns the `EOIcount` field of a value read from `ICH_HCR_EL2`.
     pub const fn eoi_count(value: u64) -> u32 {
         (value >> EOI_COUNT_SHIFT) as u32 & 0x1f
     }
 }
 
-/// The bits of `ICH_VMCR_EL2` the virtual GIC reads: what the guest did with its CPU interface.
+/// The bits of `ICH_VMCR_EL2` the virtual GIC reads: the guest's settings of its CPU interface.
 pub mod vmcr {
     /// The guest's `ICC_IGRPEN0_EL1.Enable`.
     pub const VENG0: u64 = 1 << 0;
@@ -63,7 +63,7 @@ impl Lr {
     /// An unused list register.
     pub const EMPTY: Self = Self(0);
 
-    /// A list register for `intid`, in no state yet.
+    /// Returns a list register for `intid`, neither pending nor active.
     pub const fn new(intid: u32, priority: u8, group1: bool) -> Self {
         let group = if group1 { GROUP } else { 0 };
         Self(intid as u64 | (priority as u64) << PRIORITY_SHIFT | group)
@@ -85,15 +85,16 @@ impl Lr {
         Self(if active { self.0 | ACTIVE } else { self.0 & !ACTIVE })
     }
 
-    /// Ties the interrupt to the physical interrupt `pintid`, which the guest's deactivation then deactivates.
+    /// Ties the interrupt to the physical interrupt `pintid`, which the guest's deactivation then
+    /// deactivates.
     #[must_use]
     pub const fn with_hw(self, pintid: u32) -> Self {
         let field = (pintid as u64 & PINTID_MASK) << PINTID_SHIFT;
         Self(self.0 & !(PINTID_MASK << PINTID_SHIFT) | field | HW)
     }
 
-    /// Asks for a maintenance interrupt when the guest ends the interrupt. Only without [`Lr::with_hw`], whose
-    /// physical number uses the same bit.
+    /// Requests a maintenance interrupt when the guest ends the interrupt. Only without [`Lr::with_hw`],
+    /// whose physical INTID uses the same bit.
     #[must_use]
     pub const fn with_eoi(self, eoi: bool) -> Self {
         Self(if eoi { self.0 | EOI } else { self.0 & !EOI })
@@ -123,12 +124,12 @@ impl Lr {
         self.0 & GROUP != 0
     }
 
-    /// `HW`: deactivation goes on to the physical interrupt.
+    /// `HW`: deactivation also deactivates the physical interrupt.
     pub const fn hw(self) -> bool {
         self.0 & HW != 0
     }
 
-    /// `EOI`: a maintenance interrupt was asked for.
+    /// `EOI`: a maintenance interrupt was requested.
     pub const fn eoi(self) -> bool {
         !self.hw() && self.0 & EOI != 0
     }
@@ -143,7 +144,7 @@ impl Lr {
         self.0 & ACTIVE != 0
     }
 
-    /// Whether the state is invalid: the guest is done with it, or it was never used.
+    /// Returns whether the state is invalid: neither pending nor active.
     pub const fn inactive(self) -> bool {
         self.0 & (PENDING | ACTIVE) == 0
     }
@@ -168,12 +169,12 @@ impl core::fmt::Debug for Lr {
     }
 }
 
-/// The virtual CPU interface control of **this** physical CPU, as EL2 reaches it.
+/// The virtual CPU interface control of **this** physical CPU, as EL2 accesses it.
 ///
-/// The list registers stay loaded while the guest runs: nothing is saved or restored at an exit, and EL2 has the CPU
-/// while any of these methods runs, so their values hold still.
+/// The list registers stay loaded while the guest runs: nothing is saved or restored at an exit. The guest
+/// does not run while any of these methods does, so the values do not change.
 pub trait ListRegisters {
-    /// How many list registers there are (`ICH_VTR_EL2.ListRegs` + 1).
+    /// Returns the number of list registers (`ICH_VTR_EL2.ListRegs` + 1).
     fn count(&self) -> usize;
     /// Reads `ICH_LR<index>_EL2`. `index` is less than [`ListRegisters::count`].
     fn read(&self, index: usize) -> u64;
@@ -181,16 +182,16 @@ pub trait ListRegisters {
     fn write(&mut self, index: usize, value: u64);
     /// Reads `ICH_HCR_EL2`.
     fn hcr(&self) -> u64;
-    /// Writes `ICH_HCR_EL2`: `value` has [`hcr::EN`] and what else the virtual GIC needs, or is 0 when the virtual CPU
-    /// has left; the implementation adds trap bits of its own. `EOIcount` is written as zero.
+    /// Writes `ICH_HCR_EL2`: `value` has [`hcr::EN`] and what else the virtual GIC needs, or is 0 when the
+    /// vCPU is parked; the implementation adds trap bits of its own. `EOIcount` is written as zero.
     fn set_hcr(&mut self, value: u64);
     /// Reads `ICH_VMCR_EL2`.
     fn vmcr(&self) -> u64;
-    /// Deactivates the physical interrupt `intid` (`ICC_DIR_EL1` with the physical `EOImode` 1): an SPI, or a PPI of
-    /// this CPU.
+    /// Deactivates the physical interrupt `intid` (`ICC_DIR_EL1` with the physical `EOImode` 1): an SPI, or a
+    /// PPI of this CPU.
     fn deactivate(&mut self, intid: u32);
-    /// Whether the line of the physical PPI `intid` of this CPU is high. `GICR_ISPENDR0` shows that even while the
-    /// interrupt is active. Asked for only when the guest looks at its GIC's registers.
+    /// Returns whether the line of the physical PPI `intid` of this CPU is high. `GICR_ISPENDR0` shows that
+    /// even while the interrupt is active. Called only when the guest reads its GIC's registers.
     fn line(&self, intid: u32) -> bool {
         let _ = intid;
         true
@@ -199,7 +200,7 @@ pub trait ListRegisters {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{Lr, hcr};
 
     #[test]
     fn fields_are_where_the_specification_has_them() {

@@ -1,15 +1,16 @@
-//! Virtual CPUs come to their physical CPU and leave it: powered on and off, the zone started and stopped, a CPU of
-//! root's taken offline.
+//! vCPUs start and stop using the list registers of their physical CPU: a vCPU is powered on or off, the zone
+//! is started or stopped, a CPU of root is taken offline.
 
-use super::bank::{bits, split};
+use super::gic::Vgic;
+use super::intid::{bits, split};
+use super::kicks::Kicks;
 use super::lr::{ListRegisters, MAX_LIST_REGISTERS};
-use super::{Kicks, Vgic};
 
 impl Vgic {
     /// Starts to use the list registers of a physical CPU for `vcpu`.
     pub fn unpark(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let mut kicks = self.resolve_online(vcpu, true);
-        // Parking leaves none in use. A CPU that could not park has lost what it had, and nothing else.
+        // Parking leaves none in use. A CPU that could not park loses what it had there.
         let used = self
             .vcpus
             .get_mut(vcpu)
@@ -23,9 +24,9 @@ impl Vgic {
             if let Some(bank) = self.bank_mut(vcpu, index) {
                 bank.resident &= !mask;
                 bank.active &= !mask;
-                bank.live &= !mask;
+                bank.phys_active &= !mask;
             }
-            self.leave_home(vcpu, intid);
+            self.clear_home(vcpu, intid);
             kicks |= self.refresh(vcpu, intid);
         }
         for i in 0..lrs.count().min(MAX_LIST_REGISTERS) {
@@ -37,22 +38,22 @@ impl Vgic {
         kicks.without(vcpu) | self.service(vcpu, lrs)
     }
 
-    /// Takes everything out of the list registers, because `vcpu` leaves its physical CPU. What is pending stays so;
-    /// what is active is deactivated, the physical interrupt too; SPIs that can go elsewhere do, physical PPIs are
-    /// given back to the hardware.
+    /// Empties the list registers, because `vcpu` leaves its physical CPU. Pending interrupts stay pending;
+    /// active ones are deactivated, with their physical interrupts; SPIs are rerouted where possible,
+    /// physical PPIs are returned to the hardware.
     pub fn park(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let mut kicks = self.sync(vcpu, lrs);
         let Some(cpu) = self.vcpus.get_mut(vcpu) else {
             return kicks;
         };
-        // From here on nobody kicks it.
+        // From here on it is not kicked.
         cpu.online = false;
         for i in bits(cpu.used) {
             if let Some(intid) = self.unload(vcpu, i as usize, lrs) {
                 kicks |= self.refresh(vcpu, intid);
             }
         }
-        // Active interrupts, and physical ones nobody waits for on this CPU.
+        // Active interrupts, and physical ones that no list register of this CPU stands for.
         for index in 0..=self.spis.len() {
             let Some(mask) = self.vcpus.get(vcpu).and_then(|cpu| cpu.ready.get(index)).copied() else {
                 break;
@@ -64,18 +65,18 @@ impl Vgic {
                 };
                 let was_active = bank.active & 1 << bit != 0;
                 bank.active &= !(1 << bit);
-                if was_active && bank.live & !bank.arrived & 1 << bit != 0 {
-                    bank.live &= !(1 << bit);
+                if was_active && bank.phys_active & !bank.phys_pending & 1 << bit != 0 {
+                    bank.phys_active &= !(1 << bit);
                     lrs.deactivate(intid);
                 }
                 kicks |= self.refresh(vcpu, intid);
             }
         }
-        // Physical PPIs, held back or not.
+        // Physical PPIs, whether their deactivation was deferred or not.
         if let Some(cpu) = self.vcpus.get_mut(vcpu) {
-            let live = cpu.private.live;
-            cpu.private.latch &= !cpu.private.arrived;
-            (cpu.private.live, cpu.private.arrived) = (0, 0);
+            let live = cpu.private.phys_active;
+            cpu.private.latch &= !cpu.private.phys_pending;
+            (cpu.private.phys_active, cpu.private.phys_pending) = (0, 0);
             bits(live).for_each(|intid| lrs.deactivate(intid));
             kicks |= self.refresh_bank(vcpu, 0, live);
         }

@@ -1,7 +1,8 @@
-//! The physical GIC as the root zone's virtual one reaches it. EL2 implements it with MMIO, the tests with memory.
+//! The physical GIC as the root zone's virtual one accesses it. EL2 implements it with MMIO, the tests with
+//! memory.
 
-/// Access to the physical distributor and redistributors, at the offsets of the architecture. Offsets passed are
-/// always those of registers the architecture defines, aligned to their width.
+/// Access to the physical distributor and redistributors, at the architecture's offsets. Offsets are always
+/// those of registers that the architecture defines, aligned to their width.
 pub trait PhysicalGic {
     /// Reads a 32-bit register of the distributor.
     fn dist_read32(&mut self, offset: u32) -> u32;
@@ -34,7 +35,7 @@ pub(super) mod fake {
         pub routes: Vec<(u32, u64)>,
     }
 
-    /// What a set or clear register does to the register at the lower offset of its pair.
+    /// Returns what a set or clear register does to the register at the lower offset of its pair.
     fn apply(old: u32, offset: u32, value: u32) -> (u32, u32) {
         match offset & 0xffff {
             0x100..0x180 | 0x200..0x280 | 0x300..0x380 => (offset, old | value),

@@ -1,13 +1,14 @@
-//! The redistributors a zone sees: two pages of 64 KiB for each virtual CPU, one frame after the other
-//! (IHI 0069, 12.11): `RD_base`, with the CPU's identity, and `SGI_base`, with its SGIs and PPIs. No LPIs.
+//! The redistributors a zone sees: a frame of two 64 KiB pages for each vCPU, one after the other (IHI 0069,
+//! 12.11): `RD_base`, with the CPU's identity, and `SGI_base`, with its SGIs and PPIs. No LPIs.
 
+use super::access::Access;
 use super::dist::{IIDR, id_register};
-use super::regs::Access;
-use super::{Kicks, Vgic};
+use super::gic::Vgic;
+use super::kicks::Kicks;
 
 /// The size of one redistributor: `RD_base` and `SGI_base`.
 pub const FRAME_SIZE: u32 = 0x2_0000;
-/// Where `SGI_base` begins in it.
+/// Offset of `SGI_base` in the frame.
 pub(super) const SGI_BASE: u32 = 0x1_0000;
 
 /// Offsets of the registers in `RD_base`.
@@ -25,7 +26,7 @@ pub(super) const WAKER_CHILDREN: u32 = 1 << 2;
 /// `GICR_TYPER.Last`.
 const TYPER_LAST: u64 = 1 << 4;
 
-/// The part of a 64-bit register that a read of `width` bytes at `offset` in it returns.
+/// Returns the part of a 64-bit register that a read of `width` bytes at `offset` in it returns.
 pub(super) fn part(value: u64, offset: u32, width: u32) -> u64 {
     match (offset, width) {
         (0, 8) => value,
@@ -36,7 +37,7 @@ pub(super) fn part(value: u64, offset: u32, width: u32) -> u64 {
 }
 
 impl Vgic {
-    /// [`Vgic::await_dist_read`] for a read of the redistributor of `vcpu`.
+    /// As [`Vgic::await_dist_read`], for a read of the redistributor of `vcpu`.
     pub fn await_redist_read(&mut self, reader: usize, vcpu: usize, offset: u32, width: u32) -> Kicks {
         match offset
             .checked_sub(SGI_BASE)
@@ -47,7 +48,7 @@ impl Vgic {
         }
     }
 
-    /// A read of `width` bytes at `offset` of the redistributor of `vcpu`, which need not be the reader's.
+    /// Reads `width` bytes at `offset` of the redistributor of `vcpu`, which need not be the reader's.
     pub fn redist_read(&mut self, vcpu: usize, offset: u32, width: u32) -> u64 {
         if let Some(sgi) = offset.checked_sub(SGI_BASE) {
             return match Access::decode(sgi, width) {
@@ -80,7 +81,7 @@ impl Vgic {
         }
     }
 
-    /// A write of `width` bytes at `offset` of the redistributor of `vcpu`.
+    /// Writes `width` bytes at `offset` of the redistributor of `vcpu`.
     pub fn redist_write(&mut self, vcpu: usize, offset: u32, width: u32, value: u64) -> Kicks {
         if let Some(sgi) = offset.checked_sub(SGI_BASE) {
             return match Access::decode(sgi, width) {

@@ -1,5 +1,5 @@
-//! Software-generated interrupts: what a guest's write to `ICC_SGI1R_EL1`, `ICC_SGI0R_EL1` or `ICC_ASGI1R_EL1` asks
-//! for. The write traps (`HCR_EL2.IMO`/`FMO`); `Vgic::send_sgi` executes it.
+//! Software-generated interrupts: decodes a guest's write to `ICC_SGI1R_EL1`, `ICC_SGI0R_EL1` or
+//! `ICC_ASGI1R_EL1`. The write traps (`HCR_EL2.IMO`/`FMO`); `Vgic::send_sgi` executes it.
 
 /// Which of the three registers was written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,14 +24,14 @@ pub struct SgiRequest {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Target {
-    /// `IRM` 1: everybody but the sender.
+    /// `IRM` 1: all CPUs but the sender.
     Others,
     /// The CPUs of one cluster whose `Aff0` is `16 * range` plus a set bit of `list`.
     List { cluster: u32, range: u8, list: u16 },
 }
 
 impl SgiRequest {
-    /// Decodes `value`, written to `register` (IHI 0069, 12.2.10, "ICC_SGI1R_EL1"). Every value means something.
+    /// Decodes `value`, written to `register` (IHI 0069, 12.2.10, "ICC_SGI1R_EL1"). Every value is valid.
     pub const fn decode(register: SgiRegister, value: u64) -> Self {
         let target = if value & 1 << 40 != 0 {
             Target::Others
@@ -50,8 +50,8 @@ impl SgiRequest {
         }
     }
 
-    /// Whether the CPU with `affinity` (Aff3.Aff2.Aff1.Aff0, one byte each) is a target; `is_sender` tells whether it
-    /// wrote the register.
+    /// Returns whether the CPU with `affinity` (Aff3.Aff2.Aff1.Aff0, one byte each) is a target; `is_sender`:
+    /// it wrote the register.
     pub const fn targets(&self, affinity: u32, is_sender: bool) -> bool {
         match self.target {
             Target::Others => !is_sender,
@@ -65,7 +65,7 @@ impl SgiRequest {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{SgiRegister, SgiRequest};
 
     #[test]
     fn a_target_list_names_cpus_of_one_cluster() {

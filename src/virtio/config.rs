@@ -1,20 +1,21 @@
-//! Configuration space: its bytes, the few fields a driver may write, and ConfigGeneration.
+//! Configuration space (virtio 1.2, 2.5): its bytes, the fields a driver may write, and ConfigGeneration.
 
 use super::features::{bit, device};
+use super::memory::RegisterPage;
 use super::registers::CONFIG;
-use super::{RegisterPage, Spec};
+use super::spec::Spec;
 use crate::syndrome::Width;
 
 /// A byte that the driver may write.
 #[derive(Clone, Copy, Debug)]
 struct Writable {
-    /// Where in configuration space.
+    /// Offset in configuration space.
     offset: u16,
-    /// The feature that makes it exist for the driver.
+    /// Feature that makes the byte writable.
     feature: u64,
-    /// The feature without which it is zero and stays so.
+    /// Feature without which the byte is fixed at zero.
     needs: u64,
-    /// Largest value that means something.
+    /// Largest valid value.
     max: u8,
 }
 
@@ -68,28 +69,29 @@ impl Config {
         }
     }
 
-    /// The whole space.
+    /// Returns the whole space.
     pub(super) fn bytes(&self) -> &[u8; 256] {
         &self.bytes
     }
 
-    /// A driver's store. Whether it was taken: exactly the writable byte, a meaningful value, features negotiated.
+    /// Executes a driver's store. Returns whether it took effect: only on the writable byte, with a valid
+    /// value and the features negotiated.
     pub(super) fn write(&mut self, offset: u16, width: Width, value: u64, negotiated: u64) -> bool {
         let Some((field, _)) = self.writable else {
             return false;
         };
         let needed = field.feature | field.needs;
-        let taken = offset == field.offset
+        let accepted = offset == field.offset
             && width == Width::Byte
             && value <= u64::from(field.max)
             && negotiated & needed == needed;
-        if taken {
+        if accepted {
             self.set(offset, value as u8);
         }
-        taken
+        accepted
     }
 
-    /// Features have been negotiated: virtio-checklist 53.
+    /// Applies the negotiated features: virtio-checklist 53.
     pub(super) fn negotiated(&mut self, features: u64) {
         if let Some((field, _)) = self.writable
             && features & field.feature != 0
@@ -99,14 +101,15 @@ impl Config {
         }
     }
 
-    /// What the driver wrote is forgotten.
+    /// Restores the values that the driver has overwritten.
     pub(super) fn reset(&mut self) {
         if let Some((field, initial)) = self.writable {
             self.set(field.offset, initial);
         }
     }
 
-    /// The device's own change. `None` if it is not within the space; else whether anything differs.
+    /// Applies the device's own change. Returns whether anything differs, or `None` if the range is not
+    /// within the space.
     pub(super) fn change(&mut self, offset: u16, new: &[u8]) -> Option<bool> {
         let start = usize::from(offset);
         let end = start
@@ -128,8 +131,8 @@ impl Config {
         Some(true)
     }
 
-    /// Shows the words that hold `len` bytes from `offset`.
-    pub(super) fn show(&self, offset: u16, len: u16, page: &impl RegisterPage) {
+    /// Stores the words that hold `len` bytes from `offset` to the page.
+    pub(super) fn write_to(&self, offset: u16, len: u16, page: &impl RegisterPage) {
         let end = offset.saturating_add(len).min(256);
         let first = offset & !3;
         for at in (first..end).step_by(4) {

@@ -1,69 +1,79 @@
-//! The daemon's side of [`Transport`]: completions, configuration changes, answers to resets, and what a daemon
-//! that attaches reads. Nothing here trusts the daemon: a call that does not fit the state does nothing.
+//! The device's side of [`Transport`], driven by the daemon: used buffers, configuration changes, the end of
+//! resets, and the state that a daemon reads when it attaches. Nothing here trusts the daemon: a call that
+//! does not fit the state does nothing.
 
+use super::effect::{Effect, Rejected};
+use super::memory::RegisterPage;
 use super::queue::Queue;
-use super::registers::{self as reg, Interrupt, Status};
-use super::transport::Reset;
-use super::{Outcome, RegisterPage, Rejected, Transport};
+use super::registers::{self as reg, DeviceStatus, Interrupt};
+use super::transport::{Reset, Transport};
 use crate::abi::MAX_QUEUES;
 use crate::abi::command::{DeviceState, QueueState};
 
 impl Transport {
-    /// Resets without asking: the zone is reset, and the daemon holds nothing of it any more.
-    pub fn power_cycle(&mut self, page: &impl RegisterPage) -> Outcome {
+    /// Resets the device at once: the zone is reset, and the daemon no longer uses its memory.
+    pub fn power_cycle(&mut self, page: &impl RegisterPage) -> Effect {
         let line = self.line();
         self.generation = self.generation.wrapping_add(1);
         self.reset_registers(page);
-        self.show_changing(page);
-        Outcome {
+        self.write_state(page);
+        Effect {
             line: self.line_change(line),
-            ..Outcome::NOTHING
+            ..Effect::NOTHING
         }
     }
 
-    /// The daemon has used buffers: InterruptStatus bit 0. Nothing before DRIVER_OK (virtio-checklist 26).
-    pub fn used_buffer(&mut self, page: &impl RegisterPage) -> Outcome {
-        if !self.held() {
-            return Outcome::NOTHING;
+    /// Raises the used buffer notification, InterruptStatus bit 0. Does nothing before DRIVER_OK
+    /// (virtio-checklist 26).
+    pub fn used_buffer(&mut self, page: &impl RegisterPage) -> Effect {
+        if !self.daemon_may_access() {
+            return Effect::NOTHING;
         }
         self.set_interrupt(self.interrupt | Interrupt::USED_BUFFER, page)
     }
 
-    /// The device changes `bytes` of its configuration space; see the module's note on wide fields.
+    /// Changes `bytes` of configuration space and raises a configuration change notification; see the
+    /// module's note on wide fields.
+    ///
+    /// # Errors
+    /// [`Rejected::OutOfConfig`] if the range is not within configuration space.
     pub fn config_changed(
         &mut self,
         offset: u16,
         bytes: &[u8],
         page: &impl RegisterPage,
-    ) -> Result<Outcome, Rejected> {
+    ) -> Result<Effect, Rejected> {
         if !self.config.change(offset, bytes).ok_or(Rejected::OutOfConfig)? {
-            return Ok(Outcome::NOTHING);
+            return Ok(Effect::NOTHING);
         }
         page.set32(reg::CONFIG_GENERATION, self.config.generation);
-        self.config.show(offset, bytes.len().min(256) as u16, page);
-        if !self.held() {
-            return Ok(Outcome::NOTHING);
+        self.config.write_to(offset, bytes.len().min(256) as u16, page);
+        if !self.daemon_may_access() {
+            return Ok(Effect::NOTHING);
         }
         Ok(self.set_interrupt(self.interrupt | Interrupt::CONFIG_CHANGE, page))
     }
 
-    /// The device cannot go on. Nothing unless it is active.
-    pub fn needs_reset(&mut self, page: &impl RegisterPage) -> Outcome {
-        if !self.held() {
-            return Outcome::NOTHING;
+    /// Sets DEVICE_NEEDS_RESET. Does nothing unless the device is active.
+    pub fn needs_reset(&mut self, page: &impl RegisterPage) -> Effect {
+        if !self.daemon_may_access() {
+            return Effect::NOTHING;
         }
         let line = self.line();
-        // The daemon is the one who says so: it needs no event.
-        let _ = self.fail();
-        self.show_changing(page);
-        Outcome {
+        // The daemon itself asked for it: it needs no event.
+        let _ = self.set_needs_reset();
+        self.write_state(page);
+        Effect {
             line: self.line_change(line),
-            ..Outcome::NOTHING
+            ..Effect::NOTHING
         }
     }
 
-    /// The daemon touches nothing any more that it got before the reset `generation`. The guest's own store
-    /// completes the reset.
+    /// Ends the daemon's use of everything it got before the reset `generation`. The guest's retried store
+    /// then completes the reset.
+    ///
+    /// # Errors
+    /// [`Rejected::Stale`] if that is not the pending reset.
     pub fn quiesced(&mut self, generation: u64, page: &impl RegisterPage) -> Result<(), Rejected> {
         if self.reset != Reset::Pending || generation != self.generation {
             return Err(Rejected::Stale);
@@ -72,11 +82,14 @@ impl Transport {
         for queue in &mut self.queues {
             queue.quiesced();
         }
-        self.show_changing(page);
+        self.write_state(page);
         Ok(())
     }
 
-    /// The daemon has let go of one queue that was being stopped; `generation` as in [`Self::state`].
+    /// Ends the daemon's use of one queue that is being stopped; `generation` as in [`Self::state`].
+    ///
+    /// # Errors
+    /// [`Rejected::Stale`] if the queue is not being stopped, or the device was reset since.
     pub fn queue_quiesced(
         &mut self,
         queue: u32,
@@ -88,25 +101,25 @@ impl Transport {
         if !stopped {
             return Err(Rejected::Stale);
         }
-        self.show_changing(page);
+        self.write_state(page);
         Ok(())
     }
 
-    /// What a daemon that attaches reads. Queues appear only while the daemon may or did work on them.
+    /// Returns the state for a daemon that attaches. Queues appear only while the daemon may use them.
     #[must_use]
     pub fn state(&self) -> DeviceState {
         let mut queue = [QueueState::default(); MAX_QUEUES];
-        if self.held() {
+        if self.daemon_may_access() {
             for (target, source) in queue.iter_mut().zip(&self.queues) {
                 *target = source.state();
             }
         }
         let status = if self.reset == Reset::Quiesced {
-            Status::empty()
+            DeviceStatus::empty()
         } else {
             self.status
         };
-        let features = if status.contains(Status::FEATURES_OK) {
+        let features = if status.contains(DeviceStatus::FEATURES_OK) {
             self.driver_features
         } else {
             0

@@ -1,20 +1,20 @@
-//! A page and a RAM for tests.
+//! A register page and guest RAM for tests.
 #![allow(clippy::indexing_slicing, reason = "a test that leaves the page is to fail")]
 
 use core::cell::Cell;
 
+use super::memory::{GuestRam, RegisterPage};
 use super::registers::END;
-use super::{GuestRam, RegisterPage};
 use crate::addr::Ipa;
 
-/// The page as a guest would read it.
+/// The page as a guest reads it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FakePage {
     words: [Cell<u32>; END as usize / 4],
 }
 
 impl Default for FakePage {
-    /// Filled with what no register reads, so that a word never shown is found.
+    /// Filled with a value that no register has, so that a word that was never written is noticed.
     fn default() -> Self {
         Self {
             words: [const { Cell::new(0xdead_beef) }; END as usize / 4],
@@ -23,7 +23,7 @@ impl Default for FakePage {
 }
 
 impl FakePage {
-    /// A 32-bit load.
+    /// Returns a 32-bit load from `offset`.
     ///
     /// # Panics
     /// If `offset` is not within the page.
@@ -33,7 +33,7 @@ impl FakePage {
         self.words[usize::from(offset) / 4].get()
     }
 
-    /// All words.
+    /// Returns all words.
     #[must_use]
     pub fn dump(&self) -> [u32; END as usize / 4] {
         core::array::from_fn(|index| self.words[index].get())

@@ -1,6 +1,6 @@
-//! Feature bits (sections 2.2 and 6) and which needs which: [`missing_dependency`].
+//! Feature bits (sections 2.2 and 6) and their dependencies: [`missing_dependency`].
 
-/// Bits by name.
+/// Feature bits by name.
 #[allow(missing_docs, reason = "the names are the specification's")]
 pub mod bit {
     pub const INDIRECT_DESC: u64 = 1 << 28;
@@ -14,7 +14,7 @@ pub mod bit {
     pub const BLK_CONFIG_WCE: u64 = 1 << 11;
 }
 
-/// Device types.
+/// Device ids (section 5).
 pub mod device {
     /// Network card.
     pub const NET: u32 = 1;
@@ -22,11 +22,11 @@ pub mod device {
     pub const BLOCK: u32 = 2;
 }
 
-/// Bits for device types: 0 to 23 and 50 to 63 (section 2.2).
+/// Feature bits reserved for device types: 0 to 23 and 50 to 63 (section 2.2).
 const DEVICE_BITS: u64 = 0x00ff_ffff | 0x3fff << 50;
 
-/// Bits that this transport can offer. Not RING_PACKED (queues are checked as split ones), ACCESS_PLATFORM,
-/// SR_IOV, NOTIFICATION_DATA, NOTIF_CONFIG_DATA or ADMIN_VQ, nor what is reserved.
+/// Feature bits that this transport can offer. Not RING_PACKED (only split queues are checked),
+/// ACCESS_PLATFORM, SR_IOV, NOTIFICATION_DATA, NOTIF_CONFIG_DATA or ADMIN_VQ, nor reserved bits.
 pub const SUPPORTED: u64 = DEVICE_BITS
     | bit::INDIRECT_DESC
     | bit::EVENT_IDX
@@ -35,7 +35,7 @@ pub const SUPPORTED: u64 = DEVICE_BITS
     | bit::ORDER_PLATFORM
     | bit::RING_RESET;
 
-/// Bit `feature` needs one of `any_of`.
+/// Feature bit `feature` requires one of `any_of`.
 struct Dependency {
     feature: u32,
     any_of: u64,
@@ -45,7 +45,7 @@ const fn needs(feature: u32, any_of: u64) -> Dependency {
     Dependency { feature, any_of }
 }
 
-/// Section 5.1.3.1.
+/// Dependencies of the network device's features (section 5.1.3.1).
 const NET: [Dependency; 16] = {
     const CSUM: u64 = 1;
     const GUEST_CSUM: u64 = 1 << 1;
@@ -72,7 +72,8 @@ const NET: [Dependency; 16] = {
     ]
 };
 
-/// A feature of `features` that lacks what it needs, if there is one. For drivers as for devices (section 2.2).
+/// Returns a feature bit of `features` whose requirement is not in it, if there is one. For drivers and
+/// devices (section 2.2).
 #[must_use]
 pub fn missing_dependency(device_id: u32, features: u64) -> Option<u32> {
     let table: &[Dependency] = match device_id {
@@ -85,7 +86,8 @@ pub fn missing_dependency(device_id: u32, features: u64) -> Option<u32> {
         .map(|need| need.feature)
 }
 
-/// As [`missing_dependency`], for what only a device must not offer alone: CONFIG_WCE without FLUSH (5.2.5.2).
+/// As [`missing_dependency`], and also for what a device must not offer alone: CONFIG_WCE without FLUSH
+/// (5.2.5.2).
 #[must_use]
 pub fn missing_for_offer(device_id: u32, features: u64) -> Option<u32> {
     if device_id == device::BLOCK && features & bit::BLK_CONFIG_WCE != 0 && features & bit::BLK_FLUSH == 0 {

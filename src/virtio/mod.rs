@@ -1,49 +1,36 @@
-//! EL2's virtio-mmio transport, version 2 (virtio 1.2, section 4.2): the registers of a device whose queues are
-//! worked on by the daemon.
+//! EL2's virtio-mmio transport, version 2 (virtio 1.2, section 4.2): the registers of a device whose queues
+//! the daemon processes.
 //!
-//! [`Transport`] is the truth about one device. A guest's stores trap and come to [`Transport::write`]; its loads
-//! do not trap: they read a page that is mapped read-only and that the transport keeps current through
-//! [`RegisterPage`]. The transport knows nothing of traps, rings or interrupts: it answers with an [`Outcome`].
+//! [`Transport`] holds the state of one device. A guest's stores trap and go to [`Transport::write`]; its
+//! loads do not trap: they read a page that is mapped read-only and that the transport updates through
+//! [`RegisterPage`]. The transport knows no traps, rings or interrupts: it returns an [`Effect`].
 //!
-//! Parts: [`registers`] (offsets and bits), [`features`], [`spec`] (what a device offers, checked), [`queue`],
-//! `config` (configuration space), [`transport`] (the driver's side), `daemon` (the
-//! other side). [`fake`] plays page and RAM in tests.
+//! Parts: [`registers`] (offsets and bits), [`features`], [`spec`] (what a device offers, checked),
+//! [`queue`], `config` (configuration space), [`transport`] (the state), `driver` (the driver's stores),
+//! `daemon` (the device's side). [`fake`] has a page and RAM for tests.
 //!
-//! # What a plain page cannot do
-//! The specification lets a driver read control registers only by aligned 32-bit loads. A narrower or wider load
-//! from the page gives the bytes that lie there instead of zero; it changes nothing and tells nothing that a
+//! # Limits of a plain page
+//! The specification lets a driver read control registers only by aligned 32-bit loads. A narrower or wider
+//! load from the page returns the bytes that lie there; it has no side effect and reveals nothing that a
 //! 32-bit load would not.
 //!
-//! No order of stores makes an update of several words atomic for a driver that compares ConfigGeneration before
-//! and after its reads, since it is EL2 and not the driver that is between them. Whoever calls
-//! [`Transport::config_changed`] for a field wider than 32 bits while vCPUs run takes the page out of stage 2
-//! for that time: loads fault and are simply tried again.
+//! An update of several words is not atomic for a driver that compares ConfigGeneration before and after its
+//! reads: EL2 may run in between. A caller of [`Transport::config_changed`] for a field wider than 32 bits
+//! therefore unmaps the page from stage 2 while vCPUs run: loads fault and are retried.
 
 mod config;
 mod daemon;
+mod driver;
+mod effect;
 pub mod fake;
 pub mod features;
-mod outcome;
+mod memory;
 pub mod queue;
 pub mod registers;
 pub mod spec;
 pub mod transport;
 
-pub use outcome::{Event, Outcome, Rejected};
+pub use effect::{Effect, Event, Rejected};
+pub use memory::{GuestRam, RegisterPage};
 pub use spec::{Spec, SpecError};
 pub use transport::Transport;
-
-use crate::addr::Ipa;
-
-/// The guest's RAM.
-pub trait GuestRam {
-    /// Whether `len` bytes from `start` are all RAM without a hole. False if the range wraps.
-    fn contains(&self, start: Ipa, len: u64) -> bool;
-}
-
-/// The page that the guest reads.
-pub trait RegisterPage {
-    /// Shows `value` (little-endian) at `offset`, a multiple of 4 below 0x200. The store must be complete before
-    /// the vCPU that trapped goes on.
-    fn set32(&self, offset: u16, value: u32);
-}

@@ -1,10 +1,10 @@
-//! One virtqueue as the transport sees it: what the driver has set up and in which [`Phase`] it is.
+//! One virtqueue as the transport sees it: what the driver has set up, and its [`Phase`].
 
-use super::GuestRam;
+use super::memory::GuestRam;
 use crate::abi::command::QueueState;
 use crate::addr::Ipa;
 
-/// Life of a queue. QueueReady reads 1 in all phases but the first.
+/// State of a queue. QueueReady reads 1 in all but [`Phase::Idle`].
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub enum Phase {
     /// QueueReady is 0: size and addresses can be written.
@@ -12,12 +12,12 @@ pub enum Phase {
     Idle,
     /// Size and addresses are checked and fixed.
     Ready,
-    /// The driver takes it back; the daemon has to let go first. `reset`: by QueueReset.
+    /// The driver stops the queue; the daemon has to stop using it first. `reset`: by QueueReset.
     Stopping {
-        /// By QueueReset: back to its defaults afterwards, and QueueReset reads 1 until then.
+        /// By QueueReset: returns to its defaults afterwards, and QueueReset reads 1 until then.
         reset: bool,
     },
-    /// The daemon has let go; the driver's store to QueueReady has yet to come back.
+    /// The daemon no longer uses the queue; the driver's retried store to QueueReady completes the stop.
     Stopped,
 }
 
@@ -35,8 +35,9 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Whether the device could work with it: a power of two up to `max` entries, and three aligned areas in RAM
-    /// (section 2.7; the areas include the event fields). Areas that overlap hurt only the guest.
+    /// Returns whether the device can use the queue: a power of two up to `max` entries, and three aligned
+    /// areas in RAM (section 2.7; the areas include the event fields). Areas that overlap harm only the
+    /// guest.
     #[must_use]
     pub fn is_valid(&self, max: u16, ram: &impl GuestRam) -> bool {
         if !self.size.is_power_of_two() || self.size > u32::from(max) {
@@ -57,16 +58,16 @@ impl Setup {
 /// One queue.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Queue {
-    /// Entries it can have.
+    /// QueueNumMax.
     pub max: u16,
     /// What the driver wrote; fixed unless [`Phase::Idle`].
     pub setup: Setup,
-    /// Where it stands.
+    /// Its state.
     pub phase: Phase,
 }
 
 impl Queue {
-    /// A queue as it is after reset.
+    /// Returns a queue as it is after reset.
     #[must_use]
     pub fn new(max: u16) -> Self {
         Self {
@@ -75,24 +76,24 @@ impl Queue {
         }
     }
 
-    /// What QueueReady reads.
+    /// Returns what QueueReady reads.
     #[must_use]
     pub fn ready(&self) -> bool {
         self.phase != Phase::Idle
     }
 
-    /// What QueueReset reads.
+    /// Returns what QueueReset reads.
     #[must_use]
     pub fn resetting(&self) -> bool {
         self.phase == Phase::Stopping { reset: true }
     }
 
-    /// Default state.
+    /// Resets the queue.
     pub fn reset(&mut self) {
         *self = Self::new(self.max);
     }
 
-    /// The daemon has let go. Whether it was asked to.
+    /// Ends the daemon's use of the queue. Returns whether it was being stopped.
     pub fn quiesced(&mut self) -> bool {
         match self.phase {
             Phase::Stopping { reset: true } => self.reset(),
@@ -102,7 +103,7 @@ impl Queue {
         true
     }
 
-    /// What the daemon gets to see: only checked addresses.
+    /// Returns what the daemon gets to see: only checked addresses.
     #[must_use]
     pub fn state(&self) -> QueueState {
         let ready = match self.phase {

@@ -1,4 +1,5 @@
-//! Register offsets (section 4.2.2) and the bits of Status and InterruptStatus, named as the specification does.
+//! Register offsets (section 4.2.2) and the bits of Status and InterruptStatus, named as in the
+//! specification.
 
 use bitflags::bitflags;
 
@@ -11,33 +12,33 @@ pub const VERSION: u32 = 2;
 pub const MAGIC_VALUE: u16 = 0x000;
 /// R: [`VERSION`].
 pub const VERSION_OFFSET: u16 = 0x004;
-/// R: what device it is; 0: none.
+/// R: device id; 0: no device.
 pub const DEVICE_ID: u16 = 0x008;
-/// R: who made it.
+/// R: vendor id.
 pub const VENDOR_ID: u16 = 0x00c;
-/// R: 32 features, chosen by [`DEVICE_FEATURES_SEL`].
+/// R: 32 feature bits, chosen by [`DEVICE_FEATURES_SEL`].
 pub const DEVICE_FEATURES: u16 = 0x010;
 /// W.
 pub const DEVICE_FEATURES_SEL: u16 = 0x014;
-/// W: 32 features, chosen by [`DRIVER_FEATURES_SEL`].
+/// W: 32 feature bits, chosen by [`DRIVER_FEATURES_SEL`].
 pub const DRIVER_FEATURES: u16 = 0x020;
 /// W.
 pub const DRIVER_FEATURES_SEL: u16 = 0x024;
-/// W: the queue that the other queue registers are about.
+/// W: the queue that the other queue registers refer to.
 pub const QUEUE_SEL: u16 = 0x030;
-/// R: entries a queue can have; 0: no such queue.
+/// R: most entries of the queue; 0: no such queue.
 pub const QUEUE_NUM_MAX: u16 = 0x034;
-/// W: entries it has.
+/// W: entries of the queue.
 pub const QUEUE_NUM: u16 = 0x038;
 /// RW.
 pub const QUEUE_READY: u16 = 0x044;
-/// W: a queue's number.
+/// W: number of the queue that is notified.
 pub const QUEUE_NOTIFY: u16 = 0x050;
 /// R: [`Interrupt`].
 pub const INTERRUPT_STATUS: u16 = 0x060;
 /// W: [`Interrupt`].
 pub const INTERRUPT_ACK: u16 = 0x064;
-/// RW: [`Status`].
+/// RW: [`DeviceStatus`].
 pub const STATUS: u16 = 0x070;
 /// W: descriptor area, low half.
 pub const QUEUE_DESC_LOW: u16 = 0x080;
@@ -67,24 +68,24 @@ pub const QUEUE_RESET: u16 = 0x0c0;
 pub const CONFIG_GENERATION: u16 = 0x0fc;
 /// RW: configuration space.
 pub const CONFIG: u16 = 0x100;
-/// Bytes of configuration space that can be shown.
+/// Bytes of configuration space.
 pub const CONFIG_SIZE: u16 = 0x100;
 /// End of all registers.
 pub const END: u16 = CONFIG + CONFIG_SIZE;
 
 bitflags! {
-    /// Status (section 2.1).
+    /// Device status (section 2.1).
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-    pub struct Status: u32 {
-        /// The driver has noticed the device.
+    pub struct DeviceStatus: u32 {
+        /// The driver has found the device.
         const ACKNOWLEDGE = 1;
-        /// It knows how to drive it.
+        /// The driver knows how to drive the device.
         const DRIVER = 2;
-        /// It is ready: the device may work.
+        /// The driver is ready: the device may process queues.
         const DRIVER_OK = 4;
         /// Features are negotiated.
         const FEATURES_OK = 8;
-        /// The device cannot go on. Set by the device alone.
+        /// The device cannot continue. Set by the device only.
         const DEVICE_NEEDS_RESET = 0x40;
         /// The driver has given up.
         const FAILED = 0x80;
@@ -95,9 +96,9 @@ bitflags! {
     /// InterruptStatus and InterruptACK.
     #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
     pub struct Interrupt: u32 {
-        /// A buffer was used in some queue.
+        /// Used buffer notification.
         const USED_BUFFER = 1;
-        /// The configuration changed, or the device needs a reset.
+        /// Configuration change notification: the configuration changed, or the device needs a reset.
         const CONFIG_CHANGE = 2;
     }
 }

@@ -1,4 +1,4 @@
-//! What a device offers, as the daemon describes it, checked: [`Spec`].
+//! What a device offers, from the daemon's description, checked: [`Spec`].
 
 use arrayvec::ArrayVec;
 
@@ -9,7 +9,7 @@ use crate::abi::command::DeviceSpec;
 /// Largest split queue (section 2.7).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
 
-/// Why a device is refused.
+/// Why a device description is rejected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum SpecError {
     /// Device id 0 is the empty slot.
@@ -26,7 +26,7 @@ pub enum SpecError {
         /// Its maximum.
         max: u16,
     },
-    /// More configuration space than can be shown.
+    /// More configuration space than the register page has.
     #[error("{0} bytes of configuration space")]
     ConfigLen(u32),
     /// VERSION_1 is not offered.
@@ -35,13 +35,13 @@ pub enum SpecError {
     /// These bits cannot be offered by this transport.
     #[error("features {0:#x} cannot be offered")]
     Unsupported(u64),
-    /// This bit is offered without the one it needs.
+    /// This feature bit is offered without one that it requires.
     #[error("feature {0} is offered without what it needs")]
     Dependency(u32),
 }
 
 impl SpecError {
-    /// The offending value, for [`crate::abi::command::Header::detail`].
+    /// Returns the offending value, for [`crate::abi::command::Header::detail`].
     #[must_use]
     pub const fn detail(self) -> u64 {
         match self {
@@ -68,7 +68,7 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// The empty slot.
+    /// Returns the description of an empty slot.
     pub(super) fn empty() -> Self {
         Self {
             device_id: 0,
@@ -84,7 +84,8 @@ impl Spec {
 impl TryFrom<&DeviceSpec> for Spec {
     type Error = SpecError;
 
-    /// virtio-checklist 29, 34; what `config` has past `config_len` is dropped, so that it reads zero.
+    /// Checks a description: virtio-checklist 29, 34. Bytes of `config` past `config_len` are dropped, so
+    /// that they read zero.
     fn try_from(raw: &DeviceSpec) -> Result<Self, SpecError> {
         if raw.device_id == 0 {
             return Err(SpecError::DeviceId);

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The bare-metal test guest in a zone: transport, queues, disks, two vCPUs racing, GIC, timers, PSCI, UART, system
-# registers, wild accesses. Its own lines say what failed. From root's side: what it wrote, and what it must not have.
+# registers, accesses that abort. Its own lines say what failed. From root's side: what it wrote, and what it must not have.
 #@ on: a57
 #@ all: max a76 qemu10 qemu10-max
 #@ needs: el2

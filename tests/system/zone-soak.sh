@@ -52,7 +52,7 @@ name = "hostile"
 cpus = 1
 memory = "64M"
 kernel = "guest-test.bin"
-cmdline = "test=inherited,transport,race,gic,timer,psci,uart,sysreg,wild"
+cmdline = "test=inherited,transport,race,gic,timer,psci,uart,sysreg,aborts"
 [[disk]]
 path = "scratch.img"
 serial = "scratch0"

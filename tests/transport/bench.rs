@@ -1,4 +1,4 @@
-//! A transport with its page, a driver that pokes it and RAM behind it.
+//! A transport with its page, a driver that stores to it, and RAM.
 
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceSpec, DeviceState};
@@ -6,9 +6,9 @@ use ringvisor::syndrome::Width;
 use ringvisor::virtio::fake::{FakePage, FakeRam};
 use ringvisor::virtio::features::{bit, device};
 use ringvisor::virtio::registers as reg;
-use ringvisor::virtio::{Event, Outcome, Spec, Transport};
+use ringvisor::virtio::{Effect, Event, Spec, Transport};
 
-/// Two pieces of RAM with a hole between them, and one that ends where addresses do.
+/// Two ranges of RAM with a hole between them, and one at the end of the address space.
 pub const RAM: FakeRam<'static> = FakeRam(&[
     (0x4000_0000, 0x10_0000),
     (0x4020_0000, 0x10_0000),
@@ -22,7 +22,7 @@ pub const FEATURES_OK: u32 = 8;
 pub const NEEDS_RESET: u32 = 0x40;
 pub const FAILED: u32 = 0x80;
 
-/// All that a block device here can offer.
+/// All feature bits that a block device can offer here.
 pub const FEATURES: u64 = bit::VERSION_1
     | bit::EVENT_IDX
     | bit::INDIRECT_DESC
@@ -65,24 +65,24 @@ impl Bench {
     pub fn with(spec: &DeviceSpec) -> Self {
         let transport = Transport::new(&Spec::try_from(spec).unwrap());
         let page = FakePage::default();
-        transport.publish(&page);
+        transport.write_page(&page);
         Self { transport, page }
     }
 
-    /// A 32-bit store.
-    pub fn store(&mut self, offset: u16, value: u32) -> Outcome {
+    /// Executes a 32-bit store.
+    pub fn store(&mut self, offset: u16, value: u32) -> Effect {
         self.store_width(offset, Width::Word, value.into())
     }
 
-    pub fn store_width(&mut self, offset: u16, width: Width, value: u64) -> Outcome {
+    pub fn store_width(&mut self, offset: u16, width: Width, value: u64) -> Effect {
         self.transport.write(offset, width, value, &RAM, &self.page)
     }
 
-    /// A store from which nothing but register contents may follow.
-    pub fn quiet(&mut self, offset: u16, value: u32) {
+    /// Executes a store that must have no effect outside the registers.
+    pub fn store_inert(&mut self, offset: u16, value: u32) {
         assert_eq!(
             self.store(offset, value),
-            Outcome::default(),
+            Effect::default(),
             "{offset:#x} = {value:#x}"
         );
     }
@@ -91,7 +91,7 @@ impl Bench {
         self.page.read32(offset)
     }
 
-    /// All that the guest can read and the daemon can see.
+    /// Returns everything that the guest can read and the daemon can see.
     pub fn dump(&self) -> (Vec<u32>, Vec<u8>, bool) {
         use zerocopy::IntoBytes;
         (
@@ -105,48 +105,48 @@ impl Bench {
         self.transport.state()
     }
 
-    /// Up to FEATURES_OK.
+    /// Initializes the device up to FEATURES_OK.
     pub fn negotiate(&mut self, features: u64) {
-        self.quiet(reg::STATUS, ACKNOWLEDGE);
-        self.quiet(reg::STATUS, ACKNOWLEDGE | DRIVER);
+        self.store_inert(reg::STATUS, ACKNOWLEDGE);
+        self.store_inert(reg::STATUS, ACKNOWLEDGE | DRIVER);
         self.accept(features);
-        self.quiet(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+        self.store_inert(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
     }
 
     pub fn accept(&mut self, features: u64) {
-        self.quiet(reg::DRIVER_FEATURES_SEL, 0);
-        self.quiet(reg::DRIVER_FEATURES, features as u32);
-        self.quiet(reg::DRIVER_FEATURES_SEL, 1);
-        self.quiet(reg::DRIVER_FEATURES, (features >> 32) as u32);
+        self.store_inert(reg::DRIVER_FEATURES_SEL, 0);
+        self.store_inert(reg::DRIVER_FEATURES, features as u32);
+        self.store_inert(reg::DRIVER_FEATURES_SEL, 1);
+        self.store_inert(reg::DRIVER_FEATURES, (features >> 32) as u32);
     }
 
-    /// Size and addresses of a queue.
+    /// Writes size and addresses of a queue.
     pub fn set_up(&mut self, queue: u32, size: u32, [desc, driver, dev]: [u64; 3]) {
-        self.quiet(reg::QUEUE_SEL, queue);
-        self.quiet(reg::QUEUE_NUM, size);
+        self.store_inert(reg::QUEUE_SEL, queue);
+        self.store_inert(reg::QUEUE_NUM, size);
         for (low, address) in [
             (reg::QUEUE_DESC_LOW, desc),
             (reg::QUEUE_DRIVER_LOW, driver),
             (reg::QUEUE_DEVICE_LOW, dev),
         ] {
-            self.quiet(low, address as u32);
-            self.quiet(low + 4, (address >> 32) as u32);
+            self.store_inert(low, address as u32);
+            self.store_inert(low + 4, (address >> 32) as u32);
         }
     }
 
-    /// Good addresses for a queue.
+    /// Returns valid addresses for a queue.
     pub fn areas(queue: u32) -> [u64; 3] {
         let base = 0x4000_0000 + u64::from(queue) * 0x1_0000;
         [base, base + 0x4000, base + 0x8000]
     }
 
-    /// A queue that is ready.
-    pub fn make_ready(&mut self, queue: u32, size: u32) -> Outcome {
+    /// Makes a queue ready.
+    pub fn make_ready(&mut self, queue: u32, size: u32) -> Effect {
         self.set_up(queue, size, Self::areas(queue));
         self.store(reg::QUEUE_READY, 1)
     }
 
-    /// A device at work with both queues.
+    /// Returns an active device with both queues ready.
     pub fn active(features: u64) -> Self {
         let mut bench = Self::new();
         bench.activate(features);
@@ -156,24 +156,24 @@ impl Bench {
     pub fn activate(&mut self, features: u64) {
         self.negotiate(features);
         for queue in 0..2 {
-            assert_eq!(self.make_ready(queue, 8), Outcome::default());
+            assert_eq!(self.make_ready(queue, 8), Effect::default());
         }
-        let outcome = self.store(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        let effect = self.store(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
         assert_eq!(
-            outcome,
-            Outcome {
+            effect,
+            Effect {
                 event: Some(Event::Activated),
-                ..Outcome::default()
+                ..Effect::default()
             }
         );
     }
 
-    /// The whole reset of an active device.
+    /// Resets an active device, with the daemon's answer.
     pub fn reset(&mut self) {
-        let outcome = self.store(reg::STATUS, 0);
-        assert!(outcome.retry);
-        let Some(Event::Reset { generation }) = outcome.event else {
-            panic!("{outcome:?}")
+        let effect = self.store(reg::STATUS, 0);
+        assert!(effect.retry);
+        let Some(Event::Reset { generation }) = effect.event else {
+            panic!("{effect:?}")
         };
         self.transport.quiesced(generation, &self.page).unwrap();
         assert!(!self.store(reg::STATUS, 0).retry);

@@ -1,19 +1,19 @@
-//! The statements about transport and basic facilities, each under its number, with what must hold and what a
-//! guest must not be able to bring about.
+//! The statements of the virtio specification on transport and basic facilities, each under its number in
+//! virtio-checklist, and what a guest must not be able to cause.
 
 use ringvisor::syndrome::Width;
 use ringvisor::virtio::features::{bit, missing_dependency};
 use ringvisor::virtio::registers as reg;
-use ringvisor::virtio::{Event, Outcome, Rejected, Spec, SpecError, Transport};
+use ringvisor::virtio::{Effect, Event, Rejected, Spec, SpecError, Transport};
 
-use crate::bench::*;
+use crate::bench::{ACKNOWLEDGE, Bench, DRIVER, DRIVER_OK, FEATURES, FEATURES_OK, NEEDS_RESET, block_spec};
 
 const LIVE: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
-fn line(level: bool) -> Outcome {
-    Outcome {
+fn line(level: bool) -> Effect {
+    Effect {
         line: Some(level),
-        ..Outcome::default()
+        ..Effect::default()
     }
 }
 
@@ -27,7 +27,7 @@ fn identification() {
         reg::DEVICE_ID,
         reg::VENDOR_ID,
     ] {
-        bench.quiet(offset, 0x5555_5555);
+        bench.store_inert(offset, 0x5555_5555);
     }
     assert_eq!(bench.read(reg::MAGIC_VALUE), 0x7472_6976);
     assert_eq!(bench.read(reg::VERSION_OFFSET), 2);
@@ -36,20 +36,20 @@ fn identification() {
 }
 
 #[test]
-fn an_empty_slot_has_device_0_and_takes_nothing() {
+fn an_empty_slot_has_device_0_and_ignores_stores() {
     let mut bench = Bench::new();
     bench.transport = Transport::empty();
-    bench.transport.publish(&bench.page);
+    bench.transport.write_page(&bench.page);
     assert_eq!(bench.read(reg::MAGIC_VALUE), 0x7472_6976);
     assert_eq!(bench.read(reg::VERSION_OFFSET), 2);
     assert_eq!(bench.read(reg::DEVICE_ID), 0);
     let before = bench.dump();
     for offset in (0..0x1000).step_by(if cfg!(miri) { 31 } else { 1 }) {
         for value in [0, 1, 0xf, u32::MAX] {
-            bench.quiet(offset, value);
+            bench.store_inert(offset, value);
         }
     }
-    assert_eq!(bench.transport.used_buffer(&bench.page), Outcome::default());
+    assert_eq!(bench.transport.used_buffer(&bench.page), Effect::default());
     assert_eq!(bench.dump(), before);
 }
 
@@ -64,11 +64,11 @@ fn device_features_follow_their_selector() {
         (3, 0),
         (u32::MAX, 0),
     ] {
-        bench.quiet(reg::DEVICE_FEATURES_SEL, sel);
+        bench.store_inert(reg::DEVICE_FEATURES_SEL, sel);
         assert_eq!(u64::from(bench.read(reg::DEVICE_FEATURES)), word, "word {sel}");
     }
-    bench.quiet(reg::DEVICE_FEATURES_SEL, 0);
-    bench.quiet(reg::DRIVER_FEATURES_SEL, 1);
+    bench.store_inert(reg::DEVICE_FEATURES_SEL, 0);
+    bench.store_inert(reg::DRIVER_FEATURES_SEL, 1);
     assert_eq!(
         u64::from(bench.read(reg::DEVICE_FEATURES)),
         FEATURES & 0xffff_ffff,
@@ -80,26 +80,26 @@ fn device_features_follow_their_selector() {
 #[test]
 fn driver_features_follow_their_own_selector() {
     let mut bench = Bench::new();
-    bench.quiet(reg::DEVICE_FEATURES_SEL, 1);
+    bench.store_inert(reg::DEVICE_FEATURES_SEL, 1);
     bench.negotiate(bit::VERSION_1 | bit::BLK_FLUSH);
     assert_eq!(bench.state().features, bit::VERSION_1 | bit::BLK_FLUSH);
 }
 
 // virtio-checklist 6; torture a8
 #[test]
-fn an_absent_queue_reads_zero_and_takes_nothing() {
+fn an_absent_queue_reads_zero_and_ignores_stores() {
     let mut bench = Bench::new();
     for (queue, max) in [(0, 256), (1, 8)] {
-        bench.quiet(reg::QUEUE_SEL, queue);
+        bench.store_inert(reg::QUEUE_SEL, queue);
         assert_eq!(bench.read(reg::QUEUE_NUM_MAX), max);
     }
     for queue in [2, 15, 16, 0x1_0000, u32::MAX] {
-        bench.quiet(reg::QUEUE_SEL, queue);
+        bench.store_inert(reg::QUEUE_SEL, queue);
         let before = bench.dump();
         assert_eq!(bench.read(reg::QUEUE_NUM_MAX), 0);
         for offset in (reg::QUEUE_NUM_MAX..=reg::QUEUE_READY).chain(reg::QUEUE_DESC_LOW..=reg::QUEUE_RESET) {
             for value in [0, 1, 8, 0x4000_0000] {
-                bench.quiet(offset, value);
+                bench.store_inert(offset, value);
             }
         }
         assert_eq!(bench.dump(), before);
@@ -111,38 +111,38 @@ fn an_absent_queue_reads_zero_and_takes_nothing() {
 fn queue_ready_reads_the_last_value_written() {
     let mut bench = Bench::new();
     bench.negotiate(bit::VERSION_1);
-    assert_eq!(bench.make_ready(1, 8), Outcome::default());
+    assert_eq!(bench.make_ready(1, 8), Effect::default());
     assert_eq!(bench.read(reg::QUEUE_READY), 1);
-    bench.quiet(reg::QUEUE_SEL, 0);
+    bench.store_inert(reg::QUEUE_SEL, 0);
     assert_eq!(bench.read(reg::QUEUE_READY), 0, "each queue has its own");
-    bench.quiet(reg::QUEUE_SEL, 1);
-    bench.quiet(reg::QUEUE_READY, 0);
+    bench.store_inert(reg::QUEUE_SEL, 1);
+    bench.store_inert(reg::QUEUE_READY, 0);
     assert_eq!(bench.read(reg::QUEUE_READY), 0);
     for value in [2, 3, u32::MAX] {
-        bench.quiet(reg::QUEUE_READY, value);
+        bench.store_inert(reg::QUEUE_READY, value);
         assert_eq!(bench.read(reg::QUEUE_READY), 0, "{value:#x} means nothing");
     }
 }
 
-// virtio-checklist 7, 13: a live queue is taken back only when the daemon has let go of it.
+// virtio-checklist 7, 13: an active queue is stopped only when the daemon no longer uses it.
 #[test]
 fn queue_ready_0_waits_for_the_daemon() {
     let mut bench = Bench::active(bit::VERSION_1);
-    bench.quiet(reg::QUEUE_SEL, 1);
+    bench.store_inert(reg::QUEUE_SEL, 1);
     let first = bench.store(reg::QUEUE_READY, 0);
     assert!(first.retry);
     assert_eq!(first.event, Some(Event::QueueStop { queue: 1 }));
     assert_eq!(
         bench.store(reg::QUEUE_READY, 0),
-        Outcome {
+        Effect {
             retry: true,
-            ..Outcome::default()
+            ..Effect::default()
         },
-        "told once"
+        "one event"
     );
     assert_eq!(bench.read(reg::QUEUE_READY), 1);
     assert_eq!(bench.state().queue[1].ready, 2);
-    bench.quiet(reg::QUEUE_NOTIFY, 1);
+    bench.store_inert(reg::QUEUE_NOTIFY, 1);
     let generation = bench.state().reset_generation;
     assert_eq!(
         bench.transport.queue_quiesced(0, generation, &bench.page),
@@ -160,15 +160,15 @@ fn queue_ready_0_waits_for_the_daemon() {
     assert_eq!(
         bench.state().queue[1].ready,
         0,
-        "a new daemon does not touch it either"
+        "a new daemon does not use it either"
     );
     assert_eq!(
         bench.transport.queue_quiesced(1, generation, &bench.page),
         Err(Rejected::Stale)
     );
-    bench.quiet(reg::QUEUE_READY, 0);
+    bench.store_inert(reg::QUEUE_READY, 0);
     assert_eq!(bench.read(reg::QUEUE_READY), 0);
-    bench.quiet(reg::QUEUE_NOTIFY, 1);
+    bench.store_inert(reg::QUEUE_NOTIFY, 1);
     assert_eq!(
         bench.store(reg::QUEUE_NOTIFY, 0).event,
         Some(Event::Notify { queue: 0 }),
@@ -186,9 +186,9 @@ fn interrupt_status_stays_until_acknowledged() {
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
     assert_eq!(bench.transport.used_buffer(&bench.page), line(true));
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 1);
-    assert_eq!(bench.transport.used_buffer(&bench.page), Outcome::default());
-    bench.quiet(reg::INTERRUPT_ACK, 2);
-    bench.quiet(reg::INTERRUPT_ACK, 0xffff_fffc);
+    assert_eq!(bench.transport.used_buffer(&bench.page), Effect::default());
+    bench.store_inert(reg::INTERRUPT_ACK, 2);
+    bench.store_inert(reg::INTERRUPT_ACK, 0xffff_fffc);
     assert_eq!(
         bench.read(reg::INTERRUPT_STATUS),
         1,
@@ -196,20 +196,20 @@ fn interrupt_status_stays_until_acknowledged() {
     );
     assert_eq!(
         bench.transport.config_changed(0, &[9], &bench.page),
-        Ok(Outcome::default())
+        Ok(Effect::default())
     );
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 3);
-    bench.quiet(reg::INTERRUPT_ACK, 1);
+    bench.store_inert(reg::INTERRUPT_ACK, 1);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 2);
     assert_eq!(bench.store(reg::INTERRUPT_ACK, u32::MAX), line(false));
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
-    bench.quiet(reg::INTERRUPT_STATUS, 3);
+    bench.store_inert(reg::INTERRUPT_STATUS, 3);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0, "read-only");
 }
 
 // virtio-checklist 11, 12, 23, 24
 #[test]
-fn reset_clears_everything_and_silences_the_device() {
+fn reset_clears_everything_and_stops_the_device() {
     let mut bench = Bench::active(bit::VERSION_1);
     let _ = bench.transport.used_buffer(&bench.page);
     let first = bench.store(reg::STATUS, 0);
@@ -217,14 +217,14 @@ fn reset_clears_everything_and_silences_the_device() {
     assert!(first.retry);
     assert_eq!(bench.read(reg::STATUS), LIVE, "not before the daemon has let go");
     assert_eq!(bench.state().reset_pending, 1);
-    bench.quiet(reg::QUEUE_NOTIFY, 0);
+    bench.store_inert(reg::QUEUE_NOTIFY, 0);
     assert_eq!(bench.transport.quiesced(0, &bench.page), Err(Rejected::Stale));
     assert_eq!(bench.transport.quiesced(1, &bench.page), Ok(()));
     assert_eq!(bench.transport.quiesced(1, &bench.page), Err(Rejected::Stale));
     assert_eq!(
         bench.read(reg::STATUS),
         LIVE,
-        "not before the driver's store comes back"
+        "not before the driver's store is retried"
     );
     assert_eq!(
         bench.state().status,
@@ -236,12 +236,12 @@ fn reset_clears_everything_and_silences_the_device() {
     assert_eq!(bench.read(reg::STATUS), 0);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
     for queue in 0..2 {
-        bench.quiet(reg::QUEUE_SEL, queue);
+        bench.store_inert(reg::QUEUE_SEL, queue);
         assert_eq!(bench.read(reg::QUEUE_READY), 0);
-        bench.quiet(reg::QUEUE_NOTIFY, queue);
+        bench.store_inert(reg::QUEUE_NOTIFY, queue);
     }
-    assert_eq!(bench.transport.used_buffer(&bench.page), Outcome::default());
-    assert_eq!(bench.transport.needs_reset(&bench.page), Outcome::default());
+    assert_eq!(bench.transport.used_buffer(&bench.page), Effect::default());
+    assert_eq!(bench.transport.needs_reset(&bench.page), Effect::default());
     assert_eq!(bench.read(reg::STATUS), 0);
 }
 
@@ -256,7 +256,7 @@ fn a_queue_that_is_not_ready_is_not_notified() {
         bench.store(reg::QUEUE_NOTIFY, 0).event,
         Some(Event::Notify { queue: 0 })
     );
-    bench.quiet(reg::QUEUE_NOTIFY, 1);
+    bench.store_inert(reg::QUEUE_NOTIFY, 1);
     assert_eq!(bench.state().queue[1].ready, 0);
 }
 
@@ -271,7 +271,7 @@ fn config_generation_changes_with_the_configuration_and_only_then() {
     bench.activate(bit::VERSION_1);
     assert_eq!(
         bench.transport.config_changed(0, &[1, 2, 3], &bench.page),
-        Ok(Outcome::default()),
+        Ok(Effect::default()),
         "the same bytes"
     );
     assert_eq!(
@@ -298,13 +298,13 @@ fn config_generation_changes_with_the_configuration_and_only_then() {
 
 // virtio-checklist 16
 #[test]
-fn status_0_resets_at_once_what_was_never_active() {
+fn status_0_resets_an_inactive_device_at_once() {
     let mut bench = Bench::new();
     let fresh = bench.page.clone();
-    bench.quiet(reg::DEVICE_FEATURES_SEL, 1);
+    bench.store_inert(reg::DEVICE_FEATURES_SEL, 1);
     bench.negotiate(bit::VERSION_1);
     let _ = bench.make_ready(0, 8);
-    bench.quiet(reg::STATUS, 0);
+    bench.store_inert(reg::STATUS, 0);
     assert_eq!(bench.page, fresh, "selectors too are as after power-on");
     assert_eq!(bench.state().features, 0);
 }
@@ -317,7 +317,7 @@ fn the_line_follows_interrupt_status() {
     let _ = bench.transport.used_buffer(&bench.page);
     let _ = bench.transport.config_changed(1, &[0xff], &bench.page);
     assert!(bench.transport.line());
-    bench.quiet(reg::INTERRUPT_ACK, 2);
+    bench.store_inert(reg::INTERRUPT_ACK, 2);
     assert!(bench.transport.line(), "one event is left");
     assert_eq!(bench.store(reg::INTERRUPT_ACK, 1), line(false));
     assert!(!bench.transport.line());
@@ -328,14 +328,14 @@ fn the_line_follows_interrupt_status() {
 fn there_is_no_shared_memory() {
     let mut bench = Bench::new();
     for sel in [0, 1, u32::MAX] {
-        bench.quiet(reg::SHM_SEL, sel);
+        bench.store_inert(reg::SHM_SEL, sel);
         for offset in [
             reg::SHM_LEN_LOW,
             reg::SHM_LEN_HIGH,
             reg::SHM_BASE_LOW,
             reg::SHM_BASE_HIGH,
         ] {
-            bench.quiet(offset, 0);
+            bench.store_inert(offset, 0);
             assert_eq!(bench.read(offset), u32::MAX);
         }
     }
@@ -345,15 +345,15 @@ fn there_is_no_shared_memory() {
 #[test]
 fn queue_reset() {
     let mut bench = Bench::active(bit::VERSION_1 | bit::RING_RESET);
-    bench.quiet(reg::QUEUE_SEL, 1);
+    bench.store_inert(reg::QUEUE_SEL, 1);
     assert_eq!(bench.read(reg::QUEUE_RESET), 0);
-    bench.quiet(reg::QUEUE_RESET, 0);
-    bench.quiet(reg::QUEUE_RESET, 2);
+    bench.store_inert(reg::QUEUE_RESET, 0);
+    bench.store_inert(reg::QUEUE_RESET, 2);
     assert_eq!(
         bench.store(reg::QUEUE_RESET, 1),
-        Outcome {
+        Effect {
             event: Some(Event::QueueStop { queue: 1 }),
-            ..Outcome::default()
+            ..Effect::default()
         },
         "the store itself does not wait"
     );
@@ -362,12 +362,12 @@ fn queue_reset() {
         (1, 1),
         "as long as it lasts"
     );
-    bench.quiet(reg::QUEUE_RESET, 1);
-    bench.quiet(reg::QUEUE_NOTIFY, 1);
+    bench.store_inert(reg::QUEUE_RESET, 1);
+    bench.store_inert(reg::QUEUE_NOTIFY, 1);
     assert!(bench.store(reg::QUEUE_READY, 0).retry);
-    bench.quiet(reg::QUEUE_SEL, 0);
+    bench.store_inert(reg::QUEUE_SEL, 0);
     assert_eq!(bench.read(reg::QUEUE_RESET), 0, "the other queue is not");
-    bench.quiet(reg::QUEUE_SEL, 1);
+    bench.store_inert(reg::QUEUE_SEL, 1);
     let generation = bench.state().reset_generation;
     bench
         .transport
@@ -377,9 +377,9 @@ fn queue_reset() {
         (bench.read(reg::QUEUE_RESET), bench.read(reg::QUEUE_READY)),
         (0, 0)
     );
-    bench.quiet(reg::QUEUE_READY, 0);
-    bench.quiet(reg::QUEUE_NOTIFY, 1);
-    // Its set-up is gone: ready as it stands is an error, a new set-up works.
+    bench.store_inert(reg::QUEUE_READY, 0);
+    bench.store_inert(reg::QUEUE_NOTIFY, 1);
+    // Its setup is cleared: making it ready without a new one is an error, a new one works.
     let mut forgotten = Bench {
         transport: bench.transport.clone(),
         page: bench.page.clone(),
@@ -398,40 +398,40 @@ fn queue_reset() {
 fn queue_reset_of_a_queue_that_was_being_stopped() {
     let mut bench = Bench::active(bit::VERSION_1 | bit::RING_RESET);
     let generation = bench.state().reset_generation;
-    bench.quiet(reg::QUEUE_SEL, 0);
+    bench.store_inert(reg::QUEUE_SEL, 0);
     let _ = bench.store(reg::QUEUE_READY, 0);
-    bench.quiet(reg::QUEUE_RESET, 1);
+    bench.store_inert(reg::QUEUE_RESET, 1);
     assert_eq!(bench.read(reg::QUEUE_RESET), 1);
     bench
         .transport
         .queue_quiesced(0, generation, &bench.page)
         .unwrap();
     assert_eq!(bench.read(reg::QUEUE_READY), 0);
-    // Once stopped and before the store came back: at once.
-    bench.quiet(reg::QUEUE_SEL, 1);
+    // After the stop and before the store is retried: at once.
+    bench.store_inert(reg::QUEUE_SEL, 1);
     let _ = bench.store(reg::QUEUE_READY, 0);
     bench
         .transport
         .queue_quiesced(1, generation, &bench.page)
         .unwrap();
-    bench.quiet(reg::QUEUE_RESET, 1);
+    bench.store_inert(reg::QUEUE_RESET, 1);
     assert_eq!(
         (bench.read(reg::QUEUE_RESET), bench.read(reg::QUEUE_READY)),
         (0, 0)
     );
 }
 
-// virtio-checklist 19: only where negotiated, and only for what there is.
+// virtio-checklist 19: only if negotiated, and only for existing queues.
 #[test]
 fn queue_reset_not_negotiated_is_inert() {
     let mut bench = Bench::active(bit::VERSION_1);
     let before = bench.dump();
-    bench.quiet(reg::QUEUE_RESET, 1);
+    bench.store_inert(reg::QUEUE_RESET, 1);
     assert_eq!(bench.dump(), before);
     let mut bench = Bench::new();
     bench.negotiate(bit::VERSION_1 | bit::RING_RESET);
     let _ = bench.make_ready(0, 8);
-    bench.quiet(reg::QUEUE_RESET, 1);
+    bench.store_inert(reg::QUEUE_RESET, 1);
     assert_eq!(bench.read(reg::QUEUE_READY), 0, "not live: at once");
 }
 
@@ -444,7 +444,7 @@ fn configuration_space_is_little_endian_bytes_and_its_tail_zero() {
     for offset in (reg::CONFIG + 64..reg::END).step_by(4) {
         assert_eq!(bench.read(offset), 0);
     }
-    // Bytes that the daemon leaves behind its own length are not shown.
+    // Bytes that the daemon leaves past its own length are not visible.
     let mut spec = block_spec();
     spec.config = [0xff; 256];
     spec.config_len = 61;
@@ -455,7 +455,7 @@ fn configuration_space_is_little_endian_bytes_and_its_tail_zero() {
 
 // virtio-checklist 21; torture a2
 #[test]
-fn what_is_no_register_or_not_writable_takes_nothing() {
+fn undefined_and_read_only_registers_ignore_stores() {
     let writable = [
         reg::DEVICE_FEATURES_SEL,
         reg::DRIVER_FEATURES,
@@ -488,7 +488,7 @@ fn what_is_no_register_or_not_writable_takes_nothing() {
             for value in [0, 1, 2, 0x4000_0000, u64::MAX] {
                 assert_eq!(
                     bench.store_width(offset, width, value),
-                    Outcome::default(),
+                    Effect::default(),
                     "{offset:#x} {width:?}"
                 );
             }
@@ -501,7 +501,7 @@ fn what_is_no_register_or_not_writable_takes_nothing() {
 #[test]
 fn write_only_registers_read_zero() {
     let mut bench = Bench::active(bit::VERSION_1);
-    bench.quiet(reg::QUEUE_SEL, 1);
+    bench.store_inert(reg::QUEUE_SEL, 1);
     let _ = bench.store(reg::QUEUE_NOTIFY, 1);
     for offset in [
         reg::DEVICE_FEATURES_SEL,
@@ -534,7 +534,7 @@ fn a_ready_queue_keeps_its_size_and_addresses() {
             let _ = bench.store(reg::STATUS, LIVE);
         }
         bench.set_up(0, 16, [0x4010_0000, 0, u64::MAX]);
-        bench.quiet(reg::QUEUE_READY, 1);
+        bench.store_inert(reg::QUEUE_READY, 1);
         if !active {
             let _ = bench.store(reg::STATUS, LIVE);
         }
@@ -548,11 +548,11 @@ fn a_ready_queue_keeps_its_size_and_addresses() {
 #[test]
 fn nothing_happens_before_driver_ok() {
     let mut bench = Bench::new();
-    bench.quiet(reg::QUEUE_NOTIFY, 0);
+    bench.store_inert(reg::QUEUE_NOTIFY, 0);
     bench.negotiate(bit::VERSION_1);
     let _ = bench.make_ready(0, 8);
-    bench.quiet(reg::QUEUE_NOTIFY, 0);
-    assert_eq!(bench.transport.used_buffer(&bench.page), Outcome::default());
+    bench.store_inert(reg::QUEUE_NOTIFY, 0);
+    assert_eq!(bench.transport.used_buffer(&bench.page), Effect::default());
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
     assert_eq!(
         bench.state().queue[0].ready,
@@ -570,19 +570,19 @@ fn nothing_happens_before_driver_ok() {
 
 // virtio-checklist 27, 28
 #[test]
-fn a_fatal_error_is_shown_and_told() {
+fn a_fatal_error_sets_needs_reset_and_interrupts() {
     let mut bench = Bench::active(bit::VERSION_1);
     assert_eq!(bench.transport.needs_reset(&bench.page), line(true));
     assert_eq!(bench.read(reg::STATUS), LIVE | NEEDS_RESET);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 2);
-    bench.quiet(reg::QUEUE_NOTIFY, 0);
+    bench.store_inert(reg::QUEUE_NOTIFY, 0);
     let _ = bench.store(reg::INTERRUPT_ACK, 2);
     assert_eq!(
         bench.transport.needs_reset(&bench.page),
-        Outcome::default(),
+        Effect::default(),
         "once"
     );
-    bench.quiet(reg::STATUS, LIVE);
+    bench.store_inert(reg::STATUS, LIVE);
     assert_eq!(bench.read(reg::STATUS), LIVE | NEEDS_RESET, "only a reset helps");
     bench.reset();
     assert_eq!(bench.read(reg::STATUS), 0);
@@ -591,18 +591,18 @@ fn a_fatal_error_is_shown_and_told() {
 
 // virtio-checklist 27, 28: before DRIVER_OK there is no notification.
 #[test]
-fn an_error_before_driver_ok_is_shown_only() {
+fn an_error_before_driver_ok_only_sets_needs_reset() {
     let mut bench = Bench::new();
     bench.negotiate(bit::VERSION_1);
-    assert_eq!(bench.make_ready(0, 3), Outcome::default());
+    assert_eq!(bench.make_ready(0, 3), Effect::default());
     assert_eq!(
         bench.read(reg::STATUS),
         ACKNOWLEDGE | DRIVER | FEATURES_OK | NEEDS_RESET
     );
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 0);
-    bench.quiet(reg::STATUS, LIVE);
+    bench.store_inert(reg::STATUS, LIVE);
     assert_eq!(bench.read(reg::STATUS) & DRIVER_OK, 0);
-    bench.quiet(reg::STATUS, 0);
+    bench.store_inert(reg::STATUS, 0);
     assert_eq!(bench.read(reg::STATUS), 0, "never active: reset at once");
 }
 
@@ -652,7 +652,7 @@ fn contradictory_devices_are_refused() {
 
 // virtio-checklist 29, 30
 #[test]
-fn a_feature_needs_what_it_needs() {
+fn feature_dependencies() {
     let net = |features: u64| missing_dependency(1, features);
     assert_eq!(net(0), None);
     assert_eq!(net(1 << 11), Some(11), "HOST_TSO4 without CSUM");
@@ -673,7 +673,7 @@ fn a_feature_needs_what_it_needs() {
     bench.negotiate(bit::VERSION_1 | 1 << 11);
     assert_eq!(bench.read(reg::STATUS) & FEATURES_OK, 0);
     bench.accept(bit::VERSION_1 | 1 << 11 | 1);
-    bench.quiet(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
+    bench.store_inert(reg::STATUS, ACKNOWLEDGE | DRIVER | FEATURES_OK);
     assert_eq!(bench.read(reg::STATUS), ACKNOWLEDGE | DRIVER | FEATURES_OK);
 }
 
@@ -692,9 +692,9 @@ fn features_ok_only_for_a_valid_subset() {
         let mut bench = Bench::new();
         bench.negotiate(features);
         assert_eq!(bench.read(reg::STATUS) & FEATURES_OK != 0, fine, "{features:#x}");
-        bench.quiet(reg::STATUS, ACKNOWLEDGE | DRIVER);
+        bench.store_inert(reg::STATUS, ACKNOWLEDGE | DRIVER);
         if !fine {
-            bench.quiet(reg::STATUS, LIVE);
+            bench.store_inert(reg::STATUS, LIVE);
             assert_eq!(
                 bench.read(reg::STATUS),
                 ACKNOWLEDGE | DRIVER,
@@ -702,27 +702,27 @@ fn features_ok_only_for_a_valid_subset() {
             );
         }
     }
-    // Bits nobody can offer.
+    // Bits that cannot be offered.
     for sel in [2, 3, u32::MAX] {
         let mut bench = Bench::new();
-        bench.quiet(reg::DRIVER_FEATURES_SEL, sel);
-        bench.quiet(reg::DRIVER_FEATURES, 0);
+        bench.store_inert(reg::DRIVER_FEATURES_SEL, sel);
+        bench.store_inert(reg::DRIVER_FEATURES, 0);
         let mut harmless = Bench {
             transport: bench.transport.clone(),
             page: bench.page.clone(),
         };
         harmless.negotiate(bit::VERSION_1);
         assert_ne!(harmless.read(reg::STATUS) & FEATURES_OK, 0);
-        bench.quiet(reg::DRIVER_FEATURES, 0x80);
+        bench.store_inert(reg::DRIVER_FEATURES, 0x80);
         bench.negotiate(bit::VERSION_1);
         assert_eq!(bench.read(reg::STATUS) & FEATURES_OK, 0);
-        bench.quiet(reg::STATUS, 0);
+        bench.store_inert(reg::STATUS, 0);
         bench.negotiate(bit::VERSION_1);
         assert_ne!(bench.read(reg::STATUS) & FEATURES_OK, 0, "forgotten by reset");
     }
 }
 
-// virtio-checklist 30: no change of mind.
+// virtio-checklist 30: features are final.
 #[test]
 fn features_are_fixed_by_features_ok() {
     let mut bench = Bench::new();
@@ -749,7 +749,7 @@ fn configuration_is_readable_from_the_start_and_not_writable() {
     assert_eq!(bench.read(reg::CONFIG), 0x0403_0201);
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 0),
-        Outcome::default()
+        Effect::default()
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 1);
 }
@@ -770,24 +770,24 @@ fn writeback_is_the_one_field_a_driver_writes() {
     let wce = bit::VERSION_1 | bit::BLK_FLUSH | bit::BLK_CONFIG_WCE;
     let mut bench = Bench::active(wce);
     let event = Event::ConfigWrite { offset: 32, value: 0 };
-    let outcome = bench.store_width(reg::CONFIG + 32, Width::Byte, 0);
+    let effect = bench.store_width(reg::CONFIG + 32, Width::Byte, 0);
     assert_eq!(
-        outcome,
-        Outcome {
+        effect,
+        Effect {
             event: Some(event),
-            ..Outcome::default()
+            ..Effect::default()
         }
     );
     assert_eq!(bench.read(reg::CONFIG + 32), 0x2423_2200);
     assert_eq!(bench.state().config[32], 0);
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 2),
-        Outcome::default(),
+        Effect::default(),
         "means nothing"
     );
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Word, 1),
-        Outcome::default(),
+        Effect::default(),
         "not an 8-bit store"
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 0);
@@ -797,7 +797,7 @@ fn writeback_is_the_one_field_a_driver_writes() {
     let mut bench = Bench::active(bit::VERSION_1 | bit::BLK_FLUSH);
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 0),
-        Outcome::default(),
+        Effect::default(),
         "not negotiated"
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 1);
@@ -806,7 +806,7 @@ fn writeback_is_the_one_field_a_driver_writes() {
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 0, "without FLUSH it reads 0");
     assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 1),
-        Outcome::default()
+        Effect::default()
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 0);
 }

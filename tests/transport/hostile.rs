@@ -1,19 +1,20 @@
-//! What a hostile guest does to its registers.
+//! Stores of a hostile guest to its registers.
 
 use ringvisor::virtio::features::bit;
 use ringvisor::virtio::registers as reg;
-use ringvisor::virtio::{Event, Outcome};
+use ringvisor::virtio::{Effect, Event};
 
-use crate::bench::*;
+use crate::bench::{ACKNOWLEDGE, Bench, DRIVER, DRIVER_OK, FAILED, FEATURES, FEATURES_OK, NEEDS_RESET};
 
 const LIVE: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
-/// Sets queue 0 up so, once before and once after DRIVER_OK: refused, and never shown to the daemon.
+/// Sets up queue 0 with these values, once before and once after DRIVER_OK: refused, and never visible to the
+/// daemon.
 fn refused(size: u32, areas: [u64; 3]) {
     let mut bench = Bench::new();
     bench.negotiate(bit::VERSION_1);
     bench.set_up(0, size, areas);
-    bench.quiet(reg::QUEUE_READY, 1);
+    bench.store_inert(reg::QUEUE_READY, 1);
     assert_eq!(bench.read(reg::QUEUE_READY), 0, "{size} {areas:x?}");
     assert_ne!(bench.read(reg::STATUS) & NEEDS_RESET, 0, "{size} {areas:x?}");
 
@@ -22,7 +23,7 @@ fn refused(size: u32, areas: [u64; 3]) {
     let _ = bench.make_ready(1, 8);
     let _ = bench.store(reg::STATUS, LIVE);
     bench.set_up(0, size, areas);
-    let expected = Outcome {
+    let expected = Effect {
         event: Some(Event::NeedsReset),
         line: Some(true),
         retry: false,
@@ -31,8 +32,8 @@ fn refused(size: u32, areas: [u64; 3]) {
     assert_eq!(bench.read(reg::STATUS), LIVE | NEEDS_RESET);
     assert_eq!(bench.read(reg::INTERRUPT_STATUS), 2);
     assert_eq!(bench.state().queue[0].ready, 0);
-    bench.quiet(reg::QUEUE_NOTIFY, 0);
-    bench.quiet(reg::QUEUE_NOTIFY, 1);
+    bench.store_inert(reg::QUEUE_NOTIFY, 0);
+    bench.store_inert(reg::QUEUE_NOTIFY, 1);
 }
 
 // torture a5
@@ -89,59 +90,59 @@ fn areas_outside_ram() {
         let mut bench = Bench::new();
         bench.negotiate(bit::VERSION_1);
         bench.set_up(0, 256, areas);
-        bench.quiet(reg::QUEUE_READY, 1);
+        bench.store_inert(reg::QUEUE_READY, 1);
         assert_eq!(bench.read(reg::QUEUE_READY), 1, "the last place that fits");
     }
 }
 
 // torture a6
 #[test]
-fn overlapping_areas_are_the_guests_own_affair() {
+fn overlapping_areas_are_accepted() {
     let mut bench = Bench::new();
     bench.negotiate(bit::VERSION_1);
     bench.set_up(0, 256, [0x4000_0000; 3]);
-    bench.quiet(reg::QUEUE_READY, 1);
+    bench.store_inert(reg::QUEUE_READY, 1);
     assert_eq!(bench.read(reg::QUEUE_READY), 1);
     assert_eq!(bench.read(reg::STATUS) & NEEDS_RESET, 0);
 }
 
-// torture a7: halves of addresses written while the queue is ready do not count later either.
+// torture a7: halves of addresses written while the queue is ready have no effect later either.
 #[test]
-fn late_addresses_are_not_kept_for_later() {
+fn addresses_written_while_ready_are_ignored() {
     let mut bench = Bench::new();
     bench.negotiate(bit::VERSION_1);
     let _ = bench.make_ready(0, 8);
-    bench.quiet(reg::QUEUE_DESC_HIGH, 0xffff_ffff);
-    bench.quiet(reg::QUEUE_READY, 0);
-    bench.quiet(reg::QUEUE_READY, 1);
+    bench.store_inert(reg::QUEUE_DESC_HIGH, 0xffff_ffff);
+    bench.store_inert(reg::QUEUE_READY, 0);
+    bench.store_inert(reg::QUEUE_READY, 1);
     let _ = bench.store(reg::STATUS, LIVE);
     assert_eq!(bench.state().queue[0].desc, Bench::areas(0)[0]);
 }
 
-// torture a9: whatever else two vCPUs do, Status reads 0 only after the daemon has let go.
+// torture a9: whatever else two vCPUs do, Status reads 0 only after the daemon no longer uses the device.
 #[test]
 fn resets_from_two_vcpus() {
     let mut bench = Bench::active(bit::VERSION_1);
-    let mut told = 0;
+    let mut events = 0;
     for round in 0..if cfg!(miri) { 3 } else { 10_000u64 } {
-        // Both store 0; the second finds the first one's reset under way.
+        // Both store 0; the second finds the first one's reset pending.
         for _ in 0..2 {
-            let outcome = bench.store(reg::STATUS, 0);
-            assert!(outcome.retry);
-            told += u64::from(outcome.event.is_some());
+            let effect = bench.store(reg::STATUS, 0);
+            assert!(effect.retry);
+            events += u64::from(effect.event.is_some());
         }
-        assert_eq!(told, round + 1, "the daemon is asked once");
+        assert_eq!(events, round + 1, "the daemon gets one event");
         let _ = bench.transport.used_buffer(&bench.page);
         assert_ne!(bench.read(reg::STATUS), 0);
         let generation = bench.state().reset_generation;
         bench.transport.quiesced(generation, &bench.page).unwrap();
         assert!(
             !bench.store(reg::STATUS, 0).retry,
-            "the first one's store comes back"
+            "the first one's store is retried"
         );
         assert_eq!(bench.read(reg::STATUS), 0);
         if round % 2 == 0 {
-            // The second one's store resets what is reset already.
+            // The second one's store resets a device that is reset already.
             assert!(!bench.store(reg::STATUS, 0).retry);
             assert_eq!(bench.read(reg::STATUS), 0);
         }
@@ -149,8 +150,8 @@ fn resets_from_two_vcpus() {
     }
 }
 
-// torture a9, a12: a store to Status that comes back late resets a device that another vCPU has brought up again;
-// it does so as a reset of its own, with its own question to the daemon.
+// torture a9, a12: a retried store to Status that comes late resets a device that another vCPU has
+// initialized again; it is a reset of its own, with its own event for the daemon.
 #[test]
 fn a_late_reset_is_a_new_reset() {
     let mut bench = Bench::active(bit::VERSION_1);
@@ -166,28 +167,28 @@ fn a_late_reset_is_a_new_reset() {
     };
     assert!(
         bench.transport.quiesced(1, &bench.page).is_err(),
-        "the old answer does not count"
+        "the old answer is stale"
     );
     bench.transport.quiesced(generation, &bench.page).unwrap();
     assert!(!bench.store(reg::STATUS, 0).retry);
     assert_eq!(bench.read(reg::STATUS), 0);
 }
 
-// torture a9: a reset under way, and a queue stopped meanwhile.
+// torture a9: a reset is pending, and a queue is stopped meanwhile.
 #[test]
 fn stopping_a_queue_during_a_reset() {
     let mut bench = Bench::active(bit::VERSION_1);
     assert!(bench.store(reg::STATUS, 0).retry);
-    bench.quiet(reg::QUEUE_SEL, 0);
+    bench.store_inert(reg::QUEUE_SEL, 0);
     assert!(bench.store(reg::QUEUE_READY, 0).retry);
     bench.transport.quiesced(1, &bench.page).unwrap();
-    bench.quiet(reg::QUEUE_READY, 0);
+    bench.store_inert(reg::QUEUE_READY, 0);
     assert_eq!(bench.read(reg::QUEUE_READY), 0, "the daemon let go of everything");
-    bench.quiet(reg::QUEUE_READY, 1);
+    bench.store_inert(reg::QUEUE_READY, 1);
     assert_eq!(
         bench.state().queue[0].ready,
         0,
-        "it is not given a queue between answer and reset"
+        "it sees no queue between answer and reset"
     );
     let _ = bench.store(reg::STATUS, 0);
     assert_eq!(bench.read(reg::STATUS), 0);
@@ -195,11 +196,11 @@ fn stopping_a_queue_during_a_reset() {
 
 // torture a10
 #[test]
-fn notifications_of_anything() {
+fn notifications_of_any_value() {
     let mut bench = Bench::active(bit::VERSION_1);
     let before = bench.dump();
     for value in [2, 15, 16, 17, 255, 256, 0x1_0000, 0x1_0001, 0x8000_0000, u32::MAX] {
-        bench.quiet(reg::QUEUE_NOTIFY, value);
+        bench.store_inert(reg::QUEUE_NOTIFY, value);
     }
     for _ in 0..if cfg!(miri) { 10 } else { 1000 } {
         assert_eq!(
@@ -212,69 +213,69 @@ fn notifications_of_anything() {
 
 // torture a11
 #[test]
-fn status_goes_forward_step_by_step() {
+fn status_bits_are_set_in_order() {
     let mut bench = Bench::new();
-    bench.quiet(reg::STATUS, DRIVER | FEATURES_OK | DRIVER_OK);
+    bench.store_inert(reg::STATUS, DRIVER | FEATURES_OK | DRIVER_OK);
     assert_eq!(bench.read(reg::STATUS), 0, "no step without the one before");
-    bench.quiet(reg::STATUS, ACKNOWLEDGE | DRIVER);
+    bench.store_inert(reg::STATUS, ACKNOWLEDGE | DRIVER);
     assert_eq!(
         bench.read(reg::STATUS),
         ACKNOWLEDGE | DRIVER,
         "two at once are fine"
     );
-    bench.quiet(reg::STATUS, ACKNOWLEDGE | DRIVER | DRIVER_OK);
+    bench.store_inert(reg::STATUS, ACKNOWLEDGE | DRIVER | DRIVER_OK);
     assert_eq!(bench.read(reg::STATUS), ACKNOWLEDGE | DRIVER);
-    bench.quiet(reg::STATUS, NEEDS_RESET | 0xffff_ff30);
+    bench.store_inert(reg::STATUS, NEEDS_RESET | 0xffff_ff30);
     assert_eq!(
         bench.read(reg::STATUS),
         ACKNOWLEDGE | DRIVER,
         "not the driver's bits"
     );
     bench.accept(bit::VERSION_1);
-    bench.quiet(reg::STATUS, FEATURES_OK);
-    bench.quiet(reg::STATUS, ACKNOWLEDGE);
+    bench.store_inert(reg::STATUS, FEATURES_OK);
+    bench.store_inert(reg::STATUS, ACKNOWLEDGE);
     assert_eq!(
         bench.read(reg::STATUS),
         ACKNOWLEDGE | DRIVER | FEATURES_OK,
         "and never back"
     );
     assert_eq!(bench.store(reg::STATUS, LIVE).event, Some(Event::Activated));
-    bench.quiet(reg::STATUS, LIVE);
-    bench.quiet(reg::STATUS, LIVE | FAILED);
+    bench.store_inert(reg::STATUS, LIVE);
+    bench.store_inert(reg::STATUS, LIVE | FAILED);
     assert_eq!(bench.read(reg::STATUS), LIVE | FAILED);
 }
 
 #[test]
-fn after_failed_only_a_reset_helps() {
+fn after_failed_only_a_reset_has_an_effect() {
     let mut bench = Bench::new();
-    bench.quiet(reg::STATUS, ACKNOWLEDGE | DRIVER | FAILED);
+    bench.store_inert(reg::STATUS, ACKNOWLEDGE | DRIVER | FAILED);
     assert_eq!(bench.read(reg::STATUS), FAILED);
-    bench.quiet(reg::STATUS, ACKNOWLEDGE);
+    bench.store_inert(reg::STATUS, ACKNOWLEDGE);
     assert_eq!(bench.read(reg::STATUS), FAILED);
-    bench.quiet(reg::STATUS, 0);
+    bench.store_inert(reg::STATUS, 0);
     bench.activate(bit::VERSION_1);
 }
 
-// torture a13: in every order of acknowledging and completing, the last completion is either still in
-// InterruptStatus with the line up, or was acknowledged after it was set.
+// torture a13: in every order of acknowledgement and completion, the last completion is either still in
+// InterruptStatus with the line high, or was acknowledged after it was set.
 #[test]
 fn acknowledgements_and_completions_in_every_order() {
     for order in (0..1 << 12).step_by(if cfg!(miri) { 101 } else { 1 }) {
         let mut bench = Bench::active(bit::VERSION_1);
         let mut expected = false;
         for step in 0..12 {
-            let outcome = if order >> step & 1 != 0 {
-                let outcome = bench.transport.used_buffer(&bench.page);
-                assert_eq!(outcome.line, (!expected).then_some(true));
+            let effect = if order >> step & 1 != 0 {
+                let effect = bench.transport.used_buffer(&bench.page);
+                assert_eq!(effect.line, (!expected).then_some(true));
                 expected = true;
-                outcome
+                effect
             } else {
-                let outcome = bench.store(reg::INTERRUPT_ACK, bench.read(reg::INTERRUPT_STATUS));
-                assert_eq!(outcome.line, expected.then_some(false));
+                let effect = bench.store(reg::INTERRUPT_ACK, bench.read(reg::INTERRUPT_STATUS));
+                assert_eq!(effect.line, expected.then_some(false));
                 expected = false;
-                outcome
+                effect
             };
-            assert!(!outcome.retry && outcome.event.is_none());
+            assert!(!effect.retry && effect.event.is_none());
             assert_eq!(bench.transport.line(), expected);
             assert_eq!(bench.read(reg::INTERRUPT_STATUS), u32::from(expected));
         }
@@ -282,16 +283,16 @@ fn acknowledgements_and_completions_in_every_order() {
 }
 
 #[test]
-fn a_power_cycle_resets_without_asking() {
+fn a_power_cycle_resets_without_the_daemon() {
     let fresh = Bench::new();
     let mut bench = Bench::active(FEATURES);
     let _ = bench.transport.used_buffer(&bench.page);
-    let outcome = bench.transport.power_cycle(&bench.page);
+    let effect = bench.transport.power_cycle(&bench.page);
     assert_eq!(
-        outcome,
-        Outcome {
+        effect,
+        Effect {
             line: Some(false),
-            ..Outcome::default()
+            ..Effect::default()
         }
     );
     assert_eq!(bench.page, fresh.page);

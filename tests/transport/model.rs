@@ -1,30 +1,27 @@
-//! The reference model: the register table of virtio 1.2, section 4.2.2, read line by line. It computes what a
-//! register reads at the moment it is read, keeps written values in maps by offset, and shares no code and no
-//! structure with the transport.
+//! The reference model: the register table of virtio 1.2, section 4.2.2, implemented line by line. It
+//! computes what a register reads at the moment it is read, keeps written values in maps by offset, and
+//! shares no code and no structure with the transport.
 
 use std::collections::HashMap;
 
 use ringvisor::abi::command::{DeviceSpec, DeviceState};
 
-/// What a store does outside the registers. The same three facts as `Outcome`, in words.
+/// The effect of a store outside the registers. The same facts as `Effect`, as text.
 #[derive(Default, PartialEq, Eq, Debug)]
-pub struct Effect {
+pub struct Expected {
     pub retry: bool,
-    pub told: Option<String>,
+    pub event: Option<String>,
 }
 
-impl Effect {
-    fn tell(what: impl Into<String>) -> Self {
+impl Expected {
+    fn event(event: impl Into<String>) -> Self {
         Self {
             retry: false,
-            told: Some(what.into()),
+            event: Some(event.into()),
         }
     }
-    fn wait(what: Option<String>) -> Self {
-        Self {
-            retry: true,
-            told: what,
-        }
+    fn retry(event: Option<String>) -> Self {
+        Self { retry: true, event }
     }
 }
 
@@ -32,10 +29,10 @@ impl Effect {
 enum Life {
     Off,
     On,
-    /// The driver wants it back. `bool`: by QueueReset.
-    Wanted(bool),
-    /// The device has given it back.
-    Returned,
+    /// The driver stops the queue. `bool`: by QueueReset.
+    Stopping(bool),
+    /// The device no longer uses the queue.
+    Stopped,
 }
 
 #[derive(Clone, Debug)]
@@ -60,9 +57,9 @@ impl Virtqueue {
 
 #[derive(PartialEq, Eq, Clone, Copy, Debug)]
 enum DeviceReset {
-    No,
-    Asked,
-    Answered,
+    None,
+    Pending,
+    Quiesced,
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +79,7 @@ pub struct Model {
     generation: u32,
     resets: u64,
     reset: DeviceReset,
-    /// RAM: first address and first behind it.
+    /// RAM: first address and first address past it.
     ram: Vec<(u128, u128)>,
 }
 
@@ -111,7 +108,7 @@ impl Model {
             config_len: spec.config_len as usize,
             generation: 0,
             resets: 0,
-            reset: DeviceReset::No,
+            reset: DeviceReset::None,
             ram: ram
                 .iter()
                 .map(|&(base, len)| (base.into(), u128::from(base) + u128::from(len)))
@@ -136,7 +133,7 @@ impl Model {
         self.has(8) && self.accepted64() >> feature & 1 == 1
     }
 
-    /// The 32-bit word at an offset as the guest reads it.
+    /// Returns the 32-bit word at an offset as the guest reads it.
     pub fn read(&self, offset: u64) -> u32 {
         let queue = self.queues.get(self.selector(0x30) as usize);
         match offset {
@@ -153,7 +150,7 @@ impl Model {
             0x060 => self.isr,
             0x070 => self.status,
             0x0b0..=0x0bf => 0xffff_ffff,
-            0x0c0 => queue.map_or(0, |queue| u32::from(queue.life == Life::Wanted(true))),
+            0x0c0 => queue.map_or(0, |queue| u32::from(queue.life == Life::Stopping(true))),
             0x0fc => self.generation,
             0x100..0x200 => {
                 let at = offset as usize - 0x100;
@@ -167,12 +164,12 @@ impl Model {
         self.isr != 0
     }
 
-    pub fn store(&mut self, offset: u64, bytes: u64, value: u64) -> Effect {
+    pub fn store(&mut self, offset: u64, bytes: u64, value: u64) -> Expected {
         if offset >= 0x100 {
             return self.store_config(offset - 0x100, bytes, value);
         }
         if bytes != 4 || !offset.is_multiple_of(4) {
-            return Effect::default();
+            return Expected::default();
         }
         let value = value as u32;
         match offset {
@@ -200,8 +197,8 @@ impl Model {
                     .queues
                     .get(value as usize)
                     .is_some_and(|queue| queue.life == Life::On);
-                if ready && self.has(4) && !self.has(0x40) && self.reset == DeviceReset::No {
-                    return Effect::tell(format!("notify {value}"));
+                if ready && self.has(4) && !self.has(0x40) && self.reset == DeviceReset::None {
+                    return Expected::event(format!("notify {value}"));
                 }
             }
             0x064 => self.isr &= !value,
@@ -210,7 +207,7 @@ impl Model {
             0x0c0 => return self.store_reset(value),
             _ => {}
         }
-        Effect::default()
+        Expected::default()
     }
 
     fn area_in_ram(&self, start: u64, len: u64) -> bool {
@@ -237,60 +234,60 @@ impl Model {
     }
 
     fn daemon_holds_buffers(&self) -> bool {
-        self.has(4) && self.reset != DeviceReset::Answered
+        self.has(4) && self.reset != DeviceReset::Quiesced
     }
 
-    fn store_ready(&mut self, value: u32) -> Effect {
+    fn store_ready(&mut self, value: u32) -> Expected {
         let index = self.selector(0x30) as usize;
         let Some(queue) = self.queues.get(index).cloned() else {
-            return Effect::default();
+            return Expected::default();
         };
         let holds = self.daemon_holds_buffers();
-        let works = holds && !self.has(0x40) && self.reset == DeviceReset::No;
+        let works = holds && !self.has(0x40) && self.reset == DeviceReset::None;
         if value == 1 && queue.life == Life::Off && !self.has(0x40) {
             if !self.setup_is_good(&queue) {
                 self.status |= 0x40;
                 if holds {
                     self.isr |= 2;
-                    return Effect::tell("needs reset");
+                    return Expected::event("needs reset");
                 }
-                return Effect::default();
+                return Expected::default();
             }
             self.queues[index].life = Life::On;
             if works {
-                return Effect::tell(format!("ready {index}"));
+                return Expected::event(format!("ready {index}"));
             }
         }
         if value == 0 {
             match queue.life {
                 Life::Off => {}
                 Life::On if holds => {
-                    self.queues[index].life = Life::Wanted(false);
-                    return Effect::wait(Some(format!("stop {index}")));
+                    self.queues[index].life = Life::Stopping(false);
+                    return Expected::retry(Some(format!("stop {index}")));
                 }
-                Life::Wanted(_) => return Effect::wait(None),
-                Life::On | Life::Returned => self.queues[index].life = Life::Off,
+                Life::Stopping(_) => return Expected::retry(None),
+                Life::On | Life::Stopped => self.queues[index].life = Life::Off,
             }
         }
-        Effect::default()
+        Expected::default()
     }
 
-    fn store_reset(&mut self, value: u32) -> Effect {
+    fn store_reset(&mut self, value: u32) -> Expected {
         let index = self.selector(0x30) as usize;
         if value != 1 || !self.negotiated(40) || index >= self.queues.len() {
-            return Effect::default();
+            return Expected::default();
         }
         let holds = self.daemon_holds_buffers();
         let queue = &mut self.queues[index];
         match queue.life {
             Life::On if holds => {
-                queue.life = Life::Wanted(true);
-                return Effect::tell(format!("stop {index}"));
+                queue.life = Life::Stopping(true);
+                return Expected::event(format!("stop {index}"));
             }
-            Life::Wanted(_) => queue.life = Life::Wanted(true),
+            Life::Stopping(_) => queue.life = Life::Stopping(true),
             _ => queue.default_state(),
         }
-        Effect::default()
+        Expected::default()
     }
 
     fn forget_everything(&mut self) {
@@ -301,37 +298,37 @@ impl Model {
         self.accepted_nonsense = false;
         self.queues.iter_mut().for_each(Virtqueue::default_state);
         self.config[32] = self.writeback_default;
-        self.reset = DeviceReset::No;
+        self.reset = DeviceReset::None;
     }
 
-    fn store_status_0(&mut self) -> Effect {
+    fn store_status_0(&mut self) -> Expected {
         if !self.has(4) {
             self.resets += 1;
             self.forget_everything();
-            return Effect::default();
+            return Expected::default();
         }
         match self.reset {
-            DeviceReset::No => {
+            DeviceReset::None => {
                 self.resets += 1;
-                self.reset = DeviceReset::Asked;
-                Effect::wait(Some(format!("reset {}", self.resets)))
+                self.reset = DeviceReset::Pending;
+                Expected::retry(Some(format!("reset {}", self.resets)))
             }
-            DeviceReset::Asked => Effect::wait(None),
-            DeviceReset::Answered => {
+            DeviceReset::Pending => Expected::retry(None),
+            DeviceReset::Quiesced => {
                 self.forget_everything();
-                Effect::default()
+                Expected::default()
             }
         }
     }
 
-    fn store_status(&mut self, value: u32) -> Effect {
+    fn store_status(&mut self, value: u32) -> Expected {
         let over = self.has(0x40) || (self.status | value) & 0x80 != 0;
         if over {
             self.status |= value & 0x80;
-            return Effect::default();
+            return Expected::default();
         }
         let active = self.has(4);
-        // Each step on the way needs the one before.
+        // Each bit requires the one before.
         for (step, before) in [(1, 0), (2, 1), (8, 2), (4, 8)] {
             if value & step == 0 || !self.has(before) || self.has(step) {
                 continue;
@@ -350,13 +347,13 @@ impl Model {
             self.status |= step;
         }
         if self.has(4) && !active {
-            Effect::tell("active")
+            Expected::event("active")
         } else {
-            Effect::default()
+            Expected::default()
         }
     }
 
-    fn store_config(&mut self, at: u64, bytes: u64, value: u64) -> Effect {
+    fn store_config(&mut self, at: u64, bytes: u64, value: u64) -> Expected {
         let value = value & 0xff;
         let allowed = at == 32
             && bytes == 1
@@ -364,12 +361,12 @@ impl Model {
             && self.negotiated(9)
             && self.negotiated(11)
             && !self.has(0x40)
-            && self.reset == DeviceReset::No;
+            && self.reset == DeviceReset::None;
         if !allowed {
-            return Effect::default();
+            return Expected::default();
         }
         self.config[32] = value as u8;
-        Effect::tell(format!("config 32 {value}"))
+        Expected::event(format!("config 32 {value}"))
     }
 
     pub fn used_buffer(&mut self) {
@@ -378,7 +375,7 @@ impl Model {
         }
     }
 
-    /// Whether the offset and length are within the space.
+    /// Returns whether offset and length are within the space.
     pub fn config_changed(&mut self, at: usize, bytes: &[u8]) -> bool {
         if at + bytes.len() > self.config_len {
             return false;
@@ -405,9 +402,9 @@ impl Model {
     }
 
     pub fn quiesced(&mut self, generation: u64) -> bool {
-        let asked = self.reset == DeviceReset::Asked && generation == self.resets;
+        let asked = self.reset == DeviceReset::Pending && generation == self.resets;
         if asked {
-            self.reset = DeviceReset::Answered;
+            self.reset = DeviceReset::Quiesced;
             self.queues.iter_mut().for_each(|queue| {
                 Self::give_back(queue);
             });
@@ -417,8 +414,8 @@ impl Model {
 
     fn give_back(queue: &mut Virtqueue) -> bool {
         match queue.life {
-            Life::Wanted(true) => queue.default_state(),
-            Life::Wanted(false) => queue.life = Life::Returned,
+            Life::Stopping(true) => queue.default_state(),
+            Life::Stopping(false) => queue.life = Life::Stopped,
             _ => return false,
         }
         true
@@ -437,9 +434,9 @@ impl Model {
         self.resets
     }
 
-    /// Whether the daemon is shown what it may be shown: no unchecked address, no queue that it gave back.
+    /// Returns whether the daemon's view is valid: no unchecked address, no queue that is stopped.
     pub fn check_daemon_view(&self, state: &DeviceState) {
-        let gone = self.reset == DeviceReset::Answered;
+        let gone = self.reset == DeviceReset::Quiesced;
         assert_eq!(state.status, if gone { 0 } else { self.status });
         assert_eq!(state.queues as usize, self.queues.len());
         assert_eq!(
@@ -451,14 +448,14 @@ impl Model {
             }
         );
         assert_eq!(state.reset_generation, self.resets);
-        assert_eq!(state.reset_pending, u32::from(self.reset == DeviceReset::Asked));
+        assert_eq!(state.reset_pending, u32::from(self.reset == DeviceReset::Pending));
         assert_eq!(state.config[..], self.config[..]);
         for (index, shown) in state.queue.iter().enumerate() {
             let real = self.queues.get(index).filter(|_| self.daemon_holds_buffers());
             let ready = match real.map_or(Life::Off, |queue| queue.life) {
-                Life::Off | Life::Returned => 0,
+                Life::Off | Life::Stopped => 0,
                 Life::On => 1,
-                Life::Wanted(_) => 2,
+                Life::Stopping(_) => 2,
             };
             assert_eq!(shown.ready, ready);
             if ready == 0 {

@@ -1,6 +1,7 @@
-//! Random histories: the transport and the model are the same after every step, register by register.
+//! Random histories: the transport and the model agree after every step, register by register.
 //!
-//! The seed is printed; `TRANSPORT_SEED=<number>` replays it, `TRANSPORT_CASES=<number>` asks for more histories.
+//! The seed is printed; `TRANSPORT_SEED=<number>` replays it, `TRANSPORT_CASES=<number>` sets the number of
+//! histories.
 
 // torture a1, a2, a5-a8, a10, a11: offset 0-0x1ff, every width, every state.
 
@@ -10,26 +11,26 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use ringvisor::syndrome::Width;
 use ringvisor::virtio::registers as reg;
-use ringvisor::virtio::{Event, Outcome};
+use ringvisor::virtio::{Effect, Event};
 
-use crate::bench::*;
-use crate::model::{Effect, Model};
+use crate::bench::{ACKNOWLEDGE, Bench, DRIVER, DRIVER_OK, FEATURES, FEATURES_OK, RAM, block_spec};
+use crate::model::{Expected, Model};
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Any store at all.
+    /// Any store.
     Store {
         offset: u16,
         width: Width,
         value: u64,
     },
-    /// A queue made ready with these.
+    /// Makes a queue ready with these values.
     Queue {
         queue: u32,
         size: u32,
         areas: [u64; 3],
     },
-    /// A driver that knows what it does, with these features.
+    /// Initializes the device as a correct driver does, with these features.
     Activate {
         features: u64,
     },
@@ -39,7 +40,7 @@ enum Step {
         bytes: Vec<u8>,
     },
     NeedsReset,
-    /// The daemon's answers, the generation off by `wrong`.
+    /// The daemon's answers; `wrong` is added to the generation.
     Quiesced {
         wrong: u64,
     },
@@ -172,7 +173,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Pair {
     bench: Bench,
     model: Model,
-    /// How often what was reached, so that the test shows it is not empty.
+    /// How often each event was reached, to show that the test is not empty.
     reached: [u64; 5],
 }
 
@@ -188,8 +189,8 @@ impl Pair {
     fn store(&mut self, offset: u16, width: Width, value: u64) {
         let line = self.model.line();
         let expected = self.model.store(offset.into(), width.bytes(), value);
-        let outcome = self.bench.store_width(offset, width, value);
-        match outcome.event {
+        let effect = self.bench.store_width(offset, width, value);
+        match effect.event {
             Some(Event::Notify { .. }) => self.reached[0] += 1,
             Some(Event::Reset { .. }) => self.reached[1] += 1,
             Some(Event::QueueStop { .. }) => self.reached[2] += 1,
@@ -197,7 +198,7 @@ impl Pair {
             Some(Event::NeedsReset) => self.reached[4] += 1,
             _ => {}
         }
-        let told = outcome.event.map(|event| match event {
+        let event = effect.event.map(|event| match event {
             Event::Notify { queue } => format!("notify {queue}"),
             Event::Activated => "active".into(),
             Event::Reset { generation } => format!("reset {generation}"),
@@ -207,19 +208,19 @@ impl Pair {
             Event::NeedsReset => "needs reset".into(),
         });
         assert_eq!(
-            Effect {
-                retry: outcome.retry,
-                told
+            Expected {
+                retry: effect.retry,
+                event
             },
             expected,
             "{offset:#x} {width:?} {value:#x}"
         );
-        self.check_line(line, outcome);
+        self.check_line(line, effect);
     }
 
-    fn check_line(&self, before: bool, outcome: Outcome) {
+    fn check_line(&self, before: bool, effect: Effect) {
         let now = self.model.line();
-        assert_eq!(outcome.line, (now != before).then_some(now));
+        assert_eq!(effect.line, (now != before).then_some(now));
     }
 
     fn word(&mut self, offset: u16, value: u32) {
@@ -261,19 +262,19 @@ impl Pair {
             }
             Step::UsedBuffer => {
                 self.model.used_buffer();
-                let outcome = transport.used_buffer(page);
-                self.check_line(line, outcome);
+                let effect = transport.used_buffer(page);
+                self.check_line(line, effect);
             }
             Step::ConfigChanged { offset, ref bytes } => {
                 let taken = self.model.config_changed(offset.into(), bytes);
-                let outcome = transport.config_changed(offset, bytes, page);
-                assert_eq!(outcome.is_ok(), taken);
-                self.check_line(line, outcome.unwrap_or_default());
+                let effect = transport.config_changed(offset, bytes, page);
+                assert_eq!(effect.is_ok(), taken);
+                self.check_line(line, effect.unwrap_or_default());
             }
             Step::NeedsReset => {
                 self.model.needs_reset();
-                let outcome = transport.needs_reset(page);
-                self.check_line(line, outcome);
+                let effect = transport.needs_reset(page);
+                self.check_line(line, effect);
             }
             Step::Quiesced { wrong } => {
                 let generation = self.model.resets().wrapping_add(wrong);
@@ -287,14 +288,14 @@ impl Pair {
             }
             Step::PowerCycle => {
                 self.model.power_cycle();
-                let outcome = transport.power_cycle(page);
-                self.check_line(line, outcome);
+                let effect = transport.power_cycle(page);
+                self.check_line(line, effect);
             }
         }
         self.compare();
     }
 
-    /// Every register, the line, and the daemon's view.
+    /// Compares every register, the line, and the daemon's view.
     fn compare(&self) {
         for (index, word) in self.bench.page.dump().into_iter().enumerate() {
             let offset = index as u64 * 4;
@@ -305,7 +306,7 @@ impl Pair {
     }
 }
 
-/// A number from the environment.
+/// Returns a number from the environment.
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| {
         text.parse()
@@ -328,7 +329,7 @@ fn random_histories_equal_the_model() {
     };
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
     let reached = std::cell::Cell::new([0; 5]);
-    let outcome = runner.run(&prop::collection::vec(step(), 1..120), |steps| {
+    let effect = runner.run(&prop::collection::vec(step(), 1..120), |steps| {
         let mut pair = Pair::new();
         pair.compare();
         for step in &steps {
@@ -338,7 +339,7 @@ fn random_histories_equal_the_model() {
         reached.set(std::array::from_fn(|index| sum[index] + pair.reached[index]));
         Ok(())
     });
-    if let Err(error) = outcome {
+    if let Err(error) = effect {
         panic!("TRANSPORT_SEED={seed}: {error}");
     }
     println!(

@@ -1,7 +1,7 @@
 """Commands and pretty-printers for gdb on ringvisor; read by tools/gdb/ringvisor.gdb. See docs/debugging.md.
 
-EL2 is identity-mapped, and QEMU's stub can be told to read physical memory: so everything is read by physical address, and
-the commands work wherever the CPUs were stopped, at EL2, in root or in a guest.
+EL2 is identity-mapped, and QEMU's stub can read physical memory: so everything is read by physical address, and the
+commands work wherever the CPUs were stopped, at EL2, in root or in a guest.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ EXIT_WORDS, TICK_WORDS, LONGEST, EVENT_WORDS, TRACE_HEAD = 0, 12, 24, 26, 42
 
 
 class Problem(Exception):
-    """What keeps a command from its answer."""
+    """Why a command cannot answer."""
 
 
 @contextlib.contextmanager
 def physical():
-    """Memory is read by physical address meanwhile, if the machine is QEMU."""
+    """Reads memory by physical address in the block, if the machine is QEMU."""
     def mode(on):
         try:
             gdb.execute(f"maintenance packet Qqemu.PhyMemMode:{on}", to_string=True)
@@ -60,7 +60,7 @@ def words(address, count, code="Q"):
 
 
 def static(name):
-    """A static of the hypervisor, by its path."""
+    """Returns a static of the hypervisor by its path."""
     symbol = gdb.lookup_static_symbol(name) or gdb.lookup_global_symbol(name)
     if symbol is None:
         raise Problem(f"no symbol {name}: are EL2's symbols loaded (add-symbol-file)?")
@@ -68,7 +68,7 @@ def static(name):
 
 
 def at(address, kind):
-    """The value of type `kind` at an address."""
+    """Returns the value of type `kind` at an address."""
     return gdb.Value(address).cast(gdb.lookup_type(kind).pointer()).dereference()
 
 
@@ -77,7 +77,7 @@ def address_of(value):
 
 
 def inside(value):
-    """What is in wrappers with one field that holds all: cells, atomics, newtypes."""
+    """Returns the contents of wrappers with one field: cells, atomics, newtypes."""
     while value.type.strip_typedefs().code == gdb.TYPE_CODE_STRUCT:
         full = [f for f in value.type.fields() if f.type.sizeof == value.type.sizeof]
         if len(full) != 1:
@@ -91,7 +91,7 @@ def number(value):
 
 
 def locked(value):
-    """The data of a spin lock, or of a Once."""
+    """Returns the data of a spin lock or of a Once."""
     names = [f.name for f in value.type.fields()]
     while "inner" in names and "data" not in names:
         value = value["inner"]
@@ -100,7 +100,7 @@ def locked(value):
 
 
 def elements(vector, kind):
-    """Of an ArrayVec."""
+    """Returns the elements of an ArrayVec."""
     first, size = address_of(vector["xs"]), gdb.lookup_type(kind).sizeof
     return [at(first + index * size, kind) for index in range(number(vector["len"]))]
 
@@ -112,7 +112,7 @@ def cpus():
 
 
 def zones():
-    """Number and Zone of those that exist. Option<FrameBox<Zone>> is a pointer that may be null."""
+    """Returns the existing zones by number. Option<FrameBox<Zone>> is a pointer that may be null."""
     found = {}
     table = static("ringvisor::el2::zone::ZONES")
     for index in range(table.type.range()[1] + 1):
@@ -135,7 +135,7 @@ def name_of(value):
 
 
 def table_of(text):
-    """Stage-2 root of a zone, 0 for root."""
+    """Returns the stage-2 root of a zone; zone 0 is root."""
     if int(text, 0) == 0:
         vttbr = number(at(address_of(locked(static("ringvisor::el2::root::ROOT"))), "ringvisor::el2::root::Root")["vttbr"])
     else:
@@ -144,7 +144,7 @@ def table_of(text):
 
 
 def walk(table, ipa, show=None):
-    """Physical address of an IPA, or None. Level 1 first, as src/stage2 builds it: its tables are concatenated."""
+    """Returns the physical address of an IPA, or None. Starts at level 1, whose tables src/stage2 concatenates."""
     for level in (1, 2, 3):
         shift = 39 - 9 * level
         index = ipa >> shift if level == 1 else ipa >> shift & 0x1FF
@@ -167,7 +167,7 @@ def walk(table, ipa, show=None):
 
 
 class GuestMemory:
-    """A zone's memory by IPA."""
+    """Reads a zone's memory by IPA."""
 
     def __init__(self, which):
         self.table = table_of(which)
@@ -180,7 +180,7 @@ class GuestMemory:
 
 
 class Command(gdb.Command):
-    """A command that is a function of words; its docstring is its help."""
+    """A command that is a function of its arguments; its docstring is its help."""
 
     def __init__(self, name, function, least):
         self.__doc__ = function.__doc__
@@ -211,7 +211,7 @@ def command(name, least=0):
 
 @command("rv-zones")
 def show_zones():
-    """rv-zones: the zones, with states, vCPUs, memory and what is told of each."""
+    """rv-zones: the zones, with states, vCPUs, memory and ring heads."""
     print(f"{'ZONE':>4} {'NAME':16} {'STATE':9} {'VCPUS':>5} {'INSIDE':>6} {'MiB':>6} {'RING':>8} {'ABORTS':>6}  STRUCT")
     owners = [cpu for cpu in cpus() if number(cpu["owner"]) == 0]
     print(f"{0:>4} {'root':16} {'running':9} {len(owners):>5}")
@@ -244,7 +244,7 @@ def show_vcpus():
 
 
 def frame_of(cpu):
-    """Where the vectors save registers: the top of the CPU's stack."""
+    """Returns the address at which the vectors save registers: the top of the CPU's stack."""
     frame = gdb.lookup_type("ringvisor::el2::arch::vectors::TrapFrame")
     return number(cpu["stack"]) + (2 << STACK_SHIFT) - frame.sizeof
 
@@ -311,8 +311,8 @@ def bit_name(bit):
 
 @command("rv-ring", 1)
 def show_ring(which, count="8"):
-    """rv-ring ZONE [COUNT]: the zone's ring: entries ever written, what is pending, whether the daemon wants the bell, and the
-    last COUNT entries."""
+    """rv-ring ZONE [COUNT]: the zone's ring: entries ever written, what is pending, whether it is armed, and the last
+    COUNT entries."""
     value = zone(which)
     window = int(value["window"])
     kind = gdb.lookup_type("ringvisor::ring::window::ZoneWindow")
@@ -357,7 +357,7 @@ def show_queue(which, slot, queue="all", count="16"):
 
 
 def show_rings(memory, index, queue, count):
-    """One queue's rings."""
+    """Prints one queue's rings."""
     setup = queue["setup"]
     fields = {f.name: number(setup[f.name]) for f in setup.type.fields()}
     size, desc, driver, device = (fields[name] for name in ("size", "desc", "driver", "device"))
@@ -400,7 +400,7 @@ def counter_words(cpu):
 
 @command("rv-counters")
 def show_counters():
-    """rv-counters: what each CPU has counted: exits by reason, events, ticks at EL2 and the longest stay."""
+    """rv-counters: the counters of each CPU: exits by reason, events, ticks at EL2 and the longest exit."""
     for cpu in cpus():
         counts = counter_words(cpu)
         exits = {name: counts[EXIT_WORDS + n] for n, name in enumerate(EXITS) if counts[EXIT_WORDS + n]}
@@ -440,7 +440,7 @@ def show_trace(which, count="32"):
 
 
 class Plain:
-    """Prints a wrapper as what is in it."""
+    """Prints a wrapper as its contents."""
 
     def __init__(self, value, form):
         self.value, self.form = value, form

@@ -1,7 +1,7 @@
 //! The commands, one function for all that are more than a line.
 
 use log::info;
-use ringvisor::abi::command::{DeviceSpec, Header, MAX_DONATION, Op, Status, ZoneCreate};
+use ringvisor::abi::command::{CommandStatus, DeviceSpec, Header, MAX_DONATION, Op, ZoneCreate};
 use ringvisor::abi::{shared, trace};
 use ringvisor::addr::{Ipa, Pa};
 use ringvisor::virtio::Rejected;
@@ -25,41 +25,41 @@ pub fn execute(op: Op, header: &mut Header, page: Pa) -> Result<(), Refusal> {
                 info!("log level {level}");
                 Ok(())
             }
-            other => Err((Status::BadArgument, other)),
+            other => Err((CommandStatus::BadArgument, other)),
         },
         Op::Trace => match u32::try_from(header.args[0]) {
             Ok(mask) if mask & !trace::ALL == 0 => {
                 stats::set_mask(mask);
                 Ok(())
             }
-            _ => Err((Status::BadArgument, header.args[0])),
+            _ => Err((CommandStatus::BadArgument, header.args[0])),
         },
         _ => {
             let number = number(header)?;
             zone::with(number, |zone| on_zone(op, header, page, zone))
-                .unwrap_or(Err((Status::NoSuchZone, u64::from(number))))
+                .unwrap_or(Err((CommandStatus::NoSuchZone, u64::from(number))))
         }
     }
 }
 
 fn number(header: &Header) -> Result<u8, Refusal> {
-    u8::try_from(header.zone).map_err(|_| (Status::NoSuchZone, u64::from(header.zone)))
+    u8::try_from(header.zone).map_err(|_| (CommandStatus::NoSuchZone, u64::from(header.zone)))
 }
 
 fn on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result<(), Refusal> {
     let [arg0, arg1, ..] = header.args;
     let slot = header.slot as usize;
-    let stale = |_: Rejected| (Status::Stale, arg0);
+    let stale = |_: Rejected| (CommandStatus::Stale, arg0);
     match op {
         Op::ZoneCreate | Op::ZoneDestroy | Op::LogLevel | Op::Trace => {
-            Err((Status::UnknownOp, u64::from(header.op)))
+            Err((CommandStatus::UnknownOp, u64::from(header.op)))
         }
         Op::ZoneDonate => {
             let list: [u64; MAX_DONATION] = copy_in(page, shared::PAYLOAD);
             let blocks = usize::try_from(arg1).ok().filter(|count| *count > 0);
             let blocks = blocks
                 .and_then(|count| list.get(..count))
-                .ok_or((Status::BadArgument, arg1))?;
+                .ok_or((CommandStatus::BadArgument, arg1))?;
             zone.donate(Ipa(arg0), blocks)
         }
         Op::ZoneStart => zone.start(Ipa(arg0), arg1),
@@ -88,7 +88,7 @@ fn on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result<(), Ref
             .with_device(slot, |device| device.transport.quiesced(arg0, &device.page))?
             .map_err(stale),
         Op::QueueQuiesced => {
-            let queue = u32::try_from(arg1).map_err(|_| (Status::BadArgument, arg1))?;
+            let queue = u32::try_from(arg1).map_err(|_| (CommandStatus::BadArgument, arg1))?;
             zone.with_device(slot, |device| {
                 device.transport.queue_quiesced(queue, arg0, &device.page)
             })?
@@ -97,9 +97,9 @@ fn on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result<(), Ref
         Op::DeviceNeedsReset => zone.device_needs_reset(slot),
         Op::DeviceConfig => {
             let bytes: [u8; 256] = copy_in(page, shared::PAYLOAD);
-            let offset = u16::try_from(arg0).map_err(|_| (Status::BadArgument, arg0))?;
+            let offset = u16::try_from(arg0).map_err(|_| (CommandStatus::BadArgument, arg0))?;
             let bytes = usize::try_from(arg1).ok().and_then(|len| bytes.get(..len));
-            zone.device_config(slot, offset, bytes.ok_or((Status::BadArgument, arg1))?)
+            zone.device_config(slot, offset, bytes.ok_or((CommandStatus::BadArgument, arg1))?)
         }
     }
 }

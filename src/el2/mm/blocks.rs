@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use ringvisor::abi::command::Status;
+use ringvisor::abi::command::CommandStatus;
 use ringvisor::addr::{BLOCK_SIZE, Pa};
 
 use crate::el2::root;
@@ -35,20 +35,20 @@ impl Bits {
         Some((self.words.get_mut((index / 64) as usize)?, 1 << (index % 64)))
     }
 
-    fn take(&mut self, block: Pa) -> Result<(), (Status, u64)> {
+    fn take(&mut self, block: Pa) -> Result<(), (CommandStatus, u64)> {
         if !block.is_aligned(BLOCK_SIZE) {
-            return Err((Status::Misaligned, block.0));
+            return Err((CommandStatus::Misaligned, block.0));
         }
         if !root::owns_ram(block, BLOCK_SIZE) {
-            return Err((Status::NotRootRam, block.0));
+            return Err((CommandStatus::NotRootRam, block.0));
         }
         match self.word(block) {
             Some((word, mask)) if *word & mask == 0 => {
                 *word |= mask;
                 Ok(())
             }
-            Some(_) => Err((Status::BlockInUse, block.0)),
-            None => Err((Status::NotRootRam, block.0)),
+            Some(_) => Err((CommandStatus::BlockInUse, block.0)),
+            None => Err((CommandStatus::NotRootRam, block.0)),
         }
     }
 
@@ -60,7 +60,7 @@ impl Bits {
 }
 
 /// Takes all of `blocks`, or none and says which was not to be had.
-pub fn take(blocks: &[Pa]) -> Result<(), (Status, u64)> {
+pub fn take(blocks: &[Pa]) -> Result<(), (CommandStatus, u64)> {
     let mut bits = TAKEN.lock();
     for (done, &block) in blocks.iter().enumerate() {
         if let Err(refusal) = bits.take(block) {

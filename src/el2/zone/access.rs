@@ -96,7 +96,7 @@ impl Zone {
     /// Kicks the CPUs whose list registers are out of date; the caller's own are looked at before it returns.
     pub(super) fn ring(&self, kicks: Kicks) {
         let this = cpu::this();
-        for vcpu in self.doorbell.ring(kicks).iter() {
+        for vcpu in self.flush_requests.raise(kicks).iter() {
             if let Some(cpu) = self.cpus.get(vcpu)
                 && cpu.index != this.index
             {
@@ -106,30 +106,30 @@ impl Zone {
     }
 
     /// Notes the level of a line, `spi` counted from the first SPI, under the lock of its device. If true,
-    /// [`Self::follow_line`] is to be called when that is free again.
-    pub(super) fn note_line(&self, spi: u32, high: bool) -> bool {
-        self.lines.get(spi as usize).is_some_and(|line| line.set(high))
+    /// [`Self::propagate_level`] is to be called when that is free again.
+    pub(super) fn latch_level(&self, spi: u32, high: bool) -> bool {
+        self.lines.get(spi as usize).is_some_and(|line| line.latch(high))
     }
 
     /// Lets go of a device's lock with its line at this level.
     pub(super) fn let_go<T>(&self, device: T, spi: u32, high: bool) {
-        let changed = self.note_line(spi, high);
+        let changed = self.latch_level(spi, high);
         drop(device);
         if changed {
-            self.follow_line(spi);
+            self.propagate_level(spi);
         }
     }
 
     /// The GIC follows a line.
     #[inline(never)]
-    pub(super) fn follow_line(&self, spi: u32) {
+    pub(super) fn propagate_level(&self, spi: u32) {
         let Some(line) = self.lines.get(spi as usize) else {
             return;
         };
         let mut kicks = Kicks::NONE;
         {
             let mut gic = self.gic.lock();
-            for &level in line.take() {
+            for &level in line.transitions() {
                 kicks |= gic.set_line(machine::SPI_BASE + spi, level);
             }
         }
@@ -151,7 +151,7 @@ impl Zone {
 
     /// Refills the list registers if somebody changed what belongs in them.
     pub fn flush_interrupts(&self, vcpu: usize) {
-        if self.doorbell.take(vcpu) {
+        if self.flush_requests.take(vcpu) {
             let kicks = gic::with_list_registers(|list| self.gic.lock().flush(vcpu, list));
             self.ring(kicks.without(vcpu));
         }
@@ -169,10 +169,10 @@ impl Zone {
     }
 
     /// A timer of this vCPU has fired.
-    pub fn arrived(&self, vcpu: usize, intid: u32) {
+    pub fn inject_physical(&self, vcpu: usize, intid: u32) {
         let kicks = gic::with_list_registers(|list| {
             let mut gic = self.gic.lock();
-            gic.arrived(vcpu, intid) | gic.flush(vcpu, list)
+            gic.inject_physical(vcpu, intid) | gic.flush(vcpu, list)
         });
         self.ring(kicks.without(vcpu));
     }

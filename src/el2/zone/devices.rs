@@ -5,7 +5,7 @@
 //! controller, and other CPUs want the slot meanwhile.
 
 use ringvisor::syndrome::Width;
-use ringvisor::virtio::registers;
+use ringvisor::virtio::{Event, registers};
 
 use super::*;
 use crate::el2::traps::Outcome;
@@ -40,7 +40,7 @@ impl Zone {
             Some(value) => {
                 match offset {
                     registers::QUEUE_NOTIFY => {
-                        stats::count(Event::Notifications);
+                        stats::count(CpuEvent::Notifications);
                         self.counters.count(self.number, slot, DeviceEvent::Notifications);
                         stats::record_trap(Kind::Notify, self.number, slot as u8, value as u8);
                     }
@@ -74,17 +74,24 @@ impl Zone {
             if level {
                 self.counters.count(self.number, slot, DeviceEvent::Interrupts);
             }
-            rest.line = self.note_line(spi(slot), level);
+            rest.line = self.latch_level(spi(slot), level);
         }
         if let Some(event) = effect.event {
-            let entry = event.entry(slot as u8);
+            let slot_number = slot as u8;
+            let entry = match event {
+                Event::Notify { queue } => Entry::Notify {
+                    slot: slot_number,
+                    queue,
+                },
+                _ => Entry::Device { slot: slot_number },
+            };
             let bell = notify(self, entry);
             if bell.is_none() && matches!(entry, Entry::Notify { .. }) {
-                stats::count(Event::NotificationsPending);
+                stats::count(CpuEvent::NotificationsPending);
                 self.counters
                     .count(self.number, slot, DeviceEvent::NotificationsPending);
             }
-            rest.bell = bell == Some(Bell::Ring);
+            rest.bell = bell == Some(Wakeup::Required);
         }
         rest
     }
@@ -93,7 +100,7 @@ impl Zone {
     #[inline(never)]
     fn carry_out(&self, slot: usize, rest: Rest) {
         if rest.line {
-            self.follow_line(spi(slot));
+            self.propagate_level(spi(slot));
         }
         if rest.bell {
             control::ring_bell();
@@ -113,7 +120,7 @@ impl Zone {
 
     /// Calls `f` on a slot's device.
     pub fn with_device<T>(&self, slot: usize, f: impl FnOnce(&mut Device) -> T) -> Result<T, Refusal> {
-        let no_device = (Status::NoSuchDevice, slot as u64);
+        let no_device = (CommandStatus::NoSuchDevice, slot as u64);
         let mut guard = self.slots.get(slot).ok_or(no_device)?.lock();
         guard.as_deref_mut().map(f).ok_or(no_device)
     }
@@ -143,7 +150,7 @@ impl Zone {
             let effect = self.while_hidden(slot, device, |device| {
                 device.transport.config_changed(offset, bytes, &device.page)
             })?;
-            effect.map_err(|_| (Status::BadArgument, u64::from(offset)))
+            effect.map_err(|_| (CommandStatus::BadArgument, u64::from(offset)))
         })
     }
 
@@ -157,7 +164,7 @@ impl Zone {
         change: impl FnOnce(&mut Device) -> T,
     ) -> Result<T, Refusal> {
         let mut guard = self.stage2.lock();
-        let stage2 = guard.as_mut().ok_or((Status::NoSuchDevice, slot as u64))?;
+        let stage2 = guard.as_mut().ok_or((CommandStatus::NoSuchDevice, slot as u64))?;
         let ipa = slot_ipa(slot);
         stage2.unmap(&mut Tables, ipa, PAGE_SIZE);
         arch::tlbi_ipa(self.vttbr, ipa);
@@ -171,7 +178,7 @@ impl Zone {
                 PAGE_SIZE,
                 Access::DeviceReadOnly,
             )
-            .map_err(|_| (Status::OutOfMemory, 1))?;
+            .map_err(|_| (CommandStatus::OutOfMemory, 1))?;
         arch::dsb_ish();
         Ok(result)
     }
@@ -186,18 +193,18 @@ impl Zone {
 
     /// Puts a device into a slot that has none.
     pub fn add_device(&self, slot: usize, spec: &DeviceSpec) -> Result<(), Refusal> {
-        let no_slot = (Status::NoSuchDevice, slot as u64);
-        let spec = Spec::try_from(spec).map_err(|error| (Status::BadDevice, error.detail()))?;
+        let no_slot = (CommandStatus::NoSuchDevice, slot as u64);
+        let spec = Spec::try_from(spec).map_err(|error| (CommandStatus::BadDevice, error.detail()))?;
         let mut guard = self.slots.get(slot).ok_or(no_slot)?.lock();
         if let Some(device) = guard.as_mut() {
             if !device.transport.is_empty() {
-                return Err((Status::SlotInUse, slot as u64));
+                return Err((CommandStatus::SlotInUse, slot as u64));
             }
             self.counters.restart(self.number, slot);
             device.replace(Transport::new(&spec));
             return Ok(());
         }
-        let device = Device::new(&spec).ok_or((Status::OutOfMemory, 2))?;
+        let device = Device::new(&spec).ok_or((CommandStatus::OutOfMemory, 2))?;
         let page = device.page.0.pa();
         let mut stage2 = self.stage2.lock();
         let stage2 = stage2.as_mut().ok_or(no_slot)?;
@@ -209,7 +216,7 @@ impl Zone {
                 PAGE_SIZE,
                 Access::DeviceReadOnly,
             )
-            .map_err(|_| (Status::OutOfMemory, 1))?;
+            .map_err(|_| (CommandStatus::OutOfMemory, 1))?;
         arch::dsb_ish();
         *guard = Some(device);
         Ok(())
@@ -261,6 +268,6 @@ const fn spi(slot: usize) -> u32 {
 /// An event of a virtqueue reaches the ring: the doorbell's way from the guest's store to the daemon. Its own
 /// function so that a debugger can stop at it. `None` if the daemon had been told and has not looked yet.
 #[inline(never)]
-fn notify(zone: &Zone, entry: Entry) -> Option<Bell> {
+fn notify(zone: &Zone, entry: Entry) -> Option<Wakeup> {
     zone.offer(entry)
 }

@@ -13,12 +13,15 @@ impl Zone {
             ZoneState::Created | ZoneState::Stopped | ZoneState::Crashed
         );
         if !at_rest || self.inside.load(Ordering::Acquire) != 0 {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
         if !self.ram().contains(entry, 4) || !entry.is_aligned(4) {
-            return Err((Status::BadArgument, entry.0));
+            return Err((CommandStatus::BadArgument, entry.0));
         }
-        let first = self.cpus.first().ok_or((Status::WrongState, core.state as u64))?;
+        let first = self
+            .cpus
+            .first()
+            .ok_or((CommandStatus::WrongState, core.state as u64))?;
         self.reset_devices();
         core.cpus.reset(0);
         core.fault = [0; 3];
@@ -128,7 +131,7 @@ impl Zone {
                 self.begin_stop(&mut core, StopReason::Requested);
                 Ok(())
             }
-            state => Err((Status::WrongState, state as u64)),
+            state => Err((CommandStatus::WrongState, state as u64)),
         }
     }
 
@@ -165,7 +168,7 @@ impl Zone {
     pub fn pause(&self) -> Result<(), Refusal> {
         let mut core = self.core.lock();
         if core.state != ZoneState::Running {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
         core.paused_at = sysreg::read!("cntpct_el0");
         self.pausing.store(true, Ordering::SeqCst);
@@ -185,7 +188,7 @@ impl Zone {
     pub fn resume(&self) -> Result<(), Refusal> {
         let mut core = self.core.lock();
         if !self.pausing() {
-            return Err((Status::WrongState, core.state as u64));
+            return Err((CommandStatus::WrongState, core.state as u64));
         }
         let slept = sysreg::read!("cntpct_el0").wrapping_sub(core.paused_at);
         self.counter_offset.fetch_add(slept, Ordering::AcqRel);

@@ -1,7 +1,9 @@
 //! Delivery through the list registers: levels, edges, hardware interrupts, overflow, eviction, migration.
 
 extern crate std;
-use super::*;
+use super::{settle, sgi_to, zone};
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
+use crate::vgic::{Kicks, SgiRegister, SgiRequest, Vgic};
 use std::vec::Vec;
 
 fn set_line(gic: &mut Vgic, cpus: &mut [FakeCpu], intid: u32, high: bool) {
@@ -15,7 +17,7 @@ fn service(gic: &mut Vgic, cpus: &mut [FakeCpu], vcpu: usize) {
 }
 
 #[test]
-fn a_virtio_interrupt_costs_no_maintenance() {
+fn a_virtio_interrupt_needs_no_maintenance_interrupt() {
     let (mut gic, mut cpus) = zone(1, 4);
     for _ in 0..20 {
         set_line(&mut gic, &mut cpus, 48, true);
@@ -29,7 +31,7 @@ fn a_virtio_interrupt_costs_no_maintenance() {
 }
 
 #[test]
-fn a_line_left_high_comes_again() {
+fn a_line_that_stays_high_is_delivered_again() {
     let (mut gic, mut cpus) = zone(1, 4);
     set_line(&mut gic, &mut cpus, 33, true);
     for _ in 0..3 {
@@ -40,7 +42,7 @@ fn a_line_left_high_comes_again() {
         service(&mut gic, &mut cpus, 0);
         assert!(!cpus[0].maintenance());
     }
-    // Dropped before it was taken: it is gone.
+    // Dropped before it was acknowledged: not pending any more.
     set_line(&mut gic, &mut cpus, 33, false);
     assert_eq!(cpus[0].ack(), SPURIOUS);
     assert!(cpus[0].valid().is_empty());
@@ -65,7 +67,7 @@ fn a_line_raised_again_while_active_is_active_and_pending() {
 }
 
 #[test]
-fn an_edge_is_taken_once_and_a_second_while_active_once_more() {
+fn an_edge_is_delivered_once_and_a_second_one_while_active_again() {
     let (mut gic, mut cpus) = zone(1, 4);
     let _ = gic.dist_write(0xc0c, 4, 2 << (2 * (60 - 48)));
     set_line(&mut gic, &mut cpus, 60, true);
@@ -86,7 +88,7 @@ fn an_edge_is_taken_once_and_a_second_while_active_once_more() {
 fn a_hardware_ppi_is_deactivated_by_the_guest() {
     let (mut gic, mut cpus) = zone(2, 4);
     for round in 0..3 {
-        let kicks = gic.arrived(1, 27);
+        let kicks = gic.inject_physical(1, 27);
         assert_eq!(kicks, Kicks::of(1));
         settle(&mut gic, &mut cpus, kicks);
         assert!(cpus[1].find(27).unwrap().hw());
@@ -94,7 +96,8 @@ fn a_hardware_ppi_is_deactivated_by_the_guest() {
         assert_eq!(cpus[1].ack(), 27);
         assert!(cpus[1].deactivated.is_empty(), "round {round}");
         cpus[1].eoi(27);
-        // By the hardware alone: no maintenance, no exit. It may fire again at once, unseen by the model.
+        // By the hardware alone: no maintenance interrupt, no exit. It may fire again at once, unknown to the
+        // model.
         assert_eq!(core::mem::take(&mut cpus[1].deactivated), [27]);
         assert!(!cpus[1].maintenance());
     }
@@ -103,9 +106,9 @@ fn a_hardware_ppi_is_deactivated_by_the_guest() {
 #[test]
 fn a_disabled_hardware_ppi_waits_without_storming() {
     let (mut gic, mut cpus) = zone(1, 4);
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
-    // Disabled while in a list register: taken out, still active physically.
+    // Disabled while in a list register: unloaded, still physically active.
     let kicks = gic.redist_write(0, 0x1_0180, 4, 1 << 27);
     settle(&mut gic, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), SPURIOUS);
@@ -121,15 +124,15 @@ fn a_disabled_hardware_ppi_waits_without_storming() {
 #[test]
 fn clearing_a_pending_hardware_ppi_deactivates_it() {
     let (mut gic, mut cpus) = zone(1, 4);
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     let kicks = gic.redist_write(0, 0x1_0280, 4, 1 << 27);
     settle(&mut gic, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), SPURIOUS);
     assert_eq!(core::mem::take(&mut cpus[0].deactivated), [27]);
-    // The same while it is held back.
+    // The same while it is disabled.
     let _ = gic.redist_write(0, 0x1_0180, 4, 1 << 27);
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     let kicks = gic.redist_write(0, 0x1_0280, 4, 1 << 27);
     settle(&mut gic, &mut cpus, kicks);
@@ -137,7 +140,7 @@ fn clearing_a_pending_hardware_ppi_deactivates_it() {
 }
 
 #[test]
-fn more_than_the_list_registers_hold_come_in_order_of_priority() {
+fn overflow_is_delivered_in_order_of_priority() {
     let (mut gic, mut cpus) = zone(1, 4);
     for intid in 40..60 {
         let _ = gic.dist_write(0x400 + intid, 1, u64::from(0xf0 - 8 * (intid - 40)));
@@ -172,7 +175,7 @@ fn a_more_urgent_one_evicts() {
 }
 
 #[test]
-fn actives_make_way_and_end_by_count() {
+fn active_interrupts_are_evicted_and_ended_by_eoicount() {
     // Nested five deep on two list registers.
     let (mut gic, mut cpus) = zone(1, 2);
     for (n, intid) in (40..45).enumerate() {
@@ -195,7 +198,7 @@ fn actives_make_way_and_end_by_count() {
 }
 
 #[test]
-fn with_split_eoi_evicted_actives_end_by_trap() {
+fn with_split_eoi_evicted_active_interrupts_end_by_trap() {
     let (mut gic, mut cpus) = zone(1, 2);
     cpus[0].set_vmcr(super::super::vmcr::VENG1 | super::super::vmcr::VEOIM);
     for intid in 40..46 {
@@ -224,7 +227,7 @@ fn with_split_eoi_evicted_actives_end_by_trap() {
 }
 
 #[test]
-fn sgis_reach_only_the_named_and_only_this_zone() {
+fn sgis_reach_only_their_targets_in_this_zone() {
     // torture d6
     let (mut gic, mut cpus) = zone(3, 4);
     let kicks = gic.send_sgi(0, &sgi_to(5, 2));
@@ -258,7 +261,8 @@ fn a_pending_spi_follows_its_route() {
     assert_eq!(kicks, Kicks::of(0), "its list register is CPU 0's");
     settle(&mut gic, &mut cpus, kicks);
     assert_eq!((cpus[0].ack(), cpus[1].ack()), (SPURIOUS, 70));
-    // While it is active on CPU 1, back to 0: the level is high, so it comes there when CPU 1 ends it.
+    // While it is active on CPU 1, routed back to 0: the level is high, so it is delivered there when CPU 1
+    // ends it.
     let kicks = gic.dist_write(0x6000 + 8 * 70, 4, 0);
     settle(&mut gic, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), SPURIOUS);
@@ -269,7 +273,7 @@ fn a_pending_spi_follows_its_route() {
 }
 
 #[test]
-fn flushing_with_nothing_to_do_touches_nothing() {
+fn a_flush_without_changes_accesses_no_register() {
     let (mut gic, mut cpus) = zone(1, 4);
     set_line(&mut gic, &mut cpus, 40, true);
     cpus[0].accesses.set(0);
@@ -278,7 +282,7 @@ fn flushing_with_nothing_to_do_touches_nothing() {
 }
 
 #[test]
-fn a_group_the_guest_has_off_does_not_block_the_other() {
+fn a_disabled_group_does_not_block_the_other() {
     let (mut gic, mut cpus) = zone(1, 2);
     cpus[0].set_vmcr(super::super::vmcr::VENG1);
     // Six of group 0 at the top priority, then one of group 1.
@@ -292,7 +296,7 @@ fn a_group_the_guest_has_off_does_not_block_the_other() {
     assert_eq!(cpus[0].ack(), 50);
     set_line(&mut gic, &mut cpus, 50, false);
     cpus[0].eoi(50);
-    // The guest switches group 0 on.
+    // The guest enables group 0.
     cpus[0].set_vmcr(super::super::vmcr::VENG1 | super::super::vmcr::VENG0);
     for intid in 32..38 {
         if cpus[0].maintenance() {
@@ -307,9 +311,9 @@ fn a_group_the_guest_has_off_does_not_block_the_other() {
 }
 
 #[test]
-fn parking_keeps_what_is_pending_and_gives_hardware_back() {
+fn parking_keeps_pending_interrupts_and_returns_physical_ones() {
     let (mut gic, mut cpus) = zone(2, 4);
-    let kicks = gic.arrived(1, 27) | gic.send_sgi(0, &sgi_to(1, 1));
+    let kicks = gic.inject_physical(1, 27) | gic.send_sgi(0, &sgi_to(1, 1));
     settle(&mut gic, &mut cpus, kicks);
     let _ = gic.dist_write(0x6000 + 8 * 40, 8, 1);
     set_line(&mut gic, &mut cpus, 40, true);
@@ -317,7 +321,7 @@ fn parking_keeps_what_is_pending_and_gives_hardware_back() {
     settle(&mut gic, &mut cpus, kicks);
     assert!(cpus[1].valid().is_empty());
     assert_eq!(cpus[1].deactivated, [27]);
-    assert!(gic.send_sgi(0, &sgi_to(2, 1)).is_empty(), "nobody to kick");
+    assert!(gic.send_sgi(0, &sgi_to(2, 1)).is_empty(), "no CPU to kick");
     let mut cpu = FakeCpu::new(4);
     let _ = gic.unpark(1, &mut cpu);
     let mut taken = [
@@ -337,7 +341,7 @@ fn parking_keeps_what_is_pending_and_gives_hardware_back() {
 
 #[test]
 fn a_guest_that_polls_its_timer_sees_the_line() {
-    // What kvm-unit-tests' timer test looks at: pending while the timer's condition holds, disabled or masked.
+    // As kvm-unit-tests' timer test checks: pending while the timer's condition holds, disabled or masked.
     let (mut gic, mut cpus) = zone(1, 4);
     let pending = |gic: &mut Vgic, cpu: &mut FakeCpu| {
         let _ = gic.sync(0, cpu);
@@ -346,7 +350,7 @@ fn a_guest_that_polls_its_timer_sees_the_line() {
     for enabled in [false, true] {
         let _ = gic.redist_write(0, 0x1_0180, 4, u64::from(!enabled) << 27);
         cpus[0].low.clear();
-        let kicks = gic.arrived(0, 27);
+        let kicks = gic.inject_physical(0, 27);
         settle(&mut gic, &mut cpus, kicks);
         assert!(pending(&mut gic, &mut cpus[0]));
         cpus[0].low.push(27);
@@ -359,9 +363,9 @@ fn a_guest_that_polls_its_timer_sees_the_line() {
         assert_eq!(cpus[0].ack(), SPURIOUS);
         let _ = gic.redist_write(0, 0x1_0100, 4, 1 << 27);
     }
-    // Once taken it stays active, whatever the line does.
+    // Once acknowledged it stays active, whatever the line does.
     cpus[0].low.clear();
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), 27);
     cpus[0].low.push(27);
@@ -372,23 +376,23 @@ fn a_guest_that_polls_its_timer_sees_the_line() {
 }
 
 #[test]
-fn a_read_waits_for_the_cpu_that_knows() {
+fn a_read_waits_for_the_vcpus_that_must_sync() {
     let (mut gic, mut cpus) = zone(3, 4);
     let _ = gic.dist_write(0x6000 + 8 * 40, 8, 2);
     assert!(gic.await_dist_read(0, 0x304, 4).is_empty(), "in no list register");
     set_line(&mut gic, &mut cpus, 40, true);
     assert_eq!(cpus[2].ack(), 40);
-    assert_eq!(gic.dist_read(0x304, 4), 0, "CPU 2 has not told");
+    assert_eq!(gic.dist_read(0x304, 4), 0, "CPU 2 has not synced");
     for _ in 0..3 {
         assert_eq!(gic.await_dist_read(0, 0x304, 4), Kicks::of(2));
     }
     let _ = gic.flush(2, &mut cpus[2]);
     assert!(gic.await_dist_read(0, 0x304, 4).is_empty());
     assert_eq!(gic.dist_read(0x304, 4), 1 << 8);
-    // CPU 2 itself need not wait, nor does anybody for other registers.
+    // CPU 2 itself need not wait, and other registers wait for none.
     assert!(gic.await_dist_read(2, 0x304, 4).is_empty());
     assert!(gic.await_dist_read(0, 0x104, 4).is_empty());
-    // A private one, read from elsewhere; and the CPU may leave meanwhile.
+    // A private one, read from another CPU; that CPU may leave meanwhile.
     let kicks = gic.send_sgi(0, &sgi_to(3, 1));
     settle(&mut gic, &mut cpus, kicks);
     assert_eq!(gic.await_redist_read(0, 1, 0x1_0200, 4), Kicks::of(1));
@@ -399,12 +403,12 @@ fn a_read_waits_for_the_cpu_that_knows() {
 }
 
 #[test]
-fn a_cpu_that_could_not_park_does_no_harm() {
+fn a_cpu_that_could_not_park_loses_only_its_own_interrupts() {
     let (mut gic, mut cpus) = zone(2, 4);
     for intid in 40..50 {
         set_line(&mut gic, &mut cpus, intid, true);
     }
-    let kicks = gic.arrived(0, 27);
+    let kicks = gic.inject_physical(0, 27);
     settle(&mut gic, &mut cpus, kicks);
     cpus[0] = FakeCpu::new(4);
     let _ = gic.unpark(0, &mut cpus[0]);
@@ -420,9 +424,9 @@ fn a_cpu_that_could_not_park_does_no_harm() {
 }
 
 #[test]
-fn what_waits_comes_before_the_second_half_of_an_active_and_pending_one() {
-    // Split EOI, two list registers: 50 is active and pending, more urgent ones wait. Its deactivation must not let it
-    // in before them.
+fn waiting_interrupts_precede_the_pending_half_of_an_active_and_pending_one() {
+    // Split EOI, two list registers: 50 is active and pending, more urgent ones wait. Its deactivation must
+    // not let it be delivered before them.
     let (mut gic, mut cpus) = zone(1, 2);
     cpus[0].set_vmcr(super::super::vmcr::VENG1 | super::super::vmcr::VEOIM);
     for (intid, priority) in [(50, 0x78), (51, 0x70), (52, 0x68)] {
@@ -460,7 +464,7 @@ fn what_waits_comes_before_the_second_half_of_an_active_and_pending_one() {
 }
 
 #[test]
-fn a_group_switched_off_while_active_and_pending_does_not_hide_what_waits() {
+fn a_group_disabled_while_active_and_pending_does_not_hide_waiting_interrupts() {
     let (mut gic, mut cpus) = zone(1, 2);
     // 43 of group 0, top priority; two of group 1.
     let _ = gic.dist_write(0x084, 4, !(1 << 11));

@@ -1,5 +1,5 @@
-//! A physical GIC with its interrupt state machine, under [`super::super::RootGic`]: lines, enables, pending and active
-//! states, routes; acknowledged by EL2. It has 64 interrupts.
+//! A physical GIC with 64 interrupts and its interrupt state machine, under [`crate::vgic::RootGic`]: lines,
+//! enables, pending and active states, routes; acknowledged by EL2.
 
 extern crate std;
 use crate::vgic::PhysicalGic;
@@ -22,7 +22,7 @@ impl Bank {
         self.latch | self.line & !self.edge
     }
 
-    /// What is pending of EL2's PPI 25, which nothing raises here.
+    /// Pending state of EL2's PPI 25, which nothing raises here.
     pub fn pending_only_of_el2(&self) -> u32 {
         self.latch & 1 << 25
     }
@@ -94,7 +94,7 @@ impl Machine {
         }
     }
 
-    /// EL2 on `cpu` acknowledges what it can.
+    /// EL2 on `cpu` acknowledges the interrupts that are signalled.
     pub fn ack(&mut self, cpu: usize) -> Option<u32> {
         let spis = self.banks.len() - 1;
         for (index, base) in [(cpu, 0), (spis, 32)] {
@@ -116,7 +116,7 @@ impl Machine {
         self.bank_of(cpu, intid).active >> (intid % 32) & 1 != 0
     }
 
-    /// By the hardware bit of a list register or by EL2.
+    /// Deactivates an interrupt, by the `HW` bit of a list register or by EL2.
     pub fn deactivate(&mut self, cpu: usize, intid: u32) {
         assert!(self.is_active(cpu, intid), "{intid} deactivated and not active");
         self.bank_of(cpu, intid).active &= !(1 << (intid % 32));

@@ -1,4 +1,4 @@
-//! Tests of the virtual GIC as a whole: the guest is played on the fake virtual CPU interface.
+//! Tests of the virtual GIC as a whole: the tests play the guest on the fake virtual CPU interface.
 
 mod delivery;
 mod machine;
@@ -9,10 +9,11 @@ mod registers;
 mod root;
 mod root_property;
 
-use super::fake::{FakeCpu, SPURIOUS};
+use super::fake::FakeCpu;
 use super::{Kicks, SgiRegister, SgiRequest, Vgic};
 
-/// A zone with `vcpus` virtual CPUs, 96 SPIs, groups on, all interrupts enabled at priority 0xa0, and its CPUs.
+/// Returns a zone with `vcpus` vCPUs, 96 SPIs, groups enabled, all interrupts enabled at priority 0xa0, and
+/// its CPUs.
 fn zone(vcpus: usize, lrs: usize) -> (Vgic, std::vec::Vec<FakeCpu>) {
     let affinities: std::vec::Vec<u32> = (0..vcpus as u32).collect();
     let mut gic = Vgic::new(&affinities, 96).unwrap();
@@ -37,7 +38,7 @@ fn zone(vcpus: usize, lrs: usize) -> (Vgic, std::vec::Vec<FakeCpu>) {
     (gic, cpus)
 }
 
-/// Flushes those who were kicked, and whom they kick.
+/// Flushes the CPUs in `kicks`, and those that this kicks.
 fn settle(gic: &mut Vgic, cpus: &mut [FakeCpu], mut kicks: Kicks) {
     while let Some(vcpu) = kicks.iter().next() {
         kicks = kicks.without(vcpu) | gic.flush(vcpu, &mut cpus[vcpu]);

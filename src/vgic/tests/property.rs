@@ -1,33 +1,35 @@
-//! Random guests on the fake virtual CPU interface against the reference state machine: nothing lost, nothing doubled,
-//! levels exact, the order of priorities kept, physical interrupts deactivated once each.
+//! Random guests on the fake virtual CPU interface against the reference state machine: nothing lost, nothing
+//! delivered twice, levels exact, the order of priorities kept, physical interrupts deactivated once each.
 
 extern crate std;
 use super::reference::{Cpu, Irq, Reference, key};
-use super::*;
+use super::sgi_to;
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
 use crate::vgic::vmcr;
+use crate::vgic::{Kicks, Vgic};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
-/// Interrupts in play: SGIs, a PPI with a line, a physical PPI, SPIs with lines, physical SPIs.
+/// Interrupts used: SGIs, a PPI with a line, a physical PPI, SPIs with lines, physical SPIs.
 const SGIS: [u32; 3] = [0, 1, 15];
 const PPI_LINE: u32 = 20;
 const PPI_PHYSICAL: u32 = 27;
 const SPIS: std::ops::Range<u32> = 40..52;
 const SPIS_PHYSICAL: std::ops::Range<u32> = 62..66;
 
-/// What one run is like.
+/// Parameters of one run.
 #[derive(Clone, Debug)]
 struct Case {
     vcpus: usize,
     lrs: usize,
     split_eoi: bool,
-    /// As root's: SPIs never wait for an offline CPU, and some are physical.
+    /// As root's GIC: SPIs never wait for an offline CPU, and some are physical.
     fallback: bool,
-    /// The guest writes `ISACTIVER` and `ICACTIVER`. Not with many interrupts active and `EOImode` 0: the architecture
-    /// gives EL2 no way to tell which interrupt without a list register was ended.
+    /// The guest writes `ISACTIVER` and `ICACTIVER`. Not with many interrupts active and `EOImode` 0: the
+    /// architecture does not report to EL2 which interrupt without a list register was ended.
     touches_active: bool,
-    /// CPUs come and go.
+    /// CPUs go offline and online.
     hotplug: bool,
 }
 
@@ -50,7 +52,7 @@ impl World {
         let split = if case.split_eoi { vmcr::VEOIM } else { 0 };
         let mut irqs = BTreeMap::new();
         for (cpu, interface) in cpus.iter_mut().enumerate() {
-            let _ = interface.image(|list| gic.unpark(cpu, list));
+            let _ = interface.with_shadow(|list| gic.unpark(cpu, list));
             interface.set_vmcr(vmcr::VENG0 | vmcr::VENG1 | split);
             for intid in SGIS.into_iter().chain([PPI_LINE, PPI_PHYSICAL]) {
                 let edge = intid < 16;
@@ -94,7 +96,7 @@ impl World {
             physically_active: BTreeSet::new(),
             kicks: Kicks::NONE,
         };
-        // Most of it on, so that runs are not all silence.
+        // Mostly enabled, so that interrupts are delivered.
         let all: Vec<(usize, u32)> = world.reference.irqs.keys().copied().collect();
         world.groups(3);
         for (n, (cpu, intid)) in all.into_iter().enumerate() {
@@ -155,11 +157,11 @@ impl World {
             return;
         }
         let irq = self.reference.irq(cpu, intid);
-        (irq.latch, irq.arrived) = (true, true);
-        self.kicks |= self.gic.arrived(cpu, intid);
+        (irq.latch, irq.phys_pending) = (true, true);
+        self.kicks |= self.gic.inject_physical(cpu, intid);
     }
 
-    /// Takes over what was deactivated physically on every CPU: once each, and only what was active.
+    /// Collects the physical deactivations of every CPU: once each, and only of active interrupts.
     fn deactivated(&mut self) {
         for cpu in 0..self.cpus.len() {
             for intid in core::mem::take(&mut self.cpus[cpu].deactivated) {
@@ -181,12 +183,12 @@ impl World {
                         self.reference.cpus[cpu].online,
                         "kick for a CPU that is not there"
                     );
-                    self.kicks =
-                        self.kicks.without(cpu) | self.cpus[cpu].image(|list| self.gic.flush(cpu, list));
+                    self.kicks = self.kicks.without(cpu)
+                        | self.cpus[cpu].with_shadow(|list| self.gic.flush(cpu, list));
                     quiet = false;
                 }
                 if self.cpus[cpu].maintenance() {
-                    self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
+                    self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.sync(cpu, list));
                     quiet = false;
                 }
             }
@@ -198,7 +200,8 @@ impl World {
         panic!("a storm of maintenance interrupts");
     }
 
-    /// No SPI in the list registers of two CPUs; physical interrupts that root has yet to take are still active.
+    /// Checks that no SPI is in the list registers of two CPUs, and that physical interrupts not yet
+    /// acknowledged by root are still active.
     fn check_places(&self) {
         let mut seen = BTreeSet::new();
         for cpu in &self.cpus {
@@ -207,7 +210,7 @@ impl World {
             }
         }
         for (&at, irq) in &self.reference.irqs {
-            if irq.arrived {
+            if irq.phys_pending {
                 assert!(
                     self.physically_active.contains(&at),
                     "{at:?} was deactivated too early"
@@ -219,7 +222,7 @@ impl World {
     fn check_registers(&mut self) {
         for cpu in 0..self.cpus.len() {
             if self.reference.cpus[cpu].online {
-                self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
+                self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.sync(cpu, list));
             }
         }
         self.settle();
@@ -248,18 +251,21 @@ impl World {
         let allowed = self.reference.deliverable(cpu);
         let intid = self.cpus[cpu].ack();
         if intid == SPURIOUS {
-            assert!(allowed.is_empty(), "CPU {cpu} should take one of {allowed:?}");
+            assert!(
+                allowed.is_empty(),
+                "CPU {cpu} should acknowledge one of {allowed:?}"
+            );
         } else {
             assert!(
                 allowed.contains(&intid),
-                "CPU {cpu} took {intid}, not one of {allowed:?}"
+                "CPU {cpu} acknowledged {intid}, not one of {allowed:?}"
             );
             self.reference.ack(cpu, intid);
         }
         intid
     }
 
-    /// The guest ends what it acknowledged last.
+    /// The guest ends the interrupt that it acknowledged last.
     fn eoi(&mut self, cpu: usize) -> Option<u32> {
         let (intid, _) = self.reference.cpus[cpu].running.pop()?;
         self.cpus[cpu].eoi(intid);
@@ -279,7 +285,7 @@ impl World {
         }
         let intid = self.reference.cpus[cpu].ended.remove(choice % count);
         if !self.cpus[cpu].dir(intid) {
-            self.kicks |= self.cpus[cpu].image(|list| self.gic.deactivate(cpu, intid, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.deactivate(cpu, intid, list));
         }
         self.reference.irq(cpu, intid).active = false;
     }
@@ -287,7 +293,7 @@ impl World {
     fn set_pending(&mut self, cpu: usize, intid: u32, on: bool) {
         let irq = self.reference.irq(cpu, intid);
         irq.latch = on;
-        irq.arrived &= on;
+        irq.phys_pending &= on;
         let kicks = self.write_bit(cpu, intid, if on { 0x200 } else { 0x280 });
         self.kicks |= kicks;
     }
@@ -301,8 +307,8 @@ impl World {
             .cpus
             .iter()
             .any(|c| c.running.iter().any(|(running, _)| *running == intid) || c.ended.contains(&intid));
-        // Taken by a handler: cleared under it, it could be taken a second time before it is ended, and the end of
-        // the first would end the second. True on hardware, but not worth a reference.
+        // Acknowledged by a handler: cleared under it, it could be acknowledged a second time before it is
+        // ended, and the end of the first would end the second. True on hardware, but not worth a reference.
         if running {
             return;
         }
@@ -319,7 +325,7 @@ impl World {
             if self.reference.cpus.iter().filter(|cpu| cpu.online).count() == 1 {
                 return;
             }
-            self.kicks |= self.cpus[cpu].image(|list| self.gic.park(cpu, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.park(cpu, list));
             self.kicks = self.kicks.without(cpu);
             self.reference.cpus[cpu].online = false;
             self.reference.cpus[cpu].running.clear();
@@ -329,13 +335,13 @@ impl World {
                 if irq.active && irq.holder == cpu && (*intid >= 32 || *owner == cpu) {
                     irq.active = false;
                 }
-                if *owner == cpu && *intid == PPI_PHYSICAL && irq.arrived {
-                    (irq.latch, irq.arrived) = (false, false);
+                if *owner == cpu && *intid == PPI_PHYSICAL && irq.phys_pending {
+                    (irq.latch, irq.phys_pending) = (false, false);
                 }
             }
         } else {
             self.reference.cpus[cpu].online = true;
-            self.kicks |= self.cpus[cpu].image(|list| self.gic.unpark(cpu, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.unpark(cpu, list));
         }
     }
 
@@ -425,7 +431,8 @@ impl World {
         }
     }
 
-    /// The guest turns everything on and takes all there is; then there is nothing left anywhere.
+    /// The guest enables everything and handles all interrupts; then none is left in any list register or
+    /// ready set.
     fn drain(&mut self) {
         for cpu in 0..self.cpus.len() {
             if !self.reference.cpus[cpu].online {
@@ -448,7 +455,7 @@ impl World {
             }
         }
         self.settle();
-        // Twice: what was pending on a CPU that went is taken where it went.
+        // Twice: what was pending on a CPU that went offline is delivered on the CPU it moved to.
         for _ in 0..2 {
             for cpu in 0..self.cpus.len() {
                 while self.eoi(cpu).is_some() {
@@ -460,7 +467,7 @@ impl World {
                 }
             }
             for &(owner, intid) in &all {
-                // What was made active by hand.
+                // Interrupts made active by a register write.
                 if self.reference.irq(owner, intid).active {
                     self.set_active(owner, intid, false);
                 }
@@ -482,7 +489,7 @@ impl World {
         self.check_registers();
         assert!(self.physically_active.is_empty());
         for cpu in 0..self.cpus.len() {
-            self.kicks |= self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.gic.sync(cpu, list));
             assert!(self.cpus[cpu].valid().is_empty());
         }
         for irq in self.reference.irqs.values() {
@@ -491,7 +498,7 @@ impl World {
     }
 }
 
-/// How many cases: `usual`, or what `PROPTEST_CASES` says.
+/// Returns the number of cases: `usual`, or `PROPTEST_CASES`.
 pub fn count(usual: u32) -> u32 {
     let asked = std::env::var("PROPTEST_CASES")
         .ok()

@@ -1,11 +1,13 @@
-//! Kicks and maintenance interrupts take their time: the other CPUs go on with list registers that are out of date, as
-//! they do on real machines. Whatever the order, no event is lost, none is delivered twice, and a device that lowers
-//! its line in its handler is never served in vain.
+//! Kicks and maintenance interrupts are delayed: the other CPUs run with list registers that are out of date,
+//! as on real machines. Whatever the order, no event is lost, none is delivered twice, and a device that
+//! lowers its line in its handler is never served without cause.
 
 extern crate std;
 use super::property::count;
-use super::*;
+use super::{sgi_to, zone};
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
 use crate::vgic::vmcr;
+use crate::vgic::{Kicks, Vgic};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::vec::Vec;
@@ -19,12 +21,12 @@ struct World {
     gic: Vgic,
     cpus: Vec<FakeCpu>,
     split_eoi: bool,
-    /// Kicks on their way.
+    /// Kicks sent and not yet received.
     kicks: Kicks,
-    /// Events raised and taken, by CPU (SGIs) and number.
+    /// Events raised and handled, by CPU (SGIs) and INTID.
     raised: BTreeMap<(usize, u32), u32>,
     taken: BTreeMap<(usize, u32), u32>,
-    /// Raised since it was last taken.
+    /// Raised since it was last handled.
     owed: BTreeMap<(usize, u32), bool>,
     lines: BTreeMap<u32, bool>,
     timer_active: Vec<bool>,
@@ -70,13 +72,13 @@ impl World {
     }
 
     fn flush(&mut self, cpu: usize) -> Kicks {
-        let kicks = self.cpus[cpu].image(|list| self.gic.flush(cpu, list));
+        let kicks = self.cpus[cpu].with_shadow(|list| self.gic.flush(cpu, list));
         self.physical(cpu);
         kicks
     }
 
     fn sync(&mut self, cpu: usize) {
-        let kicks = self.cpus[cpu].image(|list| self.gic.sync(cpu, list));
+        let kicks = self.cpus[cpu].with_shadow(|list| self.gic.sync(cpu, list));
         self.physical(cpu);
         self.kicks |= kicks.without(cpu);
     }
@@ -132,7 +134,7 @@ impl World {
             *self.taken.entry(at).or_default() += 1;
             assert!(
                 self.taken[&at] <= self.raised[&at],
-                "{intid} taken more often than raised"
+                "{intid} handled more often than raised"
             );
             self.owed.insert(at, false);
         }
@@ -157,7 +159,7 @@ impl World {
         }
         let intid = self.ended[cpu].remove(0);
         if !self.cpus[cpu].dir(intid) {
-            let kicks = self.cpus[cpu].image(|list| self.gic.deactivate(cpu, intid, list));
+            let kicks = self.cpus[cpu].with_shadow(|list| self.gic.deactivate(cpu, intid, list));
             self.kicks |= kicks;
         }
         self.physical(cpu);
@@ -189,7 +191,7 @@ impl World {
             11 => self.raise(cpu, other, SGI),
             12 | 13 => self.raise(cpu, 0, EDGES[b as usize % EDGES.len()]),
             14..17 => {
-                // A completion: the device raises its line from wherever.
+                // A completion: the device raises its line from any CPU.
                 let intid = LEVELS[b as usize % LEVELS.len()];
                 self.lines.insert(intid, true);
                 let kicks = self.gic.set_line(intid, true);
@@ -199,7 +201,7 @@ impl World {
                 self.timer_active[cpu] = true;
                 *self.raised.entry((cpu, TIMER)).or_default() += 1;
                 self.owed.insert((cpu, TIMER), true);
-                let kicks = self.gic.arrived(cpu, TIMER);
+                let kicks = self.gic.inject_physical(cpu, TIMER);
                 self.after(cpu, kicks);
             }
             // The kick arrives.

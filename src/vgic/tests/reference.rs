@@ -1,5 +1,5 @@
-//! The architecture's interrupt state machine, eager and without list registers: the reference the property tests
-//! compare the virtual GIC with (IHI 0069, chapter 4, "Handling interrupts").
+//! The architecture's interrupt state machine, eager and without list registers: the reference of the
+//! property tests (IHI 0069, chapter 4, "Handling interrupts").
 
 extern crate std;
 use std::collections::BTreeMap;
@@ -13,12 +13,12 @@ pub struct Irq {
     pub priority: u8,
     pub edge: bool,
     pub line: bool,
-    /// Pending by an edge, software, or a physical arrival.
+    /// Pending by an edge, software, or a physical interrupt.
     pub latch: bool,
-    /// The latch was set by a physical arrival, so the physical interrupt has to be active.
-    pub arrived: bool,
+    /// The latch was set by a physical interrupt, which must be active.
+    pub phys_pending: bool,
     pub active: bool,
-    /// Who acknowledged it.
+    /// The CPU that acknowledged it.
     pub holder: usize,
     pub router: u64,
 }
@@ -36,7 +36,7 @@ pub struct Cpu {
     pub pmr: u8,
     /// Groups 0 and 1.
     pub groups: [bool; 2],
-    /// Acknowledged and not ended: number and priority.
+    /// Acknowledged and not ended: INTID and priority.
     pub running: Vec<(u32, u8)>,
     /// `EOImode` 1: ended and not deactivated.
     pub ended: Vec<u32>,
@@ -76,7 +76,7 @@ impl Reference {
         }
     }
 
-    /// The most urgent interrupts `cpu` could take now, all of one priority.
+    /// Returns the most urgent interrupts that `cpu` could acknowledge now, all of one priority.
     pub fn deliverable(&self, cpu: usize) -> Vec<u32> {
         let interface = &self.cpus[cpu];
         let candidates: Vec<(u8, u32)> = self
@@ -112,13 +112,13 @@ impl Reference {
         let irq = self.irq(cpu, intid);
         irq.active = true;
         irq.latch = false;
-        irq.arrived = false;
+        irq.phys_pending = false;
         irq.holder = cpu;
         let priority = irq.priority;
         self.cpus[cpu].running.push((intid, priority));
     }
 
-    /// Registers as a guest reads them: pending and active of 32 interrupts.
+    /// Returns registers as a guest reads them: pending and active of 32 interrupts.
     pub fn words(&self, cpu: usize, index: u32) -> (u32, u32) {
         let mut words = (0, 0);
         for ((owner, intid), irq) in &self.irqs {

@@ -1,6 +1,9 @@
 //! The registers a zone sees, one by one.
 
-use super::*;
+use alloc::vec::Vec;
+
+use super::{settle, zone};
+use crate::vgic::{Kicks, Vgic};
 
 /// Every offset; but Miri is slow.
 const STEP: usize = if cfg!(miri) { 263 } else { 1 };
@@ -123,7 +126,7 @@ fn sgi_configuration_is_fixed() {
 }
 
 #[test]
-fn what_does_not_exist_reads_zero_and_writes_nothing() {
+fn undefined_registers_read_zero_and_ignore_writes() {
     // torture g2
     let (mut gic, _) = zone(2, 4);
     let before = dump(&mut gic);
@@ -161,8 +164,8 @@ fn what_does_not_exist_reads_zero_and_writes_nothing() {
     assert_eq!(dump(&mut gic), before);
 }
 
-fn dump(gic: &mut Vgic) -> std::vec::Vec<u64> {
-    let mut all: std::vec::Vec<u64> = (0..0x1_0000)
+fn dump(gic: &mut Vgic) -> Vec<u64> {
+    let mut all: Vec<u64> = (0..0x1_0000)
         .step_by(4)
         .map(|offset| gic.dist_read(offset, 4))
         .collect();
@@ -191,7 +194,7 @@ fn messages() {
 }
 
 #[test]
-fn impossible_machines_are_refused() {
+fn invalid_configurations_are_refused() {
     use crate::vgic::VgicError;
     assert_eq!(Vgic::new(&[], 32).unwrap_err(), VgicError::CpuCount(0));
     assert_eq!(Vgic::new(&[0; 65], 32).unwrap_err(), VgicError::CpuCount(65));

@@ -2,7 +2,8 @@
 
 extern crate std;
 use super::super::physical::fake::FakeGic;
-use super::*;
+use crate::vgic::Kicks;
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
 use crate::vgic::{PhysicalGic, RootConfig, RootGic};
 use std::vec::Vec;
 
@@ -46,7 +47,7 @@ fn settle_root(root: &mut RootGic, cpus: &mut [FakeCpu], mut kicks: Kicks) {
 }
 
 #[test]
-fn enables_pass_through_but_for_what_el2_keeps() {
+fn enables_pass_through_except_reserved_interrupts() {
     let (mut root, mut phys, _) = root(2);
     let _ = root.dist_write(0x104, 4, 0xffff_ffff, &mut phys);
     assert_eq!(phys.dist_read32(0x104), !(1 << 8), "SPI 40 is EL2's");
@@ -76,7 +77,7 @@ fn a_physical_spi_goes_through() {
     let _ = root.dist_write(0x6000 + 8 * 37, 8, 1, &mut phys);
     assert_eq!(phys.routes.last(), Some(&(0x6000 + 8 * 37, 1)));
     for _ in 0..5 {
-        let (kicks, ours) = root.arrived(1, 37);
+        let (kicks, ours) = root.inject_physical(1, 37);
         assert!(ours);
         assert_eq!(kicks, Kicks::of(1));
         settle_root(&mut root, &mut cpus, kicks);
@@ -86,24 +87,24 @@ fn a_physical_spi_goes_through() {
         cpus[1].eoi(37);
         assert_eq!(core::mem::take(&mut cpus[1].deactivated), [37]);
     }
-    // After a change of route it may arrive elsewhere before CPU 1 has looked again.
+    // After a change of route it may be signalled elsewhere before CPU 1 has synced.
     let _ = root.dist_write(0x6000 + 8 * 37, 8, 0, &mut phys);
-    let (kicks, _) = root.arrived(0, 37);
+    let (kicks, _) = root.inject_physical(0, 37);
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), 37);
     assert_eq!(cpus[1].ack(), SPURIOUS);
 }
 
 #[test]
-fn what_is_not_roots_is_not_taken() {
+fn reserved_interrupts_are_not_injected() {
     let (mut root, _, _) = root(1);
     for intid in [0, 15, 25, 40, SOFT, 288, 1023, 8192] {
-        assert_eq!(root.arrived(0, intid), (Kicks::NONE, false), "{intid}");
+        assert_eq!(root.inject_physical(0, intid), (Kicks::NONE, false), "{intid}");
     }
 }
 
 #[test]
-fn held_back_while_the_group_is_off() {
+fn not_delivered_while_the_group_is_disabled() {
     let (mut root, mut phys, mut cpus) = root(1);
     let _ = root.dist_write(0x104, 4, 1 << 5, &mut phys);
     assert!(root.is_on());
@@ -111,7 +112,7 @@ fn held_back_while_the_group_is_off() {
     assert!(!root.is_on());
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(phys.dist.get(&0), None, "the physical GICD_CTLR is EL2's");
-    let (kicks, _) = root.arrived(0, 37);
+    let (kicks, _) = root.inject_physical(0, 37);
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(cpus[0].ack(), SPURIOUS);
     phys.dist_write32(0x304, 1 << 5);
@@ -128,7 +129,7 @@ fn held_back_while_the_group_is_off() {
 }
 
 #[test]
-fn soft_spis_are_levels_of_el2s() {
+fn virtual_spis_follow_el2s_line() {
     let (mut root, mut phys, mut cpus) = root(1);
     let _ = root.dist_write(0x10c, 4, 1 << 4, &mut phys);
     let kicks = root.set_line(SOFT, true);
@@ -148,9 +149,9 @@ fn a_cpu_that_leaves_loses_nothing() {
     for intid in 37..40 {
         let _ = root.dist_write(0x6000 + 8 * intid, 8, 1, &mut phys);
     }
-    let (kicks, _) = root.arrived(1, 37);
+    let (kicks, _) = root.inject_physical(1, 37);
     settle_root(&mut root, &mut cpus, kicks);
-    let (kicks, _) = root.arrived(1, 27);
+    let (kicks, _) = root.inject_physical(1, 27);
     settle_root(&mut root, &mut cpus, kicks);
     phys.routes.clear();
     let kicks = root.park(1, &mut cpus[1], &mut phys);
@@ -164,7 +165,7 @@ fn a_cpu_that_leaves_loses_nothing() {
     assert_eq!(
         cpus[1].deactivated,
         [27],
-        "the level comes again if it is still there"
+        "the level is signalled again while it is high"
     );
     assert!(cpus[1].valid().is_empty());
     assert_eq!(cpus[0].ack(), 37);
@@ -175,7 +176,7 @@ fn a_cpu_that_leaves_loses_nothing() {
     phys.routes.clear();
     let _ = root.dist_write(0x6000 + 8 * 41, 8, 1, &mut phys);
     assert!(phys.routes.is_empty());
-    // Its redistributor is out of reach, but for its identity.
+    // Its redistributor is not accessible, except for its identity.
     let before = phys.redist.clone();
     let _ = root.redist_write(1, SGI + 0x100, 4, 0xffff_ffff, &mut phys);
     assert_eq!(phys.redist, before);
@@ -216,7 +217,7 @@ fn identity_is_the_hardwares_without_lpis() {
 }
 
 #[test]
-fn priorities_and_modes_leave_el2s_alone() {
+fn priorities_and_modes_of_reserved_interrupts_are_unchanged() {
     let (mut root, mut phys, _) = root(1);
     phys.redist.insert((0, SGI + 0x418), 0x1111_1111);
     let _ = root.redist_write(0, SGI + 0x418, 4, 0xa0a0_a0a0, &mut phys);
@@ -235,20 +236,20 @@ fn priorities_and_modes_leave_el2s_alone() {
 }
 
 #[test]
-fn clearing_reaches_what_el2_holds() {
+fn clearing_reaches_interrupts_acknowledged_by_el2() {
     let (mut root, mut phys, mut cpus) = root(2);
     let _ = root.dist_write(0x104, 4, 1 << 5, &mut phys);
     // Pending in CPU 1's list register; CPU 0 clears it.
     let _ = root.dist_write(0x6000 + 8 * 37, 8, 1, &mut phys);
-    let (kicks, _) = root.arrived(1, 37);
+    let (kicks, _) = root.inject_physical(1, 37);
     settle_root(&mut root, &mut cpus, kicks);
     let kicks = root.dist_write(0x284, 4, 1 << 5, &mut phys);
     assert_eq!(kicks, Kicks::of(1));
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(cpus[1].ack(), SPURIOUS);
     assert_eq!(core::mem::take(&mut cpus[1].deactivated), [37]);
-    // Active there; CPU 0 clears that: a kernel does before it starts the next (kexec).
-    let (kicks, _) = root.arrived(1, 37);
+    // Active there; CPU 0 clears that, as a kernel does before it starts the next one (kexec).
+    let (kicks, _) = root.inject_physical(1, 37);
     settle_root(&mut root, &mut cpus, kicks);
     assert_eq!(cpus[1].ack(), 37);
     let kicks = root.sync(1, &mut cpus[1]);
@@ -260,7 +261,7 @@ fn clearing_reaches_what_el2_holds() {
 }
 
 #[test]
-fn what_root_makes_active_is_active_physically_until_root_ends_it() {
+fn an_interrupt_made_active_by_root_is_physically_active_until_its_deactivation() {
     let (mut root, mut phys, mut cpus) = root(1);
     cpus[0].set_vmcr(crate::vgic::vmcr::VENG1 | crate::vgic::vmcr::VEOIM);
     let kicks = root.dist_write(0x304, 4, 1 << 5, &mut phys);
@@ -269,7 +270,7 @@ fn what_root_makes_active_is_active_physically_until_root_ends_it() {
     assert_eq!(root.dist_read(0x304, 4, &mut phys), 1 << 5);
     assert!(cpus[0].dir(37));
     assert_eq!(cpus[0].deactivated, [37]);
-    // Made active again before EL2 has seen the end of the first.
+    // Made active again before EL2 has observed the end of the first.
     phys.dist_write32(0x384, 1 << 5);
     let kicks = root.dist_write(0x304, 4, 1 << 5, &mut phys);
     settle_root(&mut root, &mut cpus, kicks);

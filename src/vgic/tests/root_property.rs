@@ -1,11 +1,14 @@
-//! Random root kernels on a physical GIC that runs its state machine, against the reference: what root sees is what it
-//! would see without EL2, but for interrupts whose cause goes away after EL2 took them, which may still be delivered.
+//! Random root kernels on a physical GIC that runs its state machine, against the reference: root observes
+//! what it would observe without EL2, except for interrupts whose cause ends after EL2 acknowledged them,
+//! which may still be delivered.
 
 extern crate std;
 use super::machine::Machine;
 use super::property::count;
 use super::reference::{Cpu, Irq, Reference, key};
-use super::*;
+use super::sgi_to;
+use crate::vgic::Kicks;
+use crate::vgic::fake::{FakeCpu, SPURIOUS};
 use crate::vgic::{PhysicalGic, RootConfig, RootGic, vmcr};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +63,7 @@ impl World {
             ..Irq::default()
         };
         for (cpu, interface) in cpus.iter_mut().enumerate() {
-            let _ = interface.image(|list| root.unpark(cpu, list, &mut machine));
+            let _ = interface.with_shadow(|list| root.unpark(cpu, list, &mut machine));
             interface.set_vmcr(vmcr::VENG0 | vmcr::VENG1 | split);
             irqs.extend(SGIS.map(|intid| ((cpu, intid), Irq { edge: true, ..irq })));
             irqs.extend(PPIS.map(|intid| ((cpu, intid), irq)));
@@ -107,7 +110,7 @@ impl World {
         self.kicks |= kicks;
     }
 
-    /// Writes the bit of an interrupt, and on occasion those of EL2's interrupts along with it.
+    /// Writes the bit of an interrupt, and sometimes those of EL2's interrupts along with it.
     fn write_bit(&mut self, cpu: usize, intid: u32, base: u32) {
         let reserved = RESERVED.iter().filter(|&&other| other / 32 == intid / 32);
         let bits = reserved.fold(1 << (intid % 32), |bits, &other| bits | 1u64 << (other % 32));
@@ -124,7 +127,7 @@ impl World {
         self.write(cpu, intid, 0x400 + intid, 1, priority.into());
     }
 
-    /// EL2 holds the interrupt for root, who has not taken it yet.
+    /// Returns whether EL2 has acknowledged the interrupt for root, and root has not yet.
     fn held(&mut self, cpu: usize, intid: u32) -> bool {
         self.machine.is_active(cpu, intid) && !self.reference.irq(cpu, intid).active
     }
@@ -183,7 +186,7 @@ impl World {
             for cpu in 0..self.cpus.len() {
                 if self.reference.cpus[cpu].online {
                     while let Some(intid) = self.machine.ack(cpu) {
-                        let (kicks, taken) = self.root.arrived(cpu, intid);
+                        let (kicks, taken) = self.root.inject_physical(cpu, intid);
                         assert!(taken || intid == 41 || intid == 25 || intid == 7);
                         self.kicks |= kicks;
                         quiet = false;
@@ -194,8 +197,8 @@ impl World {
                         self.reference.cpus[cpu].online,
                         "kick for a CPU that is not there"
                     );
-                    self.kicks =
-                        self.kicks.without(cpu) | self.cpus[cpu].image(|list| self.root.flush(cpu, list));
+                    self.kicks = self.kicks.without(cpu)
+                        | self.cpus[cpu].with_shadow(|list| self.root.flush(cpu, list));
                     quiet = false;
                 }
                 if self.cpus[cpu].maintenance() {
@@ -211,14 +214,14 @@ impl World {
     }
 
     fn sync(&mut self, cpu: usize) {
-        // What EL2 sees of the lines of PPIs.
+        // The lines of PPIs as EL2 sees them.
         self.cpus[cpu].low = PPIS
             .into_iter()
             .filter(|intid| self.machine.banks[cpu].line >> intid & 1 == 0)
             .collect();
-        self.kicks |= self.cpus[cpu].image(|list| self.root.sync(cpu, list));
+        self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.sync(cpu, list));
         for intid in PPIS {
-            // Taken for a level that has gone, though software had set it pending, too.
+            // Acknowledged for a level that has dropped, though software had set it pending, too.
             let irq = self.reference.irq(cpu, intid);
             if !irq.line && !irq.edge && irq.latch {
                 self.excused.insert((cpu, intid));
@@ -235,7 +238,10 @@ impl World {
                 .iter()
                 .filter(|&&intid| !self.excused.contains(&key(cpu, intid)))
                 .collect();
-            assert!(missed.is_empty(), "CPU {cpu} should take one of {missed:?}");
+            assert!(
+                missed.is_empty(),
+                "CPU {cpu} should acknowledge one of {missed:?}"
+            );
             return intid;
         }
         let urgent = allowed
@@ -245,9 +251,12 @@ impl World {
         if !allowed.contains(&intid) {
             assert!(
                 self.excused.contains(&key(cpu, intid)),
-                "CPU {cpu} took {intid}, not one of {allowed:?}"
+                "CPU {cpu} acknowledged {intid}, not one of {allowed:?}"
             );
-            assert!(!self.reference.irq(cpu, intid).active, "{intid} taken twice");
+            assert!(
+                !self.reference.irq(cpu, intid).active,
+                "{intid} acknowledged twice"
+            );
             assert!(urgent.is_none_or(|urgent| priority <= urgent));
         }
         self.reference.ack(cpu, intid);
@@ -280,7 +289,7 @@ impl World {
         let intid = self.reference.cpus[cpu].ended.remove(choice % count);
         if !self.cpus[cpu].dir(intid) {
             self.sync(cpu);
-            self.kicks |= self.cpus[cpu].image(|list| self.root.deactivate(cpu, intid, list));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.deactivate(cpu, intid, list));
         }
         self.reference.irq(cpu, intid).active = false;
         true
@@ -292,7 +301,7 @@ impl World {
         }
         if !self.reference.cpus[cpu].online {
             self.reference.cpus[cpu].online = true;
-            self.kicks |= self.cpus[cpu].image(|list| self.root.unpark(cpu, list, &mut self.machine));
+            self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.unpark(cpu, list, &mut self.machine));
             return;
         }
         if self.reference.cpus.iter().filter(|cpu| cpu.online).count() == 1 {
@@ -305,12 +314,12 @@ impl World {
             if irq.active && irq.holder == cpu && mine {
                 irq.active = false;
             } else if *owner == cpu && PPIS.contains(intid) && self.machine.is_active(cpu, *intid) {
-                // Given back to the hardware: pending if its line is high, or was made pending once more.
+                // Returned to the hardware: pending if its line is high, or was made pending once more.
                 irq.latch = self.machine.banks[cpu].latch >> intid & 1 != 0;
                 self.excused.remove(&(cpu, *intid));
             }
         }
-        self.kicks |= self.cpus[cpu].image(|list| self.root.park(cpu, list, &mut self.machine));
+        self.kicks |= self.cpus[cpu].with_shadow(|list| self.root.park(cpu, list, &mut self.machine));
         self.kicks = self.kicks.without(cpu);
         let gone = &mut self.reference.cpus[cpu];
         gone.online = false;

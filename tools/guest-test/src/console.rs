@@ -8,7 +8,7 @@ use spin::Mutex;
 
 static CONSOLE: Mutex<Option<Uart<'static>>> = Mutex::new(None);
 
-/// Begins to print on the PL011 at `base`.
+/// Starts to print on the PL011 at `base`.
 ///
 /// # Safety
 /// `base` is the address of a PL011, mapped as device memory, that nothing else drives as a [`Uart`].
@@ -26,14 +26,14 @@ pub fn print(arguments: fmt::Arguments<'_>) {
     }
 }
 
-/// Prints although another context may hold the console's lock: for the last words.
+/// Prints although another context may hold the console's lock: for a panic.
 pub fn print_forced(arguments: fmt::Arguments<'_>) {
-    // SAFETY: whoever holds the lock never goes on, or is this CPU in an exception.
+    // SAFETY: the context that holds the lock never continues, or is this CPU in an exception.
     unsafe { CONSOLE.force_unlock() };
     print(arguments);
 }
 
-/// Terminal line ends.
+/// Text lines with the line ends of a terminal.
 struct Crlf<'c>(&'c mut Uart<'static>);
 
 impl Write for Crlf<'_> {

@@ -1,4 +1,4 @@
-//! The second CPU: started by PSCI, it serves one command at a time and takes interrupts in between.
+//! The second CPU: started by PSCI, it executes one command at a time and handles interrupts in between.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -8,13 +8,14 @@ use arm_gic::gicv3::{GicCpuInterface, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, wfi};
 use smccc::Hvc;
 use smccc::psci;
+use spin::Mutex;
 
-use crate::{interrupts, time};
+use crate::{affinity, interrupts, time};
 
 /// The SGI that wakes the second CPU.
 pub const WAKE: u32 = 15;
 
-/// What the second CPU is to do.
+/// A command for the second CPU.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Command {
@@ -26,61 +27,51 @@ pub enum Command {
     SendSgi = 2,
     /// Let the virtual timer expire at once.
     Timer = 3,
-    /// Work against CPU 0 on a device, see [`crate::tests::disturb`].
-    Disturb = 4,
+    /// Run the function given to [`run_task`].
+    Task = 4,
     /// Load from the address of [`load`].
     Load = 5,
 }
 
 static COMMAND: AtomicU32 = AtomicU32::new(0);
-/// Times that the second CPU has come up.
+/// Number of times that the second CPU has come up.
 static STARTS: AtomicU32 = AtomicU32::new(0);
 static MPIDR: AtomicU64 = AtomicU64::new(0);
 
-/// Where [`Command::Load`] loads from, what it loaded, and how many times it did.
+/// Address of [`Command::Load`], the value loaded, and the number of loads.
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 static LOADED: AtomicU64 = AtomicU64::new(0);
 static LOADS: AtomicU32 = AtomicU32::new(0);
 
+/// The function that [`Command::Task`] runs.
+static TASK: Mutex<fn()> = Mutex::new(|| {});
+
 static mut STACK: Stack<8> = Stack::new();
 
-/// Number of this CPU, the lowest affinity: zones have at most 16 CPUs, all in one cluster.
-pub fn current() -> usize {
-    (mpidr() & 0xf) as usize
-}
-
-/// Affinity fields of MPIDR_EL1.
-pub fn mpidr() -> u64 {
-    let value: u64;
-    // SAFETY: reads a register.
-    unsafe { asm!("mrs {}, mpidr_el1", out(reg) value, options(nomem, nostack, preserves_flags)) }
-    value & 0xff_00ff_ffff
-}
-
-/// Times that the second CPU has come up.
+/// Returns the number of times that the second CPU has come up.
 pub fn starts() -> u32 {
     STARTS.load(Ordering::SeqCst)
 }
 
-/// MPIDR that the second CPU read of itself.
+/// Returns the MPIDR that the second CPU read of itself.
 pub fn seen_mpidr() -> u64 {
     MPIDR.load(Ordering::SeqCst)
 }
 
-/// Starts the CPU with this MPIDR as second CPU.
+/// Starts the CPU with this MPIDR as the second CPU.
 pub fn start(mpidr: u64) -> Result<(), psci::Error> {
     COMMAND.store(Command::None as u32, Ordering::SeqCst);
     // SAFETY: only the second CPU uses the stack, and there is one: PSCI refuses to start it twice.
-    unsafe { start_core::<Hvc, _, 8>(mpidr, &raw mut STACK, run) }
+    unsafe { start_core::<Hvc, _, 8>(mpidr, &raw mut STACK, serve) }
 }
 
-/// Whether PSCI says that a CPU is off.
+/// Returns whether a CPU is off according to PSCI.
 pub fn is_off(mpidr: u64) -> bool {
     let level = psci::LowestAffinityLevel::All;
     psci::affinity_info::<Hvc>(mpidr, level) == Ok(psci::AffinityState::Off)
 }
 
-/// Starts the second CPU if it is not on; whether it is on.
+/// Starts the second CPU if it is not on. Returns whether it is on.
 pub fn ensure_on(mpidr: u64) -> bool {
     let before = starts();
     match start(mpidr) {
@@ -90,19 +81,19 @@ pub fn ensure_on(mpidr: u64) -> bool {
     }
 }
 
-/// A load of the second CPU.
+/// A load by the second CPU.
 pub struct Load {
     before: u32,
 }
 
 impl Load {
-    /// What it loaded, once it has.
+    /// Returns the value loaded, once it is there.
     pub fn value(&self) -> Option<u64> {
         (LOADS.load(Ordering::SeqCst) != self.before).then(|| LOADED.load(Ordering::SeqCst))
     }
 }
 
-/// Has the second CPU load 8 bytes from an address that is mapped.
+/// Makes the second CPU load 8 bytes from an address that is mapped.
 pub fn load(address: u64) -> Load {
     let before = LOADS.load(Ordering::SeqCst);
     ADDRESS.store(address, Ordering::SeqCst);
@@ -110,7 +101,13 @@ pub fn load(address: u64) -> Load {
     Load { before }
 }
 
-/// Has the second CPU do something.
+/// Makes the second CPU run `task`, with interrupts enabled, until it returns.
+pub fn run_task(task: fn()) {
+    *TASK.lock() = task;
+    send(Command::Task);
+}
+
+/// Sends a command to the second CPU.
 pub fn send(command: Command) {
     COMMAND.store(command as u32, Ordering::SeqCst);
     let target = SgiTarget::List {
@@ -122,15 +119,15 @@ pub fn send(command: Command) {
     let _ = GicCpuInterface::send_sgi(IntId::sgi(WAKE), target, SgiTargetGroup::CurrentGroup1);
 }
 
-/// What the second CPU does.
-fn run() {
+/// Executes commands on the second CPU and waits for interrupts in between.
+fn serve() {
     GicCpuInterface::enable_system_register_el1();
     GicCpuInterface::set_priority_mask(0xff);
     GicCpuInterface::enable_group1(true);
-    MPIDR.store(mpidr(), Ordering::SeqCst);
+    MPIDR.store(affinity::mpidr(), Ordering::SeqCst);
     STARTS.fetch_add(1, Ordering::SeqCst);
     loop {
-        // Disabled while looking, so that a wake-up in between ends the wait.
+        // Disabled during the check, so that a wake-up in between ends the wait.
         interrupts::disable();
         match COMMAND.swap(Command::None as u32, Ordering::SeqCst) {
             command if command == Command::Off as u32 => {
@@ -149,9 +146,10 @@ fn run() {
                 // SAFETY: this CPU's virtual timer; its interrupt's hook masks it again.
                 unsafe { asm!("msr cntv_tval_el0, xzr", "msr cntv_ctl_el0, {}", "isb", in(reg) 1_u64) };
             }
-            command if command == Command::Disturb as u32 => {
+            command if command == Command::Task as u32 => {
                 interrupts::enable();
-                crate::tests::disturb();
+                let task = *TASK.lock();
+                task();
             }
             command if command == Command::Load as u32 => {
                 let value: u64;

@@ -1,5 +1,5 @@
-//! How the guest ends: PSCI SYSTEM_OFF, or what `end=` on the command line says, so that tests from outside see what
-//! becomes of a zone whose guest does that.
+//! The guest's ending: PSCI SYSTEM_OFF, or `end=` on the command line, so that system tests see how a zone
+//! ends.
 
 use core::arch::asm;
 
@@ -13,7 +13,7 @@ use crate::virtio::Slot;
 use crate::virtio::register::QUEUE_NOTIFY;
 use crate::{cpus, interrupts};
 
-/// Ends.
+/// Ends the guest as the command line says.
 pub fn reach(machine: &Machine) -> ! {
     let ending = machine.argument("end").unwrap_or("off");
     println!("guest-test: end={ending}");
@@ -26,10 +26,18 @@ pub fn reach(machine: &Machine) -> ! {
         "lost" => lost(),
         _ => {}
     }
-    crate::power_off()
+    power_off()
 }
 
-/// The last CPU goes off and leaves nobody to turn one on.
+/// Turns the machine off.
+pub fn power_off() -> ! {
+    let _ = psci::system_off::<Hvc>();
+    loop {
+        arm_gic::wfi();
+    }
+}
+
+/// Turns off all CPUs, so that none is left to turn one on.
 fn cpu_off(machine: &Machine) {
     if let Some(second) = machine.cpus.get(1) {
         cpus::ensure_on(*second);
@@ -38,7 +46,7 @@ fn cpu_off(machine: &Machine) {
     let _ = psci::cpu_off::<Hvc>();
 }
 
-/// Resets the machine while the second CPU, which is on its way out, is turned on again.
+/// Resets the machine while the second CPU, which is going off, is turned on again.
 fn on_reset(machine: &Machine) {
     if let Some(second) = machine.cpus.get(1) {
         cpus::ensure_on(*second);
@@ -58,7 +66,7 @@ fn hang() -> ! {
     }
 }
 
-/// Notifies the first disk of all queues and sends SGIs to everybody, for ever and as fast as it goes.
+/// Notifies all queues of the first disk and sends SGIs to all CPUs, forever and as fast as possible.
 fn storm(machine: &Machine) -> ! {
     let slot = Slot::blocks(machine).next();
     loop {
@@ -79,10 +87,10 @@ fn storm(machine: &Machine) -> ! {
     }
 }
 
-/// Runs into nothing with its vectors there too: an exception for ever.
+/// Branches to an unmapped address with the vectors there, too: an endless exception.
 fn lost() -> ! {
     interrupts::disable();
-    // SAFETY: never comes back; what it breaks is this guest alone.
+    // SAFETY: never returns; it affects only this guest.
     unsafe {
         asm!("msr vbar_el1, {nowhere}", "isb", "br {nowhere}", nowhere = in(reg) 0x0b00_0000_u64,
             options(noreturn, nostack));

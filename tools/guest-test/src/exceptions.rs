@@ -1,22 +1,22 @@
-//! Exceptions: interrupts go to [`crate::interrupts`]; a synchronous one is either what a test is waiting for, see
-//! [`crate::attempt!`], or the end.
+//! Exceptions: interrupts go to [`crate::interrupts`]; a synchronous one is either expected by a test, see
+//! [`crate::attempt!`], or ends the guest.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use aarch64_rt::{ExceptionHandlers, RegisterStateRef, exception_handlers};
 
-use crate::report::{Failure, Outcome};
+use crate::report::{Failure, TestResult};
 use crate::{check, check_eq, interrupts};
 
 exception_handlers!(Handlers);
 
-/// What to do about the next synchronous exception.
+/// How to handle the next synchronous exception.
 static EXPECTED: AtomicU8 = AtomicU8::new(UNEXPECTED);
 const UNEXPECTED: u8 = 0;
-/// Go on behind the instruction.
+/// Continue after the instruction.
 const SKIP: u8 = 1;
-/// Go on at the link register: the instruction could not be fetched.
+/// Continue at the link register: the instruction could not be fetched.
 const RETURN: u8 = 2;
 
 static TAKEN: AtomicU64 = AtomicU64::new(0);
@@ -58,7 +58,7 @@ impl Fault {
     }
 }
 
-/// What came of one instruction.
+/// Result of one instruction.
 #[derive(Clone, Copy, Debug)]
 pub struct Attempt {
     /// The exception it took.
@@ -74,7 +74,7 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// The access went through.
+    /// Checks that the access did not fault.
     pub fn done(&self) -> Result<u64, Failure> {
         match self.fault {
             None => Ok(self.value),
@@ -85,13 +85,14 @@ impl Attempt {
         }
     }
 
-    /// A synchronous external abort at that instruction, for that address, without an effect on the register.
-    pub fn aborted(&self) -> Outcome {
+    /// Checks for a synchronous external abort at that instruction, for that address, without an effect on
+    /// the register.
+    pub fn aborted(&self) -> TestResult {
         self.aborted_with(&[EXTERNAL])
     }
 
     /// As [`Self::aborted`], with one of these fault status codes.
-    pub fn aborted_with(&self, statuses: &[u64]) -> Outcome {
+    pub fn aborted_with(&self, statuses: &[u64]) -> TestResult {
         let address = self.address;
         let Some(fault) = self.fault else {
             return Err(Failure::new(format_args!("access to {address:#x}: no abort")));
@@ -119,8 +120,9 @@ impl Attempt {
     }
 }
 
-/// Runs one instruction that may take a synchronous exception. `{a}` is the address, `{x}` a 64-bit register with
-/// a value before and after, `{y}` another. Only for CPU 0, with interrupts disabled or their handlers sound.
+/// Runs one instruction that may take a synchronous exception. `{a}` is the address, `{x}` a 64-bit register
+/// with a value before and after, `{y}` another. Only for CPU 0, with interrupts disabled or their handlers
+/// sound.
 #[macro_export]
 macro_rules! attempt {
     ($address:expr, $value:expr, $instruction:literal) => {
@@ -134,7 +136,8 @@ macro_rules! attempt {
         let mut second: u64 = 0;
         let at: u64;
         $crate::exceptions::expect();
-        // SAFETY: the address is a device's, or nothing's, or a buffer made for this; what faults is skipped.
+        // SAFETY: the address is a device's, or unmapped, or a buffer made for this; an instruction that
+        // faults is skipped.
         unsafe {
             core::arch::asm!(
                 $prepare,
@@ -154,13 +157,13 @@ macro_rules! attempt {
     }};
 }
 
-/// The next synchronous exception is recorded and its instruction skipped.
+/// Records the next synchronous exception and skips its instruction.
 pub fn expect() {
     TAKEN.store(0, Ordering::SeqCst);
     EXPECTED.store(SKIP, Ordering::SeqCst);
 }
 
-/// The exception since [`expect`].
+/// Returns the exception since [`expect`].
 pub fn caught() -> Option<Fault> {
     EXPECTED.store(UNEXPECTED, Ordering::SeqCst);
     (TAKEN.load(Ordering::SeqCst) != 0).then(|| Fault {
@@ -174,8 +177,9 @@ pub fn caught() -> Option<Fault> {
 pub fn call(address: u64) -> Option<Fault> {
     TAKEN.store(0, Ordering::SeqCst);
     EXPECTED.store(RETURN, Ordering::SeqCst);
-    // SAFETY: a fetch that faults returns here by the handler. One that does not is what the test is about: what the
-    // device holds is then executed, which the reference machine does and is not asked for.
+    // SAFETY: a fetch that faults returns here by the handler. One that does not is what the test checks: the
+    // device's contents are then executed, which happens only on the reference machine, where the test does
+    // not run.
     unsafe {
         asm!("blr {address}", address = in(reg) address, clobber_abi("C"));
     }
@@ -203,7 +207,7 @@ impl ExceptionHandlers for Handlers {
         ADDRESS.store(address, Ordering::SeqCst);
         AT.store(at, Ordering::SeqCst);
         TAKEN.store(1, Ordering::SeqCst);
-        // SAFETY: execution goes on where the test that expects this wants it to.
+        // SAFETY: execution continues where the test that expects this requires.
         unsafe { state.get_mut() }.elr = next;
     }
 

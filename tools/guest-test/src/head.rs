@@ -1,6 +1,6 @@
 //! The first instructions: arm64 Image header and relocation, before aarch64-rt's entry code runs.
 //!
-//! The MMU goes on before anything is written, so that no store bypasses the caches.
+//! The MMU is enabled before anything is written, so that no store bypasses the caches.
 
 use core::arch::global_asm;
 

@@ -1,4 +1,5 @@
-//! Interrupts: the handler acknowledges, records, lets a hook calm the device, and ends the interrupt.
+//! Interrupts: the handler acknowledges, records, calls a hook that deasserts the device, and ends the
+//! interrupt.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -8,18 +9,18 @@ use arm_gic::gicv3::GicCpuInterface;
 use arrayvec::ArrayVec;
 use spin::Mutex;
 
-use crate::cpus;
+use crate::affinity;
 
-/// INTIDs that are counted: all that a zone or the reference machine's devices used here have.
+/// Number of INTIDs that are counted: all those of a zone or of the devices used on the reference machine.
 const INTIDS: usize = 128;
 const CPUS: usize = 16;
-/// INTIDs remembered in the order of their arrival.
+/// INTIDs recorded in the order of their arrival.
 const ORDER: usize = 64;
 
 struct Record {
     counts: [AtomicU32; INTIDS],
     order: [AtomicU32; ORDER],
-    taken: AtomicU32,
+    handled: AtomicU32,
     unknown: AtomicU32,
 }
 
@@ -27,24 +28,25 @@ static RECORDS: [Record; CPUS] = [const {
     Record {
         counts: [const { AtomicU32::new(0) }; INTIDS],
         order: [const { AtomicU32::new(0) }; ORDER],
-        taken: AtomicU32::new(0),
+        handled: AtomicU32::new(0),
         unknown: AtomicU32::new(0),
     }
 }; CPUS];
 
-/// An INTID and what is done about it.
+/// An INTID and its hook.
 type Hook = (u32, fn());
 
-/// What calms the device of an INTID. Taken by handlers: lock it with interrupts disabled.
+/// The functions that deassert the device of an INTID. Handlers lock this: lock it with interrupts disabled.
 static HOOKS: Mutex<ArrayVec<Hook, 8>> = Mutex::new(ArrayVec::new_const());
 
-/// Lets interrupts and SErrors in. Unlike arm-gic's functions this and [`disable`] keep memory accesses in order.
+/// Enables interrupts and SErrors. Unlike arm-gic's functions this and [`disable`] are barriers for the
+/// compiler's memory accesses.
 pub fn enable() {
     // SAFETY: the handlers are sound at any point, see `HOOKS`.
     unsafe { asm!("msr daifclr, #6", options(nostack)) }
 }
 
-/// Keeps interrupts out.
+/// Disables interrupts.
 pub fn disable() {
     // SAFETY: changes nothing but when handlers run.
     unsafe { asm!("msr daifset, #2", options(nostack)) }
@@ -52,14 +54,14 @@ pub fn disable() {
 
 /// The interrupt handler.
 pub fn handle() {
-    let record = &RECORDS[cpus::current()];
+    let record = &RECORDS[affinity::current()];
     while let Some(intid) = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1) {
         let number = u32::from(intid);
         match record.counts.get(number as usize) {
             Some(count) => _ = count.fetch_add(1, Ordering::SeqCst),
             None => _ = record.unknown.fetch_add(1, Ordering::SeqCst),
         }
-        let index = record.taken.fetch_add(1, Ordering::SeqCst) as usize;
+        let index = record.handled.fetch_add(1, Ordering::SeqCst) as usize;
         record.order[index % ORDER].store(number, Ordering::SeqCst);
         let hook = HOOKS
             .lock()
@@ -73,7 +75,7 @@ pub fn handle() {
     }
 }
 
-/// Sets what the handler does about an INTID before it ends it.
+/// Sets the function that the handler calls for an INTID before it ends it.
 pub fn set_hook(intid: u32, hook: fn()) {
     disable();
     let mut hooks = HOOKS.lock();
@@ -83,33 +85,33 @@ pub fn set_hook(intid: u32, hook: fn()) {
     enable();
 }
 
-/// Times that the CPU took the INTID since the last [`clear`].
+/// Returns how often the CPU handled the INTID since the last [`clear`].
 pub fn count(cpu: usize, intid: u32) -> u32 {
     RECORDS[cpu].counts[intid as usize].load(Ordering::SeqCst)
 }
 
-/// Interrupts that the CPU took since the last [`clear`].
-pub fn taken(cpu: usize) -> u32 {
-    RECORDS[cpu].taken.load(Ordering::SeqCst)
+/// Returns the number of interrupts that the CPU handled since the last [`clear`].
+pub fn handled(cpu: usize) -> u32 {
+    RECORDS[cpu].handled.load(Ordering::SeqCst)
 }
 
-/// The INTIDs that the CPU took since the last [`clear`], in order.
+/// Returns the INTIDs that the CPU handled since the last [`clear`], in order.
 pub fn order(cpu: usize) -> ArrayVec<u32, ORDER> {
     let record = &RECORDS[cpu];
-    let taken = (record.taken.load(Ordering::SeqCst) as usize).min(ORDER);
-    record.order[..taken]
+    let handled = (record.handled.load(Ordering::SeqCst) as usize).min(ORDER);
+    record.order[..handled]
         .iter()
         .map(|intid| intid.load(Ordering::SeqCst))
         .collect()
 }
 
-/// Forgets all.
+/// Clears all records.
 pub fn clear() {
     for record in &RECORDS {
         for count in &record.counts {
             count.store(0, Ordering::SeqCst);
         }
-        record.taken.store(0, Ordering::SeqCst);
+        record.handled.store(0, Ordering::SeqCst);
         record.unknown.store(0, Ordering::SeqCst);
     }
 }

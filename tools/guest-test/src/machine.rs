@@ -1,4 +1,4 @@
-//! What the device tree says: [`Machine`]. Unlike the hypervisor this guest trusts its tree.
+//! The machine of the device tree: [`Machine`]. Unlike the hypervisor this guest trusts its tree.
 
 use arm_gic::{IntId, Trigger};
 use arrayvec::ArrayVec;
@@ -14,7 +14,7 @@ pub struct Device {
     pub size: u64,
     /// Its SPI.
     pub intid: IntId,
-    /// How that is triggered.
+    /// Trigger of the interrupt.
     pub trigger: Trigger,
 }
 
@@ -26,7 +26,7 @@ pub struct Machine {
     pub gicd: u64,
     /// First redistributor.
     pub gicr: u64,
-    /// virtio-mmio slots by rising address.
+    /// virtio-mmio slots in ascending order of address.
     pub virtio: ArrayVec<Device, 64>,
     /// RAM.
     pub ram: (u64, u64),
@@ -37,15 +37,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Reads the tree at `address`, which boot code got in x0. A message says what is missing.
+    /// Reads the tree at `address`, which boot code got in x0. The error says what is missing.
     ///
     /// # Safety
-    /// At `address` lies a device tree that is never changed.
+    /// At `address` is a device tree that is never changed.
     pub unsafe fn from_tree(address: u64) -> Result<Self, &'static str> {
         // SAFETY: promised by the caller.
         let fdt: Fdt<'static> =
             unsafe { Fdt::from_ptr(address as *const u8) }.map_err(|_| "no device tree in x0")?;
-        // The tree lives for ever; borrowed nodes are dropped here.
+        // The tree is never freed; borrowed nodes are dropped here.
         let uart = fdt
             .find_compatible(&["arm,pl011"])
             .and_then(device)
@@ -91,14 +91,14 @@ impl Machine {
         })
     }
 
-    /// Whether the command line has this word.
+    /// Returns whether the command line has this word.
     pub fn has_argument(&self, word: &str) -> bool {
         self.arguments
             .split_ascii_whitespace()
             .any(|argument| argument == word)
     }
 
-    /// What follows `key=` on the command line.
+    /// Returns the value of `key=` on the command line.
     pub fn argument(&self, key: &str) -> Option<&'static str> {
         self.arguments
             .split_ascii_whitespace()
@@ -106,13 +106,13 @@ impl Machine {
             .map(|(_, value)| value)
     }
 
-    /// Whether this is plain QEMU, whose machine is the reference but has other limits.
+    /// Returns whether this is plain QEMU, the reference machine, which has other limits.
     pub fn is_reference(&self) -> bool {
         self.has_argument("reference")
     }
 }
 
-/// First `reg` and first interrupt of a node.
+/// Returns the first `reg` and the first interrupt of a node.
 fn device(node: FdtNode<'_, '_>) -> Option<Device> {
     let region = node.reg()?.next()?;
     let specifier = node.property("interrupts")?.value;

@@ -1,8 +1,9 @@
-//! A bare-metal arm64 guest that tests the machine it runs on: virtio-mmio transport and block device, PSCI, GICv3,
-//! timers, PL011, and what wild accesses do. Runs in a zone and, for comparison, on QEMU's `virt`.
+//! A bare-metal arm64 guest that tests the machine it runs on: virtio-mmio transport and block device, PSCI,
+//! GICv3, timers, PL011, and accesses that abort. Runs in a zone and, for comparison, on QEMU's `virt`.
 //!
-//! Results are TAP lines on the PL011, then `guest-test: PASS` or `guest-test: FAIL`, then PSCI SYSTEM_OFF. The
-//! command line chooses: `test=blk,gic` (all by default), `reference` on plain QEMU, `end=` another ending.
+//! Results are TAP lines on the PL011, then `guest-test: PASS` or `guest-test: FAIL`, then PSCI SYSTEM_OFF.
+//! Options on the command line: `test=blk,gic` (all by default), `reference` on plain QEMU, `end=` another
+//! ending.
 #![no_std]
 #![no_main]
 #![allow(
@@ -10,7 +11,9 @@
     reason = "a failure carries its text, there is no allocator"
 )]
 
+mod affinity;
 mod console;
+mod context;
 mod cpus;
 mod ending;
 mod exceptions;
@@ -30,9 +33,9 @@ use aarch64_rt::entry;
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicV3};
 use arm_gic::{IntId, UniqueMmioPointer};
-use smccc::{Hvc, psci};
 
 use console::println;
+use context::Context;
 use machine::Machine;
 use report::Suite;
 
@@ -45,7 +48,7 @@ fn main(tree: u64, _: u64, _: u64, _: u64) -> ! {
             run(&machine);
             ending::reach(&machine)
         }
-        // Nowhere to print it: QEMU's and our PL011 are at this address.
+        // The tree names no console: QEMU's and ringvisor's PL011 are at this address.
         Err(message) => {
             // SAFETY: as above.
             unsafe { console::init(0x0900_0000) };
@@ -53,15 +56,7 @@ fn main(tree: u64, _: u64, _: u64, _: u64) -> ! {
             println!("guest-test: FAIL");
         }
     }
-    power_off()
-}
-
-/// Everything that a test may use.
-pub struct Context<'m> {
-    /// The machine.
-    pub machine: &'m Machine,
-    /// Its interrupt controller.
-    pub gic: GicV3<'static>,
+    ending::power_off()
 }
 
 fn run(machine: &Machine) {
@@ -138,15 +133,8 @@ fn gic(machine: &Machine) -> Option<GicV3<'static>> {
     Some(gic)
 }
 
-fn power_off() -> ! {
-    let _ = psci::system_off::<Hvc>();
-    loop {
-        arm_gic::wfi();
-    }
-}
-
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
     console::print_forced(format_args!("Bail out! {info}\nguest-test: FAIL\n"));
-    power_off()
+    ending::power_off()
 }

@@ -1,4 +1,5 @@
-//! Results in TAP (Test Anything Protocol): [`Suite`] counts, [`Failure`] says why, [`check!`] makes one.
+//! Results in TAP (Test Anything Protocol): [`Suite`] counts, [`Failure`] is a reason, [`check!`] returns
+//! one.
 
 use core::fmt::{self, Write};
 
@@ -6,11 +7,11 @@ use arrayvec::ArrayString;
 
 use crate::console::println;
 
-/// Why a test failed, cut off if it is longer than the buffer.
+/// Why a test failed, truncated to the buffer.
 pub struct Failure(ArrayString<240>);
 
 impl Failure {
-    /// From a message.
+    /// Returns a failure with this message.
     pub fn new(message: fmt::Arguments<'_>) -> Self {
         let mut text = Truncating(ArrayString::new());
         let _ = text.write_fmt(message);
@@ -38,7 +39,7 @@ impl Write for Truncating {
 }
 
 /// What a test returns.
-pub type Outcome = Result<(), Failure>;
+pub type TestResult = Result<(), Failure>;
 
 /// Returns a [`Failure`] from the test unless the condition holds.
 #[macro_export]
@@ -78,7 +79,7 @@ impl Suite {
     }
 
     /// Runs one test and prints its line.
-    pub fn test(&mut self, name: &str, test: impl FnOnce() -> Outcome) {
+    pub fn test(&mut self, name: &str, test: impl FnOnce() -> TestResult) {
         self.run += 1;
         match test() {
             Ok(()) => println!("ok {} - {}: {name}", self.run, self.group),
@@ -90,14 +91,14 @@ impl Suite {
         }
     }
 
-    /// Counts a test that makes no sense on this machine.
+    /// Counts a test that does not apply to this machine.
     pub fn skip(&mut self, name: &str, reason: &str) {
         self.run += 1;
         println!("ok {} - {}: {name} # SKIP {reason}", self.run, self.group);
     }
 
-    /// [`Self::test`], or [`Self::skip`] on plain QEMU, whose machine does not do this.
-    pub fn test_unless(&mut self, reference: bool, name: &str, test: impl FnOnce() -> Outcome) {
+    /// Calls [`Self::test`], or [`Self::skip`] on plain QEMU, which does not behave this way.
+    pub fn test_unless(&mut self, reference: bool, name: &str, test: impl FnOnce() -> TestResult) {
         if reference {
             self.skip(name, "not done by the reference machine");
         } else {
@@ -105,7 +106,7 @@ impl Suite {
         }
     }
 
-    /// Prints the plan and the verdict.
+    /// Prints the plan and the result.
     pub fn finish(self) {
         println!("1..{}", self.run);
         if self.failed == 0 && self.run != 0 {

@@ -2,7 +2,7 @@
 
 use core::arch::asm;
 
-/// The virtual counter, ordered after what came before.
+/// Returns the virtual counter, ordered after preceding instructions.
 pub fn now() -> u64 {
     let value: u64;
     // SAFETY: reads a counter.
@@ -10,7 +10,7 @@ pub fn now() -> u64 {
     value
 }
 
-/// The physical counter, ordered after what came before.
+/// Returns the physical counter, ordered after preceding instructions.
 pub fn now_physical() -> u64 {
     let value: u64;
     // SAFETY: reads a counter.
@@ -18,7 +18,7 @@ pub fn now_physical() -> u64 {
     value
 }
 
-/// Counts per second.
+/// Returns the frequency of the counter in Hz.
 pub fn frequency() -> u64 {
     let value: u64;
     // SAFETY: reads a register.
@@ -26,12 +26,12 @@ pub fn frequency() -> u64 {
     value
 }
 
-/// Counts in so many milliseconds.
+/// Returns the counts of so many milliseconds.
 pub fn milliseconds(count: u64) -> u64 {
     frequency() * count / 1000
 }
 
-/// Lets time pass.
+/// Busy-waits.
 pub fn sleep(ms: u64) {
     let end = now() + milliseconds(ms);
     while now() < end {
@@ -39,7 +39,7 @@ pub fn sleep(ms: u64) {
     }
 }
 
-/// Waits until `condition` holds, for `ms` at most; whether it does.
+/// Waits until `condition` holds, at most `ms` milliseconds. Returns whether it does.
 pub fn wait(ms: u64, mut condition: impl FnMut() -> bool) -> bool {
     let end = now() + milliseconds(ms);
     loop {

@@ -1,4 +1,4 @@
-//! A virtio-mmio slot by its registers (4.2.2), for tests that a driver's transport would be too polite for.
+//! A virtio-mmio slot by its registers (4.2.2), for accesses that a driver's transport would not make.
 
 use core::ptr::NonNull;
 
@@ -36,7 +36,9 @@ pub mod register {
     pub const CONFIG_GENERATION: u64 = 0x0fc;
     pub const CONFIG: u64 = 0x100;
 }
-use register::*;
+use register::{
+    DEVICE_FEATURES, DEVICE_FEATURES_SEL, DEVICE_ID, DRIVER_FEATURES, DRIVER_FEATURES_SEL, STATUS,
+};
 
 /// Status bits (2.1).
 #[allow(missing_docs)]
@@ -63,7 +65,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// All slots that have a block device.
+    /// Returns all slots that have a block device.
     pub fn blocks(machine: &Machine) -> impl Iterator<Item = Self> + '_ {
         machine
             .virtio
@@ -98,13 +100,13 @@ impl Slot {
         let _ = attempt!(self.device.base + offset, value.into(), "strb {x:w}, [{a}]");
     }
 
-    /// Resets and waits for it; whether it came to an end within a second.
+    /// Resets the device. Returns whether the reset completed within a second.
     pub fn reset(&self) -> bool {
         self.write(STATUS, 0);
         crate::time::wait(1000, || self.read(STATUS) == 0)
     }
 
-    /// Features that the device offers.
+    /// Returns the features that the device offers.
     pub fn features(&self) -> u64 {
         self.write(DEVICE_FEATURES_SEL, 0);
         let low = self.read(DEVICE_FEATURES);
@@ -112,7 +114,7 @@ impl Slot {
         u64::from(self.read(DEVICE_FEATURES)) << 32 | u64::from(low)
     }
 
-    /// Resets, then goes up to FEATURES_OK with these features; the status read back.
+    /// Resets the device, then negotiates these features up to FEATURES_OK. Returns the status read back.
     pub fn negotiate(&self, features: u64) -> u32 {
         self.reset();
         self.write(STATUS, status::ACKNOWLEDGE);
@@ -125,15 +127,16 @@ impl Slot {
         self.read(STATUS)
     }
 
-    /// What can be read without a side effect: all registers and the configuration space.
+    /// Returns everything that can be read without a side effect: all registers and the configuration space.
     pub fn dump(&self) -> [u32; 128] {
         core::array::from_fn(|index| self.read(index as u64 * 4))
     }
 
-    /// A transport for virtio-drivers.
+    /// Returns a transport for virtio-drivers.
     pub fn transport(&self) -> Option<MmioTransport<'static>> {
         let header = NonNull::new(self.device.base as *mut VirtIOHeader)?;
-        // SAFETY: the device tree says that a slot is here; it is mapped as device memory, for ever.
+        // SAFETY: a slot is here according to the device tree; it is mapped as device memory and never
+        // unmapped.
         unsafe { MmioTransport::new(header, self.device.size as usize) }.ok()
     }
 }

@@ -214,7 +214,7 @@ impl Daemon {
             self.device.refresh(&self.dyn_hv, &mut self.commands);
             return "refreshes";
         }
-        match self.consumer.take(&self.hv.window().ring()) {
+        match self.consumer.pop(&self.hv.window().ring()) {
             Some(entry) => {
                 self.phase = Phase::Handle(entry);
                 "takes an entry"

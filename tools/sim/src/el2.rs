@@ -6,12 +6,12 @@
 use std::sync::{Mutex, MutexGuard};
 
 use ringd::hv::{Hypervisor, Refusal, SharedPage};
-use ringvisor::abi::command::{DeviceSpec, Header, Op, Status};
+use ringvisor::abi::command::{CommandStatus, DeviceSpec, Header, Op};
 use ringvisor::abi::info::InfoPage;
-use ringvisor::ring::{Bell, Producer, ZoneWindow};
+use ringvisor::ring::{Entry, Producer, Wakeup, ZoneWindow};
 use ringvisor::syndrome::Width;
 use ringvisor::virtio::fake::{FakePage, FakeRam};
-use ringvisor::virtio::{Outcome, Rejected, Spec, Transport};
+use ringvisor::virtio::{Effect, Event, Rejected, Spec, Transport};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::memory;
@@ -47,7 +47,7 @@ impl SimEl2 {
         let spec = Spec::try_from(spec).expect("the daemon describes devices that EL2 takes");
         let transport = Transport::new(&spec);
         let page = FakePage::default();
-        transport.publish(&page);
+        transport.write_page(&page);
         let shared = SharedPage::private().expect("the system has 2 MiB");
         let el2 = Self {
             shared,
@@ -92,22 +92,22 @@ impl SimEl2 {
         let mut state = self.state();
         let State { transport, page, .. } = &mut *state;
         let ram = FakeRam(&[(memory::BASE, memory::SIZE as u64)]);
-        let outcome = transport.write(offset, width, value, &ram, page);
-        let notified = offset == ringvisor::virtio::registers::QUEUE_NOTIFY && outcome.event.is_some();
+        let effect = transport.write(offset, width, value, &ram, page);
+        let notified = offset == ringvisor::virtio::registers::QUEUE_NOTIFY && effect.event.is_some();
         if notified && state.lose_notifications > 0 {
             state.lose_notifications -= 1;
             return false;
         }
-        self.apply(&mut state, outcome);
-        outcome.retry
+        self.apply(&mut state, effect);
+        effect.retry
     }
 
-    fn apply(&self, state: &mut State, outcome: Outcome) {
-        if let Some(level) = outcome.line {
+    fn apply(&self, state: &mut State, effect: Effect) {
+        if let Some(level) = effect.line {
             state.line = level;
         }
-        if let Some(event) = outcome.event
-            && state.producer.push(&self.window().ring(), event.entry(SLOT)) == Bell::Ring
+        if let Some(event) = effect.event
+            && state.producer.push(&self.window().ring(), entry(event)) == Wakeup::Required
         {
             state.bell = true;
         }
@@ -149,18 +149,18 @@ impl Hypervisor for SimEl2 {
 
     fn execute(&self, mut header: Header, _payload: &[u8], result: &mut [u8]) -> Result<Header, Refusal> {
         let op = Op::try_from(header.op).ok();
-        let refuse = |status: Status, detail| Refusal {
+        let refuse = |status: CommandStatus, detail| Refusal {
             op,
             status: status as u32,
             detail,
         };
         if header.zone != u32::from(ZONE) || header.slot != u32::from(SLOT) {
-            return Err(refuse(Status::NoSuchDevice, header.slot.into()));
+            return Err(refuse(CommandStatus::NoSuchDevice, header.slot.into()));
         }
         let mut state = self.state();
         let State { transport, page, .. } = &mut *state;
         let [arg0, arg1, ..] = header.args;
-        let stale = |_: Rejected| refuse(Status::Stale, arg0);
+        let stale = |_: Rejected| refuse(CommandStatus::Stale, arg0);
         match op {
             Some(Op::RingHead) => header.args[0] = state.producer.head(),
             Some(Op::DeviceState) => {
@@ -172,10 +172,10 @@ impl Hypervisor for SimEl2 {
             Some(Op::DeviceQuiesced) => transport.quiesced(arg0, page).map_err(stale)?,
             Some(Op::QueueQuiesced) => transport.queue_quiesced(arg1 as u32, arg0, page).map_err(stale)?,
             Some(Op::DeviceNeedsReset) => {
-                let outcome = transport.needs_reset(page);
-                self.apply(&mut state, outcome);
+                let effect = transport.needs_reset(page);
+                self.apply(&mut state, effect);
             }
-            _ => return Err(refuse(Status::UnknownOp, header.op.into())),
+            _ => return Err(refuse(CommandStatus::UnknownOp, header.op.into())),
         }
         Ok(header)
     }
@@ -190,8 +190,8 @@ impl Hypervisor for SimEl2 {
             return;
         }
         let State { transport, page, .. } = &mut *state;
-        let outcome = transport.used_buffer(page);
-        self.apply(&mut state, outcome);
+        let effect = transport.used_buffer(page);
+        self.apply(&mut state, effect);
     }
 
     fn console_input(&self, _zone: u8) {}
@@ -202,5 +202,13 @@ impl Hypervisor for SimEl2 {
 
     fn shared(&self) -> &SharedPage {
         &self.shared
+    }
+}
+
+/// Returns the ring entry of a device's event.
+fn entry(event: Event) -> Entry {
+    match event {
+        Event::Notify { queue } => Entry::Notify { slot: SLOT, queue },
+        _ => Entry::Device { slot: SLOT },
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use ringblk::{Disk, DiskConfig};
 use ringd::config::file::parse;
 use ringvirtio::GuestRam;
-use ringvisor::abi::command::{DeviceSpec, Header, Op, Status, ZoneCreate};
+use ringvisor::abi::command::{CommandStatus, DeviceSpec, Header, Op, ZoneCreate};
 use ringvisor::psci::{self, Call, Mpidr, cpus::CpuTable};
 use ringvisor::ring::{BITS, Consumer, Entry, Producer};
 use ringvisor::syndrome::{Syndrome, Width, external_abort_esr, instruction_length};
@@ -25,7 +25,7 @@ use crate::daemon::Daemon;
 use crate::disk::{SECTOR, SimDisk};
 use crate::el2::SimEl2;
 use crate::memory;
-use crate::model_of_registers::{Effect, Model};
+use crate::model_of_registers::{Expected, Model};
 use crate::options::{Profile, Sabotage};
 use crate::rng::Rng;
 use crate::world;
@@ -96,7 +96,7 @@ fn block_device() -> DeviceSpec {
     spec
 }
 
-fn told(event: Event) -> String {
+fn event_text(event: Event) -> String {
     match event {
         Event::Notify { queue } => format!("notify {queue}"),
         Event::Activated => "active".into(),
@@ -114,7 +114,7 @@ pub fn transport(data: &[u8]) {
     let (spec, page, ram) = (block_device(), FakePage::default(), FakeRam(&RAM));
     let mut model = Model::new(&spec, &RAM);
     let mut real = Transport::new(&Spec::try_from(&spec).expect("the device is a good one"));
-    real.publish(&page);
+    real.write_page(&page);
     let mut input = Bytes(data);
     while !input.is_empty() {
         let step = input.u8();
@@ -138,9 +138,9 @@ pub fn transport(data: &[u8]) {
                 };
                 let outcome = real.write(offset, width, value, &ram, &page);
                 let wanted = model.store(offset.into(), bytes, value);
-                let found = Effect {
+                let found = Expected {
                     retry: outcome.retry,
-                    told: outcome.event.map(told),
+                    event: outcome.event.map(event_text),
                 };
                 assert_eq!(found, wanted, "store of {value:#x} at {offset:#x}, {bytes} bytes");
             }
@@ -367,7 +367,7 @@ pub fn ring(data: &[u8]) {
             }
             3 => {
                 // Bounded whatever the slots hold: no more than one round.
-                let taken = std::iter::from_fn(|| consumer.take(&ring)).take(2000).count();
+                let taken = std::iter::from_fn(|| consumer.pop(&ring)).take(2000).count();
                 assert!(taken < 2000);
             }
             4 => {
@@ -384,7 +384,7 @@ pub fn ring(data: &[u8]) {
     let mut fresh = Consumer::attach(&ring, producer.head());
     ring.clear();
     let _ = producer.push(&ring, Entry::Zone);
-    assert_eq!(fresh.take(&ring), Some(Entry::Zone));
+    assert_eq!(fresh.pop(&ring), Some(Entry::Zone));
 }
 
 /// The control commands' structs: what EL2 makes of a device that the daemon describes.
@@ -393,7 +393,7 @@ pub fn command(data: &[u8]) {
         if let Ok(op) = Op::try_from(header.op) {
             assert_eq!(op as u32, header.op);
         }
-        if let Ok(status) = Status::try_from(header.status) {
+        if let Ok(status) = CommandStatus::try_from(header.status) {
             assert_eq!(status as u32, header.status);
         }
         if let Ok((spec, _)) = DeviceSpec::read_from_prefix(rest) {
@@ -401,7 +401,7 @@ pub fn command(data: &[u8]) {
                 Ok(checked) => {
                     let page = FakePage::default();
                     let device = Transport::new(&checked);
-                    device.publish(&page);
+                    device.write_page(&page);
                     assert_eq!(page.read32(reg::DEVICE_ID), spec.device_id);
                     assert_eq!(device.state().queues, spec.queues);
                 }

@@ -1,4 +1,4 @@
-//! The block device through virtio-drivers: data, errors, and how often it interrupts.
+//! The block device through virtio-drivers: data, errors, and the number of interrupts.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -6,11 +6,12 @@ use virtio_drivers::Error;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, RespStatus, SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::transport::mmio::MmioTransport;
 
+use crate::context::Context;
 use crate::hal::GuestHal;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::Slot;
 use crate::virtio::register::{INTERRUPT_ACK, INTERRUPT_STATUS};
-use crate::{Context, attempt, check, check_eq, interrupts, time};
+use crate::{attempt, check, check_eq, interrupts, time};
 
 type Disk = VirtIOBlk<GuestHal, MmioTransport<'static>>;
 
@@ -19,9 +20,9 @@ const FIRST: usize = 64;
 /// Sectors in one large request.
 const LARGE: usize = 128;
 
-/// Registers of the disk whose interrupt is on.
+/// Registers of the disk whose interrupt is enabled.
 static BASE: AtomicU64 = AtomicU64::new(0);
-/// InterruptStatus as the handler found it, and as it was after acknowledging.
+/// InterruptStatus before and after the handler's acknowledgement.
 static SEEN: AtomicU32 = AtomicU32::new(0);
 static LEFT: AtomicU32 = AtomicU32::new(0);
 
@@ -38,7 +39,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
             .distributor()
             .set_routing(intid, Some(machine.cpus[0]));
         attach_hook(slot);
-        suite.test("the driver takes it", || disk(slot).map(|_| ()));
+        suite.test("the driver accepts the device", || disk(slot).map(|_| ()));
         let readonly = disk(slot).is_ok_and(|disk| disk.readonly());
         if readonly {
             suite.test("a read-only disk refuses writes", || refuses_writes(slot));
@@ -48,20 +49,21 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         }
         suite.test("flush", || checked(disk(slot)?.flush(), "flush"));
         suite.test("GET_ID", || serial(slot, reference));
-        suite.test("beyond the end", || beyond_the_end(slot));
+        suite.test("past the end", || past_the_end(slot));
         let _ = context.gic.enable_interrupt(intid, None, true);
         suite.test("one interrupt for each request", || one_each(slot));
         let _ = context.gic.enable_interrupt(intid, None, false);
-        suite.test("a disabled interrupt stays away and comes when enabled", || {
-            deferred(slot, context)
-        });
+        suite.test(
+            "a disabled interrupt is pending and delivered when enabled",
+            || deferred(slot, context),
+        );
         let _ = context.gic.enable_interrupt(intid, None, false);
         suite.test("reset with requests in flight", || reset_in_flight(slot));
         suite.test("and it works again", || serial(slot, reference));
     }
 }
 
-/// Has the handler of the disk's interrupt acknowledge it.
+/// Makes the interrupt handler acknowledge the disk's interrupts.
 pub fn attach_hook(slot: Slot) {
     BASE.store(slot.device.base, Ordering::SeqCst);
     interrupts::set_hook(slot.device.intid.into(), acknowledge);
@@ -81,7 +83,7 @@ fn checked<T>(result: Result<T, Error>, what: &str) -> Result<T, Failure> {
     result.map_err(|error| Failure::new(format_args!("{what}: {error}")))
 }
 
-/// A driver for the disk, which resets it.
+/// Returns a driver for the disk, which resets it.
 fn disk(slot: Slot) -> Result<Disk, Failure> {
     let transport = slot
         .transport()
@@ -95,7 +97,7 @@ fn disk(slot: Slot) -> Result<Disk, Failure> {
     Ok(disk)
 }
 
-/// What is written to a sector, so that a misplaced one is noticed.
+/// Returns the contents of a sector, distinct so that a misplaced one is noticed.
 fn pattern(sector: usize, round: u64, data: &mut [u8]) {
     let mut state = (sector as u64) << 8 ^ round ^ 0x9e37_79b9_7f4a_7c15;
     for word in data.chunks_exact_mut(8) {
@@ -107,7 +109,7 @@ fn pattern(sector: usize, round: u64, data: &mut [u8]) {
     }
 }
 
-fn write_and_read(slot: Slot) -> Outcome {
+fn write_and_read(slot: Slot) -> TestResult {
     let mut disk = disk(slot)?;
     let (mut wanted, mut data) = ([0; SECTOR_SIZE], [0; SECTOR_SIZE]);
     for round in 0..2 {
@@ -124,7 +126,7 @@ fn write_and_read(slot: Slot) -> Outcome {
     Ok(())
 }
 
-fn large_requests(slot: Slot) -> Outcome {
+fn large_requests(slot: Slot) -> TestResult {
     const BYTES: usize = LARGE * SECTOR_SIZE;
     let mut disk = disk(slot)?;
     let pages = crate::hal::allocate(BYTES / 4096).ok_or_else(|| Failure::new(format_args!("no memory")))?;
@@ -141,7 +143,7 @@ fn large_requests(slot: Slot) -> Outcome {
         pattern(FIRST + index, 2, &mut wanted);
         check!(sector == wanted, "sector {} differs", FIRST + index);
     }
-    // By another size, at another place.
+    // With another size, at another sector.
     checked(
         disk.read_blocks(FIRST + 5, &mut buffer[..3 * SECTOR_SIZE]),
         "read",
@@ -157,7 +159,7 @@ fn large_requests(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 55
-fn refuses_writes(slot: Slot) -> Outcome {
+fn refuses_writes(slot: Slot) -> TestResult {
     let mut disk = disk(slot)?;
     let mut before = [0; SECTOR_SIZE];
     let mut after = [0; SECTOR_SIZE];
@@ -173,10 +175,10 @@ fn refuses_writes(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 62
-fn serial(slot: Slot, reference: bool) -> Outcome {
+fn serial(slot: Slot, reference: bool) -> TestResult {
     let mut id = [0xff; 20];
     let length = checked(disk(slot)?.device_id(&mut id), "GET_ID")?;
-    // QEMU ends the text with one NUL and leaves the rest.
+    // QEMU terminates the text with one NUL and leaves the rest.
     check!(
         reference || id[length..].iter().all(|byte| *byte == 0),
         "not padded with NUL: {id:x?}"
@@ -189,7 +191,7 @@ fn serial(slot: Slot, reference: bool) -> Outcome {
 }
 
 // virtio-checklist 63
-fn beyond_the_end(slot: Slot) -> Outcome {
+fn past_the_end(slot: Slot) -> TestResult {
     let mut disk = disk(slot)?;
     let capacity = disk.capacity() as usize;
     let mut data = [0; 2 * SECTOR_SIZE];
@@ -229,13 +231,13 @@ impl Default for Data {
 
 impl Flight {
     fn start(&mut self, disk: &mut Disk, sector: usize) -> Result<u16, Failure> {
-        // SAFETY: the buffers stay where they are and are left alone until `finish`, or until the device is reset.
+        // SAFETY: the buffers are neither moved nor accessed until `finish`, or until the device is reset.
         let token =
             unsafe { disk.read_blocks_nb(sector, &mut self.request, &mut self.data.0, &mut self.response) };
         checked(token, "submit")
     }
 
-    fn finish(&mut self, disk: &mut Disk, token: u16) -> Outcome {
+    fn finish(&mut self, disk: &mut Disk, token: u16) -> TestResult {
         // SAFETY: the buffers that `start` gave.
         unsafe {
             checked(
@@ -249,7 +251,7 @@ impl Flight {
 }
 
 // virtio-checklist 8 10 17 45
-fn one_each(slot: Slot) -> Outcome {
+fn one_each(slot: Slot) -> TestResult {
     let mut disk = disk(slot)?;
     interrupts::clear();
     let intid = slot.device.intid.into();
@@ -275,12 +277,12 @@ fn one_each(slot: Slot) -> Outcome {
             "InterruptStatus after InterruptACK"
         );
     }
-    check_eq!(interrupts::taken(0), 20, "interrupts in all");
+    check_eq!(interrupts::handled(0), 20, "interrupts in all");
     Ok(())
 }
 
-// virtio-checklist 17: the line stays up until InterruptACK.
-fn deferred(slot: Slot, context: &mut Context<'_>) -> Outcome {
+// virtio-checklist 17: the line stays high until InterruptACK.
+fn deferred(slot: Slot, context: &mut Context<'_>) -> TestResult {
     let mut disk = disk(slot)?;
     interrupts::clear();
     let mut flight = Flight::default();
@@ -290,21 +292,21 @@ fn deferred(slot: Slot, context: &mut Context<'_>) -> Outcome {
         time::wait(1000, || slot.read(INTERRUPT_STATUS) == 1),
         "InterruptStatus is not 1"
     );
-    check_eq!(interrupts::taken(0), 0, "interrupts while disabled");
+    check_eq!(interrupts::handled(0), 0, "interrupts while disabled");
     let _ = context.gic.enable_interrupt(slot.device.intid, None, true);
     check!(
-        time::wait(1000, || interrupts::taken(0) == 1),
+        time::wait(1000, || interrupts::handled(0) == 1),
         "no interrupt after enabling"
     );
     flight.finish(&mut disk, token)?;
     time::sleep(5);
-    check_eq!(interrupts::taken(0), 1, "interrupts");
+    check_eq!(interrupts::handled(0), 1, "interrupts");
     check_eq!(slot.read(INTERRUPT_STATUS), 0, "InterruptStatus");
     Ok(())
 }
 
 // virtio-checklist 11 24, torture a9
-fn reset_in_flight(slot: Slot) -> Outcome {
+fn reset_in_flight(slot: Slot) -> TestResult {
     for round in 0..20 {
         let mut disk = disk(slot)?;
         let mut flights: [Flight; 4] = Default::default();
@@ -317,7 +319,7 @@ fn reset_in_flight(slot: Slot) -> Outcome {
             0,
             "InterruptStatus after reset {round}"
         );
-        // From here on not a byte changes.
+        // From here on no byte changes.
         for flight in &mut flights {
             flight.data.0.fill(0xc3);
         }

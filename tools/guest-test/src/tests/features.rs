@@ -1,10 +1,14 @@
-//! Features beyond a queue's: reset of one queue, several queues, the write cache that a driver switches.
+//! Features other than a queue's: reset of one queue, several queues, the write cache mode set by the driver.
 
 use super::queue::Queue;
-use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::context::Context;
+use crate::report::{Failure, Suite, TestResult};
+use crate::virtio::register::{
+    CONFIG, CONFIG_GENERATION, INTERRUPT_ACK, INTERRUPT_STATUS, QUEUE_NUM_MAX, QUEUE_READY, QUEUE_RESET,
+    QUEUE_SEL, STATUS,
+};
 use crate::virtio::{Slot, VERSION_1, status};
-use crate::{Context, attempt, check, check_eq, time};
+use crate::{attempt, check, check_eq, time};
 
 /// VIRTIO_F_RING_RESET.
 const RING_RESET: u64 = 1 << 40;
@@ -19,7 +23,7 @@ const WRITEBACK: u64 = CONFIG + 32;
 /// `num_queues`.
 const NUM_QUEUES: u64 = CONFIG + 34;
 
-/// Runs the group on the first disk, as far as it offers what is tested.
+/// Runs the group on the first disk, as far as it offers the features.
 pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     let reference = context.machine.is_reference();
     let Some(slot) = Slot::blocks(context.machine).next() else {
@@ -44,7 +48,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
 }
 
 /// Resets the selected queue and waits for it.
-fn reset_queue(slot: Slot, number: u32) -> Outcome {
+fn reset_queue(slot: Slot, number: u32) -> TestResult {
     slot.write(QUEUE_SEL, number);
     slot.write(QUEUE_RESET, 1);
     check!(
@@ -56,13 +60,13 @@ fn reset_queue(slot: Slot, number: u32) -> Outcome {
 }
 
 // virtio-checklist 19 36
-fn queue_reset(slot: Slot) -> Outcome {
+fn queue_reset(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, RING_RESET)?;
     for round in 0..20 {
         queue.read_sector(round)?;
         queue.read_sector(round + 1)?;
         reset_queue(slot, 0)?;
-        // Reset again, it stays so.
+        // A second reset changes nothing.
         reset_queue(slot, 0)?;
         check_eq!(slot.read(STATUS) & status::NEEDS_RESET, 0, "DEVICE_NEEDS_RESET");
         queue.set_up_again()?;
@@ -71,7 +75,7 @@ fn queue_reset(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 24 36
-fn queue_reset_at_work(slot: Slot) -> Outcome {
+fn queue_reset_at_work(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, RING_RESET)?;
     for _ in 0..50 {
         queue.offer_read(0);
@@ -81,7 +85,7 @@ fn queue_reset_at_work(slot: Slot) -> Outcome {
     queue.read_sector(0)
 }
 
-fn several_queues(slot: Slot, offered: u64) -> Outcome {
+fn several_queues(slot: Slot, offered: u64) -> TestResult {
     let reset = offered & RING_RESET;
     let count = slot.read(NUM_QUEUES - 2) >> 16;
     check!(count > 1, "MQ is offered with {count} queues");
@@ -106,7 +110,7 @@ fn several_queues(slot: Slot, offered: u64) -> Outcome {
 }
 
 // virtio-checklist 53 58
-fn writeback(slot: Slot) -> Outcome {
+fn writeback(slot: Slot) -> TestResult {
     let up = slot.negotiate(VERSION_1 | FLUSH | CONFIG_WCE);
     check!(up & status::FEATURES_OK != 0, "CONFIG_WCE is refused");
     let generation = slot.read(CONFIG_GENERATION);
@@ -119,7 +123,7 @@ fn writeback(slot: Slot) -> Outcome {
         );
     }
     check_eq!(slot.read(CONFIG_GENERATION), generation, "ConfigGeneration");
-    // Under a queue at work.
+    // While a queue is active.
     let mut queue = Queue::running(slot, FLUSH | CONFIG_WCE)?;
     for value in [0, 1, 0, 1] {
         slot.write_byte(WRITEBACK, value);
@@ -140,10 +144,10 @@ fn writeback(slot: Slot) -> Outcome {
     Ok(())
 }
 
-/// Capacities between which root changes the first disk: both words differ.
+/// Capacities between which root resizes the first disk: both words differ.
 const CAPACITIES: [u64; 2] = [0xffff_ffff, 0x1_0000_0000];
 
-/// The group that wants somebody to resize the first disk.
+/// The group during which the system test resizes the first disk.
 pub fn capacity(suite: &mut Suite, context: &mut Context<'_>) {
     let Some(slot) = Slot::blocks(context.machine).next() else {
         return;
@@ -153,7 +157,7 @@ pub fn capacity(suite: &mut Suite, context: &mut Context<'_>) {
 }
 
 // virtio-checklist 14 64
-fn changing_capacity(slot: Slot) -> Outcome {
+fn changing_capacity(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     let base = slot.device.base;
     let (mut seen, mut changes, mut rounds) = (None, 0, 0_u32);
@@ -165,7 +169,7 @@ fn changing_capacity(slot: Slot) -> Outcome {
         let low = slot.read(CONFIG);
         let high = slot.read(CONFIG + 4);
         let after = slot.read(CONFIG_GENERATION);
-        // A pair, which has no valid syndrome should it come while the page is away.
+        // A pair, which has no valid syndrome if it faults while the page is unmapped.
         let _ = attempt!(base + CONFIG, 0, "ldp {x:w}, {y:w}, [{a}]").done()?;
         if before != after {
             continue;

@@ -3,13 +3,14 @@
 use arm_gic::gicv3::{GicCpuInterface, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, Trigger};
 
+use crate::context::Context;
 use crate::cpus::{self, Command};
-use crate::report::{Outcome, Suite};
-use crate::{Context, attempt, check, check_eq, interrupts, time};
+use crate::report::{Suite, TestResult};
+use crate::{attempt, check, check_eq, interrupts, time};
 
 /// An SPI that no device of a zone or of the reference machine has.
 const FREE_SPI: u32 = 88;
-/// A PPI that nothing uses.
+/// An unused PPI.
 const FREE_PPI: u32 = 24;
 
 /// Offsets in the distributor and, from [`SGI_FRAME`] on, in a redistributor.
@@ -31,7 +32,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     suite.test("identification", || identification(context));
     suite.test("SGIs to itself", sgis_to_itself);
     suite.test("priorities order what is pending", || priorities(context));
-    suite.test("the priority mask holds back", priority_mask);
+    suite.test("the priority mask masks", priority_mask);
     suite.test("a disabled SGI stays pending", || disabled_sgi(context));
     suite.test("a PPI set pending", || private_pending(context));
     suite.test("an SPI set pending, cleared, active", || shared_pending(context));
@@ -86,20 +87,20 @@ fn write(address: u64, value: u32) {
     let _ = attempt!(address, value.into(), "str {x:w}, [{a}]");
 }
 
-/// Waits until CPU 0 has taken `count` interrupts, then whether more come.
-fn exactly(count: u32, what: &str) -> Outcome {
-    time::wait(1000, || interrupts::taken(0) >= count);
+/// Waits until CPU 0 has handled `count` interrupts, then checks that no more come.
+fn exactly(count: u32, what: &str) -> TestResult {
+    time::wait(1000, || interrupts::handled(0) >= count);
     time::sleep(2);
     check_eq!(
-        interrupts::taken(0),
+        interrupts::handled(0),
         count,
-        "interrupts taken, {what}: {:?}",
+        "interrupts handled, {what}: {:?}",
         interrupts::order(0)
     );
     Ok(())
 }
 
-fn identification(context: &Context<'_>) -> Outcome {
+fn identification(context: &Context<'_>) -> TestResult {
     let gicd = context.machine.gicd;
     check_eq!(read(gicd + GICD_PIDR2) >> 4 & 0xf, 3, "GICD_PIDR2.ArchRev");
     check!(read(gicd + GICD_TYPER) & 0x1f >= 1, "no SPIs in GICD_TYPER");
@@ -124,7 +125,7 @@ fn identification(context: &Context<'_>) -> Outcome {
     Ok(())
 }
 
-fn sgis_to_itself() -> Outcome {
+fn sgis_to_itself() -> TestResult {
     interrupts::clear();
     for sgi in 0..16 {
         send(sgi, 1);
@@ -136,9 +137,9 @@ fn sgis_to_itself() -> Outcome {
     exactly(16, "16 SGIs")
 }
 
-fn priorities(context: &mut Context<'_>) -> Outcome {
+fn priorities(context: &mut Context<'_>) -> TestResult {
     interrupts::clear();
-    // The number says nothing, the priority all.
+    // The INTID has no influence, only the priority.
     for (sgi, priority) in [(1, 0xe0), (2, 0x20), (3, 0x60), (4, 0xa0)] {
         let _ = context
             .gic
@@ -157,31 +158,31 @@ fn priorities(context: &mut Context<'_>) -> Outcome {
     Ok(())
 }
 
-fn priority_mask() -> Outcome {
+fn priority_mask() -> TestResult {
     interrupts::clear();
     GicCpuInterface::set_priority_mask(0x80);
     send(6, 1);
     time::sleep(5);
-    let early = interrupts::taken(0);
+    let early = interrupts::handled(0);
     GicCpuInterface::set_priority_mask(0xff);
     check_eq!(early, 0, "interrupts below the mask");
     exactly(1, "after unmasking")
 }
 
-fn disabled_sgi(context: &mut Context<'_>) -> Outcome {
+fn disabled_sgi(context: &mut Context<'_>) -> TestResult {
     interrupts::clear();
     let _ = context.gic.enable_interrupt(IntId::sgi(7), Some(0), false);
     send(7, 1);
     send(7, 1);
     time::sleep(5);
-    check_eq!(interrupts::taken(0), 0, "interrupts while disabled");
+    check_eq!(interrupts::handled(0), 0, "interrupts while disabled");
     let pending = read(context.machine.gicr + SGI_FRAME + ISPENDR);
     check_eq!(pending & 1 << 7, 1 << 7, "GICR_ISPENDR0");
     let _ = context.gic.enable_interrupt(IntId::sgi(7), Some(0), true);
     exactly(1, "two sends of one SGI make one pending state")
 }
 
-fn private_pending(context: &mut Context<'_>) -> Outcome {
+fn private_pending(context: &mut Context<'_>) -> TestResult {
     interrupts::clear();
     let intid = IntId::ppi(FREE_PPI - 16);
     let frame = context.machine.gicr + SGI_FRAME;
@@ -189,7 +190,7 @@ fn private_pending(context: &mut Context<'_>) -> Outcome {
     let _ = context.gic.set_interrupt_priority(intid, Some(0), 0xa0);
     let _ = context.gic.enable_interrupt(intid, Some(0), true);
     write(frame + ISPENDR, 1 << FREE_PPI);
-    let outcome = exactly(1, "PPI");
+    let result = exactly(1, "PPI");
     let _ = context.gic.enable_interrupt(intid, Some(0), false);
     write(frame + ISPENDR, 1 << FREE_PPI);
     check_eq!(read(frame + ISPENDR) >> FREE_PPI & 1, 1, "pending state");
@@ -199,10 +200,10 @@ fn private_pending(context: &mut Context<'_>) -> Outcome {
         0,
         "pending state after clearing"
     );
-    outcome
+    result
 }
 
-/// Address of the word of a bit register that has the SPI, and its bit.
+/// Returns the address of the word of a bit register that has the SPI, and its bit.
 fn spi_bit(context: &Context<'_>, register: u64) -> (u64, u32) {
     (
         context.machine.gicd + register + u64::from(FREE_SPI / 32 * 4),
@@ -218,7 +219,7 @@ fn set_up_spi(context: &mut Context<'_>, mpidr: u64) {
     let _ = context.gic.enable_interrupt(intid, None, true);
 }
 
-fn shared_pending(context: &mut Context<'_>) -> Outcome {
+fn shared_pending(context: &mut Context<'_>) -> TestResult {
     interrupts::clear();
     let intid = IntId::spi(FREE_SPI - 32);
     set_up_spi(context, context.machine.cpus[0]);
@@ -227,7 +228,7 @@ fn shared_pending(context: &mut Context<'_>) -> Outcome {
     let (active, _) = spi_bit(context, ISACTIVER);
     write(set, bit);
     exactly(1, "SPI")?;
-    check_eq!(read(set) & bit, 0, "pending state after it was taken");
+    check_eq!(read(set) & bit, 0, "pending state after it was acknowledged");
     check_eq!(read(active) & bit, 0, "active state after its end");
     let _ = context.gic.enable_interrupt(intid, None, false);
     write(set, bit);
@@ -248,19 +249,19 @@ fn again() {
 
 static AGAIN: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0);
 
-fn pending_while_active(context: &mut Context<'_>) -> Outcome {
+fn pending_while_active(context: &mut Context<'_>) -> TestResult {
     interrupts::clear();
     set_up_spi(context, context.machine.cpus[0]);
     let (set, bit) = spi_bit(context, ISPENDR);
     AGAIN.store(set, core::sync::atomic::Ordering::SeqCst);
     interrupts::set_hook(FREE_SPI, again);
     write(set, bit);
-    let outcome = exactly(2, "SPI that became pending again while active");
+    let result = exactly(2, "SPI that became pending again while active");
     interrupts::set_hook(FREE_SPI, || ());
-    outcome
+    result
 }
 
-fn priority_registers(context: &Context<'_>) -> Outcome {
+fn priority_registers(context: &Context<'_>) -> TestResult {
     let gicd = context.machine.gicd;
     let word = gicd + IPRIORITYR + u64::from(FREE_SPI);
     let before = read(word);
@@ -278,7 +279,7 @@ fn priority_registers(context: &Context<'_>) -> Outcome {
 }
 
 // torture g2
-fn absent_interrupts(context: &Context<'_>) -> Outcome {
+fn absent_interrupts(context: &Context<'_>) -> TestResult {
     let gicd = context.machine.gicd;
     let lines = (read(gicd + GICD_TYPER) & 0x1f) + 1;
     for index in lines..32 {
@@ -300,7 +301,7 @@ fn absent_interrupts(context: &Context<'_>) -> Outcome {
     Ok(())
 }
 
-fn sgis_between() -> Outcome {
+fn sgis_between() -> TestResult {
     interrupts::clear();
     for round in 1..=50 {
         send(3, 1 << 1);
@@ -317,7 +318,7 @@ fn sgis_between() -> Outcome {
     exactly(50, "50 SGIs from the second CPU")
 }
 
-fn sgi_to_others() -> Outcome {
+fn sgi_to_others() -> TestResult {
     interrupts::clear();
     let _ = GicCpuInterface::send_sgi(IntId::sgi(4), SgiTarget::All, SgiTargetGroup::CurrentGroup1);
     check!(
@@ -327,7 +328,7 @@ fn sgi_to_others() -> Outcome {
     exactly(0, "SGI to all others")
 }
 
-fn routed(context: &mut Context<'_>, second: u64) -> Outcome {
+fn routed(context: &mut Context<'_>, second: u64) -> TestResult {
     interrupts::clear();
     set_up_spi(context, second);
     let (set, bit) = spi_bit(context, ISPENDR);

@@ -1,15 +1,16 @@
-//! What a CPU brings along from the zone that had it before: nothing. Leaves a pattern in the same registers, so that a
-//! zone which runs this afterwards on the same CPU would see it.
+//! The state that a CPU has from the zone that had it before: none. Leaves a pattern in the same registers,
+//! so that a zone which runs this afterwards on the same CPU would see it.
 
 use core::arch::asm;
 
-use crate::report::{Outcome, Suite};
-use crate::{Context, check, check_eq};
+use crate::context::Context;
+use crate::report::{Suite, TestResult};
+use crate::{check, check_eq};
 
-/// What is left behind.
+/// The pattern left behind.
 const SECRET: u64 = 0x5ec2_e75e_c2e7_5ec0;
 
-/// Runs the group. First of all: nothing of this guest may have used the registers.
+/// Runs the group, before all others: nothing of this guest may have used the registers.
 pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     // QEMU starts with its own values.
     let reference = context.machine.is_reference();
@@ -33,14 +34,15 @@ macro_rules! register {
 }
 
 // torture g6
-fn simd() -> Outcome {
+fn simd() -> TestResult {
     /// FPEN: no trap.
     const FPEN: u64 = 3 << 20;
     let access = register!("cpacr_el1");
     register!("cpacr_el1", access | FPEN);
     let mut words = [1_u64; 64];
     let pattern = [SECRET; 4];
-    // SAFETY: stores 512 bytes into `words`, then loads 32 of `pattern`; this program is compiled without these registers.
+    // SAFETY: stores 512 bytes into `words`, then loads 32 of `pattern`; this program is compiled without
+    // these registers.
     unsafe {
         asm!(
             ".arch_extension fp",
@@ -84,14 +86,14 @@ fn simd() -> Outcome {
 }
 
 // torture g6
-fn debug() -> Outcome {
+fn debug() -> TestResult {
     check_eq!(register!("mdscr_el1"), 0, "MDSCR_EL1");
     check_eq!(register!("dbgbvr0_el1"), 0, "DBGBVR0_EL1");
     check_eq!(register!("dbgbcr0_el1") & 1, 0, "DBGBCR0_EL1.E");
     check_eq!(register!("dbgbvr1_el1"), 0, "DBGBVR1_EL1");
     check_eq!(register!("dbgwvr0_el1"), 0, "DBGWVR0_EL1");
     check_eq!(register!("dbgwcr0_el1") & 1, 0, "DBGWCR0_EL1.E");
-    // Addresses alone: nothing is to stop.
+    // Addresses only: no breakpoint is enabled.
     register!("dbgbvr0_el1", SECRET & 0xffff_ffff_fff0);
     register!("dbgbvr1_el1", SECRET & 0xffff_ffff_fff0);
     register!("dbgwvr0_el1", SECRET & 0xffff_ffff_fff0);
@@ -100,7 +102,7 @@ fn debug() -> Outcome {
 }
 
 // torture g6
-fn counters() -> Outcome {
+fn counters() -> TestResult {
     let version = register!("id_aa64dfr0_el1") >> 8 & 0xf;
     if version == 0 || version == 0xf {
         return Ok(());
@@ -114,7 +116,7 @@ fn counters() -> Outcome {
     Ok(())
 }
 
-fn threads() -> Outcome {
+fn threads() -> TestResult {
     check_eq!(register!("tpidr_el0"), 0, "TPIDR_EL0");
     check_eq!(register!("tpidrro_el0"), 0, "TPIDRRO_EL0");
     check_eq!(register!("contextidr_el1"), 0, "CONTEXTIDR_EL1");

@@ -1,5 +1,6 @@
-//! The tests, in groups that the command line can choose from.
+//! The tests, in groups that the command line selects.
 
+mod aborts;
 mod blk;
 mod features;
 mod gic;
@@ -13,18 +14,15 @@ mod timer;
 mod tlb;
 mod transport;
 mod uart;
-mod wild;
 
-pub use race::disturb;
-
-use crate::Context;
+use crate::context::Context;
 use crate::report::Suite;
 
 /// A group of tests.
 pub type Group = fn(&mut Suite, &mut Context<'_>);
 
-/// Groups that want somebody to do something, to type, to resize the first disk or to kill the daemon; only run if they are
-/// asked for.
+/// Groups that need an action from outside: typing, resizing the first disk or killing the daemon; they run
+/// only if selected.
 pub const INTERACTIVE: [&str; 4] = [UART_RX, CAPACITY, RESET, REBOOT];
 const UART_RX: &str = "uart-rx";
 const CAPACITY: &str = "capacity";
@@ -49,5 +47,5 @@ pub const GROUPS: &[(&str, Group)] = &[
     (RESET, orphans::reset),
     (REBOOT, orphans::reboot),
     ("sysreg", sysreg::run),
-    ("wild", wild::run),
+    ("aborts", aborts::run),
 ];

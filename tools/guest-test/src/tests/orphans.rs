@@ -1,21 +1,24 @@
-//! Requests in flight whose daemon is dead, when the device is reset and when the machine is: from then on nobody writes
-//! into this memory. Somebody outside suspends the last disk and kills the daemon once a read is under way.
+//! Requests in flight whose daemon is dead when the device is reset and when the machine is: afterwards
+//! nothing writes to their memory. The system test suspends the last disk and kills the daemon once a read is
+//! in flight.
 
 use smccc::{Hvc, psci};
 
 use super::queue::Queue;
 use crate::console::println;
-use crate::report::{Failure, Outcome, Suite};
+use crate::context::Context;
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::Slot;
-use crate::{Context, check, time};
+use crate::{check, time};
 
-/// Says, behind a reboot, that there was one.
+/// Tells the guest after a reboot that there was one.
 const SECOND_LIFE: u64 = 0x7276_2d6c_6966_6532;
-/// How long the daemon may take to die, in milliseconds. If it takes longer, it dies during the reset: as good.
+/// Time that the daemon may take to die, in milliseconds. If it takes longer, it dies during the reset, which
+/// is as good.
 const DEATH: u64 = 5000;
-/// How long the read is kept from ending after it has been announced, at least, in milliseconds.
+/// Least time that the read stays in flight after it has been announced, in milliseconds.
 const HELD: u64 = 10_000;
-/// How long memory is watched, in milliseconds.
+/// Time that memory is checked, in milliseconds.
 const WATCH: u64 = 3000;
 
 /// Resets the device.
@@ -29,9 +32,9 @@ pub fn reset(suite: &mut Suite, context: &mut Context<'_>) {
     });
 }
 
-/// Resets the machine, and watches the memory in its next life.
+/// Resets the machine, and checks the memory after the reboot.
 pub fn reboot(suite: &mut Suite, context: &mut Context<'_>) {
-    // The last words of RAM: the image and the tree are elsewhere, and a reboot leaves them.
+    // The last words of RAM: kernel and tree are elsewhere, and a reboot leaves them.
     let (base, size) = context.machine.ram;
     let mark = (base + size - 16) as *mut [u64; 2];
     // SAFETY: RAM of this guest that nothing else uses.
@@ -40,7 +43,7 @@ pub fn reboot(suite: &mut Suite, context: &mut Context<'_>) {
         if word == SECOND_LIFE {
             println!("guest-test: second life");
             held_since(begun)?;
-            // The same pages: nothing else was allocated, in either life.
+            // The same pages: nothing else was allocated, before or after.
             return unchanged(&Queue::running(last_disk(context)?, 0)?);
         }
         let (_queue, begun) = reading(context)?;
@@ -51,7 +54,7 @@ pub fn reboot(suite: &mut Suite, context: &mut Context<'_>) {
     });
 }
 
-/// A queue of the last disk with a read that does not end, and when it was announced.
+/// A queue of the last disk with a read that does not complete, and when it was announced.
 fn reading(context: &Context<'_>) -> Result<(Queue, u64), Failure> {
     let mut queue = Queue::running(last_disk(context)?, 0)?;
     queue.offer_read(0);
@@ -62,12 +65,12 @@ fn reading(context: &Context<'_>) -> Result<(Queue, u64), Failure> {
     Ok((queue, begun))
 }
 
-/// The read cannot have ended yet when this is not true.
-fn held_since(begun: u64) -> Outcome {
+/// Returns whether the read may have completed by now.
+fn held_since(begun: u64) -> TestResult {
     let since = time::now_physical().wrapping_sub(begun);
     check!(
         since >= time::milliseconds(HELD),
-        "done after {since} counts, with the read under way"
+        "done after {since} counts, with the read in flight"
     );
     Ok(())
 }
@@ -77,15 +80,12 @@ fn last_disk(context: &Context<'_>) -> Result<Slot, Failure> {
     slot.ok_or_else(|| Failure::new(format_args!("no disk")))
 }
 
-/// The queue's pages, with the read's buffer, do not change.
-fn unchanged(queue: &Queue) -> Outcome {
+/// Checks that the queue's pages, with the read's buffer, do not change.
+fn unchanged(queue: &Queue) -> TestResult {
     let before = queue.sum();
     let end = time::now() + time::milliseconds(WATCH);
     while time::now() < end {
-        check!(
-            queue.sum() == before,
-            "memory was written after it was given back"
-        );
+        check!(queue.sum() == before, "memory was written after it was returned");
     }
     Ok(())
 }

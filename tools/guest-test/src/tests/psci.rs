@@ -1,13 +1,14 @@
-//! PSCI 1.1 (Arm DEN 0022): versions, CPU_ON, CPU_OFF, AFFINITY_INFO, wrong arguments, unknown functions.
+//! PSCI 1.1 (Arm DEN 0022): versions, CPU_ON, CPU_OFF, AFFINITY_INFO, invalid arguments, unknown functions.
 
 use smccc::psci::{self, AffinityState, Error, LowestAffinityLevel};
 use smccc::{Call, Hvc, Smc};
 
+use crate::context::Context;
 use crate::cpus::{self, Command};
-use crate::report::{Failure, Outcome, Suite};
-use crate::{Context, check, check_eq, time};
+use crate::report::{Failure, Suite, TestResult};
+use crate::{affinity, check, check_eq, time};
 
-/// NOT_SUPPORTED, as SMCCC's unknown function too.
+/// NOT_SUPPORTED, also SMCCC's unknown function.
 const NOT_SUPPORTED: u32 = -1_i32 as u32;
 /// INVALID_PARAMETERS.
 const INVALID_PARAMETERS: i64 = -2;
@@ -31,10 +32,10 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         unknown::<Smc>()
     });
     suite.test("this CPU is on", || {
-        check_eq!(state(cpus::mpidr())?, AffinityState::On, "AFFINITY_INFO");
+        check_eq!(state(affinity::mpidr())?, AffinityState::On, "AFFINITY_INFO");
         Ok(())
     });
-    suite.test("CPUs that do not exist", || nobody(reference));
+    suite.test("CPUs that do not exist", || unknown_cpus(reference));
     suite.test("all CPUs of the tree", || {
         for mpidr in cpus {
             state(*mpidr)?;
@@ -51,7 +52,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     }
 }
 
-fn version() -> Outcome {
+fn version() -> TestResult {
     let version =
         psci::version::<Hvc>().map_err(|error| Failure::new(format_args!("PSCI_VERSION: {error}")))?;
     check!(
@@ -71,20 +72,20 @@ fn version() -> Outcome {
     ] {
         check!(
             psci::psci_features::<Hvc>(function).is_ok(),
-            "PSCI_FEATURES says no to {function:#x}"
+            "PSCI_FEATURES denies {function:#x}"
         );
     }
     for function in [0x8400_001f, 0x8600_0000, 0x8400_ffff] {
         check!(
             psci::psci_features::<Hvc>(function).is_err(),
-            "PSCI_FEATURES says yes to {function:#x}"
+            "PSCI_FEATURES reports {function:#x}"
         );
     }
     Ok(())
 }
 
 // torture g3
-fn unknown<C: Call>() -> Outcome {
+fn unknown<C: Call>() -> TestResult {
     for function in [
         0x8400_001f,
         0x8400_ffff,
@@ -92,7 +93,7 @@ fn unknown<C: Call>() -> Outcome {
         0x8300_0001,
         0xbf00_ff01_u32,
     ] {
-        // Pointers that nobody must follow.
+        // Pointers that must not be dereferenced.
         let result = C::call32(function, [u32::MAX; 7])[0];
         check_eq!(result, NOT_SUPPORTED, "function {function:#x}");
     }
@@ -108,7 +109,7 @@ fn state(mpidr: u64) -> Result<AffinityState, Failure> {
         .map_err(|error| Failure::new(format_args!("AFFINITY_INFO of {mpidr:#x}: {error}")))
 }
 
-/// CPU_ON with nothing between the arguments and the call.
+/// CPU_ON with no instruction between the arguments and the call.
 fn cpu_on(mpidr: u64, entry: u64) -> i64 {
     let mut arguments = [0; 17];
     arguments[..3].copy_from_slice(&[mpidr, entry, 0]);
@@ -116,7 +117,7 @@ fn cpu_on(mpidr: u64, entry: u64) -> i64 {
 }
 
 // torture d5
-fn nobody(reference: bool) -> Outcome {
+fn unknown_cpus(reference: bool) -> TestResult {
     for mpidr in [NOBODY, 0xff, 0x1_0000, u64::MAX] {
         check_eq!(
             cpu_on(mpidr, 0x4020_0000),
@@ -128,20 +129,20 @@ fn nobody(reference: bool) -> Outcome {
     if !reference {
         // Bits that are no affinity field.
         check_eq!(
-            cpu_on(cpus::mpidr() | 1 << 31, 0x4020_0000),
+            cpu_on(affinity::mpidr() | 1 << 31, 0x4020_0000),
             INVALID_PARAMETERS,
             "CPU_ON with bit 31"
         );
     }
     check_eq!(
-        psci::cpu_on::<Hvc>(cpus::mpidr(), 0x4020_0000, 0),
+        psci::cpu_on::<Hvc>(affinity::mpidr(), 0x4020_0000, 0),
         Err(Error::AlreadyOn),
         "CPU_ON of this CPU"
     );
     Ok(())
 }
 
-fn on_and_off(second: u64) -> Outcome {
+fn on_and_off(second: u64) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     for round in 0..20 {
         check_eq!(
@@ -166,7 +167,7 @@ fn on_and_off(second: u64) -> Outcome {
     Ok(())
 }
 
-fn bad_entry(context: &Context<'_>, second: u64) -> Outcome {
+fn bad_entry(context: &Context<'_>, second: u64) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     cpus::send(Command::Off);
     check!(

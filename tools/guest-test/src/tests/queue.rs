@@ -1,13 +1,17 @@
-//! Split virtqueues by hand: framing, notifications without EVENT_IDX, and what hostile drivers offer. Numbers are
-//! those of the device's checklist; letters those of the torture list.
+//! Split virtqueues without a driver: framing, notifications without EVENT_IDX, and invalid chains. Numbers
+//! are those of the device's checklist; letters those of the torture list.
 
 use core::ptr::NonNull;
 use core::sync::atomic::{Ordering, fence};
 
-use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::context::Context;
+use crate::report::{Failure, Suite, TestResult};
+use crate::virtio::register::{
+    INTERRUPT_STATUS, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_READY,
+    QUEUE_SEL, STATUS,
+};
 use crate::virtio::{EVENT_IDX, Slot, VERSION_1, status};
-use crate::{Context, check, check_eq, hal, interrupts, time};
+use crate::{check, check_eq, hal, interrupts, time};
 
 /// Entries of the queue.
 const SIZE: u16 = 64;
@@ -23,13 +27,13 @@ const INDIRECT: u16 = 4;
 
 /// VIRTIO_BLK_T_IN.
 const IN: u32 = 0;
-/// A request type that is none.
+/// An invalid request type.
 const UNKNOWN: u32 = 0x7777;
 /// Request status (5.2.6).
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
-/// What a status byte is set to before.
+/// Initial value of a status byte.
 const UNTOUCHED: u8 = 0xee;
 
 /// Runs the group on the first disk.
@@ -69,7 +73,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     let _ = slot.reset();
 }
 
-/// A queue that is up, in pages of its own.
+/// A queue that is ready, in pages of its own.
 pub(super) struct Queue {
     slot: Slot,
     number: u32,
@@ -78,7 +82,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Negotiates and sets queue 0 up, without DRIVER_OK.
+    /// Negotiates and sets up queue 0, without DRIVER_OK.
     pub(super) fn new(slot: Slot, features: u64) -> Result<Self, Failure> {
         check!(slot.reset(), "reset");
         let up = slot.negotiate(VERSION_1 | features);
@@ -89,7 +93,7 @@ impl Queue {
         Self::numbered(slot, 0)
     }
 
-    /// Sets queue `number` up.
+    /// Sets up queue `number`.
     pub(super) fn numbered(slot: Slot, number: u32) -> Result<Self, Failure> {
         let pages = hal::allocate(2).ok_or_else(|| Failure::new(format_args!("no memory")))?;
         let queue = Self {
@@ -102,7 +106,7 @@ impl Queue {
         Ok(queue)
     }
 
-    fn set_up(&self) -> Outcome {
+    fn set_up(&self) -> TestResult {
         let slot = self.slot;
         let before = slot.read(STATUS);
         slot.write(QUEUE_SEL, self.number);
@@ -116,8 +120,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Sets it up once more, after its reset: from the beginning, in memory as it was.
-    pub(super) fn set_up_again(&mut self) -> Outcome {
+    /// Sets up the queue again after its reset: from index 0, in memory as it was.
+    pub(super) fn set_up_again(&mut self) -> TestResult {
         self.offered = 0;
         for part in [PART, 2 * PART] {
             // Flags and indices of the rings.
@@ -138,22 +142,22 @@ impl Queue {
             .write(STATUS, self.slot.read(STATUS) | status::DRIVER_OK);
     }
 
-    /// Address of an offset in the pages.
+    /// Returns the address of an offset in the pages.
     fn at(&self, offset: u64) -> u64 {
         self.pages.as_ptr() as u64 + offset
     }
 
-    /// Address of the request's header.
+    /// Returns the address of the request's header.
     fn header(&self) -> u64 {
         self.at(3 * PART)
     }
 
-    /// Address of the request's status.
+    /// Returns the address of the request's status.
     fn status(&self) -> u64 {
         self.at(3 * PART + 0x20)
     }
 
-    /// Address of the request's data, 1 KiB.
+    /// Returns the address of the request's data, 1 KiB.
     fn data(&self) -> u64 {
         self.at(3 * PART + 0x400)
     }
@@ -186,30 +190,30 @@ impl Queue {
     }
 
     /// Reads a sector.
-    pub(super) fn read_sector(&mut self, sector: u64) -> Outcome {
+    pub(super) fn read_sector(&mut self, sector: u64) -> TestResult {
         self.request(IN, sector, 512);
         check_eq!(self.submit()?, OK, "status of a read in queue {}", self.number);
         Ok(())
     }
 
-    /// Offers a read of a sector and does not wait for it.
+    /// Makes a read of a sector available and does not wait for it.
     pub(super) fn offer_read(&mut self, sector: u64) {
         self.request(IN, sector, 512);
         self.offer(0);
         self.notify();
     }
 
-    /// Whether all that was offered is used.
+    /// Returns whether all chains made available are used.
     pub(super) fn is_done(&self) -> bool {
         self.used() == self.offered
     }
 
-    /// Resets the device; whether Status then reads 0.
+    /// Resets the device. Returns whether Status then reads 0.
     pub(super) fn reset(&self) -> bool {
         self.slot.reset()
     }
 
-    /// All of the pages in one number.
+    /// Returns a checksum of the pages.
     pub(super) fn sum(&self) -> u64 {
         let words = (0..4 * PART)
             .step_by(8)
@@ -232,7 +236,7 @@ impl Queue {
         self.set(self.status(), UNTOUCHED);
     }
 
-    /// Offers a chain without a notification.
+    /// Makes a chain available without a notification.
     fn offer(&mut self, head: u16) {
         self.set(self.at(PART + 4) + u64::from(self.offered % SIZE) * 2, head);
         self.offered = self.offered.wrapping_add(1);
@@ -245,16 +249,16 @@ impl Queue {
         self.slot.write(QUEUE_NOTIFY, self.number);
     }
 
-    /// Index of the used ring.
+    /// Returns the index of the used ring.
     fn used(&self) -> u16 {
         let index = self.get(self.at(2 * PART + 2));
         fence(Ordering::SeqCst);
         index
     }
 
-    /// Waits until all that was offered is used; the request's status.
+    /// Waits until all chains made available are used. Returns the request's status.
     fn complete(&self) -> Result<u8, Failure> {
-        // Only a request that is lost takes so long: the daemon's machine may be busy.
+        // Only a lost request takes so long: the daemon's machine may be busy.
         check!(
             time::wait(20_000, || self.used() == self.offered),
             "used index {}, offered {}",
@@ -269,14 +273,14 @@ impl Queue {
         Ok(self.get(self.status()))
     }
 
-    /// Offers the chain from descriptor 0 and waits.
+    /// Makes the chain from descriptor 0 available and waits.
     fn submit(&mut self) -> Result<u8, Failure> {
         self.offer(0);
         self.notify();
         self.complete()
     }
 
-    /// Waits until the device wants a reset and has said so.
+    /// Waits until the device needs a reset and has interrupted.
     fn broken(&self) -> bool {
         time::wait(2000, || {
             self.slot.read(STATUS) & status::NEEDS_RESET != 0 && self.slot.read(INTERRUPT_STATUS) & 2 != 0
@@ -292,13 +296,13 @@ impl Drop for Queue {
 }
 
 // virtio-checklist 37 47 50, torture b7
-fn framing(slot: Slot) -> Outcome {
+fn framing(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     queue.request(IN, 0, 512);
     check_eq!(queue.submit()?, OK, "status");
     let first: [u64; 64] = queue.get(queue.data());
     queue.set(queue.data(), [0xa5a5_u64; 64]);
-    // The same read: the header a byte at a time, the data in three parts.
+    // The same read: the header one byte at a time, the data in three parts.
     queue.head(IN, 0);
     for index in 0..16 {
         queue.describe(index, queue.header() + u64::from(index), 1, NEXT, index + 1);
@@ -320,7 +324,7 @@ fn framing(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 61 63, torture b8 b11
-fn unusual_requests(slot: Slot) -> Outcome {
+fn unusual_requests(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     queue.request(UNKNOWN, 0, 512);
     check_eq!(queue.submit()?, UNSUPP, "status of type {UNKNOWN:#x}");
@@ -334,7 +338,7 @@ fn unusual_requests(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 25 26
-fn before_driver_ok(slot: Slot) -> Outcome {
+fn before_driver_ok(slot: Slot) -> TestResult {
     let mut queue = Queue::new(slot, 0)?;
     queue.request(IN, 0, 512);
     queue.offer(0);
@@ -348,24 +352,24 @@ fn before_driver_ok(slot: Slot) -> Outcome {
     Ok(())
 }
 
-fn late_notification(slot: Slot) -> Outcome {
+fn late_notification(slot: Slot) -> TestResult {
     let mut queue = Queue::new(slot, 0)?;
     queue.request(IN, 0, 512);
     queue.offer(0);
     queue.driver_ok();
     queue.notify();
     check_eq!(queue.complete()?, OK, "status");
-    // Without EVENT_IDX the device says by flags whether it wants notifications.
+    // Without EVENT_IDX the device suppresses notifications by flags.
     let flags: u16 = queue.get(queue.at(2 * PART));
     check!(flags <= 1, "used.flags is {flags:#x}");
     Ok(())
 }
 
 // virtio-checklist 42 43
-fn flags(slot: Slot) -> Outcome {
+fn flags(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     let intid = slot.device.intid.into();
-    // used_event, which has no meaning now, says never.
+    // used_event, which is not in use now, suppresses interrupts.
     queue.set(queue.at(PART + 4) + u64::from(SIZE) * 2, 0x8000_u16);
     for round in 0..10_u16 {
         interrupts::clear();
@@ -375,7 +379,7 @@ fn flags(slot: Slot) -> Outcome {
         let wanted = u32::from(1 - round % 2);
         time::wait(500, || interrupts::count(0, intid) == wanted);
         time::sleep(5);
-        // Flags of 1 are a hint, yet one that this device takes.
+        // Flags of 1 are a hint, which this device honours.
         check_eq!(
             interrupts::count(0, intid),
             wanted,
@@ -387,11 +391,11 @@ fn flags(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 44 45
-fn event_index(slot: Slot) -> Outcome {
+fn event_index(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, EVENT_IDX)?;
     let intid = slot.device.intid.into();
     let used_event = queue.at(PART + 4) + u64::from(SIZE) * 2;
-    // Which of a batch of four completions is to interrupt, if any; flags say never and are ignored.
+    // Which of a batch of four completions is to interrupt, if any; flags suppress all and are ignored.
     queue.set(queue.at(PART), 1_u16);
     for wanted in [Some(0), Some(3), None, Some(1), None, Some(2)] {
         interrupts::clear();
@@ -417,7 +421,7 @@ fn event_index(slot: Slot) -> Outcome {
 }
 
 // torture b1
-fn bad_chains(slot: Slot) -> Outcome {
+fn bad_chains(slot: Slot) -> TestResult {
     for (name, flags, next) in [
         ("loop", NEXT, 0),
         ("next past the queue", NEXT, SIZE),
@@ -432,7 +436,7 @@ fn bad_chains(slot: Slot) -> Outcome {
         check_eq!(queue.get::<u8>(queue.status()), UNTOUCHED, "{name}: status");
     }
     let mut queue = Queue::running(slot, 0)?;
-    // A loop of writable descriptors behind a good header.
+    // A loop of writable descriptors after a valid header.
     for index in 1..SIZE {
         queue.describe(
             index,
@@ -451,7 +455,7 @@ fn bad_chains(slot: Slot) -> Outcome {
 }
 
 // torture b2
-fn bad_indirect(slot: Slot) -> Outcome {
+fn bad_indirect(slot: Slot) -> TestResult {
     let cases: [(&str, u64, u32, u16, u16); 6] = [
         ("not negotiated", 0, 48, INDIRECT, 0),
         ("empty", INDIRECT_DESC, 0, INDIRECT, 0),
@@ -463,7 +467,7 @@ fn bad_indirect(slot: Slot) -> Outcome {
     for (name, features, length, flags, inner) in cases {
         let mut queue = Queue::running(slot, features)?;
         queue.head(IN, 0);
-        // The table lies where data would.
+        // The table is where data would be.
         let table = queue.data();
         queue.describe_in(table, 0, queue.header(), 16, NEXT | inner, 1);
         queue.describe_in(table, 1, queue.data() + 0x200, 512, NEXT | WRITE, 2);
@@ -474,7 +478,7 @@ fn bad_indirect(slot: Slot) -> Outcome {
         queue.notify();
         check!(queue.broken(), "indirect table {name}: no DEVICE_NEEDS_RESET");
     }
-    // virtio-checklist 40: the WRITE flag on the pointer itself means nothing.
+    // virtio-checklist 40: the WRITE flag on the pointer itself has no effect.
     let mut queue = Queue::running(slot, INDIRECT_DESC)?;
     queue.head(IN, 0);
     let table = queue.data();
@@ -487,7 +491,7 @@ fn bad_indirect(slot: Slot) -> Outcome {
 }
 
 // torture b3
-fn bad_available(slot: Slot) -> Outcome {
+fn bad_available(slot: Slot) -> TestResult {
     for jump in [SIZE + 1, 0x8000, 0xffff] {
         let queue = Queue::running(slot, 0)?;
         queue.request(IN, 0, 512);
@@ -509,7 +513,7 @@ fn bad_available(slot: Slot) -> Outcome {
 }
 
 // torture b5
-fn bad_buffers(slot: Slot, ram: (u64, u64)) -> Outcome {
+fn bad_buffers(slot: Slot, ram: (u64, u64)) -> TestResult {
     let end = ram.0 + ram.1;
     for address in [
         0,
@@ -532,14 +536,14 @@ fn bad_buffers(slot: Slot, ram: (u64, u64)) -> Outcome {
         check!(over, "data at {address:#x}: no answer");
         check!(
             queue.used() == 0 || queue.get::<u8>(queue.status()) == IOERR,
-            "data at {address:#x} is taken"
+            "data at {address:#x} is accepted"
         );
     }
     Ok(())
 }
 
 // torture b7
-fn bad_status(slot: Slot) -> Outcome {
+fn bad_status(slot: Slot) -> TestResult {
     let mut queue = Queue::running(slot, 0)?;
     queue.request(IN, 0, 512);
     // Read-only.
@@ -556,7 +560,7 @@ fn bad_status(slot: Slot) -> Outcome {
     );
     drop(queue);
     let mut queue = Queue::running(slot, 0)?;
-    // None at all: a header alone.
+    // No status at all: only a header.
     queue.head(IN, 0);
     queue.describe(0, queue.header(), 16, 0, 0);
     queue.offer(0);

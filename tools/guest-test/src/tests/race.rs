@@ -1,17 +1,21 @@
-//! Two vCPUs on one device at once. Whatever they do to each other, the device end stays sound: it resets, works
-//! again, and touches no memory that it was not given.
+//! Two vCPUs on one device at once. Whatever they do to each other, the device stays sound: it resets, works
+//! again, and accesses no memory outside its queues.
 
 use core::arch::asm;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 
-use crate::cpus::{self, Command};
+use crate::context::Context;
+use crate::cpus;
 use crate::hal::GuestHal;
-use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::report::{Failure, Suite, TestResult};
+use crate::virtio::register::{
+    CONFIG, DEVICE_FEATURES_SEL, DRIVER_FEATURES, DRIVER_FEATURES_SEL, INTERRUPT_ACK, INTERRUPT_STATUS,
+    QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_READY, QUEUE_SEL, SHM_SEL, STATUS,
+};
 use crate::virtio::{Slot, VERSION_1};
-use crate::{Context, check, check_eq, time};
+use crate::{check, check_eq, time};
 
 /// Registers of the device that the second CPU disturbs.
 static BASE: AtomicU64 = AtomicU64::new(0);
@@ -34,7 +38,7 @@ enum Disturbance {
 
 /// Runs the group.
 pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
-    // QEMU 7.2 fails an assertion when a queue goes while it is served.
+    // QEMU 7.2 fails an assertion when a queue is removed while it is processed.
     let reference = context.machine.is_reference();
     let (Some(slot), Some(second)) = (
         Slot::blocks(context.machine).next(),
@@ -77,7 +81,7 @@ fn random(state: &mut u32) -> u32 {
     *state
 }
 
-/// One store of random effect. Queue addresses stay what they are, so that no memory is given away.
+/// Makes one random store. Queue addresses do not change, so that the device accesses no other memory.
 fn random_store(state: &mut u32) {
     let registers = [
         DEVICE_FEATURES_SEL,
@@ -98,8 +102,8 @@ fn random_store(state: &mut u32) {
     let _ = load(u64::from(random(state)) % 0x80 * 4);
 }
 
-/// What the second CPU does until it is told to stop.
-pub fn disturb() {
+/// The second CPU's task until [`STOP`] is set.
+fn disturb() {
     let mut state = 0x1234_5678;
     while !STOP.load(Ordering::SeqCst) {
         match KIND.load(Ordering::SeqCst) {
@@ -115,30 +119,33 @@ pub fn disturb() {
     }
 }
 
-/// Runs `body` while the second CPU disturbs.
-fn during(kind: Disturbance, slot: Slot, second: u64, body: impl FnOnce() -> Outcome) -> Outcome {
+/// Runs `body` while the second CPU disturbs the device.
+fn during(kind: Disturbance, slot: Slot, second: u64, body: impl FnOnce() -> TestResult) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     BASE.store(slot.device.base, Ordering::SeqCst);
     KIND.store(kind as u32, Ordering::SeqCst);
     ROUNDS.store(0, Ordering::SeqCst);
     STOP.store(false, Ordering::SeqCst);
-    cpus::send(Command::Disturb);
+    cpus::run_task(disturb);
     let started = time::wait(2000, || ROUNDS.load(Ordering::SeqCst) > 0);
-    let outcome = body();
+    let result = body();
     STOP.store(true, Ordering::SeqCst);
     let mut last = ROUNDS.load(Ordering::SeqCst);
     let stopped = time::wait(2000, || {
         time::sleep(5);
         core::mem::replace(&mut last, ROUNDS.load(Ordering::SeqCst)) == last
     });
-    check!(started && stopped, "the second CPU does not follow");
-    outcome?;
+    check!(
+        started && stopped,
+        "the second CPU does not start or stop its task"
+    );
+    result?;
     check!(slot.reset(), "reset afterwards");
     check_eq!(slot.read(INTERRUPT_STATUS), 0, "InterruptStatus after the reset");
     Ok(())
 }
 
-fn works(slot: Slot) -> Outcome {
+fn works(slot: Slot) -> TestResult {
     let failed = |what| move |error| Failure::new(format_args!("{what}: {error}"));
     let transport = slot
         .transport()
@@ -148,7 +155,7 @@ fn works(slot: Slot) -> Outcome {
 }
 
 // torture a12
-fn registers(slot: Slot, second: u64) -> Outcome {
+fn registers(slot: Slot, second: u64) -> TestResult {
     during(Disturbance::Registers, slot, second, || {
         let mut state = 0x8765_4321;
         for _ in 0..20_000 {
@@ -160,7 +167,7 @@ fn registers(slot: Slot, second: u64) -> Outcome {
 }
 
 // torture a13
-fn requests(slot: Slot, second: u64) -> Outcome {
+fn requests(slot: Slot, second: u64) -> TestResult {
     let failed = |what| move |error| Failure::new(format_args!("{what}: {error}"));
     during(Disturbance::Acknowledge, slot, second, || {
         let transport = slot
@@ -179,9 +186,9 @@ fn requests(slot: Slot, second: u64) -> Outcome {
 }
 
 // torture a9
-fn resets(slot: Slot, second: u64) -> Outcome {
+fn resets(slot: Slot, second: u64) -> TestResult {
     let page = crate::hal::allocate(1).ok_or_else(|| Failure::new(format_args!("no memory")))?;
-    let outcome = during(Disturbance::Reset, slot, second, || {
+    let result = during(Disturbance::Reset, slot, second, || {
         for _ in 0..200 {
             let _ = slot.negotiate(VERSION_1);
             slot.write(QUEUE_SEL, 0);
@@ -203,7 +210,7 @@ fn resets(slot: Slot, second: u64) -> Outcome {
     // SAFETY: as above; volatile because the device is suspected of writing.
     let clean = (0..4096).all(|index| unsafe { bytes.add(index).read_volatile() } == 0xc3);
     crate::hal::free(page, 1);
-    outcome?;
+    result?;
     check!(clean, "the queue's memory was written after the last reset");
     Ok(())
 }

@@ -1,12 +1,14 @@
-//! System registers and instructions: whatever a guest reads is allowed or undefined, and the machine goes on.
+//! System registers and instructions: every read by a guest is allowed or undefined, and the machine
+//! continues.
 
 use core::arch::asm;
 
 use arm_gic::IntId;
 
+use crate::context::Context;
 use crate::exceptions::{self, expect};
-use crate::report::{Failure, Outcome, Suite};
-use crate::{Context, check, check_eq, hal, time};
+use crate::report::{Failure, Suite, TestResult};
+use crate::{check, check_eq, hal, time};
 
 /// `mrs x0, <op0:op1:CRn:CRm:op2 = 0>`, with bit 19 as the low bit of op0.
 const MRS: u32 = 0xd530_0000;
@@ -14,7 +16,7 @@ const MRS: u32 = 0xd530_0000;
 const RET: u32 = 0xd65f_03c0;
 /// Exception class: undefined instruction.
 const EC_UNKNOWN: u64 = 0x00;
-/// Exception classes by which a register is refused: unknown, FP, trapped register (FEAT_IDST), SVE, SME.
+/// Exception classes that refuse a register: unknown, FP, trapped register (FEAT_IDST), SVE, SME.
 const REFUSALS: [u64; 5] = [EC_UNKNOWN, 0x07, 0x18, 0x19, 0x1d];
 
 /// Runs the group.
@@ -24,13 +26,13 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     suite.test("identification registers", identification);
     suite.test("set/way maintenance", set_way);
     suite.test("TLB and instruction cache maintenance", maintenance);
-    // Pending and enabled it ends a wait, although this CPU does not take it.
+    // Pending and enabled it ends a wait, although this CPU has it masked.
     let _ = context.gic.enable_interrupt(IntId::ppi(11), Some(0), true);
-    suite.test("WFI and WFE come back", waits);
+    suite.test("WFI and WFE return", waits);
     suite.test_unless(reference, "HVC and SMC with other numbers", calls);
 }
 
-/// Code made at run time: one instruction and a return.
+/// Code generated at run time: one instruction and a return.
 struct Code(core::ptr::NonNull<u8>);
 
 impl Code {
@@ -40,7 +42,7 @@ impl Code {
             .ok_or_else(|| Failure::new(format_args!("no memory")))
     }
 
-    /// Runs `instruction`, which may change x0 and nothing else; the exception it took.
+    /// Runs `instruction`, which may change only x0. Returns the exception it took.
     fn run(&self, instruction: u32) -> Option<exceptions::Fault> {
         let code = self.0.as_ptr().cast::<u32>();
         expect();
@@ -69,7 +71,7 @@ impl Drop for Code {
     }
 }
 
-/// Whether reading has a side effect that other tests would feel: ICC_IAR0_EL1, ICC_IAR1_EL1 acknowledge.
+/// Returns whether reading has a side effect on other tests: ICC_IAR0_EL1, ICC_IAR1_EL1 acknowledge.
 fn acknowledges(encoding: u32) -> bool {
     let is = |op0: u32, op1: u32, crn: u32, crm: u32, op2: u32| {
         encoding == (op0 - 2) << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
@@ -78,7 +80,7 @@ fn acknowledges(encoding: u32) -> bool {
 }
 
 // torture g4: op0 2 and 3, all of op1, CRn, CRm, op2.
-fn read_all() -> Outcome {
+fn read_all() -> TestResult {
     let code = Code::new()?;
     let (mut allowed, mut undefined) = (0, 0);
     for encoding in (0..1 << 15).filter(|encoding| !acknowledges(*encoding)) {
@@ -102,7 +104,7 @@ fn read_all() -> Outcome {
     Ok(())
 }
 
-fn identification() -> Outcome {
+fn identification() -> TestResult {
     let (features, dfr, current): (u64, u64, u64);
     // SAFETY: reads registers.
     unsafe {
@@ -117,7 +119,7 @@ fn identification() -> Outcome {
 }
 
 // torture g5
-fn set_way() -> Outcome {
+fn set_way() -> TestResult {
     let mut word = 0x1234_5678_u64;
     for set in 0..512_u64 {
         for way in 0..4_u64 {
@@ -134,7 +136,7 @@ fn set_way() -> Outcome {
 }
 
 // torture g5
-fn maintenance() -> Outcome {
+fn maintenance() -> TestResult {
     let end = time::now() + time::milliseconds(50);
     let mut rounds = 0_u32;
     while time::now() < end {
@@ -157,7 +159,7 @@ fn maintenance() -> Outcome {
     Ok(())
 }
 
-fn waits() -> Outcome {
+fn waits() -> TestResult {
     // The virtual timer ends the waits.
     for wait in [false, true] {
         let start = time::now();
@@ -193,7 +195,7 @@ fn waits() -> Outcome {
 }
 
 // torture g3
-fn calls() -> Outcome {
+fn calls() -> TestResult {
     macro_rules! call {
         ($instruction:literal, $function:expr) => {{
             let result: u64;
@@ -217,7 +219,7 @@ fn calls() -> Outcome {
             let refused = fault.is_some_and(|fault| fault.class() == EC_UNKNOWN);
             check!(
                 refused || result as u32 == u32::MAX,
-                "call {function:#x} gives {result:#x}, {fault:x?}"
+                "call {function:#x} returns {result:#x}, {fault:x?}"
             );
         }
     }

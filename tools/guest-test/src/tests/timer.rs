@@ -1,12 +1,13 @@
-//! The generic timer: virtual and physical, at the right time, as often as asked for, on both CPUs.
+//! The generic timer: virtual and physical, at the right time, as often as requested, on both CPUs.
 
 use core::arch::asm;
 
 use arm_gic::{IntId, Trigger};
 
+use crate::context::Context;
 use crate::cpus::{self, Command};
-use crate::report::{Outcome, Suite};
-use crate::{Context, check, check_eq, interrupts, time};
+use crate::report::{Suite, TestResult};
+use crate::{check, check_eq, interrupts, time};
 
 /// INTID of the virtual timer.
 const VIRTUAL: u32 = 27;
@@ -37,7 +38,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     suite.test("physical timer masked", || masked(PHYSICAL));
     suite.test("a hundred ticks of each", ticks);
     suite.test("a deadline in the past", past);
-    suite.test("a level that nobody lowers comes again", again);
+    suite.test("a level that stays high is delivered again", again);
     if let Some(second) = context.machine.cpus.get(1).copied() {
         suite.test("the second CPU's own timer", || second_cpu(second));
     } else {
@@ -81,7 +82,7 @@ fn state(intid: u32) -> u64 {
 
 /// Sets a timer to an absolute time of its counter and enables it.
 fn arm(intid: u32, deadline: u64, flags: u64) {
-    // Off first: a timer that is on may expire between the two writes.
+    // Disabled first: an enabled timer may expire between the two writes.
     control(intid, 0);
     // SAFETY: this CPU's own timer.
     unsafe {
@@ -101,7 +102,7 @@ fn now(intid: u32) -> u64 {
     }
 }
 
-fn counters() -> Outcome {
+fn counters() -> TestResult {
     let frequency = time::frequency();
     check!(
         (1_000_000..=10_000_000_000).contains(&frequency),
@@ -120,7 +121,7 @@ fn counters() -> Outcome {
     Ok(())
 }
 
-fn arrives(intid: u32) -> Outcome {
+fn arrives(intid: u32) -> TestResult {
     interrupts::clear();
     let deadline = now(intid) + time::milliseconds(20);
     arm(intid, deadline, 0);
@@ -134,16 +135,21 @@ fn arrives(intid: u32) -> Outcome {
         "INTID {intid} does not come"
     );
     time::sleep(5);
-    check_eq!(interrupts::taken(0), 1, "interrupts: {:?}", interrupts::order(0));
+    check_eq!(
+        interrupts::handled(0),
+        1,
+        "interrupts: {:?}",
+        interrupts::order(0)
+    );
     check_eq!(state(intid), ENABLE | IMASK | ISTATUS, "control register");
     Ok(())
 }
 
-fn masked(intid: u32) -> Outcome {
+fn masked(intid: u32) -> TestResult {
     interrupts::clear();
     arm(intid, now(intid), IMASK);
     time::sleep(5);
-    check_eq!(interrupts::taken(0), 0, "interrupts");
+    check_eq!(interrupts::handled(0), 0, "interrupts");
     check_eq!(state(intid), ENABLE | IMASK | ISTATUS, "control register");
     control(intid, ENABLE);
     check!(
@@ -153,7 +159,7 @@ fn masked(intid: u32) -> Outcome {
     Ok(())
 }
 
-fn ticks() -> Outcome {
+fn ticks() -> TestResult {
     interrupts::clear();
     for round in 1..=100 {
         for intid in [VIRTUAL, PHYSICAL] {
@@ -167,11 +173,11 @@ fn ticks() -> Outcome {
         }
     }
     time::sleep(2);
-    check_eq!(interrupts::taken(0), 200, "interrupts");
+    check_eq!(interrupts::handled(0), 200, "interrupts");
     Ok(())
 }
 
-fn past() -> Outcome {
+fn past() -> TestResult {
     interrupts::clear();
     arm(VIRTUAL, 0, 0);
     check!(
@@ -180,7 +186,7 @@ fn past() -> Outcome {
     );
     arm(VIRTUAL, u64::MAX, 0);
     time::sleep(5);
-    check_eq!(interrupts::taken(0), 1, "interrupts for the end of time");
+    check_eq!(interrupts::handled(0), 1, "interrupts for the end of time");
     Ok(())
 }
 
@@ -191,7 +197,7 @@ fn reluctant() {
     }
 }
 
-fn again() -> Outcome {
+fn again() -> TestResult {
     interrupts::clear();
     interrupts::set_hook(VIRTUAL, reluctant);
     arm(VIRTUAL, 0, 0);
@@ -202,7 +208,7 @@ fn again() -> Outcome {
     Ok(())
 }
 
-fn second_cpu(mpidr: u64) -> Outcome {
+fn second_cpu(mpidr: u64) -> TestResult {
     check!(cpus::ensure_on(mpidr), "the second CPU does not come up");
     interrupts::clear();
     for round in 1..=10 {

@@ -1,24 +1,28 @@
-//! TLB maintenance by EL1 (Arm ARM C5.5): each `TLBI` drops what it should, before the second CPU is on and after.
+//! TLB maintenance by EL1 (Arm ARM C5.5): each `TLBI` invalidates what it should, before the second CPU is on
+//! and after.
 
 use core::arch::asm;
 use core::ptr::NonNull;
 
+use crate::context::Context;
 use crate::cpus::{self, Command};
 use crate::exceptions::EC_DATA;
-use crate::report::{Failure, Outcome, Suite};
-use crate::{Context, attempt, check, check_eq, hal, time};
+use crate::report::{Failure, Suite, TestResult};
+use crate::{attempt, check, check_eq, hal, time};
 
-/// Where the page is mapped that the tests change: beyond RAM, in a GiB that nothing else uses.
+/// Address of the page that the tests remap: outside RAM, in a GiB that nothing else uses.
 const PAGE: u64 = 300 << 30;
-/// Descriptor of a table, and of a page of memory: valid, accessed, inner shareable, MAIR index 1, not global.
+/// Descriptor of a table, and of a page of memory: valid, accessed, inner shareable, MAIR index 1, not
+/// global.
 const TABLE: u64 = 3;
 const MEMORY: u64 = 3 | 1 << 10 | 3 << 8 | 1 << 2 | 1 << 11;
 /// Fault status: no level 3 descriptor.
 const TRANSLATION_3: u64 = 7;
-/// How many times [`many`] drops the page; `tests/system/zone-guest-test.sh` compares EL2's counters with it.
+/// Number of times that [`many`] invalidates the page; `tests/system/zone-guest-test.sh` compares EL2's
+/// counters with it.
 const ROUNDS: u64 = 1000;
 
-/// Runs the group. Nobody has turned the second CPU on yet, or it is off again.
+/// Runs the group. The second CPU has not been turned on yet, or is off again.
 pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     let pages = match Pages::new() {
         Ok(pages) => pages,
@@ -52,7 +56,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     }
 }
 
-/// [`PAGE`] and what it can show: two pages that begin with 0 and 1.
+/// [`PAGE`] and the pages it can map: two pages that begin with 0 and 1.
 struct Pages {
     /// The level 1 descriptor of its GiB, and what that was.
     table: *mut u64,
@@ -60,7 +64,7 @@ struct Pages {
     /// Its level 3 descriptor.
     descriptor: *mut u64,
     shown: [u64; 2],
-    /// What was allocated.
+    /// The allocated pages.
     pages: [NonNull<u8>; 4],
 }
 
@@ -90,7 +94,7 @@ impl Pages {
         })
     }
 
-    /// Shows page `index`, or nothing. What is cached of it is dropped by the caller.
+    /// Maps page `index`, or unmaps. The caller invalidates the TLBs.
     fn set(&self, index: Option<usize>) {
         let value = index
             .and_then(|index| self.shown.get(index))
@@ -102,8 +106,8 @@ impl Pages {
         }
     }
 
-    /// Replaces page 0, which has been read, by nothing and then by page 1, and drops it by `invalidate` in between.
-    fn replace(&self, name: &str, invalidate: impl FnOnce()) -> Outcome {
+    /// Replaces page 0, which has been read, by no page and then by page 1, with `invalidate` in between.
+    fn replace(&self, name: &str, invalidate: impl FnOnce()) -> TestResult {
         self.set(Some(0));
         check_eq!(load()?, 0, "{name}: the first page");
         self.set(None);
@@ -111,7 +115,7 @@ impl Pages {
         // SAFETY: barriers.
         unsafe { asm!("dsb ish", "isb", options(nostack)) };
         let Some(fault) = attempt!(PAGE, 0, "ldr {x}, [{a}]").fault else {
-            return Err(Failure::new(format_args!("{name}: what is gone can be read")));
+            return Err(Failure::new(format_args!("{name}: an unmapped page can be read")));
         };
         check_eq!(fault.class(), EC_DATA, "{name}: exception class");
         check_eq!(fault.status(), TRANSLATION_3, "{name}: fault status");
@@ -132,7 +136,7 @@ impl Drop for Pages {
     }
 }
 
-/// Replaces a level 1 descriptor whose GiB nobody uses meanwhile.
+/// Replaces a level 1 descriptor whose GiB is not in use meanwhile.
 fn replace(table: *mut u64, value: u64) {
     // SAFETY: an entry of the guest's own table.
     unsafe {
@@ -147,7 +151,7 @@ fn load() -> Result<u64, Failure> {
     attempt!(PAGE, u64::MAX, "ldr {x}, [{a}]").done()
 }
 
-/// Drops [`PAGE`] everywhere.
+/// Invalidates [`PAGE`] on all CPUs.
 fn drop_page() {
     // SAFETY: translations are fetched anew.
     unsafe { asm!("dsb ishst", "tlbi vae1is, {}", "dsb ish", "isb", in(reg) PAGE >> 12, options(nostack)) };
@@ -166,7 +170,7 @@ macro_rules! each {
     };
 }
 
-fn every(pages: &Pages) -> Outcome {
+fn every(pages: &Pages) -> TestResult {
     let isar0: u64;
     // SAFETY: reads a register.
     unsafe { asm!("mrs {}, id_aa64isar0_el1", out(reg) isar0, options(nomem, nostack, preserves_flags)) };
@@ -212,7 +216,7 @@ fn every(pages: &Pages) -> Outcome {
         })?;
     }
     if nxs {
-        // VAE1NXS, VAE1ISNXS, VAAE1ISNXS, VALE1OSNXS, for which the assembler has no names without FEAT_XS.
+        // VAE1NXS, VAE1ISNXS, VAAE1ISNXS, VALE1OSNXS, which the assembler does not know without FEAT_XS.
         each!(
             pages,
             page,
@@ -250,7 +254,7 @@ fn every(pages: &Pages) -> Outcome {
     Ok(())
 }
 
-fn many(pages: &Pages) -> Outcome {
+fn many(pages: &Pages) -> TestResult {
     for round in 0..ROUNDS {
         let shown = (round & 1) as usize;
         pages.set(Some(shown));
@@ -261,8 +265,8 @@ fn many(pages: &Pages) -> Outcome {
     Ok(())
 }
 
-/// The other CPU caches the page, this one drops it.
-fn broadcast(pages: &Pages, second: u64) -> Outcome {
+/// The other CPU caches the page, this one invalidates it.
+fn broadcast(pages: &Pages, second: u64) -> TestResult {
     check!(cpus::ensure_on(second), "the second CPU does not come up");
     for round in 0..100_u64 {
         let shown = (round & 1) as usize;

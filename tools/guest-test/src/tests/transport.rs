@@ -1,9 +1,14 @@
 //! The virtio-mmio transport by its registers. Numbers are those of the transport's checklist.
 
-use crate::report::{Failure, Outcome, Suite};
-use crate::virtio::register::*;
+use crate::context::Context;
+use crate::report::{Failure, Suite, TestResult};
+use crate::virtio::register::{
+    CONFIG, CONFIG_GENERATION, DEVICE_FEATURES, DEVICE_FEATURES_SEL, DEVICE_ID, INTERRUPT_ACK,
+    INTERRUPT_STATUS, MAGIC, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_NUM_MAX,
+    QUEUE_READY, QUEUE_SEL, SHM_BASE, SHM_LEN, SHM_SEL, STATUS, VENDOR_ID, VERSION,
+};
 use crate::virtio::{EVENT_IDX, Slot, VERSION_1, status};
-use crate::{Context, attempt, check, check_eq, hal, time};
+use crate::{attempt, check, check_eq, hal, time};
 
 /// Offsets of registers that a driver may only read.
 const READ_ONLY: &[u64] = &[
@@ -16,7 +21,7 @@ const READ_ONLY: &[u64] = &[
     INTERRUPT_STATUS,
     CONFIG_GENERATION,
 ];
-/// Offsets that are no register in version 2.
+/// Offsets without a register in version 2.
 const UNDEFINED: &[u64] = &[
     0x018, 0x01c, 0x028, 0x02c, 0x03c, 0x040, 0x048, 0x04c, 0x054, 0x058, 0x05c, 0x068, 0x06c, 0x074, 0x078,
     0x07c, 0x0c8, 0x0f8,
@@ -34,7 +39,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     let ram = context.machine.ram;
     suite.test("identification", || identification(slot));
     suite.test("feature selectors", || features(slot, reference));
-    suite.test("status goes up and reset takes it down", || {
+    suite.test("status bits are set in order and cleared by a reset", || {
         status_and_reset(slot)
     });
     suite.test_unless(reference, "features not offered are refused", || {
@@ -64,7 +69,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
 }
 
 // virtio-checklist 1 2 3
-fn identification(slot: Slot) -> Outcome {
+fn identification(slot: Slot) -> TestResult {
     check_eq!(slot.read(MAGIC), 0x7472_6976, "MagicValue");
     check_eq!(slot.read(VERSION), 2, "Version");
     check_eq!(slot.read(DEVICE_ID), 2, "DeviceID");
@@ -72,7 +77,7 @@ fn identification(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 4 34
-fn features(slot: Slot, reference: bool) -> Outcome {
+fn features(slot: Slot, reference: bool) -> TestResult {
     slot.reset();
     let features = slot.features();
     check!(
@@ -96,7 +101,7 @@ fn features(slot: Slot, reference: bool) -> Outcome {
 }
 
 // virtio-checklist 16 23 30 32
-fn status_and_reset(slot: Slot) -> Outcome {
+fn status_and_reset(slot: Slot) -> TestResult {
     let wanted = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
     for round in 0..3 {
         check_eq!(
@@ -111,7 +116,7 @@ fn status_and_reset(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 30
-fn refused_features(slot: Slot) -> Outcome {
+fn refused_features(slot: Slot) -> TestResult {
     let offered = slot.features();
     let accepted = |features| slot.negotiate(features) & status::FEATURES_OK != 0;
     check!(
@@ -125,7 +130,7 @@ fn refused_features(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 6, torture a8
-fn absent_queues(slot: Slot) -> Outcome {
+fn absent_queues(slot: Slot) -> TestResult {
     slot.reset();
     for queue in [1000, 0xffff, 0x1_0000, u32::MAX] {
         slot.write(QUEUE_SEL, queue);
@@ -146,7 +151,7 @@ fn absent_queues(slot: Slot) -> Outcome {
     Ok(())
 }
 
-/// Sets queue 0 up in `page`, one page for all three parts.
+/// Sets up queue 0 in `page`, one page for all three parts.
 fn set_queue(slot: Slot, page: u64, size: u32) {
     slot.write(QUEUE_SEL, 0);
     slot.write(QUEUE_NUM, size);
@@ -155,7 +160,7 @@ fn set_queue(slot: Slot, page: u64, size: u32) {
     slot.write_address(QUEUE_DEVICE, page + 0x800);
 }
 
-/// A page for a queue, given back at the end.
+/// A page for a queue, freed at the end.
 struct Page(core::ptr::NonNull<u8>);
 
 impl Page {
@@ -176,20 +181,20 @@ impl Drop for Page {
     }
 }
 
-/// Waits until a register that the device end may have to agree to reads as wanted.
+/// Waits until a register reads as wanted, which may need the daemon's answer.
 fn settles(slot: Slot, register: u64, value: u32) -> bool {
     time::wait(1000, || slot.read(register) == value)
 }
 
 // virtio-checklist 7 22
-fn queue_ready(slot: Slot, reference: bool) -> Outcome {
+fn queue_ready(slot: Slot, reference: bool) -> TestResult {
     let page = Page::new()?;
     let _ = slot.negotiate(VERSION_1);
     set_queue(slot, page.address(), 16);
     check_eq!(slot.read(QUEUE_READY), 0, "QueueReady before");
     slot.write(QUEUE_READY, 1);
     check_eq!(slot.read(QUEUE_READY), 1, "QueueReady");
-    // Ignored from here on: were they used, the queue would be bad.
+    // Ignored from here on: if these took effect, the queue would be invalid.
     slot.write(QUEUE_NUM, 3);
     slot.write_address(QUEUE_DESC, 1);
     check_eq!(slot.read(QUEUE_READY), 1, "QueueReady after stray writes");
@@ -198,7 +203,7 @@ fn queue_ready(slot: Slot, reference: bool) -> Outcome {
         0,
         "DEVICE_NEEDS_RESET after stray writes"
     );
-    // The selector chooses what is seen.
+    // The selector chooses the queue that is read.
     slot.write(QUEUE_SEL, 0xffff);
     let absent = slot.read(QUEUE_READY);
     check!(reference || absent == 0, "QueueReady of an absent queue");
@@ -209,7 +214,7 @@ fn queue_ready(slot: Slot, reference: bool) -> Outcome {
 }
 
 // virtio-checklist 11 12 36
-fn reset_clears(slot: Slot) -> Outcome {
+fn reset_clears(slot: Slot) -> TestResult {
     let page = Page::new()?;
     let _ = slot.negotiate(VERSION_1);
     set_queue(slot, page.address(), 16);
@@ -221,7 +226,7 @@ fn reset_clears(slot: Slot) -> Outcome {
     Ok(())
 }
 
-/// Sets a queue up and says whether the device then wants a reset.
+/// Sets up a queue. Returns whether the device then needs a reset.
 fn needs_reset(slot: Slot, size: u32, parts: [u64; 3]) -> bool {
     let _ = slot.negotiate(VERSION_1);
     slot.write(QUEUE_SEL, 0);
@@ -234,13 +239,13 @@ fn needs_reset(slot: Slot, size: u32, parts: [u64; 3]) -> bool {
 }
 
 // torture a5, virtio-checklist 27
-fn bad_sizes(slot: Slot) -> Outcome {
+fn bad_sizes(slot: Slot) -> TestResult {
     let page = Page::new()?;
     let parts = [page.address(), page.address() + 0x400, page.address() + 0x800];
     slot.write(QUEUE_SEL, 0);
     let max = slot.read(QUEUE_NUM_MAX);
     for size in [0, 3, 17, max + 1, max * 2, 0x1_0000, 0x8000_0000, u32::MAX] {
-        check!(needs_reset(slot, size, parts), "QueueNum {size:#x} is taken");
+        check!(needs_reset(slot, size, parts), "QueueNum {size:#x} is accepted");
         check!(slot.reset(), "reset after QueueNum {size:#x}");
     }
     check!(!needs_reset(slot, 16, parts), "QueueNum 16 is refused");
@@ -248,7 +253,7 @@ fn bad_sizes(slot: Slot) -> Outcome {
 }
 
 // torture a6, virtio-checklist 27
-fn bad_addresses(slot: Slot, ram: (u64, u64)) -> Outcome {
+fn bad_addresses(slot: Slot, ram: (u64, u64)) -> TestResult {
     let page = Page::new()?;
     let good = [page.address(), page.address() + 0x400, page.address() + 0x800];
     let end = ram.0 + ram.1;
@@ -270,22 +275,22 @@ fn bad_addresses(slot: Slot, ram: (u64, u64)) -> Outcome {
             parts[part] = address;
             check!(
                 needs_reset(slot, 256, parts),
-                "part {part} at {address:#x} is taken"
+                "part {part} at {address:#x} is accepted"
             );
         }
         // Alignment 16, 2, 4 (2.7).
         let mut parts = good;
         parts[part] += [8, 1, 2][part];
-        check!(needs_reset(slot, 16, parts), "misaligned part {part} is taken");
+        check!(needs_reset(slot, 16, parts), "misaligned part {part} is accepted");
     }
-    // Parts that overlap hurt nobody but the guest.
+    // Parts that overlap harm only the guest.
     check!(!needs_reset(slot, 16, good), "good addresses are refused");
     check!(slot.reset(), "reset");
     Ok(())
 }
 
 // virtio-checklist 8 10 17 28
-fn bad_queue_interrupts(slot: Slot) -> Outcome {
+fn bad_queue_interrupts(slot: Slot) -> TestResult {
     let page = Page::new()?;
     let _ = slot.negotiate(VERSION_1);
     let up = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
@@ -311,7 +316,7 @@ fn bad_queue_interrupts(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 9 21, torture a2
-fn inert_writes(slot: Slot) -> Outcome {
+fn inert_writes(slot: Slot) -> TestResult {
     let _ = slot.negotiate(VERSION_1);
     let before = slot.dump();
     for offset in READ_ONLY.iter().chain(UNDEFINED) {
@@ -322,8 +327,8 @@ fn inert_writes(slot: Slot) -> Outcome {
     same(slot, &before)
 }
 
-/// A full dump is as it was.
-fn same(slot: Slot, before: &[u32; 128]) -> Outcome {
+/// Checks that a full dump is unchanged.
+fn same(slot: Slot, before: &[u32; 128]) -> TestResult {
     for (index, (old, new)) in before.iter().zip(slot.dump()).enumerate() {
         check_eq!(new, *old, "register {:#05x}", index * 4);
     }
@@ -331,7 +336,7 @@ fn same(slot: Slot, before: &[u32; 128]) -> Outcome {
 }
 
 // virtio-checklist 21, torture a1
-fn narrow_writes(slot: Slot) -> Outcome {
+fn narrow_writes(slot: Slot) -> TestResult {
     let _ = slot.negotiate(VERSION_1);
     let before = slot.dump();
     let base = slot.device.base;
@@ -345,7 +350,7 @@ fn narrow_writes(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 20 33 51
-fn config_bytes(slot: Slot) -> Outcome {
+fn config_bytes(slot: Slot) -> TestResult {
     slot.reset();
     let words = [slot.read(CONFIG), slot.read(CONFIG + 4)];
     for (index, byte) in words.iter().flat_map(|word| word.to_le_bytes()).enumerate() {
@@ -365,7 +370,7 @@ fn config_bytes(slot: Slot) -> Outcome {
     Ok(())
 }
 
-fn config_writes(slot: Slot) -> Outcome {
+fn config_writes(slot: Slot) -> TestResult {
     slot.reset();
     let before = slot.dump();
     slot.write(CONFIG, !before[0x40]);
@@ -374,7 +379,7 @@ fn config_writes(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 15
-fn generation(slot: Slot) -> Outcome {
+fn generation(slot: Slot) -> TestResult {
     let first = slot.read(CONFIG_GENERATION);
     for _ in 0..100 {
         slot.reset();
@@ -384,7 +389,7 @@ fn generation(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 18
-fn shared_memory(slot: Slot) -> Outcome {
+fn shared_memory(slot: Slot) -> TestResult {
     for id in [0, 1, 255] {
         slot.write(SHM_SEL, id);
         for offset in [SHM_LEN, SHM_LEN + 4, SHM_BASE, SHM_BASE + 4] {
@@ -395,7 +400,7 @@ fn shared_memory(slot: Slot) -> Outcome {
 }
 
 // virtio-checklist 13 24 25, torture a10
-fn stray_notifications(slot: Slot) -> Outcome {
+fn stray_notifications(slot: Slot) -> TestResult {
     let page = Page::new()?;
     let _ = slot.negotiate(VERSION_1);
     set_queue(slot, page.address(), 16);
@@ -411,7 +416,7 @@ fn stray_notifications(slot: Slot) -> Outcome {
 }
 
 // torture a9, without I/O
-fn resets(slot: Slot) -> Outcome {
+fn resets(slot: Slot) -> TestResult {
     for round in 0..1000 {
         let _ = slot.negotiate(VERSION_1);
         check!(slot.reset(), "reset {round}");

@@ -1,10 +1,11 @@
-//! PL011 (Arm DDI 0183): identification, transmit interrupt, masks; and, if somebody types, receive.
+//! PL011 (Arm DDI 0183): identification, transmit interrupt, masks; and receive, with typed input.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::console::println;
-use crate::report::{Outcome, Suite};
-use crate::{Context, attempt, check, check_eq, interrupts, time};
+use crate::context::Context;
+use crate::report::{Suite, TestResult};
+use crate::{attempt, check, check_eq, interrupts, time};
 
 const DR: u64 = 0x000;
 const FR: u64 = 0x018;
@@ -25,7 +26,7 @@ const TX: u32 = 1 << 5;
 const RT: u32 = 1 << 6;
 
 static BASE: AtomicU64 = AtomicU64::new(0);
-/// What was received: number of bytes, and their sum.
+/// Received bytes: their number and their sum.
 static RECEIVED: AtomicU32 = AtomicU32::new(0);
 static SUM: AtomicU32 = AtomicU32::new(0);
 
@@ -70,7 +71,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         .enable_interrupt(context.machine.uart.intid, None, false);
 }
 
-fn identification() -> Outcome {
+fn identification() -> TestResult {
     for (index, value) in [0x11, 0x10].into_iter().enumerate() {
         check_eq!(read(PERIPH_ID + index as u64 * 4), value, "UARTPeriphID{index}");
     }
@@ -84,12 +85,12 @@ fn identification() -> Outcome {
     Ok(())
 }
 
-/// Masks what is asserted, so that it comes once.
+/// Masks asserted interrupts, so that each comes once.
 fn calm() {
     write(IMSC, 0);
 }
 
-fn transmit(intid: u32) -> Outcome {
+fn transmit(intid: u32) -> TestResult {
     interrupts::clear();
     interrupts::set_hook(intid, calm);
     println!("# a line to be sent");
@@ -98,21 +99,21 @@ fn transmit(intid: u32) -> Outcome {
         "UARTRIS has no transmit interrupt after sending"
     );
     check_eq!(read(MIS), 0, "UARTMIS while masked");
-    check_eq!(interrupts::taken(0), 0, "interrupts while masked");
+    check_eq!(interrupts::handled(0), 0, "interrupts while masked");
     write(IMSC, TX);
     check!(
         time::wait(1000, || interrupts::count(0, intid) == 1),
         "no transmit interrupt"
     );
     time::sleep(2);
-    check_eq!(interrupts::taken(0), 1, "interrupts");
+    check_eq!(interrupts::handled(0), 1, "interrupts");
     check_eq!(read(IMSC), 0, "UARTIMSC");
     write(ICR, TX);
     check_eq!(read(RIS) & TX, 0, "UARTRIS after UARTICR");
     Ok(())
 }
 
-fn registers() -> Outcome {
+fn registers() -> TestResult {
     let before = read(IMSC);
     write(IMSC, RT);
     check_eq!(read(IMSC), RT, "UARTIMSC");
@@ -125,7 +126,7 @@ fn registers() -> Outcome {
 }
 
 // Linux's early console uses bytes.
-fn narrow() -> Outcome {
+fn narrow() -> TestResult {
     let base = BASE.load(Ordering::SeqCst);
     for byte in *b"# bytes\r\n" {
         let _ = attempt!(base + DR, byte.into(), "strb {x:w}, [{a}]").done()?;
@@ -135,7 +136,7 @@ fn narrow() -> Outcome {
     Ok(())
 }
 
-/// Takes what was received.
+/// Receives all available bytes.
 fn drain() {
     while read(FR) & RXFE == 0 {
         let byte = read(DR) & 0xff;
@@ -145,7 +146,7 @@ fn drain() {
     write(ICR, RX | RT);
 }
 
-/// Runs the group that wants `ping` and a line end typed.
+/// Runs the group that expects `ping` and a line end to be typed.
 pub fn receive(suite: &mut Suite, context: &mut Context<'_>) {
     let intid = set_up(context);
     interrupts::set_hook(intid, drain);

@@ -269,7 +269,7 @@ fn info(page: &InfoPage) -> InfoReport {
         heap_total: page.heap_total,
         heap_used: page.heap_used,
         attaches: page.attach_epoch,
-        bells: page.bells,
+        bells: page.event_interrupts,
         log_level: page.log_level,
         zones: zones
             .filter(|(n, zone)| *n != ROOT_ZONE && zone.state != ZoneState::None as u8)

@@ -1,7 +1,7 @@
 //! One function per operation of the contract, on top of [`Hypervisor::execute`].
 
 use ringvisor::abi::command::{
-    DeviceSpec, DeviceState, Header, MAX_DONATION, Op, Status, ZoneCreate, ZoneInfo,
+    CommandStatus, DeviceSpec, DeviceState, Header, MAX_DONATION, Op, ZoneCreate, ZoneInfo,
 };
 use ringvisor::abi::{MAX_VCPUS, NAME_LEN};
 use zerocopy::{FromZeros, IntoBytes};
@@ -49,7 +49,7 @@ impl dyn Hypervisor + '_ {
         }
         let bad = |detail| Refusal {
             op: Some(Op::ZoneCreate),
-            status: Status::BadArgument as u32,
+            status: CommandStatus::BadArgument as u32,
             detail,
         };
         let count = mpidrs.len();
@@ -156,7 +156,7 @@ impl dyn Hypervisor + '_ {
     /// Lets the guest's reset number `generation` complete.
     ///
     /// # Errors
-    /// EL2 refused; [`Status::Stale`] if another reset has begun since.
+    /// EL2 refused; [`CommandStatus::Stale`] if another reset has begun since.
     pub fn device_quiesced(&self, zone: u8, slot: u8, generation: u64) -> Result<(), Refusal> {
         on_slot(self, Op::DeviceQuiesced, zone, slot, [generation, 0, 0, 0])
     }
@@ -164,7 +164,7 @@ impl dyn Hypervisor + '_ {
     /// Lets a queue's reset or disable complete.
     ///
     /// # Errors
-    /// EL2 refused; [`Status::Stale`] if the device was reset since.
+    /// EL2 refused; [`CommandStatus::Stale`] if the device was reset since.
     pub fn queue_quiesced(&self, zone: u8, slot: u8, generation: u64, queue: u16) -> Result<(), Refusal> {
         on_slot(
             self,

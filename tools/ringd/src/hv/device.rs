@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
 use ringvirtio::ReadWidth;
-use ringvisor::abi::command::{Header, Op, Status};
+use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
 use ringvisor::abi::{ABI_VERSION, MAGIC, doorbell, shared};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -118,7 +118,7 @@ impl Prepared {
         };
         device.ring(doorbell::ATTACH, |bar, offset| bar.write_u64(offset, address));
         let info = device.info();
-        if info.attach_status != Status::Ok as u32 || info.shared_pa != address {
+        if info.attach_status != CommandStatus::Ok as u32 || info.shared_pa != address {
             return Err(Refusal {
                 op: None,
                 status: info.attach_status,
@@ -191,7 +191,7 @@ impl Hypervisor for ControlDevice {
         let op = Op::try_from(header.op).ok();
         let too_large = Refusal {
             op,
-            status: Status::BadArgument as u32,
+            status: CommandStatus::BadArgument as u32,
             detail: payload.len() as u64,
         };
         if payload.len() > shared::PAYLOAD_SIZE || result.len() > shared::PAYLOAD_SIZE {
@@ -208,7 +208,7 @@ impl Hypervisor for ControlDevice {
         self.ring(doorbell::COMMAND, |bar, offset| bar.write_u32(offset, 1));
         let mut done = Header::default();
         self.shared.read(shared::COMMAND, done.as_mut_bytes());
-        if done.status != Status::Ok as u32 {
+        if done.status != CommandStatus::Ok as u32 {
             return Err(Refusal {
                 op,
                 status: done.status,

@@ -8,11 +8,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard};
 
-use ringvisor::abi::command::{DeviceSpec, DeviceState, Header, Op, Status, ZoneCreate, ZoneInfo};
+use ringvisor::abi::command::{CommandStatus, DeviceSpec, DeviceState, Header, Op, ZoneCreate, ZoneInfo};
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
 use ringvisor::abi::{ABI_VERSION, MAGIC, MAX_ZONES, StopReason, ZoneState};
 use ringvisor::ring::console::{InputConsumer, OutputProducer};
-use ringvisor::ring::{Bell as Wake, Entry, Producer};
+use ringvisor::ring::{Entry, Producer, Wakeup};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{Hypervisor, Refusal, SharedPage};
@@ -54,7 +54,7 @@ struct State {
     trace_mask: u32,
 }
 
-type Outcome<T> = Result<T, (Status, u64)>;
+type Outcome<T> = Result<T, (CommandStatus, u64)>;
 
 impl FakeEl2 {
     /// Records of each CPU's trace buffer.
@@ -165,9 +165,9 @@ impl FakeEl2 {
             return;
         };
         if let Entry::Notify { slot, queue } = entry {
-            window.note_notification(slot, queue, ringvirtio::trace::now());
+            window.stamp_notification(slot, queue, ringvirtio::trace::now());
         }
-        if zone.ring.push(&window.ring(), entry) == Wake::Ring {
+        if zone.ring.push(&window.ring(), entry) == Wakeup::Required {
             let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
         }
     }
@@ -221,23 +221,26 @@ impl FakeEl2 {
     }
 
     fn create(&self, state: &mut State, payload: &[u8]) -> Outcome<u8> {
-        let (spec, _) =
-            ZoneCreate::read_from_prefix(payload).map_err(|_| (Status::BadArgument, payload.len() as u64))?;
+        let (spec, _) = ZoneCreate::read_from_prefix(payload)
+            .map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
         let wanted = usize::try_from(spec.vcpus)
             .ok()
             .and_then(|count| spec.cpus.get(..count));
-        let wanted = wanted.ok_or((Status::BadArgument, spec.vcpus.into()))?;
+        let wanted = wanted.ok_or((CommandStatus::BadArgument, spec.vcpus.into()))?;
         for mpidr in wanted {
             if *mpidr >= state.cpus as u64 {
-                return Err((Status::NoSuchCpu, *mpidr));
+                return Err((CommandStatus::NoSuchCpu, *mpidr));
             }
             if state.zones.values().any(|zone| zone.cpus().contains(mpidr)) {
-                return Err((Status::CpuBusy, *mpidr));
+                return Err((CommandStatus::CpuBusy, *mpidr));
             }
         }
         let free = (1..MAX_ZONES as u8).find(|number| !state.zones.contains_key(number));
-        let number = free.ok_or((Status::TooManyZones, 0))?;
-        let window = self.shared.window(number).ok_or((Status::TooManyZones, 0))?;
+        let number = free.ok_or((CommandStatus::TooManyZones, 0))?;
+        let window = self
+            .shared
+            .window(number)
+            .ok_or((CommandStatus::TooManyZones, 0))?;
         window.clear();
         let zone = Zone {
             spec,
@@ -254,10 +257,10 @@ impl FakeEl2 {
     }
 
     fn run(&self, state: &mut State, header: &mut Header, payload: &[u8], result: &mut [u8]) -> Outcome<()> {
-        let op = Op::try_from(header.op).map_err(|op| (Status::UnknownOp, op.into()))?;
+        let op = Op::try_from(header.op).map_err(|op| (CommandStatus::UnknownOp, op.into()))?;
         if state.refuse == Some(op) {
             state.refuse = None;
-            return Err((Status::OutOfMemory, 1));
+            return Err((CommandStatus::OutOfMemory, 1));
         }
         if op == Op::ZoneCreate {
             header.zone = self.create(state, payload)?.into();
@@ -281,8 +284,8 @@ impl FakeEl2 {
         let zone = state
             .zones
             .get_mut(&number)
-            .ok_or((Status::NoSuchZone, number.into()))?;
-        let wrong = (Status::WrongState, zone.state as u64);
+            .ok_or((CommandStatus::NoSuchZone, number.into()))?;
+        let wrong = (CommandStatus::WrongState, zone.state as u64);
         let slot = header.slot as u8;
         match op {
             Op::ZoneDonate => zone.donate(payload, &others)?,
@@ -322,11 +325,11 @@ impl FakeEl2 {
                 let device = zone
                     .devices
                     .get_mut(&slot)
-                    .ok_or((Status::NoSuchDevice, slot.into()))?;
+                    .ok_or((CommandStatus::NoSuchDevice, slot.into()))?;
                 match op {
                     Op::DeviceState => reply(result, device.state.as_bytes()),
                     Op::DeviceQuiesced if device.state.reset_generation != header.args[0] => {
-                        return Err((Status::Stale, header.args[0]));
+                        return Err((CommandStatus::Stale, header.args[0]));
                     }
                     Op::DeviceQuiesced => device.reset(),
                     Op::DeviceNeedsReset => device.state.status |= 0x40,
@@ -340,7 +343,7 @@ impl FakeEl2 {
                             queue.ready = 0;
                         }
                     }
-                    _ => return Err((Status::UnknownOp, header.op.into())),
+                    _ => return Err((CommandStatus::UnknownOp, header.op.into())),
                 }
             }
         }
@@ -358,10 +361,14 @@ impl Device {
     fn change_config(&mut self, [offset, len, ..]: [u64; 4], payload: &[u8]) -> Outcome<()> {
         let range = usize::try_from(offset).ok().zip(usize::try_from(len).ok());
         let range = range.and_then(|(start, len)| Some((start, start.checked_add(len)?)));
-        let (start, end) = range.ok_or((Status::BadArgument, offset))?;
+        let (start, end) = range.ok_or((CommandStatus::BadArgument, offset))?;
         let target = self.state.config.get_mut(start..end);
-        let target = target.ok_or((Status::BadArgument, offset))?;
-        target.copy_from_slice(payload.get(..target.len()).ok_or((Status::BadArgument, len))?);
+        let target = target.ok_or((CommandStatus::BadArgument, offset))?;
+        target.copy_from_slice(
+            payload
+                .get(..target.len())
+                .ok_or((CommandStatus::BadArgument, len))?,
+        );
         self.config_changes += 1;
         Ok(())
     }
@@ -393,12 +400,12 @@ impl Zone {
             .collect();
         for block in &blocks {
             if !block.is_multiple_of(BLOCK) {
-                return Err((Status::Misaligned, *block));
+                return Err((CommandStatus::Misaligned, *block));
             }
             // The fake host makes the same addresses up for each zone, so only a zone's own are compared.
             let _ = others;
             if self.blocks.contains(block) {
-                return Err((Status::BlockInUse, *block));
+                return Err((CommandStatus::BlockInUse, *block));
             }
         }
         self.blocks.extend(blocks);
@@ -406,13 +413,13 @@ impl Zone {
     }
 
     fn add_device(&mut self, slot: u8, payload: &[u8]) -> Outcome<()> {
-        let (spec, _) =
-            DeviceSpec::read_from_prefix(payload).map_err(|_| (Status::BadArgument, payload.len() as u64))?;
+        let (spec, _) = DeviceSpec::read_from_prefix(payload)
+            .map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
         if self.devices.contains_key(&slot) {
-            return Err((Status::SlotInUse, slot.into()));
+            return Err((CommandStatus::SlotInUse, slot.into()));
         }
         if spec.queues == 0 || spec.config_len > 256 {
-            return Err((Status::BadDevice, slot.into()));
+            return Err((CommandStatus::BadDevice, slot.into()));
         }
         let mut state = DeviceState::new_zeroed();
         (state.queues, state.config) = (spec.queues, spec.config);

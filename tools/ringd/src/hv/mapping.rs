@@ -227,19 +227,19 @@ mod tests {
         let mut consumer = Consumer::attach(&window.ring(), 0);
         let (slot, queue) = (3, 15);
         let notify = |now| {
-            window.note_notification(slot, queue, now);
+            window.stamp_notification(slot, queue, now);
             let _ = producer.push(&window.ring(), Entry::Notify { slot, queue });
         };
         assert_eq!(window.notified_at(slot, queue), None);
         notify(100);
         notify(200);
         assert_eq!(window.notified_at(slot, queue), Some(100));
-        assert_eq!(consumer.take(&window.ring()), Some(Entry::Notify { slot, queue }));
+        assert_eq!(consumer.pop(&window.ring()), Some(Entry::Notify { slot, queue }));
         notify(300);
         assert_eq!(window.notified_at(slot, queue), Some(300));
         // No other queue is touched, and there are no others.
-        window.note_notification(slot, 16, 400);
-        window.note_notification(32, 0, 400);
+        window.stamp_notification(slot, 16, 400);
+        window.stamp_notification(32, 0, 400);
         let stamped = (0..=255)
             .flat_map(|slot| (0..=255).map(move |queue| (slot, queue)))
             .filter(|(slot, queue)| window.notified_at(*slot, *queue).is_some());

@@ -12,7 +12,7 @@ mod interrupt;
 pub mod mapping;
 pub mod pci;
 
-use ringvisor::abi::command::{Header, Op, Status};
+use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
 
 pub use interrupt::Interrupt;
@@ -57,7 +57,7 @@ pub struct Refusal {
 impl Refusal {
     /// Whether the cause is `status`.
     #[must_use]
-    pub fn is(&self, status: Status) -> bool {
+    pub fn is(&self, status: CommandStatus) -> bool {
         self.status == status as u32
     }
 }
@@ -67,33 +67,35 @@ fn op_name(op: Option<Op>) -> String {
 }
 
 fn explain(status: u32, detail: u64) -> String {
-    let Ok(status) = Status::try_from(status) else {
+    let Ok(status) = CommandStatus::try_from(status) else {
         return format!("status {status} (detail {detail:#x})");
     };
     match status {
-        Status::Ok => "nothing to complain of".into(),
-        Status::UnknownOp => "it does not know this operation".into(),
-        Status::BadArgument => format!("argument {detail:#x} is out of range"),
-        Status::NoSuchZone => "no zone of that number".into(),
-        Status::WrongState => format!("the zone's state ({detail}) does not allow it"),
-        Status::NoSuchCpu => format!("the machine has no CPU with MPIDR {detail:#x}"),
-        Status::CpuBusy => {
+        CommandStatus::Ok => "nothing to complain of".into(),
+        CommandStatus::UnknownOp => "it does not know this operation".into(),
+        CommandStatus::BadArgument => format!("argument {detail:#x} is out of range"),
+        CommandStatus::NoSuchZone => "no zone of that number".into(),
+        CommandStatus::WrongState => format!("the zone's state ({detail}) does not allow it"),
+        CommandStatus::NoSuchCpu => format!("the machine has no CPU with MPIDR {detail:#x}"),
+        CommandStatus::CpuBusy => {
             format!("the CPU with MPIDR {detail:#x} is online in root or held by another zone")
         }
-        Status::NotRootRam => format!("block {detail:#x} is not root's RAM"),
-        Status::Misaligned => format!("block {detail:#x} is not 2 MiB-aligned"),
-        Status::BlockInUse => format!("block {detail:#x} is held by a zone or shared with EL2"),
-        Status::IpaInUse => format!("guest-physical {detail:#x} is mapped or outside of the zone's RAM"),
-        Status::OutOfMemory => format!("it has no page frames left ({detail} wanted)"),
-        Status::TooManyZones => "all zone numbers are taken".into(),
-        Status::NoSuchDevice => format!("slot {detail} has no device"),
-        Status::SlotInUse => format!("slot {detail} has a device"),
-        Status::VersionMismatch => format!("it speaks another version of the interface ({detail})"),
-        Status::NotAttached => "no shared page is attached".into(),
-        Status::ZonesExist => {
+        CommandStatus::NotRootRam => format!("block {detail:#x} is not root's RAM"),
+        CommandStatus::Misaligned => format!("block {detail:#x} is not 2 MiB-aligned"),
+        CommandStatus::BlockInUse => format!("block {detail:#x} is held by a zone or shared with EL2"),
+        CommandStatus::IpaInUse => {
+            format!("guest-physical {detail:#x} is mapped or outside of the zone's RAM")
+        }
+        CommandStatus::OutOfMemory => format!("it has no page frames left ({detail} wanted)"),
+        CommandStatus::TooManyZones => "all zone numbers are taken".into(),
+        CommandStatus::NoSuchDevice => format!("slot {detail} has no device"),
+        CommandStatus::SlotInUse => format!("slot {detail} has a device"),
+        CommandStatus::VersionMismatch => format!("it speaks another version of the interface ({detail})"),
+        CommandStatus::NotAttached => "no shared page is attached".into(),
+        CommandStatus::ZonesExist => {
             format!("zones exist that were attached with another shared page, at {detail:#x}")
         }
-        Status::BadDevice => "the device specification is contradictory".into(),
-        Status::Stale => format!("generation {detail} is not the pending reset's"),
+        CommandStatus::BadDevice => "the device specification is contradictory".into(),
+        CommandStatus::Stale => format!("generation {detail} is not the pending reset's"),
     }
 }

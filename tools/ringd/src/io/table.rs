@@ -73,7 +73,7 @@ impl ZoneIo {
             self.console.pump(window);
             (self.changed)();
         }
-        while let Some(entry) = self.consumer.take(&window.ring()) {
+        while let Some(entry) = self.consumer.pop(&window.ring()) {
             taken += 1;
             match entry {
                 Entry::Notify { slot, queue } => {

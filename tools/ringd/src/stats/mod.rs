@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use ringvisor::abi::counters::{CpuCounters, Event, Exit};
+use ringvisor::abi::counters::{CpuCounters, CpuEvent, Exit};
 use ringvisor::abi::info::OWNER_NONE;
 use serde::{Deserialize, Serialize};
 
@@ -171,7 +171,7 @@ pub fn collect(registry: &Registry) -> StatsReport {
         time_ns: u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX),
         daemon: DaemonStats {
             el2_version: String::from_utf8_lossy(version).into_owned(),
-            bells: page.bells.into(),
+            bells: page.event_interrupts.into(),
             ..daemon_stats(registry)
         },
         zones: zone_stats.collect(),
@@ -210,7 +210,7 @@ fn cpu_stats(counters: &CpuCounters, frequency: u64) -> CpuStats {
             .collect()
     };
     let nanoseconds_of = counters.ticks.map(|ticks| nanoseconds(ticks, frequency));
-    let events = Event::ALL.iter().zip(counters.events);
+    let events = CpuEvent::ALL.iter().zip(counters.events);
     CpuStats {
         exits: by_exit(&counters.exits),
         el2_ns: by_exit(&nanoseconds_of),
@@ -258,7 +258,7 @@ fn usage() -> Usage {
 
 #[cfg(test)]
 mod tests {
-    use ringvisor::abi::counters::{CpuCounters, Event, Exit};
+    use ringvisor::abi::counters::{CpuCounters, CpuEvent, Exit};
 
     use super::{cpu_stats, nanoseconds};
 
@@ -277,7 +277,7 @@ mod tests {
         counters.ticks[Exit::Hvc as usize] = 625;
         counters.longest = 500;
         counters.longest_exit = Exit::Hvc as u64;
-        counters.events[Event::Doorbells as usize] = 9;
+        counters.events[CpuEvent::Doorbells as usize] = 9;
         let stats = cpu_stats(&counters, 62_500_000);
         assert_eq!((stats.exits["hvc"], stats.el2_ns["hvc"]), (3, 10_000));
         assert_eq!(

@@ -111,7 +111,7 @@ impl Event {
             Kind::Exit => (Step::Exit(Exit::from_number(slot.into())?, value), slot),
             Kind::Notify => (Step::Notify, slot),
             Kind::Ring => (Step::Ring, slot),
-            Kind::Bell => (Step::Bell, slot),
+            Kind::EventInterrupt => (Step::Bell, slot),
             Kind::Doorbell => (Step::Doorbell, slot),
             Kind::Inject => {
                 let slot = value

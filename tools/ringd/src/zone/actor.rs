@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use ringvisor::abi::command::{Status, ZoneInfo};
+use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{StopReason, ZoneState};
 
 use super::Context;
@@ -375,7 +375,7 @@ impl Actor {
         }
         // It may have stopped by itself meanwhile, and EL2 refuses then.
         if let Err(cause) = self.context.el2().zone_stop(self.number)
-            && !cause.is(Status::WrongState)
+            && !cause.is(CommandStatus::WrongState)
         {
             return Err(self.refused(cause));
         }

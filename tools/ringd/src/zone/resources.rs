@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringvirtio::GuestRam;
-use ringvisor::abi::command::Status;
+use ringvisor::abi::command::CommandStatus;
 use ringvisor::abi::machine::RAM_BASE;
 
 use super::error::ZoneError;
@@ -270,7 +270,7 @@ impl Resources {
                 self.context.io.remove_zone(number);
             }
             if let Err(error) = self.context.el2().zone_destroy(number) {
-                el2_has_it = !error.is(Status::NoSuchZone);
+                el2_has_it = !error.is(CommandStatus::NoSuchZone);
                 if el2_has_it {
                     tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
                 } else {

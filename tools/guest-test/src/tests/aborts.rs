@@ -1,16 +1,17 @@
-//! Wild accesses: outside RAM and devices, and by instructions whose syndrome does not describe them. Each is an
-//! external abort taken at that instruction; nothing else happens, and the guest goes on.
+//! Accesses outside RAM and devices, and accesses by instructions without a valid syndrome. Each takes an
+//! external abort at that instruction; nothing else happens, and the guest continues.
 
 use arrayvec::ArrayVec;
 
+use crate::context::Context;
 use crate::exceptions::{ALIGNMENT, EC_INSTRUCTION, EXTERNAL, UNSUPPORTED};
 use crate::machine::Machine;
-use crate::report::{Failure, Outcome, Suite};
+use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::Slot;
 use crate::virtio::register::{CONFIG, DEVICE_ID, QUEUE_SEL, STATUS};
-use crate::{Context, attempt, check, check_eq, exceptions};
+use crate::{attempt, check, check_eq, exceptions};
 
-/// A value to be seen unchanged in a register after an abort.
+/// A value that must be unchanged in a register after an abort.
 const MARK: u64 = 0x5a5a_1234_8765_a5a5;
 
 /// Runs the group.
@@ -26,7 +27,11 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         }
         Ok(())
     });
-    suite.test_unless(reference, "what QEMU has and a zone has not", absent_devices);
+    suite.test_unless(
+        reference,
+        "devices of QEMU that a zone does not have",
+        absent_devices,
+    );
     suite.test_unless(reference, "a sweep over the address space", || sweep(machine));
     suite.test_unless(reference, "pairs and writeback on trapped pages", || {
         without_syndrome(machine.gicd)
@@ -52,13 +57,13 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     });
 }
 
-/// Addresses of nothing on both machines.
+/// Unmapped addresses on both machines.
 fn holes(context: &Context<'_>) -> [u64; 4] {
     let machine = context.machine;
     [
         0x0b00_0000,
         machine.ram.0 + machine.ram.1,
-        // Behind the last redistributor.
+        // Past the last redistributor.
         machine.gicr + machine.cpus.len() as u64 * 0x2_0000,
         // 128 GiB.
         0x20_0000_0000,
@@ -66,7 +71,7 @@ fn holes(context: &Context<'_>) -> [u64; 4] {
 }
 
 // torture g1
-fn loads(holes: &[u64]) -> Outcome {
+fn loads(holes: &[u64]) -> TestResult {
     for hole in holes {
         attempt!(*hole, MARK, "ldr {x}, [{a}]").aborted()?;
         attempt!(*hole + 4, MARK, "ldr {x:w}, [{a}]").aborted()?;
@@ -80,7 +85,7 @@ fn loads(holes: &[u64]) -> Outcome {
 }
 
 // torture g1
-fn stores(holes: &[u64]) -> Outcome {
+fn stores(holes: &[u64]) -> TestResult {
     for hole in holes {
         attempt!(*hole, MARK, "str {x}, [{a}]").aborted()?;
         attempt!(*hole + 4, MARK, "str {x:w}, [{a}]").aborted()?;
@@ -90,7 +95,7 @@ fn stores(holes: &[u64]) -> Outcome {
         attempt!(*hole, MARK, "str {x}, [{a}, #8]!")
             .aborted()
             .or_else(|_| {
-                // FAR_EL1 is of the address with its offset.
+                // FAR_EL1 is the address with its offset.
                 let attempt = attempt!(*hole, MARK, "str {x}, [{a}, #8]!");
                 exceptions::Attempt {
                     address: *hole + 8,
@@ -102,8 +107,8 @@ fn stores(holes: &[u64]) -> Outcome {
     Ok(())
 }
 
-/// Flash, ITS, fw_cfg, PCI windows of QEMU's `virt`, and physical addresses that root's machine has.
-fn absent_devices() -> Outcome {
+/// Flash, ITS, fw_cfg, PCI windows of QEMU's `virt`, and physical addresses of root's machine.
+fn absent_devices() -> TestResult {
     for address in [
         0x0,
         0x0400_0000,
@@ -123,14 +128,14 @@ fn absent_devices() -> Outcome {
     Ok(())
 }
 
-/// Every page up to where PCI begins in QEMU's `virt`, every 2 MiB up to 8 GiB, every GiB that the CPU can address:
-/// what the device tree names may answer, nothing else does.
+/// Every page below the PCI windows of QEMU's `virt`, every 2 MiB up to 8 GiB, every GiB that the CPU can
+/// address: only addresses in the device tree may respond.
 // torture g1
-fn sweep(machine: &Machine) -> Outcome {
+fn sweep(machine: &Machine) -> TestResult {
     let virtio = machine.virtio.iter().map(|device| (device.base, device.size));
     let mut known: ArrayVec<(u64, u64), 72> = virtio.collect();
     let cpus = machine.cpus.len() as u64;
-    // The PL031 is not asked for by any test, so the machine's tree is not either.
+    // No test uses the PL031, so it is not read from the machine's tree either.
     let fixed = [
         machine.ram,
         (machine.gicd, 0x1_0000),
@@ -164,8 +169,8 @@ fn sweep(machine: &Machine) -> Outcome {
     Ok(())
 }
 
-// torture a3: no instruction here gives a syndrome that says what it does.
-fn without_syndrome(base: u64) -> Outcome {
+// torture a3: no instruction here has a valid syndrome.
+fn without_syndrome(base: u64) -> TestResult {
     attempt!(base, MARK, "ldp {x}, {y}, [{a}]").aborted()?;
     attempt!(base, MARK, "stp {x}, {y}, [{a}]").aborted()?;
     attempt!(base, MARK, "ldp {x:w}, {y:w}, [{a}]").aborted()?;
@@ -182,7 +187,7 @@ fn without_syndrome(base: u64) -> Outcome {
     attempt!(base, MARK, "dc zva, {a}").aborted_with(&[EXTERNAL, ALIGNMENT])
 }
 
-/// Whether the CPU has FEAT_LSE.
+/// Returns whether the CPU has FEAT_LSE.
 fn has_atomics() -> bool {
     let value: u64;
     // SAFETY: reads a register.
@@ -193,7 +198,7 @@ fn has_atomics() -> bool {
 }
 
 // torture a4
-fn fetch(address: u64) -> Outcome {
+fn fetch(address: u64) -> TestResult {
     let Some(fault) = exceptions::call(address) else {
         return Err(Failure::new(format_args!("code at {address:#x} runs")));
     };
@@ -204,7 +209,7 @@ fn fetch(address: u64) -> Outcome {
 }
 
 // torture a2 a3
-fn virtio_stores(slot: Slot) -> Outcome {
+fn virtio_stores(slot: Slot) -> TestResult {
     let _ = slot.reset();
     let before = slot.dump();
     for offset in [QUEUE_SEL, STATUS, CONFIG] {
@@ -233,8 +238,8 @@ fn virtio_stores(slot: Slot) -> Outcome {
     Ok(())
 }
 
-/// Loads of any form either give what is there or abort.
-fn virtio_loads(slot: Slot) -> Outcome {
+/// Loads of any form either return the contents or abort.
+fn virtio_loads(slot: Slot) -> TestResult {
     let base = slot.device.base;
     let pair = attempt!(base, MARK, "ldp {x:w}, {y:w}, [{a}]");
     let writeback = attempt!(base, MARK, "ldr {x:w}, [{a}], #4");

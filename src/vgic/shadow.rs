@@ -1,36 +1,38 @@
-//! A copy of list registers: what lets EL2 touch the real ones outside the lock that guards the virtual GIC.
+//! The list register shadow: lets EL2 access the real list registers outside the lock that guards the virtual
+//! GIC.
 //!
-//! A register of the CPU interface is slow: on hardware several times a load, under QEMU, which guards its model of the
-//! GIC with one lock for all CPUs, a thousand times. So the list registers in use are read before EL2 takes its lock, a
-//! pass works on the copy, and what it changed is written after the lock was let go: other CPUs wait for
-//! computations only. That is sound because nobody but their own CPU reaches list registers, because that CPU is at EL2
-//! all the while, and because what others have to know of them is in the banks.
+//! A register of the CPU interface is slow: on hardware several times a load, under QEMU, which guards its
+//! model of the GIC with one lock for all CPUs, a thousand times. So the list registers in use are read
+//! before EL2 takes its lock, a pass works on the shadow, and its changes are written after the lock is
+//! released: other CPUs wait only for computation. This is sound because only their own CPU accesses list
+//! registers, because that CPU is at EL2 all the while, and because what other CPUs need to know of them is
+//! in the banks.
 
-use super::bank::bits;
+use super::intid::bits;
 use super::lr::{ListRegisters, Lr, MAX_LIST_REGISTERS};
 
-/// Deactivations that are put off; more are done at once.
-const PUT_OFF: usize = 8;
+/// Deactivations that can be deferred; further ones are done at once.
+const MAX_DEFERRED: usize = 8;
 
-/// A copy of one CPU's list registers, to be used under the lock.
+/// A shadow of one CPU's list registers, to be used under the lock.
 #[derive(Debug)]
-pub struct Image<'a, L: ListRegisters> {
+pub struct LrShadow<'a, L: ListRegisters> {
     real: &'a mut L,
     count: usize,
     values: [u64; MAX_LIST_REGISTERS],
-    /// Not empty, a bit for each list register.
+    /// The list registers that are not empty, a bit for each.
     used: u32,
     written: u32,
-    /// Written, and the real one is of another interrupt.
-    moved: u32,
+    /// Written, while the real one holds another interrupt.
+    reassigned: u32,
     hcr: Option<u64>,
-    deactivated: [u32; PUT_OFF],
+    deactivated: [u32; MAX_DEFERRED],
     deactivations: usize,
 }
 
-impl<'a, L: ListRegisters> Image<'a, L> {
+impl<'a, L: ListRegisters> LrShadow<'a, L> {
     /// Reads the list registers in `used`, a bit for each; all others are empty.
-    pub fn read(real: &'a mut L, used: u32) -> Self {
+    pub fn load(real: &'a mut L, used: u32) -> Self {
         let count = real.count().min(MAX_LIST_REGISTERS);
         let mut values = [0; MAX_LIST_REGISTERS];
         for (index, value) in values.iter_mut().enumerate().take(count) {
@@ -44,20 +46,21 @@ impl<'a, L: ListRegisters> Image<'a, L> {
             values,
             used,
             written: 0,
-            moved: 0,
+            reassigned: 0,
             hcr: None,
-            deactivated: [0; PUT_OFF],
+            deactivated: [0; MAX_DEFERRED],
             deactivations: 0,
         }
     }
 
-    /// Writes what has changed. Returns the list registers that are not empty, for the next [`Image::read`].
+    /// Writes the changes. Returns the list registers that are not empty, for the next [`LrShadow::load`].
     pub fn write_back(self) -> u32 {
-        // First those that change hands are emptied, so that an interrupt which has moved is never in two.
-        for index in bits(self.moved) {
+        // Those whose interrupt changes are emptied first, so that an interrupt is never in two list
+        // registers.
+        for index in bits(self.reassigned) {
             self.real.write(index as usize, 0);
         }
-        for index in bits(self.written & (self.used | !self.moved)) {
+        for index in bits(self.written & (self.used | !self.reassigned)) {
             self.real.write(index as usize, self.read(index as usize));
         }
         if let Some(value) = self.hcr {
@@ -70,7 +73,7 @@ impl<'a, L: ListRegisters> Image<'a, L> {
     }
 }
 
-impl<L: ListRegisters> ListRegisters for Image<'_, L> {
+impl<L: ListRegisters> ListRegisters for LrShadow<'_, L> {
     fn count(&self) -> usize {
         self.count
     }
@@ -84,13 +87,13 @@ impl<L: ListRegisters> ListRegisters for Image<'_, L> {
             let before = Lr(core::mem::replace(place, value));
             self.written |= 1 << index;
             if before.0 != 0 && (value == 0 || before.intid() != Lr(value).intid()) {
-                self.moved |= 1 << index;
+                self.reassigned |= 1 << index;
             }
             self.used = self.used & !(1 << index) | u32::from(value != 0) << index;
         }
     }
 
-    /// `EOIcount` is zero once [`ListRegisters::set_hcr`] was called, as it will be.
+    /// `EOIcount` reads as zero once [`ListRegisters::set_hcr`] was called, as it will be after the write.
     fn hcr(&self) -> u64 {
         self.hcr.unwrap_or_else(|| self.real.hcr())
     }
@@ -123,20 +126,24 @@ mod tests {
     extern crate std;
     use super::super::fake::FakeCpu;
     use super::super::lr::hcr;
-    use super::*;
+    use super::{LrShadow, MAX_DEFERRED};
+    use crate::vgic::lr::{ListRegisters, Lr};
 
     #[test]
-    fn reads_what_is_used_and_writes_what_changed() {
+    fn loads_registers_in_use_and_writes_back_changes() {
         let mut cpu = FakeCpu::new(4);
         let lr = |intid| Lr::new(intid, 0xa0, true).with_pending(true).0;
         cpu.write(0, lr(40));
         cpu.write(2, lr(42));
         cpu.accesses.set(0);
-        let mut image = Image::read(&mut cpu, 0b101);
-        assert_eq!((image.read(0), image.read(1), image.read(2)), (lr(40), 0, lr(42)));
-        image.write(1, lr(41));
-        image.write(0, 0);
-        assert_eq!(image.write_back(), 0b110);
+        let mut shadow = LrShadow::load(&mut cpu, 0b101);
+        assert_eq!(
+            (shadow.read(0), shadow.read(1), shadow.read(2)),
+            (lr(40), 0, lr(42))
+        );
+        shadow.write(1, lr(41));
+        shadow.write(0, 0);
+        assert_eq!(shadow.write_back(), 0b110);
         assert_eq!(cpu.accesses.get(), 4, "two reads, two writes");
         assert_eq!(
             (cpu.read(0), cpu.read(1), cpu.read(2), cpu.read(3)),
@@ -145,33 +152,33 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupt_that_moves_is_never_in_two() {
+    fn an_interrupt_that_moves_is_never_in_two_list_registers() {
         let mut cpu = FakeCpu::new(4);
         let lr = |intid| Lr::new(intid, 0xa0, true).with_pending(true).0;
         cpu.write(0, lr(0));
         cpu.write(3, lr(43));
-        let mut image = Image::read(&mut cpu, 0b1001);
-        image.write(0, 0);
-        image.write(3, lr(0));
-        image.write(0, lr(43));
+        let mut shadow = LrShadow::load(&mut cpu, 0b1001);
+        shadow.write(0, 0);
+        shadow.write(3, lr(0));
+        shadow.write(0, lr(43));
         // The fake CPU panics if it were.
-        assert_eq!(image.write_back(), 0b1001);
+        assert_eq!(shadow.write_back(), 0b1001);
         assert_eq!((cpu.read(0), cpu.read(3)), (lr(43), lr(0)));
     }
 
     #[test]
-    fn deactivates_afterwards_and_loses_none() {
+    fn deferred_deactivations_are_all_done() {
         let mut cpu = FakeCpu::new(4);
-        let mut image = Image::read(&mut cpu, 0);
-        for intid in 32..32 + PUT_OFF as u32 {
-            image.deactivate(intid);
+        let mut shadow = LrShadow::load(&mut cpu, 0);
+        for intid in 32..32 + MAX_DEFERRED as u32 {
+            shadow.deactivate(intid);
         }
-        assert!(image.real.deactivated.is_empty());
-        image.deactivate(100);
-        image.set_hcr(hcr::EN | hcr::NPIE);
-        assert_eq!(image.hcr(), hcr::EN | hcr::NPIE);
-        assert_eq!(image.real.hcr(), 0);
-        image.write_back();
+        assert!(shadow.real.deactivated.is_empty());
+        shadow.deactivate(100);
+        shadow.set_hcr(hcr::EN | hcr::NPIE);
+        assert_eq!(shadow.hcr(), hcr::EN | hcr::NPIE);
+        assert_eq!(shadow.real.hcr(), 0);
+        shadow.write_back();
         assert_eq!(cpu.hcr(), hcr::EN | hcr::NPIE);
         cpu.deactivated.sort_unstable();
         assert_eq!(cpu.deactivated, [32, 33, 34, 35, 36, 37, 38, 39, 100]);

@@ -1,18 +1,16 @@
-//! What calls of the transport lead to: [`Outcome`], [`Event`], [`Rejected`].
+//! What a call of the transport causes: [`Effect`], [`Event`], [`Rejected`].
 
-use crate::ring::Entry;
-
-/// What the daemon has to be told.
+/// An event for the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// Look at this queue.
+    /// The driver sent an available buffer notification (2.3).
     Notify {
         /// Which.
         queue: u8,
     },
-    /// DRIVER_OK was set: begin with the queues that are ready.
+    /// DRIVER_OK was set: queues that are ready may be processed.
     Activated,
-    /// Let go of everything, then answer with this generation.
+    /// The driver resets the device: the daemon stops using guest memory, then answers with this generation.
     Reset {
         /// Number of the reset.
         generation: u64,
@@ -22,7 +20,7 @@ pub enum Event {
         /// Which.
         queue: u8,
     },
-    /// Let go of this queue, then answer.
+    /// The driver stops this queue: the daemon stops using it, then answers.
     QueueStop {
         /// Which.
         queue: u8,
@@ -34,34 +32,23 @@ pub enum Event {
         /// What.
         value: u8,
     },
-    /// DEVICE_NEEDS_RESET was set while the device was active: the driver is at fault.
+    /// DEVICE_NEEDS_RESET was set while the device was active, because of an error of the driver.
     NeedsReset,
 }
 
-impl Event {
-    /// The ring entry that tells it, for the device in `slot`.
-    #[must_use]
-    pub const fn entry(self, slot: u8) -> Entry {
-        match self {
-            Self::Notify { queue } => Entry::Notify { slot, queue },
-            _ => Entry::Device { slot },
-        }
-    }
-}
-
-/// What follows from a call.
+/// What a call causes outside the registers.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 #[must_use]
-pub struct Outcome {
-    /// The store has not happened: execute it again.
+pub struct Effect {
+    /// The store has not completed: the guest executes it again.
     pub retry: bool,
-    /// To be told to the daemon.
+    /// Event for the daemon.
     pub event: Option<Event>,
     /// New level of the interrupt line, if it changed.
     pub line: Option<bool>,
 }
 
-impl Outcome {
+impl Effect {
     pub(super) const NOTHING: Self = Self {
         retry: false,
         event: None,
@@ -84,11 +71,11 @@ impl Outcome {
     }
 }
 
-/// A call of the daemon that does not fit the device's state.
+/// Why a call by the daemon does not fit the device's state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Rejected {
-    /// No reset or stop of that generation waits.
-    #[error("nothing of that generation waits")]
+    /// No reset or queue stop of that generation is pending.
+    #[error("no reset or stop of that generation is pending")]
     Stale,
     /// Outside configuration space.
     #[error("outside configuration space")]
