@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
 use ringvirtio::ReadWidth;
-use ringvisor::abi::command::{Header, Op, CommandStatus};
+use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
 use ringvisor::abi::{ABI_VERSION, MAGIC, doorbell, shared};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};

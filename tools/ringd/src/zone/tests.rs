@@ -71,6 +71,17 @@ impl Machine {
         }
     }
 
+    /// A zone with these disks.
+    fn with_disks(&self, name: &str, disk: Vec<DiskConfig>) -> ZoneConfig {
+        ZoneConfig {
+            devices: Configs {
+                disk,
+                ..Configs::default()
+            },
+            ..self.config(name)
+        }
+    }
+
     fn disk(&self, name: &str, bytes: usize) -> DiskConfig {
         fs::write(self.path(name), vec![0; bytes]).unwrap();
         DiskConfig {

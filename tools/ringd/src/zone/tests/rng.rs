@@ -39,7 +39,6 @@ fn an_entropy_device_is_served_and_taken_over() {
         queues.first().is_some_and(|queue| queue.active)
     };
     until("queue", || active(&machine.registry));
-    // A change of a drive does not concern it.
     let reset = |device: &mut ringvisor::abi::command::DeviceState| {
         (device.reset_generation, device.reset_pending) = (2, 1);
     };
