@@ -8,11 +8,11 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard};
 
-use ringvisor::abi::command::{DeviceSpec, DeviceState, Header, Op, CommandStatus, ZoneCreate, ZoneInfo};
+use ringvisor::abi::command::{CommandStatus, DeviceSpec, DeviceState, Header, Op, ZoneCreate, ZoneInfo};
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
 use ringvisor::abi::{ABI_VERSION, MAGIC, MAX_ZONES, StopReason, ZoneState};
 use ringvisor::ring::console::{InputConsumer, OutputProducer};
-use ringvisor::ring::{Wakeup, Entry, Producer};
+use ringvisor::ring::{Entry, Producer, Wakeup};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{Hypervisor, Refusal, SharedPage};
@@ -221,8 +221,8 @@ impl FakeEl2 {
     }
 
     fn create(&self, state: &mut State, payload: &[u8]) -> Outcome<u8> {
-        let (spec, _) =
-            ZoneCreate::read_from_prefix(payload).map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
+        let (spec, _) = ZoneCreate::read_from_prefix(payload)
+            .map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
         let wanted = usize::try_from(spec.vcpus)
             .ok()
             .and_then(|count| spec.cpus.get(..count));
@@ -237,7 +237,10 @@ impl FakeEl2 {
         }
         let free = (1..MAX_ZONES as u8).find(|number| !state.zones.contains_key(number));
         let number = free.ok_or((CommandStatus::TooManyZones, 0))?;
-        let window = self.shared.window(number).ok_or((CommandStatus::TooManyZones, 0))?;
+        let window = self
+            .shared
+            .window(number)
+            .ok_or((CommandStatus::TooManyZones, 0))?;
         window.clear();
         let zone = Zone {
             spec,
@@ -361,7 +364,11 @@ impl Device {
         let (start, end) = range.ok_or((CommandStatus::BadArgument, offset))?;
         let target = self.state.config.get_mut(start..end);
         let target = target.ok_or((CommandStatus::BadArgument, offset))?;
-        target.copy_from_slice(payload.get(..target.len()).ok_or((CommandStatus::BadArgument, len))?);
+        target.copy_from_slice(
+            payload
+                .get(..target.len())
+                .ok_or((CommandStatus::BadArgument, len))?,
+        );
         self.config_changes += 1;
         Ok(())
     }
@@ -406,8 +413,8 @@ impl Zone {
     }
 
     fn add_device(&mut self, slot: u8, payload: &[u8]) -> Outcome<()> {
-        let (spec, _) =
-            DeviceSpec::read_from_prefix(payload).map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
+        let (spec, _) = DeviceSpec::read_from_prefix(payload)
+            .map_err(|_| (CommandStatus::BadArgument, payload.len() as u64))?;
         if self.devices.contains_key(&slot) {
             return Err((CommandStatus::SlotInUse, slot.into()));
         }
