@@ -9,8 +9,8 @@ pub const PAGE_OFFSET: u64 = 0x1000;
 /// 32-bit: execute the command in the shared page's command slot. The value is ignored.
 pub const COMMAND: u16 = 0x000;
 /// 64-bit: attach. The value is the physical address of the shared page (2 MiB huge page of root's RAM),
-/// whose header must hold the magic and the ABI version. The status is in `InfoPage::attach_status`, the value
-/// that it is refused for in `InfoPage::attach_detail`.
+/// whose header must hold the magic and the ABI version. The status is in `InfoPage::attach_status`, the
+/// value that it is refused for in `InfoPage::attach_detail`.
 pub const ATTACH: u16 = 0x008;
 /// 32-bit: detach. EL2 no longer uses the shared page once the store completes; refused while zones exist.
 pub const DETACH: u16 = 0x010;

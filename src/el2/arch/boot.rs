@@ -57,8 +57,8 @@ _start:
     msr     sctlr_el2, x1
     isb
 
-    // Apply our own relocations: R_AARCH64_RELATIVE only, packed as SHT_RELR. An even entry is the offset of a word to
-    // relocate; an odd one is a bitmap, from bit 1 on, of the 63 words that follow.
+    // Apply our own relocations: R_AARCH64_RELATIVE only, packed as SHT_RELR. An even entry is the offset of
+    // a word to relocate; an odd one is a bitmap, from bit 1 on, of the 63 words that follow.
     adrp    x21, __binary_start
     adrp    x2, __relr_start
     add     x2, x2, :lo12:__relr_start

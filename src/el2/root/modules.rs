@@ -64,8 +64,8 @@ fn header(kernel: &Module) -> Result<Header, String> {
     })
 }
 
-/// Returns free RAM of `size` bytes at a 2 MiB boundary that overlaps no region in `taken`. Never address 0, which
-/// Linux takes for the absence of a device tree (`fixmap_remap_fdt`).
+/// Returns free RAM of `size` bytes at a 2 MiB boundary that overlaps no region in `taken`. Never address 0,
+/// which Linux takes for the absence of a device tree (`fixmap_remap_fdt`).
 fn find(machine: &Machine, taken: &[Region], size: u64) -> Option<Region> {
     machine.ram.iter().find_map(|ram| {
         let mut at = ram.base().0.max(1).next_multiple_of(BLOCK_SIZE);

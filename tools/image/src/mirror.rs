@@ -1,4 +1,5 @@
-//! Which mirror of the Debian archive is used: the one of the machine's own apt, unless a variable names another.
+//! Which mirror of the Debian archive is used: the one of the machine's own apt, unless a variable names
+//! another.
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,8 @@
-//! A daemon: the real device code of `ringd` and the real queues of `ringblk`, and the reactor's round in steps.
+//! A daemon: the real device code of `ringd` and the real queues of `ringblk`, and the reactor's round in
+//! steps.
 //!
-//! The order of the steps is that of `ringvirtio::reactor` and `ringd::io`; between any two of them the scheduler
-//! may do something else, or end the daemon.
+//! The order of the steps is that of `ringvirtio::reactor` and `ringd::io`; between any two of them the
+//! scheduler may do something else, or end the daemon.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
@@ -409,8 +410,8 @@ impl Drop for Daemon {
             .map(|served| &mut *served.handler)
             .chain(added)
         {
-            // SAFETY: the simulated disk keeps addresses in the arena, which stays; it never reads the queue's lists
-            // again.
+            // SAFETY: the simulated disk keeps addresses in the arena, which stays; it never reads the
+            // queue's lists again.
             unsafe { handler.queue_mut().assume_drained() };
         }
     }

@@ -1,7 +1,8 @@
-//! The simulated image: a page cache over a durable half, and operations that wait until the scheduler runs them.
+//! The simulated image: a page cache over a durable half, and operations that wait until the scheduler runs
+//! them.
 //!
-//! Operations run in any order, in part, or fail. Dirty sectors reach the durable half when they please, each as a
-//! whole. A sync that starts covers what had been written by then, and only that.
+//! Operations run in any order, in part, or fail. Dirty sectors reach the durable half when they please, each
+//! as a whole. A sync that starts covers what had been written by then, and only that.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -150,8 +151,8 @@ impl SimDisk {
         }
     }
 
-    /// The daemon died. Each of its operations happens, in part or in full, or does not; then they have all ended,
-    /// which is what the image's lock tells the next daemon. With `linger` they stay on their way.
+    /// The daemon died. Each of its operations happens, in part or in full, or does not; then they have all
+    /// ended, which is what the image's lock tells the next daemon. With `linger` they stay on their way.
     pub fn orphan(&self, linger: bool, rng: &mut Rng) {
         let mut state = self.0.borrow_mut();
         state.done.clear();

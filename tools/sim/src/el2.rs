@@ -1,7 +1,8 @@
-//! EL2: the real transport state machine and ring producer, and the commands by which the daemon talks to them.
+//! EL2: the real transport state machine and ring producer, and the commands by which the daemon talks to
+//! them.
 //!
-//! What `src/el2/zone/devices.rs` and `src/el2/control/command.rs` do around the library is here in a few lines. One
-//! zone, one slot.
+//! What `src/el2/zone/devices.rs` and `src/el2/control/command.rs` do around the library is here in a few
+//! lines. One zone, one slot.
 
 use std::sync::{Mutex, MutexGuard};
 

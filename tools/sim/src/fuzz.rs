@@ -1,5 +1,6 @@
-//! The borders that hostile input crosses, each as a function of bytes: what `tools/fuzz` hands to libFuzzer, and what
-//! `tests/corpus.rs` feeds with its corpora and with random bytes. A bad input panics here, in a check.
+//! The borders that hostile input crosses, each as a function of bytes: what `tools/fuzz` hands to libFuzzer,
+//! and what `tests/corpus.rs` feeds with its corpora and with random bytes. A bad input panics here, in a
+//! check.
 
 use std::path::Path;
 
@@ -201,7 +202,8 @@ pub fn syndrome(data: &[u8]) {
     }
 }
 
-/// A device with one queue of 16 whose rings and buffers are any bytes; the daemon serves it, then it is reset.
+/// A device with one queue of 16 whose rings and buffers are any bytes; the daemon serves it, then it is
+/// reset.
 fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
     thread_local! {
         static FILE: NamedTempFile = {

@@ -1,6 +1,8 @@
-//! The guest: `virtio-drivers`' queues under a driver that keeps many requests in flight and checks every answer.
+//! The guest: `virtio-drivers`' queues under a driver that keeps many requests in flight and checks every
+//! answer.
 //!
-//! Here is what the driver does, with the device and by itself; [`requests`] makes requests and judges what becomes of them.
+//! Here is what the driver does, with the device and by itself; [`requests`] makes requests and judges what
+//! becomes of them.
 
 mod requests;
 

@@ -1,17 +1,19 @@
-//! Deterministic simulation: a guest, EL2's transport and ring, the daemon's device and a disk in one process, under
-//! a scheduler whose every decision comes from a seed.
+//! Deterministic simulation: a guest, EL2's transport and ring, the daemon's device and a disk in one
+//! process, under a scheduler whose every decision comes from a seed.
 //!
 //! What is real: the guest's queue (`virtio-drivers`), [`ringvisor::virtio::Transport`], [`ringvisor::ring`],
-//! `ringd`'s [`ringd::io::served::ServedDevice`], `ringblk`'s requests, `ringvirtio`'s queues and in-flight log. What is played: traps, the reactor's
-//! thread and its sleep ([`daemon`]), the file ([`disk`]). Faults are drawn from a [`Profile`]. A [`model`] of the disk
-//! checks each answer, and each sector after a power cut.
+//! `ringd`'s [`ringd::io::served::ServedDevice`], `ringblk`'s requests, `ringvirtio`'s queues and in-flight
+//! log. What is played: traps, the reactor's thread and its sleep ([`daemon`]), the file ([`disk`]). Faults
+//! are drawn from a [`Profile`]. A [`model`] of the disk checks each answer, and each sector after a power
+//! cut.
 //!
-//! A seed gives the same events in every run of the same code: [`Report::hash`] is over all of them. `docs/torture.md`
-//! says what has been shown with it.
+//! A seed gives the same events in every run of the same code: [`Report::hash`] is over all of them.
+//! `docs/torture.md` says what has been shown with it.
 //!
 //! # Map
-//! [`guest`] the driver and its requests · [`transport`] its registers · [`world`] the scheduler · [`el2`], [`daemon`], [`disk`] the
-//! others · [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
+//! [`guest`] the driver and its requests · [`transport`] its registers · [`world`] the scheduler · [`el2`],
+//! [`daemon`], [`disk`] the others · [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] ·
+//! [`rng`], [`trace`]
 
 // A panic is a failed run.
 #![allow(

@@ -1,8 +1,8 @@
 //! The guest's RAM, and the `Hal` by which `virtio-drivers` gets memory from it.
 //!
-//! One arena per thread, because the crate asks for memory through functions without a receiver. Buffers that are
-//! shared with the device are copied in and out, as with a bounce buffer, so every byte that the device may touch is
-//! in the arena.
+//! One arena per thread, because the crate asks for memory through functions without a receiver. Buffers that
+//! are shared with the device are copied in and out, as with a bounce buffer, so every byte that the device
+//! may touch is in the arena.
 
 use std::cell::RefCell;
 use std::ptr::NonNull;

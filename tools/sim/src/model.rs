@@ -7,8 +7,8 @@ use crate::rng::Rng;
 const ANYTHING: u64 = u64::MAX;
 /// In the stamp of a request that zeroes.
 const ZEROES: u64 = 1 << 40;
-/// In the stamp of a request that discards: the sector then reads zero, or as before. What else virtio allows no device here
-/// does.
+/// In the stamp of a request that discards: the sector then reads zero, or as before. What else virtio allows
+/// no device here does.
 const DISCARD: u64 = 1 << 41;
 /// The number in a stamp.
 const NUMBER: u64 = ZEROES - 1;
@@ -62,8 +62,8 @@ struct Sector {
 }
 
 impl Sector {
-    /// The version at `position`, which was answered with OK, is durable: what came before is gone, unless it is a discard,
-    /// which may have left it.
+    /// The version at `position`, which was answered with OK, is durable: what came before is gone, unless it
+    /// is a discard, which may have left it.
     fn forget_before(&mut self, mut position: usize) {
         let is_certain = |version: &Version| version.fate == Fate::Done && version.stamp & DISCARD == 0;
         while position > 0 && !self.versions.get(position).is_some_and(is_certain) {
@@ -73,7 +73,8 @@ impl Sector {
     }
 }
 
-/// What a flush that is under way will have proven: by sector the stamp of the last write completed before it.
+/// What a flush that is under way will have proven: by sector the stamp of the last write completed before
+/// it.
 pub type Covered = Vec<Option<u64>>;
 
 /// See the module.
@@ -82,7 +83,8 @@ pub struct Model {
     stamps: u64,
 }
 
-/// The bytes of a sector that was written with `stamp`; of one that was discarded, if the discard had an effect.
+/// The bytes of a sector that was written with `stamp`; of one that was discarded, if the discard had an
+/// effect.
 #[must_use]
 pub fn content(stamp: u64, sector: usize) -> Vec<u8> {
     if stamp != ANYTHING && stamp & (ZEROES | DISCARD) != 0 {
@@ -291,7 +293,8 @@ impl Model {
             if whole {
                 continue;
             }
-            // What is not known to be durable may be there in part: the system may write back in the middle of a transfer.
+            // What is not known to be durable may be there in part: the system may write back in the middle
+            // of a transfer.
             let torn = versions.len() > 1;
             let candidates: Vec<Vec<u8>> = versions
                 .iter()

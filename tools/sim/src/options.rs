@@ -54,8 +54,8 @@ pub struct Profile {
     pub transient: u64,
     /// An operation fails with EIO or ENOSPC.
     pub fail: u64,
-    /// `fdatasync` fails. Not together with kills: a kill between the kernel's one report of the error and the
-    /// daemon's answer hides it, whatever a daemon does.
+    /// `fdatasync` fails. Not together with kills: a kill between the kernel's one report of the error and
+    /// the daemon's answer hides it, whatever a daemon does.
     pub fail_sync: u64,
     /// Somebody wakes without a reason.
     pub spurious: u64,

@@ -1,7 +1,7 @@
 //! `virtio-drivers`' view of the device: loads from the page, stores that trap to EL2.
 //!
-//! A store that EL2 holds back is tried again after a turn of the others, as a vCPU does that EL2 sends back to its
-//! store.
+//! A store that EL2 holds back is tried again after a turn of the others, as a vCPU does that EL2 sends back
+//! to its store.
 
 use ringvisor::syndrome::Width;
 use ringvisor::virtio::registers as reg;

@@ -33,8 +33,8 @@ pub const SERIAL: &str = "simulated-0";
 /// Entries of each of the guest's queues.
 pub const QUEUE_SIZE: usize = 16;
 
-/// What outlives runs, because making it costs more than a run: the file that daemons open and lock, and the memory
-/// of the in-flight log.
+/// What outlives runs, because making it costs more than a run: the file that daemons open and lock, and the
+/// memory of the in-flight log.
 struct Fixtures {
     file: NamedTempFile,
     ram: Arc<GuestRam>,
@@ -165,7 +165,8 @@ impl World {
         asleep && self.disk.waiting() == 0
     }
 
-    /// The rule for wake-ups that were lost on purpose: a timer of root's. `false` if there was none to make up for.
+    /// The rule for wake-ups that were lost on purpose: a timer of root's. `false` if there was none to make
+    /// up for.
     pub fn make_up_for_lost_bell(&mut self) -> bool {
         if std::mem::take(&mut self.bell_lost) {
             self.trace.event(format_args!("a timer wakes the daemon"));
@@ -175,8 +176,8 @@ impl World {
         false
     }
 
-    /// A turn of the others while the guest only waits, for the `waited`-th time: also what makes up for events that
-    /// were lost on purpose.
+    /// A turn of the others while the guest only waits, for the `waited`-th time: also what makes up for
+    /// events that were lost on purpose.
     pub fn wait(&mut self, waited: u32) {
         if self.is_idle() {
             let _ = self.make_up_for_lost_bell();
@@ -306,8 +307,8 @@ impl World {
         self.replace_daemon();
     }
 
-    /// The rule for a ring into which somebody scribbles: that costs the daemon its events, and who rules root replaces
-    /// the daemon on a clean ring.
+    /// The rule for a ring into which somebody scribbles: that costs the daemon its events, and who rules
+    /// root replaces the daemon on a clean ring.
     fn make_up_for_scribbles(&mut self) {
         if self.profile.scribble > 0 {
             self.replace_daemon();

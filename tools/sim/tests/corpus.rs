@@ -1,5 +1,5 @@
-//! The fuzz targets on their corpora and on inputs made of them: what `make test` runs of them everywhere. `make fuzz`
-//! looks further, with libFuzzer.
+//! The fuzz targets on their corpora and on inputs made of them: what `make test` runs of them everywhere.
+//! `make fuzz` looks further, with libFuzzer.
 #![cfg(test)]
 
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! Seeds of the simulation: many, those that once told something, and those that find mistakes built in on purpose.
+//! Seeds of the simulation: many, those that once told something, and those that find mistakes built in on
+//! purpose.
 #![cfg(test)]
 
 use std::collections::BTreeSet;
@@ -19,7 +20,8 @@ fn passes(seed: u64) -> sim::Report {
     report
 }
 
-// torture a9, b12, c1, c2, c4, c5, c8: kills between any two steps, faults of the disk, resets, hostile ring, second vCPU
+// torture a9, b12, c1, c2, c4, c5, c8: kills between any two steps, faults of the disk, resets, hostile ring,
+// second vCPU
 #[test]
 fn many_seeds() {
     let mut killed_at = BTreeSet::new();
@@ -49,8 +51,8 @@ fn many_seeds() {
     }
 }
 
-// What these found, in the simulation or with a mistake built in, must stay found and stay away. They mean something
-// else when the code's decisions change; the mistakes below do not.
+// What these found, in the simulation or with a mistake built in, must stay found and stay away. They mean
+// something else when the code's decisions change; the mistakes below do not.
 #[test]
 fn telling_seeds() {
     for seed in [1, 2, 3, 6, 9, 15, 19, 46, 86, 454, 560, 991, 1665] {

@@ -62,7 +62,8 @@ pub(super) struct Request {
     kind: Kind,
     /// Sectors: first, and how many.
     ranges: Vec<(usize, usize)>,
-    /// The write cache was off, and had been set so often: if it still is, the answer says that the change is durable.
+    /// The write cache was off, and had been set so often: if it still is, the answer says that the change is
+    /// durable.
     through: Option<u64>,
     header: Vec<u8>,
     data: Vec<Vec<u8>>,
@@ -322,7 +323,8 @@ impl Guest {
                 covered,
                 after_failure,
             } => {
-                // Whose failure it was cannot be told once a daemon was killed: an answer may come from the next.
+                // Whose failure it was cannot be told once a daemon was killed: an answer may come from the
+                // next.
                 if ok && after_failure && kills == 0 {
                     return Err("a flush says OK after one that failed".into());
                 }
