@@ -21,7 +21,6 @@ until dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
     [ $runs = 1 ] && echo "rng: first run"
 done
 echo "rng: $runs runs"
-# The kernel's own reader is stopped: what is counted is ours.
 read -r start _ </proc/uptime
 dd if=/dev/hwrng of=/dev/null bs=512 count=64 iflag=fullblock 2>/dev/null
 read -r end _ </proc/uptime

@@ -46,7 +46,14 @@ const ROOT_MODULES: &[&str] = &[
 ];
 
 /// What a guest needs to reach its root file system, and its entropy device.
-const GUEST_MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_rng?", "ext4", "crc32c_generic?", "crc32c?"];
+const GUEST_MODULES: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_rng?",
+    "ext4",
+    "crc32c_generic?",
+    "crc32c?",
+];
 
 /// A kernel in the cache.
 #[derive(Debug, Clone)]

@@ -6,9 +6,10 @@
 //! | broker | `ringd` | takes the run lock, keeps root's rights for the worker ([`crate::broker`]) |
 //! | worker | `ringd --worker`, by the broker | everything else; here |
 //!
-//! The worker attaches to EL2 and opens devices as root, then gives up its rights ([`crate::sandbox`]), and only
-//! after that looks at anything that a guest or a client wrote. The supervisor keeps a second broker and worker, which
-//! have done all that can be done while another daemon runs: the next one ([`supervise::standby`]).
+//! The worker attaches to EL2 and opens devices as root, then gives up its rights ([`crate::sandbox`]), and
+//! only after that looks at anything that a guest or a client wrote. The supervisor keeps a second broker and
+//! worker, which have done all that can be done while another daemon runs: the next one
+//! ([`supervise::standby`]).
 
 use std::fs::{self, File};
 use std::io;
@@ -51,12 +52,14 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Runs ringvisor's zones and is the device behind their virtio transports.
 ///
-/// Runs in the root zone. Attaches to the hypervisor through its control device, serves the zones' devices and consoles,
-/// and listens for `ringctl`. It may die at any time: zones continue, and the next daemon takes them over.
+/// Runs in the root zone. Attaches to the hypervisor through its control device, serves the zones' devices
+/// and consoles, and listens for `ringctl`. It may die at any time: zones continue, and the next daemon takes
+/// them over.
 #[derive(Parser, Debug, Clone)]
 #[command(name = "ringd", version)]
 pub struct Options {
-    /// Run in the background; returns when the daemon answers. The log goes to ringd.log in the run directory.
+    /// Run in the background; returns when the daemon answers. The log goes to ringd.log in the run
+    /// directory.
     #[arg(long)]
     pub daemonize: bool,
     /// Start the daemon again whenever it ends, until a signal that ends programs comes.
@@ -111,7 +114,8 @@ pub enum Subcommand {
 }
 
 impl Options {
-    /// Returns the options as arguments, after those of the process's role, without those that choose the process.
+    /// Returns the options as arguments, after those of the process's role, without those that choose the
+    /// process.
     fn arguments(&self, role: &[&str]) -> Vec<String> {
         let mut arguments: Vec<String> = role.iter().map(|&option| option.into()).collect();
         let mut add = |option: &str, value: &str| arguments.extend([option.into(), value.into()]);
@@ -173,8 +177,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     broker(options)
 }
 
-/// Images in memory are mapped and count as the worker's own, so that it would be among the first to be killed where root's
-/// memory is short, again and again: its end frees none of them. What an administrator has set stays; processes inherit it.
+/// Images in memory are mapped and count as the worker's own, so that it would be among the first to be
+/// killed where root's memory is short, again and again: its end frees none of them. What an administrator
+/// has set stays; processes inherit it.
 fn spare_when_memory_is_short(score: &Path) {
     let unset = fs::read_to_string(score).is_ok_and(|set| set.trim() == "0");
     if unset && let Err(error) = fs::write(score, "-900\n") {
@@ -330,8 +335,8 @@ impl Upgrade for Leave {
         self.broker.upgrade(program, abi)
     }
 
-    /// Nothing more is popped from the queues. What is in flight may complete, but need not: the next daemon continues from
-    /// the in-flight log either way.
+    /// Nothing more is popped from the queues. What is in flight may complete, but need not: the next daemon
+    /// continues from the in-flight log either way.
     fn leave(&self) {
         tracing::info!("another program takes over");
         let io = self.io.clone();

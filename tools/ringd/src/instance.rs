@@ -1,8 +1,8 @@
 //! Which daemon runs: the lock that makes it the only one, and what other processes can find out about it.
 //!
-//! A process that was killed keeps its files open, and so its locks, until its last system call has returned. One
-//! that waits for a device may take long for that. So a process that finds the lock taken checks its holder: it fails if the
-//! holder lives, and waits if it is dying ([`take_lock`]).
+//! A process that was killed keeps its files open, and so its locks, until its last system call has returned.
+//! One that waits for a device may take long for that. So a process that finds the lock taken checks its
+//! holder: it fails if the holder lives, and waits if it is dying ([`take_lock`]).
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -143,8 +143,8 @@ impl State {
     }
 }
 
-/// Holds the lock that makes this the only daemon, as long as the file or a duplicate of it lives. Waits for a
-/// daemon that is dead already.
+/// Holds the lock that makes this the only daemon, as long as the file or a duplicate of it lives. Waits for
+/// a daemon that is dead already.
 ///
 /// # Errors
 /// Another daemon runs; the message names its process.

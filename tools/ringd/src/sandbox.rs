@@ -1,7 +1,8 @@
 //! Privileges that the worker drops once it is set up: root's identity, all capabilities, most system calls.
 //!
-//! [`drop_privileges`], then [`Filter::restrict`], in the process's only thread: threads that are started later inherit both.
-//! A system call that is not on the list ends the process with a line in the log that names it.
+//! [`drop_privileges`], then [`Filter::restrict`], in the process's only thread: threads that are started
+//! later inherit both. A system call that is not on the list ends the process with a line in the log that
+//! names it.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
@@ -244,7 +245,8 @@ fn install_handler() -> io::Result<()> {
 }
 
 extern "C" fn refused(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
-    /// Offset of `si_syscall`: behind signal, errno and code, aligned to the pointer `si_call_addr`, and that.
+    /// Offset of `si_syscall`: behind signal, errno and code, aligned to the pointer `si_call_addr`, and
+    /// that.
     const SI_SYSCALL: usize = 24;
     // SAFETY: the kernel gives a valid siginfo with SA_SIGINFO; its size is 128 bytes.
     let mut number = unsafe { info.cast::<u8>().add(SI_SYSCALL).cast::<c_int>().read_unaligned() };

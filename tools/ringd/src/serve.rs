@@ -1,4 +1,5 @@
-//! `ringd serve`: a disk image for the guests of another VMM, over vhost-user, on any Linux. Knows nothing of EL2.
+//! `ringd serve`: a disk image for the guests of another VMM, over vhost-user, on any Linux. Knows nothing of
+//! EL2.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,8 +12,8 @@ use ringvhost::server::{MAX_QUEUES, Server, ServerOptions};
 use ringvirtio::ReactorOptions;
 use tracing_subscriber::filter::LevelFilter;
 
-/// How long an image is waited for that another program has locked: the I/O of a server that was just killed may not
-/// have ended.
+/// How long an image is waited for that another program has locked: the I/O of a server that was just killed
+/// may not have ended.
 const IMAGE_WAIT: Duration = Duration::from_secs(10);
 
 /// What is served, and where.

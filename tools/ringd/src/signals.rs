@@ -1,5 +1,5 @@
-//! Signals as messages: blocked, and taken one at a time. For the supervisor, which has no other thread, and for a thread
-//! of `ringctl` that puts the terminal back.
+//! Signals as messages: blocked, and taken one at a time. For the supervisor, which has no other thread, and
+//! for a thread of `ringctl` that puts the terminal back.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -23,8 +23,9 @@ pub const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT, libc::
 pub struct Signals(libc::sigset_t);
 
 impl Signals {
-    /// Blocks some signals in this thread, and so in those that it starts, but for those that the process was started to
-    /// ignore, as by `nohup`: they stay ignored. Programs started by [`std::process::Command`] begin with nothing blocked.
+    /// Blocks some signals in this thread, and so in those that it starts, but for those that the process was
+    /// started to ignore, as by `nohup`: they stay ignored. Programs started by [`std::process::Command`]
+    /// begin with nothing blocked.
     ///
     /// # Errors
     /// The system refused.
@@ -64,7 +65,8 @@ impl Signals {
 
     /// Does to this process what a signal of the set does where nobody looks at it.
     pub fn obey(&self, signal: i32) {
-        // SAFETY: no pointers but to the set, which is initialised. It is blocked in all other threads, or ends them as well.
+        // SAFETY: no pointers but to the set, which is initialised. It is blocked in all other threads, or
+        // ends them as well.
         unsafe {
             libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut());
             libc::raise(signal);

@@ -1,11 +1,11 @@
 //! `ringd --supervise`: a process that starts the daemon and starts it again whenever it ends.
 //!
-//! Kept so small that nothing in it can fail while the daemon runs: it holds no lock, no device and no memory of a
-//! zone, reads nothing that a guest or a client wrote, and does nothing but wait for signals. If it is killed, the daemon
-//! keeps running.
+//! Kept so small that nothing in it can fail while the daemon runs: it holds no lock, no device and no memory
+//! of a zone, reads nothing that a guest or a client wrote, and does nothing but wait for signals. If it is
+//! killed, the daemon keeps running.
 //!
-//! Once the daemon serves, the next one is started, too, and waits to take over ([`standby`]): starting a program would be
-//! most of a guest's pause.
+//! Once the daemon serves, the next one is started, too, and waits to take over ([`standby`]): starting a
+//! program would be most of a guest's pause.
 
 pub mod standby;
 
@@ -123,7 +123,8 @@ fn ends(signal: i32) -> bool {
     )
 }
 
-/// Waits for the daemon's end and passes signals on to it. `poll` returns when to call it again at the latest.
+/// Waits for the daemon's end and passes signals on to it. `poll` returns when to call it again at the
+/// latest.
 fn attend(mut child: Child, signals: &Signals, mut poll: impl FnMut() -> Duration) -> anyhow::Result<Ended> {
     let mut asked = None::<(i32, Instant)>;
     loop {

@@ -1,5 +1,5 @@
-//! The worker's sandbox, in processes of its own: this program starts itself once more for each test, because a
-//! sandbox is for good.
+//! The worker's sandbox, in processes of its own: this program starts itself once more for each test, because
+//! a sandbox is for good.
 
 #[allow(dead_code, reason = "each test program uses its part")]
 mod common;

@@ -1,5 +1,6 @@
-//! `ringd serve` as its users have it: a process that may be killed at any time, whose front end keeps the in-flight
-//! region and goes on with the next one. Our driver plays the front end; `tests/host/vhost-user.sh` has QEMU do it.
+//! `ringd serve` as its users have it: a process that may be killed at any time, whose front end keeps the
+//! in-flight region and goes on with the next one. Our driver plays the front end; `tests/host/vhost-user.sh`
+//! has QEMU do it.
 
 #[path = "../../vhost/tests/support/mod.rs"]
 mod support;
@@ -116,8 +117,8 @@ impl Vmm {
     }
 }
 
-/// Writes, each with a stamp of its own in every sector, at depth 32; the server is killed again and again. Each
-/// request is answered once, with OK, and the image has in every block what was written there last.
+/// Writes, each with a stamp of its own in every sector, at depth 32; the server is killed again and again.
+/// Each request is answered once, with OK, and the image has in every block what was written there last.
 #[test]
 fn killed_in_the_middle_of_writes() {
     for arguments in [&[][..], &["--no-io-uring"]] {

@@ -11,14 +11,16 @@ use rustix::process::{Pid, Signal, kill_process};
 /// A supervisor whose daemon is a script: what an upgrade to it would leave.
 fn supervisor(directory: &Path, script: &str) -> Child {
     let program = directory.join("daemon.sh");
-    // As the daemon does: one that is kept ready waits for its turn, which never comes if the supervisor ends.
+    // As the daemon does: one that is kept ready waits for its turn, which never comes if the supervisor
+    // ends.
     let turn = format!(
         "case \"$*\" in *--standby*) echo $$ >>{0}/standby; read turn || {{ echo $$ >>{0}/unused; exit 0; }}; echo $$ >>{0}/turn;; esac",
         directory.display()
     );
     std::fs::write(&program, format!("#!/bin/sh\n{turn}\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    // Whatever signals whoever runs the tests ignores: a shell has its programs in the background ignore SIGINT.
+    // Whatever signals whoever runs the tests ignores: a shell has its programs in the background ignore
+    // SIGINT.
     let child = Command::new("env")
         .arg("--default-signal")
         .arg(env!("CARGO_BIN_EXE_ringd"))
@@ -30,7 +32,8 @@ fn supervisor(directory: &Path, script: &str) -> Child {
         .spawn()
         .unwrap();
     until("its note", || directory.join("supervisor").exists());
-    // Its own program dies at once on this machine, which has no EL2; from the next start on it is the script.
+    // Its own program dies at once on this machine, which has no EL2; from the next start on it is the
+    // script.
     std::fs::write(directory.join("program"), program.display().to_string()).unwrap();
     child
 }

@@ -49,7 +49,8 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// `ringctl zone console t`, whatever signals whoever runs the tests ignores; `signals` is how it takes SIGHUP.
+/// `ringctl zone console t`, whatever signals whoever runs the tests ignores; `signals` is how it takes
+/// SIGHUP.
 fn console(machine: &Machine, terminal: &File, signals: &str) -> Child {
     Command::new("env")
         .args(["--default-signal=INT,QUIT,TERM", signals])

@@ -9,8 +9,8 @@ use ringvirtio::{Context, QueueFault, QueueHandler, QueueSetup, SetupError, Virt
 use crate::rng::Rng;
 use crate::stats::RngStats;
 
-/// Most bytes of a request. It bounds a round of [`ringvirtio::queue::MAX_BATCH`] requests to 64 KiB, and is what
-/// getrandom(2) does without interruption.
+/// Most bytes of a request. It bounds a round of [`ringvirtio::queue::MAX_BATCH`] requests to 64 KiB, and is
+/// what getrandom(2) does without interruption.
 pub const MAX_BYTES: usize = 256;
 /// How long to wait, in nanoseconds, when the host has no random bytes.
 const RETRY: u64 = 100_000_000;
@@ -97,7 +97,8 @@ impl RngQueue {
         self.queue.end_round();
     }
 
-    /// Reads a request's chain, once, and completes it with random bytes. `pop`: it is still in the available ring.
+    /// Reads a request's chain, once, and completes it with random bytes. `pop`: it is still in the available
+    /// ring.
     fn request(&mut self, head: u16, pop: bool) -> Result<Step, QueueFault> {
         let now = self.queue.now();
         if let Some(deadline) = self.rng.throttle().wait(now) {

@@ -54,8 +54,8 @@ impl Rng {
     }
 }
 
-/// Fills `bytes` from the kernel's generator. Up to 256 bytes come entire once it is seeded (getrandom(2)); before that
-/// it fails instead of keeping the reactor waiting.
+/// Fills `bytes` from the kernel's generator. Up to 256 bytes come entire once it is seeded (getrandom(2));
+/// before that it fails instead of keeping the reactor waiting.
 fn fill(bytes: &mut [u8]) -> io::Result<()> {
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {

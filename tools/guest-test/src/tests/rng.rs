@@ -82,7 +82,8 @@ fn full_queue(slot: Slot) -> TestResult {
     Ok(())
 }
 
-/// Virtio 1.2, 5.4.6.1: the driver must not place a device-readable buffer; ringvisor's device needs a reset then.
+/// Virtio 1.2, 5.4.6.1: the driver must not place a device-readable buffer; ringvisor's device needs a reset
+/// then.
 fn bad_chains(slot: Slot) -> TestResult {
     let cases: [(&str, u32, u16); 4] = [
         ("to read", 16, 0),

@@ -1,5 +1,5 @@
-//! [`Content`]: what is copied into a zone's RAM. A file that needs no decompression stays a file until then, and is read
-//! to its place directly.
+//! [`Content`]: what is copied into a zone's RAM. A file that needs no decompression stays a file until then,
+//! and is read to its place directly.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -54,7 +54,8 @@ impl Unread {
 }
 
 impl Content {
-    /// Returns the content of a file that has just been opened. A short file, or one that is not regular, is read.
+    /// Returns the content of a file that has just been opened. A short file, or one that is not regular, is
+    /// read.
     ///
     /// # Errors
     /// It cannot be read.

@@ -1,8 +1,8 @@
 //! The device tree of a guest: the machine of QEMU's `virt`, at the addresses in [`ringvisor::abi::machine`].
 //!
-//! Node and property names, and the order of compatible strings, are those that QEMU writes, because guests look
-//! for them. virtio-mmio nodes stand in ascending order: Linux probes in the order of the tree, so disk 0 becomes
-//! `/dev/vda`.
+//! Node and property names, and the order of compatible strings, are those that QEMU writes, because guests
+//! look for them. virtio-mmio nodes stand in ascending order: Linux probes in the order of the tree, so disk
+//! 0 becomes `/dev/vda`.
 
 use ringvisor::abi::MAX_VCPUS;
 use ringvisor::abi::machine::{
@@ -122,8 +122,8 @@ fn timer(fdt: &mut FdtWriter) -> Result<(), Error> {
     let compatible = ["arm,armv8-timer", "arm,armv7-timer"].map(str::to_owned);
     fdt.property_string_list("compatible", compatible.into())?;
     fdt.property_null("always-on")?;
-    // Secure physical, non-secure physical, virtual, hypervisor: the binding fixes the order. The first and the
-    // last are never used at EL1 but have to be there.
+    // Secure physical, non-secure physical, virtual, hypervisor: the binding fixes the order. The first and
+    // the last are never used at EL1 but have to be there.
     let interrupts = [29, PHYSICAL_TIMER, VIRTUAL_TIMER, 26];
     let cells: Vec<u32> = interrupts
         .iter()

@@ -1,7 +1,7 @@
 //! Kernels: arm64 `Image`, the same in gzip or in an EFI zboot container (gzip, zstd), and flat binaries.
 //!
-//! Layouts: Linux `Documentation/arch/arm64/booting.rst` (Image) and `include/linux/efi.h` (zboot). What has no
-//! Image header is loaded and entered where QEMU's `-kernel` puts it, 512 KiB into RAM.
+//! Layouts: Linux `Documentation/arch/arm64/booting.rst` (Image) and `include/linux/efi.h` (zboot). What has
+//! no Image header is loaded and entered where QEMU's `-kernel` puts it, 512 KiB into RAM.
 
 use std::io::Read;
 
@@ -13,8 +13,8 @@ use crate::config::zone::BLOCK;
 
 /// Offset from RAM's base of a kernel without Image header (QEMU: `KERNEL64_LOAD_ADDR`).
 pub const FLAT_OFFSET: u64 = 0x8_0000;
-/// Offset from RAM's base of the 2 MiB block to which an Image's text offset is added: the first block holds the
-/// device tree.
+/// Offset from RAM's base of the 2 MiB block to which an Image's text offset is added: the first block holds
+/// the device tree.
 pub const IMAGE_BASE: u64 = BLOCK;
 /// Text offset of an Image that is too old to say (image size 0).
 const OLD_TEXT_OFFSET: u64 = 0x8_0000;
@@ -93,8 +93,8 @@ pub enum KernelError {
 }
 
 impl Kernel {
-    /// Returns the kernel in a file, for a zone of `memory` bytes. Of a file that is not compressed only the beginning is
-    /// read.
+    /// Returns the kernel in a file, for a zone of `memory` bytes. Of a file that is not compressed only the
+    /// beginning is read.
     ///
     /// # Errors
     /// See [`KernelError`].

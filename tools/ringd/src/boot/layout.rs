@@ -23,7 +23,8 @@ pub struct NoRoom {
     pub needs: u64,
 }
 
-/// Returns the offset from RAM's base for an initial RAM disk of `initrd` bytes behind `kernel`, at a 2 MiB boundary.
+/// Returns the offset from RAM's base for an initial RAM disk of `initrd` bytes behind `kernel`, at a 2 MiB
+/// boundary.
 ///
 /// # Errors
 /// [`NoRoom`] if it does not fit into `memory` bytes.

@@ -16,7 +16,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns the broker at the other end of `socket`, and the run lock, to be held as long as this process lives.
+    /// Returns the broker at the other end of `socket`, and the run lock, to be held as long as this process
+    /// lives.
     ///
     /// # Errors
     /// The broker has ended.

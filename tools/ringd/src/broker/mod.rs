@@ -1,12 +1,13 @@
 //! The privileged half of the daemon: does for the worker what requires root, and nothing else.
 //!
-//! The worker ([`crate::daemon`]) reads what guests wrote, so it has no privileges. What it needs later comes over a
-//! socket: CPUs taken offline and back, huge pages and their physical addresses, images and kernels opened. The
-//! broker is one thread that answers one request after the other ([`Broker`]); the worker's side is a
-//! [`Host`](crate::host::Host) and an [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries messages and
-//! descriptors.
+//! The worker ([`crate::daemon`]) reads what guests wrote, so it has no privileges. What it needs later comes
+//! over a socket: CPUs taken offline and back, huge pages and their physical addresses, images and kernels
+//! opened. The broker is one thread that answers one request after the other ([`Broker`]); the worker's side
+//! is a [`Host`](crate::host::Host) and an [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries
+//! messages and descriptors.
 //!
-//! Both live and die together: the worker ends with the broker (PR_SET_PDEATHSIG), the broker with the worker.
+//! Both live and die together: the worker ends with the broker (PR_SET_PDEATHSIG), the broker with the
+//! worker.
 
 pub mod client;
 pub mod wire;
@@ -129,15 +130,16 @@ pub struct Broker {
     next: Option<PathBuf>,
 }
 
-/// The unprivileged half. It ends by itself when the broker does, since the socket's other end is closed then.
+/// The unprivileged half. It ends by itself when the broker does, since the socket's other end is closed
+/// then.
 pub struct Worker {
     process: Child,
     socket: UnixStream,
 }
 
 impl Worker {
-    /// Waits for a text line on standard input, by which the supervisor says that the last daemon is dead. Returns `false` if
-    /// none will come, or the worker has ended.
+    /// Waits for a text line on standard input, by which the supervisor says that the last daemon is dead.
+    /// Returns `false` if none will come, or the worker has ended.
     ///
     /// # Errors
     /// The system refused.
@@ -246,8 +248,8 @@ impl Broker {
         }
     }
 
-    /// Waits until the worker asks something or has ended. A worker that was killed ends only when its last system call has
-    /// returned; if that takes long, it is logged.
+    /// Waits until the worker asks something or has ended. A worker that was killed ends only when its last
+    /// system call has returned; if that takes long, it is logged.
     fn wait(&self, socket: &UnixStream, worker: u32) -> io::Result<()> {
         let second = Timespec {
             tv_sec: 1,

@@ -1,8 +1,9 @@
 //! `ringctl`, the command that users type.
 //!
-//! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`reconnect`] waits across
-//! the death of a daemon, [`print`] shows tables. What is about one kind of device is in [`crate::device`].
-//! Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command line that makes no sense.
+//! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`reconnect`]
+//! waits across the death of a daemon, [`print`] shows tables. What is about one kind of device is in
+//! [`crate::device`]. Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command
+//! line that makes no sense.
 
 pub mod print;
 pub mod reconnect;
@@ -47,8 +48,8 @@ pub enum Command {
     Disk(disk::cli::DiskCommand),
     /// Lets another ringd take over; the zones notice no more than a pause.
     ///
-    /// The program that is to take over is asked first whether it understands what the running one left; if not,
-    /// nothing changes.
+    /// The program that is to take over is asked first whether it understands what the running one left; if
+    /// not, nothing changes.
     Upgrade {
         /// The new program; if not given, the one at the running one's path.
         program: Option<PathBuf>,
@@ -59,7 +60,8 @@ pub enum Command {
     Stats(OutputOptions),
     /// Shows what zones, CPUs and disks do now.
     Top(top::TopOptions),
-    /// Records the path of each request from the guest's store to its interrupt, and shows where the time goes.
+    /// Records the path of each request from the guest's store to its interrupt, and shows where the time
+    /// goes.
     Trace(trace::TraceOptions),
     /// Reports what this machine lacks to run zones, and what to do; the status is 1 if something is wrong.
     Doctor(OutputOptions),

@@ -35,7 +35,8 @@ pub enum Input {
     IfTerminal,
 }
 
-/// Calls `restore`, which restores the terminal, before a signal ends the program. Called before other threads are started.
+/// Calls `restore`, which restores the terminal, before a signal ends the program. Called before other
+/// threads are started.
 pub(super) fn restore_on_signals(restore: impl Fn() + Send + 'static) -> io::Result<()> {
     let signals = Signals::block(&ENDING)?;
     let thread = std::thread::Builder::new().name("signals".into());
@@ -77,8 +78,8 @@ impl Drop for Raw {
     }
 }
 
-/// Shows a zone's console until the zone ends or the user leaves; returns `true` if the user left. Continues with the next
-/// daemon if one dies.
+/// Shows a zone's console until the zone ends or the user leaves; returns `true` if the user left. Continues
+/// with the next daemon if one dies.
 ///
 /// # Errors
 /// There is no such zone, or a stream failed.

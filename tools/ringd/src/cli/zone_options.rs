@@ -87,7 +87,8 @@ impl ZoneOptions {
     }
 }
 
-/// Returns a number as a count; with commas or brackets it is a list. What is neither is refused by the parser of the table.
+/// Returns a number as a count; with commas or brackets it is a list. What is neither is refused by the
+/// parser of the table.
 fn cpus(text: &str) -> Value {
     if let Ok(count) = text.parse::<i64>() {
         return Value::Integer(count);

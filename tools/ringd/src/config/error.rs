@@ -1,4 +1,5 @@
-//! [`ConfigError`]: why a description is refused. Each message names source, key, value and what was expected.
+//! [`ConfigError`]: why a description is refused. Each message names source, key, value and what was
+//! expected.
 
 /// Why a description is refused.
 #[derive(Debug, thiserror::Error)]

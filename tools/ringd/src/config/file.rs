@@ -1,5 +1,5 @@
-//! Zone files: TOML, paths relative to the file. The options of `ringctl zone start` take the same way, as a table
-//! whose keys replace the file's.
+//! Zone files: TOML, paths relative to the file. The options of `ringctl zone start` take the same way, as a
+//! table whose keys replace the file's.
 
 use std::path::Path;
 
@@ -21,8 +21,8 @@ const KEYS: &[&str] = &[
     "on_crash",
 ];
 
-/// Reads and checks the zone file at `path`, with the keys of `over` (paths relative to the working directory,
-/// made absolute by the caller) in place of the file's.
+/// Reads and checks the zone file at `path`, with the keys of `over` (paths relative to the working
+/// directory, made absolute by the caller) in place of the file's.
 ///
 /// # Errors
 /// The file cannot be read, is not TOML, or describes no possible zone.

@@ -1,7 +1,7 @@
 //! [`Keys`]: a TOML table taken apart key by key.
 //!
-//! Keys are removed one by one and what remains is refused, so that each message can name the key, its value and what
-//! was expected; the derived deserialisers know neither key nor value at that point.
+//! Keys are removed one by one and what remains is refused, so that each message can name the key, its value
+//! and what was expected; the derived deserialisers know neither key nor value at that point.
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +23,8 @@ pub struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Returns the keys of a top-level table. `origin` names its source in messages; paths are relative to `directory`.
+    /// Returns the keys of a top-level table. `origin` names its source in messages; paths are relative to
+    /// `directory`.
     #[must_use]
     pub const fn new(origin: &'a str, table: Table, directory: &'a Path) -> Self {
         Self {

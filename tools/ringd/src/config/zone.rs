@@ -15,7 +15,8 @@ use crate::device::config::Configs;
 pub const BLOCK: u64 = 2 << 20;
 /// Least memory of a zone: device tree, kernel and a stack need a few blocks.
 pub const MIN_MEMORY: u64 = 4 * BLOCK;
-/// Most memory of a zone: what lies between RAM's base and the end of the guest's address space, far from both.
+/// Most memory of a zone: what lies between RAM's base and the end of the guest's address space, far from
+/// both.
 pub const MAX_MEMORY: u64 = 64 << 30;
 
 /// A zone as its user describes it.
@@ -131,8 +132,8 @@ impl ZoneConfig {
         }
     }
 
-    /// Checks everything that can be checked without the machine. Both `ringctl` and the daemon do so: the daemon
-    /// does not trust what arrives on its socket.
+    /// Checks everything that can be checked without the machine. Both `ringctl` and the daemon do so: the
+    /// daemon does not trust what arrives on its socket.
     ///
     /// # Errors
     /// The first value that is out of range or contradicts another.

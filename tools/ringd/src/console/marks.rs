@@ -1,5 +1,5 @@
-//! [`Marks`]: positions in a console's scroll-back and in the guest's output. All daemons count the guest's output alike; a
-//! daemon's scroll-back has that daemon's own lines in between.
+//! [`Marks`]: positions in a console's scroll-back and in the guest's output. All daemons count the guest's
+//! output alike; a daemon's scroll-back has that daemon's own lines in between.
 
 use std::collections::VecDeque;
 
@@ -50,8 +50,8 @@ impl Marks {
         }
     }
 
-    /// Returns the position in the scroll-back of a position in the guest's output: before the daemon's lines at that place, or
-    /// before those that report the loss of it.
+    /// Returns the position in the scroll-back of a position in the guest's output: before the daemon's lines
+    /// at that place, or before those that report the loss of it.
     pub fn position(&self, guest: u64) -> u64 {
         let next = self.0.iter().position(|mark| mark.guest >= guest);
         let next = next.unwrap_or(self.0.len());

@@ -1,8 +1,8 @@
 //! A zone's console: the guest's output, kept and followed, and its users' input.
 //!
-//! EL2 holds the UART and a byte ring each way. The reactor moves output from the ring into the [`Scrollback`]
-//! ([`Console::pump`]); any number of readers follow it at their own pace ([`Console::read`]), and none of them can
-//! slow the guest or the reactor down. Input goes straight into the ring.
+//! EL2 holds the UART and a byte ring each way. The reactor moves output from the ring into the
+//! [`Scrollback`] ([`Console::pump`]); any number of readers follow it at their own pace ([`Console::read`]),
+//! and none of them can slow the guest or the reactor down. Input goes straight into the ring.
 
 mod marks;
 pub mod scrollback;
@@ -27,8 +27,8 @@ pub struct Console {
     /// Innermost lock, held for a copy at a time.
     state: Mutex<State>,
     changed: Condvar,
-    /// The zone whose ring takes input, if any. Held while input is written, so that none gets into the ring of a later zone
-    /// with the same number.
+    /// The zone whose ring takes input, if any. Held while input is written, so that none gets into the ring
+    /// of a later zone with the same number.
     input: Mutex<Option<(u8, InputProducer)>>,
 }
 
@@ -70,7 +70,8 @@ impl Console {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Moves the output in the zone's ring to the scroll-back. Called by the reactor; also once after the zone's end.
+    /// Moves the output in the zone's ring to the scroll-back. Called by the reactor; also once after the
+    /// zone's end.
     pub fn pump(&self, window: &ZoneWindow) {
         let mut buffer = [0; STEP];
         let mut state = self.state();
@@ -114,7 +115,8 @@ impl Console {
         self.state().kept.start()
     }
 
-    /// Returns how many bytes the guest had printed at a position; another daemon finds the place by [`Self::position_of`].
+    /// Returns how many bytes the guest had printed at a position; another daemon finds the place by
+    /// [`Self::position_of`].
     #[must_use]
     pub fn guest_position(&self, position: u64) -> u64 {
         self.state().marks.guest(position)
@@ -130,8 +132,8 @@ impl Console {
             .clamp(state.kept.start(), state.kept.end())
     }
 
-    /// Waits until there are bytes at or behind `position`, then returns up to 4 KiB of them. Returns `None` after the end, and
-    /// an empty chunk after `timeout`.
+    /// Waits until there are bytes at or behind `position`, then returns up to 4 KiB of them. Returns `None`
+    /// after the end, and an empty chunk after `timeout`.
     #[must_use]
     pub fn read(&self, position: u64, timeout: Duration) -> Option<Chunk> {
         let mut state = self.state();
@@ -157,7 +159,8 @@ impl Console {
         *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
     }
 
-    /// Puts as much of `bytes` into the zone's input as there is room for and returns how many; `None` if the zone has ended.
+    /// Puts as much of `bytes` into the zone's input as there is room for and returns how many; `None` if the
+    /// zone has ended.
     pub fn type_in(&self, hv: &dyn Hypervisor, bytes: &[u8]) -> Option<usize> {
         let mut input = self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let (zone, producer) = input.as_mut()?;

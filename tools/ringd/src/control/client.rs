@@ -1,7 +1,7 @@
 //! [`Client`]: the command's side of a connection.
 //!
-//! If the daemon does not answer, its process is examined ([`crate::instance`]): the error says whether it is not running,
-//! starting, stopped or dying.
+//! If the daemon does not answer, its process is examined ([`crate::instance`]): the error says whether it is
+//! not running, starting, stopped or dying.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
@@ -242,7 +242,8 @@ impl Client {
         }
     }
 
-    /// Returns the connection as bytes, after [`Request::Console`]: the reader may have buffered the first ones.
+    /// Returns the connection as bytes, after [`Request::Console`]: the reader may have buffered the first
+    /// ones.
     #[must_use]
     pub fn into_bytes(self) -> (BufReader<UnixStream>, UnixStream) {
         (self.reader, self.stream)

@@ -1,7 +1,7 @@
 //! Requests and replies: one text line of JSON each; one reply per request, in order.
 //!
-//! [`Request::Console`] and [`Request::Trace`] are exceptions: after the reply the connection carries the console's bytes, both
-//! ways, and ends with the zone; or the records, and ends with them.
+//! [`Request::Console`] and [`Request::Trace`] are exceptions: after the reply the connection carries the
+//! console's bytes, both ways, and ends with the zone; or the records, and ends with them.
 
 use std::path::PathBuf;
 
@@ -53,8 +53,8 @@ pub enum Request {
         name: String,
         /// Whether to continue with output from now on.
         follow: bool,
-        /// Bytes of the guest's output seen already. The output then comes in [`Frame`]s, so that a reader whose
-        /// daemon died can continue at the next one.
+        /// Bytes of the guest's output seen already. The output then comes in [`Frame`]s, so that a reader
+        /// whose daemon died can continue at the next one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         from: Option<u64>,
     },
@@ -62,7 +62,8 @@ pub enum Request {
     Info,
     /// Reports all counters. Reply: [`Reply::Stats`].
     Stats,
-    /// Records a trace. Reply: [`Reply::Trace`], then text lines of [`crate::trace::Chunk`] until the time has expired.
+    /// Records a trace. Reply: [`Reply::Trace`], then text lines of [`crate::trace::Chunk`] until the time
+    /// has expired.
     Trace {
         /// Duration.
         milliseconds: u64,

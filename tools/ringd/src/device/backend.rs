@@ -14,12 +14,12 @@ pub const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
 
 /// An open device.
 pub trait Backend: Send + Sync {
-    /// Returns what EL2 shows the driver of a device with this description and number of queues: device ID, features,
-    /// queue sizes, configuration space.
+    /// Returns what EL2 shows the driver of a device with this description and number of queues: device ID,
+    /// features, queue sizes, configuration space.
     fn describe(&self, config: &Config, queues: u16) -> DeviceSpec;
 
-    /// Returns the field of the configuration space that may change while the driver uses the device: offset and
-    /// bytes.
+    /// Returns the field of the configuration space that may change while the driver uses the device: offset
+    /// and bytes.
     fn live_config(&self) -> Option<(u16, Vec<u8>)> {
         None
     }
@@ -29,7 +29,8 @@ pub trait Backend: Send + Sync {
         false
     }
 
-    /// The driver may have written to the configuration space `space`. Returns whether the queues must be scheduled.
+    /// The driver may have written to the configuration space `space`. Returns whether the queues must be
+    /// scheduled.
     fn driver_wrote_config(&self, _features: u64, _space: &[u8; 256]) -> bool {
         false
     }

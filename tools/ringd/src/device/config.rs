@@ -57,7 +57,8 @@ impl Configs {
         self.rng.as_ref().map_or(Ok(()), |rng| rng.check(origin))
     }
 
-    /// Returns what each virtio slot holds at the zone's start: disks, drives without a medium, the entropy device.
+    /// Returns what each virtio slot holds at the zone's start: disks, drives without a medium, the entropy
+    /// device.
     #[must_use]
     pub fn slots(&self) -> Vec<Config> {
         let spare = usize::try_from(self.spare_disks).unwrap_or(MAX_SLOTS);

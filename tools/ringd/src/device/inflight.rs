@@ -1,7 +1,7 @@
 //! The file that a zone's devices leave for the next daemon: `NAME.inflight`.
 //!
-//! It holds the in-flight log of each queue of each slot, and behind them a word for each slot, in which a device keeps
-//! what changes too often for the zone's record.
+//! It holds the in-flight log of each queue of each slot, and behind them a word for each slot, in which a
+//! device keeps what changes too often for the zone's record.
 
 use std::fs::File;
 use std::io;

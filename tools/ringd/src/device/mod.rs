@@ -1,7 +1,7 @@
 //! Devices of zones: what is described, opened, served, changed and closed, whatever its kind.
 //!
-//! Zones, records, control protocol, statistics and the reactor's side know devices by what is in this folder; what is
-//! special to a kind is in a folder of its own: [`disk`], [`rng`].
+//! Zones, records, control protocol, statistics and the reactor's side know devices by what is in this
+//! folder; what is special to a kind is in a folder of its own: [`disk`], [`rng`].
 //!
 //! | file | has |
 //! |---|---|

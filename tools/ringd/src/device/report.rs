@@ -176,7 +176,8 @@ impl Latency {
         sum
     }
 
-    /// Returns the smallest bucket bound at or below which a `fraction` of all durations lies; 0 if there are none.
+    /// Returns the smallest bucket bound at or below which a `fraction` of all durations lies; 0 if there are
+    /// none.
     #[must_use]
     pub fn quantile(&self, fraction: f64) -> u64 {
         let count: u64 = self.buckets.iter().map(|(_, count)| count).sum();

@@ -216,8 +216,8 @@ impl Devices {
         }
     }
 
-    /// Does what the devices wait for: ends migrations that are done, closes the host devices of disks that have
-    /// stopped.
+    /// Does what the devices wait for: ends migrations that are done, closes the host devices of disks that
+    /// have stopped.
     pub fn poll(&self, store: &mut dyn Store) {
         let mut drives = self.drives(store);
         drives.finish_migrations();

@@ -54,8 +54,8 @@ impl std::fmt::Display for Unavailable {
     }
 }
 
-/// Chooses the CPUs for a zone, in the order of its vCPUs: those named, or the highest-numbered online ones. CPU 0
-/// stays with root.
+/// Chooses the CPUs for a zone, in the order of its vCPUs: those named, or the highest-numbered online ones.
+/// CPU 0 stays with root.
 ///
 /// # Errors
 /// See [`Unavailable`].
@@ -124,7 +124,8 @@ pub fn list(root: &Path) -> io::Result<Vec<Cpu>> {
     Ok(cpus)
 }
 
-/// Returns the device tree's `reg` of a CPU: by its node if sysfs names it, else by its place among the nodes.
+/// Returns the device tree's `reg` of a CPU: by its node if sysfs names it, else by its place among the
+/// nodes.
 fn mpidr(root: &Path, cpu: &Path, number: u32) -> io::Result<u64> {
     if let Ok(reg) = fs::read(cpu.join("of_node/reg")) {
         return cells(&reg);
@@ -163,9 +164,10 @@ pub fn set_online(root: &Path, cpu: u32, online: bool) -> io::Result<()> {
     expedited(root, || fs::write(path, if online { "1" } else { "0" }))
 }
 
-/// Does `work` with RCU grace periods expedited, as Linux has them itself when it suspends: they take most of the time of
-/// turning a CPU off or on. They cost IPIs to the CPUs that are online, so the setting is restored afterwards. Nothing is
-/// changed where an administrator has enabled it, or the kernel has no such file.
+/// Does `work` with RCU grace periods expedited, as Linux has them itself when it suspends: they take most of
+/// the time of turning a CPU off or on. They cost IPIs to the CPUs that are online, so the setting is
+/// restored afterwards. Nothing is changed where an administrator has enabled it, or the kernel has no such
+/// file.
 fn expedited<T>(root: &Path, work: impl FnOnce() -> T) -> T {
     let path = root.join("sys/kernel/rcu_expedited");
     let ours =

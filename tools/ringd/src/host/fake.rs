@@ -1,5 +1,5 @@
-//! A [`Host`] without privileges: CPUs are a list, RAM is an ordinary temporary file, physical addresses are made up.
-//! Each operation can be made to fail.
+//! A [`Host`] without privileges: CPUs are a list, RAM is an ordinary temporary file, physical addresses are
+//! made up. Each operation can be made to fail.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,7 +1,8 @@
-//! Root Linux as the daemon uses it: its CPUs ([`cpus`]), its huge pages ([`hugepages`]), guest RAM ([`ram`]).
+//! Root Linux as the daemon uses it: its CPUs ([`cpus`]), its huge pages ([`hugepages`]), guest RAM
+//! ([`ram`]).
 //!
-//! [`Host`] is the border: [`Linux`] is the machine, [`fake`] a model for tests. All of it needs privileges and
-//! none of it is on the path of a request, so that a privileged helper can implement the trait later.
+//! [`Host`] is the border: [`Linux`] is the machine, [`fake`] a model for tests. All of it needs privileges
+//! and none of it is on the path of a request, so that a privileged helper can implement the trait later.
 
 pub mod cpus;
 pub mod fake;
@@ -131,7 +132,8 @@ impl Linux {
         ram::open_file(&path, crate::config::zone::BLOCK, true)
     }
 
-    /// Makes a zone's RAM; returns the file, the physical addresses of its blocks, and the number of pages added to the pool.
+    /// Makes a zone's RAM; returns the file, the physical addresses of its blocks, and the number of pages
+    /// added to the pool.
     ///
     /// # Errors
     /// There are not enough huge pages; nothing is left.

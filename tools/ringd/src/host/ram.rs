@@ -1,8 +1,8 @@
 //! Guest RAM: a file of huge pages, mapped here and donated to EL2.
 //!
-//! Reached through `vm-memory`, and by two walks over all of it that have no safe form: having the kernel clear it, and
-//! cleaning the caches before a guest starts with its caches off. A zone's start waits for both, so they are done in
-//! [`parts`] by all CPUs.
+//! Reached through `vm-memory`, and by two walks over all of it that have no safe form: having the kernel
+//! clear it, and cleaning the caches before a guest starts with its caches off. A zone's start waits for
+//! both, so they are done in [`parts`] by all CPUs.
 
 use std::fs::File;
 use std::io;
@@ -64,8 +64,8 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
         let cause = io::Error::other(format!("it has {length} bytes, expected {bytes}"));
         return Err(failed(cause));
     }
-    // Allocates all pages now: a page that is missing later would be a SIGBUS. `fallocate` alone would do, but clears one
-    // after the other; so it finds most of them there already.
+    // Allocates all pages now: a page that is missing later would be a SIGBUS. `fallocate` alone would do,
+    // but clears one after the other; so it finds most of them there already.
     let flags = rustix::fs::FallocateFlags::empty();
     let allocated = file.set_len(bytes).and_then(|()| {
         clear(&file, bytes);
@@ -85,8 +85,8 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
     Ok(file)
 }
 
-/// Allocates the pages of a file that has none, as far as possible; `fallocate` finds what is missing, and why. A kernel
-/// before 5.14 has no `MADV_POPULATE_WRITE`, and a small file is not worth threads.
+/// Allocates the pages of a file that has none, as far as possible; `fallocate` finds what is missing, and
+/// why. A kernel before 5.14 has no `MADV_POPULATE_WRITE`, and a small file is not worth threads.
 fn clear(file: &File, bytes: u64) {
     if bytes <= PART as u64 {
         return;
@@ -100,15 +100,15 @@ fn clear(file: &File, bytes: u64) {
     };
     parts(region.size(), |part| {
         let address = region.as_ptr().wrapping_add(part.start);
-        // SAFETY: the range is mapped for as long as `region` is; nothing reads or writes through it, and what this does to
-        // the file's pages a write of what they hold would do.
+        // SAFETY: the range is mapped for as long as `region` is; nothing reads or writes through it, and
+        // what this does to the file's pages a write of what they hold would do.
         let done = unsafe { rustix::mm::madvise(address.cast(), part.len(), Advice::LinuxPopulateWrite) };
         done.is_ok()
     });
 }
 
-/// Calls `work` with all parts of `0..size`, in one thread for each CPU that this process may use, or in as many as can be
-/// started. Stops early when `work` returns `false`.
+/// Calls `work` with all parts of `0..size`, in one thread for each CPU that this process may use, or in as
+/// many as can be started. Stops early when `work` returns `false`.
 fn parts(size: usize, work: impl Fn(Range<usize>) -> bool + Sync) {
     let next = AtomicUsize::new(0);
     let all = || {
@@ -251,8 +251,8 @@ impl Ram {
             .map_err(|error| RamError::Map(error.to_string()))
     }
 
-    /// Cleans and invalidates the data caches over all of it, so that a guest that starts with its caches off sees
-    /// what was loaded, and no dirty line is written over what it writes.
+    /// Cleans and invalidates the data caches over all of it, so that a guest that starts with its caches off
+    /// sees what was loaded, and no dirty line is written over what it writes.
     ///
     /// # Errors
     /// It is not mapped.
@@ -276,7 +276,8 @@ fn clean_range(start: usize, len: usize) {
     // CTR_EL0.DminLine: log2 of the words in the smallest data cache line.
     let line = 4_usize << ((ctr >> 16) & 0xf);
     for address in (start..start.saturating_add(len)).step_by(line) {
-        // SAFETY: cleaning a line changes no memory that a program can see; the address is mapped and writable.
+        // SAFETY: cleaning a line changes no memory that a program can see; the address is mapped and
+        // writable.
         unsafe { core::arch::asm!("dc civac, {}", in(reg) address, options(nostack, preserves_flags)) };
     }
     // SAFETY: a barrier: the maintenance above has ended before anything after it.

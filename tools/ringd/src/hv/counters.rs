@@ -31,8 +31,8 @@ impl dyn Hypervisor + '_ {
         counters::cpu(cpu).map_or(0, |offset| self.bar_word(offset + word::TRACE_HEAD * 8))
     }
 
-    /// Appends a CPU's trace records from number `from` on to `into`; `capacity` is the information page's. Returns
-    /// the number to continue with, and how many had been overwritten.
+    /// Appends a CPU's trace records from number `from` on to `into`; `capacity` is the information page's.
+    /// Returns the number to continue with, and how many had been overwritten.
     pub fn read_trace(&self, cpu: usize, capacity: u64, from: u64, into: &mut Vec<(u64, u64)>) -> (u64, u64) {
         let head = self.trace_head(cpu);
         let first = from.max(head.saturating_sub(capacity));

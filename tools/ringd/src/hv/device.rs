@@ -57,7 +57,8 @@ pub struct ControlDevice {
     slot: Mutex<()>,
 }
 
-/// The control device, claimed and mapped, before any command. This much can be done while another daemon is attached.
+/// The control device, claimed and mapped, before any command. This much can be done while another daemon is
+/// attached.
 pub struct Prepared {
     bar: Bar,
     page: SharedPage,
@@ -66,8 +67,8 @@ pub struct Prepared {
     function: Function,
 }
 
-/// Claims the control device and maps it, and the page in `shared_file` (2 MiB on hugetlbfs). `physical` returns the page's
-/// physical address from its virtual one.
+/// Claims the control device and maps it, and the page in `shared_file` (2 MiB on hugetlbfs). `physical`
+/// returns the page's physical address from its virtual one.
 ///
 /// # Errors
 /// See [`AttachError`].
@@ -126,8 +127,8 @@ impl Prepared {
             }
             .into());
         }
-        // Memory decoding on. Then pulses: an interrupt needs no writes to configuration space, each of which would be
-        // an exit.
+        // Memory decoding on. Then pulses: an interrupt needs no writes to configuration space, each of which
+        // would be an exit.
         config
             .write_all_at(&PCI_COMMAND_MEMORY.to_le_bytes(), PCI_COMMAND)
             .map_err(|e| file("PCI command register", e))?;
@@ -154,7 +155,8 @@ fn open(path: &Path, flags: i32) -> Result<File, AttachError> {
     opened.map_err(|cause| file(&path.display().to_string(), cause))
 }
 
-/// Magic and version come first in the page and never move, so they can be checked before anything else is read.
+/// Magic and version come first in the page and never move, so they can be checked before anything else is
+/// read.
 fn check_version(bar: &Bar) -> Result<(), AttachError> {
     let magic = bar.read_u64(0);
     if magic != MAGIC {
@@ -168,7 +170,8 @@ fn check_version(bar: &Bar) -> Result<(), AttachError> {
 }
 
 impl ControlDevice {
-    /// A doorbell: what was written to the shared page is visible before the store, and what EL2 wrote after it.
+    /// A doorbell: what was written to the shared page is visible before the store, and what EL2 wrote after
+    /// it.
     fn ring(&self, bell: u16, store: impl Fn(&Bar, usize)) {
         let page = usize::try_from(doorbell::PAGE_OFFSET).unwrap_or(0);
         fence(Ordering::SeqCst);

@@ -1,7 +1,7 @@
 //! An EL2 in this process: zones, their states, rings and consoles, without guests.
 //!
-//! Commands are decoded from the same bytes as EL2 gets, and checked by the same rules as far as they concern the daemon.
-//! Tests play the guest by calling [`FakeEl2::guest_prints`] and its siblings.
+//! Commands are decoded from the same bytes as EL2 gets, and checked by the same rules as far as they concern
+//! the daemon. Tests play the guest by calling [`FakeEl2::guest_prints`] and its siblings.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -87,7 +87,8 @@ impl FakeEl2 {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Returns a descriptor that becomes readable, 8 bytes at a time, at each interrupt of the control device.
+    /// Returns a descriptor that becomes readable, 8 bytes at a time, at each interrupt of the control
+    /// device.
     ///
     /// # Errors
     /// No descriptors are left.

@@ -60,7 +60,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and length are those of a mapping that this value made, and nothing borrowed from it lives.
+        // SAFETY: base and length are those of a mapping that this value made, and nothing borrowed from it
+        // lives.
         let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
@@ -95,8 +96,8 @@ impl SharedPage {
     #[must_use]
     pub fn u64s(&self, offset: usize, count: usize) -> Option<&[AtomicU64]> {
         let base = self.0.at(offset, count.checked_mul(8)?, 8)?;
-        // SAFETY: `at` checked that the words are inside of the mapping, which lives as long as `self`, and aligned
-        // (mappings are page-aligned). Atomics may be changed by others.
+        // SAFETY: `at` checked that the words are inside of the mapping, which lives as long as `self`, and
+        // aligned (mappings are page-aligned). Atomics may be changed by others.
         Some(unsafe { std::slice::from_raw_parts(base.cast(), count) })
     }
 
@@ -151,7 +152,8 @@ impl SharedPage {
     }
 }
 
-/// BAR 0 of the control device: Device memory, so only aligned accesses of 4 or 8 bytes, each made exactly once.
+/// BAR 0 of the control device: Device memory, so only aligned accesses of 4 or 8 bytes, each made exactly
+/// once.
 pub struct Bar(Mapping);
 
 impl Bar {

@@ -1,8 +1,8 @@
 //! EL2 as the daemon sees it.
 //!
-//! [`Hypervisor`] is the border: [`device`] implements it with the control device, [`fake`] with a model in this
-//! process, so that everything above runs on an ordinary host. [`commands`] has a function for each operation of the
-//! contract. [`mapping`] holds the memory that both sides share.
+//! [`Hypervisor`] is the border: [`device`] implements it with the control device, [`fake`] with a model in
+//! this process, so that everything above runs on an ordinary host. [`commands`] has a function for each
+//! operation of the contract. [`mapping`] holds the memory that both sides share.
 
 pub mod commands;
 pub mod counters;
@@ -35,7 +35,8 @@ pub trait Hypervisor: Send + Sync {
     /// Announces console input for the zone.
     fn console_input(&self, zone: u8);
 
-    /// Returns the 64-bit word at `offset` of BAR 0, without an exit: counters and trace buffers. 0 outside of it.
+    /// Returns the 64-bit word at `offset` of BAR 0, without an exit: counters and trace buffers. 0 outside
+    /// of it.
     fn bar_word(&self, offset: usize) -> u64;
 
     /// Returns the shared page, with the rings and console buffers of all zones.

@@ -21,7 +21,8 @@ pub struct Function {
     pub directory: PathBuf,
     /// Its interrupt: `/dev/uioN`.
     pub uio: PathBuf,
-    /// The file that names the CPU that takes it; absent in a kernel without CONFIG_GENERIC_IRQ_EFFECTIVE_AFF_MASK.
+    /// The file that names the CPU that takes it; absent in a kernel without
+    /// CONFIG_GENERIC_IRQ_EFFECTIVE_AFF_MASK.
     pub irq_cpu: PathBuf,
 }
 

@@ -9,11 +9,13 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// The CPU that takes the control device's interrupt.
 ///
-/// Linux 6.12 handles a uio interrupt in a thread of its own, on the CPU that took it. That thread wakes the reactor's, and
-/// as its CPU is not idle at that moment, the scheduler places the reactor on another: an IPI, which EL2 has to pass on, and a
-/// CPU that has to come out of its idle state first. On the same CPU the reactor is next.
+/// Linux 6.12 handles a uio interrupt in a thread of its own, on the CPU that took it. That thread wakes the
+/// reactor's, and as its CPU is not idle at that moment, the scheduler places the reactor on another: an IPI,
+/// which EL2 has to pass on, and a CPU that has to come out of its idle state first. On the same CPU the
+/// reactor is next.
 ///
-/// The interrupt moves when a zone takes its CPU. Linux then lets the thread run anywhere, until its affinity is set again.
+/// The interrupt moves when a zone takes its CPU. Linux then lets the thread run anywhere, until its affinity
+/// is set again.
 #[derive(Debug)]
 pub(super) struct Affinity {
     /// Names the CPU that takes the interrupt.
@@ -22,13 +24,14 @@ pub(super) struct Affinity {
 }
 
 impl Affinity {
-    /// Returns the affinity to an interrupt. `list` is read again and again: `/proc/irq/N/effective_affinity_list`.
+    /// Returns the affinity to an interrupt. `list` is read again and again:
+    /// `/proc/irq/N/effective_affinity_list`.
     pub const fn new(list: File) -> Self {
         Self { list, asked: None }
     }
 
-    /// Returns the one CPU that takes the interrupt, `Some(None)` if there is no such; `None` less than [`PERIOD`] after the
-    /// last call.
+    /// Returns the one CPU that takes the interrupt, `Some(None)` if there is no such; `None` less than
+    /// [`PERIOD`] after the last call.
     pub fn ask(&mut self) -> Option<Option<usize>> {
         let now = Instant::now();
         if self.asked.is_some_and(|asked| now.duration_since(asked) < PERIOD) {

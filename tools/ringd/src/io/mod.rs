@@ -1,9 +1,10 @@
 //! The reactor: EL2's events, the zones' rings and the queues of their devices.
 //!
-//! [`Io`] is the control threads' side: zones come and go through it. [`rings`] is the reactor's side: it takes the
-//! events off the rings. Both meet in the [`table`] of zones. [`served`] knows which queues of a device are served and
-//! what a change of its latched state asks for; [`queues`] is how they are added and removed, [`drain`] waits for those that
-//! leave, [`first`] logs their first request, [`affinity`] is the CPU to run on, [`counters`] what came off the rings.
+//! [`Io`] is the control threads' side: zones come and go through it. [`rings`] is the reactor's side: it
+//! takes the events off the rings. Both meet in the [`table`] of zones. [`served`] knows which queues of a
+//! device are served and what a change of its latched state asks for; [`queues`] is how they are added and
+//! removed, [`drain`] waits for those that leave, [`first`] logs their first request, [`affinity`] is the CPU
+//! to run on, [`counters`] what came off the rings.
 
 mod affinity;
 pub mod counters;
@@ -102,7 +103,8 @@ impl Io {
             refresh: takeover,
             closing: false,
         };
-        // The reactor may be asleep already: EL2 raises the interrupt for what comes from now on. A new ring is empty.
+        // The reactor may be asleep already: EL2 raises the interrupt for what comes from now on. A new ring
+        // is empty.
         let _ = zone.consumer.prepare_to_sleep(&window.ring());
         let mut table = lock(&self.table);
         // At most one of a number.
@@ -116,10 +118,11 @@ impl Io {
         Ok(())
     }
 
-    /// Removes all queues of the zone and waits until nothing of them is in flight: from then on this daemon does not use
-    /// the zone's memory. [`Self::reopen`] lets queues be set up again.
+    /// Removes all queues of the zone and waits until nothing of them is in flight: from then on this daemon
+    /// does not use the zone's memory. [`Self::reopen`] lets queues be set up again.
     pub fn quiesce(&self, number: u8) {
-        // All senders are gone when all queues are. Callbacks of a reactor that has ended are dropped as well.
+        // All senders are gone when all queues are. Callbacks of a reactor that has ended are dropped as
+        // well.
         let (sender, receiver) = channel::<()>();
         self.with(number, |zone| {
             zone.closing = true;
@@ -132,8 +135,8 @@ impl Io {
         let _ = receiver.recv();
     }
 
-    /// Replaces a device under its queues: what is in flight completes on the old one, what is outstanding is served by
-    /// the new one. The guest is shown the new configuration space.
+    /// Replaces a device under its queues: what is in flight completes on the old one, what is outstanding is
+    /// served by the new one. The guest is shown the new configuration space.
     ///
     /// # Errors
     /// EL2 refused to show it.
@@ -143,7 +146,8 @@ impl Io {
         }
     }
 
-    /// As [`Self::exchange`], if `commit`, called while nothing is in flight, succeeds. Else the old device stays.
+    /// As [`Self::exchange`], if `commit`, called while nothing is in flight, succeeds. Else the old device
+    /// stays.
     ///
     /// # Errors
     /// The error of `commit`; inside, EL2's refusal to show the new configuration space.
@@ -163,8 +167,9 @@ impl Io {
         Ok(shown.map_or(Ok(()), |(_, shown)| shown))
     }
 
-    /// Calls `act` while nothing is in flight on a device, then shows the guest its configuration space. Returns `None` if
-    /// there is no such device; else the result of `act`, and whether EL2 showed the configuration space.
+    /// Calls `act` while nothing is in flight on a device, then shows the guest its configuration space.
+    /// Returns `None` if there is no such device; else the result of `act`, and whether EL2 showed the
+    /// configuration space.
     pub fn while_quiesced<T>(
         &self,
         number: u8,

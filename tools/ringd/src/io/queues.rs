@@ -2,7 +2,8 @@
 
 use ringvirtio::{Callback, Commands, QueueHandler, QueueId, ReactorHandle};
 
-/// Where queues are added and removed: on the reactor's thread its own list of commands, elsewhere its mailbox.
+/// Where queues are added and removed: on the reactor's thread its own list of commands, elsewhere its
+/// mailbox.
 pub trait Queues {
     /// See [`Commands::add`].
     fn add(&mut self, queue: Box<dyn QueueHandler>) -> QueueId;

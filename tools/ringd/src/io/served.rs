@@ -1,8 +1,8 @@
 //! [`ServedDevice`]: one virtio device of a zone, its queues, and what its latched state asks for.
 //!
-//! EL2 reports only that a device has changed; the state is read by command. While a reset is pending, the guest's store
-//! to Device Status does not complete before the daemon has reported that it no longer uses the guest's buffers (virtio
-//! 1.2, 2.4).
+//! EL2 reports only that a device has changed; the state is read by command. While a reset is pending, the
+//! guest's store to Device Status does not complete before the daemon has reported that it no longer uses the
+//! guest's buffers (virtio 1.2, 2.4).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,8 +113,8 @@ impl ServedDevice {
         self.remove_queues(queues, then);
     }
 
-    /// Replaces the open device, after [`Self::quiesce`], and returns the one before: where this is its last reference,
-    /// closing it takes a while. What the log has in flight is run again on the new one.
+    /// Replaces the open device, after [`Self::quiesce`], and returns the one before: where this is its last
+    /// reference, closing it takes a while. What the log has in flight is run again on the new one.
     pub(super) fn exchange(&mut self, device: Device) -> Device {
         let before = std::mem::replace(&mut self.parts.device, device);
         self.unquiesce();
@@ -143,7 +143,8 @@ impl ServedDevice {
         self.resetting = None;
     }
 
-    /// Shows the guest the field of the configuration space that may have changed, which notifies it if it has.
+    /// Shows the guest the field of the configuration space that may have changed, which notifies it if it
+    /// has.
     ///
     /// # Errors
     /// EL2 refused.

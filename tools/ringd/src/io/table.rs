@@ -13,8 +13,9 @@ use crate::hv::Hypervisor;
 /// Called on the reactor's thread when a zone's state has changed; must not block.
 pub type ZoneEvent = Box<dyn Fn() + Send>;
 
-/// The zones there are, in no order: the reactor goes through them several times a round. It takes the lock each time, and
-/// control threads take it briefly; the command slot's lock and consoles' locks are taken inside.
+/// The zones there are, in no order: the reactor goes through them several times a round. It takes the lock
+/// each time, and control threads take it briefly; the command slot's lock and consoles' locks are taken
+/// inside.
 pub type Table = Mutex<Vec<ZoneIo>>;
 
 /// Locks the table.

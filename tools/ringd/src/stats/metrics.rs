@@ -1,7 +1,8 @@
 //! The report as Prometheus reads it, and the listener that gives it: `ringd --metrics ADDRESS`.
 //!
-//! One thread serves one connection at a time: what it reads is bounded, and a client that is slower than [`TIMEOUT`] is
-//! disconnected. Every client that can reach the address reads the numbers; nothing can be changed.
+//! One thread serves one connection at a time: what it reads is bounded, and a client that is slower than
+//! [`TIMEOUT`] is disconnected. Every client that can reach the address reads the numbers; nothing can be
+//! changed.
 
 use std::fmt;
 use std::io::{self, Read, Write};

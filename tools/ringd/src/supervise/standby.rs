@@ -1,7 +1,8 @@
-//! The next daemon, started while the last one serves: a broker and a worker that have come as far as they can without the
-//! run lock, and wait for a text line on the broker's standard input.
+//! The next daemon, started while the last one serves: a broker and a worker that have come as far as they
+//! can without the run lock, and wait for a text line on the broker's standard input.
 //!
-//! It is used only if it is the program that would be started now. Otherwise, or if it has ended, a daemon is started.
+//! It is used only if it is the program that would be started now. Otherwise, or if it has ended, a daemon is
+//! started.
 
 use std::fs;
 use std::io::Write;
@@ -104,8 +105,8 @@ impl Reserve {
         }
     }
 
-    /// Starts a standby of this program once the daemon is ready, unless there is one; returns when to call it again at the
-    /// latest.
+    /// Starts a standby of this program once the daemon is ready, unless there is one; returns when to call
+    /// it again at the latest.
     pub fn keep(&mut self, program: &Program, ready: bool) -> Duration {
         if let Some(standby) = &mut self.standby {
             match standby.child.try_wait() {

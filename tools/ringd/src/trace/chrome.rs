@@ -1,8 +1,8 @@
 //! The trace as a file for ui.perfetto.dev and chrome://tracing: JSON in the Trace Event Format.
 //!
-//! EL2 is a process with a thread per CPU, on which stays at EL2 are slices and the steps of requests instants; the
-//! daemon is a process with its threads; each zone is a process whose requests are asynchronous slices, with their
-//! stages inside.
+//! EL2 is a process with a thread per CPU, on which stays at EL2 are slices and the steps of requests
+//! instants; the daemon is a process with its threads; each zone is a process whose requests are asynchronous
+//! slices, with their stages inside.
 
 use std::io::{self, Write};
 
@@ -17,8 +17,9 @@ const EL2: usize = 1;
 const DAEMON: usize = 2;
 const ZONES: usize = 100;
 
-/// Returns the number of a process's thread. Perfetto has one space of thread numbers for all processes, where 0 is the idle task, which is
-/// not shown, and a thread with its process's number the main thread: none of ours is either.
+/// Returns the number of a process's thread. Perfetto has one space of thread numbers for all processes,
+/// where 0 is the idle task, which is not shown, and a thread with its process's number the main thread: none
+/// of ours is either.
 const fn thread(pid: usize, number: usize) -> usize {
     pid * 1000 + number
 }
@@ -121,8 +122,8 @@ impl<W: Write> Writer<'_, W> {
         })
     }
 
-    /// Returns the begin (`b`) or the end (`e`) of a span of `id`. Viewers sort by time and keep the order of the file where
-    /// times are equal, so a span that ends with the one around it is to be ended first.
+    /// Returns the begin (`b`) or the end (`e`) of a span of `id`. Viewers sort by time and keep the order of
+    /// the file where times are equal, so a span that ends with the one around it is to be ended first.
     fn edge(
         &mut self,
         ph: &'static str,
@@ -276,7 +277,8 @@ mod tests {
                 event["pid"].is_u64() && event["tid"].is_u64() && event["name"].is_string(),
                 "{event}"
             );
-            // Perfetto: 0 is the idle task, its process's number the main thread, and no two processes share one.
+            // Perfetto: 0 is the idle task, its process's number the main thread, and no two processes share
+            // one.
             let (pid, tid) = (event["pid"].as_u64().unwrap(), event["tid"].as_u64().unwrap());
             assert!(tid != 0 && tid != pid, "{event}");
             assert_eq!(*owners.entry(tid).or_insert(pid), pid, "{event}");

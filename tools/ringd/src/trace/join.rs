@@ -1,9 +1,10 @@
-//! Joins events to requests: which notification, wake-up, interrupt and acknowledgement belong to which request.
+//! Joins events to requests: which notification, wake-up, interrupt and acknowledgement belong to which
+//! request.
 //!
 //! A request begins when the daemon pops its head and ends when the guest acknowledges the interrupt for it,
 //! or, if the driver suppressed it, in the used ring. Around that:
-//! - A service of a queue takes all notifications before it; the requests that it pops share the earliest of them. Requests
-//!   that are popped without one (notifications were disabled) have none.
+//! - A service of a queue takes all notifications before it; the requests that it pops share the earliest of
+//!   them. Requests that are popped without one (notifications were disabled) have none.
 //! - An interrupt is for all that the queue put into the used ring since the one before.
 //!
 //! What began before the recording, or has no end in it, is counted and left out.
@@ -165,7 +166,8 @@ struct Joiner {
     queues: HashMap<QueueKey, Queue>,
     /// Requests whose interrupt is pending, by zone and slot.
     raised: HashMap<(u8, u8), Vec<Request>>,
-    /// The queue whose notification a CPU put on a ring last: the control device's interrupt that follows is for it.
+    /// The queue whose notification a CPU put on a ring last: the control device's interrupt that follows is
+    /// for it.
     rang: HashMap<Source, QueueKey>,
     woke: HashMap<Source, u64>,
     done: Vec<Request>,

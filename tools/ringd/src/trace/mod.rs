@@ -1,8 +1,8 @@
 //! The path of requests through guest exit, EL2, ring, daemon, device and interrupt, on one clock.
 //!
-//! [`record`] is the daemon's side: it switches EL2's and its own recording on and sends what both wrote. The command's
-//! side makes [`Event`]s of it, [`join`] finds the requests in them, [`chrome`] writes the file that ui.perfetto.dev and
-//! chrome://tracing open, [`summary`] shows where the time goes.
+//! [`record`] is the daemon's side: it switches EL2's and its own recording on and sends what both wrote. The
+//! command's side makes [`Event`]s of it, [`join`] finds the requests in them, [`chrome`] writes the file
+//! that ui.perfetto.dev and chrome://tracing open, [`summary`] shows where the time goes.
 
 pub mod chrome;
 pub mod join;

@@ -51,7 +51,8 @@ fn row(name: &str, mut samples: Samples, frequency: u64) -> Row {
     }
 }
 
-/// Returns rows by stage, each from the last point that was passed to the one that names the stage; then whole requests.
+/// Returns rows by stage, each from the last point that was passed to the one that names the stage; then
+/// whole requests.
 #[must_use]
 pub fn stages(trace: &Trace, joined: &Joined) -> Vec<Row> {
     let mut stages: [Samples; POINTS] = Default::default();

@@ -1,8 +1,8 @@
 //! The thread of one zone, from its start to its end.
 //!
-//! It alone sends the zone's commands to EL2. It receives [`Message`]s: EL2's zone events, by way of the reactor, and users'
-//! commands. An event only says that something has changed; the state is then read from EL2, so a lost or doubled event
-//! does no harm.
+//! It alone sends the zone's commands to EL2. It receives [`Message`]s: EL2's zone events, by way of the
+//! reactor, and users' commands. An event only says that something has changed; the state is then read from
+//! EL2, so a lost or doubled event does no harm.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -151,8 +151,8 @@ pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
 }
 
 impl Actor {
-    /// Runs on a thread of its own once `begin` has succeeded. What the zone holds moves there only then, so the zone is
-    /// ended properly whether the thread cannot be started or `begin` fails.
+    /// Runs on a thread of its own once `begin` has succeeded. What the zone holds moves there only then, so
+    /// the zone is ended properly whether the thread cannot be started or `begin` fails.
     fn spawn(mut self, begin: impl FnOnce(&mut Self) -> Result<(), ZoneError>) -> Result<(), ZoneError> {
         let name = self.shared.config.name.clone();
         let (handover, actor) = channel::<Self>();
@@ -418,7 +418,8 @@ impl Actor {
         Ok(())
     }
 
-    /// Waits until EL2 reports one of the states in `wanted`. Commands that come meanwhile are kept for later.
+    /// Waits until EL2 reports one of the states in `wanted`. Commands that come meanwhile are kept for
+    /// later.
     fn wait_for(&mut self, wanted: &[ZoneState], what: &'static str) -> Result<(), ZoneError> {
         let deadline = Instant::now() + STOP_TIMEOUT;
         loop {

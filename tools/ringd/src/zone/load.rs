@@ -75,7 +75,8 @@ fn open_file(
 /// Puts the files into `ram`, with a device tree for the zone's virtio slots, and cleans the caches.
 ///
 /// # Errors
-/// A file cannot be read, the device tree cannot be made of the configuration, or RAM is not what it should be.
+/// A file cannot be read, the device tree cannot be made of the configuration, or RAM is not what it should
+/// be.
 pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram) -> Result<Entry, ZoneError> {
     let start = Instant::now();
     let broken = |cause| ZoneError::Ram {

@@ -1,8 +1,8 @@
 //! What a zone leaves for the next daemon: [`Record`], `NAME.json`, beside its devices' `NAME.inflight`
 //! ([`crate::device::inflight`]).
 //!
-//! The record is written before each step that it would be needed for, so that a daemon that finds it knows what to
-//! give back. Its layout has a version; another one is refused, never guessed at.
+//! The record is written before each step that it would be needed for, so that a daemon that finds it knows
+//! what to give back. Its layout has a version; another one is refused, never guessed at.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -92,7 +92,8 @@ impl Record {
         let path = record_path(directory, &self.config.name);
         let new = path.with_extension("json.new");
         let write = || -> io::Result<()> {
-            // Written with one call: one for each word of it took a third of a second of a take-over under emulation.
+            // Written with one call: one for each word of it took a third of a second of a take-over under
+            // emulation.
             let mut text = serde_json::to_vec(self)?;
             text.push(b'\n');
             fs::write(&new, text)?;

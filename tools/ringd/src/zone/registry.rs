@@ -20,7 +20,8 @@ use crate::config::ZoneConfig;
 /// How many ended zones are still listed, with their consoles.
 const REMEMBERED: usize = 16;
 
-/// How long a take-over may keep the daemon from answering. Zones that take longer are taken over in the background.
+/// How long a take-over may keep the daemon from answering. Zones that take longer are taken over in the
+/// background.
 const TAKE_OVER_WAIT: Duration = Duration::from_secs(2);
 
 /// Shows users what the daemon is doing while it does not answer yet.
@@ -28,7 +29,8 @@ pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// How the daemon lets another program take over.
 pub trait Upgrade: Send + Sync {
-    /// Asks whether `program`, or a new one of the same path, can take over; `abi` is EL2's version of the interface.
+    /// Asks whether `program`, or a new one of the same path, can take over; `abi` is EL2's version of the
+    /// interface.
     ///
     /// # Errors
     /// It cannot; this daemon continues.
@@ -200,14 +202,14 @@ impl Registry {
             .collect()
     }
 
-    /// Takes over what an earlier daemon left: zones that EL2 has continue, what was half started or has ended is cleaned
-    /// up. What cannot be understood is logged and stays as it is.
+    /// Takes over what an earlier daemon left: zones that EL2 has continue, what was half started or has
+    /// ended is cleaned up. What cannot be understood is logged and stays as it is.
     pub fn take_over(self: &Arc<Self>) {
         self.take_over_saying(&(Arc::new(|_: &str| {}) as Say));
     }
 
-    /// As [`Self::take_over`], and shows what is waited for. A zone whose last I/O has not completed delays neither the
-    /// others nor, for long, the daemon.
+    /// As [`Self::take_over`], and shows what is waited for. A zone whose last I/O has not completed delays
+    /// neither the others nor, for long, the daemon.
     pub fn take_over_saying(self: &Arc<Self>, say: &Say) {
         let records = match Record::load_all(&self.context.records) {
             Ok(records) => records,

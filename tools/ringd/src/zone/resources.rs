@@ -1,7 +1,7 @@
 //! [`Resources`]: what a zone holds of root and EL2, taken in order and given back in the opposite order.
 //!
-//! Taking stops at the first thing that cannot be had, and what was taken so far is given back: nothing is left half
-//! started. The record on disk runs ahead of each step.
+//! Taking stops at the first thing that cannot be had, and what was taken so far is given back: nothing is
+//! left half started. The record on disk runs ahead of each step.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -204,7 +204,8 @@ impl Resources {
         }
     }
 
-    /// Returns what an earlier daemon left of a zone that cannot continue, to be given back by [`Self::release`].
+    /// Returns what an earlier daemon left of a zone that cannot continue, to be given back by
+    /// [`Self::release`].
     #[must_use]
     pub fn left_over(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
         Self::new(context, shared, record)
@@ -234,8 +235,9 @@ impl Resources {
         self.devices.poll(&mut self.journal);
     }
 
-    /// Loads the zone again after its guest has ended. No vCPU runs. What the files do not cover stays as the guest left
-    /// it, as on a machine that is reset (and under QEMU): its kernel may look for what the last one wrote there.
+    /// Loads the zone again after its guest has ended. No vCPU runs. What the files do not cover stays as the
+    /// guest left it, as on a machine that is reset (and under QEMU): its kernel may look for what the last
+    /// one wrote there.
     ///
     /// # Errors
     /// Kernel or initial RAM disk are not what they were.
@@ -257,8 +259,8 @@ impl Resources {
         Ok(entry)
     }
 
-    /// Gives everything back. No vCPU of the zone runs any more. What cannot be given back is logged; memory that EL2
-    /// keeps is not given to root.
+    /// Gives everything back. No vCPU of the zone runs any more. What cannot be given back is logged; memory
+    /// that EL2 keeps is not given to root.
     pub fn release(mut self) {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;

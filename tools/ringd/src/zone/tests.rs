@@ -485,7 +485,8 @@ fn a_device_reset_waits_for_the_daemon() {
         (device.reset_generation, device.reset_pending) = (1, 1)
     });
     until("reset", || machine.el2.device(1, 0).unwrap().reset_pending == 0);
-    // The driver sets the queue up; a notification is then served and, with an empty ring, answered by nothing.
+    // The driver sets the queue up; a notification is then served and, with an empty ring, answered by
+    // nothing.
     machine.el2.guest_changes_device(1, 0, |device| {
         device.status = 15;
         device.features = 1 << 32;

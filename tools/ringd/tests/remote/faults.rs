@@ -1,4 +1,5 @@
-//! Servers that are wrong: what is said of them, and that a guest's requests, resets and other disks do not suffer.
+//! Servers that are wrong: what is said of them, and that a guest's requests, resets and other disks do not
+//! suffer.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -167,8 +168,8 @@ fn a_server_that_writes_nonsense_is_sent_away() {
     guest.push(3, Request::Write { offset: 0 }, &[(at, 512)]);
     guest.publish();
     assert_eq!(guest.next(Duration::from_millis(200)), None);
-    // More used than there was; a request that is not in flight; one in flight with a status that is none; a message and
-    // a notice that nobody understands.
+    // More used than there was; a request that is not in flight; one in flight with a status that is none; a
+    // message and a notice that nobody understands.
     for nonsense in 0..5 {
         let given = fake.given.recv_timeout(PATIENCE).unwrap();
         match nonsense {

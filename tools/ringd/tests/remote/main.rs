@@ -1,6 +1,6 @@
-//! A disk that another process serves, as the daemon's reactor uses it: requests of a guest's queue go to a server that is
-//! killed and started again, goes for good, is another one, or writes nonsense. The guest is played by our own driver, in
-//! its own RAM.
+//! A disk that another process serves, as the daemon's reactor uses it: requests of a guest's queue go to a
+//! server that is killed and started again, goes for good, is another one, or writes nonsense. The guest is
+//! played by our own driver, in its own RAM.
 
 mod fake;
 mod faults;
@@ -134,8 +134,8 @@ fn all_kinds(guest: &mut Guest) {
     );
 }
 
-/// Writes with stamps at depth 32; `again` kills and starts the server each time so many are answered. Gives what was
-/// written last, by block.
+/// Writes with stamps at depth 32; `again` kills and starts the server each time so many are answered. Gives
+/// what was written last, by block.
 fn writes_under_kills(guest: &mut Guest, kills: u64, mut again: impl FnMut()) -> HashMap<u64, u64> {
     let (mut stamp, mut answered, mut killed) = (1_u64, 0_u64, 0);
     let mut flying = HashMap::new();
@@ -257,7 +257,8 @@ fn qemus_killed_and_started_again() {
     }
 }
 
-/// Nothing waits for a server that does not come back, but for requests; a queue set up again goes on from its log.
+/// Nothing waits for a server that does not come back, but for requests; a queue set up again goes on from
+/// its log.
 #[test]
 fn a_server_that_is_gone_is_in_nobodys_way() {
     let _alone = alone();

@@ -1,6 +1,8 @@
-//! The daemon is killed between any two steps, and again while it takes over: each request completes exactly once.
+//! The daemon is killed between any two steps, and again while it takes over: each request completes exactly
+//! once.
 //!
-//! A kill is an unwinding from a named step ([`ringvirtio::steps`]); the next daemon sees what memory holds then.
+//! A kill is an unwinding from a named step ([`ringvirtio::steps`]); the next daemon sees what memory holds
+//! then.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

@@ -1,4 +1,5 @@
-//! The guest played by the `virtio-drivers` crate: its entropy driver on a transport that makes queues of a reactor.
+//! The guest played by the `virtio-drivers` crate: its entropy driver on a transport that makes queues of a
+//! reactor.
 
 use std::cell::RefCell;
 use std::ptr::NonNull;

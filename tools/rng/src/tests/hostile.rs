@@ -1,4 +1,5 @@
-//! Drivers that violate the specification: the queue is broken, a reset is asked for once, nothing else is touched.
+//! Drivers that violate the specification: the queue is broken, a reset is asked for once, nothing else is
+//! touched.
 
 use proptest::prelude::*;
 use ringvirtio::virtio::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
@@ -102,7 +103,8 @@ fn an_index_that_jumps() {
 }
 
 proptest! {
-    /// Whatever is in the rings and the table: no panic, no store outside of what a chain may name, and the queue ends.
+    /// Whatever is in the rings and the table: no panic, no store outside of what a chain may name, and the
+    /// queue ends.
     #[test]
     fn any_bytes_in_the_rings(
         table in proptest::collection::vec(any::<u8>(), usize::from(SIZE) * 16),

@@ -1,8 +1,8 @@
 //! `ringctl top`: activity of zones, vCPUs and disks.
 //!
-//! [`model`] turns two reports into rates, [`draw`] puts them on the screen; this file holds the terminal. It works on
-//! any terminal with cursor addressing, also on a serial console, whose size is not known: it is then that of `COLUMNS`
-//! and `LINES`, or 80 by 24.
+//! [`model`] turns two reports into rates, [`draw`] puts them on the screen; this file holds the terminal. It
+//! works on any terminal with cursor addressing, also on a serial console, whose size is not known: it is
+//! then that of `COLUMNS` and `LINES`, or 80 by 24.
 
 pub mod draw;
 pub mod model;
@@ -117,7 +117,8 @@ where
                     match key.code {
                         KeyCode::Char('q') | KeyCode::Esc => return Ok(()),
                         KeyCode::Char('c' | 'd') if control => return Ok(()),
-                        // Not `clear`, which asks the terminal for its cursor position: not every one answers.
+                        // Not `clear`, which asks the terminal for its cursor position: not every one
+                        // answers.
                         KeyCode::Char('l') if control => {
                             let area = terminal.get_frame().area();
                             terminal.resize(area)?;

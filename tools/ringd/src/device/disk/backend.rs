@@ -59,7 +59,8 @@ impl Backend for Arc<Disk> {
     }
 }
 
-/// Withholds discarding from the driver: neither DISCARD nor WRITE_ZEROES with unmap is offered (virtio 1.2, 5.2.4).
+/// Withholds discarding from the driver: neither DISCARD nor WRITE_ZEROES with unmap is offered (virtio 1.2,
+/// 5.2.4).
 fn withhold_discard(spec: &mut DeviceSpec) {
     const LIMITS: std::ops::Range<usize> = 36..48;
     const MAY_UNMAP: usize = 56;

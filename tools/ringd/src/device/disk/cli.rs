@@ -34,8 +34,8 @@ pub enum DiskCommand {
     Stats(OutputOptions),
     /// Attaches a disk to a drive without a medium: the guest sees that drive's capacity change.
     ///
-    /// A zone has as many such drives as `spare_disks` in its zone file says, after its disks. The guest finds partitions
-    /// once it reads the partition table (`blockdev --rereadpt /dev/vdX`).
+    /// A zone has as many such drives as `spare_disks` in its zone file says, after its disks. The guest
+    /// finds partitions once it reads the partition table (`blockdev --rereadpt /dev/vdX`).
     Attach {
         /// The zone's name.
         zone: String,
@@ -70,15 +70,15 @@ pub enum DiskCommand {
     },
     /// Retries the requests at which a disk with `on_error = "stop"` has stopped.
     ///
-    /// A block device that has stopped is closed (state `released` in `disk list`), so that it can be connected again; this
-    /// command opens it.
+    /// A block device that has stopped is closed (state `released` in `disk list`), so that it can be
+    /// connected again; this command opens it.
     Resume(Which),
-    /// Migrates a disk to another image or server while its guest uses it, compares the two, and returns when the guest
-    /// uses the target.
+    /// Migrates a disk to another image or server while its guest uses it, compares the two, and returns when
+    /// the guest uses the target.
     ///
-    /// The target must exist and be at least as large as the disk, and is overwritten: `truncate -s SIZE FILE` or `qemu-img
-    /// create` make one. Until the switch the disk is where it was, whatever happens to the target. If the daemon dies, the
-    /// next one continues.
+    /// The target must exist and be at least as large as the disk, and is overwritten: `truncate -s SIZE
+    /// FILE` or `qemu-img create` make one. Until the switch the disk is where it was, whatever happens to
+    /// the target. If the daemon dies, the next one continues.
     Migrate {
         /// Which disk.
         #[command(flatten)]

@@ -1,7 +1,7 @@
 //! [`Drives`]: the drives of a zone that runs, on the zone's thread: attach, detach, resize, limit.
 //!
-//! The record runs ahead of each change: a daemon that dies in between is followed by one that shows the guest what the
-//! record says.
+//! The record runs ahead of each change: a daemon that dies in between is followed by one that shows the
+//! guest what the record says.
 
 use std::sync::Arc;
 

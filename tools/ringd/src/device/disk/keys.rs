@@ -66,8 +66,8 @@ pub fn from_argument(text: &str) -> anyhow::Result<DiskConfig> {
     disks.into_iter().next().context("no disk is described")
 }
 
-/// Returns `PATH[,KEY=VALUE...]` as the table that a zone file would hold. `readonly` alone means true. A value of the
-/// wrong type is refused by the parser of the table.
+/// Returns `PATH[,KEY=VALUE...]` as the table that a zone file would hold. `readonly` alone means true. A
+/// value of the wrong type is refused by the parser of the table.
 fn table(text: &str, here: &Path) -> Result<Value, ConfigError> {
     let mut table = Table::new();
     let mut parts = text.split(',');

@@ -1,12 +1,12 @@
 //! Migrating a zone's disk to another image while its guest uses it.
 //!
-//! `ringctl disk migrate` exchanges the disk for a [`ringblk::migrate::Migration`], as any other exchange, and a thread
-//! copies and compares. When
-//! both are equal the zone's own thread quiesces the disk, makes the target durable and *writes the zone's record: that is
-//! the moment of the switch*. It is atomic, since a record is renamed into place, and nothing is in flight: a daemon that
-//! is killed before it is followed by one that serves the source through a migration and continues to copy, one that is
-//! killed afterwards by one that serves the target. The number of bytes copied is the slot's word behind the in-flight
-//! logs. If the target's server has died between the comparison and the switch, the target may have lost something and is
+//! `ringctl disk migrate` exchanges the disk for a [`ringblk::migrate::Migration`], as any other exchange,
+//! and a thread copies and compares. When both are equal the zone's own thread quiesces the disk, makes the
+//! target durable and *writes the zone's record: that is the moment of the switch*. It is atomic, since a
+//! record is renamed into place, and nothing is in flight: a daemon that is killed before it is followed by
+//! one that serves the source through a migration and continues to copy, one that is killed afterwards by one
+//! that serves the target. The number of bytes copied is the slot's word behind the in-flight logs. If the
+//! target's server has died between the comparison and the switch, the target may have lost something and is
 //! compared again.
 
 use std::sync::Arc;

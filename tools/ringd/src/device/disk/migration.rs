@@ -1,4 +1,5 @@
-//! [`Migration`]: a disk on its way to another image. [`ringblk::migrate`] does the work, a thread of its own drives it.
+//! [`Migration`]: a disk on its way to another image. [`ringblk::migrate`] does the work, a thread of its own
+//! drives it.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

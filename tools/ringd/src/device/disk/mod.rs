@@ -1,8 +1,8 @@
 //! Disks: virtio block devices on images, host block devices or vhost-user servers, by [`ringblk`].
 //!
-//! A zone has as many drives as it was started with, disks first, then spare ones. A drive without a medium is a block
-//! device of capacity 0. So the guest's driver is there before its disk is, and attaching, detaching and resizing are
-//! the same thing to it: a change of capacity.
+//! A zone has as many drives as it was started with, disks first, then spare ones. A drive without a medium
+//! is a block device of capacity 0. So the guest's driver is there before its disk is, and attaching,
+//! detaching and resizing are the same thing to it: a change of capacity.
 //!
 //! [`config`], [`keys`] what users write · [`open`] · [`backend`] the block device as the reactor's side uses it ·
 //! [`drives`], [`change`], [`resume`], [`migrate`] changes of drives of a zone that runs, on the zone's thread ·

@@ -123,9 +123,9 @@ fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> KnownGeometry {
     }
 }
 
-/// Opens an image that requests of a dead daemon may still hold, and waits for them for ever: they may still write into
-/// the guest's memory. A remote disk has no lock: its server answers when the dead daemon's requests have completed, and
-/// if it does not, the disk waits for it, not the zone.
+/// Opens an image that requests of a dead daemon may still hold, and waits for them for ever: they may still
+/// write into the guest's memory. A remote disk has no lock: its server answers when the dead daemon's
+/// requests have completed, and if it does not, the disk waits for it, not the zone.
 fn drained(
     context: &OpenContext,
     zone: &str,
@@ -160,7 +160,8 @@ fn drained(
     }
 }
 
-/// Returns a number for a disk's lock that is the same after a restart of the daemon (FNV-1a of zone and slot).
+/// Returns a number for a disk's lock that is the same after a restart of the daemon (FNV-1a of zone and
+/// slot).
 fn owner(name: &str, slot: u8) -> u64 {
     let bytes = name.bytes().chain(usize::from(slot).to_le_bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {

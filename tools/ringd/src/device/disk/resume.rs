@@ -1,9 +1,9 @@
 //! Disks that have stopped at a failed request, and `ringctl disk resume`.
 //!
-//! With `on_error = "stop"` a host device is closed as soon as the disk has stopped, and opened again when the disk is
-//! resumed: a network block device that has lost its connection cannot be connected again while it is open, and what
-//! comes back by its name (iSCSI, USB, RBD) may be another device of the kernel's. A file stays open: its lock keeps
-//! others away.
+//! With `on_error = "stop"` a host device is closed as soon as the disk has stopped, and opened again when
+//! the disk is resumed: a network block device that has lost its connection cannot be connected again while
+//! it is open, and what comes back by its name (iSCSI, USB, RBD) may be another device of the kernel's. A
+//! file stays open: its lock keeps others away.
 
 use std::sync::Arc;
 
@@ -15,7 +15,8 @@ use super::drives::Drives;
 use crate::device::zone::Zone;
 use crate::device::{Device, Error};
 
-/// Has the zone's thread woken when a disk stops, and the guest notified when the disk's server reports another size.
+/// Has the zone's thread woken when a disk stops, and the guest notified when the disk's server reports
+/// another size.
 pub fn watch(zone: &Zone, slot: u8, disk: &Arc<Disk>) {
     watch_size(zone, slot, disk);
     if let Some(wake) = zone.wake.clone() {

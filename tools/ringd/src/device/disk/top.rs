@@ -45,7 +45,8 @@ pub struct DiskRow {
 }
 
 impl DiskRow {
-    /// Returns the row of a disk from the report `before` and the one `now`; `rate` turns counts into rates per second.
+    /// Returns the row of a disk from the report `before` and the one `now`; `rate` turns counts into rates
+    /// per second.
     #[must_use]
     pub fn new(before: &[DeviceStats], now: &DeviceStats, rate: impl Fn(u64) -> f64) -> Self {
         let old = before

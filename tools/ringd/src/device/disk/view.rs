@@ -31,8 +31,8 @@ impl DiskView {
             .cloned()
     }
 
-    /// Returns the progress of the migration of the disk in a slot. While the zone is being taken over, `recorded`
-    /// are its devices on record, and no more is known than that there is a migration.
+    /// Returns the progress of the migration of the disk in a slot. While the zone is being taken over,
+    /// `recorded` are its devices on record, and no more is known than that there is a migration.
     #[must_use]
     pub fn migration_report(&self, slot: u8, recorded: Option<&State>) -> Option<MigrationReport> {
         let report = self.migration(slot).map(|migration| migration.report());

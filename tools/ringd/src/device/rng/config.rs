@@ -52,8 +52,8 @@ impl RngConfig {
     }
 }
 
-/// Returns `[KEY=VALUE,...]` as the section that a zone file would hold. What is no key is refused by the parser of the
-/// section.
+/// Returns `[KEY=VALUE,...]` as the section that a zone file would hold. What is no key is refused by the
+/// parser of the section.
 #[must_use]
 pub fn section(option: &str) -> Value {
     let pairs = option.split(',').filter(|pair| !pair.is_empty());

@@ -260,7 +260,8 @@ fn the_next_daemon_has_what_was_attached() {
     machine.attach(&machine.disk("more.img", 1 << 20)).unwrap();
     machine.activate(1);
     machine.registry.context().io.stop();
-    // It died before it could tell the guest of a new size; copies, because the locks of this process are still held.
+    // It died before it could tell the guest of a new size; copies, because the locks of this process are
+    // still held.
     let path = machine.path("records/a.json");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(
@@ -345,8 +346,8 @@ fn writeback(registry: &Registry) -> bool {
         .writeback()
 }
 
-// virtio-checklist 53, 58: the byte that the driver writes reaches the disk, if CONFIG_WCE was negotiated; another image, a
-// reset and another daemon have it too
+// virtio-checklist 53, 58: the byte that the driver writes reaches the disk, if CONFIG_WCE was negotiated;
+// another image, a reset and another daemon have it too
 #[test]
 fn the_driver_turns_the_write_cache_off_and_on() {
     const FLUSH: u64 = 1 << 9;
@@ -436,7 +437,8 @@ fn a_read_only_image_in_a_spare_drive() {
     machine.assert_clean();
 }
 
-/// A disk that cannot be opened at a take-over waits until it is resumed, if it stops at errors; else the zone ends.
+/// A disk that cannot be opened at a take-over waits until it is resumed, if it stops at errors; else the
+/// zone ends.
 #[test]
 fn the_next_daemon_waits_for_a_disk_that_stops() {
     for on_error in [OnError::Stop, OnError::Report] {

@@ -188,8 +188,8 @@ fn a_target_that_fails_is_given_up() {
     machine.assert_clean();
 }
 
-/// What a daemon leaves that was killed while it copied: the next one goes on where it was, and does not copy again what is
-/// there.
+/// What a daemon leaves that was killed while it copied: the next one goes on where it was, and does not copy
+/// again what is there.
 #[test]
 fn the_next_daemon_goes_on() {
     for progress in [0, MIB / 2, MIB] {

@@ -1,4 +1,5 @@
-//! Zones that cannot be, or hardly: whatever their description says, either the zone runs or nothing has changed.
+//! Zones that cannot be, or hardly: whatever their description says, either the zone runs or nothing has
+//! changed.
 
 use std::fs::{self, File};
 
