@@ -12,7 +12,7 @@
 //! `ringctl` a *client thread* ([`control::server`]).
 //!
 //! Layers, lowest first: [`config`]'s parts, [`hv`], [`host`]; [`device`]'s descriptions and back ends; [`io`];
-//! [`device::zone`] and the changes of each kind; [`zone`]; [`control`], [`stats`], [`trace`]; [`cli`] and [`daemon`].
+//! [`device::devices`] and the changes of each kind; [`zone`]; [`control`], [`stats`], [`trace`]; [`cli`] and [`daemon`].
 //!
 //! Locks, outermost first: CPUs ([`zone::Context::cpus`]), the reactor's table ([`io`]), a console, EL2's command
 //! slot ([`hv::device`]). The registry's, a zone's status and its devices' view are leaves.
