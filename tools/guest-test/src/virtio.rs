@@ -56,6 +56,8 @@ pub const VERSION_1: u64 = 1 << 32;
 pub const EVENT_IDX: u64 = 1 << 29;
 /// Block device id.
 pub const BLOCK: u32 = 2;
+/// Entropy device id.
+pub const RNG: u32 = 4;
 
 /// One slot.
 #[derive(Clone, Copy)]
@@ -67,11 +69,16 @@ pub struct Slot {
 impl Slot {
     /// Returns all slots that have a block device.
     pub fn blocks(machine: &Machine) -> impl Iterator<Item = Self> + '_ {
+        Self::with(machine, BLOCK)
+    }
+
+    /// Returns all slots that have a device with this id.
+    pub fn with(machine: &Machine, id: u32) -> impl Iterator<Item = Self> + '_ {
         machine
             .virtio
             .iter()
             .map(|device| Self { device: *device })
-            .filter(|slot| slot.read(DEVICE_ID) == BLOCK)
+            .filter(move |slot| slot.read(DEVICE_ID) == id)
     }
 
     /// Reads a register by a plain 32-bit load.

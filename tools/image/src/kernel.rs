@@ -46,8 +46,15 @@ const ROOT_MODULES: &[&str] = &[
     "evdev?",
 ];
 
-/// What a guest needs to reach its root file system.
-const GUEST_MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "ext4", "crc32c_generic?", "crc32c?"];
+/// What a guest needs to reach its root file system, and its entropy device.
+const GUEST_MODULES: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_rng?",
+    "ext4",
+    "crc32c_generic?",
+    "crc32c?",
+];
 
 /// Debian's kernels that root and guests can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, clap::ValueEnum)]

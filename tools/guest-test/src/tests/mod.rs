@@ -9,6 +9,7 @@ mod orphans;
 mod psci;
 mod queue;
 mod race;
+mod rng;
 mod sysreg;
 mod timer;
 mod tlb;
@@ -37,6 +38,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("blk", blk::run),
     ("queue", queue::run),
     ("features", features::run),
+    ("rng", rng::run),
     ("race", race::run),
     ("gic", gic::run),
     ("timer", timer::run),

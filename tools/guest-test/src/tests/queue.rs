@@ -14,15 +14,15 @@ use crate::virtio::{EVENT_IDX, Slot, VERSION_1, status};
 use crate::{check, check_eq, hal, interrupts, time};
 
 /// Entries of the queue.
-const SIZE: u16 = 64;
+pub(super) const SIZE: u16 = 64;
 /// Bytes from one part of the queue's page to the next: descriptors, available ring, used ring, buffers.
 const PART: u64 = 0x800;
 /// VIRTIO_F_INDIRECT_DESC.
-const INDIRECT_DESC: u64 = 1 << 28;
+pub(super) const INDIRECT_DESC: u64 = 1 << 28;
 
 /// Descriptor flags (2.7.5).
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
 /// VIRTIO_BLK_T_IN.
@@ -158,18 +158,18 @@ impl Queue {
     }
 
     /// Returns the address of the request's data, 1 KiB.
-    fn data(&self) -> u64 {
+    pub(super) fn data(&self) -> u64 {
         self.at(3 * PART + 0x400)
     }
 
     /// Stores a value in the pages.
-    fn set<T>(&self, address: u64, value: T) {
+    pub(super) fn set<T>(&self, address: u64, value: T) {
         debug_assert!((self.at(0)..self.at(4 * PART)).contains(&address));
         // SAFETY: inside the pages, which belong to this and to the device.
         unsafe { (address as *mut T).write_volatile(value) }
     }
 
-    fn get<T: Copy>(&self, address: u64) -> T {
+    pub(super) fn get<T: Copy>(&self, address: u64) -> T {
         debug_assert!((self.at(0)..self.at(4 * PART)).contains(&address));
         // SAFETY: as above; all bit patterns are integers.
         unsafe { (address as *const T).read_volatile() }
@@ -185,7 +185,7 @@ impl Queue {
     }
 
     /// Writes a descriptor.
-    fn describe(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
+    pub(super) fn describe(&self, index: u16, address: u64, length: u32, flags: u16, next: u16) {
         self.describe_in(self.at(0), index, address, length, flags, next);
     }
 
@@ -237,7 +237,7 @@ impl Queue {
     }
 
     /// Makes a chain available without a notification.
-    fn offer(&mut self, head: u16) {
+    pub(super) fn offer(&mut self, head: u16) {
         self.set(self.at(PART + 4) + u64::from(self.offered % SIZE) * 2, head);
         self.offered = self.offered.wrapping_add(1);
         fence(Ordering::SeqCst);
@@ -245,12 +245,12 @@ impl Queue {
         fence(Ordering::SeqCst);
     }
 
-    fn notify(&self) {
+    pub(super) fn notify(&self) {
         self.slot.write(QUEUE_NOTIFY, self.number);
     }
 
     /// Returns the index of the used ring.
-    fn used(&self) -> u16 {
+    pub(super) fn used(&self) -> u16 {
         let index = self.get(self.at(2 * PART + 2));
         fence(Ordering::SeqCst);
         index
@@ -281,7 +281,7 @@ impl Queue {
     }
 
     /// Waits until the device needs a reset and has interrupted.
-    fn broken(&self) -> bool {
+    pub(super) fn broken(&self) -> bool {
         time::wait(2000, || {
             self.slot.read(STATUS) & status::NEEDS_RESET != 0 && self.slot.read(INTERRUPT_STATUS) & 2 != 0
         })

@@ -11,7 +11,9 @@
 //! | [`state`] | [`State`]: the devices' part of a zone's record |
 //! | [`inflight`] | the file that outlives the daemon: in-flight logs, a word for each slot |
 //! | [`view`] | [`View`]: what client threads read, [`Observed`] devices for reports |
-//! | [`zone`] | [`Devices`] of a zone, on the zone's thread: open, take over, change, close |
+//! | [`context`] | what devices get of their zone |
+//! | [`zone`] | the zone as changes of devices need it, and its record |
+//! | [`devices`] | [`Devices`] of a zone, on the zone's thread: open, take over, change, close |
 //! | [`api`] | requests of `ringctl` and replies |
 //!
 //! Adding a kind takes a folder and a line in each `enum` and `struct` here that lists the kinds: [`Kind`],
@@ -21,6 +23,8 @@
 pub mod api;
 pub mod backend;
 pub mod config;
+pub mod context;
+pub mod devices;
 pub mod disk;
 pub mod error;
 pub mod inflight;
@@ -37,11 +41,12 @@ use std::sync::Arc;
 
 pub use backend::{Backend, QueueCounters, QueueSnapshot};
 pub use config::{Config, Configs};
+pub use context::Environment;
+pub use devices::Devices;
 pub use error::Error;
 pub use options::Options;
 pub use state::State;
 pub use view::{Observed, View};
-pub use zone::Devices;
 
 /// A kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,21 +94,6 @@ impl Deref for Device {
             Self::Disk(disk) => disk,
             Self::Rng(rng) => rng,
         }
-    }
-}
-
-/// What devices and other files of a zone are opened with.
-#[derive(Clone, Default)]
-pub struct Environment {
-    /// Opens files and connects to servers.
-    pub disk: ringblk::OpenContext,
-}
-
-impl Environment {
-    /// Returns what opens files.
-    #[must_use]
-    pub fn opener(&self) -> &dyn ringblk::Opener {
-        &*self.disk.opener
     }
 }
 

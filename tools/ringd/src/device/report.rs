@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use super::disk;
-use super::view::Observed;
 
 /// Counters by name.
 pub type Counts = BTreeMap<String, u64>;
@@ -98,19 +97,6 @@ impl DeviceReports {
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &DeviceStats)> + Clone {
         let disks = self.disks.iter().map(|disk| ("disk", disk));
         disks.chain(self.rngs.iter().map(|rng| ("rng", rng)))
-    }
-}
-
-impl DeviceStats {
-    /// Returns the report of a device as it is observed, without EL2's counters.
-    #[must_use]
-    pub fn new(observed: &Observed) -> Self {
-        Self {
-            zone: observed.zone.clone(),
-            slot: observed.slot,
-            queues: observed.queues.iter().map(|queue| queue.stats()).collect(),
-            ..Self::default()
-        }
     }
 }
 

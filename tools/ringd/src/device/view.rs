@@ -6,6 +6,7 @@ use super::Device;
 use super::backend::QueueSnapshot;
 use super::config::Config;
 use super::disk::view::DiskView;
+use super::report::DeviceStats;
 use super::state::State;
 
 /// What client threads read of a zone's devices. Its locks are leaves.
@@ -59,5 +60,18 @@ impl View {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observed {
+    /// Returns the device for reports, without EL2's counters.
+    #[must_use]
+    pub fn stats(&self) -> DeviceStats {
+        DeviceStats {
+            zone: self.zone.clone(),
+            slot: self.slot,
+            queues: self.queues.iter().map(QueueSnapshot::stats).collect(),
+            ..DeviceStats::default()
+        }
     }
 }

@@ -162,7 +162,7 @@ pub fn collect(registry: &Registry) -> StatsReport {
             notifications_pending: counters.notifications_pending,
             doorbells: counters.doorbells,
             interrupts: counters.interrupts,
-            ..DeviceStats::new(&device)
+            ..device.stats()
         };
         devices.add(stats, &device.config);
     }

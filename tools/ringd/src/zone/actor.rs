@@ -21,7 +21,7 @@ use super::shared::Shared;
 use super::status::{Ending, Phase};
 use crate::config::{OnCrash, OnReboot};
 use crate::device::Change;
-use crate::device::zone::Wake;
+use crate::device::context::Wake;
 use crate::hv::Refusal;
 use crate::io::ZoneEvent;
 

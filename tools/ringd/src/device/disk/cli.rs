@@ -76,9 +76,9 @@ pub enum DiskCommand {
     /// Migrates a disk to another image or server while its guest uses it, compares the two, and returns when
     /// the guest uses the target.
     ///
-    /// The target must exist and be at least as large as the disk, and is overwritten:
-    /// `truncate -s SIZE FILE` or `qemu-img create` make one. Until the switch the disk is where it was,
-    /// whatever happens to the target. If the daemon dies, the next one continues.
+    /// The target must exist and be at least as large as the disk, and is overwritten: `truncate -s SIZE
+    /// FILE` or `qemu-img create` make one. Until the switch the disk is where it was, whatever happens to
+    /// the target. If the daemon dies, the next one continues.
     Migrate {
         /// Which disk.
         #[command(flatten)]

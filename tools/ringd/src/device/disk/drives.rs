@@ -9,7 +9,7 @@ use ringblk::{Disk, DiskError};
 
 use super::change::{Change, LimitChange};
 use super::config::DiskConfig;
-use super::{SECTOR, open};
+use super::{SECTOR, open, watch};
 use crate::config::size::format_size;
 use crate::device::zone::{Store, Zone};
 use crate::device::{Device, Error, Kind};
@@ -76,8 +76,15 @@ impl Drives<'_> {
     /// Puts another disk, or none, into a drive.
     fn insert(&mut self, slot: u8, disk: Option<DiskConfig>, image: Arc<Disk>) -> Result<u8, Error> {
         self.record_disk(slot, disk)?;
-        self.zone.exchange(slot, Device::Disk(image))?;
+        self.exchange(slot, image)?;
         Ok(slot)
+    }
+
+    /// Serves another image in a drive.
+    pub(super) fn exchange(&self, slot: u8, image: Arc<Disk>) -> Result<(), Error> {
+        let shown = self.zone.exchange(slot, Device::Disk(image.clone()));
+        watch::watch(self.zone, slot, &image);
+        shown
     }
 
     fn resize(&mut self, slot: u8, size: Option<u64>, shrink: bool) -> Result<u8, Error> {

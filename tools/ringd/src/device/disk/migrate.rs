@@ -17,8 +17,9 @@ use ringblk::migrate::{Migration as Copy, Progress, Step};
 use super::config::DiskConfig;
 use super::drives::Drives;
 use super::migration::{Migration, Pending, Stage};
-use super::open;
-use crate::device::zone::{TakeOver, Zone};
+use super::{open, watch};
+use crate::device::context::TakeOver;
+use crate::device::zone::Zone;
 use crate::device::{Device, Error, inflight};
 
 /// Returns `disk` at another image: path, format, engine and cache are the target's, all else stays.
@@ -204,12 +205,14 @@ impl Drives<'_> {
             });
             recorded.map_err(|error| reason = Some(error.to_string()))
         };
-        let device = Device::Disk(image);
         let number = zone.number.unwrap_or_default();
-        match zone.io.exchange_if(number, slot, device.clone(), commit) {
+        match zone
+            .io
+            .exchange_if(number, slot, Device::Disk(image.clone()), commit)
+        {
             Ok(shown) => {
                 self.forget(migration);
-                zone.watch(slot, &device);
+                watch::watch(zone, slot, &image);
                 let path = migration.target().path.display();
                 tracing::info!(zone = zone.config.name, slot, %path, "the disk is migrated");
                 shown.map_err(|cause| zone.refused(cause))
@@ -242,7 +245,7 @@ impl Drives<'_> {
         self.forget(migration);
         let source = migration.copy().source().clone();
         open::configure(&source, &self.disk(slot)?);
-        self.zone.exchange(slot, Device::Disk(source))
+        self.exchange(slot, source)
     }
 
     fn forget(&self, migration: &Migration) {

@@ -10,7 +10,7 @@ use ringblk::migrate::{Migration as Copy, MigrationError, Step};
 use serde::{Deserialize, Serialize};
 
 use super::config::DiskConfig;
-use crate::device::zone::Wake;
+use crate::device::context::Wake;
 
 /// A migration on a zone's record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,6 +25,7 @@ pub mod resume;
 pub mod stats;
 pub mod top;
 pub mod view;
+pub mod watch;
 
 /// Bytes in a sector (virtio 1.2, 5.2).
 pub const SECTOR: u64 = ringblk::virtio::SECTOR_SIZE;

@@ -10,8 +10,8 @@ use ringvirtio::{Rate, RateLimits};
 use super::SECTOR;
 use super::config::{DiskConfig, DiskLimits, Engine, Limit, OnError};
 use crate::config::ZoneConfig;
+use crate::device::context::TakeOver;
 use crate::device::error::Error;
-use crate::device::zone::TakeOver;
 use crate::instance;
 
 /// How long to wait for an image that is locked: its owner may be a zone that has just ended.

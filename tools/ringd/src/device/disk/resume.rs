@@ -5,46 +5,12 @@
 //! it is open, and what comes back by its name (iSCSI, USB, RBD) may be another device of the kernel's. A
 //! file stays open: its lock keeps others away.
 
-use std::sync::Arc;
-
 use ringblk::Disk;
 use ringblk::remote::KnownGeometry;
 
 use super::SECTOR;
 use super::drives::Drives;
-use crate::device::zone::Zone;
-use crate::device::{Device, Error};
-
-/// Has the zone's thread woken when a disk stops, and the guest notified when the disk's server reports
-/// another size.
-pub fn watch(zone: &Zone, slot: u8, disk: &Arc<Disk>) {
-    watch_size(zone, slot, disk);
-    if let Some(wake) = zone.wake.clone() {
-        disk.control().on_stop(Box::new(move || wake()));
-    }
-}
-
-fn watch_size(zone: &Zone, slot: u8, disk: &Arc<Disk>) {
-    let (Some(remote), Some(number)) = (disk.remote(), zone.number) else {
-        return;
-    };
-    let (io, disk) = (Arc::downgrade(&zone.io), Arc::downgrade(disk));
-    remote.on_resize(Box::new(move || {
-        let (Some(io), Some(disk)) = (io.upgrade(), disk.upgrade()) else {
-            return;
-        };
-        // It may have been exchanged.
-        let now = io.device(number, slot);
-        if !now.is_some_and(|now| now.disk().is_some_and(|now| Arc::ptr_eq(now, &disk))) {
-            return;
-        }
-        if let Err(error) = disk.reread_capacity() {
-            tracing::error!(zone = number, slot, %error, "a remote disk's new size cannot be used");
-        } else if let Err(error) = io.show_config(number, slot) {
-            tracing::error!(zone = number, slot, %error, "cannot show a remote disk's new size");
-        }
-    }));
-}
+use crate::device::Error;
 
 impl Drives<'_> {
     /// Closes the host devices of disks that have stopped.
@@ -72,7 +38,7 @@ impl Drives<'_> {
         let closed = Disk::closed(disk.config(), shape).map_err(|error| self.unusable(slot, error))?;
         tracing::warn!(zone = self.zone.config.name, slot, path = %wanted.path.display(),
             "the disk has stopped: its device is closed until `ringctl disk resume`");
-        self.zone.exchange(slot, Device::Disk(closed))
+        self.exchange(slot, closed)
     }
 
     /// Retries the requests at which a disk has stopped, with its host device opened again.
@@ -94,7 +60,7 @@ impl Drives<'_> {
         }
         let path = wanted.path.display();
         tracing::info!(zone = self.zone.config.name, slot, %path, "the disk's device is open again");
-        self.zone.exchange(slot, Device::Disk(image))?;
+        self.exchange(slot, image)?;
         Ok(slot)
     }
 }

@@ -1,0 +1,85 @@
+#!/bin/sh
+# A guest reads its entropy device, /dev/hwrng: from several processes at once, while the daemon is killed, and another
+# guest's device within its limit. The bare-metal guest has the driver's mistakes (virtio 1.2, 5.4).
+#@ needs: el2
+#@ timeout: 300
+. ./lib.sh
+cat >/tmp/autorun <<'S'
+modprobe virtio_rng
+echo "hwrng: $(cat /sys/class/misc/hw_random/rng_current)"
+until dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
+    for reader in 1 2 3 4; do
+        dd if=/dev/hwrng of=/tmp/bytes.$reader bs=512 count=32 iflag=fullblock 2>/dev/null &
+    done
+    wait
+    for reader in 1 2 3 4; do
+        [ "$(stat -c %s /tmp/bytes.$reader)" = 16384 ] || echo "rng: short read"
+    done
+    # What is random has no smaller form.
+    [ "$(cat /tmp/bytes.* | gzip -9 | wc -c)" -ge 65536 ] || echo "rng: not random"
+    runs=$((runs + 1))
+    [ $runs = 1 ] && echo "rng: first run"
+done
+echo "rng: $runs runs"
+read -r start _ </proc/uptime
+dd if=/dev/hwrng of=/dev/null bs=512 count=64 iflag=fullblock 2>/dev/null
+read -r end _ </proc/uptime
+echo "rng: 32 KiB from $start to $end"
+dmesg | grep -E 'hung_task|blocked for more|rng.*fail' && echo "guest saw errors"
+poweroff
+sleep 100
+S
+guest_disk $Z/root.img /tmp/autorun
+truncate -s 4K $Z/orders.img
+zone_file guest1 1 256M root.img orders.img
+printf '[rng]\n' >>$Z/guest1.toml
+pidof ringd >/dev/null && fail "a daemon runs already"
+ringd --daemonize --supervise || fail "ringd does not start"
+ringctl zone start $Z/guest1.toml || fail "zone start"
+within 200 guest_says '^rng: first run'
+guest_says '^hwrng: virtio_rng' || fail "another device: $(ringctl zone console guest1 --dump | grep hwrng)"
+
+# The device is in the slot after the disks. Its requests go on when the daemon dies.
+get() { ringctl stats | awk -v name="rng.guest1.2.queue0.$1" '$1 == name { value = $2 } END { print value + 0 }'; }
+for kill in 1 2 3 4 5; do
+    sleep 1
+    kill -KILL "$(worker)" || fail "no worker to kill"
+    served_again() { [ "$(get bytes)" -gt 0 ]; }
+    within 100 served_again
+done
+before=$(get bytes)
+sleep 3
+at_least "bytes" "$(get bytes)" $((before + 65536))
+at_least "requests" "$(get requests)" 100
+ringctl disk list | grep -c '^guest1' | grep -qx 2 || fail "the entropy device is listed as a disk"
+
+printf 'end\n' | dd of=$Z/orders.img conv=notrunc 2>/dev/null
+ringctl zone wait guest1 || fail "zone wait"
+ringctl zone console guest1 --dump | tr -d '\r' | sed -n '/^hwrng: /,$p' >/tmp/text
+cat /tmp/text
+grep -q '^rng: [1-9][0-9]* runs' /tmp/text || fail "the guest did not come to its end"
+grep -qE 'short read|not random|guest saw errors' /tmp/text && fail "the guest is not content"
+grep -E 'seccomp|panicked|broke a queue' $LOG && fail "the log complains"
+
+# With a limit of 4 KiB a second 32 KiB take some 8 s, the burst and the kernel's own reads aside.
+guest_disk $Z/root.img /tmp/autorun
+printf 'end\n' | dd of=$Z/orders.img conv=notrunc 2>/dev/null
+ringctl zone start $Z/guest1.toml --rng=bps=4K || fail "zone start with a limit"
+ringctl zone wait guest1 || fail "zone wait with a limit"
+took=$(ringctl zone console guest1 --dump | tr -d '\r' | awk '/^rng: 32 KiB from/ { print int($7 - $5) }')
+at_least "seconds for 32 KiB at 4 KiB a second" "${took:-0}" 6
+
+# The driver's mistakes.
+cp /srv/zones/guest-test.bin $Z || fail "no guest-test.bin next to the zone files"
+cat >$Z/bare.toml <<'END'
+name = "bare"
+cpus = 1
+memory = "64M"
+kernel = "guest-test.bin"
+cmdline = "test=rng"
+[rng]
+END
+ringctl zone run $Z/bare.toml >/tmp/bare.log 2>&1 || { cat /tmp/bare.log; fail "zone run ends with $?"; }
+grep -q '^guest-test: PASS' /tmp/bare.log || { cat /tmp/bare.log; fail "the bare-metal guest says no"; }
+is "tests of the entropy device" "$(grep -c '^ok .* rng: ' /tmp/bare.log)" 4
+kernel_is_quiet

@@ -1,0 +1,29 @@
+//! What devices get of the zone that they belong to: [`Environment`], [`TakeOver`], [`Wake`].
+
+use std::sync::Arc;
+
+/// What devices and other files of a zone are opened with.
+#[derive(Clone, Default)]
+pub struct Environment {
+    /// Opens files and connects to servers.
+    pub disk: ringblk::OpenContext,
+}
+
+impl Environment {
+    /// Returns what opens files.
+    #[must_use]
+    pub fn opener(&self) -> &dyn ringblk::Opener {
+        &*self.disk.opener
+    }
+}
+
+/// Makes the zone's thread call [`super::devices::Devices::poll`].
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
+
+/// What is known of devices that an earlier daemon served.
+pub struct TakeOver<'a> {
+    /// Shows users what is waited for.
+    pub say: &'a dyn Fn(&str),
+    /// Returns the configuration space that the guest was shown of the device in a slot.
+    pub shown: &'a dyn Fn(u8) -> Option<[u8; 256]>,
+}

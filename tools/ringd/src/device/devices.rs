@@ -1,0 +1,122 @@
+//! [`Devices`]: the devices of one zone, on the zone's thread: open or take over, change, close.
+
+use std::sync::Arc;
+
+use vm_memory::MmapRegion;
+
+use super::context::{TakeOver, Wake};
+use super::disk::drives::Drives;
+use super::zone::{Store, Zone};
+use super::{Change, Config, Device, Error, disk, rng};
+
+/// The devices of a zone.
+pub struct Devices {
+    zone: Zone,
+}
+
+impl Devices {
+    /// Returns the devices of a zone, none of them open.
+    #[must_use]
+    pub const fn new(zone: Zone) -> Self {
+        Self { zone }
+    }
+
+    /// Opens the devices of all slots; with `last`, as an earlier daemon left them.
+    ///
+    /// # Errors
+    /// The first that cannot be used.
+    pub fn open(&self, store: &mut dyn Store, last: Option<&TakeOver<'_>>) -> Result<Vec<Device>, Error> {
+        let mut devices = Vec::new();
+        for (slot, config) in (0_u8..).zip(self.zone.slots()) {
+            devices.push(match config {
+                Config::Disk(disk) => Device::Disk(disk::open::drive(
+                    &self.zone.environment.disk,
+                    &self.zone.config,
+                    slot,
+                    disk.as_ref(),
+                    last,
+                )?),
+                Config::Rng(config) => Device::Rng(rng::backend::open(&config)),
+            });
+        }
+        if let Some(last) = last {
+            self.drives(store).take_over_migrations(&mut devices, last)?;
+        }
+        Ok(devices)
+    }
+
+    /// The reactor serves the zone with this number from now on, with these devices.
+    ///
+    /// # Errors
+    /// EL2 refused to show what changed while there was no daemon.
+    pub fn served(&mut self, number: u8, devices: &[Device], takeover: bool) -> Result<(), Error> {
+        self.zone.number = Some(number);
+        for (slot, device) in (0_u8..).zip(devices) {
+            watch(&self.zone, slot, device);
+            if takeover && device.may_change_unattended() {
+                self.zone.show_config(slot)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The zone has a thread from now on, which `wake` wakes.
+    pub fn start(&mut self, wake: Wake) {
+        self.zone.wake = Some(wake.clone());
+        for slot in 0_u8..self.zone.slots().len().try_into().unwrap_or(u8::MAX) {
+            if let Some(device) = self.zone.device(slot) {
+                watch(&self.zone, slot, &device);
+            }
+        }
+        disk::migrate::start_threads(&self.zone);
+        // For what the devices did before.
+        wake();
+    }
+
+    /// Changes a device; returns its slot.
+    ///
+    /// # Errors
+    /// It cannot be changed; nothing has changed.
+    pub fn change(&self, store: &mut dyn Store, change: &Change) -> Result<u8, Error> {
+        match change {
+            Change::Disk(change) => self.drives(store).change(change),
+        }
+    }
+
+    /// Does what the devices wait for: ends migrations that are done, closes the host devices of disks that
+    /// have stopped.
+    pub fn poll(&self, store: &mut dyn Store) {
+        let mut drives = self.drives(store);
+        drives.finish_migrations();
+        drives.close_stopped();
+    }
+
+    /// The zone ends: nothing of its devices is used by other threads of the daemon afterwards.
+    pub fn close(&mut self) {
+        disk::migrate::abort(&self.zone);
+        self.zone.number = None;
+    }
+
+    /// Maps the file that outlives the daemon.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn inflight(&self) -> Result<Arc<MmapRegion>, Error> {
+        self.zone.inflight()
+    }
+
+    fn drives<'a>(&'a self, store: &'a mut dyn Store) -> Drives<'a> {
+        Drives {
+            zone: &self.zone,
+            store,
+        }
+    }
+}
+
+/// Has the zone's thread woken and the guest notified when a device does something by itself.
+fn watch(zone: &Zone, slot: u8, device: &Device) {
+    match device {
+        Device::Disk(disk) => disk::watch::watch(zone, slot, disk),
+        Device::Rng(_) => {}
+    }
+}
