@@ -5,10 +5,12 @@ cd "$(dirname "$0")/.."
 
 # Prints FILE:LINE of each comment that is longer. A table's row and an address cannot be wrapped.
 long() {
-    awk '
-        length($0) > 110 && /^[[:space:]]*(\/\/|#)/ && !/^[[:space:]]*(\/\/[\/!]|#) ?\|/ && !/:\/\/[^ ]*$/ {
-            print FILENAME ":" FNR ": " length($0) " characters"
-        }' "$@"
+    perl -CSD -ne '
+        chomp;
+        my $mark = $ARGV =~ /\.rs$/ ? qr{//} : qr{//|#};
+        print "$ARGV:$.: ${\length} characters\n"
+            if length > 110 && /^\s*$mark/ && !m{^\s*(//[/!]|#) ?\|} && !m{://[^ ]*$};
+        close ARGV if eof;' "$@"
 }
 
 # Control: without it, a pattern that matches nothing would pass for ever.

@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Paths in backquotes of a document: below a folder of the repository or of the document, or a file at the
-# top. Not patterns with <kind>. A glob must match something. Fenced blocks are left out; lines are joined, for
-# text in backquotes may go over their end.
+# top. Not patterns with <kind>. A glob must match something. Fenced blocks are left out; lines are joined,
+# for text in backquotes may go over their end.
 paths() {
     sed '/^```/,/^```/d' "$1" | tr '\n' ' ' | grep -o '`[^`]*`' | tr -d '`' | sed 's/[ :#].*//' |
         grep -E '^((src|tests|tools|docs|platform|\.ci|\.cargo)/|(Cargo|rustfmt|rust-toolchain|\.clippy)\.toml|Makefile|linker\.ld)' |

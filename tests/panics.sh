@@ -1,9 +1,9 @@
 #!/bin/bash
 # Checks which panics the linked EL2 binary can reach after boot: every direct call of a panicking function of
 # `core` and `alloc` in functions that the exception vectors reach, by a call graph made from the disassembly.
-# Each must be in tests/panics.txt, with the reason why no guest, daemon or root can reach it; and entries there
-# must still exist. Calls through pointers are not followed: those of this binary are log and formatting, and the
-# heap's out-of-memory hook.
+# Each must be in tests/panics.txt, with the reason why no guest, daemon or root can reach it; and entries
+# there must still exist. Calls through pointers are not followed: those of this binary are log and
+# formatting, and the heap's out-of-memory hook.
 # Usage: tests/panics.sh [binary]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The daemon is stopped for a minute in the middle of a guest's I/O: the guest waits, loses nothing and sees
 # no error, and `ringctl` reports the cause throughout (torture c6). Then the daemon can open no more files,
-# then it has no more memory, and then the OOM killer chooses it: disks are served, or served again (torture
-# c10).
+# then it has no more memory, and then the OOM killer chooses it: disks are served, or served again
+# (torture c10).
 #@ needs: el2
 #@ tier: all
 #@ timeout: 600

@@ -1,6 +1,7 @@
 #!/bin/sh
-# A guest reads its entropy device, /dev/hwrng: from several processes at once, while the daemon is killed, and another
-# guest's device within its limit. The bare-metal guest has the driver's mistakes (virtio 1.2, 5.4).
+# A guest reads its entropy device, /dev/hwrng: from several processes at once, while the daemon is killed,
+# and another guest's device within its limit. The bare-metal guest has the driver's mistakes (virtio 1.2,
+# 5.4).
 #@ needs: el2
 #@ timeout: 300
 . ./lib.sh

@@ -1,6 +1,7 @@
 #!/bin/bash
-# libFuzzer on the targets of tools/sim/src/fuzz.rs, with AddressSanitizer, some seconds each. New inputs stay in
-# tools/fuzz/target/corpus; what fails is left in tools/fuzz/target and named. cargo-fuzz works here too, and is not needed.
+# libFuzzer on the targets of tools/sim/src/fuzz.rs, with AddressSanitizer, some seconds each. New inputs stay
+# in tools/fuzz/target/corpus; what fails is left in tools/fuzz/target and named. cargo-fuzz works here too,
+# and is not needed.
 # Usage: tools/fuzz/run.sh seconds [target...]
 set -euo pipefail
 cd "$(dirname "$0")"

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Makes the committed corpora anew from themselves and from what `run.sh` has found: of each target a set of short inputs
-# that reaches everything, thinned out to so many.
+# Makes the committed corpora anew from themselves and from what `run.sh` has found: of each target a set of
+# short inputs that reaches everything, thinned out to so many.
 # Usage: tools/fuzz/shrink.sh [inputs per target]
 set -euo pipefail
 cd "$(dirname "$0")"

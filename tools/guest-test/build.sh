@@ -1,9 +1,11 @@
 #!/bin/sh
-# Builds the test guest: build/guest-test.bin, a flat arm64 Image, from target/.../guest-test, the ELF with symbols.
+# Builds the test guest: build/guest-test.bin, a flat arm64 Image, from target/.../guest-test, the ELF with
+# symbols.
 set -eu
 cd "$(dirname "$0")"
 
-# Overrides the hypervisor's flags, which name its own linker script. PIE: a loader may put the image at any 2 MiB.
+# Overrides the hypervisor's flags, which name its own linker script. PIE: a loader may put the image at any 2
+# MiB.
 separator=$(printf '\037')
 flags="-Crelocation-model=pie -Clink-arg=-pie -Clink-arg=--no-dynamic-linker -Clink-arg=-znotext"
 flags="$flags -Clink-arg=-Timage.ld -Cforce-frame-pointers=yes"

@@ -13,10 +13,10 @@
 //! // Once: a reactor on its own thread.
 //! let (reactor, handle) = Reactor::new(Default::default())?;
 //! let thread = std::thread::spawn(move || reactor.run());
-//! // handle.add_event_source(uio_fd, ReadWidth::Four, Box::new(source)): it turns ring entries into commands.
+//! // handle.add_event_source(uio_fd, ReadWidth::Four, Box::new(source)): turns ring entries into commands.
 //!
 //! // Per disk: what the transport offers.
-//! let config = DiskConfig { path: "root.img".into(), readonly: false, serial: "root0".into(), ..Default::default() };
+//! let config = DiskConfig { path: "root.img".into(), serial: "root0".into(), ..Default::default() };
 //! let disk = Disk::open(&config)?; // `Disk::open_with` takes an opener and a connector for remote disks
 //! let offered = ringblk::features(&disk, 1);
 //! let space = ringblk::config(&disk, ringblk::QUEUE_SIZE_MAX, 1);

@@ -175,7 +175,7 @@ mod tests {
         }
 
         fn connect_later(&self, _: &Path, _: KnownGeometry) -> Arc<dyn RemoteDisk> {
-            unreachable!("no geometry is known")
+            panic!("no geometry is known")
         }
     }
 
