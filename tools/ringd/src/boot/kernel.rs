@@ -98,6 +98,10 @@ impl Kernel {
     /// See [`KernelError`].
     pub fn parse(file: Content, memory: u64) -> Result<Self, KernelError> {
         let mut content = if is_packed(file.head()) {
+            // Before it is read: a sparse file of any length costs its user nothing, and root all of its memory.
+            if file.len() > memory {
+                return Err(KernelError::TooLarge { memory });
+            }
             Content::from(unpack(&read(file)?, memory)?)
         } else {
             file

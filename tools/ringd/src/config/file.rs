@@ -88,6 +88,7 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneCo
         table,
         directory,
     };
+    keys.refuse_unknown(KEYS)?;
     let name = keys.string("name", "the zone's name in quotes")?;
     let config = ZoneConfig {
         origin: origin.to_owned(),
@@ -123,7 +124,6 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneCo
             .count("spare_disks", "how many drives without a medium to add")?
             .unwrap_or(0),
     };
-    keys.done(KEYS)?;
     config.check()?;
     Ok(config)
 }
@@ -277,9 +277,13 @@ impl Keys<'_> {
         Ok(disks)
     }
 
-    /// Refuses what nobody took.
-    fn done(&self, known: &[&str]) -> Result<(), ConfigError> {
-        let Some((key, value)) = self.table.iter().next() else {
+    /// Refuses keys that do not exist. Called first: a misspelt key explains why the right one is missing.
+    fn refuse_unknown(&self, known: &[&str]) -> Result<(), ConfigError> {
+        let mut unknown = self
+            .table
+            .iter()
+            .filter(|(key, _)| !known.contains(&key.as_str()));
+        let Some((key, value)) = unknown.next() else {
             return Ok(());
         };
         Err(ConfigError::UnknownKey {
@@ -314,6 +318,7 @@ fn served(keys: &mut Keys<'_>, has_path: bool) -> Result<Option<PathBuf>, Config
 
 fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
     const PATH: &str = "the path of an image or a block device";
+    keys.refuse_unknown(DISK_KEYS)?;
     // Relative to the zone file's directory, unless it names no file.
     let plain = keys.table.get("path").and_then(Value::as_str).map(PathBuf::from);
     let path = keys.path("path", PATH)?;
@@ -358,7 +363,6 @@ fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
         },
         ..DiskConfig::new(path)
     };
-    keys.done(DISK_KEYS)?;
     Ok(disk)
 }
 

@@ -53,7 +53,7 @@ pub fn open(config: &ZoneConfig) -> Result<Images, ConfigError> {
 }
 
 fn open_file(config: &ZoneConfig, key: &str, path: &Path) -> Result<Content, ConfigError> {
-    let opened = ringblk::opener::open(path, false, 0).and_then(Content::of);
+    let opened = ringblk::opener::open(path, false, libc::O_NONBLOCK | libc::O_NOCTTY).and_then(Content::of);
     opened.map_err(|error| {
         config.bad(
             key,
