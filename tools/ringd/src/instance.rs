@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -155,8 +155,14 @@ pub fn take_lock(run_dir: &Path) -> anyhow::Result<File> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
+    // Whoever may open the file may lock it, and hold up the next take-over. One of an earlier version is
+    // open to all.
+    file.set_permissions(fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("cannot restrict {}", path.display()))?;
     let begin = Instant::now();
     let mut said = None::<Instant>;
     while rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -227,6 +233,17 @@ mod tests {
         );
         drop(first);
         take_lock(directory.path()).unwrap();
+    }
+
+    // torture i1
+    #[test]
+    fn other_users_cannot_open_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        fs::write(&path, "").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        drop(take_lock(directory.path()).unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
     }
 
     #[test]

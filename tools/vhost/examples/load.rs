@@ -3,6 +3,12 @@
 //!
 //! One queue, random blocks of 4 KiB, `--depth` requests in flight. Prints requests per second and the
 //! server's CPU time per request (`--pid`).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing
+)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;

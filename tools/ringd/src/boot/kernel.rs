@@ -100,6 +100,10 @@ impl Kernel {
     /// See [`KernelError`].
     pub fn parse(file: Content, memory: u64) -> Result<Self, KernelError> {
         let mut content = if is_compressed(file.head()) {
+            // Checked before it is read: a sparse file costs its user nothing, and reading it root's memory.
+            if file.len() > memory {
+                return Err(KernelError::TooLarge { memory });
+            }
             Content::from(decompress(&read(file)?, memory)?)
         } else {
             file

@@ -155,3 +155,15 @@ proptest::proptest! {
         }
     }
 }
+
+// torture i3
+#[test]
+fn a_packed_file_larger_than_the_zone_is_refused_unread() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(&gzip(&image_file(0, 0x30_0000, 0b1010, 5000)))
+        .unwrap();
+    file.as_file().set_len(1 << 40).unwrap();
+    let content = Content::of(file.reopen().unwrap()).unwrap();
+    let error = Kernel::parse(content, MEMORY).unwrap_err();
+    assert_eq!(error, KernelError::TooLarge { memory: MEMORY });
+}

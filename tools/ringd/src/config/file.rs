@@ -59,6 +59,7 @@ pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> Result<
 /// The table describes no possible zone.
 pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneConfig, ConfigError> {
     let mut keys = Keys::new(origin, table, directory);
+    keys.refuse_unknown(&[KEYS, Configs::KEYS].concat())?;
     let name = keys.string("name", "the zone's name in quotes")?;
     let config = ZoneConfig {
         origin: origin.to_owned(),
@@ -94,7 +95,6 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneCo
             .unwrap_or_default(),
         devices: Configs::from_keys(&mut keys)?,
     };
-    keys.done(&[KEYS, Configs::KEYS].concat())?;
     config.check()?;
     Ok(config)
 }

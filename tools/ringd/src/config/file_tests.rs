@@ -303,3 +303,15 @@ fn message_or_zone(key: &str, value: &str) -> Result<ZoneConfig, ConfigError> {
         .collect();
     parsed(&format!("{rest}{key} = {value}"))
 }
+
+#[test]
+fn a_misspelt_key_is_named_before_the_one_that_is_missing() {
+    let text = "name = \"x\"\nmemory = \"64M\"\nkernel = \"k\"\ncpu = 1\n";
+    let message = parse("z.toml", text, Path::new("/zones"), Table::new())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.starts_with("z.toml: unknown key cpu = 1: expected one of name, cpus,"),
+        "{message}"
+    );
+}

@@ -1,6 +1,6 @@
 //! [`Keys`]: a TOML table taken apart key by key.
 //!
-//! Keys are removed one by one and what remains is refused, so that each message can name the key, its value
+//! Unknown keys are refused, then keys are removed one by one, so that each message can name the key, its value
 //! and what was expected; the derived deserialisers know neither key nor value at that point.
 
 use std::path::{Path, PathBuf};
@@ -193,12 +193,17 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Refuses a key that remains.
+    /// Refuses keys other than `known`. Called before any is removed: a misspelt key explains why the right one is
+    /// missing.
     ///
     /// # Errors
-    /// One does; the message lists `known`.
-    pub fn done(&self, known: &[&str]) -> Result<(), ConfigError> {
-        let Some((key, value)) = self.table.iter().next() else {
+    /// There is one; the message lists `known`.
+    pub fn refuse_unknown(&self, known: &[&str]) -> Result<(), ConfigError> {
+        let mut unknown = self
+            .table
+            .iter()
+            .filter(|(key, _)| !known.contains(&key.as_str()));
+        let Some((key, value)) = unknown.next() else {
             return Ok(());
         };
         Err(ConfigError::UnknownKey {

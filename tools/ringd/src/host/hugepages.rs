@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::RamError;
@@ -10,6 +11,8 @@ use crate::config::zone::BLOCK;
 const POOL: &str = "sys/kernel/mm/hugepages/hugepages-2048kB";
 /// Where hugetlbfs is mounted if it is not mounted yet.
 const MOUNT: &str = "dev/hugepages";
+/// Mode of the daemon's directory there: guest memory is for root alone.
+const PRIVATE: u32 = 0o700;
 /// How often the kernel is asked for more pages: it migrates other pages meanwhile.
 const ATTEMPTS: usize = 3;
 
@@ -116,7 +119,18 @@ pub fn directory(root: &Path) -> io::Result<PathBuf> {
         }
     };
     let directory = mount.join("ringd");
-    fs::create_dir_all(&directory)?;
+    match fs::DirBuilder::new().mode(PRIVATE).create(&directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    if !fs::symlink_metadata(&directory)?.is_dir() {
+        let path = directory.display();
+        return Err(io::Error::other(format!(
+            "{path} is no directory: expected one that ringd made"
+        )));
+    }
+    // One of an earlier version may be open to every user of root.
+    fs::set_permissions(&directory, fs::Permissions::from_mode(PRIVATE))?;
     Ok(directory)
 }
 

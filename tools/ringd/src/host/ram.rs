@@ -4,10 +4,10 @@
 //! clear it, and cleaning the caches before a guest starts with its caches off. A zone's start waits for
 //! both, so they are done in [`parts`] by all CPUs.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -25,6 +25,8 @@ use crate::boot::content::{Content, Source};
 use crate::config::zone::BLOCK;
 
 const PAGE: u64 = 4096;
+/// Mode of files that hold guest memory or console output: for root alone.
+const PRIVATE: u32 = 0o600;
 /// Bytes of a part in [`parts`]; whole blocks.
 const PART: usize = 16 << 20;
 
@@ -54,7 +56,12 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
         .write(true)
         .create(create)
         .truncate(false)
+        .mode(PRIVATE)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(path)
+        .map_err(failed)?;
+    // A file of an earlier version may be readable by every user of root, and so would the guest's memory be.
+    file.set_permissions(Permissions::from_mode(PRIVATE))
         .map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
     if length == bytes {
@@ -382,6 +389,24 @@ mod tests {
             .with_blocks(|address| Ok((address - base) as u64 + 0x8000_0000))
             .unwrap();
         assert_eq!(ram.blocks, [0x8000_0000, 0x8020_0000, 0x8040_0000]);
+    }
+
+    // torture i1
+    #[test]
+    fn other_users_cannot_open_ram_nor_lead_it_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("z.ram");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        drop(open_file(&path, 2 << 20, true).unwrap());
+        assert_eq!(mode(&path), PRIVATE);
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        drop(open_file(&path, 2 << 20, false).unwrap());
+        assert_eq!(mode(&path), PRIVATE, "a file of an earlier version is tightened");
+        let link = directory.path().join("link.ram");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        for create in [false, true] {
+            assert!(open_file(&link, 2 << 20, create).is_err(), "a link is followed");
+        }
     }
 
     #[test]

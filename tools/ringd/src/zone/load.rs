@@ -62,7 +62,9 @@ fn open_file(
     key: &str,
     path: &Path,
 ) -> Result<Content, ConfigError> {
-    let opened = opener.open(path, false, 0).and_then(Content::of);
+    let opened = opener
+        .open(path, false, libc::O_NONBLOCK | libc::O_NOCTTY)
+        .and_then(Content::of);
     opened.map_err(|error| {
         config.bad(
             key,

@@ -125,6 +125,7 @@ fn remote(keys: &mut Keys<'_>, has_path: bool) -> Result<Option<PathBuf>, Config
 
 fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
     const PATH: &str = "the path of an image or a block device";
+    keys.refuse_unknown(DISK_KEYS)?;
     // Relative to the zone file's directory, unless it names no file.
     let plain = keys.peek("path").and_then(Value::as_str).map(PathBuf::from);
     let path = keys.path("path", PATH)?;
@@ -169,6 +170,5 @@ fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
         },
         ..DiskConfig::new(path)
     };
-    keys.done(DISK_KEYS)?;
     Ok(disk)
 }

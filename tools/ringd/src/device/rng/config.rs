@@ -27,8 +27,8 @@ impl RngConfig {
         let Some(mut keys) = keys.section("rng")? else {
             return Ok(None);
         };
+        keys.refuse_unknown(KEYS)?;
         let bps = keys.size("bps")?;
-        keys.done(KEYS)?;
         Ok(Some(Self { bps }))
     }
 
