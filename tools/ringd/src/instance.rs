@@ -216,6 +216,7 @@ fn condition_of_holder(pid: u32) -> Condition {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     use super::{Absence, Condition, READY, State, condition_below, look, take_lock};

@@ -297,9 +297,12 @@ fn clean_range(_start: usize, _len: usize) {}
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
     use std::io;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
 
-    use super::{PART, Ram, clear, map, open_file, parts};
+    use super::{PART, PRIVATE, Ram, clear, map, open_file, parts};
     use crate::boot::content::Content;
     use crate::host::RamError;
 

@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn the_window_follows_the_sleeps() {
         let mut polling = BusyPoll::new(us(100));
-        assert!(!polling.run(|| unreachable!("nothing was short yet")).0);
+        assert!(!polling.run(|| panic!("nothing was short yet")).0);
         let mut windows = Vec::new();
         for idle in [30, 30, 90, 100, 50, 50, 101, 20] {
             polling.on_sleep(us(idle), false);
@@ -183,7 +183,7 @@ mod tests {
         let mut polling = BusyPoll::new(Duration::ZERO);
         polling.on_sleep(Duration::ZERO, false);
         assert!(!polling.is_worthwhile());
-        assert!(!polling.run(|| unreachable!("polling is off")).0);
+        assert!(!polling.run(|| panic!("polling is off")).0);
     }
 
     // A round without a decision says nothing; one driver with a backlog is enough.
