@@ -119,10 +119,10 @@ pub fn directory(root: &Path) -> io::Result<PathBuf> {
         }
     };
     let directory = mount.join("ringd");
-    match fs::DirBuilder::new().mode(PRIVATE).create(&directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(PRIVATE)
+        .create(&directory)?;
     if !fs::symlink_metadata(&directory)?.is_dir() {
         let path = directory.display();
         return Err(io::Error::other(format!(
