@@ -69,11 +69,11 @@ impl Kind {
     pub(crate) fn open(self, config: &DiskConfig) -> Result<Device, DiskError> {
         match self {
             Self::Disk => Disk::open(config).map(Device::Disk),
-            // Each request has bytes of its own, none of them 0.
+            // Each request has bytes of its own, from 1 to 100.
             Self::Entropy => Ok(Device::Rng({
                 let requests = AtomicU8::new(0);
                 ringrng::Rng::with_source(Box::new(move |bytes| {
-                    bytes.fill(requests.fetch_add(1, Ordering::Relaxed) % 255 + 1);
+                    bytes.fill(requests.fetch_add(1, Ordering::Relaxed) % 100 + 1);
                     Ok(())
                 }))
             })),
