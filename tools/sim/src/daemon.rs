@@ -9,7 +9,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ringblk::{BlockBackend, Disk};
+use ringblk::BlockBackend;
 use ringd::device::Device;
 use ringd::hv::Hypervisor;
 use ringd::io::queues::Queues;
@@ -113,10 +113,10 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Attaches. `disk` was opened by this daemon; `log` outlives it.
+    /// Attaches. `device` was opened by this daemon; `log` outlives it.
     pub fn new(
         hv: Arc<SimEl2>,
-        disk: Arc<Disk>,
+        device: Device,
         ram: Arc<GuestRam>,
         log: Arc<MmapRegion>,
         sim: SimDisk,
@@ -132,7 +132,7 @@ impl Daemon {
             zone: ZONE,
             slot: SLOT,
             queues,
-            device: Device::Disk(disk),
+            device,
             ram,
             log,
             starts: 1,

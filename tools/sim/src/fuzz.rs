@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use ringblk::{Disk, DiskConfig};
+use ringblk::DiskConfig;
 use ringd::config::file::parse;
 use ringvirtio::GuestRam;
 use ringvisor::abi::command::{CommandStatus, DeviceSpec, Header, Op, ZoneCreate};
@@ -29,7 +29,8 @@ use crate::memory;
 use crate::model_of_registers::{Expected, Model};
 use crate::options::{Profile, Sabotage};
 use crate::rng::Rng;
-use crate::world;
+
+use crate::world::{self, Kind};
 
 /// A function that takes any bytes.
 pub type Target = fn(&[u8]);
@@ -225,8 +226,8 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         path,
         ..DiskConfig::default()
     };
-    let opened = Disk::open(&config).expect("nobody has the image open");
-    let el2 = Arc::new(SimEl2::new(&world::spec(&opened, 1), 0));
+    let opened = Kind::Disk.open(&config).expect("nothing else has the image open");
+    let el2 = Arc::new(SimEl2::new(&Kind::Disk.spec(&opened, 1), 0));
     let disk = SimDisk::new(vec![7; 16 * SECTOR], Sabotage::None);
     let profile = Profile::draw(&mut Rng::new(0), Sabotage::None);
     let mut rng = Rng::new(again.len() as u64);

@@ -12,8 +12,8 @@
 //!
 //! # Map
 //! [`guest`] the driver and its requests · [`transport`] its registers · [`world`] the scheduler · [`el2`],
-//! [`daemon`], [`disk`] the others · [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] ·
-//! [`rng`], [`trace`]
+//! [`daemon`], [`disk`] the others · [`entropy`] an entropy device · [`fuzz`] fuzz targets · [`memory`] RAM ·
+//! [`model`] · [`options`] · [`rng`], [`trace`]
 
 // A panic is a failed run.
 #![allow(
@@ -26,6 +26,7 @@
 pub mod daemon;
 pub mod disk;
 pub mod el2;
+pub mod entropy;
 pub mod fuzz;
 pub mod guest;
 pub mod memory;
@@ -47,7 +48,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use options::{Profile, Sabotage};
-pub use world::Counts;
+pub use world::{Counts, Kind};
 
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,13 +67,21 @@ pub struct Report {
     pub failure: Option<String>,
 }
 
-/// Runs a seed. `print` writes every event to standard error.
+/// Runs a seed with a disk. `print` writes every event to standard error.
 #[must_use]
 pub fn run(seed: u64, sabotage: Sabotage, print: bool) -> Report {
+    run_with(seed, Kind::Disk, sabotage, print)
+}
+
+/// Runs a seed with a device of this kind.
+#[must_use]
+pub fn run_with(seed: u64, kind: Kind, sabotage: Sabotage, print: bool) -> Report {
     let model = model::Model::new(world::SECTORS);
-    let world = world::World::new(seed, sabotage, model.image(), print);
-    let mut guest = guest::Guest::new(world.clone(), model);
-    let ended = catch_unwind(AssertUnwindSafe(|| guest.run()));
+    let world = world::World::new(seed, kind, sabotage, model.image(), print);
+    let ended = catch_unwind(AssertUnwindSafe(|| match kind {
+        Kind::Disk => guest::Guest::new(world.clone(), model).run(),
+        Kind::Entropy => entropy::Guest::new(world.clone()).run(),
+    }));
     let mut world = world.borrow_mut();
     if ended.is_err() {
         world.fail("something panicked");

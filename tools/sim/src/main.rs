@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use sim::{Counts, Sabotage};
+use sim::{Counts, Kind, Sabotage};
 
 /// Runs seeds of the deterministic simulation.
 #[derive(Parser)]
@@ -15,6 +15,9 @@ struct Options {
     /// Seeds to run.
     #[arg(long)]
     runs: Option<u64>,
+    /// The device.
+    #[arg(long, value_enum, default_value_t = Kind::Disk)]
+    device: Kind,
     /// A mistake to build in.
     #[arg(long, value_enum, default_value_t = Sabotage::None)]
     sabotage: Sabotage,
@@ -29,7 +32,7 @@ fn main() -> ExitCode {
     let mut total = Counts::default();
     let mut hash = 0_u64;
     for seed in (0..runs).map(|index| first.wrapping_add(index)) {
-        let report = sim::run(seed, options.sabotage, print);
+        let report = sim::run_with(seed, options.device, options.sabotage, print);
         let Counts {
             kills,
             kills_inside,

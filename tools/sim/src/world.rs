@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use ringblk::{Disk, DiskConfig, device};
+use ringblk::{Disk, DiskConfig, DiskError};
 use ringd::device::inflight::LOG_STRIDE;
+use ringd::device::rng::config::RngConfig;
+use ringd::device::{Config, Device};
 use ringd::hv::Hypervisor;
 use ringvirtio::steps::{Killed, arm, disarm};
 use ringvirtio::{GuestRam, InflightArea};
@@ -16,7 +18,6 @@ use ringvisor::abi::command::DeviceSpec;
 use ringvisor::abi::shared;
 use tempfile::NamedTempFile;
 use vm_memory::MmapRegion;
-use zerocopy::FromZeros;
 
 use crate::daemon::Daemon;
 use crate::disk::{SECTOR, SimDisk};
@@ -51,6 +52,42 @@ thread_local! {
             log: Arc::new(MmapRegion::new(LOG_STRIDE * ringvisor::abi::MAX_QUEUES).expect("memory for a log")),
         }
     };
+}
+
+/// The device of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
+pub enum Kind {
+    /// A disk.
+    #[default]
+    Disk,
+    /// An entropy device.
+    Entropy,
+}
+
+impl Kind {
+    /// Opens the device, as a daemon does.
+    pub(crate) fn open(self, config: &DiskConfig) -> Result<Device, DiskError> {
+        match self {
+            Self::Disk => Disk::open(config).map(Device::Disk),
+            // Each request has bytes of its own, from 1 to 100.
+            Self::Entropy => Ok(Device::Rng({
+                let requests = AtomicU8::new(0);
+                ringrng::Rng::with_source(Box::new(move |bytes| {
+                    bytes.fill(requests.fetch_add(1, Ordering::Relaxed) % 100 + 1);
+                    Ok(())
+                }))
+            })),
+        }
+    }
+
+    /// Returns the device as the daemon describes it to EL2.
+    pub(crate) fn spec(self, device: &Device, queues: usize) -> DeviceSpec {
+        let config = match self {
+            Self::Disk => Config::Disk(None),
+            Self::Entropy => Config::Rng(RngConfig::default()),
+        };
+        device.describe(&config, queues as u16)
+    }
 }
 
 /// How often what happened.
@@ -91,6 +128,7 @@ pub struct World {
     /// The run has failed.
     pub failure: Option<String>,
     daemon: Option<Daemon>,
+    kind: Kind,
     config: DiskConfig,
     ram: Arc<GuestRam>,
     log: Arc<MmapRegion>,
@@ -104,11 +142,15 @@ pub struct World {
 pub type SharedWorld = Rc<RefCell<World>>;
 
 impl World {
-    /// A machine that was just switched on.
+    /// Returns a machine that was just switched on. `image` is the disk's, which an entropy device does not
+    /// use.
     #[must_use]
-    pub fn new(seed: u64, sabotage: Sabotage, image: Vec<u8>, print: bool) -> SharedWorld {
+    pub fn new(seed: u64, kind: Kind, sabotage: Sabotage, image: Vec<u8>, print: bool) -> SharedWorld {
         let mut rng = Rng::new(seed);
-        let profile = Profile::draw(&mut rng, sabotage);
+        let mut profile = Profile::draw(&mut rng, sabotage);
+        if kind == Kind::Entropy {
+            profile.queues = 1;
+        }
         let mut trace = Trace::new(print);
         trace.event(format_args!("{profile:?}"));
         memory::clear();
@@ -122,14 +164,14 @@ impl World {
         });
         clear_log(&log);
         let disk = SimDisk::new(image, sabotage);
-        let opened = Disk::open(&config).expect("nobody has the image open");
+        let opened = kind.open(&config).expect("nothing else has the image open");
         // Numbers of entries that are about to need more than 16 and 32 bits, in some runs.
         let head = match rng.below(4) {
             0 => 0xffff - rng.below(20),
             1 => 0xffff_ffff - rng.below(20),
             _ => rng.below(1000),
         };
-        let el2 = Arc::new(SimEl2::new(&spec(&opened, profile.queues), head));
+        let el2 = Arc::new(SimEl2::new(&kind.spec(&opened, profile.queues), head));
         drop(opened);
         Rc::new(RefCell::new(Self {
             rng,
@@ -141,6 +183,7 @@ impl World {
             killed_at: BTreeSet::new(),
             failure: None,
             daemon: None,
+            kind,
             config,
             ram,
             log,
@@ -277,12 +320,12 @@ impl World {
     }
 
     fn start_daemon(&mut self) {
-        match Disk::open(&self.config) {
-            Ok(disk) => {
+        match self.kind.open(&self.config) {
+            Ok(device) => {
                 self.disk.reopened();
                 let daemon = Daemon::new(
                     self.el2.clone(),
-                    disk,
+                    device,
                     self.ram.clone(),
                     self.log.clone(),
                     self.disk.clone(),
@@ -374,19 +417,6 @@ impl Drop for World {
     fn drop(&mut self) {
         disarm();
     }
-}
-
-/// The device as the daemon describes it to EL2.
-pub(crate) fn spec(disk: &Disk, queues: usize) -> DeviceSpec {
-    let mut spec = DeviceSpec::new_zeroed();
-    spec.device_id = device::DEVICE_ID;
-    spec.features = device::features(disk, queues as u16);
-    spec.queues = queues as u32;
-    spec.queue_max[..queues].fill(device::QUEUE_SIZE_MAX);
-    let config = device::config(disk, device::QUEUE_SIZE_MAX, queues as u16);
-    spec.config_len = config.len() as u32;
-    spec.config[..config.len()].copy_from_slice(&config);
-    spec
 }
 
 /// Words of the queues' logs, with their places in them.

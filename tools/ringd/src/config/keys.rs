@@ -1,7 +1,7 @@
 //! [`Keys`]: a TOML table taken apart key by key.
 //!
-//! Unknown keys are refused, then keys are removed one by one, so that each message can name the key, its value
-//! and what was expected; the derived deserialisers know neither key nor value at that point.
+//! Unknown keys are refused, then keys are removed one by one, so that each message can name the key, its
+//! value and what was expected; the derived deserialisers know neither key nor value at that point.
 
 use std::path::{Path, PathBuf};
 
@@ -193,8 +193,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// Refuses keys other than `known`. Called before any is removed: a misspelt key explains why the right one is
-    /// missing.
+    /// Refuses keys other than `known`. Called before any is removed: a misspelt key explains why the right
+    /// one is missing.
     ///
     /// # Errors
     /// There is one; the message lists `known`.

@@ -60,9 +60,7 @@ pub enum ClientError {
         condition: Condition,
     },
     /// The last daemon died, and the next one does not know the zone.
-    #[error(
-        "zone {0} has ended, while no ringd was running or in one that died; how is unknown, but ringd's log may say"
-    )]
+    #[error("zone {0} has ended: it ended when ringd died, and how is unknown; the log of ringd may say")]
     Forgotten(String),
     /// It listens, but the connection is refused.
     #[error("cannot connect to ringd at {path}: {cause}")]
