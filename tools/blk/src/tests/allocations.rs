@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, feature};
 use ringvirtio::waiter::eventfd;
 use ringvirtio::{Commands, EventSource, QueueId, ReactorOptions, ReadWidth};
 
-use super::rig::*;
+use super::rig::{BUFFERS, Buf, ENGINES, Rig, WRITABLE_FEATURES, open_soon, readable, writable};
 use super::service::{Running, WAYS, collect};
 use crate::disk::EngineKind;
 use crate::queue::BlockQueue;
-use crate::virtio::*;
+use crate::virtio::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
 
 const DATA: u64 = BUFFERS + 0x10_0000;
 const LANES: u16 = 40;

@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringvirtio::throttle::{Rate, RateLimits};
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, feature};
 use ringvirtio::waiter::eventfd;
 use ringvirtio::{QueueId, ReactorOptions, ReadWidth};
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, Rig, open_soon, writable};
 use super::service::{PATIENCE, Peer, PeerSource, Running, collect, own_queue, peer_of, queue};
 use crate::disk::EngineKind;
-use crate::virtio::*;
+use crate::virtio::VIRTIO_BLK_T_IN;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 

@@ -1,13 +1,15 @@
 //! The write cache as the driver chooses it: CONFIG_WCE, writeback and writethrough (5.2.5, 5.2.6.2).
 
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::feature;
 
-use super::rig::*;
+use super::rig::{BUFFERS, ENGINES, Rig, TestEngine, WRITABLE_FEATURES, readable};
 use crate::device;
 use crate::disk::EngineKind;
 use crate::engine::IoKind;
 use crate::engine::fake::FakeEngine;
-use crate::virtio::*;
+use crate::virtio::{
+    RequestStatus, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = RequestStatus::Ok as u8;

@@ -6,14 +6,14 @@ use std::sync::mpsc::Receiver;
 
 use ringvirtio::clock::Clock;
 use ringvirtio::throttle::{Rate, RateLimits};
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, VIRTQ_AVAIL_F_NO_INTERRUPT, feature};
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, ENGINES, Rig, writable};
 use super::service::{Again, PATIENCE, Running, own_queue};
 use crate::disk::EngineKind;
 use crate::queue::BlockQueue;
 use crate::stats::BlockStats;
-use crate::virtio::*;
+use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const EVENT_IDX: u64 = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);

@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use ringvirtio::steps::{Killed, arm, disarm};
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, feature};
 
-use super::rig::*;
+use super::rig::{BUFFERS, Rig, TestEngine, WRITABLE_FEATURES, open_soon, pattern, readable, writable};
 use crate::disk::{Disk, EngineKind};
 use crate::engine::fake::{FakeEngine, Scripted};
-use crate::virtio::*;
+use crate::virtio::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const SIZE: u16 = 32;
 const DATA: u64 = BUFFERS + 0x1_0000;

@@ -1,13 +1,22 @@
 //! Requests of a well-behaved driver: types, framing, limits of the disk. On both engines.
 
 use ringvirtio::memory::GuestRam;
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{
+    VIRTIO_F_RING_RESET, VIRTIO_RING_F_EVENT_IDX, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE, feature,
+};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::rig::*;
+use super::rig::{
+    ALL_FEATURES, BASE, BUFFERS, Buf, Desc, ENGINES, RAM, Rig, SECTORS, WRITABLE_FEATURES, open_soon,
+    pattern, readable, writable,
+};
 use crate::device;
 use crate::disk::EngineKind;
-use crate::virtio::*;
+use crate::virtio::{
+    RequestStatus, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = RequestStatus::Ok as u8;

@@ -15,7 +15,7 @@ use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, MmapRegion};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::rig::*;
+use super::rig::{BASE, ENGINES, RAM, Rig, SECTORS, open_soon, pattern};
 use crate::device;
 use crate::disk::{Disk, EngineKind};
 use crate::queue::BlockQueue;

@@ -4,11 +4,14 @@
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::feature;
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, ENGINES, Rig, WRITABLE_FEATURES, readable};
 use crate::disk::{EngineKind, Format};
-use crate::virtio::*;
+use crate::virtio::{
+    RequestStatus, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = RequestStatus::Ok as u8;

@@ -9,10 +9,14 @@ use ringvirtio::memory::GuestRam;
 use tempfile::TempDir;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::rig::*;
+use super::rig::{
+    BASE, BUFFERS, ENGINES, RAM, Rig, TestEngine, WRITABLE_FEATURES, open_soon, pattern, readable, writable,
+};
 use crate::disk::{Disk, DiskConfig, EngineKind, HostCache};
 use crate::engine::uring::OwnRingEngine;
-use crate::virtio::*;
+use crate::virtio::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = 0;

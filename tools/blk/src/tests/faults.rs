@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::feature;
 
-use super::rig::*;
+use super::rig::{
+    ALL_FEATURES, BUFFERS, ENGINES, Rig, SECTORS, TestEngine, open_soon, pattern, readable, writable,
+};
 use crate::disk::{Disk, DiskConfig, EngineKind};
 use crate::engine::IoKind;
 use crate::engine::fake::{FakeEngine, Scripted};
-use crate::virtio::*;
+use crate::virtio::{
+    RequestStatus, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = RequestStatus::Ok as u8;

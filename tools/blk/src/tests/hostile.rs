@@ -1,11 +1,16 @@
 //! Drivers that break the rules: the queue is broken, a reset is asked for once, nothing else is touched.
 
 use proptest::prelude::*;
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE, feature,
+};
 
-use super::rig::*;
+use super::rig::{
+    ALL_FEATURES, BASE, BUFFERS, Buf, Desc, ENGINES, RAM, Rig, WRITABLE_FEATURES, readable, writable,
+};
 use crate::disk::EngineKind;
-use crate::virtio::*;
+use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const STATUS: u64 = BUFFERS + 0x100;

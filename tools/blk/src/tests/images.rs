@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use super::rig::*;
+use super::rig::{BUFFERS, Rig, SECTORS, open_soon, readable, writable};
 use crate::disk::{Disk, DiskConfig, EngineKind, OpenContext, OpenOptions};
 
 fn config(rig: &Rig, name: &str) -> DiskConfig {

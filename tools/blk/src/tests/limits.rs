@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use ringvirtio::clock::Clock;
 use ringvirtio::throttle::{Rate, RateLimits};
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, Rig, TestEngine, open_soon, readable, writable};
 use super::service::{Running, WAYS, collect, queue};
 use crate::disk::EngineKind;
 use crate::queue::BlockQueue;
-use crate::virtio::*;
+use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const MS: u64 = 1_000_000;

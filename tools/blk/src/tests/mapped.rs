@@ -8,18 +8,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ringvirtio::memory::IoVec;
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::VIRTQ_DESC_F_INDIRECT;
 use tempfile::TempDir;
 
 use super::engines::{mounted, unmount};
 use super::neighbours::StopAtEnd;
-use super::rig::*;
+use super::rig::{
+    ALL_FEATURES, BUFFERS, Buf, Desc, ENGINES, Rig, TestEngine, WRITABLE_FEATURES, pattern, readable,
+    writable,
+};
 use super::service::{Running, collect, own_queue};
 use crate::disk::{DiskConfig, EngineKind};
 use crate::engine::uring::OwnRingEngine;
 use crate::engine::{Engine, IoKind, IoOp};
 use crate::image::mapped::CHUNK;
-use crate::virtio::*;
+use crate::virtio::{VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = 0;

@@ -1,10 +1,10 @@
 //! Batches: what is taken at once, what is merged, and what merged operations do when they end early or fail.
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, ENGINES, Rig, TestEngine, readable, writable};
 use crate::disk::{Disk, EngineKind};
 use crate::engine::IoKind;
 use crate::engine::fake::{FakeEngine, Requested, Scripted};
-use crate::virtio::*;
+use crate::virtio::{RequestStatus, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = RequestStatus::Ok as u8;

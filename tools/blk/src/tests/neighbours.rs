@@ -4,9 +4,9 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::rig::*;
+use super::rig::{BUFFERS, Desc, Rig, WRITABLE_FEATURES, open_soon, pattern, readable, writable};
 use super::service::{PATIENCE, Running, WAYS, collect, queue};
-use crate::virtio::*;
+use crate::virtio::{RequestStatus, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 const DATA: u64 = BUFFERS + 0x10_0000;
 const OK: u8 = RequestStatus::Ok as u8;

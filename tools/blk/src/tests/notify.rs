@@ -1,10 +1,10 @@
 //! Notifications both ways: flags, EVENT_IDX, batches, wrap-around.
 
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, VIRTQ_AVAIL_F_NO_INTERRUPT, feature};
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, Rig, writable};
 use crate::disk::EngineKind;
-use crate::virtio::*;
+use crate::virtio::VIRTIO_BLK_T_GET_ID;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 

@@ -3,9 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::rig::*;
+use super::rig::{
+    ALL_FEATURES, BUFFERS, ENGINES, Rig, TestEngine, WRITABLE_FEATURES, open_soon, pattern, readable,
+    writable,
+};
 use crate::disk::{Disk, DiskConfig, EngineKind, Format};
-use crate::virtio::*;
+use crate::virtio::{
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = 0;

@@ -2,14 +2,19 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::feature;
 
-use super::rig::*;
+use super::rig::{
+    ALL_FEATURES, BUFFERS, ENGINES, Rig, SECTORS, TestEngine, WRITABLE_FEATURES, readable, writable,
+};
 use crate::disk::EngineKind;
 use crate::engine::IoKind;
 use crate::engine::fake::{FakeEngine, Scripted};
 use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_ZEROES_SECTORS};
-use crate::virtio::*;
+use crate::virtio::{
+    RequestStatus, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = RequestStatus::Ok as u8;

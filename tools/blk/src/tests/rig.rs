@@ -9,7 +9,10 @@ use std::time::Duration;
 use ringvirtio::inflight::InflightArea;
 use ringvirtio::memory::GuestRam;
 use ringvirtio::ring::RingAddresses;
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{
+    VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY, feature,
+};
 use ringvirtio::waiter::{Ready, Timeout};
 use ringvirtio::{Completion, QueueSetup, VirtQueue};
 use tempfile::TempDir;
@@ -20,7 +23,10 @@ use crate::engine::threads::Threads;
 use crate::engine::uring::OwnRingEngine;
 use crate::engine::{Engine, IoOp};
 use crate::queue::BlockQueue;
-use crate::virtio::*;
+use crate::virtio::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
+};
 
 /// Where guest RAM starts.
 pub const BASE: u64 = 0x4000_0000;

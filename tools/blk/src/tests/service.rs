@@ -12,10 +12,10 @@ use ringvirtio::waiter::eventfd;
 use ringvirtio::{Commands, EventSource, QueueId, Reactor, ReactorHandle, ReactorOptions, ReadWidth};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, Rig, open_soon, readable, writable};
 use crate::disk::{Disk, EngineKind};
 use crate::queue::BlockQueue;
-use crate::virtio::*;
+use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 

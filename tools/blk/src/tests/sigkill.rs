@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringvirtio::memory::GuestRam;
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, feature};
 use ringvirtio::{Commands, EventSource, QueueId, Reactor, ReactorOptions, ReadWidth};
 use tempfile::TempDir;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, MmapRegion};
 
-use super::rig::*;
+use super::rig::{BASE, BUFFERS, ENGINES, RAM, Rig, WRITABLE_FEATURES, readable, writable};
 use crate::disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
 use crate::queue::BlockQueue;
-use crate::virtio::*;
+use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES};
 
 const SIZE: u16 = 256;
 const LANES: u16 = 32;

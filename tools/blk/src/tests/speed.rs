@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, feature};
 use ringvirtio::waiter::eventfd;
 use ringvirtio::{Commands, EventSource, QueueId, Reactor, ReactorOptions, ReadWidth};
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, Buf, ENGINES, Rig, open_soon};
 use crate::queue::BlockQueue;
-use crate::virtio::*;
+use crate::virtio::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 /// Pending and armed flags, as in EL2's shared page.
 #[derive(Default)]

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::rig::*;
+use super::rig::{ALL_FEATURES, BUFFERS, Rig, TestEngine, WRITABLE_FEATURES, open_soon, readable, writable};
 use super::service::{Running, WAYS, collect, queue};
 use crate::control::OnError;
 use crate::disk::{Disk, EngineKind};
 use crate::engine::fake::{FakeEngine, Scripted};
 use crate::remote::KnownGeometry;
-use crate::virtio::*;
+use crate::virtio::{
+    RequestStatus, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = RequestStatus::Ok as u8;

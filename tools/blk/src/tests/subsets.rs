@@ -1,11 +1,19 @@
 //! Features in any subset, several queues of one disk, and a capacity that changes.
 
-use ringvirtio::virtio::*;
+use ringvirtio::virtio::{
+    VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_DESC_F_INDIRECT, feature,
+};
 
-use super::rig::*;
+use super::rig::{
+    ALL_FEATURES, BASE, BUFFERS, Buf, Desc, ENGINES, Rig, SECTORS, open_soon, readable, writable,
+};
 use super::service::{Running, WAYS, collect, queue};
 use crate::device;
-use crate::virtio::*;
+use crate::virtio::{
+    RequestStatus, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const OK: u8 = RequestStatus::Ok as u8;
