@@ -1,8 +1,8 @@
-//! A daemon: the real device code of `ringd` and the real queues of `ringblk`, and the reactor's round in
+//! The daemon: `ringd`'s device code and `ringblk`'s queues as they are, and the reactor's round as single
 //! steps.
 //!
 //! The order of the steps is that of `ringvirtio::reactor` and `ringd::io`; between any two of them the
-//! scheduler may do something else, or end the daemon.
+//! scheduler may run another party or kill the daemon.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
@@ -27,11 +27,11 @@ use crate::options::{Profile, Sabotage};
 /// What the next step does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    /// Takes an entry off the event ring.
+    /// Pops an entry off the event ring.
     Collect,
     /// Handles the entry.
     Handle(Entry),
-    /// Carries out a command of the last step.
+    /// Executes a command that the device code has queued.
     CarryOut,
     /// Services a ready queue.
     Service,
@@ -39,17 +39,17 @@ enum Phase {
     Publish,
     /// Calls the callbacks of a queue that is quiesced.
     FinishQuiesced,
-    /// Polls the available rings, so many times still.
+    /// Polls the available rings; the number of polls left.
     BusyPoll(u64),
-    /// Sends an interrupt that was left to a later publication, of one queue.
+    /// Sends one queue's used buffer notification that was deferred to a later publication.
     Signal,
     /// Enables the notifications of a queue.
     EnableNotifications,
     /// Arms the event source.
     Arm,
-    /// Sleeps, if the flag says so.
+    /// Sleeps if the flag is set.
     Sleep(bool),
-    /// Is awake again.
+    /// Disarms the event source after a wake-up.
     Disarm,
     /// Handles a completion.
     Complete,
@@ -68,7 +68,7 @@ struct Served {
     dirty: bool,
 }
 
-/// The list that `ringd`'s device code adds to.
+/// The commands that `ringd`'s device code queues for the reactor.
 #[derive(Default)]
 struct Commands {
     list: VecDeque<Message>,
@@ -100,11 +100,11 @@ pub struct Daemon {
     waiter: Waiter,
     backends: Backends,
     sabotage: Sabotage,
-    /// How many times it busy-polls before it sleeps.
-    looks: u64,
+    /// Polls of the available rings before it sleeps.
+    busy_polls: u64,
     device: ServedDevice,
     consumer: Consumer,
-    /// The ring was taken over: everything counts as changed.
+    /// The event ring was taken over, so the device's whole state is read again.
     refresh: bool,
     phase: Phase,
     commands: Commands,
@@ -113,7 +113,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Attaches. `device` was opened by this daemon; `log` outlives it.
+    /// Starts a daemon that adopts the zone. It has opened `device` itself; `log` outlives it.
     pub fn new(
         hv: Arc<SimEl2>,
         device: Device,
@@ -125,7 +125,7 @@ impl Daemon {
         let Profile {
             queues,
             sabotage,
-            looks,
+            busy_polls,
             ..
         } = *profile;
         let device = ServedDevice::new(DeviceParts {
@@ -150,7 +150,7 @@ impl Daemon {
             disk: sim,
             hv,
             sabotage,
-            looks,
+            busy_polls,
             device,
             consumer,
             refresh: true,
@@ -161,20 +161,20 @@ impl Daemon {
         }
     }
 
-    /// Whether it sleeps and nothing has come that would wake it.
+    /// Returns whether it sleeps with nothing pending that would wake it.
     #[must_use]
-    pub fn is_asleep(&self) -> bool {
-        self.phase == Phase::Sleep(true) && !self.hv.bell() && !self.disk.has_results()
+    pub fn is_sleeping(&self) -> bool {
+        self.phase == Phase::Sleep(true) && !self.hv.event_interrupt() && !self.disk.has_results()
     }
 
-    /// Wakes it without a reason.
+    /// Wakes it spuriously.
     pub fn wake(&mut self) {
         if self.phase == Phase::Sleep(true) {
             self.phase = Phase::Disarm;
         }
     }
 
-    /// One step; what it was.
+    /// Runs one step and returns its name.
     pub fn step(&mut self) -> &'static str {
         match self.phase {
             Phase::Collect => self.collect(),
@@ -188,10 +188,10 @@ impl Daemon {
             Phase::EnableNotifications => self.enable_notifications(),
             Phase::Arm => self.arm(),
             Phase::Sleep(sleep) => {
-                if sleep && !self.hv.bell() && !self.disk.has_results() {
-                    return "asleep";
+                if sleep && !self.hv.event_interrupt() && !self.disk.has_results() {
+                    return "sleeping";
                 }
-                let _ = self.hv.take_bell();
+                let _ = self.hv.take_event_interrupt();
                 self.phase = Phase::Disarm;
                 "wakes"
             }
@@ -218,7 +218,7 @@ impl Daemon {
         match self.consumer.pop(&self.hv.window().ring()) {
             Some(entry) => {
                 self.phase = Phase::Handle(entry);
-                "takes an entry"
+                "pops an entry"
             }
             None => {
                 self.phase = Phase::CarryOut;
@@ -238,7 +238,9 @@ impl Daemon {
             }
             Entry::Device { slot: SLOT } => {
                 self.device.refresh(&self.dyn_hv, &mut self.commands);
-                if let (Sabotage::DeafToCache, Some(disk)) = (self.sabotage, self.device.device().disk()) {
+                if let (Sabotage::IgnoreCacheSwitch, Some(disk)) =
+                    (self.sabotage, self.device.device().disk())
+                {
                     disk.control().set_writeback(true);
                 }
                 "reads the device's state"
@@ -292,7 +294,7 @@ impl Daemon {
         };
         served.ready = false;
         served.dirty = true;
-        served.handler.queue_mut().set_polled(self.looks > 0);
+        served.handler.queue_mut().set_polled(self.busy_polls > 0);
         served
             .handler
             .service(&mut Context::new(&mut self.waiter, &mut self.backends));
@@ -310,13 +312,13 @@ impl Daemon {
     fn finish_quiesced(&mut self) -> &'static str {
         let dirty = self.queues.iter_mut().find(|(_, served)| served.dirty);
         let Some((&id, served)) = dirty else {
-            self.phase = Phase::BusyPoll(self.looks);
+            self.phase = Phase::BusyPoll(self.busy_polls);
             return "no queue to quiesce";
         };
         served.dirty = false;
         if served.handler.queue().in_flight() == 0 && !served.quiesced.is_empty() {
             let callbacks = mem::take(&mut served.quiesced);
-            // Only removals wait here.
+            // Only a removal registers a callback here.
             self.queues.remove(&id);
             callbacks.into_iter().for_each(|then| then());
         }
@@ -348,7 +350,7 @@ impl Daemon {
             .map(|served| served.handler.queue_mut())
             .find(|queue| queue.interrupt_due().is_some());
         match due {
-            Some(queue) if self.sabotage != Sabotage::NoSignal => {
+            Some(queue) if self.sabotage != Sabotage::NoDeferredInterrupt => {
                 queue.signal_overdue();
                 "signals"
             }
@@ -361,7 +363,7 @@ impl Daemon {
 
     fn enable_notifications(&mut self) -> &'static str {
         let queue = self.queues.values_mut().find(|served| {
-            served.handler.queue().wants_notifications() && self.sabotage != Sabotage::NoListen
+            served.handler.queue().wants_notifications() && self.sabotage != Sabotage::NoEnableNotifications
         });
         match queue {
             Some(served) => served.ready |= served.handler.queue_mut().enable_notifications(),
@@ -373,7 +375,7 @@ impl Daemon {
     fn arm(&mut self) -> &'static str {
         let armed = self.consumer.prepare_to_sleep(&self.hv.window().ring());
         let more = match self.sabotage {
-            Sabotage::NoSecondLook => false,
+            Sabotage::NoRecheck => false,
             _ => !armed,
         };
         let idle = self.commands.list.is_empty() && self.queues.values().all(|served| !served.ready);

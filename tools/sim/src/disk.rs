@@ -1,8 +1,6 @@
-//! The simulated image: a page cache over a durable half, and operations that wait until the scheduler runs
-//! them.
-//!
-//! Operations run in any order, in part, or fail. Dirty sectors reach the durable half when they please, each
-//! as a whole. A sync that starts covers what had been written by then, and only that.
+//! The simulated image: a page cache over a durable copy, and operations that are queued until the scheduler
+//! runs them. Operations run in any order, in part, or fail. Dirty sectors become durable at any time, each
+//! as a whole. A sync covers the writes that completed before it was submitted, and no others.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -17,25 +15,25 @@ use crate::rng::Rng;
 /// Bytes of a sector.
 pub const SECTOR: usize = 512;
 
-/// An operation on its way.
+/// A submitted operation.
 struct Op {
     tag: u64,
     kind: IoKind,
     offset: usize,
-    /// Bytes that it is about.
+    /// Bytes of the image that it reads or changes.
     extent: usize,
     /// Host address and length of each buffer.
     parts: Vec<(usize, usize)>,
-    /// For a sync: the dirty sectors when it was pushed, as they were.
+    /// For a sync: the sectors that were dirty when it was pushed, with their content.
     covered: Vec<(usize, Vec<u8>)>,
-    /// Its result has been reported although it has yet to run: a built-in mistake.
+    /// Its result was reported before it runs: a built-in mistake.
     reported: bool,
-    /// Whoever pushed it is dead.
+    /// The daemon that pushed it is dead.
     orphan: bool,
 }
 
 impl Op {
-    /// Whether it can be done in part, and fails in ways of its own.
+    /// Returns whether it deallocates or zeroes a range: the file system may not support it.
     fn is_range(&self) -> bool {
         matches!(self.kind, IoKind::Discard | IoKind::WriteZeroes { .. })
     }
@@ -48,7 +46,7 @@ struct State {
     ops: Vec<Op>,
     done: Vec<Completion>,
     sabotage: Sabotage,
-    /// Something that no operation may be was pushed.
+    /// Why a pushed operation is invalid.
     fault: Option<String>,
     /// A sync has failed since the image was opened.
     sync_failed: bool,
@@ -59,7 +57,7 @@ struct State {
 pub struct SimDisk(Rc<RefCell<State>>);
 
 impl SimDisk {
-    /// A disk with this content, durable.
+    /// Returns a disk with this content, all of it durable.
     #[must_use]
     pub fn new(image: Vec<u8>, sabotage: Sabotage) -> Self {
         let sectors = image.len() / SECTOR;
@@ -75,36 +73,36 @@ impl SimDisk {
         })))
     }
 
-    /// Operations that wait.
+    /// Returns the number of operations that have not run.
     #[must_use]
     pub fn waiting(&self) -> usize {
         self.0.borrow().ops.len()
     }
 
-    /// Whether results wait to be reaped.
+    /// Returns whether there are completions to reap.
     #[must_use]
     pub fn has_results(&self) -> bool {
         !self.0.borrow().done.is_empty()
     }
 
-    /// What is wrong with an operation that was pushed.
+    /// Returns why a pushed operation is invalid, if one was.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.0.borrow().fault.clone()
     }
 
-    /// Whether a sync has failed since the last [`Self::reopened`].
+    /// Returns whether a sync has failed since the last [`Self::reopened`].
     #[must_use]
     pub fn sync_failed(&self) -> bool {
         self.0.borrow().sync_failed
     }
 
-    /// A new daemon has opened the image.
+    /// Records that a new daemon has opened the image.
     pub fn reopened(&self) {
         self.0.borrow_mut().sync_failed = false;
     }
 
-    /// Runs one of the waiting operations, in full, in part, or not at all. Says what happened.
+    /// Runs one of the operations, in full, in part, or not at all, and describes the result.
     pub fn run_one(&self, profile: &Profile, rng: &mut Rng) -> Option<String> {
         let mut state = self.0.borrow_mut();
         if state.ops.is_empty() {
@@ -121,7 +119,7 @@ impl SimDisk {
             state.sync_failed = true;
             -5
         } else if op.kind != IoKind::Sync && rng.chance(profile.fail) {
-            // A part may have been done all the same.
+            // A failed operation may have transferred a part.
             let part = rng.below(op.extent as u64 + 1) as usize;
             if rng.chance(700) {
                 state.perform(&op, part, rng);
@@ -130,7 +128,7 @@ impl SimDisk {
         } else if op.kind.is_transfer() && rng.chance(profile.short) {
             let part = rng.range(1, op.extent.max(1) as u64) as usize;
             state.perform(&op, part, rng)
-        } else if op.is_range() && rng.chance(profile.lacks) {
+        } else if op.is_range() && rng.chance(profile.unsupported) {
             -95
         } else {
             state.perform(&op, usize::MAX, rng)
@@ -142,7 +140,7 @@ impl SimDisk {
         Some(text)
     }
 
-    /// One dirty sector becomes durable.
+    /// Writes back a sector, if the one drawn is dirty.
     pub fn write_back(&self, rng: &mut Rng) {
         let mut state = self.0.borrow_mut();
         let sector = rng.index(state.dirty.len());
@@ -151,8 +149,8 @@ impl SimDisk {
         }
     }
 
-    /// The daemon died. Each of its operations happens, in part or in full, or does not; then they have all
-    /// ended, which is what the image's lock tells the next daemon. With `linger` they stay on their way.
+    /// Ends the I/O of a killed daemon: each operation runs in full, in part or not at all. None is left when
+    /// the next daemon is granted the image's lock. With `linger` they stay submitted.
     pub fn orphan(&self, linger: bool, rng: &mut Rng) {
         let mut state = self.0.borrow_mut();
         state.done.clear();
@@ -172,7 +170,8 @@ impl SimDisk {
         }
     }
 
-    /// The power is cut: what the durable half holds then. A dirty sector may have made it or not.
+    /// Cuts the power and returns the durable content. Each dirty sector may or may not have been written
+    /// back.
     #[must_use]
     pub fn cut(&self, rng: &mut Rng) -> Vec<u8> {
         let mut state = self.0.borrow_mut();
@@ -184,7 +183,7 @@ impl SimDisk {
         state.durable.clone()
     }
 
-    /// The image as reads see it.
+    /// Returns the image as reads see it.
     #[must_use]
     pub fn image(&self) -> Vec<u8> {
         self.0.borrow().cached.clone()
@@ -198,7 +197,7 @@ impl State {
         self.dirty[sector] = false;
     }
 
-    /// A failed sync: the kernel drops the dirty mark whether or not the sector made it.
+    /// Fails a sync: the kernel clears the dirty flag whether or not the sector was written.
     fn lose_dirty(&mut self, rng: &mut Rng) {
         for sector in 0..self.dirty.len() {
             if self.dirty[sector] && rng.chance(500) {
@@ -208,7 +207,7 @@ impl State {
         }
     }
 
-    /// Transfers up to `limit` bytes; what the kernel would return.
+    /// Transfers up to `limit` bytes and returns the kernel's result.
     fn perform(&mut self, op: &Op, limit: usize, rng: &mut Rng) -> i32 {
         match op.kind {
             IoKind::Sync => {
@@ -218,7 +217,7 @@ impl State {
                 0
             }
             IoKind::Read | IoKind::Write | IoKind::WriteDurable => self.transfer(op, limit),
-            // Whole sectors; of a discard any of them or none.
+            // Whole sectors; a discard may skip any of them.
             IoKind::Discard | IoKind::WriteZeroes { .. } => {
                 let first = op.offset / SECTOR;
                 for sector in first..first + op.extent.min(limit) / SECTOR {
@@ -237,7 +236,7 @@ impl State {
     fn sync(&mut self, op: &Op, rng: &mut Rng) {
         for (sector, bytes) in &op.covered {
             let at = sector * SECTOR;
-            // What was written since may have made it or not.
+            // A later write may have become durable or not.
             if self.cached[at..at + SECTOR] == bytes[..] || rng.chance(500) {
                 self.make_durable(*sector);
             } else if self.dirty[*sector] {
@@ -274,7 +273,7 @@ impl State {
     }
 }
 
-/// What the daemon's queues push to.
+/// The engine that the daemon's queues submit to.
 pub struct SimEngine(pub SimDisk);
 
 impl Engine for SimEngine {
@@ -286,7 +285,7 @@ impl Engine for SimEngine {
             let list = unsafe { std::slice::from_raw_parts(op.iov, op.count as usize) };
             parts.extend(list.iter().map(|part| (part.as_ptr() as usize, part.len())));
         }
-        // Whatever a guest does, the daemon touches nothing but its RAM and the image.
+        // The invariant: no guest makes the daemon touch anything but guest RAM and the image.
         let (first, behind) = memory::host_range();
         let inside = |&(host, len): &(usize, usize)| host >= first && host + len <= behind;
         let bytes = match op.kind {

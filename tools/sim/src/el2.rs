@@ -1,7 +1,5 @@
-//! EL2: the real transport state machine and ring producer, and the commands by which the daemon talks to
-//! them.
-//!
-//! What `src/el2/zone/devices.rs` and `src/el2/control/command.rs` do around the library is here in a few
+//! EL2: the real transport state machine and ring producer, and the daemon's commands to them. The code that
+//! `src/el2/zone/devices.rs` and `src/el2/control/command.rs` have around the library is reduced to a few
 //! lines. One zone, one slot.
 
 use std::sync::{Mutex, MutexGuard};
@@ -34,18 +32,18 @@ struct State {
     producer: Producer,
     /// Level of the guest's interrupt line.
     line: bool,
-    /// The daemon's INTx is pending.
-    bell: bool,
-    /// How many of the next notifications and used-buffer interrupts are lost: built-in mistakes.
+    /// The event interrupt, the daemon's INTx, is pending.
+    event_interrupt: bool,
+    /// How many of the next available and used buffer notifications are lost: built-in mistakes.
     lose_notifications: u32,
     lose_interrupts: u32,
 }
 
 impl SimEl2 {
-    /// A zone that has just been made, with one device; its ring's next entry has number `head`.
+    /// Returns a new zone with one device; its ring's next entry has number `head`.
     #[must_use]
     pub fn new(spec: &DeviceSpec, head: u64) -> Self {
-        let spec = Spec::try_from(spec).expect("the daemon describes devices that EL2 takes");
+        let spec = Spec::try_from(spec).expect("the daemon describes devices that EL2 accepts");
         let transport = Transport::new(&spec);
         let page = FakePage::default();
         transport.write_page(&page);
@@ -57,7 +55,7 @@ impl SimEl2 {
                 page,
                 producer: Producer::starting_at(head),
                 line: false,
-                bell: false,
+                event_interrupt: false,
                 lose_notifications: 0,
                 lose_interrupts: 0,
             }),
@@ -76,19 +74,19 @@ impl SimEl2 {
         self.shared.window(ZONE).expect("zone 1 has a window")
     }
 
-    /// Entries ever added to the ring.
+    /// Returns the number of entries ever added to the ring.
     #[must_use]
     pub fn ring_head(&self) -> u64 {
         self.state().producer.head()
     }
 
-    /// A guest's load.
+    /// Performs a guest's load.
     #[must_use]
     pub fn load(&self, offset: u16) -> u32 {
         self.state().page.read32(offset)
     }
 
-    /// A guest's store. `true`: it has not happened, try again.
+    /// Performs a guest's store. Returns `true` if it had no effect and is to be tried again.
     pub fn store(&self, offset: u16, width: Width, value: u64) -> bool {
         let mut state = self.state();
         let State { transport, page, .. } = &mut *state;
@@ -110,34 +108,34 @@ impl SimEl2 {
         if let Some(event) = effect.event
             && state.producer.push(&self.window().ring(), entry(event)) == Wakeup::Required
         {
-            state.bell = true;
+            state.event_interrupt = true;
         }
     }
 
-    /// Level of the guest's interrupt line.
+    /// Returns the level of the guest's interrupt line.
     #[must_use]
     pub fn line(&self) -> bool {
         self.state().line
     }
 
-    /// Takes the daemon's interrupt, if it is pending.
+    /// Clears the event interrupt and returns whether it was pending.
     #[must_use]
-    pub fn take_bell(&self) -> bool {
-        std::mem::take(&mut self.state().bell)
+    pub fn take_event_interrupt(&self) -> bool {
+        std::mem::take(&mut self.state().event_interrupt)
     }
 
-    /// Whether the daemon's interrupt is pending.
+    /// Returns whether the event interrupt is pending.
     #[must_use]
-    pub fn bell(&self) -> bool {
-        self.state().bell
+    pub fn event_interrupt(&self) -> bool {
+        self.state().event_interrupt
     }
 
-    /// The next notification is lost.
+    /// Loses the next available buffer notification.
     pub fn lose_notification(&self) {
         self.state().lose_notifications = 1;
     }
 
-    /// The next interrupt for used buffers is lost.
+    /// Loses the next used buffer notification.
     pub fn lose_interrupt(&self) {
         self.state().lose_interrupts = 1;
     }

@@ -1,5 +1,6 @@
-//! The guest of an entropy device: `virtio-drivers`' queue under a driver that keeps many requests in flight
-//! and checks every answer: each comes once, with bytes of one request alone, as many as the used ring says.
+//! The guest of an entropy device: `virtio-drivers`' queue under a driver that keeps many requests
+//! outstanding and checks every completion: each request completes once, with the bytes of that request
+//! alone, and the used length is their number.
 
 use std::collections::BTreeMap;
 
@@ -12,8 +13,8 @@ use crate::memory::{self, SimHal};
 use crate::transport::SimTransport;
 use crate::world::{QUEUE_SIZE, SharedWorld};
 
-/// Turns within which all that is outstanding must complete once the guest only waits.
-const TURNS: u32 = 50_000;
+/// Turns within which every outstanding request must complete once the guest only waits.
+const TURN_LIMIT: u32 = 50_000;
 
 /// See the module.
 pub struct Guest {
@@ -22,14 +23,14 @@ pub struct Guest {
     queue: Option<VirtQueue<SimHal, QUEUE_SIZE>>,
     /// By token, the buffers of a request.
     outstanding: BTreeMap<u16, Vec<Vec<u8>>>,
-    /// Whether the driver takes used buffers without an interrupt.
+    /// Whether the driver polls the used ring, without interrupts.
     polls: bool,
-    /// Whether answers are checked: nothing else writes to the guest's memory.
+    /// Whether completions are checked: no second vCPU writes to guest memory.
     strict: bool,
 }
 
 impl Guest {
-    /// Returns a guest whose driver has not begun.
+    /// Returns a guest whose driver has not been set up.
     #[must_use]
     pub fn new(world: SharedWorld) -> Self {
         let strict = world.borrow().profile.second_vcpu == 0;
@@ -59,7 +60,7 @@ impl Guest {
         self.world.borrow_mut().fail(why);
     }
 
-    /// The whole run.
+    /// Runs the guest to its end.
     pub fn run(&mut self) {
         self.set_up();
         let profile = self.world.borrow().profile.clone();
@@ -68,12 +69,12 @@ impl Guest {
                 return;
             }
             self.act();
-            for _ in 0..self.below(profile.patience * 4) {
+            for _ in 0..self.below(profile.device_turns * 4) {
                 self.world.borrow_mut().turn();
             }
         }
-        if profile.second_vcpu > 0 || profile.scribble > 0 {
-            self.world.borrow_mut().make_peace();
+        if profile.second_vcpu > 0 || profile.corrupt_ring > 0 {
+            self.world.borrow_mut().stop_attacks();
             self.reset();
             self.strict = true;
             self.submit();
@@ -81,7 +82,7 @@ impl Guest {
         self.drain();
     }
 
-    /// One of the things that a driver does.
+    /// Performs a random action of a driver.
     fn act(&mut self) {
         let profile = self.world.borrow().profile.clone();
         if self.chance(profile.reset) {
@@ -98,7 +99,7 @@ impl Guest {
             if let Some(queue) = &mut self.queue {
                 queue.set_dev_notify(!self.polls);
             }
-            // What came before the change was seen raises no interrupt.
+            // A request that completed before the device saw the change raises no interrupt.
             self.take_used();
         }
         if self.polls && self.chance(300) {
@@ -110,7 +111,7 @@ impl Guest {
         }
     }
 
-    /// As a driver does when its line is asserted, and never else.
+    /// Handles the interrupt if the line is asserted.
     fn interrupt(&mut self) {
         if self.world.borrow().el2.line() {
             let _ = self.transport.ack_interrupt();
@@ -118,11 +119,11 @@ impl Guest {
         }
         let status = self.transport.get_status();
         if self.strict && status.contains(DeviceStatus::DEVICE_NEEDS_RESET) {
-            self.fail("a well-behaved driver is told that the device needs a reset");
+            self.fail("DEVICE_NEEDS_RESET is set for a well-behaved driver");
         }
     }
 
-    /// From reset to DRIVER_OK.
+    /// Initializes the device, from reset to DRIVER_OK (virtio 1.2, 3.1.1).
     fn set_up(&mut self) {
         self.transport.set_status(DeviceStatus::empty());
         let profile = self.world.borrow().profile.clone();
@@ -158,7 +159,7 @@ impl Guest {
         }
     }
 
-    /// What was outstanding will never complete; its memory is the driver's again.
+    /// Drops the outstanding requests, which will never complete, and frees their memory.
     fn forget(&mut self) {
         self.outstanding.clear();
         self.queue = None;
@@ -168,7 +169,7 @@ impl Guest {
     fn reset(&mut self) {
         self.world.borrow_mut().counts.resets += 1;
         self.transport.set_status(DeviceStatus::empty());
-        self.check_silence();
+        self.check_memory_unchanged();
         self.forget();
         self.set_up();
     }
@@ -177,7 +178,7 @@ impl Guest {
         self.world.borrow_mut().counts.queue_resets += 1;
         self.transport.store(reg::QUEUE_SEL, 0);
         self.transport.store(reg::QUEUE_RESET, 1);
-        for left in (0..TURNS).rev() {
+        for left in (0..TURN_LIMIT).rev() {
             if self.transport.load(reg::QUEUE_RESET) == 0 || self.failed() {
                 break;
             }
@@ -186,7 +187,7 @@ impl Guest {
                 return self.fail("a queue reset hangs");
             }
         }
-        self.check_silence();
+        self.check_memory_unchanged();
         self.forget();
         let status = self.transport.get_status();
         if status.contains(DeviceStatus::DEVICE_NEEDS_RESET) && !self.strict {
@@ -195,8 +196,8 @@ impl Guest {
         self.make_queue();
     }
 
-    /// Not one byte of the guest's memory changes now, whatever the others do.
-    fn check_silence(&mut self) {
+    /// Checks that no byte of guest memory changes for a while.
+    fn check_memory_unchanged(&mut self) {
         if !self.strict {
             return;
         }
@@ -209,7 +210,7 @@ impl Guest {
         }
     }
 
-    /// Offers a request of one to three buffers, if the queue has room.
+    /// Submits a request of one to three buffers, if the queue has room.
     fn submit(&mut self) {
         let count = 1 + self.below(3) as usize;
         let mut buffers: Vec<Vec<u8>> = (0..count)
@@ -236,7 +237,7 @@ impl Guest {
         }
     }
 
-    /// Takes all that is used, and checks it.
+    /// Takes all used entries and checks them.
     fn take_used(&mut self) {
         for _ in 0..2 * QUEUE_SIZE {
             let Some(queue) = &mut self.queue else { return };
@@ -273,9 +274,9 @@ impl Guest {
         }
     }
 
-    /// Waits until nothing is outstanding, as a guest that has nothing else to do.
+    /// Waits until no request is outstanding.
     fn drain(&mut self) {
-        for _ in 0..TURNS {
+        for _ in 0..TURN_LIMIT {
             self.interrupt();
             if self.polls {
                 self.take_used();
@@ -284,9 +285,9 @@ impl Guest {
                 return;
             }
             let mut world = self.world.borrow_mut();
-            if world.is_idle() && !world.el2.line() && !world.make_up_for_lost_bell() {
+            if world.is_idle() && !world.el2.line() && !world.make_up_for_lost_event_interrupt() {
                 let heads: Vec<&u16> = self.outstanding.keys().collect();
-                let why = format!("all sleep and requests {heads:?} wait: a wake-up is lost");
+                let why = format!("all sleep with requests {heads:?} outstanding: a wake-up is lost");
                 return world.fail(why);
             }
             world.turn();

@@ -1,6 +1,5 @@
-//! The borders that hostile input crosses, each as a function of bytes: what `tools/fuzz` hands to libFuzzer,
-//! and what `tests/corpus.rs` feeds with its corpora and with random bytes. A bad input panics here, in a
-//! check.
+//! The interfaces that take untrusted input, each as a function of bytes. `tools/fuzz` runs them under
+//! libFuzzer, `tests/corpus.rs` with the corpora and mutations of them. A violated invariant panics.
 
 use std::path::Path;
 
@@ -32,10 +31,10 @@ use crate::rng::Rng;
 
 use crate::world::{self, Kind};
 
-/// A function that takes any bytes.
+/// A fuzz target.
 pub type Target = fn(&[u8]);
 
-/// All of them, by name.
+/// All targets, by name.
 pub const TARGETS: [(&str, Target); 9] = [
     ("transport", transport),
     ("syndrome", syndrome),
@@ -48,7 +47,7 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("gic", gic),
 ];
 
-/// Takes integers off bytes; zeroes behind the end.
+/// Reads integers from bytes, and zeroes past their end.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -110,19 +109,19 @@ fn event_text(event: Event) -> String {
     }
 }
 
-/// Register accesses and the daemon's calls, against the reference model (torture a1).
+/// Compares register accesses and the daemon's calls with the reference model (torture a1).
 pub fn transport(data: &[u8]) {
     const RAM: [(u64, u64); 1] = [(0x4000_0000, 0x10_0000)];
     let (spec, page, ram) = (block_device(), FakePage::default(), FakeRam(&RAM));
     let mut model = Model::new(&spec, &RAM);
-    let mut real = Transport::new(&Spec::try_from(&spec).expect("the device is a good one"));
+    let mut real = Transport::new(&Spec::try_from(&spec).expect("the device is valid"));
     real.write_page(&page);
     let mut input = Bytes(data);
     while !input.is_empty() {
         let step = input.u8();
         match step {
             0..=199 => {
-                // The interesting registers more often than the others.
+                // Offsets that have registers, more often than any offset.
                 let offset = match step {
                     0..=149 => u16::from(input.u8()) & !3,
                     _ => input.u16() & 0x1ff,
@@ -180,7 +179,7 @@ pub fn transport(data: &[u8]) {
     }
 }
 
-/// Syndromes: whatever ESR_EL2 holds is decoded to something that can be used.
+/// Decodes any ESR_EL2: what the decoder returns is consistent.
 pub fn syndrome(data: &[u8]) {
     let mut input = Bytes(data);
     while !input.is_empty() {
@@ -203,8 +202,7 @@ pub fn syndrome(data: &[u8]) {
     }
 }
 
-/// A device with one queue of 16 whose rings and buffers are any bytes; the daemon serves it, then it is
-/// reset.
+/// Serves a device with one queue of 16 whose rings and buffers hold these bytes, then resets it.
 fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
     thread_local! {
         static FILE: NamedTempFile = {
@@ -241,7 +239,7 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         disk.clone(),
         &Profile {
             queues: 1,
-            looks: 0,
+            busy_polls: 0,
             ..profile.clone()
         },
     );
@@ -268,7 +266,7 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         if rng.chance(500) {
             disk.run_one(&profile, &mut rng);
         }
-        // A second vCPU rewrites the rings meanwhile.
+        // A second vCPU rewrites the rings at the same time.
         if let (Some(&at), Some(&byte)) = (again.next(), again.next()) {
             memory::poke(usize::from(at) * 8 % 0x500, byte);
             store(reg::QUEUE_NOTIFY, 0);
@@ -290,7 +288,8 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
     assert!(memory::snapshot() == before, "memory changes after a reset");
 }
 
-/// Descriptor chains: descriptor table, available ring and some buffers are the input (torture b1 to b6).
+/// Serves descriptor chains: descriptor table, available ring and some buffers are the input (torture b1 to
+/// b6).
 pub fn chain(data: &[u8]) {
     let mut input = Bytes(data);
     let features = u64::from(input.u32()) & (bit::EVENT_IDX | bit::INDIRECT_DESC | bit::BLK_FLUSH);
@@ -304,7 +303,7 @@ pub fn chain(data: &[u8]) {
     );
 }
 
-/// Block requests: good chains, any header and lengths (torture b7 to b11).
+/// Serves block requests: valid chains, any header and lengths (torture b7 to b11).
 pub fn request(data: &[u8]) {
     let mut input = Bytes(data);
     let mut table = Vec::new();
@@ -350,7 +349,7 @@ pub fn request(data: &[u8]) {
     );
 }
 
-/// The ring from both sides, with words that somebody else writes (torture c1).
+/// Runs both ends of the event ring while its words are overwritten (torture c1).
 pub fn ring(data: &[u8]) {
     let slots: Vec<AtomicU64> = (0..1024).map(|_| AtomicU64::new(0)).collect();
     let pending: Vec<AtomicU64> = (0..BITS.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
@@ -369,7 +368,7 @@ pub fn ring(data: &[u8]) {
                 pushed += 1;
             }
             3 => {
-                // Bounded whatever the slots hold: no more than one round.
+                // Bounded for any content of the slots: at most one round.
                 let taken = std::iter::from_fn(|| consumer.pop(&ring)).take(2000).count();
                 assert!(taken < 2000);
             }
@@ -380,17 +379,17 @@ pub fn ring(data: &[u8]) {
             6 => pending[usize::from(input.u8()) % pending.len()].store(input.u64(), Ordering::Relaxed),
             _ => armed.store(input.u32(), Ordering::Relaxed),
         }
-        // EL2's own counter follows its own pushes alone.
+        // EL2's private counter depends on EL2's own pushes only.
         assert!(producer.head().wrapping_sub(start) <= pushed);
     }
-    // A new consumer on what is left hears of what comes next.
+    // A new consumer of the corrupted ring pops the next entry.
     let mut fresh = Consumer::attach(&ring, producer.head());
     ring.clear();
     let _ = producer.push(&ring, Entry::Zone);
     assert_eq!(fresh.pop(&ring), Some(Entry::Zone));
 }
 
-/// The control commands' structs: what EL2 makes of a device that the daemon describes.
+/// Parses the control commands' structures, among them the description of a device.
 pub fn command(data: &[u8]) {
     if let Ok((header, rest)) = Header::read_from_prefix(data) {
         if let Ok(op) = Op::try_from(header.op) {
@@ -419,19 +418,19 @@ pub fn command(data: &[u8]) {
     }
 }
 
-/// Zone files: an error that names something, or a zone that passes its own check.
+/// Parses zone files: to an error with a text, or to a zone that can be checked.
 pub fn zone(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     match parse("fuzz.toml", &text, Path::new("/nowhere"), toml::Table::new()) {
         Ok(config) => {
             let _ = config.check();
-            assert!(config.cpus.count() <= 1 << 20, "a number of CPUs that nobody has");
+            assert!(config.cpus.count() <= 1 << 20, "more CPUs than any machine has");
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 
-/// PSCI: any call in any state leaves the table of CPUs possible (torture d5).
+/// Makes any PSCI call in any state: the table of CPUs stays consistent (torture d5).
 pub fn psci(data: &[u8]) {
     let mut input = Bytes(data);
     let mut table = CpuTable::<16>::guest(usize::from(input.u8() % 16) + 1);
@@ -469,7 +468,7 @@ pub fn psci(data: &[u8]) {
     }
 }
 
-/// Accesses to the virtual GIC, interrupts and a CPU that takes them (torture g2, d6).
+/// Accesses the virtual GIC, raises interrupts, and has CPUs take them (torture g2, d6).
 pub fn gic(data: &[u8]) {
     let mut input = Bytes(data);
     let mut gic = Vgic::new(&[0, 1], 64).expect("a GIC of this size");
@@ -526,9 +525,9 @@ pub fn gic(data: &[u8]) {
                 let _ = gic.deactivate(vcpu, input.u16().into(), &mut cpus[vcpu]);
             }
         }
-        // A list register never holds what the guest does not have.
+        // A list register never holds an INTID outside the zone's range.
         for lr in cpus.iter().flat_map(FakeCpu::valid) {
-            assert!(lr.intid() < 96, "interrupt {} is none of the zone's", lr.intid());
+            assert!(lr.intid() < 96, "INTID {} is not the zone's", lr.intid());
         }
     }
 }

@@ -1,8 +1,6 @@
-//! The guest: `virtio-drivers`' queues under a driver that keeps many requests in flight and checks every
-//! answer.
-//!
-//! Here is what the driver does, with the device and by itself; [`requests`] makes requests and judges what
-//! becomes of them.
+//! The guest: `virtio-drivers`' queues under a driver that keeps many requests outstanding and checks every
+//! completion. This file has the driver's actions; [`requests`] makes the requests and checks their
+//! completions.
 
 mod requests;
 
@@ -20,27 +18,27 @@ use crate::transport::SimTransport;
 use crate::world::{QUEUE_SIZE, SECTORS, SharedWorld};
 use requests::Request;
 
-/// Turns within which all that is outstanding must end once the guest only waits.
-const PATIENCE: u32 = 50_000;
+/// Turns within which every outstanding request must complete once the guest only waits.
+const TURN_LIMIT: u32 = 50_000;
 /// Offset of `writeback` in the configuration space (virtio 1.2, 5.2.4).
 const WRITEBACK: usize = 32;
 
 type Queue = VirtQueue<SimHal, QUEUE_SIZE>;
 
-/// A queue and what the driver has in it.
+/// A queue and the driver's outstanding requests.
 #[derive(Default)]
 struct DriverQueue {
     queue: Option<Queue>,
     outstanding: BTreeMap<u16, Request>,
-    /// The driver looks without being interrupted.
+    /// The driver polls the used ring, without interrupts.
     polls: bool,
 }
 
-/// How the driver has set the write cache.
+/// The write cache as the driver has set it.
 struct Cache {
-    /// Writes may wait for a flush.
+    /// The cache is in writeback mode.
     back: bool,
-    /// How often that was set.
+    /// How often the mode was set.
     set: u64,
 }
 
@@ -51,14 +49,14 @@ pub struct Guest {
     queues: Vec<DriverQueue>,
     cache: Cache,
     model: Model,
-    /// Answers are checked: nobody else writes to the guest's memory.
+    /// Completions are checked: no second vCPU writes to guest memory.
     strict: bool,
-    /// A flush has failed: of the same daemon none succeeds any more.
+    /// A flush has failed: none by the same daemon may succeed after it.
     flush_failed: bool,
 }
 
 impl Guest {
-    /// A guest whose driver has not begun.
+    /// Returns a guest whose driver has not been set up.
     #[must_use]
     pub fn new(world: SharedWorld, model: Model) -> Self {
         let (strict, queues) = {
@@ -100,19 +98,19 @@ impl Guest {
         self.world.borrow_mut().turn();
     }
 
-    /// The whole run.
+    /// Runs the guest to its end.
     pub fn run(&mut self) {
         self.set_up();
-        let (actions, patience) = {
+        let (actions, device_turns) = {
             let world = self.world.borrow();
-            (world.profile.actions, world.profile.patience)
+            (world.profile.actions, world.profile.device_turns)
         };
         for _ in 0..actions {
             if self.failed() {
                 return;
             }
             self.act();
-            for _ in 0..self.below(patience * 4) {
+            for _ in 0..self.below(device_turns * 4) {
                 self.turn();
             }
         }
@@ -121,11 +119,11 @@ impl Guest {
         }
         let (power_cut, hostile) = {
             let world = self.world.borrow();
-            let hostile = world.profile.second_vcpu > 0 || world.profile.scribble > 0;
+            let hostile = world.profile.second_vcpu > 0 || world.profile.corrupt_ring > 0;
             (world.profile.power_cut, hostile)
         };
         if hostile {
-            self.make_peace();
+            self.stop_attacks();
         } else if power_cut {
             let mut world = self.world.borrow_mut();
             let world = &mut *world;
@@ -139,7 +137,7 @@ impl Guest {
         self.finish();
     }
 
-    /// Waits for everything, then checks the whole image and what a power cut leaves after a last flush.
+    /// Waits for all requests, then checks the whole image, and the durable content after a last flush.
     fn finish(&mut self) {
         self.drain();
         if self.failed() {
@@ -158,13 +156,13 @@ impl Guest {
         }
     }
 
-    /// After hostile times: a new daemon, a reset, and then everything is as it should be.
-    fn make_peace(&mut self) {
-        self.event(format_args!("peace"));
-        self.world.borrow_mut().make_peace();
+    /// Stops all attacks: after a new daemon and a reset, the device works again.
+    fn stop_attacks(&mut self) {
+        self.event(format_args!("attacks stop"));
+        self.world.borrow_mut().stop_attacks();
         self.reset();
         if !self.strict {
-            // Nobody can say what was written.
+            // The second vCPU may have changed any request.
             self.model.adopt();
             self.strict = true;
         }
@@ -177,7 +175,7 @@ impl Guest {
         }
     }
 
-    /// One of the things that a driver does.
+    /// Performs a random action of a driver.
     fn act(&mut self) {
         let (reset, queue_reset, spurious, switch_cache) = {
             let world = self.world.borrow();
@@ -200,7 +198,7 @@ impl Guest {
             self.switch_cache();
         }
         if self.chance(spurious) {
-            self.event(format_args!("notifies for nothing"));
+            self.event(format_args!("notifies spuriously"));
             let queue = self.below(4) as u16;
             self.transport.notify(queue);
         }
@@ -211,7 +209,7 @@ impl Guest {
             if let Some(queue) = &mut queue.queue {
                 queue.set_dev_notify(enable);
             }
-            // What came before the change was seen raises no interrupt.
+            // A request that completed before the device saw the change raises no interrupt.
             self.take_used(number);
         }
         if self.queues[number].polls && self.chance(300) || self.chance(spurious) {
@@ -230,13 +228,13 @@ impl Guest {
         }
     }
 
-    /// Makes a request on some queue, if it has room.
+    /// Submits a request to a random queue, if it has room.
     fn submit_somewhere(&mut self) {
         let number = self.some_queue();
         self.submit(number);
     }
 
-    /// As a driver does when its line is asserted, and never else.
+    /// Handles the interrupt if the line is asserted.
     fn interrupt(&mut self) {
         if self.world.borrow().el2.line() {
             let status = self.transport.ack_interrupt();
@@ -245,11 +243,11 @@ impl Guest {
         }
         let status = self.transport.get_status();
         if self.strict && status.contains(DeviceStatus::DEVICE_NEEDS_RESET) {
-            self.fail("a decent driver is told that the device needs a reset");
+            self.fail("DEVICE_NEEDS_RESET is set for a well-behaved driver");
         }
     }
 
-    /// From reset to DRIVER_OK.
+    /// Initializes the device, from reset to DRIVER_OK (virtio 1.2, 3.1.1).
     fn set_up(&mut self) {
         self.transport.set_status(DeviceStatus::empty());
         let profile = self.world.borrow().profile.clone();
@@ -259,7 +257,7 @@ impl Guest {
         let mut wanted = bit::VERSION_1 | bit::RING_RESET;
         for (want, feature) in [
             (profile.flush, bit::BLK_FLUSH),
-            (profile.choose_cache, bit::BLK_CONFIG_WCE),
+            (profile.config_wce, bit::BLK_CONFIG_WCE),
             (profile.ranges, 1 << VIRTIO_BLK_F_DISCARD),
             (profile.ranges, 1 << VIRTIO_BLK_F_WRITE_ZEROES),
             (profile.queues > 1, 1 << VIRTIO_BLK_F_MQ),
@@ -294,20 +292,20 @@ impl Guest {
         self.check_cache();
     }
 
-    /// Whether the device shows the write cache as it was set (virtio-checklist 53).
+    /// Checks that the device shows the write cache as it was set (virtio-checklist 53).
     fn check_cache(&self) {
         let shown = self.transport.read_config_space::<u8>(WRITEBACK);
-        let choose_cache = self.world.borrow().profile.choose_cache;
-        if self.strict && choose_cache && shown != Ok(u8::from(self.cache.back)) && !self.failed() {
+        let config_wce = self.world.borrow().profile.config_wce;
+        if self.strict && config_wce && shown != Ok(u8::from(self.cache.back)) && !self.failed() {
             self.fail(format!("writeback is {shown:?}, expected {}", self.cache.back));
         }
     }
 
-    /// Turns the write cache on or off, if the driver may.
+    /// Turns the write cache on or off, if the driver has negotiated that.
     fn switch_cache(&mut self) {
         let may = {
             let world = self.world.borrow();
-            world.profile.choose_cache && world.profile.flush
+            world.profile.config_wce && world.profile.flush
         };
         if !may {
             return;
@@ -339,7 +337,7 @@ impl Guest {
         }
     }
 
-    /// What was outstanding in a queue will never be answered; its memory is the driver's again.
+    /// Drops a queue's outstanding requests, which will never complete, and frees their memory.
     fn forget(&mut self, number: usize) {
         let queue = std::mem::take(&mut self.queues[number]);
         for request in queue.outstanding.into_values() {
@@ -355,12 +353,12 @@ impl Guest {
 
     fn reset(&mut self) {
         self.world.borrow_mut().counts.resets += 1;
-        self.event(format_args!("resets with {} in flight", self.in_flight()));
+        self.event(format_args!("resets with {} outstanding", self.in_flight()));
         self.transport.set_status(DeviceStatus::empty());
         if self.transport.load(reg::STATUS) != 0 && !self.failed() {
             self.fail("Status is not 0 after a reset");
         }
-        self.check_silence(memory::snapshot);
+        self.check_memory_unchanged(memory::snapshot);
         (0..self.queues.len()).for_each(|number| self.forget(number));
         self.set_up();
     }
@@ -370,19 +368,19 @@ impl Guest {
         let by_register = self.chance(500);
         let count = self.queues[number].outstanding.len();
         self.event(format_args!(
-            "stops queue {number} with {count} in flight: {by_register}"
+            "stops queue {number} with {count} outstanding, by QueueReset: {by_register}"
         ));
         if by_register {
             self.transport.store(reg::QUEUE_SEL, number as u32);
             self.transport.store(reg::QUEUE_RESET, 1);
             if self.chance(200) {
-                // It cannot wait.
+                // An impatient driver resets the device before the queue reset has completed.
                 for _ in 0..self.below(12) {
                     self.turn();
                 }
                 return self.reset();
             }
-            let mut left = PATIENCE;
+            let mut left = TURN_LIMIT;
             while self.transport.load(reg::QUEUE_RESET) != 0 {
                 left -= 1;
                 self.world.borrow_mut().wait(left);
@@ -396,9 +394,9 @@ impl Guest {
         if self.transport.load(reg::QUEUE_READY) != 0 && !self.failed() {
             self.fail("a queue is ready after it was stopped");
         }
-        self.check_silence(|| memory::snapshot_of_queue(number));
+        self.check_memory_unchanged(|| memory::snapshot_of_queue(number));
         self.forget(number);
-        // A broken device takes no queue before it is reset.
+        // A device that needs a reset accepts no queue before it.
         if self
             .transport
             .get_status()
@@ -410,8 +408,8 @@ impl Guest {
         self.make_queue(number);
     }
 
-    /// Not one byte of this memory changes now (torture a9), whatever the others do.
-    fn check_silence(&mut self, memory: impl Fn() -> Vec<u8>) {
+    /// Checks that no byte of this memory changes for a while (torture a9).
+    fn check_memory_unchanged(&mut self, memory: impl Fn() -> Vec<u8>) {
         if !self.strict {
             return;
         }
@@ -420,11 +418,11 @@ impl Guest {
             self.turn();
         }
         if memory() != before {
-            self.fail("the guest's memory changed after a reset had ended");
+            self.fail("guest memory changed after a reset had completed");
         }
     }
 
-    /// Takes all that is used in a queue.
+    /// Takes all used entries of a queue.
     fn take_used(&mut self, number: usize) {
         for _ in 0..2 * QUEUE_SIZE {
             let DriverQueue {
@@ -452,9 +450,9 @@ impl Guest {
         }
     }
 
-    /// Waits until nothing is outstanding, as a guest that has nothing else to do.
+    /// Waits until no request is outstanding.
     fn drain(&mut self) {
-        let mut left = PATIENCE;
+        let mut left = TURN_LIMIT;
         while self.in_flight() > 0 && !self.failed() {
             self.interrupt();
             for number in 0..self.queues.len() {
@@ -466,19 +464,19 @@ impl Guest {
                 return;
             }
             let mut world = self.world.borrow_mut();
-            if world.is_idle() && !world.el2.line() && !world.make_up_for_lost_bell() {
+            if world.is_idle() && !world.el2.line() && !world.make_up_for_lost_event_interrupt() {
                 let queues = self.queues.iter();
                 let heads: Vec<Vec<u16>> = queues
                     .map(|queue| queue.outstanding.keys().copied().collect())
                     .collect();
                 return world.fail(format!(
-                    "everyone sleeps and requests {heads:?} wait: a wake-up is lost"
+                    "all sleep with requests {heads:?} outstanding: a wake-up is lost"
                 ));
             }
             world.turn();
             left -= 1;
             if left == 0 {
-                return world.fail("requests do not end");
+                return world.fail("requests do not complete");
             }
         }
     }

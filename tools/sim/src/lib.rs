@@ -1,19 +1,17 @@
 //! Deterministic simulation: a guest, EL2's transport and ring, the daemon's device and a disk in one
-//! process, under a scheduler whose every decision comes from a seed.
-//!
-//! What is real: the guest's queue (`virtio-drivers`), [`ringvisor::virtio::Transport`], [`ringvisor::ring`],
-//! `ringd`'s [`ringd::io::served::ServedDevice`], `ringblk`'s requests, `ringvirtio`'s queues and in-flight
-//! log. What is played: traps, the reactor's thread and its sleep ([`daemon`]), the file ([`disk`]). Faults
-//! are drawn from a [`Profile`]. A [`model`] of the disk checks each answer, and each sector after a power
-//! cut.
+//! process, under a scheduler whose every decision comes from a seed. Real code: the guest's queue
+//! (`virtio-drivers`), [`ringvisor::virtio::Transport`], [`ringvisor::ring`], `ringd`'s
+//! [`ringd::io::served::ServedDevice`], `ringblk`'s requests, `ringvirtio`'s queues and in-flight log.
+//! Simulated: traps, the reactor's thread and its sleep ([`daemon`]), the file ([`disk`]). Faults are drawn
+//! from a [`Profile`]. A [`model`] of the disk checks each completion, and each sector after a power cut.
 //!
 //! A seed gives the same events in every run of the same code: [`Report::hash`] is over all of them.
 //! `docs/torture.md` says what has been shown with it.
 //!
 //! # Map
 //! [`guest`] the driver and its requests · [`transport`] its registers · [`world`] the scheduler · [`el2`],
-//! [`daemon`], [`disk`] the others · [`entropy`] an entropy device · [`fuzz`] fuzz targets · [`memory`] RAM ·
-//! [`model`] · [`options`] · [`rng`], [`trace`]
+//! [`daemon`], [`disk`] the device side · [`entropy`] an entropy device · [`fuzz`] fuzz targets ·
+//! [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
 
 // A panic is a failed run.
 #![allow(
@@ -50,20 +48,20 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 pub use options::{Profile, Sabotage};
 pub use world::{Counts, Kind};
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Its seed.
+    /// Seed of the run.
     pub seed: u64,
-    /// Over all events.
+    /// Hash over all events.
     pub hash: u64,
-    /// Events.
+    /// Number of events.
     pub events: u64,
-    /// How often what happened.
+    /// Statistics.
     pub counts: Counts,
-    /// Where daemons were killed.
+    /// The steps at which daemons were killed.
     pub killed_at: BTreeSet<String>,
-    /// Why it failed.
+    /// Why the run failed, if it did.
     pub failure: Option<String>,
 }
 

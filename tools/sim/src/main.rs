@@ -9,7 +9,7 @@ use sim::{Counts, Kind, Sabotage};
 /// Runs seeds of the deterministic simulation.
 #[derive(Parser)]
 struct Options {
-    /// First seed. Alone, without --runs, it is run once and every event is printed.
+    /// First seed. Without --runs it alone is run, and every event is printed.
     #[arg(long)]
     seed: Option<u64>,
     /// Seeds to run.
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
             );
         }
         if let Some(why) = report.failure {
-            eprintln!("seed {seed}: {why}\nevery event of it: make sim SEED={seed}");
+            eprintln!("seed {seed}: {why}\nto print every event: make sim SEED={seed}");
             return ExitCode::FAILURE;
         }
     }

@@ -1,4 +1,4 @@
-//! The guest's RAM, and the `Hal` by which `virtio-drivers` gets memory from it.
+//! Guest RAM, and the `Hal` by which `virtio-drivers` allocates from it.
 //!
 //! One arena per thread, because the crate asks for memory through functions without a receiver. Buffers that
 //! are shared with the device are copied in and out, as with a bounce buffer, so every byte that the device
@@ -14,17 +14,17 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// Where RAM begins.
 pub const BASE: u64 = 0x4000_0000;
-/// Bytes of it.
+/// Bytes of RAM.
 pub const SIZE: usize = 256 << 10;
-/// What is handed out at least.
+/// Unit of allocation, in bytes.
 const GRANULE: usize = 64;
 
 struct Arena {
     memory: GuestMemoryMmap,
     host: NonNull<u8>,
-    /// For each granule whose it is: a queue's number and one, or 0 if it is free.
+    /// The owner of each granule: a queue's number plus one, or 0 if it is free.
     owners: Vec<u8>,
-    /// Whose is what is handed out from now on.
+    /// The owner of the next allocations.
     owner: u8,
     /// Where the next search begins.
     next: usize,
@@ -81,22 +81,22 @@ impl Arena {
     }
 }
 
-/// Empty RAM of zeroes. No queue of an earlier run may be used any more.
+/// Zeroes and frees all RAM. Queues of an earlier run must no longer be used.
 pub fn clear() {
     ARENA.with_borrow_mut(|arena| {
         arena.owners.fill(0);
         arena.next = 0;
-        // SAFETY: the whole mapping, which nobody uses now.
+        // SAFETY: the whole mapping; no queue of an earlier run is used any more.
         unsafe { arena.host.write_bytes(0, SIZE) };
     });
 }
 
-/// What is handed out from now on is for this queue.
+/// Makes a queue the owner of the next allocations.
 pub fn set_owner(queue: usize) {
     ARENA.with_borrow_mut(|arena| arena.owner = queue as u8 + 1);
 }
 
-/// All memory that was handed out for a queue is free again; its bytes stay.
+/// Frees all memory that a queue owns. Its content stays.
 pub fn release_queue(queue: usize) {
     let owned = queue as u8 + 1;
     ARENA.with_borrow_mut(|arena| {
@@ -105,13 +105,13 @@ pub fn release_queue(queue: usize) {
     });
 }
 
-/// What the daemon maps.
+/// Returns guest RAM as the daemon maps it.
 #[must_use]
 pub fn guest_ram() -> Arc<GuestRam> {
     ARENA.with_borrow(|arena| GuestRam::new(arena.memory.clone()).expect("RAM is mapped"))
 }
 
-/// Host addresses of RAM: first, and first behind it.
+/// Returns the host addresses of RAM: the first, and the end.
 #[must_use]
 pub fn host_range() -> (usize, usize) {
     ARENA.with_borrow(|arena| {
@@ -120,7 +120,7 @@ pub fn host_range() -> (usize, usize) {
     })
 }
 
-/// A copy of all of RAM.
+/// Returns a copy of all RAM.
 #[must_use]
 pub fn snapshot() -> Vec<u8> {
     ARENA.with_borrow(|arena| {
@@ -134,7 +134,7 @@ pub fn snapshot() -> Vec<u8> {
     })
 }
 
-/// A copy of all memory that was handed out for a queue.
+/// Returns a copy of all memory that a queue owns.
 #[must_use]
 pub fn snapshot_of_queue(queue: usize) -> Vec<u8> {
     let all = snapshot();
@@ -154,7 +154,7 @@ pub fn poke(offset: usize, byte: u8) {
     });
 }
 
-/// Whether an offset belongs to memory that is handed out.
+/// Returns whether the granule at `offset` is allocated.
 #[must_use]
 pub fn in_use(offset: usize) -> bool {
     ARENA.with_borrow(|arena| {
@@ -165,7 +165,7 @@ pub fn in_use(offset: usize) -> bool {
     })
 }
 
-/// Memory of the guest for `virtio-drivers`.
+/// The HAL of `virtio-drivers` on guest RAM.
 pub struct SimHal;
 
 // SAFETY: memory comes from a mapping that lives as long as the thread, each piece to one owner at a time.
@@ -174,7 +174,7 @@ unsafe impl Hal for SimHal {
         ARENA.with_borrow_mut(|arena| {
             let addr = arena.allocate(pages * PAGE_SIZE, PAGE_SIZE);
             let host = arena.at(addr);
-            // SAFETY: these pages are mapped and nobody else's.
+            // SAFETY: these pages are mapped and were just allocated.
             unsafe { host.write_bytes(0, pages * PAGE_SIZE) };
             (addr, host)
         })
@@ -194,8 +194,8 @@ unsafe impl Hal for SimHal {
             let addr = arena.allocate(buffer.len(), GRANULE);
             let host = arena.at(addr);
             if direction == BufferDirection::DeviceToDriver {
-                // What the device must fill: anything else is found.
-                // SAFETY: handed out just now with that length.
+                // Poison: a byte that the device must fill and does not is noticed.
+                // SAFETY: just allocated with that length.
                 unsafe { host.write_bytes(0xa5, buffer.len()) };
             } else {
                 // SAFETY: both ranges are valid for that length, and distinct.

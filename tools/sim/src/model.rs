@@ -1,22 +1,23 @@
-//! The disk as the guest may expect it: what each sector reads, and what it may hold after a power cut.
+//! The model of the disk: the content that a read of each sector may return, and what it may hold after a
+//! power cut.
 
 use crate::disk::SECTOR;
 use crate::rng::Rng;
 
-/// Stamp of content that nobody knows.
+/// Stamp of unknown content.
 const ANYTHING: u64 = u64::MAX;
-/// In the stamp of a request that zeroes.
+/// Flag in the stamp of a WRITE_ZEROES.
 const ZEROES: u64 = 1 << 40;
-/// In the stamp of a request that discards: the sector then reads zero, or as before. What else virtio allows
-/// no device here does.
+/// Flag in the stamp of a DISCARD: the sector then reads zero, or as before. Virtio allows other content too,
+/// which no device here returns.
 const DISCARD: u64 = 1 << 41;
-/// The number in a stamp.
+/// Mask of the number in a stamp.
 const NUMBER: u64 = ZEROES - 1;
 
-/// What a request does to sectors.
+/// How a request changes sectors.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Change {
-    /// Data of its own.
+    /// OUT, with data of its own.
     Write,
     /// WRITE_ZEROES.
     Zeroes,
@@ -34,14 +35,14 @@ impl Change {
     }
 }
 
-/// Where a write stands.
+/// State of a change.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
-    /// The guest waits for it.
+    /// Its request is outstanding.
     Outstanding,
-    /// It was answered with OK.
+    /// Its request completed with OK.
     Done,
-    /// It failed, or nobody will ever answer: any byte of it may be there, now or later.
+    /// Its request failed, or will never complete: any byte of it may be on the disk, now or later.
     Torn,
 }
 
@@ -49,21 +50,21 @@ enum Fate {
 struct Version {
     stamp: u64,
     fate: Fate,
-    /// A flush after it failed: no later one says anything about it.
+    /// A flush after it failed: no later flush proves that it is durable.
     doubtful: bool,
 }
 
 /// One sector.
 #[derive(Clone, Debug)]
 struct Sector {
-    /// Oldest first; the first one is what it holds at least.
+    /// Oldest first; the first one is known to be durable.
     versions: Vec<Version>,
     readers: u32,
 }
 
 impl Sector {
-    /// The version at `position`, which was answered with OK, is durable: what came before is gone, unless it
-    /// is a discard, which may have left it.
+    /// Drops the versions before `position`, which completed with OK and is durable. Before a discard they
+    /// stay, since it may have had no effect.
     fn forget_before(&mut self, mut position: usize) {
         let is_certain = |version: &Version| version.fate == Fate::Done && version.stamp & DISCARD == 0;
         while position > 0 && !self.versions.get(position).is_some_and(is_certain) {
@@ -73,8 +74,8 @@ impl Sector {
     }
 }
 
-/// What a flush that is under way will have proven: by sector the stamp of the last write completed before
-/// it.
+/// What an outstanding flush proves when it completes: the stamp, by sector, of the last write that completed
+/// before it was submitted.
 pub type Covered = Vec<Option<u64>>;
 
 /// See the module.
@@ -83,8 +84,7 @@ pub struct Model {
     stamps: u64,
 }
 
-/// The bytes of a sector that was written with `stamp`; of one that was discarded, if the discard had an
-/// effect.
+/// Returns the content of a sector that was written with `stamp`, or discarded with effect.
 #[must_use]
 pub fn content(stamp: u64, sector: usize) -> Vec<u8> {
     if stamp != ANYTHING && stamp & (ZEROES | DISCARD) != 0 {
@@ -108,7 +108,7 @@ fn name(stamp: u64) -> String {
 }
 
 impl Model {
-    /// A disk of so many sectors, each written with stamp 0.
+    /// Returns a model of a disk of `sectors` sectors, each written with stamp 0.
     #[must_use]
     pub fn new(sectors: usize) -> Self {
         let first = Version {
@@ -126,7 +126,7 @@ impl Model {
         }
     }
 
-    /// The image that it starts with.
+    /// Returns the image at the start.
     #[must_use]
     pub fn image(&self) -> Vec<u8> {
         (0..self.sectors.len())
@@ -134,7 +134,7 @@ impl Model {
             .collect()
     }
 
-    /// Whether nobody writes these sectors.
+    /// Returns whether no outstanding request changes these sectors.
     #[must_use]
     pub fn can_read(&self, first: usize, count: usize) -> bool {
         let busy = |sector: &Sector| {
@@ -146,21 +146,21 @@ impl Model {
         !self.sectors[first..first + count].iter().any(busy)
     }
 
-    /// Whether nobody uses these sectors.
+    /// Returns whether no outstanding request reads or changes these sectors.
     #[must_use]
     pub fn can_write(&self, first: usize, count: usize) -> bool {
         let read = |sector: &Sector| sector.readers > 0;
         self.can_read(first, count) && !self.sectors[first..first + count].iter().any(read)
     }
 
-    /// A read begins.
+    /// Records that a read was submitted.
     pub fn read(&mut self, first: usize, count: usize) {
         for sector in &mut self.sectors[first..first + count] {
             sector.readers += 1;
         }
     }
 
-    /// A read ended; `bytes` is what it got if it was answered with OK.
+    /// Records that a read completed, and checks its `bytes` if it did with OK.
     pub fn read_done(&mut self, first: usize, bytes: &[u8], ok: bool) -> Result<(), String> {
         for (index, bytes) in bytes.chunks(SECTOR).enumerate() {
             let number = first + index;
@@ -172,7 +172,7 @@ impl Model {
         Ok(())
     }
 
-    /// Whether these bytes are what a read of the sector gives now.
+    /// Checks that a read of the sector may return these bytes.
     fn check_current(&self, number: usize, bytes: &[u8]) -> Result<(), String> {
         let versions = &self.sectors[number].versions;
         for version in versions.iter().rev() {
@@ -203,7 +203,7 @@ impl Model {
         }
     }
 
-    /// A change of sectors begins; its stamp.
+    /// Records that a change of sectors was submitted, and returns its stamp.
     pub fn change(&mut self, what: Change, first: usize, count: usize) -> u64 {
         self.stamps += 1;
         for sector in &mut self.sectors[first..first + count] {
@@ -216,7 +216,7 @@ impl Model {
         self.stamps
     }
 
-    /// A change was answered. `durable`: the answer says that it is.
+    /// Records that a change completed. `durable`: its completion implies durability.
     pub fn changed(&mut self, first: usize, count: usize, ok: bool, durable: bool) {
         for sector in &mut self.sectors[first..first + count] {
             if let Some(last) = sector.versions.last_mut() {
@@ -228,24 +228,24 @@ impl Model {
         }
     }
 
-    /// Nobody will answer any more a change of these sectors: its queue was reset.
-    pub fn forget_change(&mut self, first: usize, count: usize) {
+    /// Records that a change of these sectors will never complete: its queue was reset.
+    pub fn abandon_change(&mut self, first: usize, count: usize) {
         self.changed(first, count, false, false);
     }
 
-    /// Nobody will answer any more a read of these sectors.
-    pub fn forget_read(&mut self, first: usize, count: usize) {
+    /// Records that a read of these sectors will never complete.
+    pub fn abandon_read(&mut self, first: usize, count: usize) {
         for sector in &mut self.sectors[first..first + count] {
             sector.readers = sector.readers.saturating_sub(1);
         }
     }
 
-    /// A flush begins.
+    /// Returns what a flush that is submitted now proves.
     #[must_use]
     pub fn flush(&self) -> Covered {
         let last = |sector: &Sector| {
             let mut versions = sector.versions.iter().rev();
-            // What was torn after it may be there as well, so it stays in the list of what may be found.
+            // A torn change after it may be on the disk as well, so that version stays.
             versions
                 .find(|version| version.fate == Fate::Done && !version.doubtful)
                 .map(|version| version.stamp)
@@ -253,11 +253,11 @@ impl Model {
         self.sectors.iter().map(last).collect()
     }
 
-    /// A flush was answered.
+    /// Records that a flush completed.
     pub fn flush_done(&mut self, covered: &Covered, ok: bool) {
         for (sector, stamp) in self.sectors.iter_mut().zip(covered) {
             if !ok {
-                // The system has forgotten what it could not write.
+                // The kernel has dropped the pages that it could not write.
                 sector
                     .versions
                     .iter_mut()
@@ -275,7 +275,7 @@ impl Model {
         }
     }
 
-    /// The device's whole image, when nothing is outstanding.
+    /// Checks the whole image while no request is outstanding.
     pub fn check_image(&self, image: &[u8]) -> Result<(), String> {
         image
             .chunks(SECTOR)
@@ -283,7 +283,7 @@ impl Model {
             .try_for_each(|(number, bytes)| self.check_current(number, bytes))
     }
 
-    /// What is left after a power cut.
+    /// Checks the durable content after a power cut.
     pub fn check_durable(&self, image: &[u8]) -> Result<(), String> {
         for (number, bytes) in image.chunks(SECTOR).enumerate() {
             let versions = &self.sectors[number].versions;
@@ -293,8 +293,8 @@ impl Model {
             if whole {
                 continue;
             }
-            // What is not known to be durable may be there in part: the system may write back in the middle
-            // of a transfer.
+            // A version that is not known to be durable may be on the disk in part: the kernel may write back
+            // in the middle of a transfer.
             let torn = versions.len() > 1;
             let candidates: Vec<Vec<u8>> = versions
                 .iter()
@@ -315,7 +315,7 @@ impl Model {
         Ok(())
     }
 
-    /// Takes the image as it is: after a guest that wrote what it liked.
+    /// Accepts any content of the image, after an attack by the guest.
     pub fn adopt(&mut self) {
         for sector in &mut self.sectors {
             sector.readers = 0;

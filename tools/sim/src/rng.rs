@@ -1,17 +1,18 @@
-//! The generator that all decisions of a run come from: SplitMix64, whose numbers will be the same for ever.
+//! The generator that all decisions of a run come from: SplitMix64, which is fixed by its definition, so that
+//! a seed keeps its meaning.
 
-/// A sequence of numbers fixed by its seed.
+/// A deterministic sequence of numbers.
 #[derive(Clone, Debug)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// The sequence of `seed`.
+    /// Returns the sequence of `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed ^ 0x7269_6e67_7669_736f)
     }
 
-    /// The next number.
+    /// Draws the next number.
     pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -20,23 +21,23 @@ impl Rng {
         z ^ z >> 31
     }
 
-    /// A number below `bound`; 0 if that is 0.
+    /// Draws a number below `bound`, or 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         // The bias is 2^-32 at the bounds used here.
         self.draw().checked_rem(bound).unwrap_or(0)
     }
 
-    /// A number from `low` to `high`, both included.
+    /// Draws a number from `low` to `high`, both included.
     pub fn range(&mut self, low: u64, high: u64) -> u64 {
         low + self.below(high - low + 1)
     }
 
-    /// True `per_mille` times in a thousand.
+    /// Draws `true` with a probability of `per_mille` thousandths.
     pub fn chance(&mut self, per_mille: u64) -> bool {
         self.below(1000) < per_mille
     }
 
-    /// An index into something of `len` elements, which are not none.
+    /// Draws an index into a sequence of `len` elements, of which there is at least one.
     pub fn index(&mut self, len: usize) -> usize {
         self.below(len as u64) as usize
     }

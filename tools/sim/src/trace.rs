@@ -1,4 +1,4 @@
-//! What happened in a run: a hash by which two runs are compared, and lines if somebody wants to read them.
+//! The events of a run: a hash by which two runs are compared, and text lines on request.
 
 use std::fmt::{Arguments, Write};
 
@@ -21,7 +21,7 @@ impl Default for Hash {
 }
 
 impl Trace {
-    /// An empty trace; `print` writes each event to standard error.
+    /// Returns an empty trace; `print` writes each event to standard error.
     #[must_use]
     pub fn new(print: bool) -> Self {
         Self {
@@ -30,10 +30,10 @@ impl Trace {
         }
     }
 
-    /// Something happened.
+    /// Adds an event.
     pub fn event(&mut self, what: Arguments<'_>) {
         self.line.clear();
-        // A `String` takes everything.
+        // Writing to a `String` cannot fail.
         let _ = self.line.write_fmt(what);
         if self.print {
             eprintln!("{:6} {}", self.events, self.line);
@@ -45,13 +45,13 @@ impl Trace {
         }
     }
 
-    /// Hash over all events so far.
+    /// Returns the hash over all events so far.
     #[must_use]
     pub fn hash(&self) -> u64 {
         self.hash.0
     }
 
-    /// Events so far.
+    /// Returns the number of events so far.
     #[must_use]
     pub fn events(&self) -> u64 {
         self.events

@@ -1,7 +1,6 @@
-//! `virtio-drivers`' view of the device: loads from the page, stores that trap to EL2.
-//!
-//! A store that EL2 holds back is tried again after a turn of the others, as a vCPU does that EL2 sends back
-//! to its store.
+//! `virtio-drivers`' view of the device: loads from the page, stores that trap to EL2. A store that EL2 holds
+//! back is tried again after a turn of the device side, as by a vCPU that EL2 returns to the same
+//! instruction.
 
 use ringvisor::syndrome::Width;
 use ringvisor::virtio::registers as reg;
@@ -12,26 +11,26 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::options::Sabotage;
 use crate::world::SharedWorld;
 
-/// Turns after which a store that is held back counts as hanging.
-const PATIENCE: u32 = 20_000;
+/// Turns after which a store that is held back is reported as hanging.
+const TURN_LIMIT: u32 = 20_000;
 
 /// See the module.
 pub struct SimTransport {
-    /// The others.
+    /// The device side and the scheduler.
     pub world: SharedWorld,
 }
 
 impl SimTransport {
-    /// A load of a register.
+    /// Loads a register.
     #[must_use]
     pub fn load(&self, offset: u16) -> u32 {
         self.world.borrow().el2.load(offset)
     }
 
-    /// A store to a register; comes back when it has happened.
+    /// Stores to a register, and returns when the store has taken effect.
     pub fn store(&mut self, offset: u16, value: u32) {
         let el2 = self.world.borrow().el2.clone();
-        for waited in 1..PATIENCE {
+        for waited in 1..TURN_LIMIT {
             if !el2.store(offset, Width::Word, value.into()) {
                 return;
             }
@@ -79,7 +78,7 @@ impl Transport for SimTransport {
     fn notify(&mut self, queue: u16) {
         {
             let mut world = self.world.borrow_mut();
-            if world.profile.sabotage == Sabotage::LostNotify && world.rng.chance(50) {
+            if world.profile.sabotage == Sabotage::LostNotification && world.rng.chance(50) {
                 world.el2.lose_notification();
             }
         }
@@ -142,7 +141,7 @@ impl Transport for SimTransport {
     fn write_config_space<T: IntoBytes + Immutable>(&mut self, offset: usize, value: T) -> Result<(), Error> {
         let el2 = self.world.borrow().el2.clone();
         for (at, byte) in (offset..).zip(value.as_bytes()) {
-            // Such a store is never held back.
+            // A store to the configuration space is never held back.
             let held = el2.store(reg::CONFIG + at as u16, Width::Byte, u64::from(*byte));
             if held {
                 return Err(Error::NotReady);

@@ -1,4 +1,4 @@
-//! Everything that is not the guest's driver, and the scheduler's dice.
+//! The device side (EL2, the daemon, the disk), and the scheduler.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -29,13 +29,13 @@ use crate::trace::Trace;
 
 /// Sectors of the image.
 pub const SECTORS: usize = 48;
-/// Its serial.
+/// Serial of the disk.
 pub const SERIAL: &str = "simulated-0";
 /// Entries of each of the guest's queues.
 pub const QUEUE_SIZE: usize = 16;
 
-/// What outlives runs, because making it costs more than a run: the file that daemons open and lock, and the
-/// memory of the in-flight log.
+/// What is kept between runs, because making it costs more than a run: the file that daemons open and lock,
+/// and the memory of the in-flight log.
 struct Fixtures {
     file: NamedTempFile,
     ram: Arc<GuestRam>,
@@ -54,7 +54,7 @@ thread_local! {
     };
 }
 
-/// The device of the machine.
+/// The kind of the simulated device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, clap::ValueEnum)]
 pub enum Kind {
     /// A disk.
@@ -90,7 +90,7 @@ impl Kind {
     }
 }
 
-/// How often what happened.
+/// Statistics of a run.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
 pub struct Counts {
     /// Kills of the daemon.
@@ -99,11 +99,11 @@ pub struct Counts {
     pub kills_inside: u64,
     /// Resets of the device.
     pub resets: u64,
-    /// Stops of a queue alone.
+    /// Resets of a single queue.
     pub queue_resets: u64,
-    /// Requests answered.
+    /// Completed requests.
     pub answered: u64,
-    /// Requests answered with an error.
+    /// Requests that completed with an error.
     pub errors: u64,
     /// Turns of the scheduler.
     pub turns: u64,
@@ -111,9 +111,9 @@ pub struct Counts {
 
 /// EL2, the daemon, the disk.
 pub struct World {
-    /// All decisions.
+    /// The source of all decisions.
     pub rng: Rng,
-    /// All events.
+    /// The events so far.
     pub trace: Trace,
     /// What is injected.
     pub profile: Profile,
@@ -123,27 +123,26 @@ pub struct World {
     pub disk: SimDisk,
     /// Statistics.
     pub counts: Counts,
-    /// Where daemons were killed.
+    /// The steps at which daemons were killed.
     pub killed_at: BTreeSet<String>,
-    /// The run has failed.
+    /// Why the run has failed, if it has.
     pub failure: Option<String>,
     daemon: Option<Daemon>,
     kind: Kind,
     config: DiskConfig,
     ram: Arc<GuestRam>,
     log: Arc<MmapRegion>,
-    /// A bell was lost on purpose and nobody has woken the daemon since.
-    bell_lost: bool,
-    /// A kill waits inside of some step.
+    /// An event interrupt was lost on purpose, and the timer has not woken the daemon since.
+    event_interrupt_lost: bool,
+    /// A kill is armed inside a later step.
     armed: bool,
 }
 
-/// The world as guest and transport share it.
+/// The world, shared by guest and transport.
 pub type SharedWorld = Rc<RefCell<World>>;
 
 impl World {
-    /// Returns a machine that was just switched on. `image` is the disk's, which an entropy device does not
-    /// use.
+    /// Returns the device side after power-on. `image` is the disk's; an entropy device does not use it.
     #[must_use]
     pub fn new(seed: u64, kind: Kind, sabotage: Sabotage, image: Vec<u8>, print: bool) -> SharedWorld {
         let mut rng = Rng::new(seed);
@@ -165,7 +164,7 @@ impl World {
         clear_log(&log);
         let disk = SimDisk::new(image, sabotage);
         let opened = kind.open(&config).expect("nothing else has the image open");
-        // Numbers of entries that are about to need more than 16 and 32 bits, in some runs.
+        // In some runs the ring's index is about to exceed 16 or 32 bits.
         let head = match rng.below(4) {
             0 => 0xffff - rng.below(20),
             1 => 0xffff_ffff - rng.below(20),
@@ -187,12 +186,12 @@ impl World {
             config,
             ram,
             log,
-            bell_lost: false,
+            event_interrupt_lost: false,
             armed: false,
         }))
     }
 
-    /// The run fails, if it has not yet.
+    /// Fails the run, unless it has failed already.
     pub fn fail(&mut self, why: impl Into<String>) {
         if self.failure.is_none() {
             let why = why.into();
@@ -201,17 +200,17 @@ impl World {
         }
     }
 
-    /// Whether nothing will happen unless the guest does something.
+    /// Returns whether the device side waits for the guest.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let asleep = self.daemon.as_ref().is_some_and(Daemon::is_asleep);
+        let asleep = self.daemon.as_ref().is_some_and(Daemon::is_sleeping);
         asleep && self.disk.waiting() == 0
     }
 
-    /// The rule for wake-ups that were lost on purpose: a timer of root's. `false` if there was none to make
-    /// up for.
-    pub fn make_up_for_lost_bell(&mut self) -> bool {
-        if std::mem::take(&mut self.bell_lost) {
+    /// Makes up for an event interrupt that was lost on purpose, as a timer in root does. Returns `false` if
+    /// none was lost.
+    pub fn make_up_for_lost_event_interrupt(&mut self) -> bool {
+        if std::mem::take(&mut self.event_interrupt_lost) {
             self.trace.event(format_args!("a timer wakes the daemon"));
             self.daemon.iter_mut().for_each(Daemon::wake);
             return true;
@@ -219,23 +218,23 @@ impl World {
         false
     }
 
-    /// A turn of the others while the guest only waits, for the `waited`-th time: also what makes up for
-    /// events that were lost on purpose.
+    /// Takes a turn while the guest only waits, for the `waited`-th time, and makes up for events that were
+    /// lost on purpose.
     pub fn wait(&mut self, waited: u32) {
         if self.is_idle() {
-            let _ = self.make_up_for_lost_bell();
+            let _ = self.make_up_for_lost_event_interrupt();
         }
         if waited.is_multiple_of(2000) {
-            self.make_up_for_scribbles();
+            self.make_up_for_ring_corruption();
         }
         self.turn();
     }
 
-    /// Somebody does something.
+    /// Takes a turn: lets one party, drawn at random, take one step.
     pub fn turn(&mut self) {
         self.counts.turns += 1;
-        if self.profile.scribble > 0 && self.rng.chance(self.profile.scribble) {
-            self.scribble();
+        if self.profile.corrupt_ring > 0 && self.rng.chance(self.profile.corrupt_ring) {
+            self.corrupt_ring();
         }
         if self.profile.second_vcpu > 0 && self.rng.chance(self.profile.second_vcpu) {
             self.second_vcpu();
@@ -243,9 +242,9 @@ impl World {
         if self.profile.sabotage == Sabotage::LostInterrupt && self.rng.chance(3) {
             self.el2.lose_interrupt();
         }
-        if self.rng.chance(self.profile.lost_bell) && self.el2.take_bell() {
-            self.trace.event(format_args!("the bell is lost"));
-            self.bell_lost = true;
+        if self.rng.chance(self.profile.lost_event_interrupt) && self.el2.take_event_interrupt() {
+            self.trace.event(format_args!("the event interrupt is lost"));
+            self.event_interrupt_lost = true;
         }
         if self.rng.chance(30) {
             self.disk.write_back(&mut self.rng);
@@ -271,7 +270,7 @@ impl World {
             self.armed = true;
         }
         if self.rng.chance(self.profile.spurious) {
-            self.trace.event(format_args!("the daemon wakes for nothing"));
+            self.trace.event(format_args!("the daemon wakes spuriously"));
             self.daemon.iter_mut().for_each(Daemon::wake);
         }
         self.step_daemon();
@@ -299,7 +298,7 @@ impl World {
         }
     }
 
-    /// SIGKILL.
+    /// Kills the daemon, as SIGKILL does.
     pub fn kill(&mut self, at: &str) {
         if std::mem::take(&mut self.armed) {
             disarm();
@@ -334,7 +333,7 @@ impl World {
                 self.daemon = Some(daemon);
                 self.trace.event(format_args!("a daemon attaches"));
                 if self.profile.kill > 0 && self.rng.chance(200) {
-                    // Within its first steps, in which it takes over.
+                    // Within its first steps, during the take-over.
                     arm(self.rng.below(6));
                     self.armed = true;
                 }
@@ -343,17 +342,17 @@ impl World {
         }
     }
 
-    /// Ends hostilities.
-    pub fn make_peace(&mut self) {
-        self.profile.scribble = 0;
+    /// Stops all attacks and replaces the daemon.
+    pub fn stop_attacks(&mut self) {
+        self.profile.corrupt_ring = 0;
         self.profile.second_vcpu = 0;
         self.replace_daemon();
     }
 
-    /// The rule for a ring into which somebody scribbles: that costs the daemon its events, and who rules
-    /// root replaces the daemon on a clean ring.
-    fn make_up_for_scribbles(&mut self) {
-        if self.profile.scribble > 0 {
+    /// Makes up for a corrupted event ring, in which events may be lost: root's administrator clears it and
+    /// replaces the daemon.
+    fn make_up_for_ring_corruption(&mut self) {
+        if self.profile.corrupt_ring > 0 {
             self.replace_daemon();
         }
     }
@@ -364,15 +363,15 @@ impl World {
         self.start_daemon();
     }
 
-    /// Someone in root writes into the ring.
-    fn scribble(&mut self) {
+    /// Overwrites a word of the event ring, as a process in root can.
+    fn corrupt_ring(&mut self) {
         let Some(window) = shared::zone_window(ZONE) else {
             return;
         };
         let head = self.el2.ring_head();
         let random = self.rng.draw();
         let (offset, value) = match self.rng.below(4) {
-            // A slot near the head, with a number that the consumer waits for.
+            // A slot near the head, with a number that the consumer expects.
             0 => {
                 let index = head.wrapping_add(self.rng.below(4));
                 let slot = index as usize % shared::RING_SLOTS;
@@ -390,10 +389,10 @@ impl World {
             word.store(value, Ordering::Relaxed);
         }
         self.trace
-            .event(format_args!("scribbles {value:#x} at {offset:#x}"));
+            .event(format_args!("root stores {value:#x} at {offset:#x}"));
     }
 
-    /// Another vCPU of the guest writes where requests and rings are.
+    /// Stores a byte in the guest's allocated memory, as a second vCPU can.
     fn second_vcpu(&mut self) {
         let offset = if self.rng.chance(500) {
             self.rng.index(3 * 4096 * self.profile.queues)
@@ -419,7 +418,7 @@ impl Drop for World {
     }
 }
 
-/// Words of the queues' logs, with their places in them.
+/// Returns the words of the queues' logs, each with its index in its log.
 fn log_words(log: &MmapRegion) -> impl Iterator<Item = (usize, *mut u64)> {
     let first = log.as_ptr().cast::<u64>();
     (0..MAX_QUEUES).flat_map(move |queue| {
@@ -428,15 +427,15 @@ fn log_words(log: &MmapRegion) -> impl Iterator<Item = (usize, *mut u64)> {
     })
 }
 
-/// Zeroes the queues' logs.
+/// Zeroes the in-flight logs.
 pub(crate) fn clear_log(log: &MmapRegion) {
     for (_, word) in log_words(log) {
-        // SAFETY: inside of the mapping, which is larger; no daemon lives.
+        // SAFETY: inside the mapping, which is larger; no daemon is alive.
         unsafe { word.write_volatile(0) };
     }
 }
 
-/// Frees the entries that say "started".
+/// Frees the log entries in the state "started".
 fn forget_started(log: &MmapRegion) {
     let is_state = |place: &usize| {
         let header = ringvirtio::inflight::HEADER_WORDS;

@@ -1,5 +1,5 @@
-//! The fuzz targets on their corpora and on inputs made of them: what `make test` runs of them everywhere.
-//! `make fuzz` looks further, with libFuzzer.
+//! The fuzz targets on their corpora and on mutations of them, as part of `make test`. `make fuzz` runs them
+//! under libFuzzer.
 #![cfg(test)]
 
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 use sim::fuzz::TARGETS;
 use sim::rng::Rng;
 
-/// Inputs of a target's corpus.
+/// Returns the inputs of a target's corpus.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../fuzz/corpus")
@@ -20,7 +20,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| std::fs::read(file).unwrap()).collect()
 }
 
-/// One input made of another.
+/// Returns a random mutation of an input.
 fn mutate(rng: &mut Rng, input: &[u8]) -> Vec<u8> {
     let mut bytes = input.to_vec();
     for _ in 0..rng.range(1, 8) {
@@ -48,7 +48,7 @@ fn mutate(rng: &mut Rng, input: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn corpora_and_their_kin() {
+fn corpora_and_mutated_inputs() {
     for (name, target) in TARGETS {
         let inputs = corpus(name);
         assert!(!inputs.is_empty(), "no corpus for {name}");
@@ -56,7 +56,7 @@ fn corpora_and_their_kin() {
         let mut rng = Rng::new(name.len() as u64);
         let mut input = Vec::new();
         for round in 0..300 {
-            // Chains of mutations, each begun at an input of the corpus or at nothing.
+            // Chains of mutations, each from an input of the corpus or from random bytes.
             if round % 20 == 0 {
                 input = match rng.index(inputs.len() + 1) {
                     index if index < inputs.len() => inputs[index].clone(),

@@ -47,7 +47,7 @@ fn the_same_seed_is_the_same_run() {
     }
 }
 
-/// The failure that a mistake leads to, within 1000 seeds.
+/// Returns the failure that a mistake causes, within 1000 seeds.
 fn found(sabotage: Sabotage) -> String {
     let failure = (1..=1000).find_map(|seed| run(seed, sabotage).failure);
     failure.unwrap_or_else(|| panic!("{sabotage:?} goes unnoticed"))
@@ -63,11 +63,11 @@ fn a_lost_log_is_noticed() {
 #[test]
 fn lost_wake_ups_are_noticed() {
     for sabotage in [
-        Sabotage::LostNotify,
-        Sabotage::NoSecondLook,
+        Sabotage::LostNotification,
+        Sabotage::NoRecheck,
         Sabotage::LostInterrupt,
-        Sabotage::NoListen,
-        Sabotage::NoSignal,
+        Sabotage::NoEnableNotifications,
+        Sabotage::NoDeferredInterrupt,
     ] {
         assert!(found(sabotage).ends_with("a wake-up is lost"));
     }

@@ -1,4 +1,4 @@
-//! Seeds of the simulation: many, those that once told something, and those that find mistakes built in on
+//! Seeds of the simulation: many, those that once found a bug, and those that find mistakes built in on
 //! purpose.
 #![cfg(test)]
 
@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use sim::{Sabotage, run};
 
-/// Seeds in an ordinary test run; `SIM_RUNS` says how many else.
+/// Returns the number of seeds to run: `SIM_RUNS`, or a default.
 fn runs() -> u64 {
     std::env::var("SIM_RUNS")
         .ok()
@@ -28,7 +28,7 @@ fn many_seeds() {
     for seed in 1..=runs() {
         killed_at.extend(passes(seed).killed_at);
     }
-    // Every step that `ringvirtio` and `ringblk` name was the last one of some daemon.
+    // A daemon was killed at every step that `ringvirtio` and `ringblk` name.
     let steps = [
         "between two steps",
         "counted",
@@ -51,10 +51,10 @@ fn many_seeds() {
     }
 }
 
-// What these found, in the simulation or with a mistake built in, must stay found and stay away. They mean
-// something else when the code's decisions change; the mistakes below do not.
+// Regressions: seeds that found a bug, or a mistake built in. They lose their meaning when the code makes
+// other decisions; the negative controls below do not.
 #[test]
-fn telling_seeds() {
+fn regression_seeds() {
     for seed in [1, 2, 3, 6, 9, 15, 19, 46, 86, 454, 560, 991, 1665] {
         passes(seed);
     }
@@ -73,7 +73,7 @@ fn the_same_seed_is_the_same_run() {
     assert_eq!(hashes.len(), 60, "different seeds are different runs");
 }
 
-/// The failure that a mistake leads to, within 1000 seeds.
+/// Returns the failure that a mistake causes, within 1000 seeds.
 fn found(sabotage: Sabotage) -> String {
     let failure = (1..=1000).find_map(|seed| run(seed, sabotage, false).failure);
     failure.unwrap_or_else(|| panic!("{sabotage:?} goes unnoticed"))
@@ -93,14 +93,14 @@ fn a_missing_sync_is_noticed() {
 }
 
 #[test]
-fn zeroes_that_are_none_are_noticed() {
+fn missing_zeroes_are_noticed() {
     assert!(found(Sabotage::NoZeroes).contains("zeroes"));
 }
 
-// virtio-checklist 58, negative control: a daemon that goes on caching when the driver turned that off
+// virtio-checklist 58, negative control: the cache stays in writeback mode though the driver turned it off
 #[test]
 fn a_cache_that_stays_on_is_noticed() {
-    assert!(found(Sabotage::DeafToCache).starts_with("after a power cut sector"));
+    assert!(found(Sabotage::IgnoreCacheSwitch).starts_with("after a power cut sector"));
 }
 
 #[test]
@@ -111,11 +111,11 @@ fn publication_before_the_data_is_noticed() {
 #[test]
 fn lost_wake_ups_are_noticed() {
     for sabotage in [
-        Sabotage::LostNotify,
-        Sabotage::NoSecondLook,
+        Sabotage::LostNotification,
+        Sabotage::NoRecheck,
         Sabotage::LostInterrupt,
-        Sabotage::NoListen,
-        Sabotage::NoSignal,
+        Sabotage::NoEnableNotifications,
+        Sabotage::NoDeferredInterrupt,
     ] {
         assert!(found(sabotage).ends_with("a wake-up is lost"));
     }
@@ -123,7 +123,7 @@ fn lost_wake_ups_are_noticed() {
 
 // torture c7, a9, negative controls
 #[test]
-fn io_after_its_time_is_noticed() {
+fn late_io_is_noticed() {
     found(Sabotage::NoDrain);
     assert!(found(Sabotage::EarlyQuiesce).contains("after a reset"));
 }

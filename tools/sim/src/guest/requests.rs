@@ -1,4 +1,4 @@
-//! The requests of the guest: what it asks for, how that lies in memory, and which answers are right.
+//! The requests of the guest: their kinds, their layout in memory, and the completions that are right.
 
 use ringblk::virtio::{
     VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -16,7 +16,7 @@ use crate::world::{SECTORS, SERIAL};
 const IOERR: u8 = 1;
 /// `VIRTIO_BLK_S_UNSUPP`
 const UNSUPP: u8 = 2;
-/// Most segments of a request.
+/// Maximum number of segments of a request.
 const SEGMENTS: u64 = 3;
 
 #[derive(Debug)]
@@ -28,7 +28,7 @@ pub(super) enum Kind {
         after_failure: bool,
     },
     GetId,
-    /// What cannot be done, and the answer to it.
+    /// An invalid request and the status that is expected for it.
     Wrong {
         number: u32,
         status: u8,
@@ -36,7 +36,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// The request's type.
+    /// Returns the request's type.
     fn number(&self) -> u32 {
         match self {
             Self::Read => VIRTIO_BLK_T_IN,
@@ -49,8 +49,8 @@ impl Kind {
         }
     }
 
-    /// Whether its data is the driver's, for the device to read.
-    fn gives_data(&self) -> bool {
+    /// Returns whether its data buffers are device-readable.
+    fn has_readable_data(&self) -> bool {
         matches!(
             self.number(),
             VIRTIO_BLK_T_OUT | VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES
@@ -60,10 +60,10 @@ impl Kind {
 
 pub(super) struct Request {
     kind: Kind,
-    /// Sectors: first, and how many.
+    /// Sectors: the first and the number of them.
     ranges: Vec<(usize, usize)>,
-    /// The write cache was off, and had been set so often: if it still is, the answer says that the change is
-    /// durable.
+    /// How often the cache's mode had been set, if it was writethrough: if it has not been set since, the
+    /// completion implies durability.
     through: Option<u64>,
     header: Vec<u8>,
     data: Vec<Vec<u8>>,
@@ -71,14 +71,14 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Adds it to the queue; the token.
+    /// Adds the request to the queue and returns its token.
     fn add(&mut self, queue: &mut Queue) -> Result<u16, virtio_drivers::Error> {
         let (inputs, mut outputs) = self.buffers();
         // SAFETY: the HAL copies, so the device never touches these buffers themselves.
         unsafe { queue.add(&inputs, &mut outputs) }
     }
 
-    /// Takes it back from the queue; the used length.
+    /// Takes the completed request from the queue and returns the used length.
     pub(super) fn pop(&mut self, queue: &mut Queue, token: u16) -> Result<u32, virtio_drivers::Error> {
         let (inputs, mut outputs) = self.buffers();
         // SAFETY: the buffers that were added with this token.
@@ -88,7 +88,7 @@ impl Request {
     fn buffers(&mut self) -> (Vec<&[u8]>, Vec<&mut [u8]>) {
         let mut inputs: Vec<&[u8]> = vec![&self.header];
         let mut outputs: Vec<&mut [u8]> = Vec::new();
-        if self.kind.gives_data() {
+        if self.kind.has_readable_data() {
             inputs.extend(self.data.iter().map(Vec::as_slice));
         } else {
             outputs.extend(self.data.iter_mut().map(Vec::as_mut_slice));
@@ -101,19 +101,19 @@ impl Request {
         self.data.concat()
     }
 
-    /// Nobody will ever answer it, or say anything about its answer.
+    /// Drops a request that will never complete, or whose completion cannot be checked.
     pub(super) fn forget(self, model: &mut Model) {
         for &(first, count) in &self.ranges {
             match self.kind {
-                Kind::Read => model.forget_read(first, count),
-                Kind::Change(_) => model.forget_change(first, count),
+                Kind::Read => model.abandon_read(first, count),
+                Kind::Change(_) => model.abandon_change(first, count),
                 _ => {}
             }
         }
     }
 }
 
-/// `struct virtio_blk_discard_write_zeroes` (virtio 1.2, 5.2.6).
+/// Returns a `struct virtio_blk_discard_write_zeroes` (virtio 1.2, 5.2.6).
 fn segment(first: usize, count: usize, flags: u32) -> impl Iterator<Item = u8> {
     let sector = (first as u64).to_le_bytes();
     let count = (count as u32).to_le_bytes();
@@ -121,7 +121,7 @@ fn segment(first: usize, count: usize, flags: u32) -> impl Iterator<Item = u8> {
 }
 
 impl Guest {
-    /// Makes a request and adds it, if the queue has room.
+    /// Submits a random request, if the queue has room.
     pub(super) fn submit(&mut self, number: usize) {
         let first = self.below(SECTORS as u64) as usize;
         let count = (1 + self.below(4) as usize).min(SECTORS - first);
@@ -158,7 +158,7 @@ impl Guest {
         }
     }
 
-    /// Discards or zeroes some ranges.
+    /// Submits a discard or write-zeroes request of some ranges.
     fn submit_ranges(&mut self, number: usize) {
         let what = match self.below(3) {
             0 => Change::Discard,
@@ -168,7 +168,7 @@ impl Guest {
         for _ in 0..1 + self.below(SEGMENTS) {
             let first = self.below(SECTORS as u64) as usize;
             let count = (1 + self.below(6) as usize).min(SECTORS - first);
-            // Not what this request has already, either.
+            // This also excludes earlier segments of this request.
             if !self.model.can_write(first, count) {
                 continue;
             }
@@ -187,11 +187,11 @@ impl Guest {
         }
     }
 
-    /// What changes nothing.
+    /// Submits a request that changes nothing: GET_ID, or an invalid one.
     fn submit_other(&mut self, number: usize) {
         let wrong = |number, status| Kind::Wrong { number, status };
         let known = self.world.borrow().profile.ranges;
-        // The first segment is good; none is carried out all the same.
+        // The first segment is valid; it must not be carried out either.
         let with = |first, count, flags| segment(0, 1, 0).chain(segment(first, count, flags)).collect();
         let (discard, zeroes) = (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES);
         let bad = |status| if known { status } else { UNSUPP };
@@ -210,7 +210,7 @@ impl Guest {
         self.offer(number, kind, vec![(SECTORS, 0)], bytes);
     }
 
-    /// Whether a request of the largest number of buffers fits.
+    /// Returns whether a request with the largest number of buffers fits.
     fn room(&self, number: usize) -> bool {
         let queue = self.queues[number].queue.as_ref();
         queue.is_some_and(|queue| queue.available_desc() >= 5)
@@ -224,7 +224,7 @@ impl Guest {
             _ => ranges.first().map_or(0, |range| range.0),
         };
         header.extend((first as u64).to_le_bytes());
-        // Up to three buffers, cut anywhere.
+        // Up to three buffers, split anywhere.
         let mut data = Vec::new();
         while bytes.len() > 1 && data.len() < 2 && self.chance(300) {
             let at = 1 + self.below(bytes.len() as u64 - 1) as usize;
@@ -248,7 +248,7 @@ impl Guest {
         };
         let token = match request.add(queue) {
             Ok(token) => token,
-            Err(error) => return self.fail(format!("the queue takes no request: {error}")),
+            Err(error) => return self.fail(format!("a request cannot be added: {error}")),
         };
         let notify = queue.should_notify();
         let name = match request.kind {
@@ -256,7 +256,7 @@ impl Guest {
             ref other => format!("{other:?}"),
         };
         self.event(format_args!(
-            "offers {token} to {number}: {name} {:?}, notify {notify}",
+            "submits {token} to {number}: {name} {:?}, notify {notify}",
             request.ranges
         ));
         self.queues[number].outstanding.insert(token, request);
@@ -273,35 +273,35 @@ impl Guest {
             world.counts.answered += 1;
             world.counts.errors += u64::from(status == IOERR);
             world.trace.event(format_args!(
-                "answer {token} of {number}: status {status}, length {len}"
+                "completion {token} of {number}: status {status}, length {len}"
             ));
         }
         if !self.strict {
             return request.forget(&mut self.model);
         }
-        if let Err(why) = self.judge(request, status, len, &bytes) {
+        if let Err(why) = self.check(request, status, len, &bytes) {
             self.fail(why);
         }
     }
 
-    fn judge(&mut self, request: Request, status: u8, len: u32, bytes: &[u8]) -> Result<(), String> {
+    fn check(&mut self, request: Request, status: u8, len: u32, bytes: &[u8]) -> Result<(), String> {
         let ok = status == 0;
-        let (may_fail, may_lack, kills) = {
+        let (may_fail, may_be_unsupported, kills) = {
             let world = self.world.borrow();
             let profile = &world.profile;
             let may_fail = profile.fail > 0 || profile.fail_sync > 0;
-            (may_fail, profile.lacks > 0, world.counts.kills)
+            (may_fail, profile.unsupported > 0, world.counts.kills)
         };
         let expected = match request.kind {
             Kind::Wrong { status: wanted, .. } => status == wanted,
             Kind::GetId => ok,
-            Kind::Change(Change::Zeroes) if may_lack && status == UNSUPP => true,
+            Kind::Change(Change::Zeroes) if may_be_unsupported && status == UNSUPP => true,
             _ => ok || status == IOERR && may_fail,
         };
         let Request { ranges, through, .. } = request;
         let what = format!("{ranges:?}, status {status:#x}, length {len}");
         if !expected {
-            return Err(format!("unexpected answer to {:?} {what}", request.kind));
+            return Err(format!("unexpected completion of {:?} {what}", request.kind));
         }
         match request.kind {
             Kind::Read => {
@@ -309,11 +309,11 @@ impl Guest {
                     self.model.read_done(first, bytes, ok)?;
                 }
                 if ok && len as usize != bytes.len() + 1 {
-                    return Err(format!("a read says too little or too much: {what}"));
+                    return Err(format!("wrong used length of a read: {what}"));
                 }
             }
             Kind::Change(change) => {
-                // A discard promises nothing.
+                // A discard guarantees nothing.
                 let durable = change != Change::Discard && through == Some(self.cache.set);
                 for (first, count) in ranges {
                     self.model.changed(first, count, ok, durable);
@@ -323,10 +323,9 @@ impl Guest {
                 covered,
                 after_failure,
             } => {
-                // Whose failure it was cannot be told once a daemon was killed: an answer may come from the
-                // next.
+                // After a kill the completion may be the next daemon's, for which no flush has failed.
                 if ok && after_failure && kills == 0 {
-                    return Err("a flush says OK after one that failed".into());
+                    return Err("a flush completes with OK after one that failed".into());
                 }
                 self.flush_failed |= !ok;
                 self.model.flush_done(&covered, ok);
@@ -339,8 +338,8 @@ impl Guest {
                 }
             }
             Kind::Wrong { .. } => {
-                if !request.kind.gives_data() && bytes.iter().any(|&byte| byte != 0xa5) {
-                    return Err(format!("a request that failed has moved data: {what}"));
+                if !request.kind.has_readable_data() && bytes.iter().any(|&byte| byte != 0xa5) {
+                    return Err(format!("a request that failed has transferred data: {what}"));
                 }
             }
         }
