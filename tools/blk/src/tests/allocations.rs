@@ -11,7 +11,7 @@ use ringvirtio::waiter::eventfd;
 use ringvirtio::{Commands, EventSource, QueueId, ReactorOptions, ReadWidth};
 
 use super::rig::{BUFFERS, Buf, ENGINES, Rig, WRITABLE_FEATURES, open_soon, readable, writable};
-use super::service::{Running, WAYS, collect};
+use super::service::{REACTOR_VARIANTS, Running, collect};
 use crate::disk::EngineKind;
 use crate::queue::BlockQueue;
 use crate::virtio::{
@@ -27,10 +27,10 @@ thread_local! {
     static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
-// SAFETY: the system's allocator does all the work.
+// SAFETY: all calls are forwarded to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // At the end of a thread there is nothing to count with any more.
+        // While a thread ends, its counter may be gone already.
         let _ = COUNT.try_with(|count| count.set(count.get() + 1));
         // SAFETY: as for the caller.
         unsafe { System.alloc(layout) }
@@ -51,7 +51,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Offers requests of all kinds, many of them to be merged; which ones differs from round to round.
+/// Offers requests of all kinds, many of which can be merged; the mix differs from round to round.
 fn offer(rig: &mut Rig, round: u16) -> usize {
     for lane in 0..LANES {
         let head = lane * 6;
@@ -130,25 +130,24 @@ fn a_queue_allocates_nothing() {
     }
 }
 
-/// Kicks the queue, and says what the reactor's thread has allocated so far.
-struct Watcher {
+/// Schedules the queue, and stores how often the reactor's thread has allocated.
+struct AllocationProbe {
     id: QueueId,
     allocated: Arc<AtomicU64>,
 }
 
-impl EventSource for Watcher {
+impl EventSource for AllocationProbe {
     fn collect(&mut self, commands: &mut Commands) {
         self.allocated.store(COUNT.get(), Ordering::Relaxed);
         commands.schedule(self.id);
     }
 }
 
-// The whole reactor, however it sleeps. Where it looks on, it takes a driver's requests while more are being
-// offered: how they are merged then varies, and so the lists of merged transfers may still grow once in a
-// while.
+// The whole reactor, with each waiter. While it busy-polls it pops requests as the driver offers more: how
+// they are merged varies, so the lists of merged transfers may still grow now and then.
 #[test]
 fn a_reactor_allocates_nothing() {
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         a_reactor_allocates_no_more_than(0, io_uring, engine, Duration::ZERO);
     }
     a_reactor_allocates_no_more_than(50, true, EngineKind::IoUring, ReactorOptions::POLL);
@@ -164,7 +163,7 @@ fn a_reactor_allocates_no_more_than(most: u64, io_uring: bool, engine: EngineKin
     let disk = open_soon(&rig.config);
     let (sender, interrupts) = std::sync::mpsc::channel();
     let mut setup = rig.setup();
-    // A channel allocates; it is not the reactor's.
+    // The channel's allocations are the test's.
     setup.notify_driver = Box::new(move || {
         let before = COUNT.get();
         let _ = sender.send(());
@@ -176,7 +175,7 @@ fn a_reactor_allocates_no_more_than(most: u64, io_uring: bool, engine: EngineKin
     let event = eventfd().unwrap();
     let ring = std::fs::File::from(event.try_clone().unwrap());
     let allocated = Arc::new(AtomicU64::new(0));
-    let watcher = Watcher {
+    let watcher = AllocationProbe {
         id,
         allocated: allocated.clone(),
     };
@@ -191,7 +190,7 @@ fn a_reactor_allocates_no_more_than(most: u64, io_uring: bool, engine: EngineKin
     (0..200).for_each(&mut round);
     let before = allocated.load(Ordering::Relaxed);
     (200..500).for_each(&mut round);
-    // As of the last round's beginning; a round is LANES requests.
+    // The count as of the beginning of the last round; a round is LANES requests.
     let allocated = allocated.load(Ordering::Relaxed) - before;
     assert!(
         allocated <= most,

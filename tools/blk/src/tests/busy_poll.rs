@@ -1,5 +1,5 @@
-//! A reactor that looks on before it sleeps: what comes meanwhile is served, drivers that are asked for no
-//! notification are heard, and nobody looks in vain for long.
+//! Busy polling before the reactor sleeps: events and requests that arrive meanwhile are served, also without
+//! a notification, and polling in vain is bounded.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use ringvirtio::waiter::eventfd;
 use ringvirtio::{QueueId, ReactorOptions, ReadWidth};
 
 use super::rig::{ALL_FEATURES, BUFFERS, Rig, open_soon, writable};
-use super::service::{PATIENCE, Peer, PeerSource, Running, collect, own_queue, peer_of, queue};
+use super::service::{Peer, PeerSource, Running, TEST_TIMEOUT, collect, own_queue, peer_of, queue};
 use crate::disk::EngineKind;
 use crate::virtio::VIRTIO_BLK_T_IN;
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 
-/// A driver that notifies when it is asked to: whether it was.
+/// Notifies if notifications are enabled, as a driver does, and returns whether it did.
 fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, event: &OwnedFd) -> bool {
-    // The driver's half of 2.7.10: what was made available is visible before it reads whether to notify.
+    // The driver's side of virtio 1.2, 2.7.10: the store of avail.idx is visible before the load of the flag.
     std::sync::atomic::fence(Ordering::SeqCst);
     let wanted = rig.notification_wanted();
     if wanted {
@@ -29,12 +29,12 @@ fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, event: &OwnedFd) -> boo
     wanted
 }
 
-// Short sleeps make the reactor busy-poll before the next; what comes meanwhile, from the peer, from a file
-// or by message, is served without a wake-up.
+// Short sleeps make the reactor busy-poll before the next one. Work that arrives meanwhile, from the peer,
+// from a file or by message, is served without a wake-up.
 #[test]
 fn work_that_comes_during_a_busy_poll() {
     for engine in [EngineKind::IoUring, EngineKind::Threads] {
-        let reactor = Running::for_hours();
+        let reactor = Running::never_sleeping();
         let peer = Arc::new(Peer::default());
         let event = eventfd().unwrap();
         let mut writer = std::fs::File::from(event.try_clone().unwrap());
@@ -47,10 +47,10 @@ fn work_that_comes_during_a_busy_poll() {
         rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
-        // From here on there are no messages: it sleeps until it is woken, and once is enough.
+        // Without messages the reactor sleeps until it is woken; a single short sleep enables busy polling.
         for count in 1..=3 {
             std::io::Write::write_all(&mut writer, &1_u64.to_ne_bytes()).unwrap();
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + TEST_TIMEOUT;
             while peer.wakeups.load(Ordering::Relaxed) < count {
                 assert!(Instant::now() < deadline);
                 std::thread::sleep(Duration::from_millis(1));
@@ -58,28 +58,31 @@ fn work_that_comes_during_a_busy_poll() {
         }
         let arming = peer.arming.load(Ordering::Relaxed);
         for round in 0..100_u64 {
-            // The longer is more than is copied in place.
+            // The longer one exceeds what is copied inline.
             let length = if round % 2 == 0 { 512 } else { 128 << 10 };
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, length)));
             match round % 3 {
                 0 => reactor.handle.schedule(id),
                 1 => peer.notified.lock().unwrap().push(id),
-                // By the available ring alone: notifications are disabled meanwhile.
+                // Found in the available ring alone: notifications are disabled.
                 _ => assert!(!rig.notification_wanted()),
             }
             collect(&mut rig, &interrupts, 1);
         }
         reactor.quiesce(id);
-        assert_eq!(peer.arming.load(Ordering::Relaxed), arming, "it never slept");
+        assert_eq!(
+            peer.arming.load(Ordering::Relaxed),
+            arming,
+            "the reactor has slept"
+        );
     }
 }
 
-// While a driver has a backlog there is no busy polling: after a sleep, the reactor finds more requests at
-// once.
+// No busy polling while a driver has a backlog: after each sleep several requests are available.
 #[test]
 fn no_busy_polling_with_a_backlog() {
     for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
-        let reactor = Running::for_hours();
+        let reactor = Running::never_sleeping();
         let (peer, event) = peer_of(&reactor);
         let mut rig = Rig::closed(EngineKind::IoUring, 64, features, false);
         let (queue, interrupts) = own_queue(&rig);
@@ -92,24 +95,24 @@ fn no_busy_polling_with_a_backlog() {
                 }
                 reactor.handle.resume(id);
                 collect(&mut rig, &interrupts, count.into());
-                rig.await_interrupt();
+                rig.request_interrupt();
             }
-            // It goes to sleep with notifications enabled.
-            let deadline = Instant::now() + PATIENCE;
+            // The reactor goes to sleep with notifications enabled.
+            let deadline = Instant::now() + TEST_TIMEOUT;
             while !rig.next_notification_wanted() {
-                assert!(Instant::now() < deadline, "it busy-polls");
+                assert!(Instant::now() < deadline, "the reactor busy-polls");
                 std::thread::yield_now();
             }
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
             peer.notify(id, &event);
             collect(&mut rig, &interrupts, 1);
-            rig.await_interrupt();
+            rig.request_interrupt();
         }
     }
 }
 
-// What counts as a backlog: requests published together, one in flight, completions that the driver has not
-// handled yet.
+// What counts as a backlog: completions published together, a request in flight, completions that the driver
+// has not handled.
 #[test]
 fn what_a_backlog_is() {
     let features = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
@@ -117,7 +120,7 @@ fn what_a_backlog_is() {
     let mut served = |count: u16, awaits: bool| {
         if awaits {
             rig.take_used();
-            rig.await_interrupt();
+            rig.request_interrupt();
         }
         for head in 0..count {
             rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
@@ -129,15 +132,18 @@ fn what_a_backlog_is() {
     assert!(served(2, true));
     assert!(!served(1, true));
     for _ in 1..64 {
-        assert!(served(1, false), "it still handles the completions before");
+        assert!(served(1, false), "the driver still handles earlier completions");
     }
-    assert!(!served(1, false), "it has not wanted an interrupt for long");
+    assert!(
+        !served(1, false),
+        "the driver has not requested an interrupt for long"
+    );
     assert!(served(2, false));
     assert!(!served(1, true) && served(1, false));
 
-    // Two, of which one is published while the other runs, as far as the queue knows.
+    // Two requests: one is published while the other is in flight, as far as the queue knows.
     rig.take_used();
-    rig.await_interrupt();
+    rig.request_interrupt();
     for head in 0..2 {
         rig.offer_request(
             head * 3,
@@ -170,8 +176,8 @@ fn what_a_backlog_is() {
     );
 }
 
-// A driver that notifies only when it is asked to, at all distances from the moment when the reactor stops
-// looking and falls asleep: none of its requests is missed, and some notifications are saved.
+// A driver that notifies only while notifications are enabled, at varying times around the moment when the
+// reactor stops polling and sleeps: no request is missed, and some notifications are saved.
 #[test]
 fn notifications_are_saved_and_none_is_missed() {
     for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {
@@ -188,15 +194,14 @@ fn notifications_are_saved_and_none_is_missed() {
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
             saved += u32::from(!notify_if_wanted(&rig, &peer, id, &event));
             collect(&mut rig, &interrupts, 1);
-            rig.await_interrupt();
+            rig.request_interrupt();
             std::thread::sleep(Duration::from_micros(round * 370 % 6000));
         }
         assert!(saved > 0, "every request was notified");
     }
 }
 
-// The same with two queues that are stopped and let go on, limited and not, and that come and go, in a random
-// order.
+// The same with two queues that are quiesced and resumed, with and without limits, in random order.
 #[test]
 fn notifications_with_queues_that_change() {
     let reactor = Running::with(ReactorOptions {
@@ -220,9 +225,9 @@ fn notifications_with_queues_that_change() {
         })
         .collect();
     let (mut saved, mut round) = (0, 0);
-    let deadline = Instant::now() + PATIENCE;
-    // A busy host may let the reactor sleep for so long each time that it does not look on: then with less
-    // and less between.
+    let deadline = Instant::now() + TEST_TIMEOUT;
+    // On a busy host each sleep may be too long to enable busy polling, so the pauses get shorter and
+    // shorter.
     while round < 400 || saved == 0 {
         assert!(
             round < 400 || Instant::now() < deadline,
@@ -266,7 +271,8 @@ fn notifications_with_queues_that_change() {
     }
 }
 
-// What a limit keeps waiting comes at a known moment: it is slept for, however short the sleeps are.
+// A request held back by a limit is due at a known time: the reactor sleeps until then, however short that
+// is.
 #[test]
 fn a_limit_is_slept_for() {
     let reactor = Running::with(ReactorOptions::default());
@@ -292,16 +298,15 @@ fn a_limit_is_slept_for() {
         reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 60);
     }
-    let (whole, looked) = (start.elapsed(), peer.busy_polled.load(Ordering::Relaxed));
-    let looked = Duration::from_nanos(looked);
-    assert!(looked < whole / 8, "looked on for {looked:?} of {whole:?}");
+    let (whole, polled) = (start.elapsed(), peer.busy_polled.load(Ordering::Relaxed));
+    let polled = Duration::from_nanos(polled);
+    assert!(polled < whole / 8, "busy-polled for {polled:?} of {whole:?}");
 }
 
-// Queues that have gone are not looked at: the reactor asserts that it has no more of them on its list than
-// there are.
+// Removed queues are not polled: the reactor asserts that its list has no more queues than exist.
 #[test]
 fn queues_that_come_and_go() {
-    let reactor = Running::for_hours();
+    let reactor = Running::never_sleeping();
     for _ in 0..50 {
         let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);

@@ -1,4 +1,4 @@
-//! Interrupts for several publications: which wait, for how long, and that each is raised in the end.
+//! Interrupt coalescing: which used buffer notifications are deferred, for how long, and that none is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use ringvirtio::throttle::{Rate, RateLimits};
 use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, VIRTQ_AVAIL_F_NO_INTERRUPT, feature};
 
 use super::rig::{ALL_FEATURES, BUFFERS, ENGINES, Rig, writable};
-use super::service::{Again, PATIENCE, Running, own_queue};
+use super::service::{Resubmitter, Running, TEST_TIMEOUT, own_queue};
 use crate::disk::EngineKind;
 use crate::queue::BlockQueue;
 use crate::stats::BlockStats;
@@ -18,7 +18,7 @@ use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN};
 const DATA: u64 = BUFFERS + 0x1_0000;
 const EVENT_IDX: u64 = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
 
-/// A queue driven by hand, whose available ring is polled, and its clock, which stands still.
+/// Returns a queue driven by hand, whose available ring is polled, and its manual clock.
 fn timed(features: u64) -> (Rig, Arc<AtomicU64>) {
     let mut rig = Rig::with(EngineKind::Threads, 128, features, false);
     let time = Arc::new(AtomicU64::new(0));
@@ -39,7 +39,7 @@ fn offer(rig: &mut Rig, count: u16) {
     }
 }
 
-/// One round: takes what there is, while `more` are offered; as many as that are left.
+/// Runs one round: services the available requests, and offers `more` before it publishes.
 fn round(rig: &mut Rig, more: u16) {
     let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
     queue.service(engine.get());
@@ -52,9 +52,9 @@ fn interrupts(rig: &mut Rig) -> (usize, bool) {
     (rig.interrupt_count(), rig.vq().interrupt_due().is_some())
 }
 
-/// Lets the queue learn that its driver has `depth` requests outstanding, a power of two. One is left in the
-/// available ring.
-fn learn(rig: &mut Rig, depth: u16) {
+/// Raises the batch target to `depth`, a power of two, with that many outstanding requests. One is left in
+/// the available ring.
+fn raise_batch_target(rig: &mut Rig, depth: u16) {
     let mut target = 1;
     while target < depth {
         let left = rig.vq().outstanding();
@@ -62,19 +62,19 @@ fn learn(rig: &mut Rig, depth: u16) {
         round(rig, 1);
         assert_eq!(rig.vq().interrupt_due(), None);
         rig.take_used();
-        rig.await_interrupt();
+        rig.request_interrupt();
         target *= 2;
     }
 }
 
-// virtio-checklist 45, 46: a driver with one request outstanding gets an interrupt for each at once; one with
-// several, one for all of them; and when it has fewer than before, one for those that there are.
+// virtio-checklist 45, 46: a driver with one request outstanding gets an interrupt for each immediately; one
+// with several, one for all of them; with fewer than before, one for those that are outstanding.
 #[test]
 fn one_interrupt_for_all_that_the_driver_has_outstanding() {
     for features in [ALL_FEATURES, EVENT_IDX] {
         let mut rig = polled(features);
         let mut step = |offered: u16, more: u16| {
-            rig.await_interrupt();
+            rig.request_interrupt();
             offer(&mut rig, offered);
             round(&mut rig, more);
             rig.take_used();
@@ -82,7 +82,7 @@ fn one_interrupt_for_all_that_the_driver_has_outstanding() {
         };
         assert_eq!(step(1, 0), (1, false));
         assert_eq!(step(1, 0), (2, false));
-        // It does not wait for this one before it makes the next.
+        // The driver submits the next request before this one completes.
         assert_eq!(step(1, 1), (3, false));
         assert_eq!(step(0, 1), (3, true), "one of two");
         assert_eq!(step(0, 0), (4, false), "two of two");
@@ -90,10 +90,10 @@ fn one_interrupt_for_all_that_the_driver_has_outstanding() {
         rig.vq().signal_overdue();
         assert_eq!(interrupts(&mut rig), (5, false), "the second did not come");
         rig.vq().signal_overdue();
-        rig.await_interrupt();
+        rig.request_interrupt();
         offer(&mut rig, 1);
         round(&mut rig, 0);
-        assert_eq!(interrupts(&mut rig), (6, false), "and is not waited for any more");
+        assert_eq!(interrupts(&mut rig), (6, false), "and is no longer waited for");
         let stats = rig.queue().stats().clone();
         assert_eq!(
             (
@@ -105,17 +105,17 @@ fn one_interrupt_for_all_that_the_driver_has_outstanding() {
     }
 }
 
-// Told early for others' sake, it learns nothing of that; asked for notifications of ever fewer requests, it
-// does.
+// An early used buffer notification leaves the batch target unchanged; completions of fewer requests without
+// polling lower it.
 #[test]
-fn what_is_not_learned_from() {
+fn early_interrupts_keep_the_batch_target() {
     let mut rig = polled(ALL_FEATURES);
-    learn(&mut rig, 4);
+    raise_batch_target(&mut rig, 4);
     round(&mut rig, 0);
     rig.vq().signal();
     offer(&mut rig, 1);
     round(&mut rig, 0);
-    assert!(interrupts(&mut rig).1, "four are waited for still");
+    assert!(interrupts(&mut rig).1, "the batch target is still four");
     rig.vq().signal();
     for waits in [true, false] {
         rig.vq().set_polled(false);
@@ -129,9 +129,9 @@ fn what_is_not_learned_from() {
     }
 }
 
-// Requests in flight show how long they take, not how many the driver makes while others complete.
+// Requests in flight say nothing about how many the driver submits while others complete.
 #[test]
-fn requests_in_flight_are_not_learned_from() {
+fn requests_in_flight_keep_the_batch_target() {
     for runs in [false, true] {
         let mut rig = polled(ALL_FEATURES);
         offer(&mut rig, 1);
@@ -146,7 +146,7 @@ fn requests_in_flight_are_not_learned_from() {
     }
 }
 
-// A driver that polls the used ring needs no interrupt, however fast it is back.
+// A driver that polls the used ring needs no interrupt, however fast it submits again.
 #[test]
 fn a_driver_that_polls_is_not_waited_for() {
     let mut rig = polled(ALL_FEATURES);
@@ -162,11 +162,12 @@ fn a_driver_that_polls_is_not_waited_for() {
     assert_eq!(interrupts(&mut rig), (1, false));
 }
 
-// A driver that wants no interrupt now will poll; and a flush makes only itself urgent.
+// Interrupts that the driver suppresses are not deferred, since it will poll; a flush is urgent, requests
+// after it are not.
 #[test]
-fn what_waits_no_longer_than_it_has_to() {
+fn urgent_interrupts_are_not_deferred() {
     let mut rig = polled(ALL_FEATURES);
-    learn(&mut rig, 4);
+    raise_batch_target(&mut rig, 4);
     let raised = rig.interrupt_count();
     rig.set_u16(rig.ring.avail.0, VIRTQ_AVAIL_F_NO_INTERRUPT);
     round(&mut rig, 0);
@@ -180,14 +181,14 @@ fn what_waits_no_longer_than_it_has_to() {
     assert_eq!(interrupts(&mut rig), (raised + 1, true));
 }
 
-// The wait for the next is some of the times that passed between the last ones, and that of the first is
-// bounded.
+// The wait for the next publication is a multiple of the intervals between the last ones, and the wait of the
+// first completion is bounded.
 #[test]
-fn how_long_it_waits() {
+fn how_long_an_interrupt_is_deferred() {
     const US: u64 = 1000;
     for (pace, wait, publications) in [(1, 4, 31), (10, 40, 31), (40, 50, 12), (90, 50, 0)] {
         let (mut rig, time) = timed(ALL_FEATURES);
-        learn(&mut rig, 32);
+        raise_batch_target(&mut rig, 32);
         for _ in 0..40 {
             round(&mut rig, 1);
             rig.vq().signal();
@@ -218,22 +219,22 @@ fn how_long_it_waits() {
 #[test]
 fn indices_wrap() {
     let mut rig = polled(EVENT_IDX);
-    learn(&mut rig, 2);
+    raise_batch_target(&mut rig, 2);
     round(&mut rig, 0);
     let mut raised = rig.interrupt_count();
     for pair in 0..40_000 {
         assert_eq!(interrupts(&mut rig), (raised, true), "pair {pair}");
         if pair % 2 == 0 {
-            // It has seen a part of what is pending.
+            // The driver has taken some of the pending completions.
             rig.take_used();
-            rig.await_interrupt();
+            rig.request_interrupt();
         }
         offer(&mut rig, 1);
         round(&mut rig, 0);
         raised += 1;
         assert_eq!(interrupts(&mut rig), (raised, false), "pair {pair}");
         rig.take_used();
-        rig.await_interrupt();
+        rig.request_interrupt();
         offer(&mut rig, 1);
         round(&mut rig, 0);
     }
@@ -243,19 +244,19 @@ fn indices_wrap() {
 #[test]
 fn a_quiesced_queue_has_no_interrupt_pending() {
     let mut rig = polled(ALL_FEATURES);
-    learn(&mut rig, 2);
+    raise_batch_target(&mut rig, 2);
     round(&mut rig, 0);
-    let (raised, owed) = interrupts(&mut rig);
-    assert!(owed);
+    let (raised, pending) = interrupts(&mut rig);
+    assert!(pending);
     rig.vq().set_paused(true);
     rig.vq().publish();
     assert_eq!(interrupts(&mut rig), (raised + 1, false));
 }
 
 #[test]
-fn no_more_than_thirty_two() {
+fn at_most_thirty_two_completions_per_interrupt() {
     let mut rig = polled(ALL_FEATURES);
-    learn(&mut rig, 64);
+    raise_batch_target(&mut rig, 64);
     let before = rig.interrupt_count();
     for count in 1..=64 {
         round(&mut rig, 0);
@@ -268,42 +269,41 @@ fn no_more_than_thirty_two() {
     }
 }
 
-// Whether the driver wants an interrupt is read when it is due: one that has polled the used ring meanwhile
-// wants none.
+// used_event is read when the interrupt is due: a driver that has polled the used ring meanwhile needs none.
 #[test]
 fn a_driver_that_has_polled_gets_none() {
-    for looks in [false, true] {
+    for polls in [false, true] {
         let mut rig = polled(EVENT_IDX);
-        learn(&mut rig, 2);
+        raise_batch_target(&mut rig, 2);
         let before = rig.interrupt_count();
         round(&mut rig, 0);
         assert_eq!(interrupts(&mut rig), (before, true));
-        if looks {
+        if polls {
             rig.take_used();
-            rig.await_interrupt();
+            rig.request_interrupt();
         }
         rig.vq().signal_overdue();
-        assert_eq!(interrupts(&mut rig), (before + usize::from(!looks), false));
+        assert_eq!(interrupts(&mut rig), (before + usize::from(!polls), false));
     }
 }
 
-/// Completes what runs.
+/// Completes all requests in flight.
 fn finish(rig: &mut Rig) {
     let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
     let mut done = Vec::new();
     while queue.virtqueue_mut().in_flight() > 0 {
         engine.wait(&mut done);
-        for outcome in done.drain(..) {
-            queue.complete(outcome.tag, outcome.result, engine.get());
+        for completion in done.drain(..) {
+            queue.complete(completion.tag, completion.result, engine.get());
         }
     }
 }
 
-/// Whether the interrupt for a request waits, of a queue that has learned of four, with `before` done before
-/// the request is taken, and `between` before it is published.
+/// Returns whether the interrupt for a request is deferred with a batch target of four. `before` runs before
+/// the request is popped, `between` before it is published.
 fn waits(before: impl FnOnce(&mut Rig), between: impl FnOnce(&mut Rig)) -> bool {
     let mut rig = polled(ALL_FEATURES);
-    learn(&mut rig, 4);
+    raise_batch_target(&mut rig, 4);
     before(&mut rig);
     let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
     queue.service(engine.get());
@@ -315,7 +315,7 @@ fn waits(before: impl FnOnce(&mut Rig), between: impl FnOnce(&mut Rig)) -> bool 
 }
 
 #[test]
-fn it_waits_only_for_what_may_come_at_once() {
+fn only_requests_that_can_complete_now_are_waited_for() {
     let reads = |rig: &mut Rig| {
         for head in [117, 120] {
             rig.offer_request(head, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
@@ -333,57 +333,64 @@ fn it_waits_only_for_what_may_come_at_once() {
     assert!(waits(|_| {}, |_| {}));
     assert!(
         !waits(|rig| rig.vq().set_polled(false), |_| {}),
-        "the driver notifies of the next"
+        "the driver notifies the next one"
     );
-    assert!(!waits(reads, |_| {}), "they run");
+    assert!(!waits(reads, |_| {}), "they are in flight");
     let flush = |rig: &mut Rig| {
         rig.offer_request(120, VIRTIO_BLK_T_FLUSH, 0, None);
     };
     assert!(!waits(flush, finish), "there was a flush");
-    assert!(waits(|rig| limit(rig, 2), finish), "both have passed");
-    assert!(!waits(|rig| limit(rig, 1), finish), "one may not pass yet");
-    assert!(!waits(|_| {}, |rig| rig.vq().set_paused(true)), "none is taken");
+    assert!(waits(|rig| limit(rig, 2), finish), "the limit admits both");
+    assert!(!waits(|rig| limit(rig, 1), finish), "the limit holds one back");
+    assert!(
+        !waits(|_| {}, |rig| rig.vq().set_paused(true)),
+        "the queue is paused"
+    );
 }
 
-/// A queue that has learned of two outstanding requests, with one in its available ring; its interrupts and
-/// its counters.
-fn learned(rig: &mut Rig) -> (Box<BlockQueue>, Receiver<()>, Arc<BlockStats>) {
+/// Returns a queue with a batch target of two and one request in its available ring, its interrupts, and its
+/// counters.
+fn with_batch_target_two(rig: &mut Rig) -> (Box<BlockQueue>, Receiver<()>, Arc<BlockStats>) {
     let (queue, interrupts) = own_queue(rig);
     let stats = queue.stats().clone();
     rig.queue = Some(*queue);
     rig.vq().set_polled(true);
-    learn(rig, 2);
+    raise_batch_target(rig, 2);
     while interrupts.try_recv().is_ok() {}
     (Box::new(rig.queue.take().unwrap()), interrupts, stats)
 }
 
 #[test]
-fn it_is_raised_when_no_more_comes() {
+fn a_deferred_interrupt_is_raised_when_no_request_follows() {
     for engine in ENGINES {
         let reactor = Running::busy_polling();
         let mut rig = Rig::closed(engine, 128, ALL_FEATURES, false);
-        let (queue, interrupts, stats) = learned(&mut rig);
+        let (queue, interrupts, stats) = with_batch_target_two(&mut rig);
         assert_eq!(stats.queue.interrupts_coalesced.get(), 0);
         let id = reactor.handle.add(queue);
-        interrupts.recv_timeout(PATIENCE).expect("an interrupt");
+        interrupts.recv_timeout(TEST_TIMEOUT).expect("an interrupt");
         offer(&mut rig, 1);
         reactor.handle.schedule(id);
-        interrupts.recv_timeout(PATIENCE).expect("an interrupt");
+        interrupts.recv_timeout(TEST_TIMEOUT).expect("an interrupt");
         reactor.quiesce(id);
-        assert_eq!(stats.queue.interrupts_coalesced.get(), 1, "only the first waited");
+        assert_eq!(
+            stats.queue.interrupts_coalesced.get(),
+            1,
+            "only the first was deferred"
+        );
         assert!(interrupts.try_recv().is_err(), "one for each");
     }
 }
 
-// Other queues' work does not put it off.
+// Work of other queues does not delay it further.
 #[test]
-fn it_is_raised_beside_a_busy_queue() {
+fn a_deferred_interrupt_is_raised_beside_a_busy_queue() {
     let reactor = Running::busy_polling();
-    Again::add(&reactor);
+    Resubmitter::add(&reactor);
     let mut rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
-    let (queue, interrupts, stats) = learned(&mut rig);
+    let (queue, interrupts, stats) = with_batch_target_two(&mut rig);
     let id = reactor.handle.add(queue);
-    interrupts.recv_timeout(PATIENCE).expect("an interrupt");
+    interrupts.recv_timeout(TEST_TIMEOUT).expect("an interrupt");
     reactor.quiesce(id);
     assert_eq!(stats.queue.interrupts_coalesced.get(), 1);
 }

@@ -12,7 +12,9 @@ use proptest::prelude::*;
 use ringvirtio::steps::{Killed, arm, disarm};
 use ringvirtio::virtio::{VIRTIO_RING_F_EVENT_IDX, feature};
 
-use super::rig::{BUFFERS, Rig, TestEngine, WRITABLE_FEATURES, open_soon, pattern, readable, writable};
+use super::rig::{
+    BUFFERS, Rig, SECTORS, TestEngine, WRITABLE_FEATURES, open_soon, pattern, readable, writable,
+};
 use crate::disk::{Disk, EngineKind};
 use crate::engine::fake::{FakeEngine, Scripted};
 use crate::virtio::{

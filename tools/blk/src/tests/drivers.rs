@@ -1,4 +1,4 @@
-//! The guest played by the `virtio-drivers` crate: its block driver on a transport that makes queues of a
+//! The block driver of the `virtio-drivers` crate as the guest, on a transport that adds its queues to a
 //! reactor.
 
 use std::cell::RefCell;
@@ -20,7 +20,7 @@ use crate::device;
 use crate::disk::{Disk, EngineKind};
 use crate::queue::BlockQueue;
 
-/// The RAM of the guest that a test's thread plays, by pages: `true` is taken.
+/// The RAM of the guest in this thread, by pages: `true` is allocated.
 struct Arena {
     memory: GuestMemoryMmap,
     pages: Vec<bool>,
@@ -64,7 +64,7 @@ struct Ram;
 unsafe impl Hal for Ram {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
         let addr = allocate(pages);
-        // SAFETY: these pages are mapped and nobody else's.
+        // SAFETY: these pages are mapped and were just allocated.
         unsafe { host(addr).write_bytes(0, pages * PAGE_SIZE) };
         (addr, host(addr))
     }
@@ -96,7 +96,7 @@ unsafe impl Hal for Ram {
     }
 }
 
-/// What EL2 and the daemon do, without EL2.
+/// The transport without EL2: creates queues as the daemon does.
 struct FakeTransport {
     disk: Arc<Disk>,
     handle: ReactorHandle,
@@ -161,7 +161,7 @@ impl Transport for FakeTransport {
             },
             epoch: self.epoch,
             notify_driver: Box::new(|| {}),
-            needs_reset: Box::new(|fault| panic!("a decent driver broke the queue: {fault}")),
+            needs_reset: Box::new(|fault| panic!("a well-behaved driver broke the queue: {fault}")),
         };
         self.queue = Some(
             self.handle
@@ -221,7 +221,7 @@ fn with_driver(io_uring: bool, rig: &Rig, test: impl FnOnce(&mut VirtIOBlk<Ram, 
     thread.join().unwrap();
 }
 
-// virtio-checklist 37, 51, 59, 62; torture e1 in small: random sectors and sizes against a model
+// virtio-checklist 37, 51, 59, 62; torture e1 on a small scale: random sectors and sizes against a model
 #[test]
 fn reads_back_what_it_wrote() {
     for (io_uring, kind) in [
@@ -301,7 +301,7 @@ fn several_at_once() {
 
 // virtio-checklist 55, 63
 #[test]
-fn a_driver_is_told_of_errors() {
+fn a_driver_gets_errors() {
     let mut rig = Rig::closed(EngineKind::IoUring, 16, 0, true);
     with_driver(true, &rig, |driver| {
         assert!(driver.readonly());

@@ -1,4 +1,5 @@
-//! Drivers that break the rules: the queue is broken, a reset is asked for once, nothing else is touched.
+//! Drivers that violate the specification: the queue breaks, DEVICE_NEEDS_RESET is set once, nothing else
+//! changes.
 
 use proptest::prelude::*;
 use ringvirtio::virtio::{
@@ -18,7 +19,7 @@ const NEXT: u16 = VIRTQ_DESC_F_NEXT;
 const WRITE: u16 = VIRTQ_DESC_F_WRITE;
 const INDIRECT: u16 = VIRTQ_DESC_F_INDIRECT;
 
-/// A rig whose RAM outside of rings is poisoned, so that any stray store shows.
+/// Returns a rig whose RAM outside the rings is poisoned, so that any stray store is noticed.
 fn poisoned() -> Rig {
     let rig = Rig::new(EngineKind::Threads);
     rig.fill(BUFFERS, &vec![0xa5; 0x4_0000]);
@@ -26,17 +27,17 @@ fn poisoned() -> Rig {
     rig
 }
 
-/// Serves, and checks that the queue broke for this reason and wrote nothing.
+/// Serves the queue and checks that it broke for this reason and that nothing was written.
 fn assert_breaks(mut rig: Rig, reason: &str) {
     let before = (rig.bytes(BUFFERS, 0x4_0000), rig.image());
     rig.run();
     let faults = rig.fault_list();
-    assert_eq!(faults.len(), 1, "asked for one reset");
+    assert_eq!(faults.len(), 1, "one reset is requested");
     assert!(faults[0].contains(reason), "{faults:?}, expected {reason}");
     assert!(rig.vq().is_broken());
     assert_eq!(rig.take_used(), []);
     assert_eq!(rig.interrupt_count(), 0);
-    // It stays broken, even for a new daemon, and asks no second time.
+    // It stays broken, even for a new daemon, and requests no second reset.
     rig.offer_request(3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
     rig.run();
     rig.reopen();
@@ -48,7 +49,7 @@ fn assert_breaks(mut rig: Rig, reason: &str) {
         before == (rig.bytes(BUFFERS, 0x4_0000), rig.image()),
         "nothing else was written"
     );
-    // After a reset it is as new.
+    // After a reset it works again.
     rig.epoch += 1;
     rig.fill(rig.ring.avail.0, &[0; 64]);
     rig.fill(rig.ring.used.0, &[0; 256]);
@@ -163,7 +164,7 @@ fn bad_indirect_tables() {
     );
     assert_breaks(rig, "inside an indirect table");
 
-    // A loop inside of the table, and one longer than the queue.
+    // A loop inside the table, and a chain longer than the queue.
     let rig = indirect(48, INDIRECT);
     rig.write_desc(
         BUFFERS + 0x1000,
@@ -183,7 +184,7 @@ fn bad_indirect_tables() {
     rig.chain_in(BUFFERS + 0x1000, 0, &bufs);
     assert_breaks(rig, "longer than the queue");
 
-    // Beyond the RAM's end.
+    // Past the end of RAM.
     let rig = indirect(48, INDIRECT);
     rig.write_desc(
         BASE,
@@ -262,12 +263,12 @@ fn buffers_that_are_not_ram() {
         (0x0a00_0000, 512),          // a device page
         (BASE - 1, 512),             // crossing the start
         (end - 511, 512),            // crossing the end
-        (end, 1),                    // behind it
-        (u64::MAX - 510, 512),       // to the very end of the address space
+        (end, 1),                    // just past the end
+        (u64::MAX - 510, 512),       // up to the end of the address space
         (u64::MAX - 100, 512),       // wrapping
         (u64::MAX, u32::MAX),        // wrapping
         (BASE, u32::MAX),            // 4 GiB-1 bytes
-        (BASE + 0x1_0000_0000, 512), // as a 32-bit number it would be RAM
+        (BASE + 0x1_0000_0000, 512), // RAM if truncated to 32 bits
     ];
     for (addr, len) in cases {
         for write in [false, true] {
@@ -316,18 +317,18 @@ fn headers_and_statuses_that_are_missing() {
 
 // torture b6
 #[test]
-fn buffers_over_rings_and_tables_hurt_the_guest_alone() {
+fn buffers_that_overlap_rings_and_tables() {
     for engine in ENGINES {
         for target in [BASE, BASE + 0x8_0000, BASE + 0xa_0000, BUFFERS - 512] {
             let mut rig = Rig::new(engine);
             let before = rig.image();
             rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(target, 1024)));
-            // Whatever comes of it: it ends, and the image is as it was.
+            // Any result is allowed, as long as serving ends and the image is unchanged.
             rig.run();
             rig.run();
             assert_eq!(rig.image(), before);
         }
-        // The status inside of the data.
+        // The status byte inside the data buffer.
         let mut rig = Rig::new(engine);
         rig.header(BUFFERS, VIRTIO_BLK_T_IN, 0);
         rig.offer(
@@ -344,9 +345,9 @@ fn buffers_over_rings_and_tables_hurt_the_guest_alone() {
     }
 }
 
-// torture b12 (CVE-2015-8550, CVE-2020-14375): a second vCPU rewrites header, descriptors and table meanwhile
+// torture b12 (CVE-2015-8550, CVE-2020-14375): a second vCPU rewrites header, descriptors and indirect table
 #[test]
-fn a_guest_that_rewrites_everything_meanwhile() {
+fn a_second_vcpu_rewrites_requests_and_tables() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let stop = AtomicBool::new(false);
     let mut rig = poisoned();
@@ -360,7 +361,7 @@ fn a_guest_that_rewrites_everything_meanwhile() {
                 seed = seed
                     .wrapping_mul(6364136223846793005)
                     .wrapping_add(1442695040888963407);
-                // Descriptor words, the table's, or the header's: valid ones and nonsense in turn.
+                // Words of a descriptor, the indirect table or the header: valid or random ones.
                 let word = (seed >> 40) % 10;
                 let (addr, good) = match word {
                     0 => (BASE, BUFFERS + 0x1000),
@@ -380,7 +381,7 @@ fn a_guest_that_rewrites_everything_meanwhile() {
                     _ => (BUFFERS + 8, 1),
                 };
                 let value = if seed & 0x7000 == 0 { seed } else { good };
-                // Never a write request: the image is the witness.
+                // Never a write request: the image must not change.
                 let value = if addr == BUFFERS { value & !1 } else { value };
                 memory.write_obj(value, GuestAddress(addr)).unwrap();
             }
@@ -400,14 +401,17 @@ fn a_guest_that_rewrites_everything_meanwhile() {
             }
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(served > 100, "the race must leave something to serve: {served}");
+        assert!(
+            served > 100,
+            "too few requests were served during the race: {served}"
+        );
     });
     assert_eq!(rig.image(), image);
 }
 
 // torture b15: used_event and flags at random; progress is never lost, interrupts never outnumber completions
 #[test]
-fn random_interrupt_wishes() {
+fn random_interrupt_suppression() {
     let mut rig = Rig::with(
         EngineKind::Threads,
         16,
@@ -435,8 +439,8 @@ fn random_interrupt_wishes() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
 
-    // torture b1-b7 at random: any descriptors, any heads, any indices; it ends, never panics, and used
-    // lengths are never more than the buffers.
+    // torture b1-b7 at random: with any descriptors, heads and indices, serving ends without a panic, and
+    // used lengths do not exceed the buffers.
     #[test]
     fn random_rings(
         descs in prop::collection::vec((0_u64..6, 0_u32..0x3000, 0_u16..8, 0_u16..20), 16),
@@ -462,7 +466,7 @@ proptest! {
         prop_assert!(rig.fault_list().len() <= 1);
         prop_assert_eq!(rig.vq().in_flight(), 0);
         if descs.iter().all(|desc| desc.0 != 3) {
-            // No buffer over the rings: what they say is the device's word.
+            // No buffer overlaps the rings, so only the device has written the used ring.
             let used = rig.take_used();
             prop_assert!(used.len() <= heads.len());
             let room: u64 = descs.iter().map(|desc| u64::from(desc.1)).sum();

@@ -1,4 +1,4 @@
-//! Limits of requests and bytes, with a stopped clock, and on a reactor that sleeps in between.
+//! Limits of requests and bytes, with a manual clock, and on a reactor that sleeps in between.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use ringvirtio::clock::Clock;
 use ringvirtio::throttle::{Rate, RateLimits};
 
 use super::rig::{ALL_FEATURES, BUFFERS, Rig, TestEngine, open_soon, readable, writable};
-use super::service::{Running, WAYS, collect, queue};
+use super::service::{REACTOR_VARIANTS, Running, collect, queue};
 use crate::disk::EngineKind;
 use crate::queue::BlockQueue;
 use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
@@ -37,7 +37,7 @@ fn offer(rig: &mut Rig, heads: std::ops::Range<u16>, len: u32) {
     }
 }
 
-// The burst passes, then one each 10 ms; the others stay in the ring; none is lost.
+// The burst is admitted, then one request each 10 ms; the rest stays in the ring; none is lost.
 #[test]
 fn requests_wait_in_the_ring() {
     let (mut rig, time) = limited(iops(100, 5));
@@ -60,7 +60,7 @@ fn requests_wait_in_the_ring() {
         assert_eq!(heads(&mut rig), [next]);
     }
     rig.run();
-    assert_eq!(rig.vq().deadline(), None, "nothing waits any more");
+    assert_eq!(rig.vq().deadline(), None, "no request is held back");
     assert!(rig.queue().stats().queue.throttled.get() >= 30);
 }
 
@@ -128,7 +128,7 @@ fn queues_of_a_disk_share_the_limit() {
 // limit schedules the queue.
 #[test]
 fn a_reactor_waits_for_the_limit() {
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 256, ALL_FEATURES, false);
         let disk = open_soon(&rig.config);

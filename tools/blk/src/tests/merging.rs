@@ -1,4 +1,5 @@
-//! Batches: what is taken at once, what is merged, and what merged operations do when they end early or fail.
+//! Batches: how many requests are popped at once, which are merged, and merged operations that end early or
+//! fail.
 
 use super::rig::{ALL_FEATURES, BUFFERS, ENGINES, Rig, TestEngine, readable, writable};
 use crate::disk::{Disk, EngineKind};
@@ -19,8 +20,8 @@ fn fake(size: u16) -> (Rig, FakeEngine) {
     (rig, engine)
 }
 
-/// Offers requests of two sectors each, of which number `n` has head `3 * n` and its data at `DATA + 1024 *
-/// n`; writes store bytes of their number and 0x80. Returns their statuses' addresses.
+/// Offers requests of two sectors each. Request `n` has head `3 * n` and its data at `DATA + 1024 * n`; a
+/// write's bytes are `n | 0x80`. Returns the addresses of their status bytes.
 fn offer(rig: &mut Rig, requests: &[(u32, u64)]) -> Vec<u64> {
     let one = |(number, &(kind, sector)): (usize, &(u32, u64))| {
         let at = DATA + number as u64 * 1024;
@@ -35,8 +36,8 @@ fn offer(rig: &mut Rig, requests: &[(u32, u64)]) -> Vec<u64> {
     requests.iter().enumerate().map(one).collect()
 }
 
-fn asked(engine: &FakeEngine) -> Vec<(IoKind, u64, u64)> {
-    let short = |asked: &Requested| (asked.kind, asked.offset / 512, asked.len);
+fn requested(engine: &FakeEngine) -> Vec<(IoKind, u64, u64)> {
+    let short = |op: &Requested| (op.kind, op.offset / 512, op.len);
     engine.requested().iter().map(short).collect()
 }
 
@@ -44,9 +45,9 @@ fn ok(rig: &Rig, statuses: &[u64]) -> bool {
     statuses.iter().all(|&status| rig.byte(status) == OK)
 }
 
-// Neighbours go as one whatever their order in the batch; each request gets its own bytes.
+// Requests of adjacent sectors are merged in whatever order they are in the batch; each gets its own bytes.
 #[test]
-fn neighbours_are_merged() {
+fn adjacent_requests_are_merged() {
     let (mut rig, engine) = fake(64);
     let statuses = offer(
         &mut rig,
@@ -62,7 +63,7 @@ fn neighbours_are_merged() {
     );
     rig.run();
     assert_eq!(
-        asked(&engine),
+        requested(&engine),
         [
             (IoKind::Read, 0, 3072),
             (IoKind::Read, 40, 1024),
@@ -113,16 +114,16 @@ fn neighbours_are_merged() {
     );
 }
 
-// Never across an overlap with a request of another kind or an earlier write: order is kept there.
+// No merge across an overlap with a request of another kind or an earlier write, where the order matters.
 #[test]
 fn nothing_is_merged_across_an_overlap() {
     let (mut rig, engine) = fake(64);
-    // The read lies over both writes; the last write over the one before it.
+    // The read overlaps both writes; the last write overlaps the one before it.
     let statuses = offer(&mut rig, &[(OUT, 0), (IN, 1), (OUT, 2), (IN, 4), (OUT, 3)]);
     rig.run();
     assert!(ok(&rig, &statuses));
     assert_eq!(
-        asked(&engine),
+        requested(&engine),
         [
             (IoKind::Write, 0, 1024),
             (IoKind::Read, 1, 1024),
@@ -139,7 +140,7 @@ fn nothing_is_merged_across_an_overlap() {
     );
 }
 
-// By bytes: 1 MiB, or 64 KiB where I/O is a copy; by buffers: IOV_MAX.
+// Merged operations are bounded in bytes (1 MiB, or 64 KiB where I/O is a copy) and in buffers (IOV_MAX).
 #[test]
 fn merged_operations_are_bounded() {
     let (mut rig, engine) = fake(4096);
@@ -188,8 +189,8 @@ fn merged_operations_are_bounded() {
     }
 }
 
-// torture c8: a merged operation that transfers too little, or nothing, or fails: each request ends as it
-// should
+// torture c8: a merged operation that is short, transfers nothing or fails: each request completes with its
+// own status
 #[test]
 fn merged_operations_that_end_early() {
     for kind in [IN, OUT] {
@@ -218,13 +219,13 @@ fn merged_operations_that_end_early() {
     }
 }
 
-// torture c8: an error that stays meets the request that it belongs to, and no other
+// torture c8: a permanent error fails the request that it belongs to, and no other
 #[test]
-fn an_error_meets_its_own_request() {
+fn an_error_fails_its_own_request() {
     for kind in [IN, OUT] {
         let (mut rig, engine) = fake(64);
         use Scripted::{Fail, Whole};
-        // The merged one, then four alone, of which the second fails again.
+        // The merged operation, then four single ones, of which the second fails again.
         engine.script([Fail(libc::EIO), Whole, Fail(libc::EIO), Whole, Whole]);
         let statuses = offer(&mut rig, &[(kind, 8), (kind, 10), (kind, 12), (kind, 14)]);
         rig.run();
@@ -233,8 +234,7 @@ fn an_error_meets_its_own_request() {
     }
 }
 
-// Both engines merge alike, against a model: random batches of reads and writes that do not overlap in
-// flight.
+// Both engines, against a model: random batches of reads and writes that do not overlap in flight.
 #[test]
 fn merged_traffic_on_real_files() {
     for kind in ENGINES {
@@ -278,9 +278,9 @@ fn merged_traffic_on_real_files() {
     }
 }
 
-// A queue that is kept full: a round takes 256 at most, and what is done is published between rounds.
+// A full queue: a round pops at most 256 requests, and completions are published between rounds.
 #[test]
-fn a_round_takes_a_bounded_number() {
+fn a_round_pops_a_bounded_number() {
     let mut rig = Rig::with(EngineKind::Threads, 1024, ALL_FEATURES, false);
     for head in 0..341 {
         rig.offer_request(head * 3, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
@@ -296,9 +296,9 @@ fn a_round_takes_a_bounded_number() {
     assert_eq!(heads, (0..341).map(|head| head * 3).collect::<Vec<u32>>());
 }
 
-// A batch whose last request breaks the queue: those before it are carried out all the same.
+// A batch whose last request breaks the queue: the requests before it still complete.
 #[test]
-fn what_precedes_a_fault_is_done() {
+fn requests_before_a_fault_complete() {
     for kind in ENGINES {
         let mut rig = Rig::with(kind, 64, ALL_FEATURES, false);
         let statuses = offer(&mut rig, &[(OUT, 0), (OUT, 2), (OUT, 4)]);

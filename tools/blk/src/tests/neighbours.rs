@@ -1,17 +1,17 @@
-//! A hostile guest beside a good one, both served by one reactor, as zones are: the good one's requests have
-//! no error, its memory and image are what it wrote, and the daemon has as many descriptors as before.
+//! A hostile guest beside a well-behaved one, both served by one reactor, as zones are: the latter's requests
+//! complete without errors, its memory and image hold what it wrote, and the daemon leaks no descriptor.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::rig::{BUFFERS, Desc, Rig, WRITABLE_FEATURES, open_soon, pattern, readable, writable};
-use super::service::{PATIENCE, Running, WAYS, collect, queue};
+use super::rig::{BUFFERS, Desc, Rig, SECTORS, WRITABLE_FEATURES, open_soon, pattern, readable, writable};
+use super::service::{REACTOR_VARIANTS, Running, TEST_TIMEOUT, collect, queue};
 use crate::virtio::{RequestStatus, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 const DATA: u64 = BUFFERS + 0x10_0000;
 const OK: u8 = RequestStatus::Ok as u8;
 
-/// Sets the flag even if an assertion fails.
+/// Sets the flag on drop, also when an assertion fails.
 pub struct StopAtEnd<'a>(pub &'a AtomicBool);
 
 impl Drop for StopAtEnd<'_> {
@@ -20,7 +20,7 @@ impl Drop for StopAtEnd<'_> {
     }
 }
 
-/// The process's descriptors of the files below a directory.
+/// Returns how many descriptors of files below a directory the process has open.
 fn descriptors(below: &std::path::Path) -> usize {
     let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
     links
@@ -28,8 +28,8 @@ fn descriptors(below: &std::path::Path) -> usize {
         .count()
 }
 
-/// One life of a hostile device: rings and tables full of nonsense, half of it nearly right, until the queue
-/// is broken or has been served for a while. Returns whether it was broken.
+/// Attacks through one queue: offers random descriptors and requests, half of them nearly valid, until the
+/// queue breaks or some rounds have passed. Returns whether it broke.
 fn attack(rig: &mut Rig, reactor: &Running, seed: &mut u64) -> bool {
     let mut random = || {
         *seed = seed
@@ -78,15 +78,15 @@ fn attack(rig: &mut Rig, reactor: &Running, seed: &mut u64) -> bool {
     }
     reactor.remove(id);
     let broken = !rig.fault_list().is_empty();
-    assert!(rig.fault_list().len() <= 1, "asked for one reset");
+    assert!(rig.fault_list().len() <= 1, "one reset is requested");
     broken
 }
 
 // Items 1 to 8 of torture group b at random: other queues, memory and descriptors are unaffected; torture b4,
 // b5
 #[test]
-fn a_hostile_guest_beside_a_good_one() {
-    for (io_uring, engine) in WAYS {
+fn a_hostile_guest_beside_a_well_behaved_one() {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let (stop, broken) = (AtomicBool::new(false), AtomicUsize::new(0));
         let mut good = Rig::closed(engine, 64, WRITABLE_FEATURES, false);
@@ -97,8 +97,8 @@ fn a_hostile_guest_beside_a_good_one() {
                 while !stop.load(Ordering::Relaxed) {
                     broken.fetch_add(attack(&mut bad, reactor, &mut seed).into(), Ordering::Relaxed);
                 }
-                // Its queues have gone, and a moment later their images.
-                let deadline = Instant::now() + PATIENCE;
+                // The queues are removed; their images are closed a moment later.
+                let deadline = Instant::now() + TEST_TIMEOUT;
                 while descriptors(bad.dir.path()) > 0 {
                     assert!(Instant::now() < deadline, "descriptors are left");
                     std::thread::yield_now();
@@ -107,7 +107,7 @@ fn a_hostile_guest_beside_a_good_one() {
             let (served, interrupts) = queue(&good, open_soon(&good.config));
             let stats = served.stats().clone();
             let id = reactor.handle.add(served);
-            // Should an assertion fail here, the attacker is to end as well.
+            // A failing assertion below must also end the attacker.
             let _stop = StopAtEnd(stop);
             let mut round = 0_u32;
             while round < 200 || broken.load(Ordering::Relaxed) < 50 {
@@ -137,7 +137,7 @@ fn a_hostile_guest_beside_a_good_one() {
             assert_eq!(good.fault_list(), Vec::<String>::new());
             reactor.remove(id);
         });
-        // Nothing of the good image changed but what it wrote.
+        // The rest of the well-behaved guest's image is unchanged.
         let rest: Vec<u8> = (4096..SECTORS * 512).map(pattern).collect();
         assert!(good.image()[4096..] == rest, "{io_uring} {engine:?}");
     }

@@ -38,7 +38,7 @@ fn flags_decide_without_event_idx() {
     let mut rig = rig(false);
     for (round, (flags, interrupts)) in [(0, 1), (1, 1), (0, 2), (1, 2)].into_iter().enumerate() {
         rig.set_u16(rig.ring.avail.0, flags);
-        // Would forbid, then ask for, each of them.
+        // used_event, which would suppress or request each interrupt, is not negotiated.
         set_used_event(&rig, round as u16);
         offer(&mut rig, 2);
         rig.run();
@@ -50,7 +50,7 @@ fn flags_decide_without_event_idx() {
 #[test]
 fn used_event_decides_with_event_idx() {
     let mut rig = rig(true);
-    // The driver's flag says never, and is not asked.
+    // The driver's flag suppresses all interrupts, but is ignored.
     rig.set_u16(rig.ring.avail.0, VIRTQ_AVAIL_F_NO_INTERRUPT);
     // (used_event, requests, interrupts so far); used.idx is 0 at first.
     let rounds = [

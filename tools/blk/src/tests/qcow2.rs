@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::rig::{
-    ALL_FEATURES, BUFFERS, ENGINES, Rig, TestEngine, WRITABLE_FEATURES, open_soon, pattern, readable,
-    writable,
+    ALL_FEATURES, BUFFERS, ENGINES, Rig, SECTORS, TestEngine, WRITABLE_FEATURES, open_soon, pattern,
+    readable, writable,
 };
 use crate::disk::{Disk, DiskConfig, EngineKind, Format};
 use crate::virtio::{

@@ -1,4 +1,4 @@
-//! A guest's driver by hand: rings, chains and requests written byte by byte, so that they can be wrong.
+//! A driver by hand: rings, chains and requests are written byte by byte, so that they can be invalid.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -36,7 +36,7 @@ pub const RAM: usize = 8 << 20;
 pub const BUFFERS: u64 = BASE + 0x10_0000;
 /// Sectors of the image.
 pub const SECTORS: u64 = 128;
-/// What the image's byte at `offset` is at first.
+/// Returns the initial byte of the image at `offset`.
 pub fn pattern(offset: u64) -> u8 {
     (offset / 512 * 7 + offset % 251) as u8
 }
@@ -44,7 +44,7 @@ pub fn pattern(offset: u64) -> u8 {
 /// Both engines, for tests that run on each.
 pub const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
 
-/// An engine that can be waited for.
+/// An engine and a way to wait for its completions.
 pub enum TestEngine {
     Uring(OwnRingEngine, Vec<Ready>),
     Threads(Threads),
@@ -91,7 +91,7 @@ impl TestEngine {
     }
 }
 
-/// A descriptor to be written.
+/// A descriptor of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Desc {
     pub addr: u64,
@@ -124,8 +124,8 @@ pub fn writable(addr: u64, len: u32) -> Buf {
     }
 }
 
-/// Opens a disk that nobody has open any more: processes that other tests start may hold a descriptor of it
-/// for a moment, between their fork and their program, and a ring one that was registered with it.
+/// Opens a disk that was just closed, and waits for its lock: a child of another test may hold an inherited
+/// descriptor until it calls exec, and an io_uring a registered file until it is torn down.
 pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
     let patient = OpenOptions {
         known: None,
@@ -135,7 +135,7 @@ pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
     Disk::open_with(config, &OpenContext::default(), &patient).unwrap()
 }
 
-/// What stays when the daemon dies, and what the guest owns.
+/// The guest with its driver, and what outlives a daemon.
 pub struct Rig {
     pub dir: TempDir,
     pub config: DiskConfig,
@@ -147,14 +147,14 @@ pub struct Rig {
     pub epoch: u64,
     pub interrupts: Arc<AtomicUsize>,
     pub faults: Arc<Mutex<Vec<String>>>,
-    /// The driver's own next avail index and last seen used index.
+    /// The driver's next avail index and last seen used index.
     pub avail_idx: u16,
     pub used_seen: u16,
     pub engine: TestEngine,
     pub queue: Option<BlockQueue>,
 }
 
-/// What a usual driver takes of what is offered, but for EVENT_IDX.
+/// The features that a common driver accepts, without EVENT_IDX.
 pub const ALL_FEATURES: u64 = feature(VIRTIO_F_VERSION_1)
     | feature(VIRTIO_RING_F_INDIRECT_DESC)
     | feature(VIRTIO_BLK_F_SIZE_MAX)
@@ -163,7 +163,7 @@ pub const ALL_FEATURES: u64 = feature(VIRTIO_F_VERSION_1)
     | feature(VIRTIO_BLK_F_TOPOLOGY)
     | feature(VIRTIO_BLK_F_FLUSH);
 
-/// And these: what may be asked for changes with them.
+/// The same with CONFIG_WCE, DISCARD and WRITE_ZEROES.
 pub const WRITABLE_FEATURES: u64 = ALL_FEATURES
     | feature(VIRTIO_BLK_F_CONFIG_WCE)
     | feature(VIRTIO_BLK_F_DISCARD)
@@ -180,7 +180,7 @@ impl Rig {
         rig
     }
 
-    /// Without a queue yet.
+    /// Returns a rig without a queue.
     pub fn closed(kind: EngineKind, size: u16, features: u64, readonly: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.img");
@@ -191,7 +191,7 @@ impl Rig {
             readonly,
             serial: "serial-0".into(),
             engine: kind,
-            // Quick wherever the file is; `engines` has the tests of the other way.
+            // Fast on any file system; `engines` tests direct I/O.
             cache: HostCache::Writeback,
             ..DiskConfig::default()
         };
@@ -222,7 +222,7 @@ impl Rig {
         }
     }
 
-    /// Makes the queue, as a daemon does at the driver's set-up or after its own restart.
+    /// Creates the queue, as the daemon does when the driver sets it up or after a take-over.
     pub fn open(&mut self) {
         self.open_on(open_soon(&self.config));
     }
@@ -249,21 +249,21 @@ impl Rig {
         }
     }
 
-    /// The daemon is killed: the kernel ends its I/O, nobody hears of it; its image is closed.
+    /// Kills the daemon: the kernel ends its I/O, the completions are lost, the image is closed.
     pub fn kill(&mut self) {
         self.engine = TestEngine::Custom(Box::new(Nothing));
         self.drop_queue();
     }
 
-    /// Drops the queue with what runs in it; its engine must have been dropped or emptied.
+    /// Drops the queue with its requests in flight; its engine must have been dropped or drained.
     pub fn drop_queue(&mut self) {
         if let Some(mut queue) = self.queue.take() {
-            // SAFETY: the engine was dropped or emptied, says the caller.
+            // SAFETY: the caller has dropped or drained the engine.
             unsafe { queue.virtqueue_mut().assume_drained() };
         }
     }
 
-    /// A new daemon.
+    /// Replaces the daemon.
     pub fn reopen(&mut self) {
         self.kill();
         self.engine = TestEngine::new(self.config.engine);
@@ -278,7 +278,7 @@ impl Rig {
         self.queue().virtqueue_mut()
     }
 
-    /// The image's bytes.
+    /// Returns the image's bytes.
     pub fn image(&self) -> Vec<u8> {
         std::fs::read(&self.config.path).unwrap()
     }
@@ -374,7 +374,7 @@ impl Rig {
         self.set_u16(self.ring.avail.0 + 2, self.avail_idx);
     }
 
-    /// Serves all there is, to the end.
+    /// Serves the queue until no request is available or in flight.
     pub fn run(&mut self) {
         let (queue, engine) = (self.queue.as_mut().unwrap(), &mut self.engine);
         let mut done = Vec::new();
@@ -393,7 +393,7 @@ impl Rig {
         }
     }
 
-    /// Whether a driver has to notify of the last request that it offered (2.7.10).
+    /// Returns whether the driver must notify the request that it has offered last (virtio 1.2, 2.7.10).
     pub fn notification_wanted(&self) -> bool {
         let used = self.ring.used.0;
         if self.features & feature(VIRTIO_RING_F_EVENT_IDX) == 0 {
@@ -403,7 +403,7 @@ impl Rig {
         self.avail_idx.wrapping_sub(avail_event) == 1
     }
 
-    /// Whether it will have to for the next.
+    /// Returns whether the driver will have to notify the next request.
     pub fn next_notification_wanted(&self) -> bool {
         let used = self.ring.used.0;
         if self.features & feature(VIRTIO_RING_F_EVENT_IDX) == 0 {
@@ -429,8 +429,8 @@ impl Rig {
         entries
     }
 
-    /// Asks for an interrupt for the next used entry, as a driver that is through with those before (2.7.10).
-    pub fn await_interrupt(&self) {
+    /// Requests an interrupt for the next used entry, as a driver that has handled those before (2.7.10).
+    pub fn request_interrupt(&self) {
         if self.features & feature(VIRTIO_RING_F_EVENT_IDX) != 0 {
             let used_event = self.ring.avail.0 + 4 + 2 * u64::from(self.ring.size);
             self.set_u16(used_event, self.used_seen);
@@ -457,7 +457,7 @@ impl Rig {
         readable(addr, bytes.len() as u32)
     }
 
-    /// One request of the usual three parts at `head`; returns status and used length.
+    /// Runs a request of header, data and status at `head`; returns status and used length.
     pub fn request(&mut self, head: u16, kind: u32, sector: u64, data: Option<Buf>) -> (u8, u32) {
         let at = self.offer_request(head, kind, sector, data);
         self.run();
@@ -467,7 +467,7 @@ impl Rig {
         (self.byte(at), used[0].1)
     }
 
-    /// Offers such a request; returns where its status will be, which is 0xff till then.
+    /// Offers such a request and returns the address of its status byte, which is 0xff until then.
     pub fn offer_request(&mut self, head: u16, kind: u32, sector: u64, data: Option<Buf>) -> u64 {
         let at = BUFFERS + u64::from(head) * 64;
         self.header(at, kind, sector);

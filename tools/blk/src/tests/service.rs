@@ -19,16 +19,16 @@ use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VI
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 
-/// All ways a reactor may sleep and a disk be served.
-pub const WAYS: [(bool, EngineKind); 4] = [
+/// Reactors with and without io_uring, with each engine.
+pub const REACTOR_VARIANTS: [(bool, EngineKind); 4] = [
     (true, EngineKind::IoUring),
     (true, EngineKind::Threads),
     (false, EngineKind::Threads),
     (false, EngineKind::IoUring),
 ];
 
-/// Only what hangs takes so long.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Time after which a test has hung.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub struct Running {
     pub handle: ReactorHandle,
@@ -52,20 +52,20 @@ impl Running {
         }
     }
 
-    /// Returns one that busy-polls for hours from the first sleep on.
-    pub fn for_hours() -> Self {
+    /// Starts a reactor that busy-polls for longer than any test from its first sleep on.
+    pub fn never_sleeping() -> Self {
         Self::with(ReactorOptions {
             poll: Duration::from_secs(1_000_000),
             ..ReactorOptions::default()
         })
     }
 
-    /// Returns one that has slept and polls available rings, and will for hours.
+    /// Starts a reactor that has begun to busy-poll, and will for longer than any test.
     pub fn busy_polling() -> Self {
-        let reactor = Self::for_hours();
+        let reactor = Self::never_sleeping();
         let rig = Rig::closed(EngineKind::IoUring, 128, ALL_FEATURES, false);
         let id = reactor.handle.add(own_queue(&rig).0);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while rig.notification_wanted() {
             assert!(Instant::now() < deadline);
             reactor.handle.schedule(id);
@@ -79,13 +79,13 @@ impl Running {
         let (sender, receiver) = channel();
         self.handle
             .quiesce(id, Box::new(move || sender.send(()).unwrap()));
-        receiver.recv_timeout(PATIENCE).expect("quiesced");
+        receiver.recv_timeout(TEST_TIMEOUT).expect("quiesced");
     }
 
     pub fn remove(&self, id: QueueId) {
         let (sender, receiver) = channel();
         self.handle.remove(id, Box::new(move || sender.send(()).unwrap()));
-        receiver.recv_timeout(PATIENCE).expect("removed");
+        receiver.recv_timeout(TEST_TIMEOUT).expect("removed");
     }
 }
 
@@ -96,12 +96,12 @@ impl Drop for Running {
     }
 }
 
-/// A queue of the rig's own disk whose interrupts arrive on a channel.
+/// Returns a queue of the rig's own disk, whose interrupts arrive on a channel.
 pub fn own_queue(rig: &Rig) -> (Box<BlockQueue>, Receiver<()>) {
     queue(rig, open_soon(&rig.config))
 }
 
-/// A queue of any disk.
+/// Returns a queue of any disk, whose interrupts arrive on a channel.
 pub fn queue(rig: &Rig, disk: Arc<Disk>) -> (Box<BlockQueue>, Receiver<()>) {
     let (sender, receiver) = channel();
     let mut setup = rig.setup();
@@ -115,7 +115,7 @@ pub fn queue(rig: &Rig, disk: Arc<Disk>) -> (Box<BlockQueue>, Receiver<()>) {
 pub fn collect(rig: &mut Rig, interrupts: &Receiver<()>, count: usize) {
     let mut seen = rig.take_used().len();
     while seen < count {
-        interrupts.recv_timeout(PATIENCE).expect("an interrupt");
+        interrupts.recv_timeout(TEST_TIMEOUT).expect("an interrupt");
         seen += rig.take_used().len();
     }
     assert_eq!(seen, count);
@@ -123,12 +123,12 @@ pub fn collect(rig: &mut Rig, interrupts: &Receiver<()>, count: usize) {
 
 #[test]
 fn messages_serve_a_queue() {
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
         let stats = queue.stats().clone();
-        // Available before it is added: found without a notification.
+        // Made available before the queue is added: found without a notification.
         rig.offer_request(0, VIRTIO_BLK_T_IN, 1, Some(writable(DATA, 512)));
         let id = reactor.handle.add(queue);
         collect(&mut rig, &interrupts, 1);
@@ -161,7 +161,7 @@ pub struct Peer {
     pub notified: Mutex<Vec<QueueId>>,
     armed: AtomicBool,
     pub wakeups: AtomicUsize,
-    /// Times that it was armed.
+    /// How often it was armed.
     pub arming: AtomicUsize,
     /// Nanoseconds that the reactor busy-polled.
     pub busy_polled: AtomicU64,
@@ -215,7 +215,7 @@ impl Peer {
     }
 }
 
-/// A peer of the reactor's, and what it rings.
+/// Adds a peer to the reactor; returns it with the eventfd that wakes the reactor.
 pub fn peer_of(reactor: &Running) -> (Arc<Peer>, OwnedFd) {
     let peer = Arc::new(Peer::default());
     let event = eventfd().unwrap();
@@ -227,10 +227,11 @@ pub fn peer_of(reactor: &Running) -> (Arc<Peer>, OwnedFd) {
     (peer, event)
 }
 
-// Several queues of several zones behind one event source; no notification is lost, and none wakes in vain.
+// Several queues of several zones behind one event source: no notification is lost, and no wake-up is
+// spurious.
 #[test]
 fn an_event_source_serves_many_queues() {
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let (peer, event) = peer_of(&reactor);
         std::thread::scope(|scope| {
@@ -275,13 +276,13 @@ fn an_event_source_of_four_bytes() {
             .add_event_source(reader.into(), ReadWidth::Four, Box::new(PeerSource(peer.clone())));
         for count in 1..=5 {
             std::io::Write::write_all(&mut writer, &7_u32.to_ne_bytes()).unwrap();
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + TEST_TIMEOUT;
             while peer.wakeups.load(Ordering::Relaxed) < count {
                 assert!(Instant::now() < deadline);
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
-        // Nothing more is read: one wake-up per ring.
+        // Nothing more is read: one wake-up for each write.
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(peer.wakeups.load(Ordering::Relaxed), 5);
     }
@@ -290,7 +291,7 @@ fn an_event_source_of_four_bytes() {
 // Quiesced: nothing is popped, nothing in flight, all published; then it resumes.
 #[test]
 fn quiesce_and_resume() {
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
@@ -309,13 +310,13 @@ fn quiesce_and_resume() {
             assert!((total..=total + 10).contains(&usize::from(used)));
             rig.fill(DATA, &[0xa5; 4096]);
             std::thread::sleep(Duration::from_millis(1));
-            // torture a9: at rest, not a byte of guest memory changes.
+            // torture a9: while the queue is quiesced, no byte of guest memory changes.
             assert_eq!((rig.used_idx(), rig.bytes(DATA, 4096)), (used, vec![0xa5; 4096]));
             reactor.handle.resume(id);
             collect(&mut rig, &interrupts, 10);
             total += 10;
         }
-        // A reset: the queue goes, and comes back fresh.
+        // A reset: the queue is removed, and a new one added.
         reactor.remove(id);
         reactor.remove(id);
         rig.epoch += 1;
@@ -335,10 +336,10 @@ fn spare(engine: EngineKind) -> (Box<BlockQueue>, Receiver<()>) {
     own_queue(&Rig::closed(engine, 16, ALL_FEATURES, false))
 }
 
-// Stopping ends all requests first; a new reactor goes on with the same log: the path of an upgrade.
+// A reactor that stops completes all requests first; the next continues with the same log, as in an upgrade.
 #[test]
 fn a_reactor_takes_over_from_another() {
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         for round in 0..20 {
             let reactor = Running::new(io_uring);
@@ -389,22 +390,22 @@ fn idle_costs_nothing() {
                 .unwrap();
             line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
         };
-        // It may take a while until it sleeps; then it does nothing for as long as the test watches.
-        let quiet = (0..50).any(|_| {
+        // The reactor may take a while to sleep; after that it must not run.
+        let sleeps = (0..50).any(|_| {
             let before = switches();
             std::thread::sleep(Duration::from_millis(200));
             switches() == before
         });
-        assert!(quiet, "an idle reactor wakes up");
+        assert!(sleeps, "an idle reactor wakes up");
         handle.stop();
         thread.join().unwrap();
     }
 }
 
-/// A peer that always has more to say.
-struct Busy;
+/// An event source that always has events.
+struct AlwaysReady;
 
-impl EventSource for Busy {
+impl EventSource for AlwaysReady {
     fn collect(&mut self, _commands: &mut Commands) {}
 
     fn arm(&mut self) -> bool {
@@ -412,10 +413,10 @@ impl EventSource for Busy {
     }
 }
 
-/// Kicks one queue in every round, and keeps the reactor awake.
-struct Kicking(QueueId);
+/// Schedules one queue in every round, and keeps the reactor awake.
+struct Notifier(QueueId);
 
-impl EventSource for Kicking {
+impl EventSource for Notifier {
     fn collect(&mut self, commands: &mut Commands) {
         commands.schedule(self.0);
     }
@@ -425,8 +426,8 @@ impl EventSource for Kicking {
     }
 }
 
-/// Offers each request of a queue again as soon as it is complete, so that the reactor is always busy.
-pub struct Again {
+/// Resubmits each request of a queue as soon as it has completed, so that the reactor is always busy.
+pub struct Resubmitter {
     memory: GuestMemoryMmap,
     ring: RingAddresses,
     id: QueueId,
@@ -435,8 +436,8 @@ pub struct Again {
     begun: Arc<AtomicBool>,
 }
 
-impl Again {
-    /// Adds a queue full of requests, more than are popped in one round. They are offered again from here on.
+impl Resubmitter {
+    /// Adds a full queue, with more requests than are popped in one round, and starts to resubmit them.
     pub fn add(reactor: &Running) {
         let mut rig = Rig::closed(EngineKind::IoUring, 1024, ALL_FEATURES, false);
         let made = 341;
@@ -445,7 +446,7 @@ impl Again {
         }
         let begun = Arc::new(AtomicBool::new(false));
         let id = reactor.handle.add(own_queue(&rig).0);
-        let again = Self {
+        let resubmitter = Self {
             memory: rig.memory.clone(),
             ring: rig.ring,
             id,
@@ -455,9 +456,9 @@ impl Again {
         };
         reactor
             .handle
-            .add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(again));
-        // The reactor may have completed all of them, and slept, before it had the event source.
-        let deadline = Instant::now() + PATIENCE;
+            .add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(resubmitter));
+        // The reactor may have completed all of them and slept before the event source was added.
+        let deadline = Instant::now() + TEST_TIMEOUT;
         while !begun.load(Ordering::Relaxed) {
             assert!(Instant::now() < deadline);
             reactor.handle.schedule(id);
@@ -466,7 +467,7 @@ impl Again {
     }
 }
 
-impl EventSource for Again {
+impl EventSource for Resubmitter {
     fn collect(&mut self, commands: &mut Commands) {
         let (memory, used, avail) = (&self.memory, self.ring.used.0, self.ring.avail.0);
         let at = |index: u16, size: u64| 4 + size * u64::from(index % self.ring.size);
@@ -484,11 +485,10 @@ impl EventSource for Again {
     }
 }
 
-// A large queue that its driver refills as fast as it can starves neither its own completions nor other
-// queues.
+// A large queue that its driver refills continuously starves neither its own completions nor other queues.
 #[test]
 fn a_full_queue_starves_no_other() {
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
         std::thread::scope(|scope| {
@@ -496,8 +496,8 @@ fn a_full_queue_starves_no_other() {
             scope.spawn(move || {
                 let mut full = Rig::closed(engine, 1024, ALL_FEATURES, false);
                 let (queue, _interrupts) = own_queue(&full);
-                let kicking = Kicking(handle.add(queue));
-                handle.add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(kicking));
+                let notifier = Notifier(handle.add(queue));
+                handle.add_event_source(eventfd().unwrap(), ReadWidth::Eight, Box::new(notifier));
                 let mut free: Vec<u16> = (0..341).collect();
                 while !stop.load(Ordering::Relaxed) {
                     while let Some(lane) = free.pop() {
@@ -506,7 +506,7 @@ fn a_full_queue_starves_no_other() {
                     }
                     let used = full.take_used();
                     if used.is_empty() {
-                        // Few CPUs may have much to do.
+                        // On few CPUs, let the reactor run.
                         std::thread::yield_now();
                     }
                     for (head, _) in used {
@@ -518,7 +518,7 @@ fn a_full_queue_starves_no_other() {
             let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
             let (queue, interrupts) = own_queue(&rig);
             let id = reactor.handle.add(queue);
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + TEST_TIMEOUT;
             let mut rounds = 0;
             while rounds < 20 || served.load(Ordering::Relaxed) < 1000 {
                 rounds += 1;
@@ -540,11 +540,11 @@ fn a_full_queue_starves_no_other() {
     }
 }
 
-// Nor those whose notifications are disabled, since they are polled in every round.
+// Nor queues whose notifications are disabled: they are polled in every round.
 #[test]
 fn a_full_queue_starves_no_polled_queue() {
     let reactor = Running::busy_polling();
-    Again::add(&reactor);
+    Resubmitter::add(&reactor);
     let mut rig = Rig::closed(EngineKind::IoUring, 64, ALL_FEATURES, false);
     let (queue, interrupts) = own_queue(&rig);
     rig.offer_request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
@@ -560,12 +560,12 @@ fn a_full_queue_starves_no_polled_queue() {
 // A storm of notifications does not starve completions, those from the kernel's workers included.
 #[test]
 fn a_busy_event_source_starves_no_queue() {
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let event = eventfd().unwrap();
         reactor
             .handle
-            .add_event_source(event, ReadWidth::Eight, Box::new(Busy));
+            .add_event_source(event, ReadWidth::Eight, Box::new(AlwaysReady));
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let (queue, interrupts) = own_queue(&rig);
         let id = reactor.handle.add(queue);

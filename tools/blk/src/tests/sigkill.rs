@@ -1,8 +1,7 @@
 //! A daemon process that is killed by SIGKILL during traffic, repeatedly, on both engines and with raw and
-//! qcow2 images.
-//!
-//! The test runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and the image are files. The
-//! guest writes and reads back sectors with versions, many at once, and checks each.
+//! qcow2 images. The test program runs itself as the daemon ([`daemon`]); guest RAM, the in-flight log and
+//! the image are files. The guest has many requests outstanding that write and read back versioned blocks,
+//! and checks each.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -28,7 +27,7 @@ const DATA: u64 = BUFFERS + 0x10_0000;
 const BLOCK: u32 = 16384;
 const FEATURES: u64 = WRITABLE_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
 
-/// A rig whose memory is in files of `dir`, so that two processes share it.
+/// Returns a rig whose memory is in files of `dir`, so that two processes share it.
 fn shared(kind: EngineKind, format: Format, dir: &Path) -> Rig {
     let open = |name: &str, len: u64| {
         let file = File::options()
@@ -70,15 +69,15 @@ fn format_of(dir: &Path) -> Format {
     }
 }
 
-struct Kicker(QueueId);
+struct Notifier(QueueId);
 
-impl EventSource for Kicker {
+impl EventSource for Notifier {
     fn collect(&mut self, commands: &mut Commands) {
         commands.schedule(self.0);
     }
 }
 
-/// The daemon, if the test below starts it; else no effect.
+/// Runs the daemon if one of the tests below has started this process; else does nothing.
 #[test]
 fn daemon() {
     let Ok(dir) = std::env::var("RINGBLK_TEST_DAEMON") else {
@@ -102,7 +101,7 @@ fn daemon() {
     let id = handle.add(Box::new(BlockQueue::new(disk, setup).unwrap()));
     // The guest's notifications are bytes on the standard input, which ends with the test.
     let (reader, mut writer) = std::io::pipe().unwrap();
-    handle.add_event_source(reader.into(), ReadWidth::Eight, Box::new(Kicker(id)));
+    handle.add_event_source(reader.into(), ReadWidth::Eight, Box::new(Notifier(id)));
     std::thread::spawn(move || {
         let mut bytes = [0; 64];
         while let Ok(1..) = std::io::stdin().read(&mut bytes) {
@@ -121,7 +120,7 @@ fn engine_of_child() -> EngineKind {
     }
 }
 
-/// Returns this test program as the process of one of the functions here.
+/// Returns the command that runs one of the functions here in a process of its own.
 fn command(function: &str, kind: EngineKind) -> Command {
     let engine = if kind == EngineKind::Threads {
         "threads"
@@ -144,7 +143,7 @@ fn spawn(kind: EngineKind, dir: &Path) -> Child {
         .unwrap()
 }
 
-/// A lane's next request, and the contents of its block.
+/// A lane: the version in its block, and its outstanding request (type, address of the status byte).
 #[derive(Clone, Copy, Default)]
 struct Lane {
     version: u8,
@@ -152,7 +151,8 @@ struct Lane {
     busy: Option<(u32, u64)>,
 }
 
-// torture c5: SIGKILL at any moment; c7: the take-over waits for the lock. RINGBLK_KILLS sets how often.
+// torture c5: SIGKILL at random times; c7: the take-over waits for the lock. RINGBLK_KILLS is the number of
+// kills.
 #[test]
 fn killed_for_real() {
     for kind in ENGINES {
@@ -162,7 +162,7 @@ fn killed_for_real() {
     }
 }
 
-// The same, with tables that each write changes: none may be left in the dead process.
+// The same with qcow2, whose tables each write changes: no change may be lost with the process.
 #[test]
 fn killed_with_qcow2() {
     for kind in ENGINES {
@@ -173,7 +173,7 @@ fn killed_with_qcow2() {
         }
         // The lock is released a moment after the process ends.
         let mut rig = shared(kind, Format::Qcow2, path);
-        let patient = OpenOptions {
+        let options = OpenOptions {
             known: None,
             owner: Some(1),
             wait: Duration::from_secs(10),
@@ -182,7 +182,7 @@ fn killed_with_qcow2() {
         (rig.avail_idx, rig.used_seen) = (0, 0);
         rig.set_u16(rig.ring.avail.0 + 2, 0);
         rig.set_u16(rig.ring.used.0 + 2, 0);
-        rig.open_on(Disk::open_with(&rig.config, &OpenContext::default(), &patient).unwrap());
+        rig.open_on(Disk::open_with(&rig.config, &OpenContext::default(), &options).unwrap());
         let len = u32::from(LANES) * BLOCK;
         let done = rig.request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, len)));
         assert_eq!(done, (0, len + 1));
@@ -200,8 +200,8 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     let kills: u32 = std::env::var("RINGBLK_KILLS")
         .ok()
         .map_or(15, |text| text.parse().unwrap());
-    // On a real file system: a FLUSH takes long there and other requests overtake it, so that the requests in
-    // flight at a kill are not a prefix of those popped. On tmpfs a daemon without a log would pass.
+    // On a real file system a FLUSH takes long and other requests overtake it, so that the requests completed
+    // before a kill are no prefix of those popped. On tmpfs a daemon without a log would pass.
     let program = std::env::current_exe().unwrap();
     let parent = program.parent().unwrap();
     let suffix = if format == Format::Qcow2 { "qcow2" } else { "raw" };
@@ -220,13 +220,14 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
         let life = Duration::from_micros(1000 + u64::from(seed >> 16) % 30_000);
         let mut served = 0;
         let mut first = None;
-        // Lives until it has served something, and some time longer; the last one serves everything.
+        // The daemon lives for a while after its first completion; the last one until all requests are
+        // complete.
         while first.is_none_or(|first: Instant| first.elapsed() < life)
             || (round == kills && lanes.iter().any(|lane| lane.busy.is_some()))
         {
             assert!(
                 start.elapsed() < Duration::from_secs(10),
-                "{kind:?}, kill {round}: no service"
+                "{kind:?}, kill {round}: no request completes"
             );
             if round < kills || first.is_none_or(|first| first.elapsed() < life) {
                 offer(&mut rig, &mut lanes);
@@ -253,7 +254,8 @@ fn kill_again_and_again(kind: EngineKind, format: Format) -> (TempDir, [Lane; LA
     (dir, lanes)
 }
 
-// Completed writes are there for the next daemon without a flush: they must have left the process.
+// Without a flush, completed writes are visible to the next daemon: they are in the page cache, not in the
+// process.
 #[test]
 fn killed_without_a_flush() {
     for kind in ENGINES {
@@ -270,7 +272,7 @@ fn killed_without_a_flush() {
                     }
                     let start = Instant::now();
                     while lanes.iter().any(|lane| lane.busy.is_some()) {
-                        assert!(start.elapsed() < Duration::from_secs(10), "no service");
+                        assert!(start.elapsed() < Duration::from_secs(10), "no request completes");
                         if let Some(stdin) = &mut child.stdin {
                             stdin.write_all(&[1]).unwrap();
                         }
@@ -285,7 +287,7 @@ fn killed_without_a_flush() {
     }
 }
 
-/// A process that writes without end, if the test below starts it; else no effect.
+/// Writes in an endless loop if the test below has started this process; else does nothing.
 #[test]
 fn writer() {
     let Ok(path) = std::env::var("RINGBLK_TEST_WRITER") else {
@@ -319,7 +321,7 @@ fn writer() {
     }
 }
 
-// torture c7: once the lock of a killed process is granted, none of its writes happens any more, on either
+// torture c7: once the lock of a killed process is granted, none of its writes reaches the image, on either
 // engine
 #[test]
 fn the_lock_proves_that_io_has_ended() {
@@ -347,12 +349,12 @@ fn the_lock_proves_that_io_has_ended() {
                     format: format_of(&path),
                     ..DiskConfig::default()
                 };
-                let patient = OpenOptions {
+                let options = OpenOptions {
                     known: None,
                     owner: None,
                     wait: Duration::from_secs(10),
                 };
-                let disk = Disk::open_with(&config, &OpenContext::default(), &patient).unwrap();
+                let disk = Disk::open_with(&config, &OpenContext::default(), &options).unwrap();
                 let granted = std::fs::read(&path).unwrap();
                 std::thread::sleep(Duration::from_millis(20));
                 assert!(

@@ -1,10 +1,10 @@
-//! `on_error = stop`: a request whose file fails stays in flight and its queue stops until it is tried again.
+//! `on_error = stop`: a request that fails stays in flight, and its queue stops until the request is retried.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::rig::{ALL_FEATURES, BUFFERS, Rig, TestEngine, WRITABLE_FEATURES, open_soon, readable, writable};
-use super::service::{Running, WAYS, collect, queue};
+use super::service::{REACTOR_VARIANTS, Running, collect, queue};
 use crate::control::OnError;
 use crate::disk::{Disk, EngineKind};
 use crate::engine::fake::{FakeEngine, Scripted};
@@ -25,12 +25,12 @@ fn fake() -> (Rig, FakeEngine) {
     (rig, engine)
 }
 
-// torture c8: nothing completes with an error; others that run end; no more is taken; then all goes on
+// torture c8: nothing completes with an error, requests in flight complete, none is popped until the retry
 #[test]
 fn a_failing_write_stops_the_queue() {
     for error in [libc::ENOSPC, libc::EIO] {
         let (mut rig, engine) = fake();
-        // Without anything to be tried again, this is forgotten.
+        // Without a held request, a retry has no effect.
         rig.queue().retry();
         rig.run();
         rig.fill(DATA, &[0x21; 1024]);
@@ -43,13 +43,13 @@ fn a_failing_write_stops_the_queue() {
         assert_eq!((rig.vq().in_flight(), rig.byte(failing)), (0, 0xff));
         rig.offer_request(6, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
         rig.run();
-        assert_eq!(rig.take_used(), [], "no more is taken");
+        assert_eq!(rig.take_used(), [], "no request is popped");
         let stats = rig.queue().stats().clone();
         assert_eq!(
             (stats.held.get(), stats.stops.get(), stats.errors.get()),
             (1, 1, 0)
         );
-        // It fails again, and again it is held; what came meanwhile was taken with it.
+        // The request fails and is held again; the one offered meanwhile was popped with it.
         engine.script([Scripted::Fail(error)]);
         rig.queue().retry();
         rig.run();
@@ -66,9 +66,10 @@ fn a_failing_write_stops_the_queue() {
     }
 }
 
-// A transfer goes on where it stopped; of a merged one only what failed is held; segments go on with theirs.
+// A transfer resumes where it stopped, of a merged operation only the failed request is held, and segments
+// that were done are not repeated.
 #[test]
-fn what_was_done_is_not_done_again() {
+fn a_retry_resumes_where_it_stopped() {
     use Scripted::{Fail, Short, Whole};
     let (mut rig, engine) = fake();
     engine.script([Short(600), Fail(libc::EIO)]);
@@ -105,14 +106,11 @@ fn what_was_done_is_not_done_again() {
     rig.queue().retry();
     rig.run();
     assert_eq!(rig.take_used(), [(0, 1)]);
-    let offsets: Vec<u64> = engine.requested()[before..]
-        .iter()
-        .map(|asked| asked.offset)
-        .collect();
+    let offsets: Vec<u64> = engine.requested()[before..].iter().map(|op| op.offset).collect();
     assert_eq!(offsets, [1024, 2048]);
 }
 
-// torture b4: the head of a request that is held is in flight
+// torture b4: the head of a held request is in flight
 #[test]
 fn the_head_of_a_held_request_offered_again() {
     let (mut rig, engine) = fake();
@@ -129,7 +127,8 @@ fn the_head_of_a_held_request_offered_again() {
     assert_eq!(rig.take_used(), [(2, 513)]);
 }
 
-// A failed sync is told at once: no retry brings back what the kernel dropped.
+// A failed sync is reported immediately: the kernel has dropped the data, and a retry would succeed without
+// it.
 #[test]
 fn a_failed_sync_is_reported() {
     let (mut rig, engine) = fake();
@@ -138,7 +137,7 @@ fn a_failed_sync_is_reported() {
     assert!(!rig.vq().is_stopped());
 }
 
-// torture c5: the daemon dies while the queue is stopped: the next one runs the request again
+// torture c5: the daemon dies while the queue is stopped, and the next one submits the request again
 #[test]
 fn a_stopped_queue_outlives_the_daemon() {
     let (mut rig, engine) = fake();
@@ -151,37 +150,37 @@ fn a_stopped_queue_outlives_the_daemon() {
     assert_eq!((rig.take_used(), rig.byte(status)), (vec![(0, 513)], OK));
 }
 
-// torture c8: its device is closed meanwhile: nothing is run again or taken until another image is there.
+// torture c8: the disk is closed while stopped: nothing is retried or popped until an image is opened again
 #[test]
-fn a_released_disk_keeps_its_requests() {
+fn a_closed_disk_keeps_its_requests() {
     let (mut rig, engine) = fake();
-    let told = Arc::new(AtomicUsize::new(0));
-    let tell = told.clone();
+    let stops = Arc::new(AtomicUsize::new(0));
+    let counter = stops.clone();
     let disk = rig.queue().disk().clone();
     disk.control().on_stop(Box::new(move || {
-        tell.fetch_add(1, Ordering::Relaxed);
+        counter.fetch_add(1, Ordering::Relaxed);
     }));
     engine.script([Scripted::Fail(libc::EIO)]);
     let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512)));
     assert!(!disk.control().has_stopped());
     rig.run();
     assert_eq!(
-        (told.load(Ordering::Relaxed), disk.control().has_stopped()),
+        (stops.load(Ordering::Relaxed), disk.control().has_stopped()),
         (1, true)
     );
-    let shape = KnownGeometry {
+    let geometry = KnownGeometry {
         size: disk.capacity() * 512,
         block_size: 4096,
         readonly: false,
     };
     drop(disk);
     rig.kill();
-    let released = Disk::closed(&rig.config, shape).unwrap();
-    assert_eq!((released.is_closed(), released.block_size()), (true, 4096));
-    // Nobody has the image.
+    let closed = Disk::closed(&rig.config, geometry).unwrap();
+    assert_eq!((closed.is_closed(), closed.block_size()), (true, 4096));
+    // The image is not locked.
     drop(open_soon(&rig.config));
     rig.engine = TestEngine::new(rig.config.engine);
-    rig.open_on(released);
+    rig.open_on(closed);
     rig.offer_request(3, VIRTIO_BLK_T_FLUSH, 0, None);
     for _ in 0..2 {
         rig.run();
@@ -199,11 +198,11 @@ fn a_released_disk_keeps_its_requests() {
     assert_eq!(rig.queue().stats().held.get(), 0);
 }
 
-// On a reactor, with a real file that is too short for a while: stopped, quiesced and resumed without
-// completing, tried again in vain, then in earnest.
+// On a reactor, with a real file that is too short for a while: the queue stops, quiesces and resumes without
+// completing, and is retried first without success, then with success.
 #[test]
-fn a_reactor_stops_and_tries_again() {
-    for (io_uring, engine) in WAYS {
+fn a_reactor_stops_and_retries() {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let mut rig = Rig::closed(engine, 64, ALL_FEATURES, false);
         let disk = open_soon(&rig.config);
@@ -217,7 +216,7 @@ fn a_reactor_stops_and_tries_again() {
         rig.offer_request(3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
         reactor.handle.schedule(id);
         collect(&mut rig, &interrupts, 1);
-        // Quiescing, as for a pause, does not wait for what is held.
+        // Quiescing, as for a pause, does not wait for held requests.
         reactor.quiesce(id);
         assert_eq!((stats.held.get(), rig.used_idx()), (1, 1));
         reactor.handle.retry(id);
@@ -230,7 +229,7 @@ fn a_reactor_stops_and_tries_again() {
         collect(&mut rig, &interrupts, 1);
         assert_eq!((stats.held.get(), stats.errors.get()), (0, 0));
         assert_eq!(rig.bytes(DATA, 512), whole[51200..51712]);
-        // A stopped queue can be taken away, as by a reset.
+        // A stopped queue can be removed, as by a reset.
         rig.image_file().set_len(8192).unwrap();
         rig.offer_request(0, VIRTIO_BLK_T_IN, 100, Some(writable(DATA, 512)));
         reactor.handle.schedule(id);

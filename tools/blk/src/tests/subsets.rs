@@ -7,7 +7,7 @@ use ringvirtio::virtio::{
 use super::rig::{
     ALL_FEATURES, BASE, BUFFERS, Buf, Desc, ENGINES, Rig, SECTORS, open_soon, readable, writable,
 };
-use super::service::{Running, WAYS, collect, queue};
+use super::service::{REACTOR_VARIANTS, Running, collect, queue};
 use crate::device;
 use crate::virtio::{
     RequestStatus, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -20,8 +20,7 @@ const OK: u8 = RequestStatus::Ok as u8;
 const IOERR: u8 = RequestStatus::IoErr as u8;
 const UNSUPP: u8 = RequestStatus::Unsupp as u8;
 
-// virtio-checklist 30, 31 for the device: what was negotiated works, and nothing else does, in each
-// combination
+// virtio-checklist 30, 31, device side: in each combination the negotiated features work, and no others
 #[test]
 fn every_subset_of_the_features_works() {
     let optional = [
@@ -60,7 +59,7 @@ fn every_subset_of_the_features_works() {
             if !chosen(VIRTIO_BLK_F_WRITE_ZEROES) {
                 assert_eq!(zeroes, UNSUPP);
             }
-            // Interrupts: with EVENT_IDX only the one that is asked for, at 0; else all.
+            // Interrupts: with EVENT_IDX only the one that used_event requests, at 0; else all.
             let publications = rig.used_idx() as usize;
             let expected = if chosen(VIRTIO_RING_F_EVENT_IDX) {
                 1
@@ -104,7 +103,7 @@ fn every_subset_of_the_features_works() {
 #[test]
 fn several_queues_of_one_disk() {
     const QUEUES: u64 = 4;
-    for (io_uring, engine) in WAYS {
+    for (io_uring, engine) in REACTOR_VARIANTS {
         let reactor = Running::new(io_uring);
         let first = Rig::closed(engine, 64, ALL_FEATURES, false);
         let disk = open_soon(&first.config);
@@ -158,7 +157,7 @@ fn the_capacity_follows_the_file() {
     for kind in ENGINES {
         let mut rig = Rig::with(kind, 64, ALL_FEATURES, false);
         let disk = rig.queue().disk().clone();
-        assert!(!disk.reread_capacity().unwrap(), "as it was");
+        assert!(!disk.reread_capacity().unwrap(), "unchanged");
         let read = |rig: &mut Rig, sector| {
             rig.request(0, VIRTIO_BLK_T_IN, sector, Some(writable(DATA, 512)))
                 .0
@@ -172,7 +171,7 @@ fn the_capacity_follows_the_file() {
             assert_eq!(read(&mut rig, sectors - 1), OK);
             assert_eq!(read(&mut rig, sectors), IOERR);
         }
-        // A size that is no disk's changes nothing.
+        // An invalid size is refused and changes nothing.
         for (size, text) in [(1000, "size 1000 bytes"), (0, "size 0 bytes")] {
             rig.image_file().set_len(size).unwrap();
             assert!(disk.reread_capacity().unwrap_err().to_string().contains(text));
