@@ -1,4 +1,5 @@
-//! Starts and stops leave no descriptor behind. A program of its own, because it counts those of the process.
+//! Starts and stops of zones leak no descriptor. A test program of its own, because it counts the descriptors
+//! of its process.
 #![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
@@ -14,7 +15,7 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// `torture d1`, against the fakes.
+/// Torture d1, on fakes.
 #[test]
 fn starts_and_stops_leave_no_descriptor() {
     let machine = Machine::new();

@@ -1,4 +1,4 @@
-//! `ringctl stats`, `top`, `trace` and `doctor` as users run them, against a daemon over fakes.
+//! `ringctl stats`, `top`, `trace` and `doctor` as users run them, against a daemon on fakes.
 #![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
@@ -88,7 +88,7 @@ fn stats_show_what_el2_counts() {
 }
 
 #[test]
-fn top_prints_one_look_where_there_is_no_terminal() {
+fn top_prints_once_without_a_terminal() {
     let machine = with_zone();
     for arguments in [&["top", "--interval", "0.1"][..], &["top", "--once", "-d", "0.1"]] {
         let text = stdout(&ringctl(&machine, arguments));
@@ -131,7 +131,7 @@ fn top_leaves(end: impl FnOnce(&mut File, u32), signal: i32) {
         .open(name.to_str().unwrap())
         .unwrap();
     let mut keyboard = File::from(master);
-    // Of no size, as a serial console is.
+    // Without a size, as a serial console.
     let mut top = command(&machine, &["top", "--interval", "0.1"])
         .env("TERM", "vt100")
         .stdin(Stdio::from(terminal.try_clone().unwrap()))
@@ -158,13 +158,13 @@ fn top_leaves(end: impl FnOnce(&mut File, u32), signal: i32) {
     assert_eq!(status.signal().unwrap_or(0), signal, "{seen}");
     assert!(signal != 0 || status.success(), "{seen}");
     assert!(!is_raw(&terminal));
-    // Another screen, the tables, and back.
+    // The alternate screen, the tables, and back.
     for text in ["\x1b[?1049h", "ringvisor", "running", "\x1b[?1049l", "\x1b[?25h"] {
         assert!(seen.contains(text), "{text:?} is not in {seen:?}");
     }
 }
 
-/// One at a time: recording is the process's.
+/// A single test, because recording is a state of the process.
 #[test]
 fn a_trace_is_recorded_written_and_switched_off() {
     let machine = with_zone();
@@ -210,7 +210,7 @@ fn a_trace_is_recorded_written_and_switched_off() {
     let slices = file["traceEvents"].as_array().unwrap().iter();
     assert_eq!(slices.filter(|event| event["ph"] == "X").count(), 5);
     until("the end of recording", || machine.el2.trace_mask() == 0);
-    // Whoever leaves early ends it, too.
+    // An interrupted recording is switched off, too.
     let mut early = command(&machine, &["trace", "--seconds", "60"]).spawn().unwrap();
     until("recording", || machine.el2.trace_mask() == trace::ALL);
     early.kill().unwrap();
@@ -221,7 +221,7 @@ fn a_trace_is_recorded_written_and_switched_off() {
 }
 
 #[test]
-fn doctor_works_where_nothing_is() {
+fn doctor_works_without_a_hypervisor() {
     let directory = tempfile::tempdir().unwrap();
     let doctor = |arguments: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_ringctl"))
@@ -231,7 +231,7 @@ fn doctor_works_where_nothing_is() {
             .output()
             .unwrap()
     };
-    // This is no root zone of ringvisor's.
+    // This machine is not a root zone of ringvisor.
     let output = doctor(&["doctor"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();

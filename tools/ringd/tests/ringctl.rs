@@ -1,4 +1,4 @@
-//! The command as users run it, against a daemon over fakes.
+//! `ringctl` as users run it, against a daemon on fakes.
 #![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
@@ -128,7 +128,7 @@ fn the_console_goes_both_ways() {
     let mut console = spawn(&machine, &["zone", "console", "c"]);
     console.stdin.as_mut().unwrap().write_all(b"uname\r").unwrap();
     until("input", || machine.el2.typed(1) == b"uname\r");
-    // Its end does not end the console.
+    // The end of standard input does not end the console.
     drop(console.stdin.take());
     machine.el2.guest_prints(1, "after\n");
     let mut seen = vec![0; 13];
@@ -142,7 +142,7 @@ fn the_console_goes_both_ways() {
         .el2
         .guest_ends(1, ZoneState::Stopped, StopReason::SystemOff);
     assert!(console.wait().unwrap().success());
-    // The console can still be read when the zone is over.
+    // The console can still be read after the zone has ended.
     let dump = stdout(&ringctl(&machine, &["zone", "console", "c"]));
     assert!(dump.starts_with("before\nafter\n"), "{dump:?}");
 }
@@ -257,14 +257,14 @@ fn mistakes_end_with_a_message_and_a_status() {
     machine.assert_clean();
 }
 
-/// A daemon that serves one connection after the other: for each, a test says what it does with it.
-mod mortal {
+/// A fake daemon, whose reply to each connection a test decides.
+mod fake_daemon {
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use ringd::control::protocol::{Frame, Request};
 
-    /// The next connection's first request, which is granted if there is an answer.
+    /// Accepts a connection, replies to its first request with `answer`, and returns the request.
     pub fn serve(listener: &UnixListener, answer: &str) -> (Request, UnixStream) {
         let (stream, _) = listener.accept().unwrap();
         let mut line = String::new();
@@ -303,24 +303,24 @@ fn consoles_and_waits_outlast_the_daemon() {
     let wait = Request::Wait { name: "z".into() };
     let done = r#"{"ok":"done"}"#;
 
-    // A console goes on where it was: a whole piece counts, one that was cut off does not.
+    // A console continues where it was: complete messages count, a truncated one does not.
     let mut child = ringctl(&["zone", "console", "z"]);
-    let (request, stream) = mortal::serve(&listener, done);
+    let (request, stream) = fake_daemon::serve(&listener, done);
     assert_eq!(request, console(0));
-    mortal::print(&stream, 4, b"one ");
+    fake_daemon::print(&stream, 4, b"one ");
     (&stream)
         .write_all(&[9, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, b't', b'w'])
         .unwrap();
     drop(stream);
-    let (request, stream) = mortal::serve(&listener, done);
+    let (request, stream) = fake_daemon::serve(&listener, done);
     assert_eq!(request, console(4));
-    mortal::print(&stream, 9, b"[two]");
-    // What is typed goes to the next one.
+    fake_daemon::print(&stream, 9, b"[two]");
+    // Input goes to the next daemon.
     child.stdin.as_mut().unwrap().write_all(b"ls\r").unwrap();
     let mut typed = [0; 3];
     (&stream).read_exact(&mut typed).unwrap();
     assert_eq!(&typed, b"ls\r");
-    mortal::print(&stream, 9, b"");
+    fake_daemon::print(&stream, 9, b"");
     let output = child.wait_with_output().unwrap();
     assert_eq!(stdout(&output), "one [two]");
     let said = String::from_utf8(output.stderr).unwrap();
@@ -329,7 +329,7 @@ fn consoles_and_waits_outlast_the_daemon() {
         "{said}"
     );
 
-    // A wait goes on, and says it if the next daemon knows nothing.
+    // A wait continues, and reports if the next daemon does not know the zone.
     for (answer, status) in [
         (r#"{"ok":{"ended":{"how":"powered_off"}}}"#, 0),
         (r#"{"error":"no zone z"}"#, 1),
@@ -337,7 +337,7 @@ fn consoles_and_waits_outlast_the_daemon() {
         let child = ringctl(&["zone", "wait", "z"]);
         let (stream, _) = listener.accept().unwrap();
         drop(stream);
-        let (request, _stream) = mortal::serve(&listener, answer);
+        let (request, _stream) = fake_daemon::serve(&listener, answer);
         assert_eq!(request, wait);
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(status), "{output:?}");

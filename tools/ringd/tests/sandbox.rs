@@ -1,5 +1,4 @@
-//! The worker's sandbox, in processes of its own: this program starts itself once more for each test, because
-//! a sandbox is for good.
+//! The worker's sandbox. Each test runs in a child process, because a sandbox cannot be left.
 #![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
@@ -15,7 +14,7 @@ use ringd::control::protocol::Request;
 use ringd::device::{api, disk};
 use ringd::sandbox;
 
-/// Runs the test `name` of this program in a child that is told to do the dangerous part.
+/// Returns the command that runs the test `name` of this program as a sandboxed child.
 fn command(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -32,7 +31,7 @@ fn is_child(name: &str) -> bool {
     std::env::var("RINGD_TEST_SANDBOX").is_ok_and(|text| text == name)
 }
 
-/// `torture c12`: zones live and die inside of the filter, with disks on both engines. The client is outside.
+/// Torture c12: zones start and end under the filter, with disks on both engines. The client is outside.
 #[test]
 fn a_daemon_at_work_needs_nothing_else() {
     const NAME: &str = "a_daemon_at_work_needs_nothing_else";
@@ -43,7 +42,7 @@ fn a_daemon_at_work_needs_nothing_else() {
         let disks = "[[disk]]\npath = \"disk.img\"\n[[disk]]\npath = \"other.img\"\nengine = \"threads\"";
         machine.zone_file("z", disks);
         eprintln!("directory {}", machine.directory.path().display());
-        // Until the parent is done.
+        // Until the parent closes standard input.
         std::io::stdin().read_line(&mut String::new()).unwrap();
         machine.assert_clean();
         return;
@@ -79,7 +78,7 @@ fn a_daemon_at_work_needs_nothing_else() {
     assert!(status.success(), "{status}: {rest}");
 }
 
-/// What is not on the list ends the process with a line that names the system call.
+/// A system call that is not listed ends the process with a log line that names it.
 #[test]
 fn other_system_calls_end_the_process() {
     const NAME: &str = "other_system_calls_end_the_process";
@@ -93,7 +92,7 @@ fn other_system_calls_end_the_process() {
         return;
     }
     sandbox::Filter::new().unwrap().restrict().unwrap();
-    // Starting a program, from a thread that began after the filter.
+    // An execve, from a thread that was started under the filter.
     let thread = std::thread::spawn(|| {
         use std::os::unix::process::CommandExt;
         Command::new("/bin/true").exec()
@@ -102,7 +101,7 @@ fn other_system_calls_end_the_process() {
     panic!("a program was started, or tried: {error:?}");
 }
 
-/// Root's rights are gone for good. Needs root to begin with.
+/// Root's privileges cannot be regained. Needs root at first.
 #[test]
 fn privileges_are_dropped() {
     const NAME: &str = "privileges_are_dropped";
@@ -115,7 +114,8 @@ fn privileges_are_dropped() {
         assert!(output.status.success(), "{output:?}");
         return;
     }
-    // In a thread: the test harness's other thread keeps its rights, as a daemon's has none beside it.
+    // In a thread: the test harness's other thread keeps its privileges; the daemon has a single thread at
+    // that point.
     let thread = std::thread::spawn(|| {
         if rustix::thread::set_thread_groups(&[]).is_err() {
             eprintln!("root may not change its groups here");

@@ -1,6 +1,6 @@
-//! `ringd serve` as its users have it: a process that may be killed at any time, whose front end keeps the
-//! in-flight region and goes on with the next one. Our driver plays the front end; `tests/host/vhost-user.sh`
-//! has QEMU do it.
+//! `ringd serve`: a process that may be killed at any time, whose front end keeps the in-flight region and
+//! continues with the next one. The front end is `ringvhost`'s driver here, QEMU in
+//! `tests/host/vhost-user.sh`.
 #![cfg(test)]
 
 #[path = "../../vhost/tests/support/mod.rs"]
@@ -52,7 +52,7 @@ impl Drop for Server {
     }
 }
 
-/// What a VMM keeps while servers come and go.
+/// The state of a VMM that outlives its servers.
 struct Vmm {
     rings: SharedRings,
     memory: GuestMemoryMmap,
@@ -86,7 +86,7 @@ impl Vmm {
         }
     }
 
-    /// As QEMU does: with the region that the last server made, from where the used ring is.
+    /// Connects as QEMU does: with the in-flight region of the last server, from the used ring's index on.
     fn connect(&mut self, socket: &Path) -> (Frontend, EventFd) {
         let mut front = Frontend::from_stream(connect(socket), 1);
         front.set_owner().unwrap();
@@ -118,8 +118,8 @@ impl Vmm {
     }
 }
 
-/// Writes, each with a stamp of its own in every sector, at depth 32; the server is killed again and again.
-/// Each request is answered once, with OK, and the image has in every block what was written there last.
+/// Writes blocks with a unique stamp in every sector, at depth 32, while the server is killed repeatedly.
+/// Each request completes once, with OK, and every block of the image holds the last write.
 #[test]
 fn killed_in_the_middle_of_writes() {
     for arguments in [&[][..], &["--no-io-uring"]] {
@@ -141,7 +141,7 @@ fn killed_in_the_middle_of_writes() {
                 "{answered} answered, {} in flight",
                 flying.len()
             );
-            // Each block has one buffer, and one request in flight at most.
+            // Each block has one buffer, and at most one outstanding request.
             let mut block = stamp;
             while (flying.len() as u64) < DEPTH {
                 block = (block + 1) % BLOCKS;
@@ -172,7 +172,7 @@ fn killed_in_the_middle_of_writes() {
                 std::thread::sleep(Duration::from_micros(200));
             }
             if answered > (kills + 1) * 400 {
-                // At once after a publication, so that requests are in all states.
+                // Directly after a publication, so that requests are in all states.
                 server.kill();
                 drop(front);
                 server = Server::start(&socket, &all);
@@ -180,7 +180,7 @@ fn killed_in_the_middle_of_writes() {
                 kills += 1;
             }
         }
-        // The rest, without a kill.
+        // The remaining requests, without a kill.
         while !flying.is_empty() {
             assert!(Instant::now() < deadline, "{} requests were lost", flying.len());
             while let Some(done) = vmm.ring().pop().expect("no request is answered twice") {
@@ -207,7 +207,7 @@ fn killed_in_the_middle_of_writes() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said() {
+fn invalid_disks_are_reported() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("sock");
     let serve = |arguments: &[&str]| {

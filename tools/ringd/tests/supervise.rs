@@ -1,4 +1,4 @@
-//! The supervisor with a program in the daemon's place: starts, deaths, signals.
+//! The supervisor with a script as the daemon: starts, ends, signals.
 #![cfg(test)]
 
 use std::os::unix::fs::PermissionsExt;
@@ -9,18 +9,17 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A supervisor whose daemon is a script: what an upgrade to it would leave.
+/// Starts a supervisor whose daemon is a script, as after an upgrade to it.
 fn supervisor(directory: &Path, script: &str) -> Child {
     let program = directory.join("daemon.sh");
-    // As the daemon does: one that is kept ready waits for its turn, which never comes if the supervisor
-    // ends.
+    // As the daemon: one that is kept ready waits for its start, and ends with the supervisor.
     let turn = format!(
         "case \"$*\" in *--standby*) echo $$ >>{0}/standby; read turn || {{ echo $$ >>{0}/unused; exit 0; }}; echo $$ >>{0}/turn;; esac",
         directory.display()
     );
     std::fs::write(&program, format!("#!/bin/sh\n{turn}\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    // Whatever signals whoever runs the tests ignores: a shell has its programs in the background ignore
+    // Independent of the signals that the caller of the tests ignores: a shell's background processes ignore
     // SIGINT.
     let child = Command::new("env")
         .arg("--default-signal")
@@ -33,7 +32,7 @@ fn supervisor(directory: &Path, script: &str) -> Child {
         .spawn()
         .unwrap();
     until("its note", || directory.join("supervisor").exists());
-    // Its own program dies at once on this machine, which has no EL2; from the next start on it is the
+    // Its own program ends immediately on this machine, which has no EL2; from the next start on it is the
     // script.
     std::fs::write(directory.join("program"), program.display().to_string()).unwrap();
     child
@@ -52,7 +51,7 @@ fn lines(path: &Path) -> usize {
 }
 
 #[test]
-fn a_daemon_that_dies_is_started_again_and_signals_are_passed_on() {
+fn a_dead_daemon_is_restarted_and_signals_are_passed_on() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let script = format!(
@@ -77,7 +76,7 @@ fn a_daemon_that_dies_is_started_again_and_signals_are_passed_on() {
     };
     for round in 2..5 {
         until("one kept ready", || lines(&at("standby")) == round - 1);
-        // Long enough not to count as quick.
+        // Long enough not to count as an early end.
         std::thread::sleep(Duration::from_millis(600));
         let killed = Instant::now();
         kill_process(pid(), Signal::KILL).unwrap();
@@ -93,7 +92,7 @@ fn a_daemon_that_dies_is_started_again_and_signals_are_passed_on() {
     let log = std::fs::read_to_string(at("log")).unwrap();
     assert!(log.contains("killed by signal 9"), "{log}");
 
-    // Another program of the same name: the one that is kept is exchanged, and the other not used.
+    // Another program under the same name: the daemon that is kept ready is replaced, and never used.
     until("one kept ready", || lines(&at("standby")) == 4);
     let program = at("daemon.sh");
     let (stale, new) = (last("standby"), at("new.sh"));
@@ -134,7 +133,7 @@ fn one_kept_ready_ends_when_the_supervisor_is_killed() {
 }
 
 #[test]
-fn a_daemon_that_never_serves_is_not_started_all_the_time() {
+fn restarts_are_rate_limited() {
     let directory = tempfile::tempdir().unwrap();
     let started = directory.path().join("started");
     let script = format!("echo $$ >>{}; exit 3", started.display());

@@ -1,4 +1,4 @@
-//! The console on a terminal: raw while it is open, as it was afterwards, left by Ctrl-].
+//! The console on a terminal: raw while it is open, restored afterwards, left by Ctrl-].
 #![cfg(test)]
 
 #[allow(dead_code, reason = "each test program uses its part")]
@@ -19,7 +19,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 use toml::Table;
 
-/// Both ends of a new terminal.
+/// Opens a pseudoterminal and returns both ends.
 fn terminal() -> (File, File) {
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&master).unwrap();
@@ -50,8 +50,8 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// `ringctl zone console t`, whatever signals whoever runs the tests ignores; `signals` is how it takes
-/// SIGHUP.
+/// Starts `ringctl zone console t`, independent of the signals that the caller of the tests ignores;
+/// `signals` is its disposition of SIGHUP.
 fn console(machine: &Machine, terminal: &File, signals: &str) -> Child {
     Command::new("env")
         .args(["--default-signal=INT,QUIT,TERM", signals])
@@ -79,7 +79,7 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
     assert!(!is_raw(&screen));
     let mut console = console(&machine, &screen, HUP_ENDS);
     until("raw mode", || is_raw(&screen));
-    // Ctrl-C is the guest's.
+    // Ctrl-C goes to the guest.
     keyboard.write_all(b"top\r\x03").unwrap();
     until("input", || machine.el2.typed(1) == b"top\r\x03");
     machine.el2.guest_prints(1, "bye\n");
@@ -96,7 +96,7 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
         "{said}"
     );
     until("the last key", || machine.el2.typed(1) == b"top\r\x03x");
-    // Whoever is ended by a signal leaves no raw terminal behind.
+    // A signal ends it with the terminal restored.
     for signal in [Signal::TERM, Signal::HUP] {
         let mut console = self::console(&machine, &screen, HUP_ENDS);
         until("raw mode", || is_raw(&screen));
@@ -104,7 +104,7 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
         assert_eq!(console.wait().unwrap().signal(), Some(signal.as_raw()));
         assert!(!is_raw(&screen));
     }
-    // One that was started to ignore SIGHUP, as by nohup, goes on.
+    // Started with SIGHUP ignored, as by nohup, it continues.
     let mut console = self::console(&machine, &screen, "--ignore-signal=HUP");
     until("raw mode", || is_raw(&screen));
     kill_process(Pid::from_child(&console), Signal::HUP).unwrap();

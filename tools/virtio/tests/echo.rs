@@ -1,5 +1,5 @@
-//! The smallest device: a queue that copies what the driver sends to what the driver offers, on a real
-//! reactor.
+//! The smallest device, on a real reactor: a queue that copies a request's readable buffers to its writable
+//! ones.
 #![cfg(test)]
 
 use std::sync::Arc;
@@ -22,10 +22,10 @@ const USED: u64 = BASE + 0x2000;
 const SENT: u64 = BASE + 0x3000;
 const RECEIVED: u64 = BASE + 0x4000;
 const SIZE: u16 = 8;
-/// Only what hangs takes so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// Time after which a test has hung.
+const TEST_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Completes what was pushed in the round after.
+/// Completes each operation in the round after it was pushed.
 #[derive(Default)]
 struct EchoBackend {
     pushed: Vec<Completion>,
@@ -126,7 +126,7 @@ impl QueueHandler for EchoQueue {
     }
 }
 
-/// A driver and what outlives the daemon.
+/// The guest with its driver, and what outlives a daemon.
 struct Guest {
     memory: GuestMemoryMmap,
     log: Arc<MmapRegion>,
@@ -205,7 +205,7 @@ impl Guest {
     fn receive(&mut self, interrupts: &Receiver<()>) -> (u32, u32) {
         let idx = GuestAddress(USED + 2);
         while u16::from_le(self.memory.load(idx, Ordering::Acquire).unwrap()) == self.used {
-            interrupts.recv_timeout(PATIENCE).expect("an interrupt");
+            interrupts.recv_timeout(TEST_TIMEOUT).expect("an interrupt");
         }
         let at = USED + 4 + 8 * u64::from(self.used % SIZE);
         self.used = self.used.wrapping_add(1);
@@ -235,7 +235,7 @@ impl Running {
     fn remove(&self, id: QueueId) {
         let (sender, removed) = channel();
         self.0.remove(id, Box::new(move || sender.send(()).unwrap()));
-        removed.recv_timeout(PATIENCE).expect("removed");
+        removed.recv_timeout(TEST_TIMEOUT).expect("removed");
     }
 }
 
@@ -247,7 +247,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn a_device_that_knows_no_disk() {
+fn a_device_without_a_disk() {
     for io_uring in [true, false] {
         let reactor = Running::new(io_uring);
         let mut guest = Guest::new();
@@ -267,7 +267,7 @@ fn a_device_that_knows_no_disk() {
         // A quiesced queue pops nothing until it is resumed.
         let (sender, quiesced) = channel();
         reactor.0.quiesce(id, Box::new(move || sender.send(()).unwrap()));
-        quiesced.recv_timeout(PATIENCE).unwrap();
+        quiesced.recv_timeout(TEST_TIMEOUT).unwrap();
         guest.send(0, [1; 4]);
         reactor.0.schedule(id);
         reactor.remove(id);
@@ -276,10 +276,10 @@ fn a_device_that_knows_no_disk() {
     }
 }
 
-// What was in flight when the queue left is in the log, and run again by the next one: once, and before what
-// came later.
+// Requests in flight when the queue is removed are in the log; the next queue runs them once, before later
+// requests.
 #[test]
-fn a_take_over_runs_again_what_was_in_flight() {
+fn a_take_over_resubmits_requests_in_flight() {
     for io_uring in [true, false] {
         let reactor = Running::new(io_uring);
         let mut guest = Guest::new();
@@ -303,7 +303,7 @@ fn a_take_over_runs_again_what_was_in_flight() {
 }
 
 #[test]
-fn a_breach_of_the_driver_breaks_its_queue_alone() {
+fn a_driver_error_breaks_its_queue_alone() {
     let reactor = Running::new(true);
     let (mut guest, mut other) = (Guest::new(), Guest::new());
     let ((raise, interrupts), (fault, faults)) = (channel(), channel());
@@ -311,7 +311,7 @@ fn a_breach_of_the_driver_breaks_its_queue_alone() {
     let id = reactor.0.add(other.handler(false, raise, fault));
     guest.offer(SIZE);
     reactor.0.schedule(broken);
-    let message = faults.recv_timeout(PATIENCE).unwrap();
+    let message = faults.recv_timeout(TEST_TIMEOUT).unwrap();
     assert_eq!(message, "head 8 is outside of the descriptor table");
     other.send(0, [3; 4]);
     reactor.0.schedule(id);

@@ -1,4 +1,4 @@
-//! A daemon over fakes in this process, with a real socket, for tests that use it from outside.
+//! A daemon on fakes in this process, with a real socket, for tests of its clients.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use ringd::zone::registry::Registry;
 
 /// CPUs of the machine.
 pub const CPUS: u32 = 4;
-/// Its huge pages.
+/// Huge pages of the machine.
 pub const PAGES: u64 = 64;
 
 pub struct Machine {
@@ -60,7 +60,7 @@ impl Machine {
         self.directory.path().join(name)
     }
 
-    /// A zone file with this line added.
+    /// Writes a zone file with this line added, and returns its path.
     pub fn zone_file(&self, name: &str, line: &str) -> PathBuf {
         let text = format!("name = {name:?}\ncpus = 1\nmemory = \"16M\"\nkernel = \"Image\"\n{line}\n");
         let path = self.path(&format!("{name}.toml"));
@@ -68,7 +68,7 @@ impl Machine {
         path
     }
 
-    /// Nothing of any zone is left.
+    /// Checks that no zone has left a CPU, a page or a record.
     pub fn assert_clean(&self) {
         assert_eq!(self.host.online(), (0..CPUS).collect::<Vec<_>>());
         assert_eq!(self.host.free_pages(), PAGES);

@@ -1,4 +1,4 @@
-//! A vhost-user-blk server made by hand, byte for byte, so that it can do everything wrong that a server can.
+//! A hand-written vhost-user-blk server, which can violate the protocol at any byte.
 
 use std::fs::File;
 use std::io::{self, IoSliceMut, Read, Write};
@@ -19,9 +19,9 @@ use rustix::fs::OFlags;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use vm_memory::{FileOffset, MmapRegion};
 
-/// Feature of vhost-user's own: there are protocol features.
+/// Feature bit VHOST_USER_F_PROTOCOL_FEATURES.
 pub const PROTOCOL_FEATURES: u64 = 1 << 30;
-/// Protocol features.
+/// Protocol feature bits.
 pub const REPLY_ACK: u64 = 1 << 3;
 pub const BACKEND_REQ: u64 = 1 << 5;
 pub const CONFIG: u64 = 1 << 9;
@@ -38,23 +38,23 @@ const SET_BACKEND_REQ_FD: u32 = 21;
 const GET_CONFIG: u32 = 24;
 const NEED_REPLY: u32 = 1 << 3;
 
-/// What it is like.
+/// The behavior of the server.
 #[derive(Clone, Debug)]
-pub struct Manners {
+pub struct Behavior {
     pub features: u64,
     pub protocol: u64,
     /// 512-byte sectors.
     pub sectors: u64,
     pub block_size: u32,
-    /// Answers nothing from this request on.
-    pub mute_from: Option<u32>,
+    /// Replies to no request from this number on.
+    pub silent_from: Option<u32>,
     /// Ends each connection as soon as its queue is set up.
-    pub hasty: bool,
-    /// Has another number of sectors each time it is asked: one more than `sectors` every other time.
-    pub wavers: bool,
+    pub disconnects_at_once: bool,
+    /// Reports one more than `sectors` at every other GET_CONFIG.
+    pub alternates_capacity: bool,
 }
 
-impl Default for Manners {
+impl Default for Behavior {
     fn default() -> Self {
         Self {
             features: feature(VIRTIO_F_VERSION_1)
@@ -65,119 +65,119 @@ impl Default for Manners {
             protocol: CONFIG | REPLY_ACK | BACKEND_REQ,
             sectors: 512,
             block_size: 512,
-            mute_from: None,
-            hasty: false,
-            wavers: false,
+            silent_from: None,
+            disconnects_at_once: false,
+            alternates_capacity: false,
         }
     }
 }
 
-/// What it was given by a front end that has set its queue up.
+/// What a front end that has set its queue up has passed to the server.
 pub struct Given {
     /// The memory with the ring, and where the used ring is in it.
     rings: Arc<MmapRegion>,
     used: usize,
     call: Option<File>,
     kick: Option<File>,
-    /// To say that the disk has changed.
-    pub notices: Option<UnixStream>,
+    /// The back-end channel, for CONFIG_CHANGE messages.
+    pub backend_channel: Option<UnixStream>,
     stream: UnixStream,
 }
 
 impl Given {
-    /// Stores into the used ring: which 16-bit word, and what.
+    /// Stores a 16-bit word of the used ring and notifies the front end.
     pub fn write_used(&self, word: usize, value: u16) {
         let offset = self.used + 2 * word;
         assert!(offset + 2 <= self.rings.size());
         let address = self.rings.as_ptr().wrapping_add(offset).cast::<AtomicU16>();
-        // SAFETY: in the mapping, which lives, and aligned: the ring is.
+        // SAFETY: inside the mapping, which outlives this, and aligned as the ring is.
         unsafe { &*address }.store(value, Ordering::Release);
         if let Some(mut call) = self.call.as_ref() {
             call.write_all(&1_u64.to_ne_bytes()).unwrap();
         }
     }
 
-    /// Requests that were ever made available, as a 16-bit number.
+    /// Returns avail.idx.
     pub fn available(&self) -> u16 {
         let [_, avail, used] = DriverRing::areas();
         let offset = self.used - used + avail + 2;
         let address = self.rings.as_ptr().wrapping_add(offset).cast::<AtomicU16>();
-        // SAFETY: in the mapping, which lives, and aligned: the ring is.
+        // SAFETY: inside the mapping, which outlives this, and aligned as the ring is.
         unsafe { &*address }.load(Ordering::Acquire)
     }
 
-    /// Whoever writes to the kick or the call from now on waits.
-    pub fn fill_events(&self) {
+    /// Fills the kick and call eventfds, so that a blocking write to them blocks.
+    pub fn fill_eventfds(&self) {
         for mut event in [&self.kick, &self.call].map(|event| event.as_ref().unwrap()) {
-            // A read of an empty one ends at once, as yet.
+            // A read of an empty eventfd does not block yet.
             let _ = event.read(&mut [0; 8]);
             rustix::fs::fcntl_setfl(event, OFlags::RDWR).unwrap();
             event.write_all(&(u64::MAX - 1).to_ne_bytes()).unwrap();
         }
     }
 
-    /// The file of the memory with the ring.
+    /// Returns the file of the memory with the ring.
     pub fn file(&self) -> &File {
         self.rings.file_offset().unwrap().file()
     }
 
     /// Ends the connection.
-    pub fn hang_up(&self) {
+    pub fn disconnect(&self) {
         self.stream.shutdown(Shutdown::Both).unwrap();
     }
 
-    /// Says something that nobody has asked for.
-    pub fn say(&self, bytes: &[u8]) {
+    /// Sends bytes that are no reply to a request.
+    pub fn send_bytes(&self, bytes: &[u8]) {
         (&self.stream).write_all(bytes).unwrap();
     }
 
-    /// Says that the disk has changed.
-    pub fn notice(&self) -> io::Result<()> {
+    /// Sends a CONFIG_CHANGE message.
+    pub fn send_config_change(&self) -> io::Result<()> {
         let message = [2_u32, 1, 0].map(u32::to_ne_bytes).concat();
-        self.notices.as_ref().unwrap().write_all(&message)
+        self.backend_channel.as_ref().unwrap().write_all(&message)
     }
 }
 
-/// It listens, and serves one connection after the other until it is dropped.
+/// The server, which serves one connection after the other until it is dropped.
 pub struct Fake {
-    manners: Arc<Mutex<Manners>>,
+    behavior: Arc<Mutex<Behavior>>,
     /// Queues that were set up.
     pub given: Receiver<Given>,
-    /// Front ends that have gone.
+    /// Connections that have ended.
     pub gone: Receiver<()>,
     ending: Arc<AtomicBool>,
-    /// The connection of now.
+    /// The current connection.
     stream: Arc<Mutex<Option<UnixStream>>>,
     thread: Option<JoinHandle<()>>,
     socket: std::path::PathBuf,
 }
 
 impl Fake {
-    pub fn new(socket: &Path, manners: Manners) -> Self {
+    pub fn new(socket: &Path, behavior: Behavior) -> Self {
         let _ = std::fs::remove_file(socket);
         let listener = UnixListener::bind(socket).unwrap();
         let (send, given) = channel();
-        let (tell, gone) = channel();
-        let manners = Arc::new(Mutex::new(manners));
+        let (ended, gone) = channel();
+        let behavior = Arc::new(Mutex::new(behavior));
         let ending = Arc::new(AtomicBool::new(false));
         let stream: Arc<Mutex<Option<UnixStream>>> = Arc::default();
-        let (shared, told, current) = (manners.clone(), ending.clone(), stream.clone());
+        let (shared, stopping, current) = (behavior.clone(), ending.clone(), stream.clone());
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
                 *current.lock().unwrap() = Some(stream.try_clone().unwrap());
-                if told.load(Ordering::Acquire) {
+                if stopping.load(Ordering::Acquire) {
                     return;
                 }
-                // How a connection ends is the front end's affair.
+                // The front end decides how a connection ends.
                 let _ = serve(&stream, &shared, &send);
                 current.lock().unwrap().take();
                 drop(stream);
-                let _ = tell.send(());
+                let _ = ended.send(());
             }
         });
         Self {
-            manners,
+            behavior,
             given,
             gone,
             ending,
@@ -187,9 +187,9 @@ impl Fake {
         }
     }
 
-    /// From now on it is another.
-    pub fn change(&self, change: impl FnOnce(&mut Manners)) {
-        change(&mut self.manners.lock().unwrap());
+    /// Changes the server's behavior.
+    pub fn change(&self, change: impl FnOnce(&mut Behavior)) {
+        change(&mut self.behavior.lock().unwrap());
     }
 }
 
@@ -205,20 +205,23 @@ impl Drop for Fake {
     }
 }
 
-fn serve(stream: &UnixStream, manners: &Mutex<Manners>, send: &Sender<Given>) -> io::Result<()> {
-    // The last region of the table is the rings': where the front end has it, and the memory.
+fn serve(stream: &UnixStream, behavior: &Mutex<Behavior>, send: &Sender<Given>) -> io::Result<()> {
+    // The last region of the table has the rings: its address in the front end, and its mapping.
     let mut rings: Option<(u64, Arc<MmapRegion>)> = None;
-    let (mut used, mut call, mut notices) = (0, None, None);
-    let mut asked = 0;
+    let (mut used, mut call, mut backend_channel) = (0, None, None);
+    let mut configs = 0;
     loop {
         let (header, mut files) = header(stream)?;
         let [request, flags, size] = header;
         let mut body = vec![0; size as usize];
         (&*stream).read_exact(&mut body)?;
         let word = |at: usize| u64::from_ne_bytes(body[at..at + 8].try_into().unwrap());
-        let now = manners.lock().unwrap().clone();
-        if now.mute_from.is_some_and(|from| request >= from && request != 3) {
-            // Until it is hung up on.
+        let now = behavior.lock().unwrap().clone();
+        if now
+            .silent_from
+            .is_some_and(|from| request >= from && request != 3)
+        {
+            // Until the front end disconnects.
             io::copy(&mut &*stream, &mut io::sink())?;
             return Ok(());
         }
@@ -228,8 +231,8 @@ fn serve(stream: &UnixStream, manners: &Mutex<Manners>, send: &Sender<Given>) ->
             GET_PROTOCOL_FEATURES => answer = Some(now.protocol.to_ne_bytes().to_vec()),
             GET_CONFIG => {
                 let mut config = body.clone();
-                asked += 1;
-                let more = u64::from(now.wavers && asked % 2 == 0);
+                configs += 1;
+                let more = u64::from(now.alternates_capacity && configs % 2 == 0);
                 config[12..20].copy_from_slice(&(now.sectors + more).to_le_bytes());
                 config[32..36].copy_from_slice(&now.block_size.to_le_bytes());
                 answer = Some(config);
@@ -247,7 +250,7 @@ fn serve(stream: &UnixStream, manners: &Mutex<Manners>, send: &Sender<Given>) ->
             }
             SET_VRING_CALL => call = files.pop(),
             SET_BACKEND_REQ_FD => {
-                notices = files
+                backend_channel = files
                     .pop()
                     .map(|file| UnixStream::from(std::os::fd::OwnedFd::from(file)));
             }
@@ -261,7 +264,7 @@ fn serve(stream: &UnixStream, manners: &Mutex<Manners>, send: &Sender<Given>) ->
         }
         if request == SET_VRING_KICK {
             let (_, rings) = rings.clone().expect("memory before a kick");
-            if now.hasty {
+            if now.disconnects_at_once {
                 return Ok(());
             }
             let _ = send.send(Given {
@@ -269,7 +272,7 @@ fn serve(stream: &UnixStream, manners: &Mutex<Manners>, send: &Sender<Given>) ->
                 used,
                 call: call.take(),
                 kick: files.pop(),
-                notices: notices.take(),
+                backend_channel: backend_channel.take(),
                 stream: stream.try_clone()?,
             });
         }
@@ -281,7 +284,7 @@ fn reply(mut stream: &UnixStream, request: u32, body: &[u8]) -> io::Result<()> {
     stream.write_all(&[&header, body].concat())
 }
 
-/// A header, and the files that came with it.
+/// Receives a message header and the files passed with it.
 fn header(stream: &UnixStream) -> io::Result<([u32; 3], Vec<File>)> {
     let mut bytes = [0; 12];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];

@@ -1,4 +1,4 @@
-//! The daemon's reactor, and a guest with one queue played by our own driver in its own RAM.
+//! The daemon's reactor, and a guest with one queue: `ringvhost`'s driver in its own RAM.
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -16,12 +16,12 @@ use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMma
 
 use crate::support::{BASE, RAM};
 
-/// Where the guest's buffers are: behind its ring.
+/// Offset of the guest's buffers in its RAM, behind the ring.
 pub const BUFFERS: u64 = 1 << 20;
-/// For what must come.
-pub const PATIENCE: Duration = Duration::from_secs(60);
-/// What servers have for an answer: they are on this machine, which may be slow.
-pub const ANSWER: Duration = Duration::from_secs(2);
+/// Time after which a test has hung.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout for a server's reply. Servers run on the same, possibly slow machine.
+pub const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 pub fn open(socket: &Path) -> Result<Arc<Disk>, String> {
     open_with(socket, &OpenOptions::default())
@@ -39,7 +39,9 @@ pub fn open_with(socket: &Path, options: &OpenOptions) -> Result<Arc<Disk>, Stri
 pub fn context() -> OpenContext {
     let reach = |path: &Path| UnixStream::connect(path);
     OpenContext {
-        connector: Some(Arc::new(Driver::new(Arc::new(reach)).with_timeout(ANSWER))),
+        connector: Some(Arc::new(
+            Driver::new(Arc::new(reach)).with_timeout(SERVER_TIMEOUT),
+        )),
         ..OpenContext::default()
     }
 }
@@ -121,11 +123,11 @@ impl Guest {
         }
     }
 
-    /// The next answer, with its status; `None` if none comes in this time.
-    pub fn next(&mut self, patience: Duration) -> Option<(u64, u8)> {
-        let deadline = Instant::now() + patience;
+    /// Waits for the next completion: its token and status, or `None` after `timeout`.
+    pub fn next(&mut self, timeout: Duration) -> Option<(u64, u8)> {
+        let deadline = Instant::now() + timeout;
         loop {
-            if let Some(done) = self.ring.pop().expect("no request is answered twice") {
+            if let Some(done) = self.ring.pop().expect("no request completes twice") {
                 return Some((done.token, done.status));
             }
             if !self.ring.arm() {
@@ -138,7 +140,7 @@ impl Guest {
     pub fn run(&mut self, request: Request, parts: &[(u64, u32)]) -> u8 {
         self.push(0, request, parts);
         self.publish();
-        self.next(PATIENCE).expect("an answer").1
+        self.next(TEST_TIMEOUT).expect("a completion").1
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {
@@ -151,12 +153,12 @@ impl Guest {
         bytes
     }
 
-    /// What a reset of the device, a stop of the zone and a change of the disk wait for.
+    /// Removes the queue and waits for it, as a reset, a stop of the zone and a change of the disk do.
     pub fn remove(&mut self) {
         let (sender, gone) = channel();
         let id = self.id.take().unwrap();
         self.handle.remove(id, Box::new(move || sender.send(()).unwrap()));
-        gone.recv_timeout(PATIENCE).expect("the queue is let go of");
+        gone.recv_timeout(TEST_TIMEOUT).expect("the queue is removed");
     }
 }
 

@@ -1,12 +1,12 @@
-//! A disk that another process serves, as the daemon's reactor uses it: requests of a guest's queue go to a
-//! server that is killed and started again, goes for good, is another one, or writes nonsense. The guest is
-//! played by our own driver, in its own RAM.
+//! Remote disks on the daemon's reactor: requests of a guest's queue go to a server that is killed and
+//! restarted, stays away, serves a different disk, or violates the protocol. The guest is `ringvhost`'s
+//! driver, in its own RAM.
 #![cfg(test)]
 
 mod fake;
 mod faults;
 mod guest;
-mod moving;
+mod migration;
 #[path = "../../../vhost/tests/support/mod.rs"]
 mod support;
 
@@ -18,7 +18,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use guest::{BUFFERS, Guest, PATIENCE, open};
+use guest::{BUFFERS, Guest, TEST_TIMEOUT, open};
 use ringblk::Disk;
 use ringvhost::front::Request;
 use support::BASE;
@@ -27,7 +27,7 @@ const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 64;
 const DEPTH: u64 = 32;
 
-/// A process that may be killed.
+/// A server process, killed on drop.
 struct Server(Child);
 
 impl Server {
@@ -39,9 +39,9 @@ impl Server {
         Self(child.unwrap())
     }
 
-    /// Debian's; `None` where it is not installed.
+    /// Starts qemu-storage-daemon; `None` where it is not installed.
     fn qemu(socket: &Path, image: &Path, format: &str) -> Option<Self> {
-        // It waits for the lock no longer than it has to, and makes the socket anew.
+        // The server creates the socket file anew.
         let _ = fs::remove_file(socket);
         let child = Command::new("qemu-storage-daemon")
             .arg("--blockdev")
@@ -71,14 +71,14 @@ impl Drop for Server {
     }
 }
 
-/// One at a time: they measure no times, but a machine has few CPUs.
+/// Runs the tests one at a time: the machine may have few CPUs.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn open_soon(socket: &Path) -> Arc<Disk> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         match open(socket) {
             Ok(disk) => return disk,
@@ -98,7 +98,7 @@ fn stamped(stamp: u64) -> Vec<u8> {
     stamp.to_le_bytes().repeat(BLOCK as usize / 8)
 }
 
-/// Every kind of request, with buffers that no file would take.
+/// Runs every kind of request, with buffers that O_DIRECT would refuse.
 fn all_kinds(guest: &mut Guest) {
     let at = BASE + BUFFERS;
     guest.put(at + 3, &[7; 1500]);
@@ -135,17 +135,17 @@ fn all_kinds(guest: &mut Guest) {
     );
 }
 
-/// Writes with stamps at depth 32; `again` kills and starts the server each time so many are answered. Gives
-/// what was written last, by block.
+/// Writes stamped blocks at depth 32. Calls `again`, which restarts the server, after every 300 completions,
+/// `kills` times. Returns the last stamp of each block.
 fn writes_under_kills(guest: &mut Guest, kills: u64, mut again: impl FnMut()) -> HashMap<u64, u64> {
-    let (mut stamp, mut answered, mut killed) = (1_u64, 0_u64, 0);
-    let mut flying = HashMap::new();
+    let (mut stamp, mut completed, mut killed) = (1_u64, 0_u64, 0);
+    let mut outstanding = HashMap::new();
     let mut written = HashMap::new();
     loop {
         let mut block = stamp;
-        while killed < kills && (flying.len() as u64) < DEPTH {
+        while killed < kills && (outstanding.len() as u64) < DEPTH {
             block = (block + 1) % BLOCKS;
-            if flying.contains_key(&block) {
+            if outstanding.contains_key(&block) {
                 continue;
             }
             stamp += 1;
@@ -155,17 +155,17 @@ fn writes_under_kills(guest: &mut Guest, kills: u64, mut again: impl FnMut()) ->
                 offset: block * BLOCK,
             };
             guest.push(block, request, &[(at, BLOCK as u32)]);
-            flying.insert(block, stamp);
+            outstanding.insert(block, stamp);
         }
         guest.publish();
-        if flying.is_empty() {
+        if outstanding.is_empty() {
             return written;
         }
-        let (block, status) = guest.next(PATIENCE).expect("an answer");
+        let (block, status) = guest.next(TEST_TIMEOUT).expect("a completion");
         assert_eq!(status, 0, "no request fails");
-        written.insert(block, flying.remove(&block).unwrap());
-        answered += 1;
-        if killed < kills && answered > (killed + 1) * 300 {
+        written.insert(block, outstanding.remove(&block).unwrap());
+        completed += 1;
+        if killed < kills && completed > (killed + 1) * 300 {
             again();
             killed += 1;
         }
@@ -184,7 +184,7 @@ fn verify(guest: &mut Guest, written: &HashMap<u64, u64>) {
 }
 
 #[test]
-fn ours_killed_and_started_again() {
+fn ringd_killed_and_restarted() {
     let _alone = alone();
     for io_uring in [true, false] {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -210,13 +210,13 @@ fn ours_killed_and_started_again() {
 }
 
 #[test]
-fn qemus_killed_and_started_again() {
+fn qemu_killed_and_restarted() {
     let _alone = alone();
     for format in ["raw", "qcow2"] {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (image, socket) = (image(directory.path()), directory.path().join("sock"));
         if format == "qcow2" {
-            // A server that is killed forgets tables that it has not written: there are none to be written.
+            // A killed server loses qcow2 tables that it has not written: preallocate all of them.
             let made = Command::new("qemu-img")
                 .args(["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"])
                 .arg(&image)
@@ -258,10 +258,9 @@ fn qemus_killed_and_started_again() {
     }
 }
 
-/// Nothing waits for a server that does not come back, but for requests; a queue set up again goes on from
-/// its log.
+/// Only requests wait for a server that stays away; a new queue continues from the in-flight log.
 #[test]
-fn a_server_that_is_gone_is_in_nobodys_way() {
+fn a_missing_server_blocks_only_its_requests() {
     let _alone = alone();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (image, socket) = (image(directory.path()), directory.path().join("sock"));
@@ -276,16 +275,16 @@ fn a_server_that_is_gone_is_in_nobodys_way() {
     guest.push(1, Request::Write { offset: 0 }, &[(at, BLOCK as u32)]);
     guest.publish();
     assert_eq!(guest.next(Duration::from_millis(300)), None);
-    // At once, though a request is in flight.
+    // Without a wait, though a request is in flight.
     guest.remove();
     guest.use_disk(disk);
     assert_eq!(guest.next(Duration::from_millis(300)), None);
     let server = Server::ringd(&socket, &image);
-    assert_eq!(guest.next(PATIENCE), Some((1, 0)));
+    assert_eq!(guest.next(TEST_TIMEOUT), Some((1, 0)));
     let mut bytes = vec![0; BLOCK as usize];
     File::open(&image).unwrap().read_exact_at(&mut bytes, 0).unwrap();
     assert_eq!(bytes, stamped(99));
-    // Another disk in its place: the guest's requests wait rather than go there.
+    // A different disk in its place gets none of the guest's requests.
     server.kill();
     let other = directory.path().join("other.img");
     fs::write(&other, vec![0; BLOCK as usize]).unwrap();
@@ -296,16 +295,16 @@ fn a_server_that_is_gone_is_in_nobodys_way() {
     assert_eq!(fs::read(&other).unwrap(), vec![0; BLOCK as usize]);
     server.kill();
     let _server = Server::ringd(&socket, &image);
-    assert_eq!(guest.next(PATIENCE), Some((2, 0)));
+    assert_eq!(guest.next(TEST_TIMEOUT), Some((2, 0)));
 }
 
 #[test]
-fn what_is_no_disk_is_said() {
+fn invalid_servers_are_reported() {
     let _alone = alone();
     let directory = tempfile::tempdir().unwrap();
-    let missing = open(&directory.path().join("nobody")).unwrap_err();
+    let missing = open(&directory.path().join("missing")).unwrap_err();
     assert!(
-        missing.contains("nobody") && missing.contains("cannot connect: No such file"),
+        missing.contains("missing") && missing.contains("cannot connect: No such file"),
         "{missing}"
     );
     let socket = directory.path().join("other");

@@ -1,4 +1,4 @@
-//! A disk that moves from a file to a server and back while a guest writes, over the death of the server.
+//! Migration of a disk from a file to a server and back while a guest writes and the server is killed.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -12,7 +12,7 @@ use ringblk::{Disk, DiskConfig};
 use ringvirtio::memory::Slots;
 use vm_memory::MmapRegion;
 
-use crate::guest::{ANSWER, Guest};
+use crate::guest::{Guest, SERVER_TIMEOUT};
 use crate::{BLOCK, BLOCKS, Server, alone, image, open_soon, stamped, verify, writes_under_kills};
 
 fn progress() -> Progress {
@@ -23,36 +23,36 @@ fn progress() -> Progress {
     )
 }
 
-/// Moves `guest`'s disk while it writes; gives what was written last.
-fn move_to(
+/// Migrates the guest's disk while it writes, and returns the last stamp of each block.
+fn migrate(
     guest: &mut Guest,
     source: Arc<Disk>,
     target: Arc<Disk>,
     again: impl FnMut(),
 ) -> HashMap<u64, u64> {
-    let mirror = Migration::new(source, target.clone(), progress()).unwrap();
-    guest.use_disk(mirror.disk());
+    let migration = Migration::new(source, target.clone(), progress()).unwrap();
+    guest.use_disk(migration.disk());
     let worker = std::thread::spawn({
-        let mirror = mirror.clone();
+        let migration = migration.clone();
         move || {
-            while mirror.copy().unwrap() == Step::More {}
-            mirror.sync().unwrap();
-            compare(&mirror);
+            while migration.copy().unwrap() == Step::More {}
+            migration.sync().unwrap();
+            compare(&migration);
         }
     });
     let written = writes_under_kills(guest, 2, again);
     worker.join().unwrap();
     guest.remove();
-    while mirror.seal().unwrap() == Step::More {
-        compare(&mirror);
+    while migration.seal().unwrap() == Step::More {
+        compare(&migration);
     }
     guest.use_disk(target);
     written
 }
 
-fn compare(mirror: &Migration) {
+fn compare(migration: &Migration) {
     let mut at = 0;
-    while mirror.verify(&mut at).unwrap() == Step::More {}
+    while migration.verify(&mut at).unwrap() == Step::More {}
 }
 
 #[test]
@@ -81,19 +81,19 @@ fn to_a_server_that_is_killed_and_back_to_a_file() {
         };
         let mut guest = Guest::new(io_uring);
         let remote = open_soon(&socket);
-        let written = move_to(&mut guest, open(&files[0]), remote.clone(), &mut again);
+        let written = migrate(&mut guest, open(&files[0]), remote.clone(), &mut again);
         verify(&mut guest, &written);
         guest.remove();
-        let written = move_to(&mut guest, remote, open(&files[1]), &mut again);
+        let written = migrate(&mut guest, remote, open(&files[1]), &mut again);
         verify(&mut guest, &written);
         guest.remove();
         assert!(std::fs::read(&files[1]).unwrap() == std::fs::read(&served).unwrap());
     }
 }
 
-/// A server that keeps qcow2's tables in its own memory until a flush loses what was written to new clusters.
+/// A killed server that caches qcow2 tables until a flush loses writes to new clusters.
 #[test]
-fn what_a_killed_server_had_in_memory_is_copied_again() {
+fn writes_lost_by_a_killed_server_are_copied_again() {
     let _alone = alone();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (socket, served) = (directory.path().join("sock"), directory.path().join("disk.qcow2"));
@@ -116,34 +116,34 @@ fn what_a_killed_server_had_in_memory_is_copied_again() {
         ..DiskConfig::default()
     });
     let target = open_soon(&socket);
-    let mirror = Migration::new(source.unwrap(), target.clone(), progress()).unwrap();
-    while mirror.copy().unwrap() == Step::More {}
-    mirror.sync().unwrap();
-    compare(&mirror);
+    let migration = Migration::new(source.unwrap(), target.clone(), progress()).unwrap();
+    while migration.copy().unwrap() == Step::More {}
+    migration.sync().unwrap();
+    compare(&migration);
     let bytes = stamped(5);
-    mirror
+    migration
         .run_blocking(BlockingIo::Write(&bytes, false), 3 * BLOCK)
         .unwrap();
     server.kill();
     let _server = Server::qemu(&socket, &served, "qcow2").unwrap();
-    // The flush that the new server answers says nothing of what the old one had.
-    assert_eq!(mirror.seal().unwrap(), Step::More);
+    // A flush by the new server proves nothing about the old one's writes.
+    assert_eq!(migration.seal().unwrap(), Step::More);
     let mut read = vec![0; bytes.len()];
     target
         .run_blocking(BlockingIo::Read(&mut read), 3 * BLOCK)
         .unwrap();
-    assert_ne!(read, bytes, "expected a server that loses something");
-    compare(&mirror);
-    assert_eq!(mirror.seal().unwrap(), Step::End);
+    assert_ne!(read, bytes, "expected a server that loses writes");
+    compare(&migration);
+    assert_eq!(migration.seal().unwrap(), Step::End);
     target
         .run_blocking(BlockingIo::Read(&mut read), 3 * BLOCK)
         .unwrap();
     assert_eq!(read, bytes);
 }
 
-/// Another disk in the place of the one that was there is not written to.
+/// A different disk in the place of the first one is not written to.
 #[test]
-fn a_server_that_comes_back_as_another_is_refused() {
+fn a_different_disk_is_refused() {
     let _alone = alone();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (socket, served) = (directory.path().join("sock"), image(directory.path()));
@@ -170,15 +170,15 @@ fn a_server_that_comes_back_as_another_is_refused() {
     disk.run_blocking(BlockingIo::Write(&stamped(3), true), 0)
         .unwrap();
     server.kill();
-    // What is durable is not lost.
+    // A durable write is not lost.
     let _server = Server::ringd(&socket, &served);
     disk.run_blocking(BlockingIo::Read(&mut [0; 512]), 0).unwrap();
     assert_eq!(disk.write_losses(), 1);
 }
 
-/// All that wait for a server that hangs wait for it once.
+/// Concurrent requests to a hanging server wait for one timeout in total.
 #[test]
-fn a_server_that_hangs_has_its_time_once() {
+fn a_hanging_server_times_out_once() {
     let _alone = alone();
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let (socket, served) = (directory.path().join("sock"), image(directory.path()));
@@ -201,14 +201,14 @@ fn a_server_that_hangs_has_its_time_once() {
         for number in 0..9 {
             let disk = &disk;
             scope.spawn(move || {
-                std::thread::sleep(ANSWER * number / 10);
+                std::thread::sleep(SERVER_TIMEOUT * number / 10);
                 disk.run_blocking(BlockingIo::Write(&[1; 512], false), 0)
                     .unwrap_err();
             });
         }
     });
     let took = begin.elapsed();
-    assert!(took < ANSWER * 3 / 2, "{took:?}");
+    assert!(took < SERVER_TIMEOUT * 3 / 2, "{took:?}");
     signal("-CONT");
     disk.run_blocking(BlockingIo::Write(&[2; 512], true), 0).unwrap();
 }

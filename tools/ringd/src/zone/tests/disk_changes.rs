@@ -1,4 +1,4 @@
-//! What is done to a zone's disks while it runs.
+//! Changes of a zone's disks while it runs.
 
 use std::fs;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::zone::registry::Registry;
 use crate::zone::{Phase, Shared};
 
 impl Machine {
-    /// A zone with one disk of 4 KiB and a drive without a medium.
+    /// Starts a zone with one disk of 4 KiB and a drive without a medium.
     fn start_with_spare(&self) -> Arc<Shared> {
         let config = ZoneConfig {
             devices: Configs {
@@ -38,13 +38,13 @@ impl Machine {
         self.change(Change::Attach(Box::new(disk.clone())))
     }
 
-    /// What the guest sees.
+    /// Returns the capacity that the guest reads.
     fn capacity(&self, slot: u8) -> u64 {
         let config = self.el2.device(1, slot).unwrap().config;
         u64::from_le_bytes(config[..8].try_into().unwrap())
     }
 
-    /// The guest's driver sets the first queue of a slot up.
+    /// Sets up the first queue of a slot, as the guest's driver does.
     fn activate(&self, slot: u8) {
         self.el2.guest_changes_device(1, slot, |device| {
             (device.status, device.features) = (15, 1 << 32);
@@ -128,7 +128,7 @@ fn a_disk_is_attached_and_detached_under_the_driver() {
 }
 
 #[test]
-fn what_cannot_be_attached_leaves_the_drive_empty() {
+fn a_disk_that_cannot_be_attached_leaves_the_drive_empty() {
     let machine = Machine::new();
     machine.start_with_spare();
     for (disk, expected) in [
@@ -183,7 +183,7 @@ fn a_disk_grows_and_shrinks_with_its_file() {
     assert_eq!(resize(Some(512), true), Ok(0));
     assert_eq!((machine.capacity(0), length()), (1, 512));
     assert!(machine.active(0));
-    // Somebody else has made the file longer.
+    // The file was extended by another program.
     fs::File::options()
         .write(true)
         .open(machine.path("d.img"))
@@ -211,7 +211,7 @@ fn a_disk_grows_and_shrinks_with_its_file() {
 }
 
 #[test]
-fn limits_change_and_are_remembered() {
+fn limits_change_and_are_recorded() {
     let machine = Machine::new();
     machine.start_with_spare();
     let limit = |change| machine.change(Change::Limit(0, change));
@@ -260,8 +260,8 @@ fn the_next_daemon_has_what_was_attached() {
     machine.attach(&machine.disk("more.img", 1 << 20)).unwrap();
     machine.activate(1);
     machine.registry.context().io.stop();
-    // It died before it could tell the guest of a new size; copies, because the locks of this process are
-    // still held.
+    // The last daemon died before it reported a new size to the guest. Copies, because this process still
+    // holds the locks.
     let path = machine.path("records/a.json");
     let text = fs::read_to_string(&path).unwrap();
     fs::write(
@@ -319,7 +319,7 @@ fn a_device_has_as_many_queues_as_there_are_vcpus_or_as_its_file_says() {
         report().iter().filter(|queue| queue.active).count() == 3
     });
     machine.el2.guest_notifies(1, 0, 2);
-    // One of them is reset; the others go on.
+    // One queue is reset; the others stay active.
     machine
         .el2
         .guest_changes_device(1, 0, |device| device.queue[1].ready = 2);
@@ -332,7 +332,7 @@ fn a_device_has_as_many_queues_as_there_are_vcpus_or_as_its_file_says() {
     machine.assert_clean();
 }
 
-/// The driver's choice of the write cache, as the daemon has it.
+/// Returns whether the daemon has the write cache on.
 fn writeback(registry: &Registry) -> bool {
     registry
         .context()
@@ -361,14 +361,14 @@ fn the_driver_turns_the_write_cache_off_and_on() {
             device.config[32] = byte;
         });
     };
-    assert_eq!(machine.el2.device(1, 0).unwrap().config[32], 1, "on at first");
+    assert_eq!(machine.el2.device(1, 0).unwrap().config[32], 1, "initially on");
     assert!(writeback(&machine.registry));
     for byte in [0, 1, 0] {
         choose(FLUSH | CONFIG_WCE, byte);
         until("mode", || writeback(&machine.registry) == (byte == 1));
     }
-    assert!(machine.active(0), "the queue is served all the time");
-    // A larger capacity does not touch it.
+    assert!(machine.active(0), "the queue stays active");
+    // A change of the capacity does not affect it.
     let change = Change::Resize {
         slot: 0,
         size: Some(8192),
@@ -377,7 +377,7 @@ fn the_driver_turns_the_write_cache_off_and_on() {
     machine.change(change).unwrap();
     assert_eq!(machine.el2.device(1, 0).unwrap().config[32], 0);
     assert!(!writeback(&machine.registry));
-    // The next daemon finds it in the device's state.
+    // The next daemon reads it from the device's state.
     machine.registry.context().io.stop();
     let path = machine.path("records/a.json");
     let text = fs::read_to_string(&path).unwrap();
@@ -413,9 +413,9 @@ fn a_read_only_image_in_a_spare_drive() {
     assert!(image.config().readonly);
     assert!(
         machine.record().devices.disks[1].as_ref().unwrap().readonly,
-        "the next daemon opens it so, too"
+        "the next daemon opens it read-only, too"
     );
-    // Its file is not made longer, and others may read it.
+    // Its file is not extended, and other processes may read it.
     let change = Change::Resize {
         slot: 1,
         size: Some(2 << 20),
@@ -437,8 +437,8 @@ fn a_read_only_image_in_a_spare_drive() {
     machine.assert_clean();
 }
 
-/// A disk that cannot be opened at a take-over waits until it is resumed, if it stops at errors; else the
-/// zone ends.
+/// A disk with on_error = "stop" that cannot be opened at a take-over waits until it is resumed; with any
+/// other, the zone ends.
 #[test]
 fn the_next_daemon_waits_for_a_disk_that_stops() {
     for on_error in [OnError::Stop, OnError::Report] {
@@ -451,7 +451,7 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
         machine.attach(&disk).unwrap();
         machine.activate(1);
         machine.registry.context().io.stop();
-        // Copies, because the locks of this process are still held.
+        // Copies, because this process still holds the locks.
         let path = machine.path("records/a.json");
         let text = fs::read_to_string(&path).unwrap();
         let text = text
@@ -495,7 +495,7 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
             let queues = next.context().io.snapshots(1, 1);
             queues.iter().any(|queue| queue.active)
         });
-        // One that works is just tried again.
+        // Resuming a disk that works only retries its requests.
         let before = image();
         resume().unwrap();
         assert!(Arc::ptr_eq(&before, &image()));

@@ -1,4 +1,4 @@
-//! Disks that are migrated: what the record says at each moment, and what a daemon does that finds it.
+//! Migration of disks: the zone's record at each step, and how the next daemon continues from it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -18,7 +18,7 @@ use crate::zone::{Phase, Shared};
 const MIB: usize = 1 << 20;
 
 impl Machine {
-    /// An image with something in it.
+    /// Creates an image whose sectors differ from each other.
     fn filled(&self, name: &str, bytes: usize) -> DiskConfig {
         let disk = self.disk(name, bytes);
         let content: Vec<u8> = (0..bytes).map(|at| (at / 512 % 251) as u8).collect();
@@ -26,7 +26,7 @@ impl Machine {
         disk
     }
 
-    /// One of 256 MiB without a block.
+    /// Creates a sparse image of 256 MiB.
     fn sparse(&self, name: &str) -> DiskConfig {
         let disk = self.disk(name, 0);
         let file = File::options().write(true).open(&disk.path).unwrap();
@@ -82,7 +82,7 @@ fn a_disk_is_migrated_to_a_larger_image() {
     machine.migrate(&target).unwrap();
     finished(&zone);
     assert_eq!(zone.devices.disk.failure(0), None);
-    // All but the image itself is as it was.
+    // Everything but the image is unchanged.
     let expected = DiskConfig {
         path: target.path.clone(),
         engine: Engine::default(),
@@ -103,7 +103,7 @@ fn a_disk_is_migrated_to_a_larger_image() {
         u64::from_le_bytes(shown[..8].try_into().unwrap()),
         2 * MIB as u64 / 512
     );
-    // The source is free, the target is not.
+    // The source is unlocked, the target is locked.
     let other = |disk: &DiskConfig| ZoneConfig {
         devices: Configs {
             disk: vec![disk.clone()],
@@ -120,7 +120,7 @@ fn a_disk_is_migrated_to_a_larger_image() {
 }
 
 #[test]
-fn what_cannot_be_a_target_is_said() {
+fn invalid_targets_are_reported() {
     let machine = Machine::new();
     let source = machine.filled("source.img", MIB);
     let zone = machine.zone_with(&source);
@@ -163,17 +163,17 @@ fn what_cannot_be_a_target_is_said() {
     machine.assert_clean();
 }
 
-/// A target that breaks leaves the disk where it is.
+/// When a target fails, the disk stays where it is.
 #[test]
 fn a_target_that_fails_is_given_up() {
     let machine = Machine::new();
     let source = machine.filled("source.img", MIB);
     let zone = machine.zone_with(&source);
-    // Writes to it fail, for it has no room.
+    // /dev/full is refused: it is a character device.
     let full = DiskConfig::new("/dev/full".into());
     let message = machine.migrate(&full).unwrap_err();
     assert!(message.contains("character device"), "{message}");
-    // A zero disk forgets what is written.
+    // A zero device drops what is written.
     let forgetful = DiskConfig::new("zero:1M".into());
     machine.migrate(&forgetful).unwrap();
     finished(&zone);
@@ -188,10 +188,10 @@ fn a_target_that_fails_is_given_up() {
     machine.assert_clean();
 }
 
-/// What a daemon leaves that was killed while it copied: the next one goes on where it was, and does not copy
-/// again what is there.
+/// After a kill during the copy, the next daemon continues where the last one was, and does not copy again
+/// what is there.
 #[test]
-fn the_next_daemon_goes_on() {
+fn the_next_daemon_continues_a_migration() {
     for progress in [0, MIB / 2, MIB] {
         let machine = Machine::new();
         let source = machine.filled("source.img", MIB);
@@ -205,7 +205,7 @@ fn the_next_daemon_goes_on() {
         .unwrap();
         machine.registry.context().io.stop();
         let records = machine.path("records");
-        // The first daemon's lock is there as long as this process.
+        // The first daemon's lock is held as long as this process lives.
         let copy = machine.filled("copy.img", MIB);
         let record = Record {
             devices: State {
@@ -221,7 +221,7 @@ fn the_next_daemon_goes_on() {
         let log = inflight::map(&records, "a").unwrap();
         let words = inflight::words(&log).unwrap();
         words.get(0).unwrap().store(progress as u64, Ordering::Relaxed);
-        // What is believed to be there is compared all the same, and copied again: a daemon was killed.
+        // After a kill the part that counts as copied is compared as well, and copied again where it differs.
         let broken = progress == MIB / 2;
         if broken {
             let file = File::options().write(true).open(&target.path).unwrap();
@@ -240,7 +240,8 @@ fn the_next_daemon_goes_on() {
     }
 }
 
-/// Without its target a move cannot go on: the disk stays, and nobody believes later that it was copied.
+/// Without its target a migration cannot continue: the disk stays, and the record of the migration is
+/// removed.
 #[test]
 fn a_target_that_is_gone_is_forgotten() {
     for on_error in [OnError::Report, OnError::Stop] {
@@ -275,14 +276,14 @@ fn a_target_that_is_gone_is_forgotten() {
     }
 }
 
-/// Limits that were changed while the disk moved are those of the next daemon, too.
+/// Limits that were changed during a migration apply to the next daemon as well.
 #[test]
-fn the_next_daemon_has_the_limits_of_now() {
+fn the_next_daemon_has_the_current_limits() {
     let machine = Machine::new();
     machine.zone_with(&machine.filled("source.img", MIB));
     machine.registry.context().io.stop();
     let records = machine.path("records");
-    // Long enough not to be over soon.
+    // Large enough for the migration to last until the end of the test.
     let mut copy = machine.sparse("copy.img");
     copy.limits.iops.rate = Some(77);
     let record = Record {
@@ -296,7 +297,7 @@ fn the_next_daemon_has_the_limits_of_now() {
         ..machine.only_record()
     };
     record.save(&records).unwrap();
-    // What is said of it until it is taken over.
+    // What is reported until the take-over.
     let shared = Shared::with_devices(record.config.clone(), record.devices.clone());
     shared.recover(1);
     let reported = |slot| {
@@ -327,7 +328,7 @@ fn the_next_daemon_has_the_limits_of_now() {
     machine.assert_clean();
 }
 
-/// A target is somebody's as soon as a disk moves there.
+/// A target is in use as soon as a migration to it begins.
 #[test]
 fn a_target_is_for_one_disk() {
     let machine = Machine::new();

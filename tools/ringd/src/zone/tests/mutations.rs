@@ -1,5 +1,4 @@
-//! Zones that cannot be, or hardly: whatever their description says, either the zone runs or nothing has
-//! changed.
+//! Random, mostly invalid zone descriptions: either the zone runs, or it is refused and nothing has changed.
 
 use std::fs::{self, File};
 
@@ -24,7 +23,7 @@ impl Random {
     }
 }
 
-/// A kernel with an arm64 header that says anything.
+/// Returns a kernel whose arm64 header has arbitrary fields.
 fn kernel(random: &mut Random) -> Vec<u8> {
     let mut bytes = vec![0; 64 + random.below(4096) as usize];
     bytes[56..60].copy_from_slice(b"ARM\x64");

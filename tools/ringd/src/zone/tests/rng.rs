@@ -1,4 +1,4 @@
-//! A zone's entropy device: in the last slot, served as disks are, the same after a take-over.
+//! A zone's entropy device: it has the last slot, is served, and is unchanged after a take-over.
 
 use super::{Machine, daemon, until};
 use crate::config::ZoneConfig;
@@ -8,7 +8,7 @@ use crate::zone::actor::Command;
 use crate::zone::record::Record;
 
 impl Machine {
-    /// A zone with a disk, a drive without a medium, and an entropy device.
+    /// Returns a zone with a disk, a drive without a medium, and an entropy device.
     fn with_rng(&self) -> ZoneConfig {
         ZoneConfig {
             devices: Configs {
@@ -56,9 +56,10 @@ fn an_entropy_device_is_served_and_taken_over() {
     machine.assert_clean();
 }
 
-/// Without the section nothing of it is in the record: an older daemon can take such a zone over.
+/// The record of a zone without an entropy device has no such section, so an older daemon can take the zone
+/// over.
 #[test]
-fn a_zone_without_one_has_a_record_of_old() {
+fn a_zone_without_an_entropy_device_has_the_old_record() {
     let machine = Machine::new();
     let config = machine.with_disks("a", vec![machine.disk("d.img", 4096)]);
     machine.registry.start(config).unwrap();
@@ -100,9 +101,9 @@ fn a_zone_without_one_has_a_record_of_old() {
     machine.registry.execute("a", Command::Stop).unwrap();
 }
 
-/// What this daemon does not know of a zone, it must not ignore.
+/// A record with keys that this daemon does not know must not be accepted.
 #[test]
-fn a_record_with_more_in_it_is_refused() {
+fn a_record_with_unknown_keys_is_refused() {
     let machine = Machine::new();
     machine
         .registry
