@@ -1,4 +1,4 @@
-//! [`RngQueue`]: the queue of an entropy device. A request is complete when it was serviced.
+//! [`RngQueue`]: the queue of an entropy device. Each request completes while it is serviced.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use ringvirtio::{Context, QueueFault, QueueHandler, QueueSetup, SetupError, Virt
 use crate::rng::Rng;
 use crate::stats::RngStats;
 
-/// Most bytes of a request. It bounds a round of [`ringvirtio::queue::MAX_BATCH`] requests to 64 KiB, and is
-/// what getrandom(2) does without interruption.
+/// Maximum bytes of a request. It bounds a round of [`ringvirtio::queue::MAX_BATCH`] requests to 64 KiB, and
+/// getrandom(2) fills as many without interruption.
 pub const MAX_BYTES: usize = 256;
 /// How long to wait, in nanoseconds, when the host has no random bytes.
 const RETRY: u64 = 100_000_000;
@@ -22,23 +22,23 @@ pub struct RngQueue {
     stats: Arc<RngStats>,
     readable: Buffers,
     writable: Buffers,
-    /// Heads that an earlier daemon had popped, to be run again.
+    /// Heads that an earlier daemon had popped, to be serviced again.
     restart: VecDeque<u16>,
 }
 
-/// What a request has come to.
+/// The result of servicing a request.
 enum Step {
     /// It was completed.
     Done,
-    /// It must wait; the queue's deadline says until when.
+    /// It must wait until the queue's deadline.
     Wait,
 }
 
 impl RngQueue {
-    /// Makes the queue of a device. What the log says is in flight is run again at the first service.
+    /// Creates the queue of a device. Requests that the log has in flight are serviced again first.
     ///
     /// # Errors
-    /// Addresses, size or log are bad.
+    /// Invalid addresses, size or log.
     pub fn new(rng: Arc<Rng>, setup: QueueSetup) -> Result<Self, SetupError> {
         let mut queue = VirtQueue::new(setup)?;
         queue.set_name("rng".into());
@@ -62,8 +62,8 @@ impl RngQueue {
         &self.stats
     }
 
-    /// Runs again what an earlier daemon had popped. Returns how many requests that were.
-    fn run_again(&mut self) -> u16 {
+    /// Services again the requests that an earlier daemon had popped. Returns how many completed.
+    fn restart_requests(&mut self) -> u16 {
         let mut count = 0;
         while let Some(&head) = self.restart.front() {
             match self.request(head, false) {
@@ -97,8 +97,8 @@ impl RngQueue {
         self.queue.end_round();
     }
 
-    /// Reads a request's chain, once, and completes it with random bytes. `pop`: it is still in the available
-    /// ring.
+    /// Reads a request's chain once and completes the request with random bytes. `pop`: it is still in the
+    /// available ring.
     fn request(&mut self, head: u16, pop: bool) -> Result<Step, QueueFault> {
         let now = self.queue.now();
         if let Some(deadline) = self.rng.throttle().wait(now) {
@@ -149,7 +149,7 @@ impl QueueHandler for RngQueue {
         if self.queue.is_paused() || self.queue.is_broken() {
             return;
         }
-        let restarted = self.run_again();
+        let restarted = self.restart_requests();
         if self.restart.is_empty() && !self.queue.is_broken() {
             self.pop_round();
         }

@@ -1,4 +1,4 @@
-//! [`Rng`]: the device that its queue works for: where the bytes come from and how many there may be.
+//! [`Rng`]: the device: the source of its bytes and their rate limit.
 
 use std::io;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 /// The device ID (virtio 1.2, 5).
 pub const DEVICE_ID: u32 = 4;
-/// Largest queue size offered: drivers have one request or a few.
+/// Largest queue size offered: drivers have few requests outstanding.
 pub const QUEUE_SIZE_MAX: u16 = 64;
 
 /// Fills a buffer with random bytes, without waiting.
@@ -48,14 +48,14 @@ impl Rng {
     /// Fills `bytes`.
     ///
     /// # Errors
-    /// There are no random bytes now.
+    /// No random bytes are available now.
     pub fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
         (self.source)(bytes)
     }
 }
 
-/// Fills `bytes` from the kernel's generator. Up to 256 bytes come entire once it is seeded (getrandom(2));
-/// before that it fails instead of keeping the reactor waiting.
+/// Fills `bytes` from the kernel's generator. Once that is seeded, up to 256 bytes are returned in one call
+/// (getrandom(2)); before, the call fails instead of blocking the reactor.
 fn fill(bytes: &mut [u8]) -> io::Result<()> {
     let mut filled = 0;
     while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {

@@ -1,13 +1,13 @@
-//! Counters of an entropy device's queue, beside what every queue counts ([`ringvirtio::stats`]).
+//! Counters of an entropy device's queue, beside those of every queue ([`ringvirtio::stats`]).
 
 use std::sync::Arc;
 
 use ringvirtio::stats::{QueueSnapshot, QueueStats};
 
 ringvirtio::counters! {
-    /// What a queue has done since it was made.
+    /// Counters of a queue since it was created.
     RngStats =>
-    /// [`RngStats`] at some moment.
+    /// A snapshot of [`RngStats`].
     RngSnapshot {
         /// Requests completed.
         requests,
@@ -16,7 +16,7 @@ ringvirtio::counters! {
         /// Times that the host had no random bytes.
         starved,
         ;
-        /// What every virtqueue counts.
+        /// The counters of the virtqueue.
         queue: Arc<QueueStats> => QueueSnapshot,
     }
 }

@@ -98,7 +98,7 @@ fn requests_of_every_kind() {
             len: 65536,
         };
         assert_eq!(client.run(discard, &[]), 0);
-        // Beyond the end.
+        // Past the end.
         assert_eq!(client.run(Request::Read { offset: SIZE }, &parts), 1);
     }
 }
@@ -217,7 +217,7 @@ fn invalid_front_ends() {
             let _ = client.rings.rings[0].push(1, Request::Read { offset: 0 }, &[(0x10, 512)]);
             client.publish(0);
         }),
-        ("it leaves in the middle", |client| {
+        ("it disconnects with requests in flight", |client| {
             client.start().unwrap();
             for number in 0..100_u64 {
                 let parts = [(BASE + number * 4096, 4096)];
@@ -225,7 +225,7 @@ fn invalid_front_ends() {
             }
             client.publish(0);
         }),
-        ("nothing at all", |_| {}),
+        ("no request at all", |_| {}),
     ];
     for (name, wrong) in wrongs {
         eprintln!("{name}");
@@ -239,7 +239,9 @@ fn invalid_front_ends() {
     // Invalid messages.
     type Message = fn(&mut Frontend) -> bool;
     let messages: [(&str, Message); 5] = [
-        ("a queue that is not", |front| front.set_vring_num(9, 128).is_ok()),
+        ("a queue that does not exist", |front| {
+            front.set_vring_num(9, 128).is_ok()
+        }),
         ("a size that is no power of two", |front| {
             front.set_vring_num(0, 100).is_ok()
         }),

@@ -1,8 +1,6 @@
 //! The daemon is killed between any two steps, and again while it takes over: each request completes exactly
-//! once.
-//!
-//! A kill is an unwinding from a named step ([`ringvirtio::steps`]); the next daemon sees what memory holds
-//! then.
+//! once. A kill is an unwinding from a named step ([`ringvirtio::steps`]); the next daemon starts from the
+//! memory as it is then.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -10,13 +8,13 @@ use ringvirtio::steps::{Killed, arm, disarm};
 
 use super::rig::{BUFFERS, Rig, SIZE, counting, writable};
 
-/// Runs `work`, which is killed after `steps` steps. Returns whether it was.
+/// Runs `work` and kills it after `steps` steps. Returns whether it ran that far.
 fn killed(rig: &mut Rig, steps: u64, work: impl FnOnce(&mut Rig)) -> bool {
     arm(steps);
     let result = catch_unwind(AssertUnwindSafe(|| work(rig)));
     let alive = disarm();
     if let Err(panic) = result {
-        assert!(panic.is::<Killed>(), "a panic that is no kill");
+        assert!(panic.is::<Killed>(), "a panic other than a kill");
         return true;
     }
     assert!(alive);
@@ -36,7 +34,7 @@ fn each_request_completes_once_whenever_the_daemon_is_killed() {
             rig.offer(head, &[writable(buffer(head), 32)]);
         }
         let was_killed = killed(&mut rig, first, Rig::run);
-        // Killed again and again, each time a bit later, until a daemon gets through.
+        // Killed repeatedly, each time a step later, until a daemon completes the requests.
         let mut steps = 1;
         while killed(&mut rig, steps, |rig| {
             rig.open();
@@ -64,7 +62,7 @@ fn each_request_completes_once_whenever_the_daemon_is_killed() {
     assert!(kills > 500, "{kills} kills");
 }
 
-/// A driver that is reset finds no request of its last life.
+/// After a reset no request from before it completes.
 #[test]
 fn a_reset_forgets_what_was_in_flight() {
     let mut rig = Rig::new(counting());

@@ -1,4 +1,4 @@
-//! The guest played by the `virtio-drivers` crate: its entropy driver on a transport that makes queues of a
+//! The entropy driver of the `virtio-drivers` crate as the guest, on a transport that adds its queues to a
 //! reactor.
 
 use std::cell::RefCell;
@@ -17,7 +17,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::rig::{BASE, RAM};
 use crate::{MAX_BYTES, QUEUE_SIZE_MAX, Rng, RngQueue, features};
 
-/// The RAM of the guest that a test's thread plays, by pages: `true` is taken.
+/// The RAM of the guest in this thread, by pages: `true` is allocated.
 struct Arena {
     memory: GuestMemoryMmap,
     pages: Vec<bool>,
@@ -93,7 +93,7 @@ unsafe impl Hal for Ram {
     }
 }
 
-/// What EL2 and the daemon do, without EL2.
+/// The transport without EL2: creates queues as the daemon does.
 struct FakeTransport {
     rng: Arc<Rng>,
     handle: ReactorHandle,
@@ -158,7 +158,7 @@ impl Transport for FakeTransport {
             },
             epoch: self.epoch,
             notify_driver: Box::new(|| {}),
-            needs_reset: Box::new(|fault| panic!("a decent driver broke the queue: {fault}")),
+            needs_reset: Box::new(|fault| panic!("a well-behaved driver broke the queue: {fault}")),
         };
         let queue = RngQueue::new(self.rng.clone(), setup).unwrap();
         self.queue = Some(self.handle.add(Box::new(queue)));
@@ -220,7 +220,7 @@ fn a_driver_gets_random_bytes() {
             ones += bytes[..filled].iter().map(|byte| byte.count_ones()).sum::<u32>();
             total += filled as u32 * 8;
         }
-        // Half of some 500 000 bits, to within 20 standard deviations.
+        // Half of some 500 000 bits, within 20 standard deviations.
         assert!(
             (ones as f64 / total as f64 - 0.5).abs() < 0.015,
             "{ones} of {total}"

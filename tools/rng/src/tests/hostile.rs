@@ -1,5 +1,5 @@
-//! Drivers that violate the specification: the queue is broken, a reset is asked for once, nothing else is
-//! touched.
+//! Drivers that violate the specification: the queue breaks, DEVICE_NEEDS_RESET is set once, nothing else
+//! changes.
 
 use proptest::prelude::*;
 use ringvirtio::virtio::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
@@ -14,15 +14,16 @@ fn poisoned() -> Rig {
     rig
 }
 
-/// Services, and checks that the queue broke for this reason and wrote nothing; after a reset it works.
+/// Services the queue and checks that it broke for this reason, that nothing was written, and that it works
+/// after a reset.
 fn assert_breaks(mut rig: Rig, reason: &str) {
     let before = rig.bytes(BUFFERS, POISON);
     rig.run();
     let faults = rig.faults();
-    assert_eq!(faults.len(), 1, "asked for one reset");
+    assert_eq!(faults.len(), 1, "one reset is requested");
     assert!(faults[0].contains(reason), "{faults:?}, expected {reason}");
     assert_eq!((rig.take_used(), rig.interrupts()), (vec![], 0));
-    // It stays broken, for the next daemon as well, and asks no second time.
+    // It stays broken, for the next daemon as well, and requests no second reset.
     rig.offer(3, &[writable(BUFFERS, 8)]);
     rig.run();
     rig.open();
@@ -103,8 +104,7 @@ fn an_index_that_jumps() {
 }
 
 proptest! {
-    /// Whatever is in the rings and the table: no panic, no store outside of what a chain may name, and the
-    /// queue ends.
+    /// With any rings and any table: no panic, and servicing ends.
     #[test]
     fn any_bytes_in_the_rings(
         table in proptest::collection::vec(any::<u8>(), usize::from(SIZE) * 16),

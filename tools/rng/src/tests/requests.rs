@@ -11,7 +11,7 @@ use ringvirtio::{Rate, RateLimits};
 use super::rig::{BUFFERS, Buf, Rig, counting, writable};
 use crate::{MAX_BYTES, Rng};
 
-/// Virtio 1.2, 5.4.6.1: one or more random bytes, and used.len says how many; no byte behind them changes.
+/// Virtio 1.2, 5.4.6.1: one or more random bytes, and used.len is their number; no byte after them changes.
 #[test]
 fn a_buffer_is_filled_up_to_the_limit() {
     let mut rig = Rig::new(counting());
@@ -41,7 +41,7 @@ fn a_chain_is_filled_in_its_order() {
         0,
         &[writable(second, 3), writable(BUFFERS, 0), writable(BUFFERS, 5)],
     );
-    // The same as an indirect table.
+    // The same with an indirect table.
     let table = BUFFERS + 0x2000;
     rig.chain(table, 0, &[writable(second + 16, 2), writable(BUFFERS + 16, 4)]);
     let indirect = Buf {
@@ -88,7 +88,7 @@ fn a_limit_keeps_requests_in_the_ring() {
         if head < 2 {
             let deadline = rig.vq().deadline().unwrap();
             assert_eq!(deadline - time.load(Ordering::Relaxed), 100_000_000);
-            // Not before its time.
+            // Not before the deadline.
             time.store(deadline - 1, Ordering::Relaxed);
             rig.run();
             assert_eq!(rig.take_used(), []);
@@ -98,7 +98,7 @@ fn a_limit_keeps_requests_in_the_ring() {
     assert_eq!(rig.vq().deadline(), None);
 }
 
-/// A host whose generator is not seeded yet: the request waits in the ring.
+/// While the host's generator is not seeded, the request waits in the ring.
 #[test]
 fn a_request_waits_for_the_host() {
     let ready = Arc::new(AtomicBool::new(false));

@@ -1,4 +1,4 @@
-//! A guest's driver by hand: rings and chains written byte by byte, so that they can be wrong.
+//! A driver by hand: rings and chains are written byte by byte, so that they can be invalid.
 
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use crate::{Rng, RngQueue};
 pub const BASE: u64 = 0x4000_0000;
 /// Bytes of guest RAM.
 pub const RAM: usize = 1 << 20;
-/// Where buffers may be: behind the rings.
+/// Where buffers may be: after the rings.
 pub const BUFFERS: u64 = BASE + 0x1_0000;
 /// Descriptors of the queue.
 pub const SIZE: u16 = 16;
@@ -44,7 +44,7 @@ pub fn writable(addr: u64, len: u32) -> Buf {
     }
 }
 
-/// What stays when the daemon dies, what the guest owns, and the daemon.
+/// The guest with its driver, what outlives a daemon, and the daemon.
 pub struct Rig {
     pub rng: Arc<Rng>,
     pub memory: GuestMemoryMmap,
@@ -59,7 +59,7 @@ pub struct Rig {
     queue: Option<RngQueue>,
 }
 
-/// A device whose every request is filled with another byte, from 1 on.
+/// Returns a device that fills each request with a byte of its own, from 1 on.
 pub fn counting() -> Arc<Rng> {
     let next = AtomicU8::new(1);
     Rng::with_source(Box::new(move |bytes| {
@@ -92,7 +92,7 @@ impl Rig {
         rig
     }
 
-    /// Makes the queue, as a daemon does at the driver's set-up or after a take-over.
+    /// Creates the queue, as a daemon does when the driver sets it up or after a take-over.
     pub fn open(&mut self) {
         self.kill();
         let (interrupts, faults) = (self.interrupts.clone(), self.faults.clone());
@@ -113,7 +113,7 @@ impl Rig {
         self.queue = Some(RngQueue::new(self.rng.clone(), setup).unwrap());
     }
 
-    /// The daemon is killed.
+    /// Kills the daemon.
     pub fn kill(&mut self) {
         if let Some(mut queue) = self.queue.take() {
             // SAFETY: the device has no engine.
@@ -133,7 +133,7 @@ impl Rig {
         self.vq().set_clock(clock);
     }
 
-    /// Services and publishes until nothing is left that may be popped now.
+    /// Services and publishes until no request can be popped now.
     pub fn run(&mut self) {
         let mut waiter = Waiter::new(false, 8).unwrap();
         let mut backends = Backends::default();
@@ -222,7 +222,7 @@ impl Rig {
         self.faults.lock().unwrap().clone()
     }
 
-    /// The driver resets the device and sets the queue up again.
+    /// Resets the device and sets the queue up again, as the driver does.
     pub fn reset(&mut self) {
         self.epoch += 1;
         self.fill(self.ring.avail.0, &[0; 64]);

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Guest-physical start of the client's RAM.
 pub const BASE: u64 = 0x4000_0000;
-/// Its bytes.
+/// Bytes of the client's RAM.
 pub const RAM: u64 = 32 << 20;
 
 /// A connected client with its rings and RAM.
