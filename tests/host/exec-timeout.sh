@@ -4,7 +4,7 @@
 #@ timeout: 400
 . tests/host/lib.sh
 echo 'echo started; sleep 1000' >"$work/script"
-# The time counts from the start of QEMU: on a busy machine root may not have come up when it is over.
+# The timeout counts from the start of QEMU: on a busy machine it may expire before root has come up.
 for seconds in 45 180; do
     "$HARNESS" exec --script "$work/script" --timeout $seconds >"$work/out" 2>&1 </dev/null
     is "status" $? 124

@@ -24,7 +24,7 @@ next() {
         --command-line="$(cat /proc/cmdline) $1" || fail "kexec --load"
     echo $((round + 1)) >$state/kexecs
     touch $state/expect-reboot
-    # These alone: nothing of the images is written for the guest.
+    # Only the files that root itself has written: nothing of the images is synced on the guest's behalf.
     sync $state/* $state
     /p/usr/sbin/kexec --exec
     sleep 60

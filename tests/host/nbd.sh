@@ -1,9 +1,9 @@
 #!/bin/bash
 # A zone's disk on /dev/nbd0 of root, by Debian's nbd-client from `qemu-nbd` on this machine over the
 # machine's network. A guest verifies what it writes with fio while the daemon is killed, the server hangs,
-# and the connection is cut: the disk stops (`on_error = "stop"`) and lets go of the device, goes on when that
-# is connected again and the disk resumed, and the guest sees pauses and no error. A daemon that dies
-# meanwhile changes nothing of that (torture e1).
+# and the connection is cut: the disk stops (`on_error = "stop"`) and closes the device, continues when that
+# is connected again and the disk resumed, and the guest sees pauses and no error. The same holds when the
+# daemon dies meanwhile (torture e1).
 #@ timeout: 1200
 #@ tier: all
 . tests/host/lib.sh
@@ -71,7 +71,7 @@ for round in 1 2; do
     within 100 is_released
     ringctl disk resume guest1 vdb 2>/tmp/refused && fail "a device that is not there is resumed"
     grep -q "/dev/nbd0" /tmp/refused || fail "unclear: $(cat /tmp/refused)"
-    # The next daemon finds no device, either, and keeps the zone.
+    # The next daemon does not find the device either, and keeps the zone.
     ready=$(grep -c ' ready pid=' $LOG)
     kill_worker
     within 100 is_ready_after "$ready"

@@ -63,7 +63,7 @@ while :; do
     echo $n >>/cut
     sync /cut
     echo "flushed $n"
-    # And what is never asked to be durable.
+    # And writes without a flush.
     dd if=/dev/urandom of=/dev/vdb bs=64k seek=$((128 + n % 64)) count=1 oflag=direct 2>/dev/null
     n=$((n + 1))
 done
@@ -136,7 +136,7 @@ CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=rust-lld cargo build -q --profile
 cp "$target/aarch64-unknown-linux-musl/daemon/ringd" "$work/control"
 cut_off control "$work/control"
 gone=$(missing control)
-# Around the page cache nothing is left to be lost: QEMU has it, and QEMU's file outlives QEMU.
+# With direct I/O nothing can be lost: the data is in QEMU's file, which outlives QEMU.
 for place in vdb vdc vde file; do
     [[ $gone == *"$place has"* ]] || { cat "$work/control-2"; fail "$place: a daemon without fdatasync lost nothing"; }
 done

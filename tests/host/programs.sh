@@ -1,5 +1,5 @@
 #!/bin/bash
-# What people do with a disk: tar, git and SQLite in a guest, in a file system on a partition of each of three
+# Everyday use of a disk: tar, git and SQLite in a guest, in a file system on a partition of each of three
 # disks. What root finds in it has the hash that the guest computed; nothing outside of the partition has
 # changed (torture e4). Debian's programs are on a block device of root's, which the guest has read-only.
 #@ timeout: 1200

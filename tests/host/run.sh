@@ -12,7 +12,7 @@ proc await {text code} {
         -ex $text { return }
     }
 }
-# Again and again: dash forgets a SIGINT that comes while it starts a program (between vfork and exec).
+# Repeated, because dash loses a SIGINT that arrives while it starts a program (between vfork and exec).
 proc interrupt {code} {
     for {set round 0} {$round < 30} {incr round} {
         send "\003"

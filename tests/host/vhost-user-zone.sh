@@ -21,7 +21,7 @@ with() { LD_LIBRARY_PATH=/p/usr/lib/aarch64-linux-gnu:/p/usr/lib "/p/usr/bin/$@"
 with qemu-storage-daemon --version
 mkdir -p $Z
 truncate -s 16M $Z/raw.img $Z/nbd.img
-# A server that is killed forgets tables that it has not written: there are none to be written.
+# A killed server loses qcow2 tables that it has not written: preallocate all of them.
 with qemu-img create -q -f qcow2 -o preallocation=metadata $Z/qcow2.img 16M || fail "qemu-img"
 
 # storage NAME BLOCKDEV [OPTION...]: a server at /run/NAME.sock, started again when it was killed: several
@@ -119,7 +119,7 @@ cat >/tmp/qmp <<'Q'
 Q
 cat /tmp/qmp >/run/qmp.in
 within 20 sh -c "[ \$(stat -c %s $Z/raw.img) = 33554432 ]"
-# QEMU 7.2 does not tell: the next connection does.
+# QEMU 7.2 sends no CONFIG_CHANGE: the size is read at the next connection.
 before=$(connections raw)
 kill_server raw
 within 60 connected raw "$before"

@@ -29,7 +29,7 @@ echo "queues $(ls /sys/block/vda/mq | wc -l), $(cat /sys/block/vda/size) sectors
 echo "cache $(cat /sys/block/vda/queue/write_cache), discards of $(cat /sys/block/vda/queue/discard_max_bytes)"
 dd if=/dev/urandom of=/tmp.img bs=1M count=8 2>/dev/null
 written=$(md5sum </tmp.img)
-# Both queues at once, again and again, until told to stop.
+# Both queues concurrently, in a loop, until the guest is asked to stop.
 for part in 0 1; do
     (
         round=0

@@ -40,7 +40,7 @@ online() {
     echo "$2" >"/sys/devices/system/cpu/cpu$1/online" || fail "CPU $1 does not go to state $2"
 }
 
-# Asks the harness to type a line on root's console. Each text works once in a test.
+# Makes the harness type a line on root's console. Each text works once in a test.
 type_line() {
     . /run/ringvisor/conf
     for _ in 1 2 3; do
@@ -146,8 +146,8 @@ qcow2() {
     { be 2 1; be 2 1; be 2 1; be 2 1; } | put $((2 << 16))
 }
 
-# files: descriptors of the daemon. The fewest of five looks: the connection of a `ringctl` that has just
-# ended is closed a moment later.
+# files: the daemon's open descriptors, the minimum of five samples: the connection of a `ringctl` that has
+# just ended is closed a moment later.
 files() {
     for _ in 1 2 3 4 5; do
         for pid in $(pidof ringd); do ls "/proc/$pid/fd"; done | wc -l
@@ -161,7 +161,8 @@ worker() { ringctl info --json | tr -d ' ,' | sed -n 's/^"ringd_pid"://p'; }
 # The log of a daemon in the background.
 LOG=/run/ringd/ringd.log
 
-# first_requests SLOT...: how often disks in these slots were served anew, by the daemon's log
+# first_requests SLOT...: how often a new daemon has completed a first request of these slots, by the daemon's
+# log
 first_requests() { grep -c "first request completed .*slot=[$(echo "$*" | tr -d ' ')] " $LOG; }
 
 # milliseconds_of LINE: the time at the beginning of a line of the log, in milliseconds
@@ -170,7 +171,7 @@ milliseconds_of() { date -d "${1%% *}" +%s%3N; }
 # qcow2_data FILE MIB: what a `qcow2` image without a backing file holds
 qcow2_data() {
     table=$(od -An -v -tu1 -j 196608 -N 8 "$1" | awk '{ print (($2 * 256 + $3) * 256 + $4) * 65536 + $5 * 256 + $6 }')
-    # Runs of neighbours: cluster (0: none) and number of them.
+    # Runs of adjacent clusters: the first (0: none) and their number.
     od -An -v -w8 -tu1 -j $((table * 65536)) -N $(($2 * 128)) "$1" | awk '
         { at = (($2 * 256 + $3) * 256 + $4) * 65536 + $5 * 256 + $6; if ($8 % 2) at = 0 }
         count && at == (first ? first + count : 0) { count++; next }
@@ -261,8 +262,7 @@ kill_guest() {
     within 100 served 1 0
 }
 
-# kill_guest_ends: ends the guest's I/O and looks at what has become of it; the log may have lines that match
-# $WARNINGS
+# kill_guest_ends: ends the guest's I/O and checks its results; the log may have lines that match $WARNINGS
 kill_guest_ends() {
     printf 'end\n' | dd of=$Z/vdf.img conv=notrunc 2>/dev/null
     ringctl zone wait guest1 || fail "zone wait"
@@ -284,12 +284,12 @@ kill_guest_ends() {
 
 guest_says() { ringctl zone console guest1 --dump | tr -d '\r' | grep -q "$1"; }
 
-# served SLOTS NUMBER: the disks have been served anew more often than that
+# served SLOTS NUMBER: first_requests of the slots is greater than NUMBER
 served() { [ "$(first_requests "$1")" -gt "$2" ]; }
 
-# pauses: one line for each kill in /tmp/kills (the moments, in ms of the day) after which a disk had requests
-# that waited: the kill's number, and how many ms after it the first and the last disk had completed one. A
-# disk whose guest asked for nothing says nothing about the daemon, however long the guest takes to ask.
+# pauses: one line for each kill in /tmp/kills (times of day, in ms) after which a disk had requests waiting:
+# the kill's number, and how many ms after it the first and the last disk had completed one. A disk without
+# waiting requests is left out: its first completion depends on the guest.
 pauses() {
     awk '
         # The day may end in between.
@@ -311,8 +311,8 @@ middle() { awk -v column="$1" '{ print $column }' "$2" | sort -n | awk '{ all[NR
 # column NUMBER FILE: its numbers, sorted
 column() { awk -v column="$1" '{ print $column }' "$2" | sort -n | tr '\n' ' ' | cut -c1-900; }
 
-# daemon_kills KILLS: kills the daemon of `kill_guest` so often, once a second; says how long each kept the
-# disks from being served.
+# daemon_kills KILLS: kills the daemon of `kill_guest` KILLS times, once a second, and prints how long the
+# disks were not served after each.
 daemon_kills() {
     kills=$1
     : >/tmp/kills
@@ -327,7 +327,7 @@ daemon_kills() {
         echo $((killed % 86400000)) >>/tmp/kills
         within 100 served 1234 "$before"
         echo $(($(milliseconds_of "$(grep ' ready pid=' $LOG | tail -1)") - killed)) >>/tmp/readies
-        # What starting a program of this size takes at this moment: this machine may be emulated, and busy.
+        # The time to start a program of this size now: this machine may be emulated, and busy.
         start=$(date +%s%3N)
         ringd --version >/dev/null
         echo $(($(date +%s%3N) - start)) >>/tmp/starts
@@ -337,7 +337,7 @@ daemon_kills() {
     for slot in 1 2 3 4; do
         at_least "daemons that served slot $slot" "$(first_requests $slot)" $((1 + kills / 20))
     done
-    # Each next daemon was to be kept ready; the first kills may come before one is.
+    # After each kill the next daemon should have been kept ready; the first kills may come before one is.
     at_least "daemons that had been kept ready" "$(grep -c 'kept ready, takes over' $LOG)" $((kills / 2))
     grep 'kept ready, has ended' $LOG && fail "a daemon that was kept ready has ended"
     pauses >/tmp/pauses
@@ -349,11 +349,11 @@ daemon_kills() {
     echo "to the next daemon's being ready: $(column 1 /tmp/readies)"
     echo "median $median ms; starting a program takes $start ms"
     at_least "kills with requests waiting" "$(wc -l </tmp/pauses)" $(((kills + 3) / 4))
-    # A second; on a machine that needs long to start any program, so many times as long, up to four.
+    # One second, or 12 times the start of a program on a slow machine, at most four seconds.
     limit=$((12 * start > 1000 ? 12 * start : 1000))
     limit=$((limit < 4000 ? limit : 4000))
     [ "$median" -le $limit ] || fail "the disks wait $median ms for the next daemon, expected up to $limit"
-    # A host that stops for a while may stop one in twenty.
+    # The host may stall for a while: one in twenty is allowed.
     late=$(awk -v limit=$((3 * limit)) '$2 > limit' /tmp/pauses | wc -l)
     [ "$late" -le $((kills / 20)) ] || fail "the disks waited over $((3 * limit)) ms for $late daemons, expected up to $((kills / 20))"
 }

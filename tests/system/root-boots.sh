@@ -1,5 +1,5 @@
 #!/bin/sh
-# Root comes up with all CPUs and memory of the machine, and its kernel has nothing to complain about.
+# Root comes up with all CPUs and memory of the machine, and its kernel logs no warning.
 #@ on: every
 . ./lib.sh
 cpus=$(ls -d /proc/device-tree/cpus/cpu@* | wc -l)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The PL031: tells the time, and its alarm interrupts.
+# The PL031: its time advances, and its alarm raises an interrupt.
 #@ on: a57
 #@ all: generic
 . ./lib.sh

@@ -16,8 +16,8 @@ follower=$!
 exec 3>/tmp/typed
 printf 'echo $((6 * 7))-answered\r' >&3
 within 60 says '^42-answered'
-grep -q '42-answered' /tmp/followed || fail "who follows the console does not see the answer"
-# A burst longer than any FIFO arrives whole.
+grep -q '42-answered' /tmp/followed || fail "a follower of the console does not see the answer"
+# A burst longer than any FIFO arrives completely.
 line=$(head -c 600 /dev/zero | tr '\0' x)
 printf 'echo %s | wc -c\r' "$line" >&3
 within 60 says '^601'

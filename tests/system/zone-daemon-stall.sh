@@ -20,8 +20,8 @@ kill -CONT "$pid"
 within 30 zone_is guest1 running
 is "worker" "$(worker)" "$pid"
 
-# No further descriptor. No connection is accepted, disks are served: the reads of each are counted before and
-# after.
+# No further descriptors: no connection is accepted, but disks are served. The reads of each are counted
+# before and after.
 requests() { ringctl disk stats --json | tr -d ' ,' | sed -n 's/^"\(reads\|writes\)"://p' | awk '{ sum += $1 } END { print sum + 0 }'; }
 more_requests() { [ "$(requests)" -gt "$1" ]; }
 before=$(requests)
@@ -38,7 +38,7 @@ is "worker" "$(worker)" "$pid"
 at_least "requests meanwhile" "$(requests)" $((before + 1))
 grep -q 'cannot accept a connection' $LOG || fail "the log does not say that there are no descriptors"
 
-# No further memory. No thread can be made for a connection; an allocation that fails ends the daemon, as
+# No further memory: no thread can be started for a connection; an allocation that fails ends the daemon, as
 # SIGKILL does.
 served_before=$(first_requests 1234)
 prlimit --pid "$pid" --as=4096:unlimited || fail "prlimit"
@@ -51,8 +51,8 @@ within 60 zone_is guest1 running
 within 60 more_requests "$(requests)"
 [ "$(worker)" = "$pid" ] || within 60 served 1234 "$served_before"
 
-# The kernel is asked to kill what is largest, which is said to be the worker. It shows a trace of whoever
-# asked.
+# The OOM killer is invoked, with the worker as its preferred victim. It logs a call trace of the process that
+# invoked it.
 kernel_is_quiet
 served_before=$(first_requests 1234)
 echo 1000 >/proc/"$(worker)"/oom_score_adj || fail "oom_score_adj"

@@ -22,7 +22,7 @@ done &
 sleep 10000
 S
 guest_disk $Z/root.img /tmp/autorun
-# An image on a file system that can be frozen: its requests then neither end nor can be cancelled.
+# An image on a file system that can be frozen: its requests then neither complete nor can be cancelled.
 truncate -s 64M /srv/frozen.img
 mkfs.ext4 -q -F /srv/frozen.img || fail "mkfs"
 mkdir -p /srv/frozen
@@ -90,7 +90,7 @@ new=$(worker)
 within 60 more_runs "$before"
 healthy "after the broker's death"
 
-# What cannot take over is refused, and the old one goes on.
+# A program that cannot take over is refused, and the old daemon continues.
 timeout 60 ringctl upgrade /bin/true 2>/tmp/message && fail "an upgrade to /bin/true"
 grep -q "no ringd that can take over" /tmp/message || fail "unclear: $(cat /tmp/message)"
 printf '#!/bin/sh\necho "unexpected argument --poll" >&2\nexit 2\n' >/srv/ringd-old
@@ -105,7 +105,7 @@ sed -i 's/"version":99,/"version":2,/' /run/ringd/zones/guest1.json
 is "worker" "$(worker)" "$new"
 healthy "after a refused upgrade"
 
-# Killed with requests that cannot end (c7): the next one waits for them and says so.
+# Killed with requests that cannot complete (c7): the next daemon waits for them and reports it.
 before=$(runs)
 # A thread of the daemon is in a system call that cannot be interrupted, and stays there.
 in_call() { grep -l '^State:.D' "/proc/$(worker)"/task/*/status 2>/dev/null | head -n 1; }
@@ -120,7 +120,7 @@ kill -KILL "$new"
 sleep 3
 ringctl zone list >/tmp/list 2>&1
 cat /tmp/list
-grep -q 'guest1.*running' /tmp/list && fail "taken over while I/O of the old daemon was not over"
+grep -q 'guest1.*running' /tmp/list && fail "taken over before the old daemon's I/O had completed"
 grep -qE "was killed, but I/O that it began has not completed|recovering" /tmp/list || fail "unclear: $(cat /tmp/list)"
 grep -qE "I/O that (it|the last daemon) began has not completed" $LOG || fail "the log does not say what is waited for"
 fsfreeze -u /srv/frozen || fail "thaw"
@@ -130,7 +130,7 @@ healthy "after a thaw"
 
 kill -0 $waiter || fail "zone wait did not outlast the daemon: $(cat /tmp/waited)"
 
-# No daemon at all: the guest's clock and CPUs go on, its output is kept.
+# No daemon at all: the guest's clock and CPUs continue, its output is kept.
 psci() { ringctl zone console guest1 --dump | grep -c '^psci: CPU 1 was off and on'; }
 before=$(alive) psci=$(psci)
 pkill ringd
@@ -144,8 +144,8 @@ at_least "lines that the guest printed without a daemon" "$gained" 5
 at_least "times that its CPU 1 went off and on" $(($(psci) - psci)) 2
 healthy "after a time without a daemon"
 
-# Stopped while requests cannot end, and the daemon killed meanwhile: root gets nothing back before they have
-# ended, then everything, from the next daemon.
+# Stopped while requests cannot complete, and the daemon killed meanwhile: the next daemon reclaims nothing
+# before they have completed, then everything.
 free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
 cpus=$(nproc)
 pages=$(free)

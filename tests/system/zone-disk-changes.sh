@@ -7,7 +7,7 @@
 . ./lib.sh
 cat >/tmp/autorun <<'S'
 sectors() { cat /sys/block/$1/size; }
-# Waits for a disk to have so many sectors.
+# Waits until a disk has this number of sectors.
 awaits() {
     n=0
     until [ "$(sectors $1)" = "$2" ]; do
@@ -28,7 +28,7 @@ awaits vdb 65536
 echo "resized: $(sectors vdb)"
 dd if=/dev/urandom of=/dev/vdb bs=1M seek=31 count=1 oflag=direct 2>/dev/null && sync /dev/vdb && echo "tail: $(hash /dev/vdb)"
 blkdiscard /dev/vdb && echo "discarded: $(hash /dev/vdb)"
-dd if=/dev/vdb of=/dev/null bs=512 count=600 iflag=direct 2>/dev/null && echo "limited reads are over"
+dd if=/dev/vdb of=/dev/null bs=512 count=600 iflag=direct 2>/dev/null && echo "limited reads have ended"
 echo "spare: $(sectors vdc)"
 awaits vdc 16384
 echo "attached: $(hash /dev/vdc) $(cat /sys/block/vdc/serial)"
@@ -78,8 +78,8 @@ is "the discarded disk" "$(said discarded)" "$(head -c 32M /dev/zero | sha256sum
 after=$(du -k $Z/b.img | cut -f 1)
 [ "$after" -lt $((before / 8)) ] || fail "$before KiB of blocks before the discard, $after after it"
 
-# Reads in spans of time: never more than the limit allows, and in one of them at least near to it. In the
-# others the host may have been busy with something else.
+# Reads in intervals: never more than the limit allows, and close to it in at least one. In the others the
+# host may have been busy.
 rate=0 spans=0
 until [ "$rate" -ge 8 ]; do
     spans=$((spans + 1))

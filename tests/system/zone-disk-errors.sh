@@ -86,10 +86,10 @@ truncate -s 1M /dev/shm/f.img
 within 100 says "stops: begins"
 says "vdf: the rest" || fail "what is left of a file cannot be read"
 is "the daemon's processes" "$(pidof ringd)" "$daemons"
-says "vdb: failed" || fail "the guest was not told that there is no space"
+says "vdb: failed" || fail "the guest got no error for the lack of space"
 says "vdb: goes on" || fail "the disk does not go on after an error"
 says "vdd: good part" || fail "a good block near a bad one"
-says "vdd: failed" || fail "the guest was not told of EIO"
+says "vdd: failed" || fail "the guest got no error for EIO"
 is "requests held back by disks that report" "$(held 1)$(held 3)" 00
 
 within 100 holds 2

@@ -1,8 +1,8 @@
 #!/bin/sh
-# A Linux guest with all of the disk's features: cache modes that it switches, neighbours merged under verify,
-# discards that free blocks of root's file, zeroes; the same on a loop device, and on one that can neither
-# discard nor zero, where a discard does nothing and zeroes are written. What the guest reads at the end is
-# what root has.
+# A Linux guest with all of the disk's features: cache modes that it switches, adjacent requests merged under
+# verify, discards that free blocks of root's file, zeroes; the same on a loop device, and on one that can
+# neither discard nor zero, where a discard does nothing and zeroes are written. What the guest reads at the
+# end is what root has.
 #@ needs: el2
 #@ boot: disks
 #@ timeout: 300
@@ -48,7 +48,8 @@ sync
 data_blocks() { filefrag -b4096 -v "$1" | awk -F: '$1 ~ /^ *[0-9]+$/ { sum += $4 } END { print sum + 0 }'; }
 blocks=$(data_blocks $Z/b.img)
 is "blocks of the image" "$blocks" 4096
-# A loop device over ext4 gives blocks back; over ramfs, which has no holes, it can neither discard nor zero.
+# A loop device on ext4 deallocates discarded blocks; on ramfs, which has no holes, it can neither discard nor
+# zero.
 mkdir -p $Z/ramfs
 mount -t ramfs none $Z/ramfs || fail "mount"
 dd if=/dev/urandom of=$Z/c.img bs=1M count=4 2>/dev/null

@@ -31,7 +31,7 @@ for bs in 512 4k 64k 1M 512-1M; do
         *) set -- "$@" --bs=$bs --iodepth=$depth ;;
         esac
         for disk in $disks; do
-            # A device of larger blocks takes no smaller ones.
+            # A device refuses blocks smaller than its own.
             logical=$(cat /sys/block/$disk/queue/logical_block_size)
             [ "$logical" = 512 ] || [ "${bs#512}" = "$bs" ] || continue
             set -- "$@" --name=$disk --filename=/dev/$disk --offset=$((most % 5))M

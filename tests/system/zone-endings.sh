@@ -1,6 +1,6 @@
 #!/bin/sh
 # How guests end, well or badly, on the bare-metal test guest: what `zone run` reports; that a zone whose
-# guest hangs, storms or faults for ever stops at once, that root is not slowed, and that everything is
+# guest hangs, storms or faults endlessly stops immediately, that root is not slowed, and that everything is
 # reclaimed (torture a10, d4, d5, d6).
 #@ on: a57
 #@ all: max
@@ -53,7 +53,7 @@ is "what is left after cpu-off" "$(everything)" "$before"
 zone reset restart
 ringctl zone start "$Z/reset.toml" || fail "zone start"
 within 30 says reset "end=reset" 5
-ringctl zone stop reset || fail "zone stop of a zone that resets for ever"
+ringctl zone stop reset || fail "zone stop of a zone that resets endlessly"
 is "what is left after resets" "$(everything)" "$before"
 
 # A reset while a vCPU that is still leaving has been turned on again: it does not enter the guest after the

@@ -53,7 +53,7 @@ good | sed 's#/srv/zones/Image#large#' | refused kernel large || exit 1
 timeout 20 ringctl zone start nosuch.toml >out 2>&1 && fail "a missing file was accepted"
 grep -q nosuch.toml out || fail "unclear: $(cat out)"
 
-# A CPU that another zone has.
+# A CPU that is another zone's.
 zone_file busy "[$((cpus - 1))]" 64M disk.img
 ringctl zone start busy.toml || fail "zone start"
 good | sed "s/cpus = 1/cpus = [$((cpus - 1))]/" >bad.toml
@@ -61,7 +61,7 @@ timeout 20 ringctl zone start bad.toml >out 2>&1 && fail "a busy CPU was given t
 grep -q $((cpus - 1)) out || fail "unclear: $(cat out)"
 ringctl zone stop busy || fail "zone stop"
 
-# No huge pages, and root has no memory to make them of. What it can make it makes.
+# No huge pages, and root has no memory for them; as many as possible are added.
 memory=$(awk '/^MemTotal:/ { print int($2 / 1024 / 2) * 2 }' /proc/meminfo)
 good | sed "s/64M/${memory}M/" | refused huge "$memory" || exit 1
 total=$(cat /proc/sys/vm/nr_hugepages)

@@ -33,7 +33,7 @@ engine = "threads"
 END
 }
 
-# passes NAME: runs the zone and looks for the guest's verdict
+# passes NAME: runs the zone and checks the guest's result
 passes() {
     ringctl zone run "$Z/$1.toml" >"$Z/$1.log" 2>&1 || { cat "$Z/$1.log"; fail "zone run of $1 ends with $?"; }
     grep -q '^guest-test: PASS' "$Z/$1.log" || { grep -vE '^ok ' "$Z/$1.log"; fail "the guest of $1 says no"; }
@@ -55,7 +55,7 @@ is "sectors from 192 on" "$(sum "$Z/scratch.img" 192 1856)" "$before_tail"
 is "the read-only image" "$(sum "$Z/readonly.img" 0 2048)" "$before_readonly"
 [ "$(sum "$Z/scratch.img" 64 128)" != "$before_body" ] || fail "nothing was written to sectors 64 to 191"
 
-# Alone on one vCPU, on the same disks, and on a CPU on which the last guest has left its values.
+# On one vCPU, with the same disks, and on a CPU whose registers hold the last guest's values.
 zone one 1 "test=inherited,tlb,transport,blk,queue,timer"
 passes one
 
@@ -75,7 +75,7 @@ trapped() {
 }
 trapped 1
 at_least "exits of a vCPU alone" "$trapped" 131072
-[ "$trapped" -lt 132000 ] || fail "$trapped exits: TLB maintenance traps for ever"
+[ "$trapped" -lt 132000 ] || fail "$trapped exits: TLB maintenance traps without end"
 if [ "$spare" -ge 2 ]; then
     trapped 2
     at_least "exits of a vCPU that turns on another" "$trapped" 1000

@@ -1,6 +1,6 @@
 #!/bin/sh
-# States of a zone: start, list, pause, resume, stop, wait; everything it had comes back. How much memory the
-# daemon takes.
+# States of a zone: start, list, pause, resume, stop, wait; all its resources are reclaimed. The daemon's
+# memory use.
 #@ needs: el2
 #@ timeout: 300
 . ./lib.sh

@@ -37,7 +37,7 @@ kill_daemon() { kill -KILL "$(sed -n 's/.* ready pid=\([0-9]*\) .*/\1/p' $LOG | 
 copied() { ringctl disk list --json | tr -d ' ,' | sed -n 's/^"copied"://p'; }
 has_copied() { [ "$(copied || echo 0)" -gt "$1" ] 2>/dev/null; }
 
-# What cannot be is refused, and changes nothing.
+# Invalid targets are refused, and nothing changes.
 truncate -s 1M $Z/small.img
 ringctl disk migrate guest1 vdb $Z/small.img 2>/tmp/error && fail "a small target is taken"
 grep -q 'disk in slot 1: the target has 1048576 bytes, expected at least' /tmp/error || { cat /tmp/error; fail "the message"; }
@@ -63,7 +63,7 @@ cat /tmp/migrate
 grep -q "migrated to $Z/next.qcow2" /tmp/migrate || fail "ringctl does not say so"
 at_least "daemons that went on" "$(grep -c 'continuing a migration' $LOG)" 1
 goes_on
-# The source is nobody's any more.
+# The source is no longer in use.
 rm $Z/vdb.img
 
 # To a server, which is killed meanwhile and comes back.
@@ -86,7 +86,7 @@ goes_on
 kill $server
 wait $server 2>/dev/null
 rm -f /run/disk.sock
-# A target that breaks: its server goes for good.
+# A target that fails: its server does not come back.
 truncate -s ${SIZE}M $Z/served.img
 serve
 within 20 test -S /run/disk.sock
@@ -94,7 +94,7 @@ ringctl disk migrate guest1 vdb vhost-user:/run/disk.sock >/tmp/migrate 2>&1 &
 migrate=$!
 within 60 has_copied 1000000
 kill -KILL $server
-wait $migrate && fail "a move to a server that is gone succeeds"
+wait $migrate && fail "a migration to a server that is gone succeeds"
 cat /tmp/migrate
 grep -q "stays where it is: the target failed" /tmp/migrate || fail "the message"
 goes_on

@@ -60,10 +60,10 @@ measure() {
 }
 measure 1 4
 depth1_exits=$((notes + kicks))
-# Notify, acknowledge and one kick; what else there is are timers.
+# A notification, an acknowledgement and one kick; the rest are timers.
 [ $depth1_exits -le 330 ] || fail "$depth1_exits exits for 100 reads at depth 1 on the guest's CPU, expected at most 300"
 
-# The reactor runs where the control device's interrupt is taken.
+# The reactor runs on the CPU that takes the event interrupt.
 interrupt=$(awk '/uio_pci_generic/ { sub(":", "", $1); print $1 }' /proc/interrupts)
 taken=$(cat "/proc/irq/$interrupt/effective_affinity_list")
 kept=$(for pid in $(pidof ringd); do for task in /proc/"$pid"/task/*; do

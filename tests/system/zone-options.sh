@@ -1,5 +1,5 @@
 #!/bin/sh
-# A zone given by options alone; a guest that was stopped gives a status other than 0.
+# A zone described by options alone; `zone run` of a guest that was stopped returns a status other than 0.
 #@ needs: el2
 #@ timeout: 300
 . ./lib.sh

@@ -1,6 +1,6 @@
 #!/bin/sh
 # The guest resets its disk, and later itself, with a read in flight whose daemon is dead and which the kernel
-# cannot end: neither reset completes before the read has, and nothing is written into the guest's memory
+# cannot cancel: neither reset completes before the read has, and nothing is written into the guest's memory
 # afterwards (torture a9, c7). A stop in the same state is in zone-daemon-states.
 #@ needs: el2
 #@ tier: all
@@ -45,7 +45,7 @@ T
     ringctl zone list >/tmp/list 2>&1
     cat /tmp/list
     grep -qE "was killed, but I/O that it began has not completed|recovering" /tmp/list ||
-        fail "$what: nobody waits for the last daemon's I/O"
+        fail "$what: the last daemon's I/O is not waited for"
     is "huge pages" "$(awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo)" "$before"
     dmsetup resume held
     within 60 guest_says "^$done"

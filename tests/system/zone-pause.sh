@@ -1,6 +1,6 @@
 #!/bin/sh
-# Pause and resume with two vCPUs and I/O in flight: the guest's clock stands still, nothing is lost, also
-# when they follow each other at once, and when the daemon is killed in between.
+# Pause and resume with two vCPUs and I/O in flight: the guest's clock stops, nothing is lost, also when one
+# directly follows the other, and when the daemon is killed in between.
 #@ needs: el2
 #@ boot: cpus
 #@ timeout: 300

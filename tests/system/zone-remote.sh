@@ -16,7 +16,7 @@ serve() { # [OPTION...]
 }
 connections() { grep -c 'connected to the disk.s server' $LOG; }
 connected() { [ "$(connections)" -gt "$1" ]; }
-# Requests of the disk that are done, as this daemon counts them.
+# The disk's completed requests, by this daemon's counter.
 requests() {
     ringctl disk stats --json | tr -d ' ,' | awk -F: '$1 == "\"slot\"" { slot = $2 }
         slot == 1 && ($1 == "\"reads\"" || $1 == "\"writes\"") { sum += $2 } END { print sum + 0 }'
@@ -40,17 +40,17 @@ zone_file guest1 2 256M root.img
 printf '[[disk]]\nvhost_user = "/run/disk.sock"\n[[disk]]\npath = "vdc.img"\n' >>$Z/guest1.toml
 ringd --daemonize --supervise || fail "ringd does not start"
 
-# No server; a socket that is no server's; a key that only a server can have.
+# No server; a socket of another program; a key that is not allowed beside vhost_user.
 ringctl zone start $Z/guest1.toml 2>/tmp/error && fail "a zone starts without its disk's server"
 cat /tmp/error
-grep -q 'disk\[1\].vhost_user.*/run/disk.sock.*No such file' /tmp/error || fail "a missing socket is not told"
+grep -q 'disk\[1\].vhost_user.*/run/disk.sock.*No such file' /tmp/error || fail "a missing socket is not reported"
 printf 'name = "x"\ncpus = 1\nmemory = "64M"\nkernel = "/srv/zones/Image"\n[[disk]]\nvhost_user = "/run/ringd/sock"\n' >$Z/x.toml
 ringctl zone start $Z/x.toml 2>/tmp/error && fail "a zone starts with the daemon's own socket as a disk"
 cat /tmp/error
-grep -q 'disk\[0\].vhost_user.*/run/ringd/sock.*no vhost-user server' /tmp/error || fail "a wrong socket is not told"
+grep -q 'disk\[0\].vhost_user.*/run/ringd/sock.*no vhost-user server' /tmp/error || fail "a wrong socket is not reported"
 echo 'format = "raw"' >>$Z/x.toml
 ringctl zone start $Z/x.toml 2>/tmp/error && fail "a zone starts with format beside vhost_user"
-grep -q 'vhost_user.*expected no key format' /tmp/error || { cat /tmp/error; fail "a key too many is not told"; }
+grep -q 'vhost_user.*expected no key format' /tmp/error || { cat /tmp/error; fail "an excess key is not reported"; }
 
 serve
 within 20 test -S /run/disk.sock
@@ -80,7 +80,7 @@ for round in 1 2 3; do
     within 60 connected "$before"
     goes_on
 done
-# Both at once; the daemon is back first, and does not wait for the server with the zone's other disks.
+# Both are killed; the daemon is back first, and serves the zone's other disks without waiting for the server.
 readies=$(grep -c ' ready pid=' $LOG)
 before=$(connections)
 kill_server
@@ -91,7 +91,7 @@ sleep 1
 serve
 within 60 connected "$before"
 goes_on
-# A server that hangs for longer than it may take for an answer.
+# A server that hangs for longer than the reply timeout.
 kill -STOP $server
 sleep 12
 zone_is guest1 running || fail "the zone is $(zone_state guest1)"
@@ -112,7 +112,7 @@ wait $server 2>/dev/null
 rm -f /run/disk.sock
 grep -E 'seccomp|panicked' $LOG /tmp/server && fail "the log complains"
 
-# A server that hangs does not hold a zone that is to stop for longer than it may take.
+# A server that hangs delays the stop of a zone by no more than the reply timeout.
 serve
 within 20 test -S /run/disk.sock
 truncate -s 4K $Z/vdc.img

@@ -16,7 +16,7 @@ until dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
     for reader in 1 2 3 4; do
         [ "$(stat -c %s /tmp/bytes.$reader)" = 16384 ] || echo "rng: short read"
     done
-    # What is random has no smaller form.
+    # Random bytes cannot be compressed.
     [ "$(cat /tmp/bytes.* | gzip -9 | wc -c)" -ge 65536 ] || echo "rng: not random"
     runs=$((runs + 1))
     [ $runs = 1 ] && echo "rng: first run"
@@ -59,10 +59,10 @@ ringctl zone wait guest1 || fail "zone wait"
 ringctl zone console guest1 --dump | tr -d '\r' | sed -n '/^hwrng: /,$p' >/tmp/text
 cat /tmp/text
 grep -q '^rng: [1-9][0-9]* runs' /tmp/text || fail "the guest did not come to its end"
-grep -qE 'short read|not random|guest saw errors' /tmp/text && fail "the guest is not content"
+grep -qE 'short read|not random|guest saw errors' /tmp/text && fail "the guest reports an error"
 grep -E 'seccomp|panicked|broke a queue' $LOG && fail "the log complains"
 
-# With a limit of 4 KiB a second 32 KiB take some 8 s, the burst and the kernel's own reads aside.
+# At 4 KiB a second, 32 KiB take some 8 s, apart from the burst and the kernel's own reads.
 guest_disk $Z/root.img /tmp/autorun
 printf 'end\n' | dd of=$Z/orders.img conv=notrunc 2>/dev/null
 ringctl zone start $Z/guest1.toml --rng=bps=4K || fail "zone start with a limit"

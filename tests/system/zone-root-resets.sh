@@ -60,7 +60,7 @@ fi
 ringctl zone console guest1 --dump | tr -d '\r' | sed -n 's/^flushed \([0-9]*\)$/\1/p' | tail -n 1 >$state/flushed
 echo $((round + 1)) >$state/resets
 touch $state/expect-reboot
-# These alone: nothing of the images is written for the guest.
+# Only the files that root itself has written: nothing of the images is synced on the guest's behalf.
 sync $state/flushed $state/resets $state/expect-reboot $state
 case $round in
 0) reboot -f ;;
@@ -69,7 +69,7 @@ case $round in
     echo c >/proc/sysrq-trigger
     ;;
 2)
-    # An orderly restart stops what runs; the daemon leaves its zones.
+    # An orderly restart stops the daemon, which leaves its zones running.
     pkill ringd
     sleep 1
     sync

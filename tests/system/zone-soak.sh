@@ -56,8 +56,7 @@ value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
 left() { echo "$(value pages_used) pages of EL2, $(nproc) CPUs, $(files) files"; }
 ringd --daemonize --supervise || fail "ringd does not start"
 says() { ringctl zone console "$1" --dump 2>/dev/null | tr -d '\r' | grep -q "$2"; }
-# As after any zone's end: one has been there, and I/O by both engines, each of which keeps a pool of threads
-# once it had to.
+# The state after a zone's end, once both engines have done I/O: each keeps its pool of threads.
 ringctl zone start $Z/two.toml || fail "zone start"
 within 300 says two '^io: begins'
 sleep 5
@@ -70,7 +69,7 @@ for zone in $guests; do within 300 says $zone '^io: begins'; done
 : >/tmp/soaking
 : >/tmp/hostile-runs
 : >/tmp/again-runs
-# A daemon that is killed meanwhile ends commands with an error: what counts is what the zones are in the end.
+# Commands fail when the daemon is killed: only the zones' final state counts.
 (
     while [ -e /tmp/soaking ]; do
         timeout 300 ringctl zone run $Z/hostile.toml >/tmp/hostile.log 2>&1
@@ -88,7 +87,7 @@ for zone in $guests; do within 300 says $zone '^io: begins'; done
 ) &
 kills=0
 end=$(($(date +%s) + seconds))
-# And on a busy host until the daemon was killed often enough.
+# On a busy host for longer, until the daemon was killed often enough.
 while [ "$(date +%s)" -lt $end ] || [ $kills -lt $((seconds / 60)) ]; do
     for zone in $guests; do
         timeout 30 ringctl zone pause $zone 2>/dev/null
@@ -122,13 +121,13 @@ for zone in $guests; do
     clean $Z/$zone-root.img
 done
 echo "$kills kills; the hostile guest passed $(wc -l </tmp/hostile-runs) times; $(wc -l </tmp/again-runs) starts and stops"
-[ ! -s /tmp/hostile-failed ] || { cat /tmp/hostile-failed; fail "the hostile guest found something"; }
+[ ! -s /tmp/hostile-failed ] || { cat /tmp/hostile-failed; fail "the hostile guest reports a failure"; }
 at_least "passes of the hostile guest" "$(wc -l </tmp/hostile-runs)" 1
 at_least "starts and stops" "$(wc -l </tmp/again-runs)" 3
 is "hash of the read-only image" "$(image_hash $Z/readonly.img)" "$readonly_hash"
 none() { [ -z "$(ls /run/ringd/zones)" ]; }
 within 60 none
-# The last zone's threads may be closing what they had when its record is gone.
+# The last zone's threads may still be closing descriptors when its record is gone.
 as_before() { [ "$(left)" = "$before" ]; }
 (within 60 as_before) || {
     for pid in $(pidof ringd); do

@@ -28,12 +28,12 @@ EXIT_WORDS, TICK_WORDS, LONGEST, EVENT_WORDS, TRACE_HEAD = 0, 12, 24, 26, 42
 
 
 class Problem(Exception):
-    """Why a command cannot answer."""
+    """The reason why a command fails."""
 
 
 @contextlib.contextmanager
 def physical():
-    """Reads memory by physical address in the block, if the machine is QEMU."""
+    """Returns a context in which memory is read by physical address, if the machine is QEMU."""
     def mode(on):
         try:
             gdb.execute(f"maintenance packet Qqemu.PhyMemMode:{on}", to_string=True)
