@@ -13,7 +13,7 @@ long() {
         close ARGV if eof;' "$@"
 }
 
-# Control: without it, a pattern that matches nothing would pass for ever.
+# Control: without it, a pattern that matches nothing would always pass.
 control=$(mktemp)
 trap 'rm -f "$control"' EXIT
 printf '    // %0110d\n# %0108d\n/// %0107d\n' 0 0 0 >"$control"

@@ -18,7 +18,7 @@ while IFS= read -r row; do
     row=${row#* | }
     instead=${row%% | *}
     example=${row#* | }
-    # Control: each pattern finds its own example, else it would pass for ever.
+    # Control: each pattern finds its own example, else it would always pass.
     if ! grep -qE -- "$pattern" <<<"$example"; then
         echo "$table: $pattern does not match its example: $example"
         status=1

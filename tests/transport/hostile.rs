@@ -183,7 +183,11 @@ fn stopping_a_queue_during_a_reset() {
     assert!(bench.store(reg::QUEUE_READY, 0).retry);
     bench.transport.quiesced(1, &bench.page).unwrap();
     bench.store_inert(reg::QUEUE_READY, 0);
-    assert_eq!(bench.read(reg::QUEUE_READY), 0, "the daemon let go of everything");
+    assert_eq!(
+        bench.read(reg::QUEUE_READY),
+        0,
+        "the daemon has quiesced all queues"
+    );
     bench.store_inert(reg::QUEUE_READY, 1);
     assert_eq!(
         bench.state().queue[0].ready,

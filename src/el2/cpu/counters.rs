@@ -87,7 +87,7 @@ impl Counters {
         self.shown.store(page.as_ptr(), Ordering::Relaxed);
     }
 
-    /// Gives the CPU a trace buffer.
+    /// Sets the CPU's trace buffer.
     ///
     /// # Safety
     /// `ring` must have room for the `capacity` that [`Self::trace`] is called with, and never be freed.

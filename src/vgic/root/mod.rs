@@ -149,7 +149,7 @@ impl RootGic {
         self.gic.deactivate(cpu, intid, lrs)
     }
 
-    /// Gives `cpu`, the calling CPU, to root: its PPIs get the state root has set, SPIs are routed to it
+    /// Restores `cpu`, the calling CPU, as root's: its PPIs get the state root has set, SPIs are routed to it
     /// again.
     pub fn unpark(&mut self, cpu: usize, lrs: &mut impl ListRegisters, phys: &mut impl PhysicalGic) -> Kicks {
         let hardware = self.hardware_of(0);

@@ -159,8 +159,8 @@ pub fn take_lock(run_dir: &Path) -> anyhow::Result<File> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    // Whoever may open the file may lock it, and hold up the next take-over. One of an earlier version is
-    // open to all.
+    // A process that can open the file can lock it and delay the next take-over. An earlier version created
+    // it readable for all users.
     file.set_permissions(fs::Permissions::from_mode(0o600))
         .with_context(|| format!("cannot restrict {}", path.display()))?;
     let begin = Instant::now();

@@ -169,7 +169,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_arch_prctl,
 ];
 
-/// Gives a directory and the files in it to the user that the worker becomes.
+/// Changes the owner of a directory and the files in it to the user that the worker becomes.
 ///
 /// # Errors
 /// The system refused.

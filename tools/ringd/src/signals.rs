@@ -63,7 +63,7 @@ impl Signals {
         (signal > 0).then_some(signal)
     }
 
-    /// Does to this process what a signal of the set does where nobody looks at it.
+    /// Applies the default action of a signal of the set to this process.
     pub fn obey(&self, signal: i32) {
         // SAFETY: no pointers but to the set, which is initialised. It is blocked in all other threads, or
         // ends them as well.

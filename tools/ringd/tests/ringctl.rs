@@ -211,7 +211,7 @@ fn disks_come_grow_and_go() {
             "zone z has no drive free for another disk",
         ),
         (&["disk", "detach", "z", "vdb"], "zone z has no disk in slot 1"),
-        (&["disk", "detach", "nobody", "0"], "no zone nobody"),
+        (&["disk", "detach", "absent", "0"], "no zone absent"),
     ] {
         let message = failure(&ringctl(&machine, arguments), 1);
         assert!(message.contains(expected), "{message}");
@@ -244,8 +244,8 @@ fn mistakes_end_with_a_message_and_a_status() {
         message.contains("initrd = ") && message.contains("No such file"),
         "{message}"
     );
-    let message = failure(&ringctl(&machine, &["zone", "stop", "nobody"]), 1);
-    assert!(message.contains("no zone nobody"), "{message}");
+    let message = failure(&ringctl(&machine, &["zone", "stop", "absent"]), 1);
+    assert!(message.contains("no zone absent"), "{message}");
     failure(&ringctl(&machine, &["zone", "stop"]), 2);
     failure(&ringctl(&machine, &["frobnicate"]), 2);
     fs::remove_file(machine.path("sock")).unwrap();

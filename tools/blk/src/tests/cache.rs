@@ -73,7 +73,10 @@ fn when_a_write_is_durable() {
             durable,
             "{features:#x} {writeback:?}"
         );
-        assert!(!survives(features, writeback, true), "an engine that lies");
+        assert!(
+            !survives(features, writeback, true),
+            "an engine that does not sync"
+        );
     }
 }
 
@@ -148,7 +151,7 @@ fn outstanding_writes_when_the_cache_is_turned_off() {
     assert!(turned_off_while_outstanding(false));
     assert!(
         !turned_off_while_outstanding(true),
-        "an engine that lies is noticed"
+        "an engine that does not sync is noticed"
     );
 }
 
@@ -190,7 +193,7 @@ fn the_cache_is_turned_off_while_no_daemon_runs() {
     assert!(turned_off_between_daemons(false));
     assert!(
         !turned_off_between_daemons(true),
-        "an engine that lies is noticed"
+        "an engine that does not sync is noticed"
     );
 }
 

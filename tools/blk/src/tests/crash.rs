@@ -299,7 +299,10 @@ proptest! {
 #[test]
 fn flushed_writes_survive_kill_and_power_cut() {
     assert!(flushed_writes_survive(false));
-    assert!(!flushed_writes_survive(true), "an engine that lies is noticed");
+    assert!(
+        !flushed_writes_survive(true),
+        "an engine that does not sync is noticed"
+    );
 }
 
 fn flushed_writes_survive(lie: bool) -> bool {

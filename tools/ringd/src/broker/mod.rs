@@ -46,7 +46,7 @@ pub enum Ask {
     CreateRam(String, u64),
     /// Opens the RAM that an earlier daemon made.
     OpenRam(String, u64),
-    /// Gives a zone's RAM back, and this number of pages of the pool.
+    /// Frees a zone's RAM, and returns this number of pages from the pool to root.
     RemoveRam(String, u64),
     /// Opens a file: its path, whether to write, more `O_` flags.
     Open(PathBuf, bool, i32),
@@ -206,7 +206,7 @@ impl Broker {
         })
     }
 
-    /// Gives the worker the run lock, and serves it until it ends.
+    /// Passes the run lock to the worker, and serves it until it ends.
     ///
     /// # Errors
     /// The worker has ended already.

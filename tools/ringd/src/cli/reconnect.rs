@@ -12,8 +12,8 @@ const NOBODY: Duration = Duration::from_secs(60);
 /// How long one attempt to connect takes at most.
 const ATTEMPT: Duration = Duration::from_millis(200);
 
-/// Waits for the next daemon: for ever if there is a process that may become or start one, else for a minute.
-/// Returns `None` if `enough` says so.
+/// Waits for the next daemon: without a limit if there is a process that may become or start one, else for a
+/// minute. Returns `None` if `enough` says so.
 ///
 /// # Errors
 /// None came.

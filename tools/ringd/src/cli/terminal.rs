@@ -96,7 +96,7 @@ pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientErr
     let keys = Arc::new(Keys::new(stream));
     if typed || input == Input::Always {
         let keys = keys.clone();
-        // Not joined: it may block in a read of standard input for ever.
+        // Not joined: it may never return from a read of standard input.
         std::thread::Builder::new()
             .name("input".into())
             .spawn(move || send_input(&keys, typed))?;

@@ -27,7 +27,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 pub enum ClientError {
     /// No daemon listens.
     #[error(
-        "ringd is not running (nobody listens at {0}): start it with `ringd --daemonize`, or `ringd` in a terminal; \
+        "ringd is not running (no process listens at {0}): start it with `ringd --daemonize`, or `ringd` in a terminal; \
          zones that it ran go on, and their disks wait for it"
     )]
     NotRunning(PathBuf),

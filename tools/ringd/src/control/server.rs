@@ -78,7 +78,7 @@ pub fn listen(socket: OwnedFd) -> io::Result<UnixListener> {
     Ok(socket.into())
 }
 
-/// Serves connections for ever.
+/// Serves connections until the process ends.
 pub fn serve(listener: &UnixListener, registry: &Arc<Registry>, set_log_level: SetLogLevel) {
     let set_log_level = Arc::new(set_log_level);
     let mut failing = false;

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub use cpus::Cpu;
 pub use ram::Ram;
 
-/// Root Linux: what a zone takes from it and gives back.
+/// Root Linux: the resources that a zone takes from it and returns.
 pub trait Host: Send + Sync {
     /// Returns the CPUs of the machine as root sees them.
     ///
@@ -42,7 +42,7 @@ pub trait Host: Send + Sync {
     /// It is not there.
     fn open_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError>;
 
-    /// Gives a zone's RAM back, and `added` pages from the pool to root.
+    /// Frees a zone's RAM, and returns `added` pages from the pool to root.
     ///
     /// # Errors
     /// The file cannot be removed; that it is not there is no error.

@@ -135,7 +135,7 @@ fn bind(root: &Path, device: &Path) -> Result<(), PciError> {
     let write = |path: PathBuf, text: &str| {
         fs::write(&path, text).map_err(|error| failed(format!("{}: {error}", path.display())))
     };
-    // By name, not by `new_id`: an ID would stay in the driver for ever, and adding it twice is an error.
+    // By name, not by `new_id`: an ID would stay in the driver, and adding it twice is an error.
     write(device.join("driver_override"), DRIVER)?;
     let name = device.file_name().unwrap_or_default().to_string_lossy();
     write(driver.join("bind"), &name)

@@ -1,4 +1,4 @@
-//! The report as Prometheus reads it, and the listener that gives it: `ringd --metrics ADDRESS`.
+//! The report as Prometheus reads it, and the listener that serves it: `ringd --metrics ADDRESS`.
 //!
 //! One thread serves one connection at a time: what it reads is bounded, and a client that is slower than
 //! [`TIMEOUT`] is disconnected. Every client that can reach the address reads the numbers; nothing can be
@@ -30,7 +30,7 @@ const BOUNDS: std::ops::RangeInclusive<u32> = 10..=34;
 type Labels = Vec<(&'static str, String)>;
 type Row = (Labels, u64);
 
-/// Serves the numbers of `registry` for ever.
+/// Serves the statistics of `registry` until the process ends.
 pub fn serve(listener: &TcpListener, registry: &Arc<Registry>) {
     for stream in listener.incoming() {
         let served = stream.and_then(|stream| answer(stream, || super::collect(registry)));

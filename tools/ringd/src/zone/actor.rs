@@ -239,7 +239,7 @@ impl Actor {
         self.finish(ending);
     }
 
-    /// Gives everything back and answers all commands.
+    /// Returns all resources to root and replies to all commands.
     fn finish(self, ending: Ending) {
         let Self {
             shared,

@@ -92,7 +92,7 @@ impl Resources {
 
         // Wrong CPUs are refused before memory is cleared, and it is cleared by all of root's CPUs.
         cpus::choose(&context, config)?;
-        // From here on the next daemon gives back what there is, should this one die.
+        // From here on the next daemon returns the zone's resources to root, should this one die.
         self.journal.update(|_| {})?;
         let ram = context
             .host
@@ -260,8 +260,8 @@ impl Resources {
         Ok(entry)
     }
 
-    /// Gives everything back. No vCPU of the zone runs any more. What cannot be given back is logged; memory
-    /// that EL2 keeps is not given to root.
+    /// Returns all resources to root, when no vCPU of the zone runs any more. A failure is logged; memory
+    /// that EL2 keeps is not returned.
     pub fn release(mut self) {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;

@@ -1,4 +1,4 @@
-//! What a reactor is told: [`Commands`], and [`EventSource`], which gives them on the reactor's own thread.
+//! A reactor's [`Commands`], and [`EventSource`], which issues them on the reactor's own thread.
 
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;

@@ -174,7 +174,7 @@ impl Uring {
     #[inline]
     pub unsafe fn push(&mut self, entry: squeue::Entry, tag: u64) {
         let entry = entry.user_data(tag & !WATCH);
-        // Behind the backlog, so that no operation is overtaken for ever.
+        // Behind the backlog, so that no operation starves.
         if self.backlog.is_empty() && self.enqueue(&entry) {
             self.in_flight += 1;
         } else {

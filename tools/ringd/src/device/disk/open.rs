@@ -123,8 +123,8 @@ fn remembered(shown: &[u8; 256], image: &ringblk::DiskConfig) -> KnownGeometry {
     }
 }
 
-/// Opens an image that requests of a dead daemon may still hold, and waits for them for ever: they may still
-/// write into the guest's memory. A remote disk has no lock: its server answers when the dead daemon's
+/// Opens an image that requests of a dead daemon may still hold, and waits for them without a limit: they may
+/// still write into the guest's memory. A remote disk has no lock: its server answers when the dead daemon's
 /// requests have completed, and if it does not, the disk waits for it, not the zone.
 fn drained(
     context: &OpenContext,
