@@ -439,7 +439,7 @@ mod tests {
     use crate::control::protocol::LogLevel;
 
     #[test]
-    fn what_an_administrator_has_set_stays() {
+    fn an_administrators_setting_is_kept() {
         let file = tempfile::NamedTempFile::new().unwrap();
         for (before, after) in [("0\n", "-900\n"), ("-1000\n", "-1000\n"), ("300\n", "300\n")] {
             fs::write(&file, before).unwrap();

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_are_told_apart() {
+    fn conditions_of_a_process() {
         let proc = tempfile::tempdir().unwrap();
         let put = |text: &str| {
             fs::create_dir_all(proc.path().join("7")).unwrap();
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_daemon_says_replaces_what_it_said() {
+    fn a_state_replaces_the_last_one() {
         let directory = tempfile::tempdir().unwrap();
         let state = State::new(directory.path()).unwrap();
         state.set("taking over: something long");

@@ -45,7 +45,7 @@ mod tests {
     use crate::zone::record;
 
     #[test]
-    fn what_is_not_understood_is_named_with_both_versions() {
+    fn unknown_versions_are_reported_with_both_numbers() {
         let directory = tempfile::tempdir().unwrap();
         let zones = directory.path().join("zones");
         fs::create_dir(&zones).unwrap();

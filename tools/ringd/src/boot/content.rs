@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_changed_is_an_error() {
+    fn a_changed_file_is_an_error() {
         let two = 2 * HEAD as u64;
         for (now, text) in [
             (two / 2, "4096 bytes and had 8192"),

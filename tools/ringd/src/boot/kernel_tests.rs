@@ -79,7 +79,7 @@ fn a_file_without_header_is_flat() {
 }
 
 #[test]
-fn text_that_goes_on_with_code_is_flat() {
+fn text_followed_by_code_is_flat() {
     let mut file = vec![b'x'; 10_000];
     file.push(0xd5);
     let kernel = parse(&file).unwrap();

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn an_initrd_that_does_not_fit_says_what_would() {
+    fn an_initrd_that_does_not_fit_reports_the_memory_needed() {
         let error = initrd_offset(&kernel(BLOCK, BLOCK), 6 * BLOCK + 1, 8 * BLOCK).unwrap_err();
         assert_eq!(error.needs, 8 * BLOCK + 1);
         assert!(initrd_offset(&kernel(BLOCK, u64::MAX - BLOCK), 1, 8 * BLOCK).is_err());

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_refused() {
+    fn messages_that_are_too_long_are_refused() {
         let (one, two) = UnixStream::pair().unwrap();
         (&one).write_all(&u32::MAX.to_le_bytes()).unwrap();
         let message = receive::<Ask>(&two).unwrap_err().to_string();

@@ -106,7 +106,7 @@ mod tests {
     use crate::stats::{CpuStats, StatsReport};
 
     #[test]
-    fn what_is_not_zero_is_a_line() {
+    fn counters_other_than_zero_are_printed() {
         let cpu = CpuStats {
             cpu: 2,
             exits: [("irq".to_owned(), 4), ("hvc".to_owned(), 0)].into(),

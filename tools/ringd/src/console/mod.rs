@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_ring_lost_is_said() {
+    fn lost_output_is_reported() {
         let page = SharedPage::private().unwrap();
         let window = page.window(1).unwrap();
         let console = Console::default();
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_goes_on_at_the_next_daemon_where_it_was() {
+    fn a_reader_continues_at_the_next_daemon() {
         let page = SharedPage::private().unwrap();
         let window = page.window(1).unwrap();
         let (first, mut guest) = (Console::default(), OutputProducer::new());

@@ -103,7 +103,7 @@ fn where_nothing_is_everything_is_explained() {
 }
 
 #[test]
-fn each_fault_is_told() {
+fn each_fault_is_reported() {
     let root = machine();
     let path = |name: &str| root.path().join(name);
     let device = "sys/bus/pci/devices/0001:00:00.0";

@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_root_does_not_have_is_not_tried() {
+    fn pages_that_root_does_not_have_are_not_requested() {
         let root = pool(20, 5, 2);
         let message = ensure(root.path(), 104).unwrap_err().to_string();
         assert!(
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_is_given_back() {
+    fn added_pages_are_returned() {
         let root = pool(20, 0, 0);
         give_back(root.path(), 7).unwrap();
         assert_eq!(read(root.path(), "nr_hugepages").unwrap(), 13);

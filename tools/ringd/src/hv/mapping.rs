@@ -205,7 +205,7 @@ mod tests {
     use super::SharedPage;
 
     #[test]
-    fn what_is_written_is_read_and_the_end_is_the_end() {
+    fn accesses_are_checked_against_the_page() {
         let page = SharedPage::private().unwrap();
         page.write(0x1234, b"ringvisor").unwrap();
         let mut back = [0; 9];

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ordinary_machine_is_told_so() {
+    fn a_machine_without_the_control_device_is_reported() {
         let root = tempfile::tempdir().unwrap();
         let message = claim(root.path()).unwrap_err().to_string();
         assert!(message.contains("no PCI function 1209:7276"), "{message}");

@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_what_viewers_read() {
+    fn the_file_has_the_format_of_trace_viewers() {
         let trace = sample();
         let joined = join(&trace);
         assert_eq!(joined.requests.len(), 1);

@@ -142,7 +142,7 @@ fn without_notification_and_without_interrupt() {
 }
 
 #[test]
-fn what_is_cut_off_is_left_out() {
+fn incomplete_requests_are_left_out() {
     let joined = join(&trace(&[
         // Popped before the recording began.
         daemon(1, Kind::Completed, 1),
@@ -163,7 +163,7 @@ fn what_is_cut_off_is_left_out() {
 }
 
 #[test]
-fn devices_and_queues_are_told_apart() {
+fn devices_and_queues_are_distinguished() {
     let mut both = trace(&[]);
     for slot in [0, 1] {
         for (offset, source, step, value) in [

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn stays_are_told_apart_by_zone_and_reason() {
+    fn stays_are_grouped_by_zone_and_reason() {
         let exit = |zone, exit, ticks| Event {
             stamp: 5,
             source: Source::Cpu(1),

@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_loaded_and_removed() {
+    fn a_record_is_saved_loaded_and_removed() {
         let directory = tempfile::tempdir().unwrap();
         let record = Record {
             number: Some(3),

@@ -312,7 +312,7 @@ fn whatever_fails_nothing_is_left() {
 }
 
 #[test]
-fn what_a_zone_names_must_be_there() {
+fn missing_files_and_invalid_disks_are_refused() {
     let machine = Machine::new();
     let good = machine.config("a");
     let odd = machine.disk("odd.img", 1000);

@@ -222,7 +222,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn rates_are_of_what_came_since() {
+    fn rates_are_of_the_difference() {
         let model = Model::new(&report(1), &report(3));
         assert_eq!(model.cpus.len(), 2);
         let cpu = &model.cpus[1];
@@ -244,7 +244,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_began_anew_counts_from_zero() {
+    fn restarted_counters_count_from_zero() {
         let model = Model::new(
             &report(5),
             &StatsReport {
@@ -257,7 +257,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn of_one_moment_nothing_is_said() {
+    fn rates_of_an_empty_interval_are_zero() {
         let model = Model::new(&report(2), &report(2));
         assert_eq!(
             (model.cpus[1].exits, model.disks[0].reads, model.disks[0].p99),

@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_zone_file_has_to_say_is_said() {
+    fn the_reminder_names_the_zone_files_key() {
         let said = |path: &str| reminder(&DiskConfig::new(path.into()));
         assert!(said("/srv/new.img").contains("path = \"/srv/new.img\""));
         assert!(said("vhost-user:/run/sock").contains("vhost_user = \"/run/sock\""));
