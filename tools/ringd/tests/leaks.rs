@@ -15,7 +15,7 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Torture d1, on fakes.
+/// On fakes (torture d1).
 #[test]
 fn starts_and_stops_leave_no_descriptor() {
     let machine = Machine::new();

@@ -31,7 +31,7 @@ fn is_child(name: &str) -> bool {
     std::env::var("RINGD_TEST_SANDBOX").is_ok_and(|text| text == name)
 }
 
-/// Torture c12: zones start and end under the filter, with disks on both engines. The client is outside.
+/// Zones start and end under the filter, with disks on both engines (torture c12). The client is outside.
 #[test]
 fn a_daemon_at_work_needs_nothing_else() {
     const NAME: &str = "a_daemon_at_work_needs_nothing_else";
