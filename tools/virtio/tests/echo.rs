@@ -1,4 +1,5 @@
-//! The smallest device: a queue that copies what the driver sends to what the driver offers, on a real reactor.
+//! The smallest device: a queue that copies what the driver sends to what the driver offers, on a real
+//! reactor.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -274,7 +275,8 @@ fn a_device_that_knows_no_disk() {
     }
 }
 
-// What was in flight when the queue left is in the log, and run again by the next one: once, and before what came later.
+// What was in flight when the queue left is in the log, and run again by the next one: once, and before what
+// came later.
 #[test]
 fn a_take_over_runs_again_what_was_in_flight() {
     for io_uring in [true, false] {

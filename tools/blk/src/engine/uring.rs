@@ -1,8 +1,8 @@
 //! [`RingEngine`]: block operations on the reactor's io_uring.
 //!
 //! The ring does transfers that the file accepts as they are, and syncs. Large transfers from and to files in
-//! memory are [`copies`](super::copies) on the reactor's own thread. Everything else goes to a pool of
-//! threads, started at first use: the kernel would hand such operations to threads as well.
+//! memory are `copies` on the reactor's own thread. Everything else goes to a pool of threads, started at first
+//! use: the kernel would hand such operations to threads as well.
 
 use std::ops::DerefMut;
 use std::sync::Arc;

@@ -29,8 +29,8 @@ fn notify_if_wanted(rig: &Rig, peer: &Peer, id: QueueId, event: &OwnedFd) -> boo
     wanted
 }
 
-// Short sleeps make the reactor busy-poll before the next; what comes meanwhile, from the peer, from a file or
-// by message, is served without a wake-up.
+// Short sleeps make the reactor busy-poll before the next; what comes meanwhile, from the peer, from a file
+// or by message, is served without a wake-up.
 #[test]
 fn work_that_comes_during_a_busy_poll() {
     for engine in [EngineKind::IoUring, EngineKind::Threads] {
@@ -74,7 +74,8 @@ fn work_that_comes_during_a_busy_poll() {
     }
 }
 
-// While a driver has a backlog there is no busy polling: after a sleep, the reactor finds more requests at once.
+// While a driver has a backlog there is no busy polling: after a sleep, the reactor finds more requests at
+// once.
 #[test]
 fn no_busy_polling_with_a_backlog() {
     for features in [ALL_FEATURES, ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX)] {

@@ -345,8 +345,8 @@ fn it_waits_only_for_what_may_come_at_once() {
     assert!(!waits(|_| {}, |rig| rig.vq().set_paused(true)), "none is taken");
 }
 
-/// A queue that has learned of two outstanding requests, with one in its available ring; its interrupts and its
-/// counters.
+/// A queue that has learned of two outstanding requests, with one in its available ring; its interrupts and
+/// its counters.
 fn learned(rig: &mut Rig) -> (Box<BlockQueue>, Receiver<()>, Arc<BlockStats>) {
     let (queue, interrupts) = own_queue(rig);
     let stats = queue.stats().clone();

@@ -1,7 +1,7 @@
 //! The daemon is killed at every step, and again while it takes over: each request completes exactly once.
 //!
-//! A kill is an unwinding from a named step ([`ringvirtio::steps`]); the new daemon sees what memory holds then.
-//! I/O that was in flight at the kill happens or does not. A model of driver and disk checks every used
+//! A kill is an unwinding from a named step ([`ringvirtio::steps`]); the new daemon sees what memory holds
+//! then. I/O that was in flight at the kill happens or does not. A model of driver and disk checks every used
 //! entry.
 
 use std::collections::HashMap;

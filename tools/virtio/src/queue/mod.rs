@@ -1,8 +1,7 @@
 //! [`VirtQueue`]: the device side of a split virtqueue, without a device.
 //!
-//! Its parts: [`NotificationControl`](notifications::NotificationControl) finds heads and decides about the
-//! driver's notifications, [`UsedRing`](used::UsedRing) publishes what is complete,
-//! [`Coalescer`](coalescer::Coalescer) decides when the driver is notified of it,
+//! Its parts: `NotificationControl` finds heads and enables or disables the driver's notifications, `UsedRing`
+//! publishes what is complete, `Coalescer` decides when the driver is notified of it, and
 //! [`InflightLog`](crate::inflight::InflightLog) survives the process.
 
 mod coalescer;
