@@ -210,7 +210,7 @@ fn a_trace_is_recorded_written_and_switched_off() {
     let slices = file["traceEvents"].as_array().unwrap().iter();
     assert_eq!(slices.filter(|event| event["ph"] == "X").count(), 5);
     until("the end of recording", || machine.el2.trace_mask() == 0);
-    // Whoever leaves early ends it, too.
+    // A client that disconnects early ends it, too.
     let mut early = command(&machine, &["trace", "--seconds", "60"]).spawn().unwrap();
     until("recording", || machine.el2.trace_mask() == trace::ALL);
     early.kill().unwrap();

@@ -142,7 +142,7 @@ fn the_console_goes_both_ways() {
         .el2
         .guest_ends(1, ZoneState::Stopped, StopReason::SystemOff);
     assert!(console.wait().unwrap().success());
-    // The console can still be read when the zone is over.
+    // The console can still be read when the zone has ended.
     let dump = stdout(&ringctl(&machine, &["zone", "console", "c"]));
     assert!(dump.starts_with("before\nafter\n"), "{dump:?}");
 }
@@ -303,7 +303,7 @@ fn consoles_and_waits_outlast_the_daemon() {
     let wait = Request::Wait { name: "z".into() };
     let done = r#"{"ok":"done"}"#;
 
-    // A console goes on where it was: a whole piece counts, one that was cut off does not.
+    // A console continues where it was: a whole piece counts, one that was cut off does not.
     let mut child = ringctl(&["zone", "console", "z"]);
     let (request, stream) = mortal::serve(&listener, done);
     assert_eq!(request, console(0));
@@ -329,7 +329,7 @@ fn consoles_and_waits_outlast_the_daemon() {
         "{said}"
     );
 
-    // A wait goes on, and says it if the next daemon knows nothing.
+    // A wait continues, and fails if the next daemon does not know the zone.
     for (answer, status) in [
         (r#"{"ok":{"ended":{"how":"powered_off"}}}"#, 0),
         (r#"{"error":"no zone z"}"#, 1),

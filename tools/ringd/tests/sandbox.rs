@@ -15,7 +15,7 @@ use ringd::control::protocol::Request;
 use ringd::device::{api, disk};
 use ringd::sandbox;
 
-/// Runs the test `name` of this program in a child that is told to do the dangerous part.
+/// Runs the test `name` of this program in a child process that does the dangerous part.
 fn command(name: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command

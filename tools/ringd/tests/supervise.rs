@@ -20,7 +20,7 @@ fn supervisor(directory: &Path, script: &str) -> Child {
     );
     std::fs::write(&program, format!("#!/bin/sh\n{turn}\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    // Whatever signals whoever runs the tests ignores: a shell has its programs in the background ignore
+    // Whatever signals the tests' parent ignores: a shell has its programs in the background ignore
     // SIGINT.
     let child = Command::new("env")
         .arg("--default-signal")

@@ -50,7 +50,7 @@ fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// `ringctl zone console t`, whatever signals whoever runs the tests ignores; `signals` is how it takes
+/// `ringctl zone console t`, whatever signals the tests' parent ignores; `signals` is how it takes
 /// SIGHUP.
 fn console(machine: &Machine, terminal: &File, signals: &str) -> Child {
     Command::new("env")
@@ -96,7 +96,7 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
         "{said}"
     );
     until("the last key", || machine.el2.typed(1) == b"top\r\x03x");
-    // Whoever is ended by a signal leaves no raw terminal behind.
+    // A program that is ended by a signal leaves no raw terminal behind.
     for signal in [Signal::TERM, Signal::HUP] {
         let mut console = self::console(&machine, &screen, HUP_ENDS);
         until("raw mode", || is_raw(&screen));
@@ -104,7 +104,7 @@ fn the_terminal_is_raw_and_restored_when_the_user_leaves() {
         assert_eq!(console.wait().unwrap().signal(), Some(signal.as_raw()));
         assert!(!is_raw(&screen));
     }
-    // One that was started to ignore SIGHUP, as by nohup, goes on.
+    // One that was started to ignore SIGHUP, as by nohup, continues.
     let mut console = self::console(&machine, &screen, "--ignore-signal=HUP");
     until("raw mode", || is_raw(&screen));
     kill_process(Pid::from_child(&console), Signal::HUP).unwrap();

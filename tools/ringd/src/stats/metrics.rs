@@ -1,4 +1,4 @@
-//! The report as Prometheus reads it, and the listener that gives it: `ringd --metrics ADDRESS`.
+//! The report as Prometheus reads it, and the listener that serves it: `ringd --metrics ADDRESS`.
 //!
 //! One thread serves one connection at a time: what it reads is bounded, and a client that is slower than
 //! [`TIMEOUT`] is disconnected. Every client that can reach the address reads the numbers; nothing can be

@@ -106,7 +106,7 @@ impl Given {
         unsafe { &*address }.load(Ordering::Acquire)
     }
 
-    /// Whoever writes to the kick or the call from now on waits.
+    /// A write to the kick or the call blocks from now on.
     pub fn fill_events(&self) {
         for mut event in [&self.kick, &self.call].map(|event| event.as_ref().unwrap()) {
             // A read of an empty one ends at once, as yet.
@@ -126,7 +126,7 @@ impl Given {
         self.stream.shutdown(Shutdown::Both).unwrap();
     }
 
-    /// Says something that nobody has asked for.
+    /// Sends an unsolicited message.
     pub fn say(&self, bytes: &[u8]) {
         (&self.stream).write_all(bytes).unwrap();
     }
@@ -161,12 +161,12 @@ impl Fake {
         let manners = Arc::new(Mutex::new(manners));
         let ending = Arc::new(AtomicBool::new(false));
         let stream: Arc<Mutex<Option<UnixStream>>> = Arc::default();
-        let (shared, told, current) = (manners.clone(), ending.clone(), stream.clone());
+        let (shared, ended, current) = (manners.clone(), ending.clone(), stream.clone());
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let stream = stream.unwrap();
                 *current.lock().unwrap() = Some(stream.try_clone().unwrap());
-                if told.load(Ordering::Acquire) {
+                if ended.load(Ordering::Acquire) {
                     return;
                 }
                 // How a connection ends is the front end's affair.

@@ -100,7 +100,7 @@ fn a_server_that_does_not_answer_is_given_up() {
     }
 }
 
-/// A reset, a stop of the zone and an exchange of the disk all wait for queues to be let go of.
+/// A reset, a stop of the zone and an exchange of the disk all wait for queues to be removed.
 #[test]
 fn a_server_that_hangs_holds_nothing_up_for_ever() {
     let _alone = alone();
@@ -169,7 +169,7 @@ fn a_server_that_writes_nonsense_is_sent_away() {
     guest.publish();
     assert_eq!(guest.next(Duration::from_millis(200)), None);
     // More used than there was; a request that is not in flight; one in flight with a status that is none; a
-    // message and a notice that nobody understands.
+    // message and a notification of an unknown type.
     for nonsense in 0..5 {
         let given = fake.given.recv_timeout(PATIENCE).unwrap();
         match nonsense {
@@ -179,7 +179,7 @@ fn a_server_that_writes_nonsense_is_sent_away() {
                 given.write_used(1, 1);
             }
             2 => given.write_used(1, 1),
-            3 => given.say(b"what nobody has asked for"),
+            3 => given.say(b"an unsolicited message"),
             _ => given.notices.as_ref().unwrap().write_all(&[9; 12]).unwrap(),
         }
         fake.gone.recv_timeout(PATIENCE).expect("it is sent away");
@@ -200,10 +200,10 @@ fn a_disk_that_grows_or_shrinks_is_heard_of() {
     let fake = Fake::new(&socket, Manners::default());
     let mut guest = Guest::new(true);
     let disk = open_soon(&socket);
-    let (tell, told) = channel();
+    let (notify, notified) = channel();
     disk.remote()
         .unwrap()
-        .on_resize(Box::new(move || tell.send(()).unwrap()));
+        .on_resize(Box::new(move || notify.send(()).unwrap()));
     guest.use_disk(disk.clone());
     let given = fake.given.recv_timeout(PATIENCE).unwrap();
     let mut notices = given.notices.as_ref().unwrap();
@@ -212,7 +212,7 @@ fn a_disk_that_grows_or_shrinks_is_heard_of() {
         notices
             .write_all(&[2_u32, 1, 0].map(u32::to_ne_bytes).concat())
             .unwrap();
-        told.recv_timeout(PATIENCE).unwrap();
+        notified.recv_timeout(PATIENCE).unwrap();
         assert!(disk.reread_capacity().unwrap());
         assert_eq!(disk.capacity(), sectors);
     }
@@ -226,7 +226,7 @@ fn a_disk_that_grows_or_shrinks_is_heard_of() {
     // The last copy of its socket.
     drop(given);
     fake.change(|manners| manners.sectors = 2048);
-    told.recv_timeout(PATIENCE).unwrap();
+    notified.recv_timeout(PATIENCE).unwrap();
     assert!(disk.reread_capacity().unwrap());
     assert_eq!(disk.capacity(), 2048);
     // A smaller one in its place is not the guest's disk.
@@ -240,9 +240,9 @@ fn a_disk_that_grows_or_shrinks_is_heard_of() {
             ..Manners::default()
         },
     );
-    small.gone.recv_timeout(PATIENCE).expect("it is looked at");
+    small.gone.recv_timeout(PATIENCE).expect("it is checked");
     assert!(small.given.recv_timeout(Duration::from_millis(300)).is_err());
-    assert!(told.try_recv().is_err());
+    assert!(notified.try_recv().is_err());
     // A server that cannot tell is as good as others.
     small.change(|manners| manners.sectors = 2048);
     assert!(small.given.recv_timeout(PATIENCE).unwrap().notices.is_none());
@@ -305,7 +305,7 @@ fn a_server_that_closes_at_once_is_not_asked_without_end() {
     fake.given.recv_timeout(PATIENCE).unwrap();
 }
 
-/// It goes on talking, though it is to go.
+/// It continues to send, although it is to end.
 #[test]
 fn a_server_that_was_sent_away_is_asked_nothing_more() {
     let _alone = alone();
@@ -353,10 +353,10 @@ fn sizes_are_heeded_ten_times_a_second_and_the_last_one_counts() {
     let fake = Fake::new(&socket, Manners::default());
     let mut guest = Guest::new(true);
     let disk = open_soon(&socket);
-    let (tell, told) = channel();
+    let (notify, notified) = channel();
     disk.remote()
         .unwrap()
-        .on_resize(Box::new(move || tell.send(()).unwrap()));
+        .on_resize(Box::new(move || notify.send(()).unwrap()));
     guest.use_disk(disk.clone());
     let given = fake.given.recv_timeout(PATIENCE).unwrap();
     fake.change(|manners| manners.wavers = true);
@@ -372,7 +372,7 @@ fn sizes_are_heeded_ten_times_a_second_and_the_last_one_counts() {
         std::thread::sleep(Duration::from_millis(1));
     }
     let seconds = begin.elapsed().as_secs_f64();
-    let sizes = told.try_iter().count();
+    let sizes = notified.try_iter().count();
     assert!(
         sizes >= 2 && sizes as f64 <= 10.0 * seconds + 2.0,
         "{sizes} in {seconds} s"

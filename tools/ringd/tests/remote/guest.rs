@@ -122,8 +122,8 @@ impl Guest {
     }
 
     /// The next answer, with its status; `None` if none comes in this time.
-    pub fn next(&mut self, patience: Duration) -> Option<(u64, u8)> {
-        let deadline = Instant::now() + patience;
+    pub fn next(&mut self, timeout: Duration) -> Option<(u64, u8)> {
+        let deadline = Instant::now() + timeout;
         loop {
             if let Some(done) = self.ring.pop().expect("no request is answered twice") {
                 return Some((done.token, done.status));
@@ -156,7 +156,7 @@ impl Guest {
         let (sender, gone) = channel();
         let id = self.id.take().unwrap();
         self.handle.remove(id, Box::new(move || sender.send(()).unwrap()));
-        gone.recv_timeout(PATIENCE).expect("the queue is let go of");
+        gone.recv_timeout(PATIENCE).expect("the queue is removed");
     }
 }
 

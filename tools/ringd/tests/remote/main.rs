@@ -6,7 +6,7 @@
 mod fake;
 mod faults;
 mod guest;
-mod moving;
+mod migrating;
 #[path = "../../../vhost/tests/support/mod.rs"]
 mod support;
 
@@ -258,7 +258,7 @@ fn qemus_killed_and_started_again() {
     }
 }
 
-/// Nothing waits for a server that does not come back, but for requests; a queue set up again goes on from
+/// Nothing waits for a server that does not come back, except requests; a queue set up again continues from
 /// its log.
 #[test]
 fn a_server_that_is_gone_is_in_nobodys_way() {

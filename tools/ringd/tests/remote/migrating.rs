@@ -1,4 +1,4 @@
-//! A disk that moves from a file to a server and back while a guest writes, over the death of the server.
+//! A disk is migrated from a file to a server and back while a guest writes, across the death of the server.
 
 use std::collections::HashMap;
 use std::process::Command;
@@ -23,8 +23,8 @@ fn progress() -> Progress {
     )
 }
 
-/// Moves `guest`'s disk while it writes; gives what was written last.
-fn move_to(
+/// Migrates `guest`'s disk while it writes; returns what was written last.
+fn migrate_to(
     guest: &mut Guest,
     source: Arc<Disk>,
     target: Arc<Disk>,
@@ -81,10 +81,10 @@ fn to_a_server_that_is_killed_and_back_to_a_file() {
         };
         let mut guest = Guest::new(io_uring);
         let remote = open_soon(&socket);
-        let written = move_to(&mut guest, open(&files[0]), remote.clone(), &mut again);
+        let written = migrate_to(&mut guest, open(&files[0]), remote.clone(), &mut again);
         verify(&mut guest, &written);
         guest.remove();
-        let written = move_to(&mut guest, remote, open(&files[1]), &mut again);
+        let written = migrate_to(&mut guest, remote, open(&files[1]), &mut again);
         verify(&mut guest, &written);
         guest.remove();
         assert!(std::fs::read(&files[1]).unwrap() == std::fs::read(&served).unwrap());
