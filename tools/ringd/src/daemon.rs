@@ -6,7 +6,7 @@
 //! | broker | `ringd` | takes the run lock, keeps root's rights for the worker ([`crate::broker`]) |
 //! | worker | `ringd --worker`, by the broker | everything else; here |
 //!
-//! The worker attaches to EL2 and opens devices as root, then gives up its rights ([`crate::sandbox`]), and
+//! The worker attaches to EL2 and opens devices as root, then drops its privileges ([`crate::sandbox`]), and
 //! only after that looks at anything that a guest or a client wrote. The supervisor keeps a second broker and
 //! worker, which have done all that can be done while another daemon runs: the next one
 //! ([`supervise::standby`]).

@@ -175,7 +175,7 @@ pub fn take_lock(run_dir: &Path) -> anyhow::Result<File> {
                 bail!("ringd is running already as process {pid}; there can be only one")
             }
             Condition::Stopped => bail!(
-                "ringd is running already as process {pid}, which is stopped; `kill -CONT {pid}` lets it go on, \
+                "ringd is running already as process {pid}, which is stopped; `kill -CONT {pid}` continues it, \
                  `kill -KILL {pid}` makes room for another"
             ),
             Condition::Gone | Condition::Dying => {}

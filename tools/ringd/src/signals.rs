@@ -50,12 +50,12 @@ impl Signals {
         }
     }
 
-    /// The next signal, or `None` when none has come for `patience`.
+    /// Returns the next signal, or `None` when none has come for `timeout`.
     #[must_use]
-    pub fn next(&self, patience: Duration) -> Option<i32> {
+    pub fn next(&self, timeout: Duration) -> Option<i32> {
         let time = libc::timespec {
-            tv_sec: patience.as_secs().try_into().unwrap_or(0),
-            tv_nsec: patience.subsec_nanos().into(),
+            tv_sec: timeout.as_secs().try_into().unwrap_or(0),
+            tv_nsec: timeout.subsec_nanos().into(),
         };
         // SAFETY: set and time are initialised and outlive the call; who sent the signal is not asked for.
         let signal = unsafe { libc::sigtimedwait(&self.0, std::ptr::null_mut(), &time) };
@@ -63,7 +63,7 @@ impl Signals {
         (signal > 0).then_some(signal)
     }
 
-    /// Applies the default action of a signal of the set to this process.
+    /// Ends or stops this process as a signal of the set does by default.
     pub fn obey(&self, signal: i32) {
         // SAFETY: no pointers but to the set, which is initialised. It is blocked in all other threads, or
         // ends them as well.

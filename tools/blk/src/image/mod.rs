@@ -1,4 +1,4 @@
-//! Disk images: a file or block device ([`file`]), a qcow2 image ([`qcow2`]), one that another process serves
+//! Disk images: a file or block device ([`mod@file`]), a qcow2 image ([`qcow2`]), one that another process serves
 //! ([`remote`]), or no storage ([`synthetic`]).
 //!
 //! [`crate::disk`] opens images, [`crate::engine`] runs operations on them. Every image runs every operation

@@ -1,7 +1,7 @@
 //! The layout of a zone's RAM: device tree first, then the kernel, then the initial RAM disk.
 //!
 //! Linux wants the initial RAM disk within 32 GiB of the kernel and both in the linear map, which this order
-//! gives; firmware-style guests look for the device tree at RAM's start, as under QEMU.
+//! ensures; firmware-style guests look for the device tree at RAM's start, as under QEMU.
 
 use super::kernel::Kernel;
 use crate::config::zone::BLOCK;

@@ -3,7 +3,7 @@
 //! The worker ([`crate::daemon`]) reads what guests wrote, so it has no privileges. What it needs later comes
 //! over a socket: CPUs taken offline and back, huge pages and their physical addresses, images and kernels
 //! opened. The broker is one thread that answers one request after the other ([`Broker`]); the worker's side
-//! is a [`Host`](crate::host::Host) and an [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries
+//! is a [`Host`] and an [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries
 //! messages and descriptors.
 //!
 //! Both live and die together: the worker ends with the broker (PR_SET_PDEATHSIG), the broker with the

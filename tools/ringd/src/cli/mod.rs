@@ -1,7 +1,7 @@
 //! `ringctl`, the command that users type.
 //!
 //! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`reconnect`]
-//! waits across the death of a daemon, [`print`] shows tables. What is about one kind of device is in
+//! waits across the death of a daemon, [`mod@print`] shows tables. What is about one kind of device is in
 //! [`crate::device`]. Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command
 //! line that makes no sense.
 

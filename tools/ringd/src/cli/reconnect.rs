@@ -23,7 +23,7 @@ pub fn next_daemon(
     enough: impl Fn() -> bool,
 ) -> Result<Option<Client>, ClientError> {
     eprintln!(
-        "\r\nringctl: lost the connection to ringd ({lost}); the zone goes on, waiting for the next ringd\r"
+        "\r\nringctl: lost the connection to ringd ({lost}); the zone continues, waiting for the next ringd\r"
     );
     let mut alone = None::<Instant>;
     while !enough() {

@@ -18,7 +18,7 @@ pub struct ZoneOptions {
     /// Name; without a file, "zone" if not given.
     #[arg(long)]
     pub name: Option<String>,
-    /// How many CPUs, or which: "2", or "2,3" or "[2]" for a list of root's CPU numbers.
+    /// How many CPUs, or which: `2`, or `2,3` or `[2]` for a list of root's CPU numbers.
     #[arg(long)]
     pub cpus: Option<String>,
     /// Size of its memory: "512M", "1G".

@@ -1,7 +1,7 @@
 //! What users write: zone files and command-line options.
 //!
 //! [`zone::ZoneConfig`] is the checked description of a zone that travels from `ringctl` to the daemon and
-//! into the zone's record; its devices are described in [`crate::device`]. [`file`] makes it from a TOML file
+//! into the zone's record; its devices are described in [`crate::device`]. [`mod@file`] makes it from a TOML file
 //! or from options, [`keys`] takes a table apart, [`size`] reads and prints sizes, [`error`] is why a
 //! description is refused.
 

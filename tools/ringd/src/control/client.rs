@@ -28,7 +28,7 @@ pub enum ClientError {
     /// No daemon listens.
     #[error(
         "ringd is not running (no process listens at {0}): start it with `ringd --daemonize`, or `ringd` in a terminal; \
-         zones that it ran go on, and their disks wait for it"
+         zones that it ran continue, and their devices wait for it"
     )]
     NotRunning(PathBuf),
     /// A daemon runs but does not answer yet.
@@ -48,7 +48,7 @@ pub enum ClientError {
     /// It is stopped.
     #[error(
         "ringd (process {0}) is stopped, by SIGSTOP or a debugger: zones run on, but their disks wait for it; \
-         `kill -CONT {0}` lets it go on"
+         `kill -CONT {0}` continues it"
     )]
     Stopped(u32),
     /// The supervisor is about to start one.

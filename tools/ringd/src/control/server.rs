@@ -17,7 +17,8 @@ use rustix::net;
 use super::protocol::{
     CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
-use crate::device::api::{self, Action};
+use crate::device::action::Action;
+use crate::device::api;
 use crate::hv::Hypervisor;
 use crate::stats;
 use crate::trace::record::Recorder;

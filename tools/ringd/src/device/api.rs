@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::view::Observed;
-use super::{Change, disk};
+use super::action::Action;
+use super::disk;
 
 /// A request about devices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,27 +21,12 @@ pub enum Reply {
     Disk(disk::api::Reply),
 }
 
-/// What the daemon is to do for a request.
-pub enum Action {
-    /// Report the devices that the function takes.
-    List(fn(&[Observed]) -> Reply),
-    /// Change a device of a zone.
-    Change {
-        /// The zone.
-        zone: String,
-        /// The change.
-        change: Change,
-        /// Makes the reply of the changed device, if the reply is a report.
-        report: Option<fn(&Observed) -> Reply>,
-    },
-}
-
 impl Request {
     /// Returns what the daemon is to do.
     #[must_use]
-    pub fn action(self) -> Action {
+    pub fn action(self) -> Action<Reply> {
         match self {
-            Self::Disk(request) => request.action(),
+            Self::Disk(request) => request.action().map(Reply::Disk),
         }
     }
 }

@@ -97,7 +97,7 @@ impl QueueSnapshot {
     pub fn stats(&self) -> QueueStats {
         let stats = match &self.counters {
             Counters::Disk(counters) => disk::stats::queue_stats(counters),
-            Counters::Rng(counters) => rng::backend::queue_stats(counters),
+            Counters::Rng(counters) => rng::stats::queue_stats(counters),
         };
         QueueStats {
             queue: self.queue,

@@ -14,12 +14,13 @@
 //! | [`context`] | what devices get of their zone |
 //! | [`zone`] | the zone as changes of devices need it, and its record |
 //! | [`devices`] | [`Devices`] of a zone, on the zone's thread: open, take over, change, close |
-//! | [`api`] | requests of `ringctl` and replies |
+//! | [`api`], [`action`] | requests of `ringctl` and replies, what is done for them |
 //!
 //! Adding a kind takes a folder and a line in each `enum` and `struct` here that lists the kinds: [`Kind`],
 //! [`Device`], [`Configs`], [`Config`], [`State`], [`Change`], [`QueueCounters`],
 //! [`report`], [`api`].
 
+pub mod action;
 pub mod api;
 pub mod backend;
 pub mod config;

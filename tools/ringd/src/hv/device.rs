@@ -172,10 +172,10 @@ fn check_version(bar: &Bar) -> Result<(), AttachError> {
 impl ControlDevice {
     /// A doorbell: what was written to the shared page is visible before the store, and what EL2 wrote after
     /// it.
-    fn ring(&self, bell: u16, store: impl Fn(&Bar, usize)) {
+    fn ring(&self, doorbell: u16, store: impl Fn(&Bar, usize)) {
         let page = usize::try_from(doorbell::PAGE_OFFSET).unwrap_or(0);
         fence(Ordering::SeqCst);
-        store(&self.bar, page + usize::from(bell));
+        store(&self.bar, page + usize::from(doorbell));
         fence(Ordering::SeqCst);
     }
 }
@@ -201,7 +201,7 @@ impl Hypervisor for ControlDevice {
             return Err(too_large);
         }
         let _slot = self.slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // A status that EL2 never gives, so that a doorbell that did nothing is not taken for success.
+        // A status that EL2 never returns, so that a doorbell without effect is not mistaken for success.
         let header = Header {
             status: u32::MAX,
             ..header

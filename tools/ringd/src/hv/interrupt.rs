@@ -1,4 +1,4 @@
-//! [`Interrupt`]: the interrupt of the control device, as root Linux gives it to a process.
+//! [`Interrupt`]: the interrupt of the control device, as root Linux passes it to a process.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

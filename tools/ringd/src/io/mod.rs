@@ -218,7 +218,7 @@ impl Io {
             .unwrap_or(Ok(()))
     }
 
-    /// Schedules the queues of a device: something else than its driver may let requests go on.
+    /// Schedules the queues of a device: something else than its driver may let requests continue.
     pub fn schedule(&self, number: u8, slot: u8) {
         self.with_device(number, slot, |device, _| {
             device.ids().for_each(|id| self.reactor.schedule(id));

@@ -147,7 +147,7 @@ pub struct Joined {
 struct Notification {
     notify: Option<u64>,
     ring: Option<u64>,
-    bell: Option<u64>,
+    interrupt: Option<u64>,
     wake: Option<u64>,
 }
 
@@ -212,7 +212,7 @@ impl Joiner {
             Step::Bell => {
                 let key = self.rang.remove(&event.source);
                 if let Some(queue) = key.and_then(|key| self.queues.get_mut(&key)) {
-                    queue.coming.bell.get_or_insert(stamp);
+                    queue.coming.interrupt.get_or_insert(stamp);
                 }
             }
             Step::Doorbell | Step::Inject(_) => {
@@ -228,8 +228,8 @@ impl Joiner {
             }
             Step::Acknowledge => {
                 let waiting = self.raised.entry(device).or_default();
-                let told = waiting.extract_if(.., |request| request.has(Point::Doorbell));
-                self.done.extend(told.map(|mut request| {
+                let signalled = waiting.extract_if(.., |request| request.has(Point::Doorbell));
+                self.done.extend(signalled.map(|mut request| {
                     request.set(Point::Acknowledge, stamp);
                     request
                 }));
@@ -269,10 +269,10 @@ impl Joiner {
                 let Notification {
                     notify,
                     ring,
-                    bell,
+                    interrupt,
                     wake,
                 } = queue.taken;
-                for (point, at) in Point::ALL.into_iter().zip([notify, ring, bell, wake]) {
+                for (point, at) in Point::ALL.into_iter().zip([notify, ring, interrupt, wake]) {
                     if let Some(at) = at {
                         request.set(point, at);
                     }
@@ -282,13 +282,13 @@ impl Joiner {
                 return;
             }
             Kind::Raise | Kind::Suppressed => {
-                let told = std::mem::take(&mut queue.used);
+                let signalled = std::mem::take(&mut queue.used);
                 if kind == Kind::Suppressed {
-                    self.done.extend(told);
+                    self.done.extend(signalled);
                     return;
                 }
                 let waiting = self.raised.entry((event.zone, event.slot)).or_default();
-                waiting.extend(told.into_iter().map(|mut request| {
+                waiting.extend(signalled.into_iter().map(|mut request| {
                     request.set(Point::Raise, stamp);
                     request
                 }));

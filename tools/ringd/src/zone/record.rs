@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::ZoneConfig;
 use crate::device::{State, inflight};
 
-/// Version of the layout of records, shared page notes and in-flight files together.
+/// Version of the layout of records, shared page entries and in-flight files together.
 pub const VERSION: u32 = 2;
 
 /// A zone's record.

@@ -6,7 +6,7 @@ use super::change::{Change, LimitChange};
 use super::config::DiskConfig;
 use super::report::DiskReport;
 use crate::device;
-use crate::device::api::{self, Action};
+use crate::device::action::{Action, Report};
 use crate::device::config::Config;
 use crate::device::view::Observed;
 
@@ -88,10 +88,11 @@ pub enum Reply {
 impl Request {
     /// Returns what the daemon is to do.
     #[must_use]
-    pub fn action(self) -> Action {
-        let report = (!matches!(self, Self::DiskDetach { .. })).then_some(one as fn(&Observed) -> api::Reply);
+    pub fn action(self) -> Action<Reply> {
+        let report =
+            (!matches!(self, Self::DiskDetach { .. })).then(|| Box::new(one) as Report<Observed, Reply>);
         let (zone, change) = match self {
-            Self::Disks => return Action::List(list),
+            Self::Disks => return Action::List(Box::new(list)),
             Self::DiskAttach { name, disk } => (name, Change::Attach(disk)),
             Self::DiskDetach { name, slot } => (name, Change::Detach(slot)),
             Self::DiskResize {
@@ -114,14 +115,14 @@ impl Request {
 }
 
 /// Returns the reply with all drives.
-fn list(devices: &[Observed]) -> api::Reply {
+fn list(devices: &[Observed]) -> Reply {
     let drives = devices
         .iter()
         .filter(|device| matches!(device.config, Config::Disk(_)));
-    api::Reply::Disk(Reply::Disks(drives.map(DiskReport::new).collect()))
+    Reply::Disks(drives.map(DiskReport::new).collect())
 }
 
 /// Returns the reply with one drive.
-fn one(drive: &Observed) -> api::Reply {
-    api::Reply::Disk(Reply::Disk(Box::new(DiskReport::new(drive))))
+fn one(drive: &Observed) -> Reply {
+    Reply::Disk(Box::new(DiskReport::new(drive)))
 }

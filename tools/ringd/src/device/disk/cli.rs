@@ -83,7 +83,7 @@ pub enum DiskCommand {
         /// Which disk.
         #[command(flatten)]
         which: Which,
-        /// PATH[,format=...][,engine=...][,cache=...], or vhost-user:SOCKET.
+        /// `PATH[,format=...][,engine=...][,cache=...]`, or `vhost-user:SOCKET`.
         #[arg(required_unless_present = "cancel")]
         target: Option<String>,
         /// Return when it has begun; `disk list --json` shows its progress.

@@ -7,7 +7,7 @@
 //! [`config`], [`keys`] what users write · [`open`] · [`backend`] the block device as the reactor's side uses
 //! it · [`drives`], [`change`], [`resume`], [`migrate`] changes of drives of a zone that runs, on the zone's
 //! thread · [`migration`] a disk on its way to another image · [`view`] what client threads read · [`api`],
-//! [`report`], [`stats`] requests and counters · [`cli`], [`print`], [`top`] `ringctl`
+//! [`report`], [`stats`], [`latency`] requests and counters · [`cli`], [`mod@print`], [`top`] `ringctl`
 
 pub mod api;
 pub mod backend;
@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod drives;
 pub mod keys;
+pub mod latency;
 pub mod migrate;
 pub mod migration;
 pub mod open;

@@ -2,24 +2,8 @@
 
 use ringblk::{BlockSnapshot, BlockStats};
 
+use super::latency::LATENCIES;
 use crate::device::report::QueueStats;
-
-/// Latencies: name in JSON, name in metrics and text.
-const LATENCIES: [(&str, &str); 4] = [
-    ("reads", "read"),
-    ("writes", "write"),
-    ("flushes", "flush"),
-    ("file", "file"),
-];
-
-/// Returns the name in metrics and text of a latency in JSON.
-#[must_use]
-pub fn label(name: &str) -> Option<&'static str> {
-    LATENCIES
-        .iter()
-        .find(|(json, _)| *json == name)
-        .map(|(_, label)| *label)
-}
 
 /// Whether a request has completed.
 #[must_use]

@@ -1,8 +1,8 @@
-//! [`Backend`] for entropy devices: what EL2 shows of one, its queue and its counters.
+//! [`Backend`] for entropy devices: what EL2 shows of one, and its queue.
 
 use std::sync::Arc;
 
-use ringrng::{QUEUE_SIZE_MAX, Rng, RngQueue, RngSnapshot};
+use ringrng::{QUEUE_SIZE_MAX, Rng, RngQueue};
 use ringvirtio::{QueueHandler, QueueSetup, Rate, RateLimits, SetupError};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
@@ -10,7 +10,6 @@ use ringvisor::abi::command::DeviceSpec;
 use super::config::RngConfig;
 use crate::device::backend::{Backend, QueueCounters, VENDOR_ID};
 use crate::device::config::Config;
-use crate::device::report::QueueStats;
 
 /// Returns an open device.
 #[must_use]
@@ -50,18 +49,5 @@ impl Backend for Arc<Rng> {
         let queue = RngQueue::new(self.clone(), setup)?;
         let counters = QueueCounters::Rng(queue.stats().clone());
         Ok((Box::new(queue), counters))
-    }
-}
-
-/// Returns the counters for reports.
-#[must_use]
-pub fn queue_stats(stats: &RngSnapshot) -> QueueStats {
-    QueueStats {
-        depth: stats.queue.batched.saturating_sub(stats.requests),
-        counters: stats
-            .all_counters()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
-        ..QueueStats::default()
     }
 }
