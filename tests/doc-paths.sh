@@ -1,6 +1,6 @@
 #!/bin/bash
-# What documents name must exist: repository paths in backquotes, functions beside a path, and targets of relative
-# links with their headings.
+# What documents name must exist: repository paths in backquotes, functions beside a path, and targets of
+# relative links with their headings.
 #
 #   tests/doc-paths.sh [FILE...]     without FILE: README.md, CHANGELOG.md, documents below docs/ and tools/
 set -euo pipefail
@@ -26,8 +26,8 @@ anchors() {
         sed -E 's/[^a-z0-9 _-]//g; s/ /-/g'
 }
 
-# Files and what is said to be in them, "FILE... NAME...": `file.rs` (`name`), and rows of tables with the columns
-# "function" and "file".
+# Files and what is said to be in them, "FILE... NAME...": `file.rs` (`name`), and rows of tables with the
+# columns "function" and "file".
 definitions() {
     sed '/^```/,/^```/d' "$1" | tr '\n' ' ' | grep -oE '`[a-z][^` ]*\.rs` \(`[A-Za-z_:]+`' | tr -d '`(' || true
     awk -F'|' '/^\|/ && $3 ~ /^ *function *$/ && $4 ~ /^ *file *$/ { table = 1 } !/^\|/ { table = 0 }
