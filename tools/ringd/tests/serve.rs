@@ -1,6 +1,6 @@
 //! `ringd serve` as its users have it: a process that may be killed at any time, whose front end keeps the
-//! in-flight region and continues with the next one. Our driver plays the front end; `tests/host/vhost-user.sh`
-//! has QEMU do it.
+//! in-flight region and continues with the next one. Our driver plays the front end;
+//! `tests/host/vhost-user.sh` has QEMU do it.
 #![cfg(test)]
 
 #[path = "../../vhost/tests/support/mod.rs"]

@@ -1,5 +1,5 @@
-//! Disk images: a file or block device ([`mod@file`]), a qcow2 image ([`qcow2`]), one that another process serves
-//! ([`remote`]), or no storage ([`synthetic`]).
+//! Disk images: a file or block device ([`mod@file`]), a qcow2 image ([`qcow2`]), one that another process
+//! serves ([`remote`]), or no storage ([`synthetic`]).
 //!
 //! [`crate::disk`] opens images, [`crate::engine`] runs operations on them. Every image runs every operation
 //! to its end on the calling thread ([`Image::run`]); io_uring submits a file's transfers to the kernel

@@ -1,8 +1,8 @@
 //! What users write: zone files and command-line options.
 //!
 //! [`zone::ZoneConfig`] is the checked description of a zone that travels from `ringctl` to the daemon and
-//! into the zone's record; its devices are described in [`crate::device`]. [`mod@file`] makes it from a TOML file
-//! or from options, [`keys`] takes a table apart, [`size`] reads and prints sizes, [`error`] is why a
+//! into the zone's record; its devices are described in [`crate::device`]. [`mod@file`] makes it from a TOML
+//! file or from options, [`keys`] takes a table apart, [`size`] reads and prints sizes, [`error`] is why a
 //! description is refused.
 
 pub mod error;
