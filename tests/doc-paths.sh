@@ -1,6 +1,6 @@
 #!/bin/bash
-# What documents name must exist: repository paths in backquotes, and targets of relative links with their
-# headings.
+# What documents name must exist: repository paths in backquotes, functions beside a path, and targets of
+# relative links with their headings.
 #
 #   tests/doc-paths.sh [FILE...]     without FILE: README.md, CHANGELOG.md, documents below docs/ and tools/
 set -euo pipefail
@@ -26,13 +26,31 @@ anchors() {
         sed -E 's/[^a-z0-9 _-]//g; s/ /-/g'
 }
 
+# Files and what is said to be in them, "FILE... NAME...": `file.rs` (`name`), and rows of tables with the
+# columns "function" and "file".
+definitions() {
+    sed '/^```/,/^```/d' "$1" | tr '\n' ' ' | grep -oE '`[a-z][^` ]*\.rs` \(`[A-Za-z_:]+`' | tr -d '`(' || true
+    awk -F'|' '/^\|/ && $3 ~ /^ *function *$/ && $4 ~ /^ *file *$/ { table = 1 } !/^\|/ { table = 0 }
+        table && /`/ { row = $4 " " $3; gsub(/[`,]/, "", row); print row }' "$1"
+}
+
 # Prints what a document names and does not exist.
 check() {
-    local file=$1 name target anchor
+    local file=$1 name target anchor words files
     while read -r name; do
         compgen -G "${name%/}" >/dev/null || compgen -G "$(dirname "$file")/${name%/}" >/dev/null ||
             echo "$file: there is no $name"
     done < <(paths "$file")
+    while read -ra words; do
+        files=()
+        for name in "${words[@]}"; do
+            if [[ $name == */* ]]; then
+                files+=("$name")
+            elif ! grep -qsE "(fn|struct|trait|const) ${name##*::}\b" "${files[@]}"; then
+                echo "$file: ${files[*]} has no ${name##*::}"
+            fi
+        done
+    done < <(definitions "$file")
     while read -r name; do
         target=${name%%#*}
         anchor=$(sed -n 's/^[^#]*#//p' <<<"$name")
@@ -50,8 +68,9 @@ check() {
 control=$(mktemp)
 trap 'rm -f "$control"' EXIT
 printf '# A heading\n`a b\nc` `src/no/such.rs` `src/lib.rs` `Makefile` [a](no-such.md) [b](#no-such) [c](#a-heading)\n' >"$control"
-if [[ $(check "$control" | wc -l) != 3 ]]; then
-    echo "a document that names a path, a file and a heading that are not there is not noticed:"
+printf '`src/lib.rs` (`no_such`)\n\n| a | function | file |\n|---|---|---|\n| b | `None::such` | `src/lib.rs` |\n' >>"$control"
+if [[ $(check "$control" | wc -l) != 5 ]]; then
+    echo "a document that names a path, a file, a heading and functions that are not there is not noticed:"
     check "$control"
     exit 1
 fi

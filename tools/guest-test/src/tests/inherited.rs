@@ -129,7 +129,7 @@ fn threads() -> TestResult {
 }
 
 // torture g6
-fn streaming() -> Outcome {
+fn streaming() -> TestResult {
     /// ID_AA64PFR1_EL1.SME.
     const SME: u64 = 0xf << 24;
     /// CPACR_EL1.SMEN and FPEN: no trap.
