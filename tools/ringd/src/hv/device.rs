@@ -283,7 +283,10 @@ mod tests {
         let error = attach(&el2, 6 * BLOCK + 0x1000, ABI_VERSION).unwrap_err();
         assert!(error.contains("0xc01000 is not 2 MiB-aligned"), "{error}");
         let error = attach(&el2, 5 * BLOCK, ABI_VERSION + 1).unwrap_err();
-        assert!(error.contains(&format!("version {} ", ABI_VERSION + 1)), "{error}");
+        assert!(
+            error.contains(&format!("version {} ", ABI_VERSION + 1)),
+            "{error}"
+        );
 
         assert_eq!(attach(&el2, 5 * BLOCK, ABI_VERSION), Ok(()));
         let hv: &dyn Hypervisor = &el2;
@@ -301,6 +304,9 @@ mod tests {
         let el2 = FakeEl2::new(2).unwrap();
         el2.attach(5 * BLOCK, ABI_VERSION);
         let error = check_attached(&el2.info(), 6 * BLOCK).unwrap_err().to_string();
-        assert!(error.contains("0xc00000") && error.contains("0xa00000"), "{error}");
+        assert!(
+            error.contains("0xc00000") && error.contains("0xa00000"),
+            "{error}"
+        );
     }
 }

@@ -69,7 +69,9 @@ fn op_name(op: Option<Op>) -> String {
 }
 
 fn state_name(state: u64) -> String {
-    let known = u8::try_from(state).ok().and_then(|state| ZoneState::try_from(state).ok());
+    let known = u8::try_from(state)
+        .ok()
+        .and_then(|state| ZoneState::try_from(state).ok());
     known.map_or_else(|| state.to_string(), |state| format!("{state:?}").to_lowercase())
 }
 
@@ -99,7 +101,7 @@ fn explain(status: u32, detail: u64) -> String {
         CommandStatus::SlotInUse => format!("slot {detail} has a device"),
         CommandStatus::VersionMismatch => {
             format!("the shared page is of version {detail} of the interface, EL2 of another")
-        },
+        }
         CommandStatus::NotAttached => "no shared page is attached".into(),
         CommandStatus::ZonesExist => {
             format!("zones exist ({detail}), and their shared page is in use until they are destroyed")

@@ -295,7 +295,11 @@ fn make(
             reporter.published();
         }),
         needs_reset: Box::new(move |fault| {
-            tracing::warn!(zone, slot, queue = number, %fault, "the guest broke a queue");
+            tracing::warn!(
+                zone,
+                slot,
+                "queue {number}: driver violated the virtio specification: {fault}"
+            );
             let _ = (&*breaker as &dyn Hypervisor).device_needs_reset(zone, slot);
         }),
     };
