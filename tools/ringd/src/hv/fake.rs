@@ -22,7 +22,7 @@ use crate::config::zone::BLOCK;
 pub struct FakeEl2 {
     shared: SharedPage,
     state: Mutex<State>,
-    bell: OwnedFd,
+    event_interrupt: OwnedFd,
     /// Words of BAR 0 that are not zero.
     bar: Mutex<BTreeMap<usize, u64>>,
 }
@@ -80,11 +80,11 @@ impl FakeEl2 {
             attached: 0,
             attach: Ok(()),
         };
-        let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        let event_interrupt = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         Ok(Self {
             shared: SharedPage::private()?,
             state: Mutex::new(state),
-            bell,
+            event_interrupt,
             bar: Mutex::default(),
         })
     }
@@ -99,7 +99,7 @@ impl FakeEl2 {
     /// # Errors
     /// No descriptors are left.
     pub fn interrupt(&self) -> io::Result<OwnedFd> {
-        Ok(rustix::io::fcntl_dupfd_cloexec(&self.bell, 0)?)
+        Ok(rustix::io::fcntl_dupfd_cloexec(&self.event_interrupt, 0)?)
     }
 
     /// Writes a word of BAR 0, as EL2.
@@ -190,7 +190,7 @@ impl FakeEl2 {
             window.stamp_notification(slot, queue, ringvirtio::trace::now());
         }
         if zone.ring.push(&window.ring(), entry) == Wakeup::Required {
-            let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+            let _ = rustix::io::write(&self.event_interrupt, &1_u64.to_ne_bytes());
         }
     }
 
