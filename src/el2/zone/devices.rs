@@ -1,8 +1,9 @@
 //! The virtio slots of a zone.
 //!
-//! The effect of a call of a transport is applied under the slot's lock ([`Zone::apply_effect`]), so that levels
-//! and events keep their order. What can wait is done after its release ([`Zone::run_deferred`]): kicks and the
-//! daemon's interrupt wait for the interrupt controller, and other CPUs want the slot meanwhile.
+//! The effect of a call of a transport is applied under the slot's lock ([`Zone::apply_effect`]), so that
+//! levels and events keep their order. What can wait is done after its release ([`Zone::run_deferred`]):
+//! kicks and the daemon's interrupt wait for the interrupt controller, and other CPUs want the slot
+//! meanwhile.
 
 use ringvisor::abi::command::{CommandStatus, DeviceSpec};
 use ringvisor::abi::counters::{CpuEvent, DeviceEvent};
@@ -77,7 +78,8 @@ impl Zone {
         }
     }
 
-    /// Applies the effect of a transport's call: latches the level, adds the event to the ring. The caller holds the slot's lock.
+    /// Applies the effect of a transport's call: latches the level, adds the event to the ring. The caller
+    /// holds the slot's lock.
     #[inline(never)]
     fn apply_effect(&self, slot: usize, effect: Effect) -> Deferred {
         let mut deferred = Deferred::default();
@@ -168,8 +170,8 @@ impl Zone {
     }
 
     /// Calls `change` while the slot's page is not mapped. A load that a vCPU executes meanwhile faults,
-    /// waits for the lock of the slot or of stage 2 (in [`Self::virtio`] or `Owner::is_mapped_for_reads`), which the
-    /// caller and this function hold, and is executed again.
+    /// waits for the lock of the slot or of stage 2 (in [`Self::virtio`] or `Owner::is_mapped_for_reads`),
+    /// which the caller and this function hold, and is executed again.
     fn with_page_unmapped<T>(
         &self,
         slot: usize,

@@ -1,5 +1,5 @@
-//! What a device implements: [`QueueHandler`] for each of its queues, [`ReactorBackend`] for what a reactor owns of
-//! its kind.
+//! What a device implements: [`QueueHandler`] for each of its queues, [`ReactorBackend`] for what a reactor
+//! owns of its kind.
 //!
 //! The reactor holds `Box<dyn QueueHandler>` and drives them on its own thread. A handler reaches the
 //! reactor's waiter and its kind's back end through the [`Context`] of each call.

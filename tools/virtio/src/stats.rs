@@ -41,7 +41,8 @@ impl Counter {
 
 /// Declares a set of counters once: as a struct of [`Counter`](crate::stats::Counter)s and as one of their
 /// copies, with `snapshot()` from the first to the second and `counters()` of the second by name (another one
-/// than the field's after `as`). Fields after a semicolon are no counters: they have types of their own in both, and a `snapshot()` between them.
+/// than the field's after `as`). Fields after a semicolon are no counters: they have types of their own in
+/// both, and a `snapshot()` between them.
 #[macro_export]
 macro_rules! counters {
     (

@@ -1,7 +1,7 @@
 //! [`Resources`]: what a zone holds of root and EL2, acquired in order and released in the opposite order.
 //!
-//! Acquisition stops at the first failure, and everything acquired so far is released. The record on disk runs
-//! ahead of each step.
+//! Acquisition stops at the first failure, and everything acquired so far is released. The record on disk
+//! runs ahead of each step.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

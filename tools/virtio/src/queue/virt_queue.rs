@@ -286,7 +286,8 @@ impl VirtQueue {
         !self.notifications.is_enabled() && self.pops() && self.deadline.is_none()
     }
 
-    /// Asks the driver for a notification of the next request. Returns whether a request is already available.
+    /// Asks the driver for a notification of the next request. Returns whether a request is already
+    /// available.
     #[must_use]
     pub fn enable_notifications(&mut self) -> bool {
         self.notifications.enable(&self.ring)
