@@ -82,7 +82,7 @@ numbered! {
         Ok = 0,
         /// `op` is not an [`Op`].
         UnknownOp = 1,
-        /// An argument is out of its range; `detail` is it.
+        /// An argument is out of its range (`detail`: the argument).
         BadArgument = 2,
         /// No zone of that number.
         NoSuchZone = 3,
@@ -144,9 +144,9 @@ pub struct ZoneCreate {
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
 #[repr(C)]
 pub struct DeviceSpec {
-    /// virtio device id; 2 for block.
+    /// virtio device ID; 2 for block.
     pub device_id: u32,
-    /// Vendor id register.
+    /// Vendor ID register.
     pub vendor_id: u32,
     /// Device feature bits offered.
     pub features: u64,
@@ -180,7 +180,7 @@ pub struct QueueState {
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
 #[repr(C)]
 pub struct DeviceState {
-    /// CommandStatus register.
+    /// Device Status register (virtio 1.2, 2.1).
     pub status: u32,
     /// Queues.
     pub queues: u32,

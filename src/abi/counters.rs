@@ -86,7 +86,7 @@ counted! {
         /// Those that found the queue's pending bit set: no event was necessary.
         NotificationsPending = 1 => "notifications_pending",
         /// Times that this CPU raised the event interrupt, the control device's INTx.
-        Bells = 2 => "bells",
+        EventInterrupts = 2 => "bells",
         /// Stores by root to the used-buffer doorbell.
         Doorbells = 3 => "doorbells",
         /// Commands by root.

@@ -68,12 +68,12 @@ dispatch! {
     fn may_enter(&self, vcpu: usize) -> bool;
     fn flush_interrupts(&self, vcpu: usize);
     fn access(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome;
-    fn is_shown(&self, ipa: Ipa) -> bool;
+    fn is_mapped_for_reads(&self, ipa: Ipa) -> bool;
     fn count_abort(&self, ipa: Ipa, pc: u64);
     fn call(&self, vcpu: usize, frame: &mut TrapFrame) -> AfterCall;
     fn send_sgi(&self, vcpu: usize, request: &SgiRequest);
     fn deactivate(&self, vcpu: usize, intid: u32);
     fn interrupt(&self, vcpu: usize, intid: u32) -> bool;
-    fn maintain_list_registers(&self, vcpu: usize);
+    fn handle_maintenance_interrupt(&self, vcpu: usize);
     fn crash(&self, vcpu: usize, crash: &Crash) -> bool;
 }

@@ -8,7 +8,7 @@ use super::owner::Owner;
 use super::root::Root;
 use super::{gic, stats};
 
-/// Interrupts acknowledged during one stay at EL2; more stay pending and trap again.
+/// Interrupts acknowledged in one exit; more stay pending and trap again.
 const BURST: usize = 32;
 
 /// Acknowledges and delivers the interrupts that are pending on this CPU.
@@ -25,7 +25,7 @@ fn deliver(intid: u32) {
         gic::MAINTENANCE => {
             stats::count(CpuEvent::Maintenance);
             if let Some(owner) = Current::running_on(cpu) {
-                owner.maintain_list_registers(cpu.vcpu());
+                owner.handle_maintenance_interrupt(cpu.vcpu());
             }
             gic::deactivate(intid);
         }
@@ -37,7 +37,7 @@ fn deliver(intid: u32) {
             stats::count(CpuEvent::Interrupts);
             let owner = Current::running_on(cpu);
             if !owner.is_some_and(|owner| owner.interrupt(cpu.vcpu(), intid)) {
-                reject(cpu, intid);
+                redirect_root_interrupt(cpu, intid);
             }
         }
     }
@@ -45,7 +45,7 @@ fn deliver(intid: u32) {
 
 /// Handles an interrupt of root's on a CPU that is not root's: an SPI is routed to a CPU of root's, a PPI is
 /// disabled.
-fn reject(cpu: &Cpu, intid: u32) {
+fn redirect_root_interrupt(cpu: &Cpu, intid: u32) {
     if intid < 32 {
         gic::disable_private(cpu, intid);
     } else if let Some(root) = Root::get() {

@@ -12,7 +12,7 @@ pub enum TrapOutcome {
     /// It is emulated: the value of a load; ignored for a store.
     Done(u64),
     /// The instruction is executed again.
-    Again,
+    Retry,
     /// Nothing is at the address: an external abort is injected.
     Abort,
 }
@@ -56,7 +56,7 @@ pub trait Owner {
     fn access(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome;
 
     /// Returns whether a page that [`Self::access`] emulates is mapped for loads at `ipa` by now.
-    fn is_shown(&self, ipa: Ipa) -> bool;
+    fn is_mapped_for_reads(&self, ipa: Ipa) -> bool;
 
     /// Counts an external abort that is injected for an access to `ipa` at `pc`. The first ones are logged.
     fn count_abort(&self, ipa: Ipa, pc: u64);
@@ -74,7 +74,7 @@ pub trait Owner {
     fn interrupt(&self, vcpu: usize, intid: u32) -> bool;
 
     /// Handles a maintenance interrupt of the list registers.
-    fn maintain_list_registers(&self, vcpu: usize);
+    fn handle_maintenance_interrupt(&self, vcpu: usize);
 
     /// Ends the zone because its vCPU cannot continue. Returns false for root, which nothing but a reset can
     /// end.

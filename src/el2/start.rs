@@ -143,7 +143,7 @@ fn map_memory(machine: &Machine) -> Result<(), &'static str> {
 }
 
 /// Starts all other CPUs, which then idle at EL2. One that cannot be started or does not come up in time is
-/// left out, with a warning.
+/// not used, with a warning.
 fn start_secondaries(machine: &Machine) {
     if machine.psci == Conduit::Hvc {
         warn!("PSCI is by HVC, which EL2 cannot call: only the boot CPU is used");
@@ -153,12 +153,12 @@ fn start_secondaries(machine: &Machine) {
     for cpu in cpu::all().iter().filter(|cpu| cpu.index != own) {
         let pages = (2 << STACK_SHIFT) / ringvisor::addr::PAGE_SIZE as usize;
         let Some(area) = mm::frames::NORMAL.alloc(pages) else {
-            warn!("cpu{}: no memory for its stack, it is left out", cpu.index);
+            warn!("cpu{}: no memory for its stack: CPU not used", cpu.index);
             continue;
         };
         let area = area.as_ptr() as usize;
         if mm::stage1::guard_stack(area).is_err() {
-            warn!("cpu{}: no guard page, it is left out", cpu.index);
+            warn!("cpu{}: no guard page: CPU not used", cpu.index);
             continue;
         }
         let context = cpu::secondary_context(cpu, area, mm::stage1::ttbr());

@@ -57,10 +57,10 @@ pub fn leave(exit: Exit, timed: bool) {
     if !timed {
         return;
     }
-    let stay = now().wrapping_sub(counters.entered());
-    counters.add(word::TICKS + exit as usize, stay);
-    if stay > counters.get(word::LONGEST) {
-        counters.set(word::LONGEST, stay);
+    let time = now().wrapping_sub(counters.entered());
+    counters.add(word::TICKS + exit as usize, time);
+    if time > counters.get(word::LONGEST) {
+        counters.set(word::LONGEST, time);
         counters.set(word::LONGEST_EXIT, exit as u64);
     }
     if mask() & trace::EXITS != 0 {
@@ -69,7 +69,7 @@ pub fn leave(exit: Exit, timed: bool) {
             cpu::this().owner(),
             exit as u8,
             0,
-            u32::try_from(stay).unwrap_or(u32::MAX),
+            u32::try_from(time).unwrap_or(u32::MAX),
         );
     }
 }

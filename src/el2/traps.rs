@@ -157,7 +157,7 @@ fn data_abort(owner: Current, frame: &mut TrapFrame, esr: u64, abort: &DataAbort
     let Some(access) = abort.access else {
         // A device's page may have been unmapped for a moment (`Zone::device_config`): then it is mapped
         // again by now.
-        if abort.fault == Fault::Translation && owner.is_shown(ipa) {
+        if abort.fault == Fault::Translation && owner.is_mapped_for_reads(ipa) {
             return;
         }
         return inject_external_abort(owner, frame, esr, ipa);
@@ -169,7 +169,7 @@ fn data_abort(owner: Current, frame: &mut TrapFrame, esr: u64, abort: &DataAbort
             }
             skip(frame, esr);
         }
-        TrapOutcome::Again => {}
+        TrapOutcome::Retry => {}
         TrapOutcome::Abort => inject_external_abort(owner, frame, esr, ipa),
     }
 }

@@ -16,8 +16,8 @@ use super::gic::Vgic;
 use super::intid::{bits, split};
 use super::kicks::Kicks;
 use super::lr::{ListRegisters, Lr, MAX_LIST_REGISTERS, hcr, vmcr};
+use super::lr_state::return_pending;
 use super::rank::{Class, Rank, class_of};
-use super::slot::return_pending;
 
 /// The bits of `ICH_HCR_EL2` that [`ListRegisters::set_hcr`] is called with; an implementation owns all
 /// others.
@@ -34,7 +34,7 @@ pub const HCR_OWNED: u64 = hcr::EN
 impl Vgic {
     /// Fills list registers, the most urgent first.
     pub(super) fn fill(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
-        let mut kicks = self.release(vcpu, lrs);
+        let mut kicks = self.deactivate_unwanted(vcpu, lrs);
         let Some(cpu) = self.vcpus.get(vcpu).filter(|cpu| cpu.ready_banks != 0) else {
             return kicks;
         };
@@ -50,7 +50,7 @@ impl Vgic {
         while let Some(rank) = self.best(vcpu, vmcr, |_| true) {
             let Some(cpu) = self.vcpus.get(vcpu) else { break };
             let free = (all & !cpu.used).trailing_zeros() as usize;
-            let slot = if free < count {
+            let i = if free < count {
                 free
             } else if let Some(victim) = self.victim(vcpu, rank, vmcr, lrs) {
                 if let Some(intid) = self.unload(vcpu, victim, lrs) {
@@ -60,13 +60,13 @@ impl Vgic {
             } else {
                 break;
             };
-            self.load(vcpu, slot, rank.intid, lrs);
+            self.load(vcpu, i, rank.intid, lrs);
         }
         kicks
     }
 
     /// Deactivates physical interrupts that the guest will not acknowledge any more.
-    fn release(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
+    fn deactivate_unwanted(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let mut kicks = Kicks::NONE;
         let groups = self.groups;
         let Some(banks) = self.vcpus.get(vcpu).map(|cpu| cpu.ready_banks) else {
@@ -108,13 +108,13 @@ impl Vgic {
                 priority: lr.priority(),
                 intid: lr.intid(),
             };
-            let place = if lr.active() {
+            let entry = if lr.active() {
                 &mut worst_active
             } else {
                 &mut worst
             };
-            if place.is_none_or(|(rank, _)| this > rank) {
-                *place = Some((this, i));
+            if entry.is_none_or(|(rank, _)| this > rank) {
+                *entry = Some((this, i));
             }
             has_pending |= class == Class::Pending;
         }
@@ -186,15 +186,15 @@ impl Vgic {
                 continue;
             }
             lrs.write(i, lr.with_pending(false).with_eoi(true).0);
-            let Some(mut slot) = self.vcpus.get(vcpu).and_then(|cpu| cpu.slots.get(i)).copied() else {
+            let Some(mut state) = self.vcpus.get(vcpu).and_then(|cpu| cpu.lr_states.get(i)).copied() else {
                 break;
             };
             let Some(bank) = self.bank_mut(vcpu, split(lr.intid()).0) else {
                 break;
             };
-            return_pending(bank, &mut slot);
-            if let Some(place) = self.vcpus.get_mut(vcpu).and_then(|cpu| cpu.slots.get_mut(i)) {
-                *place = slot;
+            return_pending(bank, &mut state);
+            if let Some(entry) = self.vcpus.get_mut(vcpu).and_then(|cpu| cpu.lr_states.get_mut(i)) {
+                *entry = state;
             }
         }
     }

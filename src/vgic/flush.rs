@@ -10,8 +10,8 @@ use super::gic::Vgic;
 use super::intid::{bits, split};
 use super::kicks::Kicks;
 use super::lr::{ListRegisters, Lr, hcr, vmcr};
+use super::lr_state::desired_lr;
 use super::rank::Class;
-use super::slot::desired_lr;
 use super::state::NONE;
 
 impl Vgic {
@@ -44,13 +44,13 @@ impl Vgic {
         private.latch &= !gone;
         private.phys_pending &= !gone;
         for i in bits(used) {
-            if let Some(slot) = cpu.slots.get_mut(i as usize)
-                && slot.phys_pending
-                && slot.intid < 32
-                && cpu.private.edge & 1 << slot.intid == 0
-                && !lrs.line(slot.intid)
+            if let Some(state) = cpu.lr_states.get_mut(i as usize)
+                && state.phys_pending
+                && state.intid < 32
+                && cpu.private.edge & 1 << state.intid == 0
+                && !lrs.line(state.intid)
             {
-                slot.drop_pending = true;
+                state.drop_pending = true;
             }
         }
         self.refresh_bank(vcpu, 0, gone)
@@ -73,7 +73,7 @@ impl Vgic {
             return kicks;
         };
         if cpu.evicted {
-            kicks |= self.count_ends(vcpu, lrs);
+            kicks |= self.deactivate_by_eoi_count(vcpu, lrs);
         }
         let used = self.vcpus.get(vcpu).map_or(0, |cpu| cpu.used);
         for i in bits(used) {
@@ -91,7 +91,7 @@ impl Vgic {
     }
 
     /// Deactivates as many active interrupts without a list register as the guest has ended (`EOIcount`).
-    fn count_ends(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
+    fn deactivate_by_eoi_count(&mut self, vcpu: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let mut kicks = Kicks::NONE;
         let ended = hcr::eoi_count(lrs.hcr());
         if ended == 0 {
@@ -117,10 +117,10 @@ impl Vgic {
     /// Folds one list register into the bank and rewrites it as the interrupt's state now demands.
     fn reconcile(&mut self, vcpu: usize, i: usize, lrs: &mut impl ListRegisters) -> Kicks {
         let groups = self.groups;
-        let Some(mut slot) = self.vcpus.get(vcpu).and_then(|cpu| cpu.slots.get(i)).copied() else {
+        let Some(mut state) = self.vcpus.get(vcpu).and_then(|cpu| cpu.lr_states.get(i)).copied() else {
             return Kicks::NONE;
         };
-        let intid = slot.intid;
+        let intid = state.intid;
         let (index, mask) = split(intid);
         let here = self.target(vcpu, intid) == vcpu;
         let Some(bank) = self.bank_mut(vcpu, index) else {
@@ -129,28 +129,28 @@ impl Vgic {
         let lr = Lr(lrs.read(i));
 
         // What the guest did at the CPU interface: it deactivated the interrupt, ...
-        if slot.phys_active && !lr.active() || slot.phys_pending && lr.inactive() {
+        if state.phys_active && !lr.active() || state.phys_pending && lr.inactive() {
             if !lr.hw() {
                 lrs.deactivate(intid);
             }
             bank.phys_active &= !mask;
-            (slot.phys_active, slot.phys_pending) = (false, false);
+            (state.phys_active, state.phys_pending) = (false, false);
         }
         // ... or acknowledged it.
-        slot.phys_active |= slot.phys_pending && !lr.pending();
-        slot.phys_pending &= lr.pending();
-        slot.latched &= lr.pending();
+        state.phys_active |= state.phys_pending && !lr.pending();
+        state.phys_pending &= lr.pending();
+        state.latched &= lr.pending();
 
         // What the guest's writes to the GIC's registers ask for.
-        if slot.drop_pending && slot.phys_pending || slot.drop_active && slot.phys_active {
+        if state.drop_pending && state.phys_pending || state.drop_active && state.phys_active {
             lrs.deactivate(intid);
             bank.phys_active &= !mask;
-            (slot.phys_active, slot.phys_pending) = (false, false);
+            (state.phys_active, state.phys_pending) = (false, false);
         }
-        slot.latched &= !slot.drop_pending;
-        let pending = lr.pending() && !slot.drop_pending;
-        let active = lr.active() && !slot.drop_active || slot.set_active;
-        (slot.drop_pending, slot.drop_active, slot.set_active) = (false, false, false);
+        state.latched &= !state.drop_pending;
+        let pending = lr.pending() && !state.drop_pending;
+        let active = lr.active() && !state.drop_active || state.set_active;
+        (state.drop_pending, state.drop_active, state.set_active) = (false, false, false);
         if lr.active() {
             bank.activate(intid % 32, lr.priority(), lr.group1());
         }
@@ -160,16 +160,16 @@ impl Vgic {
         }
 
         // What happened to the interrupt meanwhile.
-        let wish = desired_lr(bank, &mut slot, groups, here);
-        if let Some(place) = self.vcpus.get_mut(vcpu).and_then(|cpu| cpu.slots.get_mut(i)) {
-            *place = slot;
+        let desired = desired_lr(bank, &mut state, groups, here);
+        if let Some(entry) = self.vcpus.get_mut(vcpu).and_then(|cpu| cpu.lr_states.get_mut(i)) {
+            *entry = state;
         }
-        if wish.inactive() {
+        if desired.inactive() {
             self.unload(vcpu, i, lrs);
             return self.refresh(vcpu, intid);
         }
-        if wish != lr {
-            lrs.write(i, wish.0);
+        if desired != lr {
+            lrs.write(i, desired.0);
         }
         Kicks::NONE
     }
@@ -183,7 +183,7 @@ impl Vgic {
             return Kicks::NONE;
         };
         cpu.used &= !(1 << i);
-        let Some(intid) = cpu.slots.get(i).map(|slot| slot.intid) else {
+        let Some(intid) = cpu.lr_states.get(i).map(|state| state.intid) else {
             return Kicks::NONE;
         };
         let (index, mask) = split(intid);

@@ -7,7 +7,7 @@ use super::bank::{Bank, Want};
 use super::intid::{FIRST_SPI, SGIS, SPI_LIMIT, bits, split};
 use super::kicks::{Kicks, MAX_VCPUS};
 use super::lr::MAX_LIST_REGISTERS;
-use super::state::{NONE, Route, Slot, VCpu};
+use super::state::{LrState, NONE, Route, VCpu};
 
 /// The virtual interrupt controller of one zone.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Vgic {
             private: Bank::new(u32::MAX, SGIS),
             ready: [0; 32],
             ready_banks: 0,
-            slots: [Slot::default(); MAX_LIST_REGISTERS],
+            lr_states: [LrState::default(); MAX_LIST_REGISTERS],
             used: 0,
             dirty: true,
             evicted: false,

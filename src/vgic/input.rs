@@ -73,11 +73,11 @@ impl Vgic {
         let (index, mask) = split(intid);
         let home = self.home(vcpu, intid);
         if let Some(cpu) = self.vcpus.get_mut(home)
-            && let Some(i) = cpu.slot_index(intid)
+            && let Some(i) = cpu.lr_index(intid)
             && cpu
-                .slots
+                .lr_states
                 .get(i)
-                .is_some_and(|slot| slot.phys_pending || slot.phys_active)
+                .is_some_and(|state| state.phys_pending || state.phys_active)
         {
             cpu.used &= !(1 << i);
             self.clear_home(vcpu, intid);

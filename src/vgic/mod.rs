@@ -2,9 +2,9 @@
 //!
 //! [`Vgic`] is the interrupt controller of one zone: the state of every SGI, PPI and SPI (`gic`, `bank`,
 //! `state`), their sources (`input`, `routing`), the registers the guest sees (`dist`, `redist`, `regs`) and
-//! the list registers of each vCPU (`flush`, which uses `fill`, `slot` and `rank`). [`RootGic`] is the root
-//! zone's: a [`Vgic`] whose PPIs and SPIs are physical, so that its register writes also go to the physical
-//! GIC, filtered.
+//! the list registers of each vCPU (`flush`, which uses `fill`, `lr_state` and `rank`). [`RootGic`] is the
+//! root zone's: a [`Vgic`] whose PPIs and SPIs are physical, so that its register writes also go to the
+//! physical GIC, filtered.
 //!
 //! How EL2 uses it. CPUs are partitioned, so list registers are never saved and restored: they stay loaded,
 //! and only the CPU they belong to accesses them, through [`ListRegisters`]. One lock (EL2's) guards a
@@ -30,6 +30,7 @@ mod intid;
 mod kicks;
 mod line;
 mod lr;
+mod lr_state;
 mod park;
 mod physical;
 mod rank;
@@ -39,7 +40,6 @@ mod root;
 mod routing;
 mod sgi;
 mod shadow;
-mod slot;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -16,10 +16,10 @@ impl Vgic {
             .get_mut(vcpu)
             .map_or(0, |cpu| core::mem::take(&mut cpu.used));
         for i in bits(used) {
-            let Some(slot) = self.vcpus.get(vcpu).and_then(|cpu| cpu.slots.get(i as usize)) else {
+            let Some(state) = self.vcpus.get(vcpu).and_then(|cpu| cpu.lr_states.get(i as usize)) else {
                 break;
             };
-            let intid = slot.intid;
+            let intid = state.intid;
             let (index, mask) = split(intid);
             if let Some(bank) = self.bank_mut(vcpu, index) {
                 bank.resident &= !mask;

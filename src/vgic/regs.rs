@@ -74,8 +74,8 @@ impl Vgic {
     fn latched_in_slots(&mut self, vcpu: usize, index: usize, resident: u32) -> u32 {
         bits(resident).fold(0, |found, bit| {
             let latched = self
-                .resident_slot(vcpu, index as u32 * 32 + bit)
-                .is_some_and(|slot| slot.latched);
+                .resident_state(vcpu, index as u32 * 32 + bit)
+                .is_some_and(|state| state.latched);
             found | u32::from(latched) << bit
         })
     }
@@ -112,9 +112,9 @@ impl Vgic {
                 bank.phys_pending &= !mask;
                 let resident = bank.resident & mask;
                 for bit in bits(resident) {
-                    if let Some(slot) = self.resident_slot(vcpu, index as u32 * 32 + bit) {
-                        slot.drop_pending = true;
-                        slot.latched = false;
+                    if let Some(state) = self.resident_state(vcpu, index as u32 * 32 + bit) {
+                        state.drop_pending = true;
+                        state.latched = false;
                     }
                 }
                 mask
@@ -125,9 +125,9 @@ impl Vgic {
                 }
                 let resident = bank.resident & mask;
                 for bit in bits(resident) {
-                    if let Some(slot) = self.resident_slot(vcpu, index as u32 * 32 + bit) {
-                        slot.set_active = true;
-                        slot.drop_active = false;
+                    if let Some(state) = self.resident_state(vcpu, index as u32 * 32 + bit) {
+                        state.set_active = true;
+                        state.drop_active = false;
                     }
                 }
                 mask

@@ -11,7 +11,7 @@ pub(super) const NONE: u8 = u8::MAX;
 
 /// One list register in use.
 #[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Slot {
+pub(super) struct LrState {
     pub(super) intid: u32,
     /// The list register carries a pending state that came from the latch.
     pub(super) latched: bool,
@@ -41,8 +41,8 @@ pub(super) struct VCpu {
     pub(super) ready: [u32; 32],
     /// The banks whose word of `ready` is not zero.
     pub(super) ready_banks: u32,
-    pub(super) slots: [Slot; MAX_LIST_REGISTERS],
-    /// Bit mask of the slots in use.
+    pub(super) lr_states: [LrState; MAX_LIST_REGISTERS],
+    /// Bit mask of the list registers in use.
     pub(super) used: u32,
     /// Something changed since the last flush.
     pub(super) dirty: bool,
@@ -77,16 +77,16 @@ impl VCpu {
         }
     }
 
-    /// Returns the index of the slot that holds `intid`.
-    pub(super) fn slot_index(&self, intid: u32) -> Option<usize> {
+    /// Returns the index of the list register that holds `intid`.
+    pub(super) fn lr_index(&self, intid: u32) -> Option<usize> {
         bits(self.used)
             .map(|i| i as usize)
-            .find(|&i| self.slots.get(i).is_some_and(|slot| slot.intid == intid))
+            .find(|&i| self.lr_states.get(i).is_some_and(|state| state.intid == intid))
     }
 
-    pub(super) fn slot_of(&mut self, intid: u32) -> Option<&mut Slot> {
-        let index = self.slot_index(intid)?;
-        self.slots.get_mut(index)
+    pub(super) fn lr_state_of(&mut self, intid: u32) -> Option<&mut LrState> {
+        let index = self.lr_index(intid)?;
+        self.lr_states.get_mut(index)
     }
 }
 

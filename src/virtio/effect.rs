@@ -5,7 +5,7 @@
 pub enum Event {
     /// The driver sent an available buffer notification (2.3).
     Notify {
-        /// Which.
+        /// Queue index.
         queue: u8,
     },
     /// DRIVER_OK was set: queues that are ready may be processed.
@@ -17,19 +17,19 @@ pub enum Event {
     },
     /// A queue became ready after DRIVER_OK.
     QueueReady {
-        /// Which.
+        /// Queue index.
         queue: u8,
     },
     /// The driver stops this queue: the daemon stops using it, then answers.
     QueueStop {
-        /// Which.
+        /// Queue index.
         queue: u8,
     },
     /// The driver wrote this byte of configuration space.
     ConfigWrite {
-        /// Where.
+        /// Offset in configuration space.
         offset: u16,
-        /// What.
+        /// The byte written.
         value: u8,
     },
     /// DEVICE_NEEDS_RESET was set while the device was active, because of an error of the driver.

@@ -14,9 +14,9 @@ pub mod bit {
     pub const BLK_CONFIG_WCE: u64 = 1 << 11;
 }
 
-/// Device ids (section 5).
+/// Device IDs (section 5).
 pub mod device {
-    /// Network card.
+    /// Network device.
     pub const NET: u32 = 1;
     /// Block device.
     pub const BLOCK: u32 = 2;

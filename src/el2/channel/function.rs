@@ -74,7 +74,7 @@ pub fn init(bar: Pa, intid: u32) -> Option<Pa> {
 pub fn assert_intx() {
     let Some(function) = FUNCTION.get() else { return };
     if function.change(|space, page| space.assert_intx(page)) == Effect::RaiseIntx {
-        stats::count(CpuEvent::Bells);
+        stats::count(CpuEvent::EventInterrupts);
         stats::record(Kind::EventInterrupt, ROOT_ZONE, 0, 0, 0);
         function.raise();
     }

@@ -58,7 +58,7 @@ impl Root {
                         let value = gic.dist_read(offset, bytes, &mut gic::Physical);
                         (kicks, TrapOutcome::Done(value))
                     }
-                    others => (kicks | others, TrapOutcome::Again),
+                    others => (kicks | others, TrapOutcome::Retry),
                 },
             }
         });
@@ -82,7 +82,7 @@ impl Root {
                         let value = gic.redist_read(target, offset, bytes, &mut gic::Physical);
                         (kicks, TrapOutcome::Done(value))
                     }
-                    others => (kicks | others, TrapOutcome::Again),
+                    others => (kicks | others, TrapOutcome::Retry),
                 },
             }
         })

@@ -38,7 +38,7 @@ impl Owner for Root {
     }
 
     fn leave(&self, cpu: &'static Cpu) {
-        info!("root gives cpu{} up", cpu.index);
+        info!("CPU {} offlined by root", cpu.index);
         let kicks =
             gic::with_list_registers(|list| self.gic.lock().park(cpu.index, list, &mut gic::Physical));
         self.request_flush(kicks);
@@ -64,7 +64,7 @@ impl Owner for Root {
         self.emulate(ipa, width, stored)
     }
 
-    fn is_shown(&self, _ipa: Ipa) -> bool {
+    fn is_mapped_for_reads(&self, _ipa: Ipa) -> bool {
         false
     }
 
@@ -94,7 +94,7 @@ impl Owner for Root {
         true
     }
 
-    fn maintain_list_registers(&self, vcpu: usize) {
+    fn handle_maintenance_interrupt(&self, vcpu: usize) {
         let kicks = gic::with_list_registers(|list| self.gic.lock().sync(vcpu, list));
         self.request_flush(kicks);
     }

@@ -58,7 +58,7 @@ fn execute(call: Call) -> Result<u64, Error> {
             if !target.claim(ROOT_ZONE, target.index as u8, core::ptr::null_mut()) {
                 return Err(Error::Denied);
             }
-            info!("root takes cpu{}", target.index);
+            info!("CPU {} onlined by root", target.index);
             cpu::this().trap_tlbi(false);
             target.order_start(entry.0, context);
             gic::kick(target);

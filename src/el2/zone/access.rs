@@ -54,7 +54,7 @@ impl Zone {
                     Kicks::NONE,
                     TrapOutcome::Done(gic.dist_read(offset, width.bytes() as u32)),
                 ),
-                others => (others, TrapOutcome::Again),
+                others => (others, TrapOutcome::Retry),
             },
         })
     }
@@ -71,7 +71,7 @@ impl Zone {
                     Kicks::NONE,
                     TrapOutcome::Done(gic.redist_read(vcpu, offset, width.bytes() as u32)),
                 ),
-                others => (others, TrapOutcome::Again),
+                others => (others, TrapOutcome::Retry),
             },
         })
     }

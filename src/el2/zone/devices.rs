@@ -1,8 +1,9 @@
 //! The virtio slots of a zone.
 //!
-//! What a call of a transport causes is recorded under the slot's lock ([`Zone::record`]), so that levels and
-//! events keep their order, and carried out after its release ([`Zone::carry_out`]): kicks and the daemon's
-//! interrupt wait for the interrupt controller, and other CPUs want the slot meanwhile.
+//! The effect of a call of a transport is applied under the slot's lock ([`Zone::apply_effect`]), so that
+//! levels and events keep their order. What can wait is done after its release ([`Zone::run_deferred`]):
+//! kicks and the daemon's interrupt wait for the interrupt controller, and other CPUs want the slot
+//! meanwhile.
 
 use ringvisor::abi::command::{CommandStatus, DeviceSpec};
 use ringvisor::abi::counters::{CpuEvent, DeviceEvent};
@@ -63,23 +64,24 @@ impl Zone {
                 let effect = device
                     .transport
                     .write(offset, width, value, &self.ram(), &device.page);
-                let deferred = self.record(slot, effect);
+                let deferred = self.apply_effect(slot, effect);
                 drop(guard);
-                self.carry_out(slot, deferred);
+                self.run_deferred(slot, deferred);
                 if effect.retry {
-                    TrapOutcome::Again
+                    TrapOutcome::Retry
                 } else {
                     TrapOutcome::Done(0)
                 }
             }
             // The page was mapped since the fault: the load is executed again and succeeds.
-            None => TrapOutcome::Again,
+            None => TrapOutcome::Retry,
         }
     }
 
-    /// Records what a transport's call causes. The caller holds the slot's lock.
+    /// Applies the effect of a transport's call: latches the level, adds the event to the ring. The caller
+    /// holds the slot's lock.
     #[inline(never)]
-    fn record(&self, slot: usize, effect: Effect) -> Deferred {
+    fn apply_effect(&self, slot: usize, effect: Effect) -> Deferred {
         let mut deferred = Deferred::default();
         if let Some(level) = effect.line {
             if level {
@@ -106,9 +108,9 @@ impl Zone {
         deferred
     }
 
-    /// Carries out what was deferred. The caller does not hold the slot's lock.
+    /// Does what [`Self::apply_effect`] deferred. The caller does not hold the slot's lock.
     #[inline(never)]
-    fn carry_out(&self, slot: usize, deferred: Deferred) {
+    fn run_deferred(&self, slot: usize, deferred: Deferred) {
         if deferred.propagate {
             self.propagate_level(spi(slot));
         }
@@ -117,15 +119,16 @@ impl Zone {
         }
     }
 
-    /// Calls `f` with a slot's device and carries out what it causes.
+    /// Calls `f` with a slot's device and applies its effect.
     fn change_device(
         &self,
         slot: usize,
         f: impl FnOnce(&mut Device) -> Result<Effect, Refusal>,
     ) -> Result<(), Refusal> {
-        let deferred =
-            self.with_device(slot, |device| f(device).map(|effect| self.record(slot, effect)))??;
-        self.carry_out(slot, deferred);
+        let deferred = self.with_device(slot, |device| {
+            f(device).map(|effect| self.apply_effect(slot, effect))
+        })??;
+        self.run_deferred(slot, deferred);
         Ok(())
     }
 
@@ -145,9 +148,9 @@ impl Zone {
         };
         self.counters.count(self.number, slot, DeviceEvent::Doorbells);
         let effect = device.transport.used_buffer(&device.page);
-        let deferred = self.record(slot, effect);
+        let deferred = self.apply_effect(slot, effect);
         drop(guard);
-        self.carry_out(slot, deferred);
+        self.run_deferred(slot, deferred);
     }
 
     /// Sets DEVICE_NEEDS_RESET.
@@ -159,7 +162,7 @@ impl Zone {
     /// of a change.
     pub fn device_config(&self, slot: usize, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
         self.change_device(slot, |device| {
-            let effect = self.while_hidden(slot, device, |device| {
+            let effect = self.with_page_unmapped(slot, device, |device| {
                 device.transport.config_changed(offset, bytes, &device.page)
             })?;
             effect.map_err(|_| (CommandStatus::BadArgument, u64::from(offset)))
@@ -167,9 +170,9 @@ impl Zone {
     }
 
     /// Calls `change` while the slot's page is not mapped. A load that a vCPU executes meanwhile faults,
-    /// waits for the lock of the slot or of stage 2 (in [`Self::virtio`] or `Owner::is_shown`), which the
-    /// caller and this function hold, and is executed again.
-    fn while_hidden<T>(
+    /// waits for the lock of the slot or of stage 2 (in [`Self::virtio`] or `Owner::is_mapped_for_reads`),
+    /// which the caller and this function hold, and is executed again.
+    fn with_page_unmapped<T>(
         &self,
         slot: usize,
         device: &mut Device,
@@ -243,11 +246,11 @@ impl Zone {
             let deferred = match place.lock().as_deref_mut() {
                 Some(device) => {
                     let effect = device.transport.power_cycle(&device.page);
-                    self.record(slot, effect)
+                    self.apply_effect(slot, effect)
                 }
                 None => continue,
             };
-            self.carry_out(slot, deferred);
+            self.run_deferred(slot, deferred);
         }
         let mut uart = self.uart.lock();
         uart.reset();

@@ -50,7 +50,7 @@ impl Owner for Zone {
         self.emulate(ipa, width, stored)
     }
 
-    fn is_shown(&self, ipa: Ipa) -> bool {
+    fn is_mapped_for_reads(&self, ipa: Ipa) -> bool {
         let guard = self.stage2.lock();
         guard
             .as_ref()
@@ -93,7 +93,7 @@ impl Owner for Zone {
         true
     }
 
-    fn maintain_list_registers(&self, vcpu: usize) {
+    fn handle_maintenance_interrupt(&self, vcpu: usize) {
         let kicks = gic::with_list_registers(|list| self.gic.lock().sync(vcpu, list));
         self.request_flush(kicks);
     }

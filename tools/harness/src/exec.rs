@@ -46,7 +46,7 @@ pub fn exec(
             _ => {}
         }
         match printer.line(line) {
-            Ok(()) => Next::Go,
+            Ok(()) => Next::Continue,
             Err(_) => Next::Stop,
         }
     })?;
@@ -63,9 +63,9 @@ pub fn exec(
 /// What the reader of the lines wants next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Go on.
-    Go,
-    /// Go on, with a new time limit from now.
+    /// Continue.
+    Continue,
+    /// Continue, with a new time limit from now.
     Within(Duration),
     /// Stop the machine.
     Stop,
@@ -102,13 +102,13 @@ pub fn watch(
         };
         for line in got {
             match seen(&line, &mut input) {
-                Next::Go => {}
+                Next::Continue => {}
                 Next::Within(time) if stop.is_none() => {
                     limit = time;
                     deadline = Instant::now() + time;
                 }
                 Next::Within(_) => {}
-                Next::Stop => return Ok(Stop::Ended("the console has no reader any more".into())),
+                Next::Stop => return Ok(Stop::Ended("console output closed".into())),
             }
             let (why, grace) = match line {
                 Line::Status(status) => (Stop::Script(status), POWER_OFF),

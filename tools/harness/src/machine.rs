@@ -47,7 +47,7 @@ impl Machine {
     /// Prepares a machine: makes what is missing in the cache, and this run's own files.
     ///
     /// # Errors
-    /// An option is wrong, something was not built, or a file cannot be had.
+    /// An option is wrong, something was not built, or a file is not available.
     pub fn prepare(project: &Project, board: &Board, options: &MachineOptions, mode: &Mode) -> Result<Self> {
         let hypervisor = match options.hypervisor()? {
             Hypervisor::Built => Some(project.hypervisor()),
@@ -109,7 +109,7 @@ impl Machine {
     /// hypervisor.
     ///
     /// # Errors
-    /// An option is wrong, or QEMU cannot be had.
+    /// An option is wrong, or QEMU is not available.
     pub fn bare(
         project: &Project,
         board: &Board,

@@ -8,8 +8,7 @@
 //! 1. code in the upper half: a kernel;
 //! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never
 //!    there.
-//! 3. not a class: the longest stay in class 2 without anything else in between, since 0 was last stored
-//!    here.
+//! 3. not a class: the longest uninterrupted time in class 2, since 0 was last stored here.
 //!
 //! With `profile=FILE` of [`PROFILE_BYTES`], what CPU 0 executes in class 1 is also counted by address: the
 //! word at index `address / 4 % PROFILE_WORDS` is the instructions of the blocks that begin there. That is
@@ -41,7 +40,7 @@ pub const PROFILE_BYTES: usize = PROFILE_WORDS * 8;
 
 /// The class of ringvisor's code.
 const HYPERVISOR: usize = 2;
-/// The word of the longest stay in it.
+/// The word of the longest uninterrupted time in it.
 const LONGEST: usize = 3;
 
 /// `QEMU_PLUGIN_CB_NO_REGS`: the callback reads no registers.
@@ -83,8 +82,8 @@ struct State {
 }
 
 static STATE: OnceLock<State> = OnceLock::new();
-/// By CPU: instructions of the stay in [`HYPERVISOR`] that it is in.
-static STAYS: [AtomicU64; CPUS] = [const { AtomicU64::new(0) }; CPUS];
+/// By CPU: instructions in [`HYPERVISOR`] since it was entered.
+static TIMES: [AtomicU64; CPUS] = [const { AtomicU64::new(0) }; CPUS];
 
 /// Called once by QEMU. Returns 0, or -1 after a message.
 ///
@@ -197,23 +196,23 @@ extern "C" fn executed(cpu: c_uint, data: *mut c_void) {
     let data = data.addr();
     let (place, length, class) = (data >> 16, (data & 0xffff) / CLASSES, data % CLASSES);
     add(state.counters, cpu as usize * CLASSES + class, length);
-    stay(state, cpu as usize, class, length as u64);
+    follow(state, cpu as usize, class, length as u64);
     if cpu == 0 && class == 1 {
         add(state.profile, place, length);
     }
 }
 
-/// Follows how long a CPU stays in [`HYPERVISOR`].
-fn stay(state: &State, cpu: usize, class: usize, length: u64) {
-    let (Some(stay), Some(longest)) = (STAYS.get(cpu), state.counters.get(cpu * CLASSES + LONGEST)) else {
+/// Follows how long a CPU is in [`HYPERVISOR`].
+fn follow(state: &State, cpu: usize, class: usize, length: u64) {
+    let (Some(time), Some(longest)) = (TIMES.get(cpu), state.counters.get(cpu * CLASSES + LONGEST)) else {
         return;
     };
     if class != HYPERVISOR {
-        stay.store(0, Ordering::Relaxed);
+        time.store(0, Ordering::Relaxed);
         return;
     }
-    let now = stay.load(Ordering::Relaxed) + length;
-    stay.store(now, Ordering::Relaxed);
+    let now = time.load(Ordering::Relaxed) + length;
+    time.store(now, Ordering::Relaxed);
     if now > longest.load(Ordering::Relaxed) {
         longest.store(now, Ordering::Relaxed);
     }

@@ -22,8 +22,8 @@ use crate::instance;
 use crate::signals::{Signals, WATCHED};
 use standby::{Program, Reserve};
 
-/// A daemon that lives shorter than this died quickly.
-const QUICK: Duration = Duration::from_millis(500);
+/// A daemon that ends earlier than this after its start died quickly.
+const MIN_UPTIME: Duration = Duration::from_millis(500);
 /// First pause after a quick death; doubled with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest pause if the daemon had begun to serve: zones wait for it.
@@ -31,7 +31,7 @@ const PAUSE_SERVING: Duration = Duration::from_millis(500);
 /// Longest pause if it never did: starting it more often would only keep root busy.
 const PAUSE_FAILING: Duration = Duration::from_secs(10);
 /// How long the daemon may take to end after a signal that ends it.
-const FAREWELL: Duration = Duration::from_secs(5);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Decides how long to wait before the daemon is started again.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ struct BackOff {
 impl BackOff {
     /// Returns the pause after a daemon that lived this long and was ready or not.
     fn after(&mut self, lived: Duration, ready: bool) -> Duration {
-        if lived >= QUICK && ready {
+        if lived >= MIN_UPTIME && ready {
             self.quick = 0;
             return Duration::ZERO;
         }
@@ -85,8 +85,8 @@ pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
             }
         };
         let why = match ended {
-            Ended::AsAsked(signal) => {
-                tracing::info!(signal, "the daemon has ended, as asked");
+            Ended::Requested(signal) => {
+                tracing::info!(signal, "daemon exited on signal");
                 let _ = fs::remove_file(run_dir.join("supervisor"));
                 return Ok(());
             }
@@ -95,8 +95,8 @@ pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
         let lived = start.elapsed();
         let pause = back_off.after(lived, is_ready(run_dir));
         tracing::warn!(why, ?lived, ?pause, "the daemon died: starting it again");
-        if let Some(signal) = doze(&signals, pause) {
-            tracing::info!(signal, "ending");
+        if let Some(signal) = wait_unless_signalled(&signals, pause) {
+            tracing::info!(signal, "supervisor exiting");
             return Ok(());
         }
     }
@@ -110,7 +110,7 @@ fn is_ready(run_dir: &Path) -> bool {
 /// Why the daemon ended.
 enum Ended {
     /// A signal to the supervisor.
-    AsAsked(i32),
+    Requested(i32),
     /// Otherwise.
     Died(String),
 }
@@ -131,12 +131,12 @@ fn attend(mut child: Child, signals: &Signals, mut poll: impl FnMut() -> Duratio
         let status = child.try_wait().context("cannot wait for the daemon")?;
         if let Some(status) = status {
             return Ok(match asked {
-                Some((signal, _)) => Ended::AsAsked(signal),
+                Some((signal, _)) => Ended::Requested(signal),
                 None => Ended::Died(cause(status)),
             });
         }
         if let Some((_, since)) = asked
-            && since.elapsed() > FAREWELL
+            && since.elapsed() > SHUTDOWN_TIMEOUT
         {
             let _ = child.kill();
         }
@@ -157,7 +157,7 @@ fn attend(mut child: Child, signals: &Signals, mut poll: impl FnMut() -> Duratio
 }
 
 /// Sleeps; returns early with a signal that ends the supervisor.
-fn doze(signals: &Signals, pause: Duration) -> Option<i32> {
+fn wait_unless_signalled(signals: &Signals, pause: Duration) -> Option<i32> {
     let end = Instant::now() + pause;
     loop {
         let left = end.saturating_duration_since(Instant::now());

@@ -1,5 +1,5 @@
-//! What a device implements: [`QueueHandler`] for each of its queues, [`Backend`] for what a reactor owns of
-//! its kind.
+//! What a device implements: [`QueueHandler`] for each of its queues, [`ReactorBackend`] for what a reactor
+//! owns of its kind.
 //!
 //! The reactor holds `Box<dyn QueueHandler>` and drives them on its own thread. A handler reaches the
 //! reactor's waiter and its kind's back end through the [`Context`] of each call.
@@ -49,7 +49,7 @@ pub trait QueueHandler: Send {
 
 /// What a reactor owns for one kind of device beside its waiter: thread pools, engines. Made at its first
 /// use.
-pub trait Backend: Any {
+pub trait ReactorBackend: Any {
     /// Starts all that was pushed. Called once per round, before the reactor waits.
     fn submit(&mut self, waiter: &mut Waiter);
 
@@ -74,11 +74,11 @@ pub trait Backend: Any {
 
 /// The back ends of a reactor, by their types.
 #[derive(Default)]
-pub struct Backends(Vec<(TypeId, Box<dyn Backend>)>);
+pub struct Backends(Vec<(TypeId, Box<dyn ReactorBackend>)>);
 
 impl Backends {
     /// Makes the back end of type `B`, unless there is one.
-    pub fn add<B: Backend + Default>(&mut self) {
+    pub fn add<B: ReactorBackend + Default>(&mut self) {
         let id = TypeId::of::<B>();
         if self.0.iter().all(|(known, _)| *known != id) {
             self.0.push((id, Box::new(B::default())));
@@ -87,19 +87,19 @@ impl Backends {
 
     /// Returns the back end of type `B`, if it was made.
     #[inline]
-    pub fn get<B: Backend>(&mut self) -> Option<&mut B> {
+    pub fn get<B: ReactorBackend>(&mut self) -> Option<&mut B> {
         let id = TypeId::of::<B>();
         let (_, backend) = self.0.iter_mut().find(|(known, _)| *known == id)?;
         let backend: &mut dyn Any = &mut **backend;
         backend.downcast_mut()
     }
 
-    /// Calls [`Backend::submit`] of all.
+    /// Calls [`ReactorBackend::submit`] of all.
     pub fn submit(&mut self, waiter: &mut Waiter) {
         self.0.iter_mut().for_each(|(_, backend)| backend.submit(waiter));
     }
 
-    /// Calls [`Backend::reap`] of all.
+    /// Calls [`ReactorBackend::reap`] of all.
     pub fn reap(&mut self, done: &mut Vec<Completion>) {
         self.0.iter_mut().for_each(|(_, backend)| backend.reap(done));
     }
@@ -138,14 +138,14 @@ impl<'a> Context<'a> {
 
     /// Returns the back end of type `B`, made now if it is the first use, and the waiter. For
     /// [`QueueHandler::attach`].
-    pub fn make_backend<B: Backend + Default>(&mut self) -> Option<(&mut B, &mut Waiter)> {
+    pub fn make_backend<B: ReactorBackend + Default>(&mut self) -> Option<(&mut B, &mut Waiter)> {
         self.backends.add::<B>();
         self.backend()
     }
 
     /// Returns the back end of type `B`, if a handler has made it, and the waiter.
     #[inline]
-    pub fn backend<B: Backend>(&mut self) -> Option<(&mut B, &mut Waiter)> {
+    pub fn backend<B: ReactorBackend>(&mut self) -> Option<(&mut B, &mut Waiter)> {
         Some((self.backends.get()?, self.waiter))
     }
 }

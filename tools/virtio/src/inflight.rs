@@ -80,6 +80,14 @@ pub enum InflightError {
         /// Of the queue.
         expected: u16,
     },
+    /// There is no room for the log of such a queue.
+    #[error("in-flight log: the queue has {size} entries, expected at most {most}")]
+    TooLarge {
+        /// Of the queue.
+        size: u16,
+        /// Largest queue that there is room for.
+        most: u16,
+    },
     /// An entry has an unknown state.
     #[error("in-flight log: entry {head} has state {state:#x}")]
     State {

@@ -2,16 +2,16 @@
 //! them.
 //!
 //! Knows no device. A device is a package of its own that implements [`QueueHandler`] on top of a
-//! [`VirtQueue`], and [`Backend`] if it has I/O of its own. Nothing here knows of EL2 either: the daemon in
-//! root Linux uses it with guest RAM in huge pages and `/dev/uioN` as the event source; tests use anonymous
-//! memory and an `eventfd`.
+//! [`VirtQueue`], and [`ReactorBackend`] if it has I/O of its own. Nothing here knows of EL2 either: the
+//! daemon in root Linux uses it with guest RAM in huge pages and `/dev/uioN` as the event source; tests use
+//! anonymous memory and an `eventfd`.
 //!
 //! # How a device is made
 //! A type for its queues owns a [`VirtQueue`] and whatever a request needs, and implements [`QueueHandler`]:
 //! `service` pops a round of heads and starts their requests, `complete` handles what was submitted under the
-//! queue's tags. I/O of its own (thread pools, engines) is a [`Backend`], of which a reactor makes one per
-//! kind; operations of the reactor's io_uring need none ([`waiter::uring::Uring::push`]). `tests/echo.rs` has
-//! the smallest one.
+//! queue's tags. I/O of its own (thread pools, engines) is a [`ReactorBackend`], of which a reactor makes one
+//! per kind; operations of the reactor's io_uring need none ([`waiter::uring::Uring::push`]). `tests/echo.rs`
+//! has the smallest one.
 //!
 //! # Map
 //! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue in it · [`queue`] its device
@@ -40,7 +40,7 @@ pub mod virtio;
 pub mod waiter;
 
 pub use completion::Completion;
-pub use handler::{Backend, Context, QueueHandler};
+pub use handler::{Context, QueueHandler, ReactorBackend};
 pub use inflight::{InflightArea, InflightError};
 pub use memory::{GuestRam, MemoryError};
 pub use queue::{QueueFault, QueueSetup, SetupError, VirtQueue};

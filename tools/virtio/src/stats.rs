@@ -39,14 +39,15 @@ impl Counter {
     }
 }
 
-/// Declares a set of counters once: as a struct of [`Counter`]s and as one of their
-/// copies, with `snapshot()` from the first to the second and `counters()` of the second by name. Fields
-/// after a semicolon are no counters: they have types of their own in both, and a `snapshot()` between them.
+/// Declares a set of counters once: as a struct of [`Counter`](crate::stats::Counter)s and as one of their
+/// copies, with `snapshot()` from the first to the second and `counters()` of the second by name (another one
+/// than the field's after `as`). Fields after a semicolon are no counters: they have types of their own in
+/// both, and a `snapshot()` between them.
 #[macro_export]
 macro_rules! counters {
     (
         $(#[$stats_doc:meta])* $stats:ident => $(#[$copy_doc:meta])* $copy:ident {
-            $($(#[$doc:meta])* $name:ident,)*
+            $($(#[$doc:meta])* $name:ident $(as $shown:literal)?,)*
             $(; $($(#[$part_doc:meta])* $part:ident: $part_type:ty => $part_copy:ty,)*)?
         }
     ) => {
@@ -78,10 +79,12 @@ macro_rules! counters {
         impl $copy {
             /// Returns the counters by name.
             pub fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name),)*].into_iter()
+                [$(($crate::counters!(@name $name $($shown)?), self.$name),)*].into_iter()
             }
         }
     };
+    (@name $name:ident) => { stringify!($name) };
+    (@name $name:ident $shown:literal) => { $shown };
 }
 
 counters! {
@@ -106,7 +109,7 @@ counters! {
         /// Publications whose notification was left to a later one.
         interrupts_coalesced,
         /// Notifications that found nothing.
-        spurious_kicks,
+        spurious_notifications as "spurious_kicks",
         /// Requests run again after a restart of the daemon.
         restarted,
         /// Times that requests were left in the available ring because of a rate limit.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use ringvirtio::buffers::Buffers;
 use ringvirtio::virtio::{VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use ringvirtio::{
-    Backend, Completion, Context, GuestRam, InflightArea, QueueFault, QueueHandler, QueueId, QueueSetup,
-    Reactor, ReactorHandle, ReactorOptions, RingAddresses, VirtQueue, Waiter,
+    Completion, Context, GuestRam, InflightArea, QueueFault, QueueHandler, QueueId, QueueSetup, Reactor,
+    ReactorBackend, ReactorHandle, ReactorOptions, RingAddresses, VirtQueue, Waiter,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
 
@@ -32,7 +32,7 @@ struct EchoBackend {
     done: Vec<Completion>,
 }
 
-impl Backend for EchoBackend {
+impl ReactorBackend for EchoBackend {
     fn submit(&mut self, _waiter: &mut Waiter) {
         self.done.append(&mut self.pushed);
     }

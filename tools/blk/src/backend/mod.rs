@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use remotes::Remotes;
 use ringvirtio::memory::GuestRam;
-use ringvirtio::{Backend, Completion, ReadWidth, Waiter};
+use ringvirtio::{Completion, ReactorBackend, ReadWidth, Waiter};
 
 use crate::disk::{Disk, EngineKind};
 use crate::engine::Engine;
@@ -132,7 +132,7 @@ impl BlockBackend {
     }
 }
 
-impl Backend for BlockBackend {
+impl ReactorBackend for BlockBackend {
     fn submit(&mut self, waiter: &mut Waiter) {
         if let Waiter::Uring(ring) = waiter {
             let state = &mut self.ring;

@@ -128,9 +128,11 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> RingEngine<R,
         }
     }
 
+    /// Has a thread of the pool perform the operation, or performs it if there is no pool.
+    ///
     /// # Safety
     /// As for [`Engine::push`].
-    unsafe fn help(&mut self, op: IoOp) {
+    unsafe fn offload(&mut self, op: IoOp) {
         if self.state.helpers.is_none() {
             match Threads::new() {
                 Ok(pool) => {
@@ -138,7 +140,9 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> RingEngine<R,
                     self.ring.watch(pool.event(), ReadWidth::Eight);
                     self.state.helpers = Some(pool);
                 }
-                Err(error) => tracing::warn!(%error, "no threads for disk requests: done in place"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot start the thread pool; disk requests run synchronously on the reactor")
+                }
             }
         }
         match &mut self.state.helpers {
@@ -170,7 +174,7 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> Engine for Ri
                 unsafe { self.ring.push(entry, op.tag) }
             }
             // SAFETY: by this function's own contract.
-            _ => unsafe { self.help(op) },
+            _ => unsafe { self.offload(op) },
         }
     }
 

@@ -17,7 +17,7 @@ enum Mode {
 pub struct WriteCache {
     mode: Mode,
     /// Whether it was write-back at the last call of [`Self::is_turned_off`].
-    was_back: bool,
+    was_writeback: bool,
 }
 
 impl WriteCache {
@@ -29,9 +29,9 @@ impl WriteCache {
         };
         let mut cache = Self {
             mode,
-            was_back: false,
+            was_writeback: false,
         };
-        cache.was_back = cache.is_back(disk);
+        cache.was_writeback = cache.is_writeback(disk);
         cache
     }
 
@@ -41,7 +41,7 @@ impl WriteCache {
     }
 
     /// Returns whether completed writes may wait for a flush.
-    pub fn is_back(&self, disk: &Disk) -> bool {
+    pub fn is_writeback(&self, disk: &Disk) -> bool {
         match self.mode {
             Mode::Through => false,
             Mode::Back => true,
@@ -51,7 +51,7 @@ impl WriteCache {
 
     /// Returns whether the driver has turned the cache off since the last call.
     pub fn is_turned_off(&mut self, disk: &Disk) -> bool {
-        let back = self.is_back(disk);
-        std::mem::replace(&mut self.was_back, back) && !back
+        let back = self.is_writeback(disk);
+        std::mem::replace(&mut self.was_writeback, back) && !back
     }
 }

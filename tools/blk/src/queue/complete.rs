@@ -117,7 +117,7 @@ impl BlockQueue {
 
     /// The image has changed for this request, which completes now, or when that is durable.
     fn written(&mut self, head: u16, durable: bool, engine: &mut dyn Engine) {
-        if !durable && !self.cache.is_back(&self.disk) {
+        if !durable && !self.cache.is_writeback(&self.disk) {
             return self.start_flush(head, engine);
         }
         if let Some(slot) = self.slots.get_mut(usize::from(head)) {
@@ -171,7 +171,7 @@ impl BlockQueue {
         }
         if result < 0 {
             tracing::error!(path = %self.disk.config().path.display(),
-                error = %std::io::Error::from_raw_os_error(-result), "fdatasync failed: no flush succeeds any more");
+                error = %std::io::Error::from_raw_os_error(-result), "fdatasync failed: further flushes of this disk will fail");
             self.disk.set_sync_failed();
         }
         let status = if self.disk.sync_failed() {
@@ -266,7 +266,7 @@ impl BlockQueue {
         };
         let with_status = u64::from(slot.writable.total() == 0);
         let used_len = u32::try_from(filled.saturating_add(with_status)).unwrap_or(u32::MAX);
-        let took = self.queue.now().saturating_sub(slot.made_at);
+        let took = self.queue.now().saturating_sub(slot.available_at);
         let latency = &self.stats.latency;
         match slot.work {
             Work::Read => latency.reads.record(took),

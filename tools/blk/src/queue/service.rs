@@ -88,7 +88,7 @@ impl BlockQueue {
             return Err(QueueFault::Head(head));
         };
         let now = self.queue.now();
-        slot.clear(now, self.queue.made_at());
+        slot.clear(now, self.queue.available_at());
         self.queue.walk(head, &mut slot.readable, &mut slot.writable)?;
         let mut header = [0; Header::SIZE];
         if !slot.readable.take_front(&mut header) {

@@ -43,8 +43,8 @@ pub struct Slot {
     /// Of a discard or of zeroes; `segment` is the one in progress.
     pub segments: Vec<Segment>,
     pub segment: usize,
-    /// When the driver made it, as far as is known, and when its operation was submitted.
-    pub made_at: u64,
+    /// When the driver made it available, as far as is known, and when its operation was submitted.
+    pub available_at: u64,
     pub submitted_at: u64,
 }
 
@@ -63,14 +63,14 @@ impl Slot {
             next: None,
             segments: Vec::new(),
             segment: 0,
-            made_at: 0,
+            available_at: 0,
             submitted_at: 0,
         }
     }
 
-    /// Resets the slot for the next request, made at `made_at` and popped `now`. Buffers and segments keep
-    /// their storage.
-    pub fn clear(&mut self, now: u64, made_at: u64) {
+    /// Resets the slot for the next request, available since `available_at` and popped `now`. Buffers and
+    /// segments keep their storage.
+    pub fn clear(&mut self, now: u64, available_at: u64) {
         self.readable.clear();
         self.writable.clear();
         self.segments.clear();
@@ -78,7 +78,7 @@ impl Slot {
         (self.offset, self.transferred, self.retries, self.segment) = (0, 0, 0, 0);
         (self.durable, self.cached) = (false, false);
         (self.group, self.next) = (None, None);
-        (self.made_at, self.submitted_at) = (made_at, now);
+        (self.available_at, self.submitted_at) = (available_at, now);
     }
 
     /// Returns what is left of a transfer.

@@ -155,7 +155,7 @@ impl BlockQueue {
         let Some((index, list)) = self.merge.acquire() else {
             return;
         };
-        let durable = !self.cache.is_back(&self.disk);
+        let durable = !self.cache.is_writeback(&self.disk);
         let count = run.len() as u64;
         let (mut leader, mut last, mut len) = (None, None::<u16>, 0);
         for head in self.batch.heads(run) {
@@ -208,7 +208,7 @@ impl BlockQueue {
     }
 
     pub(super) fn push_transfer(&mut self, head: u16, engine: &mut dyn Engine) {
-        let durable = !self.cache.is_back(&self.disk);
+        let durable = !self.cache.is_writeback(&self.disk);
         let Some(slot) = self.slots.get_mut(usize::from(head)) else {
             return;
         };

@@ -123,7 +123,7 @@ fn spurious_notifications() {
         rig.run();
     }
     assert_eq!((rig.used_idx(), rig.interrupt_count()), (0, 0));
-    assert_eq!(rig.queue().stats().queue.spurious_kicks.get(), 10);
+    assert_eq!(rig.queue().stats().queue.spurious_notifications.get(), 10);
     offer(&mut rig, 1);
     rig.run();
     assert_eq!(rig.take_used().len(), 1);

@@ -274,7 +274,7 @@ impl Bench<'_> {
                     eprintln!("    {shown}");
                 }
             }
-            Next::Go
+            Next::Continue
         })?;
         collector.finish(&label, &stop.to_string());
         written.with_context(|| format!("cannot write {}", log.display()))

@@ -55,9 +55,9 @@ impl Difference<'_> {
         let between = |m: &Marks| Some(m.after.instructions?.since(&m.before.instructions?));
         let ours = self.config.starts_with("ours-");
         let mut parts = BTreeMap::new();
-        let (mut total, mut longest_stay) = (None, None);
+        let (mut total, mut longest_exit) = (None, None);
         if let (Some(small), Some(large)) = (between(self.small), between(self.large)) {
-            longest_stay = Some(large.longest_stay()).filter(|_| ours);
+            longest_exit = Some(large.longest_exit()).filter(|_| ours);
             let small = small.parts(ours);
             for (part, count) in large.parts(ours) {
                 let less = small.get(&part).copied().unwrap_or(0);
@@ -72,7 +72,7 @@ impl Difference<'_> {
             instructions: total,
             parts,
             virtual_us: fio.mean_us,
-            longest_stay,
+            longest_exit,
         })
     }
 

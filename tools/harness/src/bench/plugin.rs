@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 /// Words of one CPU, and CPUs (`CLASSES` and `CPUS` of the plugin).
 const CLASSES: usize = 4;
 const CPUS: usize = 64;
-/// The word that is no counter: the longest stay at EL2.
+/// The word that is no counter: the longest exit.
 const LONGEST: usize = 3;
 
 /// The file that the plugin counts into.
@@ -47,7 +47,7 @@ impl Counters {
         ]
     }
 
-    /// Clears the longest stays at EL2.
+    /// Clears the longest exits.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -76,7 +76,7 @@ impl Counters {
 }
 
 impl Snapshot {
-    /// Returns what was counted since `before`. Longest stays are not differences.
+    /// Returns what was counted since `before`. Longest exits are not differences.
     pub fn since(mut self, before: &Self) -> Self {
         for (cpu, old) in self.0.iter_mut().zip(&before.0) {
             for (counter, old) in cpu.iter_mut().zip(old).take(LONGEST) {
@@ -86,8 +86,8 @@ impl Snapshot {
         self
     }
 
-    /// Returns the longest stay at EL2 of any CPU, in instructions.
-    pub fn longest_stay(&self) -> u64 {
+    /// Returns the time at EL2 of the longest exit of any CPU, in instructions.
+    pub fn longest_exit(&self) -> u64 {
         self.0.iter().map(|cpu| cpu[LONGEST]).max().unwrap_or_default()
     }
 
@@ -131,14 +131,14 @@ mod tests {
         data[CLASSES * 8 + 8..CLASSES * 8 + 16].copy_from_slice(&9u64.to_le_bytes());
         fs::write(&counters.file, data).unwrap();
         let snapshot = counters.read().unwrap();
-        assert_eq!(snapshot.since(&snapshot).longest_stay(), 11);
+        assert_eq!(snapshot.since(&snapshot).longest_exit(), 11);
         let parts = snapshot.since(&before).parts(true);
         assert_eq!(parts["root user space"], 5);
         assert_eq!(parts["EL2 on root's CPU"], 7);
         assert_eq!(parts["guest kernel"], 9);
         counters.begin_stays().unwrap();
         let snapshot = counters.read().unwrap();
-        assert_eq!(snapshot.longest_stay(), 0);
+        assert_eq!(snapshot.longest_exit(), 0);
         assert_eq!(
             snapshot.since(&before).parts(true),
             parts,

@@ -71,9 +71,9 @@ pub struct Count {
     /// fio's mean time of a request in microseconds of virtual time. An instruction is a nanosecond; what all
     /// CPUs wait passes at the host's speed.
     pub virtual_us: f64,
-    /// Instructions of the longest single stay of any CPU at EL2 meanwhile, if the plugin counted and there
-    /// is our EL2.
-    pub longest_stay: Option<u64>,
+    /// Instructions of the longest exit of any CPU meanwhile, if the plugin counted and there is our EL2.
+    #[serde(rename = "longest_stay")]
+    pub longest_exit: Option<u64>,
 }
 
 /// Exits for one request.
@@ -95,7 +95,7 @@ pub struct Exits {
     pub reasons: BTreeMap<String, f64>,
     /// Other events at EL2.
     pub events: BTreeMap<String, f64>,
-    /// Longest single stay of those CPUs at EL2 so far, in nanoseconds.
+    /// Longest exit of those CPUs so far, in nanoseconds.
     pub longest_ns: u64,
 }
 

@@ -89,10 +89,10 @@ impl Boot<'_> {
             Line::Text(text) | Line::Panic(text) => {
                 self.output.push_str(text);
                 self.output.push('\n');
-                Next::Go
+                Next::Continue
             }
             Line::Test(mark) => self.mark(mark, input),
-            _ => Next::Go,
+            _ => Next::Continue,
         })
     }
 
@@ -101,7 +101,7 @@ impl Boot<'_> {
         let mut words = mark.splitn(3, ' ');
         let (verb, name, rest) = (words.next(), words.next(), words.next());
         let Some(test) = self.left.front().filter(|t| name == Some(t.name.as_str())) else {
-            return Next::Go;
+            return Next::Continue;
         };
         match (verb, self.current) {
             (Some("begin"), None) => {
@@ -113,7 +113,7 @@ impl Boot<'_> {
             (Some("type"), Some(_)) => {
                 let text = format!("{}\r", rest.unwrap_or_default());
                 if !self.typed.insert(text.clone()) {
-                    return Next::Go;
+                    return Next::Continue;
                 }
                 if input
                     .write_all(text.as_bytes())
@@ -122,7 +122,7 @@ impl Boot<'_> {
                 {
                     self.output.push_str("the machine takes no input\n");
                 }
-                Next::Go
+                Next::Continue
             }
             (Some("end"), Some(started)) => {
                 let name = test_name(self.machine, test);
@@ -139,7 +139,7 @@ impl Boot<'_> {
                 self.output.clear();
                 Next::Within(BOOT)
             }
-            _ => Next::Go,
+            _ => Next::Continue,
         }
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::{Answer, Ask, Failure, wire};
+use super::{Failure, Reply, Request, wire};
 use crate::host::{Cpu, Host, Ram, RamError, cpus, ram};
 
 /// Root Linux by way of the broker. One request at a time.
@@ -22,27 +22,27 @@ impl Client {
     /// # Errors
     /// The broker has ended.
     pub fn new(socket: UnixStream) -> io::Result<(Self, Option<File>)> {
-        let (_, lock) = wire::receive::<Answer>(&socket)?;
+        let (_, lock) = wire::receive::<Reply>(&socket)?;
         let socket = Mutex::new(socket);
         Ok((Self { socket }, lock))
     }
 
-    fn ask(&self, ask: &Ask) -> Result<(Answer, Option<File>), Failure> {
+    fn call(&self, request: &Request) -> Result<(Reply, Option<File>), Failure> {
         let socket = self
             .socket
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        wire::send(&socket, ask, None)?;
+        wire::send(&socket, request, None)?;
         match wire::receive(&socket)? {
-            (Answer::Failed(failure), _) => Err(failure),
-            answer => Ok(answer),
+            (Reply::Failed(failure), _) => Err(failure),
+            reply => Ok(reply),
         }
     }
 
-    fn ask_file(&self, ask: &Ask) -> Result<(Answer, File), Failure> {
-        let (answer, file) = self.ask(ask)?;
+    fn call_for_file(&self, request: &Request) -> Result<(Reply, File), Failure> {
+        let (reply, file) = self.call(request)?;
         let file = file.ok_or_else(|| Failure::Other("the broker sent no descriptor".into()))?;
-        Ok((answer, file))
+        Ok((reply, file))
     }
 
     /// Returns a connection to the socket of a device's server, without waiting for it.
@@ -50,7 +50,7 @@ impl Client {
     /// # Errors
     /// No server listens there, or its backlog is full.
     pub fn connect(&self, path: &Path) -> io::Result<UnixStream> {
-        let (_, file) = self.ask_file(&Ask::Connect(path.to_owned()))?;
+        let (_, file) = self.call_for_file(&Request::Connect(path.to_owned()))?;
         Ok(UnixStream::from(OwnedFd::from(file)))
     }
 
@@ -60,7 +60,7 @@ impl Client {
     /// # Errors
     /// The other program cannot take over; why.
     pub fn upgrade(&self, program: Option<PathBuf>, abi: u32) -> io::Result<()> {
-        self.ask(&Ask::Upgrade(program, abi))
+        self.call(&Request::Upgrade(program, abi))
             .map(drop)
             .map_err(Into::into)
     }
@@ -72,14 +72,14 @@ impl Host for Client {
     }
 
     fn set_online(&self, cpu: u32, online: bool) -> io::Result<()> {
-        self.ask(&Ask::SetOnline(cpu, online))
+        self.call(&Request::SetOnline(cpu, online))
             .map(drop)
             .map_err(Into::into)
     }
 
     fn create_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
-        let (answer, file) = self.ask_file(&Ask::CreateRam(zone.into(), bytes))?;
-        let Answer::Ram(blocks, added) = answer else {
+        let (reply, file) = self.call_for_file(&Request::CreateRam(zone.into(), bytes))?;
+        let Reply::Ram(blocks, added) = reply else {
             return Err(RamError::Map("the broker sent no block list".into()));
         };
         let mapped = ram::map(file, bytes);
@@ -94,12 +94,12 @@ impl Host for Client {
     }
 
     fn open_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
-        let (_, file) = self.ask_file(&Ask::OpenRam(zone.into(), bytes))?;
+        let (_, file) = self.call_for_file(&Request::OpenRam(zone.into(), bytes))?;
         ram::map(file, bytes)
     }
 
     fn remove_ram(&self, zone: &str, added: u64) -> io::Result<()> {
-        self.ask(&Ask::RemoveRam(zone.into(), added))
+        self.call(&Request::RemoveRam(zone.into(), added))
             .map(drop)
             .map_err(Into::into)
     }
@@ -107,7 +107,7 @@ impl Host for Client {
 
 impl ringblk::Opener for Client {
     fn open(&self, path: &Path, write: bool, flags: i32) -> io::Result<File> {
-        let (_, file) = self.ask_file(&Ask::Open(path.to_owned(), write, flags))?;
+        let (_, file) = self.call_for_file(&Request::Open(path.to_owned(), write, flags))?;
         Ok(file)
     }
 }

@@ -37,8 +37,8 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A request of the worker.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Ask {
-    /// Never sent: the first message from the broker to the worker is its answer, with the run lock.
+pub enum Request {
+    /// Never sent: the first message from the broker to the worker is its reply, with the run lock.
     Hello,
     /// Takes a CPU offline or brings it back online.
     SetOnline(u32, bool),
@@ -56,9 +56,9 @@ pub enum Ask {
     Upgrade(Option<PathBuf>, u32),
 }
 
-/// The broker's answer; a descriptor may come with it.
+/// The broker's reply; a descriptor may come with it.
 #[derive(Debug, Serialize, Deserialize)]
-pub enum Answer {
+pub enum Reply {
     /// It is done.
     Done,
     /// RAM: physical addresses of its blocks, pages added to the pool.
@@ -215,11 +215,11 @@ impl Broker {
             mut process,
             socket: ours,
         } = worker;
-        wire::send(&ours, &Answer::Done, Some(lock)).context("cannot greet the worker")?;
+        wire::send(&ours, &Reply::Done, Some(lock)).context("cannot greet the worker")?;
         if let Err(error) = self.serve(&ours, process.id())
             && error.kind() != io::ErrorKind::UnexpectedEof
         {
-            tracing::error!(%error, "lost the worker");
+            tracing::error!(%error, "lost the connection to the worker");
             let _ = process.kill();
         }
         self.end(&mut process)
@@ -239,16 +239,16 @@ impl Broker {
     fn serve(&mut self, socket: &UnixStream, worker: u32) -> io::Result<()> {
         loop {
             self.wait(socket, worker)?;
-            let (ask, _) = wire::receive::<Ask>(socket)?;
-            tracing::debug!(?ask, "the worker asks");
-            match self.answer(ask) {
-                Ok((answer, file)) => wire::send(socket, &answer, file.as_ref())?,
-                Err(failure) => wire::send(socket, &Answer::Failed(failure), None)?,
+            let (request, _) = wire::receive::<Request>(socket)?;
+            tracing::debug!(?request, "request of the worker");
+            match self.execute(request) {
+                Ok((reply, file)) => wire::send(socket, &reply, file.as_ref())?,
+                Err(failure) => wire::send(socket, &Reply::Failed(failure), None)?,
             }
         }
     }
 
-    /// Waits until the worker asks something or has ended. A worker that was killed ends only when its last
+    /// Waits until the worker sends a request or has ended. A worker that was killed ends only when its last
     /// system call has returned; if that takes long, it is logged.
     fn wait(&self, socket: &UnixStream, worker: u32) -> io::Result<()> {
         let second = Timespec {
@@ -275,41 +275,38 @@ impl Broker {
         }
     }
 
-    fn answer(&mut self, ask: Ask) -> Result<(Answer, Option<File>), Failure> {
+    fn execute(&mut self, request: Request) -> Result<(Reply, Option<File>), Failure> {
         let named = |zone: &str| match is_zone_name(zone) {
             true => Ok(()),
             false => Err(Failure::Other(format!("{zone:?} is no zone's name"))),
         };
-        match ask {
-            Ask::Hello => {}
-            Ask::SetOnline(cpu, online) => self.host.set_online(cpu, online)?,
-            Ask::CreateRam(zone, bytes) => {
+        match request {
+            Request::Hello => {}
+            Request::SetOnline(cpu, online) => self.host.set_online(cpu, online)?,
+            Request::CreateRam(zone, bytes) => {
                 named(&zone)?;
                 let (file, blocks, added) = self.host.create_ram_file(&zone, bytes)?;
-                return Ok((Answer::Ram(blocks, added), Some(file)));
+                return Ok((Reply::Ram(blocks, added), Some(file)));
             }
-            Ask::OpenRam(zone, bytes) => {
+            Request::OpenRam(zone, bytes) => {
                 named(&zone)?;
-                return Ok((Answer::Done, Some(self.host.open_ram_file(&zone, bytes)?)));
+                return Ok((Reply::Done, Some(self.host.open_ram_file(&zone, bytes)?)));
             }
-            Ask::RemoveRam(zone, added) => {
+            Request::RemoveRam(zone, added) => {
                 named(&zone)?;
                 self.host.remove_ram(&zone, added)?;
             }
-            Ask::Open(path, write, flags) => {
-                return Ok((
-                    Answer::Done,
-                    Some(ringblk::LocalOpener.open(&path, write, flags)?),
-                ));
+            Request::Open(path, write, flags) => {
+                return Ok((Reply::Done, Some(ringblk::LocalOpener.open(&path, write, flags)?)));
             }
-            Ask::Connect(path) => return Ok((Answer::Done, Some(connect(&path)?))),
-            Ask::Upgrade(path, abi) => {
+            Request::Connect(path) => return Ok((Reply::Done, Some(connect(&path)?))),
+            Request::Upgrade(path, abi) => {
                 let path = path.unwrap_or_else(|| self.program.clone());
                 check(&path, &self.options, abi).map_err(|error| Failure::Other(format!("{error:#}")))?;
                 self.next = Some(path);
             }
         }
-        Ok((Answer::Done, None))
+        Ok((Reply::Done, None))
     }
 }
 

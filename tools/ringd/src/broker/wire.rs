@@ -90,7 +90,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::{receive, send};
-    use crate::broker::{Answer, Ask};
+    use crate::broker::{Reply, Request};
     use std::io::Seek;
 
     #[test]
@@ -102,20 +102,20 @@ mod tests {
         let blocks: Vec<u64> = (0..4000).collect();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                send(&one, &Answer::Ram(blocks.clone(), 7), Some(&file)).unwrap();
-                send(&one, &Answer::Done, None).unwrap();
+                send(&one, &Reply::Ram(blocks.clone(), 7), Some(&file)).unwrap();
+                send(&one, &Reply::Done, None).unwrap();
             });
-            let (answer, received) = receive::<Answer>(&two).unwrap();
-            assert!(matches!(answer, Answer::Ram(got, 7) if got == blocks));
+            let (answer, received) = receive::<Reply>(&two).unwrap();
+            assert!(matches!(answer, Reply::Ram(got, 7) if got == blocks));
             let mut text = String::new();
             received.unwrap().read_to_string(&mut text).unwrap();
             assert_eq!(text, "contents");
-            let (answer, received) = receive::<Answer>(&two).unwrap();
-            assert!(matches!(answer, Answer::Done) && received.is_none());
+            let (answer, received) = receive::<Reply>(&two).unwrap();
+            assert!(matches!(answer, Reply::Done) && received.is_none());
         });
         drop(one);
         assert_eq!(
-            receive::<Ask>(&two).unwrap_err().kind(),
+            receive::<Request>(&two).unwrap_err().kind(),
             io::ErrorKind::UnexpectedEof
         );
     }
@@ -124,7 +124,7 @@ mod tests {
     fn messages_that_are_too_long_are_refused() {
         let (one, two) = UnixStream::pair().unwrap();
         (&one).write_all(&u32::MAX.to_le_bytes()).unwrap();
-        let message = receive::<Ask>(&two).unwrap_err().to_string();
+        let message = receive::<Request>(&two).unwrap_err().to_string();
         assert!(message.contains("4294967295 bytes"), "{message}");
     }
 }

@@ -30,7 +30,7 @@ pub fn text(report: &StatsReport) -> String {
         ("wakeups", daemon.wakeups),
         ("spurious_wakeups", daemon.spurious_wakeups),
         ("polled", daemon.polled),
-        ("polled_in_vain", daemon.polled_in_vain),
+        ("polled_in_vain", daemon.polls_without_work),
         ("polling_ns", daemon.polling_ns),
         ("rounds", daemon.rounds),
         ("entries", daemon.entries),

@@ -35,11 +35,15 @@ pub trait Backend: Send + Sync {
         false
     }
 
-    /// Makes the device side of a virtqueue that the driver has set up, with its counters.
+    /// Makes the device side of virtqueue `number`, which the driver has set up, with its counters.
     ///
     /// # Errors
     /// The queue cannot be where the driver says.
-    fn queue(&self, setup: QueueSetup) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError>;
+    fn queue(
+        &self,
+        number: u16,
+        setup: QueueSetup,
+    ) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError>;
 }
 
 /// The counters of a queue that is served.

@@ -23,7 +23,7 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 /// What is known of devices that an earlier daemon served.
 pub struct TakeOver<'a> {
     /// Shows users what is waited for.
-    pub say: &'a dyn Fn(&str),
+    pub report_progress: &'a dyn Fn(&str),
     /// Returns the configuration space that the guest was shown of the device in a slot.
-    pub shown: &'a dyn Fn(u8) -> Option<[u8; 256]>,
+    pub guest_config: &'a dyn Fn(u8) -> Option<[u8; 256]>,
 }

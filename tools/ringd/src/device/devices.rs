@@ -6,18 +6,18 @@ use vm_memory::MmapRegion;
 
 use super::context::{TakeOver, Wake};
 use super::disk::drives::Drives;
-use super::zone::{Store, Zone};
+use super::zone::{Store, ZoneContext};
 use super::{Change, Config, Device, Error, disk, rng};
 
 /// The devices of a zone.
 pub struct Devices {
-    zone: Zone,
+    zone: ZoneContext,
 }
 
 impl Devices {
     /// Returns the devices of a zone, none of them open.
     #[must_use]
-    pub const fn new(zone: Zone) -> Self {
+    pub const fn new(zone: ZoneContext) -> Self {
         Self { zone }
     }
 
@@ -114,7 +114,7 @@ impl Devices {
 }
 
 /// Has the zone's thread woken and the guest notified when a device does something by itself.
-fn watch(zone: &Zone, slot: u8, device: &Device) {
+fn watch(zone: &ZoneContext, slot: u8, device: &Device) {
     match device {
         Device::Disk(disk) => disk::watch::watch(zone, slot, disk),
         Device::Rng(_) => {}

@@ -35,7 +35,7 @@ pub enum Error {
         free: &'static str,
     },
     /// There is no such device in that slot.
-    #[error("zone {name} has no {kind} in slot {slot}; `ringctl {kind} list` shows those there are")]
+    #[error("zone {name} has no {kind} in slot {slot}{}", .kind.hint())]
     Missing {
         /// The zone.
         name: String,

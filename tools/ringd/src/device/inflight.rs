@@ -10,13 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use ringvirtio::inflight::InflightError;
 use ringvirtio::memory::Slots;
 use ringvirtio::{InflightArea, MemoryError};
 use ringvisor::abi::{MAX_QUEUES, MAX_SLOTS};
 use vm_memory::{FileOffset, MmapRegion};
 
+/// Largest queue whose in-flight log fits into its place in the file.
+pub const QUEUE_SIZE_MAX: u16 = 256;
 /// Bytes of a queue's in-flight log, whole pages.
-pub const LOG_STRIDE: usize = InflightArea::bytes(ringblk::QUEUE_SIZE_MAX).next_multiple_of(4096);
+pub const LOG_STRIDE: usize = InflightArea::bytes(QUEUE_SIZE_MAX).next_multiple_of(4096);
 /// Offset of the words of the slots.
 const WORDS: usize = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
 /// Bytes reserved for the words.
@@ -45,13 +48,26 @@ pub fn map(directory: &Path, zone: &str) -> io::Result<Arc<MmapRegion>> {
     Ok(Arc::new(region))
 }
 
-/// Returns where the log of a queue lies in a mapped file.
-#[must_use]
-pub fn area(mapping: &Arc<MmapRegion>, slot: u8, queue: usize) -> InflightArea {
-    InflightArea {
+/// Returns where the log of a queue of `size` entries lies in a mapped file.
+///
+/// # Errors
+/// The log would not end before the next queue's.
+pub fn area(
+    mapping: &Arc<MmapRegion>,
+    slot: u8,
+    queue: usize,
+    size: u16,
+) -> Result<InflightArea, InflightError> {
+    if size > QUEUE_SIZE_MAX {
+        return Err(InflightError::TooLarge {
+            size,
+            most: QUEUE_SIZE_MAX,
+        });
+    }
+    Ok(InflightArea {
         mapping: mapping.clone(),
         offset: (usize::from(slot) * MAX_QUEUES + queue) * LOG_STRIDE,
-    }
+    })
 }
 
 /// Returns the words of the slots in a mapped file.
@@ -78,4 +94,29 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
         ringvirtio::inflight::check_identity(u64::from_le_bytes(word))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ringvirtio::inflight::InflightError;
+    use ringvirtio::{InflightArea, SetupError};
+    use vm_memory::MmapRegion;
+
+    use super::{LOG_STRIDE, QUEUE_SIZE_MAX, area};
+
+    #[test]
+    fn a_log_that_would_reach_into_the_next_is_refused() {
+        let mapping = Arc::new(MmapRegion::new(4 * LOG_STRIDE).unwrap());
+        let last = area(&mapping, 0, 1, QUEUE_SIZE_MAX).unwrap();
+        let next = area(&mapping, 0, 2, 1).unwrap();
+        assert!(last.offset + InflightArea::bytes(QUEUE_SIZE_MAX) <= next.offset);
+        let Err(error) = area(&mapping, 0, 1, QUEUE_SIZE_MAX + 1) else {
+            panic!("a queue of {} entries has a log", QUEUE_SIZE_MAX + 1)
+        };
+        let (size, most) = (QUEUE_SIZE_MAX + 1, QUEUE_SIZE_MAX);
+        assert_eq!(error, InflightError::TooLarge { size, most });
+        assert!(SetupError::from(error).to_string().contains("257 entries"));
+    }
 }

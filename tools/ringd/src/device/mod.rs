@@ -58,6 +58,17 @@ pub enum Kind {
     Rng,
 }
 
+impl Kind {
+    /// Returns what to add to an error about a slot without such a device: the command that lists them, where
+    /// there is one.
+    const fn hint(self) -> &'static str {
+        match self {
+            Self::Disk => "; `ringctl disk list` shows those there are",
+            Self::Rng => "",
+        }
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

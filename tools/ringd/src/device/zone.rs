@@ -1,4 +1,4 @@
-//! [`Zone`]: the zone that devices belong to, as far as their changes need it, and its record.
+//! [`ZoneContext`]: the zone that devices belong to, as far as their changes need it, and its record.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub trait Store {
 }
 
 /// The zone that devices belong to, as far as they need it.
-pub struct Zone {
+pub struct ZoneContext {
     /// Its description.
     pub config: Arc<ZoneConfig>,
     /// What client threads read of its devices.
@@ -39,7 +39,7 @@ pub struct Zone {
     pub wake: Option<Wake>,
 }
 
-impl Zone {
+impl ZoneContext {
     /// Changes what is in the slots, in the zone's record and for client threads.
     ///
     /// # Errors

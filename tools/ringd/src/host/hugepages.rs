@@ -85,7 +85,7 @@ fn available_memory(root: &Path) -> Result<u64, RamError> {
 ///
 /// # Errors
 /// The pool's size cannot be written.
-pub fn give_back(root: &Path, added: u64) -> io::Result<()> {
+pub fn release(root: &Path, added: u64) -> io::Result<()> {
     if added == 0 {
         return Ok(());
     }
@@ -150,7 +150,7 @@ fn find_mount(mounts: &str) -> Option<&str> {
 mod tests {
     use std::fs;
 
-    use super::{POOL, directory, ensure, find_mount, give_back, read};
+    use super::{POOL, directory, ensure, find_mount, read, release};
 
     /// A pool in files; unlike the kernel's, `free_hugepages` does not follow `nr_hugepages`.
     fn pool(total: u64, free: u64, reserved: u64) -> tempfile::TempDir {
@@ -205,9 +205,9 @@ mod tests {
     #[test]
     fn added_pages_are_returned() {
         let root = pool(20, 0, 0);
-        give_back(root.path(), 7).unwrap();
+        release(root.path(), 7).unwrap();
         assert_eq!(read(root.path(), "nr_hugepages").unwrap(), 13);
-        give_back(root.path(), 0).unwrap();
+        release(root.path(), 0).unwrap();
         assert_eq!(read(root.path(), "nr_hugepages").unwrap(), 13);
     }
 

@@ -151,7 +151,7 @@ impl Linux {
         });
         if made.is_err() {
             let _ = std::fs::remove_file(&path);
-            let _ = hugepages::give_back(&self.root, added);
+            let _ = hugepages::release(&self.root, added);
         }
         made
     }
@@ -201,6 +201,6 @@ impl Host for Linux {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        hugepages::give_back(&self.root, added)
+        hugepages::release(&self.root, added)
     }
 }

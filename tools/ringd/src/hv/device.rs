@@ -47,6 +47,14 @@ pub enum AttachError {
     /// EL2 refuses the shared page.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// The store had no effect.
+    #[error("EL2 did not attach the shared page at {expected:#x}: its page is at {found:#x}")]
+    NotAttached {
+        /// Address of the daemon's page.
+        expected: u64,
+        /// Address of the page that EL2 has.
+        found: u64,
+    },
 }
 
 /// EL2 behind its control device.
@@ -117,26 +125,36 @@ impl Prepared {
             shared: page,
             slot: Mutex::new(()),
         };
-        device.ring(doorbell::ATTACH, |bar, offset| bar.write_u64(offset, address));
-        let info = device.info();
-        if info.attach_status != CommandStatus::Ok as u32 || info.shared_pa != address {
-            return Err(Refusal {
-                op: None,
-                status: info.attach_status,
-                detail: info.shared_pa,
-            }
-            .into());
-        }
+        device.ring_doorbell(doorbell::ATTACH, |bar, offset| bar.write_u64(offset, address));
+        check_attached(&device.info(), address)?;
         // Memory decoding on. Then pulses: an interrupt needs no writes to configuration space, each of which
         // would be an exit.
         config
             .write_all_at(&PCI_COMMAND_MEMORY.to_le_bytes(), PCI_COMMAND)
             .map_err(|e| file("PCI command register", e))?;
-        device.ring(doorbell::PULSES, |bar, offset| bar.write_u32(offset, 1));
+        device.ring_doorbell(doorbell::PULSES, |bar, offset| bar.write_u32(offset, 1));
         let width = ReadWidth::Four;
         let cpu = File::open(irq_cpu).ok();
         Ok((device, Interrupt { fd, width, cpu }))
     }
+}
+
+/// Checks that the last attach succeeded, with the page at `address`.
+fn check_attached(info: &InfoPage, address: u64) -> Result<(), AttachError> {
+    if info.attach_status != CommandStatus::Ok as u32 {
+        return Err(AttachError::Refused(Refusal {
+            op: None,
+            status: info.attach_status,
+            detail: info.attach_detail,
+        }));
+    }
+    if info.shared_pa != address {
+        return Err(AttachError::NotAttached {
+            expected: address,
+            found: info.shared_pa,
+        });
+    }
+    Ok(())
 }
 
 fn file(what: &str, cause: io::Error) -> AttachError {
@@ -172,10 +190,10 @@ fn check_version(bar: &Bar) -> Result<(), AttachError> {
 impl ControlDevice {
     /// A doorbell: what was written to the shared page is visible before the store, and what EL2 wrote after
     /// it.
-    fn ring(&self, doorbell: u16, store: impl Fn(&Bar, usize)) {
+    fn ring_doorbell(&self, offset: u16, store: impl Fn(&Bar, usize)) {
         let page = usize::try_from(doorbell::PAGE_OFFSET).unwrap_or(0);
         fence(Ordering::SeqCst);
-        store(&self.bar, page + usize::from(doorbell));
+        store(&self.bar, page + usize::from(offset));
         fence(Ordering::SeqCst);
     }
 }
@@ -201,14 +219,14 @@ impl Hypervisor for ControlDevice {
             return Err(too_large);
         }
         let _slot = self.slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // A status that EL2 never returns, so that a doorbell without effect is not mistaken for success.
+        // A status that EL2 never gives, so that a doorbell that did nothing is not taken for success.
         let header = Header {
             status: u32::MAX,
             ..header
         };
         self.shared.write(shared::COMMAND, header.as_bytes());
         self.shared.write(shared::PAYLOAD, payload);
-        self.ring(doorbell::COMMAND, |bar, offset| bar.write_u32(offset, 1));
+        self.ring_doorbell(doorbell::COMMAND, |bar, offset| bar.write_u32(offset, 1));
         let mut done = Header::default();
         self.shared.read(shared::COMMAND, done.as_mut_bytes());
         if done.status != CommandStatus::Ok as u32 {
@@ -223,13 +241,13 @@ impl Hypervisor for ControlDevice {
     }
 
     fn used_buffer(&self, zone: u8, slot: u8) {
-        self.ring(doorbell::USED_BUFFER, |bar, at| {
+        self.ring_doorbell(doorbell::USED_BUFFER, |bar, at| {
             bar.write_u32(at, doorbell::used_buffer(zone, slot))
         });
     }
 
     fn console_input(&self, zone: u8) {
-        self.ring(doorbell::CONSOLE_INPUT, |bar, offset| {
+        self.ring_doorbell(doorbell::CONSOLE_INPUT, |bar, offset| {
             bar.write_u32(offset, zone.into())
         });
     }
@@ -240,5 +258,55 @@ impl Hypervisor for ControlDevice {
 
     fn shared(&self) -> &SharedPage {
         &self.shared
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringvisor::abi::ABI_VERSION;
+
+    use super::check_attached;
+    use crate::hv::Hypervisor;
+    use crate::hv::fake::FakeEl2;
+
+    const BLOCK: u64 = 2 << 20;
+
+    fn attach(el2: &FakeEl2, address: u64, version: u32) -> Result<(), String> {
+        el2.attach(address, version);
+        check_attached(&el2.info(), address).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_refused_attach_names_the_refused_value() {
+        let el2 = FakeEl2::new(2).unwrap();
+        assert_eq!(attach(&el2, 5 * BLOCK, ABI_VERSION), Ok(()));
+        let error = attach(&el2, 6 * BLOCK + 0x1000, ABI_VERSION).unwrap_err();
+        assert!(error.contains("0xc01000 is not 2 MiB-aligned"), "{error}");
+        let error = attach(&el2, 5 * BLOCK, ABI_VERSION + 1).unwrap_err();
+        assert!(
+            error.contains(&format!("version {} ", ABI_VERSION + 1)),
+            "{error}"
+        );
+
+        assert_eq!(attach(&el2, 5 * BLOCK, ABI_VERSION), Ok(()));
+        let hv: &dyn Hypervisor = &el2;
+        for cpu in [0, 1] {
+            hv.zone_create("a", &[cpu], 0).unwrap();
+        }
+        let error = attach(&el2, 6 * BLOCK, ABI_VERSION).unwrap_err();
+        assert!(error.contains("zones exist (2)"), "{error}");
+        // A new daemon of the same machine has the same page.
+        assert_eq!(attach(&el2, 5 * BLOCK, ABI_VERSION), Ok(()));
+    }
+
+    #[test]
+    fn a_store_without_effect_is_not_taken_for_an_attach() {
+        let el2 = FakeEl2::new(2).unwrap();
+        el2.attach(5 * BLOCK, ABI_VERSION);
+        let error = check_attached(&el2.info(), 6 * BLOCK).unwrap_err().to_string();
+        assert!(
+            error.contains("0xc00000") && error.contains("0xa00000"),
+            "{error}"
+        );
     }
 }

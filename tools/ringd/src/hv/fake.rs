@@ -52,6 +52,10 @@ struct State {
     console_inputs: u64,
     log_level: u32,
     trace_mask: u32,
+    /// Address of the shared page, 0 for none.
+    attached: u64,
+    /// How the last attach ended.
+    attach: Outcome<()>,
 }
 
 type Outcome<T> = Result<T, (CommandStatus, u64)>;
@@ -73,6 +77,8 @@ impl FakeEl2 {
             console_inputs: 0,
             log_level: 3,
             trace_mask: 0,
+            attached: 0,
+            attach: Ok(()),
         };
         let event_interrupt = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
         Ok(Self {
@@ -106,6 +112,21 @@ impl FakeEl2 {
     #[must_use]
     pub fn trace_mask(&self) -> u32 {
         self.state().trace_mask
+    }
+
+    /// Attaches the shared page at `address`, whose header has `version`.
+    pub fn attach(&self, address: u64, version: u32) {
+        let mut state = self.state();
+        let other = state.attached != address;
+        state.attach = match state.zones.len() {
+            zones if other && zones > 0 => Err((CommandStatus::ZonesExist, zones as u64)),
+            _ if !address.is_multiple_of(BLOCK) => Err((CommandStatus::Misaligned, address)),
+            _ if version != ABI_VERSION => Err((CommandStatus::VersionMismatch, version.into())),
+            _ => Ok(()),
+        };
+        if state.attach.is_ok() {
+            state.attached = address;
+        }
     }
 
     /// Makes the next command `op` fail.
@@ -455,6 +476,9 @@ impl Hypervisor for FakeEl2 {
         let mut info = InfoPage::new_zeroed();
         (info.magic, info.abi_version, info.log_level) = (MAGIC, ABI_VERSION, state.log_level);
         (info.trace_records, info.trace_mask) = (Self::TRACE_RECORDS, state.trace_mask);
+        info.shared_pa = state.attached;
+        let (status, detail) = state.attach.err().unwrap_or((CommandStatus::Ok, 0));
+        (info.attach_status, info.attach_detail) = (status as u32, detail);
         info.counter_frequency = 1_000_000_000;
         (info.pages_total, info.heap_total) = (1024, 1 << 20);
         reply(&mut info.version, b"fake");

@@ -12,6 +12,7 @@ mod interrupt;
 pub mod mapping;
 pub mod pci;
 
+use ringvisor::abi::ZoneState;
 use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
 
@@ -67,16 +68,23 @@ fn op_name(op: Option<Op>) -> String {
     op.map_or_else(|| "to attach".into(), |op| format!("{op:?}"))
 }
 
+fn state_name(state: u64) -> String {
+    let known = u8::try_from(state)
+        .ok()
+        .and_then(|state| ZoneState::try_from(state).ok());
+    known.map_or_else(|| state.to_string(), |state| format!("{state:?}").to_lowercase())
+}
+
 fn explain(status: u32, detail: u64) -> String {
     let Ok(status) = CommandStatus::try_from(status) else {
         return format!("status {status} (detail {detail:#x})");
     };
     match status {
-        CommandStatus::Ok => "nothing to complain of".into(),
+        CommandStatus::Ok => "success".into(),
         CommandStatus::UnknownOp => "it does not know this operation".into(),
         CommandStatus::BadArgument => format!("argument {detail:#x} is out of range"),
         CommandStatus::NoSuchZone => "no zone of that number".into(),
-        CommandStatus::WrongState => format!("the zone's state ({detail}) does not allow it"),
+        CommandStatus::WrongState => format!("the zone's state ({}) does not allow it", state_name(detail)),
         CommandStatus::NoSuchCpu => format!("the machine has no CPU with MPIDR {detail:#x}"),
         CommandStatus::CpuBusy => {
             format!("the CPU with MPIDR {detail:#x} is online in root or held by another zone")
@@ -87,14 +95,16 @@ fn explain(status: u32, detail: u64) -> String {
         CommandStatus::IpaInUse => {
             format!("guest-physical {detail:#x} is mapped or outside of the zone's RAM")
         }
-        CommandStatus::OutOfMemory => format!("it has no page frames left ({detail} wanted)"),
+        CommandStatus::OutOfMemory => format!("out of page frames at EL2 ({detail} requested)"),
         CommandStatus::TooManyZones => "all zone numbers are taken".into(),
         CommandStatus::NoSuchDevice => format!("slot {detail} has no device"),
         CommandStatus::SlotInUse => format!("slot {detail} has a device"),
-        CommandStatus::VersionMismatch => format!("it speaks another version of the interface ({detail})"),
+        CommandStatus::VersionMismatch => {
+            format!("the shared page is of version {detail} of the interface, EL2 of another")
+        }
         CommandStatus::NotAttached => "no shared page is attached".into(),
         CommandStatus::ZonesExist => {
-            format!("zones exist that were attached with another shared page, at {detail:#x}")
+            format!("zones exist ({detail}), and their shared page is in use until they are destroyed")
         }
         CommandStatus::BadDevice => "the device specification is contradictory".into(),
         CommandStatus::Stale => format!("generation {detail} is not the pending reset's"),

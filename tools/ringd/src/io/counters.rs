@@ -14,7 +14,7 @@ pub struct RingCounters {
     /// Times that busy polling before going to sleep found something.
     pub polled: AtomicU64,
     /// Times that it did not.
-    pub polled_in_vain: AtomicU64,
+    pub polls_without_work: AtomicU64,
     /// Nanoseconds spent busy polling.
     pub polling_ns: AtomicU64,
     /// Events taken.

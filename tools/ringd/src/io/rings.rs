@@ -74,7 +74,7 @@ impl EventSource for Rings {
         let counter = if found {
             &self.counters.polled
         } else {
-            &self.counters.polled_in_vain
+            &self.counters.polls_without_work
         };
         add(counter, 1);
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);

@@ -229,13 +229,13 @@ impl ServedDevice {
             (DISABLING, _) if served.stopping.load(Ordering::Acquire) => {}
             (DISABLING, id) => {
                 let (zone, slot, generation) = (self.parts.zone, self.parts.slot, state.reset_generation);
-                let area = inflight::area(&self.parts.log, slot, number);
                 let (size, hv) = (latched.size as u16, hv.clone());
+                let area = inflight::area(&self.parts.log, slot, number, size);
                 let stopping = served.stopping.clone();
                 stopping.store(true, Ordering::Release);
                 let done = Box::new(move || {
                     // The queue's next life begins with an empty log, in the same epoch.
-                    drop(InflightLog::open(&area, size, NO_EPOCH));
+                    drop(area.map(|area| InflightLog::open(&area, size, NO_EPOCH)));
                     let queue = u16::try_from(number).unwrap_or(u16::MAX);
                     let _ = (&*hv as &dyn Hypervisor).queue_quiesced(zone, slot, generation, queue);
                     stopping.store(false, Ordering::Release);
@@ -276,27 +276,34 @@ fn make(
     let (notifier, breaker) = (hv.clone(), hv.clone());
     let first = FirstRequest::new(zone, slot, number);
     let reporter = first.clone();
-    let (mut queue, counters) = parts.device.queue(QueueSetup {
+    // EL2 has checked it against QueueNumMax; 0 is refused by the queue.
+    let size = u16::try_from(latched.size).unwrap_or(0);
+    let index = u16::try_from(number).unwrap_or(u16::MAX);
+    let setup = QueueSetup {
         ram: parts.ram.clone(),
         ring: RingAddresses {
-            // EL2 has checked it against QueueNumMax; 0 is refused by the queue.
-            size: u16::try_from(latched.size).unwrap_or(0),
+            size,
             desc: GuestAddress(latched.desc),
             avail: GuestAddress(latched.driver),
             used: GuestAddress(latched.device),
         },
         features: state.features,
-        inflight: inflight::area(&parts.log, slot, number),
+        inflight: inflight::area(&parts.log, slot, number, size)?,
         epoch: u64::from(parts.starts) << 40 | state.reset_generation & 0xff_ffff_ffff,
         notify_driver: Box::new(move || {
             notifier.used_buffer(zone, slot);
             reporter.published();
         }),
         needs_reset: Box::new(move |fault| {
-            tracing::warn!(zone, slot, queue = number, %fault, "the guest broke a queue");
+            tracing::warn!(
+                zone,
+                slot,
+                "queue {number}: driver violated the virtio specification: {fault}"
+            );
             let _ = (&*breaker as &dyn Hypervisor).device_needs_reset(zone, slot);
         }),
-    })?;
+    };
+    let (mut queue, counters) = parts.device.queue(index, setup)?;
     let id = u8::try_from(number).unwrap_or(u8::MAX);
     queue.queue_mut().set_trace_id(TraceId::new([zone, slot, id]));
     first.watch(counters.clone(), queue.queue().outstanding());

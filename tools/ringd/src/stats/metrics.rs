@@ -342,7 +342,7 @@ fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Res
         (
             "daemon_polled_in_vain",
             "Times that busy polling before going to sleep found nothing",
-            daemon.polled_in_vain,
+            daemon.polls_without_work,
         ),
         (
             "daemon_polling_nanoseconds",

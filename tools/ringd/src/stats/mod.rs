@@ -55,8 +55,8 @@ pub struct DaemonStats {
     #[serde(default)]
     pub polled: u64,
     /// Times that busy polling found nothing.
-    #[serde(default)]
-    pub polled_in_vain: u64,
+    #[serde(default, rename = "polled_in_vain")]
+    pub polls_without_work: u64,
     /// Time spent busy polling.
     #[serde(default)]
     pub polling_ns: u64,
@@ -190,7 +190,7 @@ fn daemon_stats(registry: &Registry) -> DaemonStats {
         wakeups: get(&rings.wakeups),
         spurious_wakeups: get(&rings.spurious_wakeups),
         polled: get(&rings.polled),
-        polled_in_vain: get(&rings.polled_in_vain),
+        polls_without_work: get(&rings.polls_without_work),
         polling_ns: get(&rings.polling_ns),
         rounds: get(&rings.rounds),
         entries: get(&rings.entries),

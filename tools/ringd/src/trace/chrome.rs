@@ -1,8 +1,8 @@
 //! The trace as a file for ui.perfetto.dev and chrome://tracing: JSON in the Trace Event Format.
 //!
-//! EL2 is a process with a thread per CPU, on which stays at EL2 are slices and the steps of requests
-//! instants; the daemon is a process with its threads; each zone is a process whose requests are asynchronous
-//! slices, with their stages inside.
+//! EL2 is a process with a thread per CPU, on which exits are slices and the steps of requests instants; the
+//! daemon is a process with its threads; each zone is a process whose requests are asynchronous slices, with
+//! their stages inside.
 
 use std::io::{self, Write};
 
@@ -96,7 +96,7 @@ impl<W: Write> Writer<'_, W> {
             ),
             Step::Notify => ("notify", "i", None, about),
             Step::Ring => ("ring", "i", None, about),
-            Step::Bell => ("bell", "i", None, Value::Null),
+            Step::EventInterrupt => ("bell", "i", None, Value::Null),
             Step::Doorbell => ("doorbell", "i", None, about),
             Step::Inject(intid) => ("inject", "i", None, json!({"zone": event.zone, "intid": intid})),
             Step::Acknowledge => ("acknowledge", "i", None, about),

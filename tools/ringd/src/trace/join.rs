@@ -24,7 +24,7 @@ pub enum Point {
     /// The event ring has the notification.
     Ring = 1,
     /// The control device's interrupt was raised, because the daemon slept.
-    Bell = 2,
+    EventInterrupt = 2,
     /// The daemon's thread woke up, if it slept.
     Wake = 3,
     /// The request was popped off the available ring.
@@ -53,7 +53,7 @@ impl Point {
     pub const ALL: [Self; POINTS] = [
         Self::Notify,
         Self::Ring,
-        Self::Bell,
+        Self::EventInterrupt,
         Self::Wake,
         Self::Popped,
         Self::Submitted,
@@ -71,7 +71,7 @@ impl Point {
         match self {
             Self::Notify => "notify trap",
             Self::Ring => "ring entry",
-            Self::Bell => "bell",
+            Self::EventInterrupt => "bell",
             Self::Wake => "daemon wake-up",
             Self::Popped => "popped",
             Self::Submitted => "submitted",
@@ -147,7 +147,7 @@ pub struct Joined {
 struct Notification {
     notify: Option<u64>,
     ring: Option<u64>,
-    interrupt: Option<u64>,
+    event_interrupt: Option<u64>,
     wake: Option<u64>,
 }
 
@@ -209,10 +209,10 @@ impl Joiner {
                 queue.coming.ring.get_or_insert(stamp);
                 self.rang.insert(event.source, key);
             }
-            Step::Bell => {
+            Step::EventInterrupt => {
                 let key = self.rang.remove(&event.source);
                 if let Some(queue) = key.and_then(|key| self.queues.get_mut(&key)) {
-                    queue.coming.interrupt.get_or_insert(stamp);
+                    queue.coming.event_interrupt.get_or_insert(stamp);
                 }
             }
             Step::Doorbell | Step::Inject(_) => {
@@ -228,8 +228,8 @@ impl Joiner {
             }
             Step::Acknowledge => {
                 let waiting = self.raised.entry(device).or_default();
-                let signalled = waiting.extract_if(.., |request| request.has(Point::Doorbell));
-                self.done.extend(signalled.map(|mut request| {
+                let told = waiting.extract_if(.., |request| request.has(Point::Doorbell));
+                self.done.extend(told.map(|mut request| {
                     request.set(Point::Acknowledge, stamp);
                     request
                 }));
@@ -269,10 +269,10 @@ impl Joiner {
                 let Notification {
                     notify,
                     ring,
-                    interrupt,
+                    event_interrupt,
                     wake,
                 } = queue.taken;
-                for (point, at) in Point::ALL.into_iter().zip([notify, ring, interrupt, wake]) {
+                for (point, at) in Point::ALL.into_iter().zip([notify, ring, event_interrupt, wake]) {
                     if let Some(at) = at {
                         request.set(point, at);
                     }
@@ -282,13 +282,13 @@ impl Joiner {
                 return;
             }
             Kind::Raise | Kind::Suppressed => {
-                let signalled = std::mem::take(&mut queue.used);
+                let told = std::mem::take(&mut queue.used);
                 if kind == Kind::Suppressed {
-                    self.done.extend(signalled);
+                    self.done.extend(told);
                     return;
                 }
                 let waiting = self.raised.entry((event.zone, event.slot)).or_default();
-                waiting.extend(signalled.into_iter().map(|mut request| {
+                waiting.extend(told.into_iter().map(|mut request| {
                     request.set(Point::Raise, stamp);
                     request
                 }));

@@ -41,7 +41,7 @@ fn one_request_passes_every_point() {
     let joined = join(&trace(&[
         (10, GUEST, Step::Notify, 0),
         (11, GUEST, Step::Ring, 0),
-        (12, GUEST, Step::Bell, 0),
+        (12, GUEST, Step::EventInterrupt, 0),
         (10, GUEST, Step::Exit(Exit::Permission, 3), 0),
         daemon(20, Kind::Wake, 0),
         daemon(21, Kind::Service, 0),

@@ -57,7 +57,7 @@ pub enum Step {
     /// An event went onto the zone's ring.
     Ring,
     /// EL2 raised the control device's interrupt.
-    Bell,
+    EventInterrupt,
     /// The daemon's store to the used-buffer doorbell trapped.
     Doorbell,
     /// The interrupt with this number became pending in a list register.
@@ -111,7 +111,7 @@ impl Event {
             Kind::Exit => (Step::Exit(Exit::from_number(slot.into())?, value), slot),
             Kind::Notify => (Step::Notify, slot),
             Kind::Ring => (Step::Ring, slot),
-            Kind::EventInterrupt => (Step::Bell, slot),
+            Kind::EventInterrupt => (Step::EventInterrupt, slot),
             Kind::Doorbell => (Step::Doorbell, slot),
             Kind::Inject => {
                 let slot = value

@@ -131,7 +131,7 @@ impl Recorder {
     pub fn stop(&self) {
         ringvirtio::trace::set_on(false);
         if let Err(error) = (&*self.hv as &dyn Hypervisor).trace(0) {
-            tracing::warn!(%error, "EL2 continues to record");
+            tracing::warn!(%error, "cannot stop recording at EL2");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The time of requests by stage, median and 99th percentile; and the stays at EL2.
+//! The time of requests by stage, median and 99th percentile; and the exits at EL2.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -93,7 +93,7 @@ fn wake(outbox: &Sender<Message>) -> Wake {
 /// The zone cannot be started; nothing of it is left.
 pub fn start(context: &Arc<Context>, shared: &Arc<Shared>) -> Result<Sender<Message>, ZoneError> {
     let (outbox, inbox) = channel();
-    let (mut resources, entry) = Resources::take(context, shared, event(&outbox))?;
+    let (mut resources, entry) = Resources::acquire(context, shared, event(&outbox))?;
     resources.start_devices(wake(&outbox));
     let actor = Actor::new(context, shared, resources, inbox);
     actor.spawn(|actor| actor.launch(entry))?;

@@ -26,8 +26,8 @@ pub fn choose(context: &Context, config: &ZoneConfig) -> Result<Vec<Cpu>, ZoneEr
 /// Chooses CPUs, records them and takes them offline. Returns their MPIDRs, the first for vCPU 0.
 ///
 /// # Errors
-/// There are not enough, the record cannot be written, or root Linux refused. What was taken is on record.
-pub fn take(context: &Context, shared: &Shared, journal: &mut Journal) -> Result<Vec<u64>, ZoneError> {
+/// There are not enough, the record cannot be written, or root Linux refused. What was acquired is on record.
+pub fn acquire(context: &Context, shared: &Shared, journal: &mut Journal) -> Result<Vec<u64>, ZoneError> {
     let config = &shared.config;
     let _choosing = context.cpus.lock().unwrap_or_else(PoisonError::into_inner);
     let chosen = choose(context, config)?;
@@ -49,7 +49,7 @@ pub fn take(context: &Context, shared: &Shared, journal: &mut Journal) -> Result
 }
 
 /// Brings the CPUs on a record back online. What fails is logged.
-pub fn give_back(context: &Context, record: &Record) {
+pub fn release(context: &Context, record: &Record) {
     for cpu in record.cpus.iter().rev() {
         if let Err(error) = context.host.set_online(*cpu, true) {
             tracing::error!(zone = record.config.name, cpu, %error, "cannot bring a CPU back online");

@@ -1,7 +1,7 @@
-//! [`Resources`]: what a zone holds of root and EL2, taken in order and given back in the opposite order.
+//! [`Resources`]: what a zone holds of root and EL2, acquired in order and released in the opposite order.
 //!
-//! Taking stops at the first thing that cannot be had, and what was taken so far is given back: nothing is
-//! left half started. The record on disk runs ahead of each step.
+//! Acquisition stops at the first failure, and everything acquired so far is released. The record on disk
+//! runs ahead of each step.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ use super::shared::Shared;
 use super::{Context, cpus};
 use crate::config::{quoted, size::format_size};
 use crate::device::context::{TakeOver, Wake};
-use crate::device::zone::Zone;
+use crate::device::zone::ZoneContext;
 use crate::device::{Change, Device, Devices};
 use crate::host::{Ram, RamError};
 use crate::hv::Refusal;
@@ -39,7 +39,7 @@ pub struct Resources {
 impl Resources {
     /// Returns what a zone with this record holds, without its RAM.
     fn new(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
-        let devices = Devices::new(Zone {
+        let devices = Devices::new(ZoneContext {
             config: shared.config.clone(),
             view: shared.devices.clone(),
             environment: context.environment.clone(),
@@ -58,20 +58,20 @@ impl Resources {
         }
     }
 
-    /// Takes everything that `shared.config` asks for; the zone does not run yet.
+    /// Acquires everything that `shared.config` asks for; the zone does not run yet.
     ///
     /// # Errors
-    /// The first thing that cannot be had; all else has been given back.
-    pub fn take(
+    /// The first failure; everything acquired before it has been released.
+    pub fn acquire(
         context: &Arc<Context>,
         shared: &Arc<Shared>,
         changed: ZoneEvent,
     ) -> Result<(Self, Entry), ZoneError> {
         let mut resources = Self::new(context, shared, Record::new((*shared.config).clone()));
-        // Files first: most mistakes are here, and nothing has been taken yet.
+        // Files first: most mistakes are here, and nothing has been acquired yet.
         let files = load::open(context.environment.opener(), &shared.config)?;
         let devices = resources.devices.open(&mut resources.journal, None)?;
-        match resources.take_all(&files, &devices, changed) {
+        match resources.acquire_all(&files, &devices, changed) {
             Ok(entry) => Ok((resources, entry)),
             Err(error) => {
                 resources.release();
@@ -80,7 +80,7 @@ impl Resources {
         }
     }
 
-    fn take_all(
+    fn acquire_all(
         &mut self,
         files: &BootFiles,
         devices: &[Device],
@@ -92,7 +92,7 @@ impl Resources {
 
         // Wrong CPUs are refused before memory is cleared, and it is cleared by all of root's CPUs.
         cpus::choose(&context, config)?;
-        // From here on the next daemon returns the zone's resources to root, should this one die.
+        // From here on the next daemon releases what there is, should this one die.
         self.journal.update(|_| {})?;
         let ram = context
             .host
@@ -107,7 +107,7 @@ impl Resources {
         let ram = self.ram.insert(ram);
         self.journal.update(|record| record.added_pages = added)?;
         let entry = load::fill(config, files, ram)?;
-        let mpidrs = cpus::take(&context, &shared, &mut self.journal)?;
+        let mpidrs = cpus::acquire(&context, &shared, &mut self.journal)?;
 
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -182,30 +182,33 @@ impl Resources {
         record: Record,
         number: u8,
         changed: ZoneEvent,
-        say: &dyn Fn(&str),
+        report_progress: &dyn Fn(&str),
     ) -> Result<Self, Box<(Self, ZoneError)>> {
         let config = &shared.config;
         let mut resources = Self::new(context, shared, record);
-        let take = || -> Result<(), ZoneError> {
+        let open = || -> Result<(), ZoneError> {
             let opened = context.host.open_ram(&config.name, config.memory);
             resources.ram = Some(opened.map_err(|cause| resources.broken(cause))?);
             tracing::debug!(zone = config.name, "RAM is mapped");
-            let shown = |slot: u8| {
+            let guest_config = |slot: u8| {
                 let state = context.el2().device_state(number, slot);
                 state.ok().map(|state| state.config)
             };
-            let last = TakeOver { say, shown: &shown };
+            let last = TakeOver {
+                report_progress,
+                guest_config: &guest_config,
+            };
             let devices = resources.devices.open(&mut resources.journal, Some(&last))?;
             let starts = resources.journal.record().starts;
             resources.serve(number, &devices, starts, changed, true)
         };
-        match take() {
+        match open() {
             Ok(()) => Ok(resources),
             Err(error) => Err(Box::new((resources, error))),
         }
     }
 
-    /// Returns what an earlier daemon left of a zone that cannot continue, to be given back by
+    /// Returns what an earlier daemon left of a zone that cannot continue, to be released by
     /// [`Self::release`].
     #[must_use]
     pub fn left_over(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
@@ -260,8 +263,8 @@ impl Resources {
         Ok(entry)
     }
 
-    /// Returns all resources to root, when no vCPU of the zone runs any more. A failure is logged; memory
-    /// that EL2 keeps is not returned.
+    /// Releases everything. No vCPU of the zone runs any more. What cannot be released is logged; memory that
+    /// EL2 keeps does not return to root.
     pub fn release(mut self) {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;
@@ -285,10 +288,10 @@ impl Resources {
         if el2_has_it {
             return;
         }
-        cpus::give_back(&self.context, self.journal.record());
+        cpus::release(&self.context, self.journal.record());
         let added = self.journal.record().added_pages;
         if let Err(error) = self.context.host.remove_ram(&name, added) {
-            tracing::error!(zone = name, %error, "cannot give a zone's memory back");
+            tracing::error!(zone = name, %error, "cannot release a zone's memory");
         }
         self.journal.remove();
         self.shared

@@ -184,7 +184,7 @@ impl Ring {
             epoch: EPOCH,
             notify_driver: Box::new(move || call.raise()),
             needs_reset: Box::new(move |fault| {
-                tracing::warn!(queue = index, %fault, "the guest broke a queue");
+                tracing::warn!("queue {index}: driver violated the virtio specification: {fault}");
                 error.raise();
             }),
         };

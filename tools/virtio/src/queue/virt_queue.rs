@@ -61,8 +61,8 @@ pub struct VirtQueue {
     now: u64,
     /// When the driver first notified of what was not popped yet, if it is known.
     notified_at: Option<u64>,
-    /// When the requests that are being popped count as made.
-    made_at: u64,
+    /// When the requests that are being popped became available.
+    available_at: u64,
     indirect: bool,
     /// Requests started and not completed, but for those that the device holds.
     in_flight: u16,
@@ -113,7 +113,7 @@ impl VirtQueue {
             clock: Clock::Monotonic,
             now: 0,
             notified_at: None,
-            made_at: 0,
+            available_at: 0,
             in_flight: 0,
             restart: past.restart,
             tag_base: 0,
@@ -222,12 +222,12 @@ impl VirtQueue {
         self.now
     }
 
-    /// Returns when the requests that are being popped count as made: when the driver notified of them, if
+    /// Returns when the requests that are being popped became available: when the driver notified of them, if
     /// that is known.
     #[inline]
     #[must_use]
-    pub fn made_at(&self) -> u64 {
-        self.made_at
+    pub fn available_at(&self) -> u64 {
+        self.available_at
     }
 
     /// Sets the high bits of the tags of the queue's operations; the low 16 are the device's.
@@ -286,7 +286,8 @@ impl VirtQueue {
         !self.notifications.is_enabled() && self.pops() && self.deadline.is_none()
     }
 
-    /// Asks the driver for a notification of the next request. Returns whether it is there already.
+    /// Asks the driver for a notification of the next request. Returns whether a request is already
+    /// available.
     #[must_use]
     pub fn enable_notifications(&mut self) -> bool {
         self.notifications.enable(&self.ring)
@@ -340,7 +341,7 @@ impl VirtQueue {
     /// Returns the heads that an earlier daemon had started, in its order, to be run again; once.
     #[must_use]
     pub fn take_restart(&mut self) -> Vec<u16> {
-        self.made_at = self.now;
+        self.available_at = self.now;
         mem::take(&mut self.restart)
     }
 
@@ -359,7 +360,7 @@ impl VirtQueue {
     /// Begins a round of popping: disables notifications, reads the available index.
     #[inline]
     pub fn begin_round(&mut self) {
-        self.made_at = self.notified_at.take().unwrap_or(self.now);
+        self.available_at = self.notified_at.take().unwrap_or(self.now);
         let found = self.notifications.begin(&self.ring);
         self.count_batch(found);
     }
@@ -439,7 +440,7 @@ impl VirtQueue {
     #[inline]
     pub fn end_round(&mut self) {
         if self.popped == 0 && self.deadline.is_none() && !self.broken {
-            self.stats.spurious_kicks.add(1);
+            self.stats.spurious_notifications.add(1);
         }
     }
 
@@ -570,7 +571,6 @@ impl VirtQueue {
     pub fn fail(&mut self, fault: QueueFault) {
         self.broken = true;
         self.log.set_broken();
-        tracing::warn!(device = %self.name, %fault, "the guest's driver broke the queue");
         (self.needs_reset)(&fault);
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::busy_poll::{Backlog, BusyPoll};
 use super::commands::Message;
 use super::id::QueueId;
-use super::schedule::{List, Schedule, Slot};
+use super::schedule::{List, QueueIndex, Schedule};
 use super::sources::EventSources;
 use super::table::{Entry, QueueTable};
 use crate::clock::Clock;
@@ -107,8 +107,8 @@ impl Core {
                     entry.handler.queue_mut().set_paused(true);
                     entry.quiesced.push(then);
                     self.insert(List::Dirty, id);
-                    if let Some(slot) = self.queues.slot(id) {
-                        self.queues.set_leaving(slot);
+                    if let Some(index) = self.queues.index(id) {
+                        self.queues.set_leaving(index);
                     }
                 }
                 None => then(),
@@ -133,26 +133,26 @@ impl Core {
         if let Err(error) = &attached {
             tracing::error!(device = handler.queue().name(), %error, "cannot serve a queue");
         }
-        let slot = self.queues.insert(Entry {
+        let index = self.queues.insert(Entry {
             id,
             handler,
             quiesced: Vec::new(),
             leaving: false,
             attached: attached.is_ok(),
         });
-        self.schedule.add(slot);
+        self.schedule.add(index);
         // What an earlier daemon left, and what came since.
-        self.schedule.insert(List::Ready, slot);
+        self.schedule.insert(List::Ready, index);
     }
 
     fn entry(&mut self, id: QueueId) -> Option<&mut Entry> {
-        let slot = self.queues.slot(id)?;
-        self.queues.get_mut(slot)
+        let index = self.queues.index(id)?;
+        self.queues.get_mut(index)
     }
 
     fn insert(&mut self, list: List, id: QueueId) {
-        if let Some(slot) = self.queues.slot(id) {
-            self.schedule.insert(list, slot);
+        if let Some(index) = self.queues.index(id) {
+            self.schedule.insert(list, index);
         }
     }
 
@@ -165,14 +165,14 @@ impl Core {
         if !self.schedule.is_empty(List::Deadline) {
             let queues = &self.queues;
             self.schedule
-                .expire(self.clock.now(), |slot| deadline(queues, slot));
+                .expire(self.clock.now(), |index| deadline(queues, index));
         }
         let polled = self.busy.is_worthwhile() && self.waiter.ring().is_some();
-        while let Some(slot) = self.schedule.pop(List::Ready) {
-            let Some(entry) = self.queues.get_mut(slot) else {
+        while let Some(index) = self.schedule.pop(List::Ready) {
+            let Some(entry) = self.queues.get_mut(index) else {
                 continue;
             };
-            self.schedule.insert(List::Dirty, slot);
+            self.schedule.insert(List::Dirty, index);
             // A queue that cannot be served is not polled either; but it can be quiesced.
             if !entry.attached {
                 continue;
@@ -183,13 +183,13 @@ impl Core {
                 .service(&mut Context::new(&mut self.waiter, &mut self.backends));
             let queue = entry.handler.queue();
             if queue.wants_notifications() {
-                self.schedule.insert(List::Polled, slot);
+                self.schedule.insert(List::Polled, index);
             }
             if queue.has_more() {
-                self.schedule.insert(List::Deferred, slot);
+                self.schedule.insert(List::Deferred, index);
             }
             if queue.deadline().is_some() {
-                self.schedule.insert(List::Deadline, slot);
+                self.schedule.insert(List::Deadline, index);
             }
         }
         self.schedule.end_round();
@@ -203,14 +203,14 @@ impl Core {
         }
         self.backends.reap(&mut done);
         for Completion { tag, result } in done.drain(..) {
-            let Some(slot) = self.queues.slot(QueueId::from_tag(tag)) else {
+            let Some(index) = self.queues.index(QueueId::from_tag(tag)) else {
                 continue;
             };
-            if let Some(entry) = self.queues.get_mut(slot) {
+            if let Some(entry) = self.queues.get_mut(index) {
                 let mut cx = Context::new(&mut self.waiter, &mut self.backends);
                 entry.handler.complete(tag, result, &mut cx);
             }
-            self.schedule.insert(List::Dirty, slot);
+            self.schedule.insert(List::Dirty, index);
         }
         self.done = done;
     }
@@ -219,17 +219,17 @@ impl Core {
     /// interrupt is pending then.
     pub fn publish(&mut self) {
         self.backlog.begin_round();
-        let (mut index, mut backlog) = (0, None);
-        while let Some(slot) = self.schedule.get(List::Dirty, index) {
-            index += 1;
-            let Some(entry) = self.queues.get_mut(slot) else {
+        let (mut position, mut backlog) = (0, None);
+        while let Some(index) = self.schedule.get(List::Dirty, position) {
+            position += 1;
+            let Some(entry) = self.queues.get_mut(index) else {
                 continue;
             };
             let queue = entry.handler.queue_mut();
             queue.publish();
             backlog = backlog.max(queue.take_backlog());
             if queue.interrupt_due().is_some() {
-                self.schedule.insert(List::InterruptPending, slot);
+                self.schedule.insert(List::InterruptPending, index);
             }
         }
         self.backlog.add(backlog);
@@ -241,22 +241,22 @@ impl Core {
         if !self.queues.has_leaving() {
             return;
         }
-        for (slot, entry) in self.queues.iter_mut() {
+        for (index, entry) in self.queues.iter_mut() {
             if entry.leaving
                 && entry.handler.queue().in_flight() > 0
                 && entry
                     .handler
                     .abandon(&mut Context::new(&mut self.waiter, &mut self.backends))
             {
-                self.schedule.insert(List::Dirty, slot);
+                self.schedule.insert(List::Dirty, index);
             }
         }
     }
 
     /// Calls the callbacks of queues that are quiesced now.
     pub fn finish_quiesced(&mut self) {
-        while let Some(slot) = self.schedule.pop(List::Dirty) {
-            let Some(entry) = self.queues.get_mut(slot) else {
+        while let Some(index) = self.schedule.pop(List::Dirty) {
+            let Some(entry) = self.queues.get_mut(index) else {
                 continue;
             };
             if entry.handler.queue().in_flight() > 0 || entry.quiesced.is_empty() {
@@ -264,9 +264,9 @@ impl Core {
             }
             let callbacks = mem::take(&mut entry.quiesced);
             if entry.leaving
-                && let Some(mut entry) = self.queues.remove(slot)
+                && let Some(mut entry) = self.queues.remove(index)
             {
-                self.schedule.remove(slot);
+                self.schedule.remove(index);
                 if entry.attached {
                     entry
                         .handler
@@ -281,6 +281,6 @@ impl Core {
 }
 
 /// Returns until when a queue waits for a rate limit.
-pub fn deadline(queues: &QueueTable, slot: Slot) -> Option<u64> {
-    queues.get(slot)?.handler.queue().deadline()
+pub fn deadline(queues: &QueueTable, index: QueueIndex) -> Option<u64> {
+    queues.get(index)?.handler.queue().deadline()
 }

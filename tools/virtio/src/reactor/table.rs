@@ -1,11 +1,11 @@
-//! [`QueueTable`]: a reactor's queues, by slot and by id.
+//! [`QueueTable`]: a reactor's queues, by index and by ID.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
 use super::commands::Callback;
 use super::id::{IdHasher, QueueId};
-use super::schedule::Slot;
+use super::schedule::QueueIndex;
 use crate::handler::QueueHandler;
 
 /// A queue of the reactor.
@@ -23,36 +23,36 @@ pub struct Entry {
 /// The queues.
 #[derive(Default)]
 pub struct QueueTable {
-    ids: HashMap<QueueId, Slot, BuildHasherDefault<IdHasher>>,
+    ids: HashMap<QueueId, QueueIndex, BuildHasherDefault<IdHasher>>,
     entries: Vec<Option<Entry>>,
-    free: Vec<Slot>,
+    free: Vec<QueueIndex>,
     leaving: usize,
 }
 
 impl QueueTable {
-    /// Adds a queue and returns its slot.
-    pub fn insert(&mut self, entry: Entry) -> Slot {
-        let slot = self.free.pop().unwrap_or(Slot(self.entries.len() as u32));
-        self.ids.insert(entry.id, slot);
-        match self.entries.get_mut(slot.0 as usize) {
+    /// Adds a queue and returns its index.
+    pub fn insert(&mut self, entry: Entry) -> QueueIndex {
+        let index = self.free.pop().unwrap_or(QueueIndex(self.entries.len() as u32));
+        self.ids.insert(entry.id, index);
+        match self.entries.get_mut(index.0 as usize) {
             Some(place) => *place = Some(entry),
             None => self.entries.push(Some(entry)),
         }
-        slot
+        index
     }
 
-    /// Removes a queue; its slot is used again.
-    pub fn remove(&mut self, slot: Slot) -> Option<Entry> {
-        let entry = self.entries.get_mut(slot.0 as usize)?.take()?;
+    /// Removes a queue; its index is used again.
+    pub fn remove(&mut self, index: QueueIndex) -> Option<Entry> {
+        let entry = self.entries.get_mut(index.0 as usize)?.take()?;
         self.ids.remove(&entry.id);
-        self.free.push(slot);
+        self.free.push(index);
         self.leaving -= usize::from(entry.leaving);
         Some(entry)
     }
 
     /// Marks a queue as leaving, once.
-    pub fn set_leaving(&mut self, slot: Slot) {
-        if let Some(Some(entry)) = self.entries.get_mut(slot.0 as usize)
+    pub fn set_leaving(&mut self, index: QueueIndex) {
+        if let Some(Some(entry)) = self.entries.get_mut(index.0 as usize)
             && !entry.leaving
         {
             entry.leaving = true;
@@ -66,30 +66,30 @@ impl QueueTable {
         self.leaving > 0
     }
 
-    /// Returns the slot of a queue.
+    /// Returns the index of a queue.
     #[inline]
-    pub fn slot(&self, id: QueueId) -> Option<Slot> {
+    pub fn index(&self, id: QueueId) -> Option<QueueIndex> {
         self.ids.get(&id).copied()
     }
 
-    /// Returns the queue in a slot.
+    /// Returns the queue at an index.
     #[inline]
-    pub fn get(&self, slot: Slot) -> Option<&Entry> {
-        self.entries.get(slot.0 as usize)?.as_ref()
+    pub fn get(&self, index: QueueIndex) -> Option<&Entry> {
+        self.entries.get(index.0 as usize)?.as_ref()
     }
 
-    /// Returns the queue in a slot, to be changed.
+    /// Returns the queue at an index, to be changed.
     #[inline]
-    pub fn get_mut(&mut self, slot: Slot) -> Option<&mut Entry> {
-        self.entries.get_mut(slot.0 as usize)?.as_mut()
+    pub fn get_mut(&mut self, index: QueueIndex) -> Option<&mut Entry> {
+        self.entries.get_mut(index.0 as usize)?.as_mut()
     }
 
-    /// Returns all queues with their slots.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = (Slot, &mut Entry)> {
+    /// Returns all queues with their indices.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (QueueIndex, &mut Entry)> {
         (0..)
-            .map(Slot)
+            .map(QueueIndex)
             .zip(&mut self.entries)
-            .filter_map(|(slot, entry)| Some((slot, entry.as_mut()?)))
+            .filter_map(|(index, entry)| Some((index, entry.as_mut()?)))
     }
 
     /// Returns how many queues there are.

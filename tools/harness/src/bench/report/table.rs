@@ -163,8 +163,8 @@ fn counts(text: &mut String, plan: &Plan, results: &Results) {
             for (part, instructions) in &count.parts {
                 row(text, &format!("  {part}"), &[format!("{instructions:.0}")]);
             }
-            if let Some(stay) = count.longest_stay {
-                row(text, "  longest stay at EL2", &[stay.to_string()]);
+            if let Some(longest) = count.longest_exit {
+                row(text, "  longest exit", &[longest.to_string()]);
             }
         }
     }
@@ -175,7 +175,7 @@ fn exits(text: &mut String, results: &Results) {
         let how = if exits.icount { ", -icount shift=0" } else { "" };
         let _ = writeln!(
             text,
-            "\nExits at EL2 for a request on {}'s CPUs: {}, {}{how}: {:.2} (longest stay so far {:.1} us)",
+            "\nExits at EL2 for a request on {}'s CPUs: {}, {}{how}: {:.2} (longest exit so far {:.1} us)",
             exits.side,
             exits.config,
             exits.job,

@@ -9,6 +9,9 @@ use ringvisor::abi::command::DeviceSpec;
 
 use crate::device::backend::{Backend, QueueCounters, VENDOR_ID};
 use crate::device::config::Config;
+use crate::device::inflight;
+
+const _: () = assert!(ringblk::QUEUE_SIZE_MAX <= inflight::QUEUE_SIZE_MAX);
 
 /// Offset of `capacity` in the configuration space (virtio 1.2, 5.2.4).
 const CAPACITY: u16 = 0;
@@ -52,7 +55,11 @@ impl Backend for Arc<Disk> {
         ringblk::device::driver_wrote(self, features, space)
     }
 
-    fn queue(&self, setup: QueueSetup) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError> {
+    fn queue(
+        &self,
+        _number: u16,
+        setup: QueueSetup,
+    ) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError> {
         let queue = BlockQueue::new(self.clone(), setup)?;
         let counters = QueueCounters::Disk(queue.stats().clone());
         Ok((Box::new(queue), counters))

@@ -11,7 +11,7 @@ use super::change::{Change, LimitChange};
 use super::config::DiskConfig;
 use super::{SECTOR, open, watch};
 use crate::config::size::format_size;
-use crate::device::zone::{Store, Zone};
+use crate::device::zone::{Store, ZoneContext};
 use crate::device::{Device, Error, Kind};
 
 /// What a zone lacks that has no drive for another disk.
@@ -21,7 +21,7 @@ const NO_DRIVE: &str = "drive free for another disk: `spare_disks` in its zone f
 /// The drives of a zone, with the zone's record.
 pub struct Drives<'a> {
     /// The zone.
-    pub zone: &'a Zone,
+    pub zone: &'a ZoneContext,
     /// Its record.
     pub store: &'a mut dyn Store,
 }

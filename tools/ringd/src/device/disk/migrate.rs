@@ -19,7 +19,7 @@ use super::drives::Drives;
 use super::migration::{Migration, Pending, Stage};
 use super::{open, watch};
 use crate::device::context::TakeOver;
-use crate::device::zone::Zone;
+use crate::device::zone::ZoneContext;
 use crate::device::{Device, Error, inflight};
 
 /// Returns `disk` at another image: path, format, engine and cache are the target's, all else stays.
@@ -34,7 +34,7 @@ fn at_target(disk: &DiskConfig, target: &DiskConfig) -> DiskConfig {
 }
 
 /// Starts the threads of migrations that have none.
-pub fn start_threads(zone: &Zone) {
+pub fn start_threads(zone: &ZoneContext) {
     if let Some(wake) = &zone.wake {
         zone.view
             .disk
@@ -45,7 +45,7 @@ pub fn start_threads(zone: &Zone) {
 }
 
 /// Ends the threads of all migrations, which the next start of the zone does not continue.
-pub fn abort(zone: &Zone) {
+pub fn abort(zone: &ZoneContext) {
     let migrations = std::mem::take(&mut *zone.view.disk.migrations());
     migrations.iter().for_each(|migration| migration.stop());
 }

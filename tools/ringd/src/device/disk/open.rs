@@ -73,9 +73,12 @@ pub fn image(
     let disk = match last {
         None => Disk::open_with(&image, context, &options)?,
         Some(last) => {
-            let known = (last.shown)(slot).map(|shown| remembered(&shown, &image));
+            let known = (last.guest_config)(slot).map(|shown| remembered(&shown, &image));
             (options.wait, options.known) = (TAKEOVER_WAIT, known);
-            match (drained(context, &config.name, &image, &options, last.say), known) {
+            match (
+                drained(context, &config.name, &image, &options, last.report_progress),
+                known,
+            ) {
                 (Err(error), Some(known)) if wanted.on_error == OnError::Stop => {
                     tracing::error!(zone = config.name, slot, %error, "the disk is closed until it is resumed");
                     // Nothing was shown of one that was just being attached.
@@ -131,7 +134,7 @@ fn drained(
     zone: &str,
     image: &ringblk::DiskConfig,
     options: &OpenOptions,
-    say: &dyn Fn(&str),
+    report_progress: &dyn Fn(&str),
 ) -> Result<Arc<Disk>, DiskError> {
     let begin = Instant::now();
     let mut said = None::<Instant>;
@@ -141,7 +144,7 @@ fn drained(
         if !matches!(opened, Err(DiskError::Locked { .. })) {
             if said.is_some() {
                 tracing::info!(zone, %path, waited = ?begin.elapsed(), "the image is unlocked");
-                say("taking over");
+                report_progress("taking over");
             }
             return opened;
         }
@@ -152,7 +155,7 @@ fn drained(
                 waited = ?begin.elapsed(),
                 "the image is locked: I/O that the last daemon began has not completed, or another program uses it; waiting"
             );
-            say(&format!(
+            report_progress(&format!(
                 "taking over: zone {zone} waits for I/O on {path} that the last daemon began"
             ));
             said = Some(Instant::now());

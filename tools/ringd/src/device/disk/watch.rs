@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use ringblk::Disk;
 
-use crate::device::zone::Zone;
+use crate::device::zone::ZoneContext;
 
 /// Has the zone's thread woken when a disk stops, and the guest notified when the disk's server reports
 /// another size.
-pub fn watch(zone: &Zone, slot: u8, disk: &Arc<Disk>) {
+pub fn watch(zone: &ZoneContext, slot: u8, disk: &Arc<Disk>) {
     watch_size(zone, slot, disk);
     if let Some(wake) = zone.wake.clone() {
         disk.control().on_stop(Box::new(move || wake()));
     }
 }
 
-fn watch_size(zone: &Zone, slot: u8, disk: &Arc<Disk>) {
+fn watch_size(zone: &ZoneContext, slot: u8, disk: &Arc<Disk>) {
     let (Some(remote), Some(number)) = (disk.remote(), zone.number) else {
         return;
     };

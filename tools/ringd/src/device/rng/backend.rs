@@ -10,6 +10,9 @@ use ringvisor::abi::command::DeviceSpec;
 use super::config::RngConfig;
 use crate::device::backend::{Backend, QueueCounters, VENDOR_ID};
 use crate::device::config::Config;
+use crate::device::inflight;
+
+const _: () = assert!(QUEUE_SIZE_MAX <= inflight::QUEUE_SIZE_MAX);
 
 /// Returns an open device.
 #[must_use]
@@ -45,7 +48,11 @@ impl Backend for Arc<Rng> {
         }
     }
 
-    fn queue(&self, setup: QueueSetup) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError> {
+    fn queue(
+        &self,
+        _number: u16,
+        setup: QueueSetup,
+    ) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError> {
         let queue = RngQueue::new(self.clone(), setup)?;
         let counters = QueueCounters::Rng(queue.stats().clone());
         Ok((Box::new(queue), counters))
