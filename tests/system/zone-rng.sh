@@ -34,6 +34,8 @@ truncate -s 4K $Z/orders.img
 zone_file guest1 1 256M root.img orders.img
 printf '[rng]\n' >>$Z/guest1.toml
 pidof ringd >/dev/null && fail "a daemon runs already"
+# Other tests of this boot have written to the same log.
+before_test=$(wc -l <$LOG 2>/dev/null || echo 0)
 ringd --daemonize --supervise || fail "ringd does not start"
 ringctl zone start $Z/guest1.toml || fail "zone start"
 within 200 guest_says '^rng: first run'
@@ -59,7 +61,8 @@ ringctl zone console guest1 --dump | tr -d '\r' | sed -n '/^hwrng: /,$p' >/tmp/t
 cat /tmp/text
 grep -q '^rng: [1-9][0-9]* runs' /tmp/text || fail "the guest did not come to its end"
 grep -qE 'short read|not random|guest saw errors' /tmp/text && fail "the guest reports an error"
-grep -E 'seccomp|panicked|violated the virtio specification' $LOG && fail "the log complains"
+tail -n +$((before_test + 1)) $LOG | grep -E 'seccomp|panicked|violated the virtio specification' &&
+    fail "the log complains"
 
 # At 4 KiB a second, 32 KiB take some 8 s, apart from the burst and the kernel's own reads.
 guest_disk $Z/root.img /tmp/autorun
