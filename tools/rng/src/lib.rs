@@ -5,17 +5,13 @@
 //! device to read, or without room for a byte, is an error of the driver and breaks the queue.
 //!
 //! # How a daemon uses it
-//! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let (reactor, handle) = ringvirtio::Reactor::new(Default::default())?;
-//! # let setup: ringvirtio::QueueSetup = todo!();
-//! // Per device; the transport offers `ringrng::features()`.
-//! let rng = ringrng::Rng::new();
-//! // Per queue, when the driver is ready.
-//! let queue = ringrng::RngQueue::new(rng, setup)?;
-//! let id = handle.add(Box::new(queue));
-//! # Ok(())
-//! # }
+//! ```
+//! # use ringvirtio::{QueueId, QueueSetup, ReactorHandle, SetupError};
+//! /// Per queue, when the driver is ready; the transport offers `ringrng::features()`.
+//! fn serve(handle: &ReactorHandle, setup: QueueSetup) -> Result<QueueId, SetupError> {
+//!     let queue = ringrng::RngQueue::new(ringrng::Rng::new(), setup)?;
+//!     Ok(handle.add(Box::new(queue)))
+//! }
 //! ```
 //!
 //! # Map

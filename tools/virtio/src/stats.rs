@@ -39,7 +39,7 @@ impl Counter {
     }
 }
 
-/// Declares a set of counters once: as a struct of [`Counter`](crate::stats::Counter)s and as one of their
+/// Declares a set of counters once: as a struct of [`Counter`]s and as one of their
 /// copies, with `snapshot()` from the first to the second and `counters()` of the second by name (another one
 /// than the field's after `as`). Fields after a semicolon are no counters: they have types of their own in
 /// both, and a `snapshot()` between them.
