@@ -62,7 +62,10 @@ impl NetBackend {
 
     /// Wakes the receive queues of a device.
     pub fn wake(&mut self, net: &Arc<Net>) {
-        let members = self.receivers.iter().filter(|member| Arc::ptr_eq(&member.net, net));
+        let members = self
+            .receivers
+            .iter()
+            .filter(|member| Arc::ptr_eq(&member.net, net));
         self.woken.extend(members.map(|member| member.tag_base | CHANGED));
     }
 

@@ -151,9 +151,16 @@ mod tests {
     #[test]
     fn roles_of_queues() {
         let mq = 1 << 22;
-        let roles = |features| (0..5).map(|number| config(2).role(number, features)).collect::<Vec<_>>();
+        let roles = |features| {
+            (0..5)
+                .map(|number| config(2).role(number, features))
+                .collect::<Vec<_>>()
+        };
         let (receive, transmit) = (Role::Receive, Role::Transmit);
-        assert_eq!(roles(mq), [receive(0), transmit(0), receive(1), transmit(1), Role::Control]);
+        assert_eq!(
+            roles(mq),
+            [receive(0), transmit(0), receive(1), transmit(1), Role::Control]
+        );
         assert_eq!(roles(0)[..3], [receive(0), transmit(0), Role::Control]);
         assert_eq!(config(1).role(2, 0), Role::Control);
     }
@@ -164,8 +171,14 @@ mod tests {
         let all = Offloads { tcp: true, udp: true };
         let (one, several) = (config(1).features(all), config(4).features(all));
         assert_eq!(several & !one, 1 << 22);
-        assert_eq!(one & !config(1).features(Offloads::default()), all.features() | 1 << 2);
+        assert_eq!(
+            one & !config(1).features(Offloads::default()),
+            all.features() | 1 << 2
+        );
         assert_eq!(config(3).space(1), [0x52, 0x54, 0, 1, 2, 3, 1, 0, 3, 0, 0xdc, 5]);
-        assert_eq!((config(1).packet_max(false), config(1).packet_max(true)), (1530, 65566));
+        assert_eq!(
+            (config(1).packet_max(false), config(1).packet_max(true)),
+            (1530, 65566)
+        );
     }
 }

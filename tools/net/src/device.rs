@@ -17,9 +17,7 @@ use crate::port::Port;
 use crate::queue::{ControlQueue, ReceiveQueue, TransmitQueue};
 use crate::state::{Saved, SavedState};
 use crate::stats::NetStats;
-use crate::virtio::{
-    VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP,
-};
+use crate::virtio::{VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP};
 
 /// What queues go by.
 #[derive(Clone)]
@@ -145,7 +143,11 @@ impl Net {
     #[must_use]
     pub fn status(&self) -> u16 {
         let inner = self.lock();
-        let link = if inner.view.link_up { VIRTIO_NET_S_LINK_UP } else { 0 };
+        let link = if inner.view.link_up {
+            VIRTIO_NET_S_LINK_UP
+        } else {
+            0
+        };
         let announce = if inner.view.announce && inner.view.link_up {
             VIRTIO_NET_S_ANNOUNCE
         } else {

@@ -166,12 +166,50 @@ mod tests {
         let modes = Modes::default();
         assert_eq!(passing(&with(modes)), [true, false, false, true]);
         for (modes, expected) in [
-            (Modes { promisc: true, ..modes }, [true; 4]),
-            (Modes { allmulti: true, ..modes }, [true, false, true, true]),
-            (Modes { alluni: true, ..modes }, [true, true, false, true]),
-            (Modes { nomulti: true, allmulti: true, ..modes }, [true, false, false, true]),
-            (Modes { nouni: true, alluni: true, ..modes }, [false, false, false, true]),
-            (Modes { nobcast: true, ..modes }, [true, false, false, false]),
+            (
+                Modes {
+                    promisc: true,
+                    ..modes
+                },
+                [true; 4],
+            ),
+            (
+                Modes {
+                    allmulti: true,
+                    ..modes
+                },
+                [true, false, true, true],
+            ),
+            (
+                Modes {
+                    alluni: true,
+                    ..modes
+                },
+                [true, true, false, true],
+            ),
+            (
+                Modes {
+                    nomulti: true,
+                    allmulti: true,
+                    ..modes
+                },
+                [true, false, false, true],
+            ),
+            (
+                Modes {
+                    nouni: true,
+                    alluni: true,
+                    ..modes
+                },
+                [false, false, false, true],
+            ),
+            (
+                Modes {
+                    nobcast: true,
+                    ..modes
+                },
+                [true, false, false, false],
+            ),
         ] {
             assert_eq!(passing(&with(modes)), expected, "{modes:?}");
         }
@@ -200,7 +238,9 @@ mod tests {
         assert!(!tagged(&filter, 5) && tagged(&filter, 0));
         assert!(filter.set_vlan(5, true) && filter.set_vlan(4095, true));
         // Priority and DEI are no part of the number.
-        assert!(tagged(&filter, 5) && tagged(&filter, 0xf005) && tagged(&filter, 4095) && !tagged(&filter, 6));
+        assert!(
+            tagged(&filter, 5) && tagged(&filter, 0xf005) && tagged(&filter, 4095) && !tagged(&filter, 6)
+        );
         assert!(filter.set_vlan(5, false) && !tagged(&filter, 5));
         assert!(!filter.set_vlan(4096, true));
         assert!(!filter.passes_all());

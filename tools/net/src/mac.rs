@@ -47,7 +47,9 @@ impl MacAddress {
             }
         }
         // Its high bits depend on all of the input.
-        let [a, b, c, d, e, ..] = (hash ^ hash >> 29).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+        let [a, b, c, d, e, ..] = (hash ^ hash >> 29)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .to_be_bytes();
         Self([0x02, a, b, c, d, e])
     }
 
@@ -151,6 +153,9 @@ mod tests {
             MacAddress::derived(&["0f3c", "web", "0"]).to_string(),
             MacAddress::derived(&["0f3c", "web", "0"]).to_string()
         );
-        assert_ne!(MacAddress::derived(&["ab", "c"]), MacAddress::derived(&["a", "bc"]));
+        assert_ne!(
+            MacAddress::derived(&["ab", "c"]),
+            MacAddress::derived(&["a", "bc"])
+        );
     }
 }

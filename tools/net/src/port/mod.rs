@@ -135,7 +135,10 @@ mod tests {
             assert_eq!(bytes, [0, 1, 2, 3, 0, 0, 9, 0xff, 0xff, 0xff]);
         }
         let lengths = |offset| behind(&parts, offset).map(|part| part.len()).collect::<Vec<_>>();
-        assert_eq!((lengths(0), lengths(3), lengths(5)), (vec![3, 1, 4], vec![1, 4], vec![3]));
-        assert_eq!(lengths(8), []);
+        assert_eq!(
+            (lengths(0), lengths(3), lengths(5)),
+            (vec![3, 1, 4], vec![1, 4], vec![3])
+        );
+        assert!(lengths(8).is_empty());
     }
 }

@@ -156,7 +156,11 @@ impl Port for Tap {
             let active = index < usize::from(count);
             // SAFETY: an ifreq is integers and arrays of them, for which zeroes are valid.
             let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-            let flags = if active { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+            let flags = if active {
+                libc::IFF_ATTACH_QUEUE
+            } else {
+                libc::IFF_DETACH_QUEUE
+            };
             request.ifr_ifru.ifru_flags = flags as libc::c_short;
             // SAFETY: the request outlives the call.
             let result = unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETQUEUE as _, &raw mut request) };

@@ -112,7 +112,8 @@ impl ControlQueue {
                     needs(VIRTIO_NET_F_CTRL_RX_EXTRA)?;
                 }
                 let &[on] = data else { return None };
-                self.net.set_filter(|filter| set_mode(&mut filter.modes, command, on != 0))
+                self.net
+                    .set_filter(|filter| set_mode(&mut filter.modes, command, on != 0))
             }
             (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
                 needs(VIRTIO_NET_F_CTRL_RX)?;
@@ -136,7 +137,9 @@ impl ControlQueue {
                 needs(VIRTIO_NET_F_CTRL_VLAN)?;
                 let id = u16::from_le_bytes(data.try_into().ok()?);
                 let pass = command == VIRTIO_NET_CTRL_VLAN_ADD;
-                self.net.set_filter(|filter| filter.set_vlan(id, pass)).then_some(())
+                self.net
+                    .set_filter(|filter| filter.set_vlan(id, pass))
+                    .then_some(())
             }
             (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) => {
                 needs(VIRTIO_NET_F_GUEST_ANNOUNCE)?;

@@ -135,7 +135,10 @@ impl ReceiveQueue {
                 return Err(QueueFault::Request(head, "bytes to read, in a receive buffer"));
             }
             if buffers.total() < HEADER as u64 {
-                return Err(QueueFault::Request(head, "a receive buffer shorter than 12 bytes"));
+                return Err(QueueFault::Request(
+                    head,
+                    "a receive buffer shorter than 12 bytes",
+                ));
             }
             if popped {
                 self.stats.queue.restarted.add(1);
@@ -182,7 +185,9 @@ impl ReceiveQueue {
             let pair = self.pair;
             // SAFETY: the window's parts are guest memory that it keeps mapped, and its own buffer; each
             // chain has at least the header's bytes.
-            let received = self.window.with_parts(|parts| unsafe { port.receive(pair, parts) });
+            let received = self
+                .window
+                .with_parts(|parts| unsafe { port.receive(pair, parts) });
             match received {
                 Ok(len) if len < HEADER + ETHERNET_HEADER => self.stats.dropped_too_short.add(1),
                 Ok(len) if len > self.packet_max => self.stats.dropped_too_long.add(1),
@@ -284,21 +289,20 @@ impl ReceiveQueue {
         let Some(port) = self.view.port.clone().filter(|_| usable) else {
             return;
         };
-        loop {
-            match self.receive(&*port) {
-                Err(fault) => return self.queue.fail(fault),
-                Ok(Stop::Empty | Stop::Round) => return self.poll(&*port, cx),
-                Ok(Stop::Limit(at)) => return self.queue.wait_until(at),
-                Ok(Stop::Failed(error)) => return self.fail_port(&error),
-                // The rest of the ring is popped in the next round.
-                Ok(Stop::Starved) if self.queue.has_more() => return self.queue.set_stopped(false),
-                Ok(Stop::Starved) => {
-                    self.stats.no_buffers.add(1);
-                    self.queue.set_stopped(false);
-                    if !self.queue.enable_notifications() {
-                        return;
-                    }
-                }
+        match self.receive(&*port) {
+            Err(fault) => self.queue.fail(fault),
+            // An index that jumped, seen while looking for buffers.
+            Ok(_) if self.queue.is_broken() => {}
+            Ok(Stop::Empty | Stop::Round) => self.poll(&*port, cx),
+            Ok(Stop::Limit(at)) => self.queue.wait_until(at),
+            Ok(Stop::Failed(error)) => self.fail_port(&error),
+            // The rest of the ring is popped in the next round.
+            Ok(Stop::Starved) if self.queue.has_more() => {}
+            Ok(Stop::Starved) => {
+                self.queue.set_stopped(false);
+                self.stats.no_buffers.add(1);
+                // One that came meanwhile is for the next round, so that a driver cannot keep this one going.
+                self.woken = self.queue.enable_notifications();
             }
         }
     }

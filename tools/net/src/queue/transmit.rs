@@ -91,10 +91,16 @@ impl TransmitQueue {
         self.writable.clear();
         self.queue.walk(head, &mut self.readable, &mut self.writable)?;
         if self.writable.total() > 0 {
-            return Err(QueueFault::Request(head, "bytes to write, in a packet to be sent"));
+            return Err(QueueFault::Request(
+                head,
+                "bytes to write, in a packet to be sent",
+            ));
         }
         let Some(bytes) = self.readable.total().checked_sub(HEADER as u64) else {
-            return Err(QueueFault::Request(head, "a packet without the header of 12 bytes"));
+            return Err(QueueFault::Request(
+                head,
+                "a packet without the header of 12 bytes",
+            ));
         };
         match self.send(bytes) {
             Ok(()) => {
