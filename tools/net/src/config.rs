@@ -102,7 +102,7 @@ impl NetConfig {
         let control = if several { 2 * self.pairs } else { 2 };
         match number {
             _ if number == control => Role::Control,
-            _ if number % 2 == 0 => Role::Receive(number / 2),
+            _ if number & 1 == 0 => Role::Receive(number / 2),
             _ => Role::Transmit(number / 2),
         }
     }

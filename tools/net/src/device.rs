@@ -71,7 +71,11 @@ pub struct Net {
     transmit: Throttle,
     version: AtomicU64,
     inner: Mutex<Inner>,
+    status_change: Mutex<Option<StatusChange>>,
 }
+
+/// Called when the device has changed `status` by itself; must not block.
+pub type StatusChange = Box<dyn Fn() + Send>;
 
 impl Net {
     /// Returns a device that offers `offloads`, without a port. `saved`: where it keeps what the driver has
@@ -99,7 +103,14 @@ impl Net {
                 features: 0,
                 saved,
             }),
+            status_change: Mutex::new(None),
         })
+    }
+
+    /// Calls `notify` whenever the device changes `status` by itself, on the thread that drives its control
+    /// queue.
+    pub fn on_status_change(&self, notify: StatusChange) {
+        *self.status_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(notify);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -323,6 +334,10 @@ impl Net {
     /// The driver has seen that it shall announce its addresses.
     pub(crate) fn acknowledge_announcement(&self) {
         self.change(|inner| inner.view.announce = false);
+        let notify = self.status_change.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(notify) = &*notify {
+            notify();
+        }
     }
 
     /// Makes the device side of virtqueue `number`, with its counters.

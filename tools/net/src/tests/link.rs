@@ -1,5 +1,8 @@
 //! The link: down and up, attached and detached, and a port that fails.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::rig::{ALL, FEATURES, MAC, MemoryPort, RX, Rig, TX, frame};
 use crate::port::HEADER;
 use crate::{AttachError, Offloads};
@@ -39,8 +42,13 @@ fn down_and_up() {
         UP | ANNOUNCE,
         "a new daemon asks for it as well"
     );
+    let shown = Arc::new(AtomicUsize::new(0));
+    let notified = shown.clone();
+    rig.net.on_status_change(Box::new(move || {
+        notified.fetch_add(1, Ordering::Relaxed);
+    }));
     assert_eq!(rig.command(3, 0, &[]), 0);
-    assert_eq!(rig.net.status(), UP);
+    assert_eq!((rig.net.status(), shown.load(Ordering::Relaxed)), (UP, 1));
     rig.send(0, &frame(MAC, 60, 3));
     rig.run();
     assert_eq!(rig.port.sent().len(), 1);
