@@ -13,8 +13,8 @@ use ringvirtio::{Completion, ReactorBackend, ReadWidth, Waiter};
 
 use crate::device::Net;
 
-/// The low bits of a queue's tags: a poll has completed. Above them is the poll's number, so that one that was
-/// cancelled too late is not taken for the next.
+/// The low bits of a queue's tags: a poll has completed. Above them is the poll's number, so that one that
+/// was cancelled too late is not taken for the next.
 const POLLED: u64 = 0;
 /// The device has changed.
 const CHANGED: u64 = 1;

@@ -208,9 +208,12 @@ impl Net {
             });
         }
         self.change(|inner| {
-            inner.view.announce |= inner.epoch.is_some();
             inner.view.port = Some(port);
-            self.set_up_port(&inner.view);
+            // After a take-over the port is as the last daemon left it, and the queues say what that was.
+            if inner.epoch.is_some() {
+                inner.view.announce = true;
+                self.set_up_port(&inner.view);
+            }
         });
         Ok(())
     }

@@ -2,14 +2,14 @@
 //! stream socket behind it.
 //!
 //! Packets go straight between guest RAM and the port, with the headers of virtio, so that checksums and
-//! segmentation are left to whoever has a packet last. The device works with any subset of its features:
+//! segmentation are left to the last one that has a packet. The device works with any subset of its features:
 //! several pairs of queues, mergeable receive buffers, offloads, receive filters, announcements.
 //!
 //! # How a daemon uses it
 //! ```
 //! # use std::sync::Arc;
 //! # use ringnet::{MacAddress, Net, NetConfig, Port, Tap};
-//! # use ringvirtio::{QueueId, QueueSetup, ReactorHandle, SetupError};
+//! # use ringvirtio::{QueueSetup, ReactorHandle, SetupError};
 //! fn open(name: &str) -> std::io::Result<Arc<Net>> {
 //!     let tap = Arc::new(Tap::new(ringnet::tap::open(name, 1)?)?);
 //!     let config = NetConfig {
@@ -24,17 +24,24 @@
 //! }
 //!
 //! /// Per queue, when the driver is ready; the transport offers `net.features()`.
-//! fn serve(net: &Arc<Net>, number: u16, handle: &ReactorHandle, setup: QueueSetup) -> Result<QueueId, SetupError> {
+//! fn serve(
+//!     net: &Arc<Net>,
+//!     number: u16,
+//!     handle: &ReactorHandle,
+//!     setup: QueueSetup,
+//! ) -> Result<(), SetupError> {
 //!     let (queue, _counters) = net.queue(number, setup)?;
-//!     Ok(handle.add(queue))
+//!     handle.add(queue);
+//!     Ok(())
 //! }
 //! ```
 //!
 //! # Kills
-//! What is behind the port and the guest's memory outlive a daemon. Packets from the driver are sent in order,
-//! the first one of a new daemon twice at most. Packets to the driver that were not published are lost as on a
-//! wire, and their buffers are used for the next ones; no packet is published in part. What the driver has set
-//! by commands is in [`state`]; the tables of its filter are not, so a new daemon lets all packets pass.
+//! What is behind the port and the guest's memory outlive a daemon. Packets from the driver are sent in
+//! order, the first one of a new daemon twice at most. Packets to the driver that were not published are lost
+//! as on a wire, and their buffers are used for the next ones; no packet is published in part. What the
+//! driver has set by commands is in [`state`]; the tables of its filter are not, so a new daemon lets all
+//! packets pass.
 //!
 //! # Map
 //! [`config`], [`mac`], [`offloads`] what a driver sees · [`device`] the device, [`state`] what outlives a

@@ -1,7 +1,8 @@
 //! [`Tap`]: a tap device of the host, a queue for each pair.
 //!
-//! Packets carry the header of virtio (`IFF_VNET_HDR`), so checksums and segmentation are left to whoever has
-//! the packet last. The descriptors may have been opened by another process, or used by an earlier one.
+//! Packets carry the header of virtio (`IFF_VNET_HDR`), so checksums and segmentation are left to the last
+//! one that has the packet. The descriptors may have been opened by another process, or used by an earlier
+//! one.
 
 use std::fs::File;
 use std::io;

@@ -224,7 +224,7 @@ impl QueueHandler for ControlQueue {
             self.queue.fail(fault);
             0
         });
-        // Whoever carries out a command waits for nothing else.
+        // The driver that gave a command waits for its result alone.
         self.queue.set_urgent();
         if self.net.version() != version
             && let Some((backend, _)) = cx.backend::<NetBackend>()

@@ -2,8 +2,8 @@
 //!
 //! A packet's length is known only when it was received, so the window has room for the largest one if the
 //! driver has made as many buffers available; what does not fit goes to a spill buffer behind it. What a
-//! packet does not use stays for the next. Heads in the window are popped: the in-flight log has them, and the
-//! next daemon begins with them.
+//! packet does not use stays for the next. Heads in the window are popped: the in-flight log has them, and
+//! the next daemon begins with them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -125,8 +125,8 @@ impl Window {
         count
     }
 
-    /// Takes the buffers of a packet of `len` bytes out of the window, and calls `used` with each head and how
-    /// many bytes it has of the packet.
+    /// Takes the buffers of a packet of `len` bytes out of the window, and calls `used` with each head and
+    /// how many bytes it has of the packet.
     pub fn consume(&mut self, len: usize, mut used: impl FnMut(u16, u32)) {
         let mut rest = len as u64;
         while rest > 0

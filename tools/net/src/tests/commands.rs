@@ -11,7 +11,8 @@ use crate::{MacAddress, Offloads};
 const OTHER: MacAddress = MacAddress([2, 0, 0, 0, 0, 9]);
 const GROUP: MacAddress = MacAddress([1, 0, 0x5e, 0, 0, 9]);
 
-/// Returns which of four packets pass: to the device, to another, to a group, to all. Leaves no buffer behind.
+/// Returns which of four packets pass: to the device, to another, to a group, to all. Leaves no buffer
+/// behind.
 fn passing(rig: &mut Rig) -> [bool; 4] {
     for head in 0..4 {
         rig.supply(head, 2000);

@@ -22,8 +22,8 @@ fn killed(rig: &mut Rig, steps: u64, work: impl FnOnce(&mut Rig)) -> bool {
     false
 }
 
-/// Kills the daemon after `first` steps, then its successors, each a step later, until one has done everything.
-/// Returns how often, and whether the first one was killed.
+/// Kills the daemon after `first` steps, then its successors, each a step later, until one has done
+/// everything. Returns how often, and whether the first one was killed.
 fn kill_repeatedly(rig: &mut Rig, first: u64) -> (u64, bool) {
     let was_killed = killed(rig, first, Rig::run);
     let mut steps = 1;
@@ -70,8 +70,8 @@ fn numbered(number: u16) -> Vec<u8> {
     frame
 }
 
-/// Received packets are whole and in order, none twice; those that a killed daemon had and did not publish are
-/// lost, and no buffer is.
+/// Received packets are whole and in order, none twice; those that a killed daemon had and did not publish
+/// are lost, and no buffer is.
 // torture k2
 #[test]
 fn received_packets_are_whole_whenever_the_daemon_is_killed() {

@@ -10,8 +10,8 @@ use crate::{AttachError, Offloads};
 const UP: u16 = 1;
 const ANNOUNCE: u16 = 2;
 
-/// While the link is down, packets from the driver are dropped and none reach it. When it comes up, the driver
-/// is asked to announce itself, until it acknowledges (virtio 1.2, 5.1.6.5.4).
+/// While the link is down, packets from the driver are dropped and none reach it. When it comes up, the
+/// driver is asked to announce itself, until it acknowledges (virtio 1.2, 5.1.6.5.4).
 #[test]
 fn down_and_up() {
     let mut rig = Rig::new();

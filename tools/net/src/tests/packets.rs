@@ -278,7 +278,8 @@ fn large_packets() {
     }
 }
 
-/// A packet from the driver that no network could carry is dropped, whatever the length its buffers add up to.
+/// A packet from the driver that no network could carry is dropped, whatever the length its buffers add up
+/// to.
 // torture b8
 #[test]
 fn packets_that_are_too_long() {

@@ -185,7 +185,7 @@ pub fn bring_up(name: &str, address: [u8; 4]) {
     let mut with_flags = request(name);
     with_flags.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
     ioctl(socket, SIOCSIFFLAGS, with_flags);
-    // SAFETY: nobody else has it.
+    // SAFETY: the descriptor has no other owner.
     unsafe { libc::close(socket) };
 }
 
