@@ -3,9 +3,9 @@
 
 use std::path::Path;
 
+use anyhow::anyhow;
 use toml::{Table, Value};
 
-use super::error::ConfigError;
 use super::keys::{Keys, SIZE};
 use super::zone::{Cpus, OnCrash, OnReboot, ZoneConfig};
 use crate::device::config::Configs;
@@ -26,12 +26,9 @@ const KEYS: &[&str] = &[
 ///
 /// # Errors
 /// The file cannot be read, is not TOML, or describes no possible zone.
-pub fn load(path: &Path, over: Table) -> Result<ZoneConfig, ConfigError> {
+pub fn load(path: &Path, over: Table) -> anyhow::Result<ZoneConfig> {
     let origin = path.display().to_string();
-    let unreadable = |cause| ConfigError::Unreadable {
-        origin: origin.clone(),
-        cause,
-    };
+    let unreadable = |cause| anyhow!("{origin}: cannot read the zone file: {cause}");
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let directory = std::path::absolute(path).map_err(unreadable)?;
     let directory = directory.parent().unwrap_or(Path::new("/"));
@@ -42,13 +39,10 @@ pub fn load(path: &Path, over: Table) -> Result<ZoneConfig, ConfigError> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> Result<ZoneConfig, ConfigError> {
-    let mut table: Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| ConfigError::Syntax {
-            origin: origin.to_owned(),
-            cause: error.to_string().trim_end().to_owned(),
-        })?;
+pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> anyhow::Result<ZoneConfig> {
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
+        anyhow!("{origin}: not valid TOML: {}", error.to_string().trim_end())
+    })?;
     table.extend(over);
     from_table(origin, table, directory)
 }
@@ -57,7 +51,7 @@ pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> Result<
 ///
 /// # Errors
 /// The table describes no possible zone.
-pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneConfig, ConfigError> {
+pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Result<ZoneConfig> {
     let mut keys = Keys::new(origin, table, directory);
     keys.refuse_unknown(&[KEYS, Configs::KEYS].concat())?;
     let name = keys.string("name", "the zone's name in quotes")?;
@@ -99,7 +93,7 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneCo
     Ok(config)
 }
 
-fn cpus(keys: &mut Keys<'_>) -> Result<Cpus, ConfigError> {
+fn cpus(keys: &mut Keys<'_>) -> anyhow::Result<Cpus> {
     const EXPECTED: &str = "how many CPUs, or a list of CPU numbers such as [2, 3]";
     let value = keys.value("cpus");
     let value = keys.required("cpus", value, EXPECTED)?;

@@ -3,11 +3,13 @@
 //! Unknown keys are refused, then keys are removed one by one, so that each message can name the key, its
 //! value and what was expected; the derived deserialisers know neither key nor value at that point.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use anyhow::{anyhow, bail};
 use toml::{Table, Value};
 
-use super::error::{ConfigError, quoted};
+use super::error::{bad, quoted};
 use super::size;
 
 /// What a size is to look like.
@@ -55,19 +57,18 @@ impl<'a> Keys<'a> {
 
     /// Returns an error about the value of `key`.
     #[must_use]
-    pub fn bad(&self, key: &str, value: &Value, expected: impl ToString) -> ConfigError {
-        ConfigError::bad(self.origin, self.name(key), value.to_string().trim(), expected)
+    pub fn bad(&self, key: &str, value: &Value, expected: impl Display) -> anyhow::Error {
+        bad(self.origin, self.name(key), value.to_string().trim(), expected)
     }
 
     /// Returns `value`.
     ///
     /// # Errors
     /// There is none: the key is missing.
-    pub fn required<T>(&self, key: &str, value: Option<T>, expected: &str) -> Result<T, ConfigError> {
-        value.ok_or_else(|| ConfigError::Missing {
-            origin: self.origin.to_owned(),
-            key: self.name(key),
-            expected: expected.to_owned(),
+    pub fn required<T>(&self, key: &str, value: Option<T>, expected: &str) -> anyhow::Result<T> {
+        value.ok_or_else(|| {
+            let (origin, key) = (self.origin, self.name(key));
+            anyhow!("{origin}: {key} is missing: expected {expected}")
         })
     }
 
@@ -80,7 +81,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is no text.
-    pub fn string(&mut self, key: &str, expected: &str) -> Result<Option<String>, ConfigError> {
+    pub fn string(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<String>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -92,7 +93,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is neither true nor false.
-    pub fn boolean(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
+    pub fn boolean(&mut self, key: &str) -> anyhow::Result<Option<bool>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Boolean(value)) => Ok(Some(value)),
@@ -104,7 +105,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is no text, or empty.
-    pub fn path(&mut self, key: &str, expected: &str) -> Result<Option<PathBuf>, ConfigError> {
+    pub fn path(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<PathBuf>> {
         let Some(text) = self.string(key, expected)? else {
             return Ok(None);
         };
@@ -118,7 +119,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is none of the words.
-    pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
+    pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> anyhow::Result<Option<T>> {
         let Some(value) = self.value(key) else {
             return Ok(None);
         };
@@ -134,7 +135,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is no size.
-    pub fn size(&mut self, key: &str) -> Result<Option<u64>, ConfigError> {
+    pub fn size(&mut self, key: &str) -> anyhow::Result<Option<u64>> {
         let Some(value) = self.value(key) else {
             return Ok(None);
         };
@@ -147,7 +148,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is no such number.
-    pub fn count<T: TryFrom<i64>>(&mut self, key: &str, expected: &str) -> Result<Option<T>, ConfigError> {
+    pub fn count<T: TryFrom<i64>>(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<T>> {
         let Some(value) = self.value(key) else {
             return Ok(None);
         };
@@ -159,7 +160,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is no table.
-    pub fn section(&mut self, key: &str) -> Result<Option<Self>, ConfigError> {
+    pub fn section(&mut self, key: &str) -> anyhow::Result<Option<Self>> {
         match self.value(key) {
             None => Ok(None),
             Some(Value::Table(table)) => Ok(Some(self.inner(format!("{key}."), table))),
@@ -171,7 +172,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is no list of tables.
-    pub fn sections(&mut self, key: &str) -> Result<Vec<Self>, ConfigError> {
+    pub fn sections(&mut self, key: &str) -> anyhow::Result<Vec<Self>> {
         let expected = format!("[[{key}]] sections");
         let list = match self.value(key) {
             None => return Ok(Vec::new()),
@@ -198,7 +199,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// There is one; the message lists `known`.
-    pub fn refuse_unknown(&self, known: &[&str]) -> Result<(), ConfigError> {
+    pub fn refuse_unknown(&self, known: &[&str]) -> anyhow::Result<()> {
         let mut unknown = self
             .table
             .iter()
@@ -206,11 +207,11 @@ impl<'a> Keys<'a> {
         let Some((key, value)) = unknown.next() else {
             return Ok(());
         };
-        Err(ConfigError::UnknownKey {
-            origin: self.origin.to_owned(),
-            key: self.name(key),
-            value: value.to_string().trim().to_owned(),
-            known: known.join(", "),
-        })
+        let (origin, key, value) = (self.origin, self.name(key), value.to_string());
+        let known = known.join(", ");
+        bail!(
+            "{origin}: unknown key {key} = {}: expected one of {known}",
+            value.trim()
+        )
     }
 }

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::disk;
 use super::disk::config::DiskConfig;
 use super::rng::config::RngConfig;
-use crate::config::error::ConfigError;
 use crate::config::keys::Keys;
 
 /// The devices of a zone at its start. Part of [`crate::config::ZoneConfig`], in JSON as well.
@@ -39,7 +38,7 @@ impl Configs {
     ///
     /// # Errors
     /// A key of a device is wrong.
-    pub fn from_keys(keys: &mut Keys<'_>) -> Result<Self, ConfigError> {
+    pub fn from_keys(keys: &mut Keys<'_>) -> anyhow::Result<Self> {
         Ok(Self {
             disk: disk::keys::disks(keys)?,
             spare_disks: disk::keys::spare_disks(keys)?,
@@ -51,7 +50,7 @@ impl Configs {
     ///
     /// # Errors
     /// The first value that is out of range or contradicts another.
-    pub fn check(&self, origin: &str) -> Result<(), ConfigError> {
+    pub fn check(&self, origin: &str) -> anyhow::Result<()> {
         let others = usize::from(self.rng.is_some());
         disk::config::check_all(&self.disk, self.spare_disks, MAX_SLOTS - others, origin)?;
         self.rng.as_ref().map_or(Ok(()), |rng| rng.check(origin))

@@ -103,7 +103,7 @@ impl DeviceReports {
 impl QueueStats {
     /// Returns the latencies with their names in metrics and text.
     pub fn latencies(&self) -> impl Iterator<Item = (&str, &Latency)> {
-        let label = |name| disk::latency::label(name).unwrap_or(name);
+        let label = |name| disk::stats::label(name).unwrap_or(name);
         self.latencies
             .iter()
             .map(move |(name, latency)| (label(name.as_str()), latency))
@@ -177,6 +177,14 @@ impl Latency {
         }
         0
     }
+}
+
+/// Returns counters by name.
+pub fn counts(named: impl IntoIterator<Item = (&'static str, u64)>) -> Counts {
+    named
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
 }
 
 /// Returns how much a counter rose; one that has begun anew counts from 0.

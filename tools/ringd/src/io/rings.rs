@@ -9,7 +9,7 @@ use ringvirtio::{Commands, EventSource};
 use ringvisor::abi::shared;
 
 use super::affinity::Affinity;
-use super::counters::{RingCounters, add};
+use super::counters::RingCounters;
 use super::table::{Table, lock};
 use crate::hv::Hypervisor;
 
@@ -44,7 +44,7 @@ impl Rings {
 impl EventSource for Rings {
     fn on_wakeup(&mut self) {
         self.woken = true;
-        add(&self.counters.wakeups, 1);
+        self.counters.wakeups.add(1);
     }
 
     fn preferred_cpu(&mut self) -> Option<Option<usize>> {
@@ -56,10 +56,10 @@ impl EventSource for Rings {
         for zone in lock(&self.table).iter_mut() {
             taken += zone.collect(&self.hv, commands, &self.counters);
         }
-        add(&self.counters.rounds, 1);
-        add(&self.counters.entries, taken);
+        self.counters.rounds.add(1);
+        self.counters.entries.add(taken);
         if std::mem::take(&mut self.woken) && taken == 0 {
-            add(&self.counters.spurious_wakeups, 1);
+            self.counters.spurious_wakeups.add(1);
         }
     }
 
@@ -76,9 +76,9 @@ impl EventSource for Rings {
         } else {
             &self.counters.polls_without_work
         };
-        add(counter, 1);
+        counter.add(1);
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        add(&self.counters.polling_ns, time);
+        self.counters.polling_ns.add(time);
     }
 
     fn arm(&mut self) -> bool {

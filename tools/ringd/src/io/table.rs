@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ringvirtio::{Commands, trace};
 use ringvisor::ring::{Consumer, Entry};
 
-use super::counters::{RingCounters, add};
+use super::counters::RingCounters;
 use super::served::ServedDevice;
 use crate::console::Console;
 use crate::hv::Hypervisor;
@@ -78,7 +78,7 @@ impl ZoneIo {
             taken += 1;
             match entry {
                 Entry::Notify { slot, queue } => {
-                    add(&counters.notifications, 1);
+                    counters.notifications.add(1);
                     if let Some(id) = self.device(slot).and_then(|device| device.queue(queue)) {
                         match window.notified_at(slot, queue).and_then(ago) {
                             Some(ago) => commands.notified(id, ago),

@@ -8,7 +8,6 @@
 
 pub mod actor;
 mod cpus;
-pub mod error;
 mod journal;
 pub mod load;
 pub mod observe;
@@ -29,7 +28,6 @@ use crate::host::Host;
 use crate::hv::Hypervisor;
 use crate::io::Io;
 
-pub use error::ZoneError;
 pub use shared::Shared;
 pub use status::{Ending, Phase, Status};
 

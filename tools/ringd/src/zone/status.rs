@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 
 use crate::device::state::Counts;
@@ -100,4 +101,11 @@ pub struct Status {
     pub devices: Counts,
     /// How often it was started again.
     pub restarts: u32,
+}
+
+impl Status {
+    /// Returns the error that a command needs another phase.
+    pub fn wrong_phase(&self, expected: &str) -> anyhow::Error {
+        anyhow!("zone {} is {}, expected {expected}", self.name, self.state.name())
+    }
 }

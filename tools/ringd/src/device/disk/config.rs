@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ringblk::{Format, HostCache, Synthetic};
+use ringblk::{EngineKind, Format, HostCache, OnError, Synthetic};
 use ringvisor::abi::MAX_QUEUES;
 use serde::{Deserialize, Serialize};
 
-use crate::config::error::{ConfigError, quoted};
+use crate::config::error::{bad, quoted};
 use crate::config::size::format_size;
 
 /// Most bytes of a disk's serial number (virtio 1.2, 5.2.6, GET_ID).
@@ -23,7 +23,7 @@ pub struct DiskConfig {
     /// The answer to GET_ID.
     pub serial: Option<String>,
     /// How the image is read and written.
-    pub engine: Engine,
+    pub engine: EngineKind,
     /// The image's format.
     #[serde(default)]
     pub format: Format,
@@ -56,7 +56,7 @@ impl DiskConfig {
             path,
             readonly: false,
             serial: None,
-            engine: Engine::default(),
+            engine: EngineKind::default(),
             format: Format::default(),
             cache: HostCache::default(),
             queues: None,
@@ -70,9 +70,9 @@ impl DiskConfig {
     ///
     /// # Errors
     /// The first value that is out of range or contradicts another.
-    pub fn check(&self, origin: &str, key: &str) -> Result<(), ConfigError> {
+    pub fn check(&self, origin: &str, key: &str) -> anyhow::Result<()> {
         let bad = |name: &str, value: String, expected: String| {
-            ConfigError::bad(origin, format!("{key}{name}"), value, expected)
+            bad(origin, format!("{key}{name}"), value, expected)
         };
         if !self.path.is_absolute() && !names_no_file(&self.path) {
             return Err(bad("path", self.quoted_path(), "an absolute path".into()));
@@ -158,28 +158,6 @@ pub fn names_no_file(path: &Path) -> bool {
     Synthetic::is_named_by(path) || ringblk::remote::socket(path).is_some()
 }
 
-/// How a disk image is read and written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Engine {
-    /// io_uring, with O_DIRECT where the file allows it; threads where the kernel has no io_uring.
-    #[default]
-    IoUring,
-    /// A pool of threads with `preadv` and `pwritev`.
-    Threads,
-}
-
-/// What happens when the image fails a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnError {
-    /// The request completes with an error.
-    #[default]
-    Report,
-    /// The disk stops until `ringctl disk resume` retries the request.
-    Stop,
-}
-
 /// Rate limits of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -217,21 +195,16 @@ impl Limit {
 ///
 /// # Errors
 /// The first value that is out of range or contradicts another.
-pub fn check_all(disks: &[DiskConfig], spare: u32, slots: usize, origin: &str) -> Result<(), ConfigError> {
+pub fn check_all(disks: &[DiskConfig], spare: u32, slots: usize, origin: &str) -> anyhow::Result<()> {
     let count = disks.len();
     if count > slots {
         let expected = format!("at most {slots} disks");
-        return Err(ConfigError::bad(
-            origin,
-            "disk",
-            format!("{count} disks"),
-            expected,
-        ));
+        return Err(bad(origin, "disk", format!("{count} disks"), expected));
     }
     let room = slots - count;
     if usize::try_from(spare).map_or(true, |spare| spare > room) {
         let expected = format!("at most {room} beside {count} disks");
-        return Err(ConfigError::bad(origin, "spare_disks", spare, expected));
+        return Err(bad(origin, "spare_disks", spare, expected));
     }
     for (index, disk) in disks.iter().enumerate() {
         let key = format!("disk[{index}].");
@@ -239,12 +212,7 @@ pub fn check_all(disks: &[DiskConfig], spare: u32, slots: usize, origin: &str) -
         if let Some(first) = disks.iter().take(index).position(|other| other.conflicts(disk)) {
             let expected =
                 format!("a file that is no other writable disk of the zone, but disk[{first}] is it");
-            return Err(ConfigError::bad(
-                origin,
-                format!("{key}path"),
-                disk.quoted_path(),
-                expected,
-            ));
+            return Err(bad(origin, format!("{key}path"), disk.quoted_path(), expected));
         }
     }
     Ok(())

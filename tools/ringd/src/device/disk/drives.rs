@@ -3,16 +3,18 @@
 //! The record runs ahead of each change: a daemon that dies in between is followed by one that shows the
 //! guest what the record says.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use ringblk::{Disk, DiskError};
 
 use super::change::{Change, LimitChange};
 use super::config::DiskConfig;
 use super::{SECTOR, open, watch};
 use crate::config::size::format_size;
+use crate::device::Device;
 use crate::device::zone::{Store, ZoneContext};
-use crate::device::{Device, Error, Kind};
 
 /// What a zone lacks that has no drive for another disk.
 const NO_DRIVE: &str = "drive free for another disk: `spare_disks` in its zone file says how many it starts with, and \
@@ -31,19 +33,19 @@ impl Drives<'_> {
     ///
     /// # Errors
     /// It cannot be made; nothing has changed.
-    pub fn change(&mut self, change: &Change) -> Result<u8, Error> {
+    pub fn change(&mut self, change: &Change) -> anyhow::Result<u8> {
         match change {
-            Change::Attach(disk) => self.attach(disk),
-            Change::Detach(slot) => self.detach(*slot),
+            Change::Attach { disk } => self.attach(disk),
+            Change::Detach { slot } => self.detach(*slot),
             Change::Resize { slot, size, shrink } => self.resize(*slot, *size, *shrink),
-            Change::Limit(slot, change) => self.limit(*slot, change),
-            Change::Resume(slot) => self.resume(*slot),
+            Change::Limit { slot, change } => self.limit(*slot, change),
+            Change::Resume { slot } => self.resume(*slot),
             Change::Migrate { slot, target } => self.migrate(*slot, target),
-            Change::CancelMigration(slot) => self.cancel_migration(*slot),
+            Change::CancelMigration { slot } => self.cancel_migration(*slot),
         }
     }
 
-    fn attach(&mut self, disk: &DiskConfig) -> Result<u8, Error> {
+    fn attach(&mut self, disk: &DiskConfig) -> anyhow::Result<u8> {
         let config = &self.zone.config;
         disk.check("command line", "disk.")?;
         // The driver has negotiated what the drive offers long ago.
@@ -53,41 +55,38 @@ impl Drives<'_> {
         ] {
             if let Some(value) = given {
                 let expected = "a key of disks that their zone starts with: the drive has what it has";
-                return Err(config.bad(key, value, expected).into());
+                return Err(config.bad(key, value, expected));
             }
         }
         self.check_free(disk)?;
         let disks = self.zone.view.state().disks;
         let free = (0_u8..).zip(&disks).find(|(_, disk)| disk.is_none());
-        let (slot, _) = free.ok_or_else(|| Error::NoneFree {
-            name: config.name.clone(),
-            free: NO_DRIVE,
-        })?;
+        let (slot, _) = free.ok_or_else(|| anyhow!("zone {} has no {NO_DRIVE}", config.name))?;
         let image = self.open(slot, disk)?;
         self.insert(slot, Some(disk.clone()), image)
     }
 
-    fn detach(&mut self, slot: u8) -> Result<u8, Error> {
+    fn detach(&mut self, slot: u8) -> anyhow::Result<u8> {
         self.disk(slot)?;
         self.check_not_migrating(slot)?;
         self.insert(slot, None, Disk::absent())
     }
 
     /// Puts another disk, or none, into a drive.
-    fn insert(&mut self, slot: u8, disk: Option<DiskConfig>, image: Arc<Disk>) -> Result<u8, Error> {
+    fn insert(&mut self, slot: u8, disk: Option<DiskConfig>, image: Arc<Disk>) -> anyhow::Result<u8> {
         self.record_disk(slot, disk)?;
         self.exchange(slot, image)?;
         Ok(slot)
     }
 
     /// Serves another image in a drive.
-    pub(super) fn exchange(&self, slot: u8, image: Arc<Disk>) -> Result<(), Error> {
+    pub(super) fn exchange(&self, slot: u8, image: Arc<Disk>) -> anyhow::Result<()> {
         let shown = self.zone.exchange(slot, Device::Disk(image.clone()));
         watch::watch(self.zone, slot, &image);
         shown
     }
 
-    fn resize(&mut self, slot: u8, size: Option<u64>, shrink: bool) -> Result<u8, Error> {
+    fn resize(&mut self, slot: u8, size: Option<u64>, shrink: bool) -> anyhow::Result<u8> {
         let disk = self.disk(slot)?;
         self.check_not_migrating(slot)?;
         let image = self.image(slot)?;
@@ -123,11 +122,11 @@ impl Drives<'_> {
         let done = self.zone.io.while_quiesced(number, slot, || image.set_size(size));
         let (cut, shown) = done.ok_or_else(|| self.not_served(slot))?;
         cut.map_err(failed)?;
-        shown.map_err(|cause| self.zone.refused(cause))?;
+        shown.map_err(|cause| self.zone.config.failed(cause))?;
         Ok(slot)
     }
 
-    fn limit(&mut self, slot: u8, change: &LimitChange) -> Result<u8, Error> {
+    fn limit(&mut self, slot: u8, change: &LimitChange) -> anyhow::Result<u8> {
         let mut disk = self.disk(slot)?;
         change.apply(&mut disk);
         disk.check("command line", "")?;
@@ -141,7 +140,7 @@ impl Drives<'_> {
     }
 
     /// Checks that neither a disk of the zone nor the target of a migration is in the way of `wanted`.
-    pub(super) fn check_free(&self, wanted: &DiskConfig) -> Result<(), Error> {
+    pub(super) fn check_free(&self, wanted: &DiskConfig) -> anyhow::Result<()> {
         let path = wanted.path.display();
         let disks = self.zone.view.state().disks;
         let conflicts = |disk: &Option<DiskConfig>| disk.as_ref().is_some_and(|disk| disk.conflicts(wanted));
@@ -151,18 +150,18 @@ impl Drives<'_> {
         let migrations = self.zone.view.disk.migrations();
         match migrations
             .iter()
-            .find(|migration| migration.target().conflicts(wanted))
+            .find(|migration| migration.target.conflicts(wanted))
         {
             None => Ok(()),
             Some(migration) => {
                 let cause = format!("it is being migrated to {path}");
-                Err(self.unusable(migration.slot(), cause))
+                Err(self.unusable(migration.slot, cause))
             }
         }
     }
 
     /// Returns the disk in a slot.
-    pub(super) fn disk(&self, slot: u8) -> Result<DiskConfig, Error> {
+    pub(super) fn disk(&self, slot: u8) -> anyhow::Result<DiskConfig> {
         let disk = self
             .zone
             .view
@@ -171,15 +170,14 @@ impl Drives<'_> {
             .into_iter()
             .nth(slot.into())
             .flatten();
-        disk.ok_or_else(|| Error::Missing {
-            name: self.zone.config.name.clone(),
-            kind: Kind::Disk,
-            slot,
+        let name = &self.zone.config.name;
+        disk.ok_or_else(|| {
+            anyhow!("zone {name} has no disk in slot {slot}; `ringctl disk list` shows those there are")
         })
     }
 
     /// Returns the open disk in a slot.
-    pub(super) fn image(&self, slot: u8) -> Result<Arc<Disk>, Error> {
+    pub(super) fn image(&self, slot: u8) -> anyhow::Result<Arc<Disk>> {
         match self.zone.device(slot) {
             Some(Device::Disk(image)) => Ok(image),
             _ => Err(self.not_served(slot)),
@@ -187,13 +185,13 @@ impl Drives<'_> {
     }
 
     /// Opens a disk for a slot.
-    pub(super) fn open(&self, slot: u8, disk: &DiskConfig) -> Result<Arc<Disk>, Error> {
+    pub(super) fn open(&self, slot: u8, disk: &DiskConfig) -> anyhow::Result<Arc<Disk>> {
         open::image(&self.zone.environment.disk, &self.zone.config, slot, disk, None)
             .map_err(|error| self.unusable(slot, error))
     }
 
     /// Records what is in a drive.
-    pub(super) fn record_disk(&mut self, slot: u8, disk: Option<DiskConfig>) -> Result<(), Error> {
+    pub(super) fn record_disk(&mut self, slot: u8, disk: Option<DiskConfig>) -> anyhow::Result<()> {
         self.zone.record(self.store, |state| {
             if let Some(place) = state.disks.get_mut(usize::from(slot)) {
                 *place = disk;
@@ -201,11 +199,11 @@ impl Drives<'_> {
         })
     }
 
-    pub(super) fn unusable(&self, slot: u8, cause: impl ToString) -> Error {
-        self.zone.unusable(Kind::Disk, slot, cause)
+    pub(super) fn unusable(&self, slot: u8, cause: impl Display) -> anyhow::Error {
+        anyhow!("zone {}, disk in slot {slot}: {cause}", self.zone.config.name)
     }
 
-    fn not_served(&self, slot: u8) -> Error {
+    fn not_served(&self, slot: u8) -> anyhow::Error {
         self.unusable(slot, "it is not served")
     }
 }

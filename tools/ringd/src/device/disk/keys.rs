@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use ringblk::{Format, HostCache};
+use ringblk::{EngineKind, Format, HostCache, OnError};
 use toml::{Table, Value};
 
-use super::config::{DiskConfig, DiskLimits, Engine, Limit, OnError, names_no_file};
-use crate::config::error::{ConfigError, quoted};
+use super::config::{DiskConfig, DiskLimits, Limit, names_no_file};
+use crate::config::error::{bad, quoted};
 use crate::config::keys::Keys;
 
 const DISK_KEYS: &[&str] = &[
@@ -33,7 +33,7 @@ const COMMAND_LINE: &str = "command line";
 ///
 /// # Errors
 /// A key of a disk is wrong.
-pub fn disks(keys: &mut Keys<'_>) -> Result<Vec<DiskConfig>, ConfigError> {
+pub fn disks(keys: &mut Keys<'_>) -> anyhow::Result<Vec<DiskConfig>> {
     keys.sections("disk")?.into_iter().map(disk).collect()
 }
 
@@ -41,7 +41,7 @@ pub fn disks(keys: &mut Keys<'_>) -> Result<Vec<DiskConfig>, ConfigError> {
 ///
 /// # Errors
 /// It is no number.
-pub fn spare_disks(keys: &mut Keys<'_>) -> Result<u32, ConfigError> {
+pub fn spare_disks(keys: &mut Keys<'_>) -> anyhow::Result<u32> {
     let spare = keys.count("spare_disks", "how many drives without a medium to add")?;
     Ok(spare.unwrap_or(0))
 }
@@ -50,8 +50,8 @@ pub fn spare_disks(keys: &mut Keys<'_>) -> Result<u32, ConfigError> {
 ///
 /// # Errors
 /// One of them describes no disk.
-pub fn from_options(options: &[String], directory: &Path) -> Result<Vec<DiskConfig>, ConfigError> {
-    let disks: Result<Vec<Value>, ConfigError> = options.iter().map(|text| table(text, directory)).collect();
+pub fn from_options(options: &[String], directory: &Path) -> anyhow::Result<Vec<DiskConfig>> {
+    let disks: anyhow::Result<Vec<Value>> = options.iter().map(|text| table(text, directory)).collect();
     let section = Table::from_iter([("disk".to_owned(), Value::Array(disks?))]);
     self::disks(&mut Keys::new(COMMAND_LINE, section, directory))
 }
@@ -68,7 +68,7 @@ pub fn from_argument(text: &str) -> anyhow::Result<DiskConfig> {
 
 /// Returns `PATH[,KEY=VALUE...]` as the table that a zone file would hold. `readonly` alone means true. A
 /// value of the wrong type is refused by the parser of the table.
-fn table(text: &str, here: &Path) -> Result<Value, ConfigError> {
+fn table(text: &str, here: &Path) -> anyhow::Result<Value> {
     let mut table = Table::new();
     let mut parts = text.split(',');
     let path = parts.next().unwrap_or_default();
@@ -86,7 +86,7 @@ fn table(text: &str, here: &Path) -> Result<Value, ConfigError> {
             Some(pair) => pair,
             None => {
                 let expected = "PATH[,KEY=VALUE...], keys as in a zone file";
-                return Err(ConfigError::bad(COMMAND_LINE, "disk", quoted(text), expected));
+                return Err(bad(COMMAND_LINE, "disk", quoted(text), expected));
             }
         };
         let text = || Value::String(value.into());
@@ -101,7 +101,7 @@ fn table(text: &str, here: &Path) -> Result<Value, ConfigError> {
 }
 
 /// Takes the disk of a vhost-user-blk server. Keys that are the server's business are refused beside it.
-fn remote(keys: &mut Keys<'_>, has_path: bool) -> Result<Option<PathBuf>, ConfigError> {
+fn remote(keys: &mut Keys<'_>, has_path: bool) -> anyhow::Result<Option<PathBuf>> {
     let socket = keys.path("vhost_user", "the path of a vhost-user-blk server's socket")?;
     let Some(socket) = socket else {
         return Ok(None);
@@ -112,18 +112,13 @@ fn remote(keys: &mut Keys<'_>, has_path: bool) -> Result<Option<PathBuf>, Config
         if key == "path" || keys.peek(key).is_some() {
             let value = quoted(&socket.display().to_string());
             let expected = format!("no key {key} beside it: the server has the image");
-            return Err(ConfigError::bad(
-                keys.origin(),
-                keys.name("vhost_user"),
-                value,
-                expected,
-            ));
+            return Err(bad(keys.origin(), keys.name("vhost_user"), value, expected));
         }
     }
     Ok(Some(ringblk::remote::path(&socket)))
 }
 
-fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
+fn disk(mut keys: Keys<'_>) -> anyhow::Result<DiskConfig> {
     const PATH: &str = "the path of an image or a block device";
     keys.refuse_unknown(DISK_KEYS)?;
     // Relative to the zone file's directory, unless it names no file.
@@ -138,7 +133,10 @@ fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
         engine: keys
             .choice(
                 "engine",
-                &[("io_uring", Engine::IoUring), ("threads", Engine::Threads)],
+                &[
+                    ("io_uring", EngineKind::IoUring),
+                    ("threads", EngineKind::Threads),
+                ],
             )?
             .unwrap_or_default(),
         format: keys

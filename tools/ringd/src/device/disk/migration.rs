@@ -49,25 +49,14 @@ pub struct MigrationReport {
     pub stage: Stage,
 }
 
-impl MigrationReport {
-    /// Returns the report of a migration of which no more is known than that there is one.
-    #[must_use]
-    pub const fn pending(target: PathBuf) -> Self {
-        Self {
-            target,
-            copied: 0,
-            size: 0,
-            stage: Stage::Copying,
-        }
-    }
-}
-
 /// A disk that is being migrated.
 pub struct Migration {
-    slot: u8,
+    /// The disk's slot.
+    pub slot: u8,
     /// What the disk is to be.
-    target: DiskConfig,
-    copy: Arc<Copy>,
+    pub target: DiskConfig,
+    /// What the migrating drive serves and the thread copies.
+    pub copy: Arc<Copy>,
     stage: Mutex<Stage>,
     cancelled: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -85,24 +74,6 @@ impl Migration {
             cancelled: AtomicBool::new(false),
             thread: Mutex::default(),
         })
-    }
-
-    /// Returns the disk's slot.
-    #[must_use]
-    pub const fn slot(&self) -> u8 {
-        self.slot
-    }
-
-    /// Returns what the disk is to be.
-    #[must_use]
-    pub const fn target(&self) -> &DiskConfig {
-        &self.target
-    }
-
-    /// Returns what the migrating drive serves and the thread copies.
-    #[must_use]
-    pub const fn copy(&self) -> &Arc<Copy> {
-        &self.copy
     }
 
     /// Returns the progress.

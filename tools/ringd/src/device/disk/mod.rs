@@ -6,17 +6,15 @@
 //!
 //! [`config`], [`keys`] what users write · [`open`] · [`backend`] the block device as the reactor's side uses
 //! it · [`drives`], [`change`], [`resume`], [`migrate`] changes of drives of a zone that runs, on the zone's
-//! thread · [`migration`] a disk on its way to another image · [`view`] what client threads read · [`api`],
-//! [`report`], [`stats`], [`latency`] requests and counters · [`cli`], [`mod@print`], [`top`] `ringctl`
+//! thread · [`migration`] a disk on its way to another image · [`view`] what client threads read · [`report`],
+//! [`stats`] counters · [`cli`], [`mod@print`], [`top`] `ringctl`
 
-pub mod api;
 pub mod backend;
 pub mod change;
 pub mod cli;
 pub mod config;
 pub mod drives;
 pub mod keys;
-pub mod latency;
 pub mod migrate;
 pub mod migration;
 pub mod open;

@@ -10,7 +10,6 @@ use ringblk::remote::KnownGeometry;
 
 use super::SECTOR;
 use super::drives::Drives;
-use crate::device::Error;
 
 impl Drives<'_> {
     /// Closes the host devices of disks that have stopped.
@@ -28,7 +27,7 @@ impl Drives<'_> {
         }
     }
 
-    fn close(&mut self, slot: u8, disk: &Disk) -> Result<(), Error> {
+    fn close(&mut self, slot: u8, disk: &Disk) -> anyhow::Result<()> {
         let wanted = self.disk(slot)?;
         let shape = KnownGeometry {
             size: size(disk),
@@ -42,7 +41,7 @@ impl Drives<'_> {
     }
 
     /// Retries the requests at which a disk has stopped, with its host device opened again.
-    pub(super) fn resume(&mut self, slot: u8) -> Result<u8, Error> {
+    pub(super) fn resume(&mut self, slot: u8) -> anyhow::Result<u8> {
         let wanted = self.disk(slot)?;
         self.close_stopped();
         let Ok(disk) = self.image(slot) else {

@@ -2,8 +2,24 @@
 
 use ringblk::{BlockSnapshot, BlockStats};
 
-use super::latency::LATENCIES;
-use crate::device::report::QueueStats;
+use crate::device::report::{QueueStats, counts};
+
+/// Latencies: name in JSON, name in metrics and text.
+pub const LATENCIES: [(&str, &str); 4] = [
+    ("reads", "read"),
+    ("writes", "write"),
+    ("flushes", "flush"),
+    ("file", "file"),
+];
+
+/// Returns the name in metrics and text of a latency in JSON.
+#[must_use]
+pub fn label(name: &str) -> Option<&'static str> {
+    LATENCIES
+        .iter()
+        .find(|(json, _)| *json == name)
+        .map(|(_, label)| *label)
+}
 
 /// Whether a request has completed.
 #[must_use]
@@ -30,10 +46,7 @@ pub fn queue_stats(stats: &BlockSnapshot) -> QueueStats {
     let latencies = LATENCIES.iter().zip(histograms);
     QueueStats {
         depth: stats.queue.batched.saturating_sub(ended),
-        counters: stats
-            .all_counters()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
+        counters: counts(stats.all_counters()),
         latencies: latencies
             .map(|((name, _), histogram)| ((*name).to_owned(), histogram.into()))
             .collect(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::migration::{Migration, MigrationReport};
+use super::migration::{Migration, MigrationReport, Stage};
 use crate::device::state::State;
 
 /// What client threads read of a zone's migrations. Its locks are leaves.
@@ -27,7 +27,7 @@ impl DiskView {
         let migrations = self.migrations();
         migrations
             .iter()
-            .find(|migration| migration.slot() == slot)
+            .find(|migration| migration.slot == slot)
             .cloned()
     }
 
@@ -38,7 +38,12 @@ impl DiskView {
         let report = self.migration(slot).map(|migration| migration.report());
         report.or_else(|| {
             let pending = recorded?.migrations.iter().find(|pending| pending.slot == slot)?;
-            Some(MigrationReport::pending(pending.target.path.clone()))
+            Some(MigrationReport {
+                target: pending.target.path.clone(),
+                copied: 0,
+                size: 0,
+                stage: Stage::Copying,
+            })
         })
     }
 
