@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use toml::{Table, Value};
 
 use super::keys::{Keys, SIZE};
-use super::zone::{Cpus, OnCrash, OnReboot, ZoneConfig};
+use super::zone::{Cpus, ZoneConfig};
 use crate::device::config::Configs;
 
 const KEYS: &[&str] = &[
@@ -54,38 +54,26 @@ pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> anyhow:
 pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Result<ZoneConfig> {
     let mut keys = Keys::new(origin, table, directory);
     keys.refuse_unknown(&[KEYS, Configs::KEYS].concat())?;
-    let name = keys.string("name", "the zone's name in quotes")?;
+    const NAME: &str = "the zone's name in quotes";
+    const KERNEL: &str = "the path of a kernel image";
+    let name = keys.string("name", NAME)?;
     let config = ZoneConfig {
         origin: origin.to_owned(),
-        name: keys.required("name", name, "the zone's name in quotes")?,
+        name: name.ok_or_else(|| keys.missing("name", NAME))?,
         cpus: cpus(&mut keys)?,
-        memory: {
-            let memory = keys.size("memory")?;
-            keys.required("memory", memory, SIZE)?
-        },
-        kernel: {
-            let kernel = keys.path("kernel", "the path of a kernel image")?;
-            keys.required("kernel", kernel, "the path of a kernel image")?
-        },
+        memory: keys.size("memory")?.ok_or_else(|| keys.missing("memory", SIZE))?,
+        kernel: keys
+            .path("kernel", KERNEL)?
+            .ok_or_else(|| keys.missing("kernel", KERNEL))?,
         initrd: keys.path("initrd", "the path of an initial RAM disk")?,
         cmdline: keys
             .string("cmdline", "the kernel's command line in quotes")?
             .unwrap_or_default(),
         on_reboot: keys
-            .choice(
-                "on_reboot",
-                &[("restart", OnReboot::Restart), ("stop", OnReboot::Stop)],
-            )?
+            .choice("on_reboot", &["restart", "stop"])?
             .unwrap_or_default(),
         on_crash: keys
-            .choice(
-                "on_crash",
-                &[
-                    ("stop", OnCrash::Stop),
-                    ("restart", OnCrash::Restart),
-                    ("hold", OnCrash::Hold),
-                ],
-            )?
+            .choice("on_crash", &["stop", "restart", "hold"])?
             .unwrap_or_default(),
         devices: Configs::from_keys(&mut keys)?,
     };
@@ -96,7 +84,7 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Resul
 fn cpus(keys: &mut Keys<'_>) -> anyhow::Result<Cpus> {
     const EXPECTED: &str = "how many CPUs, or a list of CPU numbers such as [2, 3]";
     let value = keys.value("cpus");
-    let value = keys.required("cpus", value, EXPECTED)?;
+    let value = value.ok_or_else(|| keys.missing("cpus", EXPECTED))?;
     let number = |value: &Value| value.as_integer().and_then(|number| u32::try_from(number).ok());
     let cpus = match &value {
         Value::Integer(_) => number(&value).map(Cpus::Count),

@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::error::{bad, quoted};
@@ -61,15 +62,13 @@ impl<'a> Keys<'a> {
         bad(self.origin, self.name(key), value.to_string().trim(), expected)
     }
 
-    /// Returns `value`.
-    ///
-    /// # Errors
-    /// There is none: the key is missing.
-    pub fn required<T>(&self, key: &str, value: Option<T>, expected: &str) -> anyhow::Result<T> {
-        value.ok_or_else(|| {
-            let (origin, key) = (self.origin, self.name(key));
-            anyhow!("{origin}: {key} is missing: expected {expected}")
-        })
+    /// Returns the error that a key is missing.
+    pub fn missing(&self, key: &str, expected: &str) -> anyhow::Error {
+        anyhow!(
+            "{}: {} is missing: expected {expected}",
+            self.origin,
+            self.name(key)
+        )
     }
 
     /// Removes a key and returns its value.
@@ -119,16 +118,16 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// The value is none of the words.
-    pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> anyhow::Result<Option<T>> {
+    pub fn choice<T: DeserializeOwned>(&mut self, key: &str, names: &[&str]) -> anyhow::Result<Option<T>> {
         let Some(value) = self.value(key) else {
             return Ok(None);
         };
-        let chosen = choices.iter().find(|(name, _)| value.as_str() == Some(name));
-        if let Some((_, chosen)) = chosen {
-            return Ok(Some(*chosen));
-        }
-        let names: Vec<String> = choices.iter().map(|(name, _)| quoted(name)).collect();
-        Err(self.bad(key, &value, names.join(" or ")))
+        let named = value.as_str().is_some_and(|name| names.contains(&name));
+        let chosen = named.then(|| T::deserialize(value.clone()).ok()).flatten();
+        chosen.map(Some).ok_or_else(|| {
+            let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+            self.bad(key, &value, names.join(" or "))
+        })
     }
 
     /// Removes a key with a size and returns it in bytes, more than 0.

@@ -7,9 +7,9 @@
 mod marks;
 pub mod scrollback;
 
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use ringvisor::ring::ZoneWindow;
 use ringvisor::ring::console::{InputProducer, OutputConsumer};
 
@@ -66,15 +66,11 @@ impl Default for Console {
 }
 
 impl Console {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// Moves the output in the zone's ring to the scroll-back. Called by the reactor; also once after the
     /// zone's end.
     pub fn pump(&self, window: &ZoneWindow) {
         let mut buffer = [0; STEP];
-        let mut state = self.state();
+        let mut state = self.state.lock();
         loop {
             let read = state.output.read(&window.output(), &mut buffer);
             if read.dropped > 0 {
@@ -96,7 +92,7 @@ impl Console {
 
     /// Adds a text line of the daemon's own.
     pub fn note(&self, text: &str) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let guest = state.output.position();
         state.insert(&format!("\r\n[ringd: {text}]\r\n"), guest);
         drop(state);
@@ -105,27 +101,27 @@ impl Console {
 
     /// Ends the output: no more will come.
     pub fn close(&self) {
-        self.state().closed = true;
+        self.state.lock().closed = true;
         self.changed.notify_all();
     }
 
     /// Returns the position of the oldest byte kept.
     #[must_use]
     pub fn start(&self) -> u64 {
-        self.state().kept.start()
+        self.state.lock().kept.start()
     }
 
     /// Returns how many bytes the guest had printed at a position; another daemon finds the place by
     /// [`Self::position_of`].
     #[must_use]
     pub fn guest_position(&self, position: u64) -> u64 {
-        self.state().marks.guest(position)
+        self.state.lock().marks.guest(position)
     }
 
     /// Returns the position at which a reader continues who has seen `guest` bytes of the guest's output.
     #[must_use]
     pub fn position_of(&self, guest: u64) -> u64 {
-        let state = self.state();
+        let state = self.state.lock();
         state
             .marks
             .position(guest)
@@ -136,10 +132,9 @@ impl Console {
     /// after the end, and an empty chunk after `timeout`.
     #[must_use]
     pub fn read(&self, position: u64, timeout: Duration) -> Option<Chunk> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.kept.end() <= position && !state.closed {
-            let waited = self.changed.wait_timeout(state, timeout);
-            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            self.changed.wait_for(&mut state, timeout);
         }
         let chunk = state.kept.read(position, STEP);
         (!chunk.bytes.is_empty() || !state.closed).then_some(chunk)
@@ -151,18 +146,18 @@ impl Console {
             .shared()
             .window(zone)
             .map(|window| (zone, InputProducer::attach(&window.input())));
-        *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = producer;
+        *self.input.lock() = producer;
     }
 
     /// Refuses input from now on.
     pub fn close_input(&self) {
-        *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        *self.input.lock() = None;
     }
 
     /// Puts as much of `bytes` into the zone's input as there is room for and returns how many; `None` if the
     /// zone has ended.
     pub fn type_in(&self, hv: &dyn Hypervisor, bytes: &[u8]) -> Option<usize> {
-        let mut input = self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut input = self.input.lock();
         let (zone, producer) = input.as_mut()?;
         let taken = producer.write(&hv.shared().window(*zone)?.input(), bytes);
         if taken > 0 {

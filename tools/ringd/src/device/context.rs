@@ -17,7 +17,7 @@ impl Environment {
     }
 }
 
-/// Makes the zone's thread call [`super::devices::Devices::poll`].
+/// Makes the zone's thread look at its state in EL2 and call [`super::devices::Devices::poll`].
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What is known of devices that an earlier daemon served.

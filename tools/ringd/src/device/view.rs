@@ -1,6 +1,8 @@
 //! [`View`]: what client threads read of a zone's devices while the zone's thread changes them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::Device;
 use super::backend::QueueSnapshot;
@@ -50,16 +52,12 @@ impl View {
     /// Returns what is in the slots.
     #[must_use]
     pub fn state(&self) -> State {
-        self.lock().clone()
+        self.state.lock().clone()
     }
 
     /// Replaces what is in the slots.
     pub fn set_state(&self, state: State) {
-        *self.lock() = state;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.state.lock() = state;
     }
 }
 

@@ -178,14 +178,6 @@ impl dyn Hypervisor + '_ {
             .map(drop)
     }
 
-    /// Removes a device.
-    ///
-    /// # Errors
-    /// EL2 refused.
-    pub fn device_remove(&self, zone: u8, slot: u8) -> Result<(), Refusal> {
-        self.plain(on_slot(Op::DeviceRemove, zone, slot, [0; 4]))
-    }
-
     /// Returns the number of events ever written to the zone's ring.
     ///
     /// # Errors

@@ -4,10 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use ringvirtio::ReadWidth;
 use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
@@ -176,7 +176,7 @@ impl Hypervisor for ControlDevice {
         if payload.len() > shared::PAYLOAD_SIZE || result.len() > shared::PAYLOAD_SIZE {
             return Err(too_large);
         }
-        let _slot = self.slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _slot = self.slot.lock();
         // A status that EL2 never gives, so that a doorbell that did nothing is not taken for success.
         let header = Header {
             status: u32::MAX,

@@ -10,7 +10,7 @@ use ringvisor::abi::shared;
 
 use super::affinity::Affinity;
 use super::counters::RingCounters;
-use super::table::{Table, lock};
+use super::table::Table;
 use crate::hv::Hypervisor;
 
 /// The rings of all zones.
@@ -53,7 +53,7 @@ impl EventSource for Rings {
 
     fn collect(&mut self, commands: &mut Commands) {
         let mut taken = 0;
-        for zone in lock(&self.table).iter_mut() {
+        for zone in self.table.lock().iter_mut() {
             taken += zone.collect(&self.hv, commands, &self.counters);
         }
         self.counters.rounds.add(1);
@@ -64,7 +64,7 @@ impl EventSource for Rings {
     }
 
     fn has_events(&self) -> bool {
-        lock(&self.table).iter().any(|zone| {
+        self.table.lock().iter().any(|zone| {
             let window = self.hv.shared().window(zone.number);
             zone.refresh || window.is_some_and(|window| zone.consumer.peek(&window.ring()).is_some())
         })
@@ -83,7 +83,7 @@ impl EventSource for Rings {
 
     fn arm(&mut self) -> bool {
         let mut more = false;
-        for zone in lock(&self.table).iter_mut() {
+        for zone in self.table.lock().iter_mut() {
             if let Some(window) = self.hv.shared().window(zone.number) {
                 more |= !zone.consumer.prepare_to_sleep(&window.ring()) || zone.refresh;
             }
@@ -92,7 +92,7 @@ impl EventSource for Rings {
     }
 
     fn disarm(&mut self) {
-        for zone in lock(&self.table).iter() {
+        for zone in self.table.lock().iter() {
             let armed = armed_offset(zone.number).and_then(|offset| self.hv.shared().u32_at(offset));
             if let Some(armed) = armed {
                 // A swap, as the consumer's own: see `ringvisor::ring`, "Orderings".

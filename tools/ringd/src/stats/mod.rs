@@ -154,7 +154,8 @@ pub fn collect(registry: &Registry) -> StatsReport {
     let daemon = usage()
         .into_iter()
         .chain([("bells", page.event_interrupts.into())]);
-    let daemon = daemon.chain(context.io.ring_counters().snapshot().counters());
+    let rings = context.io.ring_counters().snapshot();
+    let daemon = daemon.chain(rings.counters());
     let version = page.version.split(|byte| *byte == 0).next().unwrap_or_default();
     StatsReport {
         time_ns: u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX),

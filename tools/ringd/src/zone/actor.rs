@@ -22,7 +22,6 @@ use crate::config::{OnCrash, OnReboot};
 use crate::device::Change;
 use crate::device::context::Wake;
 use crate::hv::Refusal;
-use crate::io::ZoneEvent;
 
 /// How long EL2 may take to get all vCPUs out of the guest.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,13 +71,6 @@ enum Next {
     End(Ending),
 }
 
-fn event(outbox: &Sender<Message>) -> ZoneEvent {
-    let outbox = outbox.clone();
-    Box::new(move || {
-        let _ = outbox.send(Message::Changed);
-    })
-}
-
 fn wake(outbox: &Sender<Message>) -> Wake {
     let outbox = outbox.clone();
     Arc::new(move || {
@@ -92,7 +84,7 @@ fn wake(outbox: &Sender<Message>) -> Wake {
 /// The zone cannot be started; nothing of it is left.
 pub fn start(context: &Arc<Context>, shared: &Arc<Shared>) -> anyhow::Result<Sender<Message>> {
     let (outbox, inbox) = channel();
-    let (mut resources, entry) = Resources::acquire(context, shared, event(&outbox))?;
+    let (mut resources, entry) = Resources::acquire(context, shared, wake(&outbox))?;
     resources.start_devices(wake(&outbox));
     let actor = Actor::new(context, shared, resources, inbox);
     actor.spawn(|actor| actor.launch(entry))?;
@@ -118,7 +110,7 @@ pub fn take_over(
     let restarts = record.starts.saturating_sub(1);
     let cpus = record.cpus.clone();
     shared.update(|status| (status.number, status.cpus, status.restarts) = (Some(number), cpus, restarts));
-    match Resources::take_over(context, shared, record, number, event(&outbox), say) {
+    match Resources::take_over(context, shared, record, number, wake(&outbox), say) {
         Ok(mut resources) => {
             resources.start_devices(wake(&outbox));
             shared.update(|status| status.state = Phase::Running);
@@ -139,7 +131,7 @@ pub fn take_over(
 pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
     let (_outbox, inbox) = channel();
     let exists = record.number.is_some();
-    let left = Resources::left_over(context, shared, record);
+    let left = Resources::new(context, shared, record);
     let mut actor = Actor::new(context, shared, left, inbox);
     if exists {
         let _ = actor.stop();

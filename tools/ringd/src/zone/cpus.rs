@@ -1,7 +1,5 @@
 //! The CPUs of a zone: chosen, taken offline in root, brought back.
 
-use std::sync::PoisonError;
-
 use super::Context;
 use super::journal::Journal;
 use super::record::Record;
@@ -27,7 +25,7 @@ pub fn choose(context: &Context, config: &ZoneConfig) -> anyhow::Result<Vec<Cpu>
 /// There are not enough, the record cannot be written, or root Linux refused. What was acquired is on record.
 pub fn acquire(context: &Context, shared: &Shared, journal: &mut Journal) -> anyhow::Result<Vec<u64>> {
     let config = &shared.config;
-    let _choosing = context.cpus.lock().unwrap_or_else(PoisonError::into_inner);
+    let _choosing = context.cpus.lock();
     let chosen = choose(context, config)?;
     // All of them go into the record first: bringing a CPU online that is online does no harm.
     let numbers: Vec<u32> = chosen.iter().map(|cpu| cpu.number).collect();

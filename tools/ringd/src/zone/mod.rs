@@ -21,13 +21,14 @@ pub mod status;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::device::Environment;
 use crate::host::Host;
 use crate::hv::Hypervisor;
 use crate::io::Io;
 
+use parking_lot::Mutex;
 pub use shared::Shared;
 pub use status::{Ending, Phase, Status};
 

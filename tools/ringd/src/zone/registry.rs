@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
+use parking_lot::Mutex;
 use ringvisor::abi::command::ZoneInfo;
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
 
@@ -93,10 +94,6 @@ impl Registry {
         Ok(&**upgrade)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Zones> {
-        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns what all zones share.
     #[must_use]
     pub fn context(&self) -> &Arc<Context> {
@@ -112,7 +109,7 @@ impl Registry {
         let name = config.name.clone();
         let shared = Shared::new(config);
         {
-            let mut zones = self.lock();
+            let mut zones = self.zones.lock();
             let existing = zones.by_name.get(&name);
             if existing.is_some_and(|zone| zone.shared.status().state != Phase::Stopped) {
                 bail!("zone {name} exists already; `ringctl zone stop {name}` ends it");
@@ -127,11 +124,11 @@ impl Registry {
         }
         match actor::start(&self.context, &shared) {
             Ok(outbox) => {
-                self.lock().set_outbox(&name, &shared, outbox);
+                self.zones.lock().set_outbox(&name, &shared, outbox);
                 Ok(shared)
             }
             Err(error) => {
-                let mut zones = self.lock();
+                let mut zones = self.zones.lock();
                 if zones.find(&name, &shared).is_some() {
                     zones.by_name.remove(&name);
                 }
@@ -174,14 +171,15 @@ impl Registry {
     }
 
     fn zone(&self, name: &str) -> anyhow::Result<Zone> {
-        let zone = self.lock().by_name.get(name).cloned();
+        let zone = self.zones.lock().by_name.get(name).cloned();
         zone.ok_or_else(|| anyhow!("no zone {name}; `ringctl zone list` shows those there are"))
     }
 
     /// Returns all zones.
     #[must_use]
     pub fn list(&self) -> Vec<Status> {
-        self.lock()
+        self.zones
+            .lock()
             .by_name
             .values()
             .map(|zone| zone.shared.status())
@@ -220,7 +218,7 @@ impl Registry {
             match found {
                 Some(number) if record.starts > 0 => {
                     shared.recover(number);
-                    self.lock().insert(&name, shared.clone());
+                    self.zones.lock().insert(&name, shared.clone());
                     let (registry, say, working) = (self.clone(), say.clone(), working.clone());
                     let take = move || {
                         registry.take_over_one(&shared, record, number, &*say);
@@ -254,7 +252,7 @@ impl Registry {
         match actor::take_over(&self.context, shared, record, number, say) {
             Ok(outbox) => {
                 tracing::info!(zone = name, number, "taken over");
-                self.lock().set_outbox(name, shared, outbox);
+                self.zones.lock().set_outbox(name, shared, outbox);
             }
             Err(error) => tracing::error!(zone = name, %error, "cannot take a zone over: stopped"),
         }

@@ -20,7 +20,6 @@ use crate::device::context::{TakeOver, Wake};
 use crate::device::zone::ZoneContext;
 use crate::device::{Change, Device, Devices};
 use crate::host::{Ram, RamError};
-use crate::io::ZoneEvent;
 use crate::io::served::{DeviceParts, ServedDevice};
 
 /// What a zone holds.
@@ -36,7 +35,8 @@ pub struct Resources {
 
 impl Resources {
     /// Returns what a zone with this record holds, without its RAM.
-    fn new(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
+    /// Returns what is on a zone's record, nothing of it open: to be taken over, or released by [`Self::release`].
+    pub fn new(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
         let devices = Devices::new(ZoneContext {
             config: shared.config.clone(),
             view: shared.devices.clone(),
@@ -63,7 +63,7 @@ impl Resources {
     pub fn acquire(
         context: &Arc<Context>,
         shared: &Arc<Shared>,
-        changed: ZoneEvent,
+        changed: Wake,
     ) -> anyhow::Result<(Self, Entry)> {
         let mut resources = Self::new(context, shared, Record::new((*shared.config).clone()));
         // Files first: most mistakes are here, and nothing has been acquired yet.
@@ -78,12 +78,7 @@ impl Resources {
         }
     }
 
-    fn acquire_all(
-        &mut self,
-        files: &BootFiles,
-        devices: &[Device],
-        changed: ZoneEvent,
-    ) -> anyhow::Result<Entry> {
+    fn acquire_all(&mut self, files: &BootFiles, devices: &[Device], changed: Wake) -> anyhow::Result<Entry> {
         let context = self.context.clone();
         let shared = self.shared.clone();
         let config = &shared.config;
@@ -138,13 +133,13 @@ impl Resources {
         number: u8,
         devices: &[Device],
         starts: u32,
-        changed: ZoneEvent,
+        changed: Wake,
         takeover: bool,
     ) -> anyhow::Result<()> {
         let config = &self.shared.config;
         let Some(ram) = &self.ram else { return Ok(()) };
         let memory = GuestRam::new(ram.memory.clone());
-        let memory = memory.map_err(|cause| config.failed(RamError::Map(cause.to_string())))?;
+        let memory = memory.map_err(|cause| config.failed(RamError::map(cause)))?;
         let log = self.devices.inflight()?;
         let mut served = Vec::new();
         // Queues as they were when the zone began: what is attached later has the drive's.
@@ -179,7 +174,7 @@ impl Resources {
         shared: &Arc<Shared>,
         record: Record,
         number: u8,
-        changed: ZoneEvent,
+        changed: Wake,
         report_progress: &dyn Fn(&str),
     ) -> Result<Self, Box<(Self, anyhow::Error)>> {
         let config = &shared.config;
@@ -204,13 +199,6 @@ impl Resources {
             Ok(()) => Ok(resources),
             Err(error) => Err(Box::new((resources, error))),
         }
-    }
-
-    /// Returns what an earlier daemon left of a zone that cannot continue, to be released by
-    /// [`Self::release`].
-    #[must_use]
-    pub fn left_over(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
-        Self::new(context, shared, record)
     }
 
     /// Returns EL2's number of the zone.
@@ -250,7 +238,7 @@ impl Resources {
             self.context.io.quiesce(number);
         }
         let Some(ram) = &self.ram else {
-            return Err(config.failed(RamError::Map("it is not mapped".into())));
+            return Err(config.failed(RamError::map("it is not mapped")));
         };
         let entry = load::fill(&config, &files, ram)?;
         self.journal

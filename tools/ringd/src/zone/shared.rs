@@ -1,6 +1,8 @@
 //! [`Shared`]: a zone as all threads see it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
 
 use super::status::{Ending, Phase, Status};
 use crate::config::ZoneConfig;
@@ -55,35 +57,31 @@ impl Shared {
         self.update(|status| (status.state, status.number) = (Phase::Recovering, Some(number)));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns its status.
     #[must_use]
     pub fn status(&self) -> Status {
         let devices = self.devices.state().counts();
         Status {
             devices,
-            ..self.lock().clone()
+            ..self.status.lock().clone()
         }
     }
 
     /// Changes its status and wakes the threads that wait.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.lock());
+        change(&mut self.status.lock());
         self.changed.notify_all();
     }
 
     /// Waits for its end.
     #[must_use]
     pub fn wait(&self) -> Ending {
-        let mut status = self.lock();
+        let mut status = self.status.lock();
         loop {
             if let (Phase::Stopped, Some(ending)) = (status.state, &status.ending) {
                 return ending.clone();
             }
-            status = self.changed.wait(status).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut status);
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use ringblk::EngineKind;
 use ringvisor::abi::command::Op;
 use ringvisor::abi::{StopReason, ZoneState};

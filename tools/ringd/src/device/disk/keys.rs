@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use ringblk::{EngineKind, Format, HostCache, OnError};
 use toml::{Table, Value};
 
 use super::config::{DiskConfig, DiskLimits, Limit, names_no_file};
@@ -126,36 +125,18 @@ fn disk(mut keys: Keys<'_>) -> anyhow::Result<DiskConfig> {
     let path = keys.path("path", PATH)?;
     let path = plain.filter(|plain| names_no_file(plain)).or(path);
     let path = remote(&mut keys, path.is_some())?.or(path);
-    let path = keys.required("path", path, PATH)?;
-    let disk = DiskConfig {
+    let path = path.ok_or_else(|| keys.missing("path", PATH))?;
+    Ok(DiskConfig {
         readonly: keys.boolean("readonly")?.unwrap_or(false),
         serial: keys.string("serial", "a serial number in quotes")?,
         engine: keys
-            .choice(
-                "engine",
-                &[
-                    ("io_uring", EngineKind::IoUring),
-                    ("threads", EngineKind::Threads),
-                ],
-            )?
+            .choice("engine", &["io_uring", "threads"])?
             .unwrap_or_default(),
-        format: keys
-            .choice("format", &[("raw", Format::Raw), ("qcow2", Format::Qcow2)])?
-            .unwrap_or_default(),
-        cache: keys
-            .choice(
-                "cache",
-                &[("none", HostCache::None), ("writeback", HostCache::Writeback)],
-            )?
-            .unwrap_or_default(),
+        format: keys.choice("format", &["raw", "qcow2"])?.unwrap_or_default(),
+        cache: keys.choice("cache", &["none", "writeback"])?.unwrap_or_default(),
         queues: keys.count("queues", "how many queues")?,
         discard: keys.boolean("discard")?.unwrap_or(true),
-        on_error: keys
-            .choice(
-                "on_error",
-                &[("report", OnError::Report), ("stop", OnError::Stop)],
-            )?
-            .unwrap_or_default(),
+        on_error: keys.choice("on_error", &["report", "stop"])?.unwrap_or_default(),
         limits: DiskLimits {
             iops: Limit {
                 rate: keys.count("iops", "requests a second")?,
@@ -167,6 +148,5 @@ fn disk(mut keys: Keys<'_>) -> anyhow::Result<DiskConfig> {
             },
         },
         ..DiskConfig::new(path)
-    };
-    Ok(disk)
+    })
 }

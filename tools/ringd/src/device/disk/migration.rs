@@ -2,10 +2,11 @@
 //! drives it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use ringblk::migrate::{Migration as Copy, MigrationError, Step};
 use serde::{Deserialize, Serialize};
 
@@ -90,16 +91,16 @@ impl Migration {
     /// Returns the stage.
     #[must_use]
     pub fn stage(&self) -> Stage {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.stage.lock().clone()
     }
 
     fn set_stage(&self, stage: Stage) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        *self.stage.lock() = stage;
     }
 
     /// Starts the thread that copies and compares, if there is none. It calls `wake` at its end.
     pub fn start(self: &Arc<Self>, wake: &Wake) {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = self.thread.lock();
         if thread.is_some() {
             return;
         }
@@ -140,7 +141,7 @@ impl Migration {
     /// Ends the thread. Afterwards only the guest's requests use source and target.
     pub fn stop(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }

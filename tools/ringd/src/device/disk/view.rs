@@ -1,7 +1,9 @@
 //! [`DiskView`]: what client threads read of a zone's migrations.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::migration::{Migration, MigrationReport, Stage};
 use crate::device::state::State;
@@ -18,7 +20,7 @@ pub struct DiskView {
 impl DiskView {
     /// Returns the migrations of this daemon.
     pub fn migrations(&self) -> MutexGuard<'_, Vec<Arc<Migration>>> {
-        self.migrations.lock().unwrap_or_else(PoisonError::into_inner)
+        self.migrations.lock()
     }
 
     /// Returns the migration of the disk in a slot.
@@ -50,18 +52,14 @@ impl DiskView {
     /// Returns why the last migration of the disk in a slot failed.
     #[must_use]
     pub fn failure(&self, slot: u8) -> Option<String> {
-        self.failures().get(&slot).cloned()
+        self.failures.lock().get(&slot).cloned()
     }
 
     /// Sets why the last migration of the disk in a slot failed, or that it has not.
     pub fn set_failure(&self, slot: u8, reason: Option<String>) {
         match reason {
-            Some(reason) => self.failures().insert(slot, reason),
-            None => self.failures().remove(&slot),
+            Some(reason) => self.failures.lock().insert(slot, reason),
+            None => self.failures.lock().remove(&slot),
         };
-    }
-
-    fn failures(&self) -> MutexGuard<'_, BTreeMap<u8, String>> {
-        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
