@@ -124,21 +124,14 @@ impl Client {
                 Ok(stream) => break stream,
                 Err(cause) => cause,
             };
-            let absence = match cause.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    instance::look(path.parent().unwrap_or(Path::new("/")))
-                }
-                // The backlog is full.
-                io::ErrorKind::WouldBlock => instance::look(path.parent().unwrap_or(Path::new("/"))),
-                _ => {
-                    return Err(ClientError::Connect {
-                        path: path.to_owned(),
-                        cause,
-                    });
-                }
-            };
-            let error = match absence {
-                Absence::NotRunning => return Err(ClientError::NotRunning(path.to_owned())),
+            // `WouldBlock`: the backlog is full.
+            use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+            let path = path.to_owned();
+            if !matches!(cause.kind(), NotFound | ConnectionRefused | WouldBlock) {
+                return Err(ClientError::Connect { path, cause });
+            }
+            let error = match instance::look(path.parent().unwrap_or(Path::new("/"))) {
+                Absence::NotRunning => return Err(ClientError::NotRunning(path)),
                 Absence::Stopped(pid) => return Err(ClientError::Stopped(pid)),
                 Absence::Starting(pid, state) => ClientError::Starting { pid, state },
                 Absence::Dying(pid) => ClientError::Dying(pid),

@@ -143,16 +143,6 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Returns an empty trace.
-    #[must_use]
-    pub fn new(start: &TraceStart) -> Self {
-        Self {
-            frequency: start.frequency,
-            cpus: start.cpus,
-            ..Self::default()
-        }
-    }
-
     /// Adds records.
     pub fn add(&mut self, chunk: Chunk) {
         self.events

@@ -71,32 +71,28 @@ impl DiskConfig {
     /// # Errors
     /// The first value that is out of range or contradicts another.
     pub fn check(&self, origin: &str, key: &str) -> anyhow::Result<()> {
-        let bad = |name: &str, value: String, expected: String| {
-            bad(origin, format!("{key}{name}"), value, expected)
+        let bad = |name: &str, value: String, expected: &str| {
+            Err(bad(origin, format!("{key}{name}"), value, expected))
         };
         if !self.path.is_absolute() && !names_no_file(&self.path) {
-            return Err(bad("path", self.quoted_path(), "an absolute path".into()));
+            return bad("path", self.quoted_path(), "an absolute path");
         }
         if let ("vhost_user", socket) = self.source()
             && !socket.is_absolute()
         {
             let value = quoted(&socket.display().to_string());
-            return Err(bad("vhost_user", value, "an absolute path".into()));
+            return bad("vhost_user", value, "an absolute path");
         }
         if let Some(serial) = &self.serial
             && (serial.len() > SERIAL_LEN || !serial.bytes().all(|b| b.is_ascii_graphic() || b == b' '))
         {
             let expected = format!("at most {SERIAL_LEN} printable ASCII characters");
-            return Err(bad("serial", quoted(serial), expected));
+            return bad("serial", quoted(serial), &expected);
         }
         if let Some(queues) = self.queues
             && (queues == 0 || usize::try_from(queues).is_ok_and(|queues| queues > MAX_QUEUES))
         {
-            return Err(bad(
-                "queues",
-                queues.to_string(),
-                format!("1 to {MAX_QUEUES} queues"),
-            ));
+            return bad("queues", queues.to_string(), &format!("1 to {MAX_QUEUES} queues"));
         }
         let limits = [("iops", self.limits.iops), ("bps", self.limits.bps)];
         for (name, limit) in limits {
@@ -105,18 +101,14 @@ impl DiskConfig {
                 _ => value.to_string(),
             };
             if limit.rate == Some(0) {
-                return Err(bad(
-                    name,
-                    show(0),
-                    "more than 0; without the key there is no limit".into(),
-                ));
+                return bad(name, show(0), "more than 0; without the key there is no limit");
             }
             if let (None, Some(burst)) = (limit.rate, limit.burst) {
-                return Err(bad(
+                return bad(
                     &format!("{name}_burst"),
                     show(burst),
-                    format!("the key {name} beside it"),
-                ));
+                    &format!("the key {name} beside it"),
+                );
             }
         }
         Ok(())
