@@ -17,12 +17,11 @@ use crate::hv::Hypervisor;
 use marks::Marks;
 use scrollback::{Chunk, Scrollback};
 
-/// Bytes of output kept.
-pub const KEPT: usize = 256 << 10;
 /// Bytes copied at once.
 const STEP: usize = 4096;
 
 /// A zone's console.
+#[derive(Default)]
 pub struct Console {
     /// Innermost lock, held for a copy at a time.
     state: Mutex<State>,
@@ -32,6 +31,7 @@ pub struct Console {
     input: Mutex<Option<(u8, InputProducer)>>,
 }
 
+#[derive(Default)]
 struct State {
     kept: Scrollback,
     marks: Marks,
@@ -46,22 +46,6 @@ impl State {
         self.kept.push(text.as_bytes());
         self.marks.insert(begin, self.kept.end(), guest);
         self.marks.forget(self.kept.start());
-    }
-}
-
-impl Default for Console {
-    fn default() -> Self {
-        let state = State {
-            kept: Scrollback::new(KEPT),
-            marks: Marks::default(),
-            output: OutputConsumer::default(),
-            closed: false,
-        };
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            input: Mutex::new(None),
-        }
     }
 }
 

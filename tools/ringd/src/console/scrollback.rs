@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+/// Bytes of output kept.
+pub const KEPT: usize = 256 << 10;
+
 /// The newest bytes of a stream; positions count from the stream's beginning.
 pub struct Scrollback {
     bytes: VecDeque<u8>,
@@ -18,6 +21,12 @@ pub struct Chunk {
     pub bytes: Vec<u8>,
     /// Position of the byte after them.
     pub next: u64,
+}
+
+impl Default for Scrollback {
+    fn default() -> Self {
+        Self::new(KEPT)
+    }
 }
 
 impl Scrollback {

@@ -20,7 +20,7 @@ use super::protocol::{
     CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
 use crate::device::api;
-use crate::hv::Hypervisor;
+use crate::hv::{self, Hypervisor};
 use crate::stats;
 use crate::trace::record::Recorder;
 use crate::zone::actor::Command;
@@ -237,11 +237,10 @@ fn device(registry: &Registry, request: api::Request) -> anyhow::Result<Reply> {
 }
 
 fn info(page: &InfoPage) -> InfoReport {
-    let version = page.version.split(|byte| *byte == 0).next().unwrap_or_default();
     let count = usize::try_from(page.cpu_count).unwrap_or(0);
     let zones = (0_u8..).zip(&page.zones);
     InfoReport {
-        el2_version: String::from_utf8_lossy(version).into_owned(),
+        el2_version: hv::text(&page.version),
         ringd_version: env!("CARGO_PKG_VERSION").into(),
         ringd_pid: std::process::id(),
         abi_version: page.abi_version,

@@ -76,6 +76,13 @@ impl Refusal {
     }
 }
 
+/// Returns the text in a field of EL2's that NUL ends.
+#[must_use]
+pub fn text(field: &[u8]) -> String {
+    let bytes = field.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
 fn op_name(op: Option<Op>) -> String {
     op.map_or_else(|| "to attach".into(), |op| format!("{op:?}"))
 }

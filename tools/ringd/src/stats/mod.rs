@@ -13,6 +13,7 @@ use ringvisor::abi::info::OWNER_NONE;
 use serde::{Deserialize, Serialize};
 
 use crate::device::report::{Counts, DeviceReports, DeviceStats, counts};
+use crate::hv;
 use crate::zone::registry::Registry;
 use crate::zone::{Status, observe};
 
@@ -156,12 +157,11 @@ pub fn collect(registry: &Registry) -> StatsReport {
         .chain([("bells", page.event_interrupts.into())]);
     let rings = context.io.ring_counters().snapshot();
     let daemon = daemon.chain(rings.counters());
-    let version = page.version.split(|byte| *byte == 0).next().unwrap_or_default();
     StatsReport {
         time_ns: u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX),
         daemon: DaemonStats {
             version: env!("CARGO_PKG_VERSION").into(),
-            el2_version: String::from_utf8_lossy(version).into_owned(),
+            el2_version: hv::text(&page.version),
             pid: std::process::id(),
             counts: counts(daemon),
         },

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
 use parking_lot::Mutex;
-use ringvisor::abi::command::ZoneInfo;
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
 
 use super::Context;
@@ -17,6 +16,7 @@ use super::record::Record;
 use super::shared::Shared;
 use super::status::{Phase, Status};
 use crate::config::ZoneConfig;
+use crate::hv;
 
 /// How many ended zones are still listed, with their consoles.
 const REMEMBERED: usize = 16;
@@ -267,17 +267,12 @@ impl Registry {
                 continue;
             }
             match self.context.el2().zone_info(number) {
-                Ok(info) => drop(found.insert(name(&info), number)),
+                Ok(info) => drop(found.insert(hv::text(&info.name), number)),
                 Err(error) => tracing::warn!(number, %error, "cannot ask EL2 about a zone"),
             }
         }
         found
     }
-}
-
-fn name(info: &ZoneInfo) -> String {
-    let bytes = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 impl Zones {
