@@ -83,19 +83,13 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Resul
 
 fn cpus(keys: &mut Keys<'_>) -> anyhow::Result<Cpus> {
     const EXPECTED: &str = "how many CPUs, or a list of CPU numbers such as [2, 3]";
-    let value = keys.value("cpus");
-    let value = value.ok_or_else(|| keys.missing("cpus", EXPECTED))?;
     let number = |value: &Value| value.as_integer().and_then(|number| u32::try_from(number).ok());
-    let cpus = match &value {
-        Value::Integer(_) => number(&value).map(Cpus::Count),
-        Value::Array(list) => list
-            .iter()
-            .map(number)
-            .collect::<Option<Vec<u32>>>()
-            .map(Cpus::List),
+    let cpus = keys.get("cpus", EXPECTED, |value| match value {
+        Value::Integer(_) => number(value).map(Cpus::Count),
+        Value::Array(list) => list.iter().map(number).collect::<Option<_>>().map(Cpus::List),
         _ => None,
-    };
-    cpus.ok_or_else(|| keys.bad("cpus", &value, EXPECTED))
+    })?;
+    cpus.ok_or_else(|| keys.missing("cpus", EXPECTED))
 }
 
 #[cfg(test)]

@@ -71,9 +71,21 @@ impl<'a> Keys<'a> {
         )
     }
 
-    /// Removes a key and returns its value.
-    pub fn value(&mut self, key: &str) -> Option<Value> {
-        self.table.remove(key)
+    /// Removes a key and returns what `convert` makes of its value.
+    ///
+    /// # Errors
+    /// It makes nothing of it: the value is not as `expected`.
+    pub fn get<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        convert: impl FnOnce(&Value) -> Option<T>,
+    ) -> anyhow::Result<Option<T>> {
+        let Some(value) = self.table.remove(key) else {
+            return Ok(None);
+        };
+        let converted = convert(&value);
+        converted.map(Some).ok_or_else(|| self.bad(key, &value, expected))
     }
 
     /// Removes a key with text.
@@ -81,11 +93,7 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// The value is no text.
     pub fn string(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<String>> {
-        match self.value(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(self.bad(key, &other, expected)),
-        }
+        self.get(key, expected, |value| value.as_str().map(str::to_owned))
     }
 
     /// Removes a key with a truth value.
@@ -93,11 +101,7 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// The value is neither true nor false.
     pub fn boolean(&mut self, key: &str) -> anyhow::Result<Option<bool>> {
-        match self.value(key) {
-            None => Ok(None),
-            Some(Value::Boolean(value)) => Ok(Some(value)),
-            Some(other) => Err(self.bad(key, &other, "true or false")),
-        }
+        self.get(key, "true or false", Value::as_bool)
     }
 
     /// Removes a key with a path and makes it absolute.
@@ -105,28 +109,22 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// The value is no text, or empty.
     pub fn path(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<PathBuf>> {
-        let Some(text) = self.string(key, expected)? else {
-            return Ok(None);
-        };
-        if text.is_empty() {
-            return Err(self.bad(key, &Value::String(text), expected));
-        }
-        Ok(Some(self.directory.join(text)))
+        let directory = self.directory;
+        self.get(key, expected, |value| {
+            let text = value.as_str().filter(|text| !text.is_empty());
+            text.map(|text| directory.join(text))
+        })
     }
 
     /// Removes a key with one of several words and returns what the word stands for.
     ///
     /// # Errors
     /// The value is none of the words.
-    pub fn choice<T: DeserializeOwned>(&mut self, key: &str, names: &[&str]) -> anyhow::Result<Option<T>> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        let named = value.as_str().is_some_and(|name| names.contains(&name));
-        let chosen = named.then(|| T::deserialize(value.clone()).ok()).flatten();
-        chosen.map(Some).ok_or_else(|| {
-            let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
-            self.bad(key, &value, names.join(" or "))
+    pub fn choice<T: DeserializeOwned>(&mut self, key: &str, words: &[&str]) -> anyhow::Result<Option<T>> {
+        let expected: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+        self.get(key, &expected.join(" or "), |value| {
+            let named = value.as_str().is_some_and(|word| words.contains(&word));
+            named.then(|| T::deserialize(value.clone()).ok()).flatten()
         })
     }
 
@@ -135,12 +133,10 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// The value is no size.
     pub fn size(&mut self, key: &str) -> anyhow::Result<Option<u64>> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        let bytes = value.as_str().and_then(size::parse_size);
-        let bytes = bytes.filter(|bytes| *bytes != 0);
-        bytes.map(Some).ok_or_else(|| self.bad(key, &value, SIZE))
+        self.get(key, SIZE, |value| {
+            let bytes = value.as_str().and_then(size::parse_size);
+            bytes.filter(|bytes| *bytes != 0)
+        })
     }
 
     /// Removes a key with a number that `T` can hold.
@@ -148,11 +144,7 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// The value is no such number.
     pub fn count<T: TryFrom<i64>>(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<T>> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        let number = value.as_integer().and_then(|number| T::try_from(number).ok());
-        number.map(Some).ok_or_else(|| self.bad(key, &value, expected))
+        self.get(key, expected, |value| T::try_from(value.as_integer()?).ok())
     }
 
     /// Removes a section, `[key]`.
@@ -160,11 +152,10 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// The value is no table.
     pub fn section(&mut self, key: &str) -> anyhow::Result<Option<Self>> {
-        match self.value(key) {
-            None => Ok(None),
-            Some(Value::Table(table)) => Ok(Some(self.inner(format!("{key}."), table))),
-            Some(other) => Err(self.bad(key, &other, format!("a [{key}] section"))),
-        }
+        let table = self.get(key, &format!("a [{key}] section"), |value| {
+            value.as_table().cloned()
+        })?;
+        Ok(table.map(|table| self.inner(format!("{key}."), table)))
     }
 
     /// Removes a list of sections, `[[key]]`.
@@ -173,11 +164,9 @@ impl<'a> Keys<'a> {
     /// The value is no list of tables.
     pub fn sections(&mut self, key: &str) -> anyhow::Result<Vec<Self>> {
         let expected = format!("[[{key}]] sections");
-        let list = match self.value(key) {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(list)) => list,
-            Some(other) => return Err(self.bad(key, &other, expected)),
-        };
+        let list = self
+            .get(key, &expected, |value| value.as_array().cloned())?
+            .unwrap_or_default();
         let one = |(index, entry)| match entry {
             Value::Table(table) => Ok(self.inner(format!("{key}[{index}]."), table)),
             other => Err(self.bad(&format!("{key}[{index}]"), &other, &expected)),

@@ -205,7 +205,10 @@ fn zones(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resu
         "Accesses of the zone's answered by an external abort",
         aborts,
     )?;
-    let restarts = report.zones.iter().map(|zone| (name(zone), zone.restarts.into()));
+    let restarts = report
+        .zones
+        .iter()
+        .map(|zone| (name(zone), u64::from(zone.restarts)));
     counter(
         encoder,
         "zone_restarts",
