@@ -35,7 +35,6 @@ pub enum Condition {
 }
 
 /// Returns the condition of the `ringd` process `pid`.
-#[must_use]
 pub fn condition(pid: u32) -> Condition {
     condition_below(Path::new("/proc"), pid)
 }
@@ -93,7 +92,6 @@ pub enum Absence {
 }
 
 /// Returns what is known of the daemon of a run directory.
-#[must_use]
 pub fn look(run_dir: &Path) -> Absence {
     let daemon = read_pid(&run_dir.join("lock")).map(|pid| (pid, condition(pid)));
     let supervisor = read_pid(&run_dir.join("supervisor")).map(|pid| (pid, condition(pid)));

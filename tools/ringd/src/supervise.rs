@@ -168,7 +168,6 @@ fn wait_unless_signalled(signals: &Signals, pause: Duration) -> Option<i32> {
 }
 
 /// Returns how a process ended, for people.
-#[must_use]
 pub fn cause(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(signal), _) => format!("killed by signal {signal}"),
@@ -178,7 +177,6 @@ pub fn cause(status: ExitStatus) -> String {
 }
 
 /// Returns the path of the file with the program of the last upgrade.
-#[must_use]
 pub fn program_file(run_dir: &Path) -> PathBuf {
     run_dir.join("program")
 }

@@ -90,13 +90,11 @@ impl Kernel {
     }
 
     /// Returns the guest-physical address of its first byte.
-    #[must_use]
     pub fn entry(&self) -> u64 {
         RAM_BASE.saturating_add(self.offset)
     }
 
     /// Returns the end of what it occupies, from RAM's base.
-    #[must_use]
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.needs)
     }

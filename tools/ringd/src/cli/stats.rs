@@ -16,7 +16,6 @@ pub fn print(report: &StatsReport) -> anyhow::Result<ExitCode> {
 }
 
 /// Lines `what.of.whom.name value`, for people and for awk.
-#[must_use]
 pub fn text(report: &StatsReport) -> String {
     let mut lines = Vec::new();
     let mut put = |who: &str, name: &str, value: u64| {

@@ -10,7 +10,6 @@ pub fn bad(origin: &str, key: impl Display, value: impl Display, expected: impl 
 }
 
 /// Returns `text` in quotes, as a zone file has it.
-#[must_use]
 pub fn quoted(text: &str) -> String {
     format!("{text:?}")
 }

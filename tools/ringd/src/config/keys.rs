@@ -28,7 +28,6 @@ pub struct Keys<'a> {
 impl<'a> Keys<'a> {
     /// Returns the keys of a top-level table. `origin` names its source in messages; paths are relative to
     /// `directory`.
-    #[must_use]
     pub const fn new(origin: &'a str, table: Table, directory: &'a Path) -> Self {
         Self {
             origin,
@@ -39,25 +38,21 @@ impl<'a> Keys<'a> {
     }
 
     /// Returns the source of the table, for messages.
-    #[must_use]
     pub const fn origin(&self) -> &'a str {
         self.origin
     }
 
     /// Returns the full name of a key, for messages.
-    #[must_use]
     pub fn name(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
     /// Returns the value of a key that has not been removed.
-    #[must_use]
     pub fn peek(&self, key: &str) -> Option<&Value> {
         self.table.get(key)
     }
 
     /// Returns an error about the value of `key`.
-    #[must_use]
     pub fn bad(&self, key: &str, value: &Value, expected: impl Display) -> anyhow::Error {
         bad(self.origin, self.name(key), value.to_string().trim(), expected)
     }

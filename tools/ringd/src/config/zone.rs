@@ -68,7 +68,6 @@ impl Display for Cpus {
 
 impl Cpus {
     /// Returns the number of vCPUs.
-    #[must_use]
     pub fn count(&self) -> usize {
         match self {
             Self::Count(count) => usize::try_from(*count).unwrap_or(usize::MAX),
@@ -102,7 +101,6 @@ pub enum OnCrash {
 }
 
 /// Whether a zone may have this name, which becomes part of file names.
-#[must_use]
 pub fn is_zone_name(name: &str) -> bool {
     let name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let name_starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
@@ -111,19 +109,16 @@ pub fn is_zone_name(name: &str) -> bool {
 
 impl ZoneConfig {
     /// Returns an error about `key`.
-    #[must_use]
     pub fn bad(&self, key: &str, value: impl Display, expected: impl Display) -> anyhow::Error {
         bad(&self.origin, key, value, expected)
     }
 
     /// Returns an error about what the path under `key` names.
-    #[must_use]
     pub fn unusable(&self, key: &str, path: &Path, cause: impl Display) -> anyhow::Error {
         self.unusable_value(key, quoted(&path.display().to_string()), cause)
     }
 
     /// Returns an error about what the value under `key` asks for.
-    #[must_use]
     pub fn unusable_value(&self, key: &str, value: impl Display, cause: impl Display) -> anyhow::Error {
         anyhow!("{}: {key} = {value}: {cause}", self.origin)
     }

@@ -90,20 +90,17 @@ impl Console {
     }
 
     /// Returns the position of the oldest byte kept.
-    #[must_use]
     pub fn start(&self) -> u64 {
         self.state.lock().kept.start()
     }
 
     /// Returns how many bytes the guest had printed at a position; another daemon finds the place by
     /// [`Self::position_of`].
-    #[must_use]
     pub fn guest_position(&self, position: u64) -> u64 {
         self.state.lock().marks.guest(position)
     }
 
     /// Returns the position at which a reader continues who has seen `guest` bytes of the guest's output.
-    #[must_use]
     pub fn position_of(&self, guest: u64) -> u64 {
         let state = self.state.lock();
         state
@@ -114,7 +111,6 @@ impl Console {
 
     /// Waits until there are bytes at or behind `position`, then returns up to 4 KiB of them. Returns `None`
     /// after the end, and an empty chunk after `timeout`.
-    #[must_use]
     pub fn read(&self, position: u64, timeout: Duration) -> Option<Chunk> {
         let mut state = self.state.lock();
         if state.kept.end() <= position && !state.closed {

@@ -31,7 +31,6 @@ impl Default for Scrollback {
 
 impl Scrollback {
     /// Returns a scroll-back of up to `limit` bytes.
-    #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
             bytes: VecDeque::new(),
@@ -41,13 +40,11 @@ impl Scrollback {
     }
 
     /// Returns the position of the oldest byte kept.
-    #[must_use]
     pub fn start(&self) -> u64 {
         self.end.saturating_sub(self.bytes.len() as u64)
     }
 
     /// Returns the position after the newest byte.
-    #[must_use]
     pub fn end(&self) -> u64 {
         self.end
     }
@@ -68,7 +65,6 @@ impl Scrollback {
     }
 
     /// Returns up to `most` bytes from `position` on, or from the oldest one kept.
-    #[must_use]
     pub fn read(&self, position: u64, most: usize) -> Chunk {
         let from = position.clamp(self.start(), self.end);
         let offset = usize::try_from(from.saturating_sub(self.start())).unwrap_or(usize::MAX);

@@ -83,7 +83,6 @@ pub enum ClientError {
 
 impl ClientError {
     /// Returns an error about a reply that is of no use to the request.
-    #[must_use]
     pub fn unexpected(reply: &Reply) -> Self {
         Self::Confused(format!("{reply:?}"))
     }
@@ -150,7 +149,6 @@ impl Client {
     }
 
     /// Returns the daemon's process, if the system reports it.
-    #[must_use]
     pub fn daemon(&self) -> Option<u32> {
         self.pid
     }
@@ -235,7 +233,6 @@ impl Client {
 
     /// Returns the connection as bytes, after [`Request::Console`]: the reader may have buffered the first
     /// ones.
-    #[must_use]
     pub fn into_bytes(self) -> (BufReader<UnixStream>, UnixStream) {
         (self.reader, self.stream)
     }

@@ -202,7 +202,6 @@ impl Frame {
     pub const SIZE: usize = 12;
 
     /// Returns the header as bytes.
-    #[must_use]
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         let words = self.seen.to_le_bytes().into_iter().chain(self.len.to_le_bytes());
@@ -211,7 +210,6 @@ impl Frame {
     }
 
     /// Returns the header in bytes.
-    #[must_use]
     pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
         Self {

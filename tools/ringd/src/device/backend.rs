@@ -15,7 +15,6 @@ const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
 
 /// Returns the description of a device with this ID, these features, queues of `queue_max` entries and this
 /// configuration space.
-#[must_use]
 pub fn spec(device_id: u32, features: u64, queues: u16, queue_max: u16, config: &[u8]) -> DeviceSpec {
     let mut spec = DeviceSpec {
         device_id,
@@ -100,7 +99,6 @@ pub struct QueueSnapshot {
 
 impl QueueCounters {
     /// Returns the counters as they are now.
-    #[must_use]
     pub fn snapshot(&self) -> Counters {
         match self {
             Self::Disk(counters) => Counters::Disk(Box::new(counters.snapshot())),
@@ -109,7 +107,6 @@ impl QueueCounters {
     }
 
     /// Whether a request has completed.
-    #[must_use]
     pub fn has_completed(&self) -> bool {
         match self {
             Self::Disk(counters) => disk::stats::has_completed(counters),
@@ -120,7 +117,6 @@ impl QueueCounters {
 
 impl QueueSnapshot {
     /// Returns the queue for reports.
-    #[must_use]
     pub fn stats(&self) -> QueueStats {
         let stats = match &self.counters {
             Counters::Disk(counters) => disk::stats::queue_stats(counters),

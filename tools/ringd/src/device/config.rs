@@ -58,7 +58,6 @@ impl Configs {
 
     /// Returns what each virtio slot holds at the zone's start: disks, drives without a medium, the entropy
     /// device.
-    #[must_use]
     pub fn slots(&self) -> Vec<Config> {
         let spare = usize::try_from(self.spare_disks).unwrap_or(MAX_SLOTS);
         let spare = spare.min(MAX_SLOTS.saturating_sub(self.disk.len()));
@@ -71,7 +70,6 @@ impl Configs {
 
 impl Config {
     /// Returns the number of queues of a device in a zone with `vcpus` vCPUs.
-    #[must_use]
     pub fn queues(&self, vcpus: usize) -> usize {
         match self {
             Self::Disk(disk) => disk::config::queues(disk.as_ref(), vcpus),
@@ -80,7 +78,6 @@ impl Config {
     }
 
     /// Returns the disk in a drive.
-    #[must_use]
     pub fn disk(&self) -> Option<&DiskConfig> {
         match self {
             Self::Disk(disk) => disk.as_ref(),

@@ -11,7 +11,6 @@ pub struct Environment {
 
 impl Environment {
     /// Returns what opens files.
-    #[must_use]
     pub fn opener(&self) -> &dyn ringblk::Opener {
         &*self.disk.opener
     }

@@ -16,7 +16,6 @@ pub struct Devices {
 
 impl Devices {
     /// Returns the devices of a zone, none of them open.
-    #[must_use]
     pub const fn new(zone: ZoneContext) -> Self {
         Self { zone }
     }

@@ -57,7 +57,6 @@ pub enum Device {
 
 impl Device {
     /// Returns the disk of a drive.
-    #[must_use]
     pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
         match self {
             Self::Disk(disk) => Some(disk),
@@ -87,7 +86,6 @@ pub enum Change {
 
 impl Change {
     /// Whether nothing is left to report once it is made.
-    #[must_use]
     pub const fn removes(&self) -> bool {
         matches!(self, Self::Disk(disk::change::Change::Detach { .. }))
     }

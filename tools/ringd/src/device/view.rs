@@ -41,7 +41,6 @@ pub struct Observed {
 
 impl View {
     /// Returns the view of a zone with these devices.
-    #[must_use]
     pub fn new(state: State) -> Self {
         Self {
             state: Mutex::new(state),
@@ -50,7 +49,6 @@ impl View {
     }
 
     /// Returns what is in the slots.
-    #[must_use]
     pub fn state(&self) -> State {
         self.state.lock().clone()
     }
@@ -63,7 +61,6 @@ impl View {
 
 impl Observed {
     /// Returns the device for reports, without EL2's counters.
-    #[must_use]
     pub fn stats(&self) -> DeviceStats {
         DeviceStats {
             zone: self.zone.clone(),

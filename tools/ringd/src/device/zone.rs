@@ -65,13 +65,11 @@ impl ZoneContext {
     }
 
     /// Returns what each slot holds.
-    #[must_use]
     pub fn slots(&self) -> Vec<Config> {
         self.view.state().slots(&self.config.devices)
     }
 
     /// Returns the device in a slot, if it is served.
-    #[must_use]
     pub fn device(&self, slot: u8) -> Option<Device> {
         self.io.device(self.number?, slot)
     }

@@ -87,13 +87,11 @@ impl SharedPage {
     }
 
     /// Returns the virtual address of the page.
-    #[must_use]
     pub fn address(&self) -> usize {
         self.0.base.as_ptr() as usize
     }
 
     /// Returns the 32-bit word at `offset`.
-    #[must_use]
     pub fn u32_at(&self, offset: usize) -> Option<&AtomicU32> {
         let base = self.0.at(offset, 4, 4)?;
         // SAFETY: `at` checked that the words are inside of the mapping, which lives as long as `self`, and
@@ -102,7 +100,6 @@ impl SharedPage {
     }
 
     /// Returns `count` bytes at `offset`.
-    #[must_use]
     pub fn bytes(&self, offset: usize, count: usize) -> Option<&[AtomicU8]> {
         let base = self.0.at(offset, count, 1)?;
         // SAFETY: as in `u32_at`.
@@ -110,7 +107,6 @@ impl SharedPage {
     }
 
     /// Returns rings and console buffers of a zone.
-    #[must_use]
     pub fn window(&self, zone: u8) -> Option<&ZoneWindow> {
         let base = self.0.at(
             shared::zone_window(zone)?,
@@ -153,7 +149,6 @@ impl Bar {
     }
 
     /// Returns the 64-bit word at `offset`, or 0 outside of the BAR, as reserved space reads.
-    #[must_use]
     pub fn read_u64(&self, offset: usize) -> u64 {
         let Some(word) = self.0.at(offset, 8, 8) else {
             return 0;

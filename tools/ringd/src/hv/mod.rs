@@ -70,14 +70,12 @@ pub struct Refusal {
 
 impl Refusal {
     /// Whether the cause is `status`.
-    #[must_use]
     pub fn is(&self, status: CommandStatus) -> bool {
         self.status == status as u32
     }
 }
 
 /// Returns the text in a field of EL2's that NUL ends.
-#[must_use]
 pub fn text(field: &[u8]) -> String {
     let bytes = field.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(bytes).into_owned()

@@ -79,7 +79,6 @@ pub fn find(root: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Returns the driver that a function is bound to.
-#[must_use]
 pub fn bound_to(device: &Path) -> Option<String> {
     let driver = fs::read_link(device.join("driver")).ok()?;
     Some(driver.file_name()?.to_string_lossy().into_owned())

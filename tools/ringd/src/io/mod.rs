@@ -233,7 +233,6 @@ impl Io {
     }
 
     /// Returns an open device.
-    #[must_use]
     pub fn device(&self, number: u8, slot: u8) -> Option<Device> {
         self.with_device(number, slot, |device, _| device.device().clone())
     }
@@ -258,13 +257,11 @@ impl Io {
     }
 
     /// Returns what the reactor has taken off the rings.
-    #[must_use]
     pub fn ring_counters(&self) -> &RingCounters {
         &self.counters
     }
 
     /// Returns the queues of a device with their counters.
-    #[must_use]
     pub fn snapshots(&self, number: u8, slot: u8) -> Vec<QueueSnapshot> {
         self.with_device(number, slot, |device, _| device.snapshots())
             .unwrap_or_default()

@@ -81,7 +81,6 @@ fn respond(stream: &mut TcpStream, status: &str, kind: &str, body: &str) -> io::
 }
 
 /// Returns the report in the text format of OpenMetrics.
-#[must_use]
 pub fn text(report: StatsReport) -> String {
     let mut metrics = Metrics::with_prefix("ringvisor");
     metrics.register_collector(Box::new(Report(report)));

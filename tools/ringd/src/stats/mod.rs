@@ -54,7 +54,6 @@ pub struct DaemonStats {
 
 impl DaemonStats {
     /// Returns a counter; 0 if there is none of that name.
-    #[must_use]
     pub fn count(&self, name: &str) -> u64 {
         self.counts.get(name).copied().unwrap_or(0)
     }
@@ -101,14 +100,12 @@ pub struct CpuStats {
 }
 
 /// Returns ticks of a counter with this frequency in nanoseconds.
-#[must_use]
 pub fn nanoseconds(ticks: u64, frequency: u64) -> u64 {
     let wide = u128::from(ticks) * 1_000_000_000 / u128::from(frequency.max(1));
     u64::try_from(wide).unwrap_or(u64::MAX)
 }
 
 /// Reads all counters.
-#[must_use]
 pub fn collect(registry: &Registry) -> StatsReport {
     let context = registry.context();
     let hv = context.el2();

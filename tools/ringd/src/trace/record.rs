@@ -73,7 +73,6 @@ impl Recorder {
     }
 
     /// Returns the header of the records.
-    #[must_use]
     pub fn about(&self) -> TraceStart {
         TraceStart {
             frequency: self.frequency,

@@ -14,13 +14,11 @@ pub struct Journal {
 
 impl Journal {
     /// Returns a journal with `record`, which is not written yet.
-    #[must_use]
     pub const fn new(directory: PathBuf, record: Record) -> Self {
         Self { directory, record }
     }
 
     /// Returns the record.
-    #[must_use]
     pub const fn record(&self) -> &Record {
         &self.record
     }

@@ -50,7 +50,6 @@ pub struct Context {
 
 impl Context {
     /// Returns EL2, with one function per operation.
-    #[must_use]
     pub fn el2(&self) -> &dyn Hypervisor {
         &*self.hv
     }

@@ -43,7 +43,6 @@ fn record_path(directory: &Path, name: &str) -> PathBuf {
 
 impl Record {
     /// Returns the record of a zone of which nothing has been set up.
-    #[must_use]
     pub fn new(config: ZoneConfig) -> Self {
         Self {
             version: VERSION,

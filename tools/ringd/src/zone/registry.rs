@@ -65,7 +65,6 @@ struct Zone {
 
 impl Registry {
     /// Returns a registry without zones.
-    #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
         Self {
             context,
@@ -95,7 +94,6 @@ impl Registry {
     }
 
     /// Returns what all zones share.
-    #[must_use]
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
@@ -176,7 +174,6 @@ impl Registry {
     }
 
     /// Returns all zones.
-    #[must_use]
     pub fn list(&self) -> Vec<Status> {
         self.zones
             .lock()

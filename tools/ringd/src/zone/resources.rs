@@ -202,7 +202,6 @@ impl Resources {
     }
 
     /// Returns EL2's number of the zone.
-    #[must_use]
     pub fn number(&self) -> Option<u8> {
         self.journal.record().number
     }

@@ -23,14 +23,12 @@ pub struct Shared {
 
 impl Shared {
     /// Returns a zone that is being set up.
-    #[must_use]
     pub fn new(config: ZoneConfig) -> Arc<Self> {
         let devices = State::new(&config.devices);
         Self::with_devices(config, devices)
     }
 
     /// Returns a zone with these devices, which may have changed since its start.
-    #[must_use]
     pub fn with_devices(config: ZoneConfig, devices: State) -> Arc<Self> {
         let status = Status {
             name: config.name.clone(),
@@ -58,7 +56,6 @@ impl Shared {
     }
 
     /// Returns its status.
-    #[must_use]
     pub fn status(&self) -> Status {
         let devices = self.devices.state().counts();
         Status {
@@ -74,7 +71,6 @@ impl Shared {
     }
 
     /// Waits for its end.
-    #[must_use]
     pub fn wait(&self) -> Ending {
         let mut status = self.status.lock();
         loop {

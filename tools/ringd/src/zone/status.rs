@@ -45,7 +45,6 @@ pub enum Ending {
 
 impl Phase {
     /// Returns the phase's name, as users see it.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -60,7 +59,6 @@ impl Phase {
 
 impl Ending {
     /// Whether the guest powered off, as a command that waits for it reports by its status.
-    #[must_use]
     pub fn is_clean(&self) -> bool {
         matches!(self, Self::PoweredOff)
     }

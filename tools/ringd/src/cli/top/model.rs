@@ -83,7 +83,6 @@ fn rises(before: Option<&Counts>, now: &Counts) -> BTreeMap<String, u64> {
 
 impl Model {
     /// Returns the rates between two reports.
-    #[must_use]
     pub fn new(before: &StatsReport, now: &StatsReport) -> Self {
         let seconds = (now.time_ns.saturating_sub(before.time_ns) as f64 / 1e9).max(1e-9);
         let idle = before.time_ns == now.time_ns;

@@ -50,7 +50,6 @@ const fn yes() -> bool {
 
 impl DiskConfig {
     /// Returns the disk at `path` with the defaults of a zone file.
-    #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
@@ -115,13 +114,11 @@ impl DiskConfig {
     }
 
     /// Returns the path as TOML writes it.
-    #[must_use]
     pub fn quoted_path(&self) -> String {
         quoted(&self.path.display().to_string())
     }
 
     /// Whether the two cannot be in use at the same time. A vhost-user server serves one client.
-    #[must_use]
     pub fn conflicts(&self, other: &Self) -> bool {
         let served = ringblk::remote::socket(&self.path).is_some();
         let shared = self.readonly && other.readonly && !served;
@@ -129,13 +126,11 @@ impl DiskConfig {
     }
 
     /// Whether this is the image at `path`.
-    #[must_use]
     pub fn is(&self, path: &Path) -> bool {
         self.path == path
     }
 
     /// Returns the zone file's key for the place of the image, and its value.
-    #[must_use]
     pub fn source(&self) -> (&'static str, &Path) {
         match ringblk::remote::socket(&self.path) {
             Some(socket) => ("vhost_user", socket),
@@ -145,7 +140,6 @@ impl DiskConfig {
 }
 
 /// Whether `path` is none of the file system's: a disk without storage, or another process's.
-#[must_use]
 pub fn names_no_file(path: &Path) -> bool {
     Synthetic::is_named_by(path) || ringblk::remote::socket(path).is_some()
 }
@@ -176,7 +170,6 @@ pub struct Limit {
 
 impl Limit {
     /// Returns the burst in force.
-    #[must_use]
     pub fn burst(&self) -> u64 {
         self.burst
             .unwrap_or_else(|| self.rate.map_or(0, |rate| rate.div_ceil(10)))
@@ -211,7 +204,6 @@ pub fn check_all(disks: &[DiskConfig], spare: u32, slots: usize, origin: &str) -
 }
 
 /// Returns the number of queues of a drive: as the zone file says, or one for each of `vcpus` vCPUs.
-#[must_use]
 pub fn queues(disk: Option<&DiskConfig>, vcpus: usize) -> usize {
     let wanted = disk.and_then(|disk| disk.queues);
     let wanted = wanted.map_or(vcpus, |queues| usize::try_from(queues).unwrap_or(MAX_QUEUES));

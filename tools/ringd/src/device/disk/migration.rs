@@ -65,7 +65,6 @@ pub struct Migration {
 
 impl Migration {
     /// Returns a migration without a thread.
-    #[must_use]
     pub fn new(slot: u8, target: DiskConfig, copy: Arc<Copy>) -> Arc<Self> {
         Arc::new(Self {
             slot,
@@ -78,7 +77,6 @@ impl Migration {
     }
 
     /// Returns the progress.
-    #[must_use]
     pub fn report(&self) -> MigrationReport {
         MigrationReport {
             target: self.target.path.clone(),
@@ -89,7 +87,6 @@ impl Migration {
     }
 
     /// Returns the stage.
-    #[must_use]
     pub fn stage(&self) -> Stage {
         self.stage.lock().clone()
     }

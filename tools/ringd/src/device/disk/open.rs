@@ -95,7 +95,6 @@ pub fn configure(disk: &Disk, wanted: &DiskConfig) {
 }
 
 /// Returns the rate limits as the block device has them.
-#[must_use]
 pub fn rate_limits(limits: &DiskLimits) -> RateLimits {
     let rate = |limit: &Limit| Rate {
         rate: limit.rate.unwrap_or(0),

@@ -36,7 +36,6 @@ pub struct DiskReport {
 
 impl DiskReport {
     /// Returns the report of a drive.
-    #[must_use]
     pub fn new(observed: &Observed) -> Self {
         let disk = observed.device.as_ref().and_then(|device| device.disk());
         let (view, slot) = (&observed.view, observed.slot);
@@ -106,7 +105,6 @@ impl From<&HistogramSnapshot> for TimeReport {
 
 impl QueueReport {
     /// Returns the report of a queue of the drive in `slot`.
-    #[must_use]
     pub fn new(slot: u8, queue: &QueueSnapshot) -> Option<Self> {
         let Counters::Disk(stats) = &queue.counters else {
             return None;
@@ -124,7 +122,6 @@ impl QueueReport {
     }
 
     /// Returns a counter; 0 if there is none of that name.
-    #[must_use]
     pub fn count(&self, name: &str) -> u64 {
         self.counters.get(name).copied().unwrap_or(0)
     }

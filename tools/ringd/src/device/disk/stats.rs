@@ -13,7 +13,6 @@ pub const LATENCIES: [(&str, &str); 4] = [
 ];
 
 /// Returns the name in metrics and text of a latency in JSON.
-#[must_use]
 pub fn label(name: &str) -> Option<&'static str> {
     LATENCIES
         .iter()
@@ -22,13 +21,11 @@ pub fn label(name: &str) -> Option<&'static str> {
 }
 
 /// Whether a request has completed.
-#[must_use]
 pub fn has_completed(counters: &BlockStats) -> bool {
     counters.reads.get() + counters.writes.get() + counters.flushes.get() > 0
 }
 
 /// Returns the counters for reports.
-#[must_use]
 pub fn queue_stats(stats: &BlockSnapshot) -> QueueStats {
     let ended = [
         stats.reads,

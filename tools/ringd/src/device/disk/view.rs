@@ -24,7 +24,6 @@ impl DiskView {
     }
 
     /// Returns the migration of the disk in a slot.
-    #[must_use]
     pub fn migration(&self, slot: u8) -> Option<Arc<Migration>> {
         let migrations = self.migrations();
         migrations
@@ -35,7 +34,6 @@ impl DiskView {
 
     /// Returns the progress of the migration of the disk in a slot. While the zone is being taken over,
     /// `recorded` are its devices on record, and no more is known than that there is a migration.
-    #[must_use]
     pub fn migration_report(&self, slot: u8, recorded: Option<&State>) -> Option<MigrationReport> {
         let report = self.migration(slot).map(|migration| migration.report());
         report.or_else(|| {
@@ -50,7 +48,6 @@ impl DiskView {
     }
 
     /// Returns why the last migration of the disk in a slot failed.
-    #[must_use]
     pub fn failure(&self, slot: u8) -> Option<String> {
         self.failures.lock().get(&slot).cloned()
     }

@@ -14,7 +14,6 @@ use crate::device::inflight;
 const _: () = assert!(QUEUE_SIZE_MAX <= inflight::QUEUE_SIZE_MAX);
 
 /// Returns an open device.
-#[must_use]
 pub fn open(config: &RngConfig) -> Arc<Rng> {
     let rng = Rng::new();
     let rate = config.bps.unwrap_or(0);

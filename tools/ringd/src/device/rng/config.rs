@@ -49,7 +49,6 @@ impl RngConfig {
 
 /// Returns `[KEY=VALUE,...]` as the section that a zone file would hold. What is no key is refused by the
 /// parser of the section.
-#[must_use]
 pub fn section(option: &str) -> Value {
     let pairs = option.split(',').filter(|pair| !pair.is_empty());
     let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));

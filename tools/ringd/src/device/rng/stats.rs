@@ -5,7 +5,6 @@ use ringrng::RngSnapshot;
 use crate::device::report::{QueueStats, counts};
 
 /// Returns the counters for reports.
-#[must_use]
 pub fn queue_stats(stats: &RngSnapshot) -> QueueStats {
     QueueStats {
         depth: stats.queue.batched.saturating_sub(stats.requests),
