@@ -16,8 +16,8 @@
 //! | [`devices`] | [`Devices`] of a zone, on the zone's thread: open, take over, change, close |
 //! | [`api`] | requests of `ringctl` and replies |
 //!
-//! Adding a kind takes a folder and a line in each `enum` and `struct` here that lists the kinds: [`Device`], [`Configs`], [`Config`], [`State`], [`Change`], [`QueueCounters`],
-//! [`report`], [`api`].
+//! Adding a kind takes a folder and a line in each `enum` and `struct` here that lists the kinds: [`Device`],
+//! [`Configs`], [`Config`], [`State`], [`Change`], [`QueueCounters`], [`report`], [`api`].
 
 pub mod api;
 pub mod backend;

@@ -35,7 +35,8 @@ pub struct Resources {
 
 impl Resources {
     /// Returns what a zone with this record holds, without its RAM.
-    /// Returns what is on a zone's record, nothing of it open: to be taken over, or released by [`Self::release`].
+    /// Returns what is on a zone's record, nothing of it open: to be acquired, taken over, or released by
+    /// [`Self::release`].
     pub fn new(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
         let devices = Devices::new(ZoneContext {
             config: shared.config.clone(),

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::config::{DiskConfig, Limit};
 use crate::config::size::parse_size;
 
-/// What users may do to a zone's drives and disks. As JSON it is a request of `ringctl disk`, with the zone's name
-/// beside it: [`crate::device::api`].
+/// What users may do to a zone's drives and disks. As JSON it is a request of `ringctl disk`, with the zone's
+/// name beside it: [`crate::device::api`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", deny_unknown_fields)]
 pub enum Change {

@@ -5,8 +5,8 @@
 //! detaching and resizing are the same thing to it: a change of capacity.
 //!
 //! [`config`], [`keys`] what users write · [`open`] · [`backend`] the block device as the reactor's side uses
-//! it · [`drives`], [`change`], [`migrate`] changes of drives of a zone that runs, on the zone's
-//! thread · [`migration`] a disk on its way to another image · [`view`] what client threads read · [`report`],
+//! it · [`drives`], [`change`], [`migrate`] changes of drives of a zone that runs, on the zone's thread ·
+//! [`migration`] a disk on its way to another image · [`view`] what client threads read · [`report`],
 //! [`stats`] counters · [`cli`], [`mod@print`], [`top`] `ringctl`
 
 pub mod backend;
