@@ -269,9 +269,11 @@ mod tests {
             change: device::Change::Disk(Change::Detach { slot: 1 }),
         };
         let request = Request::Device(api::Request::Change(detach));
-        let line = serde_json::to_string(&request).unwrap();
-        assert_eq!(line, r#"{"op":"disk_detach","name":"a","slot":1}"#);
-        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        let line = r#"{"op":"disk_detach","name":"a","slot":1}"#;
+        let written = serde_json::to_value(&request).unwrap();
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(line).unwrap());
+        assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);
+        assert_eq!(serde_json::from_value::<Request>(written).unwrap(), request);
         assert!(
             serde_json::from_str::<Request>(r#"{"op":"disk_detach","name":"a","slot":1,"x":1}"#).is_err()
         );

@@ -204,6 +204,7 @@ fn await_migration(
         std::thread::sleep(POLL_INTERVAL);
         let disks = match list() {
             Ok(disks) => disks,
+            Err(error @ ClientError::Confused(_)) => return Err(error.into()),
             Err(error) if last_answer.elapsed() > AWAY_TIMEOUT => return Err(error.into()),
             Err(_) => continue,
         };
