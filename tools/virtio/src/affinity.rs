@@ -87,7 +87,7 @@ mod tests {
 
     use super::{allowed, bind, parse, run_anywhere};
     use crate::waiter::uring::Uring;
-    use crate::waiter::{Timeout, Waiter};
+    use crate::waiter::Waiter;
 
     /// The last CPU of a set: of those that are on line, where the set is what `sched_getaffinity` gave.
     fn last(cpus: &CpuSet) -> usize {
@@ -163,7 +163,7 @@ mod tests {
             unsafe { ring.push(sync, 0) };
             let mut done = Vec::new();
             while done.is_empty() {
-                ring.wait(Timeout::Never, &mut Vec::new()).unwrap();
+                ring.wait(None, &mut Vec::new()).unwrap();
                 ring.reap(&mut done);
             }
             assert_eq!(done[0].result, 0);

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringvirtio::GuestRam;
+use ringvirtio::memory::Extent;
 use vhost::VhostUserMemoryRegionInfo;
 
 use super::channel::{BackendChannel, BackendMessage};
@@ -264,19 +265,16 @@ impl Link {
 
     /// Returns the memory table of the guest's RAM.
     fn memory(&self) -> Result<Vec<VhostUserMemoryRegionInfo>, FrontError> {
-        let mut table = Vec::new();
-        for part in self.ram.files() {
-            let Some(file) = part.file else {
-                return Err(FrontError::Private);
-            };
-            table.push(VhostUserMemoryRegionInfo {
+        let region = |part: &Extent| {
+            let (mmap_handle, mmap_offset) = part.file.ok_or(FrontError::Private)?;
+            Ok(VhostUserMemoryRegionInfo {
                 guest_phys_addr: part.start,
                 memory_size: part.len,
-                userspace_addr: part.host,
-                mmap_offset: part.offset,
-                mmap_handle: file,
-            });
-        }
-        Ok(table)
+                userspace_addr: part.host.addr() as u64,
+                mmap_offset,
+                mmap_handle,
+            })
+        };
+        self.ram.extents().iter().map(region).collect()
     }
 }
