@@ -30,7 +30,6 @@ const DIRECT_ALIGN: u64 = SECTOR_SIZE;
 const PUNCH_MAX: u64 = 16 << 20;
 
 /// An open raw image.
-#[derive(Debug)]
 pub struct RawFile {
     file: File,
     device: bool,

@@ -46,7 +46,6 @@ const WRITE: u8 = 0xff;
 pub const SYS_CACHESTAT: libc::c_long = 451;
 
 /// A file's mapping.
-#[derive(Debug)]
 pub struct Mapped {
     base: NonNull<u8>,
     len: usize,

@@ -33,7 +33,6 @@ const MAX_DEPTH: usize = 64;
 type Access = FormatAccess<Storage>;
 
 /// An open qcow2 image with its backing files.
-#[derive(Debug)]
 pub struct Qcow2Image {
     /// Locked exclusively by operations that free clusters.
     access: RwLock<Access>,

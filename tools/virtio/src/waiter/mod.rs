@@ -4,7 +4,7 @@
 //! that is shared with another process is polled, never read ([`ReadWidth::Foreign`]).
 
 pub mod epoll;
-mod registry;
+pub mod registry;
 pub mod uring;
 mod watch;
 
