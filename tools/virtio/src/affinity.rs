@@ -86,8 +86,8 @@ mod tests {
     use rustix::thread::{CpuSet, sched_getaffinity};
 
     use super::{allowed, bind, parse, run_anywhere};
-    use crate::waiter::uring::Uring;
     use crate::waiter::Waiter;
+    use crate::waiter::uring::Uring;
 
     /// The last CPU of a set: of those that are on line, where the set is what `sched_getaffinity` gave.
     fn last(cpus: &CpuSet) -> usize {

@@ -152,7 +152,13 @@ impl InflightLog {
         if identity == 0 || log.get(EPOCH) != epoch {
             log.format(epoch, 0);
             let fresh = true;
-            return Ok((log, Recovery { fresh, ..Recovery::default() }));
+            return Ok((
+                log,
+                Recovery {
+                    fresh,
+                    ..Recovery::default()
+                },
+            ));
         }
         if found != size {
             return Err(InflightError::Size {
@@ -176,7 +182,11 @@ impl InflightLog {
     fn at(area: &InflightArea, size: u16) -> Result<Self, MemoryError> {
         let count = HEADER_WORDS + 2 * usize::from(size);
         let words = Slots::in_mapping(&area.mapping, area.offset, count)?;
-        Ok(Self { words, size, count: 0 })
+        Ok(Self {
+            words,
+            size,
+            count: 0,
+        })
     }
 
     /// Without its identity the log counts as empty when it is opened next, so a kill in here does no harm.

@@ -255,7 +255,9 @@ impl GuestRam {
                 start: region.start_addr().0,
                 len: region.len(),
                 host,
-                file: region.file_offset().map(|file| (file.file().as_raw_fd(), file.start())),
+                file: region
+                    .file_offset()
+                    .map(|file| (file.file().as_raw_fd(), file.start())),
             });
         }
         extents.sort_by_key(|extent| extent.start);

@@ -116,7 +116,9 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> RingEngine<R,
     /// Registers what operations between this image and this memory use, or counts one user more.
     pub fn attach(&mut self, image: &Image, ram: &Arc<GuestRam>) {
         if uses_ring(image) {
-            image.raw().inspect(|file| self.ring.registry.attach_file(file.fd()));
+            image
+                .raw()
+                .inspect(|file| self.ring.registry.attach_file(file.fd()));
             self.ring.registry.attach_ram(ram);
         }
     }
@@ -125,7 +127,9 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> RingEngine<R,
     /// flight.
     pub fn detach(&mut self, image: &Image, ram: &Arc<GuestRam>) {
         if uses_ring(image) {
-            image.raw().inspect(|file| self.ring.registry.detach_file(file.fd()));
+            image
+                .raw()
+                .inspect(|file| self.ring.registry.detach_file(file.fd()));
             self.ring.registry.detach_ram(ram);
         }
     }

@@ -14,7 +14,7 @@ use ringvirtio::memory::Extent;
 use vhost::VhostUserMemoryRegionInfo;
 
 use super::channel::{BackendChannel, BackendMessage};
-use super::connect::{Connection, FrontError};
+use super::connect::{Connection, FrontError, system};
 use super::endpoint::Endpoint;
 use super::kick::{Kick, Threads};
 use super::shared::SharedRings;
@@ -231,7 +231,6 @@ impl Link {
 
     /// Connects, and starts the server's queues.
     fn connect<'a>(&self, state: &'a LinkState) -> Result<Session<'a>, FrontError> {
-        let system = |what| move |source: io::Error| FrontError::System { what, source };
         let stream = (self.endpoint.connect)(&self.endpoint.path).map_err(system("cannot connect"))?;
         let mut connection = Connection::negotiate_within(stream, QUEUES, self.endpoint.timeout)?;
         let info = *connection.info();
@@ -266,7 +265,8 @@ impl Link {
     /// Returns the memory table of the guest's RAM.
     fn memory(&self) -> Result<Vec<VhostUserMemoryRegionInfo>, FrontError> {
         let region = |part: &Extent| {
-            let (mmap_handle, mmap_offset) = part.file.ok_or(FrontError::Private)?;
+            let private = "the guest's memory has no descriptor, expected memory that can be shared";
+            let (mmap_handle, mmap_offset) = part.file.ok_or_else(|| FrontError(private.into()))?;
             Ok(VhostUserMemoryRegionInfo {
                 guest_phys_addr: part.start,
                 memory_size: part.len,

@@ -30,7 +30,8 @@ impl Core {
             let until = limit.map_or(until, |limit| {
                 until.min(now.saturating_add(limit.as_nanos() as u64))
             });
-            found = limit == Some(Duration::ZERO) || busy_poll::poll(|| self.has_work(), || clock.now() >= until);
+            found =
+                limit == Some(Duration::ZERO) || busy_poll::poll(|| self.has_work(), || clock.now() >= until);
         }
         self.on_busy_poll(found, start.elapsed())
     }

@@ -28,7 +28,11 @@ impl EventSources {
         source: Box<dyn EventSource>,
     ) -> io::Result<()> {
         let watch = waiter.watch(fd.as_raw_fd(), width)?;
-        self.0.push(Registered { source, watch, _fd: fd });
+        self.0.push(Registered {
+            source,
+            watch,
+            _fd: fd,
+        });
         Ok(())
     }
 
@@ -49,9 +53,7 @@ impl EventSources {
 
     /// Returns whether one has events.
     pub fn have_events(&self) -> bool {
-        self.0
-            .iter()
-            .any(|registered| registered.source.has_events())
+        self.0.iter().any(|registered| registered.source.has_events())
     }
 
     /// Reports a busy poll to all.

@@ -171,7 +171,8 @@ impl Registry {
         };
         // SAFETY: `FixedRam` keeps the memory mapped until the buffer is unregistered.
         unsafe {
-            self.ring.submitter()
+            self.ring
+                .submitter()
                 .register_buffers_update(slot as u32, &[buffer], None)?
         };
         if let Some(taken) = self.buffers.get_mut(slot) {
