@@ -65,7 +65,8 @@ impl BlockSnapshot {
 
 ringvirtio::counters! {
     /// Histograms of a queue. Requests are timed from the driver's notification to having their status; from
-    /// being popped where no notification is known, since the driver saved it, or a limit kept them in the ring.
+    /// being popped where no notification is known, since the driver saved it, or a limit kept them in the
+    /// ring.
     Latencies =>
     /// [`Latencies`] at some moment.
     LatencySnapshot {

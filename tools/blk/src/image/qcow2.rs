@@ -203,8 +203,8 @@ impl Qcow2Image {
     }
 }
 
-/// Calls `run` with a zeroed buffer for each part of `len` bytes, and with the bytes before it. It returns how
-/// many it has handled.
+/// Calls `run` for each part of `len` bytes, with a buffer that is zeroed at first, and with the number of
+/// bytes before that part. It returns how many bytes it has handled.
 fn in_pieces(len: u64, mut run: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<usize> {
     let mut bounce = Bounce::new(len);
     let mut done = 0_u64;

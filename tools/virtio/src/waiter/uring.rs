@@ -231,7 +231,8 @@ impl Uring {
         };
         match entered {
             Ok(_) => Ok(()),
-            // Timed out; interrupted; or completions must be taken, or memory be free, before more is accepted.
+            // Timed out; interrupted; or completions must be taken, or memory be free, before more is
+            // accepted.
             Err(error)
                 if matches!(
                     error.raw_os_error(),
