@@ -66,7 +66,11 @@ fn make() -> anyhow::Result<()> {
     checked(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCBRADDBR as _, name.as_ptr()) })
         .context("the kernel refuses (`modprobe bridge`)")?;
     set_address(OWN_BRIDGE, SIOCSIFADDR, ADDRESS)?;
-    set_address(OWN_BRIDGE, SIOCSIFNETMASK, Ipv4Addr::from(u32::MAX << (32 - PREFIX)))?;
+    set_address(
+        OWN_BRIDGE,
+        SIOCSIFNETMASK,
+        Ipv4Addr::from(u32::MAX << (32 - PREFIX)),
+    )?;
     set_up(OWN_BRIDGE)?;
     tracing::info!(bridge = OWN_BRIDGE, address = %ADDRESS, "made a bridge");
     Ok(())
@@ -96,7 +100,8 @@ fn checked(result: libc::c_int) -> io::Result<()> {
 fn c_name(name: &str) -> [libc::c_char; libc::IFNAMSIZ] {
     let mut bytes = [0; libc::IFNAMSIZ];
     let room = bytes.iter_mut().take(libc::IFNAMSIZ - 1);
-    room.zip(name.bytes()).for_each(|(to, from)| *to = from as libc::c_char);
+    room.zip(name.bytes())
+        .for_each(|(to, from)| *to = from as libc::c_char);
     bytes
 }
 
@@ -126,7 +131,11 @@ fn set_address(name: &str, number: u32, address: Ipv4Addr) -> io::Result<()> {
         sin_zero: [0; 8],
     };
     // SAFETY: the union has room for a sockaddr_in, and is aligned for any of its fields.
-    unsafe { (&raw mut request.ifr_ifru).cast::<libc::sockaddr_in>().write_unaligned(wanted) };
+    unsafe {
+        (&raw mut request.ifr_ifru)
+            .cast::<libc::sockaddr_in>()
+            .write_unaligned(wanted)
+    };
     ioctl(number, request).map(drop)
 }
 
@@ -168,7 +177,10 @@ mod tests {
             return;
         }
         let error = Bridge::find("br9").map(drop).unwrap_err().to_string();
-        assert!(error.contains("no bridge br9") && error.contains(OWN_BRIDGE), "{error}");
+        assert!(
+            error.contains("no bridge br9") && error.contains(OWN_BRIDGE),
+            "{error}"
+        );
         let error = Bridge::find("lo").map(drop);
         // sysfs shows the interfaces of the namespace that mounted it, which have a `lo` as well.
         assert!(error.unwrap_err().to_string().contains("is no bridge"));

@@ -72,14 +72,20 @@ fn execute(request: Request, ports: &mut Ports) -> anyhow::Result<Option<File>> 
         Request::Open(request, pair) => {
             let key = (request.zone.clone(), request.index);
             // Another zone of that name, whose end was not reported.
-            if ports.get(&key).is_some_and(|kept| kept.request != request || kept.has_ended()) {
+            if ports
+                .get(&key)
+                .is_some_and(|kept| kept.request != request || kept.has_ended())
+            {
                 ports.remove(&key);
             }
             let kept = match ports.entry(key) {
                 std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::btree_map::Entry::Vacant(entry) => entry.insert(open(request)?),
             };
-            let queue = kept.queues.get(usize::from(pair)).context("it has fewer queues")?;
+            let queue = kept
+                .queues
+                .get(usize::from(pair))
+                .context("it has fewer queues")?;
             Ok(Some(File::from(queue.try_clone()?)))
         }
         Request::Close(zone) => {
@@ -105,14 +111,16 @@ fn open(request: PortRequest) -> anyhow::Result<Kept> {
                     "there is no network interface {name}: `ip tuntap add dev {name} mode tap vnet_hdr` makes a tap"
                 );
             }
-            ringnet::tap::open(name, request.pairs).map_err(|error| explain_tap(name, request.pairs, &error))?
+            ringnet::tap::open(name, request.pairs)
+                .map_err(|error| explain_tap(name, request.pairs, &error))?
         }
         Source::Bridge(on) => {
             let on = Bridge::find(on)?;
             let name = tap_name(&request.zone, request.index);
             let queues = ringnet::tap::open(&name, request.pairs)
                 .map_err(|error| explain_tap(&name, request.pairs, &error))?;
-            interface::set_mtu(&name, request.mtu).with_context(|| format!("cannot set the MTU of {name}"))?;
+            interface::set_mtu(&name, request.mtu)
+                .with_context(|| format!("cannot set the MTU of {name}"))?;
             on.add(&name)?;
             bridge = Some(on);
             queues
@@ -135,7 +143,9 @@ fn explain_tap(name: &str, pairs: u16, error: &io::Error) -> anyhow::Error {
     let hint = match error.raw_os_error() {
         Some(libc::EBUSY) => "; another program uses it",
         Some(libc::EINVAL) if pairs > 1 => "; it is no tap with several queues (`multi_queue`)",
-        Some(libc::EINVAL) => "; it is no tap, or one with `multi_queue`, which needs queue_pairs of 2 or more",
+        Some(libc::EINVAL) => {
+            "; it is no tap, or one with `multi_queue`, which needs queue_pairs of 2 or more"
+        }
         Some(libc::ENOENT | libc::ENODEV) => "; the kernel has no tap devices (`modprobe tun`)",
         _ => "",
     };
@@ -162,7 +172,10 @@ mod tests {
     #[test]
     fn names_of_taps() {
         assert_eq!(tap_name("web", 0), "rv-web-0");
-        let long = [tap_name("a-zone-with-a-long-name-1", 12), tap_name("a-zone-with-a-long-name-2", 12)];
+        let long = [
+            tap_name("a-zone-with-a-long-name-1", 12),
+            tap_name("a-zone-with-a-long-name-2", 12),
+        ];
         assert!(long[0] != long[1] && long.iter().all(|name| name.len() <= 15 && name.ends_with("-12")));
     }
 }

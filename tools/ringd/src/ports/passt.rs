@@ -69,7 +69,9 @@ fn arguments(forward: &[Forward]) -> Vec<String> {
             Protocol::Tcp => "--tcp-ports",
             Protocol::Udp => "--udp-ports",
         };
-        let address = one.address.map_or_else(String::new, |address| format!("{address}/"));
+        let address = one
+            .address
+            .map_or_else(String::new, |address| format!("{address}/"));
         arguments.push(option.into());
         arguments.push(format!("{address}{}:{}", one.port, one.guest));
     }

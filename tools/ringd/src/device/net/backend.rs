@@ -17,7 +17,13 @@ const _: () = assert!(QUEUE_SIZE_MAX <= inflight::QUEUE_SIZE_MAX);
 impl Backend for Arc<Net> {
     fn describe(&self, _config: &Config, queues: u16) -> DeviceSpec {
         let space = self.config().space(self.status());
-        spec(ringnet::DEVICE_ID, self.features(), queues, QUEUE_SIZE_MAX, &space)
+        spec(
+            ringnet::DEVICE_ID,
+            self.features(),
+            queues,
+            QUEUE_SIZE_MAX,
+            &space,
+        )
     }
 
     fn live_config(&self) -> Option<(u16, Vec<u8>)> {

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 
 use super::config::NetLimits;
 use super::open;
+use crate::device::Device;
 use crate::device::config::Config;
 use crate::device::state::NetState;
 use crate::device::zone::{Store, ZoneContext};
-use crate::device::Device;
 
 /// What users may do to a zone's network devices. As JSON it is a request of `ringctl net`, with the zone's
 /// name beside it: [`crate::device::api`].
@@ -46,17 +46,24 @@ impl Change {
 /// # Errors
 /// There is none, or the change cannot be recorded; nothing has changed.
 pub fn change(zone: &ZoneContext, store: &mut dyn Store, change: &Change) -> anyhow::Result<u8> {
-    let nets = || (0_u8..).zip(zone.slots()).filter_map(|(slot, config)| match config {
-        Config::Net(net) => Some((slot, net)),
-        Config::Disk(_) | Config::Rng(_) => None,
-    });
+    let nets = || {
+        (0_u8..)
+            .zip(zone.slots())
+            .filter_map(|(slot, config)| match config {
+                Config::Net(net) => Some((slot, net)),
+                Config::Disk(_) | Config::Rng(_) => None,
+            })
+    };
     let Some((slot, config)) = nets().nth(change.index()) else {
         let (name, index, count) = (&zone.config.name, change.index(), nets().count());
         bail!("zone {name} has no network device eth{index}: it has {count}; `ringctl net list` shows them");
     };
     zone.record(store, |state| {
         let place = state.nets.iter().position(|net| net.slot == slot);
-        let mut net = place.map_or_else(|| NetState::new(slot, config.limits), |place| state.nets.remove(place));
+        let mut net = place.map_or_else(
+            || NetState::new(slot, config.limits),
+            |place| state.nets.remove(place),
+        );
         match change {
             Change::Link { up, .. } => net.link_down = !up,
             Change::Limit { limits, .. } => net.limits = *limits,

@@ -85,7 +85,10 @@ pub fn run(
     };
     let change = |name: String, change: Change| -> anyhow::Result<ExitCode> {
         let change = device::Change::Net(change);
-        request(protocol::Request::Device(Request::Change(ChangeRequest { name, change })))?;
+        request(protocol::Request::Device(Request::Change(ChangeRequest {
+            name,
+            change,
+        })))?;
         Ok(ExitCode::SUCCESS)
     };
     match command {
@@ -122,7 +125,9 @@ fn devices(nets: &[NetReport]) -> anyhow::Result<ExitCode> {
             ]
         })
         .collect();
-    let heading = ["ZONE", "NET", "SLOT", "MAC", "MTU", "PAIRS", "LINK", "BIT/S", "PPS", "SOURCE"];
+    let heading = [
+        "ZONE", "NET", "SLOT", "MAC", "MTU", "PAIRS", "LINK", "BIT/S", "PPS", "SOURCE",
+    ];
     table(&heading, &rows)
 }
 
@@ -132,8 +137,10 @@ fn stats(nets: &[NetReport]) -> anyhow::Result<ExitCode> {
         .flat_map(|net| [(net, true), (net, false)])
         .map(|(net, receive)| {
             let dropped: Vec<_> = net.dropped(receive).filter(|(_, count)| *count > 0).collect();
-            let reasons: Vec<String> =
-                dropped.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
+            let reasons: Vec<String> = dropped
+                .iter()
+                .map(|(reason, count)| format!("{reason}={count}"))
+                .collect();
             vec![
                 net.zone.clone(),
                 format!("eth{}", net.index),
@@ -143,12 +150,24 @@ fn stats(nets: &[NetReport]) -> anyhow::Result<ExitCode> {
                 dropped.iter().map(|(_, count)| count).sum::<u64>().to_string(),
                 net.sum(receive, "throttled").to_string(),
                 net.sum(receive, "interrupts").to_string(),
-                if reasons.is_empty() { "-".into() } else { reasons.join(",") },
+                if reasons.is_empty() {
+                    "-".into()
+                } else {
+                    reasons.join(",")
+                },
             ]
         })
         .collect();
     let heading = [
-        "ZONE", "NET", "WAY", "PACKETS", "BYTES", "DROPPED", "THROTTLED", "IRQS", "REASONS",
+        "ZONE",
+        "NET",
+        "WAY",
+        "PACKETS",
+        "BYTES",
+        "DROPPED",
+        "THROTTLED",
+        "IRQS",
+        "REASONS",
     ];
     table(&heading, &rows)
 }

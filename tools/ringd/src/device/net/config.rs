@@ -84,7 +84,8 @@ pub struct Forward {
 
 impl Forward {
     /// What one is to look like.
-    pub const EXPECTED: &str = "[tcp:|udp:][ADDRESS:]PORT:GUEST_PORT, such as \"2222:22\" or \"udp:[::1]:53:53\"";
+    pub const EXPECTED: &str =
+        "[tcp:|udp:][ADDRESS:]PORT:GUEST_PORT, such as \"2222:22\" or \"udp:[::1]:53:53\"";
 }
 
 impl FromStr for Forward {
@@ -101,7 +102,9 @@ impl FromStr for Forward {
         let (address, port) = match rest.rsplit_once(':') {
             None => (None, rest),
             Some((address, port)) => {
-                let bare = address.strip_prefix('[').and_then(|inner| inner.strip_suffix(']'));
+                let bare = address
+                    .strip_prefix('[')
+                    .and_then(|inner| inner.strip_suffix(']'));
                 let address: IpAddr = bare.unwrap_or(address).parse().map_err(|_| wrong())?;
                 if address.is_ipv6() != bare.is_some() {
                     return Err(wrong());
@@ -193,8 +196,16 @@ impl NetConfig {
                 &format!("at most {}, with `user`", ringnet::port::stream::SEND_MAX),
             ),
             Source::Bridge(name) | Source::Tap(name) if !is_interface_name(name) => {
-                let source = if matches!(self.source, Source::Tap(_)) { "tap" } else { "bridge" };
-                wrong(source, &quoted(name), "the name of a network interface: 1 to 15 characters, no / or space")
+                let source = if matches!(self.source, Source::Tap(_)) {
+                    "tap"
+                } else {
+                    "bridge"
+                };
+                wrong(
+                    source,
+                    &quoted(name),
+                    "the name of a network interface: 1 to 15 characters, no / or space",
+                )
             }
             _ => Ok(()),
         }
@@ -221,7 +232,9 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
             ));
         }
         if let Source::Tap(tap) = &net.source
-            && before.iter().any(|other| matches!(&other.source, Source::Tap(other) if other == tap))
+            && before
+                .iter()
+                .any(|other| matches!(&other.source, Source::Tap(other) if other == tap))
         {
             return Err(bad(
                 origin,
@@ -238,7 +251,9 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
 fn is_interface_name(name: &str) -> bool {
     (1..=ringnet::port::tap::NAME_MAX).contains(&name.len())
         && !matches!(name, "." | "..")
-        && name.bytes().all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte))
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte))
 }
 
 /// Returns bits per second from text such as `1Gbit`: decimal, as networks count.
@@ -254,7 +269,11 @@ pub fn parse_rate(text: &str) -> Option<u64> {
         'G' => 1_000_000_000,
         _ => 1,
     };
-    number.parse::<u64>().ok()?.checked_mul(unit).filter(|rate| *rate >= 8)
+    number
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(unit)
+        .filter(|rate| *rate >= 8)
 }
 
 /// What a rate is to look like.
@@ -287,7 +306,18 @@ mod tests {
             assert_eq!(text.parse::<Forward>().unwrap().to_string(), text);
         }
         assert_eq!("tcp:80:8080".parse::<Forward>().unwrap().to_string(), "80:8080");
-        for text in ["", "22", "0:22", "22:0", "70000:22", "sctp:1:2", "::1:2:3", "[127.0.0.1]:1:2", "a:1:2", "1:2:3"] {
+        for text in [
+            "",
+            "22",
+            "0:22",
+            "22:0",
+            "70000:22",
+            "sctp:1:2",
+            "::1:2:3",
+            "[127.0.0.1]:1:2",
+            "a:1:2",
+            "1:2:3",
+        ] {
             assert!(text.parse::<Forward>().is_err(), "{text}");
         }
     }

@@ -34,15 +34,19 @@ fn net(mut keys: Keys<'_>) -> anyhow::Result<NetConfig> {
     keys.refuse_unknown(KEYS)?;
     let forward = forwards(&mut keys)?;
     let source = source(&mut keys, forward)?;
-    let mac = keys.get("mac", "a device's MAC address in quotes, such as \"52:54:00:12:34:56\"", |value| {
-        value.as_str()?.parse().ok()
-    })?;
+    let mac = keys.get(
+        "mac",
+        "a device's MAC address in quotes, such as \"52:54:00:12:34:56\"",
+        |value| value.as_str()?.parse().ok(),
+    )?;
     let rate = keys.get("rate", RATE, |value| parse_rate(value.as_str()?))?;
     let positive = |value: &Value| u64::try_from(value.as_integer()?).ok().filter(|pps| *pps > 0);
     Ok(NetConfig {
         source,
         mac,
-        mtu: keys.count("mtu", "bytes of a packet, such as 1500")?.unwrap_or(MTU),
+        mtu: keys
+            .count("mtu", "bytes of a packet, such as 1500")?
+            .unwrap_or(MTU),
         queue_pairs: keys.count("queue_pairs", "a number of pairs of queues")?,
         limits: NetLimits {
             rate,
@@ -63,7 +67,11 @@ fn source(keys: &mut Keys<'_>, forward: Option<Vec<Forward>>) -> anyhow::Result<
         (None, None, Some(true)) => Source::User(forward.clone().unwrap_or_default()),
         (None, None, None) => return Err(keys.missing("bridge", expected)),
         (None, None, Some(false)) => {
-            return Err(keys.bad("user", &Value::Boolean(false), "true, or bridge or tap in its place"));
+            return Err(keys.bad(
+                "user",
+                &Value::Boolean(false),
+                "true, or bridge or tap in its place",
+            ));
         }
         _ => {
             let [_, tap, user] = given;
@@ -112,10 +120,12 @@ fn table(text: &str) -> anyhow::Result<Value> {
             None => return Err(bad(COMMAND_LINE, "net", quoted(text), OPTION)),
         };
         let value = match key {
-            "user" => value.parse().map_or_else(|_| Value::String(value.into()), Value::Boolean),
-            "mtu" | "queue_pairs" | "pps" => {
-                value.parse().map_or_else(|_| Value::String(value.into()), Value::Integer)
-            }
+            "user" => value
+                .parse()
+                .map_or_else(|_| Value::String(value.into()), Value::Boolean),
+            "mtu" | "queue_pairs" | "pps" => value
+                .parse()
+                .map_or_else(|_| Value::String(value.into()), Value::Integer),
             "forward" => {
                 let mut list = match table.remove(key) {
                     Some(Value::Array(list)) => list,

@@ -104,13 +104,15 @@ pub fn open(
     if state.is_some_and(|state| state.link_down) {
         net.set_link(false);
     }
-    net.attach(port).map_err(|error| failed(io::Error::other(error)))?;
+    net.attach(port)
+        .map_err(|error| failed(io::Error::other(error)))?;
     Ok(net)
 }
 
 fn port(opener: &dyn PortOpener, request: &PortRequest) -> io::Result<Arc<dyn Port>> {
-    let descriptors: io::Result<Vec<OwnedFd>> =
-        (0..request.pairs).map(|pair| opener.open(request, pair)).collect();
+    let descriptors: io::Result<Vec<OwnedFd>> = (0..request.pairs)
+        .map(|pair| opener.open(request, pair))
+        .collect();
     let mut descriptors = descriptors?;
     Ok(match request.source {
         Source::Bridge(_) | Source::Tap(_) => Arc::new(Tap::new(descriptors)?),

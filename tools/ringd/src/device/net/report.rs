@@ -80,7 +80,10 @@ impl NetReport {
     pub fn all(devices: &[Observed]) -> Vec<Self> {
         let mut reports: Vec<Self> = Vec::new();
         for observed in devices {
-            let before = reports.iter().filter(|report| report.zone == observed.zone).count();
+            let before = reports
+                .iter()
+                .filter(|report| report.zone == observed.zone)
+                .count();
             reports.extend(Self::new(observed, before));
         }
         reports
@@ -88,13 +91,21 @@ impl NetReport {
 
     /// Returns the sum of a counter over the queues that receive, or those that transmit.
     pub fn sum(&self, receive: bool, counter: &str) -> u64 {
-        let queues = self.queues.iter().filter(|queue| (queue.queue % 2 == 0) == receive);
+        let queues = self
+            .queues
+            .iter()
+            .filter(|queue| (queue.queue % 2 == 0) == receive);
         queues.filter_map(|queue| queue.counters.get(counter)).sum()
     }
 
     /// Returns the packets dropped by queues that receive, or those that transmit, by reason.
     pub fn dropped(&self, receive: bool) -> impl Iterator<Item = (&str, u64)> {
-        let reasons = self.queues.first().map(|queue| queue.counters.keys()).into_iter().flatten();
+        let reasons = self
+            .queues
+            .first()
+            .map(|queue| queue.counters.keys())
+            .into_iter()
+            .flatten();
         let reasons = reasons.filter_map(|name| Some((name, name.strip_prefix("dropped_")?)));
         reasons.map(move |(name, reason)| (reason, self.sum(receive, name)))
     }
