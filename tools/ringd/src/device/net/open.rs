@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{NetConfig, NetLimits, Source};
 use crate::config::ZoneConfig;
+use crate::config::error::quoted;
 use crate::device::inflight;
 use crate::device::state::NetState;
 
@@ -85,8 +86,8 @@ pub fn open(
     };
     let failed = |error: io::Error| {
         let (key, value) = match &config.source {
-            Source::Bridge(name) => ("bridge", name.clone()),
-            Source::Tap(name) => ("tap", name.clone()),
+            Source::Bridge(name) => ("bridge", quoted(name)),
+            Source::Tap(name) => ("tap", quoted(name)),
             Source::User(_) => ("user", "true".into()),
         };
         zone.unusable_value(&format!("net[{index}].{key}"), value, error)
