@@ -14,6 +14,7 @@ mod region;
 mod root;
 mod scan;
 mod spis;
+mod writer;
 
 use alloc::string::{String, ToString};
 
