@@ -28,8 +28,8 @@ pub enum AfterCall {
     Leave,
 }
 
-/// One of the two owners. An enum and not a `dyn Owner`: calls can be inlined, and `tests/panics.sh` can follow
-/// them.
+/// One of the two owners. An enum and not a `dyn Owner`: calls can be inlined, and `tests/panics.sh` can
+/// follow them.
 #[derive(Clone, Copy)]
 pub enum RootOrZone<R, Z> {
     /// Root.
@@ -51,7 +51,8 @@ pub struct Crash {
 /// Declares [`Owner`], and implements it for [`RootOrZone`] by a match on the two in each method.
 macro_rules! owner {
     ($($(#[$doc:meta])* fn $method:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
-        /// The owner of a CPU. All methods are called on the CPU in question; `vcpu` is the vCPU that it runs.
+        /// The owner of a CPU. All methods are called on the CPU in question; `vcpu` is the vCPU that it
+        /// runs.
         pub trait Owner {
             $($(#[$doc])* fn $method(&self $(, $argument: $type)*) $(-> $result)?;)*
         }

@@ -8,9 +8,9 @@ use super::intid::{SGIS, bits};
 use super::kicks::Kicks;
 
 impl Vgic {
-    /// Executes a load, or a store of `stored`, of `width` bytes at `offset` of a frame by `vcpu`. Returns the
-    /// value of the load; `None` if it has to be executed again, after the vCPUs returned have synced: see
-    /// [`Vgic::await_dist_read`].
+    /// Executes a load, or a store of `stored`, of `width` bytes at `offset` of a frame by `vcpu`. Returns
+    /// the value of the load; `None` if it has to be executed again, after the vCPUs returned have synced:
+    /// see [`Vgic::await_dist_read`].
     pub fn access(
         &mut self,
         vcpu: usize,

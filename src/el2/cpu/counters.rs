@@ -1,4 +1,5 @@
-//! Counters ([`Words`]), and the counters and the trace buffer of one CPU (`ringvisor::abi::counters`, `ringvisor::abi::trace`).
+//! Counters ([`Words`]), and those of one CPU with its trace buffer (`ringvisor::abi::counters`,
+//! `ringvisor::abi::trace`).
 //!
 //! Only the CPU itself writes them, so a counter is a plain load, addition and store without a lock, with a
 //! second store to the page that root reads (non-cacheable at EL2: a store is buffered, and a load is never
