@@ -149,7 +149,10 @@ impl Machine {
 }
 
 /// Returns the QEMU to use.
-fn program(cache: &Cache, board: &Board, options: &MachineOptions) -> Result<String> {
+///
+/// # Errors
+/// QEMU 10 is wanted and cannot be had.
+pub fn program(cache: &Cache, board: &Board, options: &MachineOptions) -> Result<String> {
     Ok(match given(options.qemu.as_ref()) {
         Some("10") => image::qemu::obtain(cache)?.display().to_string(),
         Some(program) => program.to_owned(),
