@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use image::cpio::Archive;
-use image::{Cache, GuestFiles, cmd};
+use image::{BootFiles, Cache, cmd};
 
 use super::collect::{Collector, Expected};
 use super::host_image::HostImage;
@@ -53,7 +53,7 @@ pub struct Bench<'a> {
     /// Where raw logs go.
     pub raw: PathBuf,
     /// The guest's kernel, initramfs and disk.
-    pub guest: GuestFiles,
+    pub guest: BootFiles,
     /// The disk with QEMU for root, if it could be had.
     pub qemu_disk: Option<PathBuf>,
     /// The plugin that counts instructions, if QEMU takes it.
