@@ -8,7 +8,7 @@ use ringvirtio::trace::Kind;
 
 use super::batch::Staged;
 use super::block_queue::BlockQueue;
-use super::slot::{SYNC_TAG, Slot, Work};
+use super::slot::{SYNC_TAG, Slot, Work, skips_fdatasync};
 use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
 use crate::request::{Plan, RangeKind, Segment};
 use crate::virtio::RequestStatus;
@@ -17,13 +17,6 @@ use crate::virtio::RequestStatus;
 const IMMEDIATE_MAX: u64 = 64 << 10;
 /// Bytes up to which transfers are merged: what devices take at once, more or less.
 const MERGE_MAX: u64 = 1 << 20;
-
-/// What makes writes durable; in the negative control a read of no bytes, which succeeds.
-const SYNC: IoKind = if cfg!(feature = "skip-fdatasync") {
-    IoKind::Read
-} else {
-    IoKind::Sync
-};
 
 impl BlockQueue {
     pub(super) fn start(&mut self, head: u16, plan: Plan, engine: &mut dyn Engine) {
@@ -282,7 +275,12 @@ impl BlockQueue {
         let op = IoOp {
             tag: self.queue.tag_base() | u64::from(SYNC_TAG),
             image: self.disk.image(),
-            kind: SYNC,
+            // In the negative control a read of no bytes, which succeeds.
+            kind: if skips_fdatasync() {
+                IoKind::Read
+            } else {
+                IoKind::Sync
+            },
             iov: std::ptr::null(),
             count: 0,
             offset: 0,
