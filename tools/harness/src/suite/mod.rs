@@ -28,7 +28,7 @@ const UNMEASURED: u64 = 30;
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Only stages whose names contain this word; `lint` stands for formatting and lints.
+    /// Only stages whose names contain this word.
     #[arg(long)]
     only: Option<String>,
     /// Also what is only for `make test-all`.
@@ -50,8 +50,6 @@ struct Stages {
 struct Stage {
     name: String,
     run: String,
-    #[serde(default)]
-    lint: bool,
     #[serde(rename = "if")]
     needs: Option<String>,
     #[serde(default)]
@@ -208,15 +206,13 @@ impl Stage {
     fn wanted(&self, project: &Project, arguments: &Arguments) -> bool {
         let named = match arguments.only.as_deref() {
             None => true,
-            Some("lint") => self.lint,
             Some(word) => self.name.contains(word),
         };
         let there = self
             .needs
             .as_ref()
             .is_none_or(|file| project.dir.join(file).exists());
-        let lint = self.lint && arguments.only.as_deref() == Some("lint");
-        named && there && (arguments.all || lint || !self.all)
+        named && there && (arguments.all || !self.all)
     }
 
     /// Runs the stage. In the background it has a lower priority, and its output is shown when it has ended.
