@@ -1,4 +1,5 @@
-//! Negative controls: a part of the device is left out, so that the tests that need it can be shown to notice.
+//! Negative controls: a part of the device is left out, so that the tests that need it can be shown to
+//! notice.
 //!
 //! A feature leaves it out of a daemon. In a test program (feature `fakes`, debug assertions) the environment
 //! variable `RINGVISOR_SABOTAGE` does, with the features' names: no other program has to be built.

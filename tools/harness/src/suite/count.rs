@@ -51,8 +51,8 @@ impl Count {
     }
 }
 
-/// Reads the name and the seconds of wall and CPU time, rounded up, from the line of a system test that passed
-/// (`system::report`).
+/// Reads the name and the seconds of wall and CPU time, rounded up, from the line of a system test that
+/// passed (`system::report`).
 pub fn duration(line: &str) -> Option<(&str, u64, u64)> {
     let (name, took) = line.strip_prefix("test ")?.split_once(" ... ok (")?;
     let (wall, cpu) = took.strip_suffix(" s of CPU)")?.split_once(" s, ")?;
