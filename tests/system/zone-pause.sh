@@ -6,7 +6,7 @@
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'A'
-fio --name=v --filename=/dev/vdb --size=4M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
+fio --name=v --filename=/dev/vdb --size=16M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
     --time_based --runtime=12 --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio.out 2>&1 && echo "fio: verified" >/tmp/done &
 last=$(cut -d. -f1 /proc/uptime)
 while [ ! -e /tmp/done ]; do
@@ -26,7 +26,7 @@ poweroff
 sleep 100
 A
 guest_disk $Z/root.img /tmp/autorun
-truncate -s 4M $Z/data.img
+truncate -s 16M $Z/data.img
 zone_file guest1 2 256M root.img data.img
 daemon
 ringctl zone start $Z/guest1.toml || fail "zone start"
