@@ -35,7 +35,7 @@ some_ticks() { [ "$(ticks)" -gt "$1" ]; }
 within 150 some_ticks 2
 ringctl zone pause guest1 || fail "zone pause"
 before=$(ticks)
-sleep 6
+sleep 8
 is "ticks of a paused guest" "$(ticks)" "$before"
 ringctl zone resume guest1 || fail "zone resume"
 within 60 some_ticks $((before + 1))

@@ -62,13 +62,13 @@ fn a_daemon_at_work_needs_nothing_else() {
     );
     let config = ringd::config::file::load(&directory.join("z.toml"), toml::Table::new()).unwrap();
     let mut client = Client::connect(&directory.join("sock")).unwrap();
-    let list = Request::Device(api::Request::Disks);
+    let list = Request::Device(api::Request::Disks {});
     for _ in 0..3 {
         let config = Box::new(config.clone());
         client.ask(&Request::Start { config }).unwrap();
-        client.ask(&Request::List).unwrap();
+        client.ask(&Request::List {}).unwrap();
         client.ask(&list).unwrap();
-        client.ask(&Request::Info).unwrap();
+        client.ask(&Request::Info {}).unwrap();
         client.ask(&Request::Stop { name: "z".into() }).unwrap();
     }
     drop(daemon.stdin.take());
