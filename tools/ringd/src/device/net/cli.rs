@@ -79,7 +79,7 @@ pub fn run(
     command: NetCommand,
     request: impl Fn(protocol::Request) -> Result<protocol::Reply, ClientError>,
 ) -> anyhow::Result<ExitCode> {
-    let list = || match request(protocol::Request::Device(Request::Nets))? {
+    let list = || match request(protocol::Request::Device(Request::Nets {}))? {
         protocol::Reply::Device(Reply::Nets(nets)) => Ok(nets),
         other => Err(ClientError::unexpected(&other)),
     };
