@@ -22,7 +22,7 @@ pub fn handle() {
 fn deliver(intid: u32) {
     let cpu = cpu::this();
     match intid {
-        gic::MAINTENANCE => {
+        intid if intid == gic::maintenance() => {
             stats::count(CpuEvent::Maintenance);
             if let Some(owner) = Current::running_on(cpu) {
                 owner.handle_maintenance_interrupt(cpu.vcpu());
@@ -33,6 +33,8 @@ fn deliver(intid: u32) {
             stats::count(CpuEvent::KicksTaken);
             gic::deactivate(intid);
         }
+        // Neither LPIs nor extended interrupts are enabled.
+        1020.. => gic::deactivate(intid),
         _ => {
             stats::count(CpuEvent::Interrupts);
             let owner = Current::running_on(cpu);

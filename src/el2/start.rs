@@ -94,6 +94,14 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
             .take(8)
             .map(|region| (region.base().0 as usize, region.size() as usize))
             .collect(),
+        its: machine
+            .gic
+            .its
+            .iter()
+            .take(8)
+            .map(|region| region.base().0 as usize)
+            .collect(),
+        maintenance: machine.gic.maintenance,
     };
     let missing = gic::init(&addresses);
     if missing > 0 {
@@ -130,7 +138,9 @@ fn map_memory(machine: &Machine) -> Result<(), &'static str> {
         .map(|region| (region.base().0, region.end().0))
         .collect();
     let mut devices = Vec::new();
-    let gic = core::iter::once(&machine.gic.distributor).chain(&machine.gic.redistributors);
+    let gic = core::iter::once(&machine.gic.distributor)
+        .chain(&machine.gic.redistributors)
+        .chain(&machine.gic.its);
     for region in machine
         .console
         .iter()

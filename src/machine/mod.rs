@@ -18,7 +18,7 @@ mod spis;
 use alloc::string::{String, ToString};
 
 pub use blob::{BlobError, DeviceTree, MAX_DEPTH, MAX_SIZE};
-pub use description::{Conduit, Console, Gic, Machine, Module, Timer};
+pub use description::{Conduit, Console, Gic, Machine, Module, RootMap, Timer};
 pub use error::MachineError;
 pub use options::{LogLevel, OptionError, Options};
 pub use region::{Region, merge, subtract};
@@ -65,7 +65,8 @@ impl Machine {
                 }
             }
         }
-        let gic = scan.gic.ok_or(MachineError::NoGic)?;
+        let mut gic = scan.gic.ok_or(MachineError::NoGic)?;
+        gic.its = scan.its;
         Ok(Self {
             ram: scan.ram,
             reserved,
@@ -78,6 +79,7 @@ impl Machine {
             ramdisk,
             bootargs,
             used: scan.used,
+            hidden: scan.hidden,
             spis: scan.spis,
         })
     }

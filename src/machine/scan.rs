@@ -24,6 +24,10 @@ use crate::addr::Pa;
 pub(super) struct Scan {
     /// `reg` of all nodes that have CPU addresses, and the windows of buses and PCI bridges.
     pub used: Vec<Region>,
+    /// See [`super::Machine::hidden`].
+    pub hidden: Vec<Region>,
+    /// Registers of the interrupt translation services.
+    pub its: Vec<Region>,
     /// SPIs that nodes or interrupt maps name.
     pub spis: SpiSet,
     /// The first enabled GICv3.
@@ -111,6 +115,12 @@ impl Scan {
             }
         } else {
             self.used.extend(own.iter().copied());
+            if nodes::is_hidden(node) || prop::is_compatible(node, "arm,gic-v3") {
+                self.hidden.extend(own.iter().copied());
+            }
+            if prop::is_compatible(node, "arm,gic-v3-its") {
+                self.its.extend(own.iter().copied());
+            }
             if parent.path == "/reserved-memory" {
                 self.reserved.extend(own.iter().copied());
             }

@@ -277,24 +277,5 @@ impl Stage2 {
     }
 }
 
-/// Calls `map` for each part of `[0, limit)` outside `holes`, which are sorted by start.
-pub fn gaps<E>(
-    limit: u64,
-    holes: &[(u64, u64)],
-    mut map: impl FnMut(u64, u64) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut at = 0;
-    for &(start, end) in holes {
-        if start > at {
-            map(at, start.min(limit) - at)?;
-        }
-        at = at.max(end);
-        if at >= limit {
-            return Ok(());
-        }
-    }
-    map(at, limit - at)
-}
-
 #[cfg(test)]
 mod tests;

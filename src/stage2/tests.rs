@@ -1,5 +1,5 @@
 use super::fake::FakeFrames;
-use super::{Access, MapError, Stage2, gaps};
+use super::{Access, MapError, Stage2};
 use crate::addr::{Ipa, Pa};
 
 const GIB: u64 = 1 << 30;
@@ -116,17 +116,4 @@ fn unmap_and_map_again() {
         Access::DeviceReadOnly,
     )
     .unwrap();
-}
-
-#[test]
-fn gaps_between_holes() {
-    extern crate std;
-    let mut seen = std::vec::Vec::new();
-    let holes = [(10, 20), (15, 30), (30, 40), (90, 200)];
-    gaps::<()>(100, &holes, |at, len| {
-        seen.push((at, len));
-        Ok(())
-    })
-    .unwrap();
-    assert_eq!(seen, [(0, 10), (40, 50)]);
 }

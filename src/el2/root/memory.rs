@@ -1,19 +1,19 @@
 //! Root's stage 2.
 
-use alloc::collections::BinaryHeap;
 use alloc::vec::Vec;
 
+use arrayvec::ArrayVec;
 use ringvisor::abi::BAR_SIZE;
 use ringvisor::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, Pa};
-use ringvisor::machine::{ECAM_SIZE, Machine};
-use ringvisor::stage2::{Access, MapError, Stage2, gaps};
+use ringvisor::machine::{ECAM_SIZE, Machine, Region};
+use ringvisor::stage2::{Access, MapError, Stage2};
 
 use crate::el2::control::Pages;
 use crate::el2::mm::frames::Tables;
 use crate::el2::{mm, stats};
 
-/// Maps everything at its own address: RAM as RAM, the rest as devices, without EL2's memory and the GIC; in
-/// the window of the control device, its pages.
+/// Maps at its own address what [`Machine::root_map`] allows, without EL2's memory; in the window of the control
+/// device, its pages.
 ///
 /// # Errors
 /// There is no memory for the tables, or ranges of the machine overlap.
@@ -27,34 +27,15 @@ pub fn map_machine(
     let memory = &mut Tables;
     let mut tree = Stage2::new(memory, ipa_bits).ok_or(MapError::OutOfMemory)?;
     let (start, end) = mm::el2_range();
-    let mut holes: Vec<(u64, u64)> = Vec::new();
-    holes.push((start.0, end.0));
-    holes.push((ecam.0, ecam.0 + BLOCK_SIZE));
-    for region in core::iter::once(&machine.gic.distributor).chain(&machine.gic.redistributors) {
-        holes.push((
-            region.base().0 & !(PAGE_SIZE - 1),
-            region.end().0.next_multiple_of(PAGE_SIZE),
-        ));
-    }
-    let ram = machine.ram.iter().map(|region| (region.base().0, region.end().0));
-    let mut not_ram = holes.clone();
-    not_ram.extend(ram.clone());
-    // Sorted as in `region::merge`.
-    let not_ram = BinaryHeap::from(not_ram).into_sorted_vec();
-    let limit = tree.limit();
-    gaps(limit, &not_ram, |at, len| {
-        tree.map(memory, Ipa(at), Pa(at), len, Access::Device)
-    })?;
-    let holes = BinaryHeap::from(holes).into_sorted_vec();
-    for (from, to) in ram {
-        let inside: Vec<_> = holes
-            .iter()
-            .filter(|hole| hole.0 < to && hole.1 > from)
-            .map(|hole| (hole.0.saturating_sub(from), hole.1 - from))
-            .collect();
-        gaps(to - from, &inside, |at, len| {
-            tree.map(memory, Ipa(from + at), Pa(from + at), len, Access::Ram)
-        })?;
+    let window = Pa(ecam.0 + BLOCK_SIZE);
+    let holes = [Region::from_bounds(start, end), Region::from_bounds(ecam, window)];
+    let holes: ArrayVec<Region, 2> = holes.into_iter().flatten().collect();
+    let map = machine.root_map(&holes, tree.limit());
+    for (regions, access) in [(&map.ram, Access::Ram), (&map.devices, Access::Device)] {
+        for region in regions {
+            let at = region.base();
+            tree.map(memory, Ipa(at.0), at, region.size(), access)?;
+        }
     }
     let mut page = |at: u64, to: Pa| tree.map(memory, Ipa(at), to, PAGE_SIZE, Access::DeviceReadOnly);
     page(ecam.0, control.config)?;
