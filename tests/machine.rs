@@ -60,8 +60,8 @@ fn qemu_virt() {
     assert_eq!(machine.gic.maintenance, Some(25));
     let console = machine.console.unwrap();
     assert_eq!(
-        (console.registers, console.intid),
-        (region(0x0900_0000, 0x1000), Some(33))
+        (console.registers, console.intid, console.clock),
+        (region(0x0900_0000, 0x1000), Some(33), Some(24_000_000))
     );
     assert_eq!(machine.timer.physical, Some(30));
     assert_eq!(machine.timer.virtual_, Some(27));

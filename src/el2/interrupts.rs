@@ -6,7 +6,7 @@ use super::cpu::{self, Cpu};
 use super::current::Current;
 use super::owner::Owner;
 use super::root::Root;
-use super::{gic, stats};
+use super::{arch, console, gic, stats};
 
 /// Interrupts acknowledged in one exit; more stay pending and trap again.
 const BURST: usize = 32;
@@ -30,6 +30,9 @@ fn deliver(intid: u32) {
             gic::deactivate(intid);
         }
         0..16 => {
+            if console::panicked() {
+                arch::halt();
+            }
             stats::count(CpuEvent::KicksTaken);
             gic::deactivate(intid);
         }

@@ -1,13 +1,16 @@
-//! A panic or an exception at EL2, fatal for the CPU: prints the cause, the registers and a backtrace of
-//! offsets into the hypervisor binary, which `make symbolize` or `llvm-symbolizer` turns into lines; then
-//! this CPU stops for good.
+//! A panic or an exception at EL2, fatal for the machine: prints the cause, the registers and a backtrace of
+//! offsets into the hypervisor binary, which `make symbolize` or `llvm-symbolizer` turns into lines; then the
+//! machine is reset or stops, as EL2's command line says.
 
 use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use ringvisor::machine::PanicAction;
 
 use super::arch::frame::{STACK_SHIFT, TrapFrame};
 use super::arch::{self, boot, sysreg};
-use super::console;
 use super::cpu::{self, State};
+use super::{console, gic};
 
 /// Maximum number of frames printed.
 const DEPTH: usize = 32;
@@ -44,10 +47,36 @@ fn backtrace(pc: u64, mut frame: u64) {
     }
 }
 
+/// What follows: [`PanicAction::Halt`] if true.
+static HALTS: AtomicBool = AtomicBool::new(false);
+
+/// Sets how the machine ends after a panic.
+pub fn set_action(action: PanicAction) {
+    HALTS.store(action == PanicAction::Halt, Ordering::Relaxed);
+}
+
+/// Begins the report of a panic. If another CPU's panic is being reported, this one waits for the machine's end.
+fn begin() {
+    if !console::begin_panic() {
+        arch::halt();
+    }
+}
+
+/// Ends the machine: locks are held and invariants are lost. The other CPUs go on until then.
 fn stop() -> ! {
     let this = cpu::this();
     this.set_state(State::Dead);
-    console::print(format_args!("EL2: cpu{} stopped\n", this.index));
+    if HALTS.load(Ordering::Relaxed) {
+        gic::kick_others();
+        console::print(format_args!("EL2: cpu{} stops the machine\n", this.index));
+        console::flush();
+    } else {
+        console::print(format_args!("EL2: cpu{} resets the machine\n", this.index));
+        console::flush();
+        // Returns only if the firmware refuses.
+        let _ = smccc::psci::system_reset::<smccc::Smc>();
+        gic::kick_others();
+    }
     arch::halt()
 }
 
@@ -63,6 +92,7 @@ pub extern "C" fn el2_exception(frame: &TrapFrame, kind: u64) -> ! {
         3 => "SError",
         _ => "stack overflow",
     };
+    begin();
     console::print(format_args!(
         "\nEL2 PANIC: cpu{}: {name} at EL2\n  ESR_EL2 {:#018x}  FAR_EL2 {:#018x}  HPFAR_EL2 {:#x}\n  ELR_EL2 {:#018x} (offset {:#x})  SPSR_EL2 {:#x}\n",
         cpu::this().index,
@@ -90,6 +120,7 @@ fn panic(info: &PanicInfo) -> ! {
     let frame: u64;
     // SAFETY: reads the frame pointer.
     unsafe { core::arch::asm!("mov {}, x29", out(reg) frame, options(nomem, nostack)) };
+    begin();
     console::print(format_args!(
         "\nEL2 PANIC: cpu{}: {}\n",
         cpu::this().index,

@@ -8,7 +8,7 @@ use core::cell::UnsafeCell;
 use log::{error, info, warn};
 use ringvisor::abi::MAX_CPUS;
 use ringvisor::addr::Pa;
-use ringvisor::machine::{Conduit, DeviceTree, LogLevel, Machine, Options};
+use ringvisor::machine::{Conduit, DeviceTree, Machine, Options};
 use ringvisor::stage2::Stage2;
 
 use super::arch::boot::SecondaryContext;
@@ -18,7 +18,7 @@ use super::cpu::{self, Cpu, State};
 use super::current::Current;
 use super::root::{self, Root};
 use super::sync::Once;
-use super::{console, gic, logger, mm, run};
+use super::{console, gic, logger, mm, panic, run};
 
 /// How long secondaries have to come up, in seconds.
 const SECONDARY_TIMEOUT: u64 = 2;
@@ -64,19 +64,28 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
 
     cpu::init(machine.cpus.iter().copied(), arch::boot::boot_stack());
     map_memory(&machine)?;
+    mm::init_registers();
     let options = Options::parse(&machine.bootargs);
+    let chosen = options.as_ref().copied().unwrap_or_default();
+    panic::set_action(chosen.panic);
+    let opened = console::open();
     if let Some(console) = machine.console {
-        let level = options
-            .as_ref()
-            .map_or(LogLevel::Info, |options| options.log_level);
-        console::init(console.registers.base());
-        logger::init(logger::level_filter(level as u8));
+        console::init(console.registers.base(), console.clock);
     }
+    logger::init(logger::level_filter(chosen.log_level as u8));
     let (start, end) = mm::el2_range();
     info!(
         "ringvisor {} at {load_address:#x}, memory {start} to {end}",
         env!("CARGO_PKG_VERSION")
     );
+    if opened.starts > 1 {
+        let after = if opened.panic.is_some() {
+            "a panic"
+        } else {
+            "a reset"
+        };
+        info!("start {} after {after}: the log goes on", opened.starts);
+    }
     if let Err(reason) = options {
         warn!("/chosen/bootargs: {reason}");
     }
@@ -127,6 +136,7 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
     drop((tree, machine, ram, addresses));
     let Some(root) = Root::get() else { run::idle() };
     root.prepare(cpu::this(), true);
+    console::booted();
     run::enter(Current::Root(root), entry.kernel.0, entry.dtb.0)
 }
 

@@ -44,6 +44,8 @@ pub struct Console {
     pub registers: Region,
     /// INTID of its interrupt, if it is an SPI.
     pub intid: Option<u32>,
+    /// UARTCLK in Hz, if it is a fixed clock.
+    pub clock: Option<u32>,
 }
 
 /// INTIDs of the generic timer's interrupts.

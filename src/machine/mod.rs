@@ -20,7 +20,7 @@ use alloc::string::{String, ToString};
 pub use blob::{BlobError, DeviceTree, MAX_DEPTH, MAX_SIZE};
 pub use description::{Conduit, Console, Gic, Machine, Module, RootMap, Timer};
 pub use error::MachineError;
-pub use options::{LogLevel, OptionError, Options};
+pub use options::{LogLevel, OptionError, Options, PanicAction};
 pub use region::{Region, merge, subtract};
 pub use root::{ECAM_SIZE, RootConfig, RootDtbError, root_dtb};
 pub use spis::{SPI_END, SpiSet};

@@ -174,11 +174,15 @@ impl Scan {
             for_each_interrupt(fdt, node, interrupt_parent, |_, specifier| {
                 intid = intid.or(SpiSet::intid(specifier));
             });
+            // The first one is UARTCLK (Linux's `arm,pl011` binding).
+            let clock = prop::u32_property(node, "clocks").and_then(|phandle| fdt.find_phandle(phandle));
+            let clock = clock.and_then(|clock| prop::u32_property(clock, "clock-frequency"));
             self.uarts.push((
                 path.into(),
                 Console {
                     registers: *registers,
                     intid,
+                    clock,
                 },
             ));
         }

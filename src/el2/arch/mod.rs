@@ -163,6 +163,21 @@ pub unsafe fn clean_data_cache(start: usize, len: usize) {
     dsb_sy();
 }
 
+/// Cleans and invalidates the data cache over `len` bytes from `start` to the point of coherency.
+///
+/// # Safety
+/// The range must be mapped at EL2.
+pub unsafe fn clean_invalidate_data_cache(start: usize, len: usize) {
+    let line = data_line();
+    let mut at = start & !(line - 1);
+    while at < start + len {
+        // SAFETY: the caller promises the mapping; nothing that was written is lost.
+        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += line;
+    }
+    dsb_sy();
+}
+
 /// `AT S1E1R` reported a fault.
 #[derive(Clone, Copy, Debug)]
 pub struct TranslationFault;

@@ -61,6 +61,14 @@ pub fn kick(cpu: &Cpu) {
     arch::isb();
 }
 
+/// Sends EL2's SGI to all other CPUs.
+pub fn kick_others() {
+    const IRM: u64 = 1 << 40;
+    arch::dsb_ishst();
+    sysreg::write!("S3_0_C12_C11_5", IRM | u64::from(KICK) << 24); // ICC_SGI1R_EL1
+    arch::isb();
+}
+
 /// Acknowledges an interrupt that is pending on this CPU and drops its priority. Returns `None` if none is
 /// pending.
 pub fn acknowledge() -> Option<u32> {

@@ -8,7 +8,7 @@ mod cpu_interface;
 mod frames;
 mod list_registers;
 
-pub use cpu_interface::{acknowledge, deactivate, init_cpu, kick};
+pub use cpu_interface::{acknowledge, deactivate, init_cpu, kick, kick_others};
 pub use frames::{
     Addresses, Physical, disable_private, init, interrupt_limit, maintenance, redistributor_at,
     reset_private, set_pending,

@@ -12,7 +12,7 @@ use crate::el2::channel::function::config_write;
 use crate::el2::control::bar_write;
 use crate::el2::owner::TrapOutcome;
 use crate::el2::zone::registry;
-use crate::el2::{cpu, gic};
+use crate::el2::{console, cpu, gic};
 
 impl Root {
     /// Emulates an access that stage 2 did not permit. `ipa` is aligned to `width`. Not inlined, for a zone's
@@ -102,6 +102,7 @@ fn kernel_replaced() {
     warn!(
         "root's kernel was replaced while {zones} zones exist, whose memory it would use: the machine is reset"
     );
+    console::flush();
     // Returns only if the firmware refuses.
     let _ = smccc::psci::system_reset::<smccc::Smc>();
 }

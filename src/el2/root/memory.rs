@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
-use ringvisor::abi::BAR_SIZE;
+use ringvisor::abi::{BAR_SIZE, log};
 use ringvisor::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, Pa};
 use ringvisor::machine::{ECAM_SIZE, Machine, Region};
 use ringvisor::stage2::{Access, MapError, Stage2};
@@ -46,6 +46,10 @@ pub fn map_machine(
     let mut shown = Vec::new();
     stats::init(|offset, to| shown.push((offset as u64 / PAGE_SIZE, to)))
         .map_err(|_| MapError::OutOfMemory)?;
+    let (text, _) = mm::log_range();
+    for at in (0..log::SIZE as u64).step_by(PAGE_SIZE as usize) {
+        shown.push(((log::OFFSET as u64 + at) / PAGE_SIZE, Pa(text as u64 + at)));
+    }
     for index in 2..BAR_SIZE / PAGE_SIZE {
         let to = shown.iter().find(|(at, _)| *at == index);
         page(bar.0 + index * PAGE_SIZE, to.map_or(control.ones, |(_, to)| *to))?;

@@ -10,7 +10,7 @@ use ringvisor::psci::{self, Call, Error, Mpidr};
 use super::Root;
 use crate::el2::arch::frame::TrapFrame;
 use crate::el2::owner::AfterCall;
-use crate::el2::{cpu, gic};
+use crate::el2::{console, cpu, gic};
 
 impl Root {
     /// Executes the call in `frame` and sets its result, unless the vCPU has turned itself off.
@@ -78,18 +78,21 @@ fn execute(call: Call) -> Result<u64, Error> {
         }
         Call::SystemOff => {
             info!("root powers the machine off");
+            console::flush();
             // Returns only if the firmware refuses.
             let _ = smccc::psci::system_off::<smccc::Smc>();
             Err(Error::InternalFailure)
         }
         Call::SystemReset => {
             info!("root resets the machine");
+            console::flush();
             let _ = smccc::psci::system_reset::<smccc::Smc>();
             Err(Error::InternalFailure)
         }
         Call::SystemReset2 { reset_type, cookie } => {
             psci::check_reset2(reset_type)?;
             info!("root resets the machine");
+            console::flush();
             let _ = smccc::psci::system_reset2::<smccc::Smc>(reset_type, cookie);
             let _ = smccc::psci::system_reset::<smccc::Smc>();
             Err(Error::InternalFailure)
