@@ -3,7 +3,7 @@
 //! machine is reset or stops, as EL2's command line says.
 
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ringvisor::machine::PanicAction;
 
@@ -55,28 +55,46 @@ pub fn set_action(action: PanicAction) {
     HALTS.store(action == PanicAction::Halt, Ordering::Relaxed);
 }
 
-/// Begins the report of a panic. If another CPU's panic is being reported, this one waits for the machine's end.
+/// Index of the CPU whose panic is being reported.
+static REPORTER: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Begins the report of a panic. If another CPU's panic is being reported, this one waits for the machine's end; if
+/// the report itself panics, it ends there.
 fn begin() {
-    if !console::begin_panic() {
+    let this = cpu::this().index;
+    if console::begin_panic() {
+        REPORTER.store(this, Ordering::Relaxed);
+    } else if REPORTER
+        .compare_exchange(this, usize::MAX, Ordering::Relaxed, Ordering::Relaxed)
+        .is_ok()
+    {
+        end();
+    } else {
         arch::halt();
     }
 }
 
-/// Ends the machine: locks are held and invariants are lost. The other CPUs go on until then.
+/// Reports how the machine ends, and ends it.
 fn stop() -> ! {
-    let this = cpu::this();
-    this.set_state(State::Dead);
-    if HALTS.load(Ordering::Relaxed) {
-        gic::kick_others();
-        console::print(format_args!("EL2: cpu{} stops the machine\n", this.index));
-        console::flush();
+    let how = if HALTS.load(Ordering::Relaxed) {
+        "stops"
     } else {
-        console::print(format_args!("EL2: cpu{} resets the machine\n", this.index));
-        console::flush();
+        "is reset"
+    };
+    console::print(format_args!("EL2: the machine {how}\n"));
+    console::flush();
+    end()
+}
+
+/// Ends the machine: locks are held and invariants are lost.
+fn end() -> ! {
+    cpu::this().set_state(State::Dead);
+    if !HALTS.load(Ordering::Relaxed) {
         // Returns only if the firmware refuses.
         let _ = smccc::psci::system_reset::<smccc::Smc>();
-        gic::kick_others();
     }
+    // The others stop when they take the SGI, or wait for a lock of this CPU's.
+    gic::kick_others();
     arch::halt()
 }
 

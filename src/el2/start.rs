@@ -18,7 +18,7 @@ use super::cpu::{self, Cpu, State};
 use super::current::Current;
 use super::root::{self, Root};
 use super::sync::Once;
-use super::{console, gic, logger, mm, panic, run};
+use super::{console, firmware, gic, logger, mm, panic, run};
 
 /// How long secondaries have to come up, in seconds.
 const SECONDARY_TIMEOUT: u64 = 2;
@@ -120,6 +120,7 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
     gic::clear_list_registers();
     mm::stage1::guard_stack(arch::boot::boot_stack()).map_err(|_| "no guard page for the boot stack")?;
     start_secondaries(&machine);
+    firmware::init(&machine);
 
     let entry = root::init(&tree, &machine, Pa(dtb))?;
     let ram: Vec<_> = machine

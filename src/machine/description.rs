@@ -59,6 +59,15 @@ pub struct Timer {
     pub hypervisor: Option<u32>,
 }
 
+/// SCMI by a call to the firmware (Linux's `arm,scmi-smc` binding).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scmi {
+    /// The function identifier.
+    pub function: u32,
+    /// The memory that the firmware accesses.
+    pub shared: Vec<Region>,
+}
+
 /// A boot module: a file that the boot loader has put into RAM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Module {
@@ -85,6 +94,8 @@ pub struct Machine {
     pub console: Option<Console>,
     /// The generic timer's interrupts.
     pub timer: Timer,
+    /// The firmware's SCMI.
+    pub scmi: Option<Scmi>,
     /// Root's kernel.
     pub kernel: Option<Module>,
     /// Root's initial RAM file system.

@@ -28,6 +28,8 @@ pub(super) struct Scan {
     pub hidden: Vec<Region>,
     /// Registers of the interrupt translation services.
     pub its: Vec<Region>,
+    /// Shared memory of SCMI's, by phandle.
+    pub shared: Vec<(u32, Region)>,
     /// SPIs that nodes or interrupt maps name.
     pub spis: SpiSet,
     /// The first enabled GICv3.
@@ -117,6 +119,11 @@ impl Scan {
             self.used.extend(own.iter().copied());
             if nodes::is_hidden(node) || prop::is_compatible(node, "arm,gic-v3") {
                 self.hidden.extend(own.iter().copied());
+            }
+            if prop::is_compatible(node, "arm,scmi-shmem")
+                && let (Some(phandle), Some(region)) = (prop::u32_property(node, "phandle"), own.first())
+            {
+                self.shared.push((phandle, *region));
             }
             if prop::is_compatible(node, "arm,gic-v3-its") {
                 self.its.extend(own.iter().copied());

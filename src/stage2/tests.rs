@@ -117,3 +117,26 @@ fn unmap_and_map_again() {
     )
     .unwrap();
 }
+
+#[test]
+fn dismantling_frees_a_bounded_part_each_time() {
+    let mut frames = FakeFrames::default();
+    let mut tree = Stage2::new(&mut frames, 40).unwrap();
+    let root = frames.used;
+    for gib in [0, 1, 7, 600] {
+        let at = gib * GIB + MIB2;
+        let pages = (Ipa(at), Pa(at), 0x3000, Access::Device);
+        tree.map(&mut frames, pages.0, pages.1, pages.2, pages.3).unwrap();
+        tree.map(&mut frames, Ipa(at + MIB2), Pa(at), MIB2, Access::Ram)
+            .unwrap();
+    }
+    // For each a table of blocks and one of pages.
+    for parts in (0..4).rev() {
+        assert!(tree.dismantle(&mut frames));
+        assert_eq!(frames.used, root + 2 * parts);
+        assert_eq!(tree.translate(&frames, Ipa(MIB2)), None);
+    }
+    assert!(!tree.dismantle(&mut frames));
+    tree.destroy(&mut frames);
+    assert_eq!(frames.used, 0);
+}

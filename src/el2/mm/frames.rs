@@ -9,6 +9,7 @@ use buddy_system_allocator::Heap;
 use ringvisor::addr::{PAGE_SIZE, Pa};
 use ringvisor::stage2::TableMemory;
 
+use crate::el2::arch;
 use crate::el2::sync::Mutex;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -76,7 +77,11 @@ pub struct Tables;
 
 impl TableMemory for Tables {
     fn alloc(&mut self, pages: usize) -> Option<Pa> {
-        NORMAL.alloc(pages).map(|block| Pa(block.as_ptr() as u64))
+        let block = NORMAL.alloc(pages)?;
+        // A walker that finds the descriptor of this table must find it empty (Arm ARM B2.3, D8.2): the zeroes come
+        // before whatever is stored later.
+        arch::dsb_ishst();
+        Some(Pa(block.as_ptr() as u64))
     }
 
     fn free(&mut self, table: Pa, pages: usize) {

@@ -21,10 +21,10 @@ impl Root {
     pub(super) fn emulate(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome {
         let at = ipa.0;
         if (self.bar..self.bar + BAR_SIZE).contains(&at) {
-            if let Some(value) = stored {
-                bar_write((at - self.bar) as u32, width, value);
-            }
-            return TrapOutcome::Done(0);
+            return match stored {
+                Some(value) if !bar_write((at - self.bar) as u32, width, value) => TrapOutcome::Retry,
+                _ => TrapOutcome::Done(0),
+            };
         }
         if (self.ecam..self.ecam + ECAM_SIZE).contains(&at) {
             if let Some(value) = stored {

@@ -5,12 +5,13 @@ use core::sync::atomic::Ordering;
 
 use log::info;
 use ringvisor::abi::ROOT_ZONE;
+use ringvisor::firmware::Caller;
 use ringvisor::psci::{self, Call, Error, Mpidr};
 
 use super::Root;
 use crate::el2::arch::frame::TrapFrame;
 use crate::el2::owner::AfterCall;
-use crate::el2::{console, cpu, gic};
+use crate::el2::{console, cpu, firmware, gic};
 
 impl Root {
     /// Executes the call in `frame` and sets its result, unless the vCPU has turned itself off.
@@ -20,10 +21,14 @@ impl Root {
             Some(Call::CpuOff) => return AfterCall::Leave,
             Some(call) => execute(call),
             None => {
+                let (id, pc) = (x0 as u32, frame.elr);
+                if firmware::call(Caller::Root, frame) {
+                    return AfterCall::Return;
+                }
                 if self.calls_refused.fetch_add(1, Ordering::Relaxed) == 0 {
                     info!(
                         "root: unknown call {:#x} (pc {:#x}), expected one of PSCI 1.1: NOT_SUPPORTED; further ones are not logged",
-                        x0 as u32, frame.elr
+                        id, pc
                     );
                 }
                 Err(Error::NotSupported)
@@ -40,7 +45,7 @@ fn execute(call: Call) -> Result<u64, Error> {
         Call::SmcccVersion => Ok(psci::SMCCC_VERSION),
         Call::MigrateInfoType => Ok(psci::NO_TRUSTED_OS),
         Call::Features(id) => psci::features(id),
-        Call::SmcccArchFeatures(id) => psci::arch_features(id),
+        Call::SmcccArchFeatures(id) => Ok(firmware::arch_features(id)),
         // An immediate wake-up is allowed (DEN 0022, 5.1.2); root idles by WFI, which does not trap.
         Call::CpuSuspend { .. } => Ok(0),
         // See `psci_call`.

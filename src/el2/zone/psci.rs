@@ -4,14 +4,15 @@ use core::sync::atomic::Ordering;
 
 use log::info;
 use ringvisor::abi::{StopReason, ZoneState};
+use ringvisor::firmware::Caller;
 use ringvisor::psci::cpus::AfterOff;
 use ringvisor::psci::{self, Call, Error};
 use ringvisor::virtio::GuestRam;
 
 use super::Zone;
 use crate::el2::arch::frame::TrapFrame;
-use crate::el2::cpu;
 use crate::el2::owner::AfterCall;
+use crate::el2::{cpu, firmware};
 
 impl Zone {
     /// Executes the call in `frame` and sets its result, unless the vCPU has turned itself off.
@@ -24,13 +25,17 @@ impl Zone {
             },
             Some(call) => self.execute(call),
             None => {
+                let (id, pc) = (x0 as u32, frame.elr);
+                if firmware::call(Caller::Guest, frame) {
+                    return AfterCall::Return;
+                }
                 if self.calls_refused.fetch_add(1, Ordering::Relaxed) == 0 {
                     info!(
                         "zone {} \"{}\": unknown call {:#x} (pc {:#x}), expected one of PSCI 1.1: NOT_SUPPORTED; further ones are not logged",
                         self.number,
                         self.name(),
-                        x0 as u32,
-                        frame.elr
+                        id,
+                        pc
                     );
                 }
                 Err(Error::NotSupported)
@@ -54,7 +59,7 @@ impl Zone {
             Call::SmcccVersion => Ok(psci::SMCCC_VERSION),
             Call::MigrateInfoType => Ok(psci::NO_TRUSTED_OS),
             Call::Features(id) => psci::features(id),
-            Call::SmcccArchFeatures(id) => psci::arch_features(id),
+            Call::SmcccArchFeatures(id) => Ok(firmware::arch_features(id)),
             // An immediate wake-up is allowed (DEN 0022, 5.1.2); guests idle by WFI, which does not trap.
             Call::CpuSuspend { .. } => Ok(0),
             // See `cpu_off`.
