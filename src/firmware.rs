@@ -42,7 +42,7 @@ pub enum Caller {
 }
 
 /// What is passed on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Calls {
     /// The firmware has SMCCC 1.1, so a function that it does not have is answered with NOT_SUPPORTED, and all
     /// registers but x0 to x3 are kept.
@@ -67,6 +67,13 @@ const fn is_workaround(function: u32) -> bool {
 }
 
 impl Calls {
+    /// Nothing is passed on.
+    pub const NONE: Self = Self {
+        smccc: false,
+        ssbd: false,
+        scmi: None,
+    };
+
     /// Asks the firmware what it has; `scmi` is the device tree's SCMI function.
     pub fn probe(firmware: &impl Firmware, scmi: Option<u32>) -> Self {
         let ask = |function: u32, argument: u32| {

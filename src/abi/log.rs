@@ -20,6 +20,9 @@ pub const CAPACITY: usize = SIZE - 64;
 /// Longest line in bytes, with CR LF; EL2 cuts longer ones.
 pub const MAX_LINE: usize = 256;
 
+/// Offset in the log of the number of bytes ever written.
+pub const WRITTEN: usize = offset_of!(Log, written);
+
 /// "RVEL2LOG".
 const MAGIC: u64 = u64::from_le_bytes(*b"RVEL2LOG");
 
@@ -42,7 +45,7 @@ const _: () = assert!(size_of::<Log>() == SIZE && offset_of!(Log, text) == SIZE 
 const _: () = assert!(OFFSET + SIZE <= BAR_SIZE as usize && SIZE.is_multiple_of(4096));
 
 /// What [`Log::open`] found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Opened {
     /// Which start this is, from 1.
     pub starts: u64,

@@ -14,7 +14,7 @@ use arm_pl011_uart::{DataBits, LineConfig, PL011Registers, Parity, StopBits, Uar
 use ringvisor::abi::log::{Log, MAX_LINE, Opened};
 use ringvisor::addr::Pa;
 
-use super::sync::{Mutex, Once};
+use super::sync::Mutex;
 use super::{arch, mm};
 
 /// Most bytes that a CPU sends before it enters a guest.
@@ -28,7 +28,8 @@ const UARTCR_ON: u32 = 1 | 1 << 8;
 /// UARTCLK in Hz where the device tree does not say it.
 const DEFAULT_CLOCK: u32 = 24_000_000;
 
-static LOG: Once<&'static Log> = Once::new();
+/// Whether the log is open.
+static OPEN: AtomicBool = AtomicBool::new(false);
 /// Serializes lines in the log.
 static WRITERS: Mutex<()> = Mutex::new(());
 /// Address of the UART, 0 for none.
@@ -79,15 +80,23 @@ impl Write for Line {
     }
 }
 
+/// Returns the log, if it is open.
+fn log() -> Option<&'static Log> {
+    // SAFETY: the range is EL2's, whole pages of `Log`'s size, never freed, and not used otherwise. Any content is
+    // a valid `Log`. It is mapped non-cacheable once it is open.
+    OPEN.load(Ordering::Relaxed)
+        .then(|| unsafe { &*(mm::log_range().0 as *const Log) })
+}
+
 /// Opens the log, whose memory is mapped non-cacheable from now on. Returns what is there from earlier starts.
 pub fn open() -> Opened {
-    // SAFETY: the range is EL2's, whole pages of `Log`'s size, never freed, and not used otherwise. Any content is
-    // a valid `Log`.
-    let log: &'static Log = unsafe { &*(mm::log_range().0 as *const Log) };
+    OPEN.store(true, Ordering::Relaxed);
+    let Some(log) = log() else {
+        return Opened::default();
+    };
     let opened = log.open();
     SENT.store(opened.panic.unwrap_or(log.written()), Ordering::Relaxed);
     PENDING.store(opened.panic.is_some(), Ordering::Relaxed);
-    LOG.call_once(|| log);
     opened
 }
 
@@ -123,7 +132,7 @@ pub fn booted() {
 
 /// Writes a line to the log, whatever the log level.
 pub fn print(text: fmt::Arguments<'_>) {
-    let Some(log) = LOG.get() else { return };
+    let Some(log) = log() else { return };
     let mut line = Line {
         bytes: [0; MAX_LINE],
         len: 0,
@@ -144,8 +153,9 @@ pub fn print(text: fmt::Arguments<'_>) {
 }
 
 /// Sends at most `budget` bytes, each after at most `attempts` polls of a full FIFO. Returns whether more is left.
+#[inline(never)]
 fn send(budget: usize, attempts: u32) -> bool {
-    let (Some(log), Some(mut uart)) = (LOG.get(), uart()) else {
+    let (Some(log), Some(mut uart)) = (log(), uart()) else {
         return false;
     };
     PENDING.store(false, Ordering::Relaxed);
@@ -186,6 +196,7 @@ fn drain_some() -> bool {
 }
 
 /// Sends all that is left to send.
+#[inline(never)]
 pub fn flush() {
     let _sender = if PANICKED.load(Ordering::Relaxed) {
         None
@@ -200,7 +211,7 @@ pub fn begin_panic() -> bool {
     if PANICKED.swap(true, Ordering::AcqRel) {
         return false;
     }
-    if let Some(log) = LOG.get() {
+    if let Some(log) = log() {
         log.begin_panic();
     }
     true

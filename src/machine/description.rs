@@ -59,15 +59,6 @@ pub struct Timer {
     pub hypervisor: Option<u32>,
 }
 
-/// SCMI by a call to the firmware (Linux's `arm,scmi-smc` binding).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Scmi {
-    /// The function identifier.
-    pub function: u32,
-    /// The memory that the firmware accesses.
-    pub shared: Vec<Region>,
-}
-
 /// A boot module: a file that the boot loader has put into RAM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Module {
@@ -94,8 +85,10 @@ pub struct Machine {
     pub console: Option<Console>,
     /// The generic timer's interrupts.
     pub timer: Timer,
-    /// The firmware's SCMI.
-    pub scmi: Option<Scmi>,
+    /// The function of the firmware's SCMI (Linux's `arm,scmi-smc` binding).
+    pub scmi: Option<u32>,
+    /// The memory that the firmware accesses for it.
+    pub scmi_shared: Vec<Region>,
     /// Root's kernel.
     pub kernel: Option<Module>,
     /// Root's initial RAM file system.
@@ -130,7 +123,10 @@ impl Machine {
                 let end = region.end().0.min(limit).next_multiple_of(PAGE_SIZE);
                 Region::from_bounds(region.base().align_down(PAGE_SIZE), Pa(end))
             };
-            let mut pages: Vec<Region> = regions.iter().filter_map(page).collect();
+            let mut pages = Vec::new();
+            for region in regions {
+                pages.extend(page(region));
+            }
             merge(&mut pages);
             pages
         };

@@ -18,7 +18,7 @@ mod spis;
 use alloc::string::{String, ToString};
 
 pub use blob::{BlobError, DeviceTree, MAX_DEPTH, MAX_SIZE};
-pub use description::{Conduit, Console, Gic, Machine, Module, RootMap, Scmi, Timer};
+pub use description::{Conduit, Console, Gic, Machine, Module, RootMap, Timer};
 pub use error::MachineError;
 pub use options::{LogLevel, OptionError, Options, PanicAction};
 pub use region::{Region, merge, subtract};
@@ -74,7 +74,8 @@ impl Machine {
             psci: nodes::psci(&fdt)?,
             console,
             timer: nodes::timer(&fdt, gic.interrupt_cells),
-            scmi: nodes::scmi(&fdt, &scan.shared),
+            scmi: scan.scmi,
+            scmi_shared: scan.scmi_shared,
             gic,
             kernel,
             ramdisk,

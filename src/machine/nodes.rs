@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 use fdt::Fdt;
 use fdt::node::FdtNode;
 
-use super::description::{Conduit, Gic, Module, Scmi, Timer};
+use super::description::{Conduit, Gic, Module, Timer};
 use super::error::MachineError;
 use super::prop::{self, CellCounts, Cells};
 use super::region::Region;
@@ -190,23 +190,4 @@ pub(super) fn timer(fdt: &Fdt<'_>, interrupt_cells: u32) -> Timer {
         virtual_: list.next(),
         hypervisor: list.next(),
     }
-}
-
-/// Reads SCMI by a call to the firmware; `shared` are the regions of shared memory by phandle. `None` if there is
-/// none, or memory that is not known: then the firmware would access what nobody has checked.
-pub(super) fn scmi(fdt: &Fdt<'_>, shared: &[(u32, Region)]) -> Option<Scmi> {
-    let node = fdt
-        .all_nodes()
-        .find(|node| prop::is_compatible(*node, "arm,scmi-smc") && prop::is_enabled(*node))?;
-    let mut cells = Cells::new(prop::value(node, "shmem")?);
-    let mut regions = Vec::new();
-    while let Some(phandle) = cells.next_u32() {
-        let (_, region) = shared.iter().find(|(known, _)| *known == phandle)?;
-        regions.push(*region);
-    }
-    Some(Scmi {
-        function: prop::u32_property(node, "arm,smc-id")?,
-        shared: regions,
-    })
-    .filter(|scmi| !scmi.shared.is_empty())
 }

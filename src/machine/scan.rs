@@ -28,8 +28,10 @@ pub(super) struct Scan {
     pub hidden: Vec<Region>,
     /// Registers of the interrupt translation services.
     pub its: Vec<Region>,
-    /// Shared memory of SCMI's, by phandle.
-    pub shared: Vec<(u32, Region)>,
+    /// The function of SCMI.
+    pub scmi: Option<u32>,
+    /// Shared memory of SCMI's.
+    pub scmi_shared: Vec<Region>,
     /// SPIs that nodes or interrupt maps name.
     pub spis: SpiSet,
     /// The first enabled GICv3.
@@ -120,10 +122,8 @@ impl Scan {
             if nodes::is_hidden(node) || prop::is_compatible(node, "arm,gic-v3") {
                 self.hidden.extend(own.iter().copied());
             }
-            if prop::is_compatible(node, "arm,scmi-shmem")
-                && let (Some(phandle), Some(region)) = (prop::u32_property(node, "phandle"), own.first())
-            {
-                self.shared.push((phandle, *region));
+            if prop::is_compatible(node, "arm,scmi-shmem") {
+                self.scmi_shared.extend(own.iter().copied());
             }
             if prop::is_compatible(node, "arm,gic-v3-its") {
                 self.its.extend(own.iter().copied());
@@ -170,6 +170,9 @@ impl Scan {
     ) -> Result<(), MachineError> {
         if !prop::is_enabled(node) {
             return Ok(());
+        }
+        if prop::is_compatible(node, "arm,scmi-smc") {
+            self.scmi = prop::u32_property(node, "arm,smc-id");
         }
         if self.gic.is_none() && prop::is_compatible(node, "arm,gic-v3") {
             self.gic = Some(nodes::gic(node, path, own)?);

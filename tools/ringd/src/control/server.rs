@@ -218,6 +218,10 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         Request::Device(request) => device(registry, request),
         Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
+        Request::Log => {
+            let log = registry.context().hv.log();
+            log.map(Reply::Log).ok_or_else(|| "EL2 has no log".into())
+        }
         Request::LogLevel {
             target: LogTarget::Ringd,
             level,

@@ -9,6 +9,7 @@ pub mod counters;
 pub mod device;
 pub mod fake;
 mod interrupt;
+mod log;
 pub mod mapping;
 pub mod pci;
 
