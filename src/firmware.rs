@@ -1,10 +1,10 @@
-//! Calls of root and guests that EL2 passes on to the firmware ([`Firmware`]): an allow-list, for firmware may
-//! write memory on the caller's behalf.
+//! Calls of root and guests that EL2 passes on to the firmware ([`Firmware`]): an allow-list, for firmware
+//! may write memory on the caller's behalf.
 //!
 //! - SMCCC_ARCH_WORKAROUND_1 to 3 (Arm DEN 0028, 7.5 to 7.8), for CPUs whose firmware has them;
 //! - the TRNG (DEN 0098), which passes its numbers in registers;
-//! - for root, SCMI (DEN 0056): only the function that the device tree names. It takes no argument, and firmware
-//!   accesses the shared memory that the tree names.
+//! - for root, SCMI (DEN 0056): only the function that the device tree names. It takes no argument, and
+//!   firmware accesses the shared memory that the tree names.
 //!
 //! All else is NOT_SUPPORTED. The calls of PSCI are emulated ([`crate::psci`]).
 
@@ -44,8 +44,8 @@ pub enum Caller {
 /// What is passed on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Calls {
-    /// The firmware has SMCCC 1.1, so a function that it does not have is answered with NOT_SUPPORTED, and all
-    /// registers but x0 to x3 are kept.
+    /// The firmware has SMCCC 1.1, so a function that it does not have is answered with NOT_SUPPORTED, and
+    /// all registers but x0 to x3 are kept.
     smccc: bool,
     /// It wants to be told whether a vCPU needs the mitigation of [`id::ARCH_WORKAROUND_2`].
     ssbd: bool,

@@ -1,8 +1,8 @@
 //! The ABI between EL2 and user space in root: memory layouts, doorbells, commands.
 //!
 //! Three parts:
-//! - [`info`], [`doorbell`], [`counters`], [`trace`], [`log`]: BAR 0 of the control device. Root reads it without an
-//!   exit; a store to the doorbell page traps and is the hypercall.
+//! - [`info`], [`doorbell`], [`counters`], [`trace`], [`log`]: BAR 0 of the control device. Root reads it
+//!   without an exit; a store to the doorbell page traps and is the hypercall.
 //! - [`shared`]: one 2 MiB huge page of root's own memory that the daemon donates with `ATTACH`. Ordinary
 //!   cacheable memory on both sides: the command slot, and per zone the event ring and the console buffers.
 //! - [`command`]: the operations that the command doorbell executes.

@@ -1,10 +1,10 @@
 //! EL2's log in memory ([`ringvisor::abi::log`]), and its way to the machine's PL011, which root's console
 //! shares.
 //!
-//! A line is put into the log. From there CPUs send it to the UART as far as the transmit FIFO has room, at most
-//! [`BUDGET`] bytes before they enter a guest ([`drain`]), so that no CPU waits for the UART. During boot, when
-//! the machine ends and in a panic, what is left is sent at once ([`flush`]). What the ring overwrites before it
-//! was sent is lost to the UART.
+//! A line is put into the log. From there CPUs send it to the UART as far as the transmit FIFO has room, at
+//! most [`BUDGET`] bytes before they enter a guest ([`drain`]), so that no CPU waits for the UART. During
+//! boot, when the machine ends and in a panic, what is left is sent at once ([`flush`]). What the ring
+//! overwrites before it was sent is lost to the UART.
 
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
@@ -40,7 +40,7 @@ static SENDER: Mutex<()> = Mutex::new(());
 static SENT: AtomicU64 = AtomicU64::new(0);
 /// Whether there may be something to send.
 static PENDING: AtomicBool = AtomicBool::new(false);
-/// Whether lines are sent at once: nobody waits for the CPU that boots.
+/// Whether lines are sent at once: no guest waits for the CPU that boots.
 static BOOTING: AtomicBool = AtomicBool::new(true);
 /// A CPU has panicked: the machine is about to end, and locks may be held forever.
 static PANICKED: AtomicBool = AtomicBool::new(false);
@@ -82,13 +82,14 @@ impl Write for Line {
 
 /// Returns the log, if it is open.
 fn log() -> Option<&'static Log> {
-    // SAFETY: the range is EL2's, whole pages of `Log`'s size, never freed, and not used otherwise. Any content is
-    // a valid `Log`. It is mapped non-cacheable once it is open.
+    // SAFETY: the range is EL2's, whole pages of `Log`'s size, never freed, and not used otherwise. Any
+    // content is a valid `Log`. It is mapped non-cacheable once it is open.
     OPEN.load(Ordering::Relaxed)
         .then(|| unsafe { &*(mm::log_range().0 as *const Log) })
 }
 
-/// Opens the log, whose memory is mapped non-cacheable from now on. Returns what is there from earlier starts.
+/// Opens the log, whose memory is mapped non-cacheable from now on. Returns what is there from earlier
+/// starts.
 pub fn open() -> Opened {
     OPEN.store(true, Ordering::Relaxed);
     let Some(log) = log() else {
@@ -120,8 +121,8 @@ pub fn init(base: Pa, clock: Option<u32>) {
 
 fn uart() -> Option<Uart<'static>> {
     let registers = NonNull::new(UART.load(Ordering::Relaxed) as *mut PL011Registers)?;
-    // SAFETY: `init` was given a PL011 that is mapped. EL2 only transmits, under SENDER, which a panic ignores.
-    // Root drives the same device: both poll the FIFO flags, so the worst is interleaved text.
+    // SAFETY: `init` was given a PL011 that is mapped. EL2 only transmits, under SENDER, which a panic
+    // ignores. Root drives the same device: both poll the FIFO flags, so the worst is interleaved text.
     Some(Uart::new(unsafe { UniqueMmioPointer::new(registers) }))
 }
 
@@ -152,7 +153,8 @@ pub fn print(text: fmt::Arguments<'_>) {
     }
 }
 
-/// Sends at most `budget` bytes, each after at most `attempts` polls of a full FIFO. Returns whether more is left.
+/// Sends at most `budget` bytes, each after at most `attempts` polls of a full FIFO. Returns whether more is
+/// left.
 #[inline(never)]
 fn send(budget: usize, attempts: u32) -> bool {
     let (Some(log), Some(mut uart)) = (log(), uart()) else {

@@ -38,8 +38,8 @@ pub fn init(machine: &Machine) {
     *CALLS.lock() = Calls::probe(&Smc, scmi);
 }
 
-/// Executes a call in `frame` that EL2 does not emulate. Returns false if it is not passed on; x0 is NOT_SUPPORTED
-/// then.
+/// Executes a call in `frame` that EL2 does not emulate. Returns false if it is not passed on; x0 is
+/// NOT_SUPPORTED then.
 pub fn call(caller: Caller, frame: &mut TrapFrame) -> bool {
     let [x0, x1, x2, x3, ..] = &mut frame.x;
     let result = calls().call(&Smc, caller, [*x0, *x1, *x2, *x3]);

@@ -1,4 +1,5 @@
-//! EL2's log: the `log` crate's back end, one text line per record, with CPU and time, in the log of `console`.
+//! EL2's log: the `log` crate's back end, one text line per record, with CPU and time, in the log of
+//! `console`.
 
 use log::{LevelFilter, Log, Metadata, Record};
 

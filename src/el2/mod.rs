@@ -4,8 +4,8 @@
 //! The layers, lowest first; each imports only from those before it:
 //!
 //! - `arch`: instructions, registers, boot code and vectors; `sync`: locks; `mm`: memory.
-//! - `console`: the log and the UART; `cpu`: the table of CPUs and their counters; `logger`; `stats`: counting
-//!   and tracing; `gic`; `firmware`.
+//! - `console`: the log and the UART; `cpu`: the table of CPUs and their counters; `logger`; `stats`:
+//!   counting and tracing; `gic`; `firmware`.
 //! - `owner`: the trait for what differs between root and a zone on a CPU.
 //! - `channel`: the PCI function and the shared page of the daemon; `device`: a virtio device; `zone`: the
 //!   zones.

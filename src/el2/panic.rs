@@ -58,8 +58,8 @@ pub fn set_action(action: PanicAction) {
 /// Index of the CPU whose panic is being reported.
 static REPORTER: AtomicUsize = AtomicUsize::new(usize::MAX);
 
-/// Begins the report of a panic. If another CPU's panic is being reported, this one waits for the machine's end; if
-/// the report itself panics, it ends there.
+/// Begins the report of a panic. If another CPU's panic is being reported, this one waits for the machine's
+/// end; if the report itself panics, it ends there.
 fn begin() {
     let this = cpu::this().index;
     if console::begin_panic() {

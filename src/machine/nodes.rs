@@ -16,9 +16,9 @@ use crate::abi::MAX_CPUS;
 /// Bits of MPIDR_EL1 that are affinity fields, as in a CPU's `reg`.
 const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
 
-/// Devices that root gets neither in its device tree nor in its stage 2, by `compatible`: each writes memory, or
-/// executes instructions, for whoever programs it, and neither stage 2 nor an SMMU checks that. Every other
-/// frame of a machine is in docs/frames.md.
+/// Devices that root gets neither in its device tree nor in its stage 2, by `compatible`: each writes memory,
+/// or executes instructions, for the software that programs it, and neither stage 2 nor an SMMU checks that.
+/// Every other frame of a machine is in docs/frames.md.
 const HIDDEN: [&str; 3] = [
     // Writes to its tables; ITS and LPIs are off (`gic::turn_lpis_off`).
     "arm,gic-v3-its",

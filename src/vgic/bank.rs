@@ -113,8 +113,8 @@ impl Bank {
         }
     }
 
-    /// Returns the interrupts that [`Self::want`] a list register or to be released, if they are not in a list
-    /// register.
+    /// Returns the interrupts that [`Self::want`] a list register or to be released, if they are not in a
+    /// list register.
     pub fn wanting(&self, groups: u32) -> u32 {
         let release = self.phys_active & !self.phys_pending;
         self.active | release | self.pending() & self.deliverable(groups)

@@ -156,9 +156,9 @@ impl Vgic {
         })
     }
 
-    /// Does what [`Vgic::refresh`] of all interrupts does, after a change of group enables. A guest may change
-    /// them as often as it likes, and other CPUs wait meanwhile: private interrupts, which have one place, are
-    /// done a bank at a time, and of the SPIs only those that have any state.
+    /// Does what [`Vgic::refresh`] of all interrupts does, after a change of group enables. A guest may
+    /// change them as often as it likes, and other CPUs wait meanwhile: private interrupts, which have one
+    /// place, are done a bank at a time, and of the SPIs only those that have any state.
     pub(super) fn refresh_all(&mut self) -> Kicks {
         let mut kicks = Kicks::NONE;
         let groups = self.groups;

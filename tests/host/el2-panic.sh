@@ -1,6 +1,6 @@
 #!/bin/bash
-# A panic at EL2 ends the machine: it is reset, and the next start of EL2 has the log of the one that panicked; or
-# all CPUs stop.
+# A panic at EL2 ends the machine: it is reset, and the next start of EL2 has the log of the one that
+# panicked; or all CPUs stop.
 #@ needs: el2
 #@ timeout: 900
 . tests/host/lib.sh

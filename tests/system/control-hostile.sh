@@ -22,8 +22,8 @@ for address in 0x40200000 0x40300000 0x405ffff8; do
     devmem $address 32 >/tmp/out 2>&1 && fail "root reads EL2's memory at $address: $(cat /tmp/out)"
     devmem $address 32 0 >/tmp/out 2>&1 && fail "root writes EL2's memory at $address"
 done
-# Frames that write memory for whoever programs them, here EL2's: the ITS (tables by GITS_BASER, commands by
-# GITS_CBASER, on by GITS_CTLR) and fw_cfg's DMA register. And a frame that the device tree does not name, a UART.
+# Frames that write memory for root, here EL2's: the ITS (tables by GITS_BASER, commands by GITS_CBASER, on by
+# GITS_CTLR) and fw_cfg's DMA register. And a frame that the device tree does not name, a UART.
 attack() { # ADDRESS WIDTH VALUE
     devmem $1 "$2" "$3" >/tmp/out 2>&1 && fail "root stores to $1"
     devmem $1 "$2" >/tmp/out 2>&1 && fail "root reads $1: $(cat /tmp/out)"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# `ringctl log` shows EL2's log: whole lines in their order, the newest when more was logged than there is room for,
-# and after a restart of the machine those from before it.
+# `ringctl log` shows EL2's log: whole lines in their order, the newest when more was logged than there is
+# room for, and after a restart of the machine those from before it.
 #@ needs: el2
 #@ on: a57
 #@ boot: own

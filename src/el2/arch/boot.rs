@@ -33,9 +33,9 @@ pub struct SecondaryContext {
 
 global_asm!(
     r#"
-    // What decides how this exception level's registers are laid out and its memory is translated: firmware may
-    // have left E2H on, under which TCR_EL2 has another format, or SP_EL0 selected. A CPU on which E2H cannot be
-    // turned off (without FEAT_E2H0) cannot be used. Clobbers x1.
+    // What decides how this exception level's registers are laid out and its memory is translated: firmware
+    // may have left E2H on, under which TCR_EL2 has another format, or SP_EL0 selected. A CPU on which E2H
+    // cannot be turned off (without FEAT_E2H0) cannot be used. Clobbers x1.
     .macro own_regime
     msr     spsel, #1
     mov     x1, #(1 << 31)          // HCR_EL2.RW

@@ -52,8 +52,8 @@ pub fn trap_tlbi(on: bool) {
 /// HCR_EL2.VSE.
 const VSE: u64 = 1 << 8;
 
-/// Makes EL1 take an SError with the syndrome of `esr` as soon as it does not mask SErrors (Arm ARM D1.3.4 and
-/// HCR_EL2.VSE).
+/// Makes EL1 take an SError with the syndrome of `esr` as soon as it does not mask SErrors (Arm ARM D1.3.4
+/// and HCR_EL2.VSE).
 pub fn pend_serror(esr: u64) {
     // FEAT_RAS
     if field(read!("id_aa64pfr0_el1"), 28) != 0 {

@@ -79,10 +79,11 @@ pub fn tlbi_vmalls12e1is() {
 /// Invalidates the entries of all CPUs for the page at `ipa` and the VMID in `vttbr`, which need not be this
 /// CPU's.
 ///
-/// Stage 1 of the vCPU that runs here is on, and its walks are off, while the VMID is another's: some CPUs execute
-/// the AT of [`at_s1e1r`] speculatively, and would keep a translation by this stage 1 under that VMID (errata
-/// 1530923 of Cortex-A55, 1319537 of A57, 1319367 of A72, 1165522 of A76). A change of a CPU's owner needs no such
-/// thing: all entries of the new VMID are invalidated after it, and those of the old one before it is used again.
+/// Stage 1 of the vCPU that runs here is on, and its walks are off, while the VMID is another's: some CPUs
+/// execute the AT of [`at_s1e1r`] speculatively, and would keep a translation by this stage 1 under that VMID
+/// (errata 1530923 of Cortex-A55, 1319537 of A57, 1319367 of A72, 1165522 of A76). A change of a CPU's owner
+/// needs no such thing: all entries of the new VMID are invalidated after it, and those of the old one before
+/// it is used again.
 pub fn tlbi_ipa(vttbr: u64, ipa: Ipa) {
     const EPD: u64 = 1 << 7 | 1 << 23;
     let own = sysreg::read!("vttbr_el2");

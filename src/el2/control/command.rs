@@ -12,8 +12,8 @@ use crate::el2::logger::level_filter;
 use crate::el2::stats;
 use crate::el2::zone::{Zone, registry};
 
-/// Executes the command in the shared page at `page` and writes how it ended. Returns false if it has not ended
-/// and is to be executed again; the slot is as it was then. The caller holds the command lock.
+/// Executes the command in the shared page at `page` and writes how it ended. Returns false if it has not
+/// ended and is to be executed again; the slot is as it was then. The caller holds the command lock.
 pub fn execute(page: Pa) -> bool {
     let mut header: Header = copy_in(page, shared::COMMAND);
     let result = match Op::try_from(header.op) {

@@ -56,8 +56,8 @@ pub fn init(bar: Pa, intid: u32, root: fn() -> ZoneSummary) -> Result<Pages, &'s
     Ok(pages)
 }
 
-/// Emulates a store of root's to BAR 0 at `offset`. Only the doorbell page reacts. Returns false if the store is
-/// to be executed again: a long command is executed in parts, between which root takes its interrupts.
+/// Emulates a store of root's to BAR 0 at `offset`. Only the doorbell page reacts. Returns false if the store
+/// is to be executed again: a long command is executed in parts, between which root takes its interrupts.
 pub fn bar_write(offset: u32, width: Width, value: u64) -> bool {
     let register = offset.checked_sub(doorbell::PAGE_OFFSET as u32);
     let Some(Ok(register)) = register.map(u16::try_from) else {
@@ -102,8 +102,8 @@ fn attach(page: Option<Pa>) {
     info::refresh();
 }
 
-/// Apart from [`bar_write`], whose other registers are on the path of each request. Returns whether the command has
-/// ended.
+/// Apart from [`bar_write`], whose other registers are on the path of each request. Returns whether the
+/// command has ended.
 #[inline(never)]
 fn execute_command() -> bool {
     let _guard = COMMANDS.lock();

@@ -86,13 +86,15 @@ fn write64(address: usize, value: u64) {
     unsafe { (address as *mut u64).write_volatile(value) }
 }
 
-/// Waits until `mask` of the register at `address` reads as `wanted`, but not forever. Returns whether it does.
+/// Waits until `mask` of the register at `address` reads as `wanted`, but not forever. Returns whether it
+/// does.
 fn poll(address: usize, mask: u32, wanted: u32) -> bool {
     (0..POLLS).any(|_| read32(address) & mask == wanted)
 }
 
 /// Turns an interrupt translation service off that the firmware may have left on: what its tables and command
-/// queue lie in is root's memory, or EL2's, from here on (GIC 12.19, GITS_CTLR). Returns false if it stays on.
+/// queue lie in is root's memory, or EL2's, from here on (GIC 12.19, GITS_CTLR). Returns false if it stays
+/// on.
 fn turn_its_off(frame: usize) -> bool {
     const ENABLED: u32 = 1;
     const QUIESCENT: u32 = 1 << 31;

@@ -78,8 +78,7 @@ pub struct Tables;
 impl TableMemory for Tables {
     fn alloc(&mut self, pages: usize) -> Option<Pa> {
         let block = NORMAL.alloc(pages)?;
-        // A walker that finds the descriptor of this table must find it empty (Arm ARM B2.3, D8.2): the zeroes come
-        // before whatever is stored later.
+        // A walker that finds this table's descriptor, which is stored next, must find the table empty.
         arch::dsb_ishst();
         Some(Pa(block.as_ptr() as u64))
     }

@@ -1,11 +1,11 @@
 //! EL2's memory: the heap, the page frames, EL2's own stage 1, and which blocks of root's RAM are donated.
 //!
 //! EL2 owns the [`EL2_SIZE`] bytes from its load address on: hypervisor binary, heap, page frames, and at the
-//! end the register frames and the log, which EL2 maps non-cacheable because guests and root map them as Device
-//! memory.
+//! end the register frames and the log, which EL2 maps non-cacheable because guests and root map them as
+//! Device memory.
 //!
-//! Nothing is written to such memory before that mapping is in use: a dirty cache line of an earlier, cacheable
-//! mapping would be written over what came later (Arm ARM B2.8, mismatched memory attributes).
+//! Nothing is written to such memory before that mapping is in use: a dirty cache line of an earlier,
+//! cacheable mapping would be written over what came later (Arm ARM B2, "Mismatched memory attributes").
 
 pub mod blocks;
 pub mod frames;
@@ -53,8 +53,8 @@ pub fn init() {
 pub fn init_registers() {
     let (start, end) = uncached_range();
     let (log, _) = log_range();
-    // SAFETY: the range is mapped; it is EL2's, and only the pool uses what lies before the log. Lines that were
-    // loaded through the early, cacheable mapping are dropped; none is dirty.
+    // SAFETY: the range is mapped; it is EL2's, and only the pool uses what lies before the log. Lines that
+    // were loaded through the early, cacheable mapping are dropped; none is dirty.
     unsafe {
         arch::clean_invalidate_data_cache(start, end - start);
         frames::REGISTERS.init(start, log);

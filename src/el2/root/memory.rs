@@ -12,8 +12,8 @@ use crate::el2::control::Pages;
 use crate::el2::mm::frames::Tables;
 use crate::el2::{mm, stats};
 
-/// Maps at its own address what [`Machine::root_map`] allows, without EL2's memory; in the window of the control
-/// device, its pages.
+/// Maps at its own address what [`Machine::root_map`] allows, without EL2's memory; in the window of the
+/// control device, its pages.
 ///
 /// # Errors
 /// There is no memory for the tables, or ranges of the machine overlap.

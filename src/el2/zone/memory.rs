@@ -99,8 +99,8 @@ impl Zone {
         Ok(self.reclaim_some())
     }
 
-    /// Returns some of the zone's blocks to root, or frees some of its devices or tables. Returns whether more
-    /// is left.
+    /// Returns some of the zone's blocks to root, or frees some of its devices or tables. Returns whether
+    /// more is left.
     fn reclaim_some(&self) -> bool {
         let mut guard = self.reclaiming.lock();
         let Some(stage2) = guard.as_mut() else {

@@ -81,9 +81,9 @@ fn change(place: &RwLock<Option<FrameBox<Zone>>>) -> RwLockWriteGuard<'_, Option
     place.upgradeable_read().upgrade()
 }
 
-/// Does a part of destroying a zone that is off. Returns whether more is left, so that no CPU of root's is at EL2
-/// for as long as it takes; then the command is to be executed again. At the end the zone's CPUs have no owner, and
-/// its memory is root's. The caller holds the command lock.
+/// Does a part of destroying a zone that is off. Returns whether more is left, so that no CPU of root's is at
+/// EL2 for as long as it takes; then the command is to be executed again. At the end the zone's CPUs have no
+/// owner, and its memory is root's. The caller holds the command lock.
 pub fn destroy_some(number: u8) -> Result<bool, Refusal> {
     let no_such_zone = (CommandStatus::NoSuchZone, u64::from(number));
     if with(number, Zone::destroy_some).unwrap_or(Err(no_such_zone))? {

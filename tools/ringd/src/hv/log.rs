@@ -5,8 +5,8 @@ use ringvisor::abi::log;
 use super::Hypervisor;
 
 impl dyn Hypervisor + '_ {
-    /// Returns the lines of EL2's log, oldest first, also those from before a reset of the machine. `None` if EL2
-    /// shows none. Control characters are replaced: names of zones are in it.
+    /// Returns the lines of EL2's log, oldest first, also those from before a reset of the machine. `None` if
+    /// EL2 shows none. Control characters are replaced: names of zones are in it.
     #[must_use]
     pub fn log(&self) -> Option<String> {
         let copy: Vec<u8> = (0..log::SIZE)
