@@ -6,9 +6,8 @@
 //! - `arch`: instructions, registers, boot code and vectors; `sync`: locks; `mm`: memory.
 //! - `console`: the log and the UART; `cpu`: the table of CPUs and their counters; `logger`; `stats`:
 //!   counting and tracing; `gic`; `firmware`.
-//! - `owner`: the trait for what differs between root and a zone on a CPU.
-//! - `channel`: the PCI function and the shared page of the daemon; `device`: a virtio device; `zone`: the
-//!   zones.
+//! - `owner`: the trait for what differs between root and a zone on a CPU; `psci`: their PSCI calls.
+//! - `channel`: the PCI function and the shared page of the daemon; `zone`: the zones.
 //! - `control`: doorbells, commands and the information page; `root`: the root zone.
 //! - `current`: the owner of a CPU; `interrupts`; `run`: idling and entering guests; `traps`.
 //! - `panic`, `start`: the end and the beginning.
@@ -22,7 +21,6 @@ mod console;
 mod control;
 mod cpu;
 mod current;
-mod device;
 mod firmware;
 mod gic;
 mod interrupts;
@@ -30,6 +28,7 @@ mod logger;
 mod mm;
 mod owner;
 mod panic;
+mod psci;
 mod root;
 mod run;
 mod start;

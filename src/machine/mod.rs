@@ -14,11 +14,12 @@ mod region;
 mod root;
 mod scan;
 mod spis;
+mod writer;
 
 use alloc::string::{String, ToString};
 
 pub use blob::{BlobError, DeviceTree, MAX_DEPTH, MAX_SIZE};
-pub use description::{Conduit, Console, Gic, Machine, Module, RootMap, Timer};
+pub use description::{Conduit, Console, Gic, Machine, Module, RootMap};
 pub use error::MachineError;
 pub use options::{LogLevel, OptionError, Options, PanicAction};
 pub use region::{Region, merge, subtract};
@@ -73,7 +74,6 @@ impl Machine {
             cpus: nodes::cpus(root)?,
             psci: nodes::psci(&fdt)?,
             console,
-            timer: nodes::timer(&fdt, gic.interrupt_cells),
             scmi: scan.scmi,
             scmi_shared: scan.scmi_shared,
             gic,

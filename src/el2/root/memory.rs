@@ -37,6 +37,7 @@ pub fn map_machine(
             tree.map(memory, Ipa(at.0), at, region.size(), access)?;
         }
     }
+
     let mut page = |at: u64, to: Pa| tree.map(memory, Ipa(at), to, PAGE_SIZE, Access::DeviceReadOnly);
     page(ecam.0, control.config)?;
     for function in 1..ECAM_SIZE / PAGE_SIZE {

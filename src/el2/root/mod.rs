@@ -27,7 +27,7 @@ mod modules;
 mod owner;
 mod psci;
 
-/// EL2's physical and virtual timers' PPIs where the device tree does not say otherwise, as BSA requires.
+/// EL2's physical and virtual timers' PPIs, as BSA requires.
 const EL2_TIMERS: [u32; 2] = [26, 28];
 
 /// Root's state, set up once.
@@ -109,11 +109,7 @@ pub fn init(tree: &DeviceTree, machine: &Machine, firmware_dtb: Pa) -> Result<En
     );
     let affinities: Vec<u32> = cpu::all().iter().map(|cpu| affinity(cpu.mpidr())).collect();
     let [physical_timer, virtual_timer] = EL2_TIMERS;
-    let reserved = [
-        gic::maintenance(),
-        machine.timer.hypervisor.unwrap_or(physical_timer),
-        virtual_timer,
-    ];
+    let reserved = [gic::maintenance(), physical_timer, virtual_timer];
     let gic_config = RootConfig {
         affinities: &affinities,
         reserved: &reserved,
@@ -121,16 +117,10 @@ pub fn init(tree: &DeviceTree, machine: &Machine, firmware_dtb: Pa) -> Result<En
     };
     let gic =
         RootGic::new(&gic_config, &mut gic::Physical).map_err(|error| format!("root's GIC: {error}"))?;
-    let ram: Vec<_> = machine
-        .ram
-        .iter()
-        .map(|region| (region.base().0, region.end().0))
-        .collect();
-    mm::blocks::init(ram);
-    let distributor = (machine.gic.distributor.base().0, machine.gic.distributor.end().0);
+    mm::blocks::init(machine.ram.iter().map(Region::bounds).collect());
     ROOT.call_once(|| Root {
         vttbr: vcpu::vttbr(stage2.root(), ROOT_ZONE),
-        distributor,
+        distributor: machine.gic.distributor.bounds(),
         gic: Mutex::new(gic),
         flush_requests: FlushRequests::new(),
         ecam: ecam.0,

@@ -70,8 +70,8 @@ pub fn create(request: &ZoneCreate) -> Result<u8, Refusal> {
         }
     }
     window.clear();
-    zone.counters.restart_all(number);
-    info!("zone {number} \"{}\" created with {vcpus} vCPUs", zone.name());
+    zone.counters.show(number);
+    info!("{} created with {vcpus} vCPUs", *zone);
     *change(&ZONES[usize::from(number)]) = Some(zone);
     Ok(number)
 }
@@ -93,7 +93,7 @@ pub fn destroy_some(number: u8) -> Result<bool, Refusal> {
     // Doorbells for this number need not wait for the rest; commands are serialized.
     let zone = change(place).take();
     if let Some(zone) = zone {
-        info!("zone {number} \"{}\" destroyed", zone.name());
+        info!("{} destroyed", *zone);
         zone.cpus.iter().for_each(|cpu| cpu.release());
     }
     Ok(false)
