@@ -427,9 +427,8 @@ impl World {
             ),
             _ => (shared::ARMED, random & 3),
         };
-        if let Some(word) = self.el2.shared().u64_at(window + offset) {
-            word.store(value, Ordering::Relaxed);
-        }
+        // The simulation has one thread, which sees all eight bytes or none.
+        self.el2.shared().write(window + offset, &value.to_le_bytes());
         self.trace
             .event(format_args!("root stores {value:#x} at {offset:#x}"));
     }

@@ -145,21 +145,17 @@ impl InflightLog {
     /// # Errors
     /// The area is bad, or the log is damaged or of another version or size.
     pub fn open(area: &InflightArea, size: u16, epoch: u64) -> Result<(Self, Recovery), InflightError> {
-        let words = Slots::in_mapping(&area.mapping, area.offset, HEADER_WORDS + 2 * usize::from(size))?;
-        let mut log = Self {
-            words,
-            size,
-            count: 0,
-        };
+        let mut log = Self::at(area, size)?;
         let identity = log.get(IDENTITY);
         check_identity(identity)?;
         let found = (identity >> 48) as u16;
         if identity == 0 || log.get(EPOCH) != epoch {
-            log.format(epoch);
+            log.format(epoch, 0);
+            let fresh = true;
             return Ok((
                 log,
                 Recovery {
-                    fresh: true,
+                    fresh,
                     ..Recovery::default()
                 },
             ));
@@ -179,22 +175,22 @@ impl InflightLog {
     /// # Errors
     /// The area is bad.
     pub fn begin_at(area: &InflightArea, size: u16, epoch: u64, idx: u16) -> Result<(), InflightError> {
-        let words = Slots::in_mapping(&area.mapping, area.offset, HEADER_WORDS + 2 * usize::from(size))?;
-        let log = Self {
-            words,
-            size,
-            count: 0,
-        };
-        log.format_at(epoch, idx);
+        Self::at(area, size)?.format(epoch, idx);
         Ok(())
     }
 
-    fn format(&self, epoch: u64) {
-        self.format_at(epoch, 0);
+    fn at(area: &InflightArea, size: u16) -> Result<Self, MemoryError> {
+        let count = HEADER_WORDS + 2 * usize::from(size);
+        let words = Slots::in_mapping(&area.mapping, area.offset, count)?;
+        Ok(Self {
+            words,
+            size,
+            count: 0,
+        })
     }
 
     /// Without its identity the log counts as empty when it is opened next, so a kill in here does no harm.
-    fn format_at(&self, epoch: u64, idx: u16) {
+    fn format(&self, epoch: u64, idx: u16) {
         self.set(IDENTITY, 0);
         step("format begun");
         for index in EPOCH..HEADER_WORDS + 2 * usize::from(self.size) {

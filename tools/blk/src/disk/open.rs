@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::config::{DiskConfig, Format, HostCache};
-use super::handle::{Backing, Disk};
+use super::handle::Disk;
 use super::locked::open_locked;
 use crate::error::{DiskError, failed};
 use crate::image::Image;
@@ -69,10 +69,10 @@ impl Disk {
         options: &OpenOptions,
     ) -> Result<Arc<Self>, DiskError> {
         let path = &config.path;
-        let serial = config.serial_bytes()?;
+        config.serial_bytes()?;
         if let Some(socket) = remote::socket(path) {
             let remote = connect(config, context, socket, options.known)?;
-            return Self::new(Backing::remote(remote), config, serial);
+            return Self::of_remote(remote, config.clone(), 0).measured();
         }
         let deadline = Instant::now().checked_add(options.wait);
         let opener = &*context.opener;
@@ -94,7 +94,7 @@ impl Disk {
                 Image::Qcow2(Box::new(image))
             }
         };
-        Self::new(Backing::local(image), config, serial)
+        Self::of(image, config.clone(), 0).measured()
     }
 
     /// Returns a disk in place of a device that is closed or cannot be opened, until another disk takes its
@@ -103,8 +103,8 @@ impl Disk {
     /// # Errors
     /// The serial is too long, or the size is not a number of sectors.
     pub fn closed(config: &DiskConfig, known: KnownGeometry) -> Result<Arc<Self>, DiskError> {
-        let serial = config.serial_bytes()?;
-        Self::new(Backing::local(Image::Closed(known)), config, serial)
+        config.serial_bytes()?;
+        Self::of(Image::Closed(known), config.clone(), 0).measured()
     }
 }
 

@@ -9,6 +9,7 @@
 //! it durable).
 
 use std::alloc::{Layout, handle_alloc_error};
+use std::borrow::Borrow;
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,7 +34,6 @@ const MAX_DEPTH: usize = 64;
 type Access = FormatAccess<Storage>;
 
 /// An open qcow2 image with its backing files.
-#[derive(Debug)]
 pub struct Qcow2Image {
     /// Locked exclusively by operations that free clusters.
     access: RwLock<Access>,
@@ -128,32 +128,22 @@ impl Qcow2Image {
     /// # Safety
     /// The buffers are valid.
     unsafe fn read(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
-        let mut bounce = Bounce::new(len);
-        let mut done = 0_u64;
-        while done < len {
-            let now = (len - done).min(BOUNCE_MAX as u64) as usize;
-            let bytes = bounce.bytes().get_mut(..now).unwrap_or_default();
+        in_pieces(len, |bytes, done| {
             self.shared(|access| access.read(&mut *bytes, offset + done))?;
             // SAFETY: the caller guarantees valid buffers.
-            done += unsafe { scatter(bytes, parts, done) } as u64;
-        }
-        Ok(done as usize)
+            Ok(unsafe { scatter(bytes, parts, done) })
+        })
     }
 
     /// # Safety
     /// The buffers are valid.
     unsafe fn write(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
-        let mut bounce = Bounce::new(len);
-        let mut done = 0_u64;
-        while done < len {
-            let now = (len - done).min(BOUNCE_MAX as u64) as usize;
-            let bytes = bounce.bytes().get_mut(..now).unwrap_or_default();
+        in_pieces(len, |bytes, done| {
             // SAFETY: the caller guarantees valid buffers.
             let count = unsafe { gather(parts, done, bytes) };
             self.write_bytes(bytes.get(..count).unwrap_or_default(), offset + done)?;
-            done += count as u64;
-        }
-        Ok(done as usize)
+            Ok(count)
+        })
     }
 
     fn write_bytes(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -163,18 +153,20 @@ impl Qcow2Image {
             if ready && self.unflushed.load(Ordering::SeqCst) == 0 {
                 return access.write(bytes, offset);
             }
-            self.unflushed.fetch_add(1, Ordering::SeqCst);
-            let written = access.write(bytes, offset);
-            self.flushed(access.flush())?;
-            written
+            self.flushed(access, |access| access.write(bytes, offset))
         })
     }
 
-    /// Counts the operation as flushed, if the flush succeeded.
-    fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
-        if result.is_ok() {
-            self.unflushed.fetch_sub(1, Ordering::SeqCst);
-        }
+    /// Runs an operation that may change tables, and flushes them.
+    fn flushed<A: Borrow<Access>>(
+        &self,
+        mut access: A,
+        run: impl FnOnce(&mut A) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.unflushed.fetch_add(1, Ordering::SeqCst);
+        let result = run(&mut access);
+        access.borrow().flush()?;
+        self.unflushed.fetch_sub(1, Ordering::SeqCst);
         result
     }
 
@@ -186,47 +178,41 @@ impl Qcow2Image {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.exclusive(|access| {
-            self.unflushed.fetch_add(1, Ordering::SeqCst);
-            let discarded = access.discard_to_any(offset, len);
-            self.flushed(access.flush())?;
-            discarded
-        })
+        self.exclusive(|access| self.flushed(access, |access| access.discard_to_any(offset, len)))
     }
 
     fn zero(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
-        let unsupported = |result: &io::Result<()>| matches!(result, Err(error) if error.kind() == io::ErrorKind::Unsupported);
-        let mut zeroed = Err(io::Error::from(io::ErrorKind::Unsupported));
+        let unsupported = |error: &io::Error| error.kind() == io::ErrorKind::Unsupported;
         if unmap {
-            zeroed = self.exclusive(|access| {
-                self.unflushed.fetch_add(1, Ordering::SeqCst);
-                let zeroed = access.discard_to_zero(offset, len);
-                self.flushed(access.flush())?;
-                zeroed
-            });
+            match self.exclusive(|access| self.flushed(access, |access| access.discard_to_zero(offset, len)))
+            {
+                Err(error) if unsupported(&error) => {}
+                done => return done,
+            }
         }
-        if unsupported(&zeroed) {
-            zeroed = self.shared(|access| {
-                self.unflushed.fetch_add(1, Ordering::SeqCst);
-                let zeroed = access.write_zeroes(offset, len);
-                self.flushed(access.flush())?;
-                zeroed
-            });
+        match self.shared(|access| self.flushed(access, |access| access.write_zeroes(offset, len))) {
+            Err(error) if unsupported(&error) => {}
+            done => return done,
         }
         // Version 2 has no zero clusters.
-        if unsupported(&zeroed) {
-            let mut bounce = Bounce::new(len);
-            let mut done = 0;
-            while done < len {
-                let now = (len - done).min(BOUNCE_MAX as u64);
-                let bytes = bounce.bytes().get(..now as usize).unwrap_or_default();
-                self.write_bytes(bytes, offset + done)?;
-                done += now;
-            }
-            return Ok(());
-        }
-        zeroed
+        in_pieces(len, |bytes, done| {
+            self.write_bytes(bytes, offset + done)?;
+            Ok(bytes.len())
+        })
+        .map(drop)
     }
+}
+
+/// Calls `run` for each part of `len` bytes, with a buffer that is zeroed at first, and with the number of
+/// bytes before that part. It returns how many bytes it has handled.
+fn in_pieces(len: u64, mut run: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<usize> {
+    let mut bounce = Bounce::new(len);
+    let mut done = 0_u64;
+    while done < len {
+        let now = (len - done).min(BOUNCE_MAX as u64) as usize;
+        done += run(bounce.bytes().get_mut(..now).unwrap_or_default(), done)? as u64;
+    }
+    Ok(done as usize)
 }
 
 /// Opens an image and the backing files below it.

@@ -3,10 +3,12 @@
 use std::fs;
 use std::sync::Arc;
 
+use ringblk::OnError;
+
 use super::{Machine, daemon, until};
 use crate::config::{Cpus, ZoneConfig};
 use crate::device::disk::change::{Change, LimitChange};
-use crate::device::disk::config::{DiskConfig, OnError};
+use crate::device::disk::config::DiskConfig;
 use crate::device::{self, Configs};
 use crate::zone::actor::Command;
 use crate::zone::record::Record;
@@ -35,7 +37,9 @@ impl Machine {
     }
 
     fn attach(&self, disk: &DiskConfig) -> Result<u8, String> {
-        self.change(Change::Attach(Box::new(disk.clone())))
+        self.change(Change::Attach {
+            disk: Box::new(disk.clone()),
+        })
     }
 
     /// Returns the capacity that the guest reads.
@@ -107,7 +111,7 @@ fn a_disk_is_attached_and_detached_under_the_driver() {
         "{message}"
     );
 
-    assert_eq!(machine.change(Change::Detach(1)), Ok(1));
+    assert_eq!(machine.change(Change::Detach { slot: 1 }), Ok(1));
     assert_eq!(machine.capacity(1), 0);
     assert!(machine.active(1));
     assert_eq!(
@@ -118,9 +122,9 @@ fn a_disk_is_attached_and_detached_under_the_driver() {
         (1, None)
     );
     machine.registry.start(other).unwrap();
-    let message = machine.change(Change::Detach(1)).unwrap_err();
+    let message = machine.change(Change::Detach { slot: 1 }).unwrap_err();
     assert!(message.contains("zone a has no disk in slot 1"), "{message}");
-    assert!(machine.change(Change::Detach(7)).is_err());
+    assert!(machine.change(Change::Detach { slot: 7 }).is_err());
 
     machine.registry.execute("a", Command::Stop).unwrap();
     machine.registry.execute("other", Command::Stop).unwrap();
@@ -214,7 +218,7 @@ fn a_disk_grows_and_shrinks_with_its_file() {
 fn limits_change_and_are_recorded() {
     let machine = Machine::new();
     machine.start_with_spare();
-    let limit = |change| machine.change(Change::Limit(0, change));
+    let limit = |change| machine.change(Change::Limit { slot: 0, change });
     let limits = || machine.record().devices.disks[0].as_ref().unwrap().limits;
     let change = LimitChange {
         iops: Some(100),
@@ -277,8 +281,11 @@ fn the_next_daemon_has_what_was_attached() {
     until("capacity", || machine.capacity(1) == 4096);
     let queues = || next.context().io.snapshots(1, 1);
     until("queue", || queues().iter().any(|queue| queue.active));
-    next.execute("a", Command::Change(device::Change::Disk(Change::Detach(1))))
-        .unwrap();
+    next.execute(
+        "a",
+        Command::Change(device::Change::Disk(Change::Detach { slot: 1 })),
+    )
+    .unwrap();
     assert_eq!(machine.capacity(1), 0);
     next.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
@@ -473,7 +480,7 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
             let done = next.execute("a", Command::Change(device::Change::Disk(change)));
             done.map_err(|error| error.to_string())
         };
-        let resume = || ask(Change::Resume(1));
+        let resume = || ask(Change::Resume { slot: 1 });
         let refused = |expected: &str| {
             let message = resume().unwrap_err();
             assert!(message.contains(expected), "{message}");
