@@ -174,7 +174,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Top(top) => top::run(&socket, &top),
         Command::Trace(trace) => trace::run(&socket, &trace),
         Command::Doctor(output) => doctor(&socket, output.json),
-        Command::Log => match ask(Request::Log)? {
+        Command::Log => match ask(Request::Log {})? {
             Reply::Log(text) => {
                 std::io::stdout().lock().write_all(text.as_bytes())?;
                 Ok(ExitCode::SUCCESS)

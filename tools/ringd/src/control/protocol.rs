@@ -69,7 +69,7 @@ pub enum Request {
         milliseconds: u64,
     },
     /// Reports EL2's log. Reply: [`Reply::Log`].
-    Log,
+    Log {},
     /// Changes a log level. Reply: [`Reply::Done`].
     LogLevel {
         /// Whose log.

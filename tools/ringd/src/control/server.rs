@@ -208,23 +208,15 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         Request::Device(request) => device(registry, request),
         Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
-<<<<<<< HEAD
-        Request::Log => {
+        Request::Log {} => {
             let log = registry.context().hv.log();
-            log.map(Reply::Log).ok_or_else(|| "EL2 has no log".into())
+            Ok(Reply::Log(log.context("EL2 has no log")?))
         }
-        Request::LogLevel {
-            target: LogTarget::Ringd,
-            level,
-        } => {
-            set_log_level(level);
-=======
         Request::LogLevel { target, level } => {
             match target {
                 LogTarget::Ringd => set_log_level(level),
                 LogTarget::El2 => registry.context().el2().log_level(level as u32 + 1)?,
             }
->>>>>>> main
             Ok(Reply::Done)
         }
         Request::Console { .. } | Request::Trace { .. } | Request::Upgrade { .. } => {
