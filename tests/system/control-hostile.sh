@@ -1,6 +1,6 @@
 #!/bin/sh
-# Root stores invalid values to the control device (torture c1, c2, c11), and to frames that write memory: EL2
-# and the daemon keep working.
+# Root stores invalid values to the control device (torture c1, c2, c11, g8), and to frames that write memory:
+# EL2 and the daemon keep working.
 #@ needs: el2
 . ./lib.sh
 device=$(grep -l 0x7276 /sys/bus/pci/devices/*/device) || fail "no control device"
