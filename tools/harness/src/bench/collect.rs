@@ -314,6 +314,7 @@ pub fn load() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plugin::Counters;
     use super::super::results::Results;
 
     use super::{Collector, Expected};
@@ -398,7 +399,7 @@ mod tests {
         let file = dir.path().join("counters");
         let counters = Counters::create(file.clone()).unwrap();
         let mut results = Results::default();
-        let mut collector = Collector::new(&mut results, expected(), Some(&counters), None);
+        let mut collector = Collector::new(&mut results, expected(None), Some(&counters), None);
         let set = |root: u64, guest: u64| {
             let mut words = std::fs::read(&file).unwrap();
             words[24..32].copy_from_slice(&root.to_le_bytes());
