@@ -43,8 +43,8 @@ pub struct Arguments {
     /// One short round with fewer jobs and configurations: to try things out.
     #[arg(long, env = "QUICK")]
     quick: Option<String>,
-    /// Sections (fio, instructions, exits, sizes, storm) and parts of the names of jobs and configurations to take,
-    /// instead of all.
+    /// Sections (fio, instructions, exits, sizes, storm) and parts of the names of jobs and configurations to
+    /// take, instead of all.
     #[arg(long, env = "ONLY")]
     only: Option<String>,
     #[command(flatten)]
