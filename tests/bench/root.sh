@@ -1,7 +1,7 @@
 # What root runs for `make bench`: the guests of $CONFIGS one after the other, on one image in tmpfs. The
 # harness puts the settings in front of this text: CONFIGS, CMDLINE (of the guests), MODE, CPUS, MEMORY (in
-# MiB), LIMIT (seconds for a guest), SIZES, STORM and STATS (yes or no). Lines for the harness begin with "bench: ";
-# all others are only kept in the log.
+# MiB), LIMIT (seconds for a guest), SIZES, STORM and STATS (yes or no). Lines for the harness begin with
+# "bench: "; all others are only kept in the log.
 files=/mnt/files
 tools=/srv/zones/rootfs.img
 image=/dev/shm/bench.img
