@@ -283,7 +283,10 @@ mod tests {
                 "round2-ours"
             ]
         );
-        assert_eq!(all[9..], ["icount-ours", "icount-kvm", "icount-plain", "exits"]);
+        assert_eq!(
+            all[9..],
+            ["icount-ours", "icount-kvm", "icount-plain", "exits", "storm"]
+        );
     }
 
     #[test]
