@@ -12,7 +12,7 @@ use ringvisor::syndrome::{
 use ringvisor::vgic::{SgiRegister, SgiRequest};
 
 use super::arch::frame::TrapFrame;
-use super::arch::{self, sysreg};
+use super::arch::{self, features, sysreg};
 use super::current::Current;
 use super::owner::{AfterCall, Crash, Owner, TrapOutcome};
 use super::{cpu, interrupts, run, stats};
@@ -113,6 +113,7 @@ pub extern "C" fn lower_serror(frame: &mut TrapFrame) {
     let esr = ESR_EL2.get();
     if !crash(owner, frame, esr) {
         warn!("SError in root at {:#x}, ESR {esr:#x}", frame.elr);
+        features::pend_serror(esr);
     }
     stats::leave(Exit::Other, run::before_entry(owner));
 }

@@ -49,6 +49,24 @@ pub fn trap_tlbi(on: bool) {
     write!("hcr_el2", hcr);
 }
 
+/// HCR_EL2.VSE.
+const VSE: u64 = 1 << 8;
+
+/// Makes EL1 take an SError with the syndrome of `esr` as soon as it does not mask SErrors (Arm ARM D1.3.4
+/// and HCR_EL2.VSE).
+pub fn pend_serror(esr: u64) {
+    // FEAT_RAS
+    if field(read!("id_aa64pfr0_el1"), 28) != 0 {
+        write!("S3_4_C5_C2_3", esr & 0x1ff_ffff); // VSESR_EL2
+    }
+    write!("hcr_el2", read!("hcr_el2") | VSE);
+}
+
+/// Withdraws what [`pend_serror`] left pending, for another owner.
+pub fn withdraw_serror() {
+    write!("hcr_el2", read!("hcr_el2") & !VSE);
+}
+
 /// Returns the 4-bit field of an ID register at `shift`.
 fn field(register: u64, shift: u32) -> u64 {
     (register >> shift) & 0xf

@@ -26,6 +26,7 @@ pub fn fresh_frame(entry: u64, x0: u64) -> TrapFrame {
 /// Resets the state of EL1 and EL0, and sets stage 2, MPIDR and virtual counter offset (in ticks) of the new
 /// owner.
 pub fn reset(vttbr: u64, mpidr: u64, counter_offset: u64) {
+    features::withdraw_serror();
     reset_el1();
     reset_debug();
     reset_fp();

@@ -12,7 +12,7 @@ use crate::el2::arch::frame::TrapFrame;
 use crate::el2::arch::{self, vcpu};
 use crate::el2::cpu::{self, Cpu, State};
 use crate::el2::owner::{AfterCall, Crash, Owner, TrapOutcome};
-use crate::el2::{gic, psci};
+use crate::el2::{firmware, gic, psci};
 
 /// Aborts of root that are logged one by one; the rest are only counted.
 const LOGGED_ABORTS: u32 = 8;
@@ -23,6 +23,7 @@ impl Root {
         cpu.trap_tlbi(alone);
         vcpu::reset(self.vttbr, cpu.mpidr().bits(), 0);
         arch::tlbi_alle1();
+        firmware::reset_cpu();
         gic::reset_private(cpu, 0);
         gic::clear_list_registers();
         let kicks =

@@ -15,13 +15,14 @@ use super::{Core, Zone};
 use crate::el2::arch::{self, sysreg, vcpu};
 use crate::el2::channel::Refusal;
 use crate::el2::cpu::Cpu;
-use crate::el2::gic;
+use crate::el2::{firmware, gic};
 
 impl Zone {
     /// Starts vCPU 0 at `entry` with `x0`. Devices and vCPUs are reset.
     pub fn start(&self, entry: Ipa, x0: u64) -> Result<(), Refusal> {
         let mut core = self.core.lock();
-        if !core.is_off() || self.inside.load(Ordering::Acquire) != 0 {
+        let ended = self.stage2.lock().is_none();
+        if !core.is_off() || ended || self.inside.load(Ordering::Acquire) != 0 {
             return Err((CommandStatus::WrongState, core.state as u64));
         }
         if !self.ram().contains(entry, 4) || !entry.is_aligned(4) {
@@ -75,6 +76,7 @@ impl Zone {
         // The VMID may have been another zone's. On all CPUs and after the count: the accesses of a vCPU that
         // turned this one on and itself off are complete from here on.
         arch::tlbi_vmalls12e1is();
+        firmware::reset_cpu();
         gic::reset_private(cpu, TIMERS);
         gic::clear_list_registers();
         let kicks = gic::with_list_registers(|list| self.gic.lock().unpark(vcpu, list));
