@@ -82,6 +82,7 @@ pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
     };
     let wait = OpenOptions {
         known: None,
+        format_unstated: false,
         owner: None,
         wait: IMAGE_WAIT,
     };

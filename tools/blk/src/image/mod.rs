@@ -9,6 +9,7 @@ pub(crate) mod bounce;
 mod copy;
 pub mod file;
 pub(crate) mod lock;
+pub(crate) mod magic;
 pub(crate) mod mapped;
 pub mod operation;
 pub(crate) mod pieces;

@@ -6,7 +6,8 @@ use super::block_queue::BlockQueue;
 use super::slot::{SYNC_TAG, Work};
 use crate::control::OnError;
 use crate::engine::Engine;
-use crate::virtio::RequestStatus;
+use crate::image::bounce::scatter;
+use crate::virtio::{RequestStatus, SECTOR_SIZE};
 
 /// EINTR and EAGAIN in a row before a request fails.
 const MAX_RETRIES: u8 = 100;
@@ -80,6 +81,16 @@ impl BlockQueue {
                 slot.transferred += transferred;
                 slot.data_mut().advance(transferred);
                 slot.data().total() > 0
+            }
+            0 if slot.work == Work::Read
+                && self.disk.is_missing_tail(slot.offset + slot.transferred, slot.data().total()) =>
+            {
+                let left = slot.data().total();
+                // SAFETY: the request's buffers, which are guest RAM.
+                unsafe { scatter(&[0; SECTOR_SIZE as usize], slot.data().remaining(), 0) };
+                slot.transferred += left;
+                slot.data_mut().advance(left);
+                false
             }
             // End of a file that was truncated, or no progress: never OK without the data.
             0 => return self.fail_request(head, -libc::EIO),

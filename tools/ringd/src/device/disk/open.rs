@@ -69,6 +69,7 @@ pub fn image(
         owner: Some(owner(&config.name, slot)),
         wait: LOCK_WAIT,
         known: None,
+        format_unstated: false,
     };
     let disk = match last {
         None => Disk::open_with(&image, context, &options)?,
