@@ -44,6 +44,7 @@ pub struct Disk {
     /// In sectors.
     capacity: AtomicU64,
     sync_failed: AtomicBool,
+    loss_unreported: AtomicBool,
     control: Control,
 }
 
@@ -71,6 +72,7 @@ impl Disk {
             serial,
             capacity: AtomicU64::new(capacity),
             sync_failed: AtomicBool::new(false),
+            loss_unreported: AtomicBool::new(false),
             control: Control::default(),
         }
     }
@@ -262,5 +264,17 @@ impl Disk {
     /// Records that an `fdatasync` has failed.
     pub fn set_sync_failed(&self) {
         self.sync_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether completed requests may have been lost before the image was opened, by a failed sync of an
+    /// earlier daemon's or before the device was opened again, and no FLUSH has said so yet.
+    #[must_use]
+    pub fn is_loss_unreported(&self) -> bool {
+        self.loss_unreported.load(Ordering::Relaxed)
+    }
+
+    /// Records whether such a loss is still to be reported.
+    pub fn set_loss_unreported(&self, unreported: bool) {
+        self.loss_unreported.store(unreported, Ordering::Relaxed);
     }
 }

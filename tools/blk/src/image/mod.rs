@@ -73,6 +73,16 @@ impl Image {
         }
     }
 
+    /// Returns whether a sync of tables has failed, which a write to a qcow2 image waits for. No FLUSH of the
+    /// image succeeds any more.
+    #[must_use]
+    pub fn has_sync_failed(&self) -> bool {
+        match self {
+            Self::Qcow2(image) => image.has_sync_failed(),
+            Self::Raw(_) | Self::Synthetic(_) | Self::Closed(_) | Self::Remote(_) => false,
+        }
+    }
+
     /// Returns the file or device whose bytes are the disk's, if there is one.
     #[must_use]
     pub fn raw(&self) -> Option<&RawFile> {

@@ -185,7 +185,12 @@ impl BlockQueue {
                 error = %std::io::Error::from_raw_os_error(-result), "fdatasync failed: further flushes of this disk will fail");
             self.disk.set_sync_failed();
         }
-        let status = if self.disk.sync_failed() {
+        let failed = self.disk.sync_failed();
+        if failed {
+            // For the next daemon, and for when the device is opened again.
+            self.queue.set_lost(true);
+        }
+        let status = if failed || self.disk.is_loss_unreported() {
             RequestStatus::IoErr
         } else {
             RequestStatus::Ok
@@ -200,25 +205,35 @@ impl BlockQueue {
             }
             self.finish(head, status);
         }
+        if !failed {
+            // Reported now, or by another queue.
+            self.disk.set_loss_unreported(false);
+            self.queue.set_lost(false);
+        }
         if self.sync.advance() {
             self.push_sync(engine);
         }
     }
 
     /// If it was the sync of a durable write that failed, the kernel reports that once only.
-    fn record_failed_write(&self, head: u16, error: i32) {
+    fn record_failed_write(&mut self, head: u16, error: i32) {
         let durable = self
             .slots
             .get(usize::from(head))
             .is_some_and(|slot| slot.work == Work::Write && slot.durable);
         if durable && error != -libc::ENOSPC && !is_transient(error) {
             self.disk.set_sync_failed();
+            self.queue.set_lost(true);
         }
     }
 
     /// A request's operation failed for good.
     fn fail_request(&mut self, head: u16, error: i32) {
         let on_error = self.disk.control().on_error();
+        if self.disk.backing().has_sync_failed() {
+            self.disk.set_sync_failed();
+            self.queue.set_lost(true);
+        }
         if let Some(slot) = self.slots.get(usize::from(head)) {
             tracing::warn!(path = %self.disk.config().path.display(), offset = slot.offset + slot.transferred,
                 work = ?slot.work, error = %std::io::Error::from_raw_os_error(-error), ?on_error,

@@ -97,6 +97,14 @@ impl Devices {
         self.zone.number = None;
     }
 
+    /// Removes the file that an earlier zone of this name may have left for the next daemon.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn discard_inflight(&self) -> Result<(), Error> {
+        self.zone.discard_inflight()
+    }
+
     /// Maps the file that outlives the daemon.
     ///
     /// # Errors

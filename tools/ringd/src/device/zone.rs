@@ -1,5 +1,6 @@
 //! [`ZoneContext`]: the zone that devices belong to, as far as their changes need it, and its record.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -52,18 +53,32 @@ impl ZoneContext {
         Ok(())
     }
 
+    /// Removes the file that an earlier zone of this name may have left for the next daemon.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn discard_inflight(&self) -> Result<(), Error> {
+        let discarded = inflight::discard(&self.records, &self.config.name);
+        discarded.map_err(|error| self.unusable_inflight(&error))
+    }
+
     /// Maps the file that outlives the daemon.
     ///
     /// # Errors
     /// The system's.
     pub fn inflight(&self) -> Result<Arc<MmapRegion>, Error> {
-        inflight::map(&self.records, &self.config.name).map_err(|error| Error::Record {
+        let mapped = inflight::map(&self.records, &self.config.name);
+        mapped.map_err(|error| self.unusable_inflight(&error))
+    }
+
+    fn unusable_inflight(&self, error: &io::Error) -> Error {
+        Error::Record {
             name: self.config.name.clone(),
             cause: format!(
                 "{}: {error}",
                 inflight::path(&self.records, &self.config.name).display()
             ),
-        })
+        }
     }
 
     /// Returns an error about the device in a slot.

@@ -144,11 +144,16 @@ impl Medium {
         Ok(())
     }
 
+    /// Returns whether a sync has failed.
+    pub fn has_sync_failed(&self) -> bool {
+        self.sync_failed.load(Ordering::SeqCst)
+    }
+
     /// Makes completed writes durable. After a failure no later sync succeeds.
     pub fn sync(&self) -> io::Result<()> {
         #[cfg(test)]
         let record = self.recorder.get().map(|recorder| (recorder, recorder.len()));
-        if self.sync_failed.load(Ordering::SeqCst) {
+        if self.has_sync_failed() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         sync(&self.file).inspect_err(|_| self.sync_failed.store(true, Ordering::SeqCst))?;

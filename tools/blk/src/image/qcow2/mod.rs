@@ -101,6 +101,12 @@ impl Qcow2Image {
         self.shared(Access::size)
     }
 
+    /// Returns whether a sync has failed.
+    #[must_use]
+    pub fn has_sync_failed(&self) -> bool {
+        self.storage.medium().has_sync_failed()
+    }
+
     /// Grows the disk; the new part reads zero.
     ///
     /// # Errors
@@ -302,7 +308,7 @@ impl Qcow2Image {
         })
     }
 
-    /// Calls `work` for each piece of a range that does not read zero for lack of any data.
+    /// Calls `work` for each piece of a range that does not read zero by lack of data.
     fn pieces(
         &self,
         offset: u64,
@@ -335,16 +341,24 @@ impl Qcow2Image {
                 continue;
             }
             self.freeing(|access| {
-                let start = at;
-                let last = start.saturating_add(FREE_CLUSTERS << self.header.cluster_bits).min(end);
+                let cluster = 1_u64 << self.header.cluster_bits;
+                let last = at.saturating_add(FREE_CLUSTERS * cluster).min(end);
+                // The L2 table whose clusters were freed last: it is there, and not shared.
+                let mut freed = None;
                 while at < last {
                     let (place, len) = self.piece(access, at, last)?;
-                    // Elsewhere a table may have to be allocated, which must not use what has just been freed.
-                    if place != Place::Allocated && at > start {
-                        break;
-                    }
-                    if place != Place::Unallocated {
-                        work(access, at, len)?;
+                    let table = at / self.table_bytes();
+                    let whole = (at + len).is_multiple_of(cluster);
+                    match place {
+                        Place::Unallocated => {}
+                        // A table or a cluster may have to be allocated, which must not be what has just been
+                        // freed.
+                        Place::Missing | Place::Compressed if freed.is_some() && (freed != Some(table) || !whole) => break,
+                        Place::Missing => work(access, at, len)?,
+                        Place::Allocated | Place::Compressed => {
+                            work(access, at, len)?;
+                            freed = Some(table);
+                        }
                     }
                     at += len;
                 }
@@ -354,11 +368,16 @@ impl Qcow2Image {
         Ok(())
     }
 
+    /// Returns the bytes of the disk that an L2 table covers.
+    fn table_bytes(&self) -> u64 {
+        1 << (2 * self.header.cluster_bits - 3)
+    }
+
     /// Returns where the data at an offset are, and the bytes for which that holds, up to `end`: whole clusters,
     /// of one L2 table, unless nothing is allocated.
     fn piece(&self, access: &Access, at: u64, end: u64) -> io::Result<(Place, u64)> {
         let cluster = 1_u64 << self.header.cluster_bits;
-        let table = cluster * (cluster / 8);
+        let table = self.table_bytes();
         let most = (end - at).min(table - at % table);
         let (place, len) = Place::of(access, at, most)?;
         Ok(match place {
@@ -376,7 +395,7 @@ enum Place {
     Allocated,
     /// Nowhere: the range reads zero.
     Unallocated,
-    /// Elsewhere: in a backing file, shared with a snapshot, or the range is marked as zero. A write allocates.
+    /// Elsewhere: in a backing file, or shared with a snapshot. A write allocates.
     Missing,
     /// In compressed clusters, which a write frees.
     Compressed,
@@ -388,7 +407,7 @@ impl Place {
         let (mapping, found) = access.get_mapping(offset, most)?;
         let place = match mapping {
             Mapping::Raw { writable: true, .. } => Self::Allocated,
-            Mapping::Zero { explicit: false, .. } => Self::Unallocated,
+            Mapping::Zero { .. } => Self::Unallocated,
             Mapping::Special { layer, .. } if std::ptr::eq(layer, access) => Self::Compressed,
             _ => Self::Missing,
         };

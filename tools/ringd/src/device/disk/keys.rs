@@ -142,8 +142,7 @@ fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
             )?
             .unwrap_or_default(),
         format: keys
-            .choice("format", &[("raw", Format::Raw), ("qcow2", Format::Qcow2)])?
-            .unwrap_or_default(),
+            .choice("format", &[("raw", Format::Raw), ("qcow2", Format::Qcow2)])?,
         cache: keys
             .choice(
                 "cache",
