@@ -1,7 +1,6 @@
 //! [`Control`]: a disk's settings that can change while its queues are active. Lock-free: the queues read
 //! them, any thread sets them.
 
-use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,37 +20,15 @@ pub enum OnError {
 }
 
 /// A disk's settings.
-#[derive(Debug)]
+#[derive(Default)]
 pub struct Control {
-    writeback: AtomicBool,
+    write_through: AtomicBool,
     stop_on_error: AtomicBool,
-    stopped: Stopped,
+    /// A failed request has stopped a queue.
+    stopped: AtomicBool,
+    on_stop: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Limits of requests and bytes.
     pub throttle: Throttle,
-}
-
-/// Whether a queue has stopped, and the callback for it.
-#[derive(Default)]
-struct Stopped {
-    happened: AtomicBool,
-    callback: OnceLock<Box<dyn Fn() + Send + Sync>>,
-}
-
-impl fmt::Debug for Stopped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.happened.fmt(f)
-    }
-}
-
-impl Default for Control {
-    fn default() -> Self {
-        Self {
-            writeback: AtomicBool::new(true),
-            stop_on_error: AtomicBool::new(false),
-            stopped: Stopped::default(),
-            throttle: Throttle::default(),
-        }
-    }
 }
 
 impl Control {
@@ -59,13 +36,13 @@ impl Control {
     /// a cache until a flush, where the driver can choose (CONFIG_WCE).
     #[must_use]
     pub fn writeback(&self) -> bool {
-        self.writeback.load(Ordering::Relaxed)
+        !self.write_through.load(Ordering::Relaxed)
     }
 
     /// Sets the `writeback` byte. Returns whether it has changed; the caller then schedules the disk's
     /// queues.
     pub fn set_writeback(&self, writeback: bool) -> bool {
-        self.writeback.swap(writeback, Ordering::Relaxed) != writeback
+        self.write_through.swap(!writeback, Ordering::Relaxed) == writeback
     }
 
     /// Returns what happens to failed requests.
@@ -88,19 +65,19 @@ impl Control {
     /// Sets the callback for a queue that stops because of a failed request. It runs on the reactor's thread.
     /// Only the first call has an effect.
     pub fn on_stop(&self, callback: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.stopped.callback.set(callback);
+        let _ = self.on_stop.set(callback);
     }
 
     /// Returns whether a failed request has ever stopped a queue.
     #[must_use]
     pub fn has_stopped(&self) -> bool {
-        self.stopped.happened.load(Ordering::Relaxed)
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// Records that a failed request has stopped a queue.
     pub(crate) fn set_stopped(&self) {
-        self.stopped.happened.store(true, Ordering::Relaxed);
-        if let Some(callback) = self.stopped.callback.get() {
+        self.stopped.store(true, Ordering::Relaxed);
+        if let Some(callback) = self.on_stop.get() {
             callback();
         }
     }

@@ -32,7 +32,8 @@ pub enum DiskError {
         /// Its size in bytes.
         size: u64,
     },
-    /// A disk for which no format is configured, so that raw is assumed, and whose image looks like another one.
+    /// A disk for which no format is configured, so that raw is assumed, and whose image looks like another
+    /// one.
     #[error(
         "disk image {path}: begins like a {found} image, and no format is configured, expected format = \"qcow2\" for \
          what that format stores, or format = \"raw\" for the bytes of the file"

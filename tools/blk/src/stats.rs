@@ -63,42 +63,21 @@ impl BlockSnapshot {
     }
 }
 
-/// Histograms of a queue. Requests are timed from the driver's notification to having their status; from
-/// being popped where no notification is known, since the driver saved it, or a limit kept them in the ring.
-#[derive(Debug, Default)]
-pub struct Latencies {
-    /// Reads.
-    pub reads: Histogram,
-    /// Writes, discards, zeroes.
-    pub writes: Histogram,
-    /// Flushes.
-    pub flushes: Histogram,
-    /// The image alone: operations of the engine, from being submitted to being reaped.
-    pub file: Histogram,
-}
-
-impl Latencies {
-    /// Returns a copy.
-    #[must_use]
-    pub fn snapshot(&self) -> LatencySnapshot {
-        LatencySnapshot {
-            reads: self.reads.snapshot(),
-            writes: self.writes.snapshot(),
-            flushes: self.flushes.snapshot(),
-            file: self.file.snapshot(),
-        }
+ringvirtio::counters! {
+    /// Histograms of a queue. Requests are timed from the driver's notification to having their status; from
+    /// being popped where no notification is known, since the driver saved it, or a limit kept them in the
+    /// ring.
+    Latencies =>
+    /// [`Latencies`] at some moment.
+    LatencySnapshot {
+        ;
+        /// Reads.
+        reads: Histogram => HistogramSnapshot,
+        /// Writes, discards, zeroes.
+        writes: Histogram => HistogramSnapshot,
+        /// Flushes.
+        flushes: Histogram => HistogramSnapshot,
+        /// The image alone: operations of the engine, from being submitted to being reaped.
+        file: Histogram => HistogramSnapshot,
     }
-}
-
-/// [`Latencies`] at some moment.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LatencySnapshot {
-    /// Reads.
-    pub reads: HistogramSnapshot,
-    /// Writes, discards, zeroes.
-    pub writes: HistogramSnapshot,
-    /// Flushes.
-    pub flushes: HistogramSnapshot,
-    /// The image alone.
-    pub file: HistogramSnapshot,
 }

@@ -6,26 +6,11 @@
 pub use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES,
+    VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
 use virtio_bindings::virtio_blk as blk;
-
-/// Read (5.2.6).
-pub const VIRTIO_BLK_T_IN: u32 = blk::VIRTIO_BLK_T_IN;
-/// Write.
-pub const VIRTIO_BLK_T_OUT: u32 = blk::VIRTIO_BLK_T_OUT;
-/// Make completed writes durable.
-pub const VIRTIO_BLK_T_FLUSH: u32 = blk::VIRTIO_BLK_T_FLUSH;
-/// Read the serial.
-pub const VIRTIO_BLK_T_GET_ID: u32 = blk::VIRTIO_BLK_T_GET_ID;
-
-/// Deallocate ranges.
-pub const VIRTIO_BLK_T_DISCARD: u32 = blk::VIRTIO_BLK_T_DISCARD;
-/// Make ranges read zero.
-pub const VIRTIO_BLK_T_WRITE_ZEROES: u32 = blk::VIRTIO_BLK_T_WRITE_ZEROES;
-/// Flag of a write-zeroes segment: its blocks may be deallocated.
-pub const VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP: u32 = blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
 
 /// Bytes of the serial, NUL-padded.
 pub const VIRTIO_BLK_ID_BYTES: usize = blk::VIRTIO_BLK_ID_BYTES as usize;

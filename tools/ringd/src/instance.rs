@@ -8,10 +8,10 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 
 /// How often a lock that a dying daemon holds is tried again.
@@ -35,7 +35,6 @@ pub enum Condition {
 }
 
 /// Returns the condition of the `ringd` process `pid`.
-#[must_use]
 pub fn condition(pid: u32) -> Condition {
     condition_below(Path::new("/proc"), pid)
 }
@@ -93,7 +92,6 @@ pub enum Absence {
 }
 
 /// Returns what is known of the daemon of a run directory.
-#[must_use]
 pub fn look(run_dir: &Path) -> Absence {
     let daemon = read_pid(&run_dir.join("lock")).map(|pid| (pid, condition(pid)));
     let supervisor = read_pid(&run_dir.join("supervisor")).map(|pid| (pid, condition(pid)));
@@ -136,7 +134,7 @@ impl State {
 
     /// Reports `text` from now on. Nothing depends on it, so a failure to write it is ignored.
     pub fn set(&self, text: &str) {
-        let file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let file = self.file.lock();
         let _ = file
             .set_len(0)
             .and_then(|()| file.write_all_at(format!("{text}\n").as_bytes(), 0));

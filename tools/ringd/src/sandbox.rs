@@ -138,36 +138,28 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_nanosleep,
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
-    // Names that this architecture has beside the above.
-    #[cfg(target_arch = "x86_64")]
+];
+
+/// Names that x86-64 has beside them.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_X86: &[libc::c_long] = &[
     libc::SYS_open,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_stat,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_lstat,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_access,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_epoll_wait,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_dup2,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_mkdir,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_unlink,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_rmdir,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_rename,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_readlink,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_chmod,
-    #[cfg(target_arch = "x86_64")]
     libc::SYS_arch_prctl,
 ];
+#[cfg(not(target_arch = "x86_64"))]
+const ALLOWED_X86: &[libc::c_long] = &[];
 
 /// Changes the owner of a directory and the files in it to the user that the worker becomes.
 ///
@@ -213,8 +205,11 @@ impl Filter {
     /// This architecture has no seccomp filters.
     pub fn new() -> io::Result<Self> {
         let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
-        let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> =
-            ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+        let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> = ALLOWED
+            .iter()
+            .chain(ALLOWED_X86)
+            .map(|number| (*number, Vec::new()))
+            .collect();
         let filter = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch);
         let program = filter.and_then(BpfProgram::try_from).map_err(io::Error::other)?;
         Ok(Self(program))

@@ -51,7 +51,6 @@ impl Signals {
     }
 
     /// Returns the next signal, or `None` when none has come for `timeout`.
-    #[must_use]
     pub fn next(&self, timeout: Duration) -> Option<i32> {
         let time = libc::timespec {
             tv_sec: timeout.as_secs().try_into().unwrap_or(0),

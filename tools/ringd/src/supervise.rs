@@ -19,7 +19,7 @@ use anyhow::Context as _;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::instance;
-use crate::signals::{Signals, WATCHED};
+use crate::signals::{ENDING, Signals, WATCHED};
 use standby::{Program, Reserve};
 
 /// A daemon that ends earlier than this after its start died quickly.
@@ -117,10 +117,7 @@ enum Ended {
 
 /// Whether the signal is to end the daemon.
 fn ends(signal: i32) -> bool {
-    matches!(
-        signal,
-        libc::SIGTERM | libc::SIGINT | libc::SIGQUIT | libc::SIGHUP
-    )
+    ENDING.contains(&signal)
 }
 
 /// Waits for the daemon's end and passes signals on to it. `poll` returns when to call it again at the
@@ -171,7 +168,6 @@ fn wait_unless_signalled(signals: &Signals, pause: Duration) -> Option<i32> {
 }
 
 /// Returns how a process ended, for people.
-#[must_use]
 pub fn cause(status: ExitStatus) -> String {
     match (status.signal(), status.code()) {
         (Some(signal), _) => format!("killed by signal {signal}"),
@@ -181,7 +177,6 @@ pub fn cause(status: ExitStatus) -> String {
 }
 
 /// Returns the path of the file with the program of the last upgrade.
-#[must_use]
 pub fn program_file(run_dir: &Path) -> PathBuf {
     run_dir.join("program")
 }

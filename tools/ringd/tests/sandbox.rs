@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use common::Machine;
 use ringd::control::client::Client;
 use ringd::control::protocol::Request;
-use ringd::device::{api, disk};
+use ringd::device::api;
 use ringd::sandbox;
 
 /// Returns the command that runs the test `name` of this program as a sandboxed child.
@@ -62,7 +62,7 @@ fn a_daemon_at_work_needs_nothing_else() {
     );
     let config = ringd::config::file::load(&directory.join("z.toml"), toml::Table::new()).unwrap();
     let mut client = Client::connect(&directory.join("sock")).unwrap();
-    let list = Request::Device(api::Request::Disk(disk::api::Request::Disks));
+    let list = Request::Device(api::Request::Disks);
     for _ in 0..3 {
         let config = Box::new(config.clone());
         client.ask(&Request::Start { config }).unwrap();

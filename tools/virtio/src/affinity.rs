@@ -86,8 +86,8 @@ mod tests {
     use rustix::thread::{CpuSet, sched_getaffinity};
 
     use super::{allowed, bind, parse, run_anywhere};
+    use crate::waiter::Waiter;
     use crate::waiter::uring::Uring;
-    use crate::waiter::{Timeout, Waiter};
 
     /// The last CPU of a set: of those that are on line, where the set is what `sched_getaffinity` gave.
     fn last(cpus: &CpuSet) -> usize {
@@ -163,7 +163,7 @@ mod tests {
             unsafe { ring.push(sync, 0) };
             let mut done = Vec::new();
             while done.is_empty() {
-                ring.wait(Timeout::Never, &mut Vec::new()).unwrap();
+                ring.wait(None, &mut Vec::new()).unwrap();
                 ring.reap(&mut done);
             }
             assert_eq!(done[0].result, 0);

@@ -16,8 +16,8 @@
 //! published, what is *started* is run again in the order of its counts. The next available index needs no
 //! field of its own: it is the used index plus the number of entries that are not free.
 //!
-//! The header also remembers that what completed may be lost ([`InflightLog::set_lost`]), until the driver has
-//! heard of it.
+//! The header also remembers that what completed may be lost ([`InflightLog::set_lost`]), until the driver
+//! has heard of it.
 //!
 //! Layout, all words little-endian `u64`: [`HEADER_WORDS`] of header, then two words per head.
 
@@ -152,21 +152,17 @@ impl InflightLog {
     /// # Errors
     /// The area is bad, or the log is damaged or of another version or size.
     pub fn open(area: &InflightArea, size: u16, epoch: u64) -> Result<(Self, Recovery), InflightError> {
-        let words = Slots::in_mapping(&area.mapping, area.offset, HEADER_WORDS + 2 * usize::from(size))?;
-        let mut log = Self {
-            words,
-            size,
-            count: 0,
-        };
+        let mut log = Self::at(area, size)?;
         let identity = log.get(IDENTITY);
         check_identity(identity)?;
         let found = (identity >> 48) as u16;
         if identity == 0 || log.get(EPOCH) != epoch {
-            log.format(epoch);
+            log.format(epoch, 0);
+            let fresh = true;
             return Ok((
                 log,
                 Recovery {
-                    fresh: true,
+                    fresh,
                     ..Recovery::default()
                 },
             ));
@@ -186,27 +182,27 @@ impl InflightLog {
     /// # Errors
     /// The area is bad.
     pub fn begin_at(area: &InflightArea, size: u16, epoch: u64, idx: u16) -> Result<(), InflightError> {
-        let words = Slots::in_mapping(&area.mapping, area.offset, HEADER_WORDS + 2 * usize::from(size))?;
-        let log = Self {
-            words,
-            size,
-            count: 0,
-        };
-        log.format_at(epoch, idx);
+        Self::at(area, size)?.format(epoch, idx);
         Ok(())
     }
 
-    fn format(&self, epoch: u64) {
-        self.format_at(epoch, 0);
+    fn at(area: &InflightArea, size: u16) -> Result<Self, MemoryError> {
+        let count = HEADER_WORDS + 2 * usize::from(size);
+        let words = Slots::in_mapping(&area.mapping, area.offset, count)?;
+        Ok(Self {
+            words,
+            size,
+            count: 0,
+        })
     }
 
     /// Without its identity the log counts as empty when it is opened next, so a kill in here does no harm.
-    fn format_at(&self, epoch: u64, idx: u16) {
+    fn format(&self, epoch: u64, idx: u16) {
         let identity = self.get(IDENTITY);
         self.set(IDENTITY, 0);
         step("format begun");
-        // A reset does not bring back what was lost. Without its identity, it is new memory or the rest of a log
-        // that was being emptied.
+        // A reset does not bring back what was lost. Without its identity, it is new memory or the rest of a
+        // log that was being emptied.
         let same_start = identity == 0 || self.get(EPOCH) >> RESET_BITS == epoch >> RESET_BITS;
         let kept = if same_start { LOST } else { 0 };
         for index in (USED_IDX..HEADER_WORDS + 2 * usize::from(self.size)).filter(|index| *index != kept) {
@@ -334,8 +330,8 @@ impl InflightLog {
         self.get(LOST) != 0
     }
 
-    /// Records whether completed requests may be lost and the driver has not heard of it. Outlives resets of the
-    /// device, not the guest's next start.
+    /// Records whether completed requests may be lost and the driver has not heard of it. Outlives resets of
+    /// the device, not the guest's next start.
     pub fn set_lost(&self, lost: bool) {
         self.set(LOST, lost.into());
     }

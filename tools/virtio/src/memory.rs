@@ -55,18 +55,17 @@ pub enum MemoryError {
     },
 }
 
-/// Integers that two parties may share: any bit pattern is a value and every access is atomic.
-pub trait Shared: sealed::Sealed + Send + Sync + 'static {}
-impl Shared for AtomicU16 {}
-impl Shared for AtomicU32 {}
-impl Shared for AtomicU64 {}
-
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for std::sync::atomic::AtomicU16 {}
-    impl Sealed for std::sync::atomic::AtomicU32 {}
-    impl Sealed for std::sync::atomic::AtomicU64 {}
-}
+/// Integers that two parties may share.
+///
+/// # Safety
+/// Any bit pattern is a value, and accesses by shared reference are atomic.
+pub unsafe trait Shared: Send + Sync + 'static {}
+// SAFETY: an atomic integer.
+unsafe impl Shared for AtomicU16 {}
+// SAFETY: as above.
+unsafe impl Shared for AtomicU32 {}
+// SAFETY: as above.
+unsafe impl Shared for AtomicU64 {}
 
 /// A table of atomics in mapped memory, which is mapped as long as the table lives.
 pub struct Slots<T: Shared> {
@@ -204,27 +203,16 @@ impl fmt::Debug for IoVec {
     }
 }
 
-struct Extent {
-    start: u64,
-    len: u64,
-    host: *mut u8,
-    file: Option<RawFd>,
-    file_offset: u64,
-}
-
-/// A region of guest RAM, as another process could map it.
-#[derive(Clone, Copy, Debug)]
-pub struct FileExtent {
+/// A region of guest RAM.
+pub struct Extent {
     /// Guest-physical start.
     pub start: u64,
     /// Bytes.
     pub len: u64,
     /// Where it is mapped here.
-    pub host: u64,
-    /// The file it is mapped from, open as long as the RAM lives.
-    pub file: Option<RawFd>,
-    /// Its offset in the file.
-    pub offset: u64,
+    pub host: *mut u8,
+    /// The file it is mapped from, open as long as the RAM lives, and its offset in the file.
+    pub file: Option<(RawFd, u64)>,
 }
 
 /// A guest's RAM, resolved to host addresses once.
@@ -267,8 +255,9 @@ impl GuestRam {
                 start: region.start_addr().0,
                 len: region.len(),
                 host,
-                file: region.file_offset().map(|file| file.file().as_raw_fd()),
-                file_offset: region.file_offset().map_or(0, |file| file.start()),
+                file: region
+                    .file_offset()
+                    .map(|file| (file.file().as_raw_fd(), file.start())),
             });
         }
         extents.sort_by_key(|extent| extent.start);
@@ -293,13 +282,10 @@ impl GuestRam {
                 return Err(MemoryError::OutsideMapping { offset, len, size });
             }
             let (start, len) = (part.start.0, len as u64);
-            let end = start
-                .checked_add(len)
-                .ok_or(MemoryError::NotRam { addr: start, len })?;
-            if extents
-                .iter()
-                .any(|other| start < other.start + other.len && other.start < end)
-            {
+            let end = start.checked_add(len);
+            let end = end.ok_or(MemoryError::NotRam { addr: start, len })?;
+            let meets = |other: &Extent| start < other.start + other.len && other.start < end;
+            if extents.iter().any(meets) {
                 return Err(MemoryError::Overlap { addr: start, len });
             }
             // The offset is inside the mapping, so this does not wrap.
@@ -309,7 +295,6 @@ impl GuestRam {
                 len,
                 host,
                 file: None,
-                file_offset: 0,
             });
         }
         extents.sort_by_key(|extent| extent.start);
@@ -320,15 +305,10 @@ impl GuestRam {
         }))
     }
 
-    /// Returns its regions with what another process needs to map them.
-    pub fn files(&self) -> impl Iterator<Item = FileExtent> {
-        self.extents.iter().map(|extent| FileExtent {
-            start: extent.start,
-            len: extent.len,
-            host: extent.host.addr() as u64,
-            file: extent.file,
-            offset: extent.file_offset,
-        })
+    /// Returns its regions, by address.
+    #[must_use]
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
     }
 
     /// Returns the guest-physical address of a buffer that is in one region.
@@ -345,11 +325,6 @@ impl GuestRam {
     /// Returns whether the kernel may keep its pages.
     pub(crate) fn is_fixed(&self) -> bool {
         self.fixed
-    }
-
-    /// Returns host addresses and lengths of all regions.
-    pub(crate) fn spans(&self) -> impl Iterator<Item = (*mut u8, u64)> {
-        self.extents.iter().map(|extent| (extent.host, extent.len))
     }
 
     /// Returns the host address of `addr` and how many bytes follow it in the same extent.

@@ -3,6 +3,7 @@
 mod remotes;
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use remotes::Remotes;
@@ -108,7 +109,7 @@ impl BlockBackend {
 
     fn start_pool(&mut self, waiter: &mut Waiter) -> io::Result<()> {
         let pool = Threads::new()?;
-        waiter.watch(pool.event(), ReadWidth::Eight)?;
+        waiter.watch(pool.event().as_raw_fd(), ReadWidth::Eight)?;
         self.pool = Some(pool);
         Ok(())
     }
@@ -135,8 +136,7 @@ impl BlockBackend {
 impl ReactorBackend for BlockBackend {
     fn submit(&mut self, waiter: &mut Waiter) {
         if let Waiter::Uring(ring) = waiter {
-            let state = &mut self.ring;
-            state.submit(ring);
+            self.ring.submit(ring);
         }
         if let Some(pool) = &mut self.pool {
             pool.submit();

@@ -1,5 +1,6 @@
 //! [`Disk`]: an open disk: its image, size, serial, and whether a sync has failed.
 
+use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,40 +8,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::config::DiskConfig;
 use crate::control::Control;
 use crate::error::{DiskError, failed};
+use crate::image::Image;
 use crate::image::file::RawFile;
 use crate::image::synthetic::Synthetic;
-use crate::image::{Image, ImageRef};
 use crate::remote::RemoteDisk;
 use crate::request::Limits;
 use crate::virtio::{SECTOR_SIZE, VIRTIO_BLK_ID_BYTES};
 
-/// What holds a disk's bytes.
-#[derive(Debug)]
-pub(super) struct Backing {
+/// An open disk.
+pub struct Disk {
     image: Image,
     /// The same, if it is remote, with its engine.
     remote: Option<Arc<dyn RemoteDisk>>,
-}
-
-impl Backing {
-    pub fn local(image: Image) -> Self {
-        Self { image, remote: None }
-    }
-
-    pub fn remote(remote: Arc<dyn RemoteDisk>) -> Self {
-        Self {
-            image: Image::Remote(remote.clone()),
-            remote: Some(remote),
-        }
-    }
-}
-
-/// An open disk.
-#[derive(Debug)]
-pub struct Disk {
-    backing: Backing,
     config: DiskConfig,
-    serial: [u8; VIRTIO_BLK_ID_BYTES],
     /// In sectors.
     capacity: AtomicU64,
     sync_failed: AtomicBool,
@@ -48,28 +28,18 @@ pub struct Disk {
     control: Control,
 }
 
-impl Disk {
-    /// Makes a disk of the size that its image has.
-    pub(super) fn new(
-        backing: Backing,
-        config: &DiskConfig,
-        serial: [u8; VIRTIO_BLK_ID_BYTES],
-    ) -> Result<Arc<Self>, DiskError> {
-        let disk = Self::with_capacity(backing, config.clone(), serial, 0);
-        disk.reread_capacity()?;
-        Ok(Arc::new(disk))
+impl fmt::Debug for Disk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Disk").field(&self.config.path).finish()
     }
+}
 
-    fn with_capacity(
-        backing: Backing,
-        config: DiskConfig,
-        serial: [u8; VIRTIO_BLK_ID_BYTES],
-        capacity: u64,
-    ) -> Self {
+impl Disk {
+    pub(super) fn of(image: Image, config: DiskConfig, capacity: u64) -> Self {
         Self {
-            backing,
+            image,
+            remote: None,
             config,
-            serial,
             capacity: AtomicU64::new(capacity),
             sync_failed: AtomicBool::new(false),
             loss_unreported: AtomicBool::new(false),
@@ -77,41 +47,40 @@ impl Disk {
         }
     }
 
+    /// Returns a remote disk.
+    pub(crate) fn of_remote(remote: Arc<dyn RemoteDisk>, config: DiskConfig, capacity: u64) -> Self {
+        Self {
+            remote: Some(remote.clone()),
+            ..Self::of(Image::Remote(remote), config, capacity)
+        }
+    }
+
+    /// Gives it the size that its image has.
+    pub(super) fn measured(self) -> Result<Arc<Self>, DiskError> {
+        self.reread_capacity()?;
+        Ok(Arc::new(self))
+    }
+
     /// Returns this disk with its I/O going through `remote`, which has the same contents.
     #[must_use]
     pub fn served_by(&self, remote: Arc<dyn RemoteDisk>) -> Arc<Self> {
-        let (config, capacity) = (self.config.clone(), self.capacity());
-        let disk = Self::with_capacity(Backing::remote(remote), config, self.serial, capacity);
+        let disk = Self::of_remote(remote, self.config.clone(), self.capacity());
         disk.sync_failed.store(self.sync_failed(), Ordering::Relaxed);
         Arc::new(disk)
-    }
-
-    /// Returns a remote disk without a configuration.
-    #[cfg(test)]
-    pub(crate) fn of_remote(remote: Arc<dyn RemoteDisk>) -> Arc<Self> {
-        let capacity = remote.size() / SECTOR_SIZE;
-        let (config, serial) = (DiskConfig::default(), [0; VIRTIO_BLK_ID_BYTES]);
-        Arc::new(Self::with_capacity(
-            Backing::remote(remote),
-            config,
-            serial,
-            capacity,
-        ))
     }
 
     /// Returns a drive without a medium: its capacity is 0, so that every transfer fails, until another disk
     /// takes its place.
     #[must_use]
     pub fn absent() -> Arc<Self> {
-        let (config, serial) = (DiskConfig::default(), [0; VIRTIO_BLK_ID_BYTES]);
-        let none = Backing::local(Image::Synthetic(Synthetic::EMPTY));
-        Arc::new(Self::with_capacity(none, config, serial, 0))
+        let none = Image::Synthetic(Synthetic::EMPTY);
+        Arc::new(Self::of(none, DiskConfig::default(), 0))
     }
 
     /// Returns whether it is one of [`Self::closed`].
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        matches!(self.backing.image, Image::Closed(_))
+        matches!(self.image, Image::Closed(_))
     }
 
     /// Returns the configuration that it was opened with.
@@ -135,7 +104,7 @@ impl Disk {
         if !bytes.is_multiple_of(SECTOR_SIZE) {
             return Err(self.wrong_size(bytes));
         }
-        let changed = self.backing.image.set_size(bytes);
+        let changed = self.image.set_size(bytes);
         changed.map_err(failed(&self.config.path, "change its size"))?;
         self.reread_capacity().map(drop)
     }
@@ -147,16 +116,16 @@ impl Disk {
         }
     }
 
-    /// Reads the image's size again. A raw file that ends inside of a sector counts up to the end of it, as in
-    /// QEMU. Returns whether the capacity has changed; the caller then updates the configuration space, see
-    /// [`crate::device::capacity`].
+    /// Reads the image's size again. A raw file that ends inside of a sector counts up to the end of it, as
+    /// in QEMU. Returns whether the capacity has changed; the caller then updates the configuration space,
+    /// see [`crate::device::capacity`].
     ///
     /// # Errors
-    /// The size cannot be read, is 0, or is that of an image of another format and not a number of sectors; the
-    /// capacity stays as it was.
+    /// The size cannot be read, is 0, or is that of an image of another format and not a number of sectors;
+    /// the capacity stays as it was.
     pub fn reread_capacity(&self) -> Result<bool, DiskError> {
         let path = &self.config.path;
-        let size = self.backing.image.size().map_err(failed(path, "find its size"))?;
+        let size = self.image.size().map_err(failed(path, "find its size"))?;
         if size == 0 || (self.raw().is_none() && !size.is_multiple_of(SECTOR_SIZE)) {
             return Err(self.wrong_size(size));
         }
@@ -179,7 +148,7 @@ impl Disk {
     /// Returns the remote disk, if it is one.
     #[must_use]
     pub fn remote(&self) -> Option<&Arc<dyn RemoteDisk>> {
-        self.backing.remote.as_ref()
+        self.remote.as_ref()
     }
 
     /// Returns how many times writes of [`Self::run_blocking`] may have been lost with a server that went
@@ -192,7 +161,7 @@ impl Disk {
     /// Returns the size of a logical block in bytes: a device's own, 512 for a file.
     #[must_use]
     pub fn block_size(&self) -> u32 {
-        match &self.backing.image {
+        match &self.image {
             Image::Remote(remote) => remote.block_size(),
             Image::Closed(known) => known.block_size,
             image => image.raw().map_or(SECTOR_SIZE as u32, RawFile::block_size),
@@ -202,13 +171,14 @@ impl Disk {
     /// Returns whether I/O is at most a copy in memory and never waits for a device.
     #[must_use]
     pub fn is_memory(&self) -> bool {
-        self.backing.image.is_memory()
+        self.image.is_memory()
     }
 
     /// Returns the serial, NUL-padded.
     #[must_use]
-    pub fn serial(&self) -> &[u8; VIRTIO_BLK_ID_BYTES] {
-        &self.serial
+    pub fn serial(&self) -> [u8; VIRTIO_BLK_ID_BYTES] {
+        // Its length was checked when the disk was opened.
+        self.config.serial_bytes().unwrap_or_default()
     }
 
     /// Returns the limits that requests are checked against.
@@ -223,29 +193,32 @@ impl Disk {
     /// Returns the image, open as long as the disk.
     #[must_use]
     pub fn backing(&self) -> &Image {
-        &self.backing.image
+        &self.image
     }
 
     /// Returns a reference to the image for an engine's operations, valid as long as the disk lives.
     #[must_use]
-    pub fn image(&self) -> ImageRef {
-        ImageRef::new(&self.backing.image)
+    pub fn image(&self) -> *const Image {
+        &raw const self.image
     }
 
     /// Returns the file or device whose bytes are the disk's, if there is one.
     #[must_use]
     pub fn raw(&self) -> Option<&RawFile> {
-        self.backing.image.raw()
+        self.image.raw()
     }
 
-    /// Returns whether `len` bytes at `offset` are what a file lacks of its last sector, which reads zero. A file
-    /// that is only read is not extended.
+    /// Returns whether `len` bytes at `offset` are what a file lacks of its last sector, which reads zero. A
+    /// file that is only read is not extended.
     #[must_use]
     pub fn is_missing_tail(&self, offset: u64, len: u64) -> bool {
         let Some(Ok(size)) = self.raw().map(RawFile::size) else {
             return false;
         };
-        offset >= size && len < SECTOR_SIZE && offset + len <= size.next_multiple_of(SECTOR_SIZE)
+        let end = size.next_multiple_of(SECTOR_SIZE);
+        // Else the file has been truncated.
+        let last = self.capacity() * SECTOR_SIZE == end;
+        last && offset >= size && len < SECTOR_SIZE && offset + len == end
     }
 
     /// Returns the descriptor of [`Self::raw`]; -1 if there is none.
@@ -266,8 +239,8 @@ impl Disk {
         self.sync_failed.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether completed requests may have been lost before the image was opened, by a failed sync of an
-    /// earlier daemon's or before the device was opened again, and no FLUSH has said so yet.
+    /// Returns whether completed requests may have been lost before the image was opened, by a failed sync of
+    /// an earlier daemon's or before the device was opened again, and no FLUSH has said so yet.
     #[must_use]
     pub fn is_loss_unreported(&self) -> bool {
         self.loss_unreported.load(Ordering::Relaxed)

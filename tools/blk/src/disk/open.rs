@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::config::{DiskConfig, Format, HostCache};
-use super::handle::{Backing, Disk};
+use super::handle::Disk;
 use super::locked::open_locked;
 use crate::error::{DiskError, failed};
 use crate::image::Image;
@@ -72,10 +72,10 @@ impl Disk {
         options: &OpenOptions,
     ) -> Result<Arc<Self>, DiskError> {
         let path = &config.path;
-        let serial = config.serial_bytes()?;
+        config.serial_bytes()?;
         if let Some(socket) = remote::socket(path) {
             let remote = connect(config, context, socket, options.known)?;
-            return Self::new(Backing::remote(remote), config, serial);
+            return Self::of_remote(remote, config.clone(), 0).measured();
         }
         let deadline = Instant::now().checked_add(options.wait);
         let opener = &*context.opener;
@@ -96,7 +96,8 @@ impl Disk {
                 }
                 let file = RawFile::new(file, direct).map_err(failed(path, "examine it"))?;
                 if !config.readonly {
-                    file.complete_sector().map_err(failed(path, "complete its last sector"))?;
+                    file.complete_sector()
+                        .map_err(failed(path, "complete its last sector"))?;
                 }
                 Image::Raw(file)
             }
@@ -107,7 +108,7 @@ impl Disk {
                 Image::Qcow2(Box::new(image))
             }
         };
-        Self::new(Backing::local(image), config, serial)
+        Self::of(image, config.clone(), 0).measured()
     }
 
     /// Returns a disk in place of a device that is closed or cannot be opened, until another disk takes its
@@ -116,8 +117,8 @@ impl Disk {
     /// # Errors
     /// The serial is too long, or the size is not a number of sectors.
     pub fn closed(config: &DiskConfig, known: KnownGeometry) -> Result<Arc<Self>, DiskError> {
-        let serial = config.serial_bytes()?;
-        Self::new(Backing::local(Image::Closed(known)), config, serial)
+        config.serial_bytes()?;
+        Self::of(Image::Closed(known), config.clone(), 0).measured()
     }
 }
 

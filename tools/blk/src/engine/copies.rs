@@ -30,7 +30,7 @@ impl Copying {
         let (bytes, result) = self.transfer.step(|parts, transferred, bytes| {
             let offset = op.offset.saturating_add(transferred);
             // SAFETY: the caller guarantees that image and buffers are valid.
-            unsafe { op.image.get().run(op.kind, parts, offset, bytes) }
+            unsafe { (*op.image).run(op.kind, parts, offset, bytes) }
         });
         (bytes, result.map(|result| Completion::new(op.tag, result)))
     }

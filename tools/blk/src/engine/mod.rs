@@ -8,7 +8,7 @@
 use ringvirtio::Completion;
 use ringvirtio::memory::IoVec;
 
-use crate::image::ImageRef;
+use crate::image::Image;
 pub use crate::image::operation::IoKind;
 
 mod copies;
@@ -22,8 +22,8 @@ pub mod uring;
 pub struct IoOp {
     /// Returned in its [`Completion`].
     pub tag: u64,
-    /// The image.
-    pub image: ImageRef,
+    /// The image, which lives as [`Engine::push`] says.
+    pub image: *const Image,
     /// What to do.
     pub kind: IoKind,
     /// The first of `count` buffers. Only for transfers.
@@ -66,7 +66,7 @@ pub const MAX_IOV: usize = 1024;
 #[inline]
 unsafe fn perform(op: &IoOp) -> Completion {
     // SAFETY: the image lives, and `count` entries are there, as the caller guarantees.
-    let (image, parts) = unsafe { (op.image.get(), op.parts()) };
+    let (image, parts) = unsafe { (&*op.image, op.parts()) };
     // SAFETY: the memory is valid, as the caller guarantees.
     Completion::new(op.tag, unsafe { image.run(op.kind, parts, op.offset, op.len) })
 }

@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -99,12 +98,7 @@ impl Threads {
 
     /// Returns an `eventfd` that is readable when there are completions to reap.
     #[must_use]
-    pub fn event(&self) -> RawFd {
-        self.pool.event.as_raw_fd()
-    }
-
-    /// Returns the file of [`Self::event`].
-    pub(crate) fn event_file(&self) -> &Arc<File> {
+    pub fn event(&self) -> &Arc<File> {
         &self.pool.event
     }
 

@@ -5,10 +5,12 @@
 //! first use: the kernel would hand such operations to threads as well.
 
 use std::ops::DerefMut;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use io_uring::{opcode, squeue, types};
 use ringvirtio::memory::{GuestRam, IoVec};
+use ringvirtio::waiter::registry::Registry;
 use ringvirtio::waiter::uring::Uring;
 use ringvirtio::{Completion, ReadWidth};
 
@@ -114,8 +116,10 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> RingEngine<R,
     /// Registers what operations between this image and this memory use, or counts one user more.
     pub fn attach(&mut self, image: &Image, ram: &Arc<GuestRam>) {
         if uses_ring(image) {
-            image.raw().inspect(|file| self.ring.attach_file(file.fd()));
-            self.ring.attach_ram(ram);
+            image
+                .raw()
+                .inspect(|file| self.ring.registry.attach_file(file.fd()));
+            self.ring.registry.attach_ram(ram);
         }
     }
 
@@ -123,8 +127,10 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> RingEngine<R,
     /// flight.
     pub fn detach(&mut self, image: &Image, ram: &Arc<GuestRam>) {
         if uses_ring(image) {
-            image.raw().inspect(|file| self.ring.detach_file(file.fd()));
-            self.ring.detach_ram(ram);
+            image
+                .raw()
+                .inspect(|file| self.ring.registry.detach_file(file.fd()));
+            self.ring.registry.detach_ram(ram);
         }
     }
 
@@ -137,7 +143,7 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> RingEngine<R,
             match Threads::new() {
                 Ok(pool) => {
                     // Its completions are reaped in every round: the watch only wakes the thread.
-                    self.ring.watch(pool.event(), ReadWidth::Eight);
+                    self.ring.watch(pool.event().as_raw_fd(), ReadWidth::Eight);
                     self.state.helpers = Some(pool);
                 }
                 Err(error) => {
@@ -162,14 +168,14 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> Engine for Ri
             return;
         }
         // SAFETY: by this function's own contract.
-        let (file, parts) = unsafe { (op.image.get().raw(), op.parts()) };
+        let (file, parts) = unsafe { ((*op.image).raw(), op.parts()) };
         match file {
             Some(file) if op.kind.is_transfer() && file.is_memory() => {
                 // SAFETY: by this function's own contract.
                 unsafe { self.state.copies.push(op) }
             }
             Some(file) if is_native(file, &op, parts) => {
-                let entry = build(&self.ring, &op, file, parts);
+                let entry = build(&self.ring.registry, &op, file, parts);
                 // SAFETY: by this function's own contract.
                 unsafe { self.ring.push(entry, op.tag) }
             }
@@ -205,7 +211,7 @@ fn is_native(file: &RawFile, op: &IoOp, parts: &[IoVec]) -> bool {
 }
 
 /// Returns the entry of an operation.
-fn build(ring: &Uring, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squeue::Entry {
+fn build(registry: &Registry, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squeue::Entry {
     let flags = if op.kind == IoKind::WriteDurable {
         libc::RWF_DSYNC
     } else {
@@ -220,7 +226,7 @@ fn build(ring: &Uring, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squeue::En
                     .flags(types::FsyncFlags::DATASYNC)
                     .build(),
                 // A descriptor's length is 32 bits, so a single buffer's fits.
-                (IoKind::Read, [one]) => match ring.buffer(one) {
+                (IoKind::Read, [one]) => match registry.buffer(one) {
                     Some(buffer) => opcode::ReadFixed::new(file, one.as_ptr(), one.len() as u32, buffer)
                         .offset(op.offset)
                         .build(),
@@ -231,7 +237,7 @@ fn build(ring: &Uring, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squeue::En
                 (IoKind::Read, _) => opcode::Readv::new(file, op.iov.cast(), op.count)
                     .offset(op.offset)
                     .build(),
-                (_, [one]) => match ring.buffer(one) {
+                (_, [one]) => match registry.buffer(one) {
                     Some(buffer) => opcode::WriteFixed::new(file, one.as_ptr(), one.len() as u32, buffer)
                         .offset(op.offset)
                         .rw_flags(flags)
@@ -248,7 +254,7 @@ fn build(ring: &Uring, op: &IoOp, file: &RawFile, parts: &[IoVec]) -> squeue::En
             }
         }};
     }
-    match ring.file(file.fd()) {
+    match registry.file(file.fd()) {
         Some(slot) => on!(types::Fixed(slot)),
         None => on!(types::Fd(file.fd())),
     }

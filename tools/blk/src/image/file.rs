@@ -13,14 +13,13 @@ use std::os::unix::fs::FileTypeExt;
 use std::sync::atomic::AtomicBool;
 
 use ringvirtio::memory::IoVec;
+use rustix::fs::{FallocateFlags, ioctl_blksszget};
 
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use super::mapped::Mapped;
 use super::operation::IoKind;
 use super::pieces::{PIECE, PieceTransfer};
-use super::sys::{
-    block_discard, direct_align, fallocate, is_in_memory, logical_block_size, set_direct, sync, transfer,
-};
+use super::sys::{block_discard, direct_align, fallocate, is_in_memory, set_direct, transfer};
 use crate::virtio::SECTOR_SIZE;
 
 /// Largest alignment that O_DIRECT may require of offsets, lengths and addresses to be used.
@@ -30,7 +29,6 @@ const DIRECT_ALIGN: u64 = SECTOR_SIZE;
 const PUNCH_MAX: u64 = 16 << 20;
 
 /// An open raw image.
-#[derive(Debug)]
 pub struct RawFile {
     file: File,
     device: bool,
@@ -52,7 +50,7 @@ impl RawFile {
     pub fn new(file: File, direct: bool) -> io::Result<Self> {
         let device = file.metadata()?.file_type().is_block_device();
         let block_size = if device {
-            logical_block_size(&file)?
+            ioctl_blksszget(&file)?
         } else {
             SECTOR_SIZE as u32
         };
@@ -180,7 +178,7 @@ impl RawFile {
                 if let Some(mapped) = &self.mapped {
                     mapped.update_mtime(&self.file);
                 }
-                sync(&self.file).map(|()| 0)
+                self.file.sync_data().map(|()| 0)
             }
             IoKind::Discard => self.discard(offset, len).map(|()| 0),
             IoKind::WriteZeroes { unmap } => self.zero(offset, len, unmap).map(|()| 0),
@@ -281,7 +279,7 @@ impl RawFile {
     /// Deallocates a range, which reads zero afterwards.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
         let punch = |offset, len| {
-            let mode = libc::FALLOC_FL_PUNCH_HOLE;
+            let mode = FallocateFlags::PUNCH_HOLE;
             fallocate(&self.file, mode, offset, len, &self.no_holes)
         };
         if !self.memory {
@@ -308,7 +306,7 @@ impl RawFile {
         if unmap && is_supported(self.punch(offset, len))? {
             return Ok(());
         }
-        let mode = libc::FALLOC_FL_ZERO_RANGE;
+        let mode = FallocateFlags::ZERO_RANGE;
         if is_supported(fallocate(&self.file, mode, offset, len, &self.no_zero_range))? {
             return Ok(());
         }

@@ -3,9 +3,9 @@
 //! system call and an io_uring with the file registered. So a granted lock proves that all of them have
 //! ended.
 //!
-//! QEMU (`block/file-posix.c`) locks single bytes: with a shared lock on 100 + n it has permission n, with one on
-//! 200 + n it lets nobody else have it. A writer's lock here covers them all. A reader takes those of a user that
-//! reads and lets others read.
+//! QEMU (`block/file-posix.c`) locks single bytes: with a shared lock on 100 + n it has permission n, with
+//! one on 200 + n no other user may have it. A writer's lock here covers them all. A reader takes those of a
+//! user that reads and lets others read.
 
 use std::fs::File;
 use std::io;
@@ -18,13 +18,13 @@ const OWNER_BASE: i64 = 1 << 62;
 const QEMU_READS: i64 = 100;
 const QEMU_WRITES: i64 = 101;
 const QEMU_RESIZES: i64 = 103;
-/// What a QEMU locks that does not let others have these.
+/// What a QEMU locks if no other user may have these.
 const QEMU_ALONE_READS: i64 = 200;
 const QEMU_NONE_WRITES: i64 = 201;
 const QEMU_NONE_RESIZES: i64 = 203;
 
-/// Locks an image. Writers lock the whole range; readers share what a QEMU that reads locks, and their owner's
-/// byte.
+/// Locks an image. Writers lock the whole range; readers share what a QEMU that reads locks, and their
+/// owner's byte.
 ///
 /// # Errors
 /// EAGAIN if there is a conflicting lock.
@@ -44,8 +44,8 @@ pub(crate) fn lock(file: &File, readonly: bool, owner: Option<u64>) -> io::Resul
     set_lock(file, libc::F_RDLCK, byte, 1)
 }
 
-/// Checks that no other user holds a lock on a byte. A reader cannot hold a write lock, but can query whether one
-/// would be granted.
+/// Checks that no other user holds a lock on a byte. A reader cannot hold a write lock, but can query whether
+/// one would be granted.
 fn check_unlocked(file: &File, byte: i64) -> io::Result<()> {
     let mut query = flock(libc::F_WRLCK, byte, 1);
     fcntl(file, libc::F_OFD_GETLK, &mut query)?;

@@ -1,4 +1,5 @@
-//! What other formats' images begin with. A raw disk that does so is more likely one whose format was forgotten.
+//! What other formats' images begin with. A raw disk that does so is more likely one whose format was
+//! forgotten.
 
 use std::fs::File;
 use std::io;
@@ -27,6 +28,8 @@ pub fn detect(file: &File) -> io::Result<Option<&'static str>> {
     let mut head = [0; 512];
     let count = file.read_at(&mut head, 0)?;
     let head = head.get(..count).unwrap_or_default();
-    let found = MAGIC.iter().find(|(_, at, magic)| head.get(*at..).is_some_and(|head| head.starts_with(magic)));
+    let found = MAGIC
+        .iter()
+        .find(|(_, at, magic)| head.get(*at..).is_some_and(|head| head.starts_with(magic)));
     Ok(found.map(|(name, ..)| *name))
 }

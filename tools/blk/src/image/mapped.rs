@@ -20,6 +20,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use ringvirtio::memory::IoVec;
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use super::copy::Guarded;
 use super::operation::IoKind;
@@ -46,7 +48,6 @@ const WRITE: u8 = 0xff;
 pub const SYS_CACHESTAT: libc::c_long = 451;
 
 /// A file's mapping.
-#[derive(Debug)]
 pub struct Mapped {
     base: NonNull<u8>,
     len: usize,
@@ -76,22 +77,13 @@ impl Mapped {
         let guarded = Guarded::new()?;
         let room = (2 * bytes).max(MAPPING_MIN).next_multiple_of(CHUNK);
         let len = usize::try_from(room).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        // SAFETY: no pointers.
-        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-        if flags == -1 {
-            return Err(io::Error::last_os_error());
-        }
-        let writable = flags & libc::O_ACCMODE == libc::O_RDWR;
-        let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
-        let fd = file.as_raw_fd();
+        let writable = fcntl_getfl(file)? & OFlags::RWMODE == OFlags::RDWR;
+        let mut protection = ProtFlags::READ;
+        protection.set(ProtFlags::WRITE, writable);
         // SAFETY: a new mapping at an address of the kernel's choice.
-        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, fd, 0) };
-        let base = match NonNull::new(base.cast::<u8>()) {
-            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => base,
-            _ => return Err(io::Error::last_os_error()),
-        };
+        let base = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, file, 0)? };
         let mapped = Self {
-            base,
+            base: NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?,
             len,
             writable,
             guarded,
@@ -100,7 +92,7 @@ impl Mapped {
         };
         // A child would hold the file's lock, and a core dump would contain the disk. Neither is worth a
         // failure.
-        for advice in [libc::MADV_DONTFORK, libc::MADV_DONTDUMP] {
+        for advice in [Advice::LinuxDontFork, Advice::LinuxDontDump] {
             let _ = mapped.advise(0, room, advice);
         }
         Ok(mapped)
@@ -208,28 +200,26 @@ impl Mapped {
 
     /// Populates a chunk, unless it has holes or extends beyond the file's end.
     fn populate(&self, file: &File, start: u64, writes: bool, mapped: bool) -> io::Result<bool> {
-        if pages(file, start, CHUNK)? * page_size() < CHUNK || file.metadata()?.len() < start + CHUNK {
+        let present = pages(file, start, CHUNK)? * rustix::param::page_size() as u64;
+        if present < CHUNK || file.metadata()?.len() < start + CHUNK {
             return Ok(false);
         }
         if mapped {
             // One TLBI for all pages instead of one for each.
-            self.advise(start, CHUNK, libc::MADV_DONTNEED)?;
+            self.advise(start, CHUNK, Advice::LinuxDontNeed)?;
         }
         let how = if writes {
-            libc::MADV_POPULATE_WRITE
+            Advice::LinuxPopulateWrite
         } else {
-            libc::MADV_POPULATE_READ
+            Advice::LinuxPopulateRead
         };
         self.advise(start, CHUNK, how).map(|()| true)
     }
 
-    fn advise(&self, offset: u64, len: u64, advice: libc::c_int) -> io::Result<()> {
+    fn advise(&self, offset: u64, len: u64, advice: Advice) -> io::Result<()> {
         let at = self.base.as_ptr().wrapping_add(offset as usize);
         // SAFETY: a part of this value's mapping; none of the advice used here changes its bytes.
-        match unsafe { libc::madvise(at.cast(), len as usize, advice) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        Ok(unsafe { madvise(at.cast(), len as usize, advice) }?)
     }
 
     /// Returns how many chunks are populated, and how many of them for writing.
@@ -245,7 +235,7 @@ impl Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         // SAFETY: owned by this value, and not used any more.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+        let _ = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
     }
 }
 
@@ -269,10 +259,6 @@ fn pages(file: &File, offset: u64, len: u64) -> io::Result<u64> {
         0 => Ok(found[0]),
         _ => Err(io::Error::last_os_error()),
     }
-}
-
-fn page_size() -> u64 {
-    rustix::param::page_size() as u64
 }
 
 /// Returns zeroes that take no pages until they are written.

@@ -19,7 +19,6 @@ pub mod synthetic;
 mod sys;
 
 use std::io;
-use std::ptr::NonNull;
 use std::sync::Arc;
 
 use file::RawFile;
@@ -30,7 +29,6 @@ use ringvirtio::memory::IoVec;
 use synthetic::Synthetic;
 
 /// An open image.
-#[derive(Debug)]
 pub enum Image {
     /// A file or block device whose bytes are the disk's.
     Raw(RawFile),
@@ -127,27 +125,5 @@ impl Image {
                 Self::Remote(remote) => remote::run(&**remote, kind, parts, offset, len),
             }
         }
-    }
-}
-
-/// The image of an operation, by address. The engine's user keeps the image alive, see
-/// [`crate::engine::Engine::push`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ImageRef(NonNull<Image>);
-
-impl ImageRef {
-    /// Refers to this image.
-    #[must_use]
-    pub fn new(image: &Image) -> Self {
-        Self(NonNull::from(image))
-    }
-
-    /// Returns the image.
-    ///
-    /// # Safety
-    /// The image lives at least as long as the result is used.
-    pub(crate) unsafe fn get<'a>(self) -> &'a Image {
-        // SAFETY: made from a reference, and the caller guarantees that the image lives. `Image` is `Sync`.
-        unsafe { self.0.as_ref() }
     }
 }

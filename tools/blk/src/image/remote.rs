@@ -1,7 +1,6 @@
 //! [`RemoteImage`]: an image that another process or another layer serves, as far as the layers below the
 //! engines know it. [`crate::remote`] adds the engine.
 
-use std::fmt::Debug;
 use std::io;
 
 use ringvirtio::memory::IoVec;
@@ -22,7 +21,7 @@ pub struct KnownGeometry {
 }
 
 /// An image with an engine of its own.
-pub trait RemoteImage: Debug + Send + Sync {
+pub trait RemoteImage: Send + Sync {
     /// Returns the size in bytes that the server reported last.
     fn size(&self) -> u64;
     /// Returns the size of a logical block in bytes.

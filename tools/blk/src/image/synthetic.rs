@@ -82,13 +82,7 @@ fn parse_size(text: &str) -> Option<u64> {
         b'T' => 40,
         _ => 0,
     };
-    let digits = if shift == 0 {
-        text
-    } else {
-        text.trim_end_matches(['K', 'M', 'G', 'T'])
-    };
-    if text.len() - digits.len() > 1 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
-        return None;
-    }
+    let digits = text.strip_suffix(['K', 'M', 'G', 'T']).unwrap_or(text);
+    let digits = Some(digits).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()))?;
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }

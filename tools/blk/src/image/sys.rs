@@ -6,6 +6,8 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringvirtio::memory::IoVec;
+use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, fstatfs, statx};
+use rustix::io::Errno;
 
 use super::operation::IoKind;
 
@@ -33,44 +35,22 @@ pub(super) unsafe fn transfer(file: &File, kind: IoKind, parts: &[IoVec], offset
     usize::try_from(transferred).map_err(|_| io::Error::last_os_error())
 }
 
-/// Makes completed writes durable.
-pub(super) fn sync(file: &File) -> io::Result<()> {
-    // SAFETY: no pointers.
-    match unsafe { libc::fdatasync(file.as_raw_fd()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
 /// `fallocate` that keeps the size. An unsupported mode is recorded in `unsupported` and fails with
 /// EOPNOTSUPP from then on, without a system call.
 pub(super) fn fallocate(
     file: &File,
-    mode: libc::c_int,
+    mode: FallocateFlags,
     offset: u64,
     len: u64,
     unsupported: &AtomicBool,
 ) -> io::Result<()> {
-    let refused = || io::Error::from_raw_os_error(libc::EOPNOTSUPP);
-    if unsupported.load(Ordering::Relaxed) {
-        return Err(refused());
+    if !unsupported.load(Ordering::Relaxed) {
+        match rustix::fs::fallocate(file, mode | FallocateFlags::KEEP_SIZE, offset, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => unsupported.store(true, Ordering::Relaxed),
+            done => return Ok(done?),
+        }
     }
-    let mode = mode | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: no pointers.
-    let result =
-        unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) };
-    if result == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    if matches!(
-        error.raw_os_error(),
-        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV)
-    ) {
-        unsupported.store(true, Ordering::Relaxed);
-        return Err(refused());
-    }
-    Err(error)
+    Err(Errno::OPNOTSUPP.into())
 }
 
 /// `_IO(0x12, 119)` of `linux/fs.h`.
@@ -88,67 +68,20 @@ pub(super) fn block_discard(file: &File, offset: u64, len: u64) -> io::Result<()
 
 /// Sets O_DIRECT.
 pub(super) fn set_direct(file: &File) -> io::Result<()> {
-    // SAFETY: no pointers.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    // SAFETY: no pointers.
-    if flags == -1 || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    Ok(fcntl_setfl(file, fcntl_getfl(file)? | OFlags::DIRECT)?)
 }
 
 /// Returns the alignment that the file system requires for O_DIRECT, the larger of memory and offset; `None`
 /// if it does not report any, or has no O_DIRECT. ext4, xfs and f2fs report it since Linux 6.1.
 pub(super) fn direct_align(file: &File) -> Option<u64> {
-    // `struct statx` as 32-bit words, because the C libraries' own definitions end at different fields.
-    const WORDS: usize = 64;
-    const MASK: usize = 0;
-    const MEM_ALIGN: usize = 38;
-    const OFFSET_ALIGN: usize = 39;
-    const STATX_DIOALIGN: u32 = 0x2000;
-    let mut words = [0_u32; WORDS];
-    // SAFETY: the path is an empty string and `struct statx` has 256 bytes.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_statx,
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            STATX_DIOALIGN,
-            words.as_mut_ptr(),
-        )
-    };
-    let word = |index| words.get(index).copied().unwrap_or(0);
-    let (memory, offset) = (word(MEM_ALIGN), word(OFFSET_ALIGN));
-    let known = result == 0 && word(MASK) & STATX_DIOALIGN != 0 && memory != 0 && offset != 0;
+    let found = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    let (memory, offset) = (found.stx_dio_mem_align, found.stx_dio_offset_align);
+    let known = found.stx_mask & StatxFlags::DIOALIGN.bits() != 0 && memory != 0 && offset != 0;
     known.then_some(u64::from(memory.max(offset)))
-}
-
-/// Returns the size of a block device's logical block in bytes.
-pub(super) fn logical_block_size(file: &File) -> io::Result<u32> {
-    let mut size: libc::c_int = 0;
-    // SAFETY: BLKSSZGET stores an `int` where the pointer says.
-    match unsafe {
-        libc::ioctl(
-            file.as_raw_fd(),
-            libc::BLKSSZGET as _,
-            std::ptr::from_mut(&mut size),
-        )
-    } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => u32::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL)),
-    }
 }
 
 /// Returns whether the file is on tmpfs or ramfs.
 pub(super) fn is_in_memory(file: &File) -> io::Result<bool> {
-    let mut info = std::mem::MaybeUninit::<libc::statfs>::zeroed();
-    // SAFETY: fstatfs fills the structure that the pointer names.
-    if unsafe { libc::fstatfs(file.as_raw_fd(), info.as_mut_ptr()) } == -1 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: zeroed, which is a valid value, then filled.
-    let info = unsafe { info.assume_init() };
-    // TMPFS_MAGIC and RAMFS_MAGIC of `linux/magic.h`; the field's type differs between C libraries.
-    Ok(matches!(info.f_type, 0x0102_1994 | 0x8584_58f6))
+    // TMPFS_MAGIC and RAMFS_MAGIC of `linux/magic.h`.
+    Ok(matches!(fstatfs(file)?.f_type, 0x0102_1994 | 0x8584_58f6))
 }

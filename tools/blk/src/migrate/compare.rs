@@ -6,8 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::error::{CHUNK, MigrationError};
-use super::migration::{Migration, Step, part};
+use super::migration::{CHUNK, Migration, MigrationError, Step, part};
 use crate::image::bounce::Bounce;
 use crate::image::operation::BlockingIo;
 

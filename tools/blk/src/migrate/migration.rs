@@ -1,16 +1,87 @@
-//! [`Migration`]: its state, and the copy of the bytes that the guest does not write meanwhile.
+//! [`Migration`]: its state, [`Progress`] and errors, and the copy of the bytes that the guest does not write
+//! meanwhile.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::error::{CHUNK, MigrationError};
-use super::progress::Progress;
+use ringvirtio::memory::Slots;
+
 use super::ranges::RangeLocks;
 use crate::disk::Disk;
 use crate::image::bounce::{BOUNCE_MAX, Bounce};
 use crate::image::operation::BlockingIo;
 use crate::virtio::SECTOR_SIZE;
+
+/// Bytes that are copied and compared at once.
+pub(super) const CHUNK: u64 = BOUNCE_MAX as u64;
+
+/// Why a disk cannot be migrated.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationError {
+    /// The target is too small.
+    #[error("the target has {found} bytes, expected at least the disk's {expected}")]
+    Small {
+        /// Its size.
+        found: u64,
+        /// The disk's.
+        expected: u64,
+    },
+    /// The target's blocks are larger than the guest's writes may be.
+    #[error("the target's blocks have {found} bytes, expected up to the {expected} that the guest knows")]
+    Blocks {
+        /// The target's.
+        found: u32,
+        /// The source's.
+        expected: u32,
+    },
+    /// The source cannot be read.
+    #[error("cannot read the disk at byte {offset}: {source}")]
+    Read {
+        /// Byte offset.
+        offset: u64,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The target failed.
+    #[error("the target failed: {0}")]
+    Target(String),
+    /// The target's contents differ from the source's.
+    #[error("the target differs from the disk in the {CHUNK} bytes from byte {offset} on")]
+    Differs {
+        /// Byte offset.
+        offset: u64,
+    },
+}
+
+/// How many bytes the target has, in a word of memory that outlives the process.
+pub struct Progress {
+    words: Arc<Slots<AtomicU64>>,
+    index: usize,
+}
+
+impl Progress {
+    /// Uses the word with this index.
+    #[must_use]
+    pub const fn new(words: Arc<Slots<AtomicU64>>, index: usize) -> Self {
+        Self { words, index }
+    }
+
+    /// Returns the bytes.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.words
+            .get(self.index)
+            .map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Sets the bytes.
+    pub fn set(&self, bytes: u64) {
+        if let Some(word) = self.words.get(self.index) {
+            word.store(bytes, Ordering::Release);
+        }
+    }
+}
 
 /// Result of [`Migration::copy`], [`Migration::verify`] and [`Migration::seal`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,7 +93,6 @@ pub enum Step {
 }
 
 /// A pass of [`Migration::verify`] over both disks.
-#[derive(Debug)]
 pub(super) struct Pass {
     /// Losses of both disks ([`Disk::write_losses`]) when it began.
     pub losses: u64,
@@ -33,7 +103,6 @@ pub(super) struct Pass {
 }
 
 /// A disk that is being migrated.
-#[derive(Debug)]
 pub struct Migration {
     source: Arc<Disk>,
     target: Arc<Disk>,

@@ -22,13 +22,8 @@
 //! A migration is a [`RemoteDisk`](crate::remote::RemoteDisk), because it has an engine of its own.
 
 mod compare;
-mod engine;
-mod error;
 mod migration;
-mod progress;
 mod ranges;
 mod serve;
 
-pub use error::MigrationError;
-pub use migration::{Migration, Step};
-pub use progress::Progress;
+pub use migration::{Migration, MigrationError, Progress, Step};

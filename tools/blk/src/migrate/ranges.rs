@@ -4,7 +4,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The locked ranges.
-#[derive(Default, Debug)]
+#[derive(Default)]
 pub struct RangeLocks {
     locked: Mutex<Vec<(u64, u64)>>,
     unlocked: Condvar,

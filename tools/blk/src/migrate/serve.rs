@@ -1,5 +1,6 @@
 //! The guest's requests during a migration: they go to the source, and what changes it also to the target.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -108,5 +109,26 @@ impl RemoteDisk for Migration {
 
     fn start(&self, _ram: &Arc<GuestRam>) -> io::Result<Box<dyn RemoteEngine>> {
         Ok(Box::new(Threads::new()?))
+    }
+}
+
+/// The engine of a migration: a thread pool of its own, so that a slow target delays no other disk.
+impl RemoteEngine for Threads {
+    fn event(&self) -> Arc<File> {
+        Self::event(self).clone()
+    }
+
+    fn has_completions(&self) -> bool {
+        Self::has_completions(self)
+    }
+
+    fn arm(&mut self) -> bool {
+        Self::has_completions(self)
+    }
+
+    /// Returns `false`: threads access the buffers, so no operation can be dropped; each completes soon by
+    /// itself.
+    fn abandon(&mut self, _tag_base: u64) -> bool {
+        false
     }
 }

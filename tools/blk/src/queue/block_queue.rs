@@ -9,9 +9,8 @@ use ringvirtio::{QueueSetup, SetupError, VirtQueue};
 
 use super::batch::Batch;
 use super::cache::WriteCache;
-use super::held::Held;
 use super::merge::MergePool;
-use super::slot::Slot;
+use super::slot::Slots;
 use super::sync::SyncState;
 use crate::disk::Disk;
 use crate::request::Negotiated;
@@ -24,14 +23,18 @@ use crate::virtio::{
 pub struct BlockQueue {
     pub(super) queue: VirtQueue,
     pub(super) disk: Arc<Disk>,
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Slots,
     pub(super) stats: Arc<BlockStats>,
     pub(super) negotiated: Negotiated,
     pub(super) cache: WriteCache,
     /// Transfers popped and not submitted: empty between calls.
     pub(super) batch: Batch,
     pub(super) merge: MergePool,
-    pub(super) held: Held,
+    /// Requests that failed and wait for a retry; while there are any, the queue is stopped. They stay in the
+    /// in-flight log.
+    pub(super) held: Vec<u16>,
+    /// The held requests are to be retried at the next service.
+    pub(super) retry_requested: bool,
     pub(super) sync: SyncState,
 }
 
@@ -60,7 +63,7 @@ impl BlockQueue {
         }
         let size = usize::from(queue.size());
         Ok(Self {
-            slots: (0..size).map(|_| Slot::new(queue.ram())).collect(),
+            slots: Slots::new(size, queue.ram()),
             stats: Arc::new(BlockStats {
                 queue: queue.stats().clone(),
                 ..BlockStats::default()
@@ -71,7 +74,8 @@ impl BlockQueue {
             cache,
             batch: Batch::new(size.min(MAX_BATCH.into())),
             merge: MergePool::default(),
-            held: Held::new(size),
+            held: Vec::with_capacity(size),
+            retry_requested: false,
             sync: SyncState::new(size),
         })
     }
@@ -103,7 +107,7 @@ impl BlockQueue {
 
     /// The next [`Self::service`] retries the requests that have stopped the queue.
     pub fn retry(&mut self) {
-        self.held.retry = true;
+        self.retry_requested = true;
     }
 }
 
@@ -112,7 +116,7 @@ impl Drop for BlockQueue {
         if self.queue.in_flight() > 0 {
             // An engine may still write through these: a leak is better than writes to memory that is in use
             // again.
-            mem::forget(mem::take(&mut self.slots));
+            mem::forget(mem::take(&mut self.slots.list));
             mem::forget(mem::take(&mut self.merge));
             mem::forget(self.disk.clone());
         }

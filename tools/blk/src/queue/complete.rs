@@ -17,24 +17,16 @@ impl BlockQueue {
     pub fn complete(&mut self, tag: u64, result: i32, engine: &mut dyn Engine) {
         self.queue.begin_complete();
         let head = tag as u16;
-        let submitted_at = if head == SYNC_TAG {
-            self.sync.submitted_at
-        } else {
-            let Some(slot) = self.slots.get(usize::from(head)) else {
-                return;
-            };
-            slot.submitted_at
+        let submitted_at = match head {
+            SYNC_TAG => self.sync.submitted_at,
+            _ => self.slots.at(head).submitted_at,
         };
-        self.stats
-            .latency
-            .file
-            .record(self.queue.now().saturating_sub(submitted_at));
+        let took = self.queue.now().saturating_sub(submitted_at);
+        self.stats.latency.file.record(took);
         if head == SYNC_TAG {
             return self.complete_sync(result, engine);
         }
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at_mut(head);
         match (slot.work, slot.group.take()) {
             (Work::Read | Work::Write, None) => self.complete_transfer(head, result, engine),
             (Work::Read | Work::Write, Some(group)) => self.complete_merged(head, group, result, engine),
@@ -53,9 +45,7 @@ impl BlockQueue {
         }
         let mut member = Some(leader);
         while let Some(head) = member {
-            let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-                return;
-            };
+            let slot = self.slots.at_mut(head);
             member = slot.next.take();
             let transferred = left.min(slot.data().total());
             left -= transferred;
@@ -71,9 +61,7 @@ impl BlockQueue {
     }
 
     fn complete_transfer(&mut self, head: u16, result: i32, engine: &mut dyn Engine) {
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at_mut(head);
         let again = match result {
             transferred @ 1.. => {
                 slot.retries = 0;
@@ -83,7 +71,9 @@ impl BlockQueue {
                 slot.data().total() > 0
             }
             0 if slot.work == Work::Read
-                && self.disk.is_missing_tail(slot.offset + slot.transferred, slot.data().total()) =>
+                && self
+                    .disk
+                    .is_missing_tail(slot.offset + slot.transferred, slot.data().total()) =>
             {
                 let left = slot.data().total();
                 // SAFETY: the request's buffers, which are guest RAM.
@@ -112,9 +102,7 @@ impl BlockQueue {
 
     /// All bytes of a transfer are transferred.
     fn finish_transfer(&mut self, head: u16, engine: &mut dyn Engine) {
-        let Some(slot) = self.slots.get(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at(head);
         if slot.work == Work::Read {
             self.stats.reads.add(1);
             self.stats.bytes_read.add(slot.transferred);
@@ -131,16 +119,12 @@ impl BlockQueue {
         if !durable && !self.cache.is_writeback(&self.disk) {
             return self.start_flush(head, engine);
         }
-        if let Some(slot) = self.slots.get_mut(usize::from(head)) {
-            slot.cached = !durable;
-        }
+        self.slots.at_mut(head).cached = !durable;
         self.finish(head, RequestStatus::Ok);
     }
 
     fn complete_range(&mut self, head: u16, result: i32, engine: &mut dyn Engine) {
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at_mut(head);
         match (result, slot.work) {
             (0.., _) => slot.retries = 0,
             (error, _) if is_transient(error) && slot.retries < MAX_RETRIES => {
@@ -196,11 +180,7 @@ impl BlockQueue {
             RequestStatus::Ok
         };
         while let Some(head) = self.sync.pop() {
-            let flush = self
-                .slots
-                .get(usize::from(head))
-                .is_some_and(|slot| slot.work == Work::Flush);
-            if status == RequestStatus::Ok && flush {
+            if status == RequestStatus::Ok && self.slots.at(head).work == Work::Flush {
                 self.stats.flushes.add(1);
             }
             self.finish(head, status);
@@ -217,10 +197,8 @@ impl BlockQueue {
 
     /// If it was the sync of a durable write that failed, the kernel reports that once only.
     fn record_failed_write(&mut self, head: u16, error: i32) {
-        let durable = self
-            .slots
-            .get(usize::from(head))
-            .is_some_and(|slot| slot.work == Work::Write && slot.durable);
+        let slot = self.slots.at(head);
+        let durable = slot.work == Work::Write && slot.durable;
         if durable && error != -libc::ENOSPC && !is_transient(error) {
             self.disk.set_sync_failed();
             self.queue.set_lost(true);
@@ -234,11 +212,10 @@ impl BlockQueue {
             self.disk.set_sync_failed();
             self.queue.set_lost(true);
         }
-        if let Some(slot) = self.slots.get(usize::from(head)) {
-            tracing::warn!(path = %self.disk.config().path.display(), offset = slot.offset + slot.transferred,
-                work = ?slot.work, error = %std::io::Error::from_raw_os_error(-error), ?on_error,
-                "disk request failed");
-        }
+        let slot = self.slots.at(head);
+        tracing::warn!(path = %self.disk.config().path.display(), offset = slot.offset + slot.transferred,
+            work = ?slot.work, error = %std::io::Error::from_raw_os_error(-error), ?on_error,
+            "disk request failed");
         match on_error {
             OnError::Report => self.finish(head, RequestStatus::IoErr),
             OnError::Stop => self.hold(head),
@@ -247,30 +224,28 @@ impl BlockQueue {
 
     /// Holds a failed request: no buffer of it is touched until it is retried.
     fn hold(&mut self, head: u16) {
-        if self.held.heads.is_empty() {
+        if self.held.is_empty() {
             self.stats.stops.add(1);
             self.queue.set_stopped(true);
             self.disk.control().set_stopped();
         }
-        self.held.heads.push(head);
+        self.held.push(head);
         self.queue.hold();
-        self.stats.held.set(self.held.heads.len() as u64);
+        self.stats.held.set(self.held.len() as u64);
     }
 
     /// Retries the held requests. Those that fail again are held again.
     pub(super) fn retry_held(&mut self, engine: &mut dyn Engine) {
-        let mut held = mem::take(&mut self.held.heads);
+        let mut held = mem::take(&mut self.held);
         self.stats.held.set(0);
         self.queue.set_stopped(false);
         for head in held.drain(..) {
-            if let Some(slot) = self.slots.get_mut(usize::from(head)) {
-                slot.retries = 0;
-            }
+            self.slots.at_mut(head).retries = 0;
             self.queue.start();
             self.push(head, engine);
         }
         // No operation completes while it is submitted, so this is the same list, empty, with its storage.
-        self.held.heads = held;
+        self.held = held;
     }
 
     /// Writes the status; the request is published with the next batch.
@@ -280,9 +255,7 @@ impl BlockQueue {
             RequestStatus::IoErr => self.stats.errors.add(1),
             RequestStatus::Unsupp => self.stats.unsupported.add(1),
         }
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at_mut(head);
         slot.writable.store_last(status as u8);
         // 2.7.8.2: all bytes from the first writable one on, up to the used length, were written. What
         // precedes a status byte that does not follow directly is all that counts.

@@ -14,7 +14,6 @@ mod block_queue;
 mod cache;
 mod complete;
 mod handler;
-mod held;
 mod merge;
 mod service;
 mod slot;

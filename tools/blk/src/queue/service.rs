@@ -23,7 +23,7 @@ impl BlockQueue {
         if self.queue.is_paused() {
             return 0;
         }
-        if mem::take(&mut self.held.retry) {
+        if mem::take(&mut self.retry_requested) {
             self.retry_held(engine);
         }
         if self.queue.is_stopped() {
@@ -84,9 +84,7 @@ impl BlockQueue {
 
     /// Reads the chain, once, into the head's slot.
     fn parse(&mut self, head: u16) -> Result<Plan, QueueFault> {
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return Err(QueueFault::Head(head));
-        };
+        let slot = self.slots.at_mut(head);
         let now = self.queue.now();
         slot.clear(now, self.queue.available_at());
         self.queue.walk(head, &mut slot.readable, &mut slot.writable)?;

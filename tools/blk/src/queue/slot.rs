@@ -48,6 +48,32 @@ pub struct Slot {
     pub submitted_at: u64,
 }
 
+/// The slots of a queue, by descriptor head.
+pub struct Slots {
+    pub list: Vec<Slot>,
+    /// Stands in for a slot that does not exist; heads are checked when they are popped.
+    none: Slot,
+}
+
+impl Slots {
+    pub fn new(size: usize, ram: &Arc<GuestRam>) -> Self {
+        Self {
+            list: (0..size).map(|_| Slot::new(ram)).collect(),
+            none: Slot::new(ram),
+        }
+    }
+
+    #[inline]
+    pub fn at(&self, head: u16) -> &Slot {
+        self.list.get(usize::from(head)).unwrap_or(&self.none)
+    }
+
+    #[inline]
+    pub fn at_mut(&mut self, head: u16) -> &mut Slot {
+        self.list.get_mut(usize::from(head)).unwrap_or(&mut self.none)
+    }
+}
+
 impl Slot {
     pub fn new(ram: &Arc<GuestRam>) -> Self {
         Self {

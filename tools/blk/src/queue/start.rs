@@ -8,7 +8,7 @@ use ringvirtio::trace::Kind;
 
 use super::batch::Staged;
 use super::block_queue::BlockQueue;
-use super::slot::{SYNC_TAG, Slot, Work};
+use super::slot::{SYNC_TAG, Work};
 use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
 use crate::request::{Plan, RangeKind, Segment};
 use crate::virtio::RequestStatus;
@@ -28,24 +28,16 @@ const SYNC: IoKind = if cfg!(feature = "skip-fdatasync") {
 impl BlockQueue {
     pub(super) fn start(&mut self, head: u16, plan: Plan, engine: &mut dyn Engine) {
         self.queue.start();
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at_mut(head);
         match plan {
-            Plan::Read(offset) => {
-                (slot.work, slot.offset) = (Work::Read, offset);
-                self.stage(head, engine);
-            }
-            Plan::Write(offset) => {
-                (slot.work, slot.offset) = (Work::Write, offset);
-                self.stage(head, engine);
-            }
+            Plan::Read(offset) => self.stage(head, Work::Read, offset, engine),
+            Plan::Write(offset) => self.stage(head, Work::Write, offset, engine),
             Plan::Flush => {
                 slot.work = Work::Flush;
                 self.start_flush(head, engine);
             }
             Plan::GetId => {
-                slot.transferred = slot.writable.write_front(self.disk.serial()) as u64;
+                slot.transferred = slot.writable.write_front(&self.disk.serial()) as u64;
                 self.stats.others.add(1);
                 self.finish(head, RequestStatus::Ok);
             }
@@ -69,9 +61,7 @@ impl BlockQueue {
     /// All segments are read and checked before the first is carried out.
     fn start_ranges(&mut self, head: u16, kind: RangeKind, count: u32, engine: &mut dyn Engine) {
         let capacity = self.disk.capacity();
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at_mut(head);
         for _ in 0..count {
             let mut bytes = [0; Segment::SIZE];
             let segment = if slot.readable.take_front(&mut bytes) {
@@ -105,17 +95,16 @@ impl BlockQueue {
     }
 
     /// Stages a transfer until the batch is complete: it may be merged with others.
-    fn stage(&mut self, head: u16, engine: &mut dyn Engine) {
-        let Some(slot) = self.slots.get(usize::from(head)) else {
-            return;
-        };
+    fn stage(&mut self, head: u16, work: Work, offset: u64, engine: &mut dyn Engine) {
+        let slot = self.slots.at_mut(head);
+        (slot.work, slot.offset) = (work, offset);
         let list = slot.data();
         let new = Staged {
             head,
-            work: slot.work,
-            start: slot.offset,
+            work,
+            start: offset,
             // A plan keeps them inside of 63 bits.
-            end: slot.offset.saturating_add(list.total()),
+            end: offset.saturating_add(list.total()),
             parts: u32::try_from(list.remaining().len()).unwrap_or(u32::MAX),
         };
         if self.batch.conflicts(&new) {
@@ -165,36 +154,28 @@ impl BlockQueue {
         let (mut leader, mut last, mut len) = (None, None::<u16>, 0);
         for head in self.batch.heads(run) {
             self.queue.trace(Kind::Submitted, head);
-            let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-                continue;
-            };
+            let slot = self.slots.at_mut(head);
             list.append(slot.data());
             len += slot.data().total();
             slot.durable = durable;
-            if let Some(last) = last.and_then(|last| self.slots.get_mut(usize::from(last))) {
-                last.next = Some(head);
+            if let Some(last) = last.replace(head) {
+                self.slots.at_mut(last).next = Some(head);
             }
             leader = leader.or(Some(head));
-            last = Some(head);
         }
-        let parts = list.parts();
-        let Some((head, slot)) = leader.and_then(|head| Some((head, self.slots.get_mut(usize::from(head))?)))
-        else {
+        let Some(head) = leader else {
             return;
         };
+        let (iov, parts) = (list.parts().as_ptr(), list.parts().len() as u32);
+        let slot = self.slots.at_mut(head);
         slot.group = Some(index);
         slot.submitted_at = self.queue.now();
+        let (kind, offset) = (slot.io_kind(), slot.offset);
         let op = IoOp {
-            tag: self.queue.tag_base() | u64::from(head),
-            image: self.disk.image(),
-            kind: slot.io_kind(),
-            iov: parts.as_ptr(),
-            count: parts.len() as u32,
-            offset: slot.offset,
-            len,
-            immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
+            iov,
+            count: parts,
+            ..self.operation(head, kind, offset, len)
         };
-        self.count(op.kind);
         self.stats.merges.add(1);
         self.stats.merged.add(count);
         step("merged");
@@ -205,18 +186,16 @@ impl BlockQueue {
 
     /// Submits what is left of a request.
     pub(super) fn push(&mut self, head: u16, engine: &mut dyn Engine) {
-        match self.slots.get(usize::from(head)).map(|slot| slot.work) {
-            Some(Work::Read | Work::Write) => self.push_transfer(head, engine),
-            Some(Work::Discard | Work::Zeroes) => self.push_range(head, engine),
-            Some(Work::Flush | Work::Other) | None => {}
+        match self.slots.at(head).work {
+            Work::Read | Work::Write => self.push_transfer(head, engine),
+            Work::Discard | Work::Zeroes => self.push_range(head, engine),
+            Work::Flush | Work::Other => {}
         }
     }
 
     pub(super) fn push_transfer(&mut self, head: u16, engine: &mut dyn Engine) {
         let durable = !self.cache.is_writeback(&self.disk);
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at_mut(head);
         slot.durable = durable;
         slot.submitted_at = self.queue.now();
         let kind = slot.io_kind();
@@ -226,37 +205,43 @@ impl BlockQueue {
         } else {
             parts.iter().take(MAX_IOV).map(|part| part.len() as u64).sum()
         };
+        let (iov, count) = (parts.as_ptr(), parts.len().min(MAX_IOV) as u32);
+        let offset = slot.offset + slot.transferred;
         let op = IoOp {
-            tag: self.queue.tag_base() | u64::from(head),
-            image: self.disk.image(),
-            kind,
-            iov: parts.as_ptr(),
-            count: parts.len().min(MAX_IOV) as u32,
-            offset: slot.offset + slot.transferred,
-            len,
-            immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
+            iov,
+            count,
+            ..self.operation(head, kind, offset, len)
         };
-        self.count(op.kind);
         self.queue.trace(Kind::Submitted, head);
         // SAFETY: the slot's list is not touched before `complete` for this tag; the list keeps the RAM
         // mapped and `self.disk` the image. Should the queue be dropped first, `drop` leaks all three.
         unsafe { engine.push(op) };
     }
 
-    fn count(&self, kind: IoKind) {
+    /// Counts an operation and returns it, without buffers.
+    #[inline]
+    fn operation(&self, tag: u16, kind: IoKind, offset: u64, len: u64) -> IoOp {
         self.stats.operations.add(1);
         if kind == IoKind::WriteDurable {
             self.stats.durable.add(1);
+        }
+        IoOp {
+            tag: self.queue.tag_base() | u64::from(tag),
+            image: self.disk.image(),
+            kind,
+            iov: std::ptr::null(),
+            count: 0,
+            offset,
+            len,
+            immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         }
     }
 
     /// Submits the first of the segments that are left.
     fn push_range(&mut self, head: u16, engine: &mut dyn Engine) {
-        let Some(slot) = self.slots.get_mut(usize::from(head)) else {
-            return;
-        };
+        let slot = self.slots.at_mut(head);
         slot.submitted_at = self.queue.now();
-        let Some(segment) = slot.segments.get(slot.segment) else {
+        let Some(&segment) = slot.segments.get(slot.segment) else {
             return;
         };
         let kind = match slot.work {
@@ -264,16 +249,9 @@ impl BlockQueue {
             _ => IoKind::Discard,
         };
         let op = IoOp {
-            tag: self.queue.tag_base() | u64::from(head),
-            image: self.disk.image(),
-            kind,
-            iov: std::ptr::null(),
-            count: 0,
-            offset: segment.offset,
-            len: segment.len,
             immediate: false,
+            ..self.operation(head, kind, segment.offset, segment.len)
         };
-        self.stats.operations.add(1);
         self.queue.trace(Kind::Submitted, head);
         // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
@@ -284,17 +262,7 @@ impl BlockQueue {
         for &head in self.sync.current() {
             self.queue.trace(Kind::Submitted, head);
         }
-        let op = IoOp {
-            tag: self.queue.tag_base() | u64::from(SYNC_TAG),
-            image: self.disk.image(),
-            kind: SYNC,
-            iov: std::ptr::null(),
-            count: 0,
-            offset: 0,
-            len: 0,
-            immediate: self.disk.is_memory(),
-        };
-        self.stats.operations.add(1);
+        let op = self.operation(SYNC_TAG, SYNC, 0, 0);
         // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
     }
@@ -302,8 +270,7 @@ impl BlockQueue {
     /// The driver has turned the write cache off: what was written to it, and is not published yet, must be
     /// durable first (5.2.6.2). Requests in flight check the mode when they complete.
     pub(super) fn make_durable(&mut self, engine: &mut dyn Engine) {
-        let is_cached = |slots: &[Slot], head| slots.get(usize::from(head)).is_some_and(|slot| slot.cached);
-        while let Some(head) = self.queue.take_back(|head| is_cached(&self.slots, head)) {
+        while let Some(head) = self.queue.take_back(|head| self.slots.at(head).cached) {
             self.start_flush(head, engine);
         }
     }

@@ -288,14 +288,14 @@ fn registration_ends_with_the_last_user() {
     let disk = open_soon(&rig.config);
     ring.attach(disk.backing(), &rig.ram);
     ring.attach(disk.backing(), &rig.ram);
-    let registered = ring.ring.registered();
+    let registered = ring.ring.registry.count();
     assert_eq!(registered.0, 1, "a fixed file");
     ring.detach(disk.backing(), &rig.ram);
-    assert_eq!(ring.ring.registered(), registered);
+    assert_eq!(ring.ring.registry.count(), registered);
     let weak = Arc::downgrade(&rig.ram);
     let users = weak.strong_count();
     ring.detach(disk.backing(), &rig.ram);
-    assert_eq!(ring.ring.registered(), (0, 0));
+    assert_eq!(ring.ring.registry.count(), (0, 0));
     assert!(weak.strong_count() < users || registered.1 == 0);
     drop(disk);
     // The kernel releases a slot's file when no request uses the table's old state any more.

@@ -96,8 +96,9 @@ fn errors_of_the_file() {
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 2, None), (OK, 1));
 }
 
-// torture c8: after a failed fdatasync no later FLUSH says OK until the image is opened again, and the first one
-// then does not: whether a device was opened again or a new daemon has taken over, also after a reset of the device
+// torture c8: after a failed fdatasync no later FLUSH says OK until the image is opened again, and the first
+// one then does not: whether a device was opened again or a new daemon has taken over, also after a reset of
+// the device
 #[test]
 fn a_failed_sync_stays_recorded() {
     let (mut rig, engine) = fake(ALL_FEATURES);
@@ -125,7 +126,10 @@ fn a_failed_sync_stays_recorded() {
         }
         rig.engine = TestEngine::Custom(Box::new(engine.clone()));
         rig.open();
-        assert_eq!(rig.request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512))).0, OK);
+        assert_eq!(
+            rig.request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512))).0,
+            OK
+        );
         assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR, "{daemon}");
         assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK, "{daemon}");
         engine.script([Scripted::Fail(libc::EIO)]);

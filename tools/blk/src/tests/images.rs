@@ -250,8 +250,8 @@ fn a_raw_image_with_a_qcow2_header_stays_raw() {
     assert_eq!(rig.bytes(data, 512), header);
 }
 
-// A raw file that ends inside of a sector counts up to the end of it, as in QEMU: the missing bytes read zero. One
-// that is only read stays as it is.
+// A raw file that ends inside of a sector counts up to the end of it, as in QEMU: the missing bytes read
+// zero. One that is only read stays as it is.
 #[test]
 fn a_file_that_ends_inside_of_a_sector() {
     for kind in ENGINES {
@@ -301,8 +301,13 @@ fn another_formats_magic() {
             path,
             ..DiskConfig::default()
         };
-        let error = Disk::open_with(&config, &OpenContext::default(), &unstated).unwrap_err().to_string();
-        assert!(error.contains(&format!("begins like a {format} image")), "{error}");
+        let error = Disk::open_with(&config, &OpenContext::default(), &unstated)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&format!("begins like a {format} image")),
+            "{error}"
+        );
         assert!(error.contains("format = \"raw\""), "{error}");
         assert!(std::fs::read(&config.path).unwrap() == before);
         drop(Disk::open(&config).unwrap());
@@ -317,8 +322,13 @@ struct Qemu(std::process::Child);
 impl Qemu {
     fn open(path: &std::path::Path, readonly: bool) -> Self {
         let mut command = std::process::Command::new("qemu-io");
-        command.args(["-f", "raw"]).args(readonly.then_some("-r")).arg(path);
-        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        command
+            .args(["-f", "raw"])
+            .args(readonly.then_some("-r"))
+            .arg(path);
+        command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
         let mut child = command.spawn().expect("qemu-io, which tools/setup.sh installs");
         // Answers when the image is open.
         std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"length\n").unwrap();
@@ -330,7 +340,10 @@ impl Qemu {
     /// Returns whether it can open the image.
     fn opens(path: &std::path::Path, readonly: bool) -> bool {
         let mut command = std::process::Command::new("qemu-io");
-        command.args(["-f", "raw", "-c", "length"]).args(readonly.then_some("-r")).arg(path);
+        command
+            .args(["-f", "raw", "-c", "length"])
+            .args(readonly.then_some("-r"))
+            .arg(path);
         let output = command.output().expect("qemu-io, which tools/setup.sh installs");
         let lock = String::from_utf8_lossy(&output.stderr).contains("lock");
         assert!(output.status.success() != lock, "{output:?}");
@@ -367,7 +380,10 @@ fn locks_hold_for_qemu() {
     assert!(refusal(&writer).contains("in use"));
     drop(qemu);
     let qemu = Qemu::open(path, false);
-    assert!(refusal(&reader).contains("in use"), "a reader beside a QEMU that writes");
+    assert!(
+        refusal(&reader).contains("in use"),
+        "a reader beside a QEMU that writes"
+    );
     assert!(refusal(&writer).contains("in use"));
     drop(qemu);
     drop(open_soon(&writer));

@@ -95,8 +95,8 @@ fn bytes_are_limited_too() {
     assert_eq!(rig.take_used().len(), 4, "raised live");
 }
 
-// Whatever a request is, it counts: one without I/O, one that is refused, one that is not understood. Zeroes count as
-// bytes, too.
+// Whatever a request is, it counts: one without I/O, one that is refused, one that is not understood. Zeroes
+// count as bytes, too.
 #[test]
 fn every_request_counts() {
     let counted = |kind: u32, sector: u64, data: Option<super::rig::Buf>| {

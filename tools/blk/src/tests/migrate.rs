@@ -54,7 +54,8 @@ impl Faulty {
     }
 
     fn disk(self: &Arc<Self>) -> Arc<Disk> {
-        Disk::of_remote(self.clone())
+        let capacity = RemoteImage::size(&**self) / 512;
+        Arc::new(Disk::of_remote(self.clone(), DiskConfig::default(), capacity))
     }
 
     fn now(&self) -> Vec<u8> {
@@ -240,7 +241,7 @@ fn a_migration_that_cannot_work_is_refused() {
     let disk = |size: u64| Faulty::new(vec![0; size as usize], &immortal(), true).disk();
     let new =
         |source: u64, target: u64| Migration::new(disk(source), disk(target), Progress::new(words(), 0));
-    let error = new(SIZE, SIZE - 512).unwrap_err().to_string();
+    let error = new(SIZE, SIZE - 512).err().unwrap().to_string();
     assert_eq!(
         error,
         format!(

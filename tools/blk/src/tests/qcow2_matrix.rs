@@ -1,7 +1,8 @@
 //! What `qemu-img` makes is served, and survives writers, a full file system, kills and power cuts; or it is
 //! refused, unchanged, with a message that says what to do.
 //!
-//! `RINGBLK_POWER_CUTS` is how many points of each run are replayed (3 by default), `RINGBLK_SEED` chooses others.
+//! `RINGBLK_POWER_CUTS` is how many points of each run are replayed (3 by default), `RINGBLK_SEED` chooses
+//! others.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +33,13 @@ impl Shelf {
 
     /// Makes a raw file of 8 MiB of which some parts are zero.
     fn raw(&self, name: &str) {
-        let byte = |at: usize| if at / (96 << 10) % 3 == 1 { 0 } else { (at / 512 % 250 + 1) as u8 };
+        let byte = |at: usize| {
+            if at / (96 << 10) % 3 == 1 {
+                0
+            } else {
+                (at / 512 % 250 + 1) as u8
+            }
+        };
         let bytes: Vec<u8> = (0..8 * MIB).map(byte).collect();
         std::fs::write(self.path(name), bytes).unwrap();
     }
@@ -58,7 +65,9 @@ impl Shelf {
     /// Makes an image over another.
     fn over(&self, name: &str, options: &str, backing: &str, format: &str, size: &str) -> DiskConfig {
         let target = self.name(name);
-        qemu_img(&["create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", format, &target, size]);
+        qemu_img(&[
+            "create", "-q", "-f", "qcow2", "-o", options, "-b", backing, "-F", format, &target, size,
+        ]);
         config(self.path(name))
     }
 }
@@ -144,7 +153,15 @@ fn internal_snapshots() {
         // The snapshot is what it was.
         qemu_img(&["snapshot", "-a", "first", &path]);
         assert_eq!(damage(Path::new(&path)), None);
-        qemu_img(&["compare", "-f", "raw", "-F", "qcow2", &shelf.name("source.img"), &path]);
+        qemu_img(&[
+            "compare",
+            "-f",
+            "raw",
+            "-F",
+            "qcow2",
+            &shelf.name("source.img"),
+            &path,
+        ]);
     }
 }
 
@@ -161,13 +178,23 @@ fn backing_files() {
         let config = shelf.over("over.qcow2", &options, &shelf.name("base.qcow2"), "qcow2", "7M");
         survives(&format!("over compressed, {options}"), &config, &WINDOWS, None);
         let config = shelf.over("top.qcow2", &options, "over.qcow2", "qcow2", "9M");
-        survives(&format!("a chain, {options}"), &config, &[WINDOWS[0], (6 << 20, 3 << 20)], None);
+        survives(
+            &format!("a chain, {options}"),
+            &config,
+            &[WINDOWS[0], (6 << 20, 3 << 20)],
+            None,
+        );
     }
 }
 
 #[test]
 fn large_disks() {
-    for options in ["compat=0.10", "compat=1.1", "compat=1.1,cluster_size=2M", "compat=1.1,cluster_size=4k"] {
+    for options in [
+        "compat=0.10",
+        "compat=1.1",
+        "compat=1.1,cluster_size=2M",
+        "compat=1.1,cluster_size=4k",
+    ] {
         let shelf = Shelf::new();
         let config = shelf.create("disk.qcow2", options, "1T");
         let windows = [(0, MIB), ((512 << 30) - 512, MIB), ((1 << 40) - MIB as u64, MIB)];
@@ -177,11 +204,21 @@ fn large_disks() {
 
 #[test]
 fn a_full_file_system() {
-    for options in ["compat=0.10", "compat=1.1", "compat=1.1,cluster_size=4k", "compat=1.1,cluster_size=512"] {
+    for options in [
+        "compat=0.10",
+        "compat=1.1",
+        "compat=1.1,cluster_size=4k",
+        "compat=1.1,cluster_size=512",
+    ] {
         for room in [0, 512, 70_000, 600_000] {
             let shelf = Shelf::new();
             let config = shelf.create("disk.qcow2", options, "8M");
-            survives(&format!("room for {room}, {options}"), &config, &WINDOWS, Some(room));
+            survives(
+                &format!("room for {room}, {options}"),
+                &config,
+                &WINDOWS,
+                Some(room),
+            );
         }
     }
 }
@@ -202,7 +239,10 @@ fn without_barriers_power_cuts_do_harm() {
 fn refusal(config: &DiskConfig) -> String {
     let before = std::fs::read(&config.path).unwrap();
     let error = Disk::open(config).expect_err("it must be refused").to_string();
-    assert!(std::fs::read(&config.path).unwrap() == before, "changed, and refused: {error}");
+    assert!(
+        std::fs::read(&config.path).unwrap() == before,
+        "changed, and refused: {error}"
+    );
     error
 }
 
@@ -213,7 +253,9 @@ fn what_cannot_be_served_is_refused_unchanged() {
         let secret = "secret,id=key,data=key";
         let options = format!("encrypt.format={format},encrypt.key-secret=key");
         let path = shelf.name("secret.qcow2");
-        qemu_img(&["create", "-q", "-f", "qcow2", "--object", secret, "-o", &options, &path, "1M"]);
+        qemu_img(&[
+            "create", "-q", "-f", "qcow2", "--object", secret, "-o", &options, &path, "1M",
+        ]);
         let error = refusal(&config(shelf.path("secret.qcow2")));
         assert!(error.contains("is encrypted"), "{error}");
         assert!(error.contains("qemu-img convert"), "{error}");
@@ -275,26 +317,40 @@ fn damaged_headers_are_refused_unchanged() {
         (56, &[0xff], "a table of"),
     ] {
         // A backing file's name has a length.
-        let bytes: Vec<u8> = if at == 8 { [vec![1; 8], vec![0, 0, 0, 9]].concat() } else { bytes.into() };
+        let bytes: Vec<u8> = if at == 8 {
+            [vec![1; 8], vec![0, 0, 0, 9]].concat()
+        } else {
+            bytes.into()
+        };
         let error = damaged(at, &bytes);
         assert!(error.contains(expected), "{at}: {error}");
     }
 }
 
-// A version 2 image with the format of its backing file named opens; without, it is refused whatever its version.
+// A version 2 image with the format of its backing file named opens; without, it is refused whatever its
+// version.
 #[test]
 fn the_format_of_a_backing_file_is_named() {
     for version in ["0.10", "1.1"] {
         let shelf = Shelf::new();
         shelf.raw("base.img");
-        let config = shelf.over("disk.qcow2", &format!("compat={version}"), "base.img", "raw", "8M");
+        let config = shelf.over(
+            "disk.qcow2",
+            &format!("compat={version}"),
+            "base.img",
+            "raw",
+            "8M",
+        );
         let mut image = std::fs::read(&config.path).unwrap();
         let extension = 0xe279_2aca_u32.to_be_bytes();
         let at = image.windows(4).position(|bytes| bytes == extension).unwrap();
         image[at] = 0;
         std::fs::write(&config.path, image).unwrap();
         let error = refusal(&config);
-        assert!(error.contains("base.img is missing, expected qcow2 or raw"), "{error}");
+        assert!(
+            error.contains("base.img is missing, expected qcow2 or raw"),
+            "{error}"
+        );
         assert!(error.contains("qemu-img rebase -u -b base.img -F"), "{error}");
     }
 }
@@ -314,10 +370,18 @@ fn images_grow() {
         disk.run_blocking(read, 0).unwrap();
         let base = std::fs::read(shelf.path("base.img")).unwrap();
         assert!(bytes[..1000 << 10] == base[..1000 << 10]);
-        assert!(bytes[1000 << 10..].iter().all(|byte| *byte == 0), "{version}: the backing file shows");
+        assert!(
+            bytes[1000 << 10..].iter().all(|byte| *byte == 0),
+            "{version}: the backing file shows"
+        );
         drop(disk);
         assert_eq!(damage(&config.path), None);
-        survives(&format!("grown, {options}"), &config, &[(0, 8 * MIB), ((1 << 30) - MIB as u64, MIB)], None);
+        survives(
+            &format!("grown, {options}"),
+            &config,
+            &[(0, 8 * MIB), ((1 << 30) - MIB as u64, MIB)],
+            None,
+        );
     }
     // It does not keep the sizes of snapshots.
     let shelf = Shelf::new();
@@ -337,7 +401,8 @@ fn a_large_discard() {
     let disk = Disk::open(&config).unwrap();
     let discard = || {
         let len = 1 << 40;
-        disk.run_blocking(crate::image::operation::BlockingIo::Discard { len }, 0).unwrap();
+        disk.run_blocking(crate::image::operation::BlockingIo::Discard { len }, 0)
+            .unwrap();
     };
     let size = || std::fs::metadata(&config.path).unwrap().len();
     let empty = size();

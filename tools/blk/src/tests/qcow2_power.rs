@@ -1,5 +1,5 @@
-//! Writers on a qcow2 image, each on its own part of the disk, whose writes to the file are recorded; and what
-//! must hold after a kill or a power cut at any point of that record.
+//! Writers on a qcow2 image, each on its own part of the disk, whose writes to the file are recorded; and
+//! what must hold after a kill or a power cut at any point of that record.
 //!
 //! After a kill the file has all that was written. After a power cut it has what a completed sync covers, and
 //! of what was written since any sectors.
@@ -35,7 +35,11 @@ pub fn damage(image: &Path) -> Option<String> {
     // 3: leaked clusters, which are allowed after a kill.
     match output.status.code() {
         Some(0 | 3) => None,
-        _ => Some(format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))),
+        _ => Some(format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        )),
     }
 }
 
@@ -53,8 +57,8 @@ impl Random {
     }
 }
 
-/// An operation of a writer: what its range has afterwards, or no bytes for a flush; and how many events there
-/// were before and after it.
+/// An operation of a writer: what its range has afterwards, or no bytes for a flush; and how many events
+/// there were before and after it.
 struct Op {
     at: usize,
     bytes: Vec<u8>,
@@ -93,8 +97,8 @@ impl Window {
         bytes
     }
 
-    /// Returns what is wrong with the contents `found` after a cut after `cut` events, at which operations that
-    /// ended within the first `lasting` events must be seen.
+    /// Returns what is wrong with the contents `found` after a cut after `cut` events, at which operations
+    /// that ended within the first `lasting` events must be seen.
     fn compare(&self, found: &[u8], lasting: usize, cut: usize) -> Option<String> {
         let least = self.after(|op| op.end <= lasting);
         for (number, (found, least)) in found.chunks(SECTOR).zip(least.chunks(SECTOR)).enumerate() {
@@ -104,14 +108,17 @@ impl Window {
                 covers && op.end > lasting && op.begin <= cut && op.bytes[at - op.at..][..SECTOR] == *found
             });
             if found != least && !later {
-                let (offset, byte) = (self.offset + at as u64, found[0]);
-                return Some(format!("sector at {offset:#x} begins with {byte:#x}, not {:#x}", least[0]));
+                let (offset, found, least) = (self.offset + at as u64, &found[..16], &least[..16]);
+                return Some(format!(
+                    "sector at {offset:#x} begins with {found:x?}, not {least:x?}"
+                ));
             }
         }
         None
     }
 
-    /// Writes, zeroes, discards and flushes at random. What fails for lack of space has no effect that counts.
+    /// Writes, zeroes, discards and flushes at random. What fails for lack of space has no effect that
+    /// counts.
     fn use_disk(&mut self, disk: &Disk, recorder: &Recorder, rounds: u32, random: &mut Random) {
         for round in 0..rounds {
             let sectors = [1, 7, 8, 64, 300][random.below(5) as usize];
@@ -147,12 +154,30 @@ impl Window {
                     if kind == 0 {
                         continue;
                     }
-                    // Any part of it may be there.
-                    self.ops.push(Op { at, bytes: bytes.clone(), begin, end: usize::MAX });
+                    // Any part of it may be there, and what is there now need not stay.
+                    let end = usize::MAX;
+                    self.ops.push(Op {
+                        at,
+                        bytes: bytes.clone(),
+                        begin,
+                        end,
+                    });
                     disk.run_blocking(BlockingIo::Read(&mut bytes), offset).unwrap();
+                    self.ops.push(Op {
+                        at,
+                        bytes,
+                        begin,
+                        end,
+                    });
+                    continue;
                 }
             }
-            self.ops.push(Op { at, bytes, begin, end });
+            self.ops.push(Op {
+                at,
+                bytes,
+                begin,
+                end,
+            });
         }
     }
 }
@@ -167,7 +192,13 @@ pub struct Run {
 
 impl Run {
     /// Runs a writer on each window (offset and size) of the image. `room`: bytes that the file may grow by.
-    pub fn new(config: &DiskConfig, windows: &[(u64, usize)], rounds: u32, seed: u64, room: Option<u64>) -> Self {
+    pub fn new(
+        config: &DiskConfig,
+        windows: &[(u64, usize)],
+        rounds: u32,
+        seed: u64,
+        room: Option<u64>,
+    ) -> Self {
         let before = std::fs::read(&config.path).unwrap();
         let disk = super::rig::open_soon(config);
         let recorder = Arc::new(Recorder::default());
@@ -178,7 +209,10 @@ impl Run {
             panic!("no qcow2 image")
         };
         image.record(recorder.clone());
-        let mut windows: Vec<_> = windows.iter().map(|(offset, len)| Window::new(&disk, *offset, *len)).collect();
+        let mut windows: Vec<_> = windows
+            .iter()
+            .map(|(offset, len)| Window::new(&disk, *offset, *len))
+            .collect();
         std::thread::scope(|scope| {
             for (number, window) in windows.iter_mut().enumerate() {
                 let (disk, recorder) = (&disk, &recorder);
@@ -188,8 +222,13 @@ impl Run {
         });
         for window in &windows {
             let mut found = vec![0; window.initial.len()];
-            disk.run_blocking(BlockingIo::Read(&mut found), window.offset).unwrap();
-            assert!(found == window.contents(), "seed {seed}: window at {:#x}", window.offset);
+            disk.run_blocking(BlockingIo::Read(&mut found), window.offset)
+                .unwrap();
+            assert!(
+                found == window.contents(),
+                "seed {seed}: window at {:#x}",
+                window.offset
+            );
         }
         drop(disk);
         let events = recorder.events().clone();
@@ -206,12 +245,20 @@ impl Run {
         let path = &self.config.path;
         assert_eq!(damage(path), None);
         let raw = path.with_extension("converted");
-        qemu_img(&["convert", "-f", "qcow2", "-O", "raw", path.to_str().unwrap(), raw.to_str().unwrap()]);
+        qemu_img(&[
+            "convert",
+            "-f",
+            "qcow2",
+            "-O",
+            "raw",
+            path.to_str().unwrap(),
+            raw.to_str().unwrap(),
+        ]);
         let file = File::open(&raw).unwrap();
         for window in &self.windows {
             let mut found = vec![0; window.initial.len()];
             std::os::unix::fs::FileExt::read_exact_at(&file, &mut found, window.offset).unwrap();
-            assert!(found == window.contents(), "qemu-img reads something else at {:#x}", window.offset);
+            assert_eq!(window.compare(&found, self.events.len(), self.events.len()), None);
         }
         std::fs::remove_file(raw).unwrap();
     }
@@ -220,18 +267,37 @@ impl Run {
     /// flush of the guest's count.
     pub fn replay(&self, random: &mut Random, power: bool, barriers: bool) -> Option<String> {
         let cut = random.below(self.events.len() as u64 + 1) as usize;
-        let flushed = self.flushes().filter(|op| op.end <= cut).map(|op| op.begin).max().unwrap_or(0);
+        let flushed = self
+            .flushes()
+            .filter(|op| op.end <= cut)
+            .map(|op| op.begin)
+            .max()
+            .unwrap_or(0);
         let synced = match barriers {
-            true => self.events[..cut].iter().filter_map(|event| match event {
-                Event::Sync { covered } => Some(*covered),
-                Event::Write { .. } => None,
-            }).max().unwrap_or(0),
+            true => self.events[..cut]
+                .iter()
+                .filter_map(|event| match event {
+                    Event::Sync { covered } => Some(*covered),
+                    Event::Write { .. } => None,
+                })
+                .max()
+                .unwrap_or(0),
             false => flushed,
         };
         let mut bytes = self.before.clone();
         for (number, event) in self.events[..cut].iter().enumerate() {
-            let Event::Write { offset, bytes: written } = event else { continue };
-            let lost = if power && number >= synced { random.below(3) } else { 0 };
+            let Event::Write {
+                offset,
+                bytes: written,
+            } = event
+            else {
+                continue;
+            };
+            let lost = if power && number >= synced {
+                random.below(3)
+            } else {
+                0
+            };
             for (sector, written) in written.chunks(SECTOR).enumerate() {
                 if lost == 1 || (lost == 2 && random.below(2) == 0) {
                     continue;
@@ -248,11 +314,19 @@ impl Run {
         File::create(&path).unwrap().write_all(&bytes).unwrap();
         let lasting = if power { flushed } else { cut };
         let found = self.examine(path, lasting, cut);
-        found.map(|found| format!("power {power}, after {cut} of {} events, {synced} synced: {found}", self.events.len()))
+        found.map(|found| {
+            format!(
+                "power {power}, after {cut} of {} events, {synced} synced: {found}",
+                self.events.len()
+            )
+        })
     }
 
     fn flushes(&self) -> impl Iterator<Item = &Op> {
-        self.windows.iter().flat_map(|window| &window.ops).filter(|op| op.bytes.is_empty())
+        self.windows
+            .iter()
+            .flat_map(|window| &window.ops)
+            .filter(|op| op.bytes.is_empty())
     }
 
     fn examine(&self, path: PathBuf, lasting: usize, cut: usize) -> Option<String> {
@@ -266,7 +340,8 @@ impl Run {
         let disk = super::rig::open_soon(&config);
         for window in &self.windows {
             let mut found = vec![0; window.initial.len()];
-            disk.run_blocking(BlockingIo::Read(&mut found), window.offset).unwrap();
+            disk.run_blocking(BlockingIo::Read(&mut found), window.offset)
+                .unwrap();
             if let Some(wrong) = window.compare(&found, lasting, cut) {
                 return Some(wrong);
             }

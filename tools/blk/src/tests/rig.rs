@@ -13,7 +13,6 @@ use ringvirtio::virtio::{
     VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE, VIRTQ_USED_F_NO_NOTIFY, feature,
 };
-use ringvirtio::waiter::{Ready, Timeout};
 use ringvirtio::{Completion, QueueSetup, VirtQueue};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, MmapRegion};
@@ -46,7 +45,7 @@ pub const ENGINES: [EngineKind; 2] = [EngineKind::IoUring, EngineKind::Threads];
 
 /// An engine and a way to wait for its completions.
 pub enum TestEngine {
-    Uring(OwnRingEngine, Vec<Ready>),
+    Uring(OwnRingEngine, Vec<usize>),
     Threads(Threads),
     Custom(Box<dyn Engine>),
 }
@@ -81,7 +80,7 @@ impl TestEngine {
             match self {
                 Self::Uring(engine, _) if engine.state.is_copying() => engine.submit(),
                 Self::Uring(engine, ready) => {
-                    engine.ring.wait(Timeout::Never, ready).unwrap();
+                    engine.ring.wait(None, ready).unwrap();
                     ready.clear();
                 }
                 _ => std::thread::yield_now(),

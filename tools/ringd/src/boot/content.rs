@@ -85,19 +85,16 @@ impl Content {
     }
 
     /// Returns the first 4096 bytes, or all if they are fewer.
-    #[must_use]
     pub fn head(&self) -> &[u8] {
         self.head.get(..HEAD).unwrap_or(&self.head)
     }
 
     /// Returns the number of bytes.
-    #[must_use]
     pub fn len(&self) -> u64 {
         self.file.as_ref().map_or(self.head.len() as u64, |file| file.len)
     }
 
     /// Whether there are no bytes.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -160,27 +160,18 @@ fn primecells(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.property_phandle(PHANDLE_CLOCK)?;
     fdt.end_node(clock)?;
 
-    let uart = fdt.begin_node(&format!("pl011@{UART_BASE:x}"))?;
-    fdt.property_string_list(
-        "compatible",
-        ["arm,pl011", "arm,primecell"].map(str::to_owned).into(),
-    )?;
-    fdt.property_array_u64("reg", &[UART_BASE, 0x1000])?;
-    fdt.property_array_u32("interrupts", &[SPI, UART_SPI, LEVEL_HIGH])?;
-    fdt.property_array_u32("clocks", &[PHANDLE_CLOCK, PHANDLE_CLOCK])?;
-    fdt.property_string_list("clock-names", ["uartclk", "apb_pclk"].map(str::to_owned).into())?;
-    fdt.end_node(uart)?;
+    primecell(fdt, "pl011", UART_BASE, UART_SPI, &["uartclk", "apb_pclk"])?;
+    primecell(fdt, "pl031", RTC_BASE, RTC_SPI, &["apb_pclk"])
+}
 
-    let rtc = fdt.begin_node(&format!("pl031@{RTC_BASE:x}"))?;
-    fdt.property_string_list(
-        "compatible",
-        ["arm,pl031", "arm,primecell"].map(str::to_owned).into(),
-    )?;
-    fdt.property_array_u64("reg", &[RTC_BASE, 0x1000])?;
-    fdt.property_array_u32("interrupts", &[SPI, RTC_SPI, LEVEL_HIGH])?;
-    fdt.property_u32("clocks", PHANDLE_CLOCK)?;
-    fdt.property_string("clock-names", "apb_pclk")?;
-    fdt.end_node(rtc)
+fn primecell(fdt: &mut FdtWriter, name: &str, base: u64, spi: u32, clocks: &[&str]) -> Result<(), Error> {
+    let node = fdt.begin_node(&format!("{name}@{base:x}"))?;
+    fdt.property_string_list("compatible", vec![format!("arm,{name}"), "arm,primecell".into()])?;
+    fdt.property_array_u64("reg", &[base, 0x1000])?;
+    fdt.property_array_u32("interrupts", &[SPI, spi, LEVEL_HIGH])?;
+    fdt.property_array_u32("clocks", &vec![PHANDLE_CLOCK; clocks.len()])?;
+    fdt.property_string_list("clock-names", clocks.iter().map(|&clock| clock.into()).collect())?;
+    fdt.end_node(node)
 }
 
 fn virtio_mmio(fdt: &mut FdtWriter, slot: usize) -> Result<(), Error> {

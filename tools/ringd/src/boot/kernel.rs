@@ -3,8 +3,10 @@
 //! Layouts: Linux `Documentation/arch/arm64/booting.rst` (Image) and `include/linux/efi.h` (zboot). What has
 //! no Image header is loaded and entered where QEMU's `-kernel` puts it, 512 KiB into RAM.
 
+use std::fmt::Display;
 use std::io::Read;
 
+use anyhow::{anyhow, bail};
 use ringvisor::abi::machine::RAM_BASE;
 
 use super::content::Content;
@@ -43,82 +45,36 @@ pub enum Format {
     Flat,
 }
 
-/// Why a kernel cannot be loaded.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KernelError {
-    /// The file is empty.
-    #[error("the file is empty")]
-    Empty,
-    /// An ELF file: it must be converted to a flat binary first.
-    #[error(
-        "it is an ELF file, expected an arm64 Image (also gzip or EFI zboot) or a flat binary; `objcopy -O binary` makes one"
-    )]
-    Elf,
-    /// A text file: a flat binary could be anything else.
-    #[error("it is a text file, expected an arm64 Image (also gzip or EFI zboot) or a flat binary")]
-    Text,
-    /// The Image says that it runs big-endian or its sizes are impossible.
-    #[error("its Image header is not usable: {0}")]
-    BadImage(&'static str),
-    /// A zboot container whose payload is not inside the file.
-    #[error("its EFI zboot header names {size} bytes at {offset:#x}, but the file has {file} bytes")]
-    BadZboot {
-        /// Offset of the payload.
-        offset: u32,
-        /// Size of the payload.
-        size: u32,
-        /// Bytes of the file.
-        file: usize,
-    },
-    /// A compression other than gzip and zstd.
-    #[error("its EFI zboot payload is compressed with {0:?}, expected gzip or zstd")]
-    UnknownCompression(String),
-    /// The compressed data is damaged.
-    #[error("it cannot be decompressed ({kind}): {cause}")]
-    Damaged {
-        /// gzip or zstd.
-        kind: &'static str,
-        /// The decompressor's error.
-        cause: String,
-    },
-    /// Its file was opened and cannot be read.
-    #[error("it cannot be read: {0}")]
-    Unreadable(String),
-    /// It needs more than the zone's memory.
-    #[error("it needs more than the {} that the zone has", format_size(*.memory))]
-    TooLarge {
-        /// Bytes of the zone.
-        memory: u64,
-    },
-}
-
 impl Kernel {
     /// Returns the kernel in a file, for a zone of `memory` bytes. Of a file that is not compressed only the
     /// beginning is read.
     ///
     /// # Errors
-    /// See [`KernelError`].
-    pub fn parse(file: Content, memory: u64) -> Result<Self, KernelError> {
+    /// It cannot be read or decompressed, is nothing that can be loaded, or does not fit.
+    pub fn parse(file: Content, memory: u64) -> anyhow::Result<Self> {
         let mut content = if is_compressed(file.head()) {
             // Checked before it is read: a sparse file costs its user nothing, and reading it root's memory.
             if file.len() > memory {
-                return Err(KernelError::TooLarge { memory });
+                return Err(too_large(memory));
             }
             Content::from(decompress(&read(file)?, memory)?)
         } else {
             file
         };
         if content.is_empty() {
-            return Err(KernelError::Empty);
+            bail!("the file is empty");
         }
         if content.head().starts_with(b"\x7fELF") {
-            return Err(KernelError::Elf);
+            bail!(
+                "it is an ELF file, expected an arm64 Image (also gzip or EFI zboot) or a flat binary; `objcopy -O \
+                 binary` makes one"
+            );
         }
         // A file that does not fit anyway is not read.
         if is_text(content.head()) && content.len() <= memory {
             let bytes = read(content)?;
             if is_text(&bytes) {
-                return Err(KernelError::Text);
+                bail!("it is a text file, expected an arm64 Image (also gzip or EFI zboot) or a flat binary");
             }
             content = bytes.into();
         }
@@ -129,26 +85,36 @@ impl Kernel {
         };
         match kernel.offset.checked_add(kernel.needs) {
             Some(end) if end <= memory => Ok(kernel),
-            _ => Err(KernelError::TooLarge { memory }),
+            _ => Err(too_large(memory)),
         }
     }
 
     /// Returns the guest-physical address of its first byte.
-    #[must_use]
     pub fn entry(&self) -> u64 {
         RAM_BASE.saturating_add(self.offset)
     }
 
     /// Returns the end of what it occupies, from RAM's base.
-    #[must_use]
     pub fn end(&self) -> u64 {
         self.offset.saturating_add(self.needs)
     }
 }
 
-fn read(file: Content) -> Result<Vec<u8>, KernelError> {
+fn too_large(memory: u64) -> anyhow::Error {
+    anyhow!("it needs more than the {} that the zone has", format_size(memory))
+}
+
+fn bad_image(cause: &str) -> anyhow::Error {
+    anyhow!("its Image header is not usable: {cause}")
+}
+
+fn damaged(kind: &str, cause: impl Display) -> anyhow::Error {
+    anyhow!("it cannot be decompressed ({kind}): {cause}")
+}
+
+fn read(file: Content) -> anyhow::Result<Vec<u8>> {
     file.into_bytes()
-        .map_err(|error| KernelError::Unreadable(error.to_string()))
+        .map_err(|error| anyhow!("it cannot be read: {error}"))
 }
 
 fn is_text(bytes: &[u8]) -> bool {
@@ -170,18 +136,18 @@ fn flat(content: Content) -> Kernel {
     }
 }
 
-fn image(content: Content) -> Result<Kernel, KernelError> {
-    let word = |at| read_u64(content.head(), at).ok_or(KernelError::BadImage("it is cut short"));
+fn image(content: Content) -> anyhow::Result<Kernel> {
+    let word = |at| read_u64(content.head(), at).ok_or_else(|| bad_image("it is cut short"));
     let (mut text_offset, mut image_size, flags) = (word(8)?, word(16)?, word(24)?);
     if flags & 1 != 0 {
-        return Err(KernelError::BadImage("the kernel is big-endian"));
+        return Err(bad_image("the kernel is big-endian"));
     }
     if image_size == 0 {
         text_offset = OLD_TEXT_OFFSET;
         image_size = content.len();
     }
     if text_offset >= 1 << 40 || image_size >= 1 << 40 {
-        return Err(KernelError::BadImage("text offset or size is absurd"));
+        return Err(bad_image("text offset or size is absurd"));
     }
     let needs = image_size.max(content.len());
     Ok(Kernel {
@@ -201,15 +167,14 @@ fn is_gzip(head: &[u8]) -> bool {
 }
 
 /// Decompresses a file that [`is_compressed`].
-fn decompress(file: &[u8], memory: u64) -> Result<Vec<u8>, KernelError> {
+fn decompress(file: &[u8], memory: u64) -> anyhow::Result<Vec<u8>> {
     if is_gzip(file) {
         return gunzip(file, memory);
     }
     let (offset, size) = (read_u32(file, 8).unwrap_or(0), read_u32(file, 12).unwrap_or(0));
-    let damaged = || KernelError::BadZboot {
-        offset,
-        size,
-        file: file.len(),
+    let damaged = || {
+        let file = file.len();
+        anyhow!("its EFI zboot header names {size} bytes at {offset:#x}, but the file has {file} bytes")
     };
     let start = usize::try_from(offset).map_err(|_| damaged())?;
     let end = usize::try_from(size)
@@ -227,37 +192,31 @@ fn decompress(file: &[u8], memory: u64) -> Result<Vec<u8>, KernelError> {
     } else if kind.starts_with(b"zstd") {
         unzstd(payload, memory)
     } else {
-        Err(KernelError::UnknownCompression(
-            String::from_utf8_lossy(kind).into_owned(),
-        ))
+        let kind = String::from_utf8_lossy(kind);
+        bail!("its EFI zboot payload is compressed with {kind:?}, expected gzip or zstd")
     }
 }
 
-fn gunzip(bytes: &[u8], memory: u64) -> Result<Vec<u8>, KernelError> {
+fn gunzip(bytes: &[u8], memory: u64) -> anyhow::Result<Vec<u8>> {
     // One member only: a zboot payload is followed by padding, which is no second member.
     read_limited(flate2::bufread::GzDecoder::new(bytes), "gzip", memory)
 }
 
-fn unzstd(bytes: &[u8], memory: u64) -> Result<Vec<u8>, KernelError> {
-    let decoder = ruzstd::decoding::StreamingDecoder::new(bytes).map_err(|error| KernelError::Damaged {
-        kind: "zstd",
-        cause: error.to_string(),
-    })?;
+fn unzstd(bytes: &[u8], memory: u64) -> anyhow::Result<Vec<u8>> {
+    let decoder = ruzstd::decoding::StreamingDecoder::new(bytes);
+    let decoder = decoder.map_err(|error| damaged("zstd", error))?;
     read_limited(decoder, "zstd", memory)
 }
 
 /// Reads everything, but no more than a zone's memory: a small file may decompress to any size.
-fn read_limited(reader: impl Read, kind: &'static str, memory: u64) -> Result<Vec<u8>, KernelError> {
+fn read_limited(reader: impl Read, kind: &'static str, memory: u64) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     reader
         .take(memory.saturating_add(1))
         .read_to_end(&mut bytes)
-        .map_err(|error| KernelError::Damaged {
-            kind,
-            cause: error.to_string(),
-        })?;
+        .map_err(|error| damaged(kind, error))?;
     if bytes.len() as u64 > memory {
-        return Err(KernelError::TooLarge { memory });
+        return Err(too_large(memory));
     }
     Ok(bytes)
 }

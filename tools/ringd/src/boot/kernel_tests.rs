@@ -2,13 +2,14 @@
 
 use std::io::Write;
 
-use super::{FLAT_OFFSET, Format, Kernel, KernelError};
+use super::{FLAT_OFFSET, Format, Kernel};
 use crate::boot::content::Content;
+use crate::config::size::format_size;
 
 const MEMORY: u64 = 64 << 20;
 
 /// In a file, as a zone's kernel is.
-fn parse(bytes: impl AsRef<[u8]>) -> Result<Kernel, KernelError> {
+fn parse(bytes: impl AsRef<[u8]>) -> anyhow::Result<Kernel> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes.as_ref()).unwrap();
     let content = Content::of(file.reopen().unwrap()).unwrap();
@@ -165,5 +166,6 @@ fn a_packed_file_larger_than_the_zone_is_refused_unread() {
     file.as_file().set_len(1 << 40).unwrap();
     let content = Content::of(file.reopen().unwrap()).unwrap();
     let error = Kernel::parse(content, MEMORY).unwrap_err();
-    assert_eq!(error, KernelError::TooLarge { memory: MEMORY });
+    let expected = format!("it needs more than the {} that the zone has", format_size(MEMORY));
+    assert_eq!(error.to_string(), expected);
 }

@@ -5,7 +5,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+
+use parking_lot::Mutex;
 
 use super::{Failure, Reply, Request, wire};
 use crate::host::{Cpu, Host, Ram, RamError, cpus, ram};
@@ -28,10 +29,7 @@ impl Client {
     }
 
     fn call(&self, request: &Request) -> Result<(Reply, Option<File>), Failure> {
-        let socket = self
-            .socket
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let socket = self.socket.lock();
         wire::send(&socket, request, None)?;
         match wire::receive(&socket)? {
             (Reply::Failed(failure), _) => Err(failure),
@@ -41,7 +39,7 @@ impl Client {
 
     fn call_for_file(&self, request: &Request) -> Result<(Reply, File), Failure> {
         let (reply, file) = self.call(request)?;
-        let file = file.ok_or_else(|| Failure::Other("the broker sent no descriptor".into()))?;
+        let file = file.ok_or_else(|| RamError::Other("the broker sent no descriptor".into()))?;
         Ok((reply, file))
     }
 
@@ -80,7 +78,7 @@ impl Host for Client {
     fn create_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
         let (reply, file) = self.call_for_file(&Request::CreateRam(zone.into(), bytes))?;
         let Reply::Ram(blocks, added) = reply else {
-            return Err(RamError::Map("the broker sent no block list".into()));
+            return Err(RamError::map("the broker sent no block list"));
         };
         let mapped = ram::map(file, bytes);
         if mapped.is_err() {

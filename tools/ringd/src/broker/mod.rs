@@ -38,8 +38,6 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 /// A request of the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Never sent: the first message from the broker to the worker is its reply, with the run lock.
-    Hello,
     /// Takes a CPU offline or brings it back online.
     SetOnline(u32, bool),
     /// Makes RAM for a zone, of this size in bytes.
@@ -72,29 +70,20 @@ pub enum Reply {
 pub enum Failure {
     /// The system's error number.
     Os(i32),
-    /// A message.
-    Other(String),
-    /// [`RamError::NoHugePages`]: wanted, free, added.
-    NoHugePages(u64, u64, u64),
-    /// [`RamError::HiddenAddresses`].
-    HiddenAddresses,
+    /// Another error, for people; of those of RAM the kind matters.
+    Ram(RamError),
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        error
-            .raw_os_error()
-            .map_or_else(|| Self::Other(error.to_string()), Self::Os)
+        let number = error.raw_os_error();
+        number.map_or_else(|| Self::Ram(error.into()), Self::Os)
     }
 }
 
 impl From<RamError> for Failure {
     fn from(error: RamError) -> Self {
-        match error {
-            RamError::NoHugePages { wanted, free, added } => Self::NoHugePages(wanted, free, added),
-            RamError::HiddenAddresses => Self::HiddenAddresses,
-            other => Self::Other(other.to_string()),
-        }
+        Self::Ram(error)
     }
 }
 
@@ -102,8 +91,7 @@ impl From<Failure> for io::Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Os(number) => Self::from_raw_os_error(number),
-            Failure::Other(text) => Self::other(text),
-            other => Self::other(RamError::from(other).to_string()),
+            Failure::Ram(error) => Self::other(error.to_string()),
         }
     }
 }
@@ -111,10 +99,8 @@ impl From<Failure> for io::Error {
 impl From<Failure> for RamError {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::NoHugePages(wanted, free, added) => Self::NoHugePages { wanted, free, added },
-            Failure::HiddenAddresses => Self::HiddenAddresses,
-            Failure::Os(number) => Self::Broker(io::Error::from_raw_os_error(number).to_string()),
-            Failure::Other(text) => Self::Broker(text),
+            Failure::Os(number) => io::Error::from_raw_os_error(number).into(),
+            Failure::Ram(error) => error,
         }
     }
 }
@@ -278,10 +264,9 @@ impl Broker {
     fn execute(&mut self, request: Request) -> Result<(Reply, Option<File>), Failure> {
         let named = |zone: &str| match is_zone_name(zone) {
             true => Ok(()),
-            false => Err(Failure::Other(format!("{zone:?} is no zone's name"))),
+            false => Err(RamError::Other(format!("{zone:?} is no zone's name"))),
         };
         match request {
-            Request::Hello => {}
             Request::SetOnline(cpu, online) => self.host.set_online(cpu, online)?,
             Request::CreateRam(zone, bytes) => {
                 named(&zone)?;
@@ -302,7 +287,7 @@ impl Broker {
             Request::Connect(path) => return Ok((Reply::Done, Some(connect(&path)?))),
             Request::Upgrade(path, abi) => {
                 let path = path.unwrap_or_else(|| self.program.clone());
-                check(&path, &self.options, abi).map_err(|error| Failure::Other(format!("{error:#}")))?;
+                check(&path, &self.options, abi).map_err(|error| RamError::Other(format!("{error:#}")))?;
                 self.next = Some(path);
             }
         }

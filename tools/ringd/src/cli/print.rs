@@ -89,30 +89,30 @@ pub fn zones(zones: &[Status]) -> anyhow::Result<ExitCode> {
 /// Standard output is gone.
 pub fn info(info: &InfoReport) -> anyhow::Result<ExitCode> {
     let mut output = io::stdout().lock();
-    writeln!(
-        output,
-        "hypervisor  {} (interface version {})",
-        info.el2_version, info.abi_version
-    )?;
-    writeln!(
-        output,
-        "daemon      {} (process {})",
-        info.ringd_version, info.ringd_pid
-    )?;
-    writeln!(
-        output,
-        "pages       {} of {} in use",
-        info.pages_used, info.pages_total
-    )?;
-    writeln!(
-        output,
-        "heap        {} of {} bytes in use",
-        info.heap_used, info.heap_total
-    )?;
-    writeln!(output, "zones       {}", info.zones)?;
-    writeln!(output, "attaches    {}", info.attaches)?;
-    writeln!(output, "bells       {}", info.bells)?;
-    writeln!(output, "log level   {}", info.log_level)?;
+    for (name, value) in [
+        (
+            "hypervisor",
+            format!("{} (interface version {})", info.el2_version, info.abi_version),
+        ),
+        (
+            "daemon",
+            format!("{} (process {})", info.ringd_version, info.ringd_pid),
+        ),
+        (
+            "pages",
+            format!("{} of {} in use", info.pages_used, info.pages_total),
+        ),
+        (
+            "heap",
+            format!("{} of {} bytes in use", info.heap_used, info.heap_total),
+        ),
+        ("zones", info.zones.to_string()),
+        ("attaches", info.attaches.to_string()),
+        ("bells", info.bells.to_string()),
+        ("log level", info.log_level.to_string()),
+    ] {
+        writeln!(output, "{name:<12}{value}")?;
+    }
     drop(output);
     let rows: Vec<Vec<String>> = info
         .cpus

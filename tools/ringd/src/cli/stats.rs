@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crate::device::report::{Counts, Latency};
+use crate::device::report::Latency;
 use crate::stats::StatsReport;
 
 /// Prints the report.
@@ -16,7 +16,6 @@ pub fn print(report: &StatsReport) -> anyhow::Result<ExitCode> {
 }
 
 /// Lines `what.of.whom.name value`, for people and for awk.
-#[must_use]
 pub fn text(report: &StatsReport) -> String {
     let mut lines = Vec::new();
     let mut put = |who: &str, name: &str, value: u64| {
@@ -24,22 +23,8 @@ pub fn text(report: &StatsReport) -> String {
             lines.push(format!("{who}.{name} {value}"));
         }
     };
-    let daemon = &report.daemon;
-    for (name, value) in [
-        ("bells", daemon.bells),
-        ("wakeups", daemon.wakeups),
-        ("spurious_wakeups", daemon.spurious_wakeups),
-        ("polled", daemon.polled),
-        ("polled_in_vain", daemon.polls_without_work),
-        ("polling_ns", daemon.polling_ns),
-        ("rounds", daemon.rounds),
-        ("entries", daemon.entries),
-        ("notifications", daemon.notifications),
-        ("user_ns", daemon.user_ns),
-        ("system_ns", daemon.system_ns),
-        ("max_rss_bytes", daemon.max_rss_bytes),
-    ] {
-        put("daemon", name, value);
+    for (name, value) in &report.daemon.counts {
+        put("daemon", name, *value);
     }
     for zone in &report.zones {
         let who = format!("zone.{}", zone.name);
@@ -48,16 +33,17 @@ pub fn text(report: &StatsReport) -> String {
         put(&who, "restarts", zone.restarts.into());
         put(&who, "aborts", zone.aborts);
     }
-    let mut counts = |who: &str, kind: &str, counts: &Counts| {
-        for (name, value) in counts {
-            put(who, &format!("{kind}{name}"), *value);
-        }
-    };
     for cpu in &report.cpus {
         let who = format!("cpu{}", cpu.cpu);
-        counts(&who, "exits.", &cpu.exits);
-        counts(&who, "el2_ns.", &cpu.el2_ns);
-        counts(&who, "", &cpu.events);
+        for (kind, counts) in [
+            ("exits.", &cpu.exits),
+            ("el2_ns.", &cpu.el2_ns),
+            ("", &cpu.events),
+        ] {
+            for (name, value) in counts {
+                put(&who, &format!("{kind}{name}"), *value);
+            }
+        }
     }
     for cpu in report.cpus.iter().filter(|cpu| cpu.longest_ns > 0) {
         let exit = cpu.longest_exit.as_deref().unwrap_or("?");

@@ -5,10 +5,11 @@ use std::io::{self, BufReader, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
@@ -146,14 +147,8 @@ impl Keys {
         }
     }
 
-    fn stream(&self) -> MutexGuard<'_, UnixStream> {
-        self.stream
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     fn go_to(&self, stream: UnixStream) {
-        *self.stream() = stream;
+        *self.stream.lock() = stream;
         // The user may have left between two daemons.
         if self.left() {
             self.leave();
@@ -166,18 +161,18 @@ impl Keys {
 
     fn leave(&self) {
         self.left.store(true, Ordering::SeqCst);
-        let _ = self.stream().shutdown(std::net::Shutdown::Both);
+        let _ = self.stream.lock().shutdown(std::net::Shutdown::Both);
     }
 
     /// Sends to the guest, if there is a daemon.
     fn try_send(&self, keys: &[u8]) {
-        let _ = self.stream().write_all(keys);
+        let _ = self.stream.lock().write_all(keys);
     }
 
     /// Sends to the guest, by the next daemon if there is none now.
     fn send(&self, mut keys: &[u8]) {
         while !keys.is_empty() {
-            let sent = self.stream().write(keys);
+            let sent = self.stream.lock().write(keys);
             match sent {
                 Ok(count) => keys = keys.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

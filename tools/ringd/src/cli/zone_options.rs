@@ -105,10 +105,11 @@ fn cpus(text: &str) -> Value {
 mod tests {
     use std::path::PathBuf;
 
+    use ringblk::{EngineKind, OnError};
+
     use super::ZoneOptions;
     use crate::config::Cpus;
     use crate::device;
-    use crate::device::disk::config::{Engine, OnError};
 
     fn disks(disks: &[&str]) -> device::Options {
         device::Options {
@@ -145,7 +146,7 @@ mod tests {
         assert!(!zone.devices.disk[0].readonly);
         assert_eq!(
             (zone.devices.disk[1].readonly, zone.devices.disk[1].engine),
-            (true, Engine::Threads)
+            (true, EngineKind::Threads)
         );
         assert_eq!(zone.devices.disk[1].serial.as_deref(), Some("s1"));
         let limits = zone.devices.disk[1].limits;

@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
+use anyhow::anyhow;
 use toml::{Table, Value};
 
-use super::error::ConfigError;
 use super::keys::{Keys, SIZE};
-use super::zone::{Cpus, OnCrash, OnReboot, ZoneConfig};
+use super::zone::{Cpus, ZoneConfig};
 use crate::device::config::Configs;
 
 const KEYS: &[&str] = &[
@@ -26,12 +26,9 @@ const KEYS: &[&str] = &[
 ///
 /// # Errors
 /// The file cannot be read, is not TOML, or describes no possible zone.
-pub fn load(path: &Path, over: Table) -> Result<ZoneConfig, ConfigError> {
+pub fn load(path: &Path, over: Table) -> anyhow::Result<ZoneConfig> {
     let origin = path.display().to_string();
-    let unreadable = |cause| ConfigError::Unreadable {
-        origin: origin.clone(),
-        cause,
-    };
+    let unreadable = |cause| anyhow!("{origin}: cannot read the zone file: {cause}");
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let directory = std::path::absolute(path).map_err(unreadable)?;
     let directory = directory.parent().unwrap_or(Path::new("/"));
@@ -42,13 +39,10 @@ pub fn load(path: &Path, over: Table) -> Result<ZoneConfig, ConfigError> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> Result<ZoneConfig, ConfigError> {
-    let mut table: Table = text
-        .parse()
-        .map_err(|error: toml::de::Error| ConfigError::Syntax {
-            origin: origin.to_owned(),
-            cause: error.to_string().trim_end().to_owned(),
-        })?;
+pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> anyhow::Result<ZoneConfig> {
+    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
+        anyhow!("{origin}: not valid TOML: {}", error.to_string().trim_end())
+    })?;
     table.extend(over);
     from_table(origin, table, directory)
 }
@@ -57,41 +51,29 @@ pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> Result<
 ///
 /// # Errors
 /// The table describes no possible zone.
-pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneConfig, ConfigError> {
+pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Result<ZoneConfig> {
     let mut keys = Keys::new(origin, table, directory);
     keys.refuse_unknown(&[KEYS, Configs::KEYS].concat())?;
-    let name = keys.string("name", "the zone's name in quotes")?;
+    const NAME: &str = "the zone's name in quotes";
+    const KERNEL: &str = "the path of a kernel image";
+    let name = keys.string("name", NAME)?;
     let config = ZoneConfig {
         origin: origin.to_owned(),
-        name: keys.required("name", name, "the zone's name in quotes")?,
+        name: name.ok_or_else(|| keys.missing("name", NAME))?,
         cpus: cpus(&mut keys)?,
-        memory: {
-            let memory = keys.size("memory")?;
-            keys.required("memory", memory, SIZE)?
-        },
-        kernel: {
-            let kernel = keys.path("kernel", "the path of a kernel image")?;
-            keys.required("kernel", kernel, "the path of a kernel image")?
-        },
+        memory: keys.size("memory")?.ok_or_else(|| keys.missing("memory", SIZE))?,
+        kernel: keys
+            .path("kernel", KERNEL)?
+            .ok_or_else(|| keys.missing("kernel", KERNEL))?,
         initrd: keys.path("initrd", "the path of an initial RAM disk")?,
         cmdline: keys
             .string("cmdline", "the kernel's command line in quotes")?
             .unwrap_or_default(),
         on_reboot: keys
-            .choice(
-                "on_reboot",
-                &[("restart", OnReboot::Restart), ("stop", OnReboot::Stop)],
-            )?
+            .choice("on_reboot", &["restart", "stop"])?
             .unwrap_or_default(),
         on_crash: keys
-            .choice(
-                "on_crash",
-                &[
-                    ("stop", OnCrash::Stop),
-                    ("restart", OnCrash::Restart),
-                    ("hold", OnCrash::Hold),
-                ],
-            )?
+            .choice("on_crash", &["stop", "restart", "hold"])?
             .unwrap_or_default(),
         devices: Configs::from_keys(&mut keys)?,
     };
@@ -99,21 +81,15 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> Result<ZoneCo
     Ok(config)
 }
 
-fn cpus(keys: &mut Keys<'_>) -> Result<Cpus, ConfigError> {
+fn cpus(keys: &mut Keys<'_>) -> anyhow::Result<Cpus> {
     const EXPECTED: &str = "how many CPUs, or a list of CPU numbers such as [2, 3]";
-    let value = keys.value("cpus");
-    let value = keys.required("cpus", value, EXPECTED)?;
     let number = |value: &Value| value.as_integer().and_then(|number| u32::try_from(number).ok());
-    let cpus = match &value {
-        Value::Integer(_) => number(&value).map(Cpus::Count),
-        Value::Array(list) => list
-            .iter()
-            .map(number)
-            .collect::<Option<Vec<u32>>>()
-            .map(Cpus::List),
+    let cpus = keys.get("cpus", EXPECTED, |value| match value {
+        Value::Integer(_) => number(value).map(Cpus::Count),
+        Value::Array(list) => list.iter().map(number).collect::<Option<_>>().map(Cpus::List),
         _ => None,
-    };
-    cpus.ok_or_else(|| keys.bad("cpus", &value, EXPECTED))
+    })?;
+    cpus.ok_or_else(|| keys.missing("cpus", EXPECTED))
 }
 
 #[cfg(test)]

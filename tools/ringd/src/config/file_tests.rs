@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use ringblk::{Format, HostCache};
+use ringblk::{EngineKind, Format, HostCache};
 use toml::{Table, Value};
 
 use super::{KEYS, load, parse};
-use crate::config::{ConfigError, Cpus, OnCrash, OnReboot, ZoneConfig};
+use crate::config::{Cpus, OnCrash, OnReboot, ZoneConfig};
 use crate::device::Configs;
-use crate::device::disk::config::Engine;
 
 const GOOD: &str = r#"
 name = "guest1"
@@ -17,7 +16,7 @@ memory = "512M"
 kernel = "Image"
 "#;
 
-fn parsed(text: &str) -> Result<ZoneConfig, ConfigError> {
+fn parsed(text: &str) -> anyhow::Result<ZoneConfig> {
     parse("/zones/guest.toml", text, Path::new("/zones"), Table::new())
 }
 
@@ -107,11 +106,11 @@ path = "null:64M"
     assert_eq!(zone.devices.disk[0].serial.as_deref(), Some("root0"));
     assert_eq!(
         (zone.devices.disk[0].readonly, zone.devices.disk[0].engine),
-        (false, Engine::IoUring)
+        (false, EngineKind::IoUring)
     );
     assert_eq!(
         (zone.devices.disk[1].readonly, zone.devices.disk[1].engine),
-        (true, Engine::Threads)
+        (true, EngineKind::Threads)
     );
     assert_eq!(
         (zone.devices.disk[0].format, zone.devices.disk[0].cache),
@@ -295,7 +294,7 @@ proptest::proptest! {
     }
 }
 
-fn message_or_zone(key: &str, value: &str) -> Result<ZoneConfig, ConfigError> {
+fn message_or_zone(key: &str, value: &str) -> anyhow::Result<ZoneConfig> {
     let rest: String = GOOD
         .lines()
         .filter(|l| !l.starts_with(key))

@@ -3,11 +3,14 @@
 //! Unknown keys are refused, then keys are removed one by one, so that each message can name the key, its
 //! value and what was expected; the derived deserialisers know neither key nor value at that point.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
+use anyhow::{anyhow, bail};
+use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::error::{ConfigError, quoted};
+use super::error::{bad, quoted};
 use super::size;
 
 /// What a size is to look like.
@@ -25,7 +28,6 @@ pub struct Keys<'a> {
 impl<'a> Keys<'a> {
     /// Returns the keys of a top-level table. `origin` names its source in messages; paths are relative to
     /// `directory`.
-    #[must_use]
     pub const fn new(origin: &'a str, table: Table, directory: &'a Path) -> Self {
         Self {
             origin,
@@ -36,148 +38,130 @@ impl<'a> Keys<'a> {
     }
 
     /// Returns the source of the table, for messages.
-    #[must_use]
     pub const fn origin(&self) -> &'a str {
         self.origin
     }
 
     /// Returns the full name of a key, for messages.
-    #[must_use]
     pub fn name(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
     /// Returns the value of a key that has not been removed.
-    #[must_use]
     pub fn peek(&self, key: &str) -> Option<&Value> {
         self.table.get(key)
     }
 
     /// Returns an error about the value of `key`.
-    #[must_use]
-    pub fn bad(&self, key: &str, value: &Value, expected: impl ToString) -> ConfigError {
-        ConfigError::bad(self.origin, self.name(key), value.to_string().trim(), expected)
+    pub fn bad(&self, key: &str, value: &Value, expected: impl Display) -> anyhow::Error {
+        bad(self.origin, self.name(key), value.to_string().trim(), expected)
     }
 
-    /// Returns `value`.
+    /// Returns the error that a key is missing.
+    pub fn missing(&self, key: &str, expected: &str) -> anyhow::Error {
+        anyhow!(
+            "{}: {} is missing: expected {expected}",
+            self.origin,
+            self.name(key)
+        )
+    }
+
+    /// Removes a key and returns what `convert` makes of its value.
     ///
     /// # Errors
-    /// There is none: the key is missing.
-    pub fn required<T>(&self, key: &str, value: Option<T>, expected: &str) -> Result<T, ConfigError> {
-        value.ok_or_else(|| ConfigError::Missing {
-            origin: self.origin.to_owned(),
-            key: self.name(key),
-            expected: expected.to_owned(),
-        })
-    }
-
-    /// Removes a key and returns its value.
-    pub fn value(&mut self, key: &str) -> Option<Value> {
-        self.table.remove(key)
+    /// It makes nothing of it: the value is not as `expected`.
+    pub fn get<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        convert: impl FnOnce(&Value) -> Option<T>,
+    ) -> anyhow::Result<Option<T>> {
+        let Some(value) = self.table.remove(key) else {
+            return Ok(None);
+        };
+        let converted = convert(&value);
+        converted.map(Some).ok_or_else(|| self.bad(key, &value, expected))
     }
 
     /// Removes a key with text.
     ///
     /// # Errors
     /// The value is no text.
-    pub fn string(&mut self, key: &str, expected: &str) -> Result<Option<String>, ConfigError> {
-        match self.value(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(self.bad(key, &other, expected)),
-        }
+    pub fn string(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<String>> {
+        self.get(key, expected, |value| value.as_str().map(str::to_owned))
     }
 
     /// Removes a key with a truth value.
     ///
     /// # Errors
     /// The value is neither true nor false.
-    pub fn boolean(&mut self, key: &str) -> Result<Option<bool>, ConfigError> {
-        match self.value(key) {
-            None => Ok(None),
-            Some(Value::Boolean(value)) => Ok(Some(value)),
-            Some(other) => Err(self.bad(key, &other, "true or false")),
-        }
+    pub fn boolean(&mut self, key: &str) -> anyhow::Result<Option<bool>> {
+        self.get(key, "true or false", Value::as_bool)
     }
 
     /// Removes a key with a path and makes it absolute.
     ///
     /// # Errors
     /// The value is no text, or empty.
-    pub fn path(&mut self, key: &str, expected: &str) -> Result<Option<PathBuf>, ConfigError> {
-        let Some(text) = self.string(key, expected)? else {
-            return Ok(None);
-        };
-        if text.is_empty() {
-            return Err(self.bad(key, &Value::String(text), expected));
-        }
-        Ok(Some(self.directory.join(text)))
+    pub fn path(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<PathBuf>> {
+        let directory = self.directory;
+        self.get(key, expected, |value| {
+            let text = value.as_str().filter(|text| !text.is_empty());
+            text.map(|text| directory.join(text))
+        })
     }
 
     /// Removes a key with one of several words and returns what the word stands for.
     ///
     /// # Errors
     /// The value is none of the words.
-    pub fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        let chosen = choices.iter().find(|(name, _)| value.as_str() == Some(name));
-        if let Some((_, chosen)) = chosen {
-            return Ok(Some(*chosen));
-        }
-        let names: Vec<String> = choices.iter().map(|(name, _)| quoted(name)).collect();
-        Err(self.bad(key, &value, names.join(" or ")))
+    pub fn choice<T: DeserializeOwned>(&mut self, key: &str, words: &[&str]) -> anyhow::Result<Option<T>> {
+        let expected: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+        self.get(key, &expected.join(" or "), |value| {
+            let named = value.as_str().is_some_and(|word| words.contains(&word));
+            named.then(|| T::deserialize(value.clone()).ok()).flatten()
+        })
     }
 
     /// Removes a key with a size and returns it in bytes, more than 0.
     ///
     /// # Errors
     /// The value is no size.
-    pub fn size(&mut self, key: &str) -> Result<Option<u64>, ConfigError> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        let bytes = value.as_str().and_then(size::parse_size);
-        let bytes = bytes.filter(|bytes| *bytes != 0);
-        bytes.map(Some).ok_or_else(|| self.bad(key, &value, SIZE))
+    pub fn size(&mut self, key: &str) -> anyhow::Result<Option<u64>> {
+        self.get(key, SIZE, |value| {
+            let bytes = value.as_str().and_then(size::parse_size);
+            bytes.filter(|bytes| *bytes != 0)
+        })
     }
 
     /// Removes a key with a number that `T` can hold.
     ///
     /// # Errors
     /// The value is no such number.
-    pub fn count<T: TryFrom<i64>>(&mut self, key: &str, expected: &str) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.value(key) else {
-            return Ok(None);
-        };
-        let number = value.as_integer().and_then(|number| T::try_from(number).ok());
-        number.map(Some).ok_or_else(|| self.bad(key, &value, expected))
+    pub fn count<T: TryFrom<i64>>(&mut self, key: &str, expected: &str) -> anyhow::Result<Option<T>> {
+        self.get(key, expected, |value| T::try_from(value.as_integer()?).ok())
     }
 
     /// Removes a section, `[key]`.
     ///
     /// # Errors
     /// The value is no table.
-    pub fn section(&mut self, key: &str) -> Result<Option<Self>, ConfigError> {
-        match self.value(key) {
-            None => Ok(None),
-            Some(Value::Table(table)) => Ok(Some(self.inner(format!("{key}."), table))),
-            Some(other) => Err(self.bad(key, &other, format!("a [{key}] section"))),
-        }
+    pub fn section(&mut self, key: &str) -> anyhow::Result<Option<Self>> {
+        let table = self.get(key, &format!("a [{key}] section"), |value| {
+            value.as_table().cloned()
+        })?;
+        Ok(table.map(|table| self.inner(format!("{key}."), table)))
     }
 
     /// Removes a list of sections, `[[key]]`.
     ///
     /// # Errors
     /// The value is no list of tables.
-    pub fn sections(&mut self, key: &str) -> Result<Vec<Self>, ConfigError> {
+    pub fn sections(&mut self, key: &str) -> anyhow::Result<Vec<Self>> {
         let expected = format!("[[{key}]] sections");
-        let list = match self.value(key) {
-            None => return Ok(Vec::new()),
-            Some(Value::Array(list)) => list,
-            Some(other) => return Err(self.bad(key, &other, expected)),
-        };
+        let list = self
+            .get(key, &expected, |value| value.as_array().cloned())?
+            .unwrap_or_default();
         let one = |(index, entry)| match entry {
             Value::Table(table) => Ok(self.inner(format!("{key}[{index}]."), table)),
             other => Err(self.bad(&format!("{key}[{index}]"), &other, &expected)),
@@ -198,7 +182,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     /// There is one; the message lists `known`.
-    pub fn refuse_unknown(&self, known: &[&str]) -> Result<(), ConfigError> {
+    pub fn refuse_unknown(&self, known: &[&str]) -> anyhow::Result<()> {
         let mut unknown = self
             .table
             .iter()
@@ -206,11 +190,11 @@ impl<'a> Keys<'a> {
         let Some((key, value)) = unknown.next() else {
             return Ok(());
         };
-        Err(ConfigError::UnknownKey {
-            origin: self.origin.to_owned(),
-            key: self.name(key),
-            value: value.to_string().trim().to_owned(),
-            known: known.join(", "),
-        })
+        let (origin, key, value) = (self.origin, self.name(key), value.to_string());
+        let known = known.join(", ");
+        bail!(
+            "{origin}: unknown key {key} = {}: expected one of {known}",
+            value.trim()
+        )
     }
 }

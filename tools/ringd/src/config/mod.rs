@@ -11,5 +11,5 @@ pub mod keys;
 pub mod size;
 pub mod zone;
 
-pub use error::{ConfigError, quoted};
+pub use error::quoted;
 pub use zone::{Cpus, OnCrash, OnReboot, ZoneConfig, is_zone_name};

@@ -2,7 +2,6 @@
 
 /// Bytes of a size such as `512M`. Suffixes K, M, G and T are powers of 1024; `iB` may follow.
 /// `None` if it is no size or does not fit.
-#[must_use]
 pub fn parse_size(text: &str) -> Option<u64> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -19,7 +18,6 @@ pub fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// `bytes` with the largest suffix that divides it.
-#[must_use]
 pub fn format_size(bytes: u64) -> String {
     for (shift, suffix) in [(40, "T"), (30, "G"), (20, "M"), (10, "K")] {
         if bytes != 0 && bytes.is_multiple_of(1 << shift) {

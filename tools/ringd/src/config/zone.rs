@@ -1,13 +1,14 @@
 //! [`ZoneConfig`]: a zone as its user describes it.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
+use anyhow::anyhow;
 use ringvisor::abi::{MAX_VCPUS, NAME_LEN};
 use serde::{Deserialize, Serialize};
 
-use super::error::{ConfigError, quoted};
+use super::error::{bad, quoted};
 use super::size::format_size;
 use crate::device::config::Configs;
 
@@ -56,7 +57,7 @@ pub enum Cpus {
     List(Vec<u32>),
 }
 
-impl fmt::Display for Cpus {
+impl Display for Cpus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Count(count) => count.fmt(f),
@@ -67,7 +68,6 @@ impl fmt::Display for Cpus {
 
 impl Cpus {
     /// Returns the number of vCPUs.
-    #[must_use]
     pub fn count(&self) -> usize {
         match self {
             Self::Count(count) => usize::try_from(*count).unwrap_or(usize::MAX),
@@ -101,7 +101,6 @@ pub enum OnCrash {
 }
 
 /// Whether a zone may have this name, which becomes part of file names.
-#[must_use]
 pub fn is_zone_name(name: &str) -> bool {
     let name_char = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let name_starts = name.starts_with(|c: char| c.is_ascii_alphanumeric());
@@ -110,26 +109,23 @@ pub fn is_zone_name(name: &str) -> bool {
 
 impl ZoneConfig {
     /// Returns an error about `key`.
-    #[must_use]
-    pub fn bad(&self, key: &str, value: impl ToString, expected: impl ToString) -> ConfigError {
-        ConfigError::bad(&self.origin, key, value, expected)
+    pub fn bad(&self, key: &str, value: impl Display, expected: impl Display) -> anyhow::Error {
+        bad(&self.origin, key, value, expected)
     }
 
     /// Returns an error about what the path under `key` names.
-    #[must_use]
-    pub fn unusable(&self, key: &str, path: &Path, cause: impl ToString) -> ConfigError {
+    pub fn unusable(&self, key: &str, path: &Path, cause: impl Display) -> anyhow::Error {
         self.unusable_value(key, quoted(&path.display().to_string()), cause)
     }
 
     /// Returns an error about what the value under `key` asks for.
-    #[must_use]
-    pub fn unusable_value(&self, key: &str, value: impl ToString, cause: impl ToString) -> ConfigError {
-        ConfigError::Unusable {
-            origin: self.origin.clone(),
-            key: key.to_owned(),
-            value: value.to_string(),
-            cause: cause.to_string(),
-        }
+    pub fn unusable_value(&self, key: &str, value: impl Display, cause: impl Display) -> anyhow::Error {
+        anyhow!("{}: {key} = {value}: {cause}", self.origin)
+    }
+
+    /// Returns the error that something failed that has to do with the zone as a whole.
+    pub fn failed(&self, cause: impl Display) -> anyhow::Error {
+        anyhow!("zone {}: {cause}", self.name)
     }
 
     /// Checks everything that can be checked without the machine. Both `ringctl` and the daemon do so: the
@@ -137,7 +133,7 @@ impl ZoneConfig {
     ///
     /// # Errors
     /// The first value that is out of range or contradicts another.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> anyhow::Result<()> {
         if !is_zone_name(&self.name) {
             let most = NAME_LEN - 1;
             let expected =
@@ -164,7 +160,7 @@ impl ZoneConfig {
         self.devices.check(&self.origin)
     }
 
-    fn check_cpus(&self) -> Result<(), ConfigError> {
+    fn check_cpus(&self) -> anyhow::Result<()> {
         match &self.cpus {
             Cpus::Count(count) => {
                 if *count == 0 || usize::try_from(*count).is_ok_and(|count| count > MAX_VCPUS) {
@@ -195,7 +191,7 @@ impl ZoneConfig {
 /// Most bytes of a command line: the limit of arm64 Linux (COMMAND_LINE_SIZE, less the NUL).
 pub const MAX_CMDLINE: usize = 2047;
 
-fn absolute(config: &ZoneConfig, key: &str, path: &Path) -> Result<(), ConfigError> {
+fn absolute(config: &ZoneConfig, key: &str, path: &Path) -> anyhow::Result<()> {
     if path.is_absolute() {
         return Ok(());
     }

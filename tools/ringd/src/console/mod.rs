@@ -7,9 +7,9 @@
 mod marks;
 pub mod scrollback;
 
-use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use ringvisor::ring::ZoneWindow;
 use ringvisor::ring::console::{InputProducer, OutputConsumer};
 
@@ -17,12 +17,11 @@ use crate::hv::Hypervisor;
 use marks::Marks;
 use scrollback::{Chunk, Scrollback};
 
-/// Bytes of output kept.
-pub const KEPT: usize = 256 << 10;
 /// Bytes copied at once.
 const STEP: usize = 4096;
 
 /// A zone's console.
+#[derive(Default)]
 pub struct Console {
     /// Innermost lock, held for a copy at a time.
     state: Mutex<State>,
@@ -32,6 +31,7 @@ pub struct Console {
     input: Mutex<Option<(u8, InputProducer)>>,
 }
 
+#[derive(Default)]
 struct State {
     kept: Scrollback,
     marks: Marks,
@@ -49,32 +49,12 @@ impl State {
     }
 }
 
-impl Default for Console {
-    fn default() -> Self {
-        let state = State {
-            kept: Scrollback::new(KEPT),
-            marks: Marks::default(),
-            output: OutputConsumer::default(),
-            closed: false,
-        };
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            input: Mutex::new(None),
-        }
-    }
-}
-
 impl Console {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
     /// Moves the output in the zone's ring to the scroll-back. Called by the reactor; also once after the
     /// zone's end.
     pub fn pump(&self, window: &ZoneWindow) {
         let mut buffer = [0; STEP];
-        let mut state = self.state();
+        let mut state = self.state.lock();
         loop {
             let read = state.output.read(&window.output(), &mut buffer);
             if read.dropped > 0 {
@@ -96,7 +76,7 @@ impl Console {
 
     /// Adds a text line of the daemon's own.
     pub fn note(&self, text: &str) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let guest = state.output.position();
         state.insert(&format!("\r\n[ringd: {text}]\r\n"), guest);
         drop(state);
@@ -105,27 +85,24 @@ impl Console {
 
     /// Ends the output: no more will come.
     pub fn close(&self) {
-        self.state().closed = true;
+        self.state.lock().closed = true;
         self.changed.notify_all();
     }
 
     /// Returns the position of the oldest byte kept.
-    #[must_use]
     pub fn start(&self) -> u64 {
-        self.state().kept.start()
+        self.state.lock().kept.start()
     }
 
     /// Returns how many bytes the guest had printed at a position; another daemon finds the place by
     /// [`Self::position_of`].
-    #[must_use]
     pub fn guest_position(&self, position: u64) -> u64 {
-        self.state().marks.guest(position)
+        self.state.lock().marks.guest(position)
     }
 
     /// Returns the position at which a reader continues who has seen `guest` bytes of the guest's output.
-    #[must_use]
     pub fn position_of(&self, guest: u64) -> u64 {
-        let state = self.state();
+        let state = self.state.lock();
         state
             .marks
             .position(guest)
@@ -134,12 +111,10 @@ impl Console {
 
     /// Waits until there are bytes at or behind `position`, then returns up to 4 KiB of them. Returns `None`
     /// after the end, and an empty chunk after `timeout`.
-    #[must_use]
     pub fn read(&self, position: u64, timeout: Duration) -> Option<Chunk> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if state.kept.end() <= position && !state.closed {
-            let waited = self.changed.wait_timeout(state, timeout);
-            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            self.changed.wait_for(&mut state, timeout);
         }
         let chunk = state.kept.read(position, STEP);
         (!chunk.bytes.is_empty() || !state.closed).then_some(chunk)
@@ -151,18 +126,18 @@ impl Console {
             .shared()
             .window(zone)
             .map(|window| (zone, InputProducer::attach(&window.input())));
-        *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = producer;
+        *self.input.lock() = producer;
     }
 
     /// Refuses input from now on.
     pub fn close_input(&self) {
-        *self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        *self.input.lock() = None;
     }
 
     /// Puts as much of `bytes` into the zone's input as there is room for and returns how many; `None` if the
     /// zone has ended.
     pub fn type_in(&self, hv: &dyn Hypervisor, bytes: &[u8]) -> Option<usize> {
-        let mut input = self.input.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut input = self.input.lock();
         let (zone, producer) = input.as_mut()?;
         let taken = producer.write(&hv.shared().window(*zone)?.input(), bytes);
         if taken > 0 {

@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+/// Bytes of output kept.
+pub const KEPT: usize = 256 << 10;
+
 /// The newest bytes of a stream; positions count from the stream's beginning.
 pub struct Scrollback {
     bytes: VecDeque<u8>,
@@ -20,9 +23,14 @@ pub struct Chunk {
     pub next: u64,
 }
 
+impl Default for Scrollback {
+    fn default() -> Self {
+        Self::new(KEPT)
+    }
+}
+
 impl Scrollback {
     /// Returns a scroll-back of up to `limit` bytes.
-    #[must_use]
     pub fn new(limit: usize) -> Self {
         Self {
             bytes: VecDeque::new(),
@@ -32,13 +40,11 @@ impl Scrollback {
     }
 
     /// Returns the position of the oldest byte kept.
-    #[must_use]
     pub fn start(&self) -> u64 {
         self.end.saturating_sub(self.bytes.len() as u64)
     }
 
     /// Returns the position after the newest byte.
-    #[must_use]
     pub fn end(&self) -> u64 {
         self.end
     }
@@ -59,7 +65,6 @@ impl Scrollback {
     }
 
     /// Returns up to `most` bytes from `position` on, or from the oldest one kept.
-    #[must_use]
     pub fn read(&self, position: u64, most: usize) -> Chunk {
         let from = position.clamp(self.start(), self.end);
         let offset = usize::try_from(from.saturating_sub(self.start())).unwrap_or(usize::MAX);

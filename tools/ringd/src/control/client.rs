@@ -83,7 +83,6 @@ pub enum ClientError {
 
 impl ClientError {
     /// Returns an error about a reply that is of no use to the request.
-    #[must_use]
     pub fn unexpected(reply: &Reply) -> Self {
         Self::Confused(format!("{reply:?}"))
     }
@@ -124,21 +123,14 @@ impl Client {
                 Ok(stream) => break stream,
                 Err(cause) => cause,
             };
-            let absence = match cause.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    instance::look(path.parent().unwrap_or(Path::new("/")))
-                }
-                // The backlog is full.
-                io::ErrorKind::WouldBlock => instance::look(path.parent().unwrap_or(Path::new("/"))),
-                _ => {
-                    return Err(ClientError::Connect {
-                        path: path.to_owned(),
-                        cause,
-                    });
-                }
-            };
-            let error = match absence {
-                Absence::NotRunning => return Err(ClientError::NotRunning(path.to_owned())),
+            // `WouldBlock`: the backlog is full.
+            use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+            let path = path.to_owned();
+            if !matches!(cause.kind(), NotFound | ConnectionRefused | WouldBlock) {
+                return Err(ClientError::Connect { path, cause });
+            }
+            let error = match instance::look(path.parent().unwrap_or(Path::new("/"))) {
+                Absence::NotRunning => return Err(ClientError::NotRunning(path)),
                 Absence::Stopped(pid) => return Err(ClientError::Stopped(pid)),
                 Absence::Starting(pid, state) => ClientError::Starting { pid, state },
                 Absence::Dying(pid) => ClientError::Dying(pid),
@@ -157,7 +149,6 @@ impl Client {
     }
 
     /// Returns the daemon's process, if the system reports it.
-    #[must_use]
     pub fn daemon(&self) -> Option<u32> {
         self.pid
     }
@@ -242,7 +233,6 @@ impl Client {
 
     /// Returns the connection as bytes, after [`Request::Console`]: the reader may have buffered the first
     /// ones.
-    #[must_use]
     pub fn into_bytes(self) -> (BufReader<UnixStream>, UnixStream) {
         (self.reader, self.stream)
     }

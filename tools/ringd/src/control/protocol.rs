@@ -202,7 +202,6 @@ impl Frame {
     pub const SIZE: usize = 12;
 
     /// Returns the header as bytes.
-    #[must_use]
     pub fn to_bytes(self) -> [u8; Self::SIZE] {
         let mut bytes = [0; Self::SIZE];
         let words = self.seen.to_le_bytes().into_iter().chain(self.len.to_le_bytes());
@@ -211,7 +210,6 @@ impl Frame {
     }
 
     /// Returns the header in bytes.
-    #[must_use]
     pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
         Self {
@@ -224,7 +222,8 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::{Frame, Reply, Request, Response};
-    use crate::device::{api, disk};
+    use crate::device::disk::change::Change;
+    use crate::device::{self, api};
     use crate::zone::Ending;
 
     #[test]
@@ -265,26 +264,27 @@ mod tests {
     /// Requests and replies about devices look as all others do.
     #[test]
     fn devices_have_requests_and_replies_of_their_own() {
-        let detach = disk::api::Request::DiskDetach {
+        let detach = api::ChangeRequest {
             name: "a".into(),
-            slot: 1,
+            change: device::Change::Disk(Change::Detach { slot: 1 }),
         };
-        let request = Request::Device(api::Request::Disk(detach));
-        let line = serde_json::to_string(&request).unwrap();
-        assert_eq!(line, r#"{"op":"disk_detach","name":"a","slot":1}"#);
-        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
+        let request = Request::Device(api::Request::Change(detach));
+        let line = r#"{"op":"disk_detach","name":"a","slot":1}"#;
+        let written = serde_json::to_value(&request).unwrap();
+        assert_eq!(written, serde_json::from_str::<serde_json::Value>(line).unwrap());
+        assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);
+        assert_eq!(serde_json::from_value::<Request>(written).unwrap(), request);
         assert!(
             serde_json::from_str::<Request>(r#"{"op":"disk_detach","name":"a","slot":1,"x":1}"#).is_err()
         );
-        let list = Request::Device(api::Request::Disk(disk::api::Request::Disks));
+        let list = Request::Device(api::Request::Disks);
         assert_eq!(serde_json::to_string(&list).unwrap(), r#"{"op":"disks"}"#);
         assert_eq!(
             serde_json::from_str::<Request>(r#"{"op":"disks"}"#).unwrap(),
             list
         );
-        let reply = Response::Ok(Reply::Device(api::Reply::Disk(disk::api::Reply::Disks(
-            Vec::new(),
-        ))));
+        assert!(serde_json::from_str::<Request>(r#"{"op":"disks","x":1}"#).is_err());
+        let reply = Response::Ok(Reply::Device(api::Reply::Disks(Vec::new())));
         let line = serde_json::to_string(&reply).unwrap();
         assert_eq!(line, r#"{"ok":{"disks":[]}}"#);
         assert_eq!(serde_json::from_str::<Response>(&line).unwrap(), reply);

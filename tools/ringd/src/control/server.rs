@@ -10,16 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::{anyhow, bail};
 use ringvisor::abi::info::{InfoPage, OWNER_NONE};
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
 use rustix::net;
+use serde::Serialize;
 
 use super::protocol::{
     CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
-use crate::device::action::Action;
 use crate::device::api;
-use crate::hv::Hypervisor;
+use crate::hv::{self, Hypervisor};
 use crate::stats;
 use crate::trace::record::Recorder;
 use crate::zone::actor::Command;
@@ -120,7 +121,7 @@ fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLo
         let request = match serde_json::from_str::<Request>(&line) {
             Ok(request) => request,
             Err(error) => {
-                respond(stream, &Response::Error(format!("not a request: {error}")))?;
+                respond(stream, Err(anyhow!("not a request: {error}")))?;
                 return Ok(());
             }
         };
@@ -128,10 +129,10 @@ fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLo
         if let Request::Console { name, follow, from } = request {
             return match registry.find(&name) {
                 Ok(zone) => {
-                    respond(stream, &Response::Ok(Reply::Done))?;
+                    respond(stream, Ok(Reply::Done))?;
                     console(stream, reader, &zone, registry, Output { follow, from })
                 }
-                Err(error) => respond(stream, &Response::Error(error.to_string())),
+                Err(error) => respond(stream, Err(error)),
             };
         }
         if let Request::Trace { milliseconds } = request {
@@ -140,35 +141,28 @@ fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLo
         if let Request::Upgrade { program } = request {
             match registry.upgrade(program) {
                 Ok(upgrade) => {
-                    respond(stream, &Response::Ok(Reply::Done))?;
+                    respond(stream, Ok(Reply::Done))?;
                     upgrade.leave();
                 }
-                Err(error) => respond(stream, &Response::Error(error))?,
+                Err(error) => respond(stream, Err(error))?,
             }
             continue;
         }
-        let response = match answer(request, registry, set_log_level) {
-            Ok(reply) => Response::Ok(reply),
-            Err(error) => Response::Error(error),
-        };
-        respond(stream, &response)?;
+        respond(stream, answer(request, registry, set_log_level))?;
     }
 }
 
 /// Records a trace and sends it.
-fn trace(mut stream: &UnixStream, registry: &Registry, time: Duration) -> io::Result<()> {
+fn trace(stream: &UnixStream, registry: &Registry, time: Duration) -> io::Result<()> {
     if time > MAX_TRACE {
         let most = MAX_TRACE.as_secs();
-        return respond(
-            stream,
-            &Response::Error(format!("a trace lasts at most {most} s")),
-        );
+        return respond(stream, Err(anyhow!("a trace lasts at most {most} s")));
     }
     let mut recorder = match Recorder::start(registry.context().hv.clone()) {
         Ok(recorder) => recorder,
-        Err(error) => return respond(stream, &Response::Error(error.to_string())),
+        Err(error) => return respond(stream, Err(error)),
     };
-    respond(stream, &Response::Ok(Reply::Trace(recorder.about())))?;
+    respond(stream, Ok(Reply::Trace(recorder.about())))?;
     let end = Instant::now() + time;
     loop {
         let left = end.saturating_duration_since(Instant::now());
@@ -179,89 +173,74 @@ fn trace(mut stream: &UnixStream, registry: &Registry, time: Duration) -> io::Re
         }
         let mut chunk = recorder.take();
         chunk.end = ended;
-        let mut line = serde_json::to_vec(&chunk)?;
-        line.push(b'\n');
         // A client that has disconnected ends the recording.
-        stream.write_all(&line)?;
+        send(stream, &chunk)?;
         if ended {
             return Ok(());
         }
     }
 }
 
-fn respond(mut stream: &UnixStream, response: &Response) -> io::Result<()> {
-    let mut line = serde_json::to_vec(response)?;
+fn respond(stream: &UnixStream, answer: anyhow::Result<Reply>) -> io::Result<()> {
+    let response = match answer {
+        Ok(reply) => Response::Ok(reply),
+        Err(error) => Response::Error(error.to_string()),
+    };
+    send(stream, &response)
+}
+
+/// Sends a line of JSON.
+fn send(mut stream: &UnixStream, message: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     stream.write_all(&line)
 }
 
-fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) -> Result<Reply, String> {
-    let execute = |name: &str, command| {
-        registry
-            .execute(name, command)
-            .map(|_| Reply::Done)
-            .map_err(|error| error.to_string())
-    };
+fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) -> anyhow::Result<Reply> {
+    let execute = |name: &str, command| registry.execute(name, command).map(|_| Reply::Done);
     match request {
-        Request::Start { config } => {
-            let zone = registry.start(*config).map_err(|error| error.to_string())?;
-            Ok(Reply::Zone(zone.status()))
-        }
+        Request::Start { config } => Ok(Reply::Zone(registry.start(*config)?.status())),
         Request::Stop { name } => execute(&name, Command::Stop),
         Request::Pause { name } => execute(&name, Command::Pause),
         Request::Resume { name } => execute(&name, Command::Resume),
-        Request::Wait { name } => {
-            let zone = registry.find(&name).map_err(|error| error.to_string())?;
-            Ok(Reply::Ended(zone.wait()))
-        }
+        Request::Wait { name } => Ok(Reply::Ended(registry.find(&name)?.wait())),
         Request::List => Ok(Reply::Zones(registry.list())),
         Request::Device(request) => device(registry, request),
         Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
-        Request::LogLevel {
-            target: LogTarget::Ringd,
-            level,
-        } => {
-            set_log_level(level);
+        Request::LogLevel { target, level } => {
+            match target {
+                LogTarget::Ringd => set_log_level(level),
+                LogTarget::El2 => registry.context().el2().log_level(level as u32 + 1)?,
+            }
             Ok(Reply::Done)
         }
-        Request::LogLevel {
-            target: LogTarget::El2,
-            level,
-        } => {
-            let set = registry.context().el2().log_level(level as u32 + 1);
-            set.map(|()| Reply::Done).map_err(|error| error.to_string())
-        }
-        // Handled by `converse`.
         Request::Console { .. } | Request::Trace { .. } | Request::Upgrade { .. } => {
-            Err("this needs a connection of its own".into())
+            bail!("this needs a connection of its own")
         }
     }
 }
 
 /// Does what a request about devices asks for; after a change, the reply shows the device.
-fn device(registry: &Registry, request: api::Request) -> Result<Reply, String> {
-    match request.action() {
-        Action::List(list) => Ok(Reply::Device(list(&observe::devices(registry)))),
-        Action::Change { zone, change, report } => {
-            let changed = registry.execute(&zone, Command::Change(change));
-            let slot = changed.map_err(|error| error.to_string())?;
-            let found = observe::devices(registry)
-                .into_iter()
-                .find(|device| device.zone == zone && Some(device.slot) == slot);
-            // The zone may have ended meanwhile.
-            let shown = report.zip(found);
-            Ok(shown.map_or(Reply::Done, |(report, device)| Reply::Device(report(&device))))
-        }
-    }
+fn device(registry: &Registry, request: api::Request) -> anyhow::Result<Reply> {
+    let api::ChangeRequest { name, change } = match request {
+        api::Request::Disks => return Ok(Reply::Device(api::Reply::disks(&observe::devices(registry)))),
+        api::Request::Change(request) => request,
+    };
+    let removes = change.removes();
+    let slot = registry.execute(&name, Command::Change(change))?;
+    let found = observe::devices(registry)
+        .into_iter()
+        .find(|device| !removes && device.zone == name && Some(device.slot) == slot);
+    let shown = found.as_ref().and_then(api::Reply::changed);
+    Ok(shown.map_or(Reply::Done, Reply::Device))
 }
 
 fn info(page: &InfoPage) -> InfoReport {
-    let version = page.version.split(|byte| *byte == 0).next().unwrap_or_default();
     let count = usize::try_from(page.cpu_count).unwrap_or(0);
     let zones = (0_u8..).zip(&page.zones);
     InfoReport {
-        el2_version: String::from_utf8_lossy(version).into_owned(),
+        el2_version: hv::text(&page.version),
         ringd_version: env!("CARGO_PKG_VERSION").into(),
         ringd_pid: std::process::id(),
         abi_version: page.abi_version,

@@ -2,31 +2,54 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::action::Action;
-use super::disk;
+use super::disk::report::DiskReport;
+use super::{Change, Config, Observed};
 
 /// A request about devices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
 pub enum Request {
-    /// About disks.
-    Disk(disk::api::Request),
+    /// Lists the drives of all zones. Reply: [`Reply::Disks`].
+    Disks,
+    /// Changes a device. Reply: the device as it is then, or [`crate::control::protocol::Reply::Done`].
+    #[serde(untagged)]
+    Change(ChangeRequest),
+}
+
+/// A change of a device of a zone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeRequest {
+    /// The zone.
+    pub name: String,
+    /// The change.
+    #[serde(flatten)]
+    pub change: Change,
 }
 
 /// A reply to [`Request`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reply {
-    /// About disks.
-    Disk(disk::api::Reply),
+    /// The drives of all zones.
+    Disks(Vec<DiskReport>),
+    /// A drive.
+    Disk(Box<DiskReport>),
 }
 
-impl Request {
-    /// Returns what the daemon is to do.
-    #[must_use]
-    pub fn action(self) -> Action<Reply> {
-        match self {
-            Self::Disk(request) => request.action().map(Reply::Disk),
+impl Reply {
+    /// Returns the drives among `devices`.
+    pub fn disks(devices: &[Observed]) -> Self {
+        let drives = devices
+            .iter()
+            .filter(|device| matches!(device.config, Config::Disk(_)));
+        Self::Disks(drives.map(DiskReport::new).collect())
+    }
+
+    /// Returns a device that has been changed, of a kind that has changes.
+    pub fn changed(device: &Observed) -> Option<Self> {
+        match device.config {
+            Config::Disk(_) => Some(Self::Disk(Box::new(DiskReport::new(device)))),
+            Config::Rng(_) => None,
         }
     }
 }

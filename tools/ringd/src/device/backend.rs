@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ringvirtio::{QueueHandler, QueueSetup, SetupError};
+use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 
 use super::config::Config;
@@ -10,7 +11,28 @@ use super::report::QueueStats;
 use super::{disk, rng};
 
 /// Vendor ID register of ringvisor's devices: "RNGV".
-pub const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
+const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
+
+/// Returns the description of a device with this ID, these features, queues of `queue_max` entries and this
+/// configuration space.
+pub fn spec(device_id: u32, features: u64, queues: u16, queue_max: u16, config: &[u8]) -> DeviceSpec {
+    let mut spec = DeviceSpec {
+        device_id,
+        vendor_id: VENDOR_ID,
+        features,
+        queues: queues.into(),
+        config_len: config.len() as u32,
+        queue_max: [0; MAX_QUEUES],
+        config: [0; 256],
+    };
+    let used = spec.queue_max.iter_mut().take(queues.into());
+    used.for_each(|max| *max = queue_max);
+    spec.config
+        .iter_mut()
+        .zip(config)
+        .for_each(|(to, from)| *to = *from);
+    spec
+}
 
 /// An open device.
 pub trait Backend: Send + Sync {
@@ -77,7 +99,6 @@ pub struct QueueSnapshot {
 
 impl QueueCounters {
     /// Returns the counters as they are now.
-    #[must_use]
     pub fn snapshot(&self) -> Counters {
         match self {
             Self::Disk(counters) => Counters::Disk(Box::new(counters.snapshot())),
@@ -86,7 +107,6 @@ impl QueueCounters {
     }
 
     /// Whether a request has completed.
-    #[must_use]
     pub fn has_completed(&self) -> bool {
         match self {
             Self::Disk(counters) => disk::stats::has_completed(counters),
@@ -97,7 +117,6 @@ impl QueueCounters {
 
 impl QueueSnapshot {
     /// Returns the queue for reports.
-    #[must_use]
     pub fn stats(&self) -> QueueStats {
         let stats = match &self.counters {
             Counters::Disk(counters) => disk::stats::queue_stats(counters),

@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 use super::disk;
 use super::disk::config::DiskConfig;
 use super::rng::config::RngConfig;
-use crate::config::error::ConfigError;
 use crate::config::keys::Keys;
 
 /// The devices of a zone at its start. Part of [`crate::config::ZoneConfig`], in JSON as well.
@@ -39,7 +38,7 @@ impl Configs {
     ///
     /// # Errors
     /// A key of a device is wrong.
-    pub fn from_keys(keys: &mut Keys<'_>) -> Result<Self, ConfigError> {
+    pub fn from_keys(keys: &mut Keys<'_>) -> anyhow::Result<Self> {
         Ok(Self {
             disk: disk::keys::disks(keys)?,
             spare_disks: disk::keys::spare_disks(keys)?,
@@ -51,7 +50,7 @@ impl Configs {
     ///
     /// # Errors
     /// The first value that is out of range or contradicts another.
-    pub fn check(&self, origin: &str) -> Result<(), ConfigError> {
+    pub fn check(&self, origin: &str) -> anyhow::Result<()> {
         let others = usize::from(self.rng.is_some());
         disk::config::check_all(&self.disk, self.spare_disks, MAX_SLOTS - others, origin)?;
         self.rng.as_ref().map_or(Ok(()), |rng| rng.check(origin))
@@ -59,7 +58,6 @@ impl Configs {
 
     /// Returns what each virtio slot holds at the zone's start: disks, drives without a medium, the entropy
     /// device.
-    #[must_use]
     pub fn slots(&self) -> Vec<Config> {
         let spare = usize::try_from(self.spare_disks).unwrap_or(MAX_SLOTS);
         let spare = spare.min(MAX_SLOTS.saturating_sub(self.disk.len()));
@@ -72,7 +70,6 @@ impl Configs {
 
 impl Config {
     /// Returns the number of queues of a device in a zone with `vcpus` vCPUs.
-    #[must_use]
     pub fn queues(&self, vcpus: usize) -> usize {
         match self {
             Self::Disk(disk) => disk::config::queues(disk.as_ref(), vcpus),
@@ -81,7 +78,6 @@ impl Config {
     }
 
     /// Returns the disk in a drive.
-    #[must_use]
     pub fn disk(&self) -> Option<&DiskConfig> {
         match self {
             Self::Disk(disk) => disk.as_ref(),

@@ -11,13 +11,12 @@ pub struct Environment {
 
 impl Environment {
     /// Returns what opens files.
-    #[must_use]
     pub fn opener(&self) -> &dyn ringblk::Opener {
         &*self.disk.opener
     }
 }
 
-/// Makes the zone's thread call [`super::devices::Devices::poll`].
+/// Makes the zone's thread look at its state in EL2 and call [`super::devices::Devices::poll`].
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What is known of devices that an earlier daemon served.

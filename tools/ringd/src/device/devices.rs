@@ -7,7 +7,7 @@ use vm_memory::MmapRegion;
 use super::context::{TakeOver, Wake};
 use super::disk::drives::Drives;
 use super::zone::{Store, ZoneContext};
-use super::{Change, Config, Device, Error, disk, rng};
+use super::{Change, Config, Device, disk, rng};
 
 /// The devices of a zone.
 pub struct Devices {
@@ -16,7 +16,6 @@ pub struct Devices {
 
 impl Devices {
     /// Returns the devices of a zone, none of them open.
-    #[must_use]
     pub const fn new(zone: ZoneContext) -> Self {
         Self { zone }
     }
@@ -25,7 +24,7 @@ impl Devices {
     ///
     /// # Errors
     /// The first that cannot be used.
-    pub fn open(&self, store: &mut dyn Store, last: Option<&TakeOver<'_>>) -> Result<Vec<Device>, Error> {
+    pub fn open(&self, store: &mut dyn Store, last: Option<&TakeOver<'_>>) -> anyhow::Result<Vec<Device>> {
         let mut devices = Vec::new();
         for (slot, config) in (0_u8..).zip(self.zone.slots()) {
             devices.push(match config {
@@ -49,7 +48,7 @@ impl Devices {
     ///
     /// # Errors
     /// EL2 refused to show what changed while there was no daemon.
-    pub fn served(&mut self, number: u8, devices: &[Device], takeover: bool) -> Result<(), Error> {
+    pub fn served(&mut self, number: u8, devices: &[Device], takeover: bool) -> anyhow::Result<()> {
         self.zone.number = Some(number);
         for (slot, device) in (0_u8..).zip(devices) {
             watch(&self.zone, slot, device);
@@ -77,7 +76,7 @@ impl Devices {
     ///
     /// # Errors
     /// It cannot be changed; nothing has changed.
-    pub fn change(&self, store: &mut dyn Store, change: &Change) -> Result<u8, Error> {
+    pub fn change(&self, store: &mut dyn Store, change: &Change) -> anyhow::Result<u8> {
         match change {
             Change::Disk(change) => self.drives(store).change(change),
         }
@@ -101,7 +100,7 @@ impl Devices {
     ///
     /// # Errors
     /// The system's.
-    pub fn discard_inflight(&self) -> Result<(), Error> {
+    pub fn discard_inflight(&self) -> anyhow::Result<()> {
         self.zone.discard_inflight()
     }
 
@@ -109,7 +108,7 @@ impl Devices {
     ///
     /// # Errors
     /// The system's.
-    pub fn inflight(&self) -> Result<Arc<MmapRegion>, Error> {
+    pub fn inflight(&self) -> anyhow::Result<Arc<MmapRegion>> {
         self.zone.inflight()
     }
 

@@ -26,7 +26,6 @@ const WORDS: usize = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
 const WORDS_LEN: usize = 4096;
 
 /// Returns the path of a zone's file in the directory of the records.
-#[must_use]
 pub fn path(directory: &Path, zone: &str) -> PathBuf {
     directory.join(format!("{zone}.inflight"))
 }

@@ -14,20 +14,17 @@
 //! | [`context`] | what devices get of their zone |
 //! | [`zone`] | the zone as changes of devices need it, and its record |
 //! | [`devices`] | [`Devices`] of a zone, on the zone's thread: open, take over, change, close |
-//! | [`api`], [`action`] | requests of `ringctl` and replies, what is done for them |
+//! | [`api`] | requests of `ringctl` and replies |
 //!
-//! Adding a kind takes a folder and a line in each `enum` and `struct` here that lists the kinds: [`Kind`],
-//! [`Device`], [`Configs`], [`Config`], [`State`], [`Change`], [`QueueCounters`],
-//! [`report`], [`api`].
+//! Adding a kind takes a folder and a line in each `enum` and `struct` here that lists the kinds: [`Device`],
+//! [`Configs`], [`Config`], [`State`], [`Change`], [`QueueCounters`], [`report`], [`api`].
 
-pub mod action;
 pub mod api;
 pub mod backend;
 pub mod config;
 pub mod context;
 pub mod devices;
 pub mod disk;
-pub mod error;
 pub mod inflight;
 pub mod options;
 pub mod report;
@@ -36,47 +33,18 @@ pub mod state;
 pub mod view;
 pub mod zone;
 
-use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
 
 pub use backend::{Backend, QueueCounters, QueueSnapshot};
 pub use config::{Config, Configs};
 pub use context::Environment;
 pub use devices::Devices;
-pub use error::Error;
 pub use options::Options;
 pub use state::State;
 pub use view::{Observed, View};
-
-/// A kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A drive, with a disk or without a medium.
-    Disk,
-    /// An entropy device.
-    Rng,
-}
-
-impl Kind {
-    /// Returns what to add to an error about a slot without such a device: the command that lists them, where
-    /// there is one.
-    const fn hint(self) -> &'static str {
-        match self {
-            Self::Disk => "; `ringctl disk list` shows those there are",
-            Self::Rng => "",
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Disk => "disk",
-            Self::Rng => "rng",
-        })
-    }
-}
 
 /// An open device.
 #[derive(Clone)]
@@ -89,7 +57,6 @@ pub enum Device {
 
 impl Device {
     /// Returns the disk of a drive.
-    #[must_use]
     pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
         match self {
             Self::Disk(disk) => Some(disk),
@@ -110,8 +77,16 @@ impl Deref for Device {
 }
 
 /// A change of a device of a zone that exists.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
 pub enum Change {
     /// Of a drive or its disk.
     Disk(disk::change::Change),
+}
+
+impl Change {
+    /// Whether nothing is left to report once it is made.
+    pub const fn removes(&self) -> bool {
+        matches!(self, Self::Disk(disk::change::Change::Detach { .. }))
+    }
 }

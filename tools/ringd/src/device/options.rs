@@ -7,7 +7,6 @@ use toml::{Table, Value};
 
 use super::config::Configs;
 use super::{disk, rng};
-use crate::config::error::ConfigError;
 
 /// Devices on the command line.
 #[derive(Args, Debug, Default)]
@@ -38,7 +37,7 @@ impl Options {
     ///
     /// # Errors
     /// An option describes no device.
-    pub fn extend(&self, configs: &mut Configs, directory: &Path) -> Result<(), ConfigError> {
+    pub fn extend(&self, configs: &mut Configs, directory: &Path) -> anyhow::Result<()> {
         configs
             .disk
             .extend(disk::keys::from_options(&self.disk, directory)?);

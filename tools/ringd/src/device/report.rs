@@ -103,7 +103,7 @@ impl DeviceReports {
 impl QueueStats {
     /// Returns the latencies with their names in metrics and text.
     pub fn latencies(&self) -> impl Iterator<Item = (&str, &Latency)> {
-        let label = |name| disk::latency::label(name).unwrap_or(name);
+        let label = |name| disk::stats::label(name).unwrap_or(name);
         self.latencies
             .iter()
             .map(move |(name, latency)| (label(name.as_str()), latency))
@@ -127,7 +127,6 @@ impl From<&HistogramSnapshot> for Latency {
 
 impl Latency {
     /// Returns the durations that were added since `before`, all of them if the histogram has begun anew.
-    #[must_use]
     pub fn since(&self, before: Option<&Self>) -> Self {
         let before = before.filter(|old| old.count <= self.count);
         let old: BTreeMap<u64, u64> =
@@ -148,7 +147,6 @@ impl Latency {
     }
 
     /// Returns the durations of several histograms in one.
-    #[must_use]
     pub fn merged<'a>(all: impl Iterator<Item = &'a Self>) -> Self {
         let mut buckets: BTreeMap<u64, u64> = BTreeMap::new();
         let mut sum = Self::default();
@@ -164,7 +162,6 @@ impl Latency {
 
     /// Returns the smallest bucket bound at or below which a `fraction` of all durations lies; 0 if there are
     /// none.
-    #[must_use]
     pub fn quantile(&self, fraction: f64) -> u64 {
         let count: u64 = self.buckets.iter().map(|(_, count)| count).sum();
         let rank = ((count as f64 * fraction).ceil() as u64).max(1);
@@ -179,8 +176,15 @@ impl Latency {
     }
 }
 
+/// Returns counters by name.
+pub fn counts(named: impl IntoIterator<Item = (&'static str, u64)>) -> Counts {
+    named
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
 /// Returns how much a counter rose; one that has begun anew counts from 0.
-#[must_use]
 pub fn rise(before: u64, now: u64) -> u64 {
     now.checked_sub(before).unwrap_or(now)
 }

@@ -25,7 +25,6 @@ pub struct Counts {
 
 impl State {
     /// Returns the devices of a zone at its start.
-    #[must_use]
     pub fn new(configs: &Configs) -> Self {
         let slots = configs.slots();
         let drive = |config: Config| match config {
@@ -39,7 +38,6 @@ impl State {
     }
 
     /// Returns what each virtio slot holds in a zone with these devices at its start.
-    #[must_use]
     pub fn slots(&self, start: &Configs) -> Vec<Config> {
         let drives = self.disks.iter().cloned().map(Config::Disk);
         drives
@@ -48,7 +46,6 @@ impl State {
     }
 
     /// Returns the number of devices of each kind.
-    #[must_use]
     pub fn counts(&self) -> Counts {
         Counts {
             disks: self.disks.iter().flatten().count(),

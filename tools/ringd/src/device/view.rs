@@ -1,6 +1,8 @@
 //! [`View`]: what client threads read of a zone's devices while the zone's thread changes them.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::Device;
 use super::backend::QueueSnapshot;
@@ -39,7 +41,6 @@ pub struct Observed {
 
 impl View {
     /// Returns the view of a zone with these devices.
-    #[must_use]
     pub fn new(state: State) -> Self {
         Self {
             state: Mutex::new(state),
@@ -48,24 +49,18 @@ impl View {
     }
 
     /// Returns what is in the slots.
-    #[must_use]
     pub fn state(&self) -> State {
-        self.lock().clone()
+        self.state.lock().clone()
     }
 
     /// Replaces what is in the slots.
     pub fn set_state(&self, state: State) {
-        *self.lock() = state;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.state.lock() = state;
     }
 }
 
 impl Observed {
     /// Returns the device for reports, without EL2's counters.
-    #[must_use]
     pub fn stats(&self) -> DeviceStats {
         DeviceStats {
             zone: self.zone.clone(),

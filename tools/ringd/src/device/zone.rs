@@ -8,9 +8,8 @@ use vm_memory::MmapRegion;
 
 use super::context::{Environment, Wake};
 use super::view::View;
-use super::{Config, Device, Error, Kind, State, inflight};
+use super::{Config, Device, State, inflight};
 use crate::config::ZoneConfig;
-use crate::hv::Refusal;
 use crate::io::Io;
 
 /// Where a zone's devices are kept for the next daemon.
@@ -19,7 +18,7 @@ pub trait Store {
     ///
     /// # Errors
     /// They cannot be saved.
-    fn save(&mut self, state: &State) -> Result<(), Error>;
+    fn save(&mut self, state: &State) -> anyhow::Result<()>;
 }
 
 /// The zone that devices belong to, as far as they need it.
@@ -45,7 +44,7 @@ impl ZoneContext {
     ///
     /// # Errors
     /// The record cannot be written; nothing has changed.
-    pub fn record(&self, store: &mut dyn Store, change: impl FnOnce(&mut State)) -> Result<(), Error> {
+    pub fn record(&self, store: &mut dyn Store, change: impl FnOnce(&mut State)) -> anyhow::Result<()> {
         let mut state = self.view.state();
         change(&mut state);
         store.save(&state)?;
@@ -57,7 +56,7 @@ impl ZoneContext {
     ///
     /// # Errors
     /// The system's.
-    pub fn discard_inflight(&self) -> Result<(), Error> {
+    pub fn discard_inflight(&self) -> anyhow::Result<()> {
         let discarded = inflight::discard(&self.records, &self.config.name);
         discarded.map_err(|error| self.unusable_inflight(&error))
     }
@@ -66,49 +65,23 @@ impl ZoneContext {
     ///
     /// # Errors
     /// The system's.
-    pub fn inflight(&self) -> Result<Arc<MmapRegion>, Error> {
+    pub fn inflight(&self) -> anyhow::Result<Arc<MmapRegion>> {
         let mapped = inflight::map(&self.records, &self.config.name);
         mapped.map_err(|error| self.unusable_inflight(&error))
     }
 
-    fn unusable_inflight(&self, error: &io::Error) -> Error {
-        Error::Record {
-            name: self.config.name.clone(),
-            cause: format!(
-                "{}: {error}",
-                inflight::path(&self.records, &self.config.name).display()
-            ),
-        }
-    }
-
-    /// Returns an error about the device in a slot.
-    #[must_use]
-    pub fn unusable(&self, kind: Kind, slot: u8, cause: impl ToString) -> Error {
-        Error::Unusable {
-            name: self.config.name.clone(),
-            kind,
-            slot,
-            cause: cause.to_string(),
-        }
-    }
-
-    /// Returns an error of EL2.
-    #[must_use]
-    pub fn refused(&self, cause: Refusal) -> Error {
-        Error::Refused {
-            name: self.config.name.clone(),
-            cause,
-        }
+    fn unusable_inflight(&self, error: &io::Error) -> anyhow::Error {
+        let path = inflight::path(&self.records, &self.config.name);
+        self.config
+            .failed(format!("its record: {}: {error}", path.display()))
     }
 
     /// Returns what each slot holds.
-    #[must_use]
     pub fn slots(&self) -> Vec<Config> {
         self.view.state().slots(&self.config.devices)
     }
 
     /// Returns the device in a slot, if it is served.
-    #[must_use]
     pub fn device(&self, slot: u8) -> Option<Device> {
         self.io.device(self.number?, slot)
     }
@@ -117,22 +90,22 @@ impl ZoneContext {
     ///
     /// # Errors
     /// EL2 refused to show the new one's configuration space.
-    pub fn exchange(&self, slot: u8, device: Device) -> Result<(), Error> {
+    pub fn exchange(&self, slot: u8, device: Device) -> anyhow::Result<()> {
         let Some(number) = self.number else {
             return Ok(());
         };
         let shown = self.io.exchange(number, slot, device);
-        shown.map_err(|cause| self.refused(cause))
+        shown.map_err(|cause| self.config.failed(cause))
     }
 
     /// Shows the guest what may have changed in a device's configuration space.
     ///
     /// # Errors
     /// EL2 refused.
-    pub fn show_config(&self, slot: u8) -> Result<(), Error> {
+    pub fn show_config(&self, slot: u8) -> anyhow::Result<()> {
         let shown = self
             .number
             .map_or(Ok(()), |number| self.io.show_config(number, slot));
-        shown.map_err(|cause| self.refused(cause))
+        shown.map_err(|cause| self.config.failed(cause))
     }
 }

@@ -61,7 +61,6 @@ impl Check {
 }
 
 /// Returns the checks as text.
-#[must_use]
 pub fn text(checks: &[Check]) -> String {
     let mut text = String::new();
     for check in checks {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::GzDecoder;
 
 use super::check::Check;
-use crate::host::cpus;
+use crate::host::{cpus, hugepages};
 use crate::hv::pci;
 
 /// Kernel options that zones need, and what for.
@@ -157,13 +157,7 @@ impl<'a> Machine<'a> {
                 "use a kernel with CONFIG_HUGETLBFS and pages of 4 KiB: zones' memory is made of 2 MiB pages",
             );
         };
-        let meminfo = self.read("proc/meminfo").unwrap_or_default();
-        let available = meminfo
-            .lines()
-            .find_map(|line| line.strip_prefix("MemAvailable:"));
-        let kib: u64 = available
-            .and_then(|line| line.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0);
+        let kib = hugepages::available_memory(self.root).unwrap_or(0) >> 10;
         let found = format!("{free} of {total} free, and {} MiB of memory for more", kib >> 10);
         if free * 2048 + kib >= 64 << 10 {
             return Check::good(name, found);

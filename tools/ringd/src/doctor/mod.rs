@@ -20,7 +20,6 @@ use host::Machine;
 pub use check::{Check, Verdict, text};
 
 /// Makes all checks, below `root` (`/` outside of tests), with the daemon at `socket`.
-#[must_use]
 pub fn examine(root: &Path, socket: &Path) -> Vec<Check> {
     Machine::new(root).examine(socket)
 }

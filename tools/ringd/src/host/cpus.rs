@@ -18,40 +18,23 @@ pub struct Cpu {
 }
 
 /// Why a zone cannot have the CPUs it asks for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     /// Root can spare fewer.
+    #[error("at most {available}: root keeps CPU 0, and those in use by zones are not available")]
     TooFew {
         /// That many could be.
         available: usize,
     },
     /// CPU 0 is asked for.
+    #[error("CPUs other than 0, which root keeps")]
     Zero,
     /// The machine has no such CPU; the highest number it has.
+    #[error("CPUs of this machine, 1 to {1}; there is no CPU {0}")]
     Missing(u32, u32),
     /// The CPU is offline: another zone has it, or an administrator took it offline.
+    #[error("CPUs that are online in root, but CPU {0} is busy: held by a zone, or offline")]
     Offline(u32),
-}
-
-impl std::fmt::Display for Unavailable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::TooFew { available } => {
-                write!(
-                    f,
-                    "at most {available}: root keeps CPU 0, and those in use by zones are not available"
-                )
-            }
-            Self::Zero => f.write_str("CPUs other than 0, which root keeps"),
-            Self::Missing(cpu, last) => write!(f, "CPUs of this machine, 1 to {last}; there is no CPU {cpu}"),
-            Self::Offline(cpu) => {
-                write!(
-                    f,
-                    "CPUs that are online in root, but CPU {cpu} is busy: held by a zone, or offline"
-                )
-            }
-        }
-    }
 }
 
 /// Chooses the CPUs for a zone, in the order of its vCPUs: those named, or the highest-numbered online ones.

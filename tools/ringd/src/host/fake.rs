@@ -34,7 +34,6 @@ struct State {
 
 impl FakeHost {
     /// Returns a machine with CPUs 0 to `cpus - 1` and `pages` huge pages, whose files lie in `directory`.
-    #[must_use]
     pub fn new(directory: PathBuf, cpus: u32, pages: u64) -> Self {
         let cpu = |number: u32| Cpu {
             number,
@@ -68,19 +67,16 @@ impl FakeHost {
     }
 
     /// Whether the file of [`Self::watch_creation`] existed when RAM was last made.
-    #[must_use]
     pub fn was_there(&self) -> bool {
         self.state().watched.as_ref().is_some_and(|(_, there)| *there)
     }
 
     /// Returns the number of huge pages not in use.
-    #[must_use]
     pub fn free_pages(&self) -> u64 {
         self.state().free_pages
     }
 
     /// Returns the numbers of the CPUs that are online.
-    #[must_use]
     pub fn online(&self) -> Vec<u32> {
         self.state()
             .cpus

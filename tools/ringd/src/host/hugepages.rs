@@ -23,7 +23,7 @@ fn read(root: &Path, name: &str) -> Result<u64, RamError> {
             .parse()
             .map_err(|_| io::Error::other(format!("not a number: {text:?}")))
     });
-    number.map_err(|cause| RamError::File { path, cause })
+    number.map_err(|cause| RamError::file(&path, cause))
 }
 
 fn set_total(root: &Path, pages: u64) -> io::Result<()> {
@@ -56,7 +56,7 @@ pub fn ensure(root: &Path, wanted: u64) -> Result<u64, RamError> {
         }
         let total = read(root, "nr_hugepages")?.saturating_add(wanted.saturating_sub(now));
         let file = root.join(POOL).join("nr_hugepages");
-        set_total(root, total).map_err(|cause| RamError::File { path: file, cause })?;
+        set_total(root, total).map_err(|cause| RamError::file(&file, cause))?;
         now = available()?;
     }
     let added = read(root, "nr_hugepages")?.saturating_sub(before);
@@ -68,12 +68,9 @@ pub fn ensure(root: &Path, wanted: u64) -> Result<u64, RamError> {
 }
 
 /// Returns the bytes that root can give up without swapping.
-fn available_memory(root: &Path) -> Result<u64, RamError> {
+pub fn available_memory(root: &Path) -> Result<u64, RamError> {
     let path = root.join("proc/meminfo");
-    let failed = |cause| RamError::File {
-        path: path.clone(),
-        cause,
-    };
+    let failed = |cause| RamError::file(&path, cause);
     let text = fs::read_to_string(&path).map_err(failed)?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());

@@ -9,9 +9,12 @@ pub mod fake;
 pub mod hugepages;
 pub mod ram;
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 pub use cpus::Cpu;
 pub use ram::Ram;
@@ -50,7 +53,7 @@ pub trait Host: Send + Sync {
 }
 
 /// Why a zone gets no RAM.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, thiserror::Error, Serialize, Deserialize)]
 pub enum RamError {
     /// Not enough huge pages.
     #[error(
@@ -65,14 +68,6 @@ pub enum RamError {
         /// Pages that root could add.
         added: u64,
     },
-    /// A file cannot be used.
-    #[error("{path}: {cause}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        cause: io::Error,
-    },
     /// Guest RAM cannot be mapped.
     #[error("cannot map the guest's RAM: {0}")]
     Map(String),
@@ -81,14 +76,26 @@ pub enum RamError {
         "/proc/self/pagemap does not tell physical addresses: the daemon needs CAP_SYS_ADMIN to start a zone"
     )]
     HiddenAddresses,
-    /// The broker's error.
+    /// A file cannot be used, or the broker does not answer.
     #[error("{0}")]
-    Broker(String),
+    Other(String),
+}
+
+impl RamError {
+    /// Returns the error that guest RAM cannot be mapped.
+    pub fn map(cause: impl Display) -> Self {
+        Self::Map(cause.to_string())
+    }
+
+    /// Returns the error that a file cannot be used.
+    fn file(path: &Path, cause: impl Display) -> Self {
+        Self::Other(format!("{}: {cause}", path.display()))
+    }
 }
 
 impl From<io::Error> for RamError {
     fn from(error: io::Error) -> Self {
-        Self::Broker(error.to_string())
+        Self::Other(error.to_string())
     }
 }
 
@@ -99,7 +106,7 @@ pub struct Linux {
     /// Directory on hugetlbfs for the daemon's files.
     pub huge: PathBuf,
     /// Held while the pool of huge pages is counted and changed.
-    pool: std::sync::Mutex<()>,
+    pool: parking_lot::Mutex<()>,
 }
 
 impl Linux {
@@ -112,7 +119,7 @@ impl Linux {
         Ok(Self {
             root,
             huge,
-            pool: std::sync::Mutex::new(()),
+            pool: parking_lot::Mutex::new(()),
         })
     }
 
@@ -121,7 +128,7 @@ impl Linux {
     /// # Errors
     /// No huge page is left.
     pub fn shared_page(&self) -> Result<File, RamError> {
-        let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _pool = self.pool.lock();
         let path = self.huge.join("shared");
         let exists = path
             .metadata()
@@ -138,7 +145,7 @@ impl Linux {
     /// # Errors
     /// There are not enough huge pages; nothing is left.
     pub fn create_ram_file(&self, zone: &str, bytes: u64) -> Result<(File, Vec<u64>, u64), RamError> {
-        let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _pool = self.pool.lock();
         let path = self.ram_path(zone);
         // Left by a zone of that name if all daemons died.
         let _ = std::fs::remove_file(&path);
@@ -196,7 +203,7 @@ impl Host for Linux {
     }
 
     fn remove_ram(&self, zone: &str, added: u64) -> io::Result<()> {
-        let _pool = self.pool.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _pool = self.pool.lock();
         match std::fs::remove_file(self.ram_path(zone)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -47,10 +47,7 @@ pub struct Ram {
 /// # Errors
 /// The system refused; a file that was made is removed.
 pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError> {
-    let failed = |cause| RamError::File {
-        path: path.to_owned(),
-        cause,
-    };
+    let failed = |cause| RamError::file(path, cause);
     let file = File::options()
         .read(true)
         .write(true)
@@ -140,13 +137,11 @@ fn parts(size: usize, work: impl Fn(Range<usize>) -> bool + Sync) {
 
 /// Maps a file, shared and writable.
 fn region(file: File, bytes: u64, flags: MapFlags) -> Result<MmapRegion, RamError> {
-    let failed = |cause: String| RamError::Map(cause);
-    let size = usize::try_from(bytes).map_err(|error| failed(error.to_string()))?;
+    let size = usize::try_from(bytes).map_err(RamError::map)?;
     let bits = |bits: u32| i32::try_from(bits).unwrap_or(0);
     let protection = bits((ProtFlags::READ | ProtFlags::WRITE).bits());
     let flags = bits((MapFlags::SHARED | flags).bits());
-    MmapRegion::build(Some(FileOffset::new(file, 0)), size, protection, flags)
-        .map_err(|error| failed(error.to_string()))
+    MmapRegion::build(Some(FileOffset::new(file, 0)), size, protection, flags).map_err(RamError::map)
 }
 
 /// Maps a file as guest RAM.
@@ -154,11 +149,10 @@ fn region(file: File, bytes: u64, flags: MapFlags) -> Result<MmapRegion, RamErro
 /// # Errors
 /// The system refused.
 pub fn map(file: File, bytes: u64) -> Result<Ram, RamError> {
-    let failed = |cause: String| RamError::Map(cause);
     let region = region(file, bytes, MapFlags::POPULATE | MapFlags::NORESERVE)?;
     let region = GuestRegionMmap::new(region, GuestAddress(RAM_BASE))
-        .ok_or_else(|| failed("it does not fit into the address space".into()))?;
-    let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(|error| failed(error.to_string()))?;
+        .ok_or_else(|| RamError::map("it does not fit into the address space"))?;
+    let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(RamError::map)?;
     Ok(Ram {
         memory,
         bytes,
@@ -198,7 +192,7 @@ impl Ram {
             let address = base.saturating_add(usize::try_from(offset).unwrap_or(usize::MAX));
             let block = physical(address).map_err(|error| match error.kind() {
                 io::ErrorKind::PermissionDenied => RamError::HiddenAddresses,
-                _ => RamError::Map(error.to_string()),
+                _ => RamError::map(error),
             })?;
             self.blocks.push(block);
         }
@@ -207,11 +201,11 @@ impl Ram {
 
     /// Returns where it is mapped.
     fn base(&self) -> Result<*mut u8, RamError> {
-        let failed = || RamError::Map("it has no region".into());
-        let region = self.memory.iter().next().ok_or_else(failed)?;
+        let region = self.memory.iter().next();
+        let region = region.ok_or_else(|| RamError::map("it has no region"))?;
         region
             .get_host_address(MemoryRegionAddress(0))
-            .map_err(|error| RamError::Map(error.to_string()))
+            .map_err(RamError::map)
     }
 
     /// Copies `bytes` to `offset` from RAM's base.
@@ -220,9 +214,7 @@ impl Ram {
     /// They do not fit.
     pub fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), RamError> {
         let address = GuestAddress(RAM_BASE.saturating_add(offset));
-        self.memory
-            .write_slice(bytes, address)
-            .map_err(|error| RamError::Map(error.to_string()))
+        self.memory.write_slice(bytes, address).map_err(RamError::map)
     }
 
     /// Copies all of `content` to `offset` from RAM's base.
@@ -253,9 +245,7 @@ impl Ram {
     /// Not all of it is RAM.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), RamError> {
         let address = GuestAddress(RAM_BASE.saturating_add(offset));
-        self.memory
-            .read_slice(bytes, address)
-            .map_err(|error| RamError::Map(error.to_string()))
+        self.memory.read_slice(bytes, address).map_err(RamError::map)
     }
 
     /// Cleans and invalidates the data caches over all of it, so that a guest that starts with its caches off
@@ -264,7 +254,7 @@ impl Ram {
     /// # Errors
     /// It is not mapped.
     pub fn clean_caches(&self) -> Result<(), RamError> {
-        let len = usize::try_from(self.bytes).map_err(|error| RamError::Map(error.to_string()))?;
+        let len = usize::try_from(self.bytes).map_err(RamError::map)?;
         let base = self.base()? as usize;
         parts(len, |part| {
             clean_range(base.saturating_add(part.start), part.len());

@@ -9,29 +9,25 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::{Hypervisor, Refusal};
 
 fn header(op: Op, zone: u8, args: [u64; 4]) -> Header {
+    on_slot(op, zone, 0, args)
+}
+
+fn on_slot(op: Op, zone: u8, slot: u8, args: [u64; 4]) -> Header {
     Header {
         op: op as u32,
         zone: zone.into(),
+        slot: slot.into(),
         args,
         ..Header::default()
     }
 }
 
-/// A command without payload or result.
-fn plain(hv: &dyn Hypervisor, op: Op, zone: u8, args: [u64; 4]) -> Result<(), Refusal> {
-    hv.execute(header(op, zone, args), &[], &mut []).map(drop)
-}
-
-/// A command about a slot, without payload or result.
-fn on_slot(hv: &dyn Hypervisor, op: Op, zone: u8, slot: u8, args: [u64; 4]) -> Result<(), Refusal> {
-    let header = Header {
-        slot: slot.into(),
-        ..header(op, zone, args)
-    };
-    hv.execute(header, &[], &mut []).map(drop)
-}
-
 impl dyn Hypervisor + '_ {
+    /// Executes a command without payload and result.
+    fn plain(&self, header: Header) -> Result<(), Refusal> {
+        self.execute(header, &[], &mut []).map(drop)
+    }
+
     /// Creates a zone with CPUs that root has taken offline; returns its number.
     ///
     /// # Errors
@@ -82,10 +78,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn device_add(&self, zone: u8, slot: u8, spec: &DeviceSpec) -> Result<(), Refusal> {
-        let header = Header {
-            slot: slot.into(),
-            ..header(Op::DeviceAdd, zone, [0; 4])
-        };
+        let header = on_slot(Op::DeviceAdd, zone, slot, [0; 4]);
         self.execute(header, spec.as_bytes(), &mut []).map(drop)
     }
 
@@ -94,7 +87,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn zone_start(&self, zone: u8, entry: u64, x0: u64) -> Result<(), Refusal> {
-        plain(self, Op::ZoneStart, zone, [entry, x0, 0, 0])
+        self.plain(header(Op::ZoneStart, zone, [entry, x0, 0, 0]))
     }
 
     /// Begins to stop the zone.
@@ -102,7 +95,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn zone_stop(&self, zone: u8) -> Result<(), Refusal> {
-        plain(self, Op::ZoneStop, zone, [0; 4])
+        self.plain(header(Op::ZoneStop, zone, [0; 4]))
     }
 
     /// Destroys the zone: CPUs and memory are root's again.
@@ -110,7 +103,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn zone_destroy(&self, zone: u8) -> Result<(), Refusal> {
-        plain(self, Op::ZoneDestroy, zone, [0; 4])
+        self.plain(header(Op::ZoneDestroy, zone, [0; 4]))
     }
 
     /// Begins to pause the zone.
@@ -118,7 +111,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn zone_pause(&self, zone: u8) -> Result<(), Refusal> {
-        plain(self, Op::ZonePause, zone, [0; 4])
+        self.plain(header(Op::ZonePause, zone, [0; 4]))
     }
 
     /// Resumes a paused zone.
@@ -126,7 +119,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn zone_resume(&self, zone: u8) -> Result<(), Refusal> {
-        plain(self, Op::ZoneResume, zone, [0; 4])
+        self.plain(header(Op::ZoneResume, zone, [0; 4]))
     }
 
     /// Returns EL2's state of the zone.
@@ -145,10 +138,7 @@ impl dyn Hypervisor + '_ {
     /// EL2 refused.
     pub fn device_state(&self, zone: u8, slot: u8) -> Result<DeviceState, Refusal> {
         let mut state = DeviceState::new_zeroed();
-        let header = Header {
-            slot: slot.into(),
-            ..header(Op::DeviceState, zone, [0; 4])
-        };
+        let header = on_slot(Op::DeviceState, zone, slot, [0; 4]);
         self.execute(header, &[], state.as_mut_bytes())?;
         Ok(state)
     }
@@ -158,7 +148,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused; [`CommandStatus::Stale`] if another reset has begun since.
     pub fn device_quiesced(&self, zone: u8, slot: u8, generation: u64) -> Result<(), Refusal> {
-        on_slot(self, Op::DeviceQuiesced, zone, slot, [generation, 0, 0, 0])
+        self.plain(on_slot(Op::DeviceQuiesced, zone, slot, [generation, 0, 0, 0]))
     }
 
     /// Lets a queue's reset or disable complete.
@@ -166,13 +156,8 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused; [`CommandStatus::Stale`] if the device was reset since.
     pub fn queue_quiesced(&self, zone: u8, slot: u8, generation: u64, queue: u16) -> Result<(), Refusal> {
-        on_slot(
-            self,
-            Op::QueueQuiesced,
-            zone,
-            slot,
-            [generation, queue.into(), 0, 0],
-        )
+        let args = [generation, queue.into(), 0, 0];
+        self.plain(on_slot(Op::QueueQuiesced, zone, slot, args))
     }
 
     /// Sets DEVICE_NEEDS_RESET.
@@ -180,7 +165,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn device_needs_reset(&self, zone: u8, slot: u8) -> Result<(), Refusal> {
-        on_slot(self, Op::DeviceNeedsReset, zone, slot, [0; 4])
+        self.plain(on_slot(Op::DeviceNeedsReset, zone, slot, [0; 4]))
     }
 
     /// Changes bytes of a device's configuration space; the driver is notified if there is one.
@@ -188,19 +173,9 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn device_config(&self, zone: u8, slot: u8, offset: u16, bytes: &[u8]) -> Result<(), Refusal> {
-        let header = Header {
-            slot: slot.into(),
-            ..header(Op::DeviceConfig, zone, [offset.into(), bytes.len() as u64, 0, 0])
-        };
-        self.execute(header, bytes, &mut []).map(drop)
-    }
-
-    /// Removes a device.
-    ///
-    /// # Errors
-    /// EL2 refused.
-    pub fn device_remove(&self, zone: u8, slot: u8) -> Result<(), Refusal> {
-        on_slot(self, Op::DeviceRemove, zone, slot, [0; 4])
+        let args = [offset.into(), bytes.len() as u64, 0, 0];
+        self.execute(on_slot(Op::DeviceConfig, zone, slot, args), bytes, &mut [])
+            .map(drop)
     }
 
     /// Returns the number of events ever written to the zone's ring.
@@ -217,7 +192,7 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn trace(&self, mask: u32) -> Result<(), Refusal> {
-        plain(self, Op::Trace, 0, [mask.into(), 0, 0, 0])
+        self.plain(header(Op::Trace, 0, [mask.into(), 0, 0, 0]))
     }
 
     /// Sets EL2's log level, 1 (error) to 5 (trace).
@@ -225,6 +200,6 @@ impl dyn Hypervisor + '_ {
     /// # Errors
     /// EL2 refused.
     pub fn log_level(&self, level: u32) -> Result<(), Refusal> {
-        plain(self, Op::LogLevel, 0, [level.into(), 0, 0, 0])
+        self.plain(header(Op::LogLevel, 0, [level.into(), 0, 0, 0]))
     }
 }

@@ -8,14 +8,12 @@ use super::Hypervisor;
 
 impl dyn Hypervisor + '_ {
     /// Returns the counters of the CPU at this place in the information page; zeroes if there is none.
-    #[must_use]
     pub fn cpu_counters(&self, index: usize) -> CpuCounters {
         let words: [u64; CPU_WORDS] = self.words(counters::cpu(index));
         transmute!(words)
     }
 
     /// Returns the counters of a device.
-    #[must_use]
     pub fn device_counters(&self, zone: u8, slot: u8) -> DeviceCounters {
         let words: [u64; DEVICE_WORDS] = self.words(counters::device(zone, slot.into()));
         transmute!(words)
@@ -26,7 +24,6 @@ impl dyn Hypervisor + '_ {
     }
 
     /// Returns the number of records that a CPU has ever written to its trace buffer.
-    #[must_use]
     pub fn trace_head(&self, cpu: usize) -> u64 {
         counters::cpu(cpu).map_or(0, |offset| self.bar_word(offset + word::TRACE_HEAD * 8))
     }

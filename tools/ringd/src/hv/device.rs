@@ -4,9 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{Ordering, fence};
 
+use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
 use ringvirtio::ReadWidth;
 use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
@@ -14,48 +15,13 @@ use ringvisor::abi::{ABI_VERSION, MAGIC, doorbell, shared};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::mapping::{Bar, SharedPage};
-use super::pci::{self, Function, PciError};
+use super::pci::{self, Function};
 use super::{Hypervisor, Interrupt, Refusal};
 
 /// Offset of the command register in PCI configuration space.
 const PCI_COMMAND: u64 = 4;
 /// Its bit for memory decoding.
 const PCI_COMMAND_MEMORY: u16 = 1 << 1;
-
-/// Why the daemon cannot attach.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// No usable control device.
-    #[error(transparent)]
-    Pci(#[from] PciError),
-    /// A file cannot be opened or mapped.
-    #[error("{what}: {cause}")]
-    File {
-        /// Its purpose.
-        what: String,
-        /// The system's error.
-        cause: io::Error,
-    },
-    /// The device is not ringvisor's EL2.
-    #[error("the control device's information page begins with {0:#018x}, expected {MAGIC:#018x}")]
-    BadMagic(u64),
-    /// Daemon and EL2 have different versions.
-    #[error(
-        "EL2 speaks version {0} of the interface, this daemon version {ABI_VERSION}: use those of one release"
-    )]
-    Version(u32),
-    /// EL2 refuses the shared page.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// The store had no effect.
-    #[error("EL2 did not attach the shared page at {expected:#x}: its page is at {found:#x}")]
-    NotAttached {
-        /// Address of the daemon's page.
-        expected: u64,
-        /// Address of the page that EL2 has.
-        found: u64,
-    },
-}
 
 /// EL2 behind its control device.
 pub struct ControlDevice {
@@ -79,18 +45,18 @@ pub struct Prepared {
 /// returns the page's physical address from its virtual one.
 ///
 /// # Errors
-/// See [`AttachError`].
+/// There is none, its files cannot be used, or EL2 has another version.
 pub fn prepare(
     root: &Path,
     shared_file: &File,
     physical: impl Fn(usize) -> io::Result<u64>,
-) -> Result<Prepared, AttachError> {
+) -> anyhow::Result<Prepared> {
     let function = pci::claim(root)?;
     let sync = i32::try_from(rustix::fs::OFlags::SYNC.bits()).unwrap_or(0);
-    let bar = Bar::map(&open(&function.directory.join("resource0"), sync)?).map_err(|e| file("BAR 0", e))?;
+    let bar = Bar::map(&open(&function.directory.join("resource0"), sync)?).context("BAR 0")?;
     check_version(&bar)?;
-    let page = SharedPage::map(shared_file).map_err(|e| file("shared page", e))?;
-    let address = physical(page.address()).map_err(|e| file("/proc/self/pagemap", e))?;
+    let page = SharedPage::map(shared_file).context("shared page")?;
+    let address = physical(page.address()).context("/proc/self/pagemap")?;
     Ok(Prepared {
         bar,
         page,
@@ -103,8 +69,8 @@ impl Prepared {
     /// Donates the shared page to EL2: from now on this process is the daemon.
     ///
     /// # Errors
-    /// See [`AttachError`].
-    pub fn attach(self) -> Result<(ControlDevice, Interrupt), AttachError> {
+    /// Its files cannot be used, or EL2 refuses the page.
+    pub fn attach(self) -> anyhow::Result<(ControlDevice, Interrupt)> {
         let Self {
             bar,
             page,
@@ -131,7 +97,7 @@ impl Prepared {
         // would be an exit.
         config
             .write_all_at(&PCI_COMMAND_MEMORY.to_le_bytes(), PCI_COMMAND)
-            .map_err(|e| file("PCI command register", e))?;
+            .context("PCI command register")?;
         device.ring_doorbell(doorbell::PULSES, |bar, offset| bar.write_u32(offset, 1));
         let width = ReadWidth::Four;
         let cpu = File::open(irq_cpu).ok();
@@ -140,49 +106,41 @@ impl Prepared {
 }
 
 /// Checks that the last attach succeeded, with the page at `address`.
-fn check_attached(info: &InfoPage, address: u64) -> Result<(), AttachError> {
+fn check_attached(info: &InfoPage, address: u64) -> anyhow::Result<()> {
     if info.attach_status != CommandStatus::Ok as u32 {
-        return Err(AttachError::Refused(Refusal {
+        bail!(Refusal {
             op: None,
             status: info.attach_status,
             detail: info.attach_detail,
-        }));
-    }
-    if info.shared_pa != address {
-        return Err(AttachError::NotAttached {
-            expected: address,
-            found: info.shared_pa,
         });
+    }
+    let found = info.shared_pa;
+    if found != address {
+        bail!("EL2 did not attach the shared page at {address:#x}: its page is at {found:#x}");
     }
     Ok(())
 }
 
-fn file(what: &str, cause: io::Error) -> AttachError {
-    AttachError::File {
-        what: what.to_owned(),
-        cause,
-    }
-}
-
-fn open(path: &Path, flags: i32) -> Result<File, AttachError> {
+fn open(path: &Path, flags: i32) -> anyhow::Result<File> {
     let opened = OpenOptions::new()
         .read(true)
         .write(true)
         .custom_flags(flags)
         .open(path);
-    opened.map_err(|cause| file(&path.display().to_string(), cause))
+    opened.with_context(|| path.display().to_string())
 }
 
-/// Magic and version come first in the page and never move, so they can be checked before anything else is
-/// read.
-fn check_version(bar: &Bar) -> Result<(), AttachError> {
+/// Checks that the control device is that of an EL2 of this version.
+fn check_version(bar: &Bar) -> anyhow::Result<()> {
     let magic = bar.read_u64(0);
     if magic != MAGIC {
-        return Err(AttachError::BadMagic(magic));
+        bail!("the control device's information page begins with {magic:#018x}, expected {MAGIC:#018x}");
     }
     let version = bar.read_u64(8) as u32;
     if version != ABI_VERSION {
-        return Err(AttachError::Version(version));
+        bail!(
+            "EL2 speaks version {version} of the interface, this daemon version {ABI_VERSION}: use those of one release"
+        );
     }
     Ok(())
 }
@@ -218,7 +176,7 @@ impl Hypervisor for ControlDevice {
         if payload.len() > shared::PAYLOAD_SIZE || result.len() > shared::PAYLOAD_SIZE {
             return Err(too_large);
         }
-        let _slot = self.slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let _slot = self.slot.lock();
         // A status that EL2 never gives, so that a doorbell that did nothing is not taken for success.
         let header = Header {
             status: u32::MAX,

@@ -109,7 +109,6 @@ impl FakeEl2 {
     }
 
     /// Returns what is to be recorded.
-    #[must_use]
     pub fn trace_mask(&self) -> u32 {
         self.state().trace_mask
     }
@@ -135,13 +134,11 @@ impl FakeEl2 {
     }
 
     /// Returns the numbers of the zones that exist.
-    #[must_use]
     pub fn zones(&self) -> Vec<u8> {
         self.state().zones.keys().copied().collect()
     }
 
     /// Returns entry and x0 of each start of the zone.
-    #[must_use]
     pub fn starts(&self, zone: u8) -> Vec<(u64, u64)> {
         self.state()
             .zones
@@ -151,13 +148,11 @@ impl FakeEl2 {
     }
 
     /// Returns how often input was announced.
-    #[must_use]
     pub fn console_inputs(&self) -> u64 {
         self.state().console_inputs
     }
 
     /// Returns the input in the zone's console ring.
-    #[must_use]
     pub fn typed(&self, zone: u8) -> Vec<u8> {
         let Some(window) = self.shared.window(zone) else {
             return Vec::new();
@@ -167,7 +162,6 @@ impl FakeEl2 {
     }
 
     /// Returns the number of used buffer notifications of a device.
-    #[must_use]
     pub fn interrupts(&self, zone: u8, slot: u8) -> u64 {
         let state = self.state();
         let device = state.zones.get(&zone).and_then(|zone| zone.devices.get(&slot));
@@ -175,7 +169,6 @@ impl FakeEl2 {
     }
 
     /// Returns how often the daemon changed the device's configuration space.
-    #[must_use]
     pub fn config_changes(&self, zone: u8, slot: u8) -> u64 {
         let state = self.state();
         let device = state.zones.get(&zone).and_then(|zone| zone.devices.get(&slot));
@@ -232,7 +225,6 @@ impl FakeEl2 {
     }
 
     /// Returns the device's latched state.
-    #[must_use]
     pub fn device(&self, zone: u8, slot: u8) -> Option<DeviceState> {
         self.state()
             .zones

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use ringvisor::abi::{BAR_SIZE, shared};
 use ringvisor::ring::ZoneWindow;
@@ -87,51 +87,33 @@ impl SharedPage {
     }
 
     /// Returns the virtual address of the page.
-    #[must_use]
     pub fn address(&self) -> usize {
         self.0.base.as_ptr() as usize
     }
 
-    /// Returns `count` 64-bit words at `offset`, or `None` if that is outside of the page or misaligned.
-    #[must_use]
-    pub fn u64s(&self, offset: usize, count: usize) -> Option<&[AtomicU64]> {
-        let base = self.0.at(offset, count.checked_mul(8)?, 8)?;
-        // SAFETY: `at` checked that the words are inside of the mapping, which lives as long as `self`, and
-        // aligned (mappings are page-aligned). Atomics may be changed by others.
-        Some(unsafe { std::slice::from_raw_parts(base.cast(), count) })
-    }
-
-    /// Returns the 64-bit word at `offset`.
-    #[must_use]
-    pub fn u64_at(&self, offset: usize) -> Option<&AtomicU64> {
-        self.u64s(offset, 1)?.first()
-    }
-
     /// Returns the 32-bit word at `offset`.
-    #[must_use]
     pub fn u32_at(&self, offset: usize) -> Option<&AtomicU32> {
         let base = self.0.at(offset, 4, 4)?;
-        // SAFETY: as in `u64s`.
+        // SAFETY: `at` checked that the words are inside of the mapping, which lives as long as `self`, and
+        // aligned (mappings are page-aligned). Atomics may be changed by others.
         Some(unsafe { &*base.cast::<AtomicU32>() })
     }
 
     /// Returns `count` bytes at `offset`.
-    #[must_use]
     pub fn bytes(&self, offset: usize, count: usize) -> Option<&[AtomicU8]> {
         let base = self.0.at(offset, count, 1)?;
-        // SAFETY: as in `u64s`.
+        // SAFETY: as in `u32_at`.
         Some(unsafe { std::slice::from_raw_parts(base.cast(), count) })
     }
 
     /// Returns rings and console buffers of a zone.
-    #[must_use]
     pub fn window(&self, zone: u8) -> Option<&ZoneWindow> {
         let base = self.0.at(
             shared::zone_window(zone)?,
             size_of::<ZoneWindow>(),
             align_of::<ZoneWindow>(),
         )?;
-        // SAFETY: as in `u64s`; a window is made of atomics and their padding is atomics too.
+        // SAFETY: as in `u32_at`; a window is made of atomics and their padding is atomics too.
         Some(unsafe { &*base.cast::<ZoneWindow>() })
     }
 
@@ -167,7 +149,6 @@ impl Bar {
     }
 
     /// Returns the 64-bit word at `offset`, or 0 outside of the BAR, as reserved space reads.
-    #[must_use]
     pub fn read_u64(&self, offset: usize) -> u64 {
         let Some(word) = self.0.at(offset, 8, 8) else {
             return 0;
@@ -212,11 +193,11 @@ mod tests {
         page.read(0x1234, &mut back).unwrap();
         assert_eq!(&back, b"ringvisor");
         assert!(page.write(shared::SIZE - 1, b"ab").is_none());
-        assert!(page.u64s(shared::SIZE - 8, 2).is_none());
-        assert!(page.u64s(4, 1).is_none());
-        assert!(page.u64s(0, usize::MAX).is_none());
+        assert!(page.bytes(shared::SIZE - 8, 16).is_none());
+        assert!(page.u32_at(6).is_none());
+        assert!(page.bytes(1, usize::MAX).is_none());
         assert!(page.u32_at(usize::MAX - 1).is_none());
-        page.u64_at(8).unwrap().store(1, Ordering::Relaxed);
+        page.bytes(8, 1).unwrap()[0].store(1, Ordering::Relaxed);
         assert_eq!(page.u32_at(8).unwrap().load(Ordering::Relaxed), 1);
     }
 

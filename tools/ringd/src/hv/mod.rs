@@ -8,16 +8,28 @@ pub mod commands;
 pub mod counters;
 pub mod device;
 pub mod fake;
-mod interrupt;
 pub mod mapping;
 pub mod pci;
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
+
+use ringvirtio::ReadWidth;
 use ringvisor::abi::ZoneState;
 use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
 
-pub use interrupt::Interrupt;
 pub use mapping::SharedPage;
+
+/// The interrupt of the control device: what becomes readable when EL2 has an event.
+pub struct Interrupt {
+    /// `/dev/uioN`, or an eventfd.
+    pub fd: OwnedFd,
+    /// Bytes to read of it.
+    pub width: ReadWidth,
+    /// The file that names the CPU that takes it, if there is one: `/proc/irq/N/effective_affinity_list`.
+    pub cpu: Option<File>,
+}
 
 /// EL2, for the daemon. May be called from any thread.
 pub trait Hypervisor: Send + Sync {
@@ -58,10 +70,15 @@ pub struct Refusal {
 
 impl Refusal {
     /// Whether the cause is `status`.
-    #[must_use]
     pub fn is(&self, status: CommandStatus) -> bool {
         self.status == status as u32
     }
+}
+
+/// Returns the text in a field of EL2's that NUL ends.
+pub fn text(field: &[u8]) -> String {
+    let bytes = field.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn op_name(op: Option<Op>) -> String {

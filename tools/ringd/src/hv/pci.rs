@@ -3,10 +3,10 @@
 //! All paths are below a root directory, which the tests replace.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::{Context as _, anyhow, bail};
 use ringvisor::abi::{PCI_DEVICE, PCI_VENDOR};
 
 /// The driver that the control device is bound to.
@@ -26,48 +26,18 @@ pub struct Function {
     pub irq_cpu: PathBuf,
 }
 
-/// Why there is no control device to use.
-#[derive(Debug, thiserror::Error)]
-pub enum PciError {
-    /// EL2 is not there.
-    #[error(
-        "no PCI function {PCI_VENDOR:04x}:{PCI_DEVICE:04x} in {0}: this Linux does not run as ringvisor's root zone, \
-         or its kernel lacks pci-host-generic (CONFIG_PCI_HOST_GENERIC)"
-    )]
-    NoDevice(PathBuf),
-    /// uio_pci_generic could not be given the device.
-    #[error("cannot bind {device} to {DRIVER}: {cause} (is the module there? `modprobe {DRIVER}`)")]
-    Bind {
-        /// Directory of the function.
-        device: PathBuf,
-        /// The system's error.
-        cause: String,
-    },
-    /// A file of the function cannot be read or written.
-    #[error("{path}: {cause}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        cause: io::Error,
-    },
-}
-
 /// Finds the function below `root` (`/` outside of tests), binds it and enables its memory.
 ///
 /// # Errors
-/// See [`PciError`].
-pub fn claim(root: &Path) -> Result<Function, PciError> {
+/// There is none, or it cannot be bound or enabled.
+pub fn claim(root: &Path) -> anyhow::Result<Function> {
     let directory = find(root)?;
     bind(root, &directory)?;
     let enable = directory.join("enable");
     // Enables memory decoding; the kernel counts, so only if it is off.
-    let enabled = fs::read_to_string(&enable).map_err(|cause| PciError::File {
-        path: enable.clone(),
-        cause,
-    })?;
-    if enabled.trim() == "0" {
-        fs::write(&enable, "1").map_err(|cause| PciError::File { path: enable, cause })?;
+    let shown = || enable.display().to_string();
+    if fs::read_to_string(&enable).with_context(shown)?.trim() == "0" {
+        fs::write(&enable, "1").with_context(shown)?;
     }
     let uio = uio_node(root, &directory)?;
     let irq = fs::read_to_string(directory.join("irq")).unwrap_or_default();
@@ -86,13 +56,13 @@ pub fn claim(root: &Path) -> Result<Function, PciError> {
 ///
 /// # Errors
 /// It is not there.
-pub fn find(root: &Path) -> Result<PathBuf, PciError> {
+pub fn find(root: &Path) -> anyhow::Result<PathBuf> {
     let devices = root.join("sys/bus/pci/devices");
     let number = |path: PathBuf| {
         let text = fs::read_to_string(path).ok()?;
         u16::from_str_radix(text.trim().trim_start_matches("0x"), 16).ok()
     };
-    let entries = fs::read_dir(&devices).map_err(|_| PciError::NoDevice(devices.clone()))?;
+    let entries = fs::read_dir(&devices).into_iter().flatten();
     for entry in entries.flatten() {
         let device = entry.path();
         if number(device.join("vendor")) == Some(PCI_VENDOR)
@@ -101,21 +71,26 @@ pub fn find(root: &Path) -> Result<PathBuf, PciError> {
             return Ok(device);
         }
     }
-    Err(PciError::NoDevice(devices))
+    bail!(
+        "no PCI function {PCI_VENDOR:04x}:{PCI_DEVICE:04x} in {}: this Linux does not run as ringvisor's root zone, or \
+         its kernel lacks pci-host-generic (CONFIG_PCI_HOST_GENERIC)",
+        devices.display()
+    )
 }
 
 /// Returns the driver that a function is bound to.
-#[must_use]
 pub fn bound_to(device: &Path) -> Option<String> {
     let driver = fs::read_link(device.join("driver")).ok()?;
     Some(driver.file_name()?.to_string_lossy().into_owned())
 }
 
-fn bind(root: &Path, device: &Path) -> Result<(), PciError> {
-    let failed = |cause: String| PciError::Bind {
-        device: device.to_owned(),
-        cause,
-    };
+fn cannot_bind(device: &Path, cause: &str) -> anyhow::Error {
+    let device = device.display();
+    anyhow!("cannot bind {device} to {DRIVER}: {cause} (is the module there? `modprobe {DRIVER}`)")
+}
+
+fn bind(root: &Path, device: &Path) -> anyhow::Result<()> {
+    let failed = |cause: String| cannot_bind(device, &cause);
     match bound_to(device) {
         Some(driver) if driver == DRIVER => return Ok(()),
         Some(driver) => return Err(failed(format!("{driver} holds it"))),
@@ -142,22 +117,21 @@ fn bind(root: &Path, device: &Path) -> Result<(), PciError> {
 }
 
 /// Waits for the device node of the function's interrupt and returns it.
-fn uio_node(root: &Path, device: &Path) -> Result<PathBuf, PciError> {
-    let failed = |cause: &str| PciError::Bind {
-        device: device.to_owned(),
-        cause: cause.to_owned(),
-    };
+fn uio_node(root: &Path, device: &Path) -> anyhow::Result<PathBuf> {
     let directory = device.join("uio");
     let name = fs::read_dir(&directory)
         .ok()
         .and_then(|mut entries| entries.next()?.ok())
         .map(|entry| entry.file_name())
-        .ok_or_else(|| failed("the driver made no uio device"))?;
+        .ok_or_else(|| cannot_bind(device, "the driver made no uio device"))?;
     let node = root.join("dev").join(name);
     let deadline = Instant::now() + NODE_TIMEOUT;
     while !node.exists() {
         if Instant::now() > deadline {
-            return Err(failed(&format!("{} does not appear", node.display())));
+            return Err(cannot_bind(
+                device,
+                &format!("{} does not appear", node.display()),
+            ));
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -1,7 +1,8 @@
 //! [`Drain`]: counts queues that are leaving the reactor, and calls back when all have left.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ringvirtio::Callback;
 
 /// Counts the queues of a device that are leaving the reactor.
@@ -19,7 +20,7 @@ pub(super) struct Leaving(Drain);
 
 impl Drain {
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.0.lock())
     }
 
     /// Counts one more queue that is leaving.

@@ -16,23 +16,23 @@ pub mod served;
 mod table;
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use ringvirtio::{Reactor, ReactorHandle, ReactorOptions};
 use ringvisor::abi::MAX_ZONES;
 use ringvisor::ring::Consumer;
 
 use crate::console::Console;
+use crate::device::context::Wake;
 use crate::device::{Device, QueueSnapshot};
 use crate::hv::{Hypervisor, Interrupt, Refusal};
 use counters::RingCounters;
 use rings::Rings;
 use served::ServedDevice;
-use table::{Table, ZoneIo, lock};
-
-pub use table::ZoneEvent;
+use table::{Table, ZoneIo};
 
 /// The reactor as control threads see it.
 pub struct Io {
@@ -79,7 +79,7 @@ impl Io {
         number: u8,
         console: Arc<Console>,
         devices: Vec<ServedDevice>,
-        changed: ZoneEvent,
+        changed: Wake,
         takeover: bool,
     ) -> Result<(), Refusal> {
         let hv: &dyn Hypervisor = &*self.hv;
@@ -100,7 +100,7 @@ impl Io {
         // The reactor may be asleep already: EL2 raises the interrupt for what comes from now on. A new ring
         // is empty.
         let _ = zone.consumer.prepare_to_sleep(&window.ring());
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         // At most one of a number.
         table.retain(|zone| zone.number != number);
         table.push(zone);
@@ -227,7 +227,6 @@ impl Io {
     }
 
     /// Returns an open device.
-    #[must_use]
     pub fn device(&self, number: u8, slot: u8) -> Option<Device> {
         self.with_device(number, slot, |device, _| device.device().clone())
     }
@@ -242,7 +241,7 @@ impl Io {
 
     /// Removes the zone, after its last console output.
     pub fn remove_zone(&self, number: u8) {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         let place = table.iter().position(|zone| zone.number == number);
         let zone = place.map(|place| table.swap_remove(place));
         drop(table);
@@ -252,13 +251,11 @@ impl Io {
     }
 
     /// Returns what the reactor has taken off the rings.
-    #[must_use]
     pub fn ring_counters(&self) -> &RingCounters {
         &self.counters
     }
 
     /// Returns the queues of a device with their counters.
-    #[must_use]
     pub fn snapshots(&self, number: u8, slot: u8) -> Vec<QueueSnapshot> {
         self.with_device(number, slot, |device, _| device.snapshots())
             .unwrap_or_default()
@@ -267,7 +264,7 @@ impl Io {
     /// Ends the reactor; all queues are quiesced before.
     pub fn stop(&self) {
         self.reactor.stop();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
@@ -287,7 +284,8 @@ impl Io {
     }
 
     fn with<T>(&self, number: u8, act: impl FnOnce(&mut ZoneIo) -> T) -> Option<T> {
-        lock(&self.table)
+        self.table
+            .lock()
             .iter_mut()
             .find(|zone| zone.number == number)
             .map(act)

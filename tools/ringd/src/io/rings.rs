@@ -9,8 +9,8 @@ use ringvirtio::{Commands, EventSource};
 use ringvisor::abi::shared;
 
 use super::affinity::Affinity;
-use super::counters::{RingCounters, add};
-use super::table::{Table, lock};
+use super::counters::RingCounters;
+use super::table::Table;
 use crate::hv::Hypervisor;
 
 /// The rings of all zones.
@@ -44,7 +44,7 @@ impl Rings {
 impl EventSource for Rings {
     fn on_wakeup(&mut self) {
         self.woken = true;
-        add(&self.counters.wakeups, 1);
+        self.counters.wakeups.add(1);
     }
 
     fn preferred_cpu(&mut self) -> Option<Option<usize>> {
@@ -53,18 +53,18 @@ impl EventSource for Rings {
 
     fn collect(&mut self, commands: &mut Commands) {
         let mut taken = 0;
-        for zone in lock(&self.table).iter_mut() {
+        for zone in self.table.lock().iter_mut() {
             taken += zone.collect(&self.hv, commands, &self.counters);
         }
-        add(&self.counters.rounds, 1);
-        add(&self.counters.entries, taken);
+        self.counters.rounds.add(1);
+        self.counters.entries.add(taken);
         if std::mem::take(&mut self.woken) && taken == 0 {
-            add(&self.counters.spurious_wakeups, 1);
+            self.counters.spurious_wakeups.add(1);
         }
     }
 
     fn has_events(&self) -> bool {
-        lock(&self.table).iter().any(|zone| {
+        self.table.lock().iter().any(|zone| {
             let window = self.hv.shared().window(zone.number);
             zone.refresh || window.is_some_and(|window| zone.consumer.peek(&window.ring()).is_some())
         })
@@ -76,14 +76,14 @@ impl EventSource for Rings {
         } else {
             &self.counters.polls_without_work
         };
-        add(counter, 1);
+        counter.add(1);
         let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        add(&self.counters.polling_ns, time);
+        self.counters.polling_ns.add(time);
     }
 
     fn arm(&mut self) -> bool {
         let mut more = false;
-        for zone in lock(&self.table).iter_mut() {
+        for zone in self.table.lock().iter_mut() {
             if let Some(window) = self.hv.shared().window(zone.number) {
                 more |= !zone.consumer.prepare_to_sleep(&window.ring()) || zone.refresh;
             }
@@ -92,7 +92,7 @@ impl EventSource for Rings {
     }
 
     fn disarm(&mut self) {
-        for zone in lock(&self.table).iter() {
+        for zone in self.table.lock().iter() {
             let armed = armed_offset(zone.number).and_then(|offset| self.hv.shared().u32_at(offset));
             if let Some(armed) = armed {
                 // A swap, as the consumer's own: see `ringvisor::ring`, "Orderings".

@@ -70,7 +70,6 @@ struct ServedQueue {
 
 impl ServedDevice {
     /// Returns a device none of whose queues is set up.
-    #[must_use]
     pub fn new(parts: DeviceParts) -> Self {
         let queues = (0..parts.queues.min(MAX_QUEUES))
             .map(|_| ServedQueue::default())
@@ -85,13 +84,11 @@ impl ServedDevice {
     }
 
     /// Returns its slot.
-    #[must_use]
     pub const fn slot(&self) -> u8 {
         self.parts.slot
     }
 
     /// Returns the queue with this number, if it is served.
-    #[must_use]
     pub fn queue(&self, number: u8) -> Option<QueueId> {
         self.queues.get(usize::from(number))?.id
     }
@@ -132,7 +129,6 @@ impl ServedDevice {
     }
 
     /// Returns the open device.
-    #[must_use]
     pub const fn device(&self) -> &Device {
         &self.parts.device
     }
@@ -253,7 +249,6 @@ impl ServedDevice {
     }
 
     /// Returns its queues that are or were in use, with their counters.
-    #[must_use]
     pub fn snapshots(&self) -> Vec<QueueSnapshot> {
         let one = |(queue, served): (usize, &ServedQueue)| {
             Some(QueueSnapshot {

@@ -1,27 +1,21 @@
 //! [`ZoneIo`]: a zone as the reactor's thread serves it: its ring, devices and console.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use ringvirtio::{Commands, trace};
 use ringvisor::ring::{Consumer, Entry};
 
-use super::counters::{RingCounters, add};
+use super::counters::RingCounters;
 use super::served::ServedDevice;
 use crate::console::Console;
+use crate::device::context::Wake;
 use crate::hv::Hypervisor;
-
-/// Called on the reactor's thread when a zone's state has changed; must not block.
-pub type ZoneEvent = Box<dyn Fn() + Send>;
 
 /// The zones there are, in no order: the reactor goes through them several times a round. It takes the lock
 /// each time, and control threads take it briefly; the command slot's lock and consoles' locks are taken
 /// inside.
 pub type Table = Mutex<Vec<ZoneIo>>;
-
-/// Locks the table.
-pub fn lock(table: &Table) -> MutexGuard<'_, Vec<ZoneIo>> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// No notification waits for longer, in nanoseconds: an hour.
 const LONGEST: u64 = 3_600_000_000_000;
@@ -37,7 +31,7 @@ pub struct ZoneIo {
     /// Where its output goes.
     pub console: Arc<Console>,
     /// Notifies the zone's thread.
-    pub changed: ZoneEvent,
+    pub changed: Wake,
     /// Whether the ring was taken over: everything counts as changed.
     pub refresh: bool,
     /// Whether its queues are being removed; none is added any more.
@@ -78,7 +72,7 @@ impl ZoneIo {
             taken += 1;
             match entry {
                 Entry::Notify { slot, queue } => {
-                    add(&counters.notifications, 1);
+                    counters.notifications.add(1);
                     if let Some(id) = self.device(slot).and_then(|device| device.queue(queue)) {
                         match window.notified_at(slot, queue).and_then(ago) {
                             Some(ago) => commands.notified(id, ago),

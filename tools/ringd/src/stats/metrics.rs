@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry as Metrics;
 
@@ -81,7 +81,6 @@ fn respond(stream: &mut TcpStream, status: &str, kind: &str, body: &str) -> io::
 }
 
 /// Returns the report in the text format of OpenMetrics.
-#[must_use]
 pub fn text(report: StatsReport) -> String {
     let mut metrics = Metrics::with_prefix("ringvisor");
     metrics.register_collector(Box::new(Report(report)));
@@ -105,36 +104,24 @@ impl Collector for Report {
     }
 }
 
-fn counter(
+fn counter<N: EncodeCounterValue>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    rows: impl IntoIterator<Item = Row>,
+    rows: impl IntoIterator<Item = (Labels, N)>,
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (labels, value) in rows {
         metric
             .encode_family(&labels)?
-            .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+            .encode_counter::<NoLabelSet, N, u64>(&value, None)?;
     }
     Ok(())
 }
 
-/// As [`counter`], of nanoseconds shown as seconds.
-fn seconds(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    help: &str,
-    rows: impl IntoIterator<Item = Row>,
-) -> fmt::Result {
-    let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in rows {
-        let value = value as f64 / 1e9;
-        metric
-            .encode_family(&labels)?
-            .encode_counter::<NoLabelSet, f64, u64>(&value, None)?;
-    }
-    Ok(())
+/// Returns a row of nanoseconds as one of seconds.
+fn in_seconds((labels, nanoseconds): Row) -> (Labels, f64) {
+    (labels, nanoseconds as f64 / 1e9)
 }
 
 fn gauge(
@@ -181,12 +168,8 @@ fn cpus(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resul
         "Exits to EL2 by reason",
         by(|cpu| &cpu.exits, "reason"),
     )?;
-    seconds(
-        encoder,
-        "el2_seconds",
-        "Time spent at EL2 by reason",
-        by(|cpu| &cpu.el2_ns, "reason"),
-    )?;
+    let el2 = by(|cpu| &cpu.el2_ns, "reason").into_iter().map(in_seconds);
+    counter(encoder, "el2_seconds", "Time spent at EL2 by reason", el2)?;
     counter(
         encoder,
         "el2_events",
@@ -221,7 +204,10 @@ fn zones(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resu
         "Accesses of the zone's answered by an external abort",
         aborts,
     )?;
-    let restarts = report.zones.iter().map(|zone| (name(zone), zone.restarts.into()));
+    let restarts = report
+        .zones
+        .iter()
+        .map(|zone| (name(zone), u64::from(zone.restarts)));
     counter(
         encoder,
         "zone_restarts",
@@ -317,47 +303,47 @@ fn buckets(latency: &Latency) -> Vec<(f64, u64)> {
 }
 
 fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
-    let daemon = &report.daemon;
-    for (name, help, value) in [
+    let count = |name: &str| report.daemon.count(name);
+    for (name, key, help) in [
         (
             "bells",
+            "bells",
             "Interrupts of the control device that EL2 raised",
-            daemon.bells,
         ),
         (
             "daemon_wakeups",
+            "wakeups",
             "Interrupts of the control device that the daemon took",
-            daemon.wakeups,
         ),
         (
             "daemon_spurious_wakeups",
+            "spurious_wakeups",
             "Wake-ups after which no ring had an event",
-            daemon.spurious_wakeups,
         ),
         (
             "daemon_polled",
+            "polled",
             "Times that busy polling before going to sleep found something",
-            daemon.polled,
         ),
         (
             "daemon_polled_in_vain",
+            "polled_in_vain",
             "Times that busy polling before going to sleep found nothing",
-            daemon.polls_without_work,
         ),
         (
             "daemon_polling_nanoseconds",
+            "polling_ns",
             "Time that the daemon spent busy polling before going to sleep",
-            daemon.polling_ns,
         ),
-        ("daemon_rounds", "Rounds of the reactor", daemon.rounds),
-        ("daemon_entries", "Entries taken off the rings", daemon.entries),
+        ("daemon_rounds", "rounds", "Rounds of the reactor"),
+        ("daemon_entries", "entries", "Entries taken off the rings"),
     ] {
-        counter(encoder, name, help, [(Vec::new(), value)])?;
+        counter(encoder, name, help, [(Vec::new(), count(key))])?;
     }
-    let times = [("user", daemon.user_ns), ("system", daemon.system_ns)];
-    let times = times.map(|(mode, value)| (vec![("mode", mode.to_owned())], value));
-    seconds(encoder, "daemon_cpu_seconds", "CPU time of the daemon", times)?;
-    let memory = [(Vec::new(), daemon.max_rss_bytes as f64)];
+    let times = [("user", count("user_ns")), ("system", count("system_ns"))];
+    let times = times.map(|(mode, value)| in_seconds((vec![("mode", mode.to_owned())], value)));
+    counter(encoder, "daemon_cpu_seconds", "CPU time of the daemon", times)?;
+    let memory = [(Vec::new(), count("max_rss_bytes") as f64)];
     gauge(
         encoder,
         "daemon_max_rss_bytes",

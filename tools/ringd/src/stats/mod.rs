@@ -6,14 +6,14 @@
 pub mod metrics;
 
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use ringvisor::abi::counters::{CpuCounters, CpuEvent, Exit};
 use ringvisor::abi::info::OWNER_NONE;
 use serde::{Deserialize, Serialize};
 
-use crate::device::report::{Counts, DeviceReports, DeviceStats};
+use crate::device::report::{Counts, DeviceReports, DeviceStats, counts};
+use crate::hv;
 use crate::zone::registry::Registry;
 use crate::zone::{Status, observe};
 
@@ -45,33 +45,18 @@ pub struct DaemonStats {
     pub el2_version: String,
     /// Its process.
     pub pid: u32,
-    /// Interrupts of the control device that EL2 raised since boot, for this daemon or an earlier one.
-    pub bells: u64,
-    /// Interrupts of the control device that it took.
-    pub wakeups: u64,
-    /// Those after which no ring had an event.
-    pub spurious_wakeups: u64,
-    /// Times that busy polling before going to sleep found something.
-    #[serde(default)]
-    pub polled: u64,
-    /// Times that busy polling found nothing.
-    #[serde(default, rename = "polled_in_vain")]
-    pub polls_without_work: u64,
-    /// Time spent busy polling.
-    #[serde(default)]
-    pub polling_ns: u64,
-    /// Rounds of the reactor.
-    pub rounds: u64,
-    /// Events taken off the rings.
-    pub entries: u64,
-    /// Those that were notifications.
-    pub notifications: u64,
-    /// CPU time in user space.
-    pub user_ns: u64,
-    /// CPU time in the kernel.
-    pub system_ns: u64,
-    /// Most memory that it has used, in bytes.
-    pub max_rss_bytes: u64,
+    /// Counters by name: those of [`crate::io::counters`]; `bells`: interrupts of the control device that EL2
+    /// raised since boot, for this daemon or an earlier one; `user_ns`, `system_ns`: CPU time;
+    /// `max_rss_bytes`: most memory that it has used.
+    #[serde(flatten)]
+    pub counts: Counts,
+}
+
+impl DaemonStats {
+    /// Returns a counter; 0 if there is none of that name.
+    pub fn count(&self, name: &str) -> u64 {
+        self.counts.get(name).copied().unwrap_or(0)
+    }
 }
 
 /// A zone.
@@ -115,14 +100,12 @@ pub struct CpuStats {
 }
 
 /// Returns ticks of a counter with this frequency in nanoseconds.
-#[must_use]
 pub fn nanoseconds(ticks: u64, frequency: u64) -> u64 {
     let wide = u128::from(ticks) * 1_000_000_000 / u128::from(frequency.max(1));
     u64::try_from(wide).unwrap_or(u64::MAX)
 }
 
 /// Reads all counters.
-#[must_use]
 pub fn collect(registry: &Registry) -> StatsReport {
     let context = registry.context();
     let hv = context.el2();
@@ -166,13 +149,18 @@ pub fn collect(registry: &Registry) -> StatsReport {
         };
         devices.add(stats, &device.config);
     }
-    let version = page.version.split(|byte| *byte == 0).next().unwrap_or_default();
+    let daemon = usage()
+        .into_iter()
+        .chain([("bells", page.event_interrupts.into())]);
+    let rings = context.io.ring_counters().snapshot();
+    let daemon = daemon.chain(rings.counters());
     StatsReport {
         time_ns: u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX),
         daemon: DaemonStats {
-            el2_version: String::from_utf8_lossy(version).into_owned(),
-            bells: page.event_interrupts.into(),
-            ..daemon_stats(registry)
+            version: env!("CARGO_PKG_VERSION").into(),
+            el2_version: hv::text(&page.version),
+            pid: std::process::id(),
+            counts: counts(daemon),
         },
         zones: zone_stats.collect(),
         cpus: cpus.collect(),
@@ -180,37 +168,17 @@ pub fn collect(registry: &Registry) -> StatsReport {
     }
 }
 
-fn daemon_stats(registry: &Registry) -> DaemonStats {
-    let rings = registry.context().io.ring_counters();
-    let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let usage = usage();
-    DaemonStats {
-        version: env!("CARGO_PKG_VERSION").into(),
-        pid: std::process::id(),
-        wakeups: get(&rings.wakeups),
-        spurious_wakeups: get(&rings.spurious_wakeups),
-        polled: get(&rings.polled),
-        polls_without_work: get(&rings.polls_without_work),
-        polling_ns: get(&rings.polling_ns),
-        rounds: get(&rings.rounds),
-        entries: get(&rings.entries),
-        notifications: get(&rings.notifications),
-        user_ns: usage.user_ns,
-        system_ns: usage.system_ns,
-        max_rss_bytes: usage.max_rss_bytes,
-        ..DaemonStats::default()
-    }
-}
-
 fn cpu_stats(counters: &CpuCounters, frequency: u64) -> CpuStats {
-    let by_exit = |values: &[u64]| -> Counts {
-        let named = Exit::ALL.iter().zip(values);
-        named
-            .map(|(exit, value)| (exit.name().to_owned(), *value))
-            .collect()
+    let by_exit = |values: &[u64]| {
+        counts(
+            Exit::ALL
+                .iter()
+                .map(|exit| exit.name())
+                .zip(values.iter().copied()),
+        )
     };
     let nanoseconds_of = counters.ticks.map(|ticks| nanoseconds(ticks, frequency));
-    let events = CpuEvent::ALL.iter().zip(counters.events);
+    let events = CpuEvent::ALL.iter().map(|event| event.name());
     CpuStats {
         exits: by_exit(&counters.exits),
         el2_ns: by_exit(&nanoseconds_of),
@@ -218,22 +186,13 @@ fn cpu_stats(counters: &CpuCounters, frequency: u64) -> CpuStats {
         longest_exit: Exit::from_number(counters.longest_exit)
             .filter(|_| counters.longest > 0)
             .map(|exit| exit.name().to_owned()),
-        events: events
-            .map(|(event, value)| (event.name().to_owned(), value))
-            .collect(),
+        events: counts(events.zip(counters.events)),
         ..CpuStats::default()
     }
 }
 
-/// What this process has used; zero where /proc cannot be read.
-#[derive(Default)]
-struct Usage {
-    user_ns: u64,
-    system_ns: u64,
-    max_rss_bytes: u64,
-}
-
-fn usage() -> Usage {
+/// Returns what this process has used; zero where /proc cannot be read.
+fn usage() -> [(&'static str, u64); 3] {
     /// Nanoseconds of the unit in which Linux reports CPU times (USER_HZ is 100 everywhere).
     const TICK: u64 = 10_000_000;
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -249,11 +208,11 @@ fn usage() -> Usage {
     let kib: u64 = peak
         .and_then(|line| line.split_whitespace().next()?.parse().ok())
         .unwrap_or(0);
-    Usage {
-        user_ns: times.next().unwrap_or(0),
-        system_ns: times.next().unwrap_or(0),
-        max_rss_bytes: kib * 1024,
-    }
+    [
+        ("user_ns", times.next().unwrap_or(0)),
+        ("system_ns", times.next().unwrap_or(0)),
+        ("max_rss_bytes", kib * 1024),
+    ]
 }
 
 #[cfg(test)]

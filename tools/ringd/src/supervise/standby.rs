@@ -30,7 +30,6 @@ pub struct Program {
 
 impl Program {
     /// Returns the program in the file at `path` now.
-    #[must_use]
     pub fn at(path: &Path) -> Self {
         let identity = |file: fs::Metadata| {
             (
@@ -67,7 +66,6 @@ pub struct Reserve {
 
 impl Reserve {
     /// Returns a place without a standby. `arguments` are the daemon's.
-    #[must_use]
     pub fn new(arguments: &[String]) -> Self {
         Self {
             arguments: ["--standby".to_owned()]

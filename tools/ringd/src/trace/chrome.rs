@@ -6,7 +6,6 @@
 
 use std::io::{self, Write};
 
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::join::Joined;
@@ -22,33 +21,6 @@ const ZONES: usize = 100;
 /// of ours is either.
 const fn thread(pid: usize, number: usize) -> usize {
     pid * 1000 + number
-}
-
-/// One event; fields are named as the format names them.
-#[derive(Serialize)]
-struct Entry<'a> {
-    name: &'a str,
-    cat: &'a str,
-    ph: &'a str,
-    /// Microseconds.
-    ts: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dur: Option<f64>,
-    pid: usize,
-    tid: usize,
-    /// Number of an asynchronous slice in its process.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    id2: Option<Local<'a>>,
-    /// Scope of an instant: its thread.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    s: Option<&'a str>,
-    #[serde(skip_serializing_if = "Value::is_null")]
-    args: Value,
-}
-
-#[derive(Serialize)]
-struct Local<'a> {
-    local: &'a str,
 }
 
 struct Writer<'a, W> {
@@ -67,7 +39,7 @@ impl<W: Write> Writer<'_, W> {
         ticks as f64 * 1e6 / self.trace.frequency.max(1) as f64
     }
 
-    fn put(&mut self, entry: &impl Serialize) -> io::Result<()> {
+    fn put(&mut self, entry: &Value) -> io::Result<()> {
         let between: &[u8] = if std::mem::take(&mut self.first) {
             b"\n"
         } else {
@@ -86,65 +58,53 @@ impl<W: Write> Writer<'_, W> {
             Source::Cpu(cpu) => (EL2, thread(EL2, cpu)),
             Source::Thread(number) => (DAEMON, thread(DAEMON, number)),
         };
-        let about = json!({"zone": event.zone, "slot": event.slot, "queue": event.queue});
-        let (name, ph, dur, args) = match event.step {
-            Step::Exit(exit, ticks) => (
-                exit.name(),
-                "X",
-                Some(self.length(ticks.into())),
-                json!({"zone": event.zone}),
-            ),
-            Step::Notify => ("notify", "i", None, about),
-            Step::Ring => ("ring", "i", None, about),
-            Step::EventInterrupt => ("bell", "i", None, Value::Null),
-            Step::Doorbell => ("doorbell", "i", None, about),
-            Step::Inject(intid) => ("inject", "i", None, json!({"zone": event.zone, "intid": intid})),
-            Step::Acknowledge => ("acknowledge", "i", None, about),
+        let ts = self.time(event.stamp);
+        if let Step::Exit(exit, ticks) = event.step {
+            return self.put(&json!({
+                "name": exit.name(), "cat": "exit", "ph": "X", "ts": ts, "dur": self.length(ticks.into()),
+                "pid": pid, "tid": tid, "args": {"zone": event.zone},
+            }));
+        }
+        let mut about = json!({"zone": event.zone, "slot": event.slot, "queue": event.queue});
+        let name = match event.step {
+            Step::Exit(exit, _) => exit.name(),
+            Step::Notify => "notify",
+            Step::Ring => "ring",
+            Step::EventInterrupt => {
+                about = json!({});
+                "bell"
+            }
+            Step::Doorbell => "doorbell",
+            Step::Inject(intid) => {
+                about = json!({"zone": event.zone, "intid": intid});
+                "inject"
+            }
+            Step::Acknowledge => "acknowledge",
             Step::Daemon(kind) => {
-                let mut about = about;
-                if let Some(about) = about.as_object_mut() {
-                    about.insert("head".into(), event.value.into());
-                }
-                (daemon_name(kind), "i", None, about)
+                about["head"] = event.value.into();
+                daemon_name(kind)
             }
         };
-        self.put(&Entry {
-            name,
-            cat: if dur.is_some() { "exit" } else { "step" },
-            ph,
-            ts: self.time(event.stamp),
-            dur,
-            pid,
-            tid,
-            id2: None,
-            s: dur.is_none().then_some("t"),
-            args,
-        })
+        self.put(&json!({
+            "name": name, "cat": "step", "ph": "i", "s": "t", "ts": ts, "pid": pid, "tid": tid, "args": about,
+        }))
     }
 
     /// Returns the begin (`b`) or the end (`e`) of a span of `id`. Viewers sort by time and keep the order of
     /// the file where times are equal, so a span that ends with the one around it is to be ended first.
     fn edge(
         &mut self,
-        ph: &'static str,
+        ph: &str,
         pid: usize,
         id: &str,
         name: &str,
         stamp: u64,
         args: Value,
     ) -> io::Result<()> {
-        self.put(&Entry {
-            name,
-            cat: "request",
-            ph,
-            ts: self.time(stamp),
-            dur: None,
-            pid,
-            tid: thread(pid, 0),
-            id2: Some(Local { local: id }),
-            s: None,
-            args,
-        })
+        self.put(&json!({
+            "name": name, "cat": "request", "ph": ph, "ts": self.time(stamp), "pid": pid, "tid": thread(pid, 0),
+            "id2": {"local": id}, "args": args,
+        }))
     }
 }
 
@@ -204,11 +164,11 @@ pub fn write(trace: &Trace, joined: &Joined, output: impl Write) -> io::Result<(
         writer.edge("b", pid, &id, &name, begin, json!({"head": request.head}))?;
         let mut before = begin;
         for (point, stamp) in request.points().skip(1) {
-            writer.edge("b", pid, &id, point.name(), before, Value::Null)?;
-            writer.edge("e", pid, &id, point.name(), stamp, Value::Null)?;
+            writer.edge("b", pid, &id, point.name(), before, json!({}))?;
+            writer.edge("e", pid, &id, point.name(), stamp, json!({}))?;
             before = stamp;
         }
-        writer.edge("e", pid, &id, &name, end, Value::Null)?;
+        writer.edge("e", pid, &id, &name, end, json!({}))?;
     }
     let other = json!({"lost": trace.lost, "unfinished": joined.unfinished});
     write!(writer.output, "\n],\"otherData\":{other}}}\n")

@@ -66,7 +66,6 @@ impl Point {
     ];
 
     /// Returns its name for people.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Notify => "notify trap",
@@ -112,7 +111,6 @@ impl Request {
     }
 
     /// Returns when it passed a point.
-    #[must_use]
     pub fn get(&self, point: Point) -> Option<u64> {
         self.at.get(point as usize).copied().flatten()
     }
@@ -125,7 +123,6 @@ impl Request {
     }
 
     /// Returns the time from its first to its last point.
-    #[must_use]
     pub fn ticks(&self) -> u64 {
         let first = self.points().next().map_or(0, |(_, stamp)| stamp);
         let last = self.points().last().map_or(0, |(_, stamp)| stamp);
@@ -174,7 +171,6 @@ struct Joiner {
 }
 
 /// Joins the events of a sorted trace.
-#[must_use]
 pub fn join(trace: &Trace) -> Joined {
     let mut joiner = Joiner::default();
     for event in &trace.events {

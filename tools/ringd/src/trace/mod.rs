@@ -89,7 +89,6 @@ pub struct Event {
 
 impl Event {
     /// Decodes a record of a [`Chunk`]; returns `None` if it is not understood.
-    #[must_use]
     pub fn parse((who, stamp, word): (usize, u64, u64)) -> Option<Self> {
         let [kind, zone, slot, queue, v0, v1, v2, v3] = word.to_le_bytes();
         let value = u32::from_le_bytes([v0, v1, v2, v3]);
@@ -143,16 +142,6 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Returns an empty trace.
-    #[must_use]
-    pub fn new(start: &TraceStart) -> Self {
-        Self {
-            frequency: start.frequency,
-            cpus: start.cpus,
-            ..Self::default()
-        }
-    }
-
     /// Adds records.
     pub fn add(&mut self, chunk: Chunk) {
         self.events

@@ -3,25 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use anyhow::Context as _;
 use ringvirtio::trace::Ring;
 use ringvisor::abi::MAX_CPUS;
 use ringvisor::abi::trace::ALL;
 
 use super::{Chunk, TraceStart};
-use crate::hv::{Hypervisor, Refusal};
+use crate::hv::Hypervisor;
 
 static BUSY: AtomicBool = AtomicBool::new(false);
-
-/// Why nothing is recorded.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// Another client records.
-    #[error("a trace is being recorded already; there can be only one at a time")]
-    Busy,
-    /// EL2 does not record.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-}
 
 /// Holds the right to record.
 struct Claim;
@@ -58,9 +48,10 @@ impl Recorder {
     /// Begins to record.
     ///
     /// # Errors
-    /// See [`RecordError`].
-    pub fn start(hv: Arc<dyn Hypervisor>) -> Result<Self, RecordError> {
-        let claim = Claim::new().ok_or(RecordError::Busy)?;
+    /// Another client records, or EL2 does not.
+    pub fn start(hv: Arc<dyn Hypervisor>) -> anyhow::Result<Self> {
+        let claim =
+            Claim::new().context("a trace is being recorded already; there can be only one at a time")?;
         let info = hv.info();
         let count = usize::try_from(info.cpu_count).unwrap_or(0).min(MAX_CPUS);
         let heads = |hv: &dyn Hypervisor| (0..count).map(|cpu| hv.trace_head(cpu)).collect();
@@ -82,7 +73,6 @@ impl Recorder {
     }
 
     /// Returns the header of the records.
-    #[must_use]
     pub fn about(&self) -> TraceStart {
         TraceStart {
             frequency: self.frequency,

@@ -53,7 +53,6 @@ fn row(name: &str, mut samples: Samples, frequency: u64) -> Row {
 
 /// Returns rows by stage, each from the last point that was passed to the one that names the stage; then
 /// whole requests.
-#[must_use]
 pub fn stages(trace: &Trace, joined: &Joined) -> Vec<Row> {
     let mut stages: [Samples; POINTS] = Default::default();
     let mut whole = Samples::default();
@@ -77,7 +76,6 @@ pub fn stages(trace: &Trace, joined: &Joined) -> Vec<Row> {
 }
 
 /// Returns the stays at EL2 by zone of the CPU and reason.
-#[must_use]
 pub fn exits(trace: &Trace) -> Vec<Row> {
     let mut by: BTreeMap<(u8, usize), Samples> = BTreeMap::new();
     for event in &trace.events {
@@ -99,7 +97,6 @@ fn microseconds(nanoseconds: u64) -> String {
 }
 
 /// Returns the summary as text.
-#[must_use]
 pub fn text(trace: &Trace, joined: &Joined) -> String {
     let mut text = String::new();
     let (first, last) = (trace.events.first(), trace.events.last());

@@ -13,7 +13,6 @@ use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{StopReason, ZoneState};
 
 use super::Context;
-use super::error::ZoneError;
 use super::load::Entry;
 use super::record::Record;
 use super::resources::Resources;
@@ -23,7 +22,6 @@ use crate::config::{OnCrash, OnReboot};
 use crate::device::Change;
 use crate::device::context::Wake;
 use crate::hv::Refusal;
-use crate::io::ZoneEvent;
 
 /// How long EL2 may take to get all vCPUs out of the guest.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,7 +39,7 @@ pub enum Message {
 }
 
 /// The slot, if a command was about a device; or why it failed.
-pub type CommandResult = Result<Option<u8>, ZoneError>;
+pub type CommandResult = anyhow::Result<Option<u8>>;
 
 /// A user's command for a zone that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,13 +71,6 @@ enum Next {
     End(Ending),
 }
 
-fn event(outbox: &Sender<Message>) -> ZoneEvent {
-    let outbox = outbox.clone();
-    Box::new(move || {
-        let _ = outbox.send(Message::Changed);
-    })
-}
-
 fn wake(outbox: &Sender<Message>) -> Wake {
     let outbox = outbox.clone();
     Arc::new(move || {
@@ -91,9 +82,9 @@ fn wake(outbox: &Sender<Message>) -> Wake {
 ///
 /// # Errors
 /// The zone cannot be started; nothing of it is left.
-pub fn start(context: &Arc<Context>, shared: &Arc<Shared>) -> Result<Sender<Message>, ZoneError> {
+pub fn start(context: &Arc<Context>, shared: &Arc<Shared>) -> anyhow::Result<Sender<Message>> {
     let (outbox, inbox) = channel();
-    let (mut resources, entry) = Resources::acquire(context, shared, event(&outbox))?;
+    let (mut resources, entry) = Resources::acquire(context, shared, wake(&outbox))?;
     resources.start_devices(wake(&outbox));
     let actor = Actor::new(context, shared, resources, inbox);
     actor.spawn(|actor| actor.launch(entry))?;
@@ -110,7 +101,7 @@ pub fn take_over(
     record: Record,
     number: u8,
     say: &dyn Fn(&str),
-) -> Result<Sender<Message>, ZoneError> {
+) -> anyhow::Result<Sender<Message>> {
     let (outbox, inbox) = channel();
     let record = Record {
         number: Some(number),
@@ -119,7 +110,7 @@ pub fn take_over(
     let restarts = record.starts.saturating_sub(1);
     let cpus = record.cpus.clone();
     shared.update(|status| (status.number, status.cpus, status.restarts) = (Some(number), cpus, restarts));
-    match Resources::take_over(context, shared, record, number, event(&outbox), say) {
+    match Resources::take_over(context, shared, record, number, wake(&outbox), say) {
         Ok(mut resources) => {
             resources.start_devices(wake(&outbox));
             shared.update(|status| status.state = Phase::Running);
@@ -140,7 +131,7 @@ pub fn take_over(
 pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
     let (_outbox, inbox) = channel();
     let exists = record.number.is_some();
-    let left = Resources::left_over(context, shared, record);
+    let left = Resources::new(context, shared, record);
     let mut actor = Actor::new(context, shared, left, inbox);
     if exists {
         let _ = actor.stop();
@@ -153,11 +144,10 @@ pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
 impl Actor {
     /// Runs on a thread of its own once `begin` has succeeded. What the zone holds moves there only then, so
     /// the zone is ended properly whether the thread cannot be started or `begin` fails.
-    fn spawn(mut self, begin: impl FnOnce(&mut Self) -> Result<(), ZoneError>) -> Result<(), ZoneError> {
-        let name = self.shared.config.name.clone();
+    fn spawn(mut self, begin: impl FnOnce(&mut Self) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let (handover, actor) = channel::<Self>();
         let thread = std::thread::Builder::new()
-            .name(format!("zone {name}"))
+            .name(format!("zone {}", self.shared.config.name))
             .spawn(move || {
                 if let Ok(actor) = actor.recv() {
                     actor.run();
@@ -165,11 +155,7 @@ impl Actor {
             });
         let begun = match thread {
             Ok(_) => begin(&mut self),
-            Err(cause) => Err(ZoneError::Host {
-                name,
-                what: "a thread for it".into(),
-                cause,
-            }),
+            Err(cause) => Err(self.shared.config.failed(format!("a thread for it: {cause}"))),
         };
         match begun {
             // The thread only ends after it has received.
@@ -202,14 +188,17 @@ impl Actor {
         }
     }
 
-    fn refused(&self, cause: Refusal) -> ZoneError {
-        ZoneError::Refused {
-            name: self.shared.config.name.clone(),
-            cause,
-        }
+    fn refused(&self, cause: Refusal) -> anyhow::Error {
+        self.shared.config.failed(cause)
     }
 
-    fn launch(&self, entry: Entry) -> Result<(), ZoneError> {
+    /// Returns what EL2 knows of the zone.
+    fn info(&self) -> anyhow::Result<ZoneInfo> {
+        let info = self.context.el2().zone_info(self.number);
+        info.map_err(|cause| self.refused(cause))
+    }
+
+    fn launch(&self, entry: Entry) -> anyhow::Result<()> {
         let started = self
             .context
             .el2()
@@ -262,7 +251,7 @@ impl Actor {
         for (command, reply) in later.into_iter().chain(waiting) {
             let _ = reply.send(match command {
                 Command::Stop => Ok(None),
-                _ => Err(wrong_phase(&shared, "running")),
+                _ => Err(shared.status().wrong_phase("running")),
             });
         }
     }
@@ -357,19 +346,15 @@ impl Actor {
             (Command::Change(change), Phase::Running | Phase::Paused | Phase::Crashed) => {
                 self.resources.change_device(&change).map(Some)
             }
-            (Command::Resume, _) => Err(wrong_phase(&self.shared, "paused")),
-            (Command::Pause | Command::Change(_), _) => Err(wrong_phase(&self.shared, "running")),
+            (Command::Resume, _) => Err(self.shared.status().wrong_phase("paused")),
+            (Command::Pause | Command::Change(_), _) => Err(self.shared.status().wrong_phase("running")),
         };
         let _ = reply.send(result);
         Next::Continue
     }
 
-    fn stop(&mut self) -> Result<(), ZoneError> {
-        let info = self
-            .context
-            .el2()
-            .zone_info(self.number)
-            .map_err(|cause| self.refused(cause))?;
+    fn stop(&mut self) -> anyhow::Result<()> {
+        let info = self.info()?;
         if is_stopped(&info) {
             return Ok(());
         }
@@ -382,11 +367,9 @@ impl Actor {
         self.wait_for(&[ZoneState::Stopped, ZoneState::Crashed], "stopped")
     }
 
-    fn pause(&mut self) -> Result<(), ZoneError> {
-        self.context
-            .el2()
-            .zone_pause(self.number)
-            .map_err(|cause| self.refused(cause))?;
+    fn pause(&mut self) -> anyhow::Result<()> {
+        let done = self.context.el2().zone_pause(self.number);
+        done.map_err(|cause| self.refused(cause))?;
         // A guest may end while it is being paused; the event for that is still to come.
         let waited = self.wait_for(
             &[ZoneState::Paused, ZoneState::Stopped, ZoneState::Crashed],
@@ -397,47 +380,34 @@ impl Actor {
             let _ = self.context.el2().zone_resume(self.number);
             return Err(error);
         }
-        let info = self
-            .context
-            .el2()
-            .zone_info(self.number)
-            .map_err(|cause| self.refused(cause))?;
+        let info = self.info()?;
         if state(&info) != ZoneState::Paused {
-            return Err(wrong_phase(&self.shared, "running"));
+            return Err(self.shared.status().wrong_phase("running"));
         }
         self.shared.update(|status| status.state = Phase::Paused);
         Ok(())
     }
 
-    fn resume(&mut self) -> Result<(), ZoneError> {
-        self.context
-            .el2()
-            .zone_resume(self.number)
-            .map_err(|cause| self.refused(cause))?;
+    fn resume(&mut self) -> anyhow::Result<()> {
+        let done = self.context.el2().zone_resume(self.number);
+        done.map_err(|cause| self.refused(cause))?;
         self.shared.update(|status| status.state = Phase::Running);
         Ok(())
     }
 
     /// Waits until EL2 reports one of the states in `wanted`. Commands that come meanwhile are kept for
     /// later.
-    fn wait_for(&mut self, wanted: &[ZoneState], what: &'static str) -> Result<(), ZoneError> {
+    fn wait_for(&mut self, wanted: &[ZoneState], what: &'static str) -> anyhow::Result<()> {
         let deadline = Instant::now() + STOP_TIMEOUT;
         loop {
-            let info = self
-                .context
-                .el2()
-                .zone_info(self.number)
-                .map_err(|cause| self.refused(cause))?;
+            let info = self.info()?;
             if wanted.contains(&state(&info)) {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                let name = self.shared.config.name.clone();
-                return Err(ZoneError::Timeout {
-                    name,
-                    what,
-                    seconds: STOP_TIMEOUT.as_secs(),
-                });
+                let seconds = STOP_TIMEOUT.as_secs();
+                let cause = format!("EL2 has not {what} it within {seconds} s");
+                return Err(self.shared.config.failed(cause));
             }
             match self.inbox.recv_timeout(POLL_INTERVAL) {
                 Ok(Message::Command(command, reply)) => self.later.push_back((command, reply)),
@@ -446,15 +416,6 @@ impl Actor {
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL_INTERVAL),
             }
         }
-    }
-}
-
-fn wrong_phase(shared: &Shared, expected: &'static str) -> ZoneError {
-    let status = shared.status();
-    ZoneError::WrongPhase {
-        name: status.name,
-        phase: status.state,
-        expected,
     }
 }
 

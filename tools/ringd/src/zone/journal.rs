@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::error::ZoneError;
-use super::record::{Record, RecordError};
-use crate::device;
+use super::record::Record;
 use crate::device::State;
 use crate::device::zone::Store;
 
@@ -16,13 +14,11 @@ pub struct Journal {
 
 impl Journal {
     /// Returns a journal with `record`, which is not written yet.
-    #[must_use]
     pub const fn new(directory: PathBuf, record: Record) -> Self {
         Self { directory, record }
     }
 
     /// Returns the record.
-    #[must_use]
     pub const fn record(&self) -> &Record {
         &self.record
     }
@@ -31,14 +27,9 @@ impl Journal {
     ///
     /// # Errors
     /// It cannot be written; it has changed all the same.
-    pub fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), ZoneError> {
+    pub fn update(&mut self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
         change(&mut self.record);
-        self.record
-            .save(&self.directory)
-            .map_err(|cause| ZoneError::Record {
-                name: self.record.config.name.clone(),
-                cause,
-            })
+        self.record.save(&self.directory)
     }
 
     /// Removes the record and the file with in-flight logs.
@@ -48,16 +39,12 @@ impl Journal {
 }
 
 impl Store for Journal {
-    fn save(&mut self, state: &State) -> Result<(), device::Error> {
+    fn save(&mut self, state: &State) -> anyhow::Result<()> {
         let record = Record {
             devices: state.clone(),
             ..self.record.clone()
         };
-        let saved = record.save(&self.directory);
-        saved.map_err(|error: RecordError| device::Error::Record {
-            name: record.config.name.clone(),
-            cause: error.to_string(),
-        })?;
+        record.save(&self.directory)?;
         self.record = record;
         Ok(())
     }

@@ -6,12 +6,11 @@ use std::time::Instant;
 use ringblk::Opener;
 use ringvisor::abi::machine::RAM_BASE;
 
-use super::error::ZoneError;
 use crate::boot::content::Content;
 use crate::boot::fdt::{self, Machine, Seed};
 use crate::boot::kernel::Kernel;
 use crate::boot::layout;
-use crate::config::{ConfigError, ZoneConfig, quoted};
+use crate::config::{ZoneConfig, quoted};
 use crate::host::Ram;
 
 /// The entry point of vCPU 0.
@@ -34,7 +33,7 @@ pub struct BootFiles {
 ///
 /// # Errors
 /// A file cannot be read, is no kernel, or does not fit.
-pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<BootFiles, ConfigError> {
+pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> anyhow::Result<BootFiles> {
     let start = Instant::now();
     let kernel = Kernel::parse(
         open_file(opener, config, "kernel", &config.kernel)?,
@@ -56,12 +55,7 @@ pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> Result<BootFiles, Confi
     Ok(BootFiles { kernel, initrd })
 }
 
-fn open_file(
-    opener: &dyn Opener,
-    config: &ZoneConfig,
-    key: &str,
-    path: &Path,
-) -> Result<Content, ConfigError> {
+fn open_file(opener: &dyn Opener, config: &ZoneConfig, key: &str, path: &Path) -> anyhow::Result<Content> {
     let opened = opener
         .open(path, false, libc::O_NONBLOCK | libc::O_NOCTTY)
         .and_then(Content::of);
@@ -79,22 +73,15 @@ fn open_file(
 /// # Errors
 /// A file cannot be read, the device tree cannot be made of the configuration, or RAM is not what it should
 /// be.
-pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram) -> Result<Entry, ZoneError> {
+pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram) -> anyhow::Result<Entry> {
     let start = Instant::now();
-    let broken = |cause| ZoneError::Ram {
-        name: config.name.clone(),
-        cause,
-    };
+    let broken = |cause| config.failed(cause);
     let initrd = files.initrd.as_ref();
     let range = initrd.map(|(offset, content)| {
         let start = RAM_BASE.saturating_add(*offset);
         (start, start.saturating_add(content.len()))
     });
-    let seed = seed().map_err(|cause| ZoneError::Host {
-        name: config.name.clone(),
-        what: "random numbers for the guest".into(),
-        cause,
-    })?;
+    let seed = seed().map_err(|cause| config.failed(format!("random numbers for the guest: {cause}")))?;
     let tree = fdt::build(&Machine {
         vcpus: config.cpus.count(),
         memory: config.memory,

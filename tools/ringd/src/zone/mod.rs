@@ -8,7 +8,6 @@
 
 pub mod actor;
 mod cpus;
-pub mod error;
 mod journal;
 pub mod load;
 pub mod observe;
@@ -22,14 +21,14 @@ pub mod status;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::device::Environment;
 use crate::host::Host;
 use crate::hv::Hypervisor;
 use crate::io::Io;
 
-pub use error::ZoneError;
+use parking_lot::Mutex;
 pub use shared::Shared;
 pub use status::{Ending, Phase, Status};
 
@@ -51,7 +50,6 @@ pub struct Context {
 
 impl Context {
     /// Returns EL2, with one function per operation.
-    #[must_use]
     pub fn el2(&self) -> &dyn Hypervisor {
         &*self.hv
     }

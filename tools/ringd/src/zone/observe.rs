@@ -5,7 +5,6 @@ use super::status::Phase;
 use crate::device::Observed;
 
 /// Returns the devices of the zones that exist.
-#[must_use]
 pub fn devices(registry: &Registry) -> Vec<Observed> {
     let io = &registry.context().io;
     let mut devices = Vec::new();

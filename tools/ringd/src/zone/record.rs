@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use anyhow::{anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ZoneConfig;
@@ -36,42 +37,12 @@ pub struct Record {
     pub devices: State,
 }
 
-/// Why a record cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RecordError {
-    /// A file cannot be read, written or removed.
-    #[error("{path}: {cause}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        cause: io::Error,
-    },
-    /// Another version of ringd wrote it.
-    #[error("{path}: written by another version of ringd (layout {found}, this one has {VERSION})")]
-    Version {
-        /// The file.
-        path: PathBuf,
-        /// Its version.
-        found: u32,
-    },
-    /// It is not a record.
-    #[error("{path}: not a zone's record: {cause}")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// The parser's error.
-        cause: serde_json::Error,
-    },
-}
-
 fn record_path(directory: &Path, name: &str) -> PathBuf {
     directory.join(format!("{name}.json"))
 }
 
 impl Record {
     /// Returns the record of a zone of which nothing has been set up.
-    #[must_use]
     pub fn new(config: ZoneConfig) -> Self {
         Self {
             version: VERSION,
@@ -88,7 +59,7 @@ impl Record {
     ///
     /// # Errors
     /// The directory cannot be written.
-    pub fn save(&self, directory: &Path) -> Result<(), RecordError> {
+    pub fn save(&self, directory: &Path) -> anyhow::Result<()> {
         let path = record_path(directory, &self.config.name);
         let new = path.with_extension("json.new");
         let write = || -> io::Result<()> {
@@ -99,9 +70,9 @@ impl Record {
             fs::write(&new, text)?;
             fs::rename(&new, &path)
         };
-        write().map_err(|cause| RecordError::File {
-            path: path.clone(),
-            cause,
+        write().map_err(|cause| {
+            let path = path.display();
+            self.config.failed(format!("its record: {path}: {cause}"))
         })
     }
 
@@ -109,16 +80,13 @@ impl Record {
     ///
     /// # Errors
     /// The directory cannot be read.
-    pub fn load_all(directory: &Path) -> Result<Vec<Result<Self, RecordError>>, RecordError> {
-        let failed = |cause| RecordError::File {
-            path: directory.to_owned(),
-            cause,
-        };
+    pub fn load_all(directory: &Path) -> anyhow::Result<Vec<anyhow::Result<Self>>> {
+        let failed = |cause| anyhow!("{}: {cause}", directory.display());
         let mut records = Vec::new();
         for entry in fs::read_dir(directory).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                records.push(load(path));
+                records.push(load(&path));
             }
         }
         Ok(records)
@@ -137,27 +105,20 @@ impl Record {
     }
 }
 
-fn load(path: PathBuf) -> Result<Record, RecordError> {
-    /// The part of a record that all versions have.
+fn load(path: &Path) -> anyhow::Result<Record> {
+    /// What the records of all versions have.
     #[derive(Deserialize)]
     struct Any {
         version: u32,
     }
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(cause) => return Err(RecordError::File { path, cause }),
-    };
-    match serde_json::from_str::<Any>(&text) {
-        Ok(any) if any.version != VERSION => {
-            return Err(RecordError::Version {
-                path,
-                found: any.version,
-            });
-        }
-        Ok(_) => {}
-        Err(cause) => return Err(RecordError::Damaged { path, cause }),
+    let shown = path.display();
+    let damaged = |cause| anyhow!("{shown}: not a zone's record: {cause}");
+    let text = fs::read_to_string(path).map_err(|cause| anyhow!("{shown}: {cause}"))?;
+    let found = serde_json::from_str::<Any>(&text).map_err(damaged)?.version;
+    if found != VERSION {
+        bail!("{shown}: written by another version of ringd (layout {found}, this one has {VERSION})");
     }
-    serde_json::from_str(&text).map_err(|cause| RecordError::Damaged { path, cause })
+    serde_json::from_str(&text).map_err(damaged)
 }
 
 #[cfg(test)]

@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ringvisor::abi::command::ZoneInfo;
+use anyhow::{Context as _, anyhow, bail};
+use parking_lot::Mutex;
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
 
 use super::Context;
 use super::actor::{self, Command, CommandResult, Message};
-use super::error::ZoneError;
 use super::record::Record;
 use super::shared::Shared;
 use super::status::{Phase, Status};
 use crate::config::ZoneConfig;
+use crate::hv;
 
 /// How many ended zones are still listed, with their consoles.
 const REMEMBERED: usize = 16;
@@ -64,7 +65,6 @@ struct Zone {
 
 impl Registry {
     /// Returns a registry without zones.
-    #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
         Self {
             context,
@@ -82,25 +82,18 @@ impl Registry {
     ///
     /// # Errors
     /// It cannot, or a zone is in a state that it should not have to take over.
-    pub fn upgrade(&self, program: Option<PathBuf>) -> Result<&dyn Upgrade, String> {
-        let upgrade = self.upgrade.get().ok_or("this daemon cannot be upgraded")?;
+    pub fn upgrade(&self, program: Option<PathBuf>) -> anyhow::Result<&dyn Upgrade> {
+        let upgrade = self.upgrade.get().context("this daemon cannot be upgraded")?;
         let busy = |status: &&Status| matches!(status.state, Phase::Created | Phase::Recovering);
         if let Some(zone) = self.list().iter().find(busy) {
             let state = zone.state.name();
-            return Err(format!("zone {} is {state}: try again when it runs", zone.name));
+            bail!("zone {} is {state}: try again when it runs", zone.name);
         }
-        upgrade
-            .ask(program, self.context.hv.info().abi_version)
-            .map_err(|error| error.to_string())?;
+        upgrade.ask(program, self.context.hv.info().abi_version)?;
         Ok(&**upgrade)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Zones> {
-        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns what all zones share.
-    #[must_use]
     pub fn context(&self) -> &Arc<Context> {
         &self.context
     }
@@ -109,33 +102,32 @@ impl Registry {
     ///
     /// # Errors
     /// It cannot be started; nothing of it is left.
-    pub fn start(&self, config: ZoneConfig) -> Result<Arc<Shared>, ZoneError> {
+    pub fn start(&self, config: ZoneConfig) -> anyhow::Result<Arc<Shared>> {
         config.check()?;
         let name = config.name.clone();
         let shared = Shared::new(config);
         {
-            let mut zones = self.lock();
+            let mut zones = self.zones.lock();
             let existing = zones.by_name.get(&name);
             if existing.is_some_and(|zone| zone.shared.status().state != Phase::Stopped) {
-                return Err(ZoneError::Exists(name));
+                bail!("zone {name} exists already; `ringctl zone stop {name}` ends it");
             }
             if self.zones_in_el2().contains_key(&name) {
-                return Err(ZoneError::Foreign(name));
+                bail!(
+                    "EL2 has a zone {name} that this ringd could not take over; its log says why. The ringd that \
+                     started it can end it, or a restart of the machine"
+                );
             }
             zones.insert(&name, shared.clone());
         }
         match actor::start(&self.context, &shared) {
             Ok(outbox) => {
-                self.lock().set_outbox(&name, &shared, outbox);
+                self.zones.lock().set_outbox(&name, &shared, outbox);
                 Ok(shared)
             }
             Err(error) => {
-                let mut zones = self.lock();
-                if zones
-                    .by_name
-                    .get(&name)
-                    .is_some_and(|zone| Arc::ptr_eq(&zone.shared, &shared))
-                {
+                let mut zones = self.zones.lock();
+                if zones.find(&name, &shared).is_some() {
                     zones.by_name.remove(&name);
                 }
                 Err(error)
@@ -148,34 +140,23 @@ impl Registry {
     /// # Errors
     /// There is no such zone, its phase does not allow the command, or the command failed.
     pub fn execute(&self, name: &str, command: Command) -> CommandResult {
-        let zone = self
-            .lock()
-            .by_name
-            .get(name)
-            .cloned()
-            .ok_or_else(|| ZoneError::Unknown(name.into()))?;
+        let zone = self.zone(name)?;
         let status = zone.shared.status();
-        let wrong = |expected| ZoneError::WrongPhase {
-            name: name.into(),
-            phase: status.state,
-            expected,
-        };
-        if status.state == Phase::Stopped {
-            return Err(wrong("running, paused or crashed"));
-        }
         let (reply, answer) = channel();
         let sent = match &zone.outbox {
-            Some(outbox) => outbox.send(Message::Command(command.clone(), reply)).is_ok(),
-            None => false,
+            Some(outbox) if status.state != Phase::Stopped => {
+                outbox.send(Message::Command(command.clone(), reply)).is_ok()
+            }
+            _ => false,
         };
         if !sent {
-            return Err(wrong("running, paused or crashed"));
+            return Err(status.wrong_phase("running, paused or crashed"));
         }
         match answer.recv() {
             Ok(result) => result,
             // The zone ended before it received the command.
             Err(_) if command == Command::Stop => Ok(None),
-            Err(_) => Err(wrong("running or paused")),
+            Err(_) => Err(status.wrong_phase("running or paused")),
         }
     }
 
@@ -183,19 +164,19 @@ impl Registry {
     ///
     /// # Errors
     /// There is none.
-    pub fn find(&self, name: &str) -> Result<Arc<Shared>, ZoneError> {
-        let zones = self.lock();
-        zones
-            .by_name
-            .get(name)
-            .map(|zone| zone.shared.clone())
-            .ok_or_else(|| ZoneError::Unknown(name.into()))
+    pub fn find(&self, name: &str) -> anyhow::Result<Arc<Shared>> {
+        Ok(self.zone(name)?.shared)
+    }
+
+    fn zone(&self, name: &str) -> anyhow::Result<Zone> {
+        let zone = self.zones.lock().by_name.get(name).cloned();
+        zone.ok_or_else(|| anyhow!("no zone {name}; `ringctl zone list` shows those there are"))
     }
 
     /// Returns all zones.
-    #[must_use]
     pub fn list(&self) -> Vec<Status> {
-        self.lock()
+        self.zones
+            .lock()
             .by_name
             .values()
             .map(|zone| zone.shared.status())
@@ -234,7 +215,7 @@ impl Registry {
             match found {
                 Some(number) if record.starts > 0 => {
                     shared.recover(number);
-                    self.lock().insert(&name, shared.clone());
+                    self.zones.lock().insert(&name, shared.clone());
                     let (registry, say, working) = (self.clone(), say.clone(), working.clone());
                     let take = move || {
                         registry.take_over_one(&shared, record, number, &*say);
@@ -268,7 +249,7 @@ impl Registry {
         match actor::take_over(&self.context, shared, record, number, say) {
             Ok(outbox) => {
                 tracing::info!(zone = name, number, "taken over");
-                self.lock().set_outbox(name, shared, outbox);
+                self.zones.lock().set_outbox(name, shared, outbox);
             }
             Err(error) => tracing::error!(zone = name, %error, "cannot take a zone over: stopped"),
         }
@@ -283,17 +264,12 @@ impl Registry {
                 continue;
             }
             match self.context.el2().zone_info(number) {
-                Ok(info) => drop(found.insert(name(&info), number)),
+                Ok(info) => drop(found.insert(hv::text(&info.name), number)),
                 Err(error) => tracing::warn!(number, %error, "cannot ask EL2 about a zone"),
             }
         }
         found
     }
-}
-
-fn name(info: &ZoneInfo) -> String {
-    let bytes = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 impl Zones {
@@ -320,12 +296,14 @@ impl Zones {
     }
 
     fn set_outbox(&mut self, name: &str, shared: &Arc<Shared>, outbox: Sender<Message>) {
-        if let Some(zone) = self
-            .by_name
-            .get_mut(name)
-            .filter(|zone| Arc::ptr_eq(&zone.shared, shared))
-        {
+        if let Some(zone) = self.find(name, shared) {
             zone.outbox = Some(outbox);
         }
+    }
+
+    /// Returns a zone unless another one has its name by now.
+    fn find(&mut self, name: &str, shared: &Arc<Shared>) -> Option<&mut Zone> {
+        let zone = self.by_name.get_mut(name);
+        zone.filter(|zone| Arc::ptr_eq(&zone.shared, shared))
     }
 }

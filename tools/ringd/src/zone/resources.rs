@@ -10,7 +10,6 @@ use ringvirtio::GuestRam;
 use ringvisor::abi::command::CommandStatus;
 use ringvisor::abi::machine::RAM_BASE;
 
-use super::error::ZoneError;
 use super::journal::Journal;
 use super::load::{self, BootFiles, Entry};
 use super::record::Record;
@@ -21,8 +20,6 @@ use crate::device::context::{TakeOver, Wake};
 use crate::device::zone::ZoneContext;
 use crate::device::{Change, Device, Devices};
 use crate::host::{Ram, RamError};
-use crate::hv::Refusal;
-use crate::io::ZoneEvent;
 use crate::io::served::{DeviceParts, ServedDevice};
 
 /// What a zone holds.
@@ -38,7 +35,9 @@ pub struct Resources {
 
 impl Resources {
     /// Returns what a zone with this record holds, without its RAM.
-    fn new(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
+    /// Returns what is on a zone's record, nothing of it open: to be acquired, taken over, or released by
+    /// [`Self::release`].
+    pub fn new(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
         let devices = Devices::new(ZoneContext {
             config: shared.config.clone(),
             view: shared.devices.clone(),
@@ -65,8 +64,8 @@ impl Resources {
     pub fn acquire(
         context: &Arc<Context>,
         shared: &Arc<Shared>,
-        changed: ZoneEvent,
-    ) -> Result<(Self, Entry), ZoneError> {
+        changed: Wake,
+    ) -> anyhow::Result<(Self, Entry)> {
         let mut resources = Self::new(context, shared, Record::new((*shared.config).clone()));
         // Files first: most mistakes are here, and nothing has been acquired yet.
         let files = load::open(context.environment.opener(), &shared.config)?;
@@ -80,12 +79,7 @@ impl Resources {
         }
     }
 
-    fn acquire_all(
-        &mut self,
-        files: &BootFiles,
-        devices: &[Device],
-        changed: ZoneEvent,
-    ) -> Result<Entry, ZoneError> {
+    fn acquire_all(&mut self, files: &BootFiles, devices: &[Device], changed: Wake) -> anyhow::Result<Entry> {
         let context = self.context.clone();
         let shared = self.shared.clone();
         let config = &shared.config;
@@ -99,10 +93,10 @@ impl Resources {
             .host
             .create_ram(&config.name, config.memory)
             .map_err(|cause| match cause {
-                RamError::NoHugePages { .. } => config
-                    .unusable_value("memory", quoted(&format_size(config.memory)), cause)
-                    .into(),
-                cause => self.broken(cause),
+                RamError::NoHugePages { .. } => {
+                    config.unusable_value("memory", quoted(&format_size(config.memory)), cause)
+                }
+                cause => config.failed(cause),
             })?;
         let added = ram.added;
         let ram = self.ram.insert(ram);
@@ -116,20 +110,20 @@ impl Resources {
         let number = context
             .el2()
             .zone_create(&config.name, &mpidrs, now)
-            .map_err(|cause| ZoneError::Config(config.unusable_value("cpus", &config.cpus, cause)))?;
+            .map_err(|cause| config.unusable_value("cpus", &config.cpus, cause))?;
         self.journal.update(|record| record.number = Some(number))?;
         shared.update(|status| status.number = Some(number));
         let blocks = self.ram.as_ref().map(|ram| ram.blocks.as_slice());
         context
             .el2()
             .zone_donate(number, RAM_BASE, blocks.unwrap_or_default())
-            .map_err(|cause| self.refused(cause))?;
+            .map_err(|cause| config.failed(cause))?;
         let vcpus = config.cpus.count();
         for (slot, (device, described)) in (0_u8..).zip(devices.iter().zip(config.devices.slots())) {
             let queues = u16::try_from(described.queues(vcpus)).unwrap_or(u16::MAX);
             let spec = device.describe(&described, queues);
             let added = context.el2().device_add(number, slot, &spec);
-            added.map_err(|cause| self.refused(cause))?;
+            added.map_err(|cause| config.failed(cause))?;
         }
         self.serve(number, devices, 1, changed, false)?;
         Ok(entry)
@@ -141,13 +135,13 @@ impl Resources {
         number: u8,
         devices: &[Device],
         starts: u32,
-        changed: ZoneEvent,
+        changed: Wake,
         takeover: bool,
-    ) -> Result<(), ZoneError> {
+    ) -> anyhow::Result<()> {
         let config = &self.shared.config;
         let Some(ram) = &self.ram else { return Ok(()) };
-        let memory =
-            GuestRam::new(ram.memory.clone()).map_err(|e| self.broken(RamError::Map(e.to_string())))?;
+        let memory = GuestRam::new(ram.memory.clone());
+        let memory = memory.map_err(|cause| config.failed(RamError::map(cause)))?;
         let log = self.devices.inflight()?;
         let mut served = Vec::new();
         // Queues as they were when the zone began: what is attached later has the drive's.
@@ -166,7 +160,7 @@ impl Resources {
         self.context
             .io
             .add_zone(number, console, served, changed, takeover)
-            .map_err(|cause| self.refused(cause))?;
+            .map_err(|cause| config.failed(cause))?;
         self.devices.served(number, devices, takeover)?;
         self.shared.console.open_input(self.context.el2(), number);
         self.served = true;
@@ -182,14 +176,14 @@ impl Resources {
         shared: &Arc<Shared>,
         record: Record,
         number: u8,
-        changed: ZoneEvent,
+        changed: Wake,
         report_progress: &dyn Fn(&str),
-    ) -> Result<Self, Box<(Self, ZoneError)>> {
+    ) -> Result<Self, Box<(Self, anyhow::Error)>> {
         let config = &shared.config;
         let mut resources = Self::new(context, shared, record);
-        let open = || -> Result<(), ZoneError> {
+        let open = || -> anyhow::Result<()> {
             let opened = context.host.open_ram(&config.name, config.memory);
-            resources.ram = Some(opened.map_err(|cause| resources.broken(cause))?);
+            resources.ram = Some(opened.map_err(|cause| config.failed(cause))?);
             tracing::debug!(zone = config.name, "RAM is mapped");
             let guest_config = |slot: u8| {
                 let state = context.el2().device_state(number, slot);
@@ -209,15 +203,7 @@ impl Resources {
         }
     }
 
-    /// Returns what an earlier daemon left of a zone that cannot continue, to be released by
-    /// [`Self::release`].
-    #[must_use]
-    pub fn left_over(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
-        Self::new(context, shared, record)
-    }
-
     /// Returns EL2's number of the zone.
-    #[must_use]
     pub fn number(&self) -> Option<u8> {
         self.journal.record().number
     }
@@ -231,8 +217,8 @@ impl Resources {
     ///
     /// # Errors
     /// It cannot be changed; nothing has changed.
-    pub fn change_device(&mut self, change: &Change) -> Result<u8, ZoneError> {
-        Ok(self.devices.change(&mut self.journal, change)?)
+    pub fn change_device(&mut self, change: &Change) -> anyhow::Result<u8> {
+        self.devices.change(&mut self.journal, change)
     }
 
     /// Does what the devices wait for.
@@ -246,14 +232,14 @@ impl Resources {
     ///
     /// # Errors
     /// Kernel or initial RAM disk are not what they were.
-    pub fn reload(&mut self) -> Result<Entry, ZoneError> {
+    pub fn reload(&mut self) -> anyhow::Result<Entry> {
         let config = self.shared.config.clone();
         let files = load::open(self.context.environment.opener(), &config)?;
         if let Some(number) = self.number() {
             self.context.io.quiesce(number);
         }
         let Some(ram) = &self.ram else {
-            return Err(self.broken(RamError::Map("it is not mapped".into())));
+            return Err(config.failed(RamError::map("it is not mapped")));
         };
         let entry = load::fill(&config, &files, ram)?;
         self.journal
@@ -297,19 +283,5 @@ impl Resources {
         self.journal.remove();
         self.shared
             .update(|status| (status.number, status.cpus) = (None, Vec::new()));
-    }
-
-    fn refused(&self, cause: Refusal) -> ZoneError {
-        ZoneError::Refused {
-            name: self.shared.config.name.clone(),
-            cause,
-        }
-    }
-
-    fn broken(&self, cause: RamError) -> ZoneError {
-        ZoneError::Ram {
-            name: self.shared.config.name.clone(),
-            cause,
-        }
     }
 }

@@ -1,6 +1,8 @@
 //! [`Shared`]: a zone as all threads see it.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
 
 use super::status::{Ending, Phase, Status};
 use crate::config::ZoneConfig;
@@ -21,14 +23,12 @@ pub struct Shared {
 
 impl Shared {
     /// Returns a zone that is being set up.
-    #[must_use]
     pub fn new(config: ZoneConfig) -> Arc<Self> {
         let devices = State::new(&config.devices);
         Self::with_devices(config, devices)
     }
 
     /// Returns a zone with these devices, which may have changed since its start.
-    #[must_use]
     pub fn with_devices(config: ZoneConfig, devices: State) -> Arc<Self> {
         let status = Status {
             name: config.name.clone(),
@@ -55,35 +55,29 @@ impl Shared {
         self.update(|status| (status.state, status.number) = (Phase::Recovering, Some(number)));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Status> {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns its status.
-    #[must_use]
     pub fn status(&self) -> Status {
         let devices = self.devices.state().counts();
         Status {
             devices,
-            ..self.lock().clone()
+            ..self.status.lock().clone()
         }
     }
 
     /// Changes its status and wakes the threads that wait.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
-        change(&mut self.lock());
+        change(&mut self.status.lock());
         self.changed.notify_all();
     }
 
     /// Waits for its end.
-    #[must_use]
     pub fn wait(&self) -> Ending {
-        let mut status = self.lock();
+        let mut status = self.status.lock();
         loop {
             if let (Phase::Stopped, Some(ending)) = (status.state, &status.ending) {
                 return ending.clone();
             }
-            status = self.changed.wait(status).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut status);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use anyhow::anyhow;
 use serde::{Deserialize, Serialize};
 
 use crate::device::state::Counts;
@@ -44,7 +45,6 @@ pub enum Ending {
 
 impl Phase {
     /// Returns the phase's name, as users see it.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -59,7 +59,6 @@ impl Phase {
 
 impl Ending {
     /// Whether the guest powered off, as a command that waits for it reports by its status.
-    #[must_use]
     pub fn is_clean(&self) -> bool {
         matches!(self, Self::PoweredOff)
     }
@@ -100,4 +99,11 @@ pub struct Status {
     pub devices: Counts,
     /// How often it was started again.
     pub restarts: u32,
+}
+
+impl Status {
+    /// Returns the error that a command needs another phase.
+    pub fn wrong_phase(&self, expected: &str) -> anyhow::Error {
+        anyhow!("zone {} is {}, expected {expected}", self.name, self.state.name())
+    }
 }

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use ringblk::EngineKind;
 use ringvisor::abi::command::Op;
 use ringvisor::abi::{StopReason, ZoneState};
 
@@ -13,7 +15,7 @@ use super::record::Record;
 use super::registry::Registry;
 use super::{Context, Ending, Phase};
 use crate::config::{Cpus, OnCrash, OnReboot, ZoneConfig};
-use crate::device::disk::config::{DiskConfig, Engine};
+use crate::device::disk::config::DiskConfig;
 use crate::device::{Configs, Environment};
 use crate::host::Host;
 use crate::host::fake::{FakeHost, Fault};
@@ -85,7 +87,7 @@ impl Machine {
     fn disk(&self, name: &str, bytes: usize) -> DiskConfig {
         fs::write(self.path(name), vec![0; bytes]).unwrap();
         DiskConfig {
-            engine: Engine::Threads,
+            engine: EngineKind::Threads,
             ..DiskConfig::new(self.path(name))
         }
     }

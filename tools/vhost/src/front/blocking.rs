@@ -93,24 +93,16 @@ impl BlockingFront {
     /// # Errors
     /// The server fails a request, or is down for longer than the timeout.
     pub fn run(&self, what: BlockingIo<'_>, offset: u64) -> io::Result<()> {
-        let piece = |at: usize, len: usize| at..len.min(at + DATA_MAX as usize);
+        let offsets = (offset..).step_by(DATA_MAX as usize);
         match what {
             BlockingIo::Read(bytes) => {
-                let (mut at, len) = (0, bytes.len());
-                while at < len {
-                    let part = bytes.get_mut(piece(at, len)).unwrap_or_default();
-                    let offset = offset + at as u64;
-                    at += part.len();
+                for (part, offset) in bytes.chunks_mut(DATA_MAX as usize).zip(offsets) {
                     self.request(|session, left| session.read(part, offset, left))?;
                 }
                 Ok(())
             }
             BlockingIo::Write(bytes, durable) => {
-                let (mut at, len) = (0, bytes.len());
-                while at < len {
-                    let part = bytes.get(piece(at, len)).unwrap_or_default();
-                    let offset = offset + at as u64;
-                    at += part.len();
+                for (part, offset) in bytes.chunks(DATA_MAX as usize).zip(offsets) {
                     self.request(|session, left| session.write(part, offset, left))?;
                 }
                 if durable {

@@ -40,26 +40,6 @@ pub enum BackendMessage {
     Closed,
 }
 
-/// Why a message cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ChannelError {
-    /// A system call failed.
-    #[error("the server's channel: {0}")]
-    System(#[from] io::Error),
-    /// Not CONFIG_CHANGE_MSG.
-    #[error(
-        "the server's message has request {request}, flags {flags:#x} and {size} bytes, expected CONFIG_CHANGE_MSG: 2, 1 or 9, and 0"
-    )]
-    Unexpected {
-        /// Its number.
-        request: u32,
-        /// Its flags.
-        flags: u32,
-        /// Bytes that follow.
-        size: u32,
-    },
-}
-
 impl BackendChannel {
     /// Makes a channel: our end, and the server's.
     ///
@@ -85,13 +65,13 @@ impl BackendChannel {
     ///
     /// # Errors
     /// It is not one that a disk's server sends.
-    pub fn receive(&mut self) -> Result<BackendMessage, ChannelError> {
+    pub fn receive(&mut self) -> io::Result<BackendMessage> {
         let rest = self.header.get_mut(self.filled..).unwrap_or_default();
         match (&self.stream).read(rest) {
             Ok(0) => return Ok(BackendMessage::Closed),
             Ok(count) => self.filled += count,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
         if self.filled < HEADER {
             return Ok(BackendMessage::None);
@@ -99,7 +79,10 @@ impl BackendChannel {
         self.filled = 0;
         let [request, flags, size] = words(self.header);
         if request != CONFIG_CHANGE || flags & !NEED_REPLY != VERSION || size != 0 {
-            return Err(ChannelError::Unexpected { request, flags, size });
+            return Err(io::Error::other(format!(
+                "the server's message has request {request}, flags {flags:#x} and {size} bytes, \
+                 expected CONFIG_CHANGE_MSG: 2, 1 or 9, and 0"
+            )));
         }
         if flags & NEED_REPLY != 0 {
             let mut reply = [0; HEADER + 8];
@@ -108,7 +91,7 @@ impl BackendChannel {
             reply.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
             // A server that does not read its replies gets no more.
             match (&self.stream).write(&reply) {
-                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error.into()),
+                Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
                 _ => {}
             }
         }

@@ -66,51 +66,14 @@ const OPTIONAL_FEATURES: [u32; 7] = [
     VIRTIO_BLK_F_WRITE_ZEROES,
 ];
 
-/// Why a server cannot be used.
+/// Why a server cannot be used, for a message.
 #[derive(Debug, thiserror::Error)]
-pub enum FrontError {
-    /// A system call failed.
-    #[error("{what}: {source}")]
-    System {
-        /// What was attempted.
-        what: &'static str,
-        /// The reason.
-        source: io::Error,
-    },
-    /// The server did not answer, or not as the protocol requires.
-    #[error("no vhost-user server, or one that refuses: {message}: {source}")]
-    Message {
-        /// The message.
-        message: &'static str,
-        /// What happened.
-        source: vhost::Error,
-    },
-    /// The server lacks a required feature.
-    #[error("the server does not offer {0}, which is needed")]
-    Missing(&'static str),
-    /// The guest's memory cannot be shared.
-    #[error("the guest's memory has no descriptor, expected memory that can be shared")]
-    Private,
-    /// The disk is not the one that the guest knows.
-    #[error("the server says {what} is {found}, expected {expected}, which the guest knows")]
-    Changed {
-        /// What has changed.
-        what: &'static str,
-        /// The server's value.
-        found: u64,
-        /// The value that the guest knows.
-        expected: u64,
-    },
-    /// The configuration space is not a disk's.
-    #[error("the server says {what} is {found}, expected {expected}")]
-    Config {
-        /// A field of the configuration space.
-        what: &'static str,
-        /// Its value.
-        found: u64,
-        /// The allowed values.
-        expected: &'static str,
-    },
+#[error("{0}")]
+pub struct FrontError(pub String);
+
+/// Returns a conversion of a system call's error, for `map_err`.
+pub(super) fn system(what: &'static str) -> impl Fn(io::Error) -> FrontError {
+    move |source| FrontError(format!("{what}: {source}"))
 }
 
 /// A server's disk.
@@ -147,7 +110,15 @@ pub struct Connection {
 }
 
 fn step<T>(message: &'static str, result: vhost::Result<T>) -> Result<T, FrontError> {
-    result.map_err(|source| FrontError::Message { message, source })
+    result.map_err(|error| {
+        FrontError(format!(
+            "no vhost-user server, or one that refuses: {message}: {error}"
+        ))
+    })
+}
+
+fn missing(name: &str) -> FrontError {
+    FrontError(format!("the server does not offer {name}, which is needed"))
 }
 
 impl Connection {
@@ -164,27 +135,23 @@ impl Connection {
     /// # Errors
     /// As there.
     pub fn negotiate_within(stream: UnixStream, queues: u16, timeout: Duration) -> Result<Self, FrontError> {
-        let system = |what| move |source| FrontError::System { what, source };
         let _watchdog = Watchdog::new(&stream, timeout).map_err(system("cannot start a thread"))?;
         let copy = stream.try_clone().map_err(system("cannot copy a descriptor"))?;
         let mut frontend = Frontend::from_stream(copy, 1);
         step("SET_OWNER", frontend.set_owner())?;
         let offered = step("GET_FEATURES", frontend.get_features())?;
+        let protocol_features = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        let mut features = 0;
         for (bit, name) in [
             (feature(VIRTIO_F_VERSION_1), "VERSION_1"),
             (feature(VIRTIO_RING_F_INDIRECT_DESC), "INDIRECT_DESC"),
-            (
-                VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(),
-                "PROTOCOL_FEATURES",
-            ),
+            (protocol_features, "PROTOCOL_FEATURES"),
         ] {
             if offered & bit == 0 {
-                return Err(FrontError::Missing(name));
+                return Err(missing(name));
             }
+            features |= bit;
         }
-        let mut features = feature(VIRTIO_F_VERSION_1)
-            | feature(VIRTIO_RING_F_INDIRECT_DESC)
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
         for optional in OPTIONAL_FEATURES {
             features |= offered & feature(optional);
         }
@@ -192,7 +159,7 @@ impl Connection {
         step("SET_FEATURES", frontend.set_features(features))?;
         let protocol = step("GET_PROTOCOL_FEATURES", frontend.get_protocol_features())?;
         if !protocol.contains(VhostUserProtocolFeatures::CONFIG) {
-            return Err(FrontError::Missing("CONFIG"));
+            return Err(missing("CONFIG"));
         }
         let wanted = VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::MQ
@@ -249,10 +216,7 @@ impl Connection {
             return Ok(None);
         }
         let _watchdog = self.watchdog()?;
-        let (channel, theirs) = BackendChannel::new().map_err(|source| FrontError::System {
-            what: "cannot make a channel",
-            source,
-        })?;
+        let (channel, theirs) = BackendChannel::new().map_err(system("cannot make a channel"))?;
         step(
             "SET_BACKEND_REQ_FD",
             self.frontend.set_backend_request_fd(&theirs),
@@ -314,10 +278,7 @@ impl Connection {
     }
 
     fn watchdog(&self) -> Result<Watchdog, FrontError> {
-        Watchdog::new(&self.stream, self.timeout).map_err(|source| FrontError::System {
-            what: "cannot start a thread",
-            source,
-        })
+        Watchdog::new(&self.stream, self.timeout).map_err(system("cannot start a thread"))
     }
 
     /// Stops all queues; the server completes what is in flight.
@@ -351,10 +312,8 @@ impl DiskInfo {
                 .rev()
                 .fold(0_u64, |value, &byte| value << 8 | u64::from(byte))
         };
-        let wrong = |what, found, expected| FrontError::Config {
-            what,
-            found,
-            expected,
+        let wrong = |what: &str, found: u64, expected: &str| {
+            FrontError(format!("the server says {what} is {found}, expected {expected}"))
         };
         let sectors = field(0, 8);
         let size = sectors.checked_mul(SECTOR_SIZE).filter(|&size| size > 0);

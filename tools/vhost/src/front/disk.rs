@@ -1,6 +1,5 @@
 //! [`Driver`] finds disks by connecting to their servers; [`ServedDisk`] is such a disk.
 
-use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -91,15 +90,6 @@ struct ServedDisk {
     threads: Threads,
     /// Used by migration.
     blocking: BlockingFront,
-}
-
-impl fmt::Debug for ServedDisk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServedDisk")
-            .field("path", &self.endpoint.path)
-            .field("known", &self.endpoint.known)
-            .finish_non_exhaustive()
-    }
 }
 
 impl RemoteImage for ServedDisk {

@@ -1,6 +1,5 @@
 //! [`KnownDisk`]: a served disk as its guest knows it, independent of the server's state.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,16 +22,6 @@ pub struct KnownDisk {
     /// The guest may not write.
     pub readonly: bool,
     resized: Mutex<Option<Resized>>,
-}
-
-impl fmt::Debug for KnownDisk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KnownDisk")
-            .field("size", &self.size)
-            .field("block_size", &self.block_size)
-            .field("readonly", &self.readonly)
-            .finish_non_exhaustive()
-    }
 }
 
 impl KnownDisk {
@@ -63,23 +52,23 @@ impl KnownDisk {
     /// # Errors
     /// It cannot.
     pub fn check(&self, found: &DiskInfo) -> Result<(), FrontError> {
-        let size = self.size();
+        let changed = |what, found, expected| {
+            FrontError(format!(
+                "the server says {what} is {found}, expected {expected}, which the guest knows"
+            ))
+        };
+        let (size, block_size) = (self.size(), self.block_size);
         if found.size < size {
-            return Err(FrontError::Changed {
-                what: "the size",
-                found: found.size,
-                expected: size,
-            });
+            return Err(changed("the size", found.size, size));
         }
-        if found.block_size > self.block_size {
-            return Err(FrontError::Changed {
-                what: "blk_size",
-                found: found.block_size.into(),
-                expected: self.block_size.into(),
-            });
+        if found.block_size > block_size {
+            return Err(changed("blk_size", found.block_size.into(), block_size.into()));
         }
         if found.readonly && !self.readonly {
-            return Err(FrontError::Missing("writing, as the guest knows it"));
+            return Err(FrontError(
+                "the server's disk is read-only, expected one that the guest can write, as it knows it"
+                    .into(),
+            ));
         }
         Ok(())
     }

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringvirtio::GuestRam;
+use ringvirtio::memory::Extent;
 use vhost::VhostUserMemoryRegionInfo;
 
 use super::channel::{BackendChannel, BackendMessage};
-use super::connect::{Connection, FrontError};
+use super::connect::{Connection, FrontError, system};
 use super::endpoint::Endpoint;
 use super::kick::{Kick, Threads};
 use super::shared::SharedRings;
@@ -230,7 +231,6 @@ impl Link {
 
     /// Connects, and starts the server's queues.
     fn connect<'a>(&self, state: &'a LinkState) -> Result<Session<'a>, FrontError> {
-        let system = |what| move |source: io::Error| FrontError::System { what, source };
         let stream = (self.endpoint.connect)(&self.endpoint.path).map_err(system("cannot connect"))?;
         let mut connection = Connection::negotiate_within(stream, QUEUES, self.endpoint.timeout)?;
         let info = *connection.info();
@@ -264,19 +264,17 @@ impl Link {
 
     /// Returns the memory table of the guest's RAM.
     fn memory(&self) -> Result<Vec<VhostUserMemoryRegionInfo>, FrontError> {
-        let mut table = Vec::new();
-        for part in self.ram.files() {
-            let Some(file) = part.file else {
-                return Err(FrontError::Private);
-            };
-            table.push(VhostUserMemoryRegionInfo {
+        let region = |part: &Extent| {
+            let private = "the guest's memory has no descriptor, expected memory that can be shared";
+            let (mmap_handle, mmap_offset) = part.file.ok_or_else(|| FrontError(private.into()))?;
+            Ok(VhostUserMemoryRegionInfo {
                 guest_phys_addr: part.start,
                 memory_size: part.len,
-                userspace_addr: part.host,
-                mmap_offset: part.offset,
-                mmap_handle: file,
-            });
-        }
-        Ok(table)
+                userspace_addr: part.host.addr() as u64,
+                mmap_offset,
+                mmap_handle,
+            })
+        };
+        self.ram.extents().iter().map(region).collect()
     }
 }

@@ -6,11 +6,13 @@
 //! refused.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
 use ringvirtio::InflightArea;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserInflight;
+use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, MmapRegion};
 
 /// Logs start at multiples of this.
@@ -28,47 +30,6 @@ fn bytes(queues: u16, queue_size: u16) -> usize {
     (stride(queue_size) * usize::from(queues)).next_multiple_of(PAGE)
 }
 
-/// Why a region cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum RegionError {
-    /// Too small, or too large to be mapped.
-    #[error(
-        "in-flight region of {size:#x} bytes at {offset:#x}: expected {expected:#x} for {queues} queues of {queue_size}"
-    )]
-    Size {
-        /// Its size in bytes.
-        size: u64,
-        /// Its offset in the file.
-        offset: u64,
-        /// Queues that it has logs for.
-        queues: u16,
-        /// Their size.
-        queue_size: u16,
-        /// Bytes that these logs take.
-        expected: usize,
-    },
-    /// It cannot be mapped.
-    #[error("in-flight region: cannot map it: {0}")]
-    Map(String),
-    /// There is no memory for it.
-    #[error("in-flight region: cannot make one: {0}")]
-    Make(#[from] rustix::io::Errno),
-    /// It has no log for this queue.
-    #[error(
-        "in-flight region: for {queues} queues of {queue_size}, expected a log for queue {index} of {size}"
-    )]
-    Queue {
-        /// Queues that it has logs for.
-        queues: u16,
-        /// Their size.
-        queue_size: u16,
-        /// The queue.
-        index: usize,
-        /// Its size.
-        size: u16,
-    },
-}
-
 /// A mapped region.
 pub struct Region {
     mapping: Arc<MmapRegion>,
@@ -81,7 +42,7 @@ impl Region {
     ///
     /// # Errors
     /// There is no memory for it.
-    pub fn make(queues: u16, queue_size: u16) -> Result<(VhostUserInflight, File), RegionError> {
+    pub fn make(queues: u16, queue_size: u16) -> io::Result<(VhostUserInflight, File)> {
         let size = bytes(queues, queue_size);
         let file = File::from(memfd_create(c"ringd in flight", MemfdFlags::CLOEXEC)?);
         ftruncate(&file, size as u64)?;
@@ -92,23 +53,19 @@ impl Region {
     ///
     /// # Errors
     /// It is too small, or cannot be mapped.
-    pub fn map(about: &VhostUserInflight, file: File) -> Result<Self, RegionError> {
+    pub fn map(about: &VhostUserInflight, file: File) -> Result<Self, String> {
         let (size, offset) = (about.mmap_size, about.mmap_offset);
         let (queues, queue_size) = (about.num_queues, about.queue_size);
         let expected = bytes(queues, queue_size);
-        let wrong = RegionError::Size {
-            size,
-            offset,
-            queues,
-            queue_size,
-            expected,
-        };
         if size < expected as u64 {
-            return Err(wrong);
+            return Err(format!(
+                "in-flight region of {size:#x} bytes at {offset:#x}: expected {expected:#x} for {queues} queues \
+                 of {queue_size}"
+            ));
         }
         let mapping = MmapRegion::from_file(FileOffset::new(file, offset), expected);
         Ok(Self {
-            mapping: Arc::new(mapping.map_err(|error| RegionError::Map(error.to_string()))?),
+            mapping: Arc::new(mapping.map_err(unmappable)?),
             queues,
             queue_size,
         })
@@ -118,14 +75,12 @@ impl Region {
     ///
     /// # Errors
     /// The region has no log for this queue.
-    pub fn area(&self, index: usize, size: u16) -> Result<InflightArea, RegionError> {
+    pub fn area(&self, index: usize, size: u16) -> Result<InflightArea, String> {
         if index >= usize::from(self.queues) || size > self.queue_size {
-            return Err(RegionError::Queue {
-                queues: self.queues,
-                queue_size: self.queue_size,
-                index,
-                size,
-            });
+            return Err(format!(
+                "in-flight region: for {} queues of {}, expected a log for queue {index} of {size}",
+                self.queues, self.queue_size
+            ));
         }
         Ok(InflightArea {
             mapping: self.mapping.clone(),
@@ -138,10 +93,14 @@ impl Region {
 ///
 /// # Errors
 /// There is no memory for it.
-pub fn private(size: u16) -> Result<InflightArea, RegionError> {
+pub fn private(size: u16) -> Result<InflightArea, String> {
     let mapping = MmapRegion::new(InflightArea::bytes(size).next_multiple_of(PAGE));
     Ok(InflightArea {
-        mapping: Arc::new(mapping.map_err(|error| RegionError::Map(error.to_string()))?),
+        mapping: Arc::new(mapping.map_err(unmappable)?),
         offset: 0,
     })
+}
+
+fn unmappable(error: MmapRegionError) -> String {
+    format!("in-flight region: cannot map it: {error}")
 }

@@ -5,37 +5,9 @@ use std::fs::File;
 use std::sync::Arc;
 
 use ringvirtio::GuestRam;
-use ringvirtio::memory::{ForeignPart, MemoryError};
+use ringvirtio::memory::ForeignPart;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{FileOffset, GuestAddress, MmapRegion};
-
-/// Why memory cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum FrontMemoryError {
-    /// A region wraps around the address space.
-    #[error("region of {size:#x} bytes at {guest:#x}, offset {offset:#x}: expected one that does not wrap")]
-    Wraps {
-        /// Guest-physical start.
-        guest: u64,
-        /// Bytes.
-        size: u64,
-        /// Offset in its file.
-        offset: u64,
-    },
-    /// A region's file cannot be mapped that far.
-    #[error("region of {size:#x} bytes at {guest:#x}: cannot map its file: {cause}")]
-    Map {
-        /// Guest-physical start.
-        guest: u64,
-        /// Bytes.
-        size: u64,
-        /// The reason.
-        cause: String,
-    },
-    /// The regions cannot be a guest's RAM.
-    #[error(transparent)]
-    Ram(#[from] MemoryError),
-}
 
 struct Region {
     user: u64,
@@ -54,26 +26,23 @@ impl FrontMemory {
     ///
     /// # Errors
     /// One of them is wrong, or cannot be mapped.
-    pub fn map(table: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<Self, FrontMemoryError> {
+    pub fn map(table: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut regions = Vec::new();
         for (region, file) in table.iter().zip(files) {
             // Copied, because the fields are packed.
             let (guest, size) = (region.guest_phys_addr, region.memory_size);
             let (user, offset) = (region.user_addr, region.mmap_offset);
-            let wraps = FrontMemoryError::Wraps { guest, size, offset };
+            let region = format!("region of {size:#x} bytes at {guest:#x}");
             let all = offset.checked_add(size).and_then(|all| usize::try_from(all).ok());
             let (Some(all), Some(_), Ok(at)) = (all, user.checked_add(size), usize::try_from(offset)) else {
-                return Err(wraps);
+                return Err(format!(
+                    "{region}, offset {offset:#x}: expected one that does not wrap"
+                ));
             };
             // From the file's start: huge pages cannot be mapped at every offset.
-            let mapping = MmapRegion::from_file(FileOffset::new(file, 0), all).map_err(|error| {
-                FrontMemoryError::Map {
-                    guest,
-                    size,
-                    cause: error.to_string(),
-                }
-            })?;
+            let mapping = MmapRegion::from_file(FileOffset::new(file, 0), all)
+                .map_err(|error| format!("{region}: cannot map its file: {error}"))?;
             parts.push(ForeignPart {
                 start: GuestAddress(guest),
                 len: all - at,
@@ -83,7 +52,7 @@ impl FrontMemory {
             regions.push(Region { user, guest, size });
         }
         Ok(Self {
-            ram: GuestRam::foreign(parts)?,
+            ram: GuestRam::foreign(parts).map_err(|error| error.to_string())?,
             regions,
         })
     }

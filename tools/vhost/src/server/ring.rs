@@ -1,5 +1,6 @@
 //! [`Ring`]: one virtqueue of a front end: its set-up, and its thread while it runs.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -10,43 +11,15 @@ use std::thread::JoinHandle;
 use ringblk::{BlockQueue, Disk};
 use ringvirtio::inflight::InflightLog;
 use ringvirtio::{
-    Commands, EventSource, InflightArea, InflightError, QueueId, QueueSetup, Reactor, ReactorHandle,
-    ReactorOptions, ReadWidth, RingAddresses, SetupError,
+    Commands, EventSource, InflightArea, QueueId, QueueSetup, Reactor, ReactorHandle, ReactorOptions,
+    ReadWidth, RingAddresses, SetupError,
 };
 
-use super::inflight::{self, Region, RegionError};
+use super::inflight::{self, Region};
 use super::memory::FrontMemory;
 
 /// Epoch of all logs: after a reset the front end passes a new region, or none.
 const EPOCH: u64 = 1;
-
-/// Why a queue cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum RingError {
-    /// An area is not in the shared memory.
-    #[error("ring at {0:#x} of the front end's addresses is not in the memory that it shares")]
-    Address(u64),
-    /// The set-up is invalid.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    /// The in-flight region cannot be used.
-    #[error(transparent)]
-    Region(#[from] RegionError),
-    /// The log in it cannot be used.
-    #[error(transparent)]
-    Log(#[from] InflightError),
-    /// No threads or descriptors are left.
-    #[error("cannot start a thread for the queue: {0}")]
-    Thread(#[from] io::Error),
-}
-
-/// Areas of a ring, in the front end's address space.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct UserAddresses {
-    pub desc: u64,
-    pub avail: u64,
-    pub used: u64,
-}
 
 /// An event descriptor that can be replaced while the queue runs.
 #[derive(Clone, Default)]
@@ -88,7 +61,8 @@ struct Running {
 #[derive(Default)]
 pub struct Ring {
     pub size: u16,
-    pub addresses: Option<UserAddresses>,
+    /// Of descriptor table, available and used ring in the front end's address space.
+    pub addresses: Option<[u64; 3]>,
     /// Index of the next available entry; set when the queue stops.
     pub base: u16,
     pub kick: Option<File>,
@@ -114,8 +88,8 @@ impl Ring {
     ///
     /// # Errors
     /// The set-up, the region or the log is invalid, or no threads or descriptors are left.
-    pub fn start(&mut self, index: usize, context: &RingContext<'_>) -> Result<(), RingError> {
-        let (Some(addresses), Some(kick), true) = (self.addresses, &self.kick, self.enabled) else {
+    pub fn start(&mut self, index: usize, context: &RingContext<'_>) -> Result<(), Box<dyn Error>> {
+        let (Some([desc, avail, used]), Some(kick), true) = (self.addresses, &self.kick, self.enabled) else {
             return Ok(());
         };
         if self.is_running() || self.size == 0 {
@@ -123,13 +97,15 @@ impl Ring {
         }
         let at = |user| {
             let found = context.memory.guest_address(user);
-            found.ok_or(RingError::Address(user))
+            found.ok_or_else(|| {
+                format!("ring at {user:#x} of the front end's addresses is not in the memory that it shares")
+            })
         };
         let ring = RingAddresses {
             size: self.size,
-            desc: at(addresses.desc)?,
-            avail: at(addresses.avail)?,
-            used: at(addresses.used)?,
+            desc: at(desc)?,
+            avail: at(avail)?,
+            used: at(used)?,
         };
         let area = match context.region {
             Some(region) => region.area(index, self.size)?,

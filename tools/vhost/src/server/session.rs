@@ -18,7 +18,7 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use super::ServerOptions;
 use super::inflight::Region;
 use super::memory::FrontMemory;
-use super::ring::{Ring, RingContext, UserAddresses};
+use super::ring::{Ring, RingContext};
 
 /// Default queue size of QEMU's guests; `seg_max` is derived from it.
 const QUEUE_SIZE: u16 = 128;
@@ -108,7 +108,7 @@ impl Session {
 }
 
 /// Logs why a message is refused. The front end gets no reason, and at most an error.
-fn refuse(why: std::fmt::Arguments<'_>) -> Error {
+fn refuse(why: impl std::fmt::Display) -> Error {
     tracing::warn!("front end refused: {why}");
     Error::InvalidParam
 }
@@ -169,7 +169,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         // Queues hold the old mappings.
         self.stop();
         self.memory = None;
-        let memory = FrontMemory::map(regions, files).map_err(|error| refuse(format_args!("{error}")))?;
+        let memory = FrontMemory::map(regions, files).map_err(refuse)?;
         self.memory = Some(memory);
         self.start_all()?;
         Ok(None)
@@ -199,11 +199,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         available: u64,
         _log: u64,
     ) -> Result<()> {
-        let addresses = Some(UserAddresses {
-            desc: descriptor,
-            avail: available,
-            used,
-        });
+        let addresses = Some([descriptor, available, used]);
         let ring = self.ring(index)?;
         if ring.addresses != addresses {
             ring.stop();
@@ -328,12 +324,12 @@ impl VhostUserBackendReqHandlerMut for Session {
                 self.options.queues
             )));
         }
-        Region::make(queues, size).map_err(|error| refuse(format_args!("{error}")))
+        Region::make(queues, size).map_err(refuse)
     }
 
     fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
         self.stop();
-        let region = Region::map(inflight, file).map_err(|error| refuse(format_args!("{error}")))?;
+        let region = Region::map(inflight, file).map_err(refuse)?;
         self.region = Some(region);
         self.start_all()
     }

@@ -56,9 +56,9 @@ impl Core {
         self.schedule.is_empty(List::Ready) && self.schedule.is_empty(List::Dirty)
     }
 
-    /// An event source woke the thread.
-    pub fn on_wakeup(&mut self, source: usize) {
-        if let Some(cpu) = self.sources.on_wakeup(source)
+    /// A watched descriptor woke the thread.
+    pub fn on_wakeup(&mut self, watch: usize) {
+        if let Some(cpu) = self.sources.on_wakeup(watch)
             && let Err(error) = self.waiter.bind(cpu)
         {
             tracing::debug!(?cpu, %error, "the reactor cannot be bound to a CPU");

@@ -1,9 +1,9 @@
 //! [`QueueId`]: names a queue of a reactor, to its owner and in the tags of its operations.
 
-use std::hash::{Hash, Hasher};
+use std::hash::Hasher;
 
 /// Names a queue of a reactor, never used twice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct QueueId(u64);
 
 impl QueueId {
@@ -32,14 +32,7 @@ impl QueueId {
     }
 }
 
-/// Numbers are unique, so they hash as themselves: [`IdHasher`].
-impl Hash for QueueId {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.0);
-    }
-}
-
-/// Hashes a number by one multiplication.
+/// Hashes a number by one multiplication: numbers are unique.
 #[derive(Default)]
 pub struct IdHasher(u64);
 

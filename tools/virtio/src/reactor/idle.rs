@@ -7,7 +7,7 @@ use super::busy_poll;
 use super::core::{Core, deadline};
 use super::schedule::List;
 use crate::trace::{self, TraceId};
-use crate::waiter::{Ready, Timeout, Waiter};
+use crate::waiter::Waiter;
 
 impl Core {
     /// While interrupts are pending, polls for more that they may cover, with everything submitted. Returns
@@ -27,10 +27,11 @@ impl Core {
             };
             // A queue that waits for a rate limit is serviced on time.
             let limit = self.until_deadline();
-            let until = limit.at_most().map_or(until, |limit| {
+            let until = limit.map_or(until, |limit| {
                 until.min(now.saturating_add(limit.as_nanos() as u64))
             });
-            found = limit == Timeout::Zero || busy_poll::poll(|| self.has_work(), || clock.now() >= until);
+            found =
+                limit == Some(Duration::ZERO) || busy_poll::poll(|| self.has_work(), || clock.now() >= until);
         }
         self.on_busy_poll(found, start.elapsed())
     }
@@ -88,7 +89,7 @@ impl Core {
         ring.submit();
         // A queue that waits for a rate limit is serviced at a known moment: until then there is no need to
         // be awake.
-        let limit = self.until_deadline().at_most();
+        let limit = self.until_deadline();
         if limit.is_some_and(|limit| limit <= self.busy.window()) {
             return false;
         }
@@ -130,7 +131,7 @@ impl Core {
     }
 
     /// Arms the event sources and sleeps, if there is nothing else to do, until something happens.
-    pub fn sleep(&mut self, idle: bool, ready: &mut Vec<Ready>) -> io::Result<()> {
+    pub fn sleep(&mut self, idle: bool, ready: &mut Vec<usize>) -> io::Result<()> {
         let start = Instant::now();
         if idle {
             self.enable_notifications();
@@ -142,12 +143,12 @@ impl Core {
         let timeout = if idle && !more {
             self.until_deadline()
         } else {
-            Timeout::Zero
+            Some(Duration::ZERO)
         };
         self.waiter.wait(timeout, ready)?;
-        if timeout != Timeout::Zero {
+        if timeout != Some(Duration::ZERO) {
             let slept = start.elapsed();
-            let expired = timeout.at_most().is_some_and(|most| slept >= most);
+            let expired = timeout.is_some_and(|most| slept >= most);
             self.busy.on_sleep(slept, expired);
             trace::event(trace::Kind::Wake, TraceId::default(), 0);
         }
@@ -155,18 +156,13 @@ impl Core {
         Ok(())
     }
 
-    /// Returns how long to sleep at most.
-    fn until_deadline(&self) -> Timeout {
+    /// Returns how long to sleep at most; `None` is without a limit.
+    fn until_deadline(&self) -> Option<Duration> {
         let deadlines = self
             .schedule
             .iter(List::Deadline)
             .filter_map(|slot| deadline(&self.queues, slot));
-        match deadlines.min() {
-            None => Timeout::Never,
-            Some(at) => match at.saturating_sub(self.clock.now()) {
-                0 => Timeout::Zero,
-                left => Timeout::AtMost(Duration::from_nanos(left)),
-            },
-        }
+        let left = deadlines.min()?.saturating_sub(self.clock.now());
+        Some(Duration::from_nanos(left))
     }
 }

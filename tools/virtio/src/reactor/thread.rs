@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use super::core::Core;
 use super::mailbox::{Mailbox, ReactorHandle};
-use super::sources::Watched;
-use crate::waiter::{Ready, Timeout};
+use crate::waiter::ReadWidth;
 
 /// How to build a reactor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,8 +50,8 @@ impl Reactor {
         Ok((Self { options, mailbox }, handle))
     }
 
-    /// Runs as [`Self::run`] does. If it cannot wait any more or panics, the process ends with status 70: without
-    /// it no device works, and whoever supervises the process must hear of it.
+    /// Runs as [`Self::run`] does. If it cannot wait any more or panics, the process ends with status 70:
+    /// without it no device works, and a supervisor can start a new daemon.
     pub fn run_or_exit(self) {
         match catch_unwind(AssertUnwindSafe(|| self.run())) {
             Ok(Ok(())) => return,
@@ -70,8 +69,8 @@ impl Reactor {
     pub fn run(self) -> io::Result<()> {
         let Self { options, mailbox } = self;
         let mut core = Core::new(options.io_uring, options.entries, options.poll)?;
-        core.sources.watch_mailbox(&mut core.waiter, mailbox.event())?;
-        let mut ready: Vec<Ready> = Vec::new();
+        let mail = core.waiter.watch(mailbox.event(), ReadWidth::Eight)?;
+        let mut ready = Vec::new();
         let mut commands = mailbox.commands();
         mailbox.take(&mut commands);
         loop {
@@ -99,16 +98,16 @@ impl Reactor {
             }
             if busy || idle && (core.coalesce() || core.busy_poll()) {
                 // Nothing was armed, so nothing is disarmed.
-                core.waiter.wait(Timeout::Zero, &mut ready)?;
+                core.waiter.wait(Some(Duration::ZERO), &mut ready)?;
             } else {
                 core.sleep(idle, &mut ready)?;
             }
-            for Ready { watch } in ready.drain(..) {
-                match core.sources.watched(watch) {
-                    Some(Watched::Mailbox) => mailbox.take(&mut commands),
-                    Some(Watched::Source(index)) => core.on_wakeup(index),
-                    // A back end's: reaped below in any case.
-                    None => {}
+            for watch in ready.drain(..) {
+                if watch == mail {
+                    mailbox.take(&mut commands);
+                } else {
+                    // Or a back end's, which is reaped below in any case.
+                    core.on_wakeup(watch);
                 }
             }
             core.reap();

@@ -4,14 +4,17 @@
 //! that is shared with another process is polled, never read ([`ReadWidth::Foreign`]).
 
 pub mod epoll;
-mod registry;
+pub mod registry;
 pub mod uring;
 mod watch;
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::Duration;
 
-pub use watch::{ReadWidth, Ready, Timeout, eventfd};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+pub use watch::{ReadWidth, eventfd};
 
 use crate::affinity;
 use epoll::Epoll;
@@ -57,12 +60,9 @@ impl Waiter {
     /// The descriptor cannot be watched.
     pub fn watch(&mut self, fd: RawFd, width: ReadWidth) -> io::Result<usize> {
         if width != ReadWidth::Foreign {
-            // SAFETY: no pointers.
-            let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-            // SAFETY: no pointers.
-            if flags == -1 || unsafe { libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK) } == -1 {
-                return Err(io::Error::last_os_error());
-            }
+            // SAFETY: the owner keeps what is watched open.
+            let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+            fcntl_setfl(fd, fcntl_getfl(fd)? - OFlags::NONBLOCK)?;
         }
         match self {
             Self::Uring(ring) => Ok(ring.watch(fd, width)),
@@ -85,12 +85,12 @@ impl Waiter {
         }
     }
 
-    /// Starts what was pushed and waits until something has happened, or for the timeout. Appends the watches
-    /// that became readable to `ready`.
+    /// Starts what was pushed and waits until something has happened, or for the timeout, if there is one.
+    /// Appends the numbers of the watches that became readable to `ready`.
     ///
     /// # Errors
     /// Waiting itself failed.
-    pub fn wait(&mut self, timeout: Timeout, ready: &mut Vec<Ready>) -> io::Result<()> {
+    pub fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<usize>) -> io::Result<()> {
         match self {
             Self::Uring(ring) => ring.wait(timeout, ready),
             Self::Epoll(epoll) => epoll.wait(timeout, ready),

@@ -1,4 +1,4 @@
-//! [`Registry`]: what is registered with a ring, files as fixed files, guest RAM as fixed buffers.
+//! [`Registry`]: a ring and what is registered with it, files as fixed files, guest RAM as fixed buffers.
 //!
 //! A fixed file saves the kernel the look-up of a descriptor that threads share, a fixed buffer the pinning
 //! of a request's pages. Both are registered for the first queue that uses them and unregistered with the
@@ -39,9 +39,9 @@ struct Span {
     slot: u16,
 }
 
-/// The fixed files and buffers of a ring.
-#[derive(Default)]
-pub(super) struct Registry {
+/// A ring with its fixed files and buffers.
+pub struct Registry {
+    pub(super) ring: IoUring,
     /// By slot.
     files: Vec<Option<FixedFile>>,
     rams: Vec<FixedRam>,
@@ -53,13 +53,19 @@ pub(super) struct Registry {
 
 impl Registry {
     /// Makes empty tables in the ring; what the kernel lacks (before Linux 5.19) is not used.
-    pub fn new(ring: &IoUring) -> Self {
-        let mut registry = Self::default();
-        match ring.submitter().register_files_sparse(SLOTS) {
+    pub(super) fn new(ring: IoUring) -> Self {
+        let mut registry = Self {
+            ring,
+            files: Vec::new(),
+            rams: Vec::new(),
+            buffers: Vec::new(),
+            spans: Vec::new(),
+        };
+        match registry.ring.submitter().register_files_sparse(SLOTS) {
             Ok(()) => registry.files.resize_with(SLOTS as usize, || None),
             Err(error) => tracing::debug!(%error, "io_uring: no fixed files"),
         }
-        match ring.submitter().register_buffers_sparse(SLOTS) {
+        match registry.ring.submitter().register_buffers_sparse(SLOTS) {
             Ok(()) => registry.buffers.resize(SLOTS as usize, false),
             Err(error) => tracing::debug!(%error, "io_uring: no fixed buffers"),
         }
@@ -90,11 +96,11 @@ impl Registry {
     }
 
     /// Registers guest RAM, or counts one user more.
-    pub fn attach_ram(&mut self, ring: &IoUring, ram: &Arc<GuestRam>) {
+    pub fn attach_ram(&mut self, ram: &Arc<GuestRam>) {
         match self.rams.iter_mut().find(|known| Arc::ptr_eq(&known.ram, ram)) {
             Some(known) => known.users += 1,
             None => {
-                let slots = self.register_ram(ring, ram);
+                let slots = self.register_ram(ram);
                 self.rams.push(FixedRam {
                     ram: ram.clone(),
                     users: 1,
@@ -105,7 +111,7 @@ impl Registry {
     }
 
     /// Registers a file, which stays open until it is detached, or counts one user more.
-    pub fn attach_file(&mut self, ring: &IoUring, fd: RawFd) {
+    pub fn attach_file(&mut self, fd: RawFd) {
         if let Some(known) = self.files.iter_mut().flatten().find(|file| file.fd == fd) {
             known.users += 1;
             return;
@@ -114,7 +120,7 @@ impl Registry {
         let Some((slot, file)) = free else {
             return;
         };
-        let registered = update_file(ring, slot, fd);
+        let registered = update_file(&self.ring, slot, fd);
         if let Err(error) = &registered {
             tracing::debug!(%error, "io_uring: file not registered");
         }
@@ -126,21 +132,22 @@ impl Registry {
     }
 
     /// Registers all of a guest's RAM or, on failure, nothing of it. Returns the slots.
-    fn register_ram(&mut self, ring: &IoUring, ram: &GuestRam) -> Vec<u32> {
+    fn register_ram(&mut self, ram: &GuestRam) -> Vec<u32> {
         let mut taken = Vec::new();
         if !ram.is_fixed() {
             return taken;
         }
-        for (host, len) in ram.spans() {
+        for extent in ram.extents() {
+            let (host, len) = (extent.host, extent.len);
             let mut at = 0;
             while at < len {
                 let size = (len - at).min(BUFFER_MAX);
                 let start = host.addr() as u64 + at;
-                let slot = match self.register_buffer(ring, host.wrapping_add(at as usize), size) {
+                let slot = match self.register_buffer(host.wrapping_add(at as usize), size) {
                     Ok(slot) => slot,
                     Err(error) => {
                         tracing::debug!(%error, size, "io_uring: guest RAM not registered");
-                        self.release(ring, &taken);
+                        self.release(&taken);
                         return Vec::new();
                     }
                 };
@@ -155,7 +162,7 @@ impl Registry {
         taken
     }
 
-    fn register_buffer(&mut self, ring: &IoUring, host: *mut u8, size: u64) -> io::Result<u16> {
+    fn register_buffer(&mut self, host: *mut u8, size: u64) -> io::Result<u16> {
         let free = self.buffers.iter().position(|taken| !taken);
         let slot = free.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
         let buffer = libc::iovec {
@@ -164,7 +171,8 @@ impl Registry {
         };
         // SAFETY: `FixedRam` keeps the memory mapped until the buffer is unregistered.
         unsafe {
-            ring.submitter()
+            self.ring
+                .submitter()
                 .register_buffers_update(slot as u32, &[buffer], None)?
         };
         if let Some(taken) = self.buffers.get_mut(slot) {
@@ -173,7 +181,7 @@ impl Registry {
         Ok(slot as u16)
     }
 
-    fn release(&mut self, ring: &IoUring, slots: &[u32]) {
+    fn release(&mut self, slots: &[u32]) {
         self.spans.retain(|span| !slots.contains(&u32::from(span.slot)));
         let none = libc::iovec {
             iov_base: std::ptr::null_mut(),
@@ -181,7 +189,7 @@ impl Registry {
         };
         for &slot in slots {
             // SAFETY: no memory.
-            match unsafe { ring.submitter().register_buffers_update(slot, &[none], None) } {
+            match unsafe { self.ring.submitter().register_buffers_update(slot, &[none], None) } {
                 Ok(()) => {
                     if let Some(taken) = self.buffers.get_mut(slot as usize) {
                         *taken = false;
@@ -194,7 +202,7 @@ impl Registry {
     }
 
     /// Counts one user of the file less and unregisters it without any.
-    pub fn detach_file(&mut self, ring: &IoUring, fd: RawFd) {
+    pub fn detach_file(&mut self, fd: RawFd) {
         for (slot, entry) in self.files.iter_mut().enumerate() {
             let Some(file) = entry.as_mut().filter(|file| file.fd == fd) else {
                 continue;
@@ -202,7 +210,7 @@ impl Registry {
             file.users -= 1;
             if file.users == 0 {
                 if file.registered
-                    && let Err(error) = update_file(ring, slot, -1)
+                    && let Err(error) = update_file(&self.ring, slot, -1)
                 {
                     tracing::error!(%error, "io_uring: a file stays registered, and locked");
                 }
@@ -213,7 +221,7 @@ impl Registry {
     }
 
     /// Counts one user of the RAM less and unregisters it without any.
-    pub fn detach_ram(&mut self, ring: &IoUring, ram: &Arc<GuestRam>) {
+    pub fn detach_ram(&mut self, ram: &Arc<GuestRam>) {
         let Some(index) = self.rams.iter().position(|known| Arc::ptr_eq(&known.ram, ram)) else {
             return;
         };
@@ -223,7 +231,7 @@ impl Registry {
         });
         if unused {
             let known = self.rams.swap_remove(index);
-            self.release(ring, &known.slots);
+            self.release(&known.slots);
         }
     }
 }

@@ -7,14 +7,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::Arc;
+use std::time::Duration;
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::registry::Registry;
-use super::watch::{ReadWidth, Ready, Timeout};
+use super::watch::ReadWidth;
 use crate::completion::Completion;
-use crate::memory::{GuestRam, IoVec};
 
 /// Set in the user data of a watch; the rest is its number. Without it, the user data is an operation's tag.
 const WATCH: u64 = 1 << 63;
@@ -32,13 +31,11 @@ struct Watch {
 
 impl Watch {
     fn new(fd: RawFd, width: ReadWidth) -> Self {
-        let buffer = Box::leak(Box::new([0; 8]));
-        let leaving = false;
         Self {
             fd,
             width,
-            buffer,
-            leaving,
+            buffer: Box::leak(Box::default()),
+            leaving: false,
         }
     }
 
@@ -68,7 +65,8 @@ impl Watch {
 
 /// A ring with its operations and watches.
 pub struct Uring {
-    ring: IoUring,
+    /// The ring, with the files and buffers whose slots operations may name.
+    pub registry: Registry,
     in_flight: usize,
     /// Operations for which the submission queue had no room.
     backlog: VecDeque<squeue::Entry>,
@@ -78,7 +76,6 @@ pub struct Uring {
     free_watches: Vec<usize>,
     /// Watches that are to be submitted again.
     rearm: Vec<usize>,
-    registry: Registry,
 }
 
 impl Uring {
@@ -101,8 +98,7 @@ impl Uring {
             return Err(io::Error::from(io::ErrorKind::Unsupported));
         }
         Ok(Self {
-            registry: Registry::new(&ring),
-            ring,
+            registry: Registry::new(ring),
             in_flight: 0,
             backlog: VecDeque::with_capacity(entries as usize),
             done: Vec::with_capacity(completions as usize),
@@ -123,47 +119,7 @@ impl Uring {
             // SAFETY: the set has MAX_CPU bits.
             unsafe { libc::CPU_SET(cpu, &mut set) };
         }
-        self.ring.submitter().register_iowq_aff(&set)
-    }
-
-    /// Registers a file, or counts one user more: its operations may name the slot of [`Self::file`].
-    pub fn attach_file(&mut self, fd: RawFd) {
-        self.registry.attach_file(&self.ring, fd);
-    }
-
-    /// Registers guest RAM, or counts one user more: its operations may name the slots of [`Self::buffer`].
-    pub fn attach_ram(&mut self, ram: &Arc<GuestRam>) {
-        self.registry.attach_ram(&self.ring, ram);
-    }
-
-    /// Counts one user of the file less and unregisters it without any.
-    pub fn detach_file(&mut self, fd: RawFd) {
-        self.registry.detach_file(&self.ring, fd);
-    }
-
-    /// Counts one user of the RAM less and unregisters it without any.
-    pub fn detach_ram(&mut self, ram: &Arc<GuestRam>) {
-        self.registry.detach_ram(&self.ring, ram);
-    }
-
-    /// Returns the slot of a registered file.
-    #[inline]
-    #[must_use]
-    pub fn file(&self, fd: RawFd) -> Option<u32> {
-        self.registry.file(fd)
-    }
-
-    /// Returns the slot of the registered buffer that has all of `part`.
-    #[inline]
-    #[must_use]
-    pub fn buffer(&self, part: &IoVec) -> Option<u16> {
-        self.registry.buffer(part)
-    }
-
-    /// Returns how many files and buffers are registered.
-    #[must_use]
-    pub fn registered(&self) -> (usize, usize) {
-        self.registry.count()
+        self.registry.ring.submitter().register_iowq_aff(&set)
     }
 
     /// Submits an operation; it starts at the next [`Self::submit`] or [`Self::wait`] at the latest.
@@ -185,7 +141,7 @@ impl Uring {
     /// Starts all that was pushed.
     pub fn submit(&mut self) {
         self.drain_backlog();
-        if let Err(error) = self.enter(Timeout::Zero) {
+        if let Err(error) = self.enter(Some(Duration::ZERO)) {
             tracing::error!(%error, "io_uring: submit failed");
         }
     }
@@ -218,7 +174,7 @@ impl Uring {
         self.enqueue_watch(&entry.user_data(UNWATCHED));
         // Afterwards no entry in the queue names the descriptor. What cannot be submitted now is submitted
         // later: a poll too many does no harm.
-        let _ = self.ring.submit();
+        let _ = self.registry.ring.submit();
     }
 
     fn start_watch(&mut self, number: usize) {
@@ -238,10 +194,10 @@ impl Uring {
     /// Returns whether something has completed, or will when the ring is entered, that was not reaped yet. No
     /// system call.
     pub fn is_ready(&mut self) -> bool {
-        if !self.done.is_empty() || !self.ring.completion().is_empty() {
+        if !self.done.is_empty() || !self.registry.ring.completion().is_empty() {
             return true;
         }
-        let queue = self.ring.submission();
+        let queue = self.registry.ring.submission();
         queue.taskrun() || queue.cq_overflow()
     }
 
@@ -250,42 +206,47 @@ impl Uring {
     ///
     /// # Errors
     /// `io_uring_enter` failed.
-    pub fn wait(&mut self, timeout: Timeout, ready: &mut Vec<Ready>) -> io::Result<()> {
+    pub fn wait(&mut self, timeout: Option<Duration>, ready: &mut Vec<usize>) -> io::Result<()> {
         self.drain_backlog();
         let idle = self.done.is_empty() && self.backlog.is_empty();
-        self.enter(if idle { timeout } else { Timeout::Zero })?;
+        self.enter(if idle { timeout } else { Some(Duration::ZERO) })?;
         self.collect(ready);
         Ok(())
     }
 
-    fn enter(&mut self, timeout: Timeout) -> io::Result<()> {
-        let queue = self.ring.submission();
-        if timeout == Timeout::Zero && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
+    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let queue = self.registry.ring.submission();
+        if timeout == Some(Duration::ZERO) && queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
             return Ok(());
         }
         drop(queue);
         let entered = match timeout {
-            Timeout::Zero => self.ring.submit_and_wait(0),
-            Timeout::Never => self.ring.submit_and_wait(1),
-            Timeout::AtMost(time) => {
+            Some(Duration::ZERO) => self.registry.ring.submit_and_wait(0),
+            None => self.registry.ring.submit_and_wait(1),
+            Some(time) => {
                 let time = types::Timespec::from(time);
                 let arguments = types::SubmitArgs::new().timespec(&time);
-                self.ring.submitter().submit_with_args(1, &arguments)
+                self.registry.ring.submitter().submit_with_args(1, &arguments)
             }
         };
         match entered {
             Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                // Timed out; interrupted; or completions must be taken, or memory be free, before more is
-                // accepted.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(error),
-            },
+            // Timed out; interrupted; or completions must be taken, or memory be free, before more is
+            // accepted.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
-    fn collect(&mut self, ready: &mut Vec<Ready>) {
-        for entry in self.ring.completion() {
+    fn collect(&mut self, ready: &mut Vec<usize>) {
+        for entry in self.registry.ring.completion() {
             let (data, result) = (entry.user_data(), entry.result());
             if data & WATCH == 0 {
                 self.in_flight = self.in_flight.saturating_sub(1);
@@ -303,7 +264,7 @@ impl Uring {
                 continue;
             }
             match result {
-                1.. => ready.push(Ready { watch: number }),
+                1.. => ready.push(number),
                 error if matches!(-error, libc::EINTR | libc::EAGAIN) => {}
                 other => {
                     let error = io::Error::from_raw_os_error(-other);
@@ -327,10 +288,10 @@ impl Uring {
     fn enqueue(&mut self, entry: &squeue::Entry) -> bool {
         for _ in 0..2 {
             // SAFETY: watches have leaked buffers; operations are valid by the contract of `push`.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+            if unsafe { self.registry.ring.submission().push(entry) }.is_ok() {
                 return true;
             }
-            if self.ring.submit().is_err() {
+            if self.registry.ring.submit().is_err() {
                 break;
             }
         }
@@ -354,7 +315,7 @@ impl Drop for Uring {
         self.backlog.clear();
         let mut ready = Vec::new();
         while self.in_flight > 0 {
-            if let Err(error) = self.enter(Timeout::Never) {
+            if let Err(error) = self.enter(None) {
                 tracing::error!(%error, in_flight = self.in_flight, "io_uring: cannot wait for I/O");
                 std::process::abort();
             }

@@ -1,8 +1,9 @@
-//! What a reactor's thread waits for beside completions: watched descriptors, and time.
+//! How a reactor's thread watches a descriptor.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::time::Duration;
+use std::os::fd::OwnedFd;
+
+use rustix::event::EventfdFlags;
 
 /// How a watched descriptor is read, and how many bytes at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,45 +27,10 @@ impl ReadWidth {
     }
 }
 
-/// How long to wait for something to happen.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Timeout {
-    /// Polls once.
-    Zero,
-    /// Waits no longer than this.
-    AtMost(Duration),
-    /// Waits without a limit.
-    Never,
-}
-
-impl Timeout {
-    /// Returns the longest time, if there is one.
-    #[must_use]
-    pub const fn at_most(self) -> Option<Duration> {
-        match self {
-            Self::Zero => Some(Duration::ZERO),
-            Self::AtMost(time) => Some(time),
-            Self::Never => None,
-        }
-    }
-}
-
-/// A watched descriptor became readable, and was read unless it is foreign.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ready {
-    /// The number that `watch` returned.
-    pub watch: usize,
-}
-
 /// Returns a new blocking `eventfd`.
 ///
 /// # Errors
 /// No descriptors are left.
 pub fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; the result is checked and has no other owner.
-    match unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) } {
-        -1 => Err(io::Error::last_os_error()),
-        // SAFETY: as above.
-        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-    }
+    Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?)
 }

@@ -70,19 +70,30 @@ impl Header {
         let version = u32_at(&bytes, 4);
         let (incompatible, autoclear, refcount_order, length) = match version {
             2 => (0, 0, 4, V2_BYTES),
-            3 => (u64_at(&bytes, 72), u64_at(&bytes, 88), u32_at(&bytes, 96), u32_at(&bytes, 100).into()),
+            3 => (
+                u64_at(&bytes, 72),
+                u64_at(&bytes, 88),
+                u32_at(&bytes, 96),
+                u32_at(&bytes, 100).into(),
+            ),
             _ => return Err(format!("version {version}, expected 2 or 3")),
         };
         let cluster_bits = u32_at(&bytes, 20);
         if !CLUSTER_BITS.contains(&cluster_bits) {
-            return Err(format!("clusters of 2^{cluster_bits} bytes, expected 2^9 to 2^21"));
+            return Err(format!(
+                "clusters of 2^{cluster_bits} bytes, expected 2^9 to 2^21"
+            ));
         }
         if refcount_order > MAX_REFCOUNT_ORDER {
-            return Err(format!("refcounts of 2^{refcount_order} bits, expected up to 64 bits"));
+            return Err(format!(
+                "refcounts of 2^{refcount_order} bits, expected up to 64 bits"
+            ));
         }
         let cluster = 1_u64 << cluster_bits;
         if version == 3 && !(V3_BYTES..=cluster).contains(&length) {
-            return Err(format!("a header of {length} bytes, expected {V3_BYTES} to {cluster}"));
+            return Err(format!(
+                "a header of {length} bytes, expected {V3_BYTES} to {cluster}"
+            ));
         }
         let (offset, len) = (u64_at(&bytes, 8), u64::from(u32_at(&bytes, 16)));
         let backing = match offset {
@@ -145,7 +156,9 @@ impl Header {
         }
         if self.incompatible != 0 {
             let bits = self.incompatible;
-            return Err(format!("incompatible features {bits:#x}, expected none that is unknown: {CONVERT}"));
+            return Err(format!(
+                "incompatible features {bits:#x}, expected none that is unknown: {CONVERT}"
+            ));
         }
         if writable && self.autoclear & 1 != 0 {
             return Err(
@@ -156,7 +169,9 @@ impl Header {
         }
         if writable && self.autoclear != 0 {
             let bits = self.autoclear;
-            return Err(format!("autoclear features {bits:#x}, expected none that is unknown: {CONVERT}"));
+            return Err(format!(
+                "autoclear features {bits:#x}, expected none that is unknown: {CONVERT}"
+            ));
         }
         Ok(())
     }
@@ -174,10 +189,15 @@ fn backing_format(file: &File, mut offset: u64, end: u64) -> Result<Option<Strin
             break;
         }
         if len > end.saturating_sub(offset) {
-            return Err(format!("a header extension of {len} bytes at {offset}, expected to end at {end}"));
+            return Err(format!(
+                "a header extension of {len} bytes at {offset}, expected to end at {end}"
+            ));
         }
         if kind == EXTENSION_BACKING_FORMAT {
-            format = Some(text(read_at(file, offset, len)?, "the format of its backing file")?);
+            format = Some(text(
+                read_at(file, offset, len)?,
+                "the format of its backing file",
+            )?);
         }
         offset += len.next_multiple_of(8);
     }

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(test)]
 use std::sync::{Arc, OnceLock};
 
+use rustix::fs::FallocateFlags;
+
 use crate::image::bounce::{BOUNCE_MAX, Bounce};
-use crate::image::sys::{fallocate, sync};
+use crate::image::sys::fallocate;
 
 #[cfg(test)]
 use super::recorder::{Event, Recorder};
@@ -120,8 +122,13 @@ impl Medium {
         if offset >= end {
             return Ok(());
         }
-        let mode = libc::FALLOC_FL_PUNCH_HOLE;
-        match fallocate(&self.file, mode, offset, end - offset, &self.no_holes) {
+        match fallocate(
+            &self.file,
+            FallocateFlags::PUNCH_HOLE,
+            offset,
+            end - offset,
+            &self.no_holes,
+        ) {
             // EINVAL: a block device whose blocks are larger than the range's.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL)) => {}
             done => {
@@ -156,7 +163,7 @@ impl Medium {
         if self.has_sync_failed() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        sync(&self.file).inspect_err(|_| self.sync_failed.store(true, Ordering::SeqCst))?;
+        rustix::fs::fdatasync(&self.file).inspect_err(|_| self.sync_failed.store(true, Ordering::SeqCst))?;
         #[cfg(test)]
         if let Some((recorder, covered)) = record {
             recorder.push(Event::Sync { covered });

@@ -5,9 +5,9 @@
 //! slices, and no slice of memory that a guest writes to may be formed.
 //!
 //! [`header`] refuses what cannot be served before anything is written. [`tables`] is the storage below the
-//! crate; it holds back changes of tables until they are committed. The daemon can be killed at any moment, so
-//! an operation that changes tables completes after a commit, which covers all operations that are complete in
-//! memory by then.
+//! crate; it holds back changes of tables until they are committed. The daemon can be killed at any moment,
+//! so an operation that changes tables completes after a commit, which covers all operations that are
+//! complete in memory by then.
 
 mod header;
 mod medium;
@@ -45,7 +45,6 @@ const FREE_CLUSTERS: u64 = 1 << 15;
 type Access = FormatAccess<Ordered>;
 
 /// An open qcow2 image with its backing files.
-#[derive(Debug)]
 pub struct Qcow2Image {
     /// Locked exclusively by operations that free clusters, for as long as these change tables in memory.
     access: RwLock<Access>,
@@ -121,7 +120,11 @@ impl Qcow2Image {
         // A backing file that is longer than the disk was would show, as would what the old last cluster has
         // behind the old end.
         let cluster = 1 << self.header.cluster_bits;
-        let end = if self.header.backing.is_some() { bytes } else { old.next_multiple_of(cluster).min(bytes) };
+        let end = if self.header.backing.is_some() {
+            bytes
+        } else {
+            old.next_multiple_of(cluster).min(bytes)
+        };
         self.zero(old, end - old, false)?;
         self.sync()
     }
@@ -169,33 +172,24 @@ impl Qcow2Image {
     /// # Safety
     /// The buffers are valid.
     unsafe fn read(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
-        let mut bounce = Bounce::new(len);
-        let mut done = 0_u64;
-        while done < len {
-            let now = (len - done).min(BOUNCE_MAX as u64) as usize;
-            let bytes = bounce.bytes().get_mut(..now).unwrap_or_default();
+        in_pieces(len, |bytes, done| {
             self.shared(|access| access.read(&mut *bytes, offset + done))?;
             // SAFETY: the caller guarantees valid buffers.
-            done += unsafe { scatter(bytes, parts, done) } as u64;
-        }
-        Ok(done as usize)
+            Ok(unsafe { scatter(bytes, parts, done) })
+        })
     }
 
     /// # Safety
     /// The buffers are valid.
     unsafe fn write(&self, parts: &[IoVec], offset: u64, len: u64) -> io::Result<usize> {
-        let mut bounce = Bounce::new(len);
-        let mut done = 0_u64;
-        while done < len {
-            let now = (len - done).min(BOUNCE_MAX as u64) as usize;
-            let bytes = bounce.bytes().get_mut(..now).unwrap_or_default();
+        let written = in_pieces(len, |bytes, done| {
             // SAFETY: the caller guarantees valid buffers.
             let count = unsafe { gather(parts, done, bytes) };
             self.write_bytes(bytes.get(..count).unwrap_or_default(), offset + done)?;
-            done += count as u64;
-        }
+            Ok(count)
+        })?;
         self.commit()?;
-        Ok(done as usize)
+        Ok(written)
     }
 
     /// Writes the bytes; the caller commits.
@@ -274,8 +268,12 @@ impl Qcow2Image {
         match (self.header.version, &self.header.backing) {
             // It has no clusters that read zero, and without a mapping the backing file would show.
             (2, Some(_)) => Ok(()),
-            (2, None) => self.free(offset, len, |access, offset, len| access.discard_to_backing(offset, len)),
-            _ => self.free(offset, len, |access, offset, len| access.discard_to_any(offset, len)),
+            (2, None) => self.free(offset, len, |access, offset, len| {
+                access.discard_to_backing(offset, len)
+            }),
+            _ => self.free(offset, len, |access, offset, len| {
+                access.discard_to_any(offset, len)
+            }),
         }
     }
 
@@ -283,7 +281,9 @@ impl Qcow2Image {
         if self.header.version == 2 {
             self.write_zeroes(offset, len)?;
         } else if unmap {
-            return self.free(offset, len, |access, offset, len| access.discard_to_zero(offset, len));
+            return self.free(offset, len, |access, offset, len| {
+                access.discard_to_zero(offset, len)
+            });
         } else {
             self.pieces(offset, len, |place, offset, len| match place {
                 Place::Compressed => self.freeing(|access| access.write_zeroes(offset, len)),
@@ -295,16 +295,12 @@ impl Qcow2Image {
 
     /// Writes zeroes where a range does not read zero anyway.
     fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
-        let mut bounce = Bounce::new(len);
         self.pieces(offset, len, |_, offset, len| {
-            let mut done = 0;
-            while done < len {
-                let now = (len - done).min(BOUNCE_MAX as u64);
-                let bytes = bounce.bytes().get(..now as usize).unwrap_or_default();
+            let written = in_pieces(len, |bytes, done| {
                 self.write_bytes(bytes, offset + done)?;
-                done += now;
-            }
-            Ok(())
+                Ok(bytes.len())
+            });
+            written.map(drop)
         })
     }
 
@@ -326,7 +322,8 @@ impl Qcow2Image {
         Ok(())
     }
 
-    /// Frees the clusters of a range by `work`, some of them at a time, so that other operations get their turn.
+    /// Frees the clusters of a range by `work`, some of them at a time, so that other operations get their
+    /// turn.
     fn free(
         &self,
         offset: u64,
@@ -353,7 +350,11 @@ impl Qcow2Image {
                         Place::Unallocated => {}
                         // A table or a cluster may have to be allocated, which must not be what has just been
                         // freed.
-                        Place::Missing | Place::Compressed if freed.is_some() && (freed != Some(table) || !whole) => break,
+                        Place::Missing | Place::Compressed
+                            if freed.is_some() && (freed != Some(table) || !whole) =>
+                        {
+                            break;
+                        }
                         Place::Missing => work(access, at, len)?,
                         Place::Allocated | Place::Compressed => {
                             work(access, at, len)?;
@@ -373,8 +374,8 @@ impl Qcow2Image {
         1 << (2 * self.header.cluster_bits - 3)
     }
 
-    /// Returns where the data at an offset are, and the bytes for which that holds, up to `end`: whole clusters,
-    /// of one L2 table, unless nothing is allocated.
+    /// Returns where the data at an offset are, and the bytes for which that holds, up to `end`: whole
+    /// clusters, of one L2 table, unless nothing is allocated.
     fn piece(&self, access: &Access, at: u64, end: u64) -> io::Result<(Place, u64)> {
         let cluster = 1_u64 << self.header.cluster_bits;
         let table = self.table_bytes();
@@ -386,6 +387,18 @@ impl Qcow2Image {
             _ => (place, (at + len).next_multiple_of(cluster).min(at + most) - at),
         })
     }
+}
+
+/// Calls `run` for each part of `len` bytes, with a buffer that is zeroed at first, and with the number of
+/// bytes before that part. It returns how many bytes it has handled.
+fn in_pieces(len: u64, mut run: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<usize> {
+    let mut bounce = Bounce::new(len);
+    let mut done = 0_u64;
+    while done < len {
+        let now = (len - done).min(BOUNCE_MAX as u64) as usize;
+        done += run(bounce.bytes().get_mut(..now).unwrap_or_default(), done)? as u64;
+    }
+    Ok(done as usize)
 }
 
 /// Where the data of a range are.

@@ -1,4 +1,5 @@
-//! What was written to an image's file, in order, for the replay of power cuts; and a file system that is full.
+//! What was written to an image's file, in order, for the replay of power cuts; and a file system that is
+//! full.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};

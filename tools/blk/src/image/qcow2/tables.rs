@@ -1,18 +1,19 @@
-//! [`Ordered`]: the storage below the qcow2 crate, which brings the crate's writes to tables into an order that
-//! a power cut cannot harm.
+//! [`Ordered`]: the storage below the qcow2 crate, which brings the crate's writes to tables into an order
+//! that a power cut cannot harm.
 //!
-//! The crate writes refcounts before tables and syncs nothing in between, so a power cut may leave a table that
-//! refers to a cluster without a refcount, or to one whose data never arrived. Here, data are written at once,
-//! and so are tables to which nothing refers yet. Changes of what the image refers to already (refcounts,
-//! refcount table, L1 and L2 tables, header) are held back, by sectors, until [`Ordered::commit`]:
+//! The crate writes refcounts before tables and syncs nothing in between, so a power cut may leave a table
+//! that refers to a cluster without a refcount, or to one whose data never arrived. Here, data are written at
+//! once, and so are tables to which nothing refers yet. Changes of what the image refers to already
+//! (refcounts, refcount table, L1 and L2 tables, header) are held back, by sectors, until
+//! [`Ordered::commit`]:
 //!
 //! 1. Refcounts are written, none lower than it is in the file; sync. What was allocated is counted, and data
 //!    and new tables are durable.
 //! 2. Refcount table entries are written; sync if there were any.
 //! 3. L2 and L1 tables and the header are written. Any part of these may be lost: each entry leads to what is
 //!    durable and counted.
-//! 4. If refcounts are to be lowered: sync, and they are written. Nothing durable refers to these clusters any
-//!    more.
+//! 4. If refcounts are to be lowered: sync, and they are written. Nothing durable refers to these clusters
+//!    any more.
 //!
 //! The order does not depend on that in which the crate writes. It does depend on the caller: no allocation
 //! runs during a commit, and what was freed is not allocated again before it. [`super::Qcow2Image`] ensures
@@ -132,8 +133,8 @@ impl Ordered {
         Some(tables.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Writes what is held back, in an order that survives a power cut at any point. What could not be written
-    /// stays held back.
+    /// Writes what is held back, in an order that survives a power cut at any point. What could not be
+    /// written stays held back.
     ///
     /// # Errors
     /// The system's error.
@@ -221,7 +222,10 @@ impl Ordered {
         }
         let first = offset / SECTOR * SECTOR;
         let within = (offset - first) as usize;
-        let mut now = self.0.medium.bytes(first, (within + bytes.len()).next_multiple_of(SECTOR as usize))?;
+        let mut now = self
+            .0
+            .medium
+            .bytes(first, (within + bytes.len()).next_multiple_of(SECTOR as usize))?;
         patch(&tables.committing, &mut now, first);
         patch(&tables.held, &mut now, first);
         let old = now.clone();
@@ -236,11 +240,14 @@ impl Ordered {
             }
         }
         if kind == Kind::Header && offset == 0 && bytes.len() >= HEADER_L1.end {
-            let entries = u32::from_be_bytes(*bytes.get(36..).and_then(<[u8]>::first_chunk).unwrap_or(&[0; 4]));
+            let entries =
+                u32::from_be_bytes(*bytes.get(36..).and_then(<[u8]>::first_chunk).unwrap_or(&[0; 4]));
             let l1 = u64_at(bytes, 40);
             tables.l1 = l1..l1.saturating_add(u64::from(entries) * 8);
         }
-        self.0.held_count.store(tables.held.len() + tables.committing.len(), Ordering::SeqCst);
+        self.0
+            .held_count
+            .store(tables.held.len() + tables.committing.len(), Ordering::SeqCst);
         Ok(())
     }
 
@@ -249,8 +256,8 @@ impl Ordered {
         Ok(offset == 0 && new.is_some_and(|new| now.get(HEADER_REFTABLE) != Some(new)))
     }
 
-    /// Puts a new refcount table, which has been written, in the place of the old one. Not held back: the crate
-    /// frees the old one right afterwards.
+    /// Puts a new refcount table, which has been written, in the place of the old one. Not held back: the
+    /// crate frees the old one right afterwards.
     fn move_reftable(&self, tables: &mut Tables, header: &[u8]) -> io::Result<()> {
         let medium = &self.0.medium;
         for (&offset, (kind, new)) in &tables.held {
@@ -265,7 +272,10 @@ impl Ordered {
         medium.sync()?;
         // The new table has the entries that were held back of the old one.
         tables.held.retain(|_, (kind, _)| *kind != Kind::Reftable);
-        let clusters = header.get(56..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_be_bytes(*bytes));
+        let clusters = header
+            .get(56..)
+            .and_then(<[u8]>::first_chunk)
+            .map_or(0, |bytes| u32::from_be_bytes(*bytes));
         tables.reftable = reftable(u64_at(header, 48), clusters, tables.cluster);
         tables.blocks = entries(medium, &tables.reftable)?;
         Ok(())
@@ -320,15 +330,23 @@ fn entries(medium: &Medium, table: &Range<u64>) -> io::Result<HashSet<u64>> {
     }
     let size = medium.size()?;
     if len > 0 && table.start >= size {
-        let message = format!("a table at {:#x}, expected inside of the file's {size:#x} bytes", table.start);
+        let message = format!(
+            "a table at {:#x}, expected inside of the file's {size:#x} bytes",
+            table.start
+        );
         return Err(io::Error::new(io::ErrorKind::InvalidData, message));
     }
     let bytes = medium.bytes(table.start, len as usize)?;
-    let offsets = (0..bytes.len()).step_by(8).map(|at| u64_at(&bytes, at) & OFFSET_MASK);
+    let offsets = (0..bytes.len())
+        .step_by(8)
+        .map(|at| u64_at(&bytes, at) & OFFSET_MASK);
     Ok(offsets.filter(|offset| *offset != 0).collect())
 }
 
-fn write_all<'a>(medium: &Medium, sectors: impl Iterator<Item = (&'a u64, &'a (Kind, Box<Sector>))>) -> io::Result<()> {
+fn write_all<'a>(
+    medium: &Medium,
+    sectors: impl Iterator<Item = (&'a u64, &'a (Kind, Box<Sector>))>,
+) -> io::Result<()> {
     for (&offset, (_, bytes)) in sectors {
         medium.write_at(&bytes[..], offset)?;
     }

@@ -39,7 +39,6 @@ const CPUS: [Column; 12] = [
 ];
 
 /// Returns the number of text lines of the whole screen.
-#[must_use]
 pub fn height(model: &Model) -> u16 {
     let lines = 2 + (model.zones.len() + 2) + (model.cpus.len() + 2) + (model.disks.len() + 1);
     u16::try_from(lines).unwrap_or(u16::MAX)

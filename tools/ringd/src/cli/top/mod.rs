@@ -75,7 +75,6 @@ pub fn run(socket: &Path, options: &TopOptions) -> anyhow::Result<ExitCode> {
 }
 
 /// Returns a screen that is high enough, as text lines.
-#[must_use]
 pub fn plain(model: &Model) -> String {
     let height = draw::height(model);
     let Ok(mut terminal) = Terminal::new(TestBackend::new(WIDTH, height));

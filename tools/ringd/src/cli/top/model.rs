@@ -83,7 +83,6 @@ fn rises(before: Option<&Counts>, now: &Counts) -> BTreeMap<String, u64> {
 
 impl Model {
     /// Returns the rates between two reports.
-    #[must_use]
     pub fn new(before: &StatsReport, now: &StatsReport) -> Self {
         let seconds = (now.time_ns.saturating_sub(before.time_ns) as f64 / 1e9).max(1e-9);
         let idle = before.time_ns == now.time_ns;
@@ -110,13 +109,14 @@ impl Model {
                 .sum(),
         });
         let (old, new) = (&before.daemon, &now.daemon);
+        let risen = |name: &str| rate(rise(old.count(name), new.count(name)));
         Self {
             daemon: DaemonRow {
                 version: new.el2_version.clone(),
-                wakeups: rate(rise(old.wakeups, new.wakeups)),
-                spurious: rate(rise(old.spurious_wakeups, new.spurious_wakeups)),
-                cpu: rate(rise(old.user_ns + old.system_ns, new.user_ns + new.system_ns)) / 1e9,
-                memory: new.max_rss_bytes as f64 / 1048576.0,
+                wakeups: risen("wakeups"),
+                spurious: risen("spurious_wakeups"),
+                cpu: (risen("user_ns") + risen("system_ns")) / 1e9,
+                memory: new.count("max_rss_bytes") as f64 / 1048576.0,
             },
             zones: zones.collect(),
             disks: now
@@ -194,9 +194,12 @@ pub(super) mod tests {
             time_ns: 5_000_000_000 + n * 1_000_000_000,
             daemon: DaemonStats {
                 el2_version: "9.9".into(),
-                wakeups: 500 * n,
-                user_ns: 250_000_000 * n,
-                max_rss_bytes: 4 << 20,
+                counts: [
+                    ("wakeups".to_owned(), 500 * n),
+                    ("user_ns".to_owned(), 250_000_000 * n),
+                    ("max_rss_bytes".to_owned(), 4 << 20),
+                ]
+                .into(),
                 ..DaemonStats::default()
             },
             zones: vec![ZoneStats {

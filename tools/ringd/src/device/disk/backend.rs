@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use ringblk::{BlockQueue, Disk};
 use ringvirtio::{QueueHandler, QueueSetup, SetupError};
-use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 
-use crate::device::backend::{Backend, QueueCounters, VENDOR_ID};
+use crate::device::backend::{Backend, QueueCounters, spec};
 use crate::device::config::Config;
 use crate::device::inflight;
 
@@ -18,26 +17,18 @@ const CAPACITY: u16 = 0;
 
 impl Backend for Arc<Disk> {
     fn describe(&self, config: &Config, queues: u16) -> DeviceSpec {
-        let mut spec = DeviceSpec {
-            device_id: ringblk::DEVICE_ID,
-            vendor_id: VENDOR_ID,
-            features: ringblk::features(self, queues),
-            queues: queues.into(),
-            config_len: ringblk::CONFIG_LEN as u32,
-            queue_max: [0; MAX_QUEUES],
-            config: [0; 256],
-        };
         let space = ringblk::config(self, ringblk::QUEUE_SIZE_MAX, queues);
-        for (to, from) in spec.config.iter_mut().zip(space) {
-            *to = from;
-        }
+        let features = ringblk::features(self, queues);
+        let mut spec = spec(
+            ringblk::DEVICE_ID,
+            features,
+            queues,
+            ringblk::QUEUE_SIZE_MAX,
+            &space,
+        );
         if config.disk().is_some_and(|disk| !disk.discard) {
             withhold_discard(&mut spec);
         }
-        spec.queue_max
-            .iter_mut()
-            .take(queues.into())
-            .for_each(|max| *max = ringblk::QUEUE_SIZE_MAX);
         spec
     }
 

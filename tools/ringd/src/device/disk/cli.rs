@@ -7,18 +7,18 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
-use super::api::{Reply, Request};
-use super::change::LimitChange;
+use super::change::{Change, LimitChange, size};
 use super::config::DiskConfig;
 use super::migration::Stage;
 use super::report::DiskReport;
 use super::{keys, print};
 use crate::cli::print::{OutputOptions, json};
 use crate::config::quoted;
-use crate::config::size::{format_size, parse_size};
+use crate::config::size::format_size;
 use crate::control::client::ClientError;
 use crate::control::protocol;
-use crate::device::api;
+use crate::device;
+use crate::device::api::{ChangeRequest, Reply, Request};
 
 /// How often the progress of a migration is read.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -66,7 +66,7 @@ pub enum DiskCommand {
         which: Which,
         /// What changes.
         #[command(flatten)]
-        limits: Limits,
+        change: LimitChange,
     },
     /// Retries the requests at which a disk with `on_error = "stop"` has stopped.
     ///
@@ -105,24 +105,6 @@ pub struct Which {
     pub disk: u8,
 }
 
-/// New limits.
-#[derive(Args, Debug)]
-#[group(required = true, multiple = true)]
-pub struct Limits {
-    /// Requests per second, or "none".
-    #[arg(long, value_parser = count)]
-    pub iops: Option<u64>,
-    /// Requests available at once after an idle time; if not given, a tenth of a new rate.
-    #[arg(long, value_name = "COUNT")]
-    pub iops_burst: Option<u64>,
-    /// Bytes per second such as 50M, or "none".
-    #[arg(long, value_parser = limit_size)]
-    pub bps: Option<u64>,
-    /// Bytes available at once after an idle time; if not given, a tenth of a new rate.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub bps_burst: Option<u64>,
-}
-
 /// Parses a slot: `1`, or `vdb`.
 fn slot(text: &str) -> Result<u8, String> {
     let letter = |letter: u8| letter.is_ascii_lowercase().then(|| letter - b'a');
@@ -138,26 +120,6 @@ fn slot(text: &str) -> Result<u8, String> {
     slot.ok_or_else(|| "expected a slot number, or a guest's name such as vdb".into())
 }
 
-fn size(text: &str) -> Result<u64, String> {
-    parse_size(text).ok_or_else(|| "expected a size such as 512M or 20G".into())
-}
-
-fn limit_size(text: &str) -> Result<u64, String> {
-    if text == "none" {
-        return Ok(0);
-    }
-    let bytes = parse_size(text).filter(|bytes| *bytes != 0);
-    bytes.ok_or_else(|| "expected a size such as 50M, or \"none\"".into())
-}
-
-fn count(text: &str) -> Result<u64, String> {
-    if text == "none" {
-        return Ok(0);
-    }
-    let count = text.parse().ok().filter(|count| *count != 0);
-    count.ok_or_else(|| "expected a number, or \"none\"".into())
-}
-
 /// Executes a command; `request` sends a request to the daemon.
 ///
 /// # Errors
@@ -166,10 +128,14 @@ pub fn run(
     command: DiskCommand,
     request: impl Fn(protocol::Request) -> Result<protocol::Reply, ClientError>,
 ) -> anyhow::Result<ExitCode> {
-    let ask = |wanted| request(protocol::Request::Device(api::Request::Disk(wanted)));
+    let ask = |wanted| request(protocol::Request::Device(wanted));
     let list = || disks(ask(Request::Disks)?);
-    let change = |request: Request| -> anyhow::Result<ExitCode> {
-        ask(request)?;
+    let ask_to = |name: String, change: Change| {
+        let change = device::Change::Disk(change);
+        ask(Request::Change(ChangeRequest { name, change }))
+    };
+    let change = |which: Which, change: &dyn Fn(u8) -> Change| -> anyhow::Result<ExitCode> {
+        ask_to(which.zone, change(which.disk))?;
         Ok(ExitCode::SUCCESS)
     };
     match command {
@@ -182,75 +148,37 @@ pub fn run(
             json: as_json,
         } => {
             let disk = Box::new(keys::from_argument(&disk)?);
-            match ask(Request::DiskAttach { name: zone, disk })? {
-                protocol::Reply::Device(api::Reply::Disk(Reply::Disk(disk))) if as_json => json(&disk),
-                protocol::Reply::Device(api::Reply::Disk(Reply::Disk(disk))) => print::disks(&[*disk]),
+            match ask_to(zone, Change::Attach { disk })? {
+                protocol::Reply::Device(Reply::Disk(disk)) if as_json => json(&disk),
+                protocol::Reply::Device(Reply::Disk(disk)) => print::disks(&[*disk]),
                 other => Err(ClientError::unexpected(&other).into()),
             }
         }
-        DiskCommand::Detach(Which {
-            zone: name,
-            disk: slot,
-        }) => change(Request::DiskDetach { name, slot }),
-        DiskCommand::Resize {
-            which: Which {
-                zone: name,
-                disk: slot,
-            },
-            size,
-            shrink,
-        } => change(Request::DiskResize {
-            name,
-            slot,
-            size,
-            shrink,
-        }),
-        DiskCommand::SetLimit {
-            which: Which {
-                zone: name,
-                disk: slot,
-            },
-            limits,
-        } => {
-            let change_to = LimitChange {
-                iops: limits.iops,
-                iops_burst: limits.iops_burst,
-                bps: limits.bps,
-                bps_burst: limits.bps_burst,
-            };
-            change(Request::DiskLimit {
-                name,
-                slot,
-                change: change_to,
-            })
+        DiskCommand::Detach(which) => change(which, &|slot| Change::Detach { slot }),
+        DiskCommand::Resize { which, size, shrink } => {
+            change(which, &|slot| Change::Resize { slot, size, shrink })
         }
-        DiskCommand::Resume(Which {
-            zone: name,
-            disk: slot,
-        }) => change(Request::DiskResume { name, slot }),
+        DiskCommand::SetLimit {
+            which,
+            change: limits,
+        } => change(which, &|slot| Change::Limit { slot, change: limits }),
+        DiskCommand::Resume(which) => change(which, &|slot| Change::Resume { slot }),
         DiskCommand::Migrate {
-            which: Which {
-                zone: name,
-                disk: slot,
-            },
+            which,
             target,
             no_wait,
             ..
         } => {
             let Some(target) = target else {
-                return change(Request::DiskMigrateEnd { name, slot });
+                return change(which, &|slot| Change::CancelMigration { slot });
             };
             let target = Box::new(keys::from_argument(&target)?);
-            let path = target.path.clone();
-            ask(Request::DiskMigrate {
-                name: name.clone(),
-                slot,
-                target,
-            })?;
+            let (path, slot) = (target.path.clone(), which.disk);
+            ask_to(which.zone.clone(), Change::Migrate { slot, target })?;
             if no_wait {
                 return Ok(ExitCode::SUCCESS);
             }
-            await_migration(&name, slot, &path, || ask(Request::Disks))
+            await_migration(&which.zone, slot, &path, list)
         }
     }
 }
@@ -258,7 +186,7 @@ pub fn run(
 /// Returns the disks of a reply.
 fn disks(reply: protocol::Reply) -> Result<Vec<DiskReport>, ClientError> {
     match reply {
-        protocol::Reply::Device(api::Reply::Disk(Reply::Disks(disks))) => Ok(disks),
+        protocol::Reply::Device(Reply::Disks(disks)) => Ok(disks),
         other => Err(ClientError::unexpected(&other)),
     }
 }
@@ -268,14 +196,15 @@ fn await_migration(
     name: &str,
     slot: u8,
     target: &Path,
-    list: impl Fn() -> Result<protocol::Reply, ClientError>,
+    list: impl Fn() -> Result<Vec<DiskReport>, ClientError>,
 ) -> anyhow::Result<ExitCode> {
     let mut last_answer = Instant::now();
     let mut said = None;
     loop {
         std::thread::sleep(POLL_INTERVAL);
         let disks = match list() {
-            Ok(reply) => disks(reply)?,
+            Ok(disks) => disks,
+            Err(error @ ClientError::Confused(_)) => return Err(error.into()),
             Err(error) if last_answer.elapsed() > AWAY_TIMEOUT => return Err(error.into()),
             Err(_) => continue,
         };
@@ -338,17 +267,14 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::process::ExitCode;
 
-    use super::{await_migration, count, limit_size, reminder, slot};
+    use super::{await_migration, reminder, slot};
     use crate::control::client::ClientError;
-    use crate::control::protocol;
-    use crate::device::api;
-    use crate::device::disk::api::Reply;
     use crate::device::disk::config::DiskConfig;
     use crate::device::disk::migration::{MigrationReport, Stage};
     use crate::device::disk::report::DiskReport;
 
-    fn report(path: &str, migrating: Option<u64>) -> Result<protocol::Reply, ClientError> {
-        let disks = Reply::Disks(vec![DiskReport {
+    fn report(path: &str, migrating: Option<u64>) -> Result<Vec<DiskReport>, ClientError> {
+        Ok(vec![DiskReport {
             zone: "a".into(),
             slot: 0,
             disk: Some(DiskConfig::new(path.into())),
@@ -362,8 +288,7 @@ mod tests {
                 stage: Stage::Copying,
             }),
             migration_failure: None,
-        }]);
-        Ok(protocol::Reply::Device(api::Reply::Disk(disks)))
+        }])
     }
 
     /// Across the death of the daemon, its absence, and a slow take-over of the zone.
@@ -410,13 +335,5 @@ mod tests {
         ] {
             assert_eq!(slot(text).ok(), expected, "{text}");
         }
-    }
-
-    #[test]
-    fn limits_are_numbers_or_none() {
-        assert_eq!((count("none"), count("500")), (Ok(0), Ok(500)));
-        assert!(count("0").is_err() && count("many").is_err());
-        assert_eq!((limit_size("none"), limit_size("2M")), (Ok(0), Ok(2 << 20)));
-        assert!(limit_size("0").is_err() && limit_size("2X").is_err());
     }
 }

@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ringblk::{Format, HostCache, Synthetic};
+use ringblk::{EngineKind, Format, HostCache, OnError, Synthetic};
 use ringvisor::abi::MAX_QUEUES;
 use serde::{Deserialize, Serialize};
 
-use crate::config::error::{ConfigError, quoted};
+use crate::config::error::{bad, quoted};
 use crate::config::size::format_size;
 
 /// Most bytes of a disk's serial number (virtio 1.2, 5.2.6, GET_ID).
@@ -23,7 +23,7 @@ pub struct DiskConfig {
     /// The answer to GET_ID.
     pub serial: Option<String>,
     /// How the image is read and written.
-    pub engine: Engine,
+    pub engine: EngineKind,
     /// The image's format; raw if not given, unless the image looks like another one.
     #[serde(default)]
     pub format: Option<Format>,
@@ -50,13 +50,12 @@ const fn yes() -> bool {
 
 impl DiskConfig {
     /// Returns the disk at `path` with the defaults of a zone file.
-    #[must_use]
     pub fn new(path: PathBuf) -> Self {
         Self {
             path,
             readonly: false,
             serial: None,
-            engine: Engine::default(),
+            engine: EngineKind::default(),
             format: None,
             cache: HostCache::default(),
             queues: None,
@@ -70,33 +69,29 @@ impl DiskConfig {
     ///
     /// # Errors
     /// The first value that is out of range or contradicts another.
-    pub fn check(&self, origin: &str, key: &str) -> Result<(), ConfigError> {
-        let bad = |name: &str, value: String, expected: String| {
-            ConfigError::bad(origin, format!("{key}{name}"), value, expected)
+    pub fn check(&self, origin: &str, key: &str) -> anyhow::Result<()> {
+        let bad = |name: &str, value: String, expected: &str| {
+            Err(bad(origin, format!("{key}{name}"), value, expected))
         };
         if !self.path.is_absolute() && !names_no_file(&self.path) {
-            return Err(bad("path", self.quoted_path(), "an absolute path".into()));
+            return bad("path", self.quoted_path(), "an absolute path");
         }
         if let ("vhost_user", socket) = self.source()
             && !socket.is_absolute()
         {
             let value = quoted(&socket.display().to_string());
-            return Err(bad("vhost_user", value, "an absolute path".into()));
+            return bad("vhost_user", value, "an absolute path");
         }
         if let Some(serial) = &self.serial
             && (serial.len() > SERIAL_LEN || !serial.bytes().all(|b| b.is_ascii_graphic() || b == b' '))
         {
             let expected = format!("at most {SERIAL_LEN} printable ASCII characters");
-            return Err(bad("serial", quoted(serial), expected));
+            return bad("serial", quoted(serial), &expected);
         }
         if let Some(queues) = self.queues
             && (queues == 0 || usize::try_from(queues).is_ok_and(|queues| queues > MAX_QUEUES))
         {
-            return Err(bad(
-                "queues",
-                queues.to_string(),
-                format!("1 to {MAX_QUEUES} queues"),
-            ));
+            return bad("queues", queues.to_string(), &format!("1 to {MAX_QUEUES} queues"));
         }
         let limits = [("iops", self.limits.iops), ("bps", self.limits.bps)];
         for (name, limit) in limits {
@@ -105,31 +100,25 @@ impl DiskConfig {
                 _ => value.to_string(),
             };
             if limit.rate == Some(0) {
-                return Err(bad(
-                    name,
-                    show(0),
-                    "more than 0; without the key there is no limit".into(),
-                ));
+                return bad(name, show(0), "more than 0; without the key there is no limit");
             }
             if let (None, Some(burst)) = (limit.rate, limit.burst) {
-                return Err(bad(
+                return bad(
                     &format!("{name}_burst"),
                     show(burst),
-                    format!("the key {name} beside it"),
-                ));
+                    &format!("the key {name} beside it"),
+                );
             }
         }
         Ok(())
     }
 
     /// Returns the path as TOML writes it.
-    #[must_use]
     pub fn quoted_path(&self) -> String {
         quoted(&self.path.display().to_string())
     }
 
     /// Whether the two cannot be in use at the same time. A vhost-user server serves one client.
-    #[must_use]
     pub fn conflicts(&self, other: &Self) -> bool {
         let served = ringblk::remote::socket(&self.path).is_some();
         let shared = self.readonly && other.readonly && !served;
@@ -137,13 +126,11 @@ impl DiskConfig {
     }
 
     /// Whether this is the image at `path`.
-    #[must_use]
     pub fn is(&self, path: &Path) -> bool {
         self.path == path
     }
 
     /// Returns the zone file's key for the place of the image, and its value.
-    #[must_use]
     pub fn source(&self) -> (&'static str, &Path) {
         match ringblk::remote::socket(&self.path) {
             Some(socket) => ("vhost_user", socket),
@@ -153,31 +140,8 @@ impl DiskConfig {
 }
 
 /// Whether `path` is none of the file system's: a disk without storage, or another process's.
-#[must_use]
 pub fn names_no_file(path: &Path) -> bool {
     Synthetic::is_named_by(path) || ringblk::remote::socket(path).is_some()
-}
-
-/// How a disk image is read and written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Engine {
-    /// io_uring, with O_DIRECT where the file allows it; threads where the kernel has no io_uring.
-    #[default]
-    IoUring,
-    /// A pool of threads with `preadv` and `pwritev`.
-    Threads,
-}
-
-/// What happens when the image fails a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnError {
-    /// The request completes with an error.
-    #[default]
-    Report,
-    /// The disk stops until `ringctl disk resume` retries the request.
-    Stop,
 }
 
 /// Rate limits of a disk.
@@ -206,7 +170,6 @@ pub struct Limit {
 
 impl Limit {
     /// Returns the burst in force.
-    #[must_use]
     pub fn burst(&self) -> u64 {
         self.burst
             .unwrap_or_else(|| self.rate.map_or(0, |rate| rate.div_ceil(10)))
@@ -217,21 +180,16 @@ impl Limit {
 ///
 /// # Errors
 /// The first value that is out of range or contradicts another.
-pub fn check_all(disks: &[DiskConfig], spare: u32, slots: usize, origin: &str) -> Result<(), ConfigError> {
+pub fn check_all(disks: &[DiskConfig], spare: u32, slots: usize, origin: &str) -> anyhow::Result<()> {
     let count = disks.len();
     if count > slots {
         let expected = format!("at most {slots} disks");
-        return Err(ConfigError::bad(
-            origin,
-            "disk",
-            format!("{count} disks"),
-            expected,
-        ));
+        return Err(bad(origin, "disk", format!("{count} disks"), expected));
     }
     let room = slots - count;
     if usize::try_from(spare).map_or(true, |spare| spare > room) {
         let expected = format!("at most {room} beside {count} disks");
-        return Err(ConfigError::bad(origin, "spare_disks", spare, expected));
+        return Err(bad(origin, "spare_disks", spare, expected));
     }
     for (index, disk) in disks.iter().enumerate() {
         let key = format!("disk[{index}].");
@@ -239,19 +197,13 @@ pub fn check_all(disks: &[DiskConfig], spare: u32, slots: usize, origin: &str) -
         if let Some(first) = disks.iter().take(index).position(|other| other.conflicts(disk)) {
             let expected =
                 format!("a file that is no other writable disk of the zone, but disk[{first}] is it");
-            return Err(ConfigError::bad(
-                origin,
-                format!("{key}path"),
-                disk.quoted_path(),
-                expected,
-            ));
+            return Err(bad(origin, format!("{key}path"), disk.quoted_path(), expected));
         }
     }
     Ok(())
 }
 
 /// Returns the number of queues of a drive: as the zone file says, or one for each of `vcpus` vCPUs.
-#[must_use]
 pub fn queues(disk: Option<&DiskConfig>, vcpus: usize) -> usize {
     let wanted = disk.and_then(|disk| disk.queues);
     let wanted = wanted.map_or(vcpus, |queues| usize::try_from(queues).unwrap_or(MAX_QUEUES));

@@ -3,11 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use ringblk::{Format, HostCache};
 use toml::{Table, Value};
 
-use super::config::{DiskConfig, DiskLimits, Engine, Limit, OnError, names_no_file};
-use crate::config::error::{ConfigError, quoted};
+use super::config::{DiskConfig, DiskLimits, Limit, names_no_file};
+use crate::config::error::{bad, quoted};
 use crate::config::keys::Keys;
 
 const DISK_KEYS: &[&str] = &[
@@ -33,7 +32,7 @@ const COMMAND_LINE: &str = "command line";
 ///
 /// # Errors
 /// A key of a disk is wrong.
-pub fn disks(keys: &mut Keys<'_>) -> Result<Vec<DiskConfig>, ConfigError> {
+pub fn disks(keys: &mut Keys<'_>) -> anyhow::Result<Vec<DiskConfig>> {
     keys.sections("disk")?.into_iter().map(disk).collect()
 }
 
@@ -41,7 +40,7 @@ pub fn disks(keys: &mut Keys<'_>) -> Result<Vec<DiskConfig>, ConfigError> {
 ///
 /// # Errors
 /// It is no number.
-pub fn spare_disks(keys: &mut Keys<'_>) -> Result<u32, ConfigError> {
+pub fn spare_disks(keys: &mut Keys<'_>) -> anyhow::Result<u32> {
     let spare = keys.count("spare_disks", "how many drives without a medium to add")?;
     Ok(spare.unwrap_or(0))
 }
@@ -50,8 +49,8 @@ pub fn spare_disks(keys: &mut Keys<'_>) -> Result<u32, ConfigError> {
 ///
 /// # Errors
 /// One of them describes no disk.
-pub fn from_options(options: &[String], directory: &Path) -> Result<Vec<DiskConfig>, ConfigError> {
-    let disks: Result<Vec<Value>, ConfigError> = options.iter().map(|text| table(text, directory)).collect();
+pub fn from_options(options: &[String], directory: &Path) -> anyhow::Result<Vec<DiskConfig>> {
+    let disks: anyhow::Result<Vec<Value>> = options.iter().map(|text| table(text, directory)).collect();
     let section = Table::from_iter([("disk".to_owned(), Value::Array(disks?))]);
     self::disks(&mut Keys::new(COMMAND_LINE, section, directory))
 }
@@ -68,7 +67,7 @@ pub fn from_argument(text: &str) -> anyhow::Result<DiskConfig> {
 
 /// Returns `PATH[,KEY=VALUE...]` as the table that a zone file would hold. `readonly` alone means true. A
 /// value of the wrong type is refused by the parser of the table.
-fn table(text: &str, here: &Path) -> Result<Value, ConfigError> {
+fn table(text: &str, here: &Path) -> anyhow::Result<Value> {
     let mut table = Table::new();
     let mut parts = text.split(',');
     let path = parts.next().unwrap_or_default();
@@ -86,7 +85,7 @@ fn table(text: &str, here: &Path) -> Result<Value, ConfigError> {
             Some(pair) => pair,
             None => {
                 let expected = "PATH[,KEY=VALUE...], keys as in a zone file";
-                return Err(ConfigError::bad(COMMAND_LINE, "disk", quoted(text), expected));
+                return Err(bad(COMMAND_LINE, "disk", quoted(text), expected));
             }
         };
         let text = || Value::String(value.into());
@@ -101,7 +100,7 @@ fn table(text: &str, here: &Path) -> Result<Value, ConfigError> {
 }
 
 /// Takes the disk of a vhost-user-blk server. Keys that are the server's business are refused beside it.
-fn remote(keys: &mut Keys<'_>, has_path: bool) -> Result<Option<PathBuf>, ConfigError> {
+fn remote(keys: &mut Keys<'_>, has_path: bool) -> anyhow::Result<Option<PathBuf>> {
     let socket = keys.path("vhost_user", "the path of a vhost-user-blk server's socket")?;
     let Some(socket) = socket else {
         return Ok(None);
@@ -112,18 +111,13 @@ fn remote(keys: &mut Keys<'_>, has_path: bool) -> Result<Option<PathBuf>, Config
         if key == "path" || keys.peek(key).is_some() {
             let value = quoted(&socket.display().to_string());
             let expected = format!("no key {key} beside it: the server has the image");
-            return Err(ConfigError::bad(
-                keys.origin(),
-                keys.name("vhost_user"),
-                value,
-                expected,
-            ));
+            return Err(bad(keys.origin(), keys.name("vhost_user"), value, expected));
         }
     }
     Ok(Some(ringblk::remote::path(&socket)))
 }
 
-fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
+fn disk(mut keys: Keys<'_>) -> anyhow::Result<DiskConfig> {
     const PATH: &str = "the path of an image or a block device";
     keys.refuse_unknown(DISK_KEYS)?;
     // Relative to the zone file's directory, unless it names no file.
@@ -131,32 +125,18 @@ fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
     let path = keys.path("path", PATH)?;
     let path = plain.filter(|plain| names_no_file(plain)).or(path);
     let path = remote(&mut keys, path.is_some())?.or(path);
-    let path = keys.required("path", path, PATH)?;
-    let disk = DiskConfig {
+    let path = path.ok_or_else(|| keys.missing("path", PATH))?;
+    Ok(DiskConfig {
         readonly: keys.boolean("readonly")?.unwrap_or(false),
         serial: keys.string("serial", "a serial number in quotes")?,
         engine: keys
-            .choice(
-                "engine",
-                &[("io_uring", Engine::IoUring), ("threads", Engine::Threads)],
-            )?
+            .choice("engine", &["io_uring", "threads"])?
             .unwrap_or_default(),
-        format: keys
-            .choice("format", &[("raw", Format::Raw), ("qcow2", Format::Qcow2)])?,
-        cache: keys
-            .choice(
-                "cache",
-                &[("none", HostCache::None), ("writeback", HostCache::Writeback)],
-            )?
-            .unwrap_or_default(),
+        format: keys.choice("format", &["raw", "qcow2"])?,
+        cache: keys.choice("cache", &["none", "writeback"])?.unwrap_or_default(),
         queues: keys.count("queues", "how many queues")?,
         discard: keys.boolean("discard")?.unwrap_or(true),
-        on_error: keys
-            .choice(
-                "on_error",
-                &[("report", OnError::Report), ("stop", OnError::Stop)],
-            )?
-            .unwrap_or_default(),
+        on_error: keys.choice("on_error", &["report", "stop"])?.unwrap_or_default(),
         limits: DiskLimits {
             iops: Limit {
                 rate: keys.count("iops", "requests a second")?,
@@ -168,6 +148,5 @@ fn disk(mut keys: Keys<'_>) -> Result<DiskConfig, ConfigError> {
             },
         },
         ..DiskConfig::new(path)
-    };
-    Ok(disk)
+    })
 }

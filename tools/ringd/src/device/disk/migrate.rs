@@ -20,7 +20,7 @@ use super::migration::{Migration, Pending, Stage};
 use super::{open, watch};
 use crate::device::context::TakeOver;
 use crate::device::zone::ZoneContext;
-use crate::device::{Device, Error, inflight};
+use crate::device::{Device, inflight};
 
 /// Returns `disk` at another image: path, format, engine and cache are the target's, all else stays.
 fn at_target(disk: &DiskConfig, target: &DiskConfig) -> DiskConfig {
@@ -52,7 +52,7 @@ pub fn abort(zone: &ZoneContext) {
 
 impl Drives<'_> {
     /// Begins to migrate the disk in a slot.
-    pub(super) fn migrate(&mut self, slot: u8, target: &DiskConfig) -> Result<u8, Error> {
+    pub(super) fn migrate(&mut self, slot: u8, target: &DiskConfig) -> anyhow::Result<u8> {
         let disk = self.disk(slot)?;
         self.check_not_migrating(slot)?;
         target.check("command line", "target.")?;
@@ -89,14 +89,14 @@ impl Drives<'_> {
         if let Err(error) = self.zone.io.exchange(number, slot, device) {
             tracing::error!(zone = self.zone.config.name, slot, %error, "cannot show the capacity of a migrating disk");
         }
-        let target = migration.target().path.display();
+        let target = migration.target.path.display();
         tracing::info!(zone = self.zone.config.name, slot, %target, "migrating a disk");
         start_threads(self.zone);
         Ok(slot)
     }
 
     /// Cancels a migration; the disk stays where it is.
-    pub(super) fn cancel_migration(&mut self, slot: u8) -> Result<u8, Error> {
+    pub(super) fn cancel_migration(&mut self, slot: u8) -> anyhow::Result<u8> {
         let migration = self.zone.view.disk.migration(slot);
         let migration = migration.ok_or_else(|| self.unusable(slot, "it is not being migrated"))?;
         self.give_up(&migration, "it was cancelled")?;
@@ -104,11 +104,11 @@ impl Drives<'_> {
     }
 
     /// Checks that the disk in a slot is not being migrated.
-    pub(super) fn check_not_migrating(&self, slot: u8) -> Result<(), Error> {
+    pub(super) fn check_not_migrating(&self, slot: u8) -> anyhow::Result<()> {
         match self.zone.view.disk.migration(slot) {
             None => Ok(()),
             Some(migration) => {
-                let target = migration.target().path.display();
+                let target = migration.target.path.display();
                 let cause =
                     format!("it is being migrated to {target}; `ringctl disk migrate --cancel` ends that");
                 Err(self.unusable(slot, cause))
@@ -120,7 +120,11 @@ impl Drives<'_> {
     ///
     /// # Errors
     /// The record cannot be written.
-    pub fn take_over_migrations(&mut self, devices: &mut [Device], last: &TakeOver<'_>) -> Result<(), Error> {
+    pub fn take_over_migrations(
+        &mut self,
+        devices: &mut [Device],
+        last: &TakeOver<'_>,
+    ) -> anyhow::Result<()> {
         let zone = self.zone;
         let name = &zone.config.name;
         for Pending { slot, target } in zone.view.state().migrations {
@@ -171,25 +175,25 @@ impl Drives<'_> {
                 Stage::Ready => self.switch(&migration),
             };
             if let Err(error) = finished {
-                let (zone, slot) = (&self.zone.config.name, migration.slot());
+                let (zone, slot) = (&self.zone.config.name, migration.slot);
                 tracing::error!(zone, slot, %error, "cannot finish a migration");
             }
         }
     }
 
     /// Switches to the target.
-    fn switch(&mut self, migration: &Arc<Migration>) -> Result<(), Error> {
+    fn switch(&mut self, migration: &Arc<Migration>) -> anyhow::Result<()> {
         migration.stop();
-        let slot = migration.slot();
+        let slot = migration.slot;
         // Limits may have changed meanwhile.
-        let config = at_target(&self.disk(slot)?, migration.target());
-        let image = migration.copy().target().clone();
+        let config = at_target(&self.disk(slot)?, &migration.target);
+        let image = migration.copy.target().clone();
         open::configure(&image, &config);
         let zone = self.zone;
         let mut reason = None;
         let commit = || {
             // Nothing is in flight: what failed has failed, what was written is there.
-            match migration.copy().seal() {
+            match migration.copy.seal() {
                 Ok(Step::End) => {}
                 Ok(Step::More) => return Err(()),
                 Err(error) => {
@@ -213,14 +217,14 @@ impl Drives<'_> {
             Ok(shown) => {
                 self.forget(migration);
                 watch::watch(zone, slot, &image);
-                let path = migration.target().path.display();
+                let path = migration.target.path.display();
                 tracing::info!(zone = zone.config.name, slot, %path, "the disk is migrated");
-                shown.map_err(|cause| zone.refused(cause))
+                shown.map_err(|cause| zone.config.failed(cause))
             }
             Err(()) => match reason {
                 Some(reason) => self.give_up(migration, &reason),
                 None => {
-                    let target = migration.target().path.display();
+                    let target = migration.target.path.display();
                     tracing::warn!(zone = zone.config.name, slot, %target, "a server has gone: comparing again");
                     migration.compare_again(zone.wake.as_ref());
                     Ok(())
@@ -230,9 +234,9 @@ impl Drives<'_> {
     }
 
     /// Ends a migration without the switch: the disk stays where it is.
-    fn give_up(&mut self, migration: &Arc<Migration>, reason: &str) -> Result<(), Error> {
+    fn give_up(&mut self, migration: &Arc<Migration>, reason: &str) -> anyhow::Result<()> {
         migration.stop();
-        let slot = migration.slot();
+        let slot = migration.slot;
         tracing::warn!(
             zone = self.zone.config.name,
             slot,
@@ -243,18 +247,18 @@ impl Drives<'_> {
         // Before a request is served that the target misses.
         self.record_migration(slot, None)?;
         self.forget(migration);
-        let source = migration.copy().source().clone();
+        let source = migration.copy.source().clone();
         open::configure(&source, &self.disk(slot)?);
         self.exchange(slot, source)
     }
 
     fn forget(&self, migration: &Migration) {
         let mut migrations = self.zone.view.disk.migrations();
-        migrations.retain(|other| other.slot() != migration.slot());
+        migrations.retain(|other| other.slot != migration.slot);
     }
 
     /// Records that the disk in a slot is being migrated, or that it is not.
-    fn record_migration(&mut self, slot: u8, target: Option<DiskConfig>) -> Result<(), Error> {
+    fn record_migration(&mut self, slot: u8, target: Option<DiskConfig>) -> anyhow::Result<()> {
         self.zone.record(self.store, |state| {
             state.migrations.retain(|pending| pending.slot != slot);
             state
@@ -264,7 +268,7 @@ impl Drives<'_> {
     }
 
     /// Returns the word that counts the bytes copied.
-    fn progress(&self, slot: u8) -> Result<Progress, Error> {
+    fn progress(&self, slot: u8) -> anyhow::Result<Progress> {
         let words = inflight::words(&self.zone.inflight()?).map_err(|error| self.unusable(slot, error))?;
         Ok(Progress::new(Arc::new(words), slot.into()))
     }
@@ -272,7 +276,7 @@ impl Drives<'_> {
 
 /// Returns the disk that a migrating drive serves.
 fn migrating(migration: &Migration, disk: &DiskConfig) -> Arc<Disk> {
-    let migrating = migration.copy().disk();
+    let migrating = migration.copy.disk();
     open::configure(&migrating, disk);
     migrating
 }

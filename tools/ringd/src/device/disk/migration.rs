@@ -2,10 +2,11 @@
 //! drives it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use ringblk::migrate::{Migration as Copy, MigrationError, Step};
 use serde::{Deserialize, Serialize};
 
@@ -49,25 +50,14 @@ pub struct MigrationReport {
     pub stage: Stage,
 }
 
-impl MigrationReport {
-    /// Returns the report of a migration of which no more is known than that there is one.
-    #[must_use]
-    pub const fn pending(target: PathBuf) -> Self {
-        Self {
-            target,
-            copied: 0,
-            size: 0,
-            stage: Stage::Copying,
-        }
-    }
-}
-
 /// A disk that is being migrated.
 pub struct Migration {
-    slot: u8,
+    /// The disk's slot.
+    pub slot: u8,
     /// What the disk is to be.
-    target: DiskConfig,
-    copy: Arc<Copy>,
+    pub target: DiskConfig,
+    /// What the migrating drive serves and the thread copies.
+    pub copy: Arc<Copy>,
     stage: Mutex<Stage>,
     cancelled: AtomicBool,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -75,7 +65,6 @@ pub struct Migration {
 
 impl Migration {
     /// Returns a migration without a thread.
-    #[must_use]
     pub fn new(slot: u8, target: DiskConfig, copy: Arc<Copy>) -> Arc<Self> {
         Arc::new(Self {
             slot,
@@ -87,26 +76,7 @@ impl Migration {
         })
     }
 
-    /// Returns the disk's slot.
-    #[must_use]
-    pub const fn slot(&self) -> u8 {
-        self.slot
-    }
-
-    /// Returns what the disk is to be.
-    #[must_use]
-    pub const fn target(&self) -> &DiskConfig {
-        &self.target
-    }
-
-    /// Returns what the migrating drive serves and the thread copies.
-    #[must_use]
-    pub const fn copy(&self) -> &Arc<Copy> {
-        &self.copy
-    }
-
     /// Returns the progress.
-    #[must_use]
     pub fn report(&self) -> MigrationReport {
         MigrationReport {
             target: self.target.path.clone(),
@@ -117,18 +87,17 @@ impl Migration {
     }
 
     /// Returns the stage.
-    #[must_use]
     pub fn stage(&self) -> Stage {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.stage.lock().clone()
     }
 
     fn set_stage(&self, stage: Stage) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+        *self.stage.lock() = stage;
     }
 
     /// Starts the thread that copies and compares, if there is none. It calls `wake` at its end.
     pub fn start(self: &Arc<Self>, wake: &Wake) {
-        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut thread = self.thread.lock();
         if thread.is_some() {
             return;
         }
@@ -169,7 +138,7 @@ impl Migration {
     /// Ends the thread. Afterwards only the guest's requests use source and target.
     pub fn stop(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }

@@ -5,24 +5,21 @@
 //! detaching and resizing are the same thing to it: a change of capacity.
 //!
 //! [`config`], [`keys`] what users write · [`open`] · [`backend`] the block device as the reactor's side uses
-//! it · [`drives`], [`change`], [`resume`], [`migrate`] changes of drives of a zone that runs, on the zone's
-//! thread · [`migration`] a disk on its way to another image · [`view`] what client threads read · [`api`],
-//! [`report`], [`stats`], [`latency`] requests and counters · [`cli`], [`mod@print`], [`top`] `ringctl`
+//! it · [`drives`], [`change`], [`migrate`] changes of drives of a zone that runs, on the zone's thread ·
+//! [`migration`] a disk on its way to another image · [`view`] what client threads read · [`report`],
+//! [`stats`] counters · [`cli`], [`mod@print`], [`top`] `ringctl`
 
-pub mod api;
 pub mod backend;
 pub mod change;
 pub mod cli;
 pub mod config;
 pub mod drives;
 pub mod keys;
-pub mod latency;
 pub mod migrate;
 pub mod migration;
 pub mod open;
 pub mod print;
 pub mod report;
-pub mod resume;
 pub mod stats;
 pub mod top;
 pub mod view;

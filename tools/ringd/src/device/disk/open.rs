@@ -4,14 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringblk::remote::KnownGeometry;
-use ringblk::{Disk, DiskError, EngineKind, OpenContext, OpenOptions};
+use ringblk::{Disk, DiskError, OnError, OpenContext, OpenOptions};
 use ringvirtio::{Rate, RateLimits};
 
 use super::SECTOR;
-use super::config::{DiskConfig, DiskLimits, Engine, Limit, OnError};
+use super::config::{DiskConfig, DiskLimits, Limit};
 use crate::config::ZoneConfig;
 use crate::device::context::TakeOver;
-use crate::device::error::Error;
 use crate::instance;
 
 /// How long to wait for an image that is locked: its owner may be a zone that has just ended.
@@ -31,12 +30,12 @@ pub fn drive(
     slot: u8,
     wanted: Option<&DiskConfig>,
     last: Option<&TakeOver<'_>>,
-) -> Result<Arc<Disk>, Error> {
+) -> anyhow::Result<Arc<Disk>> {
     let opened = match wanted {
         None => Ok(Disk::absent()),
         Some(wanted) => image(context, config, slot, wanted, last).map_err(|error| {
             let (key, path) = wanted.source();
-            Error::Config(config.unusable(&format!("disk[{slot}].{key}"), path, error))
+            config.unusable(&format!("disk[{slot}].{key}"), path, error)
         }),
     };
     tracing::debug!(zone = config.name, slot, ok = opened.is_ok(), "image opened");
@@ -58,10 +57,7 @@ pub fn image(
         path: wanted.path.clone(),
         readonly: wanted.readonly,
         serial: wanted.serial.clone().unwrap_or_default(),
-        engine: match wanted.engine {
-            Engine::IoUring => EngineKind::IoUring,
-            Engine::Threads => EngineKind::Threads,
-        },
+        engine: wanted.engine,
         format: wanted.format.unwrap_or_default(),
         cache: wanted.cache,
     };
@@ -96,15 +92,11 @@ pub fn image(
 
 /// Applies the settings that may be changed while a disk is in use.
 pub fn configure(disk: &Disk, wanted: &DiskConfig) {
-    disk.control().set_on_error(match wanted.on_error {
-        OnError::Report => ringblk::OnError::Report,
-        OnError::Stop => ringblk::OnError::Stop,
-    });
+    disk.control().set_on_error(wanted.on_error);
     disk.control().throttle.set_limits(rate_limits(&wanted.limits));
 }
 
 /// Returns the rate limits as the block device has them.
-#[must_use]
 pub fn rate_limits(limits: &DiskLimits) -> RateLimits {
     let rate = |limit: &Limit| Rate {
         rate: limit.rate.unwrap_or(0),

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::config::Engine;
+use ringblk::EngineKind;
+
+use super::config::DiskConfig;
 use super::report::DiskReport;
 use crate::cli::print::table;
 use crate::config::size::format_size;
@@ -26,48 +28,37 @@ fn disk_row(report: &DiskReport) -> Vec<String> {
     let active = report.queues.iter().filter(|queue| queue.active).count();
     let state = match active {
         _ if report.closed => "released",
-        _ if report.queues.iter().any(|queue| queue.held > 0) => "stopped",
+        _ if report.queues.iter().any(|queue| queue.count("held") > 0) => "stopped",
         0 => "idle",
         _ => "active",
     };
-    let active = active.to_string();
-    let start = [report.zone.clone(), report.slot.to_string()];
-    let Some(disk) = &report.disk else {
-        let nothing = [
-            dash(),
-            dash(),
-            dash(),
-            active,
-            state.to_owned(),
-            dash(),
-            dash(),
-            dash(),
-        ];
-        return start
-            .into_iter()
-            .chain(nothing)
-            .chain(["(no medium)".into()])
-            .collect();
-    };
-    let engine = match disk.engine {
-        Engine::IoUring => "io_uring",
-        Engine::Threads => "threads",
-    };
-    let rest = [
-        if disk.readonly { "ro" } else { "rw" }.to_owned(),
-        format_size(report.size),
-        engine.to_owned(),
-        active,
+    let of_disk =
+        |cell: fn(&DiskConfig) -> Option<String>| report.disk.as_ref().and_then(cell).unwrap_or_else(dash);
+    let size = report
+        .disk
+        .as_ref()
+        .map_or_else(dash, |_| format_size(report.size));
+    vec![
+        report.zone.clone(),
+        report.slot.to_string(),
+        of_disk(|disk| Some(if disk.readonly { "ro" } else { "rw" }.into())),
+        size,
+        of_disk(|disk| {
+            Some(match disk.engine {
+                EngineKind::IoUring => "io_uring".into(),
+                EngineKind::Threads => "threads".into(),
+            })
+        }),
+        active.to_string(),
         state.to_owned(),
-        disk.limits.iops.rate.map_or_else(dash, |rate| rate.to_string()),
-        disk.limits.bps.rate.map_or_else(dash, format_size),
-        disk.serial
-            .clone()
-            .filter(|serial| !serial.is_empty())
-            .unwrap_or_else(dash),
-        disk.path.display().to_string(),
-    ];
-    start.into_iter().chain(rest).collect()
+        of_disk(|disk| Some(disk.limits.iops.rate?.to_string())),
+        of_disk(|disk| Some(format_size(disk.limits.bps.rate?))),
+        of_disk(|disk| disk.serial.clone().filter(|serial| !serial.is_empty())),
+        report
+            .disk
+            .as_ref()
+            .map_or_else(|| "(no medium)".into(), |disk| disk.path.display().to_string()),
+    ]
 }
 
 /// `disk stats`.
@@ -75,52 +66,35 @@ fn disk_row(report: &DiskReport) -> Vec<String> {
 /// # Errors
 /// Standard output is gone.
 pub fn disk_stats(disks: &[DiskReport]) -> anyhow::Result<ExitCode> {
+    /// Heading and name of each counter.
+    const COUNTERS: [(&str, &str); 14] = [
+        ("READS", "reads"),
+        ("WRITES", "writes"),
+        ("FLUSHES", "flushes"),
+        ("DISCARDS", "discards"),
+        ("ZEROES", "zeroes"),
+        ("ERRORS", "errors"),
+        ("HELD", "held"),
+        ("BYTES-READ", "bytes_read"),
+        ("BYTES-WRITTEN", "bytes_written"),
+        ("MERGED", "merged"),
+        ("THROTTLED", "throttled"),
+        ("MAX-DEPTH", "max_depth"),
+        ("IRQS", "interrupts"),
+        ("IRQS-SAVED", "interrupts_suppressed"),
+    ];
     let mut rows = Vec::new();
     for disk in disks {
         for queue in &disk.queues {
+            let counters = COUNTERS.iter().map(|(_, name)| queue.count(name));
+            let times = [&queue.read_time, &queue.write_time].map(|time| time.p99 / 1000);
             let mut row = vec![disk.zone.clone(), disk.slot.to_string(), queue.queue.to_string()];
-            let counters = [
-                queue.reads,
-                queue.writes,
-                queue.flushes,
-                queue.discards,
-                queue.zeroes,
-                queue.errors,
-                queue.held,
-                queue.bytes_read,
-                queue.bytes_written,
-                queue.merged,
-                queue.throttled,
-                queue.max_depth,
-                queue.interrupts,
-                queue.interrupts_suppressed,
-                queue.read_time.p99 / 1000,
-                queue.write_time.p99 / 1000,
-            ];
-            row.extend(counters.iter().map(u64::to_string));
+            row.extend(counters.chain(times).map(|number| number.to_string()));
             rows.push(row);
         }
     }
-    let heading = [
-        "ZONE",
-        "SLOT",
-        "QUEUE",
-        "READS",
-        "WRITES",
-        "FLUSHES",
-        "DISCARDS",
-        "ZEROES",
-        "ERRORS",
-        "HELD",
-        "BYTES-READ",
-        "BYTES-WRITTEN",
-        "MERGED",
-        "THROTTLED",
-        "MAX-DEPTH",
-        "IRQS",
-        "IRQS-SAVED",
-        "READ-P99-US",
-        "WRITE-P99-US",
-    ];
+    let mut heading = vec!["ZONE", "SLOT", "QUEUE"];
+    heading.extend(COUNTERS.iter().map(|(heading, _)| heading));
+    heading.extend(["READ-P99-US", "WRITE-P99-US"]);
     table(&heading, &rows)
 }

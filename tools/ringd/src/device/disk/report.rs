@@ -7,6 +7,7 @@ use super::SECTOR;
 use super::config::DiskConfig;
 use super::migration::MigrationReport;
 use crate::device::backend::{Counters, QueueSnapshot};
+use crate::device::report::{Counts, counts};
 use crate::device::view::Observed;
 
 /// A drive, its disk and its queues.
@@ -35,7 +36,6 @@ pub struct DiskReport {
 
 impl DiskReport {
     /// Returns the report of a drive.
-    #[must_use]
     pub fn new(observed: &Observed) -> Self {
         let disk = observed.device.as_ref().and_then(|device| device.disk());
         let (view, slot) = (&observed.view, observed.slot);
@@ -60,71 +60,26 @@ impl DiskReport {
 /// Counters of a queue since the driver set it up or this daemon took it over.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueReport {
-    /// Its device's slot.
+    /// The slot of its drive.
     pub slot: u8,
-    /// Number in its device.
+    /// Its number in the drive.
     pub queue: usize,
     /// Whether the driver uses it now.
     pub active: bool,
-    /// Reads completed.
-    pub reads: u64,
-    /// Writes completed.
-    pub writes: u64,
-    /// Flushes completed.
-    pub flushes: u64,
-    /// Discards completed.
-    pub discards: u64,
-    /// WRITE_ZEROES requests completed.
-    pub zeroes: u64,
-    /// Requests completed with an error.
-    pub errors: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// Bytes written.
-    pub bytes_written: u64,
-    /// Bytes discarded.
-    pub bytes_discarded: u64,
-    /// Bytes of zeroes.
-    pub bytes_zeroed: u64,
-    /// Batches popped off the available ring.
-    pub batches: u64,
-    /// Most requests in a batch.
-    pub max_batch: u64,
-    /// Most requests in flight at once.
-    pub max_depth: u64,
-    /// Operations submitted to the image.
-    pub operations: u64,
-    /// Those that were durable writes, because the driver has turned the write cache off.
-    pub durable: u64,
-    /// Operations that served several requests.
-    pub merges: u64,
-    /// Requests served by those.
-    pub merged: u64,
-    /// Operations that were retried.
-    pub retries: u64,
-    /// Requests that an earlier daemon had started.
-    pub restarted: u64,
-    /// Times that a rate limit delayed requests.
-    pub throttled: u64,
-    /// Requests that wait for `ringctl disk resume`.
-    pub held: u64,
-    /// Times that the queue stopped.
-    pub stops: u64,
-    /// Used buffer notifications sent.
-    pub interrupts: u64,
-    /// Used buffer notifications that the driver had suppressed.
-    pub interrupts_suppressed: u64,
-    /// Latency of reads.
+    /// Counters by name: [`ringblk::BlockSnapshot::all_counters`].
+    #[serde(flatten)]
+    pub counters: Counts,
+    /// Time of reads, in nanoseconds.
     pub read_time: TimeReport,
-    /// Latency of writes, discards and WRITE_ZEROES.
+    /// Of writes, discards, zeroes.
     pub write_time: TimeReport,
-    /// Latency of flushes.
+    /// Of flushes.
     pub flush_time: TimeReport,
-    /// Latency of the image alone.
+    /// Of the image alone.
     pub file_time: TimeReport,
 }
 
-/// A distribution of latencies, in nanoseconds.
+/// A histogram of durations in short, in nanoseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeReport {
     /// Mean.
@@ -150,7 +105,6 @@ impl From<&HistogramSnapshot> for TimeReport {
 
 impl QueueReport {
     /// Returns the report of a queue of the drive in `slot`.
-    #[must_use]
     pub fn new(slot: u8, queue: &QueueSnapshot) -> Option<Self> {
         let Counters::Disk(stats) = &queue.counters else {
             return None;
@@ -159,34 +113,16 @@ impl QueueReport {
             slot,
             queue: queue.queue,
             active: queue.active,
-            reads: stats.reads,
-            writes: stats.writes,
-            flushes: stats.flushes,
-            discards: stats.discards,
-            zeroes: stats.zeroes,
-            errors: stats.errors,
-            bytes_read: stats.bytes_read,
-            bytes_written: stats.bytes_written,
-            bytes_discarded: stats.bytes_discarded,
-            bytes_zeroed: stats.bytes_zeroed,
-            batches: stats.queue.batches,
-            max_batch: stats.queue.max_batch,
-            max_depth: stats.queue.max_depth,
-            operations: stats.operations,
-            durable: stats.durable,
-            merges: stats.merges,
-            merged: stats.merged,
-            retries: stats.retries,
-            restarted: stats.queue.restarted,
-            throttled: stats.queue.throttled,
-            held: stats.held,
-            stops: stats.stops,
-            interrupts: stats.queue.interrupts,
-            interrupts_suppressed: stats.queue.interrupts_suppressed,
+            counters: counts(stats.all_counters()),
             read_time: (&stats.latency.reads).into(),
             write_time: (&stats.latency.writes).into(),
             flush_time: (&stats.latency.flushes).into(),
             file_time: (&stats.latency.file).into(),
         })
+    }
+
+    /// Returns a counter; 0 if there is none of that name.
+    pub fn count(&self, name: &str) -> u64 {
+        self.counters.get(name).copied().unwrap_or(0)
     }
 }

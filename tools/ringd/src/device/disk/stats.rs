@@ -2,17 +2,30 @@
 
 use ringblk::{BlockSnapshot, BlockStats};
 
-use super::latency::LATENCIES;
-use crate::device::report::QueueStats;
+use crate::device::report::{QueueStats, counts};
+
+/// Latencies: name in JSON, name in metrics and text.
+pub const LATENCIES: [(&str, &str); 4] = [
+    ("reads", "read"),
+    ("writes", "write"),
+    ("flushes", "flush"),
+    ("file", "file"),
+];
+
+/// Returns the name in metrics and text of a latency in JSON.
+pub fn label(name: &str) -> Option<&'static str> {
+    LATENCIES
+        .iter()
+        .find(|(json, _)| *json == name)
+        .map(|(_, label)| *label)
+}
 
 /// Whether a request has completed.
-#[must_use]
 pub fn has_completed(counters: &BlockStats) -> bool {
     counters.reads.get() + counters.writes.get() + counters.flushes.get() > 0
 }
 
 /// Returns the counters for reports.
-#[must_use]
 pub fn queue_stats(stats: &BlockSnapshot) -> QueueStats {
     let ended = [
         stats.reads,
@@ -30,10 +43,7 @@ pub fn queue_stats(stats: &BlockSnapshot) -> QueueStats {
     let latencies = LATENCIES.iter().zip(histograms);
     QueueStats {
         depth: stats.queue.batched.saturating_sub(ended),
-        counters: stats
-            .all_counters()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
+        counters: counts(stats.all_counters()),
         latencies: latencies
             .map(|((name, _), histogram)| ((*name).to_owned(), histogram.into()))
             .collect(),

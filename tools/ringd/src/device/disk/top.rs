@@ -47,7 +47,6 @@ pub struct DiskRow {
 impl DiskRow {
     /// Returns the row of a disk from the report `before` and the one `now`; `rate` turns counts into rates
     /// per second.
-    #[must_use]
     pub fn new(before: &[DeviceStats], now: &DeviceStats, rate: impl Fn(u64) -> f64) -> Self {
         let old = before
             .iter()
@@ -95,7 +94,6 @@ impl DiskRow {
     }
 
     /// Returns the cells of the row; `number` formats a number.
-    #[must_use]
     pub fn cells(&self, number: fn(f64) -> String) -> Vec<String> {
         let mut cells = vec![self.zone.clone(), self.name.clone()];
         let numbers = [

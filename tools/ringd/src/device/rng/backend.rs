@@ -4,18 +4,16 @@ use std::sync::Arc;
 
 use ringrng::{QUEUE_SIZE_MAX, Rng, RngQueue};
 use ringvirtio::{QueueHandler, QueueSetup, Rate, RateLimits, SetupError};
-use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 
 use super::config::RngConfig;
-use crate::device::backend::{Backend, QueueCounters, VENDOR_ID};
+use crate::device::backend::{Backend, QueueCounters, spec};
 use crate::device::config::Config;
 use crate::device::inflight;
 
 const _: () = assert!(QUEUE_SIZE_MAX <= inflight::QUEUE_SIZE_MAX);
 
 /// Returns an open device.
-#[must_use]
 pub fn open(config: &RngConfig) -> Arc<Rng> {
     let rng = Rng::new();
     let rate = config.bps.unwrap_or(0);
@@ -32,20 +30,13 @@ pub fn open(config: &RngConfig) -> Arc<Rng> {
 impl Backend for Arc<Rng> {
     /// One queue, no features of its own, no configuration space.
     fn describe(&self, _config: &Config, queues: u16) -> DeviceSpec {
-        let mut queue_max = [0; MAX_QUEUES];
-        queue_max
-            .iter_mut()
-            .take(queues.into())
-            .for_each(|max| *max = QUEUE_SIZE_MAX);
-        DeviceSpec {
-            device_id: ringrng::DEVICE_ID,
-            vendor_id: VENDOR_ID,
-            features: ringrng::features(),
-            queues: queues.into(),
-            config_len: 0,
-            queue_max,
-            config: [0; 256],
-        }
+        spec(
+            ringrng::DEVICE_ID,
+            ringrng::features(),
+            queues,
+            QUEUE_SIZE_MAX,
+            &[],
+        )
     }
 
     fn queue(

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
-use crate::config::error::{ConfigError, quoted};
+use crate::config::error::{bad, quoted};
 use crate::config::keys::Keys;
 use crate::config::size::format_size;
 
@@ -23,7 +23,7 @@ impl RngConfig {
     ///
     /// # Errors
     /// A key of the section is wrong.
-    pub fn from_keys(keys: &mut Keys<'_>) -> Result<Option<Self>, ConfigError> {
+    pub fn from_keys(keys: &mut Keys<'_>) -> anyhow::Result<Option<Self>> {
         let Some(mut keys) = keys.section("rng")? else {
             return Ok(None);
         };
@@ -36,16 +36,11 @@ impl RngConfig {
     ///
     /// # Errors
     /// The limit is 0.
-    pub fn check(&self, origin: &str) -> Result<(), ConfigError> {
+    pub fn check(&self, origin: &str) -> anyhow::Result<()> {
         match self.bps {
             Some(0) => {
                 let expected = "more than 0; without the key there is no limit";
-                Err(ConfigError::bad(
-                    origin,
-                    "rng.bps",
-                    quoted(&format_size(0)),
-                    expected,
-                ))
+                Err(bad(origin, "rng.bps", quoted(&format_size(0)), expected))
             }
             _ => Ok(()),
         }
@@ -54,7 +49,6 @@ impl RngConfig {
 
 /// Returns `[KEY=VALUE,...]` as the section that a zone file would hold. What is no key is refused by the
 /// parser of the section.
-#[must_use]
 pub fn section(option: &str) -> Value {
     let pairs = option.split(',').filter(|pair| !pair.is_empty());
     let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));

@@ -2,17 +2,13 @@
 
 use ringrng::RngSnapshot;
 
-use crate::device::report::QueueStats;
+use crate::device::report::{QueueStats, counts};
 
 /// Returns the counters for reports.
-#[must_use]
 pub fn queue_stats(stats: &RngSnapshot) -> QueueStats {
     QueueStats {
         depth: stats.queue.batched.saturating_sub(stats.requests),
-        counters: stats
-            .all_counters()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect(),
+        counters: counts(stats.all_counters()),
         ..QueueStats::default()
     }
 }

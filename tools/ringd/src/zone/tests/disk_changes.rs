@@ -6,10 +6,12 @@ use std::sync::atomic::Ordering;
 
 use ringvirtio::inflight::{InflightLog, RESET_BITS};
 
+use ringblk::OnError;
+
 use super::{Machine, daemon, until};
 use crate::config::{Cpus, ZoneConfig};
 use crate::device::disk::change::{Change, LimitChange};
-use crate::device::disk::config::{DiskConfig, OnError};
+use crate::device::disk::config::DiskConfig;
 use crate::device::{self, Configs, inflight};
 use crate::zone::actor::Command;
 use crate::zone::record::Record;
@@ -38,7 +40,9 @@ impl Machine {
     }
 
     fn attach(&self, disk: &DiskConfig) -> Result<u8, String> {
-        self.change(Change::Attach(Box::new(disk.clone())))
+        self.change(Change::Attach {
+            disk: Box::new(disk.clone()),
+        })
     }
 
     /// Returns the capacity that the guest reads.
@@ -110,7 +114,7 @@ fn a_disk_is_attached_and_detached_under_the_driver() {
         "{message}"
     );
 
-    assert_eq!(machine.change(Change::Detach(1)), Ok(1));
+    assert_eq!(machine.change(Change::Detach { slot: 1 }), Ok(1));
     assert_eq!(machine.capacity(1), 0);
     assert!(machine.active(1));
     assert_eq!(
@@ -121,9 +125,9 @@ fn a_disk_is_attached_and_detached_under_the_driver() {
         (1, None)
     );
     machine.registry.start(other).unwrap();
-    let message = machine.change(Change::Detach(1)).unwrap_err();
+    let message = machine.change(Change::Detach { slot: 1 }).unwrap_err();
     assert!(message.contains("zone a has no disk in slot 1"), "{message}");
-    assert!(machine.change(Change::Detach(7)).is_err());
+    assert!(machine.change(Change::Detach { slot: 7 }).is_err());
 
     machine.registry.execute("a", Command::Stop).unwrap();
     machine.registry.execute("other", Command::Stop).unwrap();
@@ -217,7 +221,7 @@ fn a_disk_grows_and_shrinks_with_its_file() {
 fn limits_change_and_are_recorded() {
     let machine = Machine::new();
     machine.start_with_spare();
-    let limit = |change| machine.change(Change::Limit(0, change));
+    let limit = |change| machine.change(Change::Limit { slot: 0, change });
     let limits = || machine.record().devices.disks[0].as_ref().unwrap().limits;
     let change = LimitChange {
         iops: Some(100),
@@ -280,8 +284,11 @@ fn the_next_daemon_has_what_was_attached() {
     until("capacity", || machine.capacity(1) == 4096);
     let queues = || next.context().io.snapshots(1, 1);
     until("queue", || queues().iter().any(|queue| queue.active));
-    next.execute("a", Command::Change(device::Change::Disk(Change::Detach(1))))
-        .unwrap();
+    next.execute(
+        "a",
+        Command::Change(device::Change::Disk(Change::Detach { slot: 1 })),
+    )
+    .unwrap();
     assert_eq!(machine.capacity(1), 0);
     next.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
@@ -476,7 +483,7 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
             let done = next.execute("a", Command::Change(device::Change::Disk(change)));
             done.map_err(|error| error.to_string())
         };
-        let resume = || ask(Change::Resume(1));
+        let resume = || ask(Change::Resume { slot: 1 });
         let refused = |expected: &str| {
             let message = resume().unwrap_err();
             assert!(message.contains(expected), "{message}");
@@ -517,9 +524,20 @@ fn a_new_zone_begins_with_empty_logs() {
     // The same start and reset generation, but another queue, with requests in flight.
     let (mut log, _) = InflightLog::open(&area, 8, 1 << RESET_BITS).unwrap();
     log.start(3);
-    inflight::words(&stale).unwrap().get(0).unwrap().store(4096, Ordering::Relaxed);
+    inflight::words(&stale)
+        .unwrap()
+        .get(0)
+        .unwrap()
+        .store(4096, Ordering::Relaxed);
     machine.start_with_spare();
     machine.activate(0);
     let log = inflight::map(&machine.path("records"), "a").unwrap();
-    assert_eq!(inflight::words(&log).unwrap().get(0).unwrap().load(Ordering::Relaxed), 0);
+    assert_eq!(
+        inflight::words(&log)
+            .unwrap()
+            .get(0)
+            .unwrap()
+            .load(Ordering::Relaxed),
+        0
+    );
 }

@@ -5,10 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use ringblk::{EngineKind, OnError};
+
 use super::{Machine, daemon, until};
 use crate::config::{Cpus, ZoneConfig};
 use crate::device::disk::change::Change;
-use crate::device::disk::config::{DiskConfig, Engine, OnError};
+use crate::device::disk::config::DiskConfig;
 use crate::device::disk::migration::Pending;
 use crate::device::{self, Configs, State, inflight};
 use crate::zone::actor::Command;
@@ -36,7 +38,7 @@ impl Machine {
 
     fn migrate(&self, target: &DiskConfig) -> Result<(), String> {
         let target = Box::new(DiskConfig {
-            engine: Engine::default(),
+            engine: EngineKind::default(),
             ..target.clone()
         });
         let done = self.registry.execute(
@@ -85,7 +87,7 @@ fn a_disk_is_migrated_to_a_larger_image() {
     // Everything but the image is unchanged.
     let expected = DiskConfig {
         path: target.path.clone(),
-        engine: Engine::default(),
+        engine: EngineKind::default(),
         ..source.clone()
     };
     assert_eq!(zone.devices.state().disks[0].as_ref(), Some(&expected));
@@ -154,7 +156,7 @@ fn invalid_targets_are_reported() {
     }
     let nothing = machine.registry.execute(
         "a",
-        Command::Change(device::Change::Disk(Change::CancelMigration(0))),
+        Command::Change(device::Change::Disk(Change::CancelMigration { slot: 0 })),
     );
     assert!(nothing.unwrap_err().to_string().contains("not being migrated"));
     assert!(zone.devices.disk.migrations().is_empty() && machine.only_record().devices.migrations.is_empty());
@@ -346,7 +348,9 @@ fn a_target_is_for_one_disk() {
     let target = machine.sparse("target.img");
     machine.migrate(&target).unwrap();
     let changes = [
-        Change::Attach(Box::new(target.clone())),
+        Change::Attach {
+            disk: Box::new(target.clone()),
+        },
         Change::Migrate {
             slot: 1,
             target: Box::new(DiskConfig::new(target.path.clone())),
@@ -367,7 +371,7 @@ fn a_target_is_for_one_disk() {
         .registry
         .execute(
             "a",
-            Command::Change(device::Change::Disk(Change::CancelMigration(0))),
+            Command::Change(device::Change::Disk(Change::CancelMigration { slot: 0 })),
         )
         .unwrap();
     assert!(zone.devices.disk.migrations().is_empty());
