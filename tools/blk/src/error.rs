@@ -35,8 +35,8 @@ pub enum DiskError {
     /// A disk for which no format is configured, so that raw is assumed, and whose image looks like another
     /// one.
     #[error(
-        "disk image {path}: begins like a {found} image, and no format is configured, expected format = \"qcow2\" for \
-         what that format stores, or format = \"raw\" for the bytes of the file"
+        "disk image {path}: begins like a {found} image, and no format is configured, expected format = \"raw\" for \
+         the bytes of the file, or format = \"qcow2\" for what such an image stores"
     )]
     Unstated {
         /// The image.
