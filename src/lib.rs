@@ -37,6 +37,7 @@ pub mod machine;
 pub mod pci;
 pub mod pl011;
 pub mod pl031;
+mod primecell;
 pub mod psci;
 pub mod ring;
 pub mod stage2;

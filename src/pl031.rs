@@ -4,6 +4,7 @@
 //! match interrupt is due at [`Rtc::due`], when the caller's timer should call [`Rtc::poll`]; without a timer
 //! the interrupt comes with the guest's next access.
 
+use crate::primecell;
 use crate::syndrome::Width;
 
 /// Register offsets, named as in the manual.
@@ -24,14 +25,12 @@ pub mod registers {
     pub const MIS: u16 = 0x018;
     /// Interrupt clear, write-only.
     pub const ICR: u16 = 0x01c;
-    /// First identification register.
-    pub const PERIPH_ID0: u16 = 0xfe0;
 }
 
 use registers as reg;
 
-/// PeriphID0-3 (part 0x031, designer Arm) and PCellID0-3.
-const IDENTIFICATION: [u8; 8] = [0x31, 0x10, 0x04, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
+/// PeriphID0-3: part 0x031, designer Arm.
+const PERIPH_ID: [u8; 4] = [0x31, 0x10, 0x04, 0x00];
 
 /// State of the device.
 #[derive(Clone, Debug)]
@@ -113,7 +112,7 @@ impl Rtc {
             reg::IMSC => self.mask.into(),
             reg::RIS => self.raw.into(),
             reg::MIS => self.line().into(),
-            _ => identification(offset),
+            _ => primecell::identification(PERIPH_ID, offset),
         };
         value & width.mask() as u32
     }
@@ -141,15 +140,6 @@ impl Rtc {
             reg::ICR if value & 1 != 0 => self.raw = false,
             _ => {}
         }
-    }
-}
-
-fn identification(offset: u16) -> u32 {
-    match offset.checked_sub(reg::PERIPH_ID0) {
-        Some(at) if at.is_multiple_of(4) => IDENTIFICATION
-            .get(usize::from(at / 4))
-            .map_or(0, |&byte| byte.into()),
-        _ => 0,
     }
 }
 

@@ -5,9 +5,8 @@
 //!
 //! - `arch`: instructions, registers, boot code and vectors; `sync`: locks; `mm`: memory.
 //! - `console`; `cpu`: the table of CPUs and their counters; `logger`; `stats`: counting and tracing; `gic`.
-//! - `owner`: the trait for what differs between root and a zone on a CPU.
-//! - `channel`: the PCI function and the shared page of the daemon; `device`: a virtio device; `zone`: the
-//!   zones.
+//! - `owner`: the trait for what differs between root and a zone on a CPU; `psci`: their PSCI calls.
+//! - `channel`: the PCI function and the shared page of the daemon; `zone`: the zones.
 //! - `control`: doorbells, commands and the information page; `root`: the root zone.
 //! - `current`: the owner of a CPU; `interrupts`; `run`: idling and entering guests; `traps`.
 //! - `panic`, `start`: the end and the beginning.
@@ -21,13 +20,13 @@ mod console;
 mod control;
 mod cpu;
 mod current;
-mod device;
 mod gic;
 mod interrupts;
 mod logger;
 mod mm;
 mod owner;
 mod panic;
+mod psci;
 mod root;
 mod run;
 mod start;

@@ -1,5 +1,7 @@
 //! What differs between root and a zone on a CPU that one of them owns: [`Owner`], which both implement.
 
+use core::ops::Deref;
+
 use ringvisor::addr::Ipa;
 use ringvisor::syndrome::Width;
 use ringvisor::vgic::SgiRequest;
@@ -26,6 +28,16 @@ pub enum AfterCall {
     Leave,
 }
 
+/// One of the two owners. An enum and not a `dyn Owner`: calls can be inlined, and `tests/panics.sh` can
+/// follow them.
+#[derive(Clone, Copy)]
+pub enum RootOrZone<R, Z> {
+    /// Root.
+    Root(R),
+    /// A zone.
+    Zone(Z),
+}
+
 /// Where and why a vCPU cannot continue.
 pub struct Crash {
     /// ESR_EL2.
@@ -36,8 +48,30 @@ pub struct Crash {
     pub far: u64,
 }
 
-/// The owner of a CPU. All methods are called on the CPU in question; `vcpu` is the vCPU that it runs.
-pub trait Owner {
+/// Declares [`Owner`], and implements it for [`RootOrZone`] by a match on the two in each method.
+macro_rules! owner {
+    ($($(#[$doc:meta])* fn $method:ident(&self $(, $argument:ident: $type:ty)*) $(-> $result:ty)?;)*) => {
+        /// The owner of a CPU. All methods are called on the CPU in question; `vcpu` is the vCPU that it
+        /// runs.
+        pub trait Owner {
+            $($(#[$doc])* fn $method(&self $(, $argument: $type)*) $(-> $result)?;)*
+        }
+
+        impl<R: Deref<Target: Owner>, Z: Deref<Target: Owner>> Owner for RootOrZone<R, Z> {
+            $(
+                #[inline]
+                fn $method(&self $(, $argument: $type)*) $(-> $result)? {
+                    match self {
+                        Self::Root(root) => root.$method($($argument),*),
+                        Self::Zone(zone) => zone.$method($($argument),*),
+                    }
+                }
+            )*
+        }
+    };
+}
+
+owner! {
     /// Prepares `cpu` for the first entry of its vCPU: EL1 and stage 2 registers, list registers. Returns
     /// false if the vCPU must not start.
     fn prepare_vcpu(&self, cpu: &'static Cpu) -> bool;

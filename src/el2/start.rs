@@ -8,7 +8,7 @@ use core::cell::UnsafeCell;
 use log::{error, info, warn};
 use ringvisor::abi::MAX_CPUS;
 use ringvisor::addr::Pa;
-use ringvisor::machine::{Conduit, DeviceTree, LogLevel, Machine, Options};
+use ringvisor::machine::{Conduit, DeviceTree, LogLevel, Machine, Options, Region};
 use ringvisor::stage2::Stage2;
 
 use super::arch::boot::SecondaryContext;
@@ -105,11 +105,7 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
     start_secondaries(&machine);
 
     let entry = root::init(&tree, &machine, Pa(dtb))?;
-    let ram: Vec<_> = machine
-        .ram
-        .iter()
-        .map(|region| (region.base().0, region.end().0))
-        .collect();
+    let ram: Vec<_> = machine.ram.iter().map(Region::bounds).collect();
     mm::stage1::unmap_ram(&ram).map_err(|_| "cannot unmap root's memory")?;
     let (pages, used) = mm::frames::usage();
     info!(
@@ -124,11 +120,7 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
 
 /// Switches EL2 to its final tables.
 fn map_memory(machine: &Machine) -> Result<(), &'static str> {
-    let ram: Vec<_> = machine
-        .ram
-        .iter()
-        .map(|region| (region.base().0, region.end().0))
-        .collect();
+    let ram: Vec<_> = machine.ram.iter().map(Region::bounds).collect();
     let mut devices = Vec::new();
     let gic = core::iter::once(&machine.gic.distributor).chain(&machine.gic.redistributors);
     for region in machine

@@ -7,7 +7,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use ringvisor::abi::counters::{
-    self, CPU_WORDS, CpuCounters, CpuEvent, DEVICE_WORDS, DeviceCounters, DeviceEvent, Exit, word,
+    self, CPU_WORDS, CpuCounters, CpuEvent, DEVICE_WORDS, DeviceEvent, Exit, word,
 };
 use ringvisor::abi::trace::{self, Kind, RECORD_SIZE, Record};
 use ringvisor::abi::{MAX_CPUS, MAX_SLOTS, MAX_ZONES};
@@ -15,21 +15,22 @@ use ringvisor::addr::{PAGE_SIZE, Pa};
 
 use super::arch::sysreg;
 use super::cpu;
+use super::cpu::counters::Words;
 use super::mm::frames;
 
 const PAGE: usize = PAGE_SIZE as usize;
 const CPUS_PER_PAGE: usize = PAGE / size_of::<CpuCounters>();
-const SLOTS_PER_PAGE: usize = PAGE / size_of::<DeviceCounters>();
 const CPU_PAGES: usize = MAX_CPUS / CPUS_PER_PAGE;
-const DEVICE_PAGES: usize = MAX_ZONES * MAX_SLOTS / SLOTS_PER_PAGE;
+/// Words of the devices of a zone.
+const ZONE_WORDS: usize = MAX_SLOTS * DEVICE_WORDS;
+const DEVICE_PAGES: usize = MAX_ZONES * ZONE_WORDS * 8 / PAGE;
 
 /// What is traced: bits of `ringvisor::abi::trace`.
 static MASK: AtomicU32 = AtomicU32::new(0);
 /// Capacity of each CPU's trace buffer, in records.
 static RECORDS: AtomicU32 = AtomicU32::new(0);
-/// The pages in which root reads the devices' counters.
-static DEVICES: [AtomicPtr<AtomicU64>; DEVICE_PAGES] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; DEVICE_PAGES];
+/// The pages in which root reads the counters of all zones' devices; null before [`init`].
+static DEVICES: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
 
 /// Returns the generic counter in ticks, as root reads it.
 pub fn now() -> u64 {
@@ -39,7 +40,7 @@ pub fn now() -> u64 {
 /// Counts an event on this CPU.
 #[inline]
 pub fn count(event: CpuEvent) {
-    cpu::this().counters.add(word::EVENTS + event as usize, 1);
+    cpu::this().counters.words.add(word::EVENTS + event as usize, 1);
 }
 
 /// Marks the entry to EL2 from a lower level.
@@ -53,15 +54,16 @@ pub fn enter() {
 #[inline]
 pub fn leave(exit: Exit, timed: bool) {
     let counters = cpu::this().counters;
-    counters.add(word::EXITS + exit as usize, 1);
+    let words = &counters.words;
+    words.add(word::EXITS + exit as usize, 1);
     if !timed {
         return;
     }
     let time = now().wrapping_sub(counters.entered());
-    counters.add(word::TICKS + exit as usize, time);
-    if time > counters.get(word::LONGEST) {
-        counters.set(word::LONGEST, time);
-        counters.set(word::LONGEST_EXIT, exit as u64);
+    words.add(word::TICKS + exit as usize, time);
+    if time > words.get(word::LONGEST) {
+        words.set(word::LONGEST, time);
+        words.set(word::LONGEST_EXIT, exit as u64);
     }
     if mask() & trace::EXITS != 0 {
         record_entered(
@@ -127,49 +129,33 @@ fn write(stamp: u64, kind: Kind, zone: u8, slot: u8, queue: u8, value: u32) {
 }
 
 /// The counters of a zone's devices; a slot's are written under that slot's lock.
-pub struct Devices([[AtomicU64; DEVICE_WORDS]; MAX_SLOTS]);
+pub struct Devices(Words<ZONE_WORDS>);
 
 impl Devices {
     /// Returns counters at zero.
     pub const fn new() -> Self {
-        Self([const { [const { AtomicU64::new(0) }; DEVICE_WORDS] }; MAX_SLOTS])
+        Self(Words::new())
     }
 
-    fn set(&self, zone: u8, slot: usize, index: usize, value: u64) {
-        let word = self.0.get(slot).and_then(|words| words.get(index));
-        let Some(word) = word else { return };
-        word.store(value, Ordering::Relaxed);
-        let place = usize::from(zone) * MAX_SLOTS + slot;
-        let page = DEVICES
-            .get(place / SLOTS_PER_PAGE)
-            .map_or(ptr::null_mut(), |page| page.load(Ordering::Relaxed));
-        if !page.is_null() {
-            // SAFETY: `init` set it to a frame that is never freed; the index is within its SLOTS_PER_PAGE
-            // devices.
-            unsafe { &*page.add(place % SLOTS_PER_PAGE * DEVICE_WORDS + index) }
-                .store(value, Ordering::Relaxed);
+    /// Shows the counters to root as those of zone `number`, from zero.
+    pub fn show(&self, number: u8) {
+        let number = usize::from(number);
+        if let Some(first) = NonNull::new(DEVICES.load(Ordering::Relaxed)).filter(|_| number < MAX_ZONES) {
+            // SAFETY: `init` allocated the words of MAX_ZONES zones, which are never freed.
+            unsafe { self.0.show_at(first.add(number * ZONE_WORDS)) };
         }
+        (0..MAX_SLOTS).for_each(|slot| self.restart(slot));
     }
 
     /// Counts an event of a device. The caller holds the slot's lock.
-    pub fn count(&self, zone: u8, slot: usize, event: DeviceEvent) {
-        let index = event as usize;
-        let word = self.0.get(slot).and_then(|words| words.get(index));
-        let value = word.map_or(0, |word| word.load(Ordering::Relaxed));
-        self.set(zone, slot, index, value.wrapping_add(1));
+    pub fn count(&self, slot: usize, event: DeviceEvent) {
+        self.0.add(slot * DEVICE_WORDS + event as usize, 1);
     }
 
     /// Sets the counters of a slot to zero, for another device.
-    pub fn restart(&self, zone: u8, slot: usize) {
+    pub fn restart(&self, slot: usize) {
         for index in 0..DEVICE_WORDS {
-            self.set(zone, slot, index, 0);
-        }
-    }
-
-    /// Sets all counters to zero, for a zone that is created with this number.
-    pub fn restart_all(&self, zone: u8) {
-        for slot in 0..MAX_SLOTS {
-            self.restart(zone, slot);
+            self.0.set(slot * DEVICE_WORDS + index, 0);
         }
     }
 }
@@ -190,14 +176,14 @@ pub fn init(mut page: impl FnMut(usize, Pa)) -> Result<(), &'static str> {
         let first = frame(1).ok_or("no register frame for the counters")?;
         for (place, cpu) in group.iter().enumerate() {
             // SAFETY: the frame has room for CPUS_PER_PAGE times CPU_WORDS, and is never freed.
-            unsafe { cpu.counters.show_at(first.add(place * CPU_WORDS)) };
+            unsafe { cpu.counters.words.show_at(first.add(place * CPU_WORDS)) };
         }
         page(counters::CPU_OFFSET + index * PAGE, Pa(pa(first)));
     }
-    for (index, slot) in DEVICES.iter().enumerate() {
-        let first = frame(1).ok_or("no register frame for the devices' counters")?;
-        slot.store(first.as_ptr(), Ordering::Relaxed);
-        page(counters::DEVICE_OFFSET + index * PAGE, Pa(pa(first)));
+    let first = frame(DEVICE_PAGES).ok_or("no register frames for the devices' counters")?;
+    DEVICES.store(first.as_ptr(), Ordering::Relaxed);
+    for offset in (0..DEVICE_PAGES * PAGE).step_by(PAGE) {
+        page(counters::DEVICE_OFFSET + offset, Pa(pa(first) + offset as u64));
     }
     let pages = trace::pages_per_cpu(cpus.len());
     RECORDS.store((pages * PAGE / RECORD_SIZE) as u32, Ordering::Relaxed);

@@ -15,11 +15,11 @@ use super::region::Region;
 use crate::addr::Pa;
 
 const MAGIC: u32 = 0xd00d_feed;
-const BEGIN_NODE: u32 = 1;
-const END_NODE: u32 = 2;
-const PROP: u32 = 3;
+pub(super) const BEGIN_NODE: u32 = 1;
+pub(super) const END_NODE: u32 = 2;
+pub(super) const PROP: u32 = 3;
 const NOP: u32 = 4;
-const END: u32 = 9;
+pub(super) const END: u32 = 9;
 /// Bytes of the header.
 const HEADER_SIZE: usize = 40;
 /// The version of this header; later versions declare themselves compatible with it.
@@ -112,28 +112,9 @@ impl DeviceTree {
         let reservations = reservations(bytes, word(bytes, 16)? as usize)?;
         let boot_cpu = word(bytes, 28)?;
 
-        let mut blob = alloc::vec![0; HEADER_SIZE];
-        let structure_offset = HEADER_SIZE + 16;
-        blob.resize(structure_offset, 0); // The end of an empty reservation map.
-        copy_structure(structure, strings, &mut blob)?;
-        let strings_offset = blob.len();
-        blob.extend_from_slice(strings);
-        let header = [
-            MAGIC as usize,
-            blob.len(),
-            structure_offset,
-            strings_offset,
-            HEADER_SIZE,
-            VERSION as usize,
-            16, // last compatible version
-            boot_cpu as usize,
-            strings.len(),
-            strings_offset - structure_offset,
-        ];
-        for (slot, value) in blob.chunks_exact_mut(4).zip(header) {
-            // All are below MAX_SIZE, except those that are 32 bits wide in the first place.
-            slot.copy_from_slice(&(value as u32).to_be_bytes());
-        }
+        let mut checked = Vec::new();
+        copy_structure(structure, strings, &mut checked)?;
+        let blob = assemble(&[], &checked, strings, boot_cpu);
         Ok(Self {
             blob,
             size,
@@ -167,6 +148,31 @@ impl DeviceTree {
     pub(super) fn fdt(&self) -> Result<Fdt<'_>, BlobError> {
         Fdt::new(&self.blob).map_err(|_| BlobError::Magic)
     }
+}
+
+/// Returns the blob of these blocks, all below 4 GiB: header, memory reservations, structure, strings (5.1).
+pub(super) fn assemble(reserved: &[Region], structure: &[u8], strings: &[u8], boot_cpu: u32) -> Vec<u8> {
+    let structure_offset = HEADER_SIZE + (reserved.len() + 1) * 16;
+    let strings_offset = structure_offset + structure.len();
+    let header = [
+        MAGIC,
+        (strings_offset + strings.len()) as u32,
+        structure_offset as u32,
+        strings_offset as u32,
+        HEADER_SIZE as u32,
+        VERSION,
+        16, // last compatible version
+        boot_cpu,
+        strings.len() as u32,
+        structure.len() as u32,
+    ];
+    let mut blob = Vec::with_capacity(strings_offset + strings.len());
+    blob.extend(header.iter().flat_map(|word| word.to_be_bytes()));
+    let ends = reserved.iter().map(|region| [region.base().0, region.size()]);
+    blob.extend(ends.chain([[0, 0]]).flatten().flat_map(u64::to_be_bytes));
+    blob.extend_from_slice(structure);
+    blob.extend_from_slice(strings);
+    blob
 }
 
 /// Returns the root node.

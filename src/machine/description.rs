@@ -46,17 +46,6 @@ pub struct Console {
     pub intid: Option<u32>,
 }
 
-/// INTIDs of the generic timer's interrupts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Timer {
-    /// EL1 physical timer, non-secure.
-    pub physical: Option<u32>,
-    /// EL1 virtual timer.
-    pub virtual_: Option<u32>,
-    /// EL2 physical timer.
-    pub hypervisor: Option<u32>,
-}
-
 /// A boot module: a file that the boot loader has put into RAM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Module {
@@ -81,8 +70,6 @@ pub struct Machine {
     pub gic: Gic,
     /// The PL011 of `stdout-path`, else the first.
     pub console: Option<Console>,
-    /// The generic timer's interrupts.
-    pub timer: Timer,
     /// Root's kernel.
     pub kernel: Option<Module>,
     /// Root's initial RAM file system.

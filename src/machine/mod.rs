@@ -14,11 +14,12 @@ mod region;
 mod root;
 mod scan;
 mod spis;
+mod writer;
 
 use alloc::string::{String, ToString};
 
 pub use blob::{BlobError, DeviceTree, MAX_DEPTH, MAX_SIZE};
-pub use description::{Conduit, Console, Gic, Machine, Module, Timer};
+pub use description::{Conduit, Console, Gic, Machine, Module};
 pub use error::MachineError;
 pub use options::{LogLevel, OptionError, Options};
 pub use region::{Region, merge, subtract};
@@ -65,15 +66,13 @@ impl Machine {
                 }
             }
         }
-        let gic = scan.gic.ok_or(MachineError::NoGic)?;
         Ok(Self {
             ram: scan.ram,
             reserved,
             cpus: nodes::cpus(root)?,
             psci: nodes::psci(&fdt)?,
             console,
-            timer: nodes::timer(&fdt, gic.interrupt_cells),
-            gic,
+            gic: scan.gic.ok_or(MachineError::NoGic)?,
             kernel,
             ramdisk,
             bootargs,

@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use fdt::Fdt;
 use fdt::node::FdtNode;
 
-use super::description::{Conduit, Gic, Module, Timer};
+use super::description::{Conduit, Gic, Module};
 use super::error::MachineError;
 use super::prop::{self, CellCounts, Cells};
 use super::region::Region;
@@ -158,21 +158,4 @@ fn ppis<'a>(node: FdtNode<'_, 'a>, interrupt_cells: u32) -> impl Iterator<Item =
         let number = specifier.next_u32()?;
         (kind == 1 && number < 16).then_some(number + 16)
     })
-}
-
-/// Reads the generic timer's interrupts: secure physical, non-secure physical, virtual, hypervisor (Linux's
-/// `arm,arch_timer` binding).
-pub(super) fn timer(fdt: &Fdt<'_>, interrupt_cells: u32) -> Timer {
-    let Some(node) = fdt
-        .all_nodes()
-        .find(|node| prop::is_compatible(*node, "arm,armv8-timer"))
-    else {
-        return Timer::default();
-    };
-    let mut list = ppis(node, interrupt_cells).skip(1);
-    Timer {
-        physical: list.next(),
-        virtual_: list.next(),
-        hypervisor: list.next(),
-    }
 }

@@ -60,6 +60,12 @@ impl Region {
         self.base.0 < other.end().0 && other.base.0 < self.end().0
     }
 
+    /// Returns the first address and the one past the end.
+    #[must_use]
+    pub const fn bounds(&self) -> (u64, u64) {
+        (self.base.0, self.end().0)
+    }
+
     /// Returns whether this range contains all of `other`.
     #[must_use]
     pub const fn contains(&self, other: &Self) -> bool {

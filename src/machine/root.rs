@@ -12,13 +12,13 @@ use alloc::vec::Vec;
 
 use fdt::node::FdtNode;
 use thiserror::Error;
-use vm_fdt::{FdtReserveEntry, FdtWriter};
 
 use super::blob::{self, BlobError, DeviceTree};
 use super::nodes;
 use super::prop::{self, CellCounts, Cells};
-use super::region::{Region, merge, subtract};
+use super::region::{Region, subtract};
 use super::spis::SPI_END;
+use super::writer::Writer;
 use crate::abi;
 use crate::abi::machine::SPI_BASE;
 use crate::addr::Pa;
@@ -49,14 +49,6 @@ pub enum RootDtbError {
     /// The firmware's tree cannot be read.
     #[error(transparent)]
     Blob(#[from] BlobError),
-    /// The writer refused an item, mostly a name longer than 31 characters.
-    #[error("{path}: {reason}")]
-    Write {
-        /// The node.
-        path: String,
-        /// The writer's reason.
-        reason: String,
-    },
     /// The GIC has no phandle, so the control device cannot refer to it.
     #[error("the arm,gic-v3 node has no phandle")]
     GicPhandle,
@@ -108,11 +100,10 @@ pub fn root_dtb(tree: &DeviceTree, config: &RootConfig<'_>) -> Result<Vec<u8>, R
                 ))
             })
             .collect(),
-        writer: FdtWriter::new_with_mem_reserv(&reservations(tree)?)
-            .map_err(|error| refused("/memreserve/", &error))?,
+        writer: Writer::default(),
     };
-    let begun = copy.begin("", "/")?;
-    copy.properties(root, "/")?;
+    copy.writer.begin("");
+    copy.properties(root);
     let mut has_chosen = false;
     for node in root.children() {
         if node.name == "chosen" {
@@ -133,28 +124,8 @@ pub fn root_dtb(tree: &DeviceTree, config: &RootConfig<'_>) -> Result<Vec<u8>, R
         domain: pci_domain.map(|highest| highest.wrapping_add(1)),
     };
     copy.control_bridge(&bridge, CellCounts::of(root))?;
-    copy.end(begun, "/")?;
-    copy.writer.set_boot_cpuid_phys(tree.boot_cpu());
-    copy.writer.finish().map_err(|error| refused("/", &error))
-}
-
-/// Returns the entries of the memory reservation block.
-fn reservations(tree: &DeviceTree) -> Result<Vec<FdtReserveEntry>, RootDtbError> {
-    // The writer refuses entries that overlap, which firmware may have; merged they mean the same.
-    let mut regions = tree.reservations().to_vec();
-    merge(&mut regions);
-    regions
-        .iter()
-        .map(|region| FdtReserveEntry::new(region.base().0, region.size()))
-        .collect::<Result<_, _>>()
-        .map_err(|error| refused("/memreserve/", &error))
-}
-
-fn refused(path: &str, error: &vm_fdt::Error) -> RootDtbError {
-    RootDtbError::Write {
-        path: path.to_string(),
-        reason: error.to_string(),
-    }
+    copy.writer.end();
+    Ok(copy.writer.finish(tree.reservations(), tree.boot_cpu()))
 }
 
 /// What the bridge's node needs of the rest of the tree.
@@ -172,41 +143,13 @@ struct Copy<'c> {
     its: BTreeSet<u32>,
     /// `#msi-cells` by phandle.
     msi_cells: Vec<(u32, u32)>,
-    writer: FdtWriter,
+    writer: Writer,
 }
 
 impl Copy<'_> {
-    fn begin(&mut self, name: &str, path: &str) -> Result<vm_fdt::FdtWriterNode, RootDtbError> {
-        self.writer
-            .begin_node(name)
-            .map_err(|error| refused(path, &error))
-    }
-
-    fn end(&mut self, node: vm_fdt::FdtWriterNode, path: &str) -> Result<(), RootDtbError> {
-        self.writer.end_node(node).map_err(|error| refused(path, &error))
-    }
-
-    fn property(&mut self, path: &str, name: &str, value: &[u8]) -> Result<(), RootDtbError> {
-        self.writer
-            .property(name, value)
-            .map_err(|error| refused(&format!("{path}: {name}"), &error))
-    }
-
-    fn cells(&mut self, path: &str, name: &str, cells: &[u32]) -> Result<(), RootDtbError> {
-        self.writer
-            .property_array_u32(name, cells)
-            .map_err(|error| refused(path, &error))
-    }
-
-    fn string(&mut self, path: &str, name: &str, value: &str) -> Result<(), RootDtbError> {
-        self.writer
-            .property_string(name, value)
-            .map_err(|error| refused(&format!("{path}: {name}"), &error))
-    }
-
     /// Copies a node and all below it; nested no deeper than [`blob::MAX_DEPTH`].
     fn node(&mut self, node: FdtNode<'_, '_>, parent: &str, cells: CellCounts) -> Result<(), RootDtbError> {
-        // __symbols__ and the like are for overlays only, and the writer refuses their names.
+        // __symbols__ and the like are for overlays only.
         if prop::is_compatible(node, "arm,gic-v3-its") || node.name.starts_with("__") {
             return Ok(());
         }
@@ -214,16 +157,17 @@ impl Copy<'_> {
         if prop::string(node, "device_type") == Some("memory") {
             return self.memory(node, &path, cells);
         }
-        let begun = self.begin(node.name, &path)?;
-        self.properties(node, &path)?;
+        self.writer.begin(node.name);
+        self.properties(node);
         for child in node.children() {
             self.node(child, &path, CellCounts::of(node))?;
         }
-        self.end(begun, &path)
+        self.writer.end();
+        Ok(())
     }
 
     /// Copies all properties, without references to an interrupt translation service.
-    fn properties(&mut self, node: FdtNode<'_, '_>, path: &str) -> Result<(), RootDtbError> {
+    fn properties(&mut self, node: FdtNode<'_, '_>) {
         for property in node.properties() {
             let kept = match property.name {
                 "msi-map" => self.msi_map(property.value),
@@ -236,10 +180,9 @@ impl Copy<'_> {
                 _ => Some(property.value.to_vec()),
             };
             if let Some(value) = kept {
-                self.property(path, property.name, &value)?;
+                self.writer.property(property.name, &value);
             }
         }
-        Ok(())
     }
 
     /// Returns `msi-map` without the entries for an ITS; `None` if none is left. Entry: first id, phandle,
@@ -300,43 +243,45 @@ impl Copy<'_> {
             push(&mut reg, path, region.base().0, cells.address)?;
             push(&mut reg, path, region.size(), cells.size)?;
         }
-        let begun = self.begin(&name, path)?;
+        self.writer.begin(&name);
         for property in node.properties() {
             if property.name == "reg" {
-                self.cells(path, "reg", &reg)?;
+                self.writer.cells("reg", &reg);
             } else {
-                self.property(path, property.name, property.value)?;
+                self.writer.property(property.name, property.value);
             }
         }
-        self.end(begun, path)
+        self.writer.end();
+        Ok(())
     }
 
     /// Writes `/chosen`: root's command line and initial RAM file system instead of the boot modules.
     fn chosen(&mut self, node: Option<FdtNode<'_, '_>>) -> Result<(), RootDtbError> {
-        let path = "/chosen";
         let config = self.config;
-        let begun = self.begin("chosen", path)?;
+        self.writer.begin("chosen");
         if let Some(node) = node {
             for property in node.properties() {
                 if !matches!(
                     property.name,
                     "bootargs" | "linux,initrd-start" | "linux,initrd-end"
                 ) {
-                    self.property(path, property.name, property.value)?;
+                    self.writer.property(property.name, property.value);
                 }
             }
         }
-        self.string(path, "bootargs", config.bootargs)?;
+        self.writer.string("bootargs", config.bootargs);
         if let Some(initrd) = config.initrd {
-            self.property(path, "linux,initrd-start", &initrd.base().0.to_be_bytes())?;
-            self.property(path, "linux,initrd-end", &initrd.end().0.to_be_bytes())?;
+            let writer = &mut self.writer;
+            writer.property("linux,initrd-start", &initrd.base().0.to_be_bytes());
+            writer.property("linux,initrd-end", &initrd.end().0.to_be_bytes());
         }
         if let Some(node) = node {
             for child in node.children().filter(|child| !nodes::is_module(*child)) {
-                self.node(child, path, CellCounts::of(node))?;
+                self.node(child, "/chosen", CellCounts::of(node))?;
             }
         }
-        self.end(begun, path)
+        self.writer.end();
+        Ok(())
     }
 
     /// Writes the bridge of the control device (Linux's `pci-host-ecam-generic` binding, IEEE 1275 PCI
@@ -367,22 +312,24 @@ impl Copy<'_> {
         map.extend([0, spi, 4]);
         map.extend((3..bridge.gic_interrupt_cells.min(4)).map(|_| 0));
 
-        let begun = self.begin(&name, &path)?;
-        self.string(&path, "compatible", "pci-host-ecam-generic")?;
-        self.string(&path, "device_type", "pci")?;
-        self.cells(&path, "#address-cells", &[3])?;
-        self.cells(&path, "#size-cells", &[2])?;
-        self.cells(&path, "#interrupt-cells", &[1])?;
-        self.cells(&path, "reg", &reg)?;
-        self.cells(&path, "ranges", &ranges)?;
-        self.cells(&path, "bus-range", &[0, 0])?;
-        self.cells(&path, "interrupt-map-mask", &[0, 0, 0, 7])?;
-        self.cells(&path, "interrupt-map", &map)?;
+        let writer = &mut self.writer;
+        writer.begin(&name);
+        writer.string("compatible", "pci-host-ecam-generic");
+        writer.string("device_type", "pci");
+        writer.cells("#address-cells", &[3]);
+        writer.cells("#size-cells", &[2]);
+        writer.cells("#interrupt-cells", &[1]);
+        writer.cells("reg", &reg);
+        writer.cells("ranges", &ranges);
+        writer.cells("bus-range", &[0, 0]);
+        writer.cells("interrupt-map-mask", &[0, 0, 0, 7]);
+        writer.cells("interrupt-map", &map);
         if let Some(domain) = bridge.domain {
-            self.cells(&path, "linux,pci-domain", &[domain])?;
+            writer.cells("linux,pci-domain", &[domain]);
         }
-        self.property(&path, "dma-coherent", &[])?;
-        self.end(begun, &path)
+        writer.property("dma-coherent", &[]);
+        writer.end();
+        Ok(())
     }
 }
 

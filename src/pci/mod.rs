@@ -11,8 +11,6 @@ use crate::addr::Pa;
 
 /// Bytes of a function's configuration space in an ECAM window.
 pub const CONFIG_SIZE: usize = 4096;
-/// What a read of an absent function returns: EL2 fills one page with it for all others (6.1).
-pub const ABSENT: u32 = u32::MAX;
 
 /// Implemented registers, as indices of 32-bit words.
 mod word {

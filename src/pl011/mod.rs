@@ -15,6 +15,7 @@ pub mod registers;
 
 use arrayvec::ArrayVec;
 
+use crate::primecell;
 use crate::syndrome::Width;
 use registers::{self as reg, Control, Flags, Interrupts, LineControl};
 
@@ -27,10 +28,22 @@ pub trait Source {
     fn next(&mut self) -> Option<u8>;
 }
 
+impl<F: FnMut() -> Option<u8>> Source for F {
+    fn next(&mut self) -> Option<u8> {
+        self()
+    }
+}
+
 /// The sink of transmitted characters.
 pub trait Sink {
     /// Accepts a character. Never waits.
     fn put(&mut self, byte: u8);
+}
+
+impl<F: FnMut(u8)> Sink for F {
+    fn put(&mut self, byte: u8) {
+        self(byte);
+    }
 }
 
 /// State of the device.
@@ -118,7 +131,7 @@ impl Uart {
             reg::RIS => self.raw.bits(),
             reg::MIS => (self.raw & self.mask).bits(),
             reg::DMACR => self.dmacr,
-            _ => reg::identification(offset),
+            _ => primecell::identification(reg::PERIPH_ID, offset),
         };
         if matches!(offset, reg::DR | reg::FR | reg::RIS | reg::MIS) {
             self.unseen = false;

@@ -30,27 +30,14 @@ pub const MIS: u16 = 0x040;
 pub const ICR: u16 = 0x044;
 /// DMA control; stored, without effect.
 pub const DMACR: u16 = 0x048;
-/// First identification register.
-pub const PERIPH_ID0: u16 = 0xfe0;
 
 /// IFLS after reset: both levels at one half.
 pub const IFLS_RESET: u32 = 0x12;
 /// Overrun in RSR.
 pub const RSR_OE: u32 = 3;
 
-/// PeriphID0-3 (part 0x011, designer Arm, revision 3) and PCellID0-3.
-const IDENTIFICATION: [u8; 8] = [0x11, 0x10, 0x34, 0x00, 0x0d, 0xf0, 0x05, 0xb1];
-
-/// Returns an identification register, or zero.
-#[must_use]
-pub fn identification(offset: u16) -> u32 {
-    match offset.checked_sub(PERIPH_ID0) {
-        Some(at) if at.is_multiple_of(4) => IDENTIFICATION
-            .get(usize::from(at / 4))
-            .map_or(0, |&byte| byte.into()),
-        _ => 0,
-    }
-}
+/// PeriphID0-3: part 0x011, designer Arm, revision 3.
+pub const PERIPH_ID: [u8; 4] = [0x11, 0x10, 0x34, 0x00];
 
 bitflags! {
     /// FR.

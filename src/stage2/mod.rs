@@ -175,28 +175,35 @@ impl Stage2 {
         len: u64,
         access: Access,
     ) -> Result<u64, MapError> {
-        let mut table = self.root_page(ipa);
-        for level in 1..=3 {
-            let index = Self::index(ipa, level);
-            let entry = memory.read(table, index);
-            let fits = len >= span(level) && (ipa.0 | pa.0).is_multiple_of(span(level));
-            if fits && entry & VALID == 0 {
+        loop {
+            let (table, index, entry, level) = self.walk(memory, ipa);
+            if entry & VALID != 0 {
+                return Err(MapError::Overlap(ipa));
+            }
+            if len >= span(level) && (ipa.0 | pa.0).is_multiple_of(span(level)) {
                 let kind = if level == 3 { TABLE } else { 0 };
                 memory.write(table, index, pa.0 | access.bits() | kind | VALID);
                 return Ok(span(level));
             }
-            if entry & VALID == 0 {
-                let next = memory.alloc(1).ok_or(MapError::OutOfMemory)?;
-                self.pages += 1;
-                memory.write(table, index, next.0 | TABLE | VALID);
-                table = next;
-            } else if entry & TABLE != 0 && level < 3 {
-                table = Pa(entry & ADDRESS);
-            } else {
-                return Err(MapError::Overlap(ipa));
-            }
+            let next = memory.alloc(1).ok_or(MapError::OutOfMemory)?;
+            self.pages += 1;
+            memory.write(table, index, next.0 | TABLE | VALID);
         }
-        Err(MapError::Overlap(ipa))
+    }
+
+    /// Returns where the walk of `ipa` ends, at a leaf or an entry that is not valid: table, index, entry and
+    /// level.
+    fn walk(&self, memory: &impl TableMemory, ipa: Ipa) -> (Pa, usize, u64, u32) {
+        let (mut table, mut level) = (self.root_page(ipa), 1);
+        loop {
+            let index = Self::index(ipa, level);
+            let entry = memory.read(table, index);
+            if level == 3 || entry & (VALID | TABLE) != VALID | TABLE {
+                return (table, index, entry, level);
+            }
+            table = Pa(entry & ADDRESS);
+            level += 1;
+        }
     }
 
     /// Unmaps the range, including whole blocks that begin in it; tables are kept until [`Self::destroy`].
@@ -204,20 +211,9 @@ impl Stage2 {
         let end = ipa.0.saturating_add(len).min(self.limit());
         let mut at = ipa.0;
         while at < end {
-            let mut table = self.root_page(Ipa(at));
-            let mut level = 1;
-            loop {
-                let index = Self::index(Ipa(at), level);
-                let entry = memory.read(table, index);
-                if entry & VALID != 0 && entry & TABLE != 0 && level < 3 {
-                    table = Pa(entry & ADDRESS);
-                    level += 1;
-                    continue;
-                }
-                if entry & VALID != 0 {
-                    memory.write(table, index, 0);
-                }
-                break;
+            let (table, index, entry, level) = self.walk(memory, Ipa(at));
+            if entry & VALID != 0 {
+                memory.write(table, index, 0);
             }
             at = (at & !(span(level) - 1)) + span(level);
         }
@@ -228,19 +224,9 @@ impl Stage2 {
         if ipa.0 >= self.limit() {
             return None;
         }
-        let mut table = self.root_page(ipa);
-        for level in 1..=3 {
-            let entry = memory.read(table, Self::index(ipa, level));
-            if entry & VALID == 0 {
-                return None;
-            }
-            if level == 3 || entry & TABLE == 0 {
-                let offset = ipa.0 & (span(level) - 1);
-                return Some((Pa((entry & ADDRESS & !(span(level) - 1)) + offset), entry));
-            }
-            table = Pa(entry & ADDRESS);
-        }
-        None
+        let (_, _, entry, level) = self.walk(memory, ipa);
+        let offset = span(level) - 1;
+        (entry & VALID != 0).then_some((Pa(entry & ADDRESS & !offset | ipa.0 & offset), entry))
     }
 
     /// Frees all tables. No CPU may use the tree any more, and its VMID must have been invalidated.

@@ -64,10 +64,6 @@ pub struct DataAbort {
     pub write: bool,
     /// What went wrong.
     pub fault: Fault,
-    /// Cache maintenance or address translation instruction (CM).
-    pub cache_maintenance: bool,
-    /// Stage 2 faulted on a stage-1 table walk (S1PTW).
-    pub stage1_walk: bool,
     /// FAR_EL2 holds the address (FnV = 0).
     pub far_valid: bool,
     /// HPFAR_EL2 holds the page of the IPA.
@@ -94,8 +90,6 @@ impl DataAbort {
             },
             write: iss & (1 << 6) != 0,
             fault,
-            cache_maintenance,
-            stage1_walk,
             far_valid: iss & (1 << 10) == 0,
             hpfar_valid: fault.hpfar_valid(stage1_walk),
         }
@@ -105,25 +99,15 @@ impl DataAbort {
 /// An instruction abort from a lower exception level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InstructionAbort {
-    /// What went wrong.
-    pub fault: Fault,
-    /// Stage 2 faulted on a stage-1 table walk (S1PTW).
-    pub stage1_walk: bool,
-    /// FAR_EL2 holds the address (FnV = 0).
-    pub far_valid: bool,
     /// HPFAR_EL2 holds the page of the IPA.
     pub hpfar_valid: bool,
 }
 
 impl InstructionAbort {
     pub(super) const fn decode(iss: u64) -> Self {
-        let stage1_walk = iss & (1 << 7) != 0;
         let fault = Fault::decode((iss & 0x3f) as u8);
         Self {
-            fault,
-            stage1_walk,
-            far_valid: iss & (1 << 10) == 0,
-            hpfar_valid: fault.hpfar_valid(stage1_walk),
+            hpfar_valid: fault.hpfar_valid(iss & (1 << 7) != 0),
         }
     }
 }

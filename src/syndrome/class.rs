@@ -2,13 +2,9 @@
 
 pub(super) const UNKNOWN: u8 = 0x00;
 pub(super) const WFX: u8 = 0x01;
-pub(super) const FP: u8 = 0x07;
-pub(super) const HVC32: u8 = 0x12;
-pub(super) const SMC32: u8 = 0x13;
 pub(super) const HVC64: u8 = 0x16;
 pub(super) const SMC64: u8 = 0x17;
 pub(super) const SYS64: u8 = 0x18;
-pub(super) const SVE: u8 = 0x19;
 pub(super) const INSTRUCTION_ABORT_LOWER: u8 = 0x20;
 pub(super) const INSTRUCTION_ABORT_CURRENT: u8 = 0x21;
 pub(super) const DATA_ABORT_LOWER: u8 = 0x24;

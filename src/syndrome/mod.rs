@@ -99,18 +99,10 @@ pub enum Syndrome {
     Unknown,
     /// WFI and its like.
     Wfx(Wfx),
-    /// Floating point or SIMD while CPTR_EL2 traps it.
-    FloatingPoint,
-    /// SVE while CPTR_EL2 traps it.
-    Sve,
     /// HVC from AArch64 with its immediate. ELR_EL2 is behind the instruction.
     Hvc(u16),
     /// SMC from AArch64 with its immediate. ELR_EL2 is *on* the instruction.
     Smc(u16),
-    /// HVC from AArch32.
-    Hvc32(u16),
-    /// SMC from AArch32.
-    Smc32,
     /// MSR, MRS or SYS.
     Sys(SysAccess),
     /// Instruction abort.
@@ -140,12 +132,8 @@ impl Syndrome {
                 2 => Wfx::Wfit,
                 _ => Wfx::Wfet,
             }),
-            class::FP => Self::FloatingPoint,
-            class::SVE => Self::Sve,
             class::HVC64 => Self::Hvc(iss as u16),
             class::SMC64 => Self::Smc(iss as u16),
-            class::HVC32 => Self::Hvc32(iss as u16),
-            class::SMC32 => Self::Smc32,
             class::SYS64 => Self::Sys(SysAccess::decode(iss)),
             class::INSTRUCTION_ABORT_LOWER => Self::InstructionAbort(InstructionAbort::decode(iss)),
             class::DATA_ABORT_LOWER => Self::DataAbort(DataAbort::decode(iss)),

@@ -4,6 +4,15 @@
 
 use super::intid::bits;
 
+/// A frame of the GIC's registers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Frame {
+    /// The distributor's.
+    Distributor,
+    /// The redistributor's of this vCPU, which need not be the one that accesses it.
+    Redistributor(usize),
+}
+
 /// A register with a field per interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reg {

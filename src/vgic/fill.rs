@@ -102,12 +102,7 @@ impl Vgic {
         let mut has_pending = false;
         for i in bits(cpu.used).map(|i| i as usize) {
             let lr = Lr(lrs.read(i));
-            let class = class_of(lr.active(), lr.group1(), vmcr);
-            let this = Rank {
-                class,
-                priority: lr.priority(),
-                intid: lr.intid(),
-            };
+            let this = rank_of(lr, lr.active(), vmcr);
             let entry = if lr.active() {
                 &mut worst_active
             } else {
@@ -116,7 +111,7 @@ impl Vgic {
             if entry.is_none_or(|(rank, _)| this > rank) {
                 *entry = Some((this, i));
             }
-            has_pending |= class == Class::Pending;
+            has_pending |= this.class == Class::Pending;
         }
         match worst {
             Some((other, i)) if other > rank => Some(i),
@@ -176,13 +171,7 @@ impl Vgic {
         let used = self.vcpus.get(vcpu).map_or(0, |cpu| cpu.used);
         for i in bits(used).map(|i| i as usize) {
             let lr = Lr(lrs.read(i));
-            let class = class_of(false, lr.group1(), vmcr);
-            let this = Rank {
-                class,
-                priority: lr.priority(),
-                intid: lr.intid(),
-            };
-            if !(lr.active() && lr.pending()) || this < rank {
+            if !(lr.active() && lr.pending()) || rank_of(lr, false, vmcr) < rank {
                 continue;
             }
             lrs.write(i, lr.with_pending(false).with_eoi(true).0);
@@ -197,5 +186,14 @@ impl Vgic {
                 *entry = state;
             }
         }
+    }
+}
+
+/// Returns the rank of what a list register holds, as an active interrupt or as a pending one.
+fn rank_of(lr: Lr, active: bool, vmcr: u64) -> Rank {
+    Rank {
+        class: class_of(active, lr.group1(), vmcr),
+        priority: lr.priority(),
+        intid: lr.intid(),
     }
 }

@@ -44,6 +44,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub use access::Frame;
 pub use fill::HCR_OWNED;
 pub use gic::{Vgic, VgicError};
 pub use intid::{FIRST_SPI, SPI_LIMIT};

@@ -1,13 +1,47 @@
 //! Reads and writes of the registers that hold a field per interrupt, on a bank (see `access` for their
 //! decoding).
 
-use super::access::{Access, Reg, config_from_edges, edges_from_config};
+use super::access::{Access, Frame, Reg, config_from_edges, edges_from_config};
 use super::bank::PRIORITY_MASK;
 use super::gic::Vgic;
 use super::intid::{SGIS, bits};
 use super::kicks::Kicks;
 
 impl Vgic {
+    /// Executes a load, or a store of `stored`, of `width` bytes at `offset` of a frame by `vcpu`. Returns
+    /// the value of the load; `None` if it has to be executed again, after the vCPUs returned have synced:
+    /// see [`Vgic::await_dist_read`].
+    pub fn access(
+        &mut self,
+        vcpu: usize,
+        frame: Frame,
+        offset: u32,
+        width: u32,
+        stored: Option<u64>,
+    ) -> (Kicks, Option<u64>) {
+        if let Some(value) = stored {
+            let kicks = match frame {
+                Frame::Distributor => self.dist_write(offset, width, value),
+                Frame::Redistributor(of) => self.redist_write(of, offset, width, value),
+            };
+            return (kicks, Some(0));
+        }
+        let others = self.await_frame_read(vcpu, frame, offset, width);
+        let value = others.is_empty().then(|| match frame {
+            Frame::Distributor => self.dist_read(offset, width),
+            Frame::Redistributor(of) => self.redist_read(of, offset, width),
+        });
+        (others, value)
+    }
+
+    /// Returns the vCPUs that must sync before `reader` can read, see [`Vgic::await_dist_read`].
+    pub(super) fn await_frame_read(&mut self, reader: usize, frame: Frame, offset: u32, width: u32) -> Kicks {
+        match frame {
+            Frame::Distributor => self.await_dist_read(reader, offset, width),
+            Frame::Redistributor(of) => self.await_redist_read(reader, of, offset, width),
+        }
+    }
+
     /// Reads `access` of the private interrupts of `vcpu`, or of SPIs. Unimplemented interrupts read as zero.
     pub(super) fn read_bank(&mut self, vcpu: usize, access: &Access) -> u32 {
         let Some(bank) = self.bank(vcpu, access.index) else {

@@ -17,10 +17,7 @@ impl Transport {
         self.generation = self.generation.wrapping_add(1);
         self.reset_registers(page);
         self.write_state(page);
-        Effect {
-            line: self.line_change(line),
-            ..Effect::NOTHING
-        }
+        self.line_effect(line)
     }
 
     /// Raises the used buffer notification, InterruptStatus bit 0. Does nothing before DRIVER_OK
@@ -63,10 +60,7 @@ impl Transport {
         // The daemon itself asked for it: it needs no event.
         let _ = self.set_needs_reset();
         self.write_state(page);
-        Effect {
-            line: self.line_change(line),
-            ..Effect::NOTHING
-        }
+        self.line_effect(line)
     }
 
     /// Ends the daemon's use of everything it got before the reset `generation`. The guest's retried store

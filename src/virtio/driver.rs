@@ -48,10 +48,8 @@ impl Transport {
             }
         };
         self.write_state(page);
-        Effect {
-            line: self.line_change(line),
-            ..effect
-        }
+        let line = self.line_effect(line).line;
+        Effect { line, ..effect }
     }
 
     /// Stores to registers that only hold a value.
@@ -105,6 +103,11 @@ impl Transport {
 
     fn selected(&mut self) -> Option<&mut Queue> {
         self.queues.get_mut(self.queue_sel as usize)
+    }
+
+    /// As [`Self::selected`], with its number.
+    fn selected_by_number(&mut self) -> Option<(u8, &mut Queue)> {
+        Some((u8::try_from(self.queue_sel).ok()?, self.selected()?))
     }
 
     /// Handles an available buffer notification: the queue must exist and be ready, and the device active
@@ -165,10 +168,7 @@ impl Transport {
     fn write_queue_ready(&mut self, value: u32, ram: &impl GuestRam) -> Effect {
         let (live, held) = (self.is_live(), self.daemon_may_access());
         let broken = self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET);
-        let Ok(queue_number) = u8::try_from(self.queue_sel) else {
-            return Effect::NOTHING;
-        };
-        let Some(queue) = self.selected() else {
+        let Some((queue_number, queue)) = self.selected_by_number() else {
             return Effect::NOTHING;
         };
         match (value, queue.phase) {
@@ -201,10 +201,7 @@ impl Transport {
         let held = self.daemon_may_access();
         let negotiated =
             self.status.contains(DeviceStatus::FEATURES_OK) && self.driver_features & bit::RING_RESET != 0;
-        let Ok(queue_number) = u8::try_from(self.queue_sel) else {
-            return Effect::NOTHING;
-        };
-        let Some(queue) = self.selected() else {
+        let Some((queue_number, queue)) = self.selected_by_number() else {
             return Effect::NOTHING;
         };
         if value != 1 || !negotiated {

@@ -118,14 +118,15 @@ impl Transport {
             self.interrupt = interrupt;
             page.set32(reg::INTERRUPT_STATUS, interrupt.bits());
         }
-        Effect {
-            line: self.line_change(line),
-            ..Effect::NOTHING
-        }
+        self.line_effect(line)
     }
 
-    pub(super) fn line_change(&self, before: bool) -> Option<bool> {
-        (self.line() != before).then_some(self.line())
+    /// Returns the effect of a change of the interrupt status: the line's level was `before`.
+    pub(super) fn line_effect(&self, before: bool) -> Effect {
+        Effect {
+            line: (self.line() != before).then_some(self.line()),
+            ..Effect::NOTHING
+        }
     }
 
     /// Sets DEVICE_NEEDS_RESET and, after DRIVER_OK, raises a configuration change notification:

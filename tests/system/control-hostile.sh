@@ -1,5 +1,5 @@
 #!/bin/sh
-# Root stores invalid values to the control device (torture c1, c2, c11): EL2 and the daemon keep working.
+# Root stores invalid values to the control device (torture c1, c2, c11, g8): EL2 and the daemon keep working.
 #@ needs: el2
 . ./lib.sh
 device=$(grep -l 0x7276 /sys/bus/pci/devices/*/device) || fail "no control device"

@@ -30,19 +30,17 @@ struct Config {
 
 static FUNCTION: Once<Function> = Once::new();
 
-struct FramePage<'a>(&'a RegisterFrame);
-
-impl Page for FramePage<'_> {
+impl Page for RegisterFrame {
     fn store(&mut self, offset: u16, value: u32) {
-        self.0.set32(usize::from(offset), value);
+        self.set32(usize::from(offset), value);
     }
 }
 
 impl Function {
-    fn change<T>(&self, change: impl FnOnce(&mut ConfigSpace, &mut FramePage<'_>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut ConfigSpace, &mut RegisterFrame) -> T) -> T {
         let mut config = self.config.lock();
         let Config { space, frame } = &mut *config;
-        change(space, &mut FramePage(frame))
+        change(space, frame)
     }
 
     /// Raises INTx. Without the lock of configuration space, for the distributor is slow: if root sets INTx
@@ -58,9 +56,9 @@ impl Function {
 /// # Errors
 /// There is no register frame.
 pub fn init(bar: Pa, intid: u32) -> Option<Pa> {
-    let frame = RegisterFrame::new()?;
+    let mut frame = RegisterFrame::new()?;
     let space = ConfigSpace::new(bar);
-    space.fill(&mut FramePage(&frame));
+    space.fill(&mut frame);
     let pa = frame.pa();
     FUNCTION.call_once(|| Function {
         config: Mutex::new(Config { space, frame }),

@@ -6,7 +6,7 @@ use ringvisor::abi::command::CommandStatus;
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
 use ringvisor::abi::{self, MAX_CPUS, MAX_ZONES, ROOT_ZONE, shared};
 use ringvisor::addr::Pa;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::el2::arch::sysreg;
 use crate::el2::channel::{function, shared_page};
@@ -95,12 +95,8 @@ pub fn refresh() {
             number => registry::summary(number),
         };
     }
-    for (index, chunk) in info.as_bytes().chunks(4).enumerate() {
-        let mut word = [0; 4];
-        for (to, from) in word.iter_mut().zip(chunk) {
-            *to = *from;
-        }
-        let value = u32::from_le_bytes(word);
+    let words: &[u32] = FromBytes::ref_from_bytes(info.as_bytes()).unwrap_or_default();
+    for (index, &value) in words.iter().enumerate() {
         if frame.get32(index * 4) != value {
             frame.set32(index * 4, value);
         }

@@ -1,4 +1,5 @@
-//! The counters and the trace buffer of one CPU (`ringvisor::abi::counters`, `ringvisor::abi::trace`).
+//! Counters ([`Words`]), and those of one CPU with its trace buffer (`ringvisor::abi::counters`,
+//! `ringvisor::abi::trace`).
 //!
 //! Only the CPU itself writes them, so a counter is a plain load, addition and store without a lock, with a
 //! second store to the page that root reads (non-cacheable at EL2: a store is buffered, and a load is never
@@ -12,44 +13,36 @@ use ringvisor::abi::trace::{RECORD_SIZE, Record};
 
 use crate::el2::arch;
 
-/// The counters of a CPU and its trace buffer.
-pub struct Counters {
-    words: [AtomicU64; CPU_WORDS],
-    /// The copy that root reads; null before [`Self::show_at`].
+/// Words that have one writer at a time, and the copy that root reads.
+pub struct Words<const N: usize> {
+    own: [AtomicU64; N],
+    /// The copy; null before [`Self::show_at`].
     shown: AtomicPtr<AtomicU64>,
-    /// The trace buffer, or null.
-    ring: AtomicPtr<AtomicU64>,
-    /// Generic counter at the last entry to EL2, in ticks.
-    entered: AtomicU64,
 }
 
-impl Counters {
-    /// Returns counters at zero, not shown to root.
+impl<const N: usize> Words<N> {
+    /// Returns words at zero, not shown to root.
     pub const fn new() -> Self {
         Self {
-            words: [const { AtomicU64::new(0) }; CPU_WORDS],
+            own: [const { AtomicU64::new(0) }; N],
             shown: AtomicPtr::new(ptr::null_mut()),
-            ring: AtomicPtr::new(ptr::null_mut()),
-            entered: AtomicU64::new(0),
         }
     }
 
     /// Returns the word at `index`.
     pub fn get(&self, index: usize) -> u64 {
-        self.words
-            .get(index)
-            .map_or(0, |word| word.load(Ordering::Relaxed))
+        self.own.get(index).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     /// Sets the word at `index`, and root's copy.
     #[inline]
     pub fn set(&self, index: usize, value: u64) {
-        let Some(word) = self.words.get(index) else { return };
+        let Some(word) = self.own.get(index) else { return };
         word.store(value, Ordering::Relaxed);
         let shown = self.shown.load(Ordering::Relaxed);
         if !shown.is_null() {
-            // SAFETY: `show_at` was given CPU_WORDS words that are never freed; `index` is below that, as the
-            // lookup above showed.
+            // SAFETY: `show_at` was given N words that are never freed; `index` is below that, as the lookup
+            // above showed.
             unsafe { &*shown.add(index) }.store(value, Ordering::Relaxed);
         }
     }
@@ -60,10 +53,39 @@ impl Counters {
         self.set(index, self.get(index).wrapping_add(count));
     }
 
+    /// Shows the words to root at `page` from now on.
+    ///
+    /// # Safety
+    /// `page` must have room for N words and never be freed.
+    pub unsafe fn show_at(&self, page: NonNull<AtomicU64>) {
+        self.shown.store(page.as_ptr(), Ordering::Relaxed);
+    }
+}
+
+/// The counters of a CPU and its trace buffer.
+pub struct Counters {
+    /// As [`ringvisor::abi::counters::CpuCounters`].
+    pub words: Words<CPU_WORDS>,
+    /// The trace buffer, or null.
+    ring: AtomicPtr<AtomicU64>,
+    /// Generic counter at the last entry to EL2, in ticks.
+    entered: AtomicU64,
+}
+
+impl Counters {
+    /// Returns counters at zero, not shown to root.
+    pub const fn new() -> Self {
+        Self {
+            words: Words::new(),
+            ring: AtomicPtr::new(ptr::null_mut()),
+            entered: AtomicU64::new(0),
+        }
+    }
+
     /// Sets all counters to zero, for another owner of the CPU. The trace buffer continues.
     pub fn restart(&self) {
         for index in (0..CPU_WORDS).filter(|index| *index != word::TRACE_HEAD) {
-            self.set(index, 0);
+            self.words.set(index, 0);
         }
     }
 
@@ -77,14 +99,6 @@ impl Counters {
     #[inline]
     pub fn entered(&self) -> u64 {
         self.entered.load(Ordering::Relaxed)
-    }
-
-    /// Shows the counters to root in the words at `page` from now on.
-    ///
-    /// # Safety
-    /// `page` must have room for CPU_WORDS words and never be freed.
-    pub unsafe fn show_at(&self, page: NonNull<AtomicU64>) {
-        self.shown.store(page.as_ptr(), Ordering::Relaxed);
     }
 
     /// Sets the CPU's trace buffer.
@@ -104,7 +118,7 @@ impl Counters {
         if ring.is_null() || capacity == 0 {
             return;
         }
-        let head = self.get(word::TRACE_HEAD);
+        let head = self.words.get(word::TRACE_HEAD);
         // SAFETY: the ring has `capacity` records and is never freed.
         let (first, second) = unsafe {
             let place = ring.add((head % capacity) as usize * (RECORD_SIZE / 8));
@@ -114,6 +128,6 @@ impl Counters {
         second.store(record.word(), Ordering::Relaxed);
         // Root must see the record before the head that counts it.
         arch::dsb_ishst();
-        self.set(word::TRACE_HEAD, head + 1);
+        self.words.set(word::TRACE_HEAD, head + 1);
     }
 }

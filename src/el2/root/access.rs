@@ -5,7 +5,7 @@ use ringvisor::abi::BAR_SIZE;
 use ringvisor::addr::Ipa;
 use ringvisor::machine::ECAM_SIZE;
 use ringvisor::syndrome::Width;
-use ringvisor::vgic::Kicks;
+use ringvisor::vgic::Frame;
 
 use super::Root;
 use crate::el2::channel::function::config_write;
@@ -33,59 +33,26 @@ impl Root {
             return TrapOutcome::Done(u64::MAX);
         }
         if (self.distributor.0..self.distributor.1).contains(&at) {
-            return self.distributor((at - self.distributor.0) as u32, width, stored);
+            let offset = (at - self.distributor.0) as u32;
+            return self.gic_access(Frame::Distributor, offset, width, stored);
         }
         match gic::redistributor_at(at) {
-            Some((target, offset)) => self.redistributor(target, offset, width, stored),
+            Some((target, offset)) => self.gic_access(Frame::Redistributor(target), offset, width, stored),
             None => TrapOutcome::Abort,
         }
     }
 
-    fn distributor(&self, offset: u32, width: Width, stored: Option<u64>) -> TrapOutcome {
+    fn gic_access(&self, frame: Frame, offset: u32, width: Width, stored: Option<u64>) -> TrapOutcome {
         let (this, bytes) = (cpu::this(), width.bytes() as u32);
-        let mut disabled = false;
-        let outcome = self.with_gic(this, |gic, list| {
-            let kicks = gic.sync(this.index, list);
-            match stored {
-                Some(value) => {
-                    let was_on = gic.is_on();
-                    let more = gic.dist_write(offset, bytes, value, &mut gic::Physical);
-                    disabled = was_on && !gic.is_on();
-                    (kicks | more, TrapOutcome::Done(0))
-                }
-                None => match gic.await_dist_read(this.index, offset, bytes) {
-                    Kicks::NONE => {
-                        let value = gic.dist_read(offset, bytes, &mut gic::Physical);
-                        (kicks, TrapOutcome::Done(value))
-                    }
-                    others => (kicks | others, TrapOutcome::Retry),
-                },
-            }
+        let (disabled, value) = self.with_gic(this, |gic, list| {
+            let (kicks, was_on) = (gic.sync(this.index, list), gic.is_on());
+            let (more, value) = gic.access(this.index, frame, offset, bytes, stored, &mut gic::Physical);
+            (kicks | more, (was_on && !gic.is_on(), value))
         });
         if disabled {
             kernel_replaced();
         }
-        outcome
-    }
-
-    fn redistributor(&self, target: usize, offset: u32, width: Width, stored: Option<u64>) -> TrapOutcome {
-        let (this, bytes) = (cpu::this(), width.bytes() as u32);
-        self.with_gic(this, |gic, list| {
-            let kicks = gic.sync(this.index, list);
-            match stored {
-                Some(value) => {
-                    let more = gic.redist_write(target, offset, bytes, value, &mut gic::Physical);
-                    (kicks | more, TrapOutcome::Done(0))
-                }
-                None => match gic.await_redist_read(this.index, target, offset, bytes) {
-                    Kicks::NONE => {
-                        let value = gic.redist_read(target, offset, bytes, &mut gic::Physical);
-                        (kicks, TrapOutcome::Done(value))
-                    }
-                    others => (kicks | others, TrapOutcome::Retry),
-                },
-            }
-        })
+        value.map_or(TrapOutcome::Retry, TrapOutcome::Done)
     }
 }
 

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use ringvisor::abi::BAR_SIZE;
 use ringvisor::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, Pa};
-use ringvisor::machine::{ECAM_SIZE, Machine};
+use ringvisor::machine::{ECAM_SIZE, Machine, Region, subtract};
 use ringvisor::stage2::{Access, MapError, Stage2, gaps};
 
 use crate::el2::control::Pages;
@@ -27,35 +27,28 @@ pub fn map_machine(
     let memory = &mut Tables;
     let mut tree = Stage2::new(memory, ipa_bits).ok_or(MapError::OutOfMemory)?;
     let (start, end) = mm::el2_range();
-    let mut holes: Vec<(u64, u64)> = Vec::new();
-    holes.push((start.0, end.0));
-    holes.push((ecam.0, ecam.0 + BLOCK_SIZE));
+    let mut holes = alloc::vec![(start.0, end.0), (ecam.0, ecam.0 + BLOCK_SIZE)];
     for region in core::iter::once(&machine.gic.distributor).chain(&machine.gic.redistributors) {
-        holes.push((
-            region.base().0 & !(PAGE_SIZE - 1),
-            region.end().0.next_multiple_of(PAGE_SIZE),
-        ));
+        let (from, to) = region.bounds();
+        holes.push((from & !(PAGE_SIZE - 1), to.next_multiple_of(PAGE_SIZE)));
     }
-    let ram = machine.ram.iter().map(|region| (region.base().0, region.end().0));
     let mut not_ram = holes.clone();
-    not_ram.extend(ram.clone());
+    not_ram.extend(machine.ram.iter().map(Region::bounds));
     // Sorted as in `region::merge`.
     let not_ram = BinaryHeap::from(not_ram).into_sorted_vec();
     let limit = tree.limit();
     gaps(limit, &not_ram, |at, len| {
         tree.map(memory, Ipa(at), Pa(at), len, Access::Device)
     })?;
-    let holes = BinaryHeap::from(holes).into_sorted_vec();
-    for (from, to) in ram {
-        let inside: Vec<_> = holes
-            .iter()
-            .filter(|hole| hole.0 < to && hole.1 > from)
-            .map(|hole| (hole.0.saturating_sub(from), hole.1 - from))
-            .collect();
-        gaps(to - from, &inside, |at, len| {
-            tree.map(memory, Ipa(from + at), Pa(from + at), len, Access::Ram)
-        })?;
+    let holes: Vec<_> = holes
+        .iter()
+        .filter_map(|hole| Region::from_bounds(Pa(hole.0), Pa(hole.1)))
+        .collect();
+    for region in subtract(&machine.ram, &holes) {
+        let base = region.base();
+        tree.map(memory, Ipa(base.0), base, region.size(), Access::Ram)?;
     }
+
     let mut page = |at: u64, to: Pa| tree.map(memory, Ipa(at), to, PAGE_SIZE, Access::DeviceReadOnly);
     page(ecam.0, control.config)?;
     for function in 1..ECAM_SIZE / PAGE_SIZE {

@@ -116,16 +116,10 @@ pub fn init(tree: &DeviceTree, machine: &Machine, firmware_dtb: Pa) -> Result<En
     };
     let gic =
         RootGic::new(&gic_config, &mut gic::Physical).map_err(|error| format!("root's GIC: {error}"))?;
-    let ram: Vec<_> = machine
-        .ram
-        .iter()
-        .map(|region| (region.base().0, region.end().0))
-        .collect();
-    mm::blocks::init(ram);
-    let distributor = (machine.gic.distributor.base().0, machine.gic.distributor.end().0);
+    mm::blocks::init(machine.ram.iter().map(Region::bounds).collect());
     ROOT.call_once(|| Root {
         vttbr: vcpu::vttbr(stage2.root(), ROOT_ZONE),
-        distributor,
+        distributor: machine.gic.distributor.bounds(),
         gic: Mutex::new(gic),
         flush_requests: FlushRequests::new(),
         ecam: ecam.0,

@@ -11,8 +11,8 @@ use super::Root;
 use crate::el2::arch::frame::TrapFrame;
 use crate::el2::arch::{self, vcpu};
 use crate::el2::cpu::{self, Cpu, State};
-use crate::el2::gic;
 use crate::el2::owner::{AfterCall, Crash, Owner, TrapOutcome};
+use crate::el2::{gic, psci};
 
 /// Aborts of root that are logged one by one; the rest are only counted.
 const LOGGED_ABORTS: u32 = 8;
@@ -74,8 +74,8 @@ impl Owner for Root {
         }
     }
 
-    fn call(&self, _vcpu: usize, frame: &mut TrapFrame) -> AfterCall {
-        self.psci_call(frame)
+    fn call(&self, vcpu: usize, frame: &mut TrapFrame) -> AfterCall {
+        psci::call(self, vcpu, frame)
     }
 
     fn send_sgi(&self, vcpu: usize, request: &SgiRequest) {

@@ -8,7 +8,7 @@ use ringvisor::abi::machine::{
 use ringvisor::addr::{Ipa, PAGE_SIZE};
 use ringvisor::ring::Entry;
 use ringvisor::syndrome::Width;
-use ringvisor::vgic::Kicks;
+use ringvisor::vgic::Frame;
 
 use super::{Zone, seconds};
 use crate::el2::cpu;
@@ -31,10 +31,10 @@ impl Zone {
         } else if let Some(offset) = within(UART_BASE, PAGE_SIZE) {
             self.uart_access(offset as u16, width, stored)
         } else if let Some(offset) = within(GICD_BASE, GICD_SIZE) {
-            self.distributor(offset as u32, width, stored)
+            self.gic_access(Frame::Distributor, offset, width, stored)
         } else if let Some(offset) = within(GICR_BASE, frames) {
-            let vcpu = (offset / GICR_STRIDE) as usize;
-            self.redistributor(vcpu, (offset % GICR_STRIDE) as u32, width, stored)
+            let frame = Frame::Redistributor((offset / GICR_STRIDE) as usize);
+            self.gic_access(frame, offset % GICR_STRIDE, width, stored)
         } else if let Some(offset) = within(RTC_BASE, PAGE_SIZE) {
             self.rtc_access(offset as u16, width, stored)
         } else {
@@ -42,38 +42,10 @@ impl Zone {
         }
     }
 
-    fn distributor(&self, offset: u32, width: Width, stored: Option<u64>) -> TrapOutcome {
-        let reader = cpu::this().vcpu();
-        self.with_synced_gic(|gic| match stored {
-            Some(value) => (
-                gic.dist_write(offset, width.bytes() as u32, value),
-                TrapOutcome::Done(0),
-            ),
-            None => match gic.await_dist_read(reader, offset, width.bytes() as u32) {
-                Kicks::NONE => (
-                    Kicks::NONE,
-                    TrapOutcome::Done(gic.dist_read(offset, width.bytes() as u32)),
-                ),
-                others => (others, TrapOutcome::Retry),
-            },
-        })
-    }
-
-    fn redistributor(&self, vcpu: usize, offset: u32, width: Width, stored: Option<u64>) -> TrapOutcome {
-        let reader = cpu::this().vcpu();
-        self.with_synced_gic(|gic| match stored {
-            Some(value) => (
-                gic.redist_write(vcpu, offset, width.bytes() as u32, value),
-                TrapOutcome::Done(0),
-            ),
-            None => match gic.await_redist_read(reader, vcpu, offset, width.bytes() as u32) {
-                Kicks::NONE => (
-                    Kicks::NONE,
-                    TrapOutcome::Done(gic.redist_read(vcpu, offset, width.bytes() as u32)),
-                ),
-                others => (others, TrapOutcome::Retry),
-            },
-        })
+    fn gic_access(&self, frame: Frame, offset: u64, width: Width, stored: Option<u64>) -> TrapOutcome {
+        let (vcpu, bytes) = (cpu::this().vcpu(), width.bytes() as u32);
+        let value = self.with_synced_gic(|gic| gic.access(vcpu, frame, offset as u32, bytes, stored));
+        value.map_or(TrapOutcome::Retry, TrapOutcome::Done)
     }
 
     fn rtc_access(&self, offset: u16, width: Width, stored: Option<u64>) -> TrapOutcome {

@@ -11,16 +11,53 @@ use ringvisor::abi::machine::{RTC_SPI, UART_SPI, VIRTIO_BASE, VIRTIO_SPI, VIRTIO
 use ringvisor::abi::trace::Kind;
 use ringvisor::addr::{Ipa, PAGE_SIZE};
 use ringvisor::ring::{Entry, Wakeup};
-use ringvisor::stage2::Access;
+use ringvisor::stage2::{Access, Stage2};
 use ringvisor::syndrome::Width;
-use ringvisor::virtio::{Effect, Event, Spec, Transport, registers};
+use ringvisor::virtio::{Effect, Event, RegisterPage, Spec, Transport, registers};
 
 use super::Zone;
 use crate::el2::channel::{Refusal, function};
-use crate::el2::device::Device;
-use crate::el2::mm::frames::Tables;
+use crate::el2::mm::frames::{FrameBox, RegisterFrame, Tables};
 use crate::el2::owner::TrapOutcome;
 use crate::el2::{arch, stats};
+
+/// The register page that the guest reads.
+pub struct Page(pub RegisterFrame);
+
+impl RegisterPage for Page {
+    fn set32(&self, offset: u16, value: u32) {
+        self.0.set32(usize::from(offset), value);
+        // Complete before the vCPU continues: the guest's load must see it.
+        arch::dsb_ishst();
+    }
+}
+
+/// One device.
+pub struct Device {
+    /// The state of the registers.
+    pub transport: Transport,
+    /// The copy that the guest reads.
+    pub page: Page,
+}
+
+impl Device {
+    /// Builds a device after power-on, its page filled. Returns `None` if there is no memory.
+    pub fn new(spec: &Spec) -> Option<FrameBox<Self>> {
+        let page = Page(RegisterFrame::new()?);
+        let device = FrameBox::reserve()?.fill(Self {
+            transport: Transport::new(spec),
+            page,
+        });
+        device.transport.write_page(&device.page);
+        Some(device)
+    }
+
+    /// Replaces the device in the same slot, or empties the slot; the page stays mapped.
+    pub fn replace(&mut self, transport: Transport) {
+        self.transport = transport;
+        self.transport.write_page(&self.page);
+    }
+}
 
 /// What is left to do after the slot's lock is released.
 #[derive(Clone, Copy, Default)]
@@ -53,7 +90,7 @@ impl Zone {
                 match offset {
                     registers::QUEUE_NOTIFY => {
                         stats::count(CpuEvent::Notifications);
-                        self.counters.count(self.number, slot, DeviceEvent::Notifications);
+                        self.counters.count(slot, DeviceEvent::Notifications);
                         stats::record_trap(Kind::Notify, self.number, slot as u8, value as u8);
                     }
                     registers::INTERRUPT_ACK => {
@@ -85,7 +122,7 @@ impl Zone {
         let mut deferred = Deferred::default();
         if let Some(level) = effect.line {
             if level {
-                self.counters.count(self.number, slot, DeviceEvent::Interrupts);
+                self.counters.count(slot, DeviceEvent::Interrupts);
             }
             deferred.propagate = self.latch_level(spi(slot), level);
         }
@@ -100,8 +137,7 @@ impl Zone {
             let wakeup = notify(self, entry);
             if wakeup.is_none() && matches!(entry, Entry::Notify { .. }) {
                 stats::count(CpuEvent::NotificationsPending);
-                self.counters
-                    .count(self.number, slot, DeviceEvent::NotificationsPending);
+                self.counters.count(slot, DeviceEvent::NotificationsPending);
             }
             deferred.wake = wakeup == Some(Wakeup::Required);
         }
@@ -146,7 +182,7 @@ impl Zone {
         let Some(device) = guard.as_deref_mut() else {
             return;
         };
-        self.counters.count(self.number, slot, DeviceEvent::Doorbells);
+        self.counters.count(slot, DeviceEvent::Doorbells);
         let effect = device.transport.used_buffer(&device.page);
         let deferred = self.apply_effect(slot, effect);
         drop(guard);
@@ -185,16 +221,7 @@ impl Zone {
         arch::tlbi_ipa(self.vttbr, ipa);
         let result = change(device);
         // The table of the page still exists: no frame is needed.
-        stage2
-            .map(
-                &mut Tables,
-                ipa,
-                device.page.0.pa(),
-                PAGE_SIZE,
-                Access::DeviceReadOnly,
-            )
-            .map_err(|_| (CommandStatus::OutOfMemory, 1))?;
-        arch::dsb_ish();
+        show_page(stage2, slot, device)?;
         Ok(result)
     }
 
@@ -207,24 +234,12 @@ impl Zone {
             if !device.transport.is_empty() {
                 return Err((CommandStatus::SlotInUse, slot as u64));
             }
-            self.counters.restart(self.number, slot);
+            self.counters.restart(slot);
             device.replace(Transport::new(&spec));
             return Ok(());
         }
         let device = Device::new(&spec).ok_or((CommandStatus::OutOfMemory, 2))?;
-        let page = device.page.0.pa();
-        let mut stage2 = self.stage2.lock();
-        let stage2 = stage2.as_mut().ok_or(no_slot)?;
-        stage2
-            .map(
-                &mut Tables,
-                slot_ipa(slot),
-                page,
-                PAGE_SIZE,
-                Access::DeviceReadOnly,
-            )
-            .map_err(|_| (CommandStatus::OutOfMemory, 1))?;
-        arch::dsb_ish();
+        show_page(self.stage2.lock().as_mut().ok_or(no_slot)?, slot, &device)?;
         *guard = Some(device);
         Ok(())
     }
@@ -265,6 +280,16 @@ impl Zone {
 /// Returns the guest's address of a slot's page.
 const fn slot_ipa(slot: usize) -> Ipa {
     Ipa(VIRTIO_BASE + slot as u64 * VIRTIO_STRIDE)
+}
+
+/// Maps a device's page into its slot.
+fn show_page(stage2: &mut Stage2, slot: usize, device: &Device) -> Result<(), Refusal> {
+    let (ipa, page) = (slot_ipa(slot), device.page.0.pa());
+    stage2
+        .map(&mut Tables, ipa, page, PAGE_SIZE, Access::DeviceReadOnly)
+        .map_err(|_| (CommandStatus::OutOfMemory, 1))?;
+    arch::dsb_ish();
+    Ok(())
 }
 
 /// Returns the SPI of a slot, counted from the first.

@@ -20,10 +20,10 @@ use ringvisor::vgic::{FlushRequests, Line, Vgic};
 use super::arch::{sysreg, vcpu};
 use super::channel::{Refusal, function};
 use super::cpu::Cpu;
-use super::device::Device;
 use super::mm::frames::{FrameBox, Tables};
 use super::stats;
 use super::sync::Mutex;
+use devices::Device;
 use uart::Uart;
 
 mod access;

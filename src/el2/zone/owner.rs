@@ -12,9 +12,9 @@ use super::Zone;
 use super::interrupts::TIMERS;
 use crate::el2::arch::frame::TrapFrame;
 use crate::el2::cpu::{Cpu, State};
-use crate::el2::gic;
 use crate::el2::mm::frames::Tables;
 use crate::el2::owner::{AfterCall, Crash, Owner, TrapOutcome};
+use crate::el2::{gic, psci};
 
 /// Aborts of a zone that are logged one by one; the rest are only counted.
 const LOGGED_ABORTS: u32 = 1;
@@ -60,15 +60,13 @@ impl Owner for Zone {
     fn count_abort(&self, ipa: Ipa, pc: u64) {
         if self.aborts.fetch_add(1, Ordering::Relaxed) < LOGGED_ABORTS {
             warn!(
-                "zone {} \"{}\": nothing at {ipa} (pc {pc:#x}): external abort injected; further ones are only counted",
-                self.number,
-                self.name()
+                "{self}: nothing at {ipa} (pc {pc:#x}): external abort injected; further ones are only counted"
             );
         }
     }
 
     fn call(&self, vcpu: usize, frame: &mut TrapFrame) -> AfterCall {
-        self.psci_call(vcpu, frame)
+        psci::call(self, vcpu, frame)
     }
 
     fn send_sgi(&self, vcpu: usize, request: &SgiRequest) {
@@ -100,11 +98,7 @@ impl Owner for Zone {
 
     fn crash(&self, vcpu: usize, crash: &Crash) -> bool {
         let Crash { esr, elr, far } = *crash;
-        warn!(
-            "zone {} \"{}\": vCPU {vcpu} crashed: ESR {esr:#x}, ELR {elr:#x}, FAR {far:#x}",
-            self.number,
-            self.name()
-        );
+        warn!("{self}: vCPU {vcpu} crashed: ESR {esr:#x}, ELR {elr:#x}, FAR {far:#x}");
         let mut core = self.core.lock();
         core.fault = [esr, elr, far];
         self.begin_stop(&mut core, StopReason::Fault);

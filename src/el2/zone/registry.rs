@@ -72,8 +72,8 @@ pub fn create(request: &ZoneCreate) -> Result<u8, Refusal> {
         }
     }
     window.clear();
-    zone.counters.restart_all(number);
-    info!("zone {number} \"{}\" created with {vcpus} vCPUs", zone.name());
+    zone.counters.show(number);
+    info!("{} created with {vcpus} vCPUs", *zone);
     *change(&ZONES[usize::from(number)]) = Some(zone);
     Ok(number)
 }
@@ -100,7 +100,7 @@ pub fn destroy(number: u8) -> Result<(), Refusal> {
     // Doorbells for this number need not wait for the rest; commands are serialized.
     drop(guard);
     if let Some(zone) = zone {
-        info!("zone {number} \"{}\" destroyed", zone.name());
+        info!("{} destroyed", *zone);
         zone.cpus.iter().for_each(|cpu| cpu.release());
         zone.reclaim();
     }

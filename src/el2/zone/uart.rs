@@ -1,6 +1,6 @@
 //! A zone's PL011, whose other end are the zone's console rings.
 
-use ringvisor::pl011::{self, Sink, Source};
+use ringvisor::pl011;
 use ringvisor::ring::ZoneWindow;
 use ringvisor::ring::console::{InputConsumer, OutputProducer};
 use ringvisor::syndrome::Width;
@@ -10,27 +10,6 @@ pub struct Uart {
     device: pl011::Uart,
     output: OutputProducer,
     input: InputConsumer,
-}
-
-struct FromRing<'a>(&'a mut InputConsumer, &'a ZoneWindow);
-
-impl Source for FromRing<'_> {
-    fn next(&mut self) -> Option<u8> {
-        self.0.pop(&self.1.input())
-    }
-}
-
-struct ToRing<'a> {
-    output: &'a mut OutputProducer,
-    window: &'a ZoneWindow,
-    wrote: bool,
-}
-
-impl Sink for ToRing<'_> {
-    fn put(&mut self, byte: u8) {
-        self.output.write(&self.window.output(), &[byte]);
-        self.wrote = true;
-    }
 }
 
 impl Uart {
@@ -61,24 +40,22 @@ impl Uart {
         width: Width,
         stored: Option<u64>,
     ) -> (u32, bool) {
-        let source = &mut FromRing(&mut self.input, window);
-        let mut sink = ToRing {
-            output: &mut self.output,
-            window,
-            wrote: false,
+        let Some(value) = stored else {
+            let mut source = || self.input.pop(&window.input());
+            return (self.device.read(offset, width, &mut source), false);
         };
-        let value = match stored {
-            Some(value) => {
-                self.device.write(offset, width, value, source, &mut sink);
-                0
-            }
-            None => self.device.read(offset, width, source),
+        let mut wrote = false;
+        let mut sink = |byte| {
+            self.output.write(&window.output(), &[byte]);
+            wrote = true;
         };
-        (value, sink.wrote)
+        let mut source = || self.input.pop(&window.input());
+        self.device.write(offset, width, value, &mut source, &mut sink);
+        (0, wrote)
     }
 
     /// Receives what is in the input ring, as far as the FIFO has room.
     pub fn receive(&mut self, window: &ZoneWindow) {
-        self.device.poll(&mut FromRing(&mut self.input, window));
+        self.device.poll(&mut || self.input.pop(&window.input()));
     }
 }

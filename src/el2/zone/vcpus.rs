@@ -38,7 +38,7 @@ impl Zone {
         self.paused.store(0, Ordering::Release);
         self.inside.store(1, Ordering::Release);
         self.set_state(&mut core, ZoneState::Running, StopReason::None);
-        info!("zone {} \"{}\" starts at {entry}", self.number, self.name());
+        info!("{self} starts at {entry}");
         first.order_start(entry.0, x0);
         gic::kick(first);
         Ok(())
@@ -134,7 +134,7 @@ impl Zone {
             ZoneState::Stopped
         };
         self.set_state(core, state, reason);
-        info!("zone {} \"{}\" {state:?}: {reason:?}", self.number, self.name());
+        info!("{self} {state:?}: {reason:?}");
         self.send_event(Entry::Zone);
     }
 

@@ -179,16 +179,6 @@ impl RootGic {
         kicks
     }
 
-    /// See [`Vgic::await_dist_read`].
-    pub fn await_dist_read(&mut self, reader: usize, offset: u32, width: u32) -> Kicks {
-        self.gic.await_dist_read(reader, offset, width)
-    }
-
-    /// See [`Vgic::await_redist_read`].
-    pub fn await_redist_read(&mut self, reader: usize, cpu: usize, offset: u32, width: u32) -> Kicks {
-        self.gic.await_redist_read(reader, cpu, offset, width)
-    }
-
     /// Returns whether root has enabled an interrupt group (`GICD_CTLR`). A kernel disables them before it
     /// sets up the distributor, which it does once.
     #[must_use]

@@ -3,7 +3,7 @@
 
 use super::RootGic;
 use super::forward::{read32, write32};
-use crate::vgic::access::{Access, Reg};
+use crate::vgic::access::{Access, Frame, Reg};
 use crate::vgic::dist::{decode_router, offset};
 use crate::vgic::intid::{bits, split};
 use crate::vgic::kicks::Kicks;
@@ -25,6 +25,31 @@ const REDIST_CTLR_VISIBLE: u32 = 1 << 3 | 1 << 31;
 const REDIST_TYPER_VISIBLE: u64 = 0xffff_ffff << 32 | 0xffff << 8 | 1 << 4 | 1 << 1;
 
 impl RootGic {
+    /// As [`Vgic::access`](crate::vgic::Vgic::access), for root on `cpu`.
+    pub fn access(
+        &mut self,
+        cpu: usize,
+        frame: Frame,
+        offset: u32,
+        width: u32,
+        stored: Option<u64>,
+        phys: &mut impl PhysicalGic,
+    ) -> (Kicks, Option<u64>) {
+        if let Some(value) = stored {
+            let kicks = match frame {
+                Frame::Distributor => self.dist_write(offset, width, value, phys),
+                Frame::Redistributor(of) => self.redist_write(of, offset, width, value, phys),
+            };
+            return (kicks, Some(0));
+        }
+        let others = self.gic.await_frame_read(cpu, frame, offset, width);
+        let value = others.is_empty().then(|| match frame {
+            Frame::Distributor => self.dist_read(offset, width, phys),
+            Frame::Redistributor(of) => self.redist_read(of, offset, width, phys),
+        });
+        (others, value)
+    }
+
     /// Reads `width` bytes at `offset` of the distributor for root.
     pub fn dist_read(&mut self, offset: u32, width: u32, phys: &mut impl PhysicalGic) -> u64 {
         if let Some(access) = Access::decode(offset, width) {

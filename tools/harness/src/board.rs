@@ -46,9 +46,6 @@ pub struct Qemu {
     pub disk: String,
     /// How root's kernel and initramfs become boot modules.
     pub modules: Modules,
-    /// Nodes that are taken out of the machine's device tree, with `modules = "device-tree"`.
-    #[serde(default)]
-    pub drop_nodes: Vec<String>,
 }
 
 /// How root's kernel and initramfs get into RAM and into the device tree.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use image::initramfs::Overlay;
-use image::{Cache, Flavour, RootFiles, cmd, ext4};
+use image::{BootFiles, Cache, Flavour, cmd, ext4};
 
 use crate::board::{Board, Qemu};
 use crate::console::Nonce;
@@ -149,7 +149,10 @@ impl Machine {
 }
 
 /// Returns the QEMU to use.
-fn program(cache: &Cache, board: &Board, options: &MachineOptions) -> Result<String> {
+///
+/// # Errors
+/// QEMU 10 is wanted and cannot be had.
+pub fn program(cache: &Cache, board: &Board, options: &MachineOptions) -> Result<String> {
     Ok(match given(options.qemu.as_ref()) {
         Some("10") => image::qemu::obtain(cache)?.display().to_string(),
         Some(program) => program.to_owned(),
@@ -157,10 +160,10 @@ fn program(cache: &Cache, board: &Board, options: &MachineOptions) -> Result<Str
     })
 }
 
-fn root_files(cache: &Cache, options: &MachineOptions) -> Result<RootFiles> {
+fn root_files(cache: &Cache, options: &MachineOptions) -> Result<BootFiles> {
     Ok(match options.root_kernel()? {
         RootKernel::Debian(flavour) => image::machine::root_files(cache, flavour)?,
-        RootKernel::File(kernel) => RootFiles {
+        RootKernel::File(kernel) => BootFiles {
             kernel,
             ..image::machine::root_files(cache, Flavour::Cloud)?
         },

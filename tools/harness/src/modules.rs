@@ -65,9 +65,6 @@ pub fn arguments(board: &Board, boot: &Boot, machine: (&str, &[String]), tree: &
         Modules::DeviceTree => {
             let (program, machine) = machine;
             dump(program, machine, &arguments, tree)?;
-            for node in &board.qemu.drop_nodes {
-                cmd::output(cmd::command("fdtput").arg("-r").arg(tree).arg(node))?;
-            }
             add_module(
                 tree,
                 &boot.kernel,

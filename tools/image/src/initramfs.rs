@@ -115,12 +115,7 @@ impl Overlay {
     /// # Errors
     /// The file cannot be read.
     pub fn program(&mut self, path: &Path) -> Result<()> {
-        let name = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .context("a program without a name")?;
-        let data = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        self.archive.file(&format!("overlay/bin/{name}"), 0o755, &data)
+        self.copy(path, "bin", 0o755)
     }
 
     /// Adds a file below `/srv/zones`.
@@ -128,12 +123,14 @@ impl Overlay {
     /// # Errors
     /// The file cannot be read.
     pub fn zone_file(&mut self, path: &Path) -> Result<()> {
-        let name = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .context("a zone file without a name")?;
+        self.copy(path, "zones", 0o644)
+    }
+
+    fn copy(&mut self, path: &Path, dir: &str, mode: u32) -> Result<()> {
+        let name = path.file_name().and_then(|n| n.to_str());
+        let name = name.with_context(|| format!("{}: no name", path.display()))?;
         let data = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        self.archive.file(&format!("overlay/zones/{name}"), 0o644, &data)
+        self.archive.file(&format!("overlay/{dir}/{name}"), mode, &data)
     }
 
     /// Adds the script that `make exec` runs.

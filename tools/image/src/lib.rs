@@ -30,4 +30,4 @@ pub mod zimg;
 
 pub use cache::Cache;
 pub use kernel::Flavour;
-pub use machine::{GuestFiles, RootFiles};
+pub use machine::BootFiles;

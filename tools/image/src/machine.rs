@@ -25,25 +25,15 @@ const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("console", include_str!("../files/guest/console")),
 ];
 
-/// What a guest boots.
+/// What a machine boots.
 #[derive(Debug, Clone)]
-pub struct GuestFiles {
+pub struct BootFiles {
     /// Raw arm64 Image file.
     pub kernel: PathBuf,
-    /// gzip-compressed initramfs that mounts `root=`.
+    /// Root's initramfs, to be followed by an [`initramfs::Overlay`]; a guest's, gzip-compressed, that mounts
+    /// `root=`.
     pub initramfs: PathBuf,
-    /// ext4 root file system.
-    pub disk: PathBuf,
-}
-
-/// What root boots.
-#[derive(Debug, Clone)]
-pub struct RootFiles {
-    /// Raw arm64 Image file.
-    pub kernel: PathBuf,
-    /// Initramfs, to be followed by an [`initramfs::Overlay`].
-    pub initramfs: PathBuf,
-    /// ext4 system disk, which also has the guest's files in `/srv/zones`.
+    /// ext4 root file system; root's also has the guest's files in `/srv/zones`.
     pub disk: PathBuf,
 }
 
@@ -51,7 +41,7 @@ pub struct RootFiles {
 ///
 /// # Errors
 /// A package cannot be had, or the cache cannot be written.
-pub fn guest_files(cache: &Cache, flavour: Flavour) -> Result<GuestFiles> {
+pub fn guest_files(cache: &Cache, flavour: Flavour) -> Result<BootFiles> {
     let lock = cache.lock()?;
     let apt = Apt::open(cache, "arm64")?;
     let userland = Userland::obtain(cache, &lock, &apt)?;
@@ -62,7 +52,7 @@ pub fn guest_files(cache: &Cache, flavour: Flavour) -> Result<GuestFiles> {
 ///
 /// # Errors
 /// A package cannot be had, or the cache cannot be written.
-pub fn root_files(cache: &Cache, flavour: Flavour) -> Result<RootFiles> {
+pub fn root_files(cache: &Cache, flavour: Flavour) -> Result<BootFiles> {
     let lock = cache.lock()?;
     let apt = Apt::open(cache, "arm64")?;
     let userland = Userland::obtain(cache, &lock, &apt)?;
@@ -70,14 +60,14 @@ pub fn root_files(cache: &Cache, flavour: Flavour) -> Result<RootFiles> {
     let initramfs = initramfs::root(cache, &lock, flavour, &kernel, &userland)?;
     let guest = guest(cache, &lock, &apt, &userland, Flavour::Cloud)?;
     let disk = root_disk(cache, &lock, &userland, &guest)?;
-    Ok(RootFiles {
+    Ok(BootFiles {
         kernel: kernel.file(),
         initramfs,
         disk,
     })
 }
 
-fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Flavour) -> Result<GuestFiles> {
+fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Flavour) -> Result<BootFiles> {
     let kernel = Kernel::obtain(cache, lock, apt, flavour)?;
     let initramfs = initramfs::guest(cache, lock, flavour, &kernel, userland)?;
     let key = Key::new(1).with(&userland.dir).with(GUEST_SCRIPTS);
@@ -92,14 +82,14 @@ fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Fl
         ext4::make(&tree, path, GUEST_DISK_BYTES, "guest-root")?;
         Ok(fs::remove_dir_all(&tree)?)
     })?;
-    Ok(GuestFiles {
+    Ok(BootFiles {
         kernel: kernel.file(),
         initramfs,
         disk,
     })
 }
 
-fn root_disk(cache: &Cache, lock: &Lock, userland: &Userland, guest: &GuestFiles) -> Result<PathBuf> {
+fn root_disk(cache: &Cache, lock: &Lock, userland: &Userland, guest: &BootFiles) -> Result<PathBuf> {
     let key = Key::new(1)
         .with(&userland.dir)
         .with(&guest.kernel)

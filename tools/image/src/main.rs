@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use image::{Cache, Flavour, machine, programs, qemu};
+use image::{BootFiles, Cache, Flavour, machine, programs, qemu};
 
 /// Makes what a ringvisor machine boots, from Debian arm64 packages.
 #[derive(Parser)]
@@ -54,29 +54,17 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let arguments = Arguments::parse();
     let cache = Cache::open(&arguments.project)?;
-    match arguments.what {
-        What::Root { kernel } => {
-            let files = machine::root_files(&cache, kernel)?;
-            println!(
-                "{}\n{}\n{}",
-                files.kernel.display(),
-                files.initramfs.display(),
-                files.disk.display()
-            );
-        }
-        What::Guest { kernel } => {
-            let files = machine::guest_files(&cache, kernel)?;
-            println!(
-                "{}\n{}\n{}",
-                files.kernel.display(),
-                files.initramfs.display(),
-                files.disk.display()
-            );
-        }
-        What::Programs => println!("{}", programs::disk(&cache)?.display()),
-        What::Storage => println!("{}", programs::storage(&cache)?.display()),
-        What::QemuRoot => println!("{}", qemu::root_disk(&cache)?.display()),
-        What::Qemu10 => println!("{}", qemu::obtain(&cache)?.display()),
+    let all = |files: BootFiles| vec![files.kernel, files.initramfs, files.disk];
+    let made = match arguments.what {
+        What::Root { kernel } => all(machine::root_files(&cache, kernel)?),
+        What::Guest { kernel } => all(machine::guest_files(&cache, kernel)?),
+        What::Programs => vec![programs::disk(&cache)?],
+        What::Storage => vec![programs::storage(&cache)?],
+        What::QemuRoot => vec![qemu::root_disk(&cache)?],
+        What::Qemu10 => vec![qemu::obtain(&cache)?],
+    };
+    for path in made {
+        println!("{}", path.display());
     }
     Ok(())
 }

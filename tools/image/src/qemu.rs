@@ -3,12 +3,12 @@
 //! compared with.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::apt::{self, Apt, Request};
+use crate::apt::{self, Apt, Deb, Request};
 use crate::cache::{Cache, Key};
 use crate::{cmd, ext4};
 
@@ -19,6 +19,12 @@ const ROOT_DISK_BYTES: u64 = 1 << 30;
 /// What a guest that is given its kernel, and a machine without display and network, do without.
 const ROOT_EXCLUDE: &[&str] = &["./usr/share", "./etc", "./var", "./lib/udev", "./usr/lib/systemd"];
 
+const QEMU: Request<'_> = Request {
+    packages: &["qemu-system-arm"],
+    backports: true,
+};
+/// Parts of packages without use here.
+const EXCLUDE: &[&str] = &["./usr/share/doc", "./usr/share/man", "./usr/share/locale"];
 /// Starts the unpacked QEMU with its own libraries, but the machine's C library, and its own firmware files.
 const WRAPPER: &str = r#"#!/bin/sh
 here=$(dirname "$(readlink -f "$0")")
@@ -38,25 +44,11 @@ pub fn obtain(cache: &Cache) -> Result<PathBuf> {
     let lock = cache.lock()?;
     let architecture = cmd::text(cmd::command("dpkg").arg("--print-architecture"))?;
     let apt = Apt::open(cache, architecture.trim())?;
-    let request = Request {
-        packages: &["qemu-system-arm"],
-        backports: true,
-    };
-    let debs = apt.packages("qemu", request, is_part)?;
+    let debs = apt.packages("qemu", QEMU, is_part)?;
     let key = Key::new(1).with(&debs).with(WRAPPER);
     let dir = cache.publish(&lock, "qemu10", &key, |dir| {
         cmd::step("unpacking QEMU 10");
-        for sub in ["usr/bin", "usr/lib"] {
-            fs::create_dir_all(dir.join(sub))?;
-        }
-        for (link, target) in [("bin", "usr/bin"), ("lib", "usr/lib")] {
-            std::os::unix::fs::symlink(target, dir.join(link))?;
-        }
-        apt::unpack(
-            &debs,
-            dir,
-            &["./usr/share/doc", "./usr/share/man", "./usr/share/locale"],
-        )?;
+        unpack(&debs, dir, EXCLUDE)?;
         let wrapper = dir.join("qemu");
         fs::write(&wrapper, WRAPPER)?;
         fs::set_permissions(&wrapper, fs::Permissions::from_mode(0o755))?;
@@ -78,28 +70,27 @@ pub fn obtain(cache: &Cache) -> Result<PathBuf> {
 pub fn root_disk(cache: &Cache) -> Result<PathBuf> {
     let lock = cache.lock()?;
     let apt = Apt::open(cache, "arm64")?;
-    let request = Request {
-        packages: &["qemu-system-arm"],
-        backports: true,
-    };
-    let debs = apt.packages("qemu-root", request, is_part)?;
+    let debs = apt.packages("qemu-root", QEMU, is_part)?;
     let key = Key::new(1).with(&debs).with(ROOT_EXCLUDE);
     cache.publish(&lock, "qemu-root-disk", &key, |path| {
         cmd::step("making the disk with QEMU for root");
         let tree = path.with_extension("tree");
-        for sub in ["usr/bin", "usr/lib"] {
-            fs::create_dir_all(tree.join(sub))?;
-        }
-        for (link, target) in [("bin", "usr/bin"), ("lib", "usr/lib")] {
-            std::os::unix::fs::symlink(target, tree.join(link))?;
-        }
-        apt::unpack(&debs, &tree, ROOT_EXCLUDE)?;
+        unpack(&debs, &tree, ROOT_EXCLUDE)?;
         if !tree.join("usr/bin/qemu-system-aarch64").is_file() {
             bail!("Debian's qemu-system-arm has no usr/bin/qemu-system-aarch64");
         }
         ext4::make(&tree, path, ROOT_DISK_BYTES, ROOT_DISK_LABEL)?;
         Ok(fs::remove_dir_all(&tree)?)
     })
+}
+
+/// Unpacks packages into `dir`, which has a merged `/usr`.
+fn unpack(debs: &[Deb], dir: &Path, exclude: &[&str]) -> Result<()> {
+    for (link, target) in [("bin", "usr/bin"), ("lib", "usr/lib")] {
+        fs::create_dir_all(dir.join(target))?;
+        symlink(target, dir.join(link))?;
+    }
+    apt::unpack(debs, dir, exclude)
 }
 
 /// Libraries and QEMU's own files. The C library must be the one of the dynamic linker, which is the

@@ -4,14 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use ringvisor::virtio::features::bit;
 use ringvisor::virtio::registers as reg;
 use virtio_drivers::queue::VirtQueue;
 use virtio_drivers::transport::{DeviceStatus, Transport};
 
 use crate::memory::{self, SimHal};
 use crate::transport::SimTransport;
-use crate::world::{QUEUE_SIZE, SharedWorld};
+use crate::world::{Party, QUEUE_SIZE, SharedWorld};
 
 /// Turns within which every outstanding request must complete once the guest only waits.
 const TURN_LIMIT: u32 = 50_000;
@@ -29,6 +28,12 @@ pub struct Guest {
     strict: bool,
 }
 
+impl Party for Guest {
+    fn world(&self) -> &SharedWorld {
+        &self.world
+    }
+}
+
 impl Guest {
     /// Returns a guest whose driver has not been set up.
     #[must_use]
@@ -44,22 +49,6 @@ impl Guest {
         }
     }
 
-    fn chance(&self, per_mille: u64) -> bool {
-        self.world.borrow_mut().rng.chance(per_mille)
-    }
-
-    fn below(&self, bound: u64) -> u64 {
-        self.world.borrow_mut().rng.below(bound)
-    }
-
-    fn failed(&self) -> bool {
-        self.world.borrow().failure.is_some()
-    }
-
-    fn fail(&self, why: impl Into<String>) {
-        self.world.borrow_mut().fail(why);
-    }
-
     /// Runs the guest to its end.
     pub fn run(&mut self) {
         self.set_up();
@@ -70,7 +59,7 @@ impl Guest {
             }
             self.act();
             for _ in 0..self.below(profile.device_turns * 4) {
-                self.world.borrow_mut().turn();
+                self.turn();
             }
         }
         if profile.second_vcpu > 0 || profile.corrupt_ring > 0 {
@@ -125,28 +114,10 @@ impl Guest {
 
     /// Initializes the device, from reset to DRIVER_OK (virtio 1.2, 3.1.1).
     fn set_up(&mut self) {
-        self.transport.set_status(DeviceStatus::empty());
-        let profile = self.world.borrow().profile.clone();
-        let mut status = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
-        self.transport.set_status(status);
-        let offered = self.transport.read_device_features();
-        let mut wanted = bit::VERSION_1 | bit::RING_RESET;
-        for (want, feature) in [
-            (profile.event_idx, bit::EVENT_IDX),
-            (profile.indirect, bit::INDIRECT_DESC),
-        ] {
-            if want {
-                wanted |= feature;
-            }
+        if self.transport.negotiate(&[]) {
+            self.make_queue();
+            self.transport.set_driver_ok();
         }
-        if wanted & !offered != 0 && !self.failed() {
-            return self.fail(format!("{wanted:#x} is not offered: {offered:#x}"));
-        }
-        self.transport.write_driver_features(wanted);
-        status |= DeviceStatus::FEATURES_OK;
-        self.transport.set_status(status);
-        self.make_queue();
-        self.transport.set_status(status | DeviceStatus::DRIVER_OK);
     }
 
     fn make_queue(&mut self) {
@@ -169,7 +140,9 @@ impl Guest {
     fn reset(&mut self) {
         self.world.borrow_mut().counts.resets += 1;
         self.transport.set_status(DeviceStatus::empty());
-        self.check_memory_unchanged();
+        if self.strict {
+            self.check_memory_unchanged(memory::snapshot);
+        }
         self.forget();
         self.set_up();
     }
@@ -178,36 +151,18 @@ impl Guest {
         self.world.borrow_mut().counts.queue_resets += 1;
         self.transport.store(reg::QUEUE_SEL, 0);
         self.transport.store(reg::QUEUE_RESET, 1);
-        for left in (0..TURN_LIMIT).rev() {
-            if self.transport.load(reg::QUEUE_RESET) == 0 || self.failed() {
-                break;
-            }
-            self.world.borrow_mut().wait(left + 1);
-            if left == 0 {
-                return self.fail("a queue reset hangs");
-            }
+        if !self.transport.await_queue_reset() {
+            return;
         }
-        self.check_memory_unchanged();
+        if self.strict {
+            self.check_memory_unchanged(memory::snapshot);
+        }
         self.forget();
         let status = self.transport.get_status();
         if status.contains(DeviceStatus::DEVICE_NEEDS_RESET) && !self.strict {
             return self.reset();
         }
         self.make_queue();
-    }
-
-    /// Checks that no byte of guest memory changes for a while.
-    fn check_memory_unchanged(&mut self) {
-        if !self.strict {
-            return;
-        }
-        let before = memory::snapshot();
-        for _ in 0..self.below(30) {
-            self.world.borrow_mut().turn();
-        }
-        if memory::snapshot() != before {
-            self.fail("the guest's memory changed after a reset had completed");
-        }
     }
 
     /// Submits a request of one to three buffers, if the queue has room.

@@ -3,6 +3,7 @@
 //! instruction.
 
 use ringvisor::syndrome::Width;
+use ringvisor::virtio::features::bit;
 use ringvisor::virtio::registers as reg;
 use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
 use virtio_drivers::{Error, PhysAddr};
@@ -43,6 +44,55 @@ impl SimTransport {
         self.world
             .borrow_mut()
             .fail(format!("a store of {value} to register {offset:#x} hangs"));
+    }
+
+    /// Negotiates the features of the run's rings and those in `more` that are wanted, from a reset to
+    /// FEATURES_OK (virtio 1.2, 3.1.1). Returns whether the device accepts them; if not, the run has failed.
+    pub fn negotiate(&mut self, more: &[(bool, u64)]) -> bool {
+        let (event_idx, indirect) = {
+            let profile = &self.world.borrow().profile;
+            (profile.event_idx, profile.indirect)
+        };
+        let rings = [(event_idx, bit::EVENT_IDX), (indirect, bit::INDIRECT_DESC)];
+        let wanted = rings.iter().chain(more).filter(|(want, _)| *want);
+        let wanted = wanted.fold(bit::VERSION_1 | bit::RING_RESET, |all, (_, feature)| {
+            all | feature
+        });
+        self.set_status(DeviceStatus::empty());
+        let found = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER;
+        self.set_status(found);
+        let offered = self.read_device_features();
+        self.write_driver_features(offered & wanted);
+        self.set_status(found | DeviceStatus::FEATURES_OK);
+        let accepted = self.get_status().contains(DeviceStatus::FEATURES_OK);
+        if wanted & !offered != 0 || !accepted {
+            let why = format!("features {wanted:#x} of {offered:#x} that are offered: accepted {accepted}");
+            self.world.borrow_mut().fail(why);
+        }
+        self.world.borrow().failure.is_none()
+    }
+
+    /// Sets DRIVER_OK, after [`Self::negotiate`].
+    pub fn set_driver_ok(&mut self) {
+        self.set_status(self.get_status() | DeviceStatus::DRIVER_OK);
+    }
+
+    /// Waits until the reset of the selected queue has completed. Returns false if the run has failed.
+    pub fn await_queue_reset(&mut self) -> bool {
+        for left in (0..TURN_LIMIT).rev() {
+            if self.load(reg::QUEUE_RESET) == 0 {
+                return true;
+            }
+            let mut world = self.world.borrow_mut();
+            world.wait(left);
+            if left == 0 {
+                world.fail("a queue reset hangs");
+            }
+            if world.failure.is_some() {
+                return false;
+            }
+        }
+        false
     }
 
     fn store_address(&mut self, low: u16, address: PhysAddr) {

@@ -141,6 +141,48 @@ pub struct World {
 /// The world, shared by guest and transport.
 pub type SharedWorld = Rc<RefCell<World>>;
 
+/// A guest in the world.
+pub trait Party {
+    /// Returns the world that it is in.
+    fn world(&self) -> &SharedWorld;
+
+    /// Draws whether something happens, with this probability in thousandths.
+    fn chance(&self, per_mille: u64) -> bool {
+        self.world().borrow_mut().rng.chance(per_mille)
+    }
+
+    /// Draws a number below `bound`.
+    fn below(&self, bound: u64) -> u64 {
+        self.world().borrow_mut().rng.below(bound)
+    }
+
+    /// Returns whether the run has failed.
+    fn failed(&self) -> bool {
+        self.world().borrow().failure.is_some()
+    }
+
+    /// Ends the run; the first reason counts.
+    fn fail(&self, why: impl Into<String>) {
+        self.world().borrow_mut().fail(why);
+    }
+
+    /// Runs a turn of the device side.
+    fn turn(&self) {
+        self.world().borrow_mut().turn();
+    }
+
+    /// Checks that no byte of this memory changes for a while (torture a9).
+    fn check_memory_unchanged(&self, memory: impl Fn() -> Vec<u8>) {
+        let before = memory();
+        for _ in 0..self.below(30) {
+            self.turn();
+        }
+        if memory() != before {
+            self.fail("guest memory changed after a reset had completed");
+        }
+    }
+}
+
 impl World {
     /// Returns the device side after power-on. `image` is the disk's; an entropy device does not use it.
     #[must_use]
@@ -385,9 +427,8 @@ impl World {
             ),
             _ => (shared::ARMED, random & 3),
         };
-        if let Some(word) = self.el2.shared().u64_at(window + offset) {
-            word.store(value, Ordering::Relaxed);
-        }
+        // The simulation has one thread, which sees all eight bytes or none.
+        self.el2.shared().write(window + offset, &value.to_le_bytes());
         self.trace
             .event(format_args!("root stores {value:#x} at {offset:#x}"));
     }

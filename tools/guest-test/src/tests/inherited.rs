@@ -128,7 +128,7 @@ fn threads() -> TestResult {
     Ok(())
 }
 
-// torture g6
+// torture g6, g7
 fn streaming() -> TestResult {
     /// ID_AA64PFR1_EL1.SME.
     const SME: u64 = 0xf << 24;

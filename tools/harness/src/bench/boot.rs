@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use image::cpio::Archive;
-use image::{Cache, GuestFiles, cmd};
+use image::{BootFiles, Cache, cmd};
 
 use super::collect::{Collector, Expected};
 use super::host_image::HostImage;
@@ -53,7 +53,7 @@ pub struct Bench<'a> {
     /// Where raw logs go.
     pub raw: PathBuf,
     /// The guest's kernel, initramfs and disk.
-    pub guest: GuestFiles,
+    pub guest: BootFiles,
     /// The disk with QEMU for root, if it could be had.
     pub qemu_disk: Option<PathBuf>,
     /// The plugin that counts instructions, if QEMU takes it.
@@ -177,15 +177,7 @@ impl Bench<'_> {
         };
         let machine = Machine::prepare(self.project, &self.board, &options, &mode)?;
         let limit = Duration::from_secs(300 + boot.configs.len() as u64 * self.limit(boot));
-        self.watch(
-            results,
-            boot,
-            &machine,
-            limit,
-            counters.as_ref(),
-            &boot.configs,
-            None,
-        )
+        self.watch(results, boot, &machine, limit, counters.as_ref(), None)
     }
 
     fn plain(&self, results: &mut Results, boot: &Boot, config: &'static str) -> Result<()> {
@@ -201,43 +193,28 @@ impl Bench<'_> {
         let aio = config.strip_prefix("plain-").unwrap_or(config);
         let path = |p: &Path| value(&p.display().to_string());
         let disk = &self.board.qemu.disk;
-        let arguments = [
-            "-smp".into(),
-            Self::guest_cpus(boot).to_string(),
-            "-m".into(),
-            GUEST_MEMORY.to_string(),
-            "-kernel".into(),
-            self.guest.kernel.display().to_string(),
-            "-initrd".into(),
+        let cpus = Self::guest_cpus(boot);
+        let mut arguments = words(&format!("-smp {cpus} -m {GUEST_MEMORY} -kernel"));
+        arguments.extend([self.guest.kernel.display().to_string(), "-initrd".into()]);
+        arguments.extend([
             initrd.display().to_string(),
             "-append".into(),
             self.guest_bootargs()?,
-            "-drive".into(),
-            format!("if=none,id=data,format=raw,file={},aio={aio}", path(&image.file)),
-            "-device".into(),
-            format!("{disk},drive=data,serial=data"),
-            "-drive".into(),
-            format!(
-                "if=none,id=tools,format=raw,file={},readonly=on",
-                path(&self.guest.disk)
-            ),
-            "-device".into(),
-            format!("{disk},drive=tools,serial=tools"),
-        ];
-        let machine = Machine::bare(self.project, &self.board, &options, dir, arguments.to_vec())?;
+        ]);
+        for (id, options) in [
+            ("data", format!("file={},aio={aio}", path(&image.file))),
+            ("tools", format!("file={},readonly=on", path(&self.guest.disk))),
+        ] {
+            let drive = format!("if=none,id={id},format=raw,{options}");
+            let device = format!("{disk},drive={id},serial={id}");
+            arguments.extend(["-drive".into(), drive, "-device".into(), device]);
+        }
+        let machine = Machine::bare(self.project, &self.board, &options, dir, arguments)?;
         let limit = Duration::from_secs(self.limit(boot));
-        self.watch(
-            results,
-            boot,
-            &machine,
-            limit,
-            counters.as_ref(),
-            &[config],
-            Some(config),
-        )
+        self.watch(results, boot, &machine, limit, counters.as_ref(), Some(config))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one caller for each kind of machine")]
+    /// Runs the machine and collects what it says; `config` if it is one guest.
     fn watch(
         &self,
         results: &mut Results,
@@ -245,12 +222,11 @@ impl Bench<'_> {
         machine: &Machine,
         limit: Duration,
         counters: Option<&Counters>,
-        configs: &[&'static str],
         config: Option<&'static str>,
     ) -> Result<()> {
-        let label = match config {
-            Some(config) => format!("{}-{config}", boot.label),
-            None => boot.label.clone(),
+        let (label, configs) = match config {
+            Some(config) => (format!("{}-{config}", boot.label), vec![config]),
+            None => (boot.label.clone(), boot.configs.clone()),
         };
         let log = self.raw.join(format!("{label}.log"));
         let mut log_file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
@@ -330,6 +306,10 @@ impl Bench<'_> {
             self.plan.ramp
         )
     }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
 }
 
 fn mode(boot: &Boot) -> &'static str {

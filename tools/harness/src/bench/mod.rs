@@ -30,6 +30,7 @@ use anyhow::{Context, Result};
 use image::{Cache, Flavour, cmd};
 
 use crate::board::Board;
+use crate::machine;
 use crate::options::{MachineOptions, given};
 use crate::project::Project;
 use boot::{Bench, Boot};
@@ -83,11 +84,7 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
             }
         }
     };
-    let program = match given(arguments.machine.qemu.as_ref()) {
-        Some("10") => image::qemu::obtain(&cache)?.display().to_string(),
-        Some(program) => program.to_owned(),
-        None => board.qemu.program.clone(),
-    };
+    let program = machine::program(&cache, &board, &arguments.machine)?;
     let version = cmd::text(cmd::command(&program).arg("--version"))?;
     let version = version.lines().next().unwrap_or_default().to_owned();
     let plugin = match plugin_for(project, &version) {

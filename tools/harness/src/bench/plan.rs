@@ -187,24 +187,14 @@ impl Plan {
             sections = SECTIONS.iter().map(|s| s.0).collect();
         }
         // In the order of the lists, each once. What was asked for by name is done in a quick run, too.
-        let all_jobs = jobs.is_empty();
-        let all_configs = configs.is_empty();
         Ok(Self {
             quick,
             rounds: if quick { 1 } else { 3 },
             seconds: if quick { 2 } else { 5 },
             ramp: 1,
             counts: if quick { [100, 600] } else { [200, 2200] },
-            jobs: JOBS
-                .iter()
-                .filter(|j| jobs.contains(j) || (all_jobs && (j.quick || !quick)))
-                .cloned()
-                .collect(),
-            configs: CONFIGS
-                .iter()
-                .filter(|c| configs.contains(c) || (all_configs && (c.quick || !quick)))
-                .cloned()
-                .collect(),
+            jobs: chosen(JOBS, &jobs, |j| j.quick || !quick),
+            configs: chosen(CONFIGS, &configs, |c| c.quick || !quick),
             sections,
         })
     }
@@ -216,20 +206,14 @@ impl Plan {
 
     /// Returns the configurations of a kind, by name.
     pub fn of(&self, kind: Kind) -> Vec<&'static str> {
-        self.configs
-            .iter()
-            .filter(|c| c.kind == kind)
-            .map(|c| c.name)
-            .collect()
+        let of = |c: &&Config| c.kind == kind;
+        self.configs.iter().filter(of).map(|c| c.name).collect()
     }
 
     /// Returns the configurations of a kind whose instructions are counted.
     pub fn counted(&self, kind: Kind) -> Vec<&'static str> {
-        self.configs
-            .iter()
-            .filter(|c| c.kind == kind && c.counted)
-            .map(|c| c.name)
-            .collect()
+        let counted = |c: &&Config| c.kind == kind && c.counted;
+        self.configs.iter().filter(counted).map(|c| c.name).collect()
     }
 
     /// Jobs whose requests are counted: those of 4 KiB by one process.
@@ -241,6 +225,18 @@ impl Plan {
         }
         jobs
     }
+}
+
+/// Returns those of `all` that are named, or if none is, those that are `usual`.
+fn chosen<T: Clone + PartialEq>(all: &[T], named: &[T], usual: impl Fn(&T) -> bool) -> Vec<T> {
+    let wanted = |one: &&T| {
+        if named.is_empty() {
+            usual(one)
+        } else {
+            named.contains(one)
+        }
+    };
+    all.iter().filter(wanted).cloned().collect()
 }
 
 #[cfg(test)]

@@ -151,19 +151,19 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             terminal::follow(&socket, &name, terminal::Input::Always)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Zone(ZoneCommand::List(output)) => match ask(Request::List)? {
+        Command::Zone(ZoneCommand::List(output)) => match ask(Request::List {})? {
             Reply::Zones(zones) if output.json => print::json(&zones),
             Reply::Zones(zones) => print::zones(&zones),
             other => Err(ClientError::unexpected(&other).into()),
         },
         Command::Disk(command) => disk::cli::run(command, ask),
         Command::Upgrade { program } => upgrade(&socket, program),
-        Command::Info(output) => match ask(Request::Info)? {
+        Command::Info(output) => match ask(Request::Info {})? {
             Reply::Info(info) if output.json => print::json(&info),
             Reply::Info(info) => print::info(&info),
             other => Err(ClientError::unexpected(&other).into()),
         },
-        Command::Stats(output) => match ask(Request::Stats)? {
+        Command::Stats(output) => match ask(Request::Stats {})? {
             Reply::Stats(report) if output.json => print::json(&report),
             Reply::Stats(report) => stats::print(&report),
             other => Err(ClientError::unexpected(&other).into()),
@@ -205,7 +205,7 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
     loop {
         match Client::connect(socket) {
             Ok(mut client) if client.daemon() != before => {
-                if let Ok(Reply::Info(info)) = client.ask(&Request::Info) {
+                if let Ok(Reply::Info(info)) = client.ask(&Request::Info {}) {
                     eprintln!(
                         "ringd {} serves, as process {}",
                         info.ringd_version, info.ringd_pid

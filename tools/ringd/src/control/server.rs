@@ -204,10 +204,10 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         Request::Pause { name } => execute(&name, Command::Pause),
         Request::Resume { name } => execute(&name, Command::Resume),
         Request::Wait { name } => Ok(Reply::Ended(registry.find(&name)?.wait())),
-        Request::List => Ok(Reply::Zones(registry.list())),
+        Request::List {} => Ok(Reply::Zones(registry.list())),
         Request::Device(request) => device(registry, request),
-        Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
-        Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
+        Request::Stats {} => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
+        Request::Info {} => Ok(Reply::Info(info(&registry.context().hv.info()))),
         Request::LogLevel { target, level } => {
             match target {
                 LogTarget::Ringd => set_log_level(level),
@@ -224,7 +224,7 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
 /// Does what a request about devices asks for; after a change, the reply shows the device.
 fn device(registry: &Registry, request: api::Request) -> anyhow::Result<Reply> {
     let api::ChangeRequest { name, change } = match request {
-        api::Request::Disks => return Ok(Reply::Device(api::Reply::disks(&observe::devices(registry)))),
+        api::Request::Disks {} => return Ok(Reply::Device(api::Reply::disks(&observe::devices(registry)))),
         api::Request::Change(request) => request,
     };
     let removes = change.removes();

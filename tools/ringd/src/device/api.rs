@@ -10,7 +10,7 @@ use super::{Change, Config, Observed};
 #[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
 pub enum Request {
     /// Lists the drives of all zones. Reply: [`Reply::Disks`].
-    Disks,
+    Disks {},
     /// Changes a device. Reply: the device as it is then, or [`crate::control::protocol::Reply::Done`].
     #[serde(untagged)]
     Change(ChangeRequest),

@@ -81,7 +81,9 @@ impl<W: Write> Writer<'_, W> {
             }
             Step::Acknowledge => "acknowledge",
             Step::Daemon(kind) => {
-                about["head"] = event.value.into();
+                about = json!({
+                    "zone": event.zone, "slot": event.slot, "queue": event.queue, "head": event.value,
+                });
                 daemon_name(kind)
             }
         };

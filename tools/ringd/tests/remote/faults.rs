@@ -90,7 +90,7 @@ fn a_silent_server_times_out() {
         );
         let driver = Driver::new(Arc::new(|path: &Path| UnixStream::connect(path))).with_timeout(timeout);
         let begin = Instant::now();
-        let error = driver.connect(&socket).unwrap_err();
+        let error = driver.connect(&socket).err().unwrap();
         assert!(
             error.contains("no vhost-user server, or one that refuses"),
             "{error}"

@@ -10,7 +10,7 @@ use super::{Guest, Queue};
 use crate::disk::SECTOR;
 use crate::memory;
 use crate::model::{Change, Covered, Model, content};
-use crate::world::{SECTORS, SERIAL};
+use crate::world::{Party, SECTORS, SERIAL};
 
 /// `VIRTIO_BLK_S_IOERR`
 const IOERR: u8 = 1;

@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 
 use crate::bench::plan::{LEGEND, Plan, Section};
 use crate::bench::results::{Medians, Results};
@@ -31,7 +31,7 @@ pub fn table(plan: &Plan, results: &Results) -> String {
 }
 
 /// Adds a row. Column heads are to the right, as numbers are.
-fn row(text: &mut String, name: &str, cells: &[String]) {
+fn row(text: &mut String, name: &str, cells: &[impl Display]) {
     let _ = write!(text, "  {name:24}");
     for cell in cells {
         let _ = write!(text, " {cell:>13}");
@@ -63,7 +63,7 @@ fn fio(text: &mut String, plan: &Plan, results: &Results, job: &str, title: &str
         "/ plain",
         "host load",
     ];
-    row(text, "", &heads.map(str::to_owned));
+    row(text, "", &heads);
     let best = |prefix| results.best(plan, job, prefix).map(|medians| medians.fio.iops);
     let (kvm, plain) = (best("kvm-"), best("plain-"));
     for config in &plan.configs {
@@ -90,7 +90,7 @@ fn fio(text: &mut String, plan: &Plan, results: &Results, job: &str, title: &str
                 }
                 row(text, config.name, &cells);
             }
-            None => row(text, config.name, &["failed".into()]),
+            None => row(text, config.name, &["failed"]),
         }
     }
 }
@@ -100,11 +100,7 @@ fn starts(text: &mut String, plan: &Plan, results: &Results) {
         text,
         "\nFrom the start of a guest (2 CPUs, 512 MiB) to its first line of user space; medians"
     );
-    row(
-        text,
-        "",
-        &["seconds", "/ KVM", "/ plain", "starts"].map(str::to_owned),
-    );
+    row(text, "", &["seconds", "/ KVM", "/ plain", "starts"]);
     let best = |prefix: &str| {
         plan.configs
             .iter()
@@ -114,19 +110,16 @@ fn starts(text: &mut String, plan: &Plan, results: &Results) {
             .reduce(f64::min)
     };
     for config in plan.configs.iter().filter(|c| c.name != "loop") {
-        match results.start(config.name) {
-            Some((seconds, count)) => row(
-                text,
-                config.name,
-                &[
-                    format!("{seconds:.2}"),
-                    ratio(seconds, best("kvm-")),
-                    ratio(seconds, best("plain-")),
-                    count.to_string(),
-                ],
-            ),
-            None => row(text, config.name, &["failed".into()]),
-        }
+        let Some((seconds, count)) = results.start(config.name) else {
+            row(text, config.name, &["failed"]);
+            continue;
+        };
+        let [kvm, plain] = ["kvm-", "plain-"].map(|prefix| ratio(seconds, best(prefix)));
+        row(
+            text,
+            config.name,
+            &[format!("{seconds:.2}"), kvm, plain, count.to_string()],
+        );
     }
 }
 
@@ -141,30 +134,18 @@ fn counts(text: &mut String, plan: &Plan, results: &Results) {
             job.title(),
             job.name
         );
-        row(
-            text,
-            "",
-            &["instructions", "virtual us", "requests"].map(str::to_owned),
-        );
+        row(text, "", &["instructions", "virtual us", "requests"]);
         for count in results.counts.iter().filter(|c| c.job == job.name) {
-            let total = match count.instructions {
-                Some(total) => format!("{total:.0}"),
-                None => "-".into(),
-            };
-            row(
-                text,
-                &count.config,
-                &[
-                    total,
-                    format!("{:.1}", count.virtual_us),
-                    count.requests.to_string(),
-                ],
-            );
+            let total = count
+                .instructions
+                .map_or("-".into(), |total| format!("{total:.0}"));
+            let time = format!("{:.1}", count.virtual_us);
+            row(text, &count.config, &[total, time, count.requests.to_string()]);
             for (part, instructions) in &count.parts {
                 row(text, &format!("  {part}"), &[format!("{instructions:.0}")]);
             }
             if let Some(longest) = count.longest_exit {
-                row(text, "  longest exit", &[longest.to_string()]);
+                row(text, "  longest exit", &[longest]);
             }
         }
     }
