@@ -80,7 +80,8 @@ impl Medium {
     pub fn write(&self, mut parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
         #[cfg(test)]
         let record = self.recorder.get().map(|recorder| {
-            let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+            let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
+            let bytes = parts.concat();
             (recorder, bytes)
         });
         #[cfg(test)]
