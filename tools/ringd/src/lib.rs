@@ -4,8 +4,8 @@
 //! [`config`] what users write · [`device`] devices of zones, by kind · [`boot`] kernels and device trees ·
 //! [`host`] root's CPUs and memory · [`hv`] EL2 · [`io`] the reactor: rings and queues · [`console`] ·
 //! [`zone`] life cycle · [`stats`] counters · [`trace`] the path of requests · [`control`] the socket ·
-//! [`daemon`] and [`cli`] the two programs · [`broker`], [`sandbox`] privileges · [`supervise`], [`upgrade`],
-//! [`instance`] one daemon after the other
+//! [`daemon`] and [`cli`] the two programs · [`broker`], [`sandbox`] privileges · [`ports`] network ports,
+//! which outlive the daemon · [`supervise`], [`upgrade`], [`instance`] one daemon after the other
 //!
 //! Threads: the *reactor thread* ([`io`]) takes EL2's events off the zones' rings, serves queues and moves
 //! console output; it never waits for the others. Each zone has a *zone thread* ([`zone::actor`]), each
@@ -31,6 +31,7 @@ pub mod host;
 pub mod hv;
 pub mod instance;
 pub mod io;
+pub mod ports;
 pub mod sandbox;
 pub mod serve;
 pub mod signals;

@@ -22,7 +22,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{LogLevel, LogTarget, Reply, Request};
-use crate::device::disk;
+use crate::device::{disk, net};
 use print::OutputOptions;
 use zone_options::ZoneOptions;
 
@@ -47,6 +47,9 @@ pub enum Command {
     /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
     #[command(subcommand)]
     Disk(disk::cli::DiskCommand),
+    /// Network devices of the zones: list, stats, set-link, set-limit.
+    #[command(subcommand)]
+    Net(net::cli::NetCommand),
     /// Lets another ringd take over; the zones notice no more than a pause.
     ///
     /// The program that is to take over is asked first whether it understands what the running one left; if
@@ -160,6 +163,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             other => Err(ClientError::unexpected(&other).into()),
         },
         Command::Disk(command) => disk::cli::run(command, ask),
+        Command::Net(command) => net::cli::run(command, ask),
         Command::Upgrade { program } => upgrade(&socket, program),
         Command::Info(output) => match ask(Request::Info {})? {
             Reply::Info(info) if output.json => print::json(&info),

@@ -20,6 +20,7 @@ use super::protocol::{
     CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
 use crate::device::api;
+use crate::device::net::report::NetReport;
 use crate::hv::{self, Hypervisor};
 use crate::stats;
 use crate::trace::record::Recorder;
@@ -229,6 +230,10 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
 fn device(registry: &Registry, request: api::Request) -> anyhow::Result<Reply> {
     let api::ChangeRequest { name, change } = match request {
         api::Request::Disks {} => return Ok(Reply::Device(api::Reply::disks(&observe::devices(registry)))),
+        api::Request::Nets {} => {
+            let nets = NetReport::all(&observe::devices(registry));
+            return Ok(Reply::Device(api::Reply::Nets(nets)));
+        }
         api::Request::Change(request) => request,
     };
     let removes = change.removes();

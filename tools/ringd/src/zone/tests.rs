@@ -26,6 +26,7 @@ use crate::io::Io;
 mod disk_changes;
 mod disk_migration;
 mod mutations;
+mod net;
 mod rng;
 
 const PAGES: u64 = 64;
@@ -112,7 +113,10 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
         hv,
         host: host.clone(),
         io: io.clone(),
-        environment: Environment::default(),
+        environment: Environment {
+            ports: Arc::new(net::FakePorts::new(&records)),
+            ..Environment::default()
+        },
         records,
         cpus: Mutex::new(()),
     };
