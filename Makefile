@@ -32,19 +32,20 @@ all: hypervisor ringd guest-test harness
 setup:
 	@tools/setup.sh
 
+# A recipe of cargo's begins with +: cargo then shares the jobs of `make -j`.
 hypervisor: setup
-	@cargo build --release --target $(EL2_TARGET) -p ringvisor --bin ringvisor
+	+@cargo build --release --target $(EL2_TARGET) -p ringvisor --bin ringvisor
 	@mkdir -p build
 	@$(OBJCOPY) -O binary "$(EL2_ELF)" "build/ringvisor.bin.$$$$" && mv "build/ringvisor.bin.$$$$" build/ringvisor.bin
 
 ringd: setup
-	@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd
+	+@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd
 
 guest-test: setup
-	@if [ -f tools/guest-test/Cargo.toml ]; then tools/guest-test/build.sh >&2; fi
+	+@if [ -f tools/guest-test/Cargo.toml ]; then tools/guest-test/build.sh >&2; fi
 
 harness: setup
-	@cargo build -p harness -p image
+	+@cargo build -p harness -p image
 
 ## make run: boots the machine with a guest and leaves you on root's console.
 run: all
@@ -72,7 +73,7 @@ test-all: harness
 
 ## make check: formatting, documents and lints, in two minutes.
 check: setup
-	@cargo fmt --all --check
+	+@cargo fmt --all --check
 	@tests/comments.sh
 	@tests/words.sh
 	@if [ -f tests/doc-paths.sh ]; then tests/doc-paths.sh; fi
@@ -81,27 +82,27 @@ check: setup
 
 # The profiles are those of the builds: procedural macros are then built once, and no directory is locked by both.
 clippy-host: setup
-	@cargo clippy -q --workspace --all-targets -- -D warnings
+	+@cargo clippy -q --workspace --all-targets -- -D warnings
 
 clippy-el2: setup
-	@cargo clippy -q --release --target $(EL2_TARGET) -p ringvisor --lib --bins -- -D warnings
+	+@cargo clippy -q --release --target $(EL2_TARGET) -p ringvisor --lib --bins -- -D warnings
 
 clippy-daemon: setup
-	@cargo clippy -q --profile daemon --target $(MUSL_TARGET) -p ringd --bins -- -D warnings
+	+@cargo clippy -q --profile daemon --target $(MUSL_TARGET) -p ringd --bins -- -D warnings
 
 ## make doc: the packages' documentation, with a page that lists them: target/doc/index.html.
 doc: setup
-	@cargo doc -q --workspace --no-deps --document-private-items
+	+@cargo doc -q --workspace --no-deps --document-private-items
 	@tools/doc-index.sh "$(CARGO_TARGET_DIR)/doc"
 
 ## make bench: ours, KVM with QEMU and QEMU alone, measured in one run; table, JSON and plot in build/bench.
 bench: all
-	@cargo build --release -p qemu-count
+	+@cargo build --release -p qemu-count
 	@$(HARNESS) bench
 
 ## make sim [SEED=n] [RUNS=n]: the deterministic simulation; one seed alone prints every event.
 sim: setup
-	@cargo build -q -p sim
+	+@cargo build -q -p sim
 	@"$(CARGO_TARGET_DIR)/debug/sim" $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
 
 ## make fuzz [TARGET=name] [SECONDS=n]: libFuzzer on one or all targets, n seconds each.

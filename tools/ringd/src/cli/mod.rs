@@ -13,6 +13,7 @@ pub mod top;
 pub mod trace;
 pub mod zone_options;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -68,6 +69,8 @@ pub enum Command {
     Trace(trace::TraceOptions),
     /// Reports what this machine lacks to run zones, and what to do; the status is 1 if something is wrong.
     Doctor(OutputOptions),
+    /// Shows the hypervisor's log, also what a reset of the machine has left of it.
+    Log,
     /// Changes what the hypervisor or the daemon logs.
     LogLevel {
         /// Whose log.
@@ -85,9 +88,9 @@ pub enum ZoneCommand {
     /// Starts a zone and shows its console until it ends; the status is 0 if its guest powered off cleanly.
     ///
     /// On a terminal, what is typed goes to the guest; Ctrl-] leaves the console and the zone running.
-    Run(ZoneOptions),
+    Run(Box<ZoneOptions>),
     /// Starts a zone and returns once its guest runs.
-    Start(ZoneOptions),
+    Start(Box<ZoneOptions>),
     /// Stops a zone at once, as pulling the plug would, and gives its CPUs and memory back.
     Stop(Name),
     /// Lists the zones, including those that have ended.
@@ -175,6 +178,13 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Top(top) => top::run(&socket, &top),
         Command::Trace(trace) => trace::run(&socket, &trace),
         Command::Doctor(output) => doctor(&socket, output.json),
+        Command::Log => match ask(Request::Log {})? {
+            Reply::Log(text) => {
+                std::io::stdout().lock().write_all(text.as_bytes())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            other => Err(ClientError::unexpected(&other).into()),
+        },
         Command::LogLevel { target, level } => done(Request::LogLevel { target, level }),
     }
 }

@@ -70,6 +70,8 @@ pub enum Request {
         /// Duration.
         milliseconds: u64,
     },
+    /// Reports EL2's log. Reply: [`Reply::Log`].
+    Log {},
     /// Changes a log level. Reply: [`Reply::Done`].
     LogLevel {
         /// Whose log.
@@ -139,6 +141,8 @@ pub enum Reply {
     Info(InfoReport),
     /// All counters.
     Stats(Box<StatsReport>),
+    /// EL2's log.
+    Log(String),
     /// Recording has begun.
     Trace(TraceStart),
     /// About devices.

@@ -209,6 +209,10 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         Request::Device(request) => device(registry, request),
         Request::Stats {} => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info {} => Ok(Reply::Info(info(&registry.context().hv.info()))),
+        Request::Log {} => {
+            let log = registry.context().hv.log();
+            Ok(Reply::Log(log.ok_or_else(|| anyhow!("EL2 has no log"))?))
+        }
         Request::LogLevel { target, level } => {
             match target {
                 LogTarget::Ringd => set_log_level(level),
