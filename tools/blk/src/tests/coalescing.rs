@@ -321,8 +321,8 @@ fn only_requests_that_can_complete_now_are_waited_for() {
             rig.offer_request(head, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
         }
     };
-    let limit = |rig: &mut Rig, rate: u64| {
-        let iops = Rate { rate, burst: rate };
+    let limit = |rig: &mut Rig, burst: u64| {
+        let iops = Rate { rate: 1, burst };
         let limits = RateLimits {
             iops,
             ..RateLimits::default()
