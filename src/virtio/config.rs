@@ -74,8 +74,8 @@ impl Config {
         &self.bytes
     }
 
-    /// Executes a driver's store. Returns whether it changed anything: only on the writable byte, with another
-    /// valid value and the features negotiated. A store of the same value is no event for the daemon.
+    /// Executes a driver's store. Returns whether it changed anything: only on the writable byte, with
+    /// another valid value and the features negotiated. A store of the same value is no event for the daemon.
     pub(super) fn write(&mut self, offset: u16, width: Width, value: u64, negotiated: u64) -> bool {
         let Some((field, _)) = self.writable else {
             return false;

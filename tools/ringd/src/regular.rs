@@ -25,7 +25,9 @@ pub fn read_to_string(path: &Path, max: u64) -> io::Result<String> {
     (&file).take(max + 1).read_to_string(&mut text)?;
     if text.len() as u64 > max {
         let bytes = length.max(text.len() as u64);
-        return Err(io::Error::other(format!("it has {bytes} bytes, expected at most {max}")));
+        return Err(io::Error::other(format!(
+            "it has {bytes} bytes, expected at most {max}"
+        )));
     }
     Ok(text)
 }
@@ -44,7 +46,9 @@ fn checked(path: &Path, flags: i32) -> io::Result<File> {
         () if kind.is_block_device() => "block device",
         () => "file of another kind",
     };
-    Err(io::Error::other(format!("it is a {found}, expected a regular file")))
+    Err(io::Error::other(format!(
+        "it is a {found}, expected a regular file"
+    )))
 }
 
 #[cfg(test)]

@@ -162,9 +162,9 @@ const ALLOWED_X86: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_X86: &[libc::c_long] = &[];
 
-/// Makes a directory and the files in it those of the user that the worker becomes, and of no other. What is
-/// neither a file of one name nor a directory of ours stays as it is: the last worker may have made it, and no
-/// link of its leads root anywhere.
+/// Changes the owner of a directory and the files in it to the user that the worker becomes, and their modes
+/// so that no other user may read them. Links, files with another name and what is no file stay as they are:
+/// the last worker may have made them.
 ///
 /// # Errors
 /// The system refused.
@@ -191,7 +191,10 @@ pub fn hand_over(directory: &Path, id: u32) -> io::Result<()> {
         };
         let found = rustix::fs::fstat(&file)?;
         if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile || found.st_nlink != 1 {
-            tracing::warn!(?name, "left alone in the directory of records: no file, or one with other names");
+            tracing::warn!(
+                ?name,
+                "left alone in the directory of records: no file, or one with other names"
+            );
             continue;
         }
         rustix::fs::fchown(&file, uid, gid)?;

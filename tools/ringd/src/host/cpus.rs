@@ -261,10 +261,7 @@ mod tests {
         assert_eq!(numbers(choose(&four, &Cpus::Count(1))), Ok(vec![2]));
         assert_eq!(numbers(choose(&four, &Cpus::Count(2))), Ok(vec![1, 2]));
         assert_eq!(numbers(choose(&four, &Cpus::List(vec![2]))), Ok(vec![2]));
-        assert_eq!(
-            choose(&four, &Cpus::List(vec![3])),
-            Err(Unavailable::Offline(3))
-        );
+        assert_eq!(choose(&four, &Cpus::List(vec![3])), Err(Unavailable::Offline(3)));
         assert_eq!(
             choose(&four, &Cpus::Count(3)),
             Err(Unavailable::TooFew { available: 2 })

@@ -44,8 +44,13 @@ impl Default for Budget {
 impl Budget {
     /// Takes tokens. Returns whether the budget is exhausted by that.
     pub fn charge(&mut self, cost: u64, now: Instant) -> bool {
-        let since = self.counted.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
-        let earned = u64::try_from(since.as_micros()).unwrap_or(u64::MAX).saturating_mul(RATE) / 1_000_000;
+        let since = self
+            .counted
+            .map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let earned = u64::try_from(since.as_micros())
+            .unwrap_or(u64::MAX)
+            .saturating_mul(RATE)
+            / 1_000_000;
         // What is less than a token counts the next time.
         if earned > 0 || self.counted.is_none() {
             self.counted = Some(now);

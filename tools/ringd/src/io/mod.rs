@@ -3,8 +3,8 @@
 //! [`Io`] is the control threads' side: zones come and go through it. [`rings`] is the reactor's side: it
 //! takes the events off the rings. Both meet in the [`table`] of zones. [`served`] knows which queues of a
 //! device are served and what a change of its latched state asks for; [`queues`] is how they are added and
-//! removed, [`budget`] keeps the events of one zone from taking the thread's time, [`drain`] waits for those that leave, [`first`] logs their first request, [`affinity`] is the CPU
-//! to run on, [`counters`] what came off the rings.
+//! removed, [`drain`] waits for those that leave, [`first`] logs their first request, [`budget`] limits the
+//! events of each zone, [`affinity`] is the CPU to run on, [`counters`] what came off the rings.
 
 mod affinity;
 mod budget;
@@ -29,10 +29,10 @@ use crate::console::Console;
 use crate::device::context::Wake;
 use crate::device::{Device, QueueSnapshot};
 use crate::hv::{Hypervisor, Interrupt, Refusal};
+use budget::Budget;
 use counters::RingCounters;
 use rings::Rings;
 use served::ServedDevice;
-use budget::Budget;
 use table::{Table, ZoneIo};
 
 /// The reactor as control threads see it.

@@ -79,7 +79,10 @@ impl EventSource for Rings {
     }
 
     fn deadline(&self) -> Option<Duration> {
-        let pauses = self.zones.iter().filter_map(|place| place.lock().as_ref()?.budget.until());
+        let pauses = self
+            .zones
+            .iter()
+            .filter_map(|place| place.lock().as_ref()?.budget.until());
         Some(pauses.min()?.saturating_duration_since(Instant::now()))
     }
 
@@ -108,7 +111,9 @@ impl EventSource for Rings {
     fn disarm(&mut self) {
         for place in &self.zones {
             let number = place.lock().as_ref().map(|zone| zone.number);
-            let armed = number.and_then(armed_offset).and_then(|offset| self.hv.shared().u32_at(offset));
+            let armed = number
+                .and_then(armed_offset)
+                .and_then(|offset| self.hv.shared().u32_at(offset));
             if let Some(armed) = armed {
                 // A swap, as the consumer's own: see `ringvisor::ring`, "Orderings".
                 armed.swap(0, Ordering::Relaxed);

@@ -100,7 +100,10 @@ impl ServedDevice {
         let Some(served) = self.queues.get_mut(usize::from(number)) else {
             return 0;
         };
-        let now = served.counters.as_ref().map_or(0, QueueCounters::spurious_notifications);
+        let now = served
+            .counters
+            .as_ref()
+            .map_or(0, QueueCounters::spurious_notifications);
         // A new queue begins at 0.
         now.saturating_sub(std::mem::replace(&mut served.spurious, now))
     }

@@ -62,7 +62,11 @@ impl LogFile {
         // Never waits: a process that holds the lock may be stopped.
         let locked = rustix::fs::flock(&self.file, FlockOperation::NonBlockingLockShared).is_ok();
         let written = (&self.file).write_all(line);
-        if self.file.metadata().is_ok_and(|file| file.is_file() && file.len() > self.max) {
+        if self
+            .file
+            .metadata()
+            .is_ok_and(|file| file.is_file() && file.len() > self.max)
+        {
             // If it cannot be done now, it is with a later line.
             let _ = self.shorten();
         }
@@ -80,8 +84,12 @@ impl LogFile {
             return Ok(());
         }
         let mut kept = vec![0; usize::try_from(self.max / 2).map_err(io::Error::other)?];
-        self.file.read_exact_at(&mut kept, len.saturating_sub(self.max / 2))?;
-        let line = kept.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.file
+            .read_exact_at(&mut kept, len.saturating_sub(self.max / 2))?;
+        let line = kept
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
         self.file.set_len(0)?;
         (&self.file).write_all(b"(older lines were removed)\n")?;
         (&self.file).write_all(kept.get(line..).unwrap_or_default())

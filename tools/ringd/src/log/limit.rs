@@ -97,7 +97,9 @@ impl<S: Subscriber> Filter<S> for Limit {
             return false;
         };
         if left_out > 0 {
-            (self.say)(&format!("({left_out} more lines like the next one were left out)\n"));
+            (self.say)(&format!(
+                "({left_out} more lines like the next one were left out)\n"
+            ));
         }
         true
     }
@@ -113,7 +115,11 @@ struct About {
 impl About {
     fn hash(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        let about = if self.zone.is_empty() { &self.path } else { &self.zone };
+        let about = if self.zone.is_empty() {
+            &self.path
+        } else {
+            &self.zone
+        };
         about.hash(&mut hasher);
         hasher.finish()
     }
@@ -179,7 +185,8 @@ mod tests {
     fn what_was_left_out_is_said_later() {
         use tracing::callsite::Callsite as _;
         let limit = Limit::new(Box::new(|_| {}));
-        let callsite = tracing::callsite!(name: "test", kind: tracing::metadata::Kind::EVENT, fields: message);
+        let callsite =
+            tracing::callsite!(name: "test", kind: tracing::metadata::Kind::EVENT, fields: message);
         let kind = || (callsite.metadata().callsite(), 7);
         let now = std::time::Instant::now();
         let passed = (0..100).filter(|_| limit.passes(kind(), now).is_some()).count();

@@ -23,7 +23,11 @@ use limit::Limit;
 /// The file cannot be written.
 pub fn start(level: LogLevel, path: Option<&Path>) -> anyhow::Result<SetLogLevel> {
     let (filter, handle) = tracing_subscriber::reload::Layer::new(level_filter(level));
-    let layer = || tracing_subscriber::fmt::layer().with_target(false).with_ansi(false);
+    let layer = || {
+        tracing_subscriber::fmt::layer()
+            .with_target(false)
+            .with_ansi(false)
+    };
     let registry = tracing_subscriber::registry().with(filter);
     match path {
         None => {

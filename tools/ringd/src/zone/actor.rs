@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{StopReason, ZoneState};
 
-use super::{Context, cpus};
 use super::load::{self, BootFiles, Entry};
 use super::record::Record;
 use super::resources::Resources;
 use super::shared::Shared;
 use super::status::{Ending, Phase};
+use super::{Context, cpus};
 use crate::config::{OnCrash, OnReboot};
 use crate::device::Change;
 use crate::device::context::Wake;
@@ -53,7 +53,9 @@ impl BackOff {
         }
         let free = if crashed { 0 } else { FREE_REBOOTS };
         let delay = self.quick.checked_sub(free).map_or(Duration::ZERO, |delayed| {
-            FIRST_DELAY.saturating_mul(1 << delayed.min(16)).min(LONGEST_DELAY)
+            FIRST_DELAY
+                .saturating_mul(1 << delayed.min(16))
+                .min(LONGEST_DELAY)
         });
         self.quick = self.quick.saturating_add(1);
         delay
@@ -353,7 +355,10 @@ impl Actor {
         let delay = self.back_off.after(self.started.elapsed(), crashed);
         let when = match delay.as_secs() {
             0 => String::new(),
-            seconds => format!(" in {seconds} s, for it has restarted {} times", self.back_off.quick),
+            seconds => format!(
+                " in {seconds} s, for it has restarted {} times",
+                self.back_off.quick
+            ),
         };
         self.shared.console.note(&format!("zone {name}: {why}{when}"));
         tracing::info!(zone = name, why, ?delay, "restarting");
@@ -390,7 +395,10 @@ impl Actor {
             let _ = sender.send(load::open(context.environment.opener(), &config));
         });
         if let Err(cause) = spawned {
-            return Some(Err(self.shared.config.failed(format!("a thread for its files: {cause}"))));
+            return Some(Err(self
+                .shared
+                .config
+                .failed(format!("a thread for its files: {cause}"))));
         }
         // Quick in most cases, and then no command is looked for.
         let mut files = opened.recv_timeout(POLL_INTERVAL).ok();
@@ -405,8 +413,8 @@ impl Actor {
         files
     }
 
-    /// Waits until `holds`, which is asked every [`POLL_INTERVAL`], or until the zone is to be stopped:
-    /// returns whether it is. Other commands are kept for later. No vCPU runs.
+    /// Waits until `holds`, which is called every [`POLL_INTERVAL`], or until the zone is to be stopped.
+    /// Returns whether it is. Other commands are kept for later. No vCPU runs.
     fn stopped_until(&mut self, mut holds: impl FnMut() -> bool) -> bool {
         loop {
             if self.later.iter().any(|(command, _)| *command == Command::Stop) {

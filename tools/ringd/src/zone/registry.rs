@@ -136,7 +136,7 @@ impl Registry {
     }
 
     /// Starts a zone on a thread of its own, which is left alone if the zone is stopped while its files are
-    /// being opened: an open may take for ever where a file system hangs.
+    /// being opened: an open may not return where a file system hangs.
     fn start_aside(&self, shared: &Arc<Shared>) -> anyhow::Result<Sender<Message>> {
         let (cancelled, sender) = (channel(), channel());
         let (wake, woken) = cancelled;
@@ -152,9 +152,11 @@ impl Registry {
         spawned.map_err(|cause| shared.config.failed(format!("a thread for it: {cause}")))?;
         // Either the start has ended or it was cancelled.
         let _ = woken.recv();
-        result
-            .try_recv()
-            .unwrap_or_else(|_| Err(shared.config.failed("it was stopped while its files were being opened")))
+        result.try_recv().unwrap_or_else(|_| {
+            Err(shared
+                .config
+                .failed("it was stopped while its files were being opened"))
+        })
     }
 
     /// Has a zone execute a command and returns when it has; with the slot if the command was about a device.

@@ -75,7 +75,9 @@ impl Resources {
         let devices = resources.devices.open(&mut resources.journal, None)?;
         // Nothing has been acquired so far, so that a user can give up on a file that is slow to open.
         if !shared.end_opening() {
-            return Err(shared.config.failed("it was stopped while its files were being opened"));
+            return Err(shared
+                .config
+                .failed("it was stopped while its files were being opened"));
         }
         match resources.acquire_all(&files, &devices, changed) {
             Ok(entry) => Ok((resources, entry)),

@@ -280,12 +280,18 @@ fn cpus_that_root_never_started_are_given_first_and_stay_offline() {
 fn a_zone_that_reboots_in_a_loop_waits_and_can_be_stopped() {
     let machine = Machine::new();
     let zone = machine.registry.start(machine.config("a")).unwrap();
-    let reboot = || machine.el2.guest_ends(1, ZoneState::Stopped, StopReason::SystemReset);
+    let reboot = || {
+        machine
+            .el2
+            .guest_ends(1, ZoneState::Stopped, StopReason::SystemReset)
+    };
     for count in 1..=5 {
         reboot();
         until("restart", || zone.status().restarts == count);
     }
-    let (begin, delayed) = (Instant::now(), || crate::limits::RESTARTS.load(std::sync::atomic::Ordering::Relaxed));
+    let (begin, delayed) = (Instant::now(), || {
+        crate::limits::RESTARTS.load(std::sync::atomic::Ordering::Relaxed)
+    });
     let before = delayed();
     reboot();
     until("restart", || zone.status().restarts == 6);

@@ -58,7 +58,10 @@ impl EventSources {
 
     /// Returns after what time they are to be collected.
     pub fn deadline(&self) -> Option<Duration> {
-        self.0.iter().filter_map(|registered| registered.source.deadline()).min()
+        self.0
+            .iter()
+            .filter_map(|registered| registered.source.deadline())
+            .min()
     }
 
     /// Reports a busy poll to all.

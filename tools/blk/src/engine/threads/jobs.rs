@@ -1,8 +1,7 @@
 //! [`Jobs`]: the operations that wait for a thread of the pool, by owner, and the pieces of long ones.
 //!
-//! Owners take turns, and one has at most half of the threads. What takes long is done in pieces, with
-//! the other owners' turns in between: an operation of another guest waits for one piece at most, if one owner
-//! alone is busy.
+//! Owners take turns, and one has at most half of the threads. What takes long is done in pieces, with the
+//! other owners' turns in between.
 
 use std::collections::VecDeque;
 
@@ -38,7 +37,11 @@ impl Job {
                 let offset = self.op.offset.saturating_add(self.done);
                 let to_boundary = RANGE_MAX - offset % RANGE_MAX;
                 let len = (self.op.len - self.done).min(to_boundary);
-                let piece = IoOp { offset, len, ..self.op };
+                let piece = IoOp {
+                    offset,
+                    len,
+                    ..self.op
+                };
                 // SAFETY: there are no buffers; the image lives, as the caller guarantees.
                 let completion = unsafe { perform(&piece) };
                 self.done += len;
@@ -68,7 +71,11 @@ impl Job {
             (len, count) = (with, count + 1);
         }
         let first: IoVec;
-        let mut op = IoOp { len, count, ..self.op };
+        let mut op = IoOp {
+            len,
+            count,
+            ..self.op
+        };
         if let (0, Some(part)) = (count, parts.first()) {
             first = part.front(TRANSFER_MAX as usize);
             (op.iov, op.count, op.len) = (&raw const first, 1, TRANSFER_MAX);
@@ -165,7 +172,7 @@ mod tests {
     use ringvirtio::memory::IoVec;
 
     use super::{IoKind, IoOp, Job, Jobs, OWNER_MAX, RANGE_MAX, TRANSFER_MAX};
-    use crate::disk::{Disk, DiskConfig};
+    use crate::disk::{Disk, DiskConfig, HostCache};
 
     fn op(owner: usize, tag: u64) -> IoOp {
         IoOp {
@@ -236,6 +243,8 @@ mod tests {
         file.as_file().set_len(size).unwrap();
         let disk = Disk::open(&DiskConfig {
             path: file.path().into(),
+            // Whatever the buffers' alignment.
+            cache: HostCache::Writeback,
             ..DiskConfig::default()
         })
         .unwrap();

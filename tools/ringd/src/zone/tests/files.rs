@@ -1,4 +1,4 @@
-//! Files that take for ever to open: they hold up their own zone alone, and it can be stopped.
+//! Files whose open does not return: they hold up their own zone alone, and it can be stopped.
 
 use std::fs::File;
 use std::io;
@@ -78,10 +78,16 @@ fn a_slow_file_holds_up_its_own_zone_and_that_can_be_stopped() {
         machine.registry.start(machine.config("other")).unwrap();
         machine.registry.execute("other", Command::Stop).unwrap();
         for (name, start) in ["kernel", "image"].into_iter().zip(starts) {
-            assert_eq!(machine.registry.find(name).unwrap().status().state, Phase::Created);
+            assert_eq!(
+                machine.registry.find(name).unwrap().status().state,
+                Phase::Created
+            );
             machine.registry.execute(name, Command::Stop).unwrap();
             let message = start.join().unwrap().unwrap_err().to_string();
-            assert!(message.contains("stopped while its files were being opened"), "{message}");
+            assert!(
+                message.contains("stopped while its files were being opened"),
+                "{message}"
+            );
             assert!(machine.registry.find(name).is_err(), "its name can be used again");
         }
         machine.assert_clean();
