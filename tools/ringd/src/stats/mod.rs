@@ -46,8 +46,8 @@ pub struct DaemonStats {
     /// Its process.
     pub pid: u32,
     /// Counters by name: those of [`crate::io::counters`] and [`crate::limits`]; `bells`: interrupts of the
-    /// control device that EL2 raised since boot, for this daemon or an earlier one; `user_ns`, `system_ns`: CPU time;
-    /// `max_rss_bytes`: most memory that it has used.
+    /// control device that EL2 raised since boot, for this daemon or an earlier one; `user_ns`, `system_ns`:
+    /// CPU time; `max_rss_bytes`: most memory that it has used.
     #[serde(flatten)]
     pub counts: Counts,
 }

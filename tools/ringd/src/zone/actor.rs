@@ -386,7 +386,8 @@ impl Actor {
         }
     }
 
-    /// Opens the zone's files on another thread, which is left alone if the zone is stopped meanwhile: `None`.
+    /// Opens the zone's files on another thread, which is left alone if the zone is stopped meanwhile: then
+    /// returns `None`.
     fn open_files(&mut self) -> Option<anyhow::Result<BootFiles>> {
         let (sender, opened) = channel();
         let (context, config) = (self.context.clone(), self.shared.config.clone());
