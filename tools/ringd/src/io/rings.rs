@@ -98,8 +98,8 @@ impl EventSource for Rings {
     }
 
     fn arm(&mut self) -> bool {
-        // A zone that came since the last round has armed its ring itself, and woken the thread if it has to
-        // be looked at.
+        // The first zones may have come before this source did.
+        self.table.copy(&mut self.zones, &mut self.version);
         let hv = &*self.hv;
         let mut more = false;
         for place in &self.zones {
