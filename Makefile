@@ -24,7 +24,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
 
 OBJCOPY = "$$(rustc --print sysroot)"/lib/rustlib/"$$(rustc -vV | sed -n 's/^host: //p')"/bin/llvm-objcopy
 
-.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check doc bench sim fuzz help clean distclean
+.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check clippy-host clippy-el2 clippy-daemon doc bench sim fuzz help clean distclean
 
 ## make: builds the hypervisor, the daemon, the test guest and the tools.
 all: hypervisor ringd guest-test harness
@@ -32,19 +32,20 @@ all: hypervisor ringd guest-test harness
 setup:
 	@tools/setup.sh
 
+# A recipe of cargo's begins with +: cargo then shares the jobs of `make -j`.
 hypervisor: setup
-	@cargo build --release --target $(EL2_TARGET) -p ringvisor --bin ringvisor
+	+@cargo build --release --target $(EL2_TARGET) -p ringvisor --bin ringvisor
 	@mkdir -p build
 	@$(OBJCOPY) -O binary "$(EL2_ELF)" "build/ringvisor.bin.$$$$" && mv "build/ringvisor.bin.$$$$" build/ringvisor.bin
 
 ringd: setup
-	@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd
+	+@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd
 
 guest-test: setup
-	@if [ -f tools/guest-test/Cargo.toml ]; then tools/guest-test/build.sh >&2; fi
+	+@if [ -f tools/guest-test/Cargo.toml ]; then tools/guest-test/build.sh >&2; fi
 
 harness: setup
-	@cargo build -p harness -p image
+	+@cargo build -p harness -p image
 
 ## make run: boots the machine with a guest and leaves you on root's console.
 run: all
@@ -62,7 +63,7 @@ gdb: all
 symbolize: harness
 	@$(HARNESS) symbolize
 
-## make test: all tests, with a smaller set of machines. Formatting and lints come first; building is a stage, too.
+## make test: all tests, with a smaller set of machines. Building is a stage, too.
 test: harness
 	@$(HARNESS) suite
 
@@ -70,23 +71,38 @@ test: harness
 test-all: harness
 	@$(HARNESS) suite --all
 
-## make check: formatting and lints alone.
-check: harness
-	@$(HARNESS) suite --only lint
+## make check: formatting, documents and lints, in two minutes.
+check: setup
+	+@cargo fmt --all --check
+	@tests/comments.sh
+	@tests/words.sh
+	@if [ -f tests/doc-paths.sh ]; then tests/doc-paths.sh; fi
+	@$(MAKE) -s -j 2 clippy-host clippy-el2
+	@echo "formatting, documents and lints are as they should be"
+
+# The profiles are those of the builds: procedural macros are then built once, and no directory is locked by both.
+clippy-host: setup
+	+@cargo clippy -q --workspace --all-targets -- -D warnings
+
+clippy-el2: setup
+	+@cargo clippy -q --release --target $(EL2_TARGET) -p ringvisor --lib --bins -- -D warnings
+
+clippy-daemon: setup
+	+@cargo clippy -q --profile daemon --target $(MUSL_TARGET) -p ringd --bins -- -D warnings
 
 ## make doc: the packages' documentation, with a page that lists them: target/doc/index.html.
 doc: setup
-	@cargo doc -q --workspace --no-deps --document-private-items
+	+@cargo doc -q --workspace --no-deps --document-private-items
 	@tools/doc-index.sh "$(CARGO_TARGET_DIR)/doc"
 
 ## make bench: ours, KVM with QEMU and QEMU alone, measured in one run; table, JSON and plot in build/bench.
 bench: all
-	@cargo build --release -p qemu-count
+	+@cargo build --release -p qemu-count
 	@$(HARNESS) bench
 
 ## make sim [SEED=n] [RUNS=n]: the deterministic simulation; one seed alone prints every event.
 sim: setup
-	@cargo build -q -p sim
+	+@cargo build -q -p sim
 	@"$(CARGO_TARGET_DIR)/debug/sim" $(if $(SEED),--seed $(SEED)) $(if $(RUNS),--runs $(RUNS))
 
 ## make fuzz [TARGET=name] [SECONDS=n]: libFuzzer on one or all targets, n seconds each.

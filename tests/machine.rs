@@ -56,12 +56,12 @@ fn qemu_virt() {
     assert_eq!(machine.gic.distributor, region(0x0800_0000, 0x1_0000));
     assert_eq!(machine.gic.redistributors, [region(0x080a_0000, 0xf6_0000)]);
     assert_eq!(machine.gic.redistributor_stride, None);
-    assert!(machine.gic.has_its);
+    assert_eq!(machine.gic.its, [region(0x0808_0000, 0x2_0000)]);
     assert_eq!(machine.gic.maintenance, Some(25));
     let console = machine.console.unwrap();
     assert_eq!(
-        (console.registers, console.intid),
-        (region(0x0900_0000, 0x1000), Some(33))
+        (console.registers, console.intid, console.clock),
+        (region(0x0900_0000, 0x1000), Some(33), Some(24_000_000))
     );
     let kernel = machine.kernel.as_ref().unwrap();
     assert_eq!(
@@ -157,12 +157,56 @@ fn other_shapes_of_virt() {
     let large = machine(SMP8);
     assert_eq!(large.ram, [region(0x4000_0000, 8 << 30)]);
     assert_eq!(large.cpus.as_slice(), [0, 1, 2, 3, 4, 5, 6, 7]);
-    assert!(!large.gic.has_its);
+    assert_eq!(large.gic.its, []);
     assert_eq!(large.kernel, None);
     let bare = machine(BARE);
     assert_eq!(bare.cpus.as_slice(), [0]);
     assert_eq!(bare.ram, [region(0x4000_0000, 1 << 30)]);
     assert_eq!(bare.bootargs, "");
+}
+
+#[test]
+fn root_reaches_what_the_tree_names_and_no_hidden_frame() {
+    let machine = machine(SMP4);
+    let el2 = region(0x4020_0000, 4 << 20);
+    let map = machine.root_map(&[el2], 1 << 40);
+    assert_eq!(
+        map.ram,
+        [region(0x4000_0000, 2 << 20), region(0x4060_0000, 0x7fa0_0000)]
+    );
+    let reaches = |address| {
+        map.devices
+            .iter()
+            .any(|range| range.overlaps(&region(address, 0x1000)))
+    };
+    // Flash, UART, RTC, virtio, and PCIe: memory, ports, ECAM, high memory.
+    for address in [
+        0,
+        0x0900_0000,
+        0x0901_0000,
+        0x0a00_3000,
+        0x1000_0000,
+        0x3eff_0000,
+        0x40_1000_0000,
+        0x80_0000_0000,
+    ] {
+        assert!(reaches(address), "{address:#x}");
+    }
+    // Distributor, ITS (both frames), redistributors, fw_cfg.
+    let hidden = [0x0800_0000, 0x0808_0000, 0x0809_0000, 0x080a_0000, 0x0902_0000];
+    // What the tree does not name: the secure UART, the secure RAM, addresses behind RAM.
+    let unnamed = [0x0904_0000, 0x0e00_0000, 0xd000_0000];
+    for address in hidden.into_iter().chain(unnamed) {
+        assert!(!reaches(address), "{address:#x}");
+    }
+    for (index, one) in map.devices.iter().chain(&map.ram).enumerate() {
+        assert!(one.base().0 % 4096 == 0 && one.size() % 4096 == 0, "{one}");
+        let mut others = map.devices.iter().chain(&map.ram).skip(index + 1);
+        assert!(!others.any(|other| other.overlaps(one)), "{one}");
+    }
+    // A window of PCIe's that stage 2 cannot translate is cut.
+    let narrow = machine.root_map(&[], 1 << 36);
+    assert!(narrow.devices.iter().all(|range| range.end() <= Pa(1 << 36)));
 }
 
 #[test]
@@ -287,7 +331,8 @@ fn root_tree_of_virt() {
             .collect::<Vec<_>>()
     };
     let mut expected = names(&old);
-    expected.retain(|name| !name.starts_with("its@") && !name.starts_with("module@"));
+    let hidden = ["its@", "fw-cfg@", "module@"];
+    expected.retain(|name| !hidden.iter().any(|hidden| name.starts_with(hidden)));
     expected.push("pcie@c0000000".into());
     assert_eq!(names(&fdt), expected);
     let properties = |node: FdtNode<'_, '_>| {
@@ -301,7 +346,7 @@ fn root_tree_of_virt() {
         "/intc@8000000",
         "/virtio_mmio@a000000",
         "/timer",
-        "/fw-cfg@9020000",
+        "/pl031@9010000",
     ] {
         assert_eq!(
             properties(fdt.find_node(path).unwrap()),
@@ -317,7 +362,7 @@ fn root_tree_of_virt() {
         again.ram,
         [region(0x4000_0000, 32 << 20), region(0x4400_0000, 0x7c00_0000)]
     );
-    assert!(!again.gic.has_its);
+    assert_eq!(again.gic.its, []);
     assert!(again.spis.contains(287));
     for used in [region(0xc000_0000, ECAM_SIZE), region(0xc010_0000, BAR_SIZE)] {
         assert!(again.used.iter().any(|range| range.contains(&used)), "{used}");

@@ -1,8 +1,8 @@
 //! The ABI between EL2 and user space in root: memory layouts, doorbells, commands.
 //!
 //! Three parts:
-//! - [`info`], [`doorbell`], [`counters`], [`trace`]: BAR 0 of the control device. Root reads it without an
-//!   exit; a store to the doorbell page traps and is the hypercall.
+//! - [`info`], [`doorbell`], [`counters`], [`trace`], [`log`]: BAR 0 of the control device. Root reads it
+//!   without an exit; a store to the doorbell page traps and is the hypercall.
 //! - [`shared`]: one 2 MiB huge page of root's own memory that the daemon donates with `ATTACH`. Ordinary
 //!   cacheable memory on both sides: the command slot, and per zone the event ring and the console buffers.
 //! - [`command`]: the operations that the command doorbell executes.
@@ -37,6 +37,7 @@ pub mod command;
 pub mod counters;
 pub mod doorbell;
 pub mod info;
+pub mod log;
 pub mod machine;
 pub mod shared;
 pub mod trace;
@@ -51,7 +52,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGVISR");
 pub const PCI_VENDOR: u16 = 0x1209;
 /// PCI device number of the control device.
 pub const PCI_DEVICE: u16 = 0x7276;
-/// Bytes of BAR 0: the information page, the doorbell page, counters and trace buffers.
+/// Bytes of BAR 0: the information page, the doorbell page, counters, trace buffers and EL2's log.
 pub const BAR_SIZE: u64 = 512 << 10;
 
 /// Number of the root zone.

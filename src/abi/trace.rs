@@ -6,14 +6,14 @@
 //! ([`first_intact`]). Tracing is off after boot and then costs one load and one branch at each trace point;
 //! [`super::command::Op::Trace`] switches it.
 
-use super::BAR_SIZE;
+use super::log;
 
 /// Offset in BAR 0 of CPU 0's ring; rings follow one another.
 pub const OFFSET: usize = 0x1_0000;
 /// Bytes of a record.
 pub const RECORD_SIZE: usize = 16;
 /// Most bytes of all rings.
-pub const SIZE: usize = BAR_SIZE as usize - OFFSET;
+pub const SIZE: usize = log::OFFSET - OFFSET;
 
 /// Bit of the mask: the steps of requests.
 pub const REQUESTS: u32 = 1;
@@ -111,7 +111,7 @@ const _: () = assert!(pages_per_cpu(super::MAX_CPUS) * super::MAX_CPUS * 4096 <=
 #[cfg(test)]
 mod tests {
     use super::{Kind, OFFSET, Record, first_intact, pages_per_cpu};
-    use crate::abi::BAR_SIZE;
+    use crate::abi::log;
 
     #[test]
     fn records_survive_their_words() {
@@ -145,7 +145,7 @@ mod tests {
         for cpus in 1..=super::super::MAX_CPUS {
             let pages = pages_per_cpu(cpus);
             assert!(pages.is_power_of_two());
-            assert!(OFFSET + pages * cpus * 4096 <= BAR_SIZE as usize);
+            assert!(OFFSET + pages * cpus * 4096 <= log::OFFSET);
         }
         assert_eq!(pages_per_cpu(4), 8);
         assert_eq!(pages_per_cpu(16), 2);

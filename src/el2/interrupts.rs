@@ -6,7 +6,7 @@ use super::cpu::{self, Cpu};
 use super::current::Current;
 use super::owner::Owner;
 use super::root::Root;
-use super::{gic, stats};
+use super::{arch, console, gic, stats};
 
 /// Interrupts acknowledged in one exit; more stay pending and trap again.
 const BURST: usize = 32;
@@ -22,7 +22,7 @@ pub fn handle() {
 fn deliver(intid: u32) {
     let cpu = cpu::this();
     match intid {
-        gic::MAINTENANCE => {
+        intid if intid == gic::maintenance() => {
             stats::count(CpuEvent::Maintenance);
             if let Some(owner) = Current::running_on(cpu) {
                 owner.handle_maintenance_interrupt(cpu.vcpu());
@@ -30,9 +30,14 @@ fn deliver(intid: u32) {
             gic::deactivate(intid);
         }
         0..16 => {
+            if console::panicked() {
+                arch::halt();
+            }
             stats::count(CpuEvent::KicksTaken);
             gic::deactivate(intid);
         }
+        // Neither LPIs nor extended interrupts are enabled.
+        1020.. => gic::deactivate(intid),
         _ => {
             stats::count(CpuEvent::Interrupts);
             let owner = Current::running_on(cpu);

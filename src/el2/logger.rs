@@ -1,4 +1,5 @@
-//! EL2's log: the `log` crate's back end, one text line per record, with CPU and time, on the console.
+//! EL2's log: the `log` crate's back end, one text line per record, with CPU and time, in the log of
+//! `console`.
 
 use log::{LevelFilter, Log, Metadata, Record};
 
@@ -33,7 +34,7 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Starts logging to the console.
+/// Starts logging.
 pub fn init(level: LevelFilter) {
     if log::set_logger(&LOGGER).is_ok() {
         log::set_max_level(level);

@@ -4,7 +4,8 @@
 //! The layers, lowest first; each imports only from those before it:
 //!
 //! - `arch`: instructions, registers, boot code and vectors; `sync`: locks; `mm`: memory.
-//! - `console`; `cpu`: the table of CPUs and their counters; `logger`; `stats`: counting and tracing; `gic`.
+//! - `console`: the log and the UART; `cpu`: the table of CPUs and their counters; `logger`; `stats`:
+//!   counting and tracing; `gic`; `firmware`.
 //! - `owner`: the trait for what differs between root and a zone on a CPU; `psci`: their PSCI calls.
 //! - `channel`: the PCI function and the shared page of the daemon; `zone`: the zones.
 //! - `control`: doorbells, commands and the information page; `root`: the root zone.
@@ -20,6 +21,7 @@ mod console;
 mod control;
 mod cpu;
 mod current;
+mod firmware;
 mod gic;
 mod interrupts;
 mod logger;

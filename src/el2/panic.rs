@@ -1,13 +1,16 @@
-//! A panic or an exception at EL2, fatal for the CPU: prints the cause, the registers and a backtrace of
-//! offsets into the hypervisor binary, which `make symbolize` or `llvm-symbolizer` turns into lines; then
-//! this CPU stops for good.
+//! A panic or an exception at EL2, fatal for the machine: prints the cause, the registers and a backtrace of
+//! offsets into the hypervisor binary, which `make symbolize` or `llvm-symbolizer` turns into lines; then the
+//! machine is reset or stops, as EL2's command line says.
 
 use core::panic::PanicInfo;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use ringvisor::machine::PanicAction;
 
 use super::arch::frame::{STACK_SHIFT, TrapFrame};
 use super::arch::{self, boot, sysreg};
-use super::console;
 use super::cpu::{self, State};
+use super::{console, gic};
 
 /// Maximum number of frames printed.
 const DEPTH: usize = 32;
@@ -44,10 +47,54 @@ fn backtrace(pc: u64, mut frame: u64) {
     }
 }
 
+/// What follows: [`PanicAction::Halt`] if true.
+static HALTS: AtomicBool = AtomicBool::new(false);
+
+/// Sets how the machine ends after a panic.
+pub fn set_action(action: PanicAction) {
+    HALTS.store(action == PanicAction::Halt, Ordering::Relaxed);
+}
+
+/// Index of the CPU whose panic is being reported.
+static REPORTER: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Begins the report of a panic. If another CPU's panic is being reported, this one waits for the machine's
+/// end; if the report itself panics, it ends there.
+fn begin() {
+    let this = cpu::this().index;
+    if console::begin_panic() {
+        REPORTER.store(this, Ordering::Relaxed);
+    } else if REPORTER
+        .compare_exchange(this, usize::MAX, Ordering::Relaxed, Ordering::Relaxed)
+        .is_ok()
+    {
+        end();
+    } else {
+        arch::halt();
+    }
+}
+
+/// Reports how the machine ends, and ends it.
 fn stop() -> ! {
-    let this = cpu::this();
-    this.set_state(State::Dead);
-    console::print(format_args!("EL2: cpu{} stopped\n", this.index));
+    let how = if HALTS.load(Ordering::Relaxed) {
+        "stops"
+    } else {
+        "is reset"
+    };
+    console::print(format_args!("EL2: the machine {how}\n"));
+    console::flush();
+    end()
+}
+
+/// Ends the machine: locks are held and invariants are lost.
+fn end() -> ! {
+    cpu::this().set_state(State::Dead);
+    if !HALTS.load(Ordering::Relaxed) {
+        // Returns only if the firmware refuses.
+        let _ = smccc::psci::system_reset::<smccc::Smc>();
+    }
+    // The others stop when they take the SGI, or wait for a lock of this CPU's.
+    gic::kick_others();
     arch::halt()
 }
 
@@ -63,6 +110,7 @@ pub extern "C" fn el2_exception(frame: &TrapFrame, kind: u64) -> ! {
         3 => "SError",
         _ => "stack overflow",
     };
+    begin();
     console::print(format_args!(
         "\nEL2 PANIC: cpu{}: {name} at EL2\n  ESR_EL2 {:#018x}  FAR_EL2 {:#018x}  HPFAR_EL2 {:#x}\n  ELR_EL2 {:#018x} (offset {:#x})  SPSR_EL2 {:#x}\n",
         cpu::this().index,
@@ -90,6 +138,7 @@ fn panic(info: &PanicInfo) -> ! {
     let frame: u64;
     // SAFETY: reads the frame pointer.
     unsafe { core::arch::asm!("mov {}, x29", out(reg) frame, options(nomem, nostack)) };
+    begin();
     console::print(format_args!(
         "\nEL2 PANIC: cpu{}: {}\n",
         cpu::this().index,

@@ -6,13 +6,18 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use log::info;
 use ringvisor::addr::Ipa;
+use ringvisor::firmware::Caller;
 use ringvisor::psci::{self, Call, Error};
 
 use super::arch::frame::TrapFrame;
+use super::firmware;
 use super::owner::AfterCall;
 
 /// A caller's CPUs and its power state. Formatted as its name in the log.
 pub trait System: Display {
+    /// Who it is for the firmware.
+    const CALLER: Caller;
+
     /// Returns the number of calls refused so far.
     fn calls_refused(&self) -> &AtomicU32;
 
@@ -33,14 +38,14 @@ pub trait System: Display {
 }
 
 /// Executes the call in `frame` and sets its result, unless the vCPU has turned itself off.
-pub fn call(system: &impl System, vcpu: usize, frame: &mut TrapFrame) -> AfterCall {
+pub fn call<S: System>(system: &S, vcpu: usize, frame: &mut TrapFrame) -> AfterCall {
     let [x0, x1, x2, x3, ..] = frame.x;
     let result = match Call::decode([x0, x1, x2, x3]) {
         Some(Call::Version) => Ok(psci::PSCI_VERSION),
         Some(Call::SmcccVersion) => Ok(psci::SMCCC_VERSION),
         Some(Call::MigrateInfoType) => Ok(psci::NO_TRUSTED_OS),
         Some(Call::Features(id)) => psci::features(id),
-        Some(Call::SmcccArchFeatures(id)) => psci::arch_features(id),
+        Some(Call::SmcccArchFeatures(id)) => Ok(firmware::arch_features(id)),
         // An immediate wake-up is allowed (DEN 0022, 5.1.2); a vCPU idles by WFI, which does not trap.
         Some(Call::CpuSuspend { .. }) => Ok(0),
         Some(Call::CpuOff) => match system.cpu_off(vcpu) {
@@ -59,6 +64,9 @@ pub fn call(system: &impl System, vcpu: usize, frame: &mut TrapFrame) -> AfterCa
             psci::check_reset2(reset_type).and_then(|()| system.system_reset(Some((reset_type, cookie))))
         }
         None => {
+            if firmware::call(S::CALLER, frame) {
+                return AfterCall::Return;
+            }
             if system.calls_refused().fetch_add(1, Ordering::Relaxed) == 0 {
                 info!(
                     "{system}: unknown call {:#x} (pc {:#x}), expected one of PSCI 1.1: NOT_SUPPORTED; further ones are not logged",

@@ -6,7 +6,7 @@ use super::control::info;
 use super::cpu::{self, Cpu, Order, State};
 use super::current::Current;
 use super::owner::Owner;
-use super::{gic, interrupts};
+use super::{console, gic, interrupts};
 
 /// Waits without a vCPU for the order to start one. The stack restarts empty: a vCPU may be ordered to leave
 /// before it has entered its guest, any number of times.
@@ -37,6 +37,10 @@ extern "C" fn wait_for_orders() -> ! {
             }
             Some(Order::Start) => start(cpu),
             None => {}
+        }
+        if console::drain() {
+            arch::relax();
+            continue;
         }
         arch::wfi();
         interrupts::handle();
@@ -85,5 +89,6 @@ pub fn before_entry(owner: Current) -> bool {
         interrupts::handle();
     }
     owner.flush_interrupts(cpu.vcpu());
+    console::drain();
     !waited
 }

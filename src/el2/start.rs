@@ -8,7 +8,7 @@ use core::cell::UnsafeCell;
 use log::{error, info, warn};
 use ringvisor::abi::MAX_CPUS;
 use ringvisor::addr::Pa;
-use ringvisor::machine::{Conduit, DeviceTree, LogLevel, Machine, Options, Region};
+use ringvisor::machine::{Conduit, DeviceTree, Machine, Options, Region};
 use ringvisor::stage2::Stage2;
 
 use super::arch::boot::SecondaryContext;
@@ -18,7 +18,7 @@ use super::cpu::{self, Cpu, State};
 use super::current::Current;
 use super::root::{self, Root};
 use super::sync::Once;
-use super::{console, gic, logger, mm, run};
+use super::{console, firmware, gic, logger, mm, panic, run};
 
 /// How long secondaries have to come up, in seconds.
 const SECONDARY_TIMEOUT: u64 = 2;
@@ -64,19 +64,28 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
 
     cpu::init(machine.cpus.iter().copied(), arch::boot::boot_stack());
     map_memory(&machine)?;
+    mm::init_registers();
     let options = Options::parse(&machine.bootargs);
+    let chosen = options.as_ref().copied().unwrap_or_default();
+    panic::set_action(chosen.panic);
+    let opened = console::open();
     if let Some(console) = machine.console {
-        let level = options
-            .as_ref()
-            .map_or(LogLevel::Info, |options| options.log_level);
-        console::init(console.registers.base());
-        logger::init(logger::level_filter(level as u8));
+        console::init(console.registers.base(), console.clock);
     }
+    logger::init(logger::level_filter(chosen.log_level as u8));
     let (start, end) = mm::el2_range();
     info!(
         "ringvisor {} at {load_address:#x}, memory {start} to {end}",
         env!("CARGO_PKG_VERSION")
     );
+    if opened.starts > 1 {
+        let after = if opened.panic.is_some() {
+            "a panic"
+        } else {
+            "a reset"
+        };
+        info!("start {} after {after}: the log goes on", opened.starts);
+    }
     if let Err(reason) = options {
         warn!("/chosen/bootargs: {reason}");
     }
@@ -94,6 +103,14 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
             .take(8)
             .map(|region| (region.base().0 as usize, region.size() as usize))
             .collect(),
+        its: machine
+            .gic
+            .its
+            .iter()
+            .take(8)
+            .map(|region| region.base().0 as usize)
+            .collect(),
+        maintenance: machine.gic.maintenance,
     };
     let missing = gic::init(&addresses);
     if missing > 0 {
@@ -103,6 +120,7 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
     gic::clear_list_registers();
     mm::stage1::guard_stack(arch::boot::boot_stack()).map_err(|_| "no guard page for the boot stack")?;
     start_secondaries(&machine);
+    firmware::init(&machine);
 
     let entry = root::init(&tree, &machine, Pa(dtb))?;
     let ram: Vec<_> = machine.ram.iter().map(Region::bounds).collect();
@@ -115,6 +133,7 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
     drop((tree, machine, ram, addresses));
     let Some(root) = Root::get() else { run::idle() };
     root.prepare(cpu::this(), true);
+    console::booted();
     run::enter(Current::Root(root), entry.kernel.0, entry.dtb.0)
 }
 
@@ -122,7 +141,9 @@ fn start(load_address: u64, dtb: u64) -> Result<(), String> {
 fn map_memory(machine: &Machine) -> Result<(), &'static str> {
     let ram: Vec<_> = machine.ram.iter().map(Region::bounds).collect();
     let mut devices = Vec::new();
-    let gic = core::iter::once(&machine.gic.distributor).chain(&machine.gic.redistributors);
+    let gic = core::iter::once(&machine.gic.distributor)
+        .chain(&machine.gic.redistributors)
+        .chain(&machine.gic.its);
     for region in machine
         .console
         .iter()

@@ -18,8 +18,9 @@ impl spin::RelaxStrategy for Yield {
     }
 }
 
-/// A mutual exclusion lock.
-pub type Mutex<T> = spin::mutex::Mutex<T, Yield>;
+/// A mutual exclusion lock. CPUs get it in the order in which they began to wait, so a wait is bounded by
+/// what the others hold it for.
+pub type Mutex<T> = spin::mutex::TicketMutex<T, Yield>;
 /// A lock for several readers or one writer.
 pub type RwLock<T> = spin::rwlock::RwLock<T, Yield>;
 /// Write access to the data of a [`RwLock`].

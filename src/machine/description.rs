@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use arrayvec::ArrayVec;
 
 use super::error::MachineError;
-use super::region::{Region, merge};
+use super::region::{Region, merge, subtract};
 use super::spis::SpiSet;
 use crate::abi::MAX_CPUS;
 use crate::addr::{PAGE_SIZE, Pa};
@@ -29,8 +29,8 @@ pub struct Gic {
     pub redistributors: Vec<Region>,
     /// Bytes from one redistributor to the next, if they differ from those that GICR_TYPER implies.
     pub redistributor_stride: Option<u64>,
-    /// Whether it has an interrupt translation service.
-    pub has_its: bool,
+    /// Registers of the interrupt translation services, also of those that are not enabled.
+    pub its: Vec<Region>,
     /// INTID of the maintenance interrupt, a PPI.
     pub maintenance: Option<u32>,
     /// Cells of an interrupt specifier: 3, or 4 where PPIs differ between clusters.
@@ -44,6 +44,8 @@ pub struct Console {
     pub registers: Region,
     /// INTID of its interrupt, if it is an SPI.
     pub intid: Option<u32>,
+    /// UARTCLK in Hz, if it is a fixed clock.
+    pub clock: Option<u32>,
 }
 
 /// A boot module: a file that the boot loader has put into RAM.
@@ -70,6 +72,10 @@ pub struct Machine {
     pub gic: Gic,
     /// The PL011 of `stdout-path`, else the first.
     pub console: Option<Console>,
+    /// The function of the firmware's SCMI (Linux's `arm,scmi-smc` binding).
+    pub scmi: Option<u32>,
+    /// The memory that the firmware accesses for it.
+    pub scmi_shared: Vec<Region>,
     /// Root's kernel.
     pub kernel: Option<Module>,
     /// Root's initial RAM file system.
@@ -78,11 +84,48 @@ pub struct Machine {
     pub bootargs: String,
     /// Addresses of devices and buses, sorted, adjacent regions merged.
     pub used: Vec<Region>,
+    /// Those of them that root must not reach: EL2's GIC, and what would write memory on root's behalf.
+    pub hidden: Vec<Region>,
     /// SPIs that devices use.
     pub spis: SpiSet,
 }
 
+/// What root's stage 2 maps at its own address: whole pages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RootMap {
+    /// RAM.
+    pub ram: Vec<Region>,
+    /// Devices and buses.
+    pub devices: Vec<Region>,
+}
+
 impl Machine {
+    /// Returns what root may reach of the addresses below `limit`, without `holes`: RAM, and what the device
+    /// tree names and is not [`Self::hidden`]. Addresses that it does not name stay unmapped, for a device
+    /// may be there that writes memory on root's behalf.
+    #[must_use]
+    pub fn root_map(&self, holes: &[Region], limit: u64) -> RootMap {
+        let pages = |regions: &[Region]| -> Vec<Region> {
+            let page = |region: &Region| {
+                let end = region.end().0.min(limit).next_multiple_of(PAGE_SIZE);
+                Region::from_bounds(region.base().align_down(PAGE_SIZE), Pa(end))
+            };
+            let mut pages = Vec::new();
+            for region in regions {
+                pages.extend(page(region));
+            }
+            merge(&mut pages);
+            pages
+        };
+        let mut holes = pages(holes);
+        holes.extend(pages(&self.hidden));
+        let ram = pages(&self.ram);
+        RootMap {
+            devices: subtract(&subtract(&pages(&self.used), &ram), &holes),
+            ram: subtract(&ram, &holes),
+        }
+    }
+
     /// Checks that the boot modules are in RAM, and overlap neither each other nor the regions of `others`.
     ///
     /// # Errors

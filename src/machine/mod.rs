@@ -19,9 +19,9 @@ mod writer;
 use alloc::string::{String, ToString};
 
 pub use blob::{BlobError, DeviceTree, MAX_DEPTH, MAX_SIZE};
-pub use description::{Conduit, Console, Gic, Machine, Module};
+pub use description::{Conduit, Console, Gic, Machine, Module, RootMap};
 pub use error::MachineError;
-pub use options::{LogLevel, OptionError, Options};
+pub use options::{LogLevel, OptionError, Options, PanicAction};
 pub use region::{Region, merge, subtract};
 pub use root::{ECAM_SIZE, RootConfig, RootDtbError, root_dtb};
 pub use spis::{SPI_END, SpiSet};
@@ -66,17 +66,22 @@ impl Machine {
                 }
             }
         }
+        let mut gic = scan.gic.ok_or(MachineError::NoGic)?;
+        gic.its = scan.its;
         Ok(Self {
             ram: scan.ram,
             reserved,
             cpus: nodes::cpus(root)?,
             psci: nodes::psci(&fdt)?,
             console,
-            gic: scan.gic.ok_or(MachineError::NoGic)?,
+            scmi: scan.scmi,
+            scmi_shared: scan.scmi_shared,
+            gic,
             kernel,
             ramdisk,
             bootargs,
             used: scan.used,
+            hidden: scan.hidden,
             spis: scan.spis,
         })
     }

@@ -1,6 +1,7 @@
 //! Single nodes of the device tree: interrupt controller, CPUs, PSCI, timer, boot modules.
 
 use alloc::string::ToString;
+use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
 use fdt::Fdt;
@@ -14,6 +15,23 @@ use crate::abi::MAX_CPUS;
 
 /// Bits of MPIDR_EL1 that are affinity fields, as in a CPU's `reg`.
 const MPIDR_AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// Devices that root gets neither in its device tree nor in its stage 2, by `compatible`: each writes memory,
+/// or executes instructions, for the software that programs it, and neither stage 2 nor an SMMU checks that.
+/// Every other frame of a machine is in docs/frames.md.
+const HIDDEN: [&str; 3] = [
+    // Writes to its tables; ITS and LPIs are off (`gic::turn_lpis_off`).
+    "arm,gic-v3-its",
+    // Copies to any address that is stored to its DMA register.
+    "qemu,fw-cfg-mmio",
+    // A CPU halted by its debug registers executes what is stored to EDITR, at any exception level.
+    "arm,coresight-cpu-debug",
+];
+
+/// Returns whether root must not reach the device, see [`HIDDEN`].
+pub(super) fn is_hidden(node: FdtNode<'_, '_>) -> bool {
+    HIDDEN.iter().any(|name| prop::is_compatible(node, name))
+}
 
 /// From the GIC's node; `regions` are its `reg` as CPU addresses.
 pub(super) fn gic(node: FdtNode<'_, '_>, path: &str, regions: &[Region]) -> Result<Gic, MachineError> {
@@ -43,14 +61,11 @@ pub(super) fn gic(node: FdtNode<'_, '_>, path: &str, regions: &[Region]) -> Resu
             Some(stride.ok_or_else(|| bad("redistributor-stride"))?)
         }
     };
-    let has_its = node
-        .children()
-        .any(|child| prop::is_compatible(child, "arm,gic-v3-its") && prop::is_enabled(child));
     Ok(Gic {
         distributor: *distributor,
         redistributors: redistributors.to_vec(),
         redistributor_stride,
-        has_its,
+        its: Vec::new(),
         maintenance: ppis(node, interrupt_cells).next(),
         interrupt_cells,
     })

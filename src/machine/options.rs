@@ -35,18 +35,40 @@ impl LogLevel {
     }
 }
 
+/// How the machine ends after a panic at EL2.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PanicAction {
+    /// It is reset.
+    #[default]
+    Reset,
+    /// All CPUs stop.
+    Halt,
+}
+
+impl PanicAction {
+    fn parse(value: &str) -> Option<Self> {
+        match value {
+            "reset" => Some(Self::Reset),
+            "halt" => Some(Self::Halt),
+            _ => None,
+        }
+    }
+}
+
 /// Options of the command line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Options {
     /// `loglevel=`
     pub log_level: LogLevel,
+    /// `panic=`
+    pub panic: PanicAction,
 }
 
 /// An invalid word of the command line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum OptionError {
     /// No such key.
-    #[error("unknown option {0:?}, expected loglevel=LEVEL")]
+    #[error("unknown option {0:?}, expected loglevel=LEVEL or panic=reset|halt")]
     Unknown(String),
     /// The key's value is not valid.
     #[error("{key}={value}: expected {expected}")]
@@ -68,13 +90,20 @@ impl Options {
     pub fn parse(command_line: &str) -> Result<Self, OptionError> {
         let mut options = Self::default();
         for word in command_line.split_ascii_whitespace() {
+            let wrong = |key, value: &str, expected| OptionError::Value {
+                key,
+                value: value.to_string(),
+                expected,
+            };
             match word.split_once('=') {
                 Some(("loglevel", value)) => {
-                    options.log_level = LogLevel::parse(value).ok_or_else(|| OptionError::Value {
-                        key: "loglevel",
-                        value: value.to_string(),
-                        expected: "error, warn, info, debug, trace or 1 to 5",
-                    })?;
+                    let expected = "error, warn, info, debug, trace or 1 to 5";
+                    options.log_level =
+                        LogLevel::parse(value).ok_or_else(|| wrong("loglevel", value, expected))?;
+                }
+                Some(("panic", value)) => {
+                    options.panic =
+                        PanicAction::parse(value).ok_or_else(|| wrong("panic", value, "reset or halt"))?;
                 }
                 _ => return Err(OptionError::Unknown(word.to_string())),
             }
@@ -87,7 +116,7 @@ impl Options {
 mod tests {
     use alloc::string::ToString;
 
-    use super::{LogLevel, Options};
+    use super::{LogLevel, Options, PanicAction};
 
     #[test]
     fn levels() {
@@ -95,6 +124,11 @@ mod tests {
         assert_eq!(
             Options::parse(" loglevel=1  loglevel=trace ").unwrap().log_level,
             LogLevel::Trace
+        );
+        assert_eq!(Options::parse("").unwrap().panic, PanicAction::Reset);
+        assert_eq!(
+            Options::parse("panic=halt loglevel=2").unwrap().panic,
+            PanicAction::Halt
         );
     }
 
@@ -107,11 +141,12 @@ mod tests {
         );
         assert_eq!(
             message("quiet"),
-            "unknown option \"quiet\", expected loglevel=LEVEL"
+            "unknown option \"quiet\", expected loglevel=LEVEL or panic=reset|halt"
         );
+        assert_eq!(message("panic=1"), "panic=1: expected reset or halt");
         assert_eq!(
             message("log=1"),
-            "unknown option \"log=1\", expected loglevel=LEVEL"
+            "unknown option \"log=1\", expected loglevel=LEVEL or panic=reset|halt"
         );
     }
 }

@@ -1,7 +1,8 @@
 //! [`root_dtb`]: root's device tree. The firmware's, with these changes:
 //!
 //! - memory nodes without EL2's memory, so that root never accesses it;
-//! - no interrupt translation service and no references to one: root's GIC has no LPIs;
+//! - nothing that root must not reach (`nodes::is_hidden`), and no references to an interrupt translation
+//!   service: root's GIC has no LPIs;
 //! - `/chosen` with root's command line and initial RAM file system, without the boot modules;
 //! - a `pci-host-ecam-generic` bridge of its own domain, on which the control device is the only function.
 
@@ -150,7 +151,7 @@ impl Copy<'_> {
     /// Copies a node and all below it; nested no deeper than [`blob::MAX_DEPTH`].
     fn node(&mut self, node: FdtNode<'_, '_>, parent: &str, cells: CellCounts) -> Result<(), RootDtbError> {
         // __symbols__ and the like are for overlays only.
-        if prop::is_compatible(node, "arm,gic-v3-its") || node.name.starts_with("__") {
+        if nodes::is_hidden(node) || node.name.starts_with("__") {
             return Ok(());
         }
         let path = format!("{parent}/{}", node.name);

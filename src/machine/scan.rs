@@ -24,6 +24,14 @@ use crate::addr::Pa;
 pub(super) struct Scan {
     /// `reg` of all nodes that have CPU addresses, and the windows of buses and PCI bridges.
     pub used: Vec<Region>,
+    /// See [`super::Machine::hidden`].
+    pub hidden: Vec<Region>,
+    /// Registers of the interrupt translation services.
+    pub its: Vec<Region>,
+    /// The function of SCMI.
+    pub scmi: Option<u32>,
+    /// Shared memory of SCMI's.
+    pub scmi_shared: Vec<Region>,
     /// SPIs that nodes or interrupt maps name.
     pub spis: SpiSet,
     /// The first enabled GICv3.
@@ -111,6 +119,15 @@ impl Scan {
             }
         } else {
             self.used.extend(own.iter().copied());
+            if nodes::is_hidden(node) || prop::is_compatible(node, "arm,gic-v3") {
+                self.hidden.extend(own.iter().copied());
+            }
+            if prop::is_compatible(node, "arm,scmi-shmem") {
+                self.scmi_shared.extend(own.iter().copied());
+            }
+            if prop::is_compatible(node, "arm,gic-v3-its") {
+                self.its.extend(own.iter().copied());
+            }
             if parent.path == "/reserved-memory" {
                 self.reserved.extend(own.iter().copied());
             }
@@ -154,6 +171,9 @@ impl Scan {
         if !prop::is_enabled(node) {
             return Ok(());
         }
+        if prop::is_compatible(node, "arm,scmi-smc") {
+            self.scmi = prop::u32_property(node, "arm,smc-id");
+        }
         if self.gic.is_none() && prop::is_compatible(node, "arm,gic-v3") {
             self.gic = Some(nodes::gic(node, path, own)?);
         }
@@ -164,11 +184,15 @@ impl Scan {
             for_each_interrupt(fdt, node, interrupt_parent, |_, specifier| {
                 intid = intid.or(SpiSet::intid(specifier));
             });
+            // The first one is UARTCLK (Linux's `arm,pl011` binding).
+            let clock = prop::u32_property(node, "clocks").and_then(|phandle| fdt.find_phandle(phandle));
+            let clock = clock.and_then(|clock| prop::u32_property(clock, "clock-frequency"));
             self.uarts.push((
                 path.into(),
                 Console {
                     registers: *registers,
                     intid,
+                    clock,
                 },
             ));
         }

@@ -83,6 +83,8 @@ pub struct Stage2 {
     root: Pa,
     ipa_bits: u32,
     pages: usize,
+    /// Root entries below which [`Self::dismantle`] has freed the tables.
+    dismantled: usize,
 }
 
 impl Stage2 {
@@ -97,6 +99,7 @@ impl Stage2 {
             root,
             ipa_bits,
             pages,
+            dismantled: 0,
         })
     }
 
@@ -229,16 +232,27 @@ impl Stage2 {
         (entry & VALID != 0).then_some((Pa(entry & ADDRESS & !offset | ipa.0 & offset), entry))
     }
 
-    /// Frees all tables. No CPU may use the tree any more, and its VMID must have been invalidated.
-    pub fn destroy(self, memory: &mut impl TableMemory) {
-        let root_pages = Self::root_pages(self.ipa_bits);
-        for page in 0..root_pages as u64 {
-            let table = Pa(self.root.0 + page * PAGE_SIZE);
-            for index in 0..ENTRIES {
-                Self::free_below(memory, memory.read(table, index), 1);
+    /// Frees the tables below the next root entry that has any, for the address space of 1 GiB. Returns false
+    /// if there was none left. No CPU may use the tree any more, and its VMID must have been invalidated.
+    pub fn dismantle(&mut self, memory: &mut impl TableMemory) -> bool {
+        while self.dismantled < ENTRIES * Self::root_pages(self.ipa_bits) {
+            let table = Pa(self.root.0 + (self.dismantled / ENTRIES) as u64 * PAGE_SIZE);
+            let index = self.dismantled % ENTRIES;
+            self.dismantled += 1;
+            let entry = memory.read(table, index);
+            if entry & VALID != 0 {
+                memory.write(table, index, 0);
+                Self::free_below(memory, entry, 1);
+                return true;
             }
         }
-        memory.free(self.root, root_pages);
+        false
+    }
+
+    /// Frees all tables, see [`Self::dismantle`].
+    pub fn destroy(mut self, memory: &mut impl TableMemory) {
+        while self.dismantle(memory) {}
+        memory.free(self.root, Self::root_pages(self.ipa_bits));
     }
 
     fn free_below(memory: &mut impl TableMemory, entry: u64, level: u32) {
@@ -261,25 +275,6 @@ impl Stage2 {
     const fn index(ipa: Ipa, level: u32) -> usize {
         ((ipa.0 >> (39 - 9 * level)) & 511) as usize
     }
-}
-
-/// Calls `map` for each part of `[0, limit)` outside `holes`, which are sorted by start.
-pub fn gaps<E>(
-    limit: u64,
-    holes: &[(u64, u64)],
-    mut map: impl FnMut(u64, u64) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut at = 0;
-    for &(start, end) in holes {
-        if start > at {
-            map(at, start.min(limit) - at)?;
-        }
-        at = at.max(end);
-        if at >= limit {
-            return Ok(());
-        }
-    }
-    map(at, limit - at)
 }
 
 #[cfg(test)]

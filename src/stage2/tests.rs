@@ -1,5 +1,5 @@
 use super::fake::FakeFrames;
-use super::{Access, MapError, Stage2, gaps};
+use super::{Access, MapError, Stage2};
 use crate::addr::{Ipa, Pa};
 
 const GIB: u64 = 1 << 30;
@@ -119,14 +119,24 @@ fn unmap_and_map_again() {
 }
 
 #[test]
-fn gaps_between_holes() {
-    extern crate std;
-    let mut seen = std::vec::Vec::new();
-    let holes = [(10, 20), (15, 30), (30, 40), (90, 200)];
-    gaps::<()>(100, &holes, |at, len| {
-        seen.push((at, len));
-        Ok(())
-    })
-    .unwrap();
-    assert_eq!(seen, [(0, 10), (40, 50)]);
+fn dismantling_frees_a_bounded_part_each_time() {
+    let mut frames = FakeFrames::default();
+    let mut tree = Stage2::new(&mut frames, 40).unwrap();
+    let root = frames.used;
+    for gib in [0, 1, 7, 600] {
+        let at = gib * GIB + MIB2;
+        let pages = (Ipa(at), Pa(at), 0x3000, Access::Device);
+        tree.map(&mut frames, pages.0, pages.1, pages.2, pages.3).unwrap();
+        tree.map(&mut frames, Ipa(at + MIB2), Pa(at), MIB2, Access::Ram)
+            .unwrap();
+    }
+    // For each a table of blocks and one of pages.
+    for parts in (0..4).rev() {
+        assert!(tree.dismantle(&mut frames));
+        assert_eq!(frames.used, root + 2 * parts);
+        assert_eq!(tree.translate(&frames, Ipa(MIB2)), None);
+    }
+    assert!(!tree.dismantle(&mut frames));
+    tree.destroy(&mut frames);
+    assert_eq!(frames.used, 0);
 }

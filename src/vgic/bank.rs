@@ -113,6 +113,18 @@ impl Bank {
         }
     }
 
+    /// Returns the interrupts that [`Self::want`] a list register or to be released, if they are not in a
+    /// list register.
+    pub fn wanting(&self, groups: u32) -> u32 {
+        let release = self.phys_active & !self.phys_pending;
+        self.active | release | self.pending() & self.deliverable(groups)
+    }
+
+    /// Returns the interrupts whose place a change of group enables may change.
+    pub fn in_use(&self) -> u32 {
+        self.active | self.phys_active | self.pending() | self.resident
+    }
+
     /// Returns the priority of the interrupt at position `bit`.
     pub fn priority(&self, bit: u32) -> u8 {
         self.priority.get(bit as usize).copied().unwrap_or(0xff)
@@ -166,5 +178,12 @@ mod tests {
         assert_eq!(bank.want(1, 2), Want::Active);
         bank.phys_active = 2;
         assert_eq!(bank.want(2, 2), Want::Release);
+        for groups in 0..4 {
+            for bit in 0..4 {
+                let wants = bank.want(1 << bit, groups) != Want::Nothing;
+                assert_eq!(bank.wanting(groups) >> bit & 1 != 0, wants, "{groups} {bit}");
+                assert!(!wants || bank.in_use() >> bit & 1 != 0, "{groups} {bit}");
+            }
+        }
     }
 }

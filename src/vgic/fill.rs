@@ -126,9 +126,11 @@ impl Vgic {
         let (mut vmcr, mut pending, mut masked, mut active) = (0, None, false, false);
         if self.vcpus.get(vcpu).is_some_and(|cpu| cpu.ready_banks != 0) {
             vmcr = lrs.vmcr();
-            pending = self.best(vcpu, vmcr, |class| class == Class::Pending);
-            masked = self.best(vcpu, vmcr, |class| class == Class::Masked).is_some();
-            active = self.best(vcpu, vmcr, |class| class == Class::Active).is_some();
+            pending = self.best(vcpu, vmcr, |class| {
+                masked |= class == Class::Masked;
+                active |= class == Class::Active;
+                class == Class::Pending
+            });
         }
         if let Some(rank) = pending {
             self.withhold(vcpu, rank, vmcr, lrs);

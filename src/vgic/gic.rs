@@ -156,15 +156,25 @@ impl Vgic {
         })
     }
 
-    /// Calls [`Vgic::refresh`] for all interrupts, after a change of group enables.
+    /// Does what [`Vgic::refresh`] of all interrupts does, after a change of group enables. A guest may
+    /// change them as often as it likes, and other CPUs wait meanwhile: private interrupts, which have one
+    /// place, are done a bank at a time, and of the SPIs only those that have any state.
     pub(super) fn refresh_all(&mut self) -> Kicks {
         let mut kicks = Kicks::NONE;
+        let groups = self.groups;
         for vcpu in 0..self.vcpus.len() {
-            kicks |= self.refresh_bank(vcpu, 0, u32::MAX);
+            if let Some(cpu) = self.vcpus.get_mut(vcpu) {
+                let bank = &cpu.private;
+                let (ready, resident) = (bank.wanting(groups) & !bank.resident, bank.resident);
+                cpu.set_ready(0, ready);
+                if ready | resident != 0 {
+                    kicks |= self.mark_dirty(vcpu);
+                }
+            }
         }
         for index in 1..=self.spis.len() {
-            let implemented = self.bank(0, index).map_or(0, |bank| bank.implemented);
-            kicks |= self.refresh_bank(0, index, implemented);
+            let in_use = self.bank(0, index).map_or(0, Bank::in_use);
+            kicks |= self.refresh_bank(0, index, in_use);
         }
         kicks
     }

@@ -25,7 +25,7 @@ pub(super) enum Class {
 
 impl Vgic {
     /// Returns the most urgent interrupt, of the classes that `of` accepts, that waits for a list register.
-    pub(super) fn best(&self, vcpu: usize, vmcr: u64, of: impl Fn(Class) -> bool) -> Option<Rank> {
+    pub(super) fn best(&self, vcpu: usize, vmcr: u64, mut of: impl FnMut(Class) -> bool) -> Option<Rank> {
         let cpu = self.vcpus.get(vcpu)?;
         let mut best: Option<Rank> = None;
         for index in bits(cpu.ready_banks).map(|index| index as usize) {

@@ -67,6 +67,14 @@ impl VCpu {
         }
     }
 
+    /// Makes `mask` the interrupts of a bank in the ready set.
+    pub(super) fn set_ready(&mut self, bank: usize, mask: u32) {
+        self.remove_ready(bank, !mask);
+        if mask != 0 {
+            self.insert_ready(bank, mask);
+        }
+    }
+
     /// Removes the interrupts of a bank in `mask` from the ready set.
     pub(super) fn remove_ready(&mut self, bank: usize, mask: u32) {
         if let Some(word) = self.ready.get_mut(bank) {

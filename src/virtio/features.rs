@@ -45,8 +45,8 @@ const fn needs(feature: u32, any_of: u64) -> Dependency {
     Dependency { feature, any_of }
 }
 
-/// Dependencies of the network device's features (section 5.1.3.1).
-const NET: [Dependency; 16] = {
+/// Dependencies of the network device's features (section 5.1.3.1; USO, bits 54 to 56, as in virtio 1.3).
+const NET: [Dependency; 19] = {
     const CSUM: u64 = 1;
     const GUEST_CSUM: u64 = 1 << 1;
     const GUEST_TSO: u64 = 1 << 7 | 1 << 8;
@@ -67,6 +67,9 @@ const NET: [Dependency; 16] = {
         needs(22, CTRL_VQ),
         needs(23, CTRL_VQ),
         needs(53, CTRL_VQ),
+        needs(54, GUEST_CSUM),
+        needs(55, GUEST_CSUM),
+        needs(56, CSUM),
         needs(60, CTRL_VQ),
         needs(61, HOST_TSO),
     ]

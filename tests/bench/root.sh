@@ -1,7 +1,7 @@
 # What root runs for `make bench`: the guests of $CONFIGS one after the other, on one image in tmpfs. The
 # harness puts the settings in front of this text: CONFIGS, CMDLINE (of the guests), MODE, CPUS, MEMORY (in
-# MiB), LIMIT (seconds for a guest), SIZES and STATS (yes or no). Lines for the harness begin with "bench: ";
-# all others are only kept in the log.
+# MiB), LIMIT (seconds for a guest), SIZES, STORM and STATS (yes or no). Lines for the harness begin with
+# "bench: "; all others are only kept in the log.
 files=/mnt/files
 tools=/srv/zones/rootfs.img
 image=/dev/shm/bench.img
@@ -141,8 +141,23 @@ sizes() {
     ringctl zone stop size2
 }
 
+# Four vCPUs that keep their zone's GIC busy, while root raises interrupts in it by the console's input.
+storm() {
+    ringd --daemonize || return
+    ringctl zone start --name storm --cpus 4 --memory 64M --kernel "$files/storm.bin" >/dev/null 2>&1 ||
+        { say "note the storm does not start"; return; }
+    sleep 0.2
+    say "storm-begin"
+    for _ in 1 2 3 4 5 6 7 8; do
+        echo storm | timeout 0.1 ringctl zone console storm >/dev/null 2>&1
+    done
+    say "storm-end"
+    ringctl zone stop storm
+}
+
 say "note root: $(uname -rv), $(nproc) CPUs, $(awk '/^MemTotal/ { print $2 }' /proc/meminfo) KiB"
 [ "$SIZES" = yes ] && sizes
+[ "$STORM" = yes ] && storm
 [ -n "$CONFIGS" ] || exit 0
 dd if=/dev/zero of=$image bs=1M count=256 2>/dev/null || say "note no room for the image: $(df /dev/shm | tail -n 1)"
 # From here on in root's page cache, as plain QEMU's files are in the host's.

@@ -1,6 +1,7 @@
 #!/bin/bash
 # `make run` without a guest: a shell on root's console, and the terminal as before after poweroff and after
 # Ctrl-A X.
+#@ tier: all
 #@ timeout: 400
 . tests/host/lib.sh
 cat >"$work/expect" <<'S'

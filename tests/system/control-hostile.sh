@@ -1,5 +1,6 @@
 #!/bin/sh
-# Root stores invalid values to the control device (torture c1, c2, c11): EL2 and the daemon keep working.
+# Root stores invalid values to the control device (torture c1, c2, c11, g8), and to frames that write memory:
+# EL2 and the daemon keep working.
 #@ needs: el2
 . ./lib.sh
 device=$(grep -l 0x7276 /sys/bus/pci/devices/*/device) || fail "no control device"
@@ -21,6 +22,19 @@ for address in 0x40200000 0x40300000 0x405ffff8; do
     devmem $address 32 >/tmp/out 2>&1 && fail "root reads EL2's memory at $address: $(cat /tmp/out)"
     devmem $address 32 0 >/tmp/out 2>&1 && fail "root writes EL2's memory at $address"
 done
+# Frames that write memory for root, here EL2's: the ITS (tables by GITS_BASER, commands by GITS_CBASER, on by
+# GITS_CTLR) and fw_cfg's DMA register. And a frame that the device tree does not name, a UART.
+attack() { # ADDRESS WIDTH VALUE
+    devmem $1 "$2" "$3" >/tmp/out 2>&1 && fail "root stores to $1"
+    devmem $1 "$2" >/tmp/out 2>&1 && fail "root reads $1: $(cat /tmp/out)"
+    return 0
+}
+attack 0x8080100 64 0x8107000040300700
+attack 0x8080080 64 0x8000000040300700
+attack 0x8080000 32 1
+attack 0x8090040 32 0
+attack 0x9020010 64 0
+attack 0x9040000 32 0
 daemon
 ringctl info >/dev/null || fail "ringctl info"
 devmem "$(at 8)" 64 0

@@ -3,7 +3,12 @@
 #@ on: a57
 #@ all: generic max small
 . ./lib.sh
-hundredths() { tr -d . </proc/uptime | cut -d ' ' -f 1; }
+# hundredths [COMMAND...]: since boot, as `cat` reads it when run by the command
+hundredths() {
+    uptime=$("$@" cat /proc/uptime)
+    uptime=${uptime%% *}
+    echo "${uptime%.*}${uptime#*.}"
+}
 pids=
 for cpu in $(seq 0 $(($(nproc) - 1))); do
     (
@@ -22,7 +27,7 @@ done
 last=0
 cpus=$(nproc)
 for i in $(seq 1 60); do
-    now=$(taskset -c $((i % cpus)) cat /proc/uptime | tr -d . | cut -d ' ' -f 1)
+    now=$(hundredths taskset -c $((i % cpus)))
     at_least "the clock" "$now" "$last"
     last=$now
 done

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The machine's other devices: virtio and NVMe disks on PCIe, network cards on PCIe and virtio-mmio.
-#@ on: devices devices-generic devices-qemu10
+#@ on: devices-generic-kpti
+#@ all: devices devices-generic devices-qemu10
 . ./lib.sh
 modprobe -q virtio_net
 read_disk() { # DEVICE

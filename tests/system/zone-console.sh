@@ -2,6 +2,7 @@
 # The guest's console both ways: what is typed reaches a shell, its answer comes back, and scroll-back shows
 # both later.
 #@ needs: el2
+#@ tier: all
 #@ timeout: 300
 . ./lib.sh
 guest_disk $Z/root.img

@@ -14,10 +14,10 @@ while :; do
 done &
 while :; do
     seed=$((seed + 1))
-    fio --name=v --filename=/dev/vdb --size=1M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
+    fio --name=v --filename=/dev/vdb --size=256K --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
         --randseed=$seed --verify=crc32c --verify_fatal=1 >/tmp/fio.out 2>&1 || { echo "fio: failed"; cat /tmp/fio.out; break; }
     echo "fio: run $seed"
-    sleep 0.5
+    sleep 2
 done &
 sleep 10000
 S

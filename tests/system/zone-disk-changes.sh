@@ -3,6 +3,7 @@
 # a queue for each vCPU. A new daemon has the disks that the last one attached.
 #@ needs: el2
 #@ boot: disks
+#@ tier: all
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'S'

@@ -1,10 +1,11 @@
 #!/bin/sh
 # A file that fails: no space in a small tmpfs, EIO from device mapper's error target. The guest gets the
 # error (on_error = "report") or waits until the cause is gone (on_error = "stop"), as does its file system
-# (torture c8). And a file in memory, mapped by the daemon, that is truncated: an error for the guest, not the
-# end of the daemon (torture c9).
+# (torture c8, j2). And a file in memory, mapped by the daemon, that is truncated: an error for the guest, not
+# the end of the daemon (torture c9).
 #@ needs: el2
 #@ boot: disks
+#@ tier: all
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'S'

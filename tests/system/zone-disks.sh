@@ -12,7 +12,7 @@ for disk in vdb vdc vdd vdh; do
     echo "$disk: $(sha256sum </dev/$disk | cut -d ' ' -f 1) ro=$(cat /sys/block/$disk/ro) serial=$(cat /sys/block/$disk/serial)"
 done
 for disk in vdb vdc; do
-    dd if=/dev/urandom of=/dev/$disk bs=1M count=8 oflag=direct 2>/dev/null && sync
+    dd if=/dev/urandom of=/dev/$disk bs=1M count=4 oflag=direct 2>/dev/null && sync
     dd if=/dev/urandom of=/dev/$disk bs=512 seek=20001 count=3 oflag=direct 2>/dev/null && sync
     echo 3 >/proc/sys/vm/drop_caches
     echo "$disk-after: $(sha256sum </dev/$disk | cut -d ' ' -f 1)"
@@ -21,10 +21,10 @@ dd if=/dev/zero of=/dev/vdd bs=4k count=1 oflag=direct 2>/dev/null && echo "vdd 
 seed=$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 echo "fio: seed $seed"
 start=$(date +%s)
-fio --size=6M --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --randseed=$seed \
+fio --size=2M --rw=randwrite --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 --randseed=$seed \
     --name=b --filename=/dev/vdb --bsrange=512-64k --iodepth=32 --name=c --filename=/dev/vdc --bsrange=4k-1M --iodepth=4 \
-    --size=2M --name=e --filename=/dev/vde --bsrange=512-16k --iodepth=256 --size=1M --name=f --filename=/dev/vdf --bs=4k --iodepth=1 \
-    --size=2M --name=g --filename=/dev/vdg --bsrange=512-256k --iodepth=16 \
+    --size=1M --name=e --filename=/dev/vde --bsrange=512-16k --iodepth=256 --size=1M --name=f --filename=/dev/vdf --bs=4k --iodepth=1 \
+    --size=1M --name=g --filename=/dev/vdg --bsrange=512-256k --iodepth=16 \
     --name=h --filename=/dev/vdh --bsrange=512-64k --iodepth=8 --name=i --filename=/dev/vdi --bsrange=512-64k --iodepth=64 \
     --name=j --filename=/dev/vdj --bsrange=512-1M --iodepth=32 --name=k --filename=/dev/vdk --bsrange=512-1M --iodepth=8 \
     --name=l --filename=/dev/vdl --bsrange=512-1M --iodepth=8 >/tmp/fio.out 2>&1 && echo "fio: verified in $(($(date +%s) - start)) s" || cat /tmp/fio.out

@@ -1,7 +1,7 @@
 #!/bin/sh
 # How guests end, well or badly, on the bare-metal test guest: what `zone run` reports; that a zone whose
 # guest hangs, storms or faults endlessly stops immediately, that root is not slowed, and that everything is
-# reclaimed (torture a10, d4, d5, d6).
+# reclaimed (torture a10, d4, d5, d6, h2).
 #@ on: a57
 #@ all: max
 #@ needs: el2

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Wrong requests: each is refused with a message that names the mistake, and changes nothing.
 #@ needs: el2
+#@ tier: all
 #@ timeout: 300
 . ./lib.sh
 pages() { ringctl info --json | tr -d ' ,' | sed -n 's/^"pages_used"://p'; }

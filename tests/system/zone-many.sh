@@ -5,7 +5,7 @@
 #@ boot: cpus
 #@ timeout: 600
 . ./lib.sh
-rounds=${ROUNDS:-25}
+rounds=${ROUNDS:-10}
 value() { ringctl info --json | tr -d ' ,' | sed -n "s/^\"$1\"://p"; }
 free() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
 mkdir -p $Z

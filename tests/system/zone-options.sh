@@ -1,6 +1,7 @@
 #!/bin/sh
 # A zone described by options alone; `zone run` of a guest that was stopped returns a status other than 0.
 #@ needs: el2
+#@ tier: all
 #@ timeout: 300
 . ./lib.sh
 echo poweroff >/tmp/autorun

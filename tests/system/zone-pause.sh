@@ -7,7 +7,7 @@
 . ./lib.sh
 cat >/tmp/autorun <<'A'
 fio --name=v --filename=/dev/vdb --size=16M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
-    --time_based --runtime=18 --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio.out 2>&1 && echo "fio: verified" >/tmp/done &
+    --time_based --runtime=12 --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio.out 2>&1 && echo "fio: verified" >/tmp/done &
 last=$(cut -d. -f1 /proc/uptime)
 while [ ! -e /tmp/done ]; do
     now=$(cut -d. -f1 /proc/uptime)
@@ -39,7 +39,7 @@ sleep 8
 is "ticks of a paused guest" "$(ticks)" "$before"
 ringctl zone resume guest1 || fail "zone resume"
 within 60 some_ticks $((before + 1))
-for round in $(seq 20); do
+for round in $(seq 10); do
     ringctl zone pause guest1 || fail "zone pause in round $round"
     is "state in round $round" "$(zone_state guest1)" paused
     ringctl zone resume guest1 || fail "zone resume in round $round"

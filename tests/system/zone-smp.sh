@@ -4,6 +4,7 @@
 #@ all: large
 #@ needs: el2
 #@ boot: cpus
+#@ tier: all
 #@ timeout: 400
 . ./lib.sh
 cat >/tmp/autorun <<'A'

@@ -33,6 +33,18 @@ pub struct SecondaryContext {
 
 global_asm!(
     r#"
+    // What decides how this exception level's registers are laid out and its memory is translated: firmware
+    // may have left E2H on, under which TCR_EL2 has another format, or SP_EL0 selected. A CPU on which E2H
+    // cannot be turned off (without FEAT_E2H0) cannot be used. Clobbers x1.
+    .macro own_regime
+    msr     spsel, #1
+    mov     x1, #(1 << 31)          // HCR_EL2.RW
+    msr     hcr_el2, x1
+    isb
+    mrs     x1, hcr_el2
+9999: tbnz  x1, #34, 9999b          // E2H
+    .endm
+
     .section .head.text, "ax"
     .global _start
 _start:
@@ -53,6 +65,7 @@ _start:
 
 3:  msr     daifset, #15
     mov     x20, x0                 // device tree
+    own_regime
     ldr     x1, ={sctlr_off}
     msr     sctlr_el2, x1
     isb
@@ -150,6 +163,7 @@ enable_mmu:
 secondary_start:
     msr     daifset, #15
     mov     x20, x0
+    own_regime
     ldp     x0, x1, [x20]
     ldr     x2, ={sctlr_final}
     bl      enable_mmu

@@ -8,6 +8,7 @@ pub mod boot;
 mod entry;
 pub mod features;
 pub mod frame;
+mod registers;
 pub mod sysreg;
 pub mod vcpu;
 pub mod vectors;
@@ -32,6 +33,22 @@ pub fn dsb_ish() {
 pub fn isb() {
     // SAFETY: a barrier has no effect on memory safety.
     unsafe { asm!("isb", options(nostack, preserves_flags)) }
+}
+
+/// Takes an SError that is pending. Returns its syndrome (ESR_EL2), or `None` if none is.
+pub fn take_serror() -> Option<u64> {
+    const PENDING: u64 = 1 << 8; // ISR_EL1.A, which shows physical SErrors at EL2
+    // What the owner has stored is complete, or has failed.
+    dsb_sy();
+    isb();
+    if sysreg::read!("isr_el1") & PENDING == 0 {
+        return None;
+    }
+    let esr: u64;
+    // SAFETY: the vectors return to the end of this function if the SError is taken in it, with the syndrome
+    // in x0 and nothing else changed.
+    unsafe { asm!("bl take_pending_serror", out("x0") esr, out("x30") _, options(nostack)) }
+    (esr != 0).then_some(esr)
 }
 
 /// Executes one iteration of a loop that waits for another CPU.
@@ -78,8 +95,20 @@ pub fn tlbi_vmalls12e1is() {
 
 /// Invalidates the entries of all CPUs for the page at `ipa` and the VMID in `vttbr`, which need not be this
 /// CPU's.
+///
+/// Stage 1 of the vCPU that runs here is on, and its walks are off, while the VMID is another's: some CPUs
+/// execute the AT of [`at_s1e1r`] speculatively, and would keep a translation by this stage 1 under that VMID
+/// (errata 1530923 of Cortex-A55, 1319537 of A57, 1319367 of A72, 1165522 of A76). A change of a CPU's owner
+/// needs no such thing: all entries of the new VMID are invalidated after it, and those of the old one before
+/// it is used again.
 pub fn tlbi_ipa(vttbr: u64, ipa: Ipa) {
+    const EPD: u64 = 1 << 7 | 1 << 23;
     let own = sysreg::read!("vttbr_el2");
+    let (tcr, sctlr) = (sysreg::read!("tcr_el1"), sysreg::read!("sctlr_el1"));
+    sysreg::write!("tcr_el1", tcr | EPD);
+    isb();
+    sysreg::write!("sctlr_el1", sctlr | 1);
+    isb();
     sysreg::write!("vttbr_el2", vttbr);
     isb();
     // SAFETY: as above. Stage 2 first, then the entries that combine it with stage 1 (Arm ARM D8.13.5).
@@ -95,6 +124,10 @@ pub fn tlbi_ipa(vttbr: u64, ipa: Ipa) {
         )
     }
     sysreg::write!("vttbr_el2", own);
+    isb();
+    sysreg::write!("sctlr_el1", sctlr);
+    isb();
+    sysreg::write!("tcr_el1", tcr);
     isb();
 }
 
@@ -158,6 +191,21 @@ pub unsafe fn clean_data_cache(start: usize, len: usize) {
     while at < start + len {
         // SAFETY: the caller promises the mapping; a clean changes no content.
         unsafe { asm!("dc cvac, {}", in(reg) at, options(nostack, preserves_flags)) };
+        at += line;
+    }
+    dsb_sy();
+}
+
+/// Cleans and invalidates the data cache over `len` bytes from `start` to the point of coherency.
+///
+/// # Safety
+/// The range must be mapped at EL2.
+pub unsafe fn clean_invalidate_data_cache(start: usize, len: usize) {
+    let line = data_line();
+    let mut at = start & !(line - 1);
+    while at < start + len {
+        // SAFETY: the caller promises the mapping; nothing that was written is lost.
+        unsafe { asm!("dc civac, {}", in(reg) at, options(nostack, preserves_flags)) };
         at += line;
     }
     dsb_sy();

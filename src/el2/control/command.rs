@@ -12,11 +12,15 @@ use crate::el2::logger::level_filter;
 use crate::el2::stats;
 use crate::el2::zone::{Zone, registry};
 
-/// Executes the command in the shared page at `page` and writes how it ended. The caller holds the command
-/// lock.
-pub fn execute(page: Pa) {
+/// Executes the command in the shared page at `page` and writes how it ended. Returns false if it has not
+/// ended and is to be executed again; the slot is as it was then. The caller holds the command lock.
+pub fn execute(page: Pa) -> bool {
     let mut header: Header = copy_in(page, shared::COMMAND);
     let result = match Op::try_from(header.op) {
+        Ok(Op::ZoneDestroy) => match number(&header).and_then(registry::destroy_some) {
+            Ok(true) => return false,
+            result => result.map(drop),
+        },
         Ok(op) => execute_op(op, &mut header, page),
         Err(op) => Err((CommandStatus::UnknownOp, u64::from(op))),
     };
@@ -31,6 +35,7 @@ pub fn execute(page: Pa) {
         }
     };
     copy_out(page, shared::COMMAND, &header);
+    true
 }
 
 /// `header` is EL2's own copy; results go into it or into the payload.
@@ -41,7 +46,6 @@ fn execute_op(op: Op, header: &mut Header, page: Pa) -> Result<(), Refusal> {
             header.zone = u32::from(registry::create(&request)?);
             Ok(())
         }
-        Op::ZoneDestroy => registry::destroy(number(header)?),
         Op::LogLevel => match header.args[0] {
             level @ 1..=5 => {
                 log::set_max_level(level_filter(level as u8));
@@ -75,6 +79,7 @@ fn execute_on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result
     let slot = header.slot as usize;
     let stale = |_: Rejected| (CommandStatus::Stale, arg0);
     match op {
+        // Executed above, or in `execute`.
         Op::ZoneCreate | Op::ZoneDestroy | Op::LogLevel | Op::Trace => {
             Err((CommandStatus::UnknownOp, u64::from(header.op)))
         }

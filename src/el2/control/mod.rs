@@ -56,11 +56,12 @@ pub fn init(bar: Pa, intid: u32, root: fn() -> ZoneSummary) -> Result<Pages, &'s
     Ok(pages)
 }
 
-/// Emulates a store of root's to BAR 0 at `offset`. Only the doorbell page reacts.
-pub fn bar_write(offset: u32, width: Width, value: u64) {
+/// Emulates a store of root's to BAR 0 at `offset`. Only the doorbell page reacts. Returns false if the store
+/// is to be executed again: a long command is executed in parts, between which root takes its interrupts.
+pub fn bar_write(offset: u32, width: Width, value: u64) -> bool {
     let register = offset.checked_sub(doorbell::PAGE_OFFSET as u32);
     let Some(Ok(register)) = register.map(u16::try_from) else {
-        return;
+        return true;
     };
     match (register, width) {
         (doorbell::USED_BUFFER, Width::Word) => {
@@ -76,11 +77,12 @@ pub fn bar_write(offset: u32, width: Width, value: u64) {
             }
         }
         (doorbell::PULSES, Width::Word) => function::set_pulses(value as u32 == 1),
-        (doorbell::COMMAND, Width::Word) => execute_command(),
+        (doorbell::COMMAND, Width::Word) => return execute_command(),
         (doorbell::ATTACH, Width::Double) => attach(Some(Pa(value))),
         (doorbell::DETACH, Width::Word) => attach(None),
         _ => {}
     }
+    true
 }
 
 /// Attaches `page` as the shared page, or detaches the one that is attached, and shows root how that ended.
@@ -100,13 +102,17 @@ fn attach(page: Option<Pa>) {
     info::refresh();
 }
 
-/// Apart from [`bar_write`], whose other registers are on the path of each request.
+/// Apart from [`bar_write`], whose other registers are on the path of each request. Returns whether the
+/// command has ended.
 #[inline(never)]
-fn execute_command() {
-    stats::count(CpuEvent::Commands);
+fn execute_command() -> bool {
     let _guard = COMMANDS.lock();
     if let Some(page) = shared_page::address() {
-        command::execute(page);
+        if !command::execute(page) {
+            return false;
+        }
         info::refresh();
     }
+    stats::count(CpuEvent::Commands);
+    true
 }

@@ -1,6 +1,7 @@
 //! The GIC's physical CPU interface: its initialisation, acknowledging and deactivating interrupts, and EL2's
 //! own SGI.
 
+use core::ops::RangeInclusive;
 use core::ptr::NonNull;
 
 use arm_gic::gicv3::GicRedistributor;
@@ -8,13 +9,14 @@ use arm_gic::gicv3::registers::GicrSgi;
 use arm_gic::{IntId, UniqueMmioPointer};
 use ringvisor::abi::counters::CpuEvent;
 
-use super::frames::{KICK, MAINTENANCE, redistributor};
+use super::frames::{KICK, maintenance, redistributor};
 use crate::el2::arch::{self, sysreg};
 use crate::el2::cpu::Cpu;
 use crate::el2::stats;
 
-/// First special INTID: nothing is pending, or it is not for this CPU interface.
-const SPECIAL: u32 = 1020;
+/// Special INTIDs (GIC 2.2.1): nothing is pending, or it is not for this CPU interface. Those above are
+/// interrupts, extended ones and LPIs, whose priority has to be dropped even if they should not have come.
+const SPECIAL: RangeInclusive<u32> = 1020..=1023;
 
 /// Wakes this CPU's redistributor and initialises its CPU interface.
 pub fn init_cpu(cpu: &Cpu) {
@@ -24,7 +26,7 @@ pub fn init_cpu(cpu: &Cpu) {
         // An error means that it is already awake.
         let _ = redistributor.mark_core_awake();
         redistributor.configure_default_settings();
-        for own in [IntId::sgi(KICK), IntId::ppi(MAINTENANCE - 16)] {
+        for own in [IntId::sgi(KICK), IntId::ppi(maintenance() - 16)] {
             // These ids exist in every redistributor.
             let _ = redistributor.set_interrupt_priority(own, 0);
             let _ = redistributor.enable_interrupt(own, true);
@@ -59,6 +61,14 @@ pub fn kick(cpu: &Cpu) {
     arch::isb();
 }
 
+/// Sends EL2's SGI to all other CPUs.
+pub fn kick_others() {
+    const IRM: u64 = 1 << 40;
+    arch::dsb_ishst();
+    sysreg::write!("S3_0_C12_C11_5", IRM | u64::from(KICK) << 24); // ICC_SGI1R_EL1
+    arch::isb();
+}
+
 /// Acknowledges an interrupt that is pending on this CPU and drops its priority. Returns `None` if none is
 /// pending.
 pub fn acknowledge() -> Option<u32> {
@@ -69,7 +79,7 @@ pub fn acknowledge() -> Option<u32> {
     }
     let iar = sysreg::read!("S3_0_C12_C12_0"); // ICC_IAR1_EL1
     let intid = iar as u32 & 0xff_ffff;
-    if intid >= SPECIAL {
+    if SPECIAL.contains(&intid) {
         return None;
     }
     arch::dsb_sy();

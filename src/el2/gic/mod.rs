@@ -8,9 +8,9 @@ mod cpu_interface;
 mod frames;
 mod list_registers;
 
-pub use cpu_interface::{acknowledge, deactivate, init_cpu, kick};
+pub use cpu_interface::{acknowledge, deactivate, init_cpu, kick, kick_others};
 pub use frames::{
-    Addresses, MAINTENANCE, Physical, disable_private, init, interrupt_limit, redistributor_at,
+    Addresses, Physical, disable_private, init, interrupt_limit, maintenance, redistributor_at,
     reset_private, set_pending,
 };
 pub use list_registers::{LocalShadow, clear_list_registers, with_list_registers};

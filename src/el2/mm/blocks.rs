@@ -90,6 +90,12 @@ pub fn donate(list: &[Pa]) -> Result<(), (CommandStatus, u64)> {
     Ok(())
 }
 
+/// Returns blocks to root.
+pub fn reclaim_all(list: &[Pa]) {
+    let mut blocks = BLOCKS.lock();
+    list.iter().for_each(|&block| blocks.reclaim(block));
+}
+
 /// Returns a block to root.
 pub fn reclaim(block: Pa) {
     BLOCKS.lock().reclaim(block);

@@ -9,6 +9,7 @@ use buddy_system_allocator::Heap;
 use ringvisor::addr::{PAGE_SIZE, Pa};
 use ringvisor::stage2::TableMemory;
 
+use crate::el2::arch;
 use crate::el2::sync::Mutex;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -76,7 +77,10 @@ pub struct Tables;
 
 impl TableMemory for Tables {
     fn alloc(&mut self, pages: usize) -> Option<Pa> {
-        NORMAL.alloc(pages).map(|block| Pa(block.as_ptr() as u64))
+        let block = NORMAL.alloc(pages)?;
+        // A walker that finds this table's descriptor, which is stored next, must find the table empty.
+        arch::dsb_ishst();
+        Some(Pa(block.as_ptr() as u64))
     }
 
     fn free(&mut self, table: Pa, pages: usize) {

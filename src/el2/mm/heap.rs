@@ -8,6 +8,7 @@ use core::ptr::{NonNull, null_mut};
 use buddy_system_allocator::Heap;
 use ringvisor::addr::PAGE_SIZE;
 
+use crate::el2::arch;
 use crate::el2::sync::Mutex;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -21,6 +22,18 @@ static HEAP: Global = Global(Mutex::new(Heap::empty()));
 unsafe impl GlobalAlloc for Global {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         self.0.lock().alloc(layout).map_or(null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise about the layout.
+        let block = unsafe { self.alloc(layout) };
+        if !block.is_null() {
+            // SAFETY: allocated just now with this layout.
+            unsafe { block.write_bytes(0, layout.size()) };
+            // Stage 1's tables come from here: see `frames::Tables`.
+            arch::dsb_ishst();
+        }
+        block
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {

@@ -1,17 +1,22 @@
 //! EL2's memory: the heap, the page frames, EL2's own stage 1, and which blocks of root's RAM are donated.
 //!
 //! EL2 owns the [`EL2_SIZE`] bytes from its load address on: hypervisor binary, heap, page frames, and at the
-//! end the register frames, which EL2 maps non-cacheable because guests and root map them as Device memory.
+//! end the register frames and the log, which EL2 maps non-cacheable because guests and root map them as
+//! Device memory.
+//!
+//! Nothing is written to such memory before that mapping is in use: a dirty cache line of an earlier,
+//! cacheable mapping would be written over what came later (Arm ARM B2, "Mismatched memory attributes").
 
 pub mod blocks;
 pub mod frames;
 pub mod heap;
 pub mod stage1;
 
+use ringvisor::abi::log;
 use ringvisor::addr::Pa;
 
 use super::arch::boot::{self, EL2_SIZE};
-use super::arch::features;
+use super::arch::{self, features};
 
 /// The widest intermediate physical address that stage-2 tables of three levels translate, in bits.
 const MAX_IPA_BITS: u32 = 40;
@@ -32,23 +37,38 @@ pub fn el2_range() -> (Pa, Pa) {
     (Pa(start as u64), Pa((start + EL2_SIZE) as u64))
 }
 
-/// Adds the memory behind the hypervisor binary to the heap and the frame pools. Called once, on the boot
-/// CPU.
+/// Adds the memory behind the hypervisor binary to the heap and the pool of ordinary frames. Called once, on
+/// the boot CPU.
 pub fn init() {
     let free = boot::binary_end();
-    let end = boot::binary_start() + EL2_SIZE;
-    let registers = end - REGISTER_FRAMES_SIZE;
-    // SAFETY: the linker script and the Image header reserve this memory for EL2; the three parts are
-    // disjoint.
+    let (uncached, _) = uncached_range();
+    // SAFETY: the linker script and the Image header reserve this memory for EL2; the parts are disjoint.
     unsafe {
         heap::init(free, HEAP_SIZE);
-        frames::NORMAL.init(free + HEAP_SIZE, registers);
-        frames::REGISTERS.init(registers, end);
+        frames::NORMAL.init(free + HEAP_SIZE, uncached);
     }
 }
 
-/// Returns the range of the register frames, which EL2 maps non-cacheable.
-pub fn register_range() -> (usize, usize) {
+/// Adds the register frames to their pool. Called once, after the final tables have made them non-cacheable.
+pub fn init_registers() {
+    let (start, end) = uncached_range();
+    let (log, _) = log_range();
+    // SAFETY: the range is mapped; it is EL2's, and only the pool uses what lies before the log. Lines that
+    // were loaded through the early, cacheable mapping are dropped; none is dirty.
+    unsafe {
+        arch::clean_invalidate_data_cache(start, end - start);
+        frames::REGISTERS.init(start, log);
+    }
+}
+
+/// Returns the range that EL2 maps non-cacheable: register frames and log.
+pub fn uncached_range() -> (usize, usize) {
+    let (log, end) = log_range();
+    (log - REGISTER_FRAMES_SIZE, end)
+}
+
+/// Returns the range of the log. It ends where EL2's memory ends, so the next start of EL2 finds it.
+pub fn log_range() -> (usize, usize) {
     let end = boot::binary_start() + EL2_SIZE;
-    (end - REGISTER_FRAMES_SIZE, end)
+    (end - log::SIZE, end)
 }

@@ -38,7 +38,7 @@ pub fn init(ram: &[(u64, u64)], devices: &[(u64, u64)]) -> Result<(), Stage1Erro
     let mut map = IdMap::new(0, El2);
     let start = boot::binary_start();
     let end = start + boot::EL2_SIZE;
-    let (registers, registers_end) = super::register_range();
+    let (registers, registers_end) = super::uncached_range();
     let mut add = |from: usize, to: usize, attributes: Attr| {
         if from < to {
             map.map_range(&region(from, to), attributes)

@@ -12,7 +12,7 @@ use crate::el2::channel::function::config_write;
 use crate::el2::control::bar_write;
 use crate::el2::owner::TrapOutcome;
 use crate::el2::zone::registry;
-use crate::el2::{cpu, gic};
+use crate::el2::{console, cpu, gic};
 
 impl Root {
     /// Emulates an access that stage 2 did not permit. `ipa` is aligned to `width`. Not inlined, for a zone's
@@ -21,10 +21,10 @@ impl Root {
     pub(super) fn emulate(&self, ipa: Ipa, width: Width, stored: Option<u64>) -> TrapOutcome {
         let at = ipa.0;
         if (self.bar..self.bar + BAR_SIZE).contains(&at) {
-            if let Some(value) = stored {
-                bar_write((at - self.bar) as u32, width, value);
-            }
-            return TrapOutcome::Done(0);
+            return match stored {
+                Some(value) if !bar_write((at - self.bar) as u32, width, value) => TrapOutcome::Retry,
+                _ => TrapOutcome::Done(0),
+            };
         }
         if (self.ecam..self.ecam + ECAM_SIZE).contains(&at) {
             if let Some(value) = stored {
@@ -69,6 +69,7 @@ fn kernel_replaced() {
     warn!(
         "root's kernel was replaced while {zones} zones exist, whose memory it would use: the machine is reset"
     );
+    console::flush();
     // Returns only if the firmware refuses.
     let _ = smccc::psci::system_reset::<smccc::Smc>();
 }

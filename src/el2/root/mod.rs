@@ -27,8 +27,8 @@ mod modules;
 mod owner;
 mod psci;
 
-/// PPIs that EL2 keeps: maintenance, hypervisor timer, hypervisor virtual timer.
-const RESERVED_PPIS: [u32; 3] = [gic::MAINTENANCE, 26, 28];
+/// EL2's physical and virtual timers' PPIs, as BSA requires.
+const EL2_TIMERS: [u32; 2] = [26, 28];
 
 /// Root's state, set up once.
 pub struct Root {
@@ -108,7 +108,8 @@ pub fn init(tree: &DeviceTree, machine: &Machine, firmware_dtb: Pa) -> Result<En
         stage2.pages()
     );
     let affinities: Vec<u32> = cpu::all().iter().map(|cpu| affinity(cpu.mpidr())).collect();
-    let reserved = RESERVED_PPIS;
+    let [physical_timer, virtual_timer] = EL2_TIMERS;
+    let reserved = [gic::maintenance(), physical_timer, virtual_timer];
     let gic_config = RootConfig {
         affinities: &affinities,
         reserved: &reserved,

@@ -6,11 +6,12 @@ use core::sync::atomic::AtomicU32;
 use log::info;
 use ringvisor::abi::ROOT_ZONE;
 use ringvisor::addr::Ipa;
+use ringvisor::firmware::Caller;
 use ringvisor::psci::{Error, Mpidr};
 
 use super::Root;
 use crate::el2::psci::System;
-use crate::el2::{cpu, gic};
+use crate::el2::{console, cpu, gic};
 
 impl fmt::Display for Root {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,6 +20,8 @@ impl fmt::Display for Root {
 }
 
 impl System for Root {
+    const CALLER: Caller = Caller::Root;
+
     fn calls_refused(&self) -> &AtomicU32 {
         &self.calls_refused
     }
@@ -58,6 +61,7 @@ impl System for Root {
 
     fn system_off(&self) -> Result<u64, Error> {
         info!("root powers the machine off");
+        console::flush();
         // Returns only if the firmware refuses.
         let _ = smccc::psci::system_off::<smccc::Smc>();
         Err(Error::InternalFailure)
@@ -65,6 +69,7 @@ impl System for Root {
 
     fn system_reset(&self, reset2: Option<(u32, u64)>) -> Result<u64, Error> {
         info!("root resets the machine");
+        console::flush();
         if let Some((reset_type, cookie)) = reset2 {
             let _ = smccc::psci::system_reset2::<smccc::Smc>(reset_type, cookie);
         }

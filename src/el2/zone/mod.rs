@@ -67,8 +67,10 @@ pub struct Zone {
     state: AtomicU8,
     reason: AtomicU8,
     generation: AtomicU32,
-    /// `None` only while the zone is destroyed.
+    /// `None` once the zone is being destroyed.
     stage2: Mutex<Option<Stage2>>,
+    /// The stage 2 of a zone that is being destroyed.
+    reclaiming: Mutex<Option<Stage2>>,
     vttbr: u64,
     /// Number of 2 MiB blocks of RAM, contiguous from [`machine::RAM_BASE`].
     blocks: AtomicU64,
@@ -130,6 +132,7 @@ impl Zone {
             reason: AtomicU8::new(StopReason::None as u8),
             generation: AtomicU32::new(1),
             stage2: Mutex::new(Some(stage2)),
+            reclaiming: Mutex::new(None),
             vttbr,
             blocks: AtomicU64::new(0),
             gic: Mutex::new(gic),

@@ -5,6 +5,7 @@ use core::sync::atomic::AtomicU32;
 
 use ringvisor::abi::{StopReason, ZoneState};
 use ringvisor::addr::Ipa;
+use ringvisor::firmware::Caller;
 use ringvisor::psci::Error;
 use ringvisor::psci::cpus::AfterOff;
 use ringvisor::virtio::GuestRam;
@@ -20,6 +21,8 @@ impl fmt::Display for Zone {
 }
 
 impl System for Zone {
+    const CALLER: Caller = Caller::Guest;
+
     fn calls_refused(&self) -> &AtomicU32 {
         &self.calls_refused
     }

@@ -1,7 +1,5 @@
 //! The zones by number: creating, finding and destroying them.
 
-use core::sync::atomic::Ordering;
-
 use arrayvec::ArrayVec;
 use log::info;
 use ringvisor::abi::command::{CommandStatus, ZoneCreate};
@@ -83,26 +81,20 @@ fn change(place: &RwLock<Option<FrameBox<Zone>>>) -> RwLockWriteGuard<'_, Option
     place.upgradeable_read().upgrade()
 }
 
-/// Destroys a zone that is off; its CPUs have no owner afterwards and its memory returns to root. The caller
-/// holds the command lock.
-pub fn destroy(number: u8) -> Result<(), Refusal> {
+/// Does a part of destroying a zone that is off. Returns whether more is left, so that no CPU of root's is at
+/// EL2 for as long as it takes; then the command is to be executed again. At the end the zone's CPUs have no
+/// owner, and its memory is root's. The caller holds the command lock.
+pub fn destroy_some(number: u8) -> Result<bool, Refusal> {
     let no_such_zone = (CommandStatus::NoSuchZone, u64::from(number));
-    let place = ZONES.get(usize::from(number)).ok_or(no_such_zone)?;
-    let mut guard = change(place);
-    let zone = guard.as_ref().ok_or(no_such_zone)?;
-    {
-        let core = zone.core.lock();
-        if !core.is_off() || zone.inside.load(Ordering::Acquire) != 0 {
-            return Err((CommandStatus::WrongState, core.state as u64));
-        }
+    if with(number, Zone::destroy_some).unwrap_or(Err(no_such_zone))? {
+        return Ok(true);
     }
-    let zone = guard.take();
+    let place = ZONES.get(usize::from(number)).ok_or(no_such_zone)?;
     // Doorbells for this number need not wait for the rest; commands are serialized.
-    drop(guard);
+    let zone = change(place).take();
     if let Some(zone) = zone {
         info!("{} destroyed", *zone);
         zone.cpus.iter().for_each(|cpu| cpu.release());
-        zone.reclaim();
     }
-    Ok(())
+    Ok(false)
 }

@@ -1,14 +1,14 @@
 //! Runs a script in root without a user: `make exec`, and the boots of the system tests.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::console::{Chunk, Line, Lines, Printer, Reader};
+use crate::cpu;
 use crate::machine::{Machine, Mode};
 use crate::options::MachineOptions;
 use crate::project::Project;
@@ -71,18 +71,41 @@ pub enum Next {
     Stop,
 }
 
-/// Starts `machine` and hands every line to `seen` with the console's input, until the machine stops, the
-/// time is up or `seen` says so.
+/// The process of a running machine.
+#[derive(Debug)]
+pub struct Process {
+    /// The console's input.
+    pub input: ChildStdin,
+    id: u32,
+}
+
+impl Process {
+    /// Returns the CPU time that the machine has taken so far.
+    pub fn cpu(&self) -> Duration {
+        cpu::used(self.id)
+    }
+
+    /// Returns what the machine has taken since `start`, when its CPU time was `cpu`.
+    pub fn took(&self, start: Instant, cpu: Duration) -> cpu::Took {
+        cpu::Took::since(start, cpu, self.id)
+    }
+}
+
+/// Starts `machine` and hands every line to `seen` with its process, until the machine stops, the time is up
+/// or `seen` says so.
 ///
 /// # Errors
 /// QEMU cannot be started.
 pub fn watch(
     machine: &Machine,
     mut limit: Duration,
-    mut seen: impl FnMut(&Line, &mut dyn Write) -> Next,
+    mut seen: impl FnMut(&Line, &mut Process) -> Next,
 ) -> Result<Stop> {
     let mut qemu = Qemu::start(machine)?;
-    let mut input = qemu.0.stdin.take().context("no pipe to QEMU")?;
+    let mut process = Process {
+        input: qemu.0.stdin.take().context("no pipe to QEMU")?,
+        id: qemu.0.id(),
+    };
     let reader = Reader::start(qemu.0.stdout.take().context("no pipe from QEMU")?);
     let mut lines = Lines::new(machine.nonce.clone());
     let mut deadline = Instant::now() + limit;
@@ -101,7 +124,7 @@ pub fn watch(
             }
         };
         for line in got {
-            match seen(&line, &mut input) {
+            match seen(&line, &mut process) {
                 Next::Continue => {}
                 Next::Within(time) if stop.is_none() => {
                     limit = time;
@@ -123,7 +146,7 @@ pub fn watch(
         }
     }
     if let Some(line) = lines.finish() {
-        seen(&line, &mut input);
+        seen(&line, &mut process);
     }
     let status = qemu.0.wait()?;
     Ok(stop.unwrap_or_else(|| Stop::Ended(status.to_string())))

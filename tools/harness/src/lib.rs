@@ -8,12 +8,14 @@
 //! - [`machine`], [`modules`]: a QEMU command line from all three, and a directory with the run's files.
 //! - [`console`]: the machine's output, line by line, with the marks that root's scripts put into it.
 //! - [`rundir`]: the directory with a run's files; [`shard`]: the part of a run that `SHARD` names.
+//! - [`cpu`]: the wall and CPU time of a child process.
 //! - [`symbols`]: functions and lines for the hypervisor's backtraces.
 //! - [`stop`]: why a machine stopped, and the exit status that means.
 
 pub mod bench;
 pub mod board;
 pub mod console;
+pub mod cpu;
 pub mod exec;
 pub mod gdb;
 pub mod interactive;

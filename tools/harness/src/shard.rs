@@ -57,12 +57,17 @@ impl Shard {
     }
 }
 
-/// How long stages and system tests take on two idle cores, as measured: `tests/durations.txt`.
+/// What stages and system tests take, as measured: `tests/durations.txt`.
 #[derive(Debug, Default)]
 pub struct Durations(BTreeMap<String, u64>);
 
+/// CPUs of the machines that a run is divided among.
+const CPUS: u64 = 2;
+/// Machines and stages that are at work at the same time, most of them waiting.
+const BESIDE: u64 = 3;
+
 impl Durations {
-    /// Reads the file: a name and seconds on each line.
+    /// Reads the file: a name, seconds of wall time and seconds of CPU time on each line.
     ///
     /// # Errors
     /// It cannot be read, or a line is not understood.
@@ -72,15 +77,24 @@ impl Durations {
         text.lines()
             .filter(|line| !line.trim().is_empty() && !line.starts_with('#'))
             .map(|line| {
-                let (name, seconds) = line.rsplit_once(' ')?;
-                Some((name.trim().to_owned(), seconds.parse().ok()?))
+                let mut words = line.rsplitn(3, ' ');
+                let cpu: u64 = words.next()?.parse().ok()?;
+                let wall: u64 = words.next()?.parse().ok()?;
+                let seconds = cpu.div_ceil(CPUS).max(wall.div_ceil(BESIDE));
+                Some((words.next()?.trim().to_owned(), seconds))
             })
             .collect::<Option<_>>()
             .map(Self)
-            .with_context(|| format!("{}: expected a name and seconds on each line", path.display()))
+            .with_context(|| {
+                format!(
+                    "{}: expected a name, seconds and CPU seconds on each line",
+                    path.display()
+                )
+            })
     }
 
-    /// Returns the seconds of `name`, or `otherwise` for what was never measured.
+    /// Returns the seconds by which `name` prolongs a run beside others on two idle cores, or `otherwise` for
+    /// what was never measured: what computes has both cores' time, what waits is one of several that do.
     pub fn of(&self, name: &str, otherwise: u64) -> u64 {
         self.0.get(name).copied().unwrap_or(otherwise)
     }
@@ -126,16 +140,19 @@ mod tests {
     }
 
     #[test]
-    fn durations_are_names_and_seconds() {
+    fn durations_are_names_wall_and_cpu_seconds() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(
             dir.path().join("durations.txt"),
-            "# x\nclippy host 40\na57::a 7\n",
+            "# x\nclippy host 60 80\na57::a 70 9\n",
         )
         .unwrap();
         let durations = Durations::read(dir.path()).unwrap();
-        assert_eq!((durations.of("clippy host", 1), durations.of("new", 9)), (40, 9));
-        fs::write(dir.path().join("durations.txt"), "a57::a\n").unwrap();
+        assert_eq!(
+            ["clippy host", "a57::a", "new"].map(|name| durations.of(name, 9)),
+            [40, 24, 9]
+        );
+        fs::write(dir.path().join("durations.txt"), "a57::a 7\n").unwrap();
         assert!(Durations::read(dir.path()).is_err());
     }
 }

@@ -41,15 +41,17 @@ const ROOT_MODULES: &[&str] = &[
     "brd?",
     "nbd?",
     "tun",
+    "bridge",
     "rtc_pl031",
     "gpio_keys?",
     "evdev?",
 ];
 
-/// What a guest needs to reach its root file system, and its entropy device.
+/// What a guest needs to reach its root file system, its network and its entropy device.
 const GUEST_MODULES: &[&str] = &[
     "virtio_mmio",
     "virtio_blk",
+    "virtio_net",
     "virtio_rng?",
     "ext4",
     "crc32c_generic?",

@@ -5,6 +5,7 @@
 //! | supervisor | `ringd --supervise` | starts the daemon again whenever it ends ([`crate::supervise`]) |
 //! | broker | `ringd` | takes the run lock, keeps root's rights for the worker ([`crate::broker`]) |
 //! | worker | `ringd --worker`, by the broker | everything else; here |
+//! | keeper | `ringd --keep-ports`, by the broker | keeps the ports of network devices ([`crate::ports`]) |
 //!
 //! The worker attaches to EL2 and opens devices as root, then drops its privileges ([`crate::sandbox`]), and
 //! only after that looks at anything that a guest or a client wrote. The supervisor keeps a second broker and
@@ -38,7 +39,7 @@ use crate::io::Io;
 use crate::stats::metrics;
 use crate::zone::Context;
 use crate::zone::registry::{Registry, Upgrade};
-use crate::{log, sandbox, serve, supervise, upgrade};
+use crate::{log, ports, sandbox, serve, supervise, upgrade};
 
 /// The default directory of the daemon's files.
 pub const RUN_DIR: &str = "/run/ringd";
@@ -97,6 +98,9 @@ pub struct Options {
     /// Started by the supervisor, to wait until the daemon that runs has died.
     #[arg(long, hide = true)]
     pub standby: bool,
+    /// Started by the broker, to keep the ports of network devices.
+    #[arg(long, hide = true)]
+    pub keep_ports: bool,
     /// Says whether this program can take over from a daemon that runs, with EL2's version of the interface.
     #[arg(long, hide = true, value_name = "ABI")]
     pub check_takeover: Option<u32>,
@@ -158,6 +162,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     if options.worker {
         return worker(options);
     }
+    if options.keep_ports {
+        drop(log::start(options.log_level, options.log_file.as_deref())?);
+        return ports::keeper::run(&options.run_dir);
+    }
     let records = options.run_dir.join("zones");
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&records);
     made.with_context(|| format!("cannot make {}", records.display()))?;
@@ -188,7 +196,7 @@ fn spare_when_memory_is_short(score: &Path) {
 
 /// The privileged half: starts the worker and serves it.
 fn broker(options: &Options) -> anyhow::Result<()> {
-    let broker = Broker::new(options.arguments(&[]))?;
+    let broker = Broker::new(&options.run_dir, options.arguments(&[]))?;
     let arguments = options.arguments(&["--worker"]);
     let (lock, worker) = if options.standby {
         let worker = broker.start(&arguments)?;
@@ -256,7 +264,10 @@ fn worker(options: &Options) -> anyhow::Result<()> {
             Some(listener.with_context(|| format!("cannot listen for metrics at {address}"))?)
         }
     };
-    let mut environment = Environment::default();
+    let mut environment = Environment {
+        ports: broker.clone(),
+        ..Environment::default()
+    };
     if !options.no_sandbox {
         // May be traversed, not listed.
         fs::set_permissions(&options.run_dir, fs::Permissions::from_mode(0o711))?;

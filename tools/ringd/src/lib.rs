@@ -5,8 +5,8 @@
 //! [`host`] root's CPUs and memory · [`hv`] EL2 · [`io`] the reactor: rings and queues · [`console`] ·
 //! [`zone`] life cycle · [`stats`] counters · [`trace`] the path of requests · [`control`] the socket ·
 //! [`daemon`] and [`cli`] the two programs, [`log`] · [`limits`], [`regular`] what guests and users may not
-//! ask for · [`broker`], [`sandbox`] privileges · [`supervise`], [`upgrade`], [`instance`] one daemon after
-//! the other
+//! ask for · [`broker`], [`sandbox`] privileges · [`ports`] network ports, which outlive the daemon ·
+//! [`supervise`], [`upgrade`], [`instance`] one daemon after the other
 //!
 //! Threads: the *reactor thread* ([`io`]) takes EL2's events off the zones' rings, serves queues and moves
 //! console output; it never waits for the others. Each zone has a *zone thread* ([`zone::actor`]), each
@@ -34,6 +34,7 @@ pub mod instance;
 pub mod io;
 pub mod limits;
 pub mod log;
+pub mod ports;
 pub mod regular;
 pub mod sandbox;
 pub mod serve;

@@ -62,13 +62,13 @@ fn a_daemon_at_work_needs_nothing_else() {
     );
     let config = ringd::config::file::load(&directory.join("z.toml"), toml::Table::new()).unwrap();
     let mut client = Client::connect(&directory.join("sock")).unwrap();
-    let list = Request::Device(api::Request::Disks);
+    let list = Request::Device(api::Request::Disks {});
     for _ in 0..3 {
         let config = Box::new(config.clone());
         client.ask(&Request::Start { config }).unwrap();
-        client.ask(&Request::List).unwrap();
+        client.ask(&Request::List {}).unwrap();
         client.ask(&list).unwrap();
-        client.ask(&Request::Info).unwrap();
+        client.ask(&Request::Info {}).unwrap();
         client.ask(&Request::Stop { name: "z".into() }).unwrap();
     }
     drop(daemon.stdin.take());
@@ -78,7 +78,7 @@ fn a_daemon_at_work_needs_nothing_else() {
     assert!(status.success(), "{status}: {rest}");
 }
 
-/// A system call that is not listed ends the process with a log line that names it.
+/// A system call that is not listed ends the process with a log line that names it (torture i2).
 #[test]
 fn other_system_calls_end_the_process() {
     const NAME: &str = "other_system_calls_end_the_process";
@@ -101,7 +101,7 @@ fn other_system_calls_end_the_process() {
     panic!("a program was started, or tried: {error:?}");
 }
 
-/// Root's privileges cannot be regained. Needs root at first.
+/// Root's privileges cannot be regained (torture i2). Needs root at first.
 #[test]
 fn privileges_are_dropped() {
     const NAME: &str = "privileges_are_dropped";

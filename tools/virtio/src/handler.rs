@@ -37,6 +37,12 @@ pub trait QueueHandler: Send {
     /// [tag base](VirtQueue::tag_base) and 16 bits of the handler's own.
     fn complete(&mut self, tag: u64, result: i32, cx: &mut Context<'_>);
 
+    /// Returns whether a completion has made the queue ready for [`Self::service`]: a receive queue's packets
+    /// arrive that way, which no driver notifies of.
+    fn wants_service(&self) -> bool {
+        false
+    }
+
     /// The queue leaves, with requests in flight: abandons what waits for another process or was not begun.
     /// Returns whether there was any.
     fn abandon(&mut self, _cx: &mut Context<'_>) -> bool {

@@ -32,6 +32,7 @@ pub mod memory;
 pub mod queue;
 pub mod reactor;
 pub mod ring;
+pub mod sabotage;
 pub mod stats;
 pub mod steps;
 pub mod throttle;

@@ -5,9 +5,16 @@ use std::sync::Arc;
 
 use ringvirtio::buffers::Buffers;
 use ringvirtio::memory::GuestRam;
+use ringvirtio::sabotage;
 
 use crate::engine::IoKind;
 use crate::request::Segment;
+
+/// Returns whether nothing is made durable: the negative control.
+#[inline]
+pub fn skips_fdatasync() -> bool {
+    cfg!(feature = "skip-fdatasync") || sabotage::requested("skip-fdatasync")
+}
 
 /// The handler's part of the tag of the shared `fdatasync`; that of any other operation is a descriptor head.
 pub const SYNC_TAG: u16 = u16::MAX;
@@ -118,7 +125,7 @@ impl Slot {
     /// Returns how a transfer is submitted.
     pub fn io_kind(&self) -> IoKind {
         match (self.work, self.durable) {
-            (Work::Write, true) if !cfg!(feature = "skip-fdatasync") => IoKind::WriteDurable,
+            (Work::Write, true) if !skips_fdatasync() => IoKind::WriteDurable,
             (Work::Write, _) => IoKind::Write,
             _ => IoKind::Read,
         }

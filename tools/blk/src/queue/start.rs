@@ -9,7 +9,7 @@ use ringvirtio::trace::Kind;
 
 use super::batch::Staged;
 use super::block_queue::BlockQueue;
-use super::slot::{SYNC_TAG, Work};
+use super::slot::{SYNC_TAG, Work, skips_fdatasync};
 use crate::engine::{Engine, IoKind, IoOp, MAX_IOV};
 use crate::request::{Plan, RangeKind, Segment};
 use crate::virtio::RequestStatus;
@@ -18,13 +18,6 @@ use crate::virtio::RequestStatus;
 const IMMEDIATE_MAX: u64 = 64 << 10;
 /// Bytes up to which transfers are merged: what devices take at once, more or less.
 const MERGE_MAX: u64 = 1 << 20;
-
-/// What makes writes durable; in the negative control a read of no bytes, which succeeds.
-const SYNC: IoKind = if cfg!(feature = "skip-fdatasync") {
-    IoKind::Read
-} else {
-    IoKind::Sync
-};
 
 impl BlockQueue {
     pub(super) fn start(&mut self, head: u16, plan: Plan, engine: &mut dyn Engine) {
@@ -84,6 +77,11 @@ impl BlockQueue {
         if slot.segments.is_empty() {
             self.stats.others.add(1);
             return self.finish(head, RequestStatus::Ok);
+        }
+        if kind == RangeKind::Zeroes {
+            // They may have to be written.
+            let bytes = slot.segments.iter().map(|segment| segment.len).sum();
+            self.disk.control().throttle.take_bytes(self.queue.now(), bytes);
         }
         // Segments may overlap the transfers that came before them, which go first.
         self.submit_batch(engine);
@@ -259,7 +257,13 @@ impl BlockQueue {
         for &head in self.sync.current() {
             self.queue.trace(Kind::Submitted, head);
         }
-        let op = self.operation(SYNC_TAG, SYNC, 0, 0);
+        // In the negative control a read of no bytes, which succeeds.
+        let kind = if skips_fdatasync() {
+            IoKind::Read
+        } else {
+            IoKind::Sync
+        };
+        let op = self.operation(SYNC_TAG, kind, 0, 0);
         // SAFETY: no buffers; the image stays as above.
         unsafe { engine.push(op) };
     }

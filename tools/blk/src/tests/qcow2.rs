@@ -117,7 +117,7 @@ fn expect(rig: &mut Rig, expected: &[u8]) {
 }
 
 // Writes, zeroes, discards and flushes at random over a raw file and an image on it; reopened; read by
-// qemu-img
+// qemu-img (torture j1).
 #[test]
 fn against_a_model() {
     for kind in ENGINES {

@@ -32,6 +32,41 @@ const ROOT_MEMORY: &str = "3G";
 const GUEST_BOOTARGS: &str = "console=ttyAMA0 quiet panic=-1 kpti=off";
 /// A flat binary that does nothing: `wfi; b .-4`.
 const IDLE: [u8; 8] = [0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17];
+/// A flat binary whose four vCPUs enable all SPIs, make them pending, and store to GICD_CTLR without end:
+///
+/// ```text
+///     mov x19, #1
+/// 1:  mov x0, #0xc4000003; mov x1, x19; adr x2, 2f; mov x3, #0; hvc #0    // CPU_ON
+///     add x19, x19, #1; cmp x19, #4; b.ne 1b
+/// 2:  mov x4, #0x8000000; mov w6, #-1                                    // GICD_BASE
+///     str w6, [x4, #0x104]; str w6, [x4, #0x108]; str w6, [x4, #0x204]; str w6, [x4, #0x208]
+///     mov w5, #0
+/// 3:  eor w5, w5, #2; str w5, [x4]; b 3b
+/// ```
+const STORM: [u32; 20] = [
+    0xd280_0033,
+    0xd280_0060,
+    0xf2b8_8000,
+    0xaa13_03e1,
+    0x1000_00c2,
+    0xd280_0003,
+    0xd400_0002,
+    0x9100_0673,
+    0xf100_127f,
+    0x54ff_ff01,
+    0xd2a1_0004,
+    0x1280_0006,
+    0xb901_0486,
+    0xb901_0886,
+    0xb902_0486,
+    0xb902_0886,
+    0x5280_0005,
+    0x521f_00a5,
+    0xb900_0085,
+    0x17ff_fffe,
+];
+/// Seconds for a boot that measures a storm.
+const STORM_LIMIT: u64 = 1500;
 /// Bytes of RAM that the hypervisor keeps (`EL2_SIZE` in `linker.ld`).
 pub const EL2_BYTES: u64 = 4 << 20;
 
@@ -79,12 +114,14 @@ pub struct Boot {
     pub icount: bool,
     /// Sizes are measured, too.
     pub sizes: bool,
+    /// The longest exits in a storm are measured.
+    pub storm: bool,
 }
 
 impl Bench<'_> {
     /// Runs `boot`; what goes wrong is noted in `results`.
     pub fn run(&self, results: &mut Results, boot: &Boot) {
-        if boot.configs.is_empty() && !boot.sizes {
+        if boot.configs.is_empty() && !boot.sizes && !boot.storm {
             return;
         }
         cmd::step(&format!("{}: {}", boot.label, boot.configs.join(" ")));
@@ -139,6 +176,8 @@ impl Bench<'_> {
         fs::write(files.path().join("bench.conf"), self.conf(boot))?;
         fs::write(files.path().join("jobs.sh"), JOBS_SCRIPT)?;
         fs::write(files.path().join("idle.bin"), IDLE)?;
+        let storm: Vec<u8> = STORM.iter().flat_map(|word| word.to_le_bytes()).collect();
+        fs::write(files.path().join("storm.bin"), storm)?;
         if given(options.mem.as_ref()).is_none() {
             options.mem = Some(ROOT_MEMORY.into());
         }
@@ -157,16 +196,21 @@ impl Bench<'_> {
             // A guest of ours has a CPU of its own beside root's; KVM's runs on root's.
             options.smp = Some(if boot.kind == Kind::Ours { "2" } else { "1" }.into());
         }
+        if boot.storm {
+            // Root's CPU, and one for each vCPU.
+            options.smp = Some("5".into());
+        }
         let stats = boot.count && boot.kind == Kind::Ours;
         let yes = |on: bool| if on { "yes" } else { "no" };
         let script = format!(
-            "CONFIGS='{}' CMDLINE='{}' MODE={} CPUS={} MEMORY={GUEST_MEMORY} LIMIT={} SIZES={} STATS={}\n{ROOT_SCRIPT}",
+            "CONFIGS='{}' CMDLINE='{}' MODE={} CPUS={} MEMORY={GUEST_MEMORY} LIMIT={} SIZES={} STORM={} STATS={}\n{ROOT_SCRIPT}",
             boot.configs.join(" "),
             self.guest_bootargs()?,
             mode(boot),
             Self::guest_cpus(boot),
             self.limit(boot),
             yes(boot.sizes),
+            yes(boot.storm),
             yes(stats)
         );
         let dir = RunDir::create(&Cache::open(&self.project.dir)?.root().join("run"))?;
@@ -176,7 +220,8 @@ impl Bench<'_> {
             files: Some(files.path().to_owned()),
         };
         let machine = Machine::prepare(self.project, &self.board, &options, &mode)?;
-        let limit = Duration::from_secs(300 + boot.configs.len() as u64 * self.limit(boot));
+        let storm = if boot.storm { STORM_LIMIT } else { 0 };
+        let limit = Duration::from_secs(300 + storm + boot.configs.len() as u64 * self.limit(boot));
         self.watch(results, boot, &machine, limit, counters.as_ref(), None)
     }
 

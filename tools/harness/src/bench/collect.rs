@@ -13,6 +13,9 @@ use super::message::{self, Message};
 use super::plugin::Counters;
 use super::results::{Results, Sample, Start};
 
+/// The most instructions of an exit in a storm.
+const LONGEST_EXIT: u64 = 20_000;
+
 /// What one boot is expected to give.
 #[derive(Debug)]
 pub struct Expected {
@@ -153,6 +156,12 @@ impl<'a> Collector<'a> {
                 let what = format!("ringd, {}: its own of that", zones_word(zones));
                 self.results.size(what, own * 1024, "bytes");
             }
+            Message::StormBegin => {
+                if let Some(Err(error)) = self.counters.map(Counters::begin_stays) {
+                    self.results.fail("storm", format!("{error:#}"));
+                }
+            }
+            Message::StormEnd => return Some(self.storm()),
             Message::Note(text) => {
                 self.reasons.insert(config.clone(), text.clone());
                 return Some(format!("{config}: {text}"));
@@ -191,6 +200,23 @@ impl<'a> Collector<'a> {
                 shown
             }
         }
+    }
+
+    fn storm(&mut self) -> String {
+        let Some(snapshot) = self.counters.and_then(Counters::read) else {
+            self.results.fail("storm", "no instructions are counted");
+            return "storm: not counted".into();
+        };
+        let [root, guest] = snapshot.longest_exits();
+        for (whose, longest) in [("root's CPU", root), ("the vCPUs", guest)] {
+            let what = format!("storm of 4 vCPUs: longest exit of {whose}");
+            if longest > LONGEST_EXIT {
+                let why = format!("{longest} instructions, expected at most {LONGEST_EXIT}");
+                self.results.fail(what.clone(), why);
+            }
+            self.results.size(what, longest, "instructions");
+        }
+        format!("storm: longest exit of root's CPU {root}, of the vCPUs {guest} instructions")
     }
 
     fn sizes(&mut self, zones: u64, info: &Value) {
@@ -288,6 +314,7 @@ pub fn load() -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plugin::Counters;
     use super::super::results::Results;
 
     use super::{Collector, Expected};
@@ -364,5 +391,28 @@ mod tests {
         let guest = results.exits.iter().find(|e| e.side == "guest").unwrap();
         assert_eq!((guest.total, guest.requests, guest.longest_ns), (2.0, 500, 7));
         assert_eq!(guest.reasons["permission"], 2.0);
+    }
+
+    #[test]
+    fn a_storm_is_judged_by_its_longest_exits() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("counters");
+        let counters = Counters::create(file.clone()).unwrap();
+        let mut results = Results::default();
+        let mut collector = Collector::new(&mut results, expected(None), Some(&counters), None);
+        let set = |root: u64, guest: u64| {
+            let mut words = std::fs::read(&file).unwrap();
+            words[24..32].copy_from_slice(&root.to_le_bytes());
+            words[56..64].copy_from_slice(&guest.to_le_bytes());
+            std::fs::write(&file, words).unwrap();
+        };
+        set(50_000, 0);
+        assert_eq!(collector.line("bench: storm-begin"), None);
+        set(700, 20_001);
+        let shown = collector.line("bench: storm-end").unwrap();
+        assert!(shown.contains("700") && shown.contains("20001"), "{shown}");
+        assert_eq!(results.sizes.len(), 2);
+        assert_eq!(results.failures.len(), 1);
+        assert!(results.failures[0].why.contains("at most 20000"));
     }
 }

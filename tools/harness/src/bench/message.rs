@@ -27,6 +27,10 @@ pub enum Message {
     Size(u64, Value),
     /// The daemon's memory in KiB with so many zones: resident, and of that its own.
     Rss(u64, u64, u64),
+    /// A storm rages from now on.
+    StormBegin,
+    /// It is over.
+    StormEnd,
     /// Something for people.
     Note(String),
     /// The guest or its QEMU ended with a status.
@@ -65,6 +69,8 @@ pub fn parse(line: &str) -> Option<Message> {
             words.next()?.parse().ok()?,
             words.next()?.parse().ok()?,
         ),
+        "storm-begin" => Message::StormBegin,
+        "storm-end" => Message::StormEnd,
         "note" => Message::Note(rest.to_owned()),
         "end" => Message::End(rest.to_owned()),
         "done" => Message::Done,

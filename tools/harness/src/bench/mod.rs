@@ -43,8 +43,8 @@ pub struct Arguments {
     /// One short round with fewer jobs and configurations: to try things out.
     #[arg(long, env = "QUICK")]
     quick: Option<String>,
-    /// Sections (fio, instructions, exits, sizes) and parts of the names of jobs and configurations to take,
-    /// instead of all.
+    /// Sections (fio, instructions, exits, sizes, storm) and parts of the names of jobs and configurations to
+    /// take, instead of all.
     #[arg(long, env = "ONLY")]
     only: Option<String>,
     #[command(flatten)]
@@ -142,6 +142,7 @@ fn boots(plan: &Plan) -> Vec<Boot> {
         count: false,
         icount: false,
         sizes: false,
+        storm: false,
     };
     let mut sizes = plan.wants(Section::Sizes);
     if plan.wants(Section::Fio) {
@@ -180,7 +181,14 @@ fn boots(plan: &Plan) -> Vec<Boot> {
         let configs = plan.counted(Kind::Ours);
         boots.push(counting(boot("exits".into(), Kind::Ours, configs), false));
     }
-    boots.retain(|b| b.sizes || !b.configs.is_empty() && !b.jobs.is_empty());
+    if plan.wants(Section::Storm) {
+        boots.push(Boot {
+            icount: true,
+            storm: true,
+            ..boot("storm".into(), Kind::Ours, Vec::new())
+        });
+    }
+    boots.retain(|b| b.sizes || b.storm || !b.configs.is_empty() && !b.jobs.is_empty());
     boots
 }
 
@@ -275,11 +283,15 @@ mod tests {
                 "round2-ours"
             ]
         );
-        assert_eq!(all[9..], ["icount-ours", "icount-kvm", "icount-plain", "exits"]);
+        assert_eq!(
+            all[9..],
+            ["icount-ours", "icount-kvm", "icount-plain", "exits", "storm"]
+        );
     }
 
     #[test]
     fn only_what_is_asked_for_is_booted() {
+        assert_eq!(labels(true, &["storm"]), ["storm"]);
         assert_eq!(labels(true, &["sizes"]), ["sizes"]);
         assert_eq!(labels(true, &["exits", "ours"]), ["exits"]);
         assert_eq!(labels(true, &["fio", "plain-threads"]), ["round1-plain"]);

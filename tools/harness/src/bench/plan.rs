@@ -127,6 +127,8 @@ pub enum Section {
     Exits,
     /// Sizes.
     Sizes,
+    /// The longest exits while four vCPUs keep their zone's GIC busy, under `-icount`.
+    Storm,
 }
 
 const SECTIONS: &[(Section, &str)] = &[
@@ -134,6 +136,7 @@ const SECTIONS: &[(Section, &str)] = &[
     (Section::Instructions, "instructions"),
     (Section::Exits, "exits"),
     (Section::Sizes, "sizes"),
+    (Section::Storm, "storm"),
 ];
 
 /// A run.

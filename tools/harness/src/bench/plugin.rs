@@ -91,6 +91,13 @@ impl Snapshot {
         self.0.iter().map(|cpu| cpu[LONGEST]).max().unwrap_or_default()
     }
 
+    /// Returns the longest exit of root's CPU, the first, and of all others, in instructions.
+    pub fn longest_exits(&self) -> [u64; 2] {
+        let [root, others @ ..] = &self.0;
+        let longest = others.iter().map(|cpu| cpu[LONGEST]).max();
+        [root[LONGEST], longest.unwrap_or_default()]
+    }
+
     /// Returns the instructions by what executed them: on a machine of ours CPU 0 is root's and all others
     /// are the guest's; elsewhere only user space and the rest can be told apart, because a guest of KVM
     /// shares its CPU with the host.
@@ -132,6 +139,7 @@ mod tests {
         fs::write(&counters.file, data).unwrap();
         let snapshot = counters.read().unwrap();
         assert_eq!(snapshot.since(&snapshot).longest_exit(), 11);
+        assert_eq!(snapshot.longest_exits(), [11, 0]);
         let parts = snapshot.since(&before).parts(true);
         assert_eq!(parts["root user space"], 5);
         assert_eq!(parts["EL2 on root's CPU"], 7);

@@ -51,11 +51,13 @@ impl Count {
     }
 }
 
-/// Reads the name and the seconds, rounded up, from the line of a system test that passed (`system::report`).
-pub fn duration(line: &str) -> Option<(&str, u64)> {
-    let (name, seconds) = line.strip_prefix("test ")?.split_once(" ... ok (")?;
-    let (whole, _) = seconds.strip_suffix(" s)")?.split_once('.')?;
-    Some((name, whole.parse::<u64>().ok()? + 1))
+/// Reads the name and the seconds of wall and CPU time, rounded up, from the line of a system test that
+/// passed (`system::report`).
+pub fn duration(line: &str) -> Option<(&str, u64, u64)> {
+    let (name, took) = line.strip_prefix("test ")?.split_once(" ... ok (")?;
+    let (wall, cpu) = took.strip_suffix(" s of CPU)")?.split_once(" s, ")?;
+    let up = |seconds: &str| Some(seconds.split_once('.')?.0.parse::<u64>().ok()? + 1);
+    Some((name, up(wall)?, up(cpu)?))
 }
 
 #[cfg(test)]
@@ -79,7 +81,10 @@ mod tests {
 
     #[test]
     fn durations_are_read_from_result_lines() {
-        assert_eq!(duration("test a57::x ... ok (12.3 s)"), Some(("a57::x", 13)));
+        assert_eq!(
+            duration("test a57::x ... ok (12.3 s, 20.0 s of CPU)"),
+            Some(("a57::x", 13, 21))
+        );
         assert_eq!(duration("test a57::x ... FAILED (status 1)"), None);
         assert_eq!(duration("test tests::y ... ok"), None);
     }

@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +16,7 @@ use image::cache::Cache;
 use image::{Flavour, cmd};
 use serde::Deserialize;
 
+use crate::cpu::{self, Took};
 use crate::options::given;
 use crate::project::Project;
 use crate::shard::{Durations, Shard};
@@ -25,7 +28,7 @@ const UNMEASURED: u64 = 30;
 /// What to run.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Only stages whose names contain this word; `lint` stands for formatting and lints.
+    /// Only stages whose names contain this word.
     #[arg(long)]
     only: Option<String>,
     /// Also what is only for `make test-all`.
@@ -47,14 +50,23 @@ struct Stages {
 struct Stage {
     name: String,
     run: String,
-    #[serde(default)]
-    lint: bool,
     #[serde(rename = "if")]
     needs: Option<String>,
     #[serde(default)]
     all: bool,
     #[serde(default)]
     every_shard: bool,
+    #[serde(default)]
+    background: bool,
+}
+
+/// A stage's results.
+struct Results {
+    name: String,
+    count: Count,
+    took: Took,
+    /// Lines for `build/durations.txt`.
+    durations: String,
 }
 
 /// Returns the seconds that the stages of each shard take, without those that divide themselves.
@@ -114,22 +126,44 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
         shard.map(|shard| (shard, loads.as_mut_slice())),
     )?;
     let started = Instant::now();
-    let mut total = Count::default();
-    let mut table = Vec::new();
-    let mut durations = String::new();
     if arguments.only.is_none() {
         fetch_ahead(project);
     }
-    for stage in stages {
-        cmd::step(&stage.name);
-        let since = Instant::now();
-        let count = stage.run(project, arguments, &mut durations)?;
+    let all_results = thread::scope(|scope| -> Result<Vec<Results>> {
+        let (later, queue) = mpsc::channel::<Stage>();
+        let background = scope.spawn(move || -> Result<Vec<Results>> {
+            queue.iter().map(|stage| stage.run(project, arguments)).collect()
+        });
+        let mut results = Vec::new();
+        for stage in stages {
+            if stage.background {
+                // Fails if an earlier one could not be started: that error is returned below.
+                let _ = later.send(stage);
+            } else {
+                results.push(stage.run(project, arguments)?);
+            }
+        }
+        drop(later);
+        let ended = background
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        results.extend(ended);
+        Ok(results)
+    })?;
+    let mut total = Count::default();
+    let mut table = Vec::new();
+    let mut durations = String::new();
+    for results in all_results {
+        let Results {
+            name, count, took, ..
+        } = results;
         let verdict = if count.failed == 0 { "ok" } else { "FAILED" };
-        let seconds = since.elapsed().as_secs();
-        let _ = writeln!(durations, "{} {seconds}", stage.name);
+        let (seconds, cpu) = (took.wall.as_secs(), took.cpu.as_secs());
+        let _ = writeln!(durations, "{name} {seconds} {cpu}");
+        durations.push_str(&results.durations);
         table.push(format!(
-            "{:24} {verdict:6} {:5} passed {:3} failed {seconds:4} s",
-            stage.name, count.passed, count.failed
+            "{name:24} {verdict:6} {:5} passed {:3} failed {seconds:4} s {cpu:5} s of CPU",
+            count.passed, count.failed
         ));
         total = total.plus(count);
     }
@@ -154,7 +188,7 @@ pub fn run(project: &Project, arguments: &Arguments) -> Result<u8> {
 /// here.
 fn fetch_ahead(project: &Project) {
     let dir = project.dir.clone();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         let fetch = || -> Result<()> {
             let cache = Cache::open(&dir)?;
             for flavour in [Flavour::Cloud, Flavour::Generic] {
@@ -172,22 +206,26 @@ impl Stage {
     fn wanted(&self, project: &Project, arguments: &Arguments) -> bool {
         let named = match arguments.only.as_deref() {
             None => true,
-            Some("lint") => self.lint,
             Some(word) => self.name.contains(word),
         };
         let there = self
             .needs
             .as_ref()
             .is_none_or(|file| project.dir.join(file).exists());
-        let lint = self.lint && arguments.only.as_deref() == Some("lint");
-        named && there && (arguments.all || lint || !self.all)
+        named && there && (arguments.all || !self.all)
     }
 
-    /// Runs the stage and adds what its tests took to `durations`.
-    fn run(&self, project: &Project, arguments: &Arguments, durations: &mut String) -> Result<Count> {
-        let mut command = Command::new("bash");
+    /// Runs the stage. In the background it has a lower priority, and its output is shown when it has ended.
+    fn run(&self, project: &Project, arguments: &Arguments) -> Result<Results> {
+        let mut command = Command::new(if self.background { "nice" } else { "bash" });
+        if self.background {
+            command.arg("bash");
+        } else {
+            cmd::step(&self.name);
+        }
+        let redirection = if self.background { "exec 2>&1\n" } else { "" };
         command
-            .args(["-euo", "pipefail", "-c", &self.run])
+            .args(["-euo", "pipefail", "-c", &format!("{redirection}{}", self.run)])
             .current_dir(&project.dir);
         command
             .env("HARNESS", project.harness())
@@ -195,22 +233,37 @@ impl Stage {
             .env("SHARD", arguments.shard.as_deref().unwrap_or_default());
         command.env("CARGO_TARGET_DIR", project.target());
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let start = Instant::now();
         let mut child = command.spawn().context("cannot start bash")?;
         let output = child.stdout.take().context("no pipe from bash")?;
-        let mut count = Count::default();
-        let mut stdout = std::io::stdout().lock();
+        let mut results = Results {
+            name: self.name.clone(),
+            count: Count::default(),
+            took: Took::default(),
+            durations: String::new(),
+        };
+        let mut kept = Vec::new();
         for line in BufReader::new(output).split(b'\n') {
             let line = line?;
             let line = String::from_utf8_lossy(&line);
-            count = count.plus(Count::parse(&line).unwrap_or_default());
-            if let Some((test, seconds)) = count::duration(&line) {
-                let _ = writeln!(durations, "{test} {seconds}");
+            results.count = results.count.plus(Count::parse(&line).unwrap_or_default());
+            if let Some((test, wall, cpu)) = count::duration(&line) {
+                let _ = writeln!(results.durations, "{test} {wall} {cpu}");
             }
-            writeln!(stdout, "{line}")?;
+            if self.background {
+                writeln!(kept, "{line}")?;
+            } else {
+                writeln!(std::io::stdout(), "{line}")?;
+            }
         }
-        drop(stdout);
-        let success = child.wait()?.success();
-        Ok(count.with_status(success))
+        let (status, took) = cpu::wait(&mut child, start)?;
+        (results.took, results.count) = (took, results.count.with_status(status.success()));
+        if self.background {
+            let mut stdout = std::io::stdout().lock();
+            cmd::step(&self.name);
+            stdout.write_all(&kept)?;
+        }
+        Ok(results)
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ use super::catalog::{Script, TestMachine, test_name};
 use super::host::late;
 use super::report::Report;
 use crate::console::Line;
-use crate::exec::{Next, watch};
+use crate::exec::{Next, Process, watch};
 use crate::machine::{Machine, Mode};
 use crate::options::MachineOptions;
 use crate::project::Project;
@@ -57,8 +58,8 @@ struct Boot<'a> {
     machine: &'a str,
     report: &'a Report,
     left: VecDeque<Script>,
-    /// Since when the first of `left` is running.
-    current: Option<Instant>,
+    /// Since when the first of `left` is running, and the machine's CPU time then.
+    current: Option<(Instant, Duration)>,
     output: String,
     /// What the running test had typed already: its marks come several times.
     typed: BTreeSet<String>,
@@ -85,19 +86,19 @@ impl Boot<'_> {
             files: Some(files.path().to_owned()),
         };
         let machine = Machine::prepare(project, &board, options, &mode)?;
-        watch(&machine, BOOT, |line, input| match line {
+        watch(&machine, BOOT, |line, process| match line {
             Line::Text(text) | Line::Panic(text) => {
                 self.output.push_str(text);
                 self.output.push('\n');
                 Next::Continue
             }
-            Line::Test(mark) => self.mark(mark, input),
+            Line::Test(mark) => self.mark(mark, process),
             _ => Next::Continue,
         })
     }
 
     /// Handles `begin NAME`, `end NAME STATUS` or `type NAME TEXT`. Each comes several times.
-    fn mark(&mut self, mark: &str, input: &mut dyn std::io::Write) -> Next {
+    fn mark(&mut self, mark: &str, process: &mut Process) -> Next {
         let mut words = mark.splitn(3, ' ');
         let (verb, name, rest) = (words.next(), words.next(), words.next());
         let Some(test) = self.left.front().filter(|t| name == Some(t.name.as_str())) else {
@@ -105,7 +106,7 @@ impl Boot<'_> {
         };
         match (verb, self.current) {
             (Some("begin"), None) => {
-                self.current = Some(Instant::now());
+                self.current = Some((Instant::now(), process.cpu()));
                 self.output.clear();
                 self.typed.clear();
                 Next::Within(test.timeout + GRACE)
@@ -115,6 +116,7 @@ impl Boot<'_> {
                 if !self.typed.insert(text.clone()) {
                     return Next::Continue;
                 }
+                let input = &mut process.input;
                 if input
                     .write_all(text.as_bytes())
                     .and_then(|()| input.flush())
@@ -124,10 +126,10 @@ impl Boot<'_> {
                 }
                 Next::Continue
             }
-            (Some("end"), Some(started)) => {
+            (Some("end"), Some((start, cpu))) => {
                 let name = test_name(self.machine, test);
                 match rest {
-                    Some("0") => self.report.passed(&name, started.elapsed(), &self.output),
+                    Some("0") => self.report.passed(&name, process.took(start, cpu), &self.output),
                     Some("124" | "137") => self.report.failed(&name, &late(test.timeout), &self.output),
                     status => {
                         let why = format!("status {}", status.unwrap_or("unknown"));

@@ -1,7 +1,9 @@
 //! Result lines and summary, in the form of `cargo test`.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+use crate::cpu::Took;
 
 /// Collects results from all workers.
 #[derive(Debug)]
@@ -31,8 +33,8 @@ impl Report {
     }
 
     /// Reports that a test passed.
-    pub fn passed(&self, name: &str, took: Duration, output: &str) {
-        println!("test {name} ... ok ({:.1} s)", took.as_secs_f64());
+    pub fn passed(&self, name: &str, took: Took, output: &str) {
+        println!("test {name} ... ok ({took})");
         if self.verbose && !output.is_empty() {
             println!("{}", indented(output));
         }
@@ -102,14 +104,12 @@ fn indented(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::Report;
+    use super::{Report, Took};
 
     #[test]
     fn one_failure_makes_the_status() {
         let report = Report::new(false, 2);
-        report.passed("a", Duration::ZERO, "");
+        report.passed("a", Took::default(), "");
         assert_eq!(Report::new(false, 0).finish(), 0);
         report.failed("b", "status 1", "output");
         assert_eq!(report.finish(), 1);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use super::{Failure, Reply, Request, wire};
+use crate::device::net::open::{PortOpener, PortRequest};
 use crate::host::{Cpu, Host, Ram, RamError, cpus, ram};
 
 /// Root Linux by way of the broker. One request at a time, except for files that are being opened.
@@ -98,6 +99,19 @@ impl Host for Client {
 
     fn remove_ram(&self, zone: &str, added: u64) -> io::Result<()> {
         self.call(&Request::RemoveRam(zone.into(), added))
+            .map(drop)
+            .map_err(Into::into)
+    }
+}
+
+impl PortOpener for Client {
+    fn open(&self, request: &PortRequest, pair: u16) -> io::Result<OwnedFd> {
+        let (_, file) = self.call_for_file(&Request::OpenPort(request.clone(), pair))?;
+        Ok(file.into())
+    }
+
+    fn close(&self, zone: &str) -> io::Result<()> {
+        self.call(&Request::ClosePorts(zone.into()))
             .map(drop)
             .map_err(Into::into)
     }

@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,11 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::is_zone_name;
+use crate::device::net::open::PortRequest;
 use crate::host::{Host, Linux, RamError};
 use crate::instance::{self, Condition};
+use crate::ports;
+use crate::ports::client::Keeper;
 use opening::Opening;
 
 /// Status of a worker that ends to let an upgrade happen.
@@ -52,6 +55,10 @@ pub enum Request {
     Open(PathBuf, bool, i32),
     /// Connects to the socket of a device's server.
     Connect(PathBuf),
+    /// Opens a pair of queues of a network port, or returns the one that is kept.
+    OpenPort(PortRequest, u16),
+    /// Closes the network ports of a zone.
+    ClosePorts(String),
     /// Lets another program take over, by default of the same path; EL2's version of the interface.
     Upgrade(Option<PathBuf>, u32),
 }
@@ -110,6 +117,8 @@ impl From<Failure> for RamError {
 /// The privileged half.
 pub struct Broker {
     host: Linux,
+    /// Keeps network ports.
+    keeper: Keeper,
     /// This program.
     program: PathBuf,
     /// Its options, which the next program is to understand.
@@ -169,10 +178,12 @@ impl Broker {
     ///
     /// # Errors
     /// There is no hugetlbfs.
-    pub fn new(options: Vec<String>) -> anyhow::Result<Self> {
+    pub fn new(run_dir: &Path, options: Vec<String>) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program")?;
         Ok(Self {
             host: Linux::new("/".into()).context("no huge pages can be used")?,
-            program: std::env::current_exe().context("cannot find this program")?,
+            keeper: Keeper::new(run_dir.to_owned(), program.clone(), options.clone()),
+            program,
             options,
             next: None,
             opening: Opening::default(),
@@ -291,6 +302,15 @@ impl Broker {
             }
             Request::Open(..) => return Err(RamError::Other("no socket for the reply".into()).into()),
             Request::Connect(path) => return Ok((Reply::Done, Some(connect(&path)?))),
+            Request::OpenPort(request, pair) => {
+                named(&request.zone)?;
+                let opened = self.keeper.call(&ports::Request::Open(request, pair))?;
+                return Ok((Reply::Done, opened));
+            }
+            Request::ClosePorts(zone) => {
+                named(&zone)?;
+                self.keeper.call(&ports::Request::Close(zone))?;
+            }
             Request::Upgrade(path, abi) => {
                 let path = path.unwrap_or_else(|| self.program.clone());
                 check(&path, &self.options, abi).map_err(|error| RamError::Other(format!("{error:#}")))?;
@@ -302,7 +322,7 @@ impl Broker {
 }
 
 /// Connects without waiting: a server that does not accept must not keep the broker from its work.
-fn connect(path: &std::path::Path) -> io::Result<File> {
+fn connect(path: &Path) -> io::Result<File> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -312,7 +332,7 @@ fn connect(path: &std::path::Path) -> io::Result<File> {
 }
 
 /// Asks a program whether it can take over from this one.
-fn check(program: &std::path::Path, options: &[String], abi: u32) -> anyhow::Result<()> {
+fn check(program: &Path, options: &[String], abi: u32) -> anyhow::Result<()> {
     let shown = program.display();
     let mut child = Command::new(program)
         .args(["--check-takeover", &abi.to_string()])

@@ -13,6 +13,7 @@ pub mod top;
 pub mod trace;
 pub mod zone_options;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,7 +22,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{LogLevel, LogTarget, Reply, Request};
-use crate::device::disk;
+use crate::device::{disk, net};
 use print::OutputOptions;
 use zone_options::ZoneOptions;
 
@@ -46,6 +47,9 @@ pub enum Command {
     /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
     #[command(subcommand)]
     Disk(disk::cli::DiskCommand),
+    /// Network devices of the zones: list, stats, set-link, set-limit.
+    #[command(subcommand)]
+    Net(net::cli::NetCommand),
     /// Lets another ringd take over; the zones notice no more than a pause.
     ///
     /// The program that is to take over is asked first whether it understands what the running one left; if
@@ -65,6 +69,8 @@ pub enum Command {
     Trace(trace::TraceOptions),
     /// Reports what this machine lacks to run zones, and what to do; the status is 1 if something is wrong.
     Doctor(OutputOptions),
+    /// Shows the hypervisor's log, also what a reset of the machine has left of it.
+    Log,
     /// Changes what the hypervisor or the daemon logs.
     LogLevel {
         /// Whose log.
@@ -151,19 +157,20 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             terminal::follow(&socket, &name, terminal::Input::Always)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Zone(ZoneCommand::List(output)) => match ask(Request::List)? {
+        Command::Zone(ZoneCommand::List(output)) => match ask(Request::List {})? {
             Reply::Zones(zones) if output.json => print::json(&zones),
             Reply::Zones(zones) => print::zones(&zones),
             other => Err(ClientError::unexpected(&other).into()),
         },
         Command::Disk(command) => disk::cli::run(command, ask),
+        Command::Net(command) => net::cli::run(command, ask),
         Command::Upgrade { program } => upgrade(&socket, program),
-        Command::Info(output) => match ask(Request::Info)? {
+        Command::Info(output) => match ask(Request::Info {})? {
             Reply::Info(info) if output.json => print::json(&info),
             Reply::Info(info) => print::info(&info),
             other => Err(ClientError::unexpected(&other).into()),
         },
-        Command::Stats(output) => match ask(Request::Stats)? {
+        Command::Stats(output) => match ask(Request::Stats {})? {
             Reply::Stats(report) if output.json => print::json(&report),
             Reply::Stats(report) => stats::print(&report),
             other => Err(ClientError::unexpected(&other).into()),
@@ -171,6 +178,13 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Top(top) => top::run(&socket, &top),
         Command::Trace(trace) => trace::run(&socket, &trace),
         Command::Doctor(output) => doctor(&socket, output.json),
+        Command::Log => match ask(Request::Log {})? {
+            Reply::Log(text) => {
+                std::io::stdout().lock().write_all(text.as_bytes())?;
+                Ok(ExitCode::SUCCESS)
+            }
+            other => Err(ClientError::unexpected(&other).into()),
+        },
         Command::LogLevel { target, level } => done(Request::LogLevel { target, level }),
     }
 }
@@ -205,7 +219,7 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
     loop {
         match Client::connect(socket) {
             Ok(mut client) if client.daemon() != before => {
-                if let Ok(Reply::Info(info)) = client.ask(&Request::Info) {
+                if let Ok(Reply::Info(info)) = client.ask(&Request::Info {}) {
                     eprintln!(
                         "ringd {} serves, as process {}",
                         info.ringd_version, info.ringd_pid

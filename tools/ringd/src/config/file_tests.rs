@@ -8,6 +8,8 @@ use toml::{Table, Value};
 use super::{KEYS, load, parse};
 use crate::config::{Cpus, OnCrash, OnReboot, ZoneConfig};
 use crate::device::Configs;
+use crate::device::net::config::{NetLimits, Source};
+use crate::device::net::keys::from_options;
 
 const GOOD: &str = r#"
 name = "guest1"
@@ -44,6 +46,153 @@ fn the_least_zone_has_defaults() {
         (OnReboot::Restart, OnCrash::Stop)
     );
     assert!(zone.devices.disk.is_empty());
+}
+
+#[test]
+fn network_devices_are_read_and_checked() {
+    let with = |section: &str| parsed(&format!("{GOOD}{section}"));
+    assert_eq!(parsed(GOOD).unwrap().devices.net, []);
+    let text = r#"
+[[net]]
+bridge = "ringvisor0"
+mac = "52:54:00:12:34:56"
+mtu = 9000
+rate = "1Gbit"
+pps = 1000
+[[net]]
+user = true
+forward = ["2222:22", "udp:[::1]:5353:53"]
+[[net]]
+tap = "tap7"
+queue_pairs = 2
+"#;
+    let zone = with(text).unwrap();
+    let [bridge, user, tap] = &zone.devices.net[..] else {
+        panic!("{:?}", zone.devices.net)
+    };
+    assert_eq!(
+        (bridge.source.clone(), bridge.mtu),
+        (Source::Bridge("ringvisor0".into()), 9000)
+    );
+    assert_eq!(
+        bridge.mac.map(|mac| mac.to_string()).as_deref(),
+        Some("52:54:00:12:34:56")
+    );
+    assert_eq!(
+        (bridge.limits.rate, bridge.limits.pps),
+        (Some(1_000_000_000), Some(1000))
+    );
+    assert!(matches!(&user.source, Source::User(forward) if forward.len() == 2));
+    let pairs = |vcpus| [bridge, user, tap].map(|net| net.pairs(vcpus));
+    assert_eq!((pairs(2), pairs(16)), ([2, 1, 2], [7, 1, 2]));
+    assert_eq!((tap.mtu, tap.mac, tap.limits), (1500, None, NetLimits::default()));
+    // What ringctl sends is what was read.
+    let sent = serde_json::to_string(&zone).unwrap();
+    assert_eq!(serde_json::from_str::<ZoneConfig>(&sent).unwrap(), zone);
+    for (section, expected) in [
+        (
+            "",
+            "net[0].bridge is missing: expected one of bridge, tap and user",
+        ),
+        (
+            "user = false",
+            "net[0].user = false: expected true, or bridge or tap in its place",
+        ),
+        (
+            "user = true\ntap = \"t\"",
+            "net[0].user = true: expected only one of bridge, tap and user",
+        ),
+        (
+            "bridge = \"b\"\ntap = \"t\"",
+            "net[0].tap = \"t\": expected only one of bridge, tap and user",
+        ),
+        (
+            "tap = \"t\"\nforward = [\"1:2\"]",
+            "net[0].forward = [\"1:2\"]: expected `user = true` beside it",
+        ),
+        (
+            "user = true\nforward = [\"22\"]",
+            "net[0].forward = [\"22\"]: expected a list of [tcp:|udp:]",
+        ),
+        (
+            "bridge = \"a/b\"",
+            "net[0].bridge = \"a/b\": expected the name of a network interface",
+        ),
+        (
+            "tap = \"a-name-of-20-letters\"",
+            "net[0].tap = \"a-name-of-20-letters\": expected the name",
+        ),
+        (
+            "tap = \"t\"\nmac = \"53:54:00:12:34:56\"",
+            "net[0].mac = \"53:54:00:12:34:56\": expected a device's MAC",
+        ),
+        (
+            "tap = \"t\"\nmtu = 1000",
+            "net[0].mtu = 1000: expected 1280 to 65520",
+        ),
+        (
+            "user = true\nmtu = 40000",
+            "net[0].mtu = 40000: expected at most 32000",
+        ),
+        (
+            "tap = \"t\"\nqueue_pairs = 8",
+            "net[0].queue_pairs = 8: expected 1 to 7",
+        ),
+        (
+            "user = true\nqueue_pairs = 2",
+            "net[0].queue_pairs = 2: expected 1, with `user`",
+        ),
+        (
+            "tap = \"t\"\nrate = \"1G\"",
+            "net[0].rate = \"1G\": expected bits per second",
+        ),
+        (
+            "tap = \"t\"\npps = 0",
+            "net[0].pps = 0: expected packets per second, more than 0",
+        ),
+        (
+            "tap = \"t\"\nvlan = 5",
+            "unknown key net[0].vlan = 5: expected one of bridge, tap, user",
+        ),
+        (
+            "tap = \"t\"\n[[net]]\ntap = \"t\"",
+            "net[1].tap = \"t\": expected a tap that no other",
+        ),
+        (
+            "tap = \"t\"\nmac = \"52:54:00:12:34:56\"\n[[net]]\ntap = \"u\"\nmac = \"52:54:00:12:34:56\"",
+            "net[1].mac = \"52:54:00:12:34:56\": expected an address that no other",
+        ),
+    ] {
+        let message = with(&format!("[[net]]\n{section}\n"))
+            .expect_err(section)
+            .to_string();
+        assert!(message.contains(expected), "{message}\nexpected {expected}");
+    }
+    let message = with("[net]\n").unwrap_err().to_string();
+    assert!(message.contains("expected [[net]] sections"), "{message}");
+}
+
+#[test]
+fn network_devices_as_options() {
+    let options = [
+        "bridge=br0,mtu=9000,pps=5",
+        "user,forward=2222:22,forward=udp:53:53",
+    ]
+    .map(str::to_owned);
+    let nets = from_options(&options).unwrap();
+    assert_eq!((nets[0].mtu, nets[0].limits.pps), (9000, Some(5)));
+    assert!(matches!(&nets[1].source, Source::User(forward) if forward.len() == 2));
+    for (option, expected) in [
+        ("br0", "command line: net = \"br0\": expected KEY=VALUE"),
+        (
+            "bridge=br0,mtu=x",
+            "net[0].mtu = \"x\": expected bytes of a packet",
+        ),
+        ("speed=1", "unknown key net[0].speed"),
+    ] {
+        let message = from_options(&[option.to_owned()]).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}\nexpected {expected}");
+    }
 }
 
 #[test]
@@ -114,11 +263,11 @@ path = "null:64M"
     );
     assert_eq!(
         (zone.devices.disk[0].format, zone.devices.disk[0].cache),
-        (Format::Raw, HostCache::None)
+        (None, HostCache::None)
     );
     assert_eq!(
         (zone.devices.disk[1].format, zone.devices.disk[1].cache),
-        (Format::Qcow2, HostCache::Writeback)
+        (Some(Format::Qcow2), HostCache::Writeback)
     );
     assert_eq!(zone.devices.disk[2].path, Path::new("null:64M"));
     zone.devices.disk[2].check("z.toml", "disk[2].").unwrap();

@@ -17,6 +17,8 @@ use crate::zone::{Ending, Status};
 pub const MAX_LINE: u64 = 1 << 20;
 
 /// A request of a client.
+///
+/// Requests without fields are written with braces: serde accepts unknown fields of a unit variant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
 pub enum Request {
@@ -46,7 +48,7 @@ pub enum Request {
         name: String,
     },
     /// Lists the zones. Reply: [`Reply::Zones`].
-    List,
+    List {},
     /// Opens a zone's console. Reply: [`Reply::Done`], then bytes.
     Console {
         /// The zone.
@@ -59,15 +61,17 @@ pub enum Request {
         from: Option<u64>,
     },
     /// Reports hypervisor and daemon. Reply: [`Reply::Info`].
-    Info,
+    Info {},
     /// Reports all counters. Reply: [`Reply::Stats`].
-    Stats,
+    Stats {},
     /// Records a trace. Reply: [`Reply::Trace`], then text lines of [`crate::trace::Chunk`] until the time
     /// has expired.
     Trace {
         /// Duration.
         milliseconds: u64,
     },
+    /// Reports EL2's log. Reply: [`Reply::Log`].
+    Log {},
     /// Changes a log level. Reply: [`Reply::Done`].
     LogLevel {
         /// Whose log.
@@ -137,6 +141,8 @@ pub enum Reply {
     Info(InfoReport),
     /// All counters.
     Stats(Box<StatsReport>),
+    /// EL2's log.
+    Log(String),
     /// Recording has begun.
     Trace(TraceStart),
     /// About devices.
@@ -236,7 +242,10 @@ mod tests {
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(line, r#"{"op":"console","name":"a","follow":true}"#);
         assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
-        assert_eq!(serde_json::to_string(&Request::List).unwrap(), r#"{"op":"list"}"#);
+        assert_eq!(
+            serde_json::to_string(&Request::List {}).unwrap(),
+            r#"{"op":"list"}"#
+        );
     }
 
     #[test]
@@ -277,7 +286,7 @@ mod tests {
         assert!(
             serde_json::from_str::<Request>(r#"{"op":"disk_detach","name":"a","slot":1,"x":1}"#).is_err()
         );
-        let list = Request::Device(api::Request::Disks);
+        let list = Request::Device(api::Request::Disks {});
         assert_eq!(serde_json::to_string(&list).unwrap(), r#"{"op":"disks"}"#);
         assert_eq!(
             serde_json::from_str::<Request>(r#"{"op":"disks"}"#).unwrap(),
@@ -296,6 +305,9 @@ mod tests {
             "{}",
             r#"{"op":"format_all"}"#,
             r#"{"op":"stop","name":"a","x":1}"#,
+            r#"{"op":"list","x":1}"#,
+            r#"{"op":"info","x":1}"#,
+            r#"{"op":"stats","x":1}"#,
             "[]",
             "7",
         ] {

@@ -20,6 +20,7 @@ use super::protocol::{
     CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
 use crate::device::api;
+use crate::device::net::report::NetReport;
 use crate::hv::{self, Hypervisor};
 use crate::stats;
 use crate::trace::record::Recorder;
@@ -204,10 +205,14 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         Request::Pause { name } => execute(&name, Command::Pause),
         Request::Resume { name } => execute(&name, Command::Resume),
         Request::Wait { name } => Ok(Reply::Ended(registry.find(&name)?.wait())),
-        Request::List => Ok(Reply::Zones(registry.list())),
+        Request::List {} => Ok(Reply::Zones(registry.list())),
         Request::Device(request) => device(registry, request),
-        Request::Stats => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
-        Request::Info => Ok(Reply::Info(info(&registry.context().hv.info()))),
+        Request::Stats {} => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
+        Request::Info {} => Ok(Reply::Info(info(&registry.context().hv.info()))),
+        Request::Log {} => {
+            let log = registry.context().hv.log();
+            Ok(Reply::Log(log.ok_or_else(|| anyhow!("EL2 has no log"))?))
+        }
         Request::LogLevel { target, level } => {
             match target {
                 LogTarget::Ringd => set_log_level(level),
@@ -224,7 +229,11 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
 /// Does what a request about devices asks for; after a change, the reply shows the device.
 fn device(registry: &Registry, request: api::Request) -> anyhow::Result<Reply> {
     let api::ChangeRequest { name, change } = match request {
-        api::Request::Disks => return Ok(Reply::Device(api::Reply::disks(&observe::devices(registry)))),
+        api::Request::Disks {} => return Ok(Reply::Device(api::Reply::disks(&observe::devices(registry)))),
+        api::Request::Nets {} => {
+            let nets = NetReport::all(&observe::devices(registry));
+            return Ok(Reply::Device(api::Reply::Nets(nets)));
+        }
         api::Request::Change(request) => request,
     };
     let removes = change.removes();

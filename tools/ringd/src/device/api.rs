@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::disk::report::DiskReport;
+use super::net::report::NetReport;
 use super::{Change, Config, Observed};
 
 /// A request about devices.
@@ -10,7 +11,9 @@ use super::{Change, Config, Observed};
 #[serde(rename_all = "snake_case", tag = "op", deny_unknown_fields)]
 pub enum Request {
     /// Lists the drives of all zones. Reply: [`Reply::Disks`].
-    Disks,
+    Disks {},
+    /// Lists the network devices of all zones. Reply: [`Reply::Nets`].
+    Nets {},
     /// Changes a device. Reply: the device as it is then, or [`crate::control::protocol::Reply::Done`].
     #[serde(untagged)]
     Change(ChangeRequest),
@@ -34,6 +37,8 @@ pub enum Reply {
     Disks(Vec<DiskReport>),
     /// A drive.
     Disk(Box<DiskReport>),
+    /// The network devices of all zones.
+    Nets(Vec<NetReport>),
 }
 
 impl Reply {
@@ -49,7 +54,7 @@ impl Reply {
     pub fn changed(device: &Observed) -> Option<Self> {
         match device.config {
             Config::Disk(_) => Some(Self::Disk(Box::new(DiskReport::new(device)))),
-            Config::Rng(_) => None,
+            Config::Rng(_) | Config::Net(_) => None,
         }
     }
 }

@@ -8,7 +8,7 @@ use ringvisor::abi::command::DeviceSpec;
 
 use super::config::Config;
 use super::report::QueueStats;
-use super::{disk, rng};
+use super::{disk, net, rng};
 
 /// Vendor ID register of ringvisor's devices: "RNGV".
 const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
@@ -75,6 +75,8 @@ pub enum QueueCounters {
     Disk(Arc<ringblk::BlockStats>),
     /// Of an entropy device.
     Rng(Arc<ringrng::RngStats>),
+    /// Of a network device.
+    Net(Arc<ringnet::NetStats>),
 }
 
 /// The counters of a queue at some moment, whatever its device.
@@ -84,6 +86,8 @@ pub enum Counters {
     Disk(Box<ringblk::BlockSnapshot>),
     /// Of an entropy device.
     Rng(Box<ringrng::RngSnapshot>),
+    /// Of a network device.
+    Net(Box<ringnet::NetSnapshot>),
 }
 
 /// A queue and its counters at some moment.
@@ -103,6 +107,7 @@ impl QueueCounters {
         match self {
             Self::Disk(counters) => Counters::Disk(Box::new(counters.snapshot())),
             Self::Rng(counters) => Counters::Rng(Box::new(counters.snapshot())),
+            Self::Net(counters) => Counters::Net(Box::new(counters.snapshot())),
         }
     }
 
@@ -111,6 +116,7 @@ impl QueueCounters {
         match self {
             Self::Disk(counters) => counters.queue.spurious_notifications.get(),
             Self::Rng(counters) => counters.queue.spurious_notifications.get(),
+            Self::Net(counters) => counters.queue.spurious_notifications.get(),
         }
     }
 
@@ -119,6 +125,7 @@ impl QueueCounters {
         match self {
             Self::Disk(counters) => disk::stats::has_completed(counters),
             Self::Rng(counters) => counters.requests.get() > 0,
+            Self::Net(counters) => counters.packets.get() + counters.commands.get() > 0,
         }
     }
 }
@@ -129,6 +136,7 @@ impl QueueSnapshot {
         let stats = match &self.counters {
             Counters::Disk(counters) => disk::stats::queue_stats(counters),
             Counters::Rng(counters) => rng::stats::queue_stats(counters),
+            Counters::Net(counters) => net::stats::queue_stats(counters),
         };
         QueueStats {
             queue: self.queue,

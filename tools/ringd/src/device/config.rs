@@ -3,9 +3,10 @@
 use ringvisor::abi::MAX_SLOTS;
 use serde::{Deserialize, Serialize};
 
-use super::disk;
 use super::disk::config::DiskConfig;
+use super::net::config::NetConfig;
 use super::rng::config::RngConfig;
+use super::{disk, net};
 use crate::config::keys::Keys;
 
 /// The devices of a zone at its start. Part of [`crate::config::ZoneConfig`], in JSON as well.
@@ -19,6 +20,9 @@ pub struct Configs {
     /// The entropy device, if the zone has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rng: Option<RngConfig>,
+    /// Network devices in the order of the guest's `eth*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetConfig>,
 }
 
 /// What a virtio slot holds.
@@ -28,11 +32,13 @@ pub enum Config {
     Disk(Option<DiskConfig>),
     /// An entropy device.
     Rng(RngConfig),
+    /// A network device.
+    Net(NetConfig),
 }
 
 impl Configs {
     /// The keys of a zone file that describe devices.
-    pub const KEYS: &'static [&'static str] = &["disk", "spare_disks", "rng"];
+    pub const KEYS: &'static [&'static str] = &["disk", "spare_disks", "rng", "net"];
 
     /// Takes the devices from a zone file's keys.
     ///
@@ -43,6 +49,7 @@ impl Configs {
             disk: disk::keys::disks(keys)?,
             spare_disks: disk::keys::spare_disks(keys)?,
             rng: RngConfig::from_keys(keys)?,
+            net: net::keys::nets(keys)?,
         })
     }
 
@@ -51,20 +58,28 @@ impl Configs {
     /// # Errors
     /// The first value that is out of range or contradicts another.
     pub fn check(&self, origin: &str) -> anyhow::Result<()> {
-        let others = usize::from(self.rng.is_some());
-        disk::config::check_all(&self.disk, self.spare_disks, MAX_SLOTS - others, origin)?;
+        let others = usize::from(self.rng.is_some()) + self.net.len();
+        let slots = MAX_SLOTS.saturating_sub(others);
+        disk::config::check_all(&self.disk, self.spare_disks, slots, origin)?;
+        net::config::check_all(&self.net, origin)?;
         self.rng.as_ref().map_or(Ok(()), |rng| rng.check(origin))
     }
 
     /// Returns what each virtio slot holds at the zone's start: disks, drives without a medium, the entropy
-    /// device.
+    /// device, network devices.
     pub fn slots(&self) -> Vec<Config> {
         let spare = usize::try_from(self.spare_disks).unwrap_or(MAX_SLOTS);
         let spare = spare.min(MAX_SLOTS.saturating_sub(self.disk.len()));
         let disks = self.disk.iter().cloned().map(Some);
         let drives = disks.chain(std::iter::repeat_n(None, spare));
         let rng = self.rng.iter().cloned().map(Config::Rng);
-        drives.map(Config::Disk).chain(rng).take(MAX_SLOTS).collect()
+        let nets = self.net.iter().cloned().map(Config::Net);
+        drives
+            .map(Config::Disk)
+            .chain(rng)
+            .chain(nets)
+            .take(MAX_SLOTS)
+            .collect()
     }
 }
 
@@ -74,6 +89,7 @@ impl Config {
         match self {
             Self::Disk(disk) => disk::config::queues(disk.as_ref(), vcpus),
             Self::Rng(_) => 1,
+            Self::Net(net) => usize::from(2 * net.pairs(vcpus) + 1),
         }
     }
 
@@ -81,7 +97,7 @@ impl Config {
     pub fn disk(&self) -> Option<&DiskConfig> {
         match self {
             Self::Disk(disk) => disk.as_ref(),
-            Self::Rng(_) => None,
+            Self::Rng(_) | Self::Net(_) => None,
         }
     }
 }

@@ -2,11 +2,24 @@
 
 use std::sync::Arc;
 
+use super::net::open::{NoPorts, PortOpener};
+
 /// What devices and other files of a zone are opened with.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Environment {
     /// Opens files and connects to servers.
     pub disk: ringblk::OpenContext,
+    /// Opens the ports of network devices.
+    pub ports: Arc<dyn PortOpener>,
+}
+
+impl Default for Environment {
+    fn default() -> Self {
+        Self {
+            disk: ringblk::OpenContext::default(),
+            ports: Arc::new(NoPorts),
+        }
+    }
 }
 
 impl Environment {

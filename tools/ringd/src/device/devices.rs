@@ -7,7 +7,7 @@ use vm_memory::MmapRegion;
 use super::context::{TakeOver, Wake};
 use super::disk::drives::Drives;
 use super::zone::{Store, ZoneContext};
-use super::{Change, Config, Device, disk, rng};
+use super::{Change, Config, Device, disk, inflight, net, rng};
 
 /// The devices of a zone.
 pub struct Devices {
@@ -25,7 +25,16 @@ impl Devices {
     /// # Errors
     /// The first that cannot be used.
     pub fn open(&self, store: &mut dyn Store, last: Option<&TakeOver<'_>>) -> anyhow::Result<Vec<Device>> {
+        let opened = self.open_all(store, last);
+        if opened.is_err() && last.is_none() {
+            self.close_ports();
+        }
+        opened
+    }
+
+    fn open_all(&self, store: &mut dyn Store, last: Option<&TakeOver<'_>>) -> anyhow::Result<Vec<Device>> {
         let mut devices = Vec::new();
+        let (state, mut nets) = (self.zone.view.state(), 0);
         for (slot, config) in (0_u8..).zip(self.zone.slots()) {
             devices.push(match config {
                 Config::Disk(disk) => Device::Disk(disk::open::drive(
@@ -36,6 +45,20 @@ impl Devices {
                     last,
                 )?),
                 Config::Rng(config) => Device::Rng(rng::backend::open(&config)),
+                Config::Net(config) => {
+                    let words = inflight::words(&self.zone.inflight()?);
+                    let net = net::open::open(
+                        &*self.zone.environment.ports,
+                        &self.zone.config,
+                        slot,
+                        nets,
+                        &config,
+                        state.nets.iter().find(|net| net.slot == slot),
+                        words.map_err(|error| self.zone.config.failed(error))?,
+                    )?;
+                    nets += 1;
+                    Device::Net(net)
+                }
             });
         }
         if let Some(last) = last {
@@ -79,6 +102,7 @@ impl Devices {
     pub fn change(&self, store: &mut dyn Store, change: &Change) -> anyhow::Result<u8> {
         match change {
             Change::Disk(change) => self.drives(store).change(change),
+            Change::Net(change) => net::change::change(&self.zone, store, change),
         }
     }
 
@@ -94,6 +118,25 @@ impl Devices {
     pub fn close(&mut self) {
         disk::migrate::abort(&self.zone);
         self.zone.number = None;
+        self.close_ports();
+    }
+
+    /// What is behind the zone's network devices goes.
+    fn close_ports(&self) {
+        let name = &self.zone.config.name;
+        if !self.zone.config.devices.net.is_empty()
+            && let Err(error) = self.zone.environment.ports.close(name)
+        {
+            tracing::error!(zone = name, %error, "cannot close a zone's network ports");
+        }
+    }
+
+    /// Removes the file that an earlier zone of this name may have left for the next daemon.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn discard_inflight(&self) -> anyhow::Result<()> {
+        self.zone.discard_inflight()
     }
 
     /// Maps the file that outlives the daemon.
@@ -117,5 +160,6 @@ fn watch(zone: &ZoneContext, slot: u8, device: &Device) {
     match device {
         Device::Disk(disk) => disk::watch::watch(zone, slot, disk),
         Device::Rng(_) => {}
+        Device::Net(net) => net::backend::watch(zone, slot, net),
     }
 }

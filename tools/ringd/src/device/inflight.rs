@@ -1,7 +1,8 @@
 //! The file that a zone's devices leave for the next daemon: `NAME.inflight`.
 //!
 //! It holds the in-flight log of each queue of each slot, and behind them a word for each slot, in which a
-//! device keeps what changes too often for the zone's record.
+//! device keeps what changes too often for the zone's record; and behind those what drivers of network
+//! devices have set.
 
 use std::fs::File;
 use std::io;
@@ -26,10 +27,24 @@ pub const LOG_STRIDE: usize = InflightArea::bytes(QUEUE_SIZE_MAX).next_multiple_
 const WORDS: usize = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
 /// Bytes reserved for the words.
 const WORDS_LEN: usize = 4096;
+/// All words: one for each slot, then [`ringnet::state::WORDS`] for each.
+const WORDS_COUNT: usize = MAX_SLOTS * (1 + ringnet::state::WORDS);
+const _: () = assert!(WORDS_COUNT * 8 <= WORDS_LEN);
 
 /// Returns the path of a zone's file in the directory of the records.
 pub fn path(directory: &Path, zone: &str) -> PathBuf {
     directory.join(format!("{zone}.inflight"))
+}
+
+/// Removes the file that an earlier zone of this name may have left: a new zone begins with empty logs.
+///
+/// # Errors
+/// The system's.
+pub fn discard(directory: &Path, zone: &str) -> io::Result<()> {
+    match std::fs::remove_file(path(directory, zone)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Maps a zone's file. A new one is all zeroes, and takes memory only where it is written.
@@ -78,7 +93,12 @@ pub fn area(
 /// # Errors
 /// The mapping is too short.
 pub fn words(mapping: &Arc<MmapRegion>) -> Result<Slots<AtomicU64>, MemoryError> {
-    Slots::in_mapping(mapping, WORDS, MAX_SLOTS)
+    Slots::in_mapping(mapping, WORDS, WORDS_COUNT)
+}
+
+/// Returns the first of the words in which the network device in a slot keeps what its driver has set.
+pub const fn net_words(slot: u8) -> usize {
+    MAX_SLOTS + slot as usize * ringnet::state::WORDS
 }
 
 /// Checks that this program understands all logs in the file at `path`.

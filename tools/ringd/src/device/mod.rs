@@ -26,6 +26,7 @@ pub mod context;
 pub mod devices;
 pub mod disk;
 pub mod inflight;
+pub mod net;
 pub mod options;
 pub mod report;
 pub mod rng;
@@ -53,6 +54,8 @@ pub enum Device {
     Disk(Arc<ringblk::Disk>),
     /// An entropy device.
     Rng(Arc<ringrng::Rng>),
+    /// A network device.
+    Net(Arc<ringnet::Net>),
 }
 
 impl Device {
@@ -60,7 +63,7 @@ impl Device {
     pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
         match self {
             Self::Disk(disk) => Some(disk),
-            Self::Rng(_) => None,
+            Self::Rng(_) | Self::Net(_) => None,
         }
     }
 }
@@ -72,6 +75,7 @@ impl Deref for Device {
         match self {
             Self::Disk(disk) => disk,
             Self::Rng(rng) => rng,
+            Self::Net(net) => net,
         }
     }
 }
@@ -82,6 +86,8 @@ impl Deref for Device {
 pub enum Change {
     /// Of a drive or its disk.
     Disk(disk::change::Change),
+    /// Of a network device.
+    Net(net::change::Change),
 }
 
 impl Change {

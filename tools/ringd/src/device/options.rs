@@ -6,7 +6,7 @@ use clap::Args;
 use toml::{Table, Value};
 
 use super::config::Configs;
-use super::{disk, rng};
+use super::{disk, net, rng};
 
 /// Devices on the command line.
 #[derive(Args, Debug, Default)]
@@ -20,6 +20,10 @@ pub struct Options {
     /// Give the guest an entropy device, optionally with a limit: --rng or --rng=bps=SIZE.
     #[arg(long, value_name = "KEY=VALUE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub rng: Option<String>,
+    /// A network device: KEY=VALUE[,KEY=VALUE...], keys as in a zone file: bridge=ringvisor0, or user. May be
+    /// given more than once.
+    #[arg(long, value_name = "NET")]
+    pub net: Vec<String>,
 }
 
 impl Options {
@@ -41,6 +45,7 @@ impl Options {
         configs
             .disk
             .extend(disk::keys::from_options(&self.disk, directory)?);
+        configs.net.extend(net::keys::from_options(&self.net)?);
         Ok(())
     }
 }

@@ -19,6 +19,9 @@ pub struct DeviceReports {
     /// Entropy devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rngs: Vec<DeviceStats>,
+    /// Network devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<DeviceStats>,
 }
 
 /// A device.
@@ -90,13 +93,15 @@ impl DeviceReports {
                 ..stats
             }),
             Config::Rng(_) => self.rngs.push(stats),
+            Config::Net(_) => self.nets.push(stats),
         }
     }
 
     /// Returns all devices, with the names of their kinds.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &DeviceStats)> + Clone {
         let disks = self.disks.iter().map(|disk| ("disk", disk));
-        disks.chain(self.rngs.iter().map(|rng| ("rng", rng)))
+        let rngs = self.rngs.iter().map(|rng| ("rng", rng));
+        disks.chain(rngs).chain(self.nets.iter().map(|net| ("net", net)))
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{Config, Configs};
 use super::disk::config::DiskConfig;
 use super::disk::migration::Pending;
+use super::net::config::NetLimits;
 
 /// The devices of a zone that runs. Part of the zone's record (version 2), in JSON as well.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,31 @@ pub struct State {
     /// Disks that are being migrated.
     #[serde(rename = "moves", default, skip_serializing_if = "Vec::is_empty")]
     pub migrations: Vec<Pending>,
+    /// What was changed of network devices since the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nets: Vec<NetState>,
+}
+
+/// What was changed of a network device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetState {
+    /// Its slot.
+    pub slot: u8,
+    /// Whether its link is to be down.
+    pub link_down: bool,
+    /// Its limits.
+    pub limits: NetLimits,
+}
+
+impl NetState {
+    /// Returns the state of a device that nothing was changed of.
+    pub const fn new(slot: u8, limits: NetLimits) -> Self {
+        Self {
+            slot,
+            link_down: false,
+            limits,
+        }
+    }
 }
 
 /// How many devices of each kind a zone has.
@@ -29,11 +55,12 @@ impl State {
         let slots = configs.slots();
         let drive = |config: Config| match config {
             Config::Disk(disk) => Some(disk),
-            Config::Rng(_) => None,
+            Config::Rng(_) | Config::Net(_) => None,
         };
         Self {
             disks: slots.into_iter().filter_map(drive).collect(),
             migrations: Vec::new(),
+            nets: Vec::new(),
         }
     }
 

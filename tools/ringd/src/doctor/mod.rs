@@ -42,7 +42,7 @@ impl Machine<'_> {
 fn daemon(socket: &Path) -> Check {
     let name = "daemon";
     let ask = || -> Result<InfoReport, ClientError> {
-        match Client::connect(socket)?.ask(&Request::Info)? {
+        match Client::connect(socket)?.ask(&Request::Info {})? {
             Reply::Info(info) => Ok(info),
             other => Err(ClientError::unexpected(&other)),
         }

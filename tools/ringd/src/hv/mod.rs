@@ -8,6 +8,7 @@ pub mod commands;
 pub mod counters;
 pub mod device;
 pub mod fake;
+mod log;
 pub mod mapping;
 pub mod pci;
 

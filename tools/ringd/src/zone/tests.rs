@@ -27,6 +27,7 @@ mod disk_changes;
 mod disk_migration;
 mod files;
 mod mutations;
+mod net;
 mod rng;
 
 const PAGES: u64 = 64;
@@ -126,7 +127,10 @@ fn daemon_with(
         hv,
         host: host.clone(),
         io: io.clone(),
-        environment,
+        environment: Environment {
+            ports: Arc::new(net::FakePorts::new(&records)),
+            ..environment
+        },
         records,
         cpus: Mutex::default(),
     };

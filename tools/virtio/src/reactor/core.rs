@@ -209,6 +209,9 @@ impl Core {
             if let Some(entry) = self.queues.get_mut(index) {
                 let mut cx = Context::new(&mut self.waiter, &mut self.backends);
                 entry.handler.complete(tag, result, &mut cx);
+                if entry.handler.wants_service() {
+                    self.schedule.insert(List::Ready, index);
+                }
             }
             self.schedule.insert(List::Dirty, index);
         }

@@ -55,7 +55,7 @@ const WIDTH: u16 = 80;
 pub fn run(socket: &Path, options: &TopOptions) -> anyhow::Result<ExitCode> {
     let mut client = Client::connect(socket)?;
     let mut report = || -> Result<StatsReport, ClientError> {
-        match client.ask(&Request::Stats)? {
+        match client.ask(&Request::Stats {})? {
             Reply::Stats(report) => Ok(*report),
             other => Err(ClientError::unexpected(&other)),
         }

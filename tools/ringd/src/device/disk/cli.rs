@@ -129,7 +129,7 @@ pub fn run(
     request: impl Fn(protocol::Request) -> Result<protocol::Reply, ClientError>,
 ) -> anyhow::Result<ExitCode> {
     let ask = |wanted| request(protocol::Request::Device(wanted));
-    let list = || disks(ask(Request::Disks)?);
+    let list = || disks(ask(Request::Disks {})?);
     let ask_to = |name: String, change: Change| {
         let change = device::Change::Disk(change);
         ask(Request::Change(ChangeRequest { name, change }))

@@ -15,6 +15,7 @@ impl Machine {
                 disk: vec![self.disk("d.img", 4096)],
                 spare_disks: 1,
                 rng: Some(RngConfig { bps: Some(1 << 20) }),
+                net: Vec::new(),
             },
             ..self.config("a")
         }
@@ -112,8 +113,8 @@ fn a_record_with_unknown_keys_is_refused() {
     let path = machine.path("records/a.json");
     let text = std::fs::read_to_string(&path).unwrap();
     for (from, to) in [
-        (r#""starts":"#, r#""nets":[],"starts":"#),
-        (r#""memory":"#, r#""net":[],"memory":"#),
+        (r#""starts":"#, r#""nics":[],"starts":"#),
+        (r#""memory":"#, r#""nic":[],"memory":"#),
         (r#""readonly":"#, r#""speed":1,"readonly":"#),
         (r#""disks":"#, r#""discs":"#),
     ] {

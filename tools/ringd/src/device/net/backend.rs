@@ -1,0 +1,56 @@
+//! [`Backend`] for network devices: what EL2 shows of one, and its queues.
+
+use std::sync::Arc;
+
+use ringnet::config::STATUS_OFFSET;
+use ringnet::{Net, QUEUE_SIZE_MAX};
+use ringvirtio::{QueueHandler, QueueSetup, SetupError};
+use ringvisor::abi::command::DeviceSpec;
+
+use crate::device::backend::{Backend, QueueCounters, spec};
+use crate::device::config::Config;
+use crate::device::inflight;
+use crate::device::zone::ZoneContext;
+
+const _: () = assert!(QUEUE_SIZE_MAX <= inflight::QUEUE_SIZE_MAX);
+
+impl Backend for Arc<Net> {
+    fn describe(&self, _config: &Config, queues: u16) -> DeviceSpec {
+        let space = self.config().space(self.status());
+        spec(
+            ringnet::DEVICE_ID,
+            self.features(),
+            queues,
+            QUEUE_SIZE_MAX,
+            &space,
+        )
+    }
+
+    fn live_config(&self) -> Option<(u16, Vec<u8>)> {
+        Some((STATUS_OFFSET, self.status().to_le_bytes().into()))
+    }
+
+    fn queue(
+        &self,
+        number: u16,
+        setup: QueueSetup,
+    ) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError> {
+        let (queue, counters) = Net::queue(self, number, setup)?;
+        Ok((queue, QueueCounters::Net(counters)))
+    }
+}
+
+/// Has the guest shown the link's status when the device changes it by itself.
+pub fn watch(zone: &ZoneContext, slot: u8, net: &Net) {
+    let Some(number) = zone.number else {
+        return;
+    };
+    let io = Arc::downgrade(&zone.io);
+    net.on_status_change(Box::new(move || {
+        if let Some(io) = io.upgrade()
+            && let Err(error) = io.show_config(number, slot)
+        {
+            tracing::error!(zone = number, slot, %error, "cannot show a link's status");
+        }
+    }));
+}

@@ -1,0 +1,142 @@
+//! Network devices in a zone file (`[[net]]`) and on the command line (`SOURCE[,KEY=VALUE...]`).
+
+use toml::{Table, Value};
+
+use super::config::{Forward, MTU, NetConfig, NetLimits, RATE, Source, parse_rate};
+use crate::config::error::{bad, quoted};
+use crate::config::keys::Keys;
+
+const KEYS: &[&str] = &[
+    "bridge",
+    "tap",
+    "user",
+    "forward",
+    "mac",
+    "mtu",
+    "queue_pairs",
+    "rate",
+    "pps",
+];
+/// The origin of devices that options describe.
+const COMMAND_LINE: &str = "command line";
+/// What an option is to look like.
+const OPTION: &str = "KEY=VALUE[,KEY=VALUE...] with bridge=NAME, tap=NAME or user, keys as in a zone file";
+
+/// Takes the devices from a zone file's keys.
+///
+/// # Errors
+/// A key of a device is wrong.
+pub fn nets(keys: &mut Keys<'_>) -> anyhow::Result<Vec<NetConfig>> {
+    keys.sections("net")?.into_iter().map(net).collect()
+}
+
+fn net(mut keys: Keys<'_>) -> anyhow::Result<NetConfig> {
+    keys.refuse_unknown(KEYS)?;
+    let forward = forwards(&mut keys)?;
+    let source = source(&mut keys, forward)?;
+    let mac = keys.get(
+        "mac",
+        "a device's MAC address in quotes, such as \"52:54:00:12:34:56\"",
+        |value| value.as_str()?.parse().ok(),
+    )?;
+    let rate = keys.get("rate", RATE, |value| parse_rate(value.as_str()?))?;
+    let positive = |value: &Value| u64::try_from(value.as_integer()?).ok().filter(|pps| *pps > 0);
+    Ok(NetConfig {
+        source,
+        mac,
+        mtu: keys
+            .count("mtu", "bytes of a packet, such as 1500")?
+            .unwrap_or(MTU),
+        queue_pairs: keys.count("queue_pairs", "a number of pairs of queues")?,
+        limits: NetLimits {
+            rate,
+            pps: keys.get("pps", "packets per second, more than 0", positive)?,
+        },
+    })
+}
+
+fn source(keys: &mut Keys<'_>, forward: Option<Vec<Forward>>) -> anyhow::Result<Source> {
+    let expected = "one of bridge, tap and user";
+    let given = ["bridge", "tap", "user"].map(|key| keys.peek(key).cloned());
+    let bridge = keys.string("bridge", "the name of a bridge in quotes")?;
+    let tap = keys.string("tap", "the name of a tap device in quotes")?;
+    let user = keys.boolean("user")?;
+    let source = match (bridge, tap, user) {
+        (Some(bridge), None, None) => Source::Bridge(bridge),
+        (None, Some(tap), None) => Source::Tap(tap),
+        (None, None, Some(true)) => Source::User(forward.clone().unwrap_or_default()),
+        (None, None, None) => return Err(keys.missing("bridge", expected)),
+        (None, None, Some(false)) => {
+            return Err(keys.bad(
+                "user",
+                &Value::Boolean(false),
+                "true, or bridge or tap in its place",
+            ));
+        }
+        _ => {
+            let [_, tap, user] = given;
+            let (key, value) = match (tap, user) {
+                (_, Some(user)) => ("user", user),
+                (Some(tap), None) => ("tap", tap),
+                (None, None) => ("bridge", Value::Boolean(true)),
+            };
+            return Err(keys.bad(key, &value, format_args!("only {expected}")));
+        }
+    };
+    match forward {
+        Some(list) if !matches!(source, Source::User(_)) => {
+            let value = Value::Array(list.iter().map(|one| Value::String(one.to_string())).collect());
+            Err(keys.bad("forward", &value, "`user = true` beside it"))
+        }
+        _ => Ok(source),
+    }
+}
+
+fn forwards(keys: &mut Keys<'_>) -> anyhow::Result<Option<Vec<Forward>>> {
+    keys.get("forward", &format!("a list of {}", Forward::EXPECTED), |value| {
+        let list = value.as_array()?;
+        list.iter().map(|one| one.as_str()?.parse().ok()).collect()
+    })
+}
+
+/// Returns the devices that options describe.
+///
+/// # Errors
+/// One of them describes no device.
+pub fn from_options(options: &[String]) -> anyhow::Result<Vec<NetConfig>> {
+    let nets: anyhow::Result<Vec<Value>> = options.iter().map(|text| table(text)).collect();
+    let section = Table::from_iter([("net".to_owned(), Value::Array(nets?))]);
+    self::nets(&mut Keys::new(COMMAND_LINE, section, std::path::Path::new("/")))
+}
+
+/// Returns an option as the table that a zone file would hold. `user` alone means true; `forward` may be
+/// given more than once.
+fn table(text: &str) -> anyhow::Result<Value> {
+    let mut table = Table::new();
+    for part in text.split(',') {
+        let (key, value) = match part.split_once('=') {
+            None if part == "user" => (part, "true"),
+            Some(pair) => pair,
+            None => return Err(bad(COMMAND_LINE, "net", quoted(text), OPTION)),
+        };
+        let value = match key {
+            "user" => value
+                .parse()
+                .map_or_else(|_| Value::String(value.into()), Value::Boolean),
+            "mtu" | "queue_pairs" | "pps" => value
+                .parse()
+                .map_or_else(|_| Value::String(value.into()), Value::Integer),
+            "forward" => {
+                let mut list = match table.remove(key) {
+                    Some(Value::Array(list)) => list,
+                    _ => Vec::new(),
+                };
+                list.push(Value::String(value.into()));
+                Value::Array(list)
+            }
+            _ => Value::String(value.into()),
+        };
+        table.insert(key.into(), value);
+    }
+    Ok(Value::Table(table))
+}

@@ -1,0 +1,43 @@
+//! Ports of network devices: opened with root's rights, and kept by a process that outlives the daemon.
+//!
+//! | process | does |
+//! |---|---|
+//! | worker | asks the broker for ports: [`crate::device::net::open::PortOpener`] |
+//! | broker | asks the keeper, which it starts if there is none: [`client`] |
+//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]), keeps every descriptor until its zone ends: [`keeper`] |
+//!
+//! So tap devices keep their queues and passt its connection when a daemon dies, and neither notices.
+
+pub mod client;
+mod interface;
+pub mod keeper;
+mod passt;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::net::open::PortRequest;
+
+/// A request to the keeper.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Returns the descriptor of a pair of queues of a port, which is opened if it is not kept.
+    Open(PortRequest, u16),
+    /// Closes the ports of a zone.
+    Close(String),
+}
+
+/// Its reply; a descriptor may come with it.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// It failed; why, for people.
+    Failed(String),
+}
+
+/// Returns the path of the keeper's socket.
+fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("ports.sock")
+}
