@@ -215,10 +215,8 @@ mod tests {
         let text = intact(&copy(&log), log.written()).unwrap();
         assert!(text.len() > CAPACITY - 2 * MAX_LINE && text.len() < CAPACITY);
         let text = core::str::from_utf8(&text).unwrap();
-        let mut expected = 5000 - text.lines().count();
-        for line in text.lines() {
+        for (expected, line) in (5000 - text.lines().count()..).zip(text.lines()) {
             assert_eq!(line, format!("line {expected}"));
-            expected += 1;
         }
         // Much was written while the copy was made: what of it is old is dropped, not mixed.
         assert_eq!(intact(&copy(&log), log.written() + SIZE as u64).unwrap(), b"");

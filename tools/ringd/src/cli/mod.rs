@@ -88,9 +88,9 @@ pub enum ZoneCommand {
     /// Starts a zone and shows its console until it ends; the status is 0 if its guest powered off cleanly.
     ///
     /// On a terminal, what is typed goes to the guest; Ctrl-] leaves the console and the zone running.
-    Run(ZoneOptions),
+    Run(Box<ZoneOptions>),
     /// Starts a zone and returns once its guest runs.
-    Start(ZoneOptions),
+    Start(Box<ZoneOptions>),
     /// Stops a zone at once, as pulling the plug would, and gives its CPUs and memory back.
     Stop(Name),
     /// Lists the zones, including those that have ended.

@@ -28,6 +28,9 @@ impl Devices {
         let opened = self.open_all(store, last);
         if opened.is_err() && last.is_none() {
             self.close_ports();
+            // It was made for what the drivers of network devices set.
+            let path = inflight::path(&self.zone.records, &self.zone.config.name);
+            let _ = std::fs::remove_file(path);
         }
         opened
     }

@@ -216,6 +216,7 @@ fn the_next_daemon_continues_a_migration() {
                     slot: 0,
                     target: target.clone(),
                 }],
+                ..State::default()
             },
             ..machine.only_record()
         };
@@ -263,6 +264,7 @@ fn a_target_that_is_gone_is_forgotten() {
                         ..DiskConfig::new(machine.path("gone.img"))
                     },
                 }],
+                ..State::default()
             },
             ..machine.only_record()
         };
@@ -295,6 +297,7 @@ fn the_next_daemon_has_the_current_limits() {
                 slot: 0,
                 target: machine.sparse("target.img"),
             }],
+            ..State::default()
         },
         ..machine.only_record()
     };

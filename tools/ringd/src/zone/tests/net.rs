@@ -65,7 +65,6 @@ impl Machine {
         };
         ZoneConfig {
             devices: Configs {
-                disk: vec![self.disk("d.img", 4096)],
                 net: sources.iter().map(net).collect(),
                 ..Configs::default()
             },
@@ -86,7 +85,7 @@ impl Machine {
 
     /// The link's status, as the guest sees it.
     fn status(&self) -> u8 {
-        self.el2.device(1, 1).unwrap().config[6]
+        self.el2.device(1, 0).unwrap().config[6]
     }
 }
 
@@ -99,14 +98,14 @@ fn a_network_device_is_served_changed_and_taken_over() {
     let machine = Machine::new();
     let sources = [Source::User(Vec::new()), Source::User(Vec::new())];
     machine.registry.start(machine.with_nets(&sources)).unwrap();
-    let shown = machine.el2.device(1, 1).unwrap();
+    let shown = machine.el2.device(1, 0).unwrap();
     assert_eq!(
         (shown.queues, &shown.config[..6]),
         (3, &default_mac("a", 0).0[..])
     );
     assert_eq!((machine.status(), machine.ports()), (1, 2));
     // A driver sets up the transmit queue, with a packet in it.
-    machine.el2.guest_changes_device(1, 1, |device| {
+    machine.el2.guest_changes_device(1, 0, |device| {
         (device.status, device.features) = (15, 1 << 32);
         let queue = &mut device.queue[1];
         (queue.size, queue.ready) = (16, 1);
@@ -120,7 +119,7 @@ fn a_network_device_is_served_changed_and_taken_over() {
     until("queue", || active(&machine.registry));
 
     let down = change(Change::Link { index: 0, up: false });
-    assert_eq!(machine.registry.execute("a", down).unwrap(), Some(1));
+    assert_eq!(machine.registry.execute("a", down).unwrap(), Some(0));
     assert_eq!(machine.status(), 0);
     let limits = NetLimits {
         rate: Some(1_000_000),
@@ -141,7 +140,7 @@ fn a_network_device_is_served_changed_and_taken_over() {
     until("queue", || active(&next));
     let nets = NetReport::all(&observe::devices(&next));
     let shown: Vec<_> = nets.iter().map(|net| (net.slot, net.link, net.limits)).collect();
-    assert_eq!(shown, [(1, false, NetLimits::default()), (2, true, limits)]);
+    assert_eq!(shown, [(0, false, NetLimits::default()), (1, true, limits)]);
     assert_eq!((machine.status(), machine.ports()), (0, 2));
     next.execute("a", change(Change::Link { index: 0, up: true }))
         .unwrap();
