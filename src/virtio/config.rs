@@ -74,21 +74,22 @@ impl Config {
         &self.bytes
     }
 
-    /// Executes a driver's store. Returns whether it took effect: only on the writable byte, with a valid
-    /// value and the features negotiated.
+    /// Executes a driver's store. Returns whether it changed anything: only on the writable byte, with
+    /// another valid value and the features negotiated. A store of the same value is no event for the daemon.
     pub(super) fn write(&mut self, offset: u16, width: Width, value: u64, negotiated: u64) -> bool {
         let Some((field, _)) = self.writable else {
             return false;
         };
         let needed = field.feature | field.needs;
-        let accepted = offset == field.offset
+        let changes = offset == field.offset
             && width == Width::Byte
             && value <= u64::from(field.max)
-            && negotiated & needed == needed;
-        if accepted {
+            && negotiated & needed == needed
+            && self.byte(offset) != Some(value as u8);
+        if changes {
             self.set(offset, value as u8);
         }
-        accepted
+        changes
     }
 
     /// Applies the negotiated features: virtio-checklist 53.

@@ -781,6 +781,11 @@ fn writeback_is_the_one_field_a_driver_writes() {
     assert_eq!(bench.read(reg::CONFIG + 32), 0x2423_2200);
     assert_eq!(bench.state().config[32], 0);
     assert_eq!(
+        bench.store_width(reg::CONFIG + 32, Width::Byte, 0),
+        Effect::default(),
+        "changes nothing"
+    );
+    assert_eq!(
         bench.store_width(reg::CONFIG + 32, Width::Byte, 2),
         Effect::default(),
         "means nothing"

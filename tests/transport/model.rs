@@ -365,6 +365,9 @@ impl Model {
         if !allowed {
             return Expected::default();
         }
+        if self.config[32] == value as u8 {
+            return Expected::default();
+        }
         self.config[32] = value as u8;
         Expected::event(format!("config 32 {value}"))
     }

@@ -9,9 +9,18 @@ use smccc::{Hvc, psci};
 
 use crate::console::println;
 use crate::machine::Machine;
-use crate::virtio::Slot;
-use crate::virtio::register::QUEUE_NOTIFY;
+use crate::virtio::register::{
+    CONFIG, QUEUE_DESC, QUEUE_DEVICE, QUEUE_DRIVER, QUEUE_NOTIFY, QUEUE_NUM, QUEUE_READY, QUEUE_SEL, STATUS,
+};
+use crate::virtio::{Slot, VERSION_1, status};
 use crate::{cpus, interrupts};
+
+/// VIRTIO_BLK_F_FLUSH.
+const FLUSH: u64 = 1 << 9;
+/// VIRTIO_BLK_F_CONFIG_WCE.
+const CONFIG_WCE: u64 = 1 << 11;
+/// Offset of `writeback` in a block device's configuration space.
+const WRITEBACK: u64 = 32;
 
 /// Ends the guest as the command line says.
 pub fn reach(machine: &Machine) -> ! {
@@ -23,6 +32,16 @@ pub fn reach(machine: &Machine) -> ! {
         "on-reset" => on_reset(machine),
         "hang" => hang(),
         "storm" => storm(machine),
+        "storm-notify" => forever(machine, |slot| slot.write(QUEUE_NOTIFY, 0)),
+        "storm-config" => forever(machine, |slot| {
+            for value in [0, 1, 1, 1] {
+                slot.write_byte(CONFIG + WRITEBACK, value);
+            }
+        }),
+        "storm-reset" => forever(machine, |slot| {
+            activate(slot);
+            slot.reset();
+        }),
         "lost" => lost(),
         _ => {}
     }
@@ -84,6 +103,34 @@ fn storm(machine: &Machine) -> ! {
             };
             let _ = GicCpuInterface::send_sgi(IntId::sgi(3), target, SgiTargetGroup::CurrentGroup1);
         }
+    }
+}
+
+/// Negotiates what makes the `writeback` byte writable and activates the first disk, without queues.
+fn activate(slot: Slot) {
+    let ready = slot.negotiate(VERSION_1 | FLUSH | CONFIG_WCE);
+    slot.write(STATUS, ready | status::DRIVER_OK);
+}
+
+/// Activates the first disk and calls `act` for it, forever.
+fn forever(machine: &Machine, act: impl Fn(Slot)) -> ! {
+    let Some(slot) = Slot::blocks(machine).next() else {
+        println!("Bail out! there is no block device");
+        power_off()
+    };
+    let queue = [QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE];
+    let ready = slot.negotiate(VERSION_1 | FLUSH | CONFIG_WCE);
+    // An empty queue in the last page of RAM, which nothing else uses: its rings are zeroes.
+    slot.write(QUEUE_SEL, 0);
+    slot.write(QUEUE_NUM, 8);
+    let page = machine.ram.0 + machine.ram.1 - 4096;
+    for (register, offset) in queue.into_iter().zip([0, 0x400, 0x800]) {
+        slot.write_address(register, page + offset);
+    }
+    slot.write(QUEUE_READY, 1);
+    slot.write(STATUS, ready | status::DRIVER_OK);
+    loop {
+        act(slot);
     }
 }
 

@@ -27,8 +27,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Parser;
 use parking_lot::Mutex;
-use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::prelude::*;
 
 use crate::broker::{self, Broker, BrokerEnd};
 use crate::control::protocol::LogLevel;
@@ -41,7 +39,7 @@ use crate::io::Io;
 use crate::stats::metrics;
 use crate::zone::Context;
 use crate::zone::registry::{Registry, Upgrade};
-use crate::{ports, sandbox, serve, supervise, upgrade};
+use crate::{log, ports, sandbox, serve, supervise, upgrade};
 
 /// The default directory of the daemon's files.
 pub const RUN_DIR: &str = "/run/ringd";
@@ -157,7 +155,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some(Subcommand::Serve(what)) = &options.command {
-        return serve::run(what, level_filter(options.log_level));
+        return serve::run(what, log::level_filter(options.log_level));
     }
     // The name that `instance` and administrators look for, whatever the file is called.
     let _ = rustix::thread::set_name(c"ringd");
@@ -165,7 +163,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         return worker(options);
     }
     if options.keep_ports {
-        drop(start_log(options)?);
+        drop(log::start(options.log_level, options.log_file.as_deref())?);
         return ports::keeper::run(&options.run_dir);
     }
     let records = options.run_dir.join("zones");
@@ -178,7 +176,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         // A session of its own: the terminal it was started from may be closed.
         let _ = rustix::process::setsid();
     }
-    drop(start_log(options)?);
+    drop(log::start(options.log_level, options.log_file.as_deref())?);
     spare_when_memory_is_short(Path::new("/proc/self/oom_score_adj"));
     if options.supervise {
         return supervise::run(&options.run_dir, &options.arguments(&[]));
@@ -232,7 +230,7 @@ fn broker(options: &Options) -> anyhow::Result<()> {
 /// The unprivileged half. Before the broker's greeting it does nothing that affects another daemon that runs.
 fn worker(options: &Options) -> anyhow::Result<()> {
     let parent = rustix::process::getppid();
-    let set_log_level = start_log(options)?;
+    let set_log_level = log::start(options.log_level, options.log_file.as_deref())?;
 
     // As root: what is opened once.
     let root = PathBuf::from("/");
@@ -305,7 +303,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         io: io.clone(),
         environment,
         records,
-        cpus: Mutex::new(()),
+        cpus: Mutex::default(),
     };
     let registry = Arc::new(Registry::new(Arc::new(context)));
     registry.allow_upgrades(Box::new(Leave {
@@ -363,44 +361,21 @@ impl Upgrade for Leave {
     }
 }
 
-/// Starts logging; returns the way to change the level.
-fn start_log(options: &Options) -> anyhow::Result<server::SetLogLevel> {
-    let (filter, handle) = tracing_subscriber::reload::Layer::new(level_filter(options.log_level));
-    let layer = tracing_subscriber::fmt::layer()
-        .with_target(false)
-        .with_ansi(false);
-    let registry = tracing_subscriber::registry().with(filter);
-    match &options.log_file {
-        None => registry.with(layer.with_writer(io::stderr)).init(),
-        Some(path) => {
-            let file = File::options().create(true).append(true).mode(0o600).open(path);
-            let file = file.with_context(|| format!("cannot write the log {}", path.display()))?;
-            registry.with(layer.with_writer(Arc::new(file))).init();
-        }
-    }
-    Ok(Box::new(move |level| {
-        let _ = handle.reload(level_filter(level));
-    }))
-}
-
-fn level_filter(level: LogLevel) -> LevelFilter {
-    match level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    }
-}
-
 /// Starts this program once more, in the background, and waits until it answers.
 fn daemonize(options: &Options) -> anyhow::Result<()> {
     let default_log = options.run_dir.join("ringd.log");
-    let log = options.log_file.as_ref().unwrap_or(&default_log);
+    let log: &PathBuf = options.log_file.as_ref().unwrap_or(&default_log);
     // For the message below, should it fail; the daemon itself reports through the same file.
     drop(instance::take_lock(&options.run_dir)?);
     let before = fs::metadata(log).map_or(0, |log| log.len());
-    let open = || File::options().create(true).append(true).mode(0o600).open(log);
+    let open = || {
+        File::options()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(log)
+    };
     let output = open().with_context(|| format!("cannot write the log {}", log.display()))?;
     let mut role = vec!["--background"];
     if options.supervise {

@@ -126,6 +126,7 @@ impl State {
             .create(true)
             .truncate(true)
             .mode(0o644)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(path)?;
         Ok(Self {
             file: Mutex::new(file),

@@ -4,8 +4,9 @@
 //! [`config`] what users write · [`device`] devices of zones, by kind · [`boot`] kernels and device trees ·
 //! [`host`] root's CPUs and memory · [`hv`] EL2 · [`io`] the reactor: rings and queues · [`console`] ·
 //! [`zone`] life cycle · [`stats`] counters · [`trace`] the path of requests · [`control`] the socket ·
-//! [`daemon`] and [`cli`] the two programs · [`broker`], [`sandbox`] privileges · [`ports`] network ports,
-//! which outlive the daemon · [`supervise`], [`upgrade`], [`instance`] one daemon after the other
+//! [`daemon`] and [`cli`] the two programs, [`log`] · [`limits`], [`regular`] what guests and users may not
+//! ask for · [`broker`], [`sandbox`] privileges · [`ports`] network ports, which outlive the daemon ·
+//! [`supervise`], [`upgrade`], [`instance`] one daemon after the other
 //!
 //! Threads: the *reactor thread* ([`io`]) takes EL2's events off the zones' rings, serves queues and moves
 //! console output; it never waits for the others. Each zone has a *zone thread* ([`zone::actor`]), each
@@ -15,8 +16,8 @@
 //! [`io`]; [`device::devices`] and the changes of each kind; [`zone`]; [`control`], [`stats`], [`trace`];
 //! [`cli`] and [`daemon`].
 //!
-//! Locks, outermost first: CPUs ([`zone::Context::cpus`]), the reactor's table ([`io`]), a console, EL2's
-//! command slot ([`hv::device`]). The registry's, a zone's status and its devices' view are leaves.
+//! Locks, outermost first: CPUs ([`zone::Context::cpus`]), a zone in the reactor's table ([`io`]), a console,
+//! EL2's command slot ([`hv::device`]). The registry's, a zone's status and its devices' view are leaves.
 
 pub mod boot;
 pub mod broker;
@@ -31,7 +32,10 @@ pub mod host;
 pub mod hv;
 pub mod instance;
 pub mod io;
+pub mod limits;
+pub mod log;
 pub mod ports;
+pub mod regular;
 pub mod sandbox;
 pub mod serve;
 pub mod signals;

@@ -9,6 +9,7 @@ use std::ffi::{c_int, c_void};
 use std::io;
 use std::path::Path;
 
+use rustix::fs::{Dir, FileType, Mode, OFlags};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
@@ -161,15 +162,43 @@ const ALLOWED_X86: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_X86: &[libc::c_long] = &[];
 
-/// Changes the owner of a directory and the files in it to the user that the worker becomes.
+/// Changes the owner of a directory and the files in it to the user that the worker becomes, and their modes
+/// so that no other user may read them. Links, files with another name and what is no file stay as they are:
+/// the last worker may have made them.
 ///
 /// # Errors
 /// The system refused.
 pub fn hand_over(directory: &Path, id: u32) -> io::Result<()> {
     let (uid, gid) = (Some(Uid::from_raw(id)), Some(Gid::from_raw(id)));
-    rustix::fs::chown(directory, uid, gid)?;
-    for entry in std::fs::read_dir(directory)? {
-        rustix::fs::chown(entry?.path(), uid, gid)?;
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(directory, flags | OFlags::DIRECTORY, Mode::empty())?;
+    rustix::fs::fchown(&directory, uid, gid)?;
+    rustix::fs::fchmod(&directory, Mode::RWXU)?;
+    for entry in Dir::read_from(&directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        // A FIFO is not waited for.
+        let opened = rustix::fs::openat(&directory, name, flags | OFlags::NONBLOCK, Mode::empty());
+        let file = match opened {
+            Ok(file) => file,
+            Err(error) => {
+                tracing::warn!(?name, %error, "left alone in the directory of records");
+                continue;
+            }
+        };
+        let found = rustix::fs::fstat(&file)?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile || found.st_nlink != 1 {
+            tracing::warn!(
+                ?name,
+                "left alone in the directory of records: no file, or one with other names"
+            );
+            continue;
+        }
+        rustix::fs::fchown(&file, uid, gid)?;
+        rustix::fs::fchmod(&file, Mode::RUSR | Mode::WUSR)?;
     }
     Ok(())
 }
@@ -258,5 +287,52 @@ extern "C" fn refused(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut
     unsafe {
         libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len());
         libc::_exit(STATUS_VIOLATION)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::path::Path;
+
+    use super::hand_over;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    // torture i1
+    #[test]
+    fn only_files_in_the_directory_itself_are_handed_over() {
+        let outside = tempfile::tempdir().unwrap();
+        let secret = outside.path().join("secret");
+        fs::write(&secret, "").unwrap();
+        fs::set_permissions(&secret, Permissions::from_mode(0o640)).unwrap();
+        let records = outside.path().join("zones");
+        fs::create_dir(&records).unwrap();
+        let record = records.join("a.json");
+        fs::write(&record, "").unwrap();
+        for path in [&records, &record] {
+            fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
+        }
+        symlink(&secret, records.join("b.json")).unwrap();
+        fs::hard_link(&secret, records.join("c.json")).unwrap();
+        let pipe = records.join("d.json");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        let own = rustix::process::getuid().as_raw();
+        hand_over(&records, own).unwrap();
+        assert_eq!((mode(&records), mode(&record)), (0o700, 0o600));
+        assert_eq!(mode(&secret), 0o640, "neither by a link nor by another name");
+        let link = outside.path().join("link");
+        symlink(&records, &link).unwrap();
+        assert!(hand_over(&link, own).is_err());
     }
 }

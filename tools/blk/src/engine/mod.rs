@@ -34,6 +34,8 @@ pub struct IoOp {
     pub offset: u64,
     /// Length in bytes: the sum of the buffers of a transfer, 0 for [`IoKind::Sync`].
     pub len: u64,
+    /// Whose it is: operations of different owners share the helper threads equally.
+    pub owner: usize,
     /// It is a copy in memory that cannot wait for a device: quicker done in place than submitted.
     pub immediate: bool,
 }

@@ -1,24 +1,27 @@
 //! The thread-pool engine: blocking system calls, for every kind of image and every kernel.
 //!
-//! One thread pushes and reaps; the workers signal completions to it through an `eventfd`.
+//! One thread pushes and reaps; the workers signal completions to it through an `eventfd`. Which operation is
+//! next is decided by [`Jobs`]: guests take turns.
 
-use std::collections::VecDeque;
+mod jobs;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
+use jobs::Jobs;
 use ringvirtio::Completion;
 use ringvirtio::waiter::eventfd;
 
-use super::{Engine, IoOp, perform};
+use super::{Engine, IoOp};
 
 /// Workers of a pool.
 pub const WORKERS: usize = 8;
 
 #[derive(Default)]
 struct Shared {
-    jobs: VecDeque<IoOp>,
+    jobs: Jobs,
     done: Vec<Completion>,
     stop: bool,
 }
@@ -40,14 +43,21 @@ impl Pool {
             if shared.stop {
                 return;
             }
-            let Some(op) = shared.jobs.pop_front() else {
+            let Some(mut job) = shared.jobs.take() else {
                 shared = self.work.wait(shared).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             drop(shared);
             // SAFETY: by the contract of `Engine::push`.
-            let done = unsafe { perform(&op) };
+            let done = unsafe { job.step() };
             shared = self.lock();
+            // What its owner's limit kept from starting is taken by this thread, in the next iteration, or by
+            // one that it wakes.
+            shared.jobs.put_back(job, done.is_none());
+            if shared.jobs.has_waiting() {
+                self.work.notify_one();
+            }
+            let Some(done) = done else { continue };
             shared.done.push(done);
             // Later completions find the event still set, or the list reaped and empty.
             if shared.done.len() == 1 {
@@ -118,7 +128,9 @@ impl Engine for Threads {
         if count == 0 {
             return;
         }
-        self.pool.lock().jobs.extend(self.pushed.drain(..));
+        let mut shared = self.pool.lock();
+        self.pushed.drain(..).for_each(|op| shared.jobs.push(op));
+        drop(shared);
         if count == 1 {
             self.pool.work.notify_one();
         } else {

@@ -2,6 +2,7 @@
 //! and merged ([`super::batch`]), and operations are submitted to the engine.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ringvirtio::steps::step;
 use ringvirtio::trace::Kind;
@@ -226,6 +227,7 @@ impl BlockQueue {
             count: 0,
             offset,
             len,
+            owner: Arc::as_ptr(self.queue.ram()).addr(),
             immediate: self.disk.is_memory() && len <= IMMEDIATE_MAX,
         }
     }

@@ -466,6 +466,7 @@ fn queues_take_turns() {
             count: 1,
             offset: 0,
             len: list[0].len() as u64,
+            owner: 0,
             immediate: false,
         };
         // SAFETY: lists, memory and disk live until the ring has completed the operations.

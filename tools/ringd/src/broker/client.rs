@@ -12,7 +12,7 @@ use super::{Failure, Reply, Request, wire};
 use crate::device::net::open::{PortOpener, PortRequest};
 use crate::host::{Cpu, Host, Ram, RamError, cpus, ram};
 
-/// Root Linux by way of the broker. One request at a time.
+/// Root Linux by way of the broker. One request at a time, except for files that are being opened.
 pub struct Client {
     socket: Mutex<UnixStream>,
 }
@@ -119,7 +119,18 @@ impl PortOpener for Client {
 
 impl ringblk::Opener for Client {
     fn open(&self, path: &Path, write: bool, flags: i32) -> io::Result<File> {
-        let (_, file) = self.call_for_file(&Request::Open(path.to_owned(), write, flags))?;
-        Ok(file)
+        let (answer, theirs) = UnixStream::pair()?;
+        let theirs = File::from(OwnedFd::from(theirs));
+        wire::send(
+            &self.socket.lock(),
+            &Request::Open(path.to_owned(), write, flags),
+            Some(&theirs),
+        )?;
+        drop(theirs);
+        // Other requests go on meanwhile.
+        match wire::receive(&answer)? {
+            (Reply::Failed(failure), _) => Err(failure.into()),
+            (_, file) => file.ok_or_else(|| io::Error::other("the broker sent no descriptor")),
+        }
     }
 }

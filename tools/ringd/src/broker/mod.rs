@@ -2,14 +2,15 @@
 //!
 //! The worker ([`crate::daemon`]) reads what guests wrote, so it has no privileges. What it needs later comes
 //! over a socket: CPUs taken offline and back, huge pages and their physical addresses, images and kernels
-//! opened. The broker is one thread that answers one request after the other ([`Broker`]); the worker's side
-//! is a [`Host`] and an [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries
-//! messages and descriptors.
+//! opened. The broker is one thread that answers one request after the other ([`Broker`]), and one for each
+//! file that is being opened ([`mod@opening`]); the worker's side is a [`Host`] and an
+//! [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries messages and descriptors.
 //!
 //! Both live and die together: the worker ends with the broker (PR_SET_PDEATHSIG), the broker with the
 //! worker.
 
 pub mod client;
+mod opening;
 pub mod wire;
 
 use std::fs::File;
@@ -21,7 +22,6 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use ringblk::Opener as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,7 @@ use crate::host::{Host, Linux, RamError};
 use crate::instance::{self, Condition};
 use crate::ports;
 use crate::ports::client::Keeper;
+use opening::Opening;
 
 /// Status of a worker that ends to let an upgrade happen.
 pub const STATUS_UPGRADE: i32 = 71;
@@ -49,7 +50,8 @@ pub enum Request {
     OpenRam(String, u64),
     /// Frees a zone's RAM, and returns this number of pages from the pool to root.
     RemoveRam(String, u64),
-    /// Opens a file: its path, whether to write, more `O_` flags.
+    /// Opens a file: its path, whether to write, more `O_` flags. With a socket for the reply, which may come
+    /// after those to later requests.
     Open(PathBuf, bool, i32),
     /// Connects to the socket of a device's server.
     Connect(PathBuf),
@@ -123,6 +125,7 @@ pub struct Broker {
     options: Vec<String>,
     /// The program of a granted upgrade.
     next: Option<PathBuf>,
+    opening: Opening,
 }
 
 /// The unprivileged half. It ends by itself when the broker does, since the socket's other end is closed
@@ -183,6 +186,7 @@ impl Broker {
             program,
             options,
             next: None,
+            opening: Opening::default(),
         })
     }
 
@@ -236,8 +240,12 @@ impl Broker {
     fn serve(&mut self, socket: &UnixStream, worker: u32) -> io::Result<()> {
         loop {
             self.wait(socket, worker)?;
-            let (request, _) = wire::receive::<Request>(socket)?;
+            let (request, answer) = wire::receive::<Request>(socket)?;
             tracing::debug!(?request, "request of the worker");
+            if let (Request::Open(path, write, flags), Some(answer)) = (&request, answer) {
+                self.opening.start(path.clone(), *write, *flags, answer);
+                continue;
+            }
             match self.execute(request) {
                 Ok((reply, file)) => wire::send(socket, &reply, file.as_ref())?,
                 Err(failure) => wire::send(socket, &Reply::Failed(failure), None)?,
@@ -292,9 +300,7 @@ impl Broker {
                 named(&zone)?;
                 self.host.remove_ram(&zone, added)?;
             }
-            Request::Open(path, write, flags) => {
-                return Ok((Reply::Done, Some(ringblk::LocalOpener.open(&path, write, flags)?)));
-            }
+            Request::Open(..) => return Err(RamError::Other("no socket for the reply".into()).into()),
             Request::Connect(path) => return Ok((Reply::Done, Some(connect(&path)?))),
             Request::OpenPort(request, pair) => {
                 named(&request.zone)?;

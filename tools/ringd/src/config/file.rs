@@ -9,6 +9,10 @@ use toml::{Table, Value};
 use super::keys::{Keys, SIZE};
 use super::zone::{Cpus, ZoneConfig};
 use crate::device::config::Configs;
+use crate::regular;
+
+/// Most bytes of a zone file.
+const SIZE_MAX: u64 = 1 << 20;
 
 const KEYS: &[&str] = &[
     "name",
@@ -29,7 +33,7 @@ const KEYS: &[&str] = &[
 pub fn load(path: &Path, over: Table) -> anyhow::Result<ZoneConfig> {
     let origin = path.display().to_string();
     let unreadable = |cause| anyhow!("{origin}: cannot read the zone file: {cause}");
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let text = regular::read_to_string(path, SIZE_MAX).map_err(unreadable)?;
     let directory = std::path::absolute(path).map_err(unreadable)?;
     let directory = directory.parent().unwrap_or(Path::new("/"));
     parse(&origin, &text, directory, over)

@@ -111,6 +111,15 @@ impl QueueCounters {
         }
     }
 
+    /// Returns how many notifications found nothing.
+    pub fn spurious_notifications(&self) -> u64 {
+        match self {
+            Self::Disk(counters) => counters.queue.spurious_notifications.get(),
+            Self::Rng(counters) => counters.queue.spurious_notifications.get(),
+            Self::Net(counters) => counters.queue.spurious_notifications.get(),
+        }
+    }
+
     /// Whether a request has completed.
     pub fn has_completed(&self) -> bool {
         match self {

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,6 +16,8 @@ use ringvirtio::memory::Slots;
 use ringvirtio::{InflightArea, MemoryError};
 use ringvisor::abi::{MAX_QUEUES, MAX_SLOTS};
 use vm_memory::{FileOffset, MmapRegion};
+
+use crate::regular;
 
 /// Largest queue whose in-flight log fits into its place in the file.
 pub const QUEUE_SIZE_MAX: u16 = 256;
@@ -56,6 +58,8 @@ pub fn map(directory: &Path, zone: &str) -> io::Result<Arc<MmapRegion>> {
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
         .open(path(directory, zone))?;
     file.set_len(size as u64)?;
     let region = MmapRegion::from_file(FileOffset::new(file, 0), size).map_err(io::Error::other)?;
@@ -102,7 +106,7 @@ pub const fn net_words(slot: u8) -> usize {
 /// # Errors
 /// The first log that it does not understand: its version and the one expected.
 pub fn check(path: &Path) -> anyhow::Result<()> {
-    let file = File::open(path)?;
+    let file = regular::open(path)?;
     let length = file.metadata()?.len();
     for index in 0..MAX_SLOTS * MAX_QUEUES {
         let offset = (index * LOG_STRIDE) as u64;

@@ -15,6 +15,8 @@ pub struct Cpu {
     pub online: bool,
     /// Affinity fields of MPIDR_EL1, as the device tree's `reg` has them.
     pub mpidr: u64,
+    /// Whether root has not started it since its boot (`maxcpus=`) and no zone has it.
+    pub spare: bool,
 }
 
 /// Why a zone cannot have the CPUs it asks for.
@@ -37,8 +39,8 @@ pub enum Unavailable {
     Offline(u32),
 }
 
-/// Chooses the CPUs for a zone, in the order of its vCPUs: those named, or the highest-numbered online ones.
-/// CPU 0 stays with root.
+/// Chooses the CPUs for a zone, in the order of its vCPUs: those named, or the highest-numbered ones, spare
+/// ones before those that are online. CPU 0 stays with root.
 ///
 /// # Errors
 /// See [`Unavailable`].
@@ -47,15 +49,17 @@ pub fn choose(cpus: &[Cpu], wanted: &Cpus) -> Result<Vec<Cpu>, Unavailable> {
         Cpus::Count(_) => {
             let mut free: Vec<Cpu> = cpus
                 .iter()
-                .filter(|cpu| cpu.online && cpu.number != 0)
+                .filter(|cpu| (cpu.online || cpu.spare) && cpu.number != 0)
                 .copied()
                 .collect();
-            free.sort_by_key(|cpu| cpu.number);
+            free.sort_by_key(|cpu| (cpu.spare, cpu.number));
             let first = free.len().checked_sub(wanted.count());
             let first = first.ok_or(Unavailable::TooFew {
                 available: free.len(),
             })?;
-            Ok(free.split_off(first))
+            let mut chosen = free.split_off(first);
+            chosen.sort_by_key(|cpu| cpu.number);
+            Ok(chosen)
         }
         Cpus::List(list) => list
             .iter()
@@ -66,7 +70,7 @@ pub fn choose(cpus: &[Cpu], wanted: &Cpus) -> Result<Vec<Cpu>, Unavailable> {
                 let last = cpus.iter().map(|cpu| cpu.number).max().unwrap_or(0);
                 let cpu = cpus.iter().find(|cpu| cpu.number == *number);
                 let cpu = cpu.ok_or(Unavailable::Missing(*number, last))?;
-                if cpu.online {
+                if cpu.online || cpu.spare {
                     Ok(*cpu)
                 } else {
                     Err(Unavailable::Offline(*number))
@@ -82,6 +86,7 @@ pub fn choose(cpus: &[Cpu], wanted: &Cpus) -> Result<Vec<Cpu>, Unavailable> {
 /// sysfs or the device tree cannot be read.
 pub fn list(root: &Path) -> io::Result<Vec<Cpu>> {
     let directory = root.join("sys/devices/system/cpu");
+    let idle = never_started(&fs::read_to_string(root.join("proc/softirqs")).unwrap_or_default());
     let mut cpus = Vec::new();
     for entry in fs::read_dir(&directory)? {
         let entry = entry?;
@@ -101,10 +106,35 @@ pub fn list(root: &Path) -> io::Result<Vec<Cpu>> {
             number,
             online,
             mpidr,
+            spare: !online && idle.contains(&number),
         });
     }
     cpus.sort_by_key(|cpu| cpu.number);
     Ok(cpus)
+}
+
+/// Returns the CPUs that have handled no software interrupt since root's boot, from the text of
+/// `/proc/softirqs`, which has a column for each possible CPU. One that was started has handled some before
+/// it can be taken offline.
+fn never_started(softirqs: &str) -> Vec<u32> {
+    let mut lines = softirqs.lines();
+    let columns: Vec<u32> = lines
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|name| name.strip_prefix("CPU")?.parse().ok())
+        .collect();
+    let rows: Vec<Vec<&str>> = lines
+        .map(|line| line.split_whitespace().skip(1).collect())
+        .collect();
+    let idle = |column: usize| rows.iter().all(|row| row.get(column) == Some(&"0"));
+    // A text without rows says nothing.
+    let known = !rows.is_empty();
+    (0..)
+        .zip(columns)
+        .filter(|(column, _)| known && idle(*column))
+        .map(|(_, cpu)| cpu)
+        .collect()
 }
 
 /// Returns the device tree's `reg` of a CPU: by its node if sysfs names it, else by its place among the
@@ -166,7 +196,7 @@ fn expedited<T>(root: &Path, work: impl FnOnce() -> T) -> T {
 mod tests {
     use std::fs;
 
-    use super::{Cpu, Unavailable, choose, expedited, list, set_online};
+    use super::{Cpu, Unavailable, choose, expedited, list, never_started, set_online};
     use crate::config::Cpus;
 
     fn machine(online: &[bool]) -> Vec<Cpu> {
@@ -174,6 +204,7 @@ mod tests {
             number: number as u32,
             online: *online,
             mpidr: number as u64,
+            spare: false,
         };
         online.iter().enumerate().map(cpu).collect()
     }
@@ -216,6 +247,28 @@ mod tests {
     }
 
     #[test]
+    fn cpus_that_root_never_started_are_given_first() {
+        let text = "                    CPU0       CPU1       CPU2       CPU3\n\
+            HI:          1          0          0          0\n\
+            TIMER:    1200         31          0          0\n";
+        assert_eq!(never_started(text), [2, 3]);
+        for text in ["", "   CPU0   CPU1\n", "CPU0 CPU1\nHI: 1\n"] {
+            assert_eq!(never_started(text), [] as [u32; 0], "{text:?}");
+        }
+        let mut four = machine(&[true, true, false, false]);
+        assert!(choose(&four, &Cpus::List(vec![2])).is_err());
+        four[2].spare = true;
+        assert_eq!(numbers(choose(&four, &Cpus::Count(1))), Ok(vec![2]));
+        assert_eq!(numbers(choose(&four, &Cpus::Count(2))), Ok(vec![1, 2]));
+        assert_eq!(numbers(choose(&four, &Cpus::List(vec![2]))), Ok(vec![2]));
+        assert_eq!(choose(&four, &Cpus::List(vec![3])), Err(Unavailable::Offline(3)));
+        assert_eq!(
+            choose(&four, &Cpus::Count(3)),
+            Err(Unavailable::TooFew { available: 2 })
+        );
+    }
+
+    #[test]
     fn sysfs_is_read_and_written() {
         let root = tempfile::tempdir().unwrap();
         let base = root.path().join("sys/devices/system/cpu");
@@ -230,6 +283,7 @@ mod tests {
             number,
             online,
             mpidr,
+            spare: false,
         };
         assert_eq!(list(root.path()).unwrap(), [cpu(0, true, 0), cpu(1, true, 0x100)]);
         set_online(root.path(), 1, false).unwrap();

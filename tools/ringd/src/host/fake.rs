@@ -39,6 +39,7 @@ impl FakeHost {
             number,
             online: true,
             mpidr: number.into(),
+            spare: false,
         };
         let state = State {
             cpus: (0..cpus).map(cpu).collect(),
@@ -69,6 +70,14 @@ impl FakeHost {
     /// Whether the file of [`Self::watch_creation`] existed when RAM was last made.
     pub fn was_there(&self) -> bool {
         self.state().watched.as_ref().is_some_and(|(_, there)| *there)
+    }
+
+    /// Makes a CPU one that root has never started.
+    pub fn never_start(&self, cpu: u32) {
+        let mut state = self.state();
+        for entry in state.cpus.iter_mut().filter(|entry| entry.number == cpu) {
+            (entry.online, entry.spare) = (false, true);
+        }
     }
 
     /// Returns the number of huge pages not in use.

@@ -102,7 +102,7 @@ fn clear(file: &File, bytes: u64) {
     let Ok(region) = region(file, bytes, MapFlags::empty()) else {
         return;
     };
-    parts(region.size(), |part| {
+    parts(region.size(), Share::All.threads(), |part| {
         let address = region.as_ptr().wrapping_add(part.start);
         // SAFETY: the range is mapped for as long as `region` is; nothing reads or writes through it, and
         // what this does to the file's pages a write of what they hold would do.
@@ -111,9 +111,28 @@ fn clear(file: &File, bytes: u64) {
     });
 }
 
-/// Calls `work` with all parts of `0..size`, in one thread for each CPU that this process may use, or in as
-/// many as can be started. Stops early when `work` returns `false`.
-fn parts(size: usize, work: impl Fn(Range<usize>) -> bool + Sync) {
+/// How many of root's CPUs work on a zone's RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// All that this process may use: a user starts the zone.
+    All,
+    /// A quarter of them, at least one: the guest restarts, as often as it likes.
+    Quarter,
+}
+
+impl Share {
+    fn threads(self) -> usize {
+        let all = thread::available_parallelism().map_or(1, usize::from);
+        match self {
+            Self::All => all,
+            Self::Quarter => (all / 4).max(1),
+        }
+    }
+}
+
+/// Calls `work` with all parts of `0..size`, in at most `threads` threads, or in as many as can be started.
+/// Stops early when `work` returns `false`.
+fn parts(size: usize, threads: usize, work: impl Fn(Range<usize>) -> bool + Sync) {
     let next = AtomicUsize::new(0);
     let all = || {
         loop {
@@ -123,7 +142,6 @@ fn parts(size: usize, work: impl Fn(Range<usize>) -> bool + Sync) {
             }
         }
     };
-    let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 1..threads.min(size.div_ceil(PART)) {
             // If no more can be started, those that run do it.
@@ -253,10 +271,10 @@ impl Ram {
     ///
     /// # Errors
     /// It is not mapped.
-    pub fn clean_caches(&self) -> Result<(), RamError> {
+    pub fn clean_caches(&self, share: Share) -> Result<(), RamError> {
         let len = usize::try_from(self.bytes).map_err(RamError::map)?;
         let base = self.base()? as usize;
-        parts(len, |part| {
+        parts(len, share.threads(), |part| {
             clean_range(base.saturating_add(part.start), part.len());
             true
         });
@@ -292,7 +310,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
-    use super::{PART, PRIVATE, Ram, clear, map, open_file, parts};
+    use super::{PART, PRIVATE, Ram, Share, clear, map, open_file, parts};
     use crate::boot::content::Content;
     use crate::host::RamError;
 
@@ -306,7 +324,7 @@ mod tests {
     fn ram_is_written_and_read() {
         let (_directory, ram) = ram(4 << 20);
         ram.write((4 << 20) - 3, b"end").unwrap();
-        ram.clean_caches().unwrap();
+        ram.clean_caches(Share::Quarter).unwrap();
         let mut back = [0; 3];
         ram.read((4 << 20) - 3, &mut back).unwrap();
         assert_eq!(&back, b"end");
@@ -346,7 +364,7 @@ mod tests {
     fn all_parts_are_done_once() {
         for size in [0, 1, PART - 1, PART, PART + 1, 7 * PART + 4096] {
             let seen = std::sync::Mutex::new(Vec::new());
-            parts(size, |part| {
+            parts(size, 4, |part| {
                 seen.lock().unwrap().push(part);
                 true
             });
@@ -360,6 +378,18 @@ mod tests {
             }
             assert_eq!(end, size);
         }
+    }
+
+    #[test]
+    fn a_restart_takes_a_share_of_the_cpus() {
+        let seen = std::sync::Mutex::new(std::collections::HashSet::new());
+        parts(64 * PART, 1, |_| {
+            seen.lock().unwrap().insert(std::thread::current().id());
+            true
+        });
+        assert_eq!(seen.into_inner().unwrap().len(), 1);
+        let all = Share::All.threads();
+        assert_eq!(Share::Quarter.threads(), (all / 4).max(1));
     }
 
     #[test]

@@ -17,6 +17,10 @@ ringvirtio::counters! {
         polls_without_work as "polled_in_vain",
         /// Nanoseconds spent busy polling.
         polling_ns,
+        /// Times that a zone had more events than its share of a round.
+        full_rounds,
+        /// Times that a zone's events were left alone for some milliseconds, because it had too many.
+        pauses as "event_pauses",
         /// Events taken.
         entries,
         /// Those that were notifications of queues.

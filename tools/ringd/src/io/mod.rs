@@ -3,10 +3,11 @@
 //! [`Io`] is the control threads' side: zones come and go through it. [`rings`] is the reactor's side: it
 //! takes the events off the rings. Both meet in the [`table`] of zones. [`served`] knows which queues of a
 //! device are served and what a change of its latched state asks for; [`queues`] is how they are added and
-//! removed, [`drain`] waits for those that leave, [`first`] logs their first request, [`affinity`] is the CPU
-//! to run on, [`counters`] what came off the rings.
+//! removed, [`drain`] waits for those that leave, [`first`] logs their first request, [`budget`] limits the
+//! events of each zone, [`affinity`] is the CPU to run on, [`counters`] what came off the rings.
 
 mod affinity;
+mod budget;
 pub mod counters;
 mod drain;
 mod first;
@@ -22,13 +23,13 @@ use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use ringvirtio::{Reactor, ReactorHandle, ReactorOptions};
-use ringvisor::abi::MAX_ZONES;
 use ringvisor::ring::Consumer;
 
 use crate::console::Console;
 use crate::device::context::Wake;
 use crate::device::{Device, QueueSnapshot};
 use crate::hv::{Hypervisor, Interrupt, Refusal};
+use budget::Budget;
 use counters::RingCounters;
 use rings::Rings;
 use served::ServedDevice;
@@ -53,7 +54,7 @@ impl Io {
         let thread = std::thread::Builder::new()
             .name("reactor".into())
             .spawn(move || reactor.run_or_exit())?;
-        let table = Arc::new(Mutex::new(Vec::with_capacity(MAX_ZONES)));
+        let table = Arc::new(Table::default());
         Ok(Arc::new(Self {
             hv,
             reactor: handle,
@@ -96,15 +97,12 @@ impl Io {
             changed,
             refresh: takeover,
             closing: false,
+            budget: Budget::default(),
         };
         // The reactor may be asleep already: EL2 raises the interrupt for what comes from now on. A new ring
         // is empty.
         let _ = zone.consumer.prepare_to_sleep(&window.ring());
-        let mut table = self.table.lock();
-        // At most one of a number.
-        table.retain(|zone| zone.number != number);
-        table.push(zone);
-        drop(table);
+        self.table.insert(zone);
         if takeover {
             // No interrupt comes for what was there before.
             self.reactor.wake();
@@ -241,11 +239,7 @@ impl Io {
 
     /// Removes the zone, after its last console output.
     pub fn remove_zone(&self, number: u8) {
-        let mut table = self.table.lock();
-        let place = table.iter().position(|zone| zone.number == number);
-        let zone = place.map(|place| table.swap_remove(place));
-        drop(table);
-        if let (Some(zone), Some(window)) = (zone, self.hv.shared().window(number)) {
+        if let (Some(zone), Some(window)) = (self.table.remove(number), self.hv.shared().window(number)) {
             zone.console.pump(window);
         }
     }
@@ -284,10 +278,6 @@ impl Io {
     }
 
     fn with<T>(&self, number: u8, act: impl FnOnce(&mut ZoneIo) -> T) -> Option<T> {
-        self.table
-            .lock()
-            .iter_mut()
-            .find(|zone| zone.number == number)
-            .map(act)
+        self.table.with(number, act)
     }
 }

@@ -3,20 +3,23 @@
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringvirtio::{Commands, EventSource};
 use ringvisor::abi::shared;
 
 use super::affinity::Affinity;
 use super::counters::RingCounters;
-use super::table::Table;
+use super::table::{Place, Table};
 use crate::hv::Hypervisor;
 
 /// The rings of all zones.
 pub(super) struct Rings {
     hv: Arc<dyn Hypervisor>,
     table: Arc<Table>,
+    /// A copy of the table's list, and its version.
+    zones: Vec<Place>,
+    version: u64,
     counters: Arc<RingCounters>,
     /// Whether the interrupt came since the rings were last read.
     woken: bool,
@@ -34,6 +37,8 @@ impl Rings {
         Self {
             hv,
             table,
+            zones: Vec::new(),
+            version: 0,
             counters,
             woken: false,
             affinity: cpu.map(Affinity::new),
@@ -52,9 +57,12 @@ impl EventSource for Rings {
     }
 
     fn collect(&mut self, commands: &mut Commands) {
+        self.table.copy(&mut self.zones, &mut self.version);
         let mut taken = 0;
-        for zone in self.table.lock().iter_mut() {
-            taken += zone.collect(&self.hv, commands, &self.counters);
+        for place in &self.zones {
+            if let Some(zone) = &mut *place.lock() {
+                taken += zone.collect(&self.hv, commands, &self.counters);
+            }
         }
         self.counters.rounds.add(1);
         self.counters.entries.add(taken);
@@ -64,10 +72,18 @@ impl EventSource for Rings {
     }
 
     fn has_events(&self) -> bool {
-        self.table.lock().iter().any(|zone| {
-            let window = self.hv.shared().window(zone.number);
-            zone.refresh || window.is_some_and(|window| zone.consumer.peek(&window.ring()).is_some())
+        self.zones.iter().any(|place| {
+            let zone = place.lock();
+            zone.as_ref().is_some_and(|zone| zone.has_events(&*self.hv))
         })
+    }
+
+    fn deadline(&self) -> Option<Duration> {
+        let pauses = self
+            .zones
+            .iter()
+            .filter_map(|place| place.lock().as_ref()?.budget.until());
+        Some(pauses.min()?.saturating_duration_since(Instant::now()))
     }
 
     fn on_busy_poll(&mut self, found: bool, time: Duration) {
@@ -82,18 +98,22 @@ impl EventSource for Rings {
     }
 
     fn arm(&mut self) -> bool {
+        // The first zones may have come before this source did.
+        self.table.copy(&mut self.zones, &mut self.version);
+        let hv = &*self.hv;
         let mut more = false;
-        for zone in self.table.lock().iter_mut() {
-            if let Some(window) = self.hv.shared().window(zone.number) {
-                more |= !zone.consumer.prepare_to_sleep(&window.ring()) || zone.refresh;
-            }
+        for place in &self.zones {
+            more |= place.lock().as_mut().is_some_and(|zone| zone.arm(hv));
         }
         more
     }
 
     fn disarm(&mut self) {
-        for zone in self.table.lock().iter() {
-            let armed = armed_offset(zone.number).and_then(|offset| self.hv.shared().u32_at(offset));
+        for place in &self.zones {
+            let number = place.lock().as_ref().map(|zone| zone.number);
+            let armed = number
+                .and_then(armed_offset)
+                .and_then(|offset| self.hv.shared().u32_at(offset));
             if let Some(armed) = armed {
                 // A swap, as the consumer's own: see `ringvisor::ring`, "Orderings".
                 armed.swap(0, Ordering::Relaxed);

@@ -66,6 +66,8 @@ struct ServedQueue {
     stopping: Arc<AtomicBool>,
     /// Counters of this queue or of the last one with its number.
     counters: Option<QueueCounters>,
+    /// Notifications that found nothing, as [`ServedDevice::spurious`] last saw them.
+    spurious: u64,
 }
 
 impl ServedDevice {
@@ -91,6 +93,19 @@ impl ServedDevice {
     /// Returns the queue with this number, if it is served.
     pub fn queue(&self, number: u8) -> Option<QueueId> {
         self.queues.get(usize::from(number))?.id
+    }
+
+    /// Returns how many notifications of a queue have found nothing since the last call.
+    pub fn spurious(&mut self, number: u8) -> u64 {
+        let Some(served) = self.queues.get_mut(usize::from(number)) else {
+            return 0;
+        };
+        let now = served
+            .counters
+            .as_ref()
+            .map_or(0, QueueCounters::spurious_notifications);
+        // A new queue begins at 0.
+        now.saturating_sub(std::mem::replace(&mut served.spurious, now))
     }
 
     /// Removes all its queues from the reactor; calls `then` once nothing of them is in flight.

@@ -422,6 +422,15 @@ mod tests {
         assert_eq!((counts.first(), counts.last()), (Some(&1), Some(&3)));
     }
 
+    // torture i1: every user of root may connect.
+    #[test]
+    fn no_path_is_shown() {
+        let mut report = report();
+        let disk = report.devices.disks.first_mut().unwrap();
+        disk.path = Some("/srv/secret-name.img".into());
+        assert!(!text(report).contains("secret"));
+    }
+
     fn ask(request: &[u8]) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

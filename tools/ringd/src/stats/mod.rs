@@ -13,9 +13,9 @@ use ringvisor::abi::info::OWNER_NONE;
 use serde::{Deserialize, Serialize};
 
 use crate::device::report::{Counts, DeviceReports, DeviceStats, counts};
-use crate::hv;
 use crate::zone::registry::Registry;
 use crate::zone::{Status, observe};
+use crate::{hv, limits};
 
 /// When the daemon began to count.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -45,9 +45,9 @@ pub struct DaemonStats {
     pub el2_version: String,
     /// Its process.
     pub pid: u32,
-    /// Counters by name: those of [`crate::io::counters`]; `bells`: interrupts of the control device that EL2
-    /// raised since boot, for this daemon or an earlier one; `user_ns`, `system_ns`: CPU time;
-    /// `max_rss_bytes`: most memory that it has used.
+    /// Counters by name: those of [`crate::io::counters`] and [`crate::limits`]; `bells`: interrupts of the
+    /// control device that EL2 raised since boot, for this daemon or an earlier one; `user_ns`, `system_ns`:
+    /// CPU time; `max_rss_bytes`: most memory that it has used.
     #[serde(flatten)]
     pub counts: Counts,
 }
@@ -153,7 +153,7 @@ pub fn collect(registry: &Registry) -> StatsReport {
         .into_iter()
         .chain([("bells", page.event_interrupts.into())]);
     let rings = context.io.ring_counters().snapshot();
-    let daemon = daemon.chain(rings.counters());
+    let daemon = daemon.chain(rings.counters()).chain(limits::counters());
     StatsReport {
         time_ns: u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX),
         daemon: DaemonStats {

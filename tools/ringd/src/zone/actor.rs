@@ -12,23 +12,55 @@ use std::time::{Duration, Instant};
 use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{StopReason, ZoneState};
 
-use super::Context;
-use super::load::Entry;
+use super::load::{self, BootFiles, Entry};
 use super::record::Record;
 use super::resources::Resources;
 use super::shared::Shared;
 use super::status::{Ending, Phase};
+use super::{Context, cpus};
 use crate::config::{OnCrash, OnReboot};
 use crate::device::Change;
 use crate::device::context::Wake;
 use crate::hv::Refusal;
+use crate::limits;
 
 /// How long EL2 may take to get all vCPUs out of the guest.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the state is read during a wait, in case an event is lost.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Delay before a crashed zone is started again, so that one that crashes at once does not keep root busy.
-const RESTART_DELAY: Duration = Duration::from_secs(1);
+/// How long a guest has run that is started again as if for the first time.
+const STEADY: Duration = Duration::from_secs(60);
+/// Reboots in a row, each within [`STEADY`] of the last start, that are not delayed.
+const FREE_REBOOTS: u32 = 5;
+/// First delay before a zone is started again, doubled each time: a guest that restarts in a loop would keep
+/// root busy with its files and its memory.
+const FIRST_DELAY: Duration = Duration::from_secs(1);
+/// Longest delay.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
+/// Decides how long to wait before a zone is started again.
+#[derive(Debug, Default)]
+struct BackOff {
+    /// Restarts in a row.
+    quick: u32,
+}
+
+impl BackOff {
+    /// Returns the delay after a guest that ran this long and has rebooted or crashed.
+    fn after(&mut self, ran: Duration, crashed: bool) -> Duration {
+        if ran >= STEADY {
+            self.quick = 0;
+        }
+        let free = if crashed { 0 } else { FREE_REBOOTS };
+        let delay = self.quick.checked_sub(free).map_or(Duration::ZERO, |delayed| {
+            FIRST_DELAY
+                .saturating_mul(1 << delayed.min(16))
+                .min(LONGEST_DELAY)
+        });
+        self.quick = self.quick.saturating_add(1);
+        delay
+    }
+}
 
 /// What the thread receives.
 pub enum Message {
@@ -63,6 +95,9 @@ struct Actor {
     inbox: Receiver<Message>,
     /// Commands that came during a wait.
     later: VecDeque<(Command, Sender<CommandResult>)>,
+    /// When the guest was last started, or taken over.
+    started: Instant,
+    back_off: BackOff,
 }
 
 /// Whether the thread continues.
@@ -108,7 +143,8 @@ pub fn take_over(
         ..record
     };
     let restarts = record.starts.saturating_sub(1);
-    let cpus = record.cpus.clone();
+    // The record has only those that are brought back.
+    let cpus = cpus::held(context, number).unwrap_or_else(|_| record.cpus.clone());
     shared.update(|status| (status.number, status.cpus, status.restarts) = (Some(number), cpus, restarts));
     match Resources::take_over(context, shared, record, number, wake(&outbox), say) {
         Ok(mut resources) => {
@@ -185,6 +221,8 @@ impl Actor {
             number,
             inbox,
             later: VecDeque::new(),
+            started: Instant::now(),
+            back_off: BackOff::default(),
         }
     }
 
@@ -198,7 +236,8 @@ impl Actor {
         info.map_err(|cause| self.refused(cause))
     }
 
-    fn launch(&self, entry: Entry) -> anyhow::Result<()> {
+    fn launch(&mut self, entry: Entry) -> anyhow::Result<()> {
+        self.started = Instant::now();
         let started = self
             .context
             .el2()
@@ -283,7 +322,7 @@ impl Actor {
     /// No vCPU runs any more, because of the guest.
     fn ended(&mut self, info: &ZoneInfo) -> Next {
         match (reason(info), self.shared.config.on_reboot) {
-            (StopReason::SystemReset, OnReboot::Restart) => self.restart("rebooting"),
+            (StopReason::SystemReset, OnReboot::Restart) => self.restart("rebooting", false),
             (StopReason::SystemReset, OnReboot::Stop) => Next::End(Ending::Rebooted),
             (StopReason::SystemOff, _) => Next::End(Ending::PoweredOff),
             (StopReason::AllCpusOff, _) => Next::End(Ending::AllCpusOff),
@@ -305,21 +344,38 @@ impl Actor {
                 Err(error) => Next::End(Ending::Failed(error.to_string())),
             },
             OnCrash::Restart => match self.stop() {
-                Ok(()) => {
-                    std::thread::sleep(RESTART_DELAY);
-                    self.restart(&format!("crashed ({detail}), starting again"))
-                }
+                Ok(()) => self.restart(&format!("crashed ({detail}), starting again"), true),
                 Err(error) => Next::End(Ending::Failed(error.to_string())),
             },
         }
     }
 
-    fn restart(&mut self, why: &str) -> Next {
-        self.shared
-            .console
-            .note(&format!("zone {}: {why}", self.shared.config.name));
-        tracing::info!(zone = self.shared.config.name, why, "restarting");
-        let again = self.resources.reload().and_then(|entry| self.launch(entry));
+    fn restart(&mut self, why: &str, crashed: bool) -> Next {
+        let name = self.shared.config.name.clone();
+        let delay = self.back_off.after(self.started.elapsed(), crashed);
+        let when = match delay.as_secs() {
+            0 => String::new(),
+            seconds => format!(
+                " in {seconds} s, for it has restarted {} times",
+                self.back_off.quick
+            ),
+        };
+        self.shared.console.note(&format!("zone {name}: {why}{when}"));
+        tracing::info!(zone = name, why, ?delay, "restarting");
+        if !delay.is_zero() {
+            limits::count(&limits::RESTARTS);
+        }
+        let end = Instant::now() + delay;
+        if self.stopped_until(|| Instant::now() >= end) {
+            return Next::End(Ending::Stopped);
+        }
+        let files = match self.open_files() {
+            Some(files) => files,
+            None => return Next::End(Ending::Stopped),
+        };
+        let again = files
+            .and_then(|files| self.resources.reload(&files))
+            .and_then(|entry| self.launch(entry));
         match again {
             Ok(()) => {
                 self.shared
@@ -327,6 +383,53 @@ impl Actor {
                 Next::Continue
             }
             Err(error) => Next::End(Ending::Failed(error.to_string())),
+        }
+    }
+
+    /// Opens the zone's files on another thread, which is left alone if the zone is stopped meanwhile: then
+    /// returns `None`.
+    fn open_files(&mut self) -> Option<anyhow::Result<BootFiles>> {
+        let (sender, opened) = channel();
+        let (context, config) = (self.context.clone(), self.shared.config.clone());
+        let thread = std::thread::Builder::new().name(format!("open {}", config.name));
+        let spawned = thread.spawn(move || {
+            let _ = sender.send(load::open(context.environment.opener(), &config));
+        });
+        if let Err(cause) = spawned {
+            return Some(Err(self
+                .shared
+                .config
+                .failed(format!("a thread for its files: {cause}"))));
+        }
+        // Quick in most cases, and then no command is looked for.
+        let mut files = opened.recv_timeout(POLL_INTERVAL).ok();
+        if files.is_none()
+            && self.stopped_until(|| {
+                files = opened.try_recv().ok();
+                files.is_some()
+            })
+        {
+            return None;
+        }
+        files
+    }
+
+    /// Waits until `holds`, which is called every [`POLL_INTERVAL`], or until the zone is to be stopped.
+    /// Returns whether it is. Other commands are kept for later. No vCPU runs.
+    fn stopped_until(&mut self, mut holds: impl FnMut() -> bool) -> bool {
+        loop {
+            if self.later.iter().any(|(command, _)| *command == Command::Stop) {
+                return true;
+            }
+            if holds() {
+                return false;
+            }
+            match self.inbox.recv_timeout(POLL_INTERVAL) {
+                Ok(Message::Command(command, reply)) => self.later.push_back((command, reply)),
+                Ok(Message::Changed) | Err(RecvTimeoutError::Timeout) => {}
+                // No command can come any more.
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
         }
     }
 
@@ -444,4 +547,28 @@ fn reason(info: &ZoneInfo) -> StopReason {
 fn crash_detail(info: &ZoneInfo) -> String {
     let [esr, elr, far] = info.fault;
     format!("exception that cannot be handled, ESR_EL2 {esr:#x}, ELR_EL2 {elr:#x}, FAR_EL2 {far:#x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{BackOff, FREE_REBOOTS, LONGEST_DELAY, STEADY};
+
+    #[test]
+    fn restarts_in_a_loop_are_delayed_more_and_more() {
+        let mut back_off = BackOff::default();
+        let quick = Duration::from_secs(1);
+        let seconds = |back_off: &mut BackOff, crashed| back_off.after(quick, crashed).as_secs();
+        for _ in 0..FREE_REBOOTS {
+            assert_eq!(seconds(&mut back_off, false), 0);
+        }
+        let delays: Vec<u64> = (0..8).map(|_| seconds(&mut back_off, false)).collect();
+        assert_eq!(delays, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(back_off.after(STEADY, false), Duration::ZERO, "it had run");
+        let mut back_off = BackOff::default();
+        let delays: Vec<u64> = (0..3).map(|_| seconds(&mut back_off, true)).collect();
+        assert_eq!(delays, [1, 2, 4]);
+        (0..1000).for_each(|_| assert!(back_off.after(quick, true) <= LONGEST_DELAY));
+    }
 }

@@ -12,6 +12,7 @@ use crate::boot::kernel::Kernel;
 use crate::boot::layout;
 use crate::config::{ZoneConfig, quoted};
 use crate::host::Ram;
+use crate::host::ram::Share;
 
 /// The entry point of vCPU 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,12 +69,13 @@ fn open_file(opener: &dyn Opener, config: &ZoneConfig, key: &str, path: &Path) -
     })
 }
 
-/// Puts the files into `ram`, with a device tree for the zone's virtio slots, and cleans the caches.
+/// Puts the files into `ram`, with a device tree for the zone's virtio slots, and cleans the caches with a
+/// share of root's CPUs.
 ///
 /// # Errors
 /// A file cannot be read, the device tree cannot be made of the configuration, or RAM is not what it should
 /// be.
-pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram) -> anyhow::Result<Entry> {
+pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram, share: Share) -> anyhow::Result<Entry> {
     let start = Instant::now();
     let broken = |cause| config.failed(cause);
     let initrd = files.initrd.as_ref();
@@ -106,7 +108,7 @@ pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram) -> anyhow::Result
     }
     ram.write(0, &tree).map_err(broken)?;
     let copied = start.elapsed();
-    ram.clean_caches().map_err(broken)?;
+    ram.clean_caches(share).map_err(broken)?;
     tracing::debug!(zone = config.name, ?copied, total = ?start.elapsed(), "RAM filled, caches cleaned");
     Ok(Entry {
         address: files.kernel.entry(),

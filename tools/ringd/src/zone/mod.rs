@@ -20,6 +20,7 @@ pub mod status;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -44,8 +45,9 @@ pub struct Context {
     pub environment: Environment,
     /// Directory of the records.
     pub records: PathBuf,
-    /// Held while CPUs are chosen and taken offline. Outermost lock.
-    pub cpus: Mutex<()>,
+    /// MPIDRs of the CPUs that zones have or are about to have. Held while CPUs are chosen and taken offline.
+    /// Outermost lock.
+    pub cpus: Mutex<BTreeSet<u64>>,
 }
 
 impl Context {

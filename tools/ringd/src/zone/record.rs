@@ -4,14 +4,17 @@
 //! The record is written before each step that it would be needed for, so that a daemon that finds it knows
 //! what to give back. Its layout has a version; another one is refused, never guessed at.
 
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use anyhow::{anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ZoneConfig;
 use crate::device::{State, inflight};
+use crate::regular;
 
 /// Version of the layout of records, shared page entries and in-flight files together.
 pub const VERSION: u32 = 2;
@@ -67,7 +70,14 @@ impl Record {
             // emulation.
             let mut text = serde_json::to_vec(self)?;
             text.push(b'\n');
-            fs::write(&new, text)?;
+            // Not what else there may be of this name: a link, or a file that others may read.
+            match fs::remove_file(&new) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut options = fs::File::options();
+            let mut file = options.write(true).create_new(true).mode(0o600).open(&new)?;
+            file.write_all(&text)?;
             fs::rename(&new, &path)
         };
         write().map_err(|cause| {
@@ -113,7 +123,8 @@ fn load(path: &Path) -> anyhow::Result<Record> {
     }
     let shown = path.display();
     let damaged = |cause| anyhow!("{shown}: not a zone's record: {cause}");
-    let text = fs::read_to_string(path).map_err(|cause| anyhow!("{shown}: {cause}"))?;
+    let text = regular::open(path).and_then(io::read_to_string);
+    let text = text.map_err(|cause| anyhow!("{shown}: {cause}"))?;
     let found = serde_json::from_str::<Any>(&text).map_err(damaged)?.version;
     if found != VERSION {
         bail!("{shown}: written by another version of ringd (layout {found}, this one has {VERSION})");

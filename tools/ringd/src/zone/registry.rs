@@ -120,7 +120,7 @@ impl Registry {
             }
             zones.insert(&name, shared.clone());
         }
-        match actor::start(&self.context, &shared) {
+        match self.start_aside(&shared) {
             Ok(outbox) => {
                 self.zones.lock().set_outbox(&name, &shared, outbox);
                 Ok(shared)
@@ -135,12 +135,39 @@ impl Registry {
         }
     }
 
+    /// Starts a zone on a thread of its own, which is left alone if the zone is stopped while its files are
+    /// being opened: an open may not return where a file system hangs.
+    fn start_aside(&self, shared: &Arc<Shared>) -> anyhow::Result<Sender<Message>> {
+        let (cancelled, sender) = (channel(), channel());
+        let (wake, woken) = cancelled;
+        let (done, result) = sender;
+        shared.begin_opening(wake.clone());
+        let (context, starting) = (self.context.clone(), shared.clone());
+        let thread = std::thread::Builder::new().name(format!("start {}", shared.config.name));
+        let spawned = thread.spawn(move || {
+            // Where it was cancelled, nothing of the zone is left, and no thread waits for this.
+            let _ = done.send(actor::start(&context, &starting));
+            let _ = wake.send(());
+        });
+        spawned.map_err(|cause| shared.config.failed(format!("a thread for it: {cause}")))?;
+        // Either the start has ended or it was cancelled.
+        let _ = woken.recv();
+        result.try_recv().unwrap_or_else(|_| {
+            Err(shared
+                .config
+                .failed("it was stopped while its files were being opened"))
+        })
+    }
+
     /// Has a zone execute a command and returns when it has; with the slot if the command was about a device.
     ///
     /// # Errors
     /// There is no such zone, its phase does not allow the command, or the command failed.
     pub fn execute(&self, name: &str, command: Command) -> CommandResult {
         let zone = self.zone(name)?;
+        if command == Command::Stop && zone.outbox.is_none() && zone.shared.cancel() {
+            return Ok(None);
+        }
         let status = zone.shared.status();
         let (reply, answer) = channel();
         let sent = match &zone.outbox {

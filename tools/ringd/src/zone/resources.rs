@@ -19,6 +19,7 @@ use crate::config::{quoted, size::format_size};
 use crate::device::context::{TakeOver, Wake};
 use crate::device::zone::ZoneContext;
 use crate::device::{Change, Device, Devices};
+use crate::host::ram::Share;
 use crate::host::{Ram, RamError};
 use crate::io::served::{DeviceParts, ServedDevice};
 
@@ -31,10 +32,11 @@ pub struct Resources {
     devices: Devices,
     /// Whether the reactor knows the zone.
     served: bool,
+    /// MPIDRs of its CPUs, while this daemon acquires them.
+    reserved: Vec<u64>,
 }
 
 impl Resources {
-    /// Returns what a zone with this record holds, without its RAM.
     /// Returns what is on a zone's record, nothing of it open: to be acquired, taken over, or released by
     /// [`Self::release`].
     pub fn new(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) -> Self {
@@ -54,6 +56,7 @@ impl Resources {
             ram: None,
             devices,
             served: false,
+            reserved: Vec::new(),
         }
     }
 
@@ -70,6 +73,12 @@ impl Resources {
         // Files first: most mistakes are here, and nothing has been acquired yet.
         let files = load::open(context.environment.opener(), &shared.config)?;
         let devices = resources.devices.open(&mut resources.journal, None)?;
+        // Nothing has been acquired so far, so that a user can give up on a file that is slow to open.
+        if !shared.end_opening() {
+            return Err(shared
+                .config
+                .failed("it was stopped while its files were being opened"));
+        }
         match resources.acquire_all(&files, &devices, changed) {
             Ok(entry) => Ok((resources, entry)),
             Err(error) => {
@@ -101,8 +110,8 @@ impl Resources {
         let added = ram.added;
         let ram = self.ram.insert(ram);
         self.journal.update(|record| record.added_pages = added)?;
-        let entry = load::fill(config, files, ram)?;
-        let mpidrs = cpus::acquire(&context, &shared, &mut self.journal)?;
+        let entry = load::fill(config, files, ram, Share::All)?;
+        let mpidrs = cpus::acquire(&context, &shared, &mut self.journal, &mut self.reserved)?;
 
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
@@ -231,17 +240,16 @@ impl Resources {
     /// one wrote there.
     ///
     /// # Errors
-    /// Kernel or initial RAM disk are not what they were.
-    pub fn reload(&mut self) -> anyhow::Result<Entry> {
+    /// Kernel or initial RAM disk cannot be read.
+    pub fn reload(&mut self, files: &BootFiles) -> anyhow::Result<Entry> {
         let config = self.shared.config.clone();
-        let files = load::open(self.context.environment.opener(), &config)?;
         if let Some(number) = self.number() {
             self.context.io.quiesce(number);
         }
         let Some(ram) = &self.ram else {
             return Err(config.failed(RamError::map("it is not mapped")));
         };
-        let entry = load::fill(&config, &files, ram)?;
+        let entry = load::fill(&config, files, ram, Share::Quarter)?;
         self.journal
             .update(|record| record.starts = record.starts.wrapping_add(1))?;
         if let Some(number) = self.number() {
@@ -275,7 +283,7 @@ impl Resources {
         if el2_has_it {
             return;
         }
-        cpus::release(&self.context, self.journal.record());
+        cpus::release(&self.context, self.journal.record(), &self.reserved);
         let added = self.journal.record().added_pages;
         if let Err(error) = self.context.host.remove_ram(&name, added) {
             tracing::error!(zone = name, %error, "cannot release a zone's memory");

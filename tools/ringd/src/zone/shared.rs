@@ -1,6 +1,7 @@
 //! [`Shared`]: a zone as all threads see it.
 
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -19,6 +20,17 @@ pub struct Shared {
     pub devices: Arc<View>,
     status: Mutex<Status>,
     changed: Condvar,
+    opening: Mutex<Opening>,
+}
+
+/// Whether the start of a zone can still be given up.
+enum Opening {
+    /// Not now.
+    No,
+    /// Its files are being opened; the way to wake the thread that waits for that.
+    Yes(Sender<()>),
+    /// It was given up.
+    Cancelled,
 }
 
 impl Shared {
@@ -47,12 +59,43 @@ impl Shared {
             devices: Arc::new(View::new(devices)),
             status: Mutex::new(status),
             changed: Condvar::new(),
+            opening: Mutex::new(Opening::No),
         })
     }
 
     /// The zone with this number is being taken over.
     pub(super) fn recover(&self, number: u8) {
         self.update(|status| (status.state, status.number) = (Phase::Recovering, Some(number)));
+    }
+
+    /// The zone's files are being opened. Until [`Self::end_opening`], [`Self::cancel`] sends to `wake`.
+    pub(super) fn begin_opening(&self, wake: Sender<()>) {
+        *self.opening.lock() = Opening::Yes(wake);
+    }
+
+    /// All files are open. Returns whether the start goes on: it was not cancelled.
+    pub(super) fn end_opening(&self) -> bool {
+        let mut opening = self.opening.lock();
+        if matches!(*opening, Opening::Cancelled) {
+            return false;
+        }
+        *opening = Opening::No;
+        true
+    }
+
+    /// Gives up the start of the zone, which has acquired nothing yet. Returns whether that is so.
+    pub(super) fn cancel(&self) -> bool {
+        let mut opening = self.opening.lock();
+        let Opening::Yes(wake) = &*opening else {
+            return false;
+        };
+        // If the thread is gone, there is nothing to wake.
+        let _ = wake.send(());
+        *opening = Opening::Cancelled;
+        drop(opening);
+        self.update(|status| (status.state, status.ending) = (Phase::Stopped, Some(Ending::Stopped)));
+        self.console.close();
+        true
     }
 
     /// Returns its status.

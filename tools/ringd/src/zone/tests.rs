@@ -25,6 +25,7 @@ use crate::io::Io;
 
 mod disk_changes;
 mod disk_migration;
+mod files;
 mod mutations;
 mod net;
 mod rng;
@@ -41,12 +42,16 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        Self::with(Environment::default())
+    }
+
+    fn with(environment: Environment) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let host = Arc::new(FakeHost::new(directory.path().to_owned(), 4, PAGES));
         let el2 = Arc::new(FakeEl2::new(4).unwrap());
         fs::write(directory.path().join("Image"), b"\0 flat kernel").unwrap();
         fs::create_dir(directory.path().join("records")).unwrap();
-        let registry = daemon(&el2, &host, directory.path().join("records"));
+        let registry = daemon_with(&el2, &host, directory.path().join("records"), environment);
         Self {
             el2,
             host,
@@ -103,6 +108,15 @@ impl Machine {
 }
 
 fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Registry> {
+    daemon_with(el2, host, records, Environment::default())
+}
+
+fn daemon_with(
+    el2: &Arc<FakeEl2>,
+    host: &Arc<FakeHost>,
+    records: PathBuf,
+    environment: Environment,
+) -> Arc<Registry> {
     let hv: Arc<dyn Hypervisor> = el2.clone();
     let options = ringvirtio::ReactorOptions {
         io_uring: false,
@@ -115,10 +129,10 @@ fn daemon(el2: &Arc<FakeEl2>, host: &Arc<FakeHost>, records: PathBuf) -> Arc<Reg
         io: io.clone(),
         environment: Environment {
             ports: Arc::new(net::FakePorts::new(&records)),
-            ..Environment::default()
+            ..environment
         },
         records,
-        cpus: Mutex::new(()),
+        cpus: Mutex::default(),
     };
     let registry = Arc::new(Registry::new(Arc::new(context)));
     registry.take_over();
@@ -238,6 +252,59 @@ fn policies_are_followed() {
     machine.el2.guest_ends(1, ZoneState::Crashed, StopReason::Fault);
     until("restart after a crash", || zone.status().restarts == 1);
     machine.registry.execute("a", Command::Stop).unwrap();
+    machine.assert_clean();
+}
+
+#[test]
+fn cpus_that_root_never_started_are_given_first_and_stay_offline() {
+    let machine = Machine::new();
+    machine.host.never_start(2);
+    let one = |name: &str| ZoneConfig {
+        cpus: Cpus::Count(1),
+        ..machine.config(name)
+    };
+    let first = machine.registry.start(one("a")).unwrap();
+    assert_eq!(first.status().cpus, [2]);
+    assert_eq!(machine.host.online(), [0, 1, 3]);
+    let second = machine.registry.start(one("b")).unwrap();
+    assert_eq!(second.status().cpus, [3], "a spare CPU is given once");
+    // The next daemon shows them, too.
+    let registry = daemon(&machine.el2, &machine.host, machine.path("records"));
+    assert_eq!(registry.find("a").unwrap().status().cpus, [2]);
+    for name in ["a", "b"] {
+        registry.execute(name, Command::Stop).unwrap();
+    }
+    assert_eq!(machine.host.online(), [0, 1, 3]);
+    let again = registry.start(one("a")).unwrap();
+    assert_eq!(again.status().cpus, [2]);
+    registry.execute("a", Command::Stop).unwrap();
+}
+
+#[test]
+fn a_zone_that_reboots_in_a_loop_waits_and_can_be_stopped() {
+    let machine = Machine::new();
+    let zone = machine.registry.start(machine.config("a")).unwrap();
+    let reboot = || {
+        machine
+            .el2
+            .guest_ends(1, ZoneState::Stopped, StopReason::SystemReset)
+    };
+    for count in 1..=5 {
+        reboot();
+        until("restart", || zone.status().restarts == count);
+    }
+    let (begin, delayed) = (Instant::now(), || {
+        crate::limits::RESTARTS.load(std::sync::atomic::Ordering::Relaxed)
+    });
+    let before = delayed();
+    reboot();
+    until("restart", || zone.status().restarts == 6);
+    assert!(begin.elapsed() >= Duration::from_secs(1), "{:?}", begin.elapsed());
+    assert!(delayed() > before);
+    reboot();
+    let begin = Instant::now();
+    machine.registry.execute("a", Command::Stop).unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
     machine.assert_clean();
 }
 

@@ -324,6 +324,7 @@ mod tests {
                 count: 0,
                 offset: 0,
                 len: 0,
+                owner: 0,
                 immediate: false,
             };
             // SAFETY: it has no buffers.

@@ -33,6 +33,11 @@ pub trait EventSource: Send {
         false
     }
 
+    /// Returns after what time [`Self::collect`] is to be called even if nothing wakes the thread.
+    fn deadline(&self) -> Option<Duration> {
+        None
+    }
+
     /// The thread has busy-polled for `time`; `found`: it found work.
     fn on_busy_poll(&mut self, _found: bool, _time: Duration) {}
 

@@ -162,7 +162,10 @@ impl Core {
             .schedule
             .iter(List::Deadline)
             .filter_map(|slot| deadline(&self.queues, slot));
-        let left = deadlines.min()?.saturating_sub(self.clock.now());
-        Some(Duration::from_nanos(left))
+        let limit = deadlines.min().map(|at| {
+            let left = at.saturating_sub(self.clock.now());
+            Duration::from_nanos(left)
+        });
+        limit.into_iter().chain(self.sources.deadline()).min()
     }
 }

@@ -56,6 +56,14 @@ impl EventSources {
         self.0.iter().any(|registered| registered.source.has_events())
     }
 
+    /// Returns after what time they are to be collected.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.0
+            .iter()
+            .filter_map(|registered| registered.source.deadline())
+            .min()
+    }
+
     /// Reports a busy poll to all.
     pub fn on_busy_poll(&mut self, found: bool, time: Duration) {
         self.0
