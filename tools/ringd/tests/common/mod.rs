@@ -35,7 +35,7 @@ impl Machine {
         fs::create_dir(path("zones")).unwrap();
         let hv: Arc<dyn Hypervisor> = el2.clone();
         let io = Io::start(hv.clone(), ringvirtio::ReactorOptions::default()).unwrap();
-        let (records, cpus) = (path("zones"), parking_lot::Mutex::new(()));
+        let (records, cpus) = (path("zones"), parking_lot::Mutex::default());
         let context = Context {
             hv,
             host: host.clone(),
