@@ -36,7 +36,7 @@ setup:
 hypervisor: setup
 	+@cargo build --release --target $(EL2_TARGET) -p ringvisor --bin ringvisor
 	@mkdir -p build
-	@$(OBJCOPY) -O binary "$(EL2_ELF)" "build/ringvisor.bin.$$$$" && mv "build/ringvisor.bin.$$$$" build/ringvisor.bin
+	+@$(OBJCOPY) -O binary "$(EL2_ELF)" "build/ringvisor.bin.$$$$" && mv "build/ringvisor.bin.$$$$" build/ringvisor.bin
 
 ringd: setup
 	+@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd

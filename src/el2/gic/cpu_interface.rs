@@ -26,7 +26,8 @@ pub fn init_cpu(cpu: &Cpu) {
         // An error means that it is already awake.
         let _ = redistributor.mark_core_awake();
         redistributor.configure_default_settings();
-        for own in [IntId::sgi(KICK), IntId::ppi(maintenance() - 16)] {
+        // `ppis` yields INTIDs from 16 to 31: the number is the lower four bits of its INTID.
+        for own in [IntId::sgi(KICK), IntId::ppi(maintenance() & 0xf)] {
             // These ids exist in every redistributor.
             let _ = redistributor.set_interrupt_priority(own, 0);
             let _ = redistributor.enable_interrupt(own, true);
