@@ -26,7 +26,7 @@ pub fn init_cpu(cpu: &Cpu) {
         // An error means that it is already awake.
         let _ = redistributor.mark_core_awake();
         redistributor.configure_default_settings();
-        for own in [IntId::sgi(KICK), IntId::ppi(maintenance() - 16)] {
+        for own in [IntId::sgi(KICK), IntId::ppi(maintenance() & 15)] {
             // These ids exist in every redistributor.
             let _ = redistributor.set_interrupt_priority(own, 0);
             let _ = redistributor.enable_interrupt(own, true);
