@@ -13,6 +13,7 @@
 //! | [`virtio`] | virtio-mmio transport: registers, queues, configuration space | virtio 1.2 |
 //! | [`vgic`] | virtual GICv3 of a zone, and root's filtered view of the physical one | Arm IHI 0069 |
 //! | [`stage2`] | stage-2 translation tables | Arm ARM D8 |
+//! | [`cpu_state`] | EL1's and EL0's registers from one owner of a CPU to the next | Arm ARM D24 |
 //! | [`syndrome`] | decoded ESR_EL2, injected exceptions | Arm ARM D24 |
 //! | [`psci`] | PSCI calls and the state of CPUs | Arm DEN 0022, DEN 0028 |
 //! | [`firmware`] | calls that are passed on to the firmware | Arm DEN 0028, DEN 0098 |
@@ -34,6 +35,7 @@ extern crate alloc;
 
 pub mod abi;
 pub mod addr;
+pub mod cpu_state;
 pub mod firmware;
 pub mod machine;
 pub mod pci;

@@ -1,6 +1,7 @@
 //! The owner of a CPU, found by its number and dispatched statically.
 
 use ringvisor::abi::ROOT_ZONE;
+use ringvisor::cpu_state;
 
 use super::cpu::Cpu;
 use super::owner::RootOrZone;
@@ -29,5 +30,18 @@ impl Current {
             return Root::get().map(Self::Root);
         }
         Zone::of(cpu).map(Self::Zone)
+    }
+
+    /// Returns for whom the CPU's control registers are set.
+    pub fn kind(self) -> cpu_state::Owner {
+        match self {
+            Self::Root(_) => cpu_state::Owner::Root,
+            Self::Zone(_) => cpu_state::Owner::Zone,
+        }
+    }
+
+    /// Returns whether it is root.
+    pub fn is_root(self) -> bool {
+        self.kind() == cpu_state::Owner::Root
     }
 }

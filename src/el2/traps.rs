@@ -12,7 +12,7 @@ use ringvisor::syndrome::{
 use ringvisor::vgic::{SgiRegister, SgiRequest};
 
 use super::arch::frame::TrapFrame;
-use super::arch::{self, features, sysreg};
+use super::arch::{self, features, sysreg, vcpu};
 use super::current::Current;
 use super::owner::{AfterCall, Crash, Owner, TrapOutcome};
 use super::{cpu, interrupts, run, stats};
@@ -21,6 +21,7 @@ const ICC_SGI1R: SysReg = SysReg::new(3, 0, 12, 11, 5);
 const ICC_ASGI1R: SysReg = SysReg::new(3, 0, 12, 11, 6);
 const ICC_SGI0R: SysReg = SysReg::new(3, 0, 12, 11, 7);
 const ICC_DIR: SysReg = SysReg::new(3, 0, 12, 11, 1);
+const ACTLR: SysReg = SysReg::new(3, 0, 1, 0, 1);
 
 /// Returns a general register's value; register 31 is zero.
 fn get(frame: &TrapFrame, register: Register) -> u64 {
@@ -38,9 +39,10 @@ fn set(frame: &mut TrapFrame, register: Register, value: u64) {
     }
 }
 
-/// Advances the return address past the instruction that trapped.
+/// Advances the lower level past the instruction that trapped.
 fn skip(frame: &mut TrapFrame, esr: u64) {
     frame.elr = frame.elr.wrapping_add(syndrome::instruction_length(esr));
+    frame.spsr = syndrome::spsr_after_instruction(frame.spsr);
 }
 
 /// Returns the owner of the vCPU that trapped. A CPU that runs a vCPU has one.
@@ -104,7 +106,8 @@ pub extern "C" fn lower_irq(_frame: &mut TrapFrame) {
 }
 
 /// Handles an SError that was taken while a lower level ran: the lower level caused it, or the machine is
-/// broken.
+/// broken. One that is pending when a CPU changes its owner is taken before ([`vcpu::quiesce`]). Root takes
+/// it as a virtual SError, which its kernel knows how to handle.
 // SAFETY: the only definition of the symbol that `arch::entry` declares, with its signature.
 #[unsafe(no_mangle)]
 pub extern "C" fn lower_serror(frame: &mut TrapFrame) {
@@ -113,7 +116,7 @@ pub extern "C" fn lower_serror(frame: &mut TrapFrame) {
     let esr = ESR_EL2.get();
     if !crash(owner, frame, esr) {
         warn!("SError in root at {:#x}, ESR {esr:#x}", frame.elr);
-        features::pend_serror(esr);
+        vcpu::inject_serror(esr);
     }
     stats::leave(Exit::Other, run::before_entry(owner));
 }
@@ -215,26 +218,12 @@ fn inject_undefined(frame: &mut TrapFrame) {
 
 /// Makes the lower level take a synchronous exception to EL1 (Arm ARM, AArch64.TakeException).
 fn inject(frame: &mut TrapFrame, esr: u64, far: u64) {
-    const EL1H_MASKED: u64 = 0x3c5;
-    const PAN: u64 = 1 << 22;
-    const KEPT: u64 = 0xf << 28 | PAN | 1 << 24 | 1 << 25; // NZCV, PAN, DIT, TCO
-    const SCTLR_SPAN: u64 = 1 << 23;
-    const SCTLR_DSSBS: u64 = 1 << 44;
     sysreg::write!("esr_el1", esr);
     sysreg::write!("far_el1", far);
     sysreg::write!("elr_el1", frame.elr);
     sysreg::write!("spsr_el1", frame.spsr);
-    let sctlr = sysreg::read!("sctlr_el1");
-    let mut pstate = frame.spsr & KEPT | EL1H_MASKED;
-    let has_pan = sysreg::read!("id_aa64mmfr1_el1") >> 20 & 0xf != 0;
-    if has_pan && sctlr & SCTLR_SPAN == 0 {
-        pstate |= PAN;
-    }
-    if sctlr & SCTLR_DSSBS != 0 {
-        pstate |= 1 << 12;
-    }
     frame.elr = synchronous_handler(frame);
-    frame.spsr = pstate;
+    frame.spsr = syndrome::exception_pstate(frame.spsr, &features::exception_controls());
 }
 
 /// Emulates an MSR or SYS instruction that traps, or injects an undefined instruction exception.
@@ -258,6 +247,19 @@ fn system_register(owner: Current, frame: &mut TrapFrame, esr: u64, access: &Sys
         (None, false) if access.reg.is_tlbi_el1() => {
             arch::tlbi_el1(access.reg.crm, access.reg.op2, value);
             cpu::this().count_tlbi();
+        }
+        (None, true) if let Some(register) = access.reg.id_register() => {
+            set(
+                frame,
+                access.register,
+                features::id_register(owner.kind(), register),
+            );
+        }
+        // Traps for everyone. Root's drivers of one CPU's or cluster's own registers find them empty.
+        (None, read) if access.reg == ACTLR || owner.is_root() && access.reg.is_implementation_defined() => {
+            if read {
+                set(frame, access.register, 0);
+            }
         }
         _ => {
             log::debug!("system register {:?} at {:#x}: undefined", access.reg, frame.elr);

@@ -9,11 +9,14 @@ mod abort;
 mod access;
 mod class;
 mod inject;
+mod pstate;
 
 pub use abort::{DataAbort, Fault, InstructionAbort};
 pub use access::{Access, Register, Width};
 pub use inject::{UNDEFINED_ESR, external_abort_esr, synchronous_vector};
+pub use pstate::{ExceptionControls, exception_pstate, spsr_after_instruction};
 
+use crate::cpu_state::id::index;
 use class::IL;
 
 /// The encoding of a system register or system instruction.
@@ -49,6 +52,22 @@ impl SysReg {
     #[must_use]
     pub const fn is_tlbi_el1(self) -> bool {
         self.op0 == 1 && self.op1 == 0 && matches!(self.crn, 8 | 9)
+    }
+
+    /// Returns the position ([`crate::cpu_state::id::index`]) if it is an identification register that
+    /// HCR_EL2.TID3 traps.
+    #[must_use]
+    pub const fn id_register(self) -> Option<usize> {
+        if self.op0 == 3 && self.op1 == 0 && self.crn == 0 && self.crm >= 1 && self.crm <= 7 {
+            return Some(index(self.crm as usize, self.op2 as usize));
+        }
+        None
+    }
+
+    /// Returns whether the register or instruction is IMPLEMENTATION DEFINED (Arm ARM, HCR_EL2.TIDCP).
+    #[must_use]
+    pub const fn is_implementation_defined(self) -> bool {
+        self.op0 & 1 != 0 && matches!(self.crn, 11 | 15)
     }
 }
 

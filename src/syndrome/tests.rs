@@ -1,8 +1,8 @@
 //! Syndromes as the architecture encodes them.
 
 use super::{
-    Access, DataAbort, Fault, IL, Register, Syndrome, SysReg, UNDEFINED_ESR, Wfx, Width, external_abort_esr,
-    instruction_length, synchronous_vector,
+    Access, DataAbort, ExceptionControls, Fault, IL, Register, Syndrome, SysReg, UNDEFINED_ESR, Wfx, Width,
+    exception_pstate, external_abort_esr, instruction_length, spsr_after_instruction, synchronous_vector,
 };
 
 fn esr(ec: u8, iss: u64) -> u64 {
@@ -178,6 +178,106 @@ fn vectors() {
     assert_eq!(synchronous_vector(0b0100), 0);
     assert_eq!(synchronous_vector(0b0000), 0x400);
     assert_eq!(synchronous_vector(0b1_0000), 0x600);
+}
+
+#[test]
+fn a_skipped_instruction_ends_a_step_and_a_branch_target() {
+    // EL1h with NZCV, PAN and DIT; a step is active, BTYPE is 3.
+    let kept = 0xf << 28 | 1 << 22 | 1 << 24 | 0x3c5;
+    assert_eq!(spsr_after_instruction(kept | 1 << 21 | 3 << 10), kept);
+    assert_eq!(spsr_after_instruction(kept), kept);
+}
+
+#[test]
+fn a_skipped_instruction_advances_an_it_block() {
+    // EL0 in T32; IT[7:5] is the condition, here EQ (0); bits 4 to 0 shift.
+    let spsr = |it: u64| 0b11_0000 | (it & 3) << 25 | (it >> 2) << 10;
+    for (before, after) in [
+        (0b000_01000, 0), // the last of its block
+        (0b000_00100, 0b000_01000),
+        (0b000_10110, 0b000_01100),
+        (0b101_00011, 0b101_00110),
+        (0, 0),
+    ] {
+        let (before, after): (u64, u64) = (before, after);
+        let expected = if before & 7 == 0 { 0 } else { after };
+        assert_eq!(
+            spsr_after_instruction(spsr(before)),
+            spsr(expected),
+            "IT {before:#010b}"
+        );
+        assert_eq!(
+            spsr_after_instruction(spsr(before) | 1 << 21),
+            spsr(expected),
+            "step"
+        );
+    }
+}
+
+#[test]
+fn pstate_of_an_injected_exception() {
+    const EL1H: u64 = 0x3c5;
+    let plain = ExceptionControls {
+        sctlr: 1 << 23,
+        pan: true,
+        tags: false,
+        exception_lock: false,
+    };
+    // BTYPE, SS, IL, UAO and TCO do not survive; NZCV, PAN and DIT do.
+    let flags = 0xf << 28 | 1 << 22 | 1 << 24;
+    assert_eq!(
+        exception_pstate(5 | 3 << 10 | 7 << 20 | 0xf << 28 | 3 << 24, &plain),
+        EL1H | flags
+    );
+    assert_eq!(exception_pstate(0, &plain), EL1H);
+    assert_eq!(
+        exception_pstate(0, &ExceptionControls { sctlr: 0, ..plain }),
+        EL1H | 1 << 22
+    );
+    let ssbs = ExceptionControls {
+        sctlr: 1 << 44 | 1 << 23,
+        ..plain
+    };
+    assert_eq!(exception_pstate(0, &ssbs), EL1H | 1 << 12);
+    assert_eq!(
+        exception_pstate(0, &ExceptionControls { tags: true, ..plain }),
+        EL1H | 1 << 25
+    );
+    // From AArch32, IT and DIT have other places.
+    assert_eq!(exception_pstate(0x10 | 3 << 25 | 1 << 21, &plain), EL1H | 1 << 24);
+    // PSTATE.EXLOCK, from EL1 alone.
+    let locked = ExceptionControls {
+        exception_lock: true,
+        ..plain
+    };
+    assert_eq!(exception_pstate(5, &locked), EL1H | 1 << 34);
+    assert_eq!(exception_pstate(0, &locked), EL1H);
+    assert_eq!(exception_pstate(0x10, &locked), EL1H);
+}
+
+#[test]
+fn identification_and_implementation_defined_registers() {
+    assert_eq!(SysReg::new(3, 0, 0, 4, 1).id_register(), Some(33));
+    assert_eq!(SysReg::new(3, 0, 0, 7, 7).id_register(), Some(63));
+    for other in [
+        (3, 0, 0, 0, 5),
+        (3, 1, 0, 4, 1),
+        (3, 0, 0, 8, 0),
+        (2, 0, 0, 4, 1),
+        (3, 0, 1, 4, 1),
+    ] {
+        let (op0, op1, crn, crm, op2) = other;
+        assert_eq!(
+            SysReg::new(op0, op1, crn, crm, op2).id_register(),
+            None,
+            "{other:?}"
+        );
+    }
+    assert!(SysReg::new(3, 1, 15, 2, 0).is_implementation_defined());
+    assert!(SysReg::new(1, 0, 15, 4, 0).is_implementation_defined());
+    assert!(SysReg::new(3, 1, 11, 0, 2).is_implementation_defined());
+    assert!(!SysReg::new(3, 0, 12, 11, 5).is_implementation_defined());
+    assert!(!SysReg::new(2, 0, 15, 0, 0).is_implementation_defined());
 }
 
 #[test]

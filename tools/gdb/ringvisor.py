@@ -337,7 +337,7 @@ def show_queue(which, slot, queue="all", count="16"):
     (pointer,) = words(address_of(locked(place)), 1)
     if pointer == 0:
         raise Problem(f"zone {which} has no device in slot {slot}")
-    transport = at(pointer, "ringvisor::el2::device::Device")["transport"]
+    transport = at(pointer, "ringvisor::el2::zone::devices::Device")["transport"]
     print(
         f"device id {number(transport['device_id'])}, status {number(transport['status']):#x}, interrupt "
         f"{number(transport['interrupt']):#x}, features {number(transport['driver_features']):#x}, resets "

@@ -8,6 +8,7 @@ pub mod boot;
 mod entry;
 pub mod features;
 pub mod frame;
+mod registers;
 pub mod sysreg;
 pub mod vcpu;
 pub mod vectors;
@@ -32,6 +33,22 @@ pub fn dsb_ish() {
 pub fn isb() {
     // SAFETY: a barrier has no effect on memory safety.
     unsafe { asm!("isb", options(nostack, preserves_flags)) }
+}
+
+/// Takes an SError that is pending. Returns its syndrome (ESR_EL2), or `None` if none is.
+pub fn take_serror() -> Option<u64> {
+    const PENDING: u64 = 1 << 8; // ISR_EL1.A, which shows physical SErrors at EL2
+    // What the owner has stored is complete, or has failed.
+    dsb_sy();
+    isb();
+    if sysreg::read!("isr_el1") & PENDING == 0 {
+        return None;
+    }
+    let esr: u64;
+    // SAFETY: the vectors return to the end of this function if the SError is taken in it, with the syndrome
+    // in x0 and nothing else changed.
+    unsafe { asm!("bl take_pending_serror", out("x0") esr, out("x30") _, options(nostack)) }
+    (esr != 0).then_some(esr)
 }
 
 /// Executes one iteration of a loop that waits for another CPU.

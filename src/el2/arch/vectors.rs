@@ -90,7 +90,36 @@ el2_exception_\kind:
     el2_report sync, 0
     el2_report irq, 1
     el2_report fiq, 2
-    el2_report serror, 3
+    el2_report serror_fatal, 3
+
+    // Returns ESR_EL2 of an SError that was pending in x0, or 0. Only while it is executed are SErrors of EL2
+    // not masked.
+    .global take_pending_serror
+take_pending_serror:
+    mov     x0, xzr
+    msr     daifclr, #4
+    isb                             // a pending SError is taken by now
+serror_taken:
+    msr     daifset, #4
+    ret
+
+    // SP and x0 are as interrupted, but for the room of a frame.
+el2_exception_serror:
+    stp     x0, x1, [sp]
+    mrs     x0, elr_el2
+    adr     x1, serror_taken
+    sub     x0, x1, x0
+    cmp     x0, #4                  // at the ISB or after it
+    ldp     x0, x1, [sp]
+    b.hi    el2_exception_serror_fatal
+    add     sp, sp, #{frame}
+    adr     x0, serror_taken
+    msr     elr_el2, x0
+    mrs     x0, spsr_el2
+    orr     x0, x0, #0x100          // A
+    msr     spsr_el2, x0
+    mrs     x0, esr_el2
+    eret
 
     // The CPU stops after this, so TPIDR_EL0, the lower level's, may be clobbered.
 el2_stack_overflow:

@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering;
 
 use log::{info, warn};
 use ringvisor::addr::Ipa;
+use ringvisor::cpu_state;
 use ringvisor::syndrome::Width;
 use ringvisor::vgic::{Kicks, SgiRequest};
 
@@ -20,8 +21,8 @@ const LOGGED_ABORTS: u32 = 8;
 impl Root {
     /// Prepares `cpu` for root's vCPU; `alone` if no other CPU is root's yet, see [`Cpu::trap_tlbi`].
     pub fn prepare(&self, cpu: &Cpu, alone: bool) {
+        vcpu::reset(cpu_state::Owner::Root, self.vttbr, cpu.mpidr().bits(), 0);
         cpu.trap_tlbi(alone);
-        vcpu::reset(self.vttbr, cpu.mpidr().bits(), 0);
         arch::tlbi_alle1();
         firmware::reset_cpu();
         gic::reset_private(cpu, 0);
@@ -40,6 +41,12 @@ impl Owner for Root {
 
     fn leave(&self, cpu: &'static Cpu) {
         info!("CPU {} offlined by root", cpu.index);
+        if let Some(esr) = vcpu::quiesce() {
+            warn!(
+                "SError of root pending on CPU {} as it went offline, ESR {esr:#x}",
+                cpu.index
+            );
+        }
         let kicks =
             gic::with_list_registers(|list| self.gic.lock().park(cpu.index, list, &mut gic::Physical));
         self.request_flush(kicks);

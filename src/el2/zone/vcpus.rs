@@ -6,6 +6,7 @@ use log::info;
 use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{MAX_VCPUS, StopReason, ZoneState, machine};
 use ringvisor::addr::Ipa;
+use ringvisor::cpu_state;
 use ringvisor::psci::cpus::CpuState;
 use ringvisor::ring::Entry;
 use ringvisor::virtio::GuestRam;
@@ -15,6 +16,7 @@ use super::{Core, Zone};
 use crate::el2::arch::{self, sysreg, vcpu};
 use crate::el2::channel::Refusal;
 use crate::el2::cpu::Cpu;
+use crate::el2::owner::{Crash, Owner};
 use crate::el2::{firmware, gic};
 
 impl Zone {
@@ -66,13 +68,14 @@ impl Zone {
             core.cpus.entered(vcpu);
             core.cpus.count_on() == 1
         };
-        // Until this vCPU turns another on; no other can.
-        cpu.trap_tlbi(alone);
         vcpu::reset(
+            cpu_state::Owner::Zone,
             self.vttbr,
             machine::vcpu_mpidr(vcpu),
             self.counter_offset.load(Ordering::Acquire),
         );
+        // Until this vCPU turns another on; no other can.
+        cpu.trap_tlbi(alone);
         // The VMID may have been another zone's. On all CPUs and after the count: the accesses of a vCPU that
         // turned this one on and itself off are complete from here on.
         arch::tlbi_vmalls12e1is();
@@ -90,6 +93,9 @@ impl Zone {
         let bit = 1 << vcpu;
         if self.inside.load(Ordering::Acquire) & bit == 0 {
             return;
+        }
+        if let Some(esr) = vcpu::quiesce() {
+            self.crash(vcpu, &Crash { esr, elr: 0, far: 0 });
         }
         let kicks = gic::with_list_registers(|list| self.gic.lock().park(vcpu, list));
         gic::reset_private(cpu, 0);

@@ -32,6 +32,18 @@ pub enum DiskError {
         /// Its size in bytes.
         size: u64,
     },
+    /// A disk for which no format is configured, so that raw is assumed, and whose image looks like another
+    /// one.
+    #[error(
+        "disk image {path}: begins like a {found} image, and no format is configured, expected format = \"raw\" for \
+         the bytes of the file, or format = \"qcow2\" for what such an image stores"
+    )]
+    Unstated {
+        /// The image.
+        path: PathBuf,
+        /// The format that it looks like.
+        found: &'static str,
+    },
     /// A qcow2 image that is damaged or uses an unsupported feature.
     #[error("disk image {path}: cannot be used as qcow2: {reason}")]
     Qcow2 {

@@ -18,6 +18,8 @@ const UNEXPECTED: u8 = 0;
 const SKIP: u8 = 1;
 /// Continue at the link register: the instruction could not be fetched.
 const RETURN: u8 = 2;
+/// Continue where the exception was taken, without software step.
+const STEP: u8 = 3;
 
 static TAKEN: AtomicU64 = AtomicU64::new(0);
 static SYNDROME: AtomicU64 = AtomicU64::new(0);
@@ -125,11 +127,11 @@ impl Attempt {
 /// sound.
 #[macro_export]
 macro_rules! attempt {
-    ($address:expr, $value:expr, $instruction:literal) => {
+    ($address:expr, $value:expr, $instruction:expr) => {
         $crate::attempt!($address, $value, "", $instruction)
     };
     // `prepare` is for directives.
-    ($address:expr, $value:expr, $prepare:literal, $instruction:literal) => {{
+    ($address:expr, $value:expr, $prepare:expr, $instruction:expr) => {{
         let address: u64 = $address;
         let original: u64 = $value;
         let mut value = original;
@@ -186,6 +188,47 @@ pub fn call(address: u64) -> Option<Fault> {
     caught()
 }
 
+/// Executes `mrs x, ACTLR_EL1`, an instruction that EL2 emulates, with software step active. Returns the
+/// address behind it, and the software step exception that was taken.
+pub fn step_over_emulated() -> (u64, Option<Fault>) {
+    TAKEN.store(0, Ordering::SeqCst);
+    EXPECTED.store(STEP, Ordering::SeqCst);
+    let behind: u64;
+    // SAFETY: the exception return goes to the next line, at the same exception level with the same stack;
+    // interrupts are masked until DAIF is restored. The handler turns the step off.
+    unsafe {
+        asm!(
+            "mrs {daif}, daif",
+            "msr daifset, #15",
+            "msr S2_0_C1_C0_4, xzr",    // OSLAR_EL1: unlocked
+            "mov {x}, #0x2001",         // MDSCR_EL1: KDE, SS
+            "msr mdscr_el1, {x}",
+            "mov {x}, #0x1c5",          // EL1h, AIF masked, D not,
+            "movk {x}, #0x20, lsl #16", // SS
+            "msr spsr_el1, {x}",
+            "adr {x}, 77f",
+            "msr elr_el1, {x}",
+            "adr {behind}, 78f",
+            "isb",
+            "eret",
+            "77:",
+            "mrs {x}, actlr_el1",
+            "78:",
+            "nop",
+            "nop",
+            "nop",
+            "msr mdscr_el1, xzr",
+            "isb",
+            "msr daif, {daif}",
+            x = out(reg) _,
+            behind = out(reg) behind,
+            daif = out(reg) _,
+            options(nostack),
+        );
+    }
+    (behind, caught())
+}
+
 struct Handlers;
 
 impl ExceptionHandlers for Handlers {
@@ -201,6 +244,17 @@ impl ExceptionHandlers for Handlers {
             SKIP => state.elr.wrapping_add(4),
             // aarch64-rt calls the link register `sp`.
             RETURN => state.sp as usize,
+            STEP => {
+                // SAFETY: nothing else uses the register.
+                unsafe {
+                    asm!(
+                        "msr mdscr_el1, xzr",
+                        "isb",
+                        options(nomem, nostack, preserves_flags)
+                    )
+                };
+                state.elr
+            }
             _ => panic!("synchronous exception: ESR {syndrome:#x}, FAR {address:#x}, ELR {at:#x}"),
         };
         SYNDROME.store(syndrome, Ordering::SeqCst);

@@ -25,9 +25,10 @@ pub struct ServeOptions {
     /// Image file or block device; "null:64M" and "zero:64M" have no storage.
     #[arg(long, value_name = "IMAGE")]
     pub disk: PathBuf,
-    /// What the image is: raw or qcow2. It is never probed.
-    #[arg(long, value_name = "FORMAT", default_value = "raw", value_parser = format)]
-    pub format: Format,
+    /// What the image is: raw or qcow2. It is never probed; without this, it is raw, and refused if it looks
+    /// like another format.
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub format: Option<Format>,
     /// Refuse to write.
     #[arg(long)]
     pub readonly: bool,
@@ -73,7 +74,7 @@ pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
         } else {
             EngineKind::IoUring
         },
-        format: options.format,
+        format: options.format.unwrap_or_default(),
         cache: if options.writeback {
             HostCache::Writeback
         } else {
@@ -82,6 +83,7 @@ pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
     };
     let wait = OpenOptions {
         known: None,
+        format_unstated: options.format.is_none(),
         owner: None,
         wait: IMAGE_WAIT,
     };

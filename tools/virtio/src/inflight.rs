@@ -16,6 +16,9 @@
 //! published, what is *started* is run again in the order of its counts. The next available index needs no
 //! field of its own: it is the used index plus the number of entries that are not free.
 //!
+//! The header also remembers that what completed may be lost ([`InflightLog::set_lost`]), until the driver
+//! has heard of it.
+//!
 //! Layout, all words little-endian `u64`: [`HEADER_WORDS`] of header, then two words per head.
 
 use std::sync::Arc;
@@ -44,6 +47,10 @@ const EPOCH: usize = 1;
 const USED_IDX: usize = 2;
 const PUBLISH_IDX: usize = 3;
 const BROKEN: usize = 4;
+const LOST: usize = 5;
+
+/// How many of an epoch's low bits count resets of the device; the others say which start of the guest it is.
+pub const RESET_BITS: u32 = 40;
 
 // Entry, first word: state in the low 32 bits, used length in the high ones. Second word: the count.
 const FREE: u64 = 0;
@@ -198,9 +205,14 @@ impl InflightLog {
 
     /// Without its identity the log counts as empty when it is opened next, so a kill in here does no harm.
     fn format(&self, epoch: u64, idx: u16) {
+        let identity = self.get(IDENTITY);
         self.set(IDENTITY, 0);
         step("format begun");
-        for index in EPOCH..HEADER_WORDS + 2 * usize::from(self.size) {
+        // A reset does not bring back what was lost. Without its identity, it is new memory or the rest of a
+        // log that was being emptied.
+        let same_start = identity == 0 || self.get(EPOCH) >> RESET_BITS == epoch >> RESET_BITS;
+        let kept = if same_start { LOST } else { 0 };
+        for index in (USED_IDX..HEADER_WORDS + 2 * usize::from(self.size)).filter(|index| *index != kept) {
             self.set(index, 0);
         }
         self.set(USED_IDX, idx.into());
@@ -317,6 +329,18 @@ impl InflightLog {
                 step("freed late");
             }
         }
+    }
+
+    /// Returns whether completed requests may be lost and the driver has not heard of it.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.get(LOST) != 0
+    }
+
+    /// Records whether completed requests may be lost and the driver has not heard of it. Outlives resets of
+    /// the device, not the guest's next start.
+    pub fn set_lost(&self, lost: bool) {
+        self.set(LOST, lost.into());
     }
 
     /// The driver broke the queue: it stays broken until it is set up again.

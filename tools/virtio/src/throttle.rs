@@ -130,6 +130,12 @@ impl Throttle {
         self.iops.take(now, 1);
         self.bytes.take(now, bytes);
     }
+
+    /// Counts bytes of a request that was counted without them.
+    #[inline]
+    pub fn take_bytes(&self, now: u64, bytes: u64) {
+        self.bytes.take(now, bytes);
+    }
 }
 
 #[cfg(test)]

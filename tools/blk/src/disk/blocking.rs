@@ -5,7 +5,9 @@ use std::io;
 use ringvirtio::memory::IoVec;
 
 use super::handle::Disk;
+use crate::image::bounce::scatter;
 use crate::image::operation::{BlockingIo, IoKind};
+use crate::virtio::SECTOR_SIZE;
 
 /// Most interruptions of one transfer by signals before the error is returned.
 const INTERRUPTIONS_MAX: usize = 100;
@@ -44,6 +46,11 @@ impl Disk {
             let len = rest.len() as u64;
             // SAFETY: part of a slice that the caller has borrowed, mutably if it is written to.
             match unsafe { self.backing().run(kind, &[rest], offset, len) } {
+                Ok(0) if kind == IoKind::Read && self.is_missing_tail(offset, len) => {
+                    // SAFETY: as above.
+                    unsafe { scatter(&[0; SECTOR_SIZE as usize], &[rest], 0) };
+                    return Ok(());
+                }
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(transferred) => {
                     rest = rest.behind(transferred);

@@ -24,6 +24,7 @@ pub struct Disk {
     /// In sectors.
     capacity: AtomicU64,
     sync_failed: AtomicBool,
+    loss_unreported: AtomicBool,
     control: Control,
 }
 
@@ -41,6 +42,7 @@ impl Disk {
             config,
             capacity: AtomicU64::new(capacity),
             sync_failed: AtomicBool::new(false),
+            loss_unreported: AtomicBool::new(false),
             control: Control::default(),
         }
     }
@@ -99,26 +101,35 @@ impl Disk {
     /// # Errors
     /// The image cannot have this size, or it is not a number of sectors.
     pub fn set_size(&self, bytes: u64) -> Result<(), DiskError> {
+        if !bytes.is_multiple_of(SECTOR_SIZE) {
+            return Err(self.wrong_size(bytes));
+        }
         let changed = self.image.set_size(bytes);
         changed.map_err(failed(&self.config.path, "change its size"))?;
         self.reread_capacity().map(drop)
     }
 
-    /// Reads the image's size again. Returns whether the capacity has changed; the caller then updates the
-    /// configuration space, see [`crate::device::capacity`].
+    fn wrong_size(&self, size: u64) -> DiskError {
+        DiskError::Size {
+            path: self.config.path.clone(),
+            size,
+        }
+    }
+
+    /// Reads the image's size again. A raw file that ends inside of a sector counts up to the end of it, as
+    /// in QEMU. Returns whether the capacity has changed; the caller then updates the configuration space,
+    /// see [`crate::device::capacity`].
     ///
     /// # Errors
-    /// The size cannot be read or is not a number of sectors; the capacity stays as it was.
+    /// The size cannot be read, is 0, or is that of an image of another format and not a number of sectors;
+    /// the capacity stays as it was.
     pub fn reread_capacity(&self) -> Result<bool, DiskError> {
         let path = &self.config.path;
         let size = self.image.size().map_err(failed(path, "find its size"))?;
-        if size == 0 || !size.is_multiple_of(SECTOR_SIZE) {
-            return Err(DiskError::Size {
-                path: path.clone(),
-                size,
-            });
+        if size == 0 || (self.raw().is_none() && !size.is_multiple_of(SECTOR_SIZE)) {
+            return Err(self.wrong_size(size));
         }
-        let capacity = size / SECTOR_SIZE;
+        let capacity = size.div_ceil(SECTOR_SIZE);
         Ok(self.capacity.swap(capacity, Ordering::Relaxed) != capacity)
     }
 
@@ -197,6 +208,19 @@ impl Disk {
         self.image.raw()
     }
 
+    /// Returns whether `len` bytes at `offset` are what a file lacks of its last sector, which reads zero. A
+    /// file that is only read is not extended.
+    #[must_use]
+    pub fn is_missing_tail(&self, offset: u64, len: u64) -> bool {
+        let Some(Ok(size)) = self.raw().map(RawFile::size) else {
+            return false;
+        };
+        let end = size.next_multiple_of(SECTOR_SIZE);
+        // Else the file has been truncated.
+        let last = self.capacity() * SECTOR_SIZE == end;
+        last && offset >= size && len < SECTOR_SIZE && offset + len == end
+    }
+
     /// Returns the descriptor of [`Self::raw`]; -1 if there is none.
     #[must_use]
     pub fn fd(&self) -> RawFd {
@@ -213,5 +237,17 @@ impl Disk {
     /// Records that an `fdatasync` has failed.
     pub fn set_sync_failed(&self) {
         self.sync_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether completed requests may have been lost before the image was opened, by a failed sync of
+    /// an earlier daemon's or before the device was opened again, and no FLUSH has said so yet.
+    #[must_use]
+    pub fn is_loss_unreported(&self) -> bool {
+        self.loss_unreported.load(Ordering::Relaxed)
+    }
+
+    /// Records whether such a loss is still to be reported.
+    pub fn set_loss_unreported(&self, unreported: bool) {
+        self.loss_unreported.store(unreported, Ordering::Relaxed);
     }
 }

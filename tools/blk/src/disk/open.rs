@@ -13,6 +13,7 @@ use super::locked::open_locked;
 use crate::error::{DiskError, failed};
 use crate::image::Image;
 use crate::image::file::RawFile;
+use crate::image::magic::detect;
 use crate::image::qcow2::Qcow2Image;
 use crate::image::synthetic::Synthetic;
 use crate::opener::{LocalOpener, Opener};
@@ -48,6 +49,8 @@ pub struct OpenOptions {
     pub wait: Duration,
     /// The geometry that the guest knows: with it, a remote disk is opened even if its server is down.
     pub known: Option<KnownGeometry>,
+    /// Nobody has said that the format is raw: an image that begins like one of another format is refused.
+    pub format_unstated: bool,
 }
 
 impl Disk {
@@ -84,8 +87,19 @@ impl Disk {
                 return Err(DiskError::SyntheticSize { path, size });
             }
             (Format::Raw, None) => {
-                let direct = config.cache == HostCache::None;
-                Image::Raw(RawFile::new(open()?, direct).map_err(failed(path, "examine it"))?)
+                let (file, direct) = (open()?, config.cache == HostCache::None);
+                if options.format_unstated
+                    && let Some(found) = detect(&file).map_err(failed(path, "read it"))?
+                {
+                    let path = path.clone();
+                    return Err(DiskError::Unstated { path, found });
+                }
+                let file = RawFile::new(file, direct).map_err(failed(path, "examine it"))?;
+                if !config.readonly {
+                    file.complete_sector()
+                        .map_err(failed(path, "complete its last sector"))?;
+                }
+                Image::Raw(file)
             }
             (Format::Qcow2, _) => {
                 // Readers share backing files; a writer of one would change the disk.

@@ -136,6 +136,18 @@ impl RawFile {
         Ok(())
     }
 
+    /// Extends a file that ends inside of a sector to the end of it, so that the sector can be written.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn complete_sector(&self) -> io::Result<()> {
+        let size = self.size()?;
+        match size.is_multiple_of(SECTOR_SIZE) {
+            true => Ok(()),
+            false => self.set_size(size.next_multiple_of(SECTOR_SIZE)),
+        }
+    }
+
     /// Invalidates the mapping of a range that may have holes now.
     fn invalidate(&self, offset: u64, len: u64) {
         if let Some(mapped) = &self.mapped {

@@ -9,6 +9,7 @@ pub(crate) mod bounce;
 mod copy;
 pub mod file;
 pub(crate) mod lock;
+pub(crate) mod magic;
 pub(crate) mod mapped;
 pub mod operation;
 pub(crate) mod pieces;
@@ -67,6 +68,16 @@ impl Image {
             Self::Synthetic(_) | Self::Closed(_) | Self::Remote(_) => {
                 Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
             }
+        }
+    }
+
+    /// Returns whether a sync of tables has failed, which a write to a qcow2 image waits for. No FLUSH of the
+    /// image succeeds any more.
+    #[must_use]
+    pub fn has_sync_failed(&self) -> bool {
+        match self {
+            Self::Qcow2(image) => image.has_sync_failed(),
+            Self::Raw(_) | Self::Synthetic(_) | Self::Closed(_) | Self::Remote(_) => false,
         }
     }
 

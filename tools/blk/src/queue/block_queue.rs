@@ -53,6 +53,9 @@ impl BlockQueue {
         let mut queue = VirtQueue::new(setup)?;
         queue.set_name(disk.config().path.display().to_string());
         queue.set_stopped(disk.is_closed());
+        if queue.is_lost() {
+            disk.set_loss_unreported(true);
+        }
         if cache.is_chosen() && !cache.is_writeback(&disk) {
             // The driver may have turned the cache off before the last daemon heard of it: nothing says that
             // what completed is durable.

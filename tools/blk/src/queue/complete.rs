@@ -6,7 +6,8 @@ use super::block_queue::BlockQueue;
 use super::slot::{SYNC_TAG, Work};
 use crate::control::OnError;
 use crate::engine::Engine;
-use crate::virtio::RequestStatus;
+use crate::image::bounce::scatter;
+use crate::virtio::{RequestStatus, SECTOR_SIZE};
 
 /// EINTR and EAGAIN in a row before a request fails.
 const MAX_RETRIES: u8 = 100;
@@ -68,6 +69,18 @@ impl BlockQueue {
                 slot.transferred += transferred;
                 slot.data_mut().advance(transferred);
                 slot.data().total() > 0
+            }
+            0 if slot.work == Work::Read
+                && self
+                    .disk
+                    .is_missing_tail(slot.offset + slot.transferred, slot.data().total()) =>
+            {
+                let left = slot.data().total();
+                // SAFETY: the request's buffers, which are guest RAM.
+                unsafe { scatter(&[0; SECTOR_SIZE as usize], slot.data().remaining(), 0) };
+                slot.transferred += left;
+                slot.data_mut().advance(left);
+                false
             }
             // End of a file that was truncated, or no progress: never OK without the data.
             0 => return self.fail_request(head, -libc::EIO),
@@ -156,7 +169,12 @@ impl BlockQueue {
                 error = %std::io::Error::from_raw_os_error(-result), "fdatasync failed: further flushes of this disk will fail");
             self.disk.set_sync_failed();
         }
-        let status = if self.disk.sync_failed() {
+        let failed = self.disk.sync_failed();
+        if failed {
+            // For the next daemon, and for when the device is opened again.
+            self.queue.set_lost(true);
+        }
+        let status = if failed || self.disk.is_loss_unreported() {
             RequestStatus::IoErr
         } else {
             RequestStatus::Ok
@@ -167,23 +185,33 @@ impl BlockQueue {
             }
             self.finish(head, status);
         }
+        if !failed {
+            // Reported now, or by another queue.
+            self.disk.set_loss_unreported(false);
+            self.queue.set_lost(false);
+        }
         if self.sync.advance() {
             self.push_sync(engine);
         }
     }
 
     /// If it was the sync of a durable write that failed, the kernel reports that once only.
-    fn record_failed_write(&self, head: u16, error: i32) {
+    fn record_failed_write(&mut self, head: u16, error: i32) {
         let slot = self.slots.at(head);
         let durable = slot.work == Work::Write && slot.durable;
         if durable && error != -libc::ENOSPC && !is_transient(error) {
             self.disk.set_sync_failed();
+            self.queue.set_lost(true);
         }
     }
 
     /// A request's operation failed for good.
     fn fail_request(&mut self, head: u16, error: i32) {
         let on_error = self.disk.control().on_error();
+        if self.disk.backing().has_sync_failed() {
+            self.disk.set_sync_failed();
+            self.queue.set_lost(true);
+        }
         let slot = self.slots.at(head);
         tracing::warn!(path = %self.disk.config().path.display(), offset = slot.offset + slot.transferred,
             work = ?slot.work, error = %std::io::Error::from_raw_os_error(-error), ?on_error,

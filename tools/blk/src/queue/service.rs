@@ -106,8 +106,8 @@ impl BlockQueue {
         let bytes = match plan {
             Plan::Read(_) => writable,
             Plan::Write(_) => readable,
-            Plan::Flush | Plan::Ranges(..) => 0,
-            Plan::GetId | Plan::Complete(_) => return Ok(plan),
+            // Ranges are not read yet. One that is refused costs its chain and a status.
+            Plan::Flush | Plan::Ranges(..) | Plan::GetId | Plan::Complete(_) => 0,
         };
         self.disk.control().throttle.take(now, bytes);
         Ok(plan)

@@ -77,6 +77,11 @@ impl BlockQueue {
             self.stats.others.add(1);
             return self.finish(head, RequestStatus::Ok);
         }
+        if kind == RangeKind::Zeroes {
+            // They may have to be written.
+            let bytes = slot.segments.iter().map(|segment| segment.len).sum();
+            self.disk.control().throttle.take_bytes(self.queue.now(), bytes);
+        }
         // Segments may overlap the transfers that came before them, which go first.
         self.submit_batch(engine);
         self.push_range(head, engine);

@@ -340,8 +340,8 @@ fn only_requests_that_can_complete_now_are_waited_for() {
         rig.offer_request(120, VIRTIO_BLK_T_FLUSH, 0, None);
     };
     assert!(!waits(flush, finish), "there was a flush");
-    assert!(waits(|rig| limit(rig, 2), finish), "the limit admits both");
-    assert!(!waits(|rig| limit(rig, 1), finish), "the limit holds one back");
+    assert!(waits(|rig| limit(rig, 3), finish), "the limit admits all three");
+    assert!(!waits(|rig| limit(rig, 2), finish), "the limit holds one back");
     assert!(
         !waits(|_| {}, |rig| rig.vq().set_paused(true)),
         "the queue is paused"

@@ -96,7 +96,9 @@ fn errors_of_the_file() {
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 2, None), (OK, 1));
 }
 
-// torture c8: after a failed fdatasync no later FLUSH says OK until the image is reopened
+// torture c8: after a failed fdatasync no later FLUSH says OK until the image is opened again, and the first
+// one then does not: whether a device was opened again or a new daemon has taken over, also after a reset of
+// the device
 #[test]
 fn a_failed_sync_stays_recorded() {
     let (mut rig, engine) = fake(ALL_FEATURES);
@@ -111,7 +113,35 @@ fn a_failed_sync_stays_recorded() {
         rig.request(0, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512))).0,
         OK
     );
-    rig.queue = None;
+    for daemon in ["the same", "a new one", "a new one after a reset"] {
+        match daemon {
+            "the same" => rig.queue = None,
+            _ => rig.kill(),
+        }
+        if daemon.ends_with("reset") {
+            rig.epoch += 1;
+            (rig.avail_idx, rig.used_seen) = (0, 0);
+            rig.set_u16(rig.ring.avail.0 + 2, 0);
+            rig.set_u16(rig.ring.used.0 + 2, 0);
+        }
+        rig.engine = TestEngine::Custom(Box::new(engine.clone()));
+        rig.open();
+        assert_eq!(
+            rig.request(0, VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 512))).0,
+            OK
+        );
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR, "{daemon}");
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK, "{daemon}");
+        engine.script([Scripted::Fail(libc::EIO)]);
+        assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
+    }
+    // Another start of the guest: nothing of it can be lost.
+    rig.kill();
+    rig.epoch += 1 << ringvirtio::inflight::RESET_BITS;
+    (rig.avail_idx, rig.used_seen) = (0, 0);
+    rig.set_u16(rig.ring.avail.0 + 2, 0);
+    rig.set_u16(rig.ring.used.0 + 2, 0);
+    rig.engine = TestEngine::Custom(Box::new(engine.clone()));
     rig.open();
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, OK);
 }

@@ -4,8 +4,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use super::rig::{BUFFERS, Rig, SECTORS, open_soon, readable, writable};
-use crate::disk::{Disk, DiskConfig, EngineKind, OpenContext, OpenOptions};
+use super::rig::{ALL_FEATURES, BUFFERS, ENGINES, Rig, SECTORS, open_soon, readable, writable};
+use crate::disk::{Disk, DiskConfig, EngineKind, HostCache, OpenContext, OpenOptions};
+use crate::image::operation::BlockingIo;
+use crate::virtio::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 fn config(rig: &Rig, name: &str) -> DiskConfig {
     DiskConfig {
@@ -27,7 +29,6 @@ fn refusal(config: &DiskConfig) -> String {
 fn messages_name_file_value_and_expectation() {
     let rig = Rig::closed(EngineKind::Threads, 16, 0, false);
     let dir = rig.dir.path();
-    std::fs::write(dir.join("odd"), [0; 1000]).unwrap();
     std::fs::write(dir.join("empty"), []).unwrap();
     std::fs::write(dir.join("good"), [0; 512]).unwrap();
     std::fs::create_dir(dir.join("dir")).unwrap();
@@ -41,7 +42,6 @@ fn messages_name_file_value_and_expectation() {
         )
     };
     assert!(refusal(&config(&rig, "missing")).contains("No such file"));
-    assert!(refusal(&config(&rig, "odd")).contains("size 1000 bytes, expected a multiple of 512"));
     assert!(refusal(&config(&rig, "empty")).contains("size 0 bytes"));
     assert!(
         refusal(&config(&rig, "dir")).contains("is a directory, expected a raw image file or a block device")
@@ -118,6 +118,7 @@ fn a_takeover_waits_for_the_same_owner() {
         };
         let options = OpenOptions {
             known: None,
+            format_unstated: false,
             owner: Some(0x1234_5678_9abc_def0),
             wait: Duration::ZERO,
         };
@@ -126,6 +127,7 @@ fn a_takeover_waits_for_the_same_owner() {
         if readonly {
             let other = OpenOptions {
                 known: None,
+                format_unstated: false,
                 owner: Some(1),
                 ..options
             };
@@ -246,4 +248,143 @@ fn a_raw_image_with_a_qcow2_header_stays_raw() {
         0
     );
     assert_eq!(rig.bytes(data, 512), header);
+}
+
+// A raw file that ends inside of a sector counts up to the end of it, as in QEMU: the missing bytes read
+// zero. One that is only read stays as it is.
+#[test]
+fn a_file_that_ends_inside_of_a_sector() {
+    for kind in ENGINES {
+        for cache in [HostCache::None, HostCache::Writeback] {
+            for readonly in [true, false] {
+                let mut rig = Rig::closed(kind, 16, ALL_FEATURES, readonly);
+                std::fs::write(&rig.config.path, [7; 1000]).unwrap();
+                rig.config.cache = cache;
+                rig.open();
+                let disk = rig.queue().disk().clone();
+                assert_eq!(disk.capacity(), 2);
+                rig.fill(BUFFERS + 0x1000, &[1; 1024]);
+                let read = rig.request(0, VIRTIO_BLK_T_IN, 0, Some(writable(BUFFERS + 0x1000, 1024)));
+                assert_eq!(read, (0, 1025), "{kind:?} {cache:?} {readonly}");
+                let expected = [&[7; 1000][..], &[0; 24]].concat();
+                assert_eq!(rig.bytes(BUFFERS + 0x1000, 1024), expected);
+                let read = rig.request(0, VIRTIO_BLK_T_IN, 1, Some(writable(BUFFERS + 0x1000, 512)));
+                assert_eq!(read, (0, 513));
+                let mut bytes = [1; 512];
+                disk.run_blocking(BlockingIo::Read(&mut bytes), 512).unwrap();
+                assert_eq!(bytes[..], expected[512..]);
+                assert_eq!(rig.image().len(), if readonly { 1000 } else { 1024 });
+                if !readonly {
+                    rig.fill(BUFFERS + 0x1000, &[9; 512]);
+                    let written = rig.request(0, VIRTIO_BLK_T_OUT, 1, Some(readable(BUFFERS + 0x1000, 512)));
+                    assert_eq!(written, (0, 1));
+                    assert_eq!(rig.image()[512..], [9; 512]);
+                }
+            }
+        }
+    }
+}
+
+// A raw disk whose format nobody has stated is refused if it looks like another one, untouched.
+#[test]
+fn another_formats_magic() {
+    let rig = Rig::closed(EngineKind::Threads, 16, ALL_FEATURES, false);
+    let unstated = OpenOptions {
+        format_unstated: true,
+        ..OpenOptions::default()
+    };
+    for format in ["qcow2", "qed", "vmdk", "vdi", "vhdx", "vpc", "parallels"] {
+        let path = rig.dir.path().join(format);
+        super::qcow2_power::qemu_img(&["create", "-q", "-f", format, path.to_str().unwrap(), "1M"]);
+        let before = std::fs::read(&path).unwrap();
+        let config = DiskConfig {
+            path,
+            ..DiskConfig::default()
+        };
+        let error = Disk::open_with(&config, &OpenContext::default(), &unstated)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&format!("begins like a {format} image")),
+            "{error}"
+        );
+        assert!(error.contains("format = \"raw\""), "{error}");
+        assert!(std::fs::read(&config.path).unwrap() == before);
+        drop(Disk::open(&config).unwrap());
+    }
+    let plain = Disk::open_with(&rig.config, &OpenContext::default(), &unstated);
+    drop(plain.unwrap());
+}
+
+/// A QEMU that has an image open.
+struct Qemu(std::process::Child);
+
+impl Qemu {
+    fn open(path: &std::path::Path, readonly: bool) -> Self {
+        let mut command = std::process::Command::new("qemu-io");
+        command
+            .args(["-f", "raw"])
+            .args(readonly.then_some("-r"))
+            .arg(path);
+        command
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().expect("qemu-io, which tools/setup.sh installs");
+        // Answers when the image is open.
+        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"length\n").unwrap();
+        let mut answer = [0; 1];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut answer).unwrap();
+        Self(child)
+    }
+
+    /// Returns whether it can open the image.
+    fn opens(path: &std::path::Path, readonly: bool) -> bool {
+        let mut command = std::process::Command::new("qemu-io");
+        command
+            .args(["-f", "raw", "-c", "length"])
+            .args(readonly.then_some("-r"))
+            .arg(path);
+        let output = command.output().expect("qemu-io, which tools/setup.sh installs");
+        let lock = String::from_utf8_lossy(&output.stderr).contains("lock");
+        assert!(output.status.success() != lock, "{output:?}");
+        output.status.success()
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+// Readers and writers here and in QEMU exclude each other as those of one program do.
+#[test]
+fn locks_hold_for_qemu() {
+    let rig = Rig::closed(EngineKind::Threads, 16, ALL_FEATURES, false);
+    let writer = rig.config.clone();
+    let reader = DiskConfig {
+        readonly: true,
+        ..writer.clone()
+    };
+    let path = &writer.path;
+    let disk = open_soon(&writer);
+    assert!(!Qemu::opens(path, true) && !Qemu::opens(path, false));
+    drop(disk);
+    let disks = [open_soon(&reader), open_soon(&reader)];
+    assert!(Qemu::opens(path, true));
+    assert!(!Qemu::opens(path, false), "a QEMU writes beside a reader");
+    drop(disks);
+    let qemu = Qemu::open(path, true);
+    drop(open_soon(&reader));
+    assert!(refusal(&writer).contains("in use"));
+    drop(qemu);
+    let qemu = Qemu::open(path, false);
+    assert!(
+        refusal(&reader).contains("in use"),
+        "a reader beside a QEMU that writes"
+    );
+    assert!(refusal(&writer).contains("in use"));
+    drop(qemu);
+    drop(open_soon(&writer));
 }

@@ -7,17 +7,19 @@ use std::time::{Duration, Instant};
 use ringvirtio::clock::Clock;
 use ringvirtio::throttle::{Rate, RateLimits};
 
-use super::rig::{ALL_FEATURES, BUFFERS, Rig, TestEngine, open_soon, readable, writable};
+use super::rig::{ALL_FEATURES, BUFFERS, Rig, TestEngine, WRITABLE_FEATURES, open_soon, readable, writable};
 use super::service::{REACTOR_VARIANTS, Running, collect, queue};
 use crate::disk::EngineKind;
 use crate::queue::BlockQueue;
-use crate::virtio::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use crate::virtio::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
 
 const DATA: u64 = BUFFERS + 0x1_0000;
 const MS: u64 = 1_000_000;
 
 fn limited(limits: RateLimits) -> (Rig, Arc<AtomicU64>) {
-    let mut rig = Rig::with(EngineKind::Threads, 256, ALL_FEATURES, false);
+    let mut rig = Rig::with(EngineKind::Threads, 256, WRITABLE_FEATURES, false);
     let time = Arc::new(AtomicU64::new(5000 * MS));
     rig.vq().set_clock(Clock::Manual(time.clone()));
     rig.queue().disk().control().throttle.set_limits(limits);
@@ -80,7 +82,7 @@ fn bytes_are_limited_too() {
     time.fetch_add(1000 * MS / 64 + 1, Ordering::Relaxed);
     rig.run();
     assert_eq!(rig.take_used().len(), 1);
-    // Requests without I/O are not counted, those without data only as requests; all keep their order.
+    // All keep their order.
     rig.offer_request(60, VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
     rig.run();
     assert_eq!(rig.take_used(), []);
@@ -91,6 +93,47 @@ fn bytes_are_limited_too() {
         .set_limits(RateLimits::default());
     rig.run();
     assert_eq!(rig.take_used().len(), 4, "raised live");
+}
+
+// Whatever a request is, it counts: one without I/O, one that is refused, one that is not understood. Zeroes
+// count as bytes, too.
+#[test]
+fn every_request_counts() {
+    let counted = |kind: u32, sector: u64, data: Option<super::rig::Buf>| {
+        let (mut rig, time) = limited(iops(100, 1));
+        rig.offer_request(0, kind, sector, data);
+        rig.offer_request(3, kind, sector, data);
+        rig.run();
+        let first = rig.take_used().len();
+        time.fetch_add(10 * MS, Ordering::Relaxed);
+        rig.run();
+        assert_eq!((first, rig.take_used().len()), (1, 1), "type {kind} at {sector}");
+    };
+    counted(VIRTIO_BLK_T_GET_ID, 0, Some(writable(DATA, 20)));
+    counted(VIRTIO_BLK_T_FLUSH, 0, None);
+    counted(VIRTIO_BLK_T_IN, 1 << 40, Some(writable(DATA, 512)));
+    counted(VIRTIO_BLK_T_OUT, 0, Some(readable(DATA, 511)));
+    counted(99, 0, None);
+    let (mut rig, time) = limited(RateLimits {
+        bytes: Rate {
+            rate: 1 << 20,
+            burst: 512,
+        },
+        ..RateLimits::default()
+    });
+    let zeroes = rig.segments(DATA, &[(0, 8, 0), (16, 8, 1)]);
+    for head in [0, 3] {
+        rig.offer_request(head, VIRTIO_BLK_T_WRITE_ZEROES, 0, Some(zeroes));
+    }
+    rig.run();
+    assert_eq!(rig.take_used().len(), 1);
+    // 8192 bytes, of which 512 were allowed at once.
+    time.fetch_add(7 * MS, Ordering::Relaxed);
+    rig.run();
+    assert!(rig.take_used().is_empty());
+    time.fetch_add(MS, Ordering::Relaxed);
+    rig.run();
+    assert_eq!(rig.take_used().len(), 1);
 }
 
 // Requests that wait for a limit are not in flight: a reset need not wait for them.

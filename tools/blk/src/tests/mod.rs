@@ -24,6 +24,8 @@ mod migrate;
 mod neighbours;
 mod notify;
 mod qcow2;
+mod qcow2_matrix;
+mod qcow2_power;
 mod ranges;
 pub(crate) mod rig;
 mod service;

@@ -128,6 +128,7 @@ pub fn writable(addr: u64, len: u32) -> Buf {
 pub fn open_soon(config: &DiskConfig) -> Arc<Disk> {
     let patient = OpenOptions {
         known: None,
+        format_unstated: false,
         owner: None,
         wait: Duration::from_secs(60),
     };

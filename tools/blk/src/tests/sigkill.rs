@@ -88,6 +88,7 @@ fn daemon() {
     // The lock is granted when the old daemon's I/O has ended.
     let options = OpenOptions {
         known: None,
+        format_unstated: false,
         owner: Some(1),
         wait: Duration::from_secs(10),
     };
@@ -175,6 +176,7 @@ fn killed_with_qcow2() {
         let mut rig = shared(kind, Format::Qcow2, path);
         let options = OpenOptions {
             known: None,
+            format_unstated: false,
             owner: Some(1),
             wait: Duration::from_secs(10),
         };
@@ -351,6 +353,7 @@ fn the_lock_proves_that_io_has_ended() {
                 };
                 let options = OpenOptions {
                     known: None,
+                    format_unstated: false,
                     owner: None,
                     wait: Duration::from_secs(10),
                 };

@@ -171,11 +171,13 @@ fn the_capacity_follows_the_file() {
             assert_eq!(read(&mut rig, sectors - 1), OK);
             assert_eq!(read(&mut rig, sectors), IOERR);
         }
-        // An invalid size is refused and changes nothing.
-        for (size, text) in [(1000, "size 1000 bytes"), (0, "size 0 bytes")] {
-            rig.image_file().set_len(size).unwrap();
-            assert!(disk.reread_capacity().unwrap_err().to_string().contains(text));
-            assert_eq!(disk.capacity(), SECTORS);
-        }
+        // The last sector counts, whole or not; no size at all is refused and changes nothing.
+        rig.image_file().set_len(1000).unwrap();
+        assert!(disk.reread_capacity().unwrap());
+        assert_eq!((disk.capacity(), read(&mut rig, 1)), (2, OK));
+        rig.image_file().set_len(0).unwrap();
+        let error = disk.reread_capacity().unwrap_err().to_string();
+        assert!(error.contains("size 0 bytes"), "{error}");
+        assert_eq!(disk.capacity(), 2);
     }
 }

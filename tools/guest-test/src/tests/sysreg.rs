@@ -16,6 +16,8 @@ const MRS: u32 = 0xd530_0000;
 const RET: u32 = 0xd65f_03c0;
 /// Exception class: undefined instruction.
 const EC_UNKNOWN: u64 = 0x00;
+/// Exception class: software step from the same level.
+const EC_STEP: u64 = 0x33;
 /// Exception classes that refuse a register: unknown, FP, trapped register (FEAT_IDST), SVE, SME.
 const REFUSALS: [u64; 5] = [EC_UNKNOWN, 0x07, 0x18, 0x19, 0x1d];
 
@@ -24,6 +26,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     let reference = context.machine.is_reference();
     suite.test("reading every system register", read_all);
     suite.test("identification registers", identification);
+    suite.test("a software step ends behind an emulated instruction", step);
     suite.test("set/way maintenance", set_way);
     suite.test("TLB and instruction cache maintenance", maintenance);
     // Pending and enabled it ends a wait, although this CPU has it masked.
@@ -119,6 +122,16 @@ fn identification() -> TestResult {
 }
 
 // torture g5
+fn step() -> TestResult {
+    let (behind, fault) = exceptions::step_over_emulated();
+    let Some(fault) = fault else {
+        return Err(Failure::new(format_args!("no software step exception")));
+    };
+    check_eq!(fault.class(), EC_STEP, "exception class");
+    check_eq!(fault.at, behind, "ELR_EL1 of the step");
+    Ok(())
+}
+
 fn set_way() -> TestResult {
     let mut word = 0x1234_5678_u64;
     for set in 0..512_u64 {

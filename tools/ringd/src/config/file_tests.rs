@@ -114,11 +114,11 @@ path = "null:64M"
     );
     assert_eq!(
         (zone.devices.disk[0].format, zone.devices.disk[0].cache),
-        (Format::Raw, HostCache::None)
+        (None, HostCache::None)
     );
     assert_eq!(
         (zone.devices.disk[1].format, zone.devices.disk[1].cache),
-        (Format::Qcow2, HostCache::Writeback)
+        (Some(Format::Qcow2), HostCache::Writeback)
     );
     assert_eq!(zone.devices.disk[2].path, Path::new("null:64M"));
     zone.devices.disk[2].check("z.toml", "disk[2].").unwrap();

@@ -96,6 +96,14 @@ impl Devices {
         self.zone.number = None;
     }
 
+    /// Removes the file that an earlier zone of this name may have left for the next daemon.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn discard_inflight(&self) -> anyhow::Result<()> {
+        self.zone.discard_inflight()
+    }
+
     /// Maps the file that outlives the daemon.
     ///
     /// # Errors

@@ -30,6 +30,17 @@ pub fn path(directory: &Path, zone: &str) -> PathBuf {
     directory.join(format!("{zone}.inflight"))
 }
 
+/// Removes the file that an earlier zone of this name may have left: a new zone begins with empty logs.
+///
+/// # Errors
+/// The system's.
+pub fn discard(directory: &Path, zone: &str) -> io::Result<()> {
+    match std::fs::remove_file(path(directory, zone)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Maps a zone's file. A new one is all zeroes, and takes memory only where it is written.
 ///
 /// # Errors

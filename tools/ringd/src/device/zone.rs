@@ -1,5 +1,6 @@
 //! [`ZoneContext`]: the zone that devices belong to, as far as their changes need it, and its record.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -51,17 +52,28 @@ impl ZoneContext {
         Ok(())
     }
 
+    /// Removes the file that an earlier zone of this name may have left for the next daemon.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn discard_inflight(&self) -> anyhow::Result<()> {
+        let discarded = inflight::discard(&self.records, &self.config.name);
+        discarded.map_err(|error| self.unusable_inflight(&error))
+    }
+
     /// Maps the file that outlives the daemon.
     ///
     /// # Errors
     /// The system's.
     pub fn inflight(&self) -> anyhow::Result<Arc<MmapRegion>> {
-        let name = &self.config.name;
-        inflight::map(&self.records, name).map_err(|error| {
-            let path = inflight::path(&self.records, name);
-            self.config
-                .failed(format!("its record: {}: {error}", path.display()))
-        })
+        let mapped = inflight::map(&self.records, &self.config.name);
+        mapped.map_err(|error| self.unusable_inflight(&error))
+    }
+
+    fn unusable_inflight(&self, error: &io::Error) -> anyhow::Error {
+        let path = inflight::path(&self.records, &self.config.name);
+        self.config
+            .failed(format!("its record: {}: {error}", path.display()))
     }
 
     /// Returns what each slot holds.

@@ -52,13 +52,7 @@ impl Io {
         let (reactor, handle) = Reactor::new(options)?;
         let thread = std::thread::Builder::new()
             .name("reactor".into())
-            .spawn(move || {
-                if let Err(error) = reactor.run() {
-                    // Without it no guest's device works: end, so that a supervisor starts a new daemon.
-                    tracing::error!(%error, "the reactor cannot wait any more");
-                    std::process::exit(70);
-                }
-            })?;
+            .spawn(move || reactor.run_or_exit())?;
         let table = Arc::new(Mutex::new(Vec::with_capacity(MAX_ZONES)));
         Ok(Arc::new(Self {
             hv,

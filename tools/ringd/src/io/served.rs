@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringvirtio::inflight::InflightLog;
+use ringvirtio::inflight::{InflightLog, RESET_BITS};
 use ringvirtio::trace::TraceId;
 use ringvirtio::{Callback, GuestRam, QueueHandler, QueueId, QueueSetup, RingAddresses, SetupError};
 use ringvisor::abi::MAX_QUEUES;
@@ -26,8 +26,8 @@ const DRIVER_OK: u32 = 4;
 const READY: u32 = 1;
 /// [`QueueState::ready`] of a queue whose reset waits for the daemon.
 const DISABLING: u32 = 2;
-/// An epoch that no queue has: opening a log with it empties the log.
-const NO_EPOCH: u64 = u64::MAX;
+/// A reset generation that no queue has: opening a log with it empties the log.
+const NO_GENERATION: u64 = (1 << RESET_BITS) - 1;
 
 /// What a served device is made of.
 pub struct DeviceParts {
@@ -227,11 +227,12 @@ impl ServedDevice {
                 let (zone, slot, generation) = (self.parts.zone, self.parts.slot, state.reset_generation);
                 let (size, hv) = (latched.size as u16, hv.clone());
                 let area = inflight::area(&self.parts.log, slot, number, size);
+                let epoch = epoch(&self.parts, NO_GENERATION);
                 let stopping = served.stopping.clone();
                 stopping.store(true, Ordering::Release);
                 let done = Box::new(move || {
                     // The queue's next life begins with an empty log, in the same epoch.
-                    drop(area.map(|area| InflightLog::open(&area, size, NO_EPOCH)));
+                    drop(area.map(|area| InflightLog::open(&area, size, epoch)));
                     let queue = u16::try_from(number).unwrap_or(u16::MAX);
                     let _ = (&*hv as &dyn Hypervisor).queue_quiesced(zone, slot, generation, queue);
                     stopping.store(false, Ordering::Release);
@@ -260,6 +261,11 @@ impl ServedDevice {
     }
 }
 
+/// Returns the epoch of a device's queues: which start of the zone, and which reset of the device.
+fn epoch(parts: &DeviceParts, generation: u64) -> u64 {
+    u64::from(parts.starts) << RESET_BITS | generation & NO_GENERATION
+}
+
 fn make(
     parts: &DeviceParts,
     hv: &Arc<dyn Hypervisor>,
@@ -284,7 +290,7 @@ fn make(
         },
         features: state.features,
         inflight: inflight::area(&parts.log, slot, number, size)?,
-        epoch: u64::from(parts.starts) << 40 | state.reset_generation & 0xff_ffff_ffff,
+        epoch: epoch(parts, state.reset_generation),
         notify_driver: Box::new(move || {
             notifier.used_buffer(zone, slot);
             reporter.published();

@@ -86,6 +86,7 @@ impl Resources {
 
         // Wrong CPUs are refused before memory is cleared, and it is cleared by all of root's CPUs.
         cpus::choose(&context, config)?;
+        self.devices.discard_inflight()?;
         // From here on the next daemon releases what there is, should this one die.
         self.journal.update(|_| {})?;
         let ram = context

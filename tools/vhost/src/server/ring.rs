@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
@@ -53,7 +53,7 @@ pub struct RingContext<'a> {
 struct Running {
     handle: ReactorHandle,
     id: QueueId,
-    thread: JoinHandle<io::Result<()>>,
+    thread: JoinHandle<()>,
     area: InflightArea,
 }
 
@@ -132,7 +132,7 @@ impl Ring {
         let (reactor, handle) = Reactor::new(context.reactor)?;
         let thread = std::thread::Builder::new()
             .name(format!("queue {index}"))
-            .spawn(move || reactor.run())?;
+            .spawn(move || reactor.run_or_exit())?;
         let id = handle.add(Box::new(queue));
         handle.add_event_source(kick, ReadWidth::Foreign, Box::new(Kick { id, kicked: false }));
         self.running = Some(Running {
@@ -174,11 +174,8 @@ impl Ring {
             return;
         };
         running.handle.stop();
-        match running.thread.join() {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "a queue's thread failed to wait"),
-            Err(_) => tracing::error!("a queue's thread has panicked"),
-        }
+        // It ends the process if it fails.
+        let _ = running.thread.join();
         match InflightLog::open(&running.area, self.size, EPOCH) {
             Ok((_, past)) => self.base = past.next_avail,
             Err(error) => tracing::error!(%error, "a queue's in-flight log was damaged"),

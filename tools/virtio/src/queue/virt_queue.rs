@@ -165,6 +165,17 @@ impl VirtQueue {
             .min(self.ring.size())
     }
 
+    /// Returns whether the log says that completed requests may be lost and the driver has not heard of it.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.log.is_lost()
+    }
+
+    /// Records in the log whether completed requests may be lost and the driver has not heard of it.
+    pub fn set_lost(&mut self, lost: bool) {
+        self.log.set_lost(lost);
+    }
+
     /// Returns whether the driver broke the queue.
     #[inline]
     #[must_use]

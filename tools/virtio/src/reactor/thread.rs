@@ -1,6 +1,7 @@
 //! [`Reactor`] and its thread's loop.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::core::Core;
@@ -47,6 +48,18 @@ impl Reactor {
     pub fn new(options: ReactorOptions) -> io::Result<(Self, ReactorHandle)> {
         let (mailbox, handle) = Mailbox::new()?;
         Ok((Self { options, mailbox }, handle))
+    }
+
+    /// Runs as [`Self::run`] does. If it cannot wait any more or panics, the process ends with status 70:
+    /// without it no device works, and a supervisor can start a new daemon.
+    pub fn run_or_exit(self) {
+        match catch_unwind(AssertUnwindSafe(|| self.run())) {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => tracing::error!(%error, "the reactor cannot wait any more"),
+            // The panic's own message has been printed.
+            Err(_) => tracing::error!("the reactor's thread has panicked"),
+        }
+        std::process::exit(70);
     }
 
     /// Runs on the calling thread until [`ReactorHandle::stop`], and until all requests have completed.
@@ -99,5 +112,45 @@ impl Reactor {
             }
             core.reap();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::{Reactor, ReactorOptions};
+    use crate::reactor::commands::{Commands, EventSource};
+    use crate::waiter::{ReadWidth, eventfd};
+
+    const CHILD: &str = "RINGVIRTIO_PANICKING_REACTOR";
+
+    struct Faulty;
+
+    impl EventSource for Faulty {
+        fn collect(&mut self, _: &mut Commands) {
+            panic!("a fault of the event source")
+        }
+    }
+
+    // Part of the next test, which starts it in a process of its own.
+    #[test]
+    fn a_reactor_that_panics() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        let (reactor, handle) = Reactor::new(ReactorOptions::default()).unwrap();
+        handle.add_event_source(eventfd().unwrap(), ReadWidth::Foreign, Box::new(Faulty));
+        std::thread::spawn(move || reactor.run_or_exit()).join().unwrap();
+    }
+
+    #[test]
+    fn a_panic_ends_the_process() {
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "reactor::thread::tests::a_reactor_that_panics"])
+            .env(CHILD, "1")
+            .status()
+            .unwrap();
+        assert_eq!(status.code(), Some(70));
     }
 }

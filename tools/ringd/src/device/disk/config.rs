@@ -24,9 +24,9 @@ pub struct DiskConfig {
     pub serial: Option<String>,
     /// How the image is read and written.
     pub engine: EngineKind,
-    /// The image's format.
+    /// The image's format; raw if not given, unless the image looks like another one.
     #[serde(default)]
-    pub format: Format,
+    pub format: Option<Format>,
     /// Whether I/O goes through root's page cache.
     #[serde(default)]
     pub cache: HostCache,
@@ -56,7 +56,7 @@ impl DiskConfig {
             readonly: false,
             serial: None,
             engine: EngineKind::default(),
-            format: Format::default(),
+            format: None,
             cache: HostCache::default(),
             queues: None,
             discard: true,

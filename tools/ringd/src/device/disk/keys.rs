@@ -132,7 +132,7 @@ fn disk(mut keys: Keys<'_>) -> anyhow::Result<DiskConfig> {
         engine: keys
             .choice("engine", &["io_uring", "threads"])?
             .unwrap_or_default(),
-        format: keys.choice("format", &["raw", "qcow2"])?.unwrap_or_default(),
+        format: keys.choice("format", &["raw", "qcow2"])?,
         cache: keys.choice("cache", &["none", "writeback"])?.unwrap_or_default(),
         queues: keys.count("queues", "how many queues")?,
         discard: keys.boolean("discard")?.unwrap_or(true),

@@ -58,13 +58,15 @@ pub fn image(
         readonly: wanted.readonly,
         serial: wanted.serial.clone().unwrap_or_default(),
         engine: wanted.engine,
-        format: wanted.format,
+        format: wanted.format.unwrap_or_default(),
         cache: wanted.cache,
     };
     let mut options = OpenOptions {
         owner: Some(owner(&config.name, slot)),
         wait: LOCK_WAIT,
         known: None,
+        // A guest may have written a header onto its disk since it was opened first.
+        format_unstated: wanted.format.is_none() && last.is_none(),
     };
     let disk = match last {
         None => Disk::open_with(&image, context, &options)?,

@@ -2,6 +2,9 @@
 
 use std::fs;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use ringvirtio::inflight::{InflightLog, RESET_BITS};
 
 use ringblk::OnError;
 
@@ -9,7 +12,7 @@ use super::{Machine, daemon, until};
 use crate::config::{Cpus, ZoneConfig};
 use crate::device::disk::change::{Change, LimitChange};
 use crate::device::disk::config::DiskConfig;
-use crate::device::{self, Configs};
+use crate::device::{self, Configs, inflight};
 use crate::zone::actor::Command;
 use crate::zone::record::Record;
 use crate::zone::registry::Registry;
@@ -510,4 +513,31 @@ fn the_next_daemon_waits_for_a_disk_that_stops() {
         next.execute("a", Command::Stop).unwrap();
         machine.assert_clean();
     }
+}
+
+// What an earlier zone of the name has left, of which there is no record any more, is not taken up.
+#[test]
+fn a_new_zone_begins_with_empty_logs() {
+    let machine = Machine::new();
+    let stale = inflight::map(&machine.path("records"), "a").unwrap();
+    let area = inflight::area(&stale, 0, 0, 16).unwrap();
+    // The same start and reset generation, but another queue, with requests in flight.
+    let (mut log, _) = InflightLog::open(&area, 8, 1 << RESET_BITS).unwrap();
+    log.start(3);
+    inflight::words(&stale)
+        .unwrap()
+        .get(0)
+        .unwrap()
+        .store(4096, Ordering::Relaxed);
+    machine.start_with_spare();
+    machine.activate(0);
+    let log = inflight::map(&machine.path("records"), "a").unwrap();
+    assert_eq!(
+        inflight::words(&log)
+            .unwrap()
+            .get(0)
+            .unwrap()
+            .load(Ordering::Relaxed),
+        0
+    );
 }

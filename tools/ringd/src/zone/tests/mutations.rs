@@ -96,7 +96,7 @@ fn mutate(machine: &Machine, config: &mut ZoneConfig, random: &mut Random) {
                 let mut disk = machine.disk("disk", size);
                 match random.below(4) {
                     0 => disk.path = machine.path(random.one_of(&["none", "records", "null:1", "zero:"])),
-                    1 => disk.format = ringblk::Format::Qcow2,
+                    1 => disk.format = Some(ringblk::Format::Qcow2),
                     2 => disk.queues = random.one_of(&[None, Some(0), Some(2), Some(9), Some(u32::MAX)]),
                     _ => disk.readonly = true,
                 }
