@@ -192,7 +192,7 @@ impl Model {
 /// Registers of SPE and TRBE, which firmware may keep.
 fn is_buffer(register: u16) -> bool {
     // S3_0_C9_C9 to C11, PMSCR_EL2.
-    (register >= r::PMSCR_EL1 && register <= r::TRBIDR_EL1) || register == r::PMSCR_EL2
+    (r::PMSCR_EL1..=r::TRBIDR_EL1).contains(&register) || register == r::PMSCR_EL2
 }
 
 impl Registers for Model {
