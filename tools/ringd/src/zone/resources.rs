@@ -72,6 +72,8 @@ impl Resources {
         let mut resources = Self::new(context, shared, Record::new((*shared.config).clone()));
         // Files first: most mistakes are here, and nothing has been acquired yet.
         let files = load::open(context.environment.opener(), &shared.config)?;
+        // Before devices are opened: they may keep the file mapped.
+        resources.devices.discard_inflight()?;
         let devices = resources.devices.open(&mut resources.journal, None)?;
         // Nothing has been acquired so far, so that a user can give up on a file that is slow to open.
         if !shared.end_opening() {
@@ -95,7 +97,6 @@ impl Resources {
 
         // Wrong CPUs are refused before memory is cleared, and it is cleared by all of root's CPUs.
         cpus::choose(&context, config)?;
-        self.devices.discard_inflight()?;
         // From here on the next daemon releases what there is, should this one die.
         self.journal.update(|_| {})?;
         let ram = context
