@@ -25,6 +25,8 @@ ringvirtio::counters! {
         dropped_offload,
         /// Dropped: the link is down.
         dropped_link_down,
+        /// Dropped: the driver has not put the pair of queues to use (5.1.6.5.5).
+        dropped_unused_pair,
         /// Dropped: the back end refused them.
         dropped_refused,
         /// Times that no buffer of the driver was available.
@@ -55,6 +57,7 @@ impl NetSnapshot {
             + self.dropped_too_short
             + self.dropped_offload
             + self.dropped_link_down
+            + self.dropped_unused_pair
             + self.dropped_refused
     }
 }

@@ -111,6 +111,7 @@ impl TransmitQueue {
             Err(Unsent::TooShort) => self.stats.dropped_too_short.add(1),
             Err(Unsent::TooLong) => self.stats.dropped_too_long.add(1),
             Err(Unsent::LinkDown) => self.stats.dropped_link_down.add(1),
+            Err(Unsent::UnusedPair) => self.stats.dropped_unused_pair.add(1),
             Err(Unsent::Refused) => self.stats.dropped_refused.add(1),
         }
         if pop {
@@ -123,14 +124,12 @@ impl TransmitQueue {
     }
 
     fn send(&self, bytes: u64) -> Result<(), Unsent> {
-        let Some(port) = self
-            .view
-            .port
-            .as_ref()
-            .filter(|_| self.view.link_up && self.pair < self.view.pairs)
-        else {
+        let Some(port) = self.view.port.as_ref().filter(|_| self.view.link_up) else {
             return Err(Unsent::LinkDown);
         };
+        if self.pair >= self.view.pairs {
+            return Err(Unsent::UnusedPair);
+        }
         if bytes < ETHERNET_HEADER as u64 {
             return Err(Unsent::TooShort);
         }
@@ -217,6 +216,7 @@ enum Unsent {
     TooShort,
     TooLong,
     LinkDown,
+    UnusedPair,
     Refused,
 }
 

@@ -183,7 +183,7 @@ fn pairs_of_queues() {
     let sent: Vec<_> = rig.port.state().sent.iter().map(|(pair, _)| *pair).collect();
     assert_eq!(sent, [1], "the third pair is not in use");
     assert_eq!(
-        (rig.take_used(5), rig.stats(5).dropped_link_down.get()),
+        (rig.take_used(5), rig.stats(5).dropped_unused_pair.get()),
         (vec![(0, 0)], 1)
     );
     // A new daemon knows how many there are; a reset forgets it.
