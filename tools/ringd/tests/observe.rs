@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::Machine;
@@ -140,21 +141,26 @@ fn top_leaves(end: impl FnOnce(&mut File, u32), signal: i32) {
         .spawn()
         .unwrap();
     let mut screen = keyboard.try_clone().unwrap();
+    let seen = Arc::new(Mutex::new(String::new()));
+    let screen_text = Arc::clone(&seen);
     let reader = std::thread::spawn(move || {
-        let (mut seen, mut chunk) = (Vec::new(), [0; 4096]);
-        while !seen.windows(7).any(|bytes| bytes == b"[?1049l") {
+        let mut chunk = [0; 4096];
+        while !screen_text.lock().unwrap().contains("[?1049l") {
             match screen.read(&mut chunk) {
-                Ok(count) if count > 0 => seen.extend_from_slice(&chunk[..count]),
+                Ok(count) if count > 0 => screen_text
+                    .lock()
+                    .unwrap()
+                    .push_str(&String::from_utf8_lossy(&chunk[..count])),
                 _ => break,
             }
         }
-        String::from_utf8_lossy(&seen).into_owned()
     });
-    until("raw mode", || is_raw(&terminal));
-    std::thread::sleep(Duration::from_millis(300));
+    until("a table", || seen.lock().unwrap().contains("running"));
+    assert!(is_raw(&terminal));
     end(&mut keyboard, top.id());
     let status = top.wait().unwrap();
-    let seen = reader.join().unwrap();
+    reader.join().unwrap();
+    let seen = seen.lock().unwrap();
     assert_eq!(status.signal().unwrap_or(0), signal, "{seen}");
     assert!(signal != 0 || status.success(), "{seen}");
     assert!(!is_raw(&terminal));
