@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::device::QueueCounters;
+use crate::device::backend::QueueCounters;
 
 /// Logs once that a queue's first request has completed: after a take-over, that its device is served.
 pub(super) struct FirstRequest {

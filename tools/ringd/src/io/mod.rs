@@ -26,8 +26,8 @@ use ringvirtio::{Reactor, ReactorHandle, ReactorOptions};
 use ringvisor::ring::Consumer;
 
 use crate::console::Console;
+use crate::device::backend::{Device, QueueSnapshot};
 use crate::device::context::Wake;
-use crate::device::{Device, QueueSnapshot};
 use crate::hv::{Hypervisor, Interrupt, Refusal};
 use budget::Budget;
 use counters::RingCounters;

@@ -17,7 +17,8 @@ use vm_memory::{GuestAddress, MmapRegion};
 use super::drain::Drain;
 use super::first::FirstRequest;
 use super::queues::Queues;
-use crate::device::{Device, QueueCounters, QueueSnapshot, inflight};
+use crate::device::backend::{Device, QueueCounters, QueueSnapshot};
+use crate::device::inflight;
 use crate::hv::{Hypervisor, Refusal};
 
 /// Device Status bit: the driver is ready (virtio 1.2, 2.1).

@@ -18,7 +18,7 @@ use super::passt::Passt;
 use super::{Reply, Request, socket};
 use crate::broker::wire;
 use crate::device::net::config::Source;
-use crate::device::net::open::PortRequest;
+use crate::device::net::opener::PortRequest;
 
 /// How long a broker may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -10,5 +10,6 @@ pub mod cli;
 pub mod config;
 pub mod keys;
 pub mod open;
+pub mod opener;
 pub mod report;
 pub mod stats;
