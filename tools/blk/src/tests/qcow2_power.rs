@@ -240,6 +240,26 @@ impl Run {
         }
     }
 
+    /// Records what `act` does with an image.
+    pub fn of(config: &DiskConfig, act: impl FnOnce(&Disk)) -> Self {
+        let before = std::fs::read(&config.path).unwrap();
+        let disk = super::rig::open_soon(config);
+        let recorder = Arc::new(Recorder::default());
+        let Image::Qcow2(image) = disk.backing() else {
+            panic!("no qcow2 image")
+        };
+        image.record(recorder.clone());
+        act(&disk);
+        drop(disk);
+        let events = recorder.events().clone();
+        Self {
+            config: config.clone(),
+            before,
+            events,
+            windows: Vec::new(),
+        }
+    }
+
     /// Checks the image as it is, with `qemu-img`.
     pub fn check_end(&self) {
         let path = &self.config.path;
