@@ -122,7 +122,7 @@ fn every_version_and_cluster_size() {
     }
 }
 
-/// Writes, zeroes or discards `bytes` at cluster 60 of a disk whose cluster 64 is allocated, and checks the image
+/// Calls `act` with the offset of cluster 60 of a disk whose cluster 64 is allocated, and checks the image
 /// after cuts at any point. The clusters before and after are in different sectors of their L2 table.
 fn frees_and_allocates(prepare: &str, config: &DiskConfig, act: impl Fn(&Disk, u64)) {
     const CLUSTER: u64 = 4096;

@@ -478,8 +478,8 @@ impl Place {
         matches!(self, Self::Unallocated | Self::Zeroed)
     }
 
-    /// Returns the place that needs most of those at an offset that can be written at once, and their bytes, at
-    /// most `most`: one cluster of those that read zero or are compressed, any number of others.
+    /// Returns the place that needs most of those at an offset that can be written at once, and their bytes,
+    /// at most `most`: one cluster of those that read zero or are compressed, any number of others.
     fn of_run(access: &Access, offset: u64, most: u64, cluster: u64) -> io::Result<(Self, u64)> {
         let (mut all, mut len) = Self::of(access, offset, most)?;
         if all >= Self::Zeroed {
