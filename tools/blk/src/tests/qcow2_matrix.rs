@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::qcow2_power::{Random, Run, config, count, damage, qemu_img};
 use crate::disk::{Disk, DiskConfig};
-use crate::image::operation::BlockingIo;
+use crate::image::BlockingIo;
 
 const MIB: usize = 1 << 20;
 /// Parts of the disk that do not begin at a cluster, so that writers share clusters.
@@ -451,7 +451,7 @@ fn images_grow() {
         let disk = Disk::open(&config).unwrap();
         disk.set_size(1 << 30).unwrap();
         let mut bytes = vec![1; 8 << 20];
-        let read = crate::image::operation::BlockingIo::Read(&mut bytes);
+        let read = crate::image::BlockingIo::Read(&mut bytes);
         disk.run_blocking(read, 0).unwrap();
         let base = std::fs::read(shelf.path("base.img")).unwrap();
         assert!(bytes[..1000 << 10] == base[..1000 << 10]);
@@ -486,7 +486,7 @@ fn a_large_discard() {
     let disk = Disk::open(&config).unwrap();
     let discard = || {
         let len = 1 << 40;
-        disk.run_blocking(crate::image::operation::BlockingIo::Discard { len }, 0)
+        disk.run_blocking(crate::image::BlockingIo::Discard { len }, 0)
             .unwrap();
     };
     let size = || std::fs::metadata(&config.path).unwrap().len();
@@ -495,14 +495,14 @@ fn a_large_discard() {
     discard();
     assert_eq!(size(), empty);
     for number in 0..64 {
-        let write = crate::image::operation::BlockingIo::Write(&[1; MIB], false);
+        let write = crate::image::BlockingIo::Write(&[1; MIB], false);
         disk.run_blocking(write, number << 33).unwrap();
     }
     let full = size();
     discard();
     assert_eq!(size(), full);
     for number in 0..64 {
-        let write = crate::image::operation::BlockingIo::Write(&[2; MIB], false);
+        let write = crate::image::BlockingIo::Write(&[2; MIB], false);
         disk.run_blocking(write, (number << 33) + (1 << 20)).unwrap();
     }
     assert_eq!(size(), full, "the freed clusters are used again");

@@ -11,9 +11,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskConfig, Format};
-use crate::image::Image;
-use crate::image::operation::BlockingIo;
 use crate::image::qcow2::recorder::{Event, Recorder};
+use crate::image::{BlockingIo, Image};
 
 const SECTOR: usize = 512;
 

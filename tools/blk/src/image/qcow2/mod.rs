@@ -30,8 +30,8 @@ use imago::raw::Raw;
 use imago::{FormatAccess, Mapping};
 use ringvirtio::memory::IoVec;
 
+use super::IoKind;
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
-use super::operation::IoKind;
 use crate::error::{DiskError, failed};
 use header::{Backing, Header};
 use medium::Medium;
@@ -95,13 +95,11 @@ impl Qcow2Image {
     }
 
     /// Returns the size of the disk in bytes.
-    #[must_use]
     pub fn size(&self) -> u64 {
         self.shared(Access::size)
     }
 
     /// Returns whether a sync has failed.
-    #[must_use]
     pub fn has_sync_failed(&self) -> bool {
         self.storage.medium().has_sync_failed()
     }
