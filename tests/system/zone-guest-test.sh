@@ -65,7 +65,7 @@ passes one
 trapped() {
     zone alone "$1" "test=tlb end=hang"
     ringctl zone start "$Z/alone.toml" || fail "zone start"
-    within 90 sh -c "ringctl zone console alone --dump | grep -q '^guest-test: end=hang'"
+    says_within 90 '^guest-test: end=hang' 1 alone
     ringctl zone console alone --dump >"$Z/alone.log"
     grep -q '^guest-test: PASS' "$Z/alone.log" || { cat "$Z/alone.log"; fail "TLB maintenance with $1 vCPUs"; }
     cpu=$(ringctl zone list | awk '$1 == "alone" { split($4, cpus, "[,-]"); print cpus[1] }')

@@ -55,7 +55,7 @@ grep -q 'vhost_user.*expected no key format' /tmp/error || { cat /tmp/error; fai
 serve
 within 20 test -S /run/disk.sock
 ringctl zone start $Z/guest1.toml || fail "zone start"
-within 200 guest_says '^io: begins'
+says_within 200 '^io: begins'
 goes_on() { # the disk goes on
     before=$(requests)
     within 100 more_than "$before"
@@ -122,7 +122,7 @@ while dd if=/dev/urandom of=/dev/vdb bs=64k count=64 oflag=direct 2>/dev/null; d
 S
 guest_disk $Z/root.img /tmp/autorun
 ringctl zone start $Z/guest1.toml || fail "zone start"
-within 200 guest_says '^io: begins'
+says_within 200 '^io: begins'
 goes_on
 kill -STOP $server
 sleep 1
