@@ -110,8 +110,8 @@ zone_state() {
 
 zone_is() { [ "$(zone_state "$1")" = "$2" ]; }
 
-# image_hash FILE: its SHA-256
-image_hash() { sha256sum <"$1" | cut -d ' ' -f 1; }
+# image_hash FILE: its MD5. What is compared is not hostile, and SHA-256 takes three times as many instructions.
+image_hash() { md5sum <"$1" | cut -d ' ' -f 1; }
 
 # clean IMAGE [stopped]: its ext4 has no error. A guest that was stopped did not unmount it: its journal is
 # replayed first.
@@ -237,7 +237,7 @@ verify_end() {
 dmesg | grep -E 'I/O error|Buffer I/O|hung_task|blocked for more' && echo "guest saw errors"
 sync
 echo 3 >/proc/sys/vm/drop_caches
-for disk in $disks; do echo "hash of $disk: $(sha256sum </dev/$disk | cut -c1-64)"; done
+for disk in $disks; do echo "hash of $disk: $(md5sum </dev/$disk | cut -c1-32)"; done
 echo "io: ends"
 S
 }
@@ -282,10 +282,10 @@ kill_guest_ends() {
     grep -q "fio: [1-9][0-9]* runs verified" /tmp/text || fail "fio"
     grep -qE "guest saw errors|fio: failed" /tmp/text && fail "the guest saw errors"
     for disk in vdb vdc; do
-        is "hash of $disk" "$(sed -n "s/^hash of $disk: //p" /tmp/text)" "$(sha256sum <$Z/$disk.img | cut -c1-64)"
+        is "hash of $disk" "$(sed -n "s/^hash of $disk: //p" /tmp/text)" "$(md5sum <$Z/$disk.img | cut -c1-32)"
     done
     for disk in vdd vde; do
-        is "hash of $disk" "$(sed -n "s/^hash of $disk: //p" /tmp/text)" "$(qcow2_data $Z/$disk.img 8 | sha256sum | cut -c1-64)"
+        is "hash of $disk" "$(sed -n "s/^hash of $disk: //p" /tmp/text)" "$(qcow2_data $Z/$disk.img 8 | md5sum | cut -c1-32)"
     done
     clean $Z/root.img
     grep -E 'seccomp|WARN.*(cannot|refus)' $LOG | grep -vE "${WARNINGS:-^$}" && fail "the log complains"

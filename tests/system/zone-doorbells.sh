@@ -22,7 +22,7 @@ until dd if=/dev/vdc bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
     echo "fio: run $runs verified"
 done
 dmesg | grep -E 'I/O error|nobody cared|hung_task|blocked for more' && echo "guest saw errors"
-echo "hash: $(sha256sum </dev/vdb | cut -d ' ' -f 1)"
+echo "hash: $(md5sum </dev/vdb | cut -d ' ' -f 1)"
 sync
 poweroff
 sleep 100

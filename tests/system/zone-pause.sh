@@ -21,7 +21,7 @@ while [ ! -e /tmp/done ]; do
 done
 cat /tmp/done
 echo 3 >/proc/sys/vm/drop_caches
-echo "hash: $(sha256sum </dev/vdb | cut -d " " -f 1)"
+echo "hash: $(md5sum </dev/vdb | cut -d " " -f 1)"
 dmesg | grep -E 'BUG:|WARNING:|Call trace:|rcu_.*stall|soft lockup|Oops|I/O error' && echo "kernel complained"
 sync
 poweroff

@@ -105,7 +105,7 @@ cat /tmp/text
 grep -q "^disk: 32768 sectors, 2 queues, write back" /tmp/text || fail "the disk's shape"
 grep -q "^fio: [1-9][0-9]* runs verified" /tmp/text || fail "fio"
 grep -qE "guest saw errors|fio: failed|failed" /tmp/text && fail "the guest saw errors"
-is "hash of the image" "$(sha256sum <$Z/vdb.img | cut -c1-64)" "$(sed -n 's/^hash of vdb: //p' /tmp/text)"
+is "hash of the image" "$(md5sum <$Z/vdb.img | cut -c1-32)" "$(sed -n 's/^hash of vdb: //p' /tmp/text)"
 is "what was discarded and zeroed" "$(tail -c +8388609 $Z/vdb.img | head -c 2097152 | tr -d '\0' | wc -c)" 0
 kill $server
 wait $server 2>/dev/null
