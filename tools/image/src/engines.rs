@@ -10,9 +10,9 @@ use object::{Endianness, Object as _, ObjectSection as _, elf};
 /// The C library, which every program needs.
 const LIBC: &str = "libc.so.";
 
-/// Removes those libraries of `program`, a little-endian ELF file of 64 bits, that `keep` does not want: the C
-/// library, and one of its versions, is needed in their place. No symbol has to be found any more: those that no
-/// library defines are zero.
+/// Removes those libraries of `program`, a little-endian ELF file of 64 bits, that `keep` does not want: the
+/// C library, and one of its versions, is needed in their place. No symbol has to be found any more: those
+/// that no library defines are zero.
 ///
 /// # Errors
 /// `program` is no dynamically linked program of that kind.
@@ -39,7 +39,8 @@ pub fn keep_libraries(program: &mut [u8], keep: impl Fn(&str) -> bool) -> Result
             put::<8>(program, value, libc)?;
         }
     }
-    // Libraries of which versions are needed, and those versions: hash, flags and index, name (LSB 5.0 Core, 10.7.4).
+    // Libraries of which versions are needed, and those versions: hash, flags, index, name (LSB 5.0 Core,
+    // 10.7.4).
     let mut libraries = vec![versions.0];
     while let Some(&library) = libraries.last() {
         match get::<4>(program, library + 12)? {
