@@ -308,8 +308,8 @@ says_within() {
     [ "$matched" -ge "${3:-1}" ] || fail "not within $1 s: ${3:-1} lines of ${4:-guest1} with '$2', but $matched"
 }
 
-# tell_guest LINE: types it on guest1's console. A guest that waits for a line, instead of reading a disk again
-# and again, executes nothing meanwhile.
+# tell_guest LINE: types it on guest1's console. A guest that waits for a line, instead of reading a disk
+# again and again, executes nothing meanwhile.
 tell_guest() { printf '%s\r' "$1" | timeout 10 ringctl zone console guest1 >/dev/null 2>&1 & }
 
 # served SLOTS NUMBER: first_requests of the slots is greater than NUMBER
