@@ -267,7 +267,7 @@ impl Session {
         let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
         let mut fds = [
             PollFd::new(&call, PollFlags::IN),
-            PollFd::new(self.connection.stream(), PollFlags::IN),
+            PollFd::new(&self.connection.stream, PollFlags::IN),
         ];
         let time = Timespec::try_from(time).ok();
         let _ = poll(&mut fds, time.as_ref());

@@ -102,7 +102,8 @@ pub struct DiskInfo {
 /// A negotiated connection.
 pub struct Connection {
     frontend: Frontend,
-    stream: UnixStream,
+    /// The socket, which closes when the server dies or ends the connection.
+    pub stream: UnixStream,
     info: DiskInfo,
     /// The server supports the back-end channel.
     has_channel: bool,
@@ -232,11 +233,6 @@ impl Connection {
     /// Returns the server's disk.
     pub fn info(&self) -> &DiskInfo {
         &self.info
-    }
-
-    /// Returns the socket, which closes when the server dies or ends the connection.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
     }
 
     /// Returns whether VIRTIO_F_EVENT_IDX is negotiated.

@@ -126,7 +126,7 @@ impl Client {
             let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
             let mut fds = [
                 PollFd::new(&call, PollFlags::IN),
-                PollFd::new(self.connection.stream(), PollFlags::IN),
+                PollFd::new(&self.connection.stream, PollFlags::IN),
             ];
             let _ = poll(&mut fds, Some(&wait));
             if !fds[1].revents().is_empty() && fds[0].revents().is_empty() {
