@@ -104,7 +104,8 @@ pub struct Connection {
     frontend: Frontend,
     /// The socket, which closes when the server dies or ends the connection.
     pub stream: UnixStream,
-    info: DiskInfo,
+    /// The server's disk.
+    pub info: DiskInfo,
     /// The server supports the back-end channel.
     has_channel: bool,
     timeout: Duration,
@@ -228,11 +229,6 @@ impl Connection {
     /// Sets the timeout of each further step.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
-    }
-
-    /// Returns the server's disk.
-    pub fn info(&self) -> &DiskInfo {
-        &self.info
     }
 
     /// Returns whether VIRTIO_F_EVENT_IDX is negotiated.

@@ -233,7 +233,7 @@ impl Link {
     fn connect<'a>(&self, state: &'a LinkState) -> Result<Session<'a>, FrontError> {
         let stream = (self.endpoint.connect)(&self.endpoint.path).map_err(system("cannot connect"))?;
         let mut connection = Connection::negotiate_within(stream, QUEUES, self.endpoint.timeout)?;
-        let info = *connection.info();
+        let info = connection.info;
         self.endpoint.known.check(&info)?;
         let rings =
             SharedRings::new(info.queues, connection.event_idx()).map_err(system("cannot make the rings"))?;

@@ -53,7 +53,7 @@ impl Client {
     /// Negotiates, but does not start the queues.
     pub fn stopped(stream: UnixStream, queues: u16) -> Result<Self, FrontError> {
         let connection = Connection::negotiate(stream, queues)?;
-        let count = connection.info().queues;
+        let count = connection.info.queues;
         let rings = SharedRings::new(count, connection.event_idx()).unwrap();
         let file = Arc::new(File::from(memfd_create(c"client", MemfdFlags::CLOEXEC).unwrap()));
         ftruncate(&file, RAM).unwrap();
@@ -86,7 +86,7 @@ impl Client {
     }
 
     pub fn info(&self) -> DiskInfo {
-        *self.connection.info()
+        self.connection.info
     }
 
     pub fn put(&self, offset: u64, bytes: &[u8]) {
