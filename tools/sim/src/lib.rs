@@ -86,7 +86,7 @@ pub fn run_with(seed: u64, kind: Kind, sabotage: Sabotage, print: bool) -> Repor
     Report {
         seed,
         hash: world.trace.hash(),
-        events: world.trace.events(),
+        events: world.trace.events,
         counts: world.counts,
         killed_at: std::mem::take(&mut world.killed_at),
         failure: world.failure.clone(),

@@ -505,7 +505,7 @@ impl VirtQueue {
     #[inline]
     fn is_interrupt_wanted(&self) -> bool {
         self.ring
-            .interrupt_wanted(self.coalescer.decided(), self.used.idx())
+            .interrupt_wanted(self.coalescer.decided, self.used.idx())
     }
 
     #[inline]
