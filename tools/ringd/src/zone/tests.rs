@@ -26,6 +26,7 @@ use crate::io::Io;
 mod disk_changes;
 mod disk_migration;
 mod files;
+mod inflight;
 mod mutations;
 mod net;
 mod rng;
