@@ -37,6 +37,7 @@ pub struct ServeOptions {
     /// Listen at this socket. One front end is served at a time, the next waits.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user: PathBuf,
+    /// What is served.
     #[command(flatten)]
     pub device: Device,
     /// What the image is: raw or qcow2. It is never probed; without this, it is raw, and refused if it looks

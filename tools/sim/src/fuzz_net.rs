@@ -11,7 +11,7 @@ use std::time::Duration;
 use ringnet::port::HEADER;
 use ringnet::port::fake::FakePort;
 use ringnet::virtio::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF};
-use ringnet::{MacAddress, Net, NetConfig, Offloads, Port, offloads};
+use ringnet::{MacAddress, Net, NetConfig, Offloads, offloads};
 use ringvhost::device::session::Session;
 use ringvirtio::handler::Backends;
 use ringvirtio::virtio::feature;
