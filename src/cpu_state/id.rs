@@ -1,7 +1,6 @@
 //! The positions of identification registers.
 
 /// Returns the position of `S3_0_C0_C<crm>_<op2>` among the registers that HCR_EL2.TID3 traps.
-#[must_use]
 pub const fn index(crm: usize, op2: usize) -> usize {
     crm << 3 | op2
 }

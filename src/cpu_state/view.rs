@@ -111,7 +111,6 @@ static LIMITS: [Limit; 8] = [
 
 /// Returns what `owner` sees of the identification register at `register` ([`index`]), whose value is `raw`.
 #[inline(never)]
-#[must_use]
 pub fn view(owner: Owner, features: Features, register: usize, raw: u64) -> u64 {
     // Slices whose length the compiler does not know: loops that are not unrolled, one kilobyte less.
     let registers: &[u8] = black_box(&REGISTERS);

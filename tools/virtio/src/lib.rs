@@ -24,7 +24,6 @@ pub mod affinity;
 pub mod buffers;
 pub mod chain;
 pub mod clock;
-pub mod completion;
 #[cfg(feature = "fakes")]
 pub mod fake;
 pub mod handler;
@@ -43,8 +42,7 @@ pub mod trace;
 pub mod virtio;
 pub mod waiter;
 
-pub use completion::Completion;
-pub use handler::{Context, QueueHandler, ReactorBackend};
+pub use handler::{Completion, Context, QueueHandler, ReactorBackend};
 pub use inflight::{InflightArea, InflightError};
 pub use memory::{GuestRam, MemoryError};
 pub use poll::{PollState, Polls};

@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use ringvirtio::memory::Extent;
 use ringvirtio::{Callback, GuestRam, RingAddresses};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -23,7 +24,6 @@ use super::message::Region;
 use super::session::{Session, Vring, inode};
 use super::state::{Server, State};
 use crate::front::kick::Kick;
-use crate::front::lock::locked;
 use crate::front::log_limit::LogLimit;
 
 /// Time between two attempts to connect.
@@ -101,7 +101,7 @@ impl Link {
     }
 
     fn command(&self, command: Command) {
-        locked(&self.commands).push(command);
+        self.commands.lock().push(command);
         self.wake();
     }
 
@@ -156,7 +156,7 @@ impl Runner {
                 self.connect();
             }
             self.wait();
-            let commands = mem::take(&mut *locked(&self.link.commands));
+            let commands = mem::take(&mut *self.link.commands.lock());
             for command in commands {
                 match command {
                     Command::Start(wanted) => self.start(*wanted),

@@ -15,7 +15,6 @@ mod engine;
 pub(crate) mod kick;
 mod known;
 mod link;
-pub(crate) mod lock;
 pub(crate) mod log_limit;
 mod request;
 pub mod ring;

@@ -466,7 +466,7 @@ mod tests {
             while !ended.load(Ordering::SeqCst) {
                 let least = written.load(Ordering::SeqCst);
                 let mut bytes = [0; 8];
-                // SAFETY: nobody else uses the buffer.
+                // SAFETY: the buffer is this thread's own.
                 unsafe { storage.pure_readv(IoVectorMut::from(&mut bytes[..]), table) }.unwrap();
                 let found = u64::from_be_bytes(bytes) >> 9;
                 assert!(found >= least, "read {found} after {least} was written");
