@@ -48,13 +48,16 @@ struct Flow {
     expected: u32,
     /// What kills have done so far: repeated a packet that leaves, lost some that come.
     by_kills: u64,
-    /// Packets may be missing since the last one, for another reason.
+    /// Packets of those that the tap has refused.
+    refused: u64,
+    /// Packets may be missing since the last one: a reset.
     may_miss: bool,
 }
 
 impl Flow {
-    /// A packet has ended its way. `leaves`: it was sent. Returns why it should not have.
-    fn ended(&mut self, bytes: &[u8], kills: u64, leaves: bool) -> Option<String> {
+    /// A packet has ended its way. `leaves`: it was sent. `refused`: how many packets the tap has refused.
+    /// Returns why it should not have.
+    fn ended(&mut self, bytes: &[u8], kills: u64, refused: u64, leaves: bool) -> Option<String> {
         let Some(number) = bytes.get(14..FRAME_MIN) else {
             return Some(format!("a frame of {} bytes", bytes.len()));
         };
@@ -69,8 +72,11 @@ impl Flow {
             } else {
                 number > self.expected
             };
+        let missing = u64::from(number.saturating_sub(self.expected));
         let in_order = number == self.expected || number > self.expected && self.may_miss;
-        if !in_order {
+        if missing > 0 && !self.may_miss && self.refused + missing <= refused {
+            self.refused += missing;
+        } else if !in_order {
             if !because_of_a_kill {
                 return Some(format!("frame {number}, expected {}", self.expected));
             }
@@ -99,8 +105,6 @@ pub struct Guest {
     sent: Flow,
     received: Flow,
     mergeable: bool,
-    /// Packets that the tap had refused when the last one left.
-    refused: u64,
     /// Whether packets are checked: no second vCPU writes to guest memory.
     strict: bool,
 }
@@ -129,7 +133,6 @@ impl Guest {
             sent: Flow::default(),
             received: Flow::default(),
             mergeable: false,
-            refused: 0,
             strict,
         }
     }
@@ -401,7 +404,7 @@ impl Guest {
             self.world.borrow_mut().counts.answered += 1;
             let kills = self.world.borrow().counts.kills;
             if self.strict
-                && let Some(why) = self.received.ended(&packet[HEADER..], kills, false)
+                && let Some(why) = self.received.ended(&packet[HEADER..], kills, 0, false)
             {
                 return self.fail(format!("received: {why}"));
             }
@@ -411,12 +414,10 @@ impl Guest {
     /// Checks what has left through the tap.
     fn check_sent(&mut self) {
         let kills = self.world.borrow().counts.kills;
+        let refused = self.tap.refused();
         for packet in self.tap.take_sent() {
-            let refused = self.tap.refused();
-            self.sent.may_miss |= refused != self.refused;
-            self.refused = refused;
             if self.strict
-                && let Some(why) = self.sent.ended(&packet, kills, true)
+                && let Some(why) = self.sent.ended(&packet, kills, refused, true)
             {
                 return self.fail(format!("sent: {why}"));
             }

@@ -359,7 +359,7 @@ fn servers_that_break_the_protocol() {
     let gone = Keeper::new(&socket).open().map(drop).unwrap_err();
     assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     // One that ends after any number of messages; the next one serves.
-    for answers in 3..14 {
+    for answers in [3, 4, 6, 9, 13] {
         std::fs::remove_file(&socket).ok();
         let listener = UnixListener::bind(&socket).unwrap();
         let keeper = Keeper::new(&socket);

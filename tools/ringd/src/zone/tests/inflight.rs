@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use ringnet::MacAddress;
 use ringvirtio::virtio::feature;
@@ -35,7 +36,7 @@ const FEATURES: u64 = feature(ringvirtio::virtio::VIRTIO_F_VERSION_1)
     | feature(ringnet::virtio::VIRTIO_NET_F_CTRL_MAC_ADDR);
 
 impl Machine {
-    fn with_all_kinds(&self) -> ZoneConfig {
+    fn with_all_kinds(&self, image: &str) -> ZoneConfig {
         let net = NetConfig {
             source: Source::User(Vec::new()),
             mac: None,
@@ -45,13 +46,24 @@ impl Machine {
         };
         ZoneConfig {
             devices: Configs {
-                disk: vec![self.disk("d.img", 4096)],
+                disk: vec![self.disk(image, 4096)],
                 spare_disks: 1,
                 rng: Some(RngConfig { bps: None }),
                 net: vec![net],
             },
             ..self.config("a")
         }
+    }
+
+    /// The daemon is killed; the next one takes the zone over, with its disk moved from `image` to `copy`: in
+    /// this process the first one's is still locked.
+    fn take_over(&self, registry: &Registry, image: &str, copy: &str) -> Arc<Registry> {
+        registry.context().io.stop();
+        let record = self.path("records/a.json");
+        let text = fs::read_to_string(&record).unwrap();
+        fs::write(record, text.replace(image, copy)).unwrap();
+        fs::copy(self.path(image), self.path(copy)).unwrap();
+        daemon(&self.el2, &self.host, self.path("records"))
     }
 
     fn rings(slot: u8, queue: u8) -> u64 {
@@ -146,26 +158,24 @@ fn served(registry: &Registry) -> u64 {
 fn an_earlier_zones_file_is_neither_used_nor_mapped() {
     let machine = Machine::new();
     let file = inflight::path(&machine.path("records"), "a");
-    let next = || daemon(&machine.el2, &machine.host, machine.path("records"));
     let (first, second) = (MacAddress([2, 0, 0, 0, 0, 1]), MacAddress([2, 0, 0, 0, 0, 2]));
 
     // The earlier zone: a receive buffer is in flight, and the driver has set an address.
-    machine.registry.start(machine.with_all_kinds()).unwrap();
+    machine.registry.start(machine.with_all_kinds("a.img")).unwrap();
     machine.set_up_queues();
     assert_eq!(served(&machine.registry), 0);
     assert!(machine.is_logged());
     machine.offer(NET, 0, &[(0, 1600, 2)]);
     machine.set_mac(&machine.registry, first);
-    machine.registry.context().io.stop();
     let left = fs::read(&file).unwrap();
-    let registry = next();
+    let registry = machine.take_over(&machine.registry, "a.img", "b.img");
     assert_eq!((served(&registry), shown_mac(&registry)), (1, first));
     registry.execute("a", Command::Stop).unwrap();
     assert!(!file.exists());
 
     // A zone of the same name, beside what the earlier one's daemon could not remove.
     fs::write(&file, left).unwrap();
-    registry.start(machine.with_all_kinds()).unwrap();
+    registry.start(machine.with_all_kinds("c.img")).unwrap();
     machine.set_up_queues();
     assert_eq!(
         (served(&registry), shown_mac(&registry)),
@@ -173,8 +183,7 @@ fn an_earlier_zones_file_is_neither_used_nor_mapped() {
     );
     assert!(machine.is_logged());
     machine.set_mac(&registry, second);
-    registry.context().io.stop();
-    let registry = next();
+    let registry = machine.take_over(&registry, "c.img", "d.img");
     assert_eq!((served(&registry), shown_mac(&registry)), (0, second));
     registry.execute("a", Command::Stop).unwrap();
     machine.assert_clean();
