@@ -140,7 +140,7 @@ impl Guest {
     /// Runs the guest to its end.
     pub fn run(&mut self) {
         self.set_up();
-        let profile = self.world.borrow().profile.clone();
+        let profile = self.world.borrow().profile;
         for _ in 0..profile.actions {
             if self.failed() {
                 return;
@@ -166,7 +166,7 @@ impl Guest {
 
     /// Performs a random action of a driver, or of the network.
     fn act(&mut self) {
-        let profile = self.world.borrow().profile.clone();
+        let profile = self.world.borrow().profile;
         if self.chance(profile.reset) {
             return self.reset();
         }
@@ -222,7 +222,7 @@ impl Guest {
     }
 
     fn make_queue(&mut self, number: usize) {
-        let profile = self.world.borrow().profile.clone();
+        let profile = self.world.borrow().profile;
         memory::set_owner(number);
         let made = VirtQueue::new(
             &mut self.transport,
