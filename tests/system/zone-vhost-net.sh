@@ -43,7 +43,7 @@ server() {
 }
 server
 ringctl zone start $Z/guest1.toml || fail "zone start"
-within 200 guest_says '^net: root answers, mtu 1500'
+says_within 200 '^net: root answers, mtu 1500'
 connections() { grep -c 'a front end has connected' /tmp/server.log; }
 is "connections" "$(connections)" 1
 for kill in 1 2 3; do
@@ -53,13 +53,13 @@ for kill in 1 2 3; do
     within 100 served_again
 done
 order kills
-within 100 guest_says '^net: no ping lost'
+says_within 100 '^net: no ping lost'
 is "connections after kills of the daemon" "$(connections)" 1
 
 kill -KILL $server
 server
 order again
-within 100 guest_says '^net: answers after the server'
+says_within 100 '^net: answers after the server'
 # A rebooted guest's driver sets the queues up anew.
 rebooted() { [ "$(ringctl zone console guest1 --dump | grep -c '^net: root answers')" -ge 2 ]; }
 within 200 rebooted
