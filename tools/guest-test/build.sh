@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the test guest: build/guest-test.bin, a flat arm64 Image, from target/.../guest-test, the ELF with
-# symbols. The target directory is the workspace's: what runs at build time is then shared with the hypervisor's build.
+# symbols. The target directory is the workspace's: what runs at build time is then shared with the
+# hypervisor's build.
 set -eu
 cd "$(dirname "$0")"
 

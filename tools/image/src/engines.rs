@@ -10,9 +10,9 @@ use object::{Endianness, Object as _, ObjectSection as _, elf};
 /// The C library, which every program needs.
 const LIBC: &str = "libc.so.";
 
-/// Removes those libraries of `program`, a little-endian ELF file of 64 bits, that `keep` does not want: the C
-/// library is needed in their place. No symbol and none of their versions has to be found any more: those that
-/// no library defines are zero.
+/// Removes those libraries of `program`, a little-endian ELF file of 64 bits, that `keep` does not want: the
+/// C library, and one of its versions, is needed in their place. No symbol has to be found any more: those
+/// that no library defines are zero.
 ///
 /// # Errors
 /// `program` is no dynamically linked program of that kind.
@@ -39,22 +39,35 @@ pub fn keep_libraries(program: &mut [u8], keep: impl Fn(&str) -> bool) -> Result
             put::<8>(program, value, libc)?;
         }
     }
-    // Libraries of which versions are needed, and those versions (LSB 5.0 Core, 10.7.4).
-    let mut library = versions.0;
-    loop {
-        let next = get::<4>(program, library + 12)?;
-        if !keep(&string(program, strings, get::<4>(program, library + 4)?)?) {
-            put::<4>(program, library + 4, libc)?;
-            let mut version = library.saturating_add(usize::try_from(get::<4>(program, library + 8)?)?);
-            for _ in 0..get::<2>(program, library + 2)? {
-                put::<2>(program, version + 4, u64::from(elf::VER_FLG_WEAK))?;
-                version = version.saturating_add(usize::try_from(get::<4>(program, version + 12)?)?);
-            }
+    // Libraries of which versions are needed, and those versions: hash, flags, index, name (LSB 5.0 Core,
+    // 10.7.4).
+    let mut libraries = vec![versions.0];
+    while let Some(&library) = libraries.last() {
+        match get::<4>(program, library + 12)? {
+            0 => break,
+            next => libraries.push(library.saturating_add(usize::try_from(next)?)),
         }
-        if next == 0 {
-            break;
+    }
+    let mut version_of_libc = None;
+    for &library in &libraries {
+        let name = string(program, strings, get::<4>(program, library + 4)?)?;
+        if name.starts_with(LIBC) {
+            let version = library.saturating_add(usize::try_from(get::<4>(program, library + 8)?)?);
+            version_of_libc = Some((get::<4>(program, version)?, get::<4>(program, version + 8)?));
         }
-        library = library.saturating_add(usize::try_from(next)?);
+    }
+    let (hash, name) = version_of_libc.context("no version of the C library")?;
+    for library in libraries {
+        if keep(&string(program, strings, get::<4>(program, library + 4)?)?) {
+            continue;
+        }
+        put::<4>(program, library + 4, libc)?;
+        let mut version = library.saturating_add(usize::try_from(get::<4>(program, library + 8)?)?);
+        for _ in 0..get::<2>(program, library + 2)? {
+            put::<4>(program, version, hash)?;
+            put::<4>(program, version + 8, name)?;
+            version = version.saturating_add(usize::try_from(get::<4>(program, version + 12)?)?);
+        }
     }
     for symbol in (symbols.0..symbols.1).step_by(24).skip(1) {
         let (info, defined_in) = (get::<1>(program, symbol + 4)?, get::<2>(program, symbol + 6)?);
@@ -135,7 +148,7 @@ mod tests {
         let after = needed_libraries(&path).unwrap();
         assert!(!after.iter().any(|library| library == unneeded), "{after:?}");
         let output = Command::new(&path).arg("--list").output().unwrap();
-        assert!(output.status.success(), "{output:?}");
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("a_program_starts_without_a_library"));
     }
 

@@ -5,6 +5,7 @@ mod blk;
 mod features;
 mod gic;
 mod inherited;
+mod net;
 mod orphans;
 mod psci;
 mod queue;
@@ -39,6 +40,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("queue", queue::run),
     ("features", features::run),
     ("rng", rng::run),
+    ("net", net::run),
     ("race", race::run),
     ("gic", gic::run),
     ("timer", timer::run),

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use ringvirtio::{QueueHandler, QueueSetup, SetupError};
+use ringvirtio::{Callback, QueueHandler, QueueSetup, SetupError};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 
@@ -100,6 +100,12 @@ pub trait Backend: Send + Sync {
         number: u16,
         setup: QueueSetup,
     ) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError>;
+
+    /// The queue, or all, have left the reactor, or were never there. Calls `then` once no other process uses
+    /// the driver's memory on their account.
+    fn release(&self, _queue: Option<u16>, then: Callback) {
+        then();
+    }
 }
 
 /// The counters of a queue that is served.

@@ -12,6 +12,7 @@ pub mod client;
 mod interface;
 pub mod keeper;
 mod passt;
+mod server;
 
 use std::path::{Path, PathBuf};
 

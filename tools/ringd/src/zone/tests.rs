@@ -21,6 +21,7 @@ use crate::io::Io;
 mod disk_changes;
 mod disk_migration;
 mod files;
+mod inflight;
 mod life;
 mod mutations;
 mod net;

@@ -553,6 +553,13 @@ impl VirtQueue {
         }
     }
 
+    /// Sends an interrupt for used buffers that another process has published.
+    pub fn signal_foreign(&mut self) {
+        self.stats.interrupts.add(1);
+        trace::event(Kind::Raise, self.trace, 0);
+        (self.notify_driver)();
+    }
+
     /// If an interrupt was decided about since the last call: returns whether the driver had a backlog then.
     pub const fn take_backlog(&mut self) -> Option<bool> {
         self.coalescer.take_backlog()
