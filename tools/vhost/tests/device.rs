@@ -73,6 +73,13 @@ impl Keeper {
         Ok(Served(self.clone()))
     }
 
+    /// Daemon and connection end.
+    fn close(&self) {
+        drop(self.device.lock().unwrap().take());
+        let stream = self.stream.lock().unwrap().take().unwrap();
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+
     fn device(&self) -> Arc<Net> {
         self.device.lock().unwrap().clone().unwrap()
     }
@@ -316,14 +323,7 @@ fn a_server_without_any_extension() {
             soon("queues", || keeper.state().running() == 3);
             drop(driver);
         });
-        keeper
-            .stream
-            .lock()
-            .unwrap()
-            .take()
-            .unwrap()
-            .shutdown(std::net::Shutdown::Both)
-            .unwrap();
+        keeper.close();
         let requests = server.join().unwrap();
         // Owner, features offered; features, memory; each queue: size, base, addresses, call, kick; stopped.
         let queue = [8, 10, 9, 13, 12];
@@ -376,8 +376,7 @@ fn servers_that_break_the_protocol() {
                 });
                 drop(driver);
             });
-            let stream = keeper.stream.lock().unwrap().take().unwrap();
-            stream.shutdown(std::net::Shutdown::Both).unwrap();
+            keeper.close();
         });
     }
 }
