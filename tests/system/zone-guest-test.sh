@@ -55,9 +55,38 @@ is "sectors from 192 on" "$(sum "$Z/scratch.img" 192 1856)" "$before_tail"
 is "the read-only image" "$(sum "$Z/readonly.img" 0 2048)" "$before_readonly"
 [ "$(sum "$Z/scratch.img" 64 128)" != "$before_body" ] || fail "nothing was written to sectors 64 to 191"
 
+# le BYTES NUMBER: the number's bytes, the last one the highest
+le() {
+    for shift_by in 0 8 16 24 32 40 48 56; do
+        [ "$shift_by" -ge $(($1 * 8)) ] || printf "\\$(printf %03o $((($2 >> shift_by) & 255)))"
+    done
+}
+# An ELF file of it, linked for a high address and loaded at another, with a .bss.
+size=$(stat -c %s "$Z/guest-test.bin")
+needs=$(od -An -tu8 -j16 -N8 "$Z/guest-test.bin" | tr -d ' ')
+high=$((0xffff << 48)) low=$((0x40180000))
+{
+    printf '\177ELF\002\001\001'
+    le 8 0; le 1 0; le 2 2; le 2 183; le 4 1; le 8 $high; le 8 64; le 8 0; le 4 0
+    le 2 64; le 2 56; le 2 1; le 2 0; le 2 0; le 2 0
+    le 4 1; le 4 5; le 8 4096; le 8 $high; le 8 $low; le 8 "$size"; le 8 "$needs"; le 8 4096
+    head -c $((4096 - 120)) /dev/zero
+    cat "$Z/guest-test.bin"
+} >"$Z/guest-test.elf"
+
 # On one vCPU, with the same disks, and on a CPU whose registers hold the last guest's values.
 zone one 1 "test=inherited,tlb,transport,blk,queue,timer"
+sed -i 's/guest-test.bin/guest-test.elf/' "$Z/one.toml"
 passes one
+grep '^guest-test: at' "$Z/one.log" | tr -d '\r' >"$Z/at"
+is "its place" "$(cat "$Z/at")" "guest-test: at 0x40180000, device tree at 0x40000000, initial RAM disk at None"
+
+# A reset loads it again, and clears what it left in its .bss.
+zone again 1 "test=none end=reset"
+sed -i 's/guest-test.bin/guest-test.elf/' "$Z/again.toml"
+ringctl zone start "$Z/again.toml" || fail "zone start"
+within 60 sh -c "[ \$(ringctl zone console again --dump | grep -c '^guest-test: at 0x40180000') -ge 3 ]"
+ringctl zone stop again || fail "zone stop"
 
 # TLB maintenance of a zone's first vCPU traps 131072 times, or until it turns on another. The group "tlb"
 # does it 1000 times, and then 150000 times or, beside a second vCPU, 1000 times more; little else in it traps

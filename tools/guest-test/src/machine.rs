@@ -34,6 +34,8 @@ pub struct Machine {
     pub cpus: ArrayVec<u64, 16>,
     /// Words of the command line.
     pub arguments: &'static str,
+    /// First and last address of the initial RAM disk, if there is one.
+    pub initrd: Option<(u64, u64)>,
 }
 
 impl Machine {
@@ -75,6 +77,17 @@ impl Machine {
             region.size.ok_or("memory without size")? as u64,
         );
         let cpus = fdt.cpus().take(16).map(|cpu| cpu.ids().first() as u64).collect();
+        let address = |name| {
+            let property = fdt.find_node("/chosen")?.property(name)?;
+            // QEMU writes one cell if that is enough.
+            Some(
+                property
+                    .value
+                    .iter()
+                    .fold(0, |value, byte| value << 8 | u64::from(*byte)),
+            )
+        };
+        let initrd = address("linux,initrd-start").zip(address("linux,initrd-end"));
         let arguments = fdt
             .find_node("/chosen")
             .and_then(|node| node.property("bootargs"))
@@ -88,6 +101,7 @@ impl Machine {
             ram,
             cpus,
             arguments,
+            initrd,
         })
     }
 

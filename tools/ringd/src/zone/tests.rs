@@ -71,6 +71,7 @@ impl Machine {
             cpus: Cpus::Count(2),
             memory: 16 << 20,
             kernel: self.path("Image"),
+            load: None,
             initrd: None,
             cmdline: "console=ttyAMA0".into(),
             on_reboot: OnReboot::Restart,
@@ -163,7 +164,7 @@ fn a_zone_lives_and_powers_off() {
     );
     assert_eq!(machine.host.online(), [0, 1]);
     assert_eq!(machine.host.free_pages(), PAGES - 8);
-    assert_eq!(machine.el2.starts(1), [(0x4008_0000, 0x4000_0000)]);
+    assert_eq!(machine.el2.starts(1), [(0x4008_0000, 0x4080_0000)]);
 
     machine.el2.guest_prints(1, "hello from the guest\n");
     until("output", || {
@@ -190,8 +191,9 @@ fn the_kernel_and_the_device_tree_are_in_ram() {
     machine.registry.start(config).unwrap();
     let ram = fs::read(machine.path("a.ram")).unwrap();
     assert_eq!(&ram[0x8_0000..0x8_000d], b"\0 flat kernel");
-    assert_eq!(&ram[0x20_0000..0x20_0007], b"initrd!");
-    let tree = fdt::Fdt::new(&ram[..0x1_0000]).unwrap();
+    assert_eq!(&ram[0x80_0000..0x80_0007], b"initrd!");
+    let tree = fdt::Fdt::new(&ram[0xa0_0000..0xa1_0000]).unwrap();
+    assert_eq!(machine.el2.starts(1), [(0x4008_0000, 0x40a0_0000)]);
     assert_eq!(tree.chosen().bootargs(), Some("console=ttyAMA0"));
     assert_eq!(tree.cpus().count(), 2);
 }
@@ -404,7 +406,7 @@ fn missing_files_and_invalid_disks_are_refused() {
                 kernel: elf,
                 ..good.clone()
             },
-            "elf\": it is an ELF file",
+            "elf\": its ELF header is cut short",
         ),
         (
             ZoneConfig {
