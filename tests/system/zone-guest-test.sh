@@ -122,6 +122,26 @@ ringctl zone start "$Z/typed.toml" || fail "zone start"
 timeout 30 ringctl zone wait typed
 grep -q '^guest-test: PASS' "$Z/typed.log" || { cat "$Z/typed.log"; fail "what was typed did not arrive"; }
 
+# The power key: the guest sees it pressed and released, and powers off.
+zone key 1 "test=power-key"
+pressable() { ringctl zone console key --dump | grep -q '^guest-test: press the power key'; }
+ringctl zone start "$Z/key.toml" || fail "zone start"
+within 30 pressable
+ringctl zone shutdown key --timeout 30 || fail "zone shutdown ends with $?"
+ringctl zone console key --dump >"$Z/key.log"
+grep -q '^guest-test: PASS' "$Z/key.log" || { cat "$Z/key.log"; fail "the power key"; }
+# One that does not react still runs, unless it is forced to end; and it is started again.
+zone deaf 1 "test=none end=hang"
+ringctl zone start "$Z/deaf.toml" || fail "zone start"
+ringctl zone shutdown deaf --timeout 1
+is "status of a shutdown without effect" $? 4
+zone_is deaf running || fail "the zone that did not react is $(zone_state deaf)"
+ringctl zone reboot deaf --timeout 1 --force || fail "zone reboot ends with $?"
+zone_is deaf running || fail "the zone that was started again is $(zone_state deaf)"
+ringctl zone shutdown deaf --timeout 1 --force
+is "status of a forced shutdown" $? 1
+zone_is deaf stopped || fail "the zone that was forced to end is $(zone_state deaf)"
+
 # A disk whose capacity changes in both words while the guest reads it.
 cat >"$Z/capacity.toml" <<END
 name = "capacity"

@@ -26,6 +26,8 @@ pub struct Machine {
     pub gicd: u64,
     /// First redistributor.
     pub gicr: u64,
+    /// PL061 with the power key.
+    pub gpio: Device,
     /// virtio-mmio slots in ascending order of address.
     pub virtio: ArrayVec<Device, 64>,
     /// RAM.
@@ -52,6 +54,10 @@ impl Machine {
             .find_compatible(&["arm,pl011"])
             .and_then(device)
             .ok_or("no PL011 with an SPI")?;
+        let gpio = fdt
+            .find_compatible(&["arm,pl061"])
+            .and_then(device)
+            .ok_or("no PL061 with an SPI")?;
         let gic = fdt.find_compatible(&["arm,gic-v3"]).ok_or("no GICv3")?;
         let mut frames = gic.reg().ok_or("GIC without reg")?;
         let mut frame = || {
@@ -95,6 +101,7 @@ impl Machine {
             .unwrap_or_default();
         Ok(Self {
             uart,
+            gpio,
             gicd,
             gicr,
             virtio,

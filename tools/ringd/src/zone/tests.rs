@@ -181,6 +181,30 @@ fn a_zone_lives_and_powers_off() {
 }
 
 #[test]
+fn a_power_key_is_pressed_and_the_zone_starts_again() {
+    let machine = Machine::new();
+    let registry = &machine.registry;
+    let zone = registry.start(machine.config("a")).unwrap();
+    registry.press_power_key("a").unwrap();
+    assert_eq!(machine.el2.power_key(1), [false, true, false]);
+    let message = registry.start_again("a").err().unwrap().to_string();
+    assert!(message.contains("exists already"), "{message}");
+    registry.execute("a", Command::Pause).unwrap();
+    let message = registry.press_power_key("a").unwrap_err().to_string();
+    assert!(message.contains("is paused, expected running"), "{message}");
+    registry.execute("a", Command::Resume).unwrap();
+    machine
+        .el2
+        .guest_ends(1, ZoneState::Stopped, StopReason::SystemOff);
+    assert_eq!(zone.wait(), Ending::PoweredOff);
+    assert!(registry.press_power_key("a").is_err());
+    let again = registry.start_again("a").unwrap();
+    assert_eq!(again.config, zone.config);
+    registry.execute("a", Command::Stop).unwrap();
+    machine.assert_clean();
+}
+
+#[test]
 fn the_kernel_and_the_device_tree_are_in_ram() {
     let machine = Machine::new();
     fs::write(machine.path("initrd"), b"initrd!").unwrap();
