@@ -1,4 +1,4 @@
-//! [`Net`]: the device: its port, its link, and what its driver has set by commands.
+//! [`Net`]: the device: its port or server, its link, and what its driver has set by commands.
 //!
 //! Queues read a [`View`] of it, which they replace when [`Net::version`] has changed: nothing is locked for
 //! a packet.
@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringvirtio::throttle::Throttle;
 use ringvirtio::virtio::feature;
-use ringvirtio::{QueueHandler, QueueSetup, SetupError};
+use ringvirtio::{Callback, QueueHandler, QueueSetup, SetupError};
 
-use crate::config::{NetConfig, Role};
+use crate::config::{CONFIG_LEN, NetConfig};
 use crate::filter::Filter;
+use crate::mac::MacAddress;
 use crate::offloads::{self, Offloads};
 use crate::port::Port;
-use crate::queue::{ControlQueue, ReceiveQueue, TransmitQueue};
 use crate::state::{Saved, SavedState};
 use crate::stats::NetStats;
 use crate::virtio::{VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP};
@@ -44,6 +44,8 @@ struct Inner {
     epoch: Option<u64>,
     /// Negotiated by it.
     features: u64,
+    /// The address in the configuration space.
+    shown: MacAddress,
     saved: Option<SavedState>,
 }
 
@@ -63,10 +65,34 @@ pub enum AttachError {
     },
 }
 
+/// A queue with its counters, or why there is none.
+pub type MadeQueue = Result<(Box<dyn QueueHandler>, Arc<NetStats>), SetupError>;
+
+/// Another process that serves the queues of packets on the driver's own rings. The control queue stays the
+/// device's. No call blocks.
+pub trait QueueServer: Send + Sync {
+    /// Returns the features of queues and packets that it has.
+    fn features(&self) -> u64;
+
+    /// Makes the daemon's side of virtqueue `number`, which it serves from now on.
+    ///
+    /// # Errors
+    /// Invalid addresses, size or log.
+    fn queue(&self, number: u16, setup: QueueSetup) -> MadeQueue;
+
+    /// Takes a queue, or all of them, from it. Calls `then` once it does not use the driver's memory any
+    /// more, or was disconnected.
+    fn release(&self, queue: Option<u16>, then: Callback);
+
+    /// Lets it use the first `pairs` pairs of queues.
+    fn set_active_pairs(&self, pairs: u16);
+}
+
 /// A network device.
 pub struct Net {
     config: NetConfig,
     offloads: Offloads,
+    server: Option<Arc<dyn QueueServer>>,
     receive: Throttle,
     transmit: Throttle,
     version: AtomicU64,
@@ -74,7 +100,7 @@ pub struct Net {
     status_change: Mutex<Option<StatusChange>>,
 }
 
-/// Called when the device has changed `status` by itself; must not block.
+/// Called when the device has changed `mac` or `status` by itself; must not block.
 pub type StatusChange = Box<dyn Fn() + Send>;
 
 impl Net {
@@ -82,9 +108,25 @@ impl Net {
     /// set.
     #[must_use]
     pub fn new(config: NetConfig, offloads: Offloads, saved: Option<SavedState>) -> Arc<Self> {
+        Self::with(config, offloads, None, saved)
+    }
+
+    /// Returns a device whose queues of packets another process serves.
+    #[must_use]
+    pub fn served(config: NetConfig, server: Arc<dyn QueueServer>, saved: Option<SavedState>) -> Arc<Self> {
+        Self::with(config, Offloads::default(), Some(server), saved)
+    }
+
+    fn with(
+        config: NetConfig,
+        offloads: Offloads,
+        server: Option<Arc<dyn QueueServer>>,
+        saved: Option<SavedState>,
+    ) -> Arc<Self> {
+        let shown = config.mac;
         let view = View {
             port: None,
-            link_up: false,
+            link_up: server.is_some(),
             pairs: 1,
             guest_offloads: 0,
             filter: Arc::new(Filter::open(config.mac, false)),
@@ -93,6 +135,7 @@ impl Net {
         Arc::new(Self {
             config,
             offloads,
+            server,
             receive: Throttle::default(),
             transmit: Throttle::default(),
             version: AtomicU64::new(1),
@@ -101,14 +144,15 @@ impl Net {
                 link: true,
                 epoch: None,
                 features: 0,
+                shown,
                 saved,
             }),
             status_change: Mutex::new(None),
         })
     }
 
-    /// Calls `notify` whenever the device changes `status` by itself, on the thread that drives its control
-    /// queue.
+    /// Calls `notify` whenever the device changes `mac` or `status` by itself, on the thread that drives its
+    /// control queue.
     pub fn on_status_change(&self, notify: StatusChange) {
         *self.status_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(notify);
     }
@@ -121,7 +165,7 @@ impl Net {
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let result = change(&mut inner);
-        inner.view.link_up = inner.link && inner.view.port.is_some();
+        inner.view.link_up = inner.link && (inner.view.port.is_some() || self.server.is_some());
         if let (Some(saved), Some(epoch)) = (&inner.saved, inner.epoch) {
             let view = &inner.view;
             saved.store(
@@ -138,6 +182,11 @@ impl Net {
         result
     }
 
+    /// Returns the number of the group in which its queues are woken ([`ringvirtio::poll`]).
+    pub(crate) fn group(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
     /// Returns its configuration.
     #[must_use]
     pub const fn config(&self) -> &NetConfig {
@@ -147,7 +196,23 @@ impl Net {
     /// Returns the features that it offers.
     #[must_use]
     pub fn features(&self) -> u64 {
-        self.config.features(self.offloads)
+        match &self.server {
+            None => self.config.features(self.offloads),
+            Some(server) => self.config.features_with(server.features()),
+        }
+    }
+
+    /// Calls `then` once no other process uses the driver's memory on account of the queue, or of any.
+    pub fn release(&self, queue: Option<u16>, then: Callback) {
+        if queue.is_none() {
+            // The next driver is to see the device's own address; this one's, if it goes on, comes back with
+            // its queues.
+            self.lock().shown = self.config.mac;
+        }
+        match &self.server {
+            None => then(),
+            Some(server) => server.release(queue, then),
+        }
     }
 
     /// Returns `status` of the configuration space (5.1.4).
@@ -165,6 +230,13 @@ impl Net {
             0
         };
         link | announce
+    }
+
+    /// Returns the configuration space (5.1.4).
+    #[must_use]
+    pub fn space(&self) -> [u8; CONFIG_LEN as usize] {
+        let shown = self.lock().shown;
+        self.config.space(shown, self.status())
     }
 
     /// Returns the limits of packets to the driver.
@@ -230,6 +302,9 @@ impl Net {
         self.change(|inner| {
             inner.view.announce |= up && !inner.link && inner.epoch.is_some();
             inner.link = up;
+            if let Some(server) = &self.server {
+                server.set_active_pairs(if up { inner.view.pairs } else { 0 });
+            }
         });
     }
 
@@ -241,6 +316,9 @@ impl Net {
 
     /// Tells the port what the driver has set.
     fn set_up_port(&self, view: &View) {
+        if let Some(server) = &self.server {
+            server.set_active_pairs(if view.link_up { view.pairs } else { 0 });
+        }
         let Some(port) = &view.port else {
             return;
         };
@@ -254,7 +332,7 @@ impl Net {
 
     /// A driver has set up a queue: after a reset the device is as new, after a take-over it is as the driver
     /// has set it.
-    fn negotiated(&self, epoch: u64, features: u64) {
+    pub(crate) fn negotiated(&self, epoch: u64, features: u64) {
         if self.lock().epoch == Some(epoch) {
             return;
         }
@@ -281,8 +359,14 @@ impl Net {
             inner.view.announce = announce;
             // The tables are lost with the last daemon: everything passes.
             inner.view.filter = Arc::new(Filter::open(mac, vlans && is_new));
+            inner.shown = mac;
             self.set_up_port(&inner.view);
         });
+    }
+
+    /// Forgets what the driver has negotiated and set: the next queue is another driver's.
+    pub fn forget_driver(&self) {
+        self.change(|inner| inner.epoch = None);
     }
 
     /// Returns what the driver has negotiated.
@@ -293,6 +377,15 @@ impl Net {
     /// Changes the filter.
     pub(crate) fn set_filter<T>(&self, change: impl FnOnce(&mut Filter) -> T) -> T {
         self.change(|inner| change(Arc::make_mut(&mut inner.view.filter)))
+    }
+
+    /// Sets the address, which the configuration space has before the command completes (5.1.6.5.2).
+    pub(crate) fn set_mac(&self, mac: MacAddress) {
+        self.change(|inner| {
+            Arc::make_mut(&mut inner.view.filter).mac = mac;
+            inner.shown = mac;
+        });
+        self.status_changed();
     }
 
     /// Sets how many pairs are in use. Returns `false` if that cannot be.
@@ -311,6 +404,9 @@ impl Net {
             };
             if set {
                 inner.view.pairs = pairs;
+                if let (Some(server), true) = (&self.server, inner.link) {
+                    server.set_active_pairs(pairs);
+                }
             }
             set
         })
@@ -337,39 +433,19 @@ impl Net {
     /// The driver has seen that it shall announce its addresses.
     pub(crate) fn acknowledge_announcement(&self) {
         self.change(|inner| inner.view.announce = false);
+        self.status_changed();
+    }
+
+    /// The configuration space has changed by a command.
+    fn status_changed(&self) {
         let notify = self.status_change.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(notify) = &*notify {
             notify();
         }
     }
 
-    /// Makes the device side of virtqueue `number`, with its counters.
-    ///
-    /// # Errors
-    /// Invalid addresses, size or log.
-    pub fn queue(
-        self: &Arc<Self>,
-        number: u16,
-        setup: QueueSetup,
-    ) -> Result<(Box<dyn QueueHandler>, Arc<NetStats>), SetupError> {
-        self.negotiated(setup.epoch, setup.features);
-        let net = self.clone();
-        Ok(match self.config.role(number, setup.features) {
-            Role::Receive(pair) => {
-                let queue = ReceiveQueue::new(net, pair, setup)?;
-                let stats = queue.stats().clone();
-                (Box::new(queue), stats)
-            }
-            Role::Transmit(pair) => {
-                let queue = TransmitQueue::new(net, pair, setup)?;
-                let stats = queue.stats().clone();
-                (Box::new(queue), stats)
-            }
-            Role::Control => {
-                let queue = ControlQueue::new(net, setup)?;
-                let stats = queue.stats().clone();
-                (Box::new(queue), stats)
-            }
-        })
+    /// Returns the process that serves the queues of packets, if there is one.
+    pub(crate) const fn server(&self) -> Option<&Arc<dyn QueueServer>> {
+        self.server.as_ref()
     }
 }

@@ -27,18 +27,20 @@ use zerocopy::{FromBytes, FromZeros};
 use crate::daemon::Daemon;
 use crate::disk::{SECTOR, SimDisk};
 use crate::el2::SimEl2;
+use crate::fuzz_input::Bytes;
+pub use crate::fuzz_net::{net_chain, net_command, packet, vhost_reply};
 use crate::memory;
 use crate::model_of_registers::{Expected, Model};
 use crate::options::{Profile, Sabotage};
 use crate::rng::Rng;
-
+use crate::tap::SimTap;
 use crate::world::{self, Kind};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("transport", transport),
     ("syndrome", syndrome),
     ("chain", chain),
@@ -49,38 +51,11 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("kernel", kernel),
     ("psci", psci),
     ("gic", gic),
+    ("packet", packet),
+    ("net_chain", net_chain),
+    ("net_command", net_command),
+    ("vhost_reply", vhost_reply),
 ];
-
-/// Reads integers from bytes, and zeroes past their end.
-struct Bytes<'a>(&'a [u8]);
-
-impl Bytes<'_> {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn u8(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((&first, rest)) => {
-                self.0 = rest;
-                first
-            }
-            None => 0,
-        }
-    }
-
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes([self.u8(), self.u8()])
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from(self.u16()) | u32::from(self.u16()) << 16
-    }
-
-    fn u64(&mut self) -> u64 {
-        u64::from(self.u32()) | u64::from(self.u32()) << 32
-    }
-}
 
 /// The device of the targets: a block device with two queues and a writable configuration byte.
 fn block_device() -> DeviceSpec {
@@ -228,7 +203,9 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         path,
         ..DiskConfig::default()
     };
-    let opened = Kind::Disk.open(&config).expect("nothing else has the image open");
+    let opened = Kind::Disk
+        .open(&config, &SimTap::new(0))
+        .expect("nothing else has the image open");
     let el2 = Arc::new(SimEl2::new(&Kind::Disk.spec(&opened, 1), 0));
     let disk = SimDisk::new(vec![7; 16 * SECTOR], Sabotage::None);
     let profile = Profile::draw(&mut Rng::new(0), Sabotage::None);
@@ -244,7 +221,7 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         &Profile {
             queues: 1,
             busy_polls: 0,
-            ..profile.clone()
+            ..profile
         },
     );
     let store = |offset, value: u64| el2.store(offset, Width::Word, value);

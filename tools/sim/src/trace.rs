@@ -8,7 +8,8 @@ pub struct Trace {
     hash: Hash,
     line: String,
     print: bool,
-    events: u64,
+    /// The number of events so far.
+    pub events: u64,
 }
 
 #[derive(Debug)]
@@ -22,7 +23,6 @@ impl Default for Hash {
 
 impl Trace {
     /// Returns an empty trace; `print` writes each event to standard error.
-    #[must_use]
     pub fn new(print: bool) -> Self {
         Self {
             print,
@@ -46,14 +46,7 @@ impl Trace {
     }
 
     /// Returns the hash over all events so far.
-    #[must_use]
     pub fn hash(&self) -> u64 {
         self.hash.0
-    }
-
-    /// Returns the number of events so far.
-    #[must_use]
-    pub fn events(&self) -> u64 {
-        self.events
     }
 }

@@ -6,6 +6,7 @@ mod features;
 mod gic;
 mod gpio;
 mod inherited;
+mod net;
 mod orphans;
 mod psci;
 mod queue;
@@ -41,6 +42,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("queue", queue::run),
     ("features", features::run),
     ("rng", rng::run),
+    ("net", net::run),
     ("race", race::run),
     ("gic", gic::run),
     ("timer", timer::run),

@@ -222,13 +222,13 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
         None => None,
     };
     let mut client = Client::connect(socket)?;
-    let before = client.daemon();
+    let before = client.pid;
     client.ask(&Request::Upgrade { program })?;
     drop(client);
     let deadline = Instant::now() + UPGRADE_TIMEOUT;
     loop {
         match Client::connect(socket) {
-            Ok(mut client) if client.daemon() != before => {
+            Ok(mut client) if client.pid != before => {
                 if let Ok(Reply::Info(info)) = client.ask(&Request::Info {}) {
                     eprintln!(
                         "ringd {} serves, as process {}",

@@ -1,8 +1,9 @@
-//! [`Backend`]: an open device as the reactor's side uses it.
+//! [`Device`], [`Backend`]: an open device as the reactor's side uses it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
-use ringvirtio::{QueueHandler, QueueSetup, SetupError};
+use ringvirtio::{Callback, QueueHandler, QueueSetup, SetupError};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 
@@ -32,6 +33,39 @@ pub fn spec(device_id: u32, features: u64, queues: u16, queue_max: u16, config: 
         .zip(config)
         .for_each(|(to, from)| *to = *from);
     spec
+}
+
+/// An open device of some kind.
+#[derive(Clone)]
+pub enum Device {
+    /// A drive's disk, or [`ringblk::Disk::absent`].
+    Disk(Arc<ringblk::Disk>),
+    /// An entropy device.
+    Rng(Arc<ringrng::Rng>),
+    /// A network device.
+    Net(Arc<ringnet::Net>),
+}
+
+impl Device {
+    /// Returns the disk of a drive.
+    pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
+        match self {
+            Self::Disk(disk) => Some(disk),
+            Self::Rng(_) | Self::Net(_) => None,
+        }
+    }
+}
+
+impl Deref for Device {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Disk(disk) => disk,
+            Self::Rng(rng) => rng,
+            Self::Net(net) => net,
+        }
+    }
 }
 
 /// An open device.
@@ -66,6 +100,12 @@ pub trait Backend: Send + Sync {
         number: u16,
         setup: QueueSetup,
     ) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError>;
+
+    /// The queue, or all, have left the reactor, or were never there. Calls `then` once no other process uses
+    /// the driver's memory on their account.
+    fn release(&self, _queue: Option<u16>, then: Callback) {
+        then();
+    }
 }
 
 /// The counters of a queue that is served.

@@ -4,8 +4,9 @@
 //! guest's store to Device Status does not complete before the daemon has reported that it no longer uses the
 //! guest's buffers (virtio 1.2, 2.4).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use ringvirtio::inflight::{InflightLog, RESET_BITS};
 use ringvirtio::trace::TraceId;
@@ -14,10 +15,9 @@ use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
 use vm_memory::{GuestAddress, MmapRegion};
 
-use super::drain::Drain;
-use super::first::FirstRequest;
-use super::queues::Queues;
-use crate::device::{Device, QueueCounters, QueueSnapshot, inflight};
+use super::drain::{Drain, Queues};
+use crate::device::backend::{Device, QueueCounters, QueueSnapshot};
+use crate::device::inflight;
 use crate::hv::{Hypervisor, Refusal};
 
 /// Device Status bit: the driver is ready (virtio 1.2, 2.1).
@@ -108,7 +108,8 @@ impl ServedDevice {
         now.saturating_sub(std::mem::replace(&mut served.spurious, now))
     }
 
-    /// Removes all its queues from the reactor; calls `then` once nothing of them is in flight.
+    /// Removes all its queues from the reactor; calls `then` once nothing of them is in flight, and no other
+    /// process serves them.
     pub(super) fn remove_queues(&mut self, queues: &mut impl Queues, then: Callback) {
         for served in &mut self.queues {
             if let Some(id) = served.id.take() {
@@ -116,7 +117,14 @@ impl ServedDevice {
                 queues.remove(id, Box::new(move || drop(leaving)));
             }
         }
+        self.release(None);
         self.drain.when_empty(then);
+    }
+
+    /// Takes a queue, or all, from the process that serves the device, if there is one.
+    fn release(&mut self, queue: Option<u16>) {
+        let leaving = self.drain.begin();
+        self.parts.device.release(queue, Box::new(move || drop(leaving)));
     }
 
     /// As [`Self::remove_queues`], and sets no queue up before [`Self::exchange`] or [`Self::unquiesce`].
@@ -203,13 +211,17 @@ impl ServedDevice {
         let (zone, slot) = (self.parts.zone, self.parts.slot);
         tracing::debug!(zone, slot, generation, "device reset");
         self.resetting = Some(generation);
-        let hv = hv.clone();
+        let (shown, hv) = (hv.clone(), hv.clone());
         let done = move || {
             if let Err(error) = (&*hv as &dyn Hypervisor).device_quiesced(zone, slot, generation) {
                 tracing::warn!(zone, slot, %error, "cannot complete a device's reset");
             }
         };
         self.remove_queues(queues, Box::new(done));
+        // What the driver has changed is as new.
+        if let Err(error) = self.show_config(&*shown) {
+            tracing::warn!(zone, slot, %error, "cannot show a device's configuration");
+        }
     }
 
     fn refresh_queue(
@@ -257,6 +269,7 @@ impl ServedDevice {
                     let leaving = self.drain.begin();
                     queues.remove(id, Box::new(move || drop(leaving)));
                 }
+                self.release(u16::try_from(number).ok());
                 self.drain.when_empty(done);
             }
             _ => {}
@@ -325,4 +338,50 @@ fn make(
     first.watch(counters.clone(), queue.queue().outstanding());
     tracing::debug!(zone, slot, queue = number, "queue is set up");
     Ok((queue, counters))
+}
+
+/// Logs once that a queue's first request has completed: after a take-over, that its device is served.
+pub(super) struct FirstRequest {
+    zone: u8,
+    slot: u8,
+    queue: usize,
+    begin: Instant,
+    /// The queue's counters, and how many requests were outstanding when it was set up.
+    watched: OnceLock<(QueueCounters, u16)>,
+    logged: AtomicBool,
+}
+
+impl FirstRequest {
+    /// Returns one for a queue that is being set up.
+    pub fn new(zone: u8, slot: u8, queue: usize) -> Arc<Self> {
+        Arc::new(Self {
+            zone,
+            slot,
+            queue,
+            begin: Instant::now(),
+            watched: OnceLock::new(),
+            logged: AtomicBool::new(false),
+        })
+    }
+
+    /// Sets the queue, before it is served.
+    pub fn watch(&self, counters: QueueCounters, outstanding: u16) {
+        let _ = self.watched.set((counters, outstanding));
+    }
+
+    /// A used buffer notification was sent: for a request, or after a take-over maybe for nothing.
+    pub fn published(&self) {
+        if self.logged.load(Ordering::Relaxed) {
+            return;
+        }
+        let Some((counters, found)) = self.watched.get() else {
+            return;
+        };
+        if counters.has_completed() {
+            self.logged.store(true, Ordering::Relaxed);
+            let (zone, slot, queue) = (self.zone, self.slot, self.queue);
+            // None found: the guest had nothing to wait for, and the time says nothing of the daemon.
+            tracing::info!(zone, slot, queue, found, after = ?self.begin.elapsed(), "first request completed");
+        }
+    }
 }

@@ -15,10 +15,10 @@ use anyhow::{Context as _, bail};
 
 use super::interface::{self, Bridge};
 use super::passt::Passt;
-use super::{Reply, Request, socket};
+use super::{Reply, Request, server, socket};
 use crate::broker::wire;
 use crate::device::net::config::Source;
-use crate::device::net::open::PortRequest;
+use crate::device::net::opener::{PortRequest, SOCKET};
 
 /// How long a broker may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,6 +82,12 @@ fn execute(request: Request, ports: &mut Ports) -> anyhow::Result<Option<File>> 
                 std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
                 std::collections::btree_map::Entry::Vacant(entry) => entry.insert(open(request)?),
             };
+            if let (Source::VhostUser(path), Some(connection)) =
+                (&kept.request.source, kept.queues.first_mut())
+                && pair == SOCKET
+            {
+                server::renew(path, connection)?;
+            }
             let queue = kept
                 .queues
                 .get(usize::from(pair))
@@ -125,6 +131,7 @@ fn open(request: PortRequest) -> anyhow::Result<Kept> {
             bridge = Some(on);
             queues
         }
+        Source::VhostUser(path) => server::open(path, request.pairs)?,
         Source::User(forward) => {
             let (process, socket) = Passt::start(request.mtu, forward)?;
             passt = Some(process);

@@ -2,7 +2,7 @@
 //!
 //! | process | does |
 //! |---|---|
-//! | worker | asks the broker for ports: [`crate::device::net::open::PortOpener`] |
+//! | worker | asks the broker for ports: [`crate::device::net::opener::PortOpener`] |
 //! | broker | asks the keeper, which it starts if there is none: [`client`] |
 //! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]), keeps every descriptor until its zone ends: [`keeper`] |
 //!
@@ -12,12 +12,13 @@ pub mod client;
 mod interface;
 pub mod keeper;
 mod passt;
+mod server;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::net::open::PortRequest;
+use crate::device::net::opener::PortRequest;
 
 /// A request to the keeper.
 #[derive(Debug, Serialize, Deserialize)]

@@ -8,10 +8,11 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use ringblk::remote::BlockingIo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{ReadWriteFlags, preadv2};
@@ -22,7 +23,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::connect::Connection;
 use super::endpoint::Endpoint;
 use super::kick::{Kick, Threads};
-use super::lock::locked;
 use super::ring::{DriverRing, Request};
 use super::shared::{SharedRings, sealed};
 
@@ -81,11 +81,7 @@ impl BlockingFront {
 
     /// Disconnects, without waiting. No request is in flight.
     pub fn disconnect(&self) {
-        self.lock().session = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
+        self.state.lock().session = None;
     }
 
     /// Runs an operation, in as many requests as it takes.
@@ -141,7 +137,7 @@ impl BlockingFront {
     fn request(&self, mut act: impl FnMut(&mut Session, Instant) -> Result<(), Failure>) -> io::Result<()> {
         let begin = Instant::now();
         let end = begin + self.endpoint.timeout;
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // The server has had its time while this thread waited for the lock.
         if Instant::now() >= end || state.failed.is_some_and(|failed| failed >= begin) {
             return Err(io::ErrorKind::TimedOut.into());
@@ -197,7 +193,7 @@ impl Session {
         let left = || end.saturating_duration_since(Instant::now());
         let stream = (front.endpoint.connect)(&front.endpoint.path)?;
         let mut connection = Connection::negotiate_within(stream, 1, left()).map_err(other)?;
-        front.endpoint.known.check(connection.info()).map_err(other)?;
+        front.endpoint.known.check(&connection.info).map_err(other)?;
         let file = sealed(c"ringd data", DATA_MAX)?;
         let mapping: MmapRegion =
             MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), DATA_MAX as usize).map_err(other)?;
@@ -271,7 +267,7 @@ impl Session {
         let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
         let mut fds = [
             PollFd::new(&call, PollFlags::IN),
-            PollFd::new(self.connection.stream(), PollFlags::IN),
+            PollFd::new(&self.connection.stream, PollFlags::IN),
         ];
         let time = Timespec::try_from(time).ok();
         let _ = poll(&mut fds, time.as_ref());
@@ -308,12 +304,12 @@ impl Session {
 
     /// Records that a write has completed and may be in the server's cache.
     fn set_dirty(&mut self) {
-        self.dirty |= self.connection.info().flush;
+        self.dirty |= self.connection.info.flush;
     }
 
     fn flush(&mut self, end: Instant) -> Result<(), Failure> {
         // Without VIRTIO_BLK_F_FLUSH the server has no cache.
-        if !self.connection.info().flush {
+        if !self.connection.info.flush {
             return Ok(());
         }
         self.run(Request::Flush, &[], end)?;
@@ -323,7 +319,7 @@ impl Session {
 
     /// Zeroes as much as one request can, and returns the bytes.
     fn zero(&mut self, offset: u64, len: u64, unmap: bool, end: Instant) -> Result<u64, Failure> {
-        let len = piece(len, self.connection.info().write_zeroes)?;
+        let len = piece(len, self.connection.info.write_zeroes)?;
         self.run(Request::WriteZeroes { offset, len, unmap }, &[], end)?;
         self.set_dirty();
         Ok(len)
@@ -331,7 +327,7 @@ impl Session {
 
     /// Discards as much as one request can, and returns the bytes.
     fn discard(&mut self, offset: u64, len: u64, end: Instant) -> Result<u64, Failure> {
-        let len = piece(len, self.connection.info().discard)?;
+        let len = piece(len, self.connection.info.discard)?;
         self.run(Request::Discard { offset, len }, &[], end)?;
         self.set_dirty();
         Ok(len)

@@ -102,8 +102,10 @@ pub struct DiskInfo {
 /// A negotiated connection.
 pub struct Connection {
     frontend: Frontend,
-    stream: UnixStream,
-    info: DiskInfo,
+    /// The socket, which closes when the server dies or ends the connection.
+    pub stream: UnixStream,
+    /// The server's disk.
+    pub info: DiskInfo,
     /// The server supports the back-end channel.
     has_channel: bool,
     timeout: Duration,
@@ -229,20 +231,7 @@ impl Connection {
         self.timeout = timeout;
     }
 
-    /// Returns the server's disk.
-    #[must_use]
-    pub fn info(&self) -> &DiskInfo {
-        &self.info
-    }
-
-    /// Returns the socket, which closes when the server dies or ends the connection.
-    #[must_use]
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
-    }
-
     /// Returns whether VIRTIO_F_EVENT_IDX is negotiated.
-    #[must_use]
     pub fn event_idx(&self) -> bool {
         self.info.features & feature(VIRTIO_RING_F_EVENT_IDX) != 0
     }

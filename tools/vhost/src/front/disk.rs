@@ -25,7 +25,6 @@ pub struct Driver {
 
 impl Driver {
     /// Connects with `connect`.
-    #[must_use]
     pub fn new(connect: ConnectFn) -> Self {
         Self {
             connect,
@@ -35,13 +34,11 @@ impl Driver {
     }
 
     /// Sets how long a server may take for an answer, and to release abandoned requests.
-    #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
     /// Sets whether io_uring may be used, where the system supports it, to kick servers.
-    #[must_use]
     pub fn with_io_uring(self, io_uring: bool) -> Self {
         Self { io_uring, ..self }
     }
@@ -68,7 +65,7 @@ impl Connector for Driver {
         let stream = (self.connect)(path).map_err(|error| format!("cannot connect: {error}"))?;
         let connection = Connection::negotiate_within(stream, QUEUES, self.timeout);
         let connection = connection.map_err(|error| error.to_string())?;
-        let info = connection.info();
+        let info = &connection.info;
         let known = KnownGeometry {
             size: info.size,
             block_size: info.block_size,

@@ -3,7 +3,7 @@
 use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
-use super::config::NetLimits;
+use super::config::{NetLimits, Source};
 use super::open;
 use crate::device::Device;
 use crate::device::config::Config;
@@ -58,6 +58,16 @@ pub fn change(zone: &ZoneContext, store: &mut dyn Store, change: &Change) -> any
         let (name, index, count) = (&zone.config.name, change.index(), nets().count());
         bail!("zone {name} has no network device eth{index}: it has {count}; `ringctl net list` shows them");
     };
+    if let (Change::Limit { limits, .. }, Source::VhostUser(path)) = (change, &config.source)
+        && *limits != NetLimits::default()
+    {
+        bail!(
+            "eth{} of zone {} cannot be limited: the vhost-user server at {} transfers its packets",
+            change.index(),
+            zone.config.name,
+            path.display()
+        );
+    }
     zone.record(store, |state| {
         let place = state.nets.iter().position(|net| net.slot == slot);
         let mut net = place.map_or_else(

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ringnet::MacAddress;
@@ -44,6 +45,8 @@ pub enum Source {
     Tap(String),
     /// passt: connections of the guest are those of a process in root.
     User(Vec<Forward>),
+    /// A vhost-user server's socket: that process transfers packets.
+    VhostUser(PathBuf),
 }
 
 /// Limits of each direction; none if not given.
@@ -156,6 +159,7 @@ impl fmt::Display for Source {
             Self::Bridge(name) => write!(f, "bridge {name}"),
             Self::Tap(name) => write!(f, "tap {name}"),
             Self::User(_) => f.write_str("user"),
+            Self::VhostUser(path) => write!(f, "vhost-user {}", path.display()),
         }
     }
 }
@@ -165,7 +169,7 @@ impl NetConfig {
     pub fn pairs(&self, vcpus: usize) -> u16 {
         let most = match self.source {
             Source::Bridge(_) => u16::try_from(vcpus).unwrap_or(PAIRS_MAX).clamp(1, PAIRS_MAX),
-            Source::Tap(_) | Source::User(_) => 1,
+            Source::Tap(_) | Source::User(_) | Source::VhostUser(_) => 1,
         };
         self.queue_pairs.unwrap_or(most)
     }
@@ -207,6 +211,22 @@ impl NetConfig {
                     "the name of a network interface: 1 to 15 characters, no / or space",
                 )
             }
+            Source::VhostUser(path) if !path.is_absolute() => wrong(
+                "vhost_user",
+                &quoted(&path.display().to_string()),
+                "the absolute path of a vhost-user server's socket",
+            ),
+            Source::VhostUser(_) if self.limits != NetLimits::default() => {
+                let (key, limit) = match self.limits.rate {
+                    Some(rate) => ("rate", rate),
+                    None => ("pps", self.limits.pps.unwrap_or(0)),
+                };
+                wrong(
+                    key,
+                    &limit,
+                    "no limit with `vhost_user`: the server transfers the packets",
+                )
+            }
             _ => Ok(()),
         }
     }
@@ -231,16 +251,25 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
                 "an address that no other device of the zone has",
             ));
         }
+        let taken = before.iter().any(|other| other.source == net.source);
         if let Source::Tap(tap) = &net.source
-            && before
-                .iter()
-                .any(|other| matches!(&other.source, Source::Tap(other) if other == tap))
+            && taken
         {
             return Err(bad(
                 origin,
                 format!("net[{index}].tap"),
                 quoted(tap),
                 "a tap that no other device of the zone has",
+            ));
+        }
+        if let Source::VhostUser(path) = &net.source
+            && taken
+        {
+            return Err(bad(
+                origin,
+                format!("net[{index}].vhost_user"),
+                quoted(&path.display().to_string()),
+                "a server that no other device of the zone has: it serves one device",
             ));
         }
     }

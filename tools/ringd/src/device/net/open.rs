@@ -6,61 +6,17 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringnet::{MacAddress, Net, Port, SavedState, Stream, Tap};
+use ringvhost::device::State;
 use ringvirtio::memory::Slots;
 use ringvirtio::{Rate, RateLimits};
-use serde::{Deserialize, Serialize};
 
 use super::config::{NetConfig, NetLimits, Source};
+use super::opener::{PortOpener, PortRequest};
+use super::served;
 use crate::config::ZoneConfig;
 use crate::config::error::quoted;
 use crate::device::inflight;
 use crate::device::state::NetState;
-
-/// A port that a device asks for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortRequest {
-    /// The zone.
-    pub zone: String,
-    /// Number of the device among the zone's network devices.
-    pub index: usize,
-    /// Where packets go.
-    pub source: Source,
-    /// Largest packet.
-    pub mtu: u16,
-    /// Pairs of queues.
-    pub pairs: u16,
-}
-
-/// Opens ports and keeps them. The same request gives the same port again until it is closed.
-pub trait PortOpener: Send + Sync {
-    /// Returns the descriptor of a pair of queues of a port.
-    ///
-    /// # Errors
-    /// The port cannot be opened; why, for people.
-    fn open(&self, request: &PortRequest, pair: u16) -> io::Result<OwnedFd>;
-
-    /// Closes the ports of a zone.
-    ///
-    /// # Errors
-    /// Nobody can be asked.
-    fn close(&self, zone: &str) -> io::Result<()>;
-}
-
-/// Opens nothing: where there is no broker.
-pub struct NoPorts;
-
-impl PortOpener for NoPorts {
-    fn open(&self, _request: &PortRequest, _pair: u16) -> io::Result<OwnedFd> {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this daemon has nobody who opens network ports",
-        ))
-    }
-
-    fn close(&self, _zone: &str) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// Opens the device in a slot. `index`: its number among the zone's network devices; `log`: the file that
 /// outlives the daemon.
@@ -68,7 +24,7 @@ impl PortOpener for NoPorts {
 /// # Errors
 /// Its port cannot be opened.
 pub fn open(
-    opener: &dyn PortOpener,
+    opener: &Arc<dyn PortOpener>,
     zone: &ZoneConfig,
     slot: u8,
     index: usize,
@@ -89,24 +45,34 @@ pub fn open(
             Source::Bridge(name) => ("bridge", quoted(name)),
             Source::Tap(name) => ("tap", quoted(name)),
             Source::User(_) => ("user", "true".into()),
+            Source::VhostUser(path) => ("vhost_user", quoted(&path.display().to_string())),
         };
         zone.unusable_value(&format!("net[{index}].{key}"), value, error)
     };
-    let port = port(opener, &request).map_err(failed)?;
     let device = ringnet::NetConfig {
         name: format!("{} net{index}", zone.name),
         mac: config.mac.unwrap_or_else(|| default_mac(&zone.name, index)),
         mtu: config.mtu,
         pairs,
     };
-    let saved = SavedState::new(Arc::new(words), inflight::net_words(slot));
-    let net = Net::new(device, port.offloads(), Some(saved));
+    let words = Arc::new(words);
+    let saved = SavedState::new(words.clone(), inflight::net_words(slot));
+    let (net, port) = if let Source::VhostUser(_) = request.source {
+        let state = State::new(words, inflight::server_words(slot));
+        let net = served::open(opener, request, device, state, saved);
+        (net.map_err(failed)?, None)
+    } else {
+        let port = port(&**opener, &request).map_err(failed)?;
+        (Net::new(device, port.offloads(), Some(saved)), Some(port))
+    };
     limit(&net, state.map_or(config.limits, |state| state.limits));
     if state.is_some_and(|state| state.link_down) {
         net.set_link(false);
     }
-    net.attach(port)
-        .map_err(|error| failed(io::Error::other(error)))?;
+    if let Some(port) = port {
+        net.attach(port)
+            .map_err(|error| failed(io::Error::other(error)))?;
+    }
     Ok(net)
 }
 
@@ -117,7 +83,7 @@ fn port(opener: &dyn PortOpener, request: &PortRequest) -> io::Result<Arc<dyn Po
     let mut descriptors = descriptors?;
     Ok(match request.source {
         Source::Bridge(_) | Source::Tap(_) => Arc::new(Tap::new(descriptors)?),
-        Source::User(_) => {
+        Source::User(_) | Source::VhostUser(_) => {
             let socket = descriptors.pop().ok_or(io::ErrorKind::NotFound)?;
             Arc::new(Stream::new(socket)?)
         }

@@ -1,0 +1,68 @@
+//! [`PortOpener`]: what opens and keeps the ports of network devices.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use serde::{Deserialize, Serialize};
+
+use super::config::Source;
+
+/// A port that a device asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRequest {
+    /// The zone.
+    pub zone: String,
+    /// Number of the device among the zone's network devices.
+    pub index: usize,
+    /// Where packets go.
+    pub source: Source,
+    /// Largest packet.
+    pub mtu: u16,
+    /// Pairs of queues.
+    pub pairs: u16,
+}
+
+/// The connection to a vhost-user server, among a port's descriptors: another one once it has ended.
+pub const SOCKET: u16 = 0;
+
+/// Returns the number of the event descriptor that notifies a vhost-user server of a queue.
+pub const fn kick(queue: u16) -> u16 {
+    1 + 2 * queue
+}
+
+/// Returns the number of the event descriptor by which a vhost-user server notifies of a queue.
+pub const fn call(queue: u16) -> u16 {
+    2 + 2 * queue
+}
+
+/// Opens ports and keeps them. The same request gives the same port again until it is closed.
+pub trait PortOpener: Send + Sync {
+    /// Returns one of a port's descriptors: that of a pair of queues, or with a vhost-user server the one
+    /// that [`SOCKET`], [`kick`] or [`call`] says.
+    ///
+    /// # Errors
+    /// The port cannot be opened; why, for people.
+    fn open(&self, request: &PortRequest, number: u16) -> io::Result<OwnedFd>;
+
+    /// Closes the ports of a zone.
+    ///
+    /// # Errors
+    /// Nobody can be asked.
+    fn close(&self, zone: &str) -> io::Result<()>;
+}
+
+/// Opens nothing: where there is no broker.
+pub struct NoPorts;
+
+impl PortOpener for NoPorts {
+    fn open(&self, _request: &PortRequest, _pair: u16) -> io::Result<OwnedFd> {
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "this daemon has nobody who opens network ports",
+        ))
+    }
+
+    fn close(&self, _zone: &str) -> io::Result<()> {
+        Ok(())
+    }
+}
