@@ -4,9 +4,12 @@
 use std::path::Path;
 
 use ringblk::DiskConfig;
+use ringd::boot::kernel::Kernel;
+use ringd::boot::layout::{FDT_MAX, Layout};
 use ringd::config::file::parse;
 use ringvirtio::GuestRam;
 use ringvisor::abi::command::{CommandStatus, DeviceSpec, Header, Op, ZoneCreate};
+use ringvisor::abi::machine::RAM_BASE;
 use ringvisor::psci::{self, Call, Mpidr, cpus::CpuTable};
 use ringvisor::ring::{BITS, Consumer, Entry, Producer};
 use ringvisor::syndrome::{Syndrome, Width, external_abort_esr, instruction_length};
@@ -37,7 +40,7 @@ use crate::world::{self, Kind};
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("transport", transport),
     ("syndrome", syndrome),
     ("chain", chain),
@@ -45,6 +48,7 @@ pub const TARGETS: [(&str, Target); 13] = [
     ("ring", ring),
     ("command", command),
     ("zone", zone),
+    ("kernel", kernel),
     ("psci", psci),
     ("gic", gic),
     ("packet", packet),
@@ -405,6 +409,36 @@ pub fn zone(data: &[u8]) {
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+}
+
+/// Loads a kernel file: to an error with a text, or to segments that lie within the file and RAM, beside the
+/// device tree and an initial RAM disk.
+pub fn kernel(data: &[u8]) {
+    const MEMORY: u64 = 8 << 20;
+    let mut input = Bytes(data);
+    let (load, initrd) = (input.u8(), u64::from(input.u8()) << 15);
+    let load = (load != 0).then_some(RAM_BASE + (u64::from(load) << 15));
+    let kernel = match Kernel::parse(input.0.to_vec().into(), load, MEMORY) {
+        Ok(kernel) => kernel,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let mut taken = Vec::new();
+    for segment in &kernel.segments {
+        let len = segment.file.end.checked_sub(segment.file.start);
+        assert!(len.is_some_and(|len| len <= segment.size) && segment.file.end <= kernel.content.len());
+        taken.push((segment.offset, segment.size));
+    }
+    if let Ok(layout) = Layout::new(&kernel, initrd, MEMORY) {
+        taken.extend([(layout.tree, FDT_MAX), (layout.initrd, initrd)]);
+    }
+    taken.retain(|(_, size)| *size > 0);
+    taken.sort_unstable();
+    let mut end = 0;
+    for (start, size) in taken {
+        assert!(start >= end, "two at {start:#x}");
+        end = start + size;
+    }
+    assert!(end <= MEMORY);
 }
 
 /// Makes any PSCI call in any state: the table of CPUs stays consistent (torture d5).

@@ -346,15 +346,11 @@ fn each_mistake_names_file_key_value_and_expectation() {
             "cpus = [2, 2]: expected each CPU once, but 2 is there twice",
         ),
         ("cpus", "cpus = [\"a\"]", "cpus = [\"a\"]: expected how many CPUs"),
-        (
-            "kernel",
-            "",
-            "kernel is missing: expected the path of a kernel image",
-        ),
+        ("kernel", "", "kernel is missing: expected the path of a kernel"),
         (
             "kernel",
             "kernel = \"\"",
-            "kernel = \"\": expected the path of a kernel image",
+            "kernel = \"\": expected the path of a kernel",
         ),
         (
             "x",

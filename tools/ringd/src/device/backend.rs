@@ -11,8 +11,8 @@ use super::config::Config;
 use super::report::QueueStats;
 use super::{disk, net, rng};
 
-/// Vendor ID register of ringvisor's devices: "RNGV".
-const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
+/// Vendor ID register: "QEMU", which some drivers insist on (RT-Thread, xv6).
+const VENDOR_ID: u32 = 0x554d_4551;
 
 /// Returns the description of a device with this ID, these features, queues of `queue_max` entries and this
 /// configuration space.

@@ -68,6 +68,7 @@ impl Machine {
             cpus: Cpus::Count(2),
             memory: 16 << 20,
             kernel: self.path("Image"),
+            load: None,
             initrd: None,
             cmdline: "console=ttyAMA0".into(),
             on_reboot: OnReboot::Restart,
