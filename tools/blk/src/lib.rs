@@ -81,6 +81,7 @@ pub use device::{CONFIG_LEN, DEVICE_ID, QUEUE_SIZE_MAX, config, features};
 pub use disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
 pub use error::DiskError;
 pub use image::mapped::SYS_CACHESTAT;
+pub use image::qcow2::backing_files;
 pub use image::synthetic::Synthetic;
 pub use opener::{LocalOpener, Opener};
 pub use queue::BlockQueue;

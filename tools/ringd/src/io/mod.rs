@@ -44,12 +44,22 @@ pub struct Io {
 }
 
 impl Io {
-    /// Starts the reactor on a thread of its own. It takes no interrupts before [`Self::listen`].
+    /// Makes a reactor and starts it ([`Self::run`]).
     ///
     /// # Errors
     /// No descriptors or threads are left.
     pub fn start(hv: Arc<dyn Hypervisor>, options: ReactorOptions) -> std::io::Result<Arc<Self>> {
-        let (reactor, handle) = Reactor::new(options)?;
+        Self::run(hv, Reactor::new(options)?)
+    }
+
+    /// Starts the reactor on a thread of its own. It takes no interrupts before [`Self::listen`].
+    ///
+    /// # Errors
+    /// No threads are left.
+    pub fn run(
+        hv: Arc<dyn Hypervisor>,
+        (reactor, handle): (Reactor, ReactorHandle),
+    ) -> std::io::Result<Arc<Self>> {
         let thread = std::thread::Builder::new()
             .name("reactor".into())
             .spawn(move || reactor.run_or_exit())?;

@@ -1,7 +1,7 @@
 //! [`Core`]: what a reactor's thread owns, and the steps of a round that concern its queues.
 
+use std::mem;
 use std::time::Duration;
-use std::{io, mem};
 
 use super::busy_poll::{Backlog, BusyPoll};
 use super::commands::{Message, QueueId};
@@ -29,9 +29,9 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(io_uring: bool, entries: u32, poll: Duration) -> io::Result<Self> {
-        Ok(Self {
-            waiter: Waiter::new(io_uring, entries)?,
+    pub fn new(waiter: Waiter, poll: Duration) -> Self {
+        Self {
+            waiter,
             backends: Backends::default(),
             sources: EventSources::default(),
             queues: QueueTable::default(),
@@ -41,7 +41,7 @@ impl Core {
             backlog: Backlog::default(),
             done: Vec::new(),
             stopping: false,
-        })
+        }
     }
 
     /// Returns whether the reactor was stopped and has no queues any more.
