@@ -276,14 +276,14 @@ impl Resources {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;
         self.close();
-        if let Some(number) = self.number() {
-            if let Err(error) = self.context.el2().zone_destroy(number) {
-                el2_has_it = !error.is(CommandStatus::NoSuchZone);
-                if el2_has_it {
-                    tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
-                } else {
-                    tracing::warn!(zone = name, %error, "EL2 has no such zone any more");
-                }
+        if let Some(number) = self.number()
+            && let Err(error) = self.context.el2().zone_destroy(number)
+        {
+            el2_has_it = !error.is(CommandStatus::NoSuchZone);
+            if el2_has_it {
+                tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
+            } else {
+                tracing::warn!(zone = name, %error, "EL2 has no such zone any more");
             }
         }
         self.ram = None;
