@@ -261,7 +261,7 @@ impl Ram {
     pub fn clear(&self, offset: u64, bytes: u64) -> io::Result<()> {
         let zeroes = [0; 4096];
         let mut rest = self.place(offset, bytes)?;
-        while rest.len() > 0 {
+        while !rest.is_empty() {
             let len = rest.len().min(zeroes.len());
             rest.copy_from(zeroes.get(..len).unwrap_or_default());
             rest = rest.offset(len).map_err(io::Error::other)?;
