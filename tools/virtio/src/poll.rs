@@ -136,8 +136,13 @@ impl Polls {
             unsafe { ring.push(entry, tag & !OWN | CANCELLED) };
             // No entry that names the descriptor stays in the submission queue.
             ring.submit();
-            return;
         }
+        self.forget(waiter, tag);
+    }
+
+    /// Forgets the descriptor that a queue's polls were of, armed or not: it may be closed afterwards, or be
+    /// that of another queue.
+    pub fn forget(&mut self, waiter: &mut Waiter, tag: u64) {
         if let Some(index) = self.polls.iter().position(|poll| same_queue(poll.tag, tag)) {
             let poll = self.polls.swap_remove(index);
             waiter.unwatch(poll.watch, poll.fd);

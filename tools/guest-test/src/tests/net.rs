@@ -46,7 +46,9 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
         suite.test_unless(reference, "packets that are none", || bad_packets(slot));
         suite.test_unless(reference, "receive buffers that are none", || bad_buffers(slot));
         suite.test_unless(reference, "commands that are none", || bad_commands(slot));
-        suite.test_unless(reference, "no packet comes after a reset", || nothing_after_reset(slot));
+        suite.test_unless(reference, "no packet comes after a reset", || {
+            nothing_after_reset(slot)
+        });
         suite.test_unless(reference, "and it works again", || address_of_root(slot));
         let _ = slot.reset();
     }
@@ -149,7 +151,8 @@ impl Queues {
             let len = part.min(packet.len() - index * part);
             let flags = if index + 1 < count { NEXT } else { 0 };
             let at = data + (index * part) as u64;
-            self.tx.describe(index as u16, at, len as u32, flags, index as u16 + 1);
+            self.tx
+                .describe(index as u16, at, len as u32, flags, index as u16 + 1);
         }
         self.tx.offer(0);
         self.tx.notify();
@@ -194,19 +197,22 @@ fn merged(slot: Slot) -> TestResult {
     queues.rx.notify();
     queues.ask(mac, HEADER + ARP)?;
     let mut first = 0;
-    check!(
-        time::wait(5000, || queues.rx.used() != 0),
-        "nothing is received"
-    );
+    check!(time::wait(5000, || queues.rx.used() != 0), "nothing is received");
     // Packets that are not the reply may come before it.
     for _ in 0..10 {
         let used = queues.rx.used();
         let at = data + u64::from(first) * PART;
         let count = queues.rx.get::<u16>(at + 10);
-        check!(count > 0 && first + count <= used, "num_buffers {count}, used.idx {used}");
+        check!(
+            count > 0 && first + count <= used,
+            "num_buffers {count}, used.idx {used}"
+        );
         let bytes: [u8; 64] = queues.rx.get(at);
         if is_reply(&bytes[HEADER..], mac) {
-            check!(count > 2, "{count} buffers of 16 bytes for {ARP} bytes and a header");
+            check!(
+                count > 2,
+                "{count} buffers of 16 bytes for {ARP} bytes and a header"
+            );
             return Ok(());
         }
         first += count;
@@ -239,7 +245,11 @@ fn commands(slot: Slot) -> TestResult {
         ("promiscuous", 0, queues.command([0, 0, 1])?),
         ("not promiscuous", 0, queues.command([0, 0, 0])?),
         ("an address", 0, queues.command([1, 1, 2, 0, 0, 0, 0, 9])?),
-        ("a multicast address", 1, queues.command([1, 1, 3, 0, 0, 0, 0, 9])?),
+        (
+            "a multicast address",
+            1,
+            queues.command([1, 1, 3, 0, 0, 0, 0, 9])?,
+        ),
         ("a short address", 1, queues.command([1, 1, 2, 0, 0])?),
         ("VLANs, not negotiated", 1, queues.command([2, 0, 1, 0])?),
         ("an unknown class", 1, queues.command([0x77, 0, 0])?),
@@ -333,7 +343,9 @@ fn nothing_after_reset(slot: Slot) -> TestResult {
         let mac = mac(slot);
         let data = queues.rx.data();
         for index in 0..8 {
-            queues.rx.describe(index, data + u64::from(index) * 64, 64, WRITE, 0);
+            queues
+                .rx
+                .describe(index, data + u64::from(index) * 64, 64, WRITE, 0);
             queues.rx.offer(index);
         }
         queues.rx.notify();

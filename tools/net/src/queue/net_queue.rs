@@ -80,10 +80,12 @@ impl Common {
     }
 
     fn cancel(&mut self, cx: &mut Context<'_>) {
-        if let Some(tag) = self.poll.take()
-            && let Some((backend, waiter)) = cx.backend::<Polls>()
-        {
-            backend.cancel(waiter, tag);
+        let armed = self.poll.take();
+        if let Some((backend, waiter)) = cx.backend::<Polls>() {
+            match armed {
+                Some(tag) => backend.cancel(waiter, tag),
+                None => backend.forget(waiter, self.queue.tag_base()),
+            }
         }
     }
 
