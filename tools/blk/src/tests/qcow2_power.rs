@@ -198,16 +198,7 @@ impl Run {
         seed: u64,
         room: Option<u64>,
     ) -> Self {
-        let before = std::fs::read(&config.path).unwrap();
-        let disk = super::rig::open_soon(config);
-        let recorder = Arc::new(Recorder::default());
-        if let Some(room) = room {
-            recorder.set_end(before.len() as u64 + room);
-        }
-        let Image::Qcow2(image) = disk.backing() else {
-            panic!("no qcow2 image")
-        };
-        image.record(recorder.clone());
+        let (before, disk, recorder) = recorded(config, room);
         let mut windows: Vec<_> = windows
             .iter()
             .map(|(offset, len)| Window::new(&disk, *offset, *len))
@@ -241,13 +232,7 @@ impl Run {
 
     /// Records what `act` does with an image.
     pub fn of(config: &DiskConfig, act: impl FnOnce(&Disk)) -> Self {
-        let before = std::fs::read(&config.path).unwrap();
-        let disk = super::rig::open_soon(config);
-        let recorder = Arc::new(Recorder::default());
-        let Image::Qcow2(image) = disk.backing() else {
-            panic!("no qcow2 image")
-        };
-        image.record(recorder.clone());
+        let (before, disk, recorder) = recorded(config, None);
         act(&disk);
         drop(disk);
         let events = recorder.events().clone();
@@ -367,6 +352,22 @@ impl Run {
         }
         None
     }
+}
+
+/// Opens an image, of which the bytes are returned, and records what is written to it. `room`: bytes that the
+/// file may grow by.
+fn recorded(config: &DiskConfig, room: Option<u64>) -> (Vec<u8>, Arc<Disk>, Arc<Recorder>) {
+    let before = std::fs::read(&config.path).unwrap();
+    let disk = super::rig::open_soon(config);
+    let recorder = Arc::new(Recorder::default());
+    if let Some(room) = room {
+        recorder.set_end(before.len() as u64 + room);
+    }
+    let Image::Qcow2(image) = disk.backing() else {
+        panic!("no qcow2 image")
+    };
+    image.record(recorder.clone());
+    (before, disk, recorder)
 }
 
 /// Returns how many of the things that a variable of the environment sets.
