@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::disk::{Disk, DiskConfig, Format};
 use crate::image::qcow2::recorder::{Event, Recorder};
@@ -16,8 +17,24 @@ use crate::image::{BlockingIo, Image};
 
 const SECTOR: usize = 512;
 
+/// Waits until an image is not locked. A process that another test starts holds what is open here, locks
+/// included, from its fork until it executes its program.
+pub fn await_unlocked(image: &Path) {
+    let file = File::open(image).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while crate::image::lock::is_locked(&file).unwrap() {
+        assert!(Instant::now() < deadline, "{} stays locked", image.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Runs `qemu-img`, which `tools/setup.sh` installs.
 pub fn qemu_img(arguments: &[&str]) {
+    arguments
+        .iter()
+        .map(Path::new)
+        .filter(|path| path.is_file())
+        .for_each(await_unlocked);
     let output = Command::new("qemu-img").args(arguments).output();
     let output = output.expect("qemu-img, which tools/setup.sh installs");
     let error = String::from_utf8_lossy(&output.stderr);
@@ -26,6 +43,7 @@ pub fn qemu_img(arguments: &[&str]) {
 
 /// Returns what `qemu-img check` finds wrong, beside clusters that are leaked.
 pub fn damage(image: &Path) -> Option<String> {
+    await_unlocked(image);
     let output = Command::new("qemu-img")
         .args(["check", "-f", "qcow2"])
         .arg(image)
