@@ -377,9 +377,8 @@ daemon_kills() {
     echo "to the next daemon's being ready: $(column 1 /tmp/readies)"
     echo "median $median ms; starting a program takes $start ms"
     at_least "kills with requests waiting" "$(wc -l </tmp/pauses)" $(((kills + 3) / 4))
-    # One second, or 12 times the start of a program on a slow machine, at most four seconds.
+    # One second, or 12 times the start of a program on a slow machine.
     limit=$((12 * start > 1000 ? 12 * start : 1000))
-    limit=$((limit < 4000 ? limit : 4000))
     [ "$median" -le $limit ] || fail "the disks wait $median ms for the next daemon, expected up to $limit"
     # The host may stall for a while: one in twenty is allowed.
     late=$(awk -v limit=$((3 * limit)) '$2 > limit' /tmp/pauses | wc -l)
