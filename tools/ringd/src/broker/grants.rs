@@ -4,7 +4,7 @@
 //! the worker ([`Asked`]); only the socket's owner may connect. The worker can neither connect nor write the
 //! file in which grants outlive the broker.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -37,6 +37,9 @@ const FLAGS: i32 = libc::O_PATH
 const SIZE_MAX: u64 = 16 << 20;
 /// How long a user's program may take to send a request.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// How many zones that have ended can be started again. The worker lists 16 of them by their starts; before
+/// these, all zones that EL2 can have may have ended since.
+const ENDED: usize = 64;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -107,7 +110,7 @@ impl Asked {
         let disks: &[DiskConfig] = match request {
             Request::Start { config } => &config.devices.disk,
             Request::Device(api::Request::Change(change)) => std::slice::from_ref(disk(&change.change)?),
-            Request::Upgrade { .. } => &[],
+            Request::StartAgain { .. } | Request::Upgrade { .. } => &[],
             _ => return None,
         };
         let images = disks
@@ -129,6 +132,13 @@ fn disk(change: &device::Change) -> Option<&DiskConfig> {
         device::Change::Disk(DiskChange::Migrate { target, .. }) => Some(target),
         device::Change::Disk(_) | device::Change::Net(_) => None,
     }
+}
+
+/// Returns the files that a zone's memory is filled with.
+fn loaded(zone: &ZoneConfig) -> impl Iterator<Item = &Path> {
+    [Some(&*zone.kernel), zone.initrd.as_deref()]
+        .into_iter()
+        .flatten()
 }
 
 /// What users have asked for a zone.
@@ -153,11 +163,21 @@ impl Grant {
     }
 }
 
+/// What is recorded of all zones.
+#[derive(Default, Serialize, Deserialize)]
+struct Recorded {
+    /// Grants of zones that exist or were asked for.
+    zones: BTreeMap<String, Grant>,
+    /// Grants of zones that have ended, the last one at the end: none of them holds before a user asks for
+    /// the zone again.
+    ended: VecDeque<(String, Grant)>,
+}
+
 /// Grants of all zones. By default there are none.
 #[derive(Default)]
 pub struct Grants {
     file: PathBuf,
-    zones: BTreeMap<String, Grant>,
+    recorded: Recorded,
     /// The program of an upgrade, `None` inside for that which runs.
     upgrade: Option<Option<PathBuf>>,
 }
@@ -169,15 +189,15 @@ impl Grants {
     /// They cannot be read, or are damaged.
     pub fn load(run_dir: &Path) -> io::Result<Self> {
         let file = run_dir.join("grants.json");
-        let zones = match regular::read_to_string(&file, SIZE_MAX) {
+        let recorded = match regular::read_to_string(&file, SIZE_MAX) {
             Ok(text) => serde_json::from_str(&text)
                 .map_err(|error| io::Error::other(format!("{}: {error}", file.display())))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Recorded::default(),
             Err(error) => return Err(error),
         };
         Ok(Self {
             file,
-            zones,
+            recorded,
             upgrade: None,
         })
     }
@@ -192,20 +212,32 @@ impl Grants {
         let grant = match request {
             Request::Start { config } => {
                 if !exists(&config.name) {
-                    self.zones.remove(&config.name);
+                    self.forget(&config.name);
                 }
-                let grant = self.zones.entry(config.name.clone()).or_default();
+                let grant = self.recorded.zones.entry(config.name.clone()).or_default();
                 grant.asked = true;
                 if !grant.zones.contains(&config) {
                     grant.zones.push(*config);
                 }
                 grant
             }
+            Request::StartAgain { name } => {
+                // If there is none, the worker says so.
+                if exists(&name) {
+                    return Ok(());
+                }
+                let Some(last) = self.forget(&name) else {
+                    return Ok(());
+                };
+                let grant = self.recorded.zones.entry(name).insert_entry(last).into_mut();
+                grant.asked = true;
+                grant
+            }
             Request::Device(api::Request::Change(change)) => {
                 let Some(disk) = disk(&change.change) else {
                     return Ok(());
                 };
-                let grant = self.zones.entry(change.name).or_default();
+                let grant = self.recorded.zones.entry(change.name).or_default();
                 if !grant.disks.contains(disk) {
                     grant.disks.push(disk.clone());
                 }
@@ -218,7 +250,7 @@ impl Grants {
             _ => return Ok(()),
         };
         grant.backing.extend(backing);
-        replace(&self.file, &self.zones)
+        replace(&self.file, &self.recorded)
     }
 
     /// Records that a zone of this name is being made.
@@ -226,10 +258,10 @@ impl Grants {
     /// # Errors
     /// It cannot be recorded.
     pub fn made(&mut self, zone: &str) -> io::Result<()> {
-        if let Some(grant) = self.zones.get_mut(zone) {
+        if let Some(grant) = self.recorded.zones.get_mut(zone) {
             grant.asked = false;
         }
-        replace(&self.file, &self.zones)
+        replace(&self.file, &self.recorded)
     }
 
     /// Takes back what a zone that has ended was granted, unless another of that name was asked for since.
@@ -237,19 +269,34 @@ impl Grants {
     /// # Errors
     /// It cannot be recorded.
     pub fn ended(&mut self, zone: &str) -> io::Result<()> {
-        if self.zones.get(zone).is_some_and(|grant| !grant.asked) {
-            self.zones.remove(zone);
+        if self.recorded.zones.get(zone).is_some_and(|grant| !grant.asked)
+            && let Some(mut grant) = self.forget(zone)
+        {
+            // Where it starts again it has the devices that it was described with.
+            grant.disks.clear();
+            let ended = &mut self.recorded.ended;
+            ended.push_back((zone.into(), grant));
+            let excess = ended.len().saturating_sub(ENDED);
+            ended.drain(..excess);
         }
-        replace(&self.file, &self.zones)
+        replace(&self.file, &self.recorded)
+    }
+
+    /// Removes all that a zone was granted, and returns it.
+    fn forget(&mut self, zone: &str) -> Option<Grant> {
+        let Recorded { zones, ended } = &mut self.recorded;
+        let last = ended.iter().position(|(name, _)| name == zone);
+        let last = last.and_then(|index| ended.remove(index)).map(|(_, grant)| grant);
+        zones.remove(zone).or(last)
     }
 
     /// Whether a file may be opened, and written.
     pub fn may_open(&self, path: &Path, write: bool, flags: i32) -> bool {
         let is_image =
             |disk: &DiskConfig| disk.path == path && !names_no_file(&disk.path) && !(write && disk.readonly);
-        let is_loaded = |zone: &ZoneConfig| zone.kernel == path || zone.initrd.as_deref() == Some(path);
+        let is_loaded = |zone: &ZoneConfig| loaded(zone).any(|file| file == path);
         flags & !FLAGS == 0
-            && self.zones.values().any(|grant| {
+            && self.recorded.zones.values().any(|grant| {
                 grant.disks().any(is_image)
                     || !write && (grant.backing.contains(path) || grant.zones.iter().any(is_loaded))
             })
@@ -258,13 +305,17 @@ impl Grants {
     /// Whether a device's server at this socket may be connected to.
     pub fn may_connect(&self, socket: &Path) -> bool {
         let serves = |disk: &DiskConfig| ringblk::remote::socket(&disk.path) == Some(socket);
-        self.zones.values().any(|grant| grant.disks().any(serves))
+        self.recorded
+            .zones
+            .values()
+            .any(|grant| grant.disks().any(serves))
     }
 
     /// Whether a zone of this name with so much RAM may be made.
     pub fn may_make(&self, zone: &str, bytes: u64) -> bool {
         let is = |config: &ZoneConfig| config.memory == bytes;
-        self.zones
+        self.recorded
+            .zones
             .get(zone)
             .is_some_and(|grant| grant.zones.iter().any(is))
     }
@@ -275,12 +326,17 @@ impl Grants {
             Cpus::Count(_) => true,
             Cpus::List(list) => list.contains(&cpu),
         };
-        self.zones.values().flat_map(|grant| &grant.zones).any(has)
+        self.recorded
+            .zones
+            .values()
+            .flat_map(|grant| &grant.zones)
+            .any(has)
     }
 
     /// Whether a network port may be opened.
     pub fn may_open_port(&self, port: &PortRequest) -> bool {
         let zones = self
+            .recorded
             .zones
             .get(&port.zone)
             .into_iter()
@@ -300,7 +356,7 @@ impl Grants {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use super::{Asked, Grants};
+    use super::{Asked, ENDED, Grants};
     use crate::config::ZoneConfig;
     use crate::config::zone::{Cpus, OnCrash, OnReboot};
     use crate::control::protocol::Request;
@@ -437,6 +493,60 @@ mod tests {
         grants.ended("z").unwrap();
         for grants in [grants, Grants::load(directory.path()).unwrap()] {
             assert!(!grants.may_make("z", 64 << 20) && !grants.may_open(Path::new("/d"), false, 0));
+        }
+    }
+
+    #[test]
+    fn a_zone_that_has_ended_is_started_again_for_a_user_only() {
+        let (directory, mut grants) = grants();
+        let again = || Asked::of(&Request::StartAgain { name: "z".into() }).unwrap();
+        // None is known.
+        grants.add(again(), |_| false).unwrap();
+        assert!(!grants.may_make("z", 64 << 20));
+        grants
+            .add(start(vec![DiskConfig::new("/d".into())]), |_| false)
+            .unwrap();
+        for _ in 0..2 {
+            grants.made("z").unwrap();
+            grants.ended("z").unwrap();
+            grants = Grants::load(directory.path()).unwrap();
+            assert!(!grants.may_make("z", 64 << 20) && !grants.may_open(Path::new("/k"), false, 0));
+            grants.add(again(), |_| false).unwrap();
+            assert!(grants.may_make("z", 64 << 20) && grants.may_open(Path::new("/d"), true, 0));
+        }
+        // Another of its name has taken its place.
+        grants.made("z").unwrap();
+        grants.ended("z").unwrap();
+        grants
+            .add(start(vec![DiskConfig::new("/e".into())]), |_| false)
+            .unwrap();
+        grants.made("z").unwrap();
+        grants.ended("z").unwrap();
+        grants.add(again(), |_| false).unwrap();
+        assert!(!grants.may_open(Path::new("/d"), true, 0) && grants.may_open(Path::new("/e"), true, 0));
+    }
+
+    #[test]
+    fn zones_that_have_ended_are_forgotten_one_day() {
+        let (_directory, mut grants) = grants();
+        for number in 0..ENDED + 3 {
+            let config = ZoneConfig {
+                name: format!("z{number}"),
+                ..*config(Vec::new())
+            };
+            let name = config.name.clone();
+            let request = Request::Start {
+                config: Box::new(config),
+            };
+            grants.add(Asked::of(&request).unwrap(), |_| false).unwrap();
+            grants.made(&name).unwrap();
+            grants.ended(&name).unwrap();
+        }
+        assert!(grants.recorded.zones.is_empty() && grants.recorded.ended.len() == ENDED);
+        for (name, known) in [("z2", false), ("z3", true)] {
+            let again = Request::StartAgain { name: name.into() };
+            grants.add(Asked::of(&again).unwrap(), |_| false).unwrap();
+            assert_eq!(grants.may_make(name, 64 << 20), known, "{name}");
         }
     }
 
