@@ -8,10 +8,13 @@
 #@ timeout: 120
 . ./lib.sh
 pidof ringd >/dev/null && fail "a daemon runs already"
+# What lies beside zone files is no program yet.
+hostile=/tmp/hostile-worker
+cp /srv/zones/hostile-worker $hostile && chmod 755 $hostile || fail "no hostile-worker beside the zone files"
 attack() { # NAME OPTION...
     shown=/tmp/$1
     shift
-    /srv/zones/hostile-worker "$@" >"$shown" 2>"$shown.log"
+    $hostile "$@" >"$shown" 2>"$shown.log"
     grep -q ': ' "$shown" || { cat "$shown" "$shown.log"; fail "the worker has tried nothing"; }
 }
 pages() { awk -v key="HugePages_$1:" '$1 == key { print $2 }' /proc/meminfo; }
