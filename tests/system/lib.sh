@@ -94,7 +94,7 @@ zone_file() {
         echo "memory = \"$3\""
         echo "kernel = \"/srv/zones/Image\""
         echo "initrd = \"/srv/zones/initrd.cpio.gz\""
-        echo "cmdline = \"console=ttyAMA0 root=/dev/vda rw quiet kpti=off\""
+        echo "cmdline = \"console=ttyAMA0 root=/dev/vda rw quiet kpti=off init_on_alloc=0\""
         shift 3
         for disk in "$@"; do
             printf '[[disk]]\npath = "%s"\n' "$disk"
