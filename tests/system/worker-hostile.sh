@@ -7,7 +7,7 @@
 #@ boot: cpus
 #@ timeout: 120
 . ./lib.sh
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 # What lies beside zone files is no program yet.
 hostile=/tmp/hostile-worker
 cp /srv/zones/hostile-worker $hostile && chmod 755 $hostile || fail "no hostile-worker beside the zone files"
@@ -28,8 +28,8 @@ truncate -s 1M $Z/z.img
 zone_file z '[1]' 64M $Z/z.img
 ringctl zone start $Z/z.toml || fail "zone start"
 free=$(pages Free)
-kill -9 $(pidof ringd)
-within 10 sh -c '! pidof ringd >/dev/null'
+kill -9 $(pgrep -x ringd)
+within 10 no_daemon
 
 attack control --no-sandbox
 cat /tmp/control

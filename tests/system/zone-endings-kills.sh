@@ -16,7 +16,7 @@ memory = "32M"
 kernel = "guest-test.bin"
 cmdline = "test=none end=off"
 END
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 ringd --daemonize --supervise || fail "ringd does not start"
 before=$(nproc)
 daemons=0

@@ -130,7 +130,7 @@ within 60 none
 # The last zone's threads may still be closing descriptors when its record is gone.
 as_before() { [ "$(left)" = "$before" ]; }
 (within 60 as_before) || {
-    for pid in $(pidof ringd); do
+    for pid in $(pgrep -x ringd); do
         tr '\0' ' ' <"/proc/$pid/cmdline"
         ls -l "/proc/$pid/fd"
     done

@@ -40,7 +40,7 @@ user busybox wget -qO- http://127.0.0.1:9100/metrics >/tmp/metrics || fail "no m
 grep -q 'zone="private"' /tmp/metrics || fail "the metrics lack the zone"
 grep -e secret-name -e "$Z" /tmp/metrics && fail "the metrics name an image"
 # The next daemon starts although the user tried.
-kill -KILL "$(pidof -s ringd)"
+kill -KILL "$(worker)"
 up() { ringctl zone list 2>/dev/null | grep -q '^private'; }
 within 30 up
 ringctl zone stop private || fail "zone stop"

@@ -162,6 +162,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     // The name that `instance` and administrators look for, whatever the file is called.
     let _ = rustix::thread::set_name(c"ringd");
+    // Stacks of 2 MiB, of which threads use some KiB, would be a huge page each. Inherited by all processes.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     if options.worker {
         return worker(options);
     }

@@ -19,6 +19,7 @@ use super::{Reply, Request, server, socket};
 use crate::broker::wire;
 use crate::device::net::config::Source;
 use crate::device::net::opener::{PortRequest, SOCKET};
+use crate::signals::{ENDING, Signals};
 
 /// How long a broker may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +49,8 @@ struct All {
 /// Standard input is no listening socket.
 pub fn run(run_dir: &Path) -> anyhow::Result<()> {
     let _ = rustix::thread::set_name(c"ringd-ports");
+    // Who ends all processes of a name means the daemon: zones go on, and with them what is kept for them.
+    let _signals = Signals::block(&ENDING).context("cannot block signals")?;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut all = All::default();
     loop {
