@@ -13,8 +13,8 @@ zone_file guest1 1 256M root.img data.img
 ringd --daemonize --supervise || fail "ringd does not start"
 
 # daemon_memory GUEST_RAM: KiB of supervisor, broker, worker and keeper, and of the next broker and worker,
-# beside guest RAM; what they share counts once. Huge pages are not in Pss: the worker has mapped them all, the
-# next one the one shared with EL2.
+# beside guest RAM; what they share counts once. Huge pages are not in Pss: the worker has mapped them all,
+# the next one the one shared with EL2.
 daemon_memory() {
     total=0
     most=0
