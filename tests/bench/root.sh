@@ -89,7 +89,7 @@ path = "$tools"
 readonly = true
 serial = "tools"
 T
-    pidof ringd >/dev/null || ringd --daemonize || {
+    pgrep -x ringd >/dev/null || ringd --daemonize || {
         say "note ringd does not start: $(tail -n 3 /run/ringd/ringd.log | tr '\n' ' ')"
         return
     }
