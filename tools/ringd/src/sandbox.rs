@@ -146,6 +146,9 @@ const ALLOWED: &[libc::c_long] = &[
 
 /// Flags of `clone` that a thread of this process has, and a process of its own has not.
 const THREAD: libc::c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+/// Reads what the kernel told this program at its start (`linux/prctl.h`). rustix does before it says how
+/// large a page is.
+const PR_GET_AUXV: libc::c_int = 0x4155_5856;
 /// The type in `socketpair`'s type argument, which has flags, too.
 const SOCKET_TYPE: u64 = 0xf;
 
@@ -192,8 +195,13 @@ fn with_arguments() -> Result<Rules, BackendError> {
         condition(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), word(libc::SOCK_STREAM))?,
     ];
     // Of a thread's name, of an allocator's mappings. Not the signal that ends this process with the broker.
-    let prctl = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_VMA]
-        .map(|option| condition(0, SeccompCmpOp::Eq, word(option)));
+    let prctl = [
+        libc::PR_SET_NAME,
+        libc::PR_GET_NAME,
+        libc::PR_SET_VMA,
+        PR_GET_AUXV,
+    ]
+    .map(|option| condition(0, SeccompCmpOp::Eq, word(option)));
     let rule = |conditions: Vec<_>| SeccompRule::new(conditions);
     let mut rules = Rules::new();
     rules.insert(libc::SYS_clone, vec![rule(clone.into())?]);

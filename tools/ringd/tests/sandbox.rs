@@ -138,6 +138,7 @@ fn arguments_are_restricted() {
         .join()
         .unwrap();
     drop(std::os::unix::net::UnixStream::pair().unwrap());
+    assert!(rustix::param::page_size().is_power_of_two());
     let page = vec![0_u64; 512];
     let address = page.as_ptr().addr() as libc::c_long;
     let call = |number, arguments: [libc::c_long; 4]| {
