@@ -162,13 +162,13 @@ impl Disk {
         store(1, self.idx);
         self.queue.service(&mut self.engine);
         self.engine.submit();
-        while self.queue.virtqueue().in_flight() > 0 {
+        while self.queue.queue.in_flight() > 0 {
             self.engine.reap(&mut self.done);
             for outcome in self.done.drain(..) {
                 self.queue.complete(outcome.tag, outcome.result, &mut self.engine);
             }
         }
-        self.queue.virtqueue_mut().publish();
+        self.queue.queue.publish();
         let used = self.used.get(1).expect("inside the ring").load(Ordering::Acquire);
         assert_eq!(u16::from_le(used), self.idx, "all are used");
     }
