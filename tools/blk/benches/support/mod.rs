@@ -1,7 +1,6 @@
 //! What `benches/requests.rs` and `benches/instructions.rs` measure: [`Disk`], a guest's driver with as
 //! little work as possible, the queue and the engine, in one thread; and [`Registers`], EL2's part of a
 //! request, as host code.
-#![allow(dead_code, reason = "each of the two uses what it needs")]
 #![allow(clippy::expect_used, clippy::panic, reason = "what fails is not measured")]
 
 use std::sync::Arc;
