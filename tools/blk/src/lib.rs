@@ -43,7 +43,7 @@
 //! let stats = queue.stats().clone();
 //! let id = handle.add(Box::new(queue));
 //! // The guest resets the device: EL2 waits until this has been called.
-//! handle.remove(id, Box::new(|| { /* notify EL2 */ }));
+//! handle.command(|commands| commands.remove(id, Box::new(|| { /* notify EL2 */ })));
 //! handle.stop();
 //! # Ok(())
 //! # }

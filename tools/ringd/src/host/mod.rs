@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::regular;
 pub use cpus::Cpu;
 pub use ram::Ram;
 
@@ -225,10 +226,7 @@ impl Host for Linux {
 
     fn remove_ram(&self, zone: &str, added: u64) -> io::Result<()> {
         let _pool = self.pool.lock();
-        match std::fs::remove_file(self.ram_path(zone)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        regular::remove(&self.ram_path(zone))?;
         hugepages::release(&self.root, added)
     }
 }

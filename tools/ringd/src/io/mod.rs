@@ -9,7 +9,7 @@
 mod affinity;
 mod budget;
 pub mod counters;
-pub mod drain;
+mod drain;
 mod rings;
 pub mod served;
 mod table;
@@ -129,7 +129,8 @@ impl Io {
             zone.closing = true;
             for device in &mut zone.devices {
                 let sender = sender.clone();
-                device.remove_queues(&mut self.reactor.clone(), Box::new(move || drop(sender)));
+                self.reactor
+                    .command(|commands| device.remove_queues(commands, Box::new(move || drop(sender))));
             }
         });
         drop(sender);
@@ -188,7 +189,8 @@ impl Io {
     fn quiesce_device(&self, number: u8, slot: u8) {
         let (sender, receiver) = channel::<()>();
         self.with_device(number, slot, |device, _| {
-            device.quiesce(&mut self.reactor.clone(), Box::new(move || drop(sender)));
+            self.reactor
+                .command(|commands| device.quiesce(commands, Box::new(move || drop(sender))));
         });
         let _ = receiver.recv();
     }
@@ -204,7 +206,8 @@ impl Io {
             let result = act(device);
             let shown = device.show_config(&*self.hv);
             if !closing {
-                device.refresh(&self.hv, &mut self.reactor.clone());
+                self.reactor
+                    .command(|commands| device.refresh(&self.hv, commands));
             }
             (result, shown)
         })
@@ -229,7 +232,8 @@ impl Io {
     /// Retries the requests at which a device has stopped.
     pub fn retry(&self, number: u8, slot: u8) {
         self.with_device(number, slot, |device, _| {
-            device.ids().for_each(|id| self.reactor.retry(id));
+            self.reactor
+                .command(|commands| device.ids().for_each(|id| commands.retry(id)));
         });
     }
 

@@ -89,7 +89,7 @@ impl Reactor {
         mailbox.take(&mut commands);
         loop {
             core.sources.collect(&mut commands);
-            while let Some(message) = commands.pop() {
+            while let Some(message) = commands.list.pop_front() {
                 core.carry_out(message);
             }
             core.service();
@@ -103,7 +103,7 @@ impl Reactor {
             }
             core.backends.submit(&mut core.waiter);
             let busy = core.backends.are_busy();
-            let idle = commands.is_empty() && core.is_idle() && !busy;
+            let idle = commands.list.is_empty() && core.is_idle() && !busy;
             if !idle {
                 // Rings whose notifications are disabled are checked all the same, and no interrupt waits for
                 // the work of other queues.
