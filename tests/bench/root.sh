@@ -141,8 +141,8 @@ sizes() {
     ringctl zone stop size2
 }
 
-# Four vCPUs that keep their zone's GIC busy, while root raises interrupts in it by the console's input. They execute
-# nothing at addresses that EL2 has, too: instructions are told apart by their address.
+# Four vCPUs that keep their zone's GIC busy, while root raises interrupts in it by the console's input. They
+# execute nothing at addresses that EL2 has, too: instructions are told apart by their address.
 storm() {
     ringd --daemonize || return
     ringctl zone start --name storm --cpus 4 --memory 64M --kernel "$files/storm.bin" --load 0x41000000 >/dev/null 2>&1 ||

@@ -8,8 +8,8 @@
 //! 1. code in the upper half: a kernel;
 //! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never
 //!    there.
-//! 3. not a class: the longest time in class 2 from its entry to an ERET or other code, since 0 was last stored
-//!    here. With an interrupt pending an ERET returns at once, without an instruction of the guest's.
+//! 3. not a class: the longest time in class 2 from its entry to an ERET or other code, since 0 was last
+//!    stored here. With an interrupt pending an ERET returns at once, without an instruction of the guest's.
 //!
 //! With `profile=FILE` of [`PROFILE_BYTES`], what CPU 0 executes in class 1 is also counted by address: the
 //! word at index `address / 4 % PROFILE_WORDS` is the instructions of the blocks that begin there. That is
