@@ -105,7 +105,8 @@ zone_file() {
     } >"$Z/$name.toml"
 }
 
-# test_guest NAME MEMORY CMDLINE [DISK...]: writes $Z/NAME.toml of a zone with one CPU and the guest without an
+    [ -e "$Z/guest-test.bin" ] || cp /srv/zones/guest-test.bin "$Z" ||
+        fail "no guest-test.bin next to the zone files"
 # operating system
 test_guest() {
     mkdir -p "$Z"

@@ -7,7 +7,6 @@
 #@ needs: el2
 #@ timeout: 400
 . ./lib.sh
-mkdir -p "$Z"
 daemon
 last=$(($(nproc) - 1))
 [ "$last" -ge 1 ] || fail "no CPU to spare"
