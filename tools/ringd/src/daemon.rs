@@ -35,6 +35,7 @@ use crate::device::Environment;
 use crate::host::Linux;
 use crate::hv::Interrupt;
 use crate::hv::device::{self, ControlDevice};
+use crate::hv::pci;
 use crate::instance::{self, State};
 use crate::io::Io;
 use crate::stats::metrics;
@@ -107,6 +108,9 @@ pub struct Options {
     /// Says whether this program can take over from a daemon that runs, with EL2's version of the interface.
     #[arg(long, hide = true, value_name = "ABI")]
     pub check_takeover: Option<u32>,
+    /// End with status 0 if this Linux runs as ringvisor's root zone, else with 1.
+    #[arg(long)]
+    pub check_hypervisor: bool,
     /// What else the program does.
     #[command(subcommand)]
     pub command: Option<Subcommand>,
@@ -157,6 +161,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         println!("{}", upgrade::CAN);
         return Ok(());
     }
+    if options.check_hypervisor {
+        return pci::find(Path::new("/")).map(drop);
+    }
     if let Some(Subcommand::Serve(what)) = &options.command {
         return serve::run(what, log::level_filter(options.log_level));
     }
@@ -166,6 +173,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     if !options.supervise && !options.keep_ports {
         signals::Signals::unblock(&signals::ENDING).context("cannot unblock signals")?;
+        signals::Signals::unblock(&[libc::SIGABRT]).context("cannot unblock SIGABRT")?;
     }
     if options.worker {
         return worker(options);

@@ -111,6 +111,21 @@ pub fn look(run_dir: &Path) -> Absence {
     }
 }
 
+/// Returns the daemon of a run directory whose supervisor was killed.
+pub fn orphan(run_dir: &Path) -> Option<u32> {
+    let supervisor = read_pid(&run_dir.join("supervisor"))?;
+    if condition(supervisor) != Condition::Gone {
+        return None;
+    }
+    // Without a holder of the lock the number in it is an earlier daemon's.
+    let lock = regular::open_private(&run_dir.join("lock")).ok()?;
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        return None;
+    }
+    let daemon = read_pid(&run_dir.join("lock"))?;
+    matches!(condition(daemon), Condition::Alive | Condition::Stopped).then_some(daemon)
+}
+
 /// The file `state`, in which a daemon that does not answer yet reports what it does.
 pub struct State {
     file: Mutex<File>,

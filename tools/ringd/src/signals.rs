@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::time::Duration;
 
 /// The signals that a supervisor passes on or acts upon.
-pub const WATCHED: [i32; 7] = [
+pub const WATCHED: [i32; 8] = [
     libc::SIGCHLD,
     libc::SIGTERM,
     libc::SIGINT,
@@ -14,6 +14,7 @@ pub const WATCHED: [i32; 7] = [
     libc::SIGHUP,
     libc::SIGUSR1,
     libc::SIGUSR2,
+    libc::SIGABRT,
 ];
 
 /// The signals that ask a program to end.

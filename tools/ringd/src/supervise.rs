@@ -5,21 +5,24 @@
 //! killed, the daemon keeps running.
 //!
 //! Once the daemon serves, the next one is started, too, and waits to take over ([`standby`]): starting a
-//! program would be most of a guest's pause.
+//! program would be most of a guest's pause. A service manager that started the supervisor reads from it that
+//! the daemon serves and answers ([`notify`]).
 
+pub mod notify;
 pub mod standby;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::instance;
 use crate::signals::{ENDING, Signals, WATCHED};
+use notify::Manager;
 use standby::{Program, Reserve};
 
 /// A daemon that ends earlier than this after its start died quickly.
@@ -61,10 +64,17 @@ pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
     let signals = Signals::block(&WATCHED).context("cannot block signals")?;
     // Before any process can know of this supervisor and record another program for it.
     let _ = fs::remove_file(program_file(run_dir));
+    if let Some(pid) = instance::orphan(run_dir) {
+        tracing::warn!(pid, "a daemon runs whose supervisor was killed: it is replaced");
+        if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
     instance::record_supervisor(run_dir).context("cannot record the supervisor's process")?;
     let own = std::env::current_exe().context("cannot find this program")?;
     let mut back_off = BackOff::default();
     let mut reserve = Reserve::new(arguments);
+    let mut manager = Manager::new(run_dir);
     loop {
         let path = upgraded(run_dir).unwrap_or_else(|| own.clone());
         // Not the report of an earlier daemon.
@@ -72,12 +82,14 @@ pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
         let start = Instant::now();
         let child = match reserve.take(&Program::at(&path)) {
             Some(child) => Ok(child),
-            None => Command::new(&path).args(arguments).spawn(),
+            None => notify::unmanaged(&path).args(arguments).spawn(),
         };
         let ended = match child {
             Ok(child) => attend(child, &signals, || {
                 let path = upgraded(run_dir).unwrap_or_else(|| own.clone());
-                reserve.keep(&Program::at(&path), is_ready(run_dir))
+                let ready = is_ready(run_dir);
+                let later = manager.report(ready);
+                reserve.keep(&Program::at(&path), ready).min(later)
             })?,
             Err(error) => {
                 tracing::error!(program = %path.display(), %error, "cannot start the daemon");
@@ -90,6 +102,7 @@ pub fn run(run_dir: &Path, arguments: &[String]) -> anyhow::Result<()> {
                 let _ = fs::remove_file(run_dir.join("supervisor"));
                 return Ok(());
             }
+            Ended::Aborted => bail!("SIGABRT, as from a service manager's watchdog: the daemon was killed"),
             Ended::Died(why) => why,
         };
         let lived = start.elapsed();
@@ -111,6 +124,8 @@ fn is_ready(run_dir: &Path) -> bool {
 enum Ended {
     /// A signal to the supervisor.
     Requested(i32),
+    /// SIGABRT to the supervisor, with which a service manager ends what does not answer.
+    Aborted,
     /// Otherwise.
     Died(String),
 }
@@ -143,11 +158,17 @@ fn attend(mut child: Child, signals: &Signals, mut poll: impl FnMut() -> Duratio
         if signal == libc::SIGCHLD {
             continue;
         }
+        if signal == libc::SIGABRT {
+            // Its last system call may take long to return: the next daemon waits for it.
+            let _ = child.kill();
+            return Ok(Ended::Aborted);
+        }
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         if let (Some(pid), Some(signal)) = (pid, Signal::from_named_raw(signal)) {
             let _ = kill_process(pid, signal);
         }
         if ends(signal) {
+            notify::stopping();
             asked.get_or_insert((signal, Instant::now()));
         }
     }

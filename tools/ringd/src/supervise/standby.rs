@@ -8,8 +8,10 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
+
+use super::notify;
 
 /// How often to check whether the daemon serves: then a standby is to be started soon.
 const POLL: Duration = Duration::from_millis(50);
@@ -127,7 +129,7 @@ impl Reserve {
         if self.ready.get_or_insert_with(Instant::now).elapsed() < SETTLE {
             return POLL;
         }
-        let spawned = Command::new(&program.path)
+        let spawned = notify::unmanaged(&program.path)
             .args(&self.arguments)
             .stdin(Stdio::piped())
             .spawn();
