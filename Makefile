@@ -9,7 +9,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := all
 
 export QUICK ONLY SCRIPT FILES BOARD QEMU QEMU_ARGS CPU SMP MEM ROOT_KERNEL BOOTARGS EL2_ARGS HYPERVISOR TIMEOUT ZONE
-export FILTER SHARD
+export FILTER SHARD DESTDIR PREFIX SYSCONFDIR
 # A target directory of another project or a wrapper would put the results somewhere else.
 export CARGO_TARGET_DIR := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 
@@ -24,7 +24,7 @@ export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
 
 OBJCOPY = "$$(rustc --print sysroot)"/lib/rustlib/"$$(rustc -vV | sed -n 's/^host: //p')"/bin/llvm-objcopy
 
-.PHONY: all setup hypervisor ringd guest-test harness run exec gdb symbolize test test-all check clippy-host clippy-el2 clippy-daemon doc bench sim fuzz help clean distclean
+.PHONY: all setup hypervisor ringd guest-test harness install deb run exec gdb symbolize test test-all check clippy-host clippy-el2 clippy-daemon doc bench sim fuzz help clean distclean
 
 ## make: builds the hypervisor, the daemon, the test guest and the tools.
 all: hypervisor ringd guest-test harness
@@ -46,7 +46,15 @@ guest-test: setup
 
 # Of the whole workspace: with the same features as in the tests, packages are built once.
 harness: setup
-	+@cargo build --workspace --bin harness --bin image
+	+@cargo build --workspace --bin harness --bin image --bin manual
+
+## make install [DESTDIR=dir] [PREFIX=dir]: hypervisor, programs, units, manual pages and completions.
+install: hypervisor ringd harness
+	@tools/install/install.sh
+
+## make deb: Debian packages of the same for arm64, in build/deb.
+deb: hypervisor ringd harness
+	@tools/deb/build.sh
 
 ## make run: boots the machine with a guest and leaves you on root's console.
 run: all

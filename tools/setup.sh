@@ -20,6 +20,8 @@ need=(
     expect:expect
     setpriv:util-linux
     tar:tar
+    dpkg-deb:dpkg
+    gzip:gzip
     curl:curl
     cc:gcc
     c++:g++
