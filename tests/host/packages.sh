@@ -1,6 +1,6 @@
 #!/bin/bash
-# The Debian packages: what is in them, that dpkg can install, upgrade and purge them, that two builds are the same,
-# and what lintian and systemd-analyze say, where they are installed.
+# The Debian packages: what is in them, that dpkg can install, upgrade and purge them, that two builds are
+# the same, and what lintian and systemd-analyze say, where they are installed.
 #@ timeout: 300
 . tests/host/lib.sh
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)

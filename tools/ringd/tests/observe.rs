@@ -192,7 +192,7 @@ fn a_trace_is_recorded_written_and_switched_off() {
     .unwrap();
     until("recording", || machine.el2.trace_mask() == trace::ALL);
     let busy = ringctl(&machine, &["trace"]);
-    assert_eq!(busy.status.code(), Some(1));
+    assert_eq!(busy.status.code(), Some(3));
     assert!(String::from_utf8_lossy(&busy.stderr).contains("being recorded already"));
     for number in 0..5 {
         put(

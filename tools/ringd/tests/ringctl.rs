@@ -204,16 +204,21 @@ fn disks_come_grow_and_go() {
         (&(2 << 20).into(), &"s1".into())
     );
     stdout(&ringctl(&machine, &["disk", "resume", "z", "0"]));
-    for (arguments, expected) in [
-        (&["disk", "resize", "z", "0", "1M"][..], "1M is less than its 2M"),
+    for (arguments, status, expected) in [
+        (
+            &["disk", "resize", "z", "0", "1M"][..],
+            3,
+            "1M is less than its 2M",
+        ),
         (
             &["disk", "attach", "z", "/nonexistent"],
+            3,
             "zone z has no drive free for another disk",
         ),
-        (&["disk", "detach", "z", "vdb"], "zone z has no disk in slot 1"),
-        (&["disk", "detach", "absent", "0"], "no zone absent"),
+        (&["disk", "detach", "z", "vdb"], 3, "zone z has no disk in slot 1"),
+        (&["disk", "detach", "absent", "0"], 5, "no zone absent"),
     ] {
-        let message = failure(&ringctl(&machine, arguments), 1);
+        let message = failure(&ringctl(&machine, arguments), status);
         assert!(message.contains(expected), "{message}");
     }
     for arguments in [
@@ -230,7 +235,7 @@ fn disks_come_grow_and_go() {
 fn mistakes_end_with_a_message_and_a_status() {
     let machine = Machine::new();
     let bad = machine.zone_file("bad", "colour = \"red\"");
-    let message = failure(&ringctl(&machine, &["zone", "start", bad.to_str().unwrap()]), 1);
+    let message = failure(&ringctl(&machine, &["zone", "start", bad.to_str().unwrap()]), 3);
     let name = bad.display();
     assert!(
         message.starts_with(&format!(
@@ -239,17 +244,17 @@ fn mistakes_end_with_a_message_and_a_status() {
         "{message}"
     );
     let missing = machine.zone_file("missing", "initrd = \"nope\"");
-    let message = failure(&ringctl(&machine, &["zone", "run", missing.to_str().unwrap()]), 1);
+    let message = failure(&ringctl(&machine, &["zone", "run", missing.to_str().unwrap()]), 3);
     assert!(
         message.contains("initrd = ") && message.contains("No such file"),
         "{message}"
     );
-    let message = failure(&ringctl(&machine, &["zone", "stop", "absent"]), 1);
+    let message = failure(&ringctl(&machine, &["zone", "stop", "absent"]), 5);
     assert!(message.contains("no zone absent"), "{message}");
     failure(&ringctl(&machine, &["zone", "stop"]), 2);
     failure(&ringctl(&machine, &["frobnicate"]), 2);
     fs::remove_file(machine.path("sock")).unwrap();
-    let message = failure(&ringctl(&machine, &["zone", "list"]), 1);
+    let message = failure(&ringctl(&machine, &["zone", "list"]), 7);
     assert!(
         message.contains("ringd is not running") && message.contains("ringd --daemonize"),
         "{message}"

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ringctl: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(ringd::cli::status::of(&error))
         }
     }
 }

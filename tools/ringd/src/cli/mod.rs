@@ -2,14 +2,16 @@
 //!
 //! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`reconnect`]
 //! waits across the death of a daemon, [`shutdown`] for a guest that was asked to end, [`mod@print`] shows
-//! tables. What is about one kind of device is in [`crate::device`]. Messages go to standard error; the exit
-//! status is 0, 1 for what failed, 2 for a command line that makes no sense, 4 for a guest that did not end
-//! in time.
+//! tables, [`defined`] is about zones whose files are kept in a directory. What is about one kind of device
+//! is in [`crate::device`]. Messages go to standard error; [`status`] has the exit statuses.
 
+pub mod defined;
+pub mod definitions;
 pub mod print;
 pub mod reconnect;
 pub mod shutdown;
 pub mod stats;
+pub mod status;
 pub mod terminal;
 pub mod top;
 pub mod trace;
@@ -35,6 +37,9 @@ pub struct Options {
     /// The daemon's run directory.
     #[arg(long, global = true, value_name = "DIR", default_value = crate::daemon::RUN_DIR, env = "RINGD_RUN_DIR")]
     pub run_dir: PathBuf,
+    /// The directory with the files of zones that are defined.
+    #[arg(long, global = true, value_name = "DIR", default_value = definitions::DIRECTORY, env = "RINGVISOR_ZONES")]
+    pub zones_dir: PathBuf,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -43,7 +48,7 @@ pub struct Options {
 /// Commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Zones: run, start, shutdown, reboot, stop, list, pause, resume, wait, console.
+    /// Zones: run, start, shutdown, reboot, stop, list, pause, resume, wait, console; define, enable, show.
     #[command(subcommand)]
     Zone(ZoneCommand),
     /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
@@ -92,11 +97,18 @@ pub enum ZoneCommand {
     /// On a terminal, what is typed goes to the guest; Ctrl-] leaves the console and the zone running.
     Run(Box<ZoneOptions>),
     /// Starts a zone and returns once its guest runs.
-    Start(Box<ZoneOptions>),
+    Start {
+        /// Start all zones whose files say so, in their order, instead of one.
+        #[arg(long, exclusive = true)]
+        boot: bool,
+        /// The zone.
+        #[command(flatten)]
+        zone: Box<ZoneOptions>,
+    },
     /// Presses the power key of a zone and waits until its guest has ended.
     ///
     /// The status is 0 if it powered off cleanly, and 4 if it still runs after the timeout.
-    Shutdown(shutdown::ShutdownOptions),
+    Shutdown(defined::EndOptions),
     /// Presses the power key of a zone, waits until its guest has ended, and starts it again.
     Reboot(shutdown::ShutdownOptions),
     /// Stops a zone at once, as pulling the plug would, and gives its CPUs and memory back.
@@ -119,6 +131,9 @@ pub enum ZoneCommand {
         #[arg(long)]
         dump: bool,
     },
+    /// Zones that are kept as files.
+    #[command(flatten)]
+    Defined(defined::DefinedCommand),
 }
 
 /// Which zone.
@@ -134,6 +149,7 @@ pub struct Name {
 /// Why it failed, for people.
 pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     let socket = options.run_dir.join("sock");
+    let definitions = &definitions::Definitions(&options.zones_dir);
     let ask = |request: Request| -> Result<Reply, ClientError> { Client::connect(&socket)?.ask(&request) };
     let done = |request: Request| -> anyhow::Result<ExitCode> {
         ask(request)?;
@@ -141,7 +157,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     match options.command {
         Command::Zone(ZoneCommand::Run(zone)) => {
-            let config = Box::new(zone.config()?);
+            let config = Box::new(zone.config(definitions)?);
             let name = config.name.clone();
             ask(Request::Start { config })?;
             let left = terminal::follow(&socket, &name, terminal::Input::IfTerminal)?;
@@ -150,10 +166,14 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             }
             wait(reconnect::wait(&socket, &name)?, &name)
         }
-        Command::Zone(ZoneCommand::Start(zone)) => done(Request::Start {
-            config: Box::new(zone.config()?),
+        Command::Zone(ZoneCommand::Start { boot: true, .. }) => {
+            defined::start_all(&options.zones_dir, &socket)
+        }
+        Command::Zone(ZoneCommand::Start { zone, .. }) => done(Request::Start {
+            config: Box::new(zone.config(definitions)?),
         }),
-        Command::Zone(ZoneCommand::Shutdown(options)) => shutdown::run(&socket, &options, false),
+        Command::Zone(ZoneCommand::Shutdown(end)) => defined::shut_down(&options.zones_dir, &socket, end),
+        Command::Zone(ZoneCommand::Defined(command)) => defined::run(command, &options.zones_dir, &socket),
         Command::Zone(ZoneCommand::Reboot(options)) => shutdown::run(&socket, &options, true),
         Command::Zone(ZoneCommand::Stop(Name { name })) => done(Request::Stop { name }),
         Command::Zone(ZoneCommand::Pause(Name { name })) => done(Request::Pause { name }),
@@ -254,7 +274,11 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
 fn wait(reply: Reply, name: &str) -> anyhow::Result<ExitCode> {
     match reply {
         Reply::Ended(ending) if ending.is_clean() => Ok(ExitCode::SUCCESS),
-        Reply::Ended(ending) => anyhow::bail!("zone {name} {ending}"),
+        Reply::Ended(ending) => Err(status::Unclean {
+            name: name.into(),
+            ending,
+        }
+        .into()),
         other => Err(ClientError::unexpected(&other).into()),
     }
 }

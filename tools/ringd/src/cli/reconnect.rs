@@ -60,7 +60,9 @@ pub fn wait(socket: &Path, name: &str) -> Result<Reply, ClientError> {
     loop {
         let error = match client.ask(&Request::Wait { name: name.into() }) {
             Err(ClientError::Lost(error)) => error,
-            Err(ClientError::Refused(_)) if again => return Err(ClientError::Forgotten(name.into())),
+            Err(ClientError::Refused(_) | ClientError::NoSuchZone(_)) if again => {
+                return Err(ClientError::Forgotten(name.into()));
+            }
             answer => return answer,
         };
         again = true;

@@ -8,12 +8,10 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::Args;
 
+use super::status::STILL_RUNS;
 use super::{reconnect, wait};
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Reply, Request};
-
-/// Exit status if the guest did not end in time.
-const STILL_RUNS: u8 = 4;
 
 /// Which zone, and for how long.
 #[derive(Args, Debug)]

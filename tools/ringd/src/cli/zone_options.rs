@@ -1,18 +1,20 @@
 //! A zone on the command line: a zone file, options, or a file with options that replace its keys.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
 use toml::{Table, Value};
 
+use super::definitions::Definitions;
+use super::status::Invalid;
 use crate::config::{ZoneConfig, file};
 use crate::device;
 
 /// A zone file, options, or both: an option takes the place of the file's key. Disks are added to the file's.
 #[derive(Args, Debug, Default)]
 pub struct ZoneOptions {
-    /// The zone file (TOML).
+    /// The zone file (TOML), or the name of a zone that is defined.
     #[arg(value_name = "FILE")]
     pub file: Option<PathBuf>,
     /// Name; without a file, "zone" if not given.
@@ -52,7 +54,11 @@ impl ZoneOptions {
     ///
     /// # Errors
     /// It describes no zone; the message names file or command line, key, value and what was expected.
-    pub fn config(&self) -> anyhow::Result<ZoneConfig> {
+    pub fn config(&self, defined: &Definitions<'_>) -> anyhow::Result<ZoneConfig> {
+        self.described(defined).map_err(|error| Invalid(error).into())
+    }
+
+    fn described(&self, defined: &Definitions<'_>) -> anyhow::Result<ZoneConfig> {
         let here = std::env::current_dir().context("cannot find the working directory")?;
         let mut table = Table::new();
         let mut put = |key: &str, value: Option<Value>| {
@@ -83,12 +89,19 @@ impl ZoneOptions {
         self.devices.put(&mut table);
         let mut config = match &self.file {
             None => file::from_table("command line", table, &here)?,
-            Some(path) => file::load(path, table)?,
+            Some(path) => file::load(&named(path, defined), table)?,
         };
         self.devices.extend(&mut config.devices, &here)?;
         config.check()?;
         Ok(config)
     }
+}
+
+/// Returns the file of a zone that is defined, where no file of the name is here.
+fn named(path: &Path, defined: &Definitions<'_>) -> PathBuf {
+    let known = path.to_str().filter(|_| !path.exists());
+    let known = known.and_then(|name| defined.existing(name).ok());
+    known.unwrap_or_else(|| path.to_owned())
 }
 
 /// Returns a hexadecimal or decimal number. What is none is refused by the parser of the table.
@@ -116,11 +129,11 @@ fn cpus(text: &str) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
+    use std::path::{Path, PathBuf};
 
     use ringblk::{EngineKind, OnError};
 
-    use super::ZoneOptions;
+    use super::{Definitions, ZoneOptions};
     use crate::config::Cpus;
     use crate::device;
 
@@ -148,7 +161,7 @@ mod tests {
 
     #[test]
     fn options_alone_make_a_zone() {
-        let zone = options(None).config().unwrap();
+        let zone = options(None).config(&Definitions(Path::new("/none"))).unwrap();
         assert_eq!(
             (zone.origin.as_str(), zone.name.as_str()),
             ("command line", "zone")
@@ -177,7 +190,9 @@ mod tests {
         let path = directory.path().join("z.toml");
         let text = "name = \"f\"\ncpus = 3\nmemory = \"1G\"\nkernel = \"k\"\n[[disk]]\npath = \"a.img\"\n";
         std::fs::write(&path, text).unwrap();
-        let zone = options(Some(path.clone())).config().unwrap();
+        let zone = options(Some(path.clone()))
+            .config(&Definitions(Path::new("/none")))
+            .unwrap();
         assert_eq!((zone.name.as_str(), zone.memory), ("f", 256 << 20));
         assert_eq!(zone.devices.disk.len(), 3);
         assert_eq!(zone.devices.disk[0].path, directory.path().join("a.img"));
@@ -185,7 +200,7 @@ mod tests {
             file: Some(path),
             ..ZoneOptions::default()
         }
-        .config()
+        .config(&Definitions(Path::new("/none")))
         .unwrap();
         assert_eq!((zone.cpus, zone.devices.disk.len()), (Cpus::Count(3), 1));
     }
@@ -203,7 +218,7 @@ mod tests {
                 cpus: Some(text.into()),
                 ..options(None)
             }
-            .config();
+            .config(&Definitions(Path::new("/none")));
             assert_eq!(zone.ok().map(|zone| zone.cpus), expected, "{text}");
         }
     }
@@ -218,7 +233,7 @@ mod tests {
                 },
                 ..options(None)
             }
-            .config()
+            .config(&Definitions(Path::new("/none")))
         };
         assert_eq!(with(None).unwrap().devices.rng, None);
         assert_eq!(with(Some("")).unwrap().devices.rng.unwrap().bps, None);
@@ -241,7 +256,10 @@ mod tests {
             memory: Some("lots".into()),
             ..options(None)
         };
-        let message = bad.config().unwrap_err().to_string();
+        let message = bad
+            .config(&Definitions(Path::new("/none")))
+            .unwrap_err()
+            .to_string();
         assert!(
             message.starts_with("command line: memory = \"lots\": expected a size"),
             "{message}"
@@ -280,7 +298,10 @@ mod tests {
                 devices: disks(&[disk]),
                 ..options(None)
             };
-            let message = bad.config().unwrap_err().to_string();
+            let message = bad
+                .config(&Definitions(Path::new("/none")))
+                .unwrap_err()
+                .to_string();
             assert!(message.starts_with(expected), "{disk}: {message}");
         }
     }

@@ -1,11 +1,12 @@
 //! Zone files: TOML, paths relative to the file. The options of `ringctl zone start` take the same way, as a
 //! table whose keys replace the file's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use toml::{Table, Value};
 
+use super::boot::Boot;
 use super::keys::{Keys, SIZE};
 use super::zone::{Cpus, ZoneConfig};
 use crate::device::config::Configs;
@@ -24,7 +25,17 @@ const KEYS: &[&str] = &[
     "cmdline",
     "on_reboot",
     "on_crash",
+    "boot",
 ];
+
+/// What a zone file says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneFile {
+    /// The zone, for the daemon.
+    pub config: ZoneConfig,
+    /// Whether and when it starts with the machine.
+    pub boot: Boot,
+}
 
 /// Reads and checks the zone file at `path`, with the keys of `over` (paths relative to the working
 /// directory, made absolute by the caller) in place of the file's.
@@ -32,12 +43,29 @@ const KEYS: &[&str] = &[
 /// # Errors
 /// The file cannot be read, is not TOML, or describes no possible zone.
 pub fn load(path: &Path, over: Table) -> anyhow::Result<ZoneConfig> {
-    let origin = path.display().to_string();
+    let (text, directory) = read(path)?;
+    parse(&path.display().to_string(), &text, &directory, over)
+}
+
+/// Reads and checks the zone file at `path` alone.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_file(path: &Path) -> anyhow::Result<ZoneFile> {
+    let (text, directory) = read(path)?;
+    parse_file(&path.display().to_string(), &text, &directory)
+}
+
+/// Returns the text of the zone file at `path`, and its directory.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read(path: &Path) -> anyhow::Result<(String, PathBuf)> {
+    let origin = path.display();
     let unreadable = |cause| anyhow!("{origin}: cannot read the zone file: {cause}");
     let text = regular::read_to_string(path, SIZE_MAX).map_err(unreadable)?;
     let directory = std::path::absolute(path).map_err(unreadable)?;
-    let directory = directory.parent().unwrap_or(Path::new("/"));
-    parse(&origin, &text, directory, over)
+    Ok((text, directory.parent().unwrap_or(Path::new("/")).to_owned()))
 }
 
 /// Parses the text of a zone file. Paths in it are relative to `directory`.
@@ -45,11 +73,27 @@ pub fn load(path: &Path, over: Table) -> anyhow::Result<ZoneConfig> {
 /// # Errors
 /// As [`load`].
 pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> anyhow::Result<ZoneConfig> {
-    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
-        anyhow!("{origin}: not valid TOML: {}", error.to_string().trim_end())
-    })?;
+    let mut table = table(origin, text)?;
     table.extend(over);
     from_table(origin, table, directory)
+}
+
+/// Parses the text of a zone file alone.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse_file(origin: &str, text: &str, directory: &Path) -> anyhow::Result<ZoneFile> {
+    file_from_table(origin, table(origin, text)?, directory)
+}
+
+/// Parses TOML.
+///
+/// # Errors
+/// It is none.
+pub fn table(origin: &str, text: &str) -> anyhow::Result<Table> {
+    text.parse().map_err(|error: toml::de::Error| {
+        anyhow!("{origin}: not valid TOML: {}", error.to_string().trim_end())
+    })
 }
 
 /// Makes a zone of a table alone, as the command line does.
@@ -57,6 +101,14 @@ pub fn parse(origin: &str, text: &str, directory: &Path, over: Table) -> anyhow:
 /// # Errors
 /// The table describes no possible zone.
 pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Result<ZoneConfig> {
+    Ok(file_from_table(origin, table, directory)?.config)
+}
+
+/// Makes what a zone file says of a table.
+///
+/// # Errors
+/// The table describes no possible zone.
+pub fn file_from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Result<ZoneFile> {
     let mut keys = Keys::new(origin, table, directory);
     keys.refuse_unknown(&[KEYS, Configs::KEYS].concat())?;
     const NAME: &str = "the zone's name in quotes";
@@ -84,8 +136,9 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Resul
             .unwrap_or_default(),
         devices: Configs::from_keys(&mut keys)?,
     };
+    let boot = Boot::from_keys(&mut keys)?;
     config.check()?;
-    Ok(config)
+    Ok(ZoneFile { config, boot })
 }
 
 fn cpus(keys: &mut Keys<'_>) -> anyhow::Result<Cpus> {

@@ -79,6 +79,9 @@ pub enum ClientError {
     /// The daemon refused the request.
     #[error("{0}")]
     Refused(String),
+    /// There is no zone of this name; the daemon's message.
+    #[error("{0}")]
+    NoSuchZone(String),
     /// The answer is not understood.
     #[error("ringd gave an answer that is not understood ({0}): are ringctl and ringd of one version?")]
     Confused(String),
@@ -247,6 +250,7 @@ fn parse(answer: &[u8]) -> Result<Reply, ClientError> {
     match serde_json::from_slice::<Response>(answer) {
         Ok(Response::Ok(reply)) => Ok(reply),
         Ok(Response::Error(message)) => Err(ClientError::Refused(message)),
+        Ok(Response::NoSuchZone(message)) => Err(ClientError::NoSuchZone(message)),
         Err(error) => Err(ClientError::Confused(error.to_string())),
     }
 }

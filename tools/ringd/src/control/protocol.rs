@@ -61,6 +61,11 @@ pub enum Request {
     },
     /// Lists the zones. Reply: [`Reply::Zones`].
     List {},
+    /// Reports the description with which a zone was started. Reply: [`Reply::Config`].
+    Config {
+        /// Its name.
+        name: String,
+    },
     /// Opens a zone's console. Reply: [`Reply::Done`], then bytes.
     Console {
         /// The zone.
@@ -135,6 +140,8 @@ pub enum Response {
     Ok(Reply),
     /// The request failed; why, for people.
     Error(String),
+    /// There is no zone of the name in the request; for people.
+    NoSuchZone(String),
 }
 
 /// The result of a request that succeeded.
@@ -147,6 +154,8 @@ pub enum Reply {
     Zone(Status),
     /// All zones.
     Zones(Vec<Status>),
+    /// The description of a zone.
+    Config(Box<ZoneConfig>),
     /// How a zone ended.
     Ended(Ending),
     /// The hypervisor.

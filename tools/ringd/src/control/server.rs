@@ -27,7 +27,7 @@ use crate::regular;
 use crate::stats;
 use crate::trace::record::Recorder;
 use crate::zone::actor::Command;
-use crate::zone::registry::Registry;
+use crate::zone::registry::{NoSuchZone, Registry};
 use crate::zone::{Shared, observe};
 
 /// How often a console without output checks whether its reader is still connected.
@@ -184,6 +184,7 @@ fn trace(stream: &UnixStream, registry: &Registry, time: Duration) -> io::Result
 fn respond(stream: &UnixStream, answer: anyhow::Result<Reply>) -> io::Result<()> {
     let response = match answer {
         Ok(reply) => Response::Ok(reply),
+        Err(error) if error.is::<NoSuchZone>() => Response::NoSuchZone(error.to_string()),
         Err(error) => Response::Error(error.to_string()),
     };
     send(stream, &response)
@@ -207,6 +208,7 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         Request::StartAgain { name } => Ok(Reply::Zone(registry.start_again(&name)?.status())),
         Request::Wait { name } => Ok(Reply::Ended(registry.find(&name)?.wait())),
         Request::List {} => Ok(Reply::Zones(registry.list())),
+        Request::Config { name } => Ok(Reply::Config(Box::new((*registry.find(&name)?.config).clone()))),
         Request::Device(request) => device(registry, request),
         Request::Stats {} => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info {} => Ok(Reply::Info(info(&registry.context().hv.info()))),

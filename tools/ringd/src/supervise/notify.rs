@@ -80,7 +80,7 @@ impl Manager {
             None => ask(&self.socket),
         };
         let mut byte = [0];
-        match asked.and_then(|mut stream| Ok((stream.read(&mut byte), stream))) {
+        match asked.map(|mut stream| (stream.read(&mut byte), stream)) {
             Ok((Ok(1), _)) => true,
             Ok((Err(error), stream)) if error.kind() == ErrorKind::WouldBlock => {
                 self.question = Some(stream);

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use parking_lot::Mutex;
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
 
@@ -27,6 +27,11 @@ const TAKE_OVER_WAIT: Duration = Duration::from_secs(2);
 /// How long a power key is pressed: as QEMU's `gpio-key` (`GPIO_KEY_LATENCY`). A guest looks at its level
 /// some time after the interrupt.
 const KEY_PRESS: Duration = Duration::from_millis(100);
+
+/// The error that there is no zone of a name.
+#[derive(Debug, thiserror::Error)]
+#[error("no zone {0}; `ringctl zone list` shows those there are")]
+pub struct NoSuchZone(String);
 
 /// Shows users what the daemon is doing while it does not answer yet.
 pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
@@ -226,7 +231,7 @@ impl Registry {
 
     fn zone(&self, name: &str) -> anyhow::Result<Zone> {
         let zone = self.zones.lock().by_name.get(name).cloned();
-        zone.ok_or_else(|| anyhow!("no zone {name}; `ringctl zone list` shows those there are"))
+        zone.ok_or_else(|| NoSuchZone(name.into()).into())
     }
 
     /// Returns all zones.
