@@ -88,8 +88,11 @@ pub fn run(command: DefinedCommand, directory: &Path, socket: &Path) -> anyhow::
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the zones that exist, by a daemon that answers.
-fn list(socket: &Path) -> Result<Vec<Status>, ClientError> {
+/// Returns the zones that exist.
+///
+/// # Errors
+/// No daemon answers.
+pub fn list(socket: &Path) -> Result<Vec<Status>, ClientError> {
     match Client::connect(socket)?.ask(&Request::List {})? {
         Reply::Zones(zones) => Ok(zones),
         other => Err(ClientError::unexpected(&other)),

@@ -5,6 +5,7 @@
 //! tables, [`defined`] is about zones whose files are kept in a directory. What is about one kind of device
 //! is in [`crate::device`]. Messages go to standard error; [`status`] has the exit statuses.
 
+pub mod check;
 pub mod defined;
 pub mod definitions;
 pub mod print;
@@ -51,6 +52,10 @@ pub enum Command {
     /// Zones: run, start, shutdown, reboot, stop, list, pause, resume, wait, console; define, enable, show.
     #[command(subcommand)]
     Zone(ZoneCommand),
+    /// Says everything that would keep zones from starting, without starting anything.
+    ///
+    /// The status is 3 if there is something.
+    Check(check::CheckOptions),
     /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
     #[command(subcommand)]
     Disk(disk::cli::DiskCommand),
@@ -192,6 +197,7 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             Reply::Zones(zones) => print::zones(&zones),
             other => Err(ClientError::unexpected(&other).into()),
         },
+        Command::Check(what) => check::run(&what, &options.zones_dir, &socket),
         Command::Disk(command) => disk::cli::run(command, ask),
         Command::Net(command) => net::cli::run(command, ask),
         Command::Upgrade { program } => upgrade(&socket, program),

@@ -6,11 +6,10 @@
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-use anyhow::{anyhow, bail};
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
-use super::error::{bad, quoted};
+use super::error::{bad, missing, quoted, unknown};
 use super::size;
 
 /// What a size is to look like.
@@ -55,11 +54,7 @@ impl<'a> Keys<'a> {
 
     /// Returns the error that a key is missing.
     pub fn missing(&self, key: &str, expected: &str) -> anyhow::Error {
-        anyhow!(
-            "{}: {} is missing: expected {expected}",
-            self.origin,
-            self.name(key)
-        )
+        missing(self.origin, self.name(key), expected)
     }
 
     /// Removes a key and returns what `convert` makes of its value.
@@ -179,18 +174,14 @@ impl<'a> Keys<'a> {
     /// # Errors
     /// There is one; the message lists `known`.
     pub fn refuse_unknown(&self, known: &[&str]) -> anyhow::Result<()> {
-        let mut unknown = self
+        let mut others = self
             .table
             .iter()
             .filter(|(key, _)| !known.contains(&key.as_str()));
-        let Some((key, value)) = unknown.next() else {
+        let Some((key, value)) = others.next() else {
             return Ok(());
         };
-        let (origin, key, value) = (self.origin, self.name(key), value.to_string());
-        let known = known.join(", ");
-        bail!(
-            "{origin}: unknown key {key} = {}: expected one of {known}",
-            value.trim()
-        )
+        let value = value.to_string();
+        Err(unknown(self.origin, self.name(key), value.trim(), known))
     }
 }

@@ -67,6 +67,14 @@ pub fn ensure(root: &Path, wanted: u64) -> Result<u64, RamError> {
     Err(RamError::NoHugePages { wanted, free, added })
 }
 
+/// Returns the bytes of the pool, in use or not.
+///
+/// # Errors
+/// The kernel has no such pool.
+pub fn total(root: &Path) -> Result<u64, RamError> {
+    Ok(read(root, "nr_hugepages")?.saturating_mul(BLOCK))
+}
+
 /// Returns the bytes that root can give up without swapping.
 pub fn available_memory(root: &Path) -> Result<u64, RamError> {
     let path = root.join("proc/meminfo");
