@@ -32,6 +32,14 @@ const PACKAGES: &[&str] = &[
     "bash",
     "dmsetup",
     "pciutils",
+    // What ringd starts for networks of guests.
+    "dnsmasq-base",
+    "nftables",
+    "passt",
+    // What guests and tests do with a network.
+    "dropbear-bin",
+    "iperf3",
+    "socat",
 ];
 
 /// Packages that are depended on only by maintainer scripts and helper scripts which nothing here runs.

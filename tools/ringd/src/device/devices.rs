@@ -128,7 +128,7 @@ impl Devices {
     fn close_ports(&self) {
         let name = &self.zone.config.name;
         if !self.zone.config.devices.net.is_empty()
-            && let Err(error) = self.zone.environment.ports.close(name)
+            && let Err(error) = self.zone.environment.ports.close(name, None)
         {
             tracing::error!(zone = name, %error, "cannot close a zone's network ports");
         }

@@ -36,14 +36,14 @@ impl Keeper {
     /// Carries out a request.
     ///
     /// # Errors
-    /// Why it failed, for people.
+    /// Why it failed: an error of the system, or one that holds a [`crate::device::net::open::PortError`].
     pub fn call(&self, request: &Request) -> io::Result<Option<File>> {
         let mut last = io::Error::from(io::ErrorKind::NotConnected);
         for _ in 0..ATTEMPTS {
             let exchanged = match UnixStream::connect(socket(&self.run_dir)) {
                 Ok(stream) => exchange(&stream, request),
                 // Without one, nothing is kept.
-                Err(_) if matches!(request, Request::Close(_)) => return Ok(None),
+                Err(_) if matches!(request, Request::Close(..)) => return Ok(None),
                 Err(_) => {
                     self.start()?;
                     continue;

@@ -4,28 +4,34 @@
 //! |---|---|
 //! | worker | asks the broker for ports: [`crate::device::net::open::PortOpener`] |
 //! | broker | asks the keeper, which it starts if there is none: [`client`] |
-//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]), keeps every descriptor until its zone ends: [`keeper`] |
+//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]) and of dnsmasq ([`network`]), sets rules of nft ([`rules`]), keeps every descriptor until its zone ends: [`kept`], [`keeper`] |
 //!
 //! So tap devices keep their queues and passt its connection when a daemon dies, and neither notices.
 
 pub mod client;
 mod interface;
 pub mod keeper;
+mod kept;
+mod network;
 mod passt;
+mod program;
+mod rules;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::net::open::PortRequest;
+use crate::device::net::open::{PortError, PortRequest};
 
 /// A request to the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
     /// Returns the descriptor of a pair of queues of a port, which is opened if it is not kept.
-    Open(PortRequest, u16),
-    /// Closes the ports of a zone.
-    Close(String),
+    Open(Box<PortRequest>, u16),
+    /// Closes the ports of a zone, or the one of the device with this number.
+    Close(String, Option<usize>),
 }
 
 /// Its reply; a descriptor may come with it.
@@ -33,8 +39,8 @@ pub enum Request {
 pub enum Reply {
     /// It is done.
     Done,
-    /// It failed; why, for people.
-    Failed(String),
+    /// It failed.
+    Failed(PortError),
 }
 
 /// Returns the path of the keeper's socket.

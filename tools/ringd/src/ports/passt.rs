@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::bail;
 use parking_lot::Mutex;
 
+use super::program;
 use crate::device::net::config::{Forward, Protocol};
 
 /// A passt that runs. Dropped, it ends.
@@ -22,7 +23,8 @@ impl Passt {
     pub fn start(mtu: u16, forward: &[Forward]) -> anyhow::Result<(Self, OwnedFd)> {
         let (ours, theirs) = UnixStream::pair()?;
         let fd = theirs.as_raw_fd();
-        let mut command = Command::new("passt");
+        let program = program::find("passt", "passt", "`user = true`")?;
+        let mut command = Command::new(program);
         command
             .args(["--foreground", "--quiet", "--fd", &fd.to_string()])
             .args(["--mtu", &mtu.to_string()])
@@ -39,9 +41,6 @@ impl Passt {
             Ok(child) => {
                 tracing::info!(pid = child.id(), "passt runs");
                 Ok((Self(Mutex::new(child)), ours.into()))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                bail!("there is no passt (package `passt`), which `user = true` needs")
             }
             Err(error) => bail!("cannot start passt: {error}"),
         }

@@ -121,7 +121,7 @@ fn devices(nets: &[NetReport]) -> anyhow::Result<ExitCode> {
                 if net.link { "up" } else { "down" }.into(),
                 limit(net.limits.rate),
                 limit(net.limits.pps),
-                net.net.source.to_string(),
+                net.net.port.source.to_string(),
             ]
         })
         .collect();

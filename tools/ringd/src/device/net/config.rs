@@ -19,8 +19,8 @@ pub const MTU: u16 = 1500;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// Where its packets go.
-    pub source: Source,
+    /// What is behind it.
+    pub port: PortConfig,
     /// Its address; made from machine, zone and number if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
@@ -34,6 +34,26 @@ pub struct NetConfig {
     pub limits: NetLimits,
 }
 
+/// What is behind a network device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConfig {
+    /// Where packets go.
+    pub source: Source,
+    /// Ports of root that lead to the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<Forward>,
+    /// Whether packets from other addresses than the device's are dropped.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub filter: bool,
+    /// Addresses that the guest may use beside those that [`OWN_BRIDGE`] gives it; with `filter`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// Whether the zone and others on the same bridge do not see each other.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub isolated: bool,
+}
+
 /// Where packets go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -43,7 +63,7 @@ pub enum Source {
     /// A tap device that there is.
     Tap(String),
     /// passt: connections of the guest are those of a process in root.
-    User(Vec<Forward>),
+    User,
 }
 
 /// Limits of each direction; none if not given.
@@ -83,6 +103,15 @@ pub struct Forward {
 }
 
 impl Forward {
+    /// Returns whether a connection can be meant for both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let same_address = match (self.address, other.address) {
+            (Some(one), Some(other)) => one == other || one.is_unspecified() || other.is_unspecified(),
+            _ => true,
+        };
+        (self.protocol, self.port) == (other.protocol, other.port) && same_address
+    }
+
     /// What one is to look like.
     pub const EXPECTED: &str =
         "[tcp:|udp:][ADDRESS:]PORT:GUEST_PORT, such as \"2222:22\" or \"udp:[::1]:53:53\"";
@@ -155,17 +184,111 @@ impl fmt::Display for Source {
         match self {
             Self::Bridge(name) => write!(f, "bridge {name}"),
             Self::Tap(name) => write!(f, "tap {name}"),
-            Self::User(_) => f.write_str("user"),
+            Self::User => f.write_str("user"),
         }
+    }
+}
+
+impl From<Source> for PortConfig {
+    fn from(source: Source) -> Self {
+        Self {
+            source,
+            forward: Vec::new(),
+            filter: false,
+            addresses: Vec::new(),
+            isolated: false,
+        }
+    }
+}
+
+impl Source {
+    /// Returns the key of a zone file that says this, and its value, for messages.
+    pub fn key(&self) -> (&'static str, String) {
+        match self {
+            Self::Bridge(name) => ("bridge", quoted(name)),
+            Self::Tap(name) => ("tap", quoted(name)),
+            Self::User => ("user", "true".into()),
+        }
+    }
+
+    /// Returns whether root gives the guest its addresses.
+    fn gives_addresses(&self) -> bool {
+        matches!(self, Self::User) || matches!(self, Self::Bridge(name) if name == OWN_BRIDGE)
+    }
+}
+
+/// A value that cannot be used: its key, the value, and what was expected.
+type Wrong = (&'static str, String, String);
+
+impl PortConfig {
+    /// Checks everything that can be checked without the machine.
+    ///
+    /// # Errors
+    /// The first value that is wrong.
+    pub fn check(&self) -> Result<(), Wrong> {
+        let wrong =
+            |key, value: &dyn ToString, expected: &str| Err((key, value.to_string(), expected.to_owned()));
+        let (key, value) = self.source.key();
+        if let Source::Bridge(name) | Source::Tap(name) = &self.source
+            && !is_interface_name(name)
+        {
+            let expected = "the name of a network interface: 1 to 15 characters, no space or any of /:%*\"\\";
+            return wrong(key, &value, expected);
+        }
+        for (index, one) in self.forward.iter().enumerate() {
+            let quoted = quoted(&one.to_string());
+            if !self.source.gives_addresses() {
+                let expected = format!(
+                    "`user = true` or `bridge = \"{OWN_BRIDGE}\"` beside it: root does not know the guest's address"
+                );
+                return wrong("forward", &quoted, &expected);
+            }
+            let loopback = matches!(one.address, Some(IpAddr::V6(address)) if address.is_loopback());
+            if loopback && self.source != Source::User {
+                let expected = "with a bridge another address than ::1, which Linux does not route; `user = true` has it";
+                return wrong("forward", &quoted, expected);
+            }
+            let before = self.forward.get(..index).unwrap_or_default();
+            if before.iter().any(|other| other.overlaps(one)) {
+                return wrong("forward", &quoted, "each port of root once");
+            }
+        }
+        if self.filter && self.source == Source::User {
+            return wrong(
+                "filter",
+                &true,
+                "false with `user`: only passt's own packets leave",
+            );
+        }
+        if !self.addresses.is_empty() && !self.filter {
+            let list: Vec<String> = self
+                .addresses
+                .iter()
+                .map(|address| quoted(&address.to_string()))
+                .collect();
+            return wrong(
+                "addresses",
+                &format!("[{}]", list.join(", ")),
+                "`filter = true` beside it",
+            );
+        }
+        if self.isolated && !matches!(self.source, Source::Bridge(_)) {
+            return wrong(
+                "isolated",
+                &true,
+                "false without a bridge: there are no other zones behind it",
+            );
+        }
+        Ok(())
     }
 }
 
 impl NetConfig {
     /// Returns the number of pairs of queues in a zone with `vcpus` vCPUs.
     pub fn pairs(&self, vcpus: usize) -> u16 {
-        let most = match self.source {
+        let most = match self.port.source {
             Source::Bridge(_) => u16::try_from(vcpus).unwrap_or(PAIRS_MAX).clamp(1, PAIRS_MAX),
-            Source::Tap(_) | Source::User(_) => 1,
+            Source::Tap(_) | Source::User => 1,
         };
         self.queue_pairs.unwrap_or(most)
     }
@@ -186,28 +309,18 @@ impl NetConfig {
         {
             return wrong("queue_pairs", &pairs, &format!("1 to {PAIRS_MAX}"));
         }
-        match &self.source {
-            Source::User(_) if self.queue_pairs.is_some_and(|pairs| pairs > 1) => {
-                wrong("queue_pairs", &self.queue_pairs.unwrap_or(1), "1, with `user`")
+        if self.port.source == Source::User {
+            if let Some(pairs) = self.queue_pairs.filter(|pairs| *pairs > 1) {
+                return wrong("queue_pairs", &pairs, "1, with `user`");
             }
-            Source::User(_) if usize::from(self.mtu) > ringnet::port::stream::SEND_MAX => wrong(
-                "mtu",
-                &self.mtu,
-                &format!("at most {}, with `user`", ringnet::port::stream::SEND_MAX),
-            ),
-            Source::Bridge(name) | Source::Tap(name) if !is_interface_name(name) => {
-                let source = if matches!(self.source, Source::Tap(_)) {
-                    "tap"
-                } else {
-                    "bridge"
-                };
-                wrong(
-                    source,
-                    &quoted(name),
-                    "the name of a network interface: 1 to 15 characters, no / or space",
-                )
+            let most = ringnet::port::stream::SEND_MAX;
+            if usize::from(self.mtu) > most {
+                return wrong("mtu", &self.mtu, &format!("at most {most}, with `user`"));
             }
-            _ => Ok(()),
+        }
+        match self.port.check() {
+            Ok(()) => Ok(()),
+            Err((name, value, expected)) => wrong(name, &value, &expected),
         }
     }
 }
@@ -231,10 +344,8 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
                 "an address that no other device of the zone has",
             ));
         }
-        if let Source::Tap(tap) = &net.source
-            && before
-                .iter()
-                .any(|other| matches!(&other.source, Source::Tap(other) if other == tap))
+        if let Source::Tap(tap) = &net.port.source
+            && before.iter().any(|other| other.port.source == net.port.source)
         {
             return Err(bad(
                 origin,
@@ -243,17 +354,34 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
                 "a tap that no other device of the zone has",
             ));
         }
+        let forwarded = |one: &&Forward| {
+            let others = before.iter().flat_map(|other| &other.port.forward);
+            others.into_iter().any(|other| other.overlaps(one))
+        };
+        if let Some(one) = net.port.forward.iter().find(forwarded) {
+            return Err(bad(
+                origin,
+                format!("net[{index}].forward"),
+                quoted(&one.to_string()),
+                "a port of root that no other device of the zone has",
+            ));
+        }
     }
     Ok(())
 }
 
-/// Whether an interface can have this name, and it is safe in a path.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "for serde")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// Whether an interface can have this name, and it is safe in a path and in a rule of nft.
 fn is_interface_name(name: &str) -> bool {
     (1..=ringnet::port::tap::NAME_MAX).contains(&name.len())
         && !matches!(name, "." | "..")
         && name
             .bytes()
-            .all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte))
+            .all(|byte| byte.is_ascii_graphic() && !b"/:%*\"\\".contains(&byte))
 }
 
 /// Returns bits per second from text such as `1Gbit`: decimal, as networks count.

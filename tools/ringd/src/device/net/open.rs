@@ -10,9 +10,8 @@ use ringvirtio::memory::Slots;
 use ringvirtio::{Rate, RateLimits};
 use serde::{Deserialize, Serialize};
 
-use super::config::{NetConfig, NetLimits, Source};
+use super::config::{NetConfig, NetLimits, PortConfig, Source};
 use crate::config::ZoneConfig;
-use crate::config::error::quoted;
 use crate::device::inflight;
 use crate::device::state::NetState;
 
@@ -23,12 +22,45 @@ pub struct PortRequest {
     pub zone: String,
     /// Number of the device among the zone's network devices.
     pub index: usize,
-    /// Where packets go.
-    pub source: Source,
+    /// What is behind the device.
+    pub port: PortConfig,
+    /// The device's address.
+    pub mac: MacAddress,
     /// Largest packet.
     pub mtu: u16,
     /// Pairs of queues.
     pub pairs: u16,
+}
+
+/// Why a port cannot be opened: the key of a zone file that asks for what cannot be, its value, and why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{why}")]
+pub struct PortError {
+    key: Option<(String, String)>,
+    why: String,
+}
+
+impl PortError {
+    /// Returns an error about a key's value.
+    pub fn new(key: &str, value: String, why: String) -> Self {
+        Self {
+            key: Some((key.into(), value)),
+            why,
+        }
+    }
+
+    /// Returns an error about a port as a whole.
+    pub fn other(why: impl Into<String>) -> Self {
+        Self {
+            key: None,
+            why: why.into(),
+        }
+    }
+
+    /// Returns the error in one of the system's type, if there is one.
+    pub fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref()
+    }
 }
 
 /// Opens ports and keeps them. The same request gives the same port again until it is closed.
@@ -39,11 +71,11 @@ pub trait PortOpener: Send + Sync {
     /// The port cannot be opened; why, for people.
     fn open(&self, request: &PortRequest, pair: u16) -> io::Result<OwnedFd>;
 
-    /// Closes the ports of a zone.
+    /// Closes the ports of a zone, or the one of the device with this number.
     ///
     /// # Errors
-    /// Nobody can be asked.
-    fn close(&self, zone: &str) -> io::Result<()>;
+    /// There is no one to ask.
+    fn close(&self, zone: &str, index: Option<usize>) -> io::Result<()>;
 }
 
 /// Opens nothing: where there is no broker.
@@ -57,7 +89,7 @@ impl PortOpener for NoPorts {
         ))
     }
 
-    fn close(&self, _zone: &str) -> io::Result<()> {
+    fn close(&self, _zone: &str, _index: Option<usize>) -> io::Result<()> {
         Ok(())
     }
 }
@@ -77,25 +109,20 @@ pub fn open(
     words: Slots<std::sync::atomic::AtomicU64>,
 ) -> anyhow::Result<Arc<Net>> {
     let pairs = config.pairs(zone.cpus.count());
+    let mac = config.mac.unwrap_or_else(|| default_mac(&zone.name, index));
     let request = PortRequest {
         zone: zone.name.clone(),
         index,
-        source: config.source.clone(),
+        port: config.port.clone(),
+        mac,
         mtu: config.mtu,
         pairs,
     };
-    let failed = |error: io::Error| {
-        let (key, value) = match &config.source {
-            Source::Bridge(name) => ("bridge", quoted(name)),
-            Source::Tap(name) => ("tap", quoted(name)),
-            Source::User(_) => ("user", "true".into()),
-        };
-        zone.unusable_value(&format!("net[{index}].{key}"), value, error)
-    };
+    let failed = |error: io::Error| explain(zone, &request, &error);
     let port = port(opener, &request).map_err(failed)?;
     let device = ringnet::NetConfig {
         name: format!("{} net{index}", zone.name),
-        mac: config.mac.unwrap_or_else(|| default_mac(&zone.name, index)),
+        mac,
         mtu: config.mtu,
         pairs,
     };
@@ -110,14 +137,24 @@ pub fn open(
     Ok(net)
 }
 
+/// Returns the error that a port cannot be opened, with the key and value of the zone file.
+fn explain(zone: &ZoneConfig, request: &PortRequest, error: &io::Error) -> anyhow::Error {
+    let named = PortError::of(error).and_then(|error| error.key.clone());
+    let (key, value) = named.unwrap_or_else(|| {
+        let (key, value) = request.port.source.key();
+        (key.into(), value)
+    });
+    zone.unusable_value(&format!("net[{}].{key}", request.index), value, error)
+}
+
 fn port(opener: &dyn PortOpener, request: &PortRequest) -> io::Result<Arc<dyn Port>> {
     let descriptors: io::Result<Vec<OwnedFd>> = (0..request.pairs)
         .map(|pair| opener.open(request, pair))
         .collect();
     let mut descriptors = descriptors?;
-    Ok(match request.source {
+    Ok(match request.port.source {
         Source::Bridge(_) | Source::Tap(_) => Arc::new(Tap::new(descriptors)?),
-        Source::User(_) => {
+        Source::User => {
             let socket = descriptors.pop().ok_or(io::ErrorKind::NotFound)?;
             Arc::new(Stream::new(socket)?)
         }

@@ -36,7 +36,7 @@ impl FakePorts {
 impl PortOpener for FakePorts {
     fn open(&self, request: &PortRequest, pair: u16) -> io::Result<OwnedFd> {
         assert_eq!(pair, 0);
-        if let Source::Bridge(name) = &request.source {
+        if let Source::Bridge(name) = &request.port.source {
             return Err(io::Error::other(format!("there is no bridge {name}")));
         }
         let key = (self.0.clone(), request.zone.clone(), request.index);
@@ -45,10 +45,10 @@ impl PortOpener for FakePorts {
         Ok(ends.0.try_clone()?.into())
     }
 
-    fn close(&self, zone: &str) -> io::Result<()> {
-        PORTS
-            .lock()
-            .retain(|(records, name, _), _| *records != self.0 || name != zone);
+    fn close(&self, zone: &str, index: Option<usize>) -> io::Result<()> {
+        PORTS.lock().retain(|(records, name, of), _| {
+            *records != self.0 || name != zone || index.is_some_and(|index| index != *of)
+        });
         Ok(())
     }
 }
@@ -57,7 +57,7 @@ impl Machine {
     /// Returns a zone with these network devices.
     fn with_nets(&self, sources: &[Source]) -> ZoneConfig {
         let net = |source: &Source| NetConfig {
-            source: source.clone(),
+            port: source.clone().into(),
             mac: None,
             mtu: 1500,
             queue_pairs: Some(1),
@@ -96,7 +96,7 @@ fn change(change: Change) -> Command {
 #[test]
 fn a_network_device_is_served_changed_and_taken_over() {
     let machine = Machine::new();
-    let sources = [Source::User(Vec::new()), Source::User(Vec::new())];
+    let sources = [Source::User, Source::User];
     machine.registry.start(machine.with_nets(&sources)).unwrap();
     let shown = machine.el2.device(1, 0).unwrap();
     assert_eq!(
@@ -161,7 +161,7 @@ fn a_network_device_is_served_changed_and_taken_over() {
 #[test]
 fn a_port_that_cannot_be_opened() {
     let machine = Machine::new();
-    let sources = [Source::User(Vec::new()), Source::Bridge("br9".into())];
+    let sources = [Source::User, Source::Bridge("br9".into())];
     let error = machine
         .registry
         .start(machine.with_nets(&sources))

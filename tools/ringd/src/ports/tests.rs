@@ -1,0 +1,171 @@
+//! Ports in a network namespace of their own, where that is permitted and the programs are there.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use ringnet::MacAddress;
+
+use super::interface;
+use super::kept::Ports;
+use crate::device::net::config::{OWN_BRIDGE, Source};
+use crate::device::net::open::PortRequest;
+
+/// Runs a test in a network namespace of its own; elsewhere it is left out, with a message.
+pub fn in_namespace(test: impl FnOnce()) {
+    // SAFETY: it affects only this thread, which the test harness ends after the test.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWNS) } != 0 {
+        eprintln!("skipped: a network namespace needs root");
+        return;
+    }
+    let mount = |source: &std::ffi::CStr, target: &std::ffi::CStr, kind: &std::ffi::CStr, flags| {
+        // SAFETY: strings that end in zero; the thread has a mount namespace of its own.
+        let mounted = unsafe {
+            libc::mount(
+                source.as_ptr(),
+                target.as_ptr(),
+                kind.as_ptr(),
+                flags,
+                std::ptr::null(),
+            )
+        };
+        assert_eq!(mounted, 0, "{}", std::io::Error::last_os_error());
+    };
+    mount(c"none", c"/", c"none", libc::MS_REC | libc::MS_PRIVATE);
+    // What is there shows the interfaces of the namespace that mounted it.
+    mount(c"sysfs", c"/sys", c"sysfs", 0);
+    test();
+}
+
+/// Returns whether a program can be started.
+fn has(program: &str) -> bool {
+    let started = Command::new(program)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    started.is_ok()
+}
+
+fn request(zone: &str, index: usize, source: Source) -> PortRequest {
+    PortRequest {
+        zone: zone.into(),
+        index,
+        port: source.into(),
+        mac: MacAddress::derived(&[zone, &index.to_string()]),
+        mtu: 1500,
+        pairs: 2,
+    }
+}
+
+fn own(zone: &str, forward: &[&str]) -> PortRequest {
+    let mut request = request(zone, 0, Source::Bridge(OWN_BRIDGE.into()));
+    request.port.forward = forward.iter().map(|one| one.parse().unwrap()).collect();
+    request.port.filter = true;
+    request.port.isolated = true;
+    request
+}
+
+/// What can be seen of ports in root: interfaces, rules, settings, processes of this namespace.
+fn traces() -> (Vec<String>, String, String) {
+    let mut interfaces: Vec<String> = fs::read_dir("/sys/class/net")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    interfaces.sort();
+    let rules = Command::new("nft").args(["list", "ruleset"]).output();
+    let rules = rules.map_or_else(
+        |_| String::new(),
+        |output| String::from_utf8(output.stdout).unwrap(),
+    );
+    (
+        interfaces,
+        rules,
+        fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
+    )
+}
+
+#[test]
+fn a_network_is_made_used_and_removed() {
+    in_namespace(|| {
+        if !Path::new("/dev/net/tun").exists() || !has("nft") || !has("dnsmasq") {
+            eprintln!("skipped: needs /dev/net/tun, nft and dnsmasq");
+            return;
+        }
+        let before = traces();
+        let directory = tempfile::tempdir().unwrap();
+        let mut ports = Ports::new(directory.path());
+        // The same request gives the same port.
+        for pair in [0, 1, 0] {
+            ports.open(own("a", &["2222:22", "udp:53:5353"]), pair).unwrap();
+        }
+        let (interfaces, rules, forwarding) = traces();
+        assert!(
+            interfaces.iter().any(|name| name == "rv-a-0")
+                && interfaces.iter().any(|name| name == OWN_BRIDGE)
+        );
+        assert!(
+            rules.contains("tcp dport 2222 dnat ip to 10.72.76.") && rules.contains("chain rv-a-0"),
+            "{rules}"
+        );
+        assert_eq!(forwarding.trim(), "1");
+
+        // What is taken, and what cannot be, leaves everything as it is.
+        let mut key = |request: PortRequest, pair| ports.open(request, pair).unwrap_err();
+        let same_port = key(own("b", &["127.0.0.1:2222:22"]), 0);
+        assert!(
+            same_port.to_string().contains("zone a has this port"),
+            "{same_port}"
+        );
+        let mut same_mac = own("b", &[]);
+        same_mac.mac = own("a", &[]).mac;
+        let same_mac = key(same_mac, 0);
+        assert!(
+            same_mac
+                .to_string()
+                .contains("zone a's network device 0 has this address"),
+            "{same_mac}"
+        );
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").ok();
+        if let Some(port) = listener.as_ref().and_then(|listener| listener.local_addr().ok()) {
+            let in_use = key(own("b", &[&format!("{}:22", port.port())]), 0);
+            assert!(in_use.to_string().contains("is in use"), "{in_use}");
+        }
+        let no_bridge = key(request("b", 1, Source::Bridge("br9".into())), 0);
+        assert!(no_bridge.to_string().contains("no bridge br9"), "{no_bridge}");
+        assert_eq!(traces().1, rules);
+
+        ports.open(own("b", &["2223:22"]), 0).unwrap();
+        assert!(traces().1.contains("dport 2223"));
+        ports.close(|(zone, _)| zone == "a");
+        let (_, rules, _) = traces();
+        assert!(
+            !rules.contains("dport 2222") && rules.contains("dport 2223"),
+            "{rules}"
+        );
+        ports.close(|_| true);
+        assert!(ports.is_empty());
+        assert_eq!(traces(), before);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    });
+}
+
+/// A bridge that an administrator made is used as it is: nothing is known of its addresses.
+#[test]
+fn a_bridge_of_that_name_which_an_administrator_made() {
+    in_namespace(|| {
+        if !Path::new("/dev/net/tun").exists() || !has("nft") || !has("dnsmasq") {
+            eprintln!("skipped: needs /dev/net/tun, nft and dnsmasq");
+            return;
+        }
+        interface::make_bridge(OWN_BRIDGE, MacAddress::derived(&["bridge"])).unwrap();
+        fs::write(format!("/sys/class/net/{OWN_BRIDGE}/ifalias"), "mine").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let mut ports = Ports::new(directory.path());
+        let error = ports.open(own("a", &["2222:22"]), 0).unwrap_err();
+        assert!(error.to_string().contains("did not make"), "{error}");
+        ports.open(own("a", &[]), 0).unwrap();
+        ports.close(|_| true);
+        assert!(interface::exists(OWN_BRIDGE));
+    });
+}
