@@ -20,6 +20,7 @@ need=(
     setpriv:util-linux
     tar:tar
     curl:curl
+    ssh-keygen:openssh-client
     cc:gcc
     c++:g++
     /usr/include/stdio.h:libc6-dev

@@ -20,6 +20,7 @@ pub fn debug(project: &Project, options: &MachineOptions, batch: Option<&Path>) 
     let board = options.board(&project.dir)?;
     let mode = Mode::Run {
         zone: Some("linux.toml".into()),
+        login: None,
     };
     let machine = Machine::prepare(project, &board, options, &mode)?;
     // The path of a Unix socket has little room, so it is not in the run's directory.

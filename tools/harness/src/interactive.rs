@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use image::cmd;
 
-use crate::machine::{Machine, Mode};
+use crate::machine::{Login, Machine, Mode};
 use crate::options::MachineOptions;
 use crate::project::Project;
 
@@ -17,7 +17,13 @@ use crate::project::Project;
 /// The machine cannot be prepared or started, or QEMU reported an error.
 pub fn run(project: &Project, options: &MachineOptions, zone: Option<String>) -> Result<()> {
     let board = options.board(&project.dir)?;
-    let machine = Machine::prepare(project, &board, options, &Mode::Run { zone })?;
+    let login = Login::new(project)?;
+    cmd::step(&format!("to log into the guest: {}", login.command()));
+    let mode = Mode::Run {
+        zone,
+        login: Some(login),
+    };
+    let machine = Machine::prepare(project, &board, options, &mode)?;
     cmd::step("booting; Ctrl-A X ends QEMU at any time");
     let mut command = machine.command(&["-nographic"]);
     let _terminal = Terminal::save();

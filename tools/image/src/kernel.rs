@@ -48,6 +48,7 @@ const ROOT_MODULES: &[&str] = &[
     "nf_tables",
     "nft_chain_nat",
     "nft_ct",
+    "nft_fib_inet",
     "nft_masq",
     "nft_redir?",
     "nft_meta_bridge?",

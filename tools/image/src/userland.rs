@@ -79,6 +79,8 @@ const ETC: &[(&str, &str)] = &[
     ),
     ("group", "root:x:0:\ndisk:x:6:\nnogroup:x:65534:\n"),
     ("hosts", "127.0.0.1 localhost\n"),
+    ("shells", "/bin/sh\n/bin/bash\n"),
+    ("dhcp", include_str!("../files/dhcp")),
     ("fstab", ""),
     ("ld.so.conf", "/usr/lib/aarch64-linux-gnu\n/usr/lib\n"),
     (
@@ -140,6 +142,7 @@ fn build(debs: &[Deb], dir: &Path) -> Result<()> {
         "mnt/files",
         "srv",
         "var/tmp",
+        "etc/dropbear",
     ] {
         fs::create_dir_all(dir.join(sub))?;
     }
@@ -158,6 +161,7 @@ fn build(debs: &[Deb], dir: &Path) -> Result<()> {
         fs::write(dir.join("etc").join(name), text)?;
     }
     fs::set_permissions(dir.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    fs::set_permissions(dir.join("etc/dhcp"), fs::Permissions::from_mode(0o755))?;
     check_libraries(dir)
 }
 

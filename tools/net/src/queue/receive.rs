@@ -279,6 +279,7 @@ impl ReceiveQueue {
     fn fail_port(&mut self, error: &io::Error) {
         self.failed = true;
         tracing::warn!(device = self.net.config().name, pair = self.pair, %error, "a network port failed");
+        self.net.fail_port();
     }
 
     fn run(&mut self, cx: &mut Context<'_>) {

@@ -110,11 +110,12 @@ impl Devices {
     }
 
     /// Does what the devices wait for: ends migrations that are done, closes the host devices of disks that
-    /// have stopped.
+    /// have stopped, opens network ports anew that have failed.
     pub fn poll(&self, store: &mut dyn Store) {
         let mut drives = self.drives(store);
         drives.finish_migrations();
         drives.close_stopped();
+        net::change::reopen(&self.zone);
     }
 
     /// The zone ends: nothing of its devices is used by other threads of the daemon afterwards.

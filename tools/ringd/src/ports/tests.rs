@@ -169,3 +169,33 @@ fn a_bridge_of_that_name_which_an_administrator_made() {
         assert!(interface::exists(OWN_BRIDGE));
     });
 }
+
+#[test]
+fn passt_is_started_and_says_what_it_lacks() {
+    in_namespace(|| {
+        if !has("passt") {
+            eprintln!("skipped: needs passt");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut ports = Ports::new(directory.path());
+        let mut request = request("a", 0, Source::User);
+        request.pairs = 1;
+        let error = ports.open(request.clone(), 0).unwrap_err();
+        assert!(error.to_string().contains("a default route"), "{error}");
+        interface::make_bridge("up", MacAddress::derived(&["up"])).unwrap();
+        interface::set_ipv4("up", [192, 168, 9, 2].into(), 24).unwrap();
+        let route = Command::new("ip")
+            .args(["route", "add", "default", "via", "192.168.9.1"])
+            .status();
+        if !route.is_ok_and(|status| status.success()) {
+            eprintln!("skipped: needs ip");
+            return;
+        }
+        let descriptor = ports.open(request.clone(), 0).unwrap();
+        drop(descriptor);
+        request.port.forward = vec!["127.0.0.1:2222:22".parse().unwrap()];
+        ports.open(request, 0).unwrap();
+        ports.close(|_| true);
+    });
+}

@@ -2,7 +2,7 @@
 //!
 //! [`config`] what users write · [`open`] a device with its port, which another process opens and keeps ·
 //! [`backend`] the device as the reactor's side uses it · [`change`] what may change while a zone runs ·
-//! [`stats`], [`report`] its counters · [`cli`] `ringctl net`
+//! [`stats`], [`report`], [`top`] its counters · [`cli`] `ringctl net`
 
 pub mod backend;
 pub mod change;
@@ -12,3 +12,4 @@ pub mod keys;
 pub mod open;
 pub mod report;
 pub mod stats;
+pub mod top;

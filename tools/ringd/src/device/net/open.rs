@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ringnet::{MacAddress, Net, Port, SavedState, Stream, Tap};
+use ringnet::{MacAddress, Net, Offloads, Port, SavedState, Stream, Tap};
 use ringvirtio::memory::Slots;
 use ringvirtio::{Rate, RateLimits};
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,21 @@ impl PortOpener for NoPorts {
     }
 }
 
-/// Opens the device in a slot. `index`: its number among the zone's network devices; `log`: the file that
+impl PortRequest {
+    /// Returns the request for what is behind a device of a zone.
+    pub fn new(zone: &ZoneConfig, index: usize, port: &PortConfig, device: &ringnet::NetConfig) -> Self {
+        Self {
+            zone: zone.name.clone(),
+            index,
+            port: port.clone(),
+            mac: device.mac,
+            mtu: device.mtu,
+            pairs: device.pairs,
+        }
+    }
+}
+
+/// Opens the device in a slot. `index`: its number among the zone's network devices; `words`: the file that
 /// outlives the daemon.
 ///
 /// # Errors
@@ -108,37 +122,45 @@ pub fn open(
     state: Option<&NetState>,
     words: Slots<std::sync::atomic::AtomicU64>,
 ) -> anyhow::Result<Arc<Net>> {
-    let pairs = config.pairs(zone.cpus.count());
-    let mac = config.mac.unwrap_or_else(|| default_mac(&zone.name, index));
-    let request = PortRequest {
-        zone: zone.name.clone(),
-        index,
-        port: config.port.clone(),
-        mac,
-        mtu: config.mtu,
-        pairs,
-    };
-    let failed = |error: io::Error| explain(zone, &request, &error);
-    let port = port(opener, &request).map_err(failed)?;
     let device = ringnet::NetConfig {
         name: format!("{} net{index}", zone.name),
-        mac,
+        mac: config.mac.unwrap_or_else(|| default_mac(&zone.name, index)),
         mtu: config.mtu,
-        pairs,
+        pairs: config.pairs(zone.cpus.count()),
+    };
+    let changed = state.and_then(|state| state.port.as_ref());
+    let port = match changed {
+        None => Some(&config.port),
+        Some(changed) => changed.config.as_ref(),
+    };
+    let request = port.map(|port| PortRequest::new(zone, index, port, &device));
+    let port = match &request {
+        Some(request) => Some(open_port(opener, request).map_err(|error| explain(zone, request, &error))?),
+        None => None,
+    };
+    let offered = match (changed, &port) {
+        (Some(changed), _) => Offloads {
+            tcp: changed.offloads.0,
+            udp: changed.offloads.1,
+        },
+        (None, Some(port)) => port.offloads(),
+        (None, None) => Offloads::default(),
     };
     let saved = SavedState::new(Arc::new(words), inflight::net_words(slot));
-    let net = Net::new(device, port.offloads(), Some(saved));
+    let net = Net::new(device, offered, Some(saved));
     limit(&net, state.map_or(config.limits, |state| state.limits));
     if state.is_some_and(|state| state.link_down) {
         net.set_link(false);
     }
-    net.attach(port)
-        .map_err(|error| failed(io::Error::other(error)))?;
+    if let (Some(request), Some(port)) = (&request, port) {
+        net.attach(port)
+            .map_err(|error| explain(zone, request, &io::Error::other(error)))?;
+    }
     Ok(net)
 }
 
 /// Returns the error that a port cannot be opened, with the key and value of the zone file.
-fn explain(zone: &ZoneConfig, request: &PortRequest, error: &io::Error) -> anyhow::Error {
+pub fn explain(zone: &ZoneConfig, request: &PortRequest, error: &io::Error) -> anyhow::Error {
     let named = PortError::of(error).and_then(|error| error.key.clone());
     let (key, value) = named.unwrap_or_else(|| {
         let (key, value) = request.port.source.key();
@@ -147,7 +169,11 @@ fn explain(zone: &ZoneConfig, request: &PortRequest, error: &io::Error) -> anyho
     zone.unusable_value(&format!("net[{}].{key}", request.index), value, error)
 }
 
-fn port(opener: &dyn PortOpener, request: &PortRequest) -> io::Result<Arc<dyn Port>> {
+/// Opens a port, or returns the one that is kept.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn open_port(opener: &dyn PortOpener, request: &PortRequest) -> io::Result<Arc<dyn Port>> {
     let descriptors: io::Result<Vec<OwnedFd>> = (0..request.pairs)
         .map(|pair| opener.open(request, pair))
         .collect();

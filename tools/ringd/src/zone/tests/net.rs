@@ -174,3 +174,52 @@ fn a_port_that_cannot_be_opened() {
     assert_eq!(machine.ports(), 0);
     machine.assert_clean();
 }
+
+/// What is behind a device is exchanged while it is served; the next daemon finds it as it was left.
+#[test]
+fn a_port_is_detached_and_another_attached() {
+    let machine = Machine::new();
+    machine
+        .registry
+        .start(machine.with_nets(&[Source::User, Source::User]))
+        .unwrap();
+    let attach = |source: Source| {
+        let (index, port) = (0, source.into());
+        change(Change::Attach { index, port })
+    };
+    let refused = |command, text: &str| {
+        let error = machine.registry.execute("a", command).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    };
+    refused(attach(Source::User), "user is behind eth0 of zone a");
+    let first = machine.peer();
+    first.set_nonblocking(true).unwrap();
+    machine
+        .registry
+        .execute("a", change(Change::Detach { index: 0 }))
+        .unwrap();
+    assert_eq!((machine.status(), machine.ports()), (0, 1));
+    // The daemon has let go of it.
+    assert_eq!((&first).read(&mut [0]).unwrap(), 0);
+    refused(
+        change(Change::Detach { index: 0 }),
+        "nothing is behind eth0 of zone a",
+    );
+    refused(
+        attach(Source::Bridge("br9".into())),
+        "net[0].bridge = \"br9\": there is no bridge br9",
+    );
+    assert_eq!((machine.status(), machine.ports()), (0, 1));
+
+    // A daemon takes a device over that nothing is behind.
+    machine.registry.context().io.stop();
+    let next = daemon(&machine.el2, &machine.host, machine.path("records"));
+    let reports = NetReport::all(&observe::devices(&next));
+    let shown: Vec<_> = reports.iter().map(|net| (net.link, net.port.is_some())).collect();
+    assert_eq!(shown, [(false, false), (true, true)]);
+    next.execute("a", attach(Source::User)).unwrap();
+    assert_eq!((machine.status() & 1, machine.ports()), (1, 2));
+    next.execute("a", Command::Stop).unwrap();
+    assert_eq!(machine.ports(), 0);
+    machine.assert_clean();
+}
