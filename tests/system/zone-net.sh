@@ -46,7 +46,8 @@ guest_disk $Z/root.img /tmp/autorun
 truncate -s 4K $Z/orders.img
 order() { printf '%s\n' "$1" | dd of=$Z/orders.img conv=notrunc 2>/dev/null; }
 zone_file guest1 2 256M root.img orders.img
-cp $Z/guest1.toml $Z/plain.toml
+zone_file bad 1 64M null:1M
+cp $Z/bad.toml $Z/plain.toml
 # refused TEXT LINE...: a zone whose network device has these lines is refused with this text
 refused() {
     text=$1
@@ -87,7 +88,6 @@ guest_says '^net: address 52:54:00:12:34:56, mtu 1500, queues 2' || fail "anothe
 ringctl net list
 is "line of the list" "$(ringctl net list | awk '$1 == "guest1" { print $2, $4, $5, $6, $7, $NF }')" \
     "eth0 52:54:00:12:34:56 1500 2 up ringvisor0"
-sed -i 's/^name = .*/name = "guest2"/; s/^cpus = .*/cpus = 1/' $Z/plain.toml
 refused "net[0].mac = \"52:54:00:12:34:56\": zone guest1's network device 0 has this address" "$own" \
     'mac = "52:54:00:12:34:56"'
 refused 'net[0].forward = "7003:22": zone guest1 has this port of root' "$own" 'forward = ["7003:22"]'

@@ -58,6 +58,7 @@ impl Devices {
                         &config,
                         state.nets.iter().find(|net| net.slot == slot),
                         words.map_err(|error| self.zone.config.failed(error))?,
+                        last.is_some(),
                     )?;
                     nets += 1;
                     Device::Net(net)

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use ringnet::MacAddress;
@@ -18,6 +19,9 @@ use crate::config::error::quoted;
 use crate::device::net::config::{Forward, OWN_BRIDGE, Protocol, Source};
 use crate::device::net::open::{PortError, PortRequest};
 
+/// A process behind a port that ends sooner after its start is not started anew: it would end again.
+const STEADY: Duration = Duration::from_secs(1);
+
 /// By zone and number.
 type Key = (String, usize);
 
@@ -25,6 +29,8 @@ type Key = (String, usize);
 struct Kept {
     request: PortRequest,
     queues: Vec<OwnedFd>,
+    /// When it was opened.
+    opened: Instant,
     /// Its tap.
     tap: Option<String>,
     /// Ends with the port.
@@ -74,8 +80,21 @@ impl Ports {
         // Another zone of that name, whose end was not reported, or a passt that has ended.
         let outdated =
             |kept: &Kept| kept.request != request || kept.passt.as_ref().is_some_and(Passt::has_ended);
-        if self.ports.get(&key).is_some_and(outdated) {
+        if let Some(kept) = self.ports.get(&key).filter(|kept| outdated(kept)) {
+            let lived = kept
+                .passt
+                .as_ref()
+                .filter(|_| kept.request == request)
+                .map(|_| kept.opened.elapsed());
             self.close(|other| *other == key);
+            if let Some(lived) = lived.filter(|lived| *lived < STEADY) {
+                let (key, value) = request.port.source.key();
+                let why = format!(
+                    "passt ended {} ms after its start; `ringctl net attach` tries again",
+                    lived.as_millis()
+                );
+                return Err(PortError::new(key, value, why));
+            }
         }
         if !self.ports.contains_key(&key) {
             let opened = self.open_port(request);
@@ -147,6 +166,7 @@ impl Ports {
         let reserved: Vec<OwnedFd> = reserved.collect::<Result<_, _>>()?;
         let mut kept = Kept {
             queues: Vec::new(),
+            opened: Instant::now(),
             tap: None,
             passt: None,
             host: None,

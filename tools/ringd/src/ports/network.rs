@@ -59,7 +59,7 @@ impl Network {
     /// # Errors
     /// It cannot be made; nothing is left of it.
     pub fn make(run_dir: &Path) -> anyhow::Result<Option<Self>> {
-        program::find("dnsmasq", "dnsmasq-base", "DHCP and names")?;
+        program::find("dnsmasq", "dnsmasq-base", "the bridge ringvisor0")?;
         let machine = machine_id();
         let left_behind = interface::exists(OWN_BRIDGE);
         if left_behind && !interface::is_ours(OWN_BRIDGE) {
@@ -162,7 +162,7 @@ impl Network {
 
     fn start_server(&mut self) -> anyhow::Result<()> {
         self.end_server();
-        let program = program::find("dnsmasq", "dnsmasq-base", "DHCP and names")?;
+        let program = program::find("dnsmasq", "dnsmasq-base", "the bridge ringvisor0")?;
         let mut child = program::command(&program)
             .args(["--conf-file=-", "--keep-in-foreground"])
             .arg(format!("--pid-file={}", self.pid_file().display()))

@@ -194,7 +194,7 @@ fn passt_is_started_and_says_what_it_lacks() {
         }
         let descriptor = ports.open(request.clone(), 0).unwrap();
         drop(descriptor);
-        request.port.forward = vec!["127.0.0.1:2222:22".parse().unwrap()];
+        request.port.forward = vec!["192.168.9.2:2222:22".parse().unwrap()];
         ports.open(request, 0).unwrap();
         ports.close(|_| true);
     });

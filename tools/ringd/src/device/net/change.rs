@@ -6,7 +6,7 @@ use anyhow::{anyhow, bail};
 use ringnet::Net;
 use serde::{Deserialize, Serialize};
 
-use super::config::{NetConfig, NetLimits, PortConfig};
+use super::config::{NetConfig, NetLimits, PortConfig, Source};
 use super::open::{self, PortRequest};
 use crate::device::Device;
 use crate::device::config::Config;
@@ -118,7 +118,12 @@ pub fn reopen(zone: &ZoneContext) {
         let Some(port) = place.port() else {
             continue;
         };
-        let reopened = place.remove(&net).and_then(|()| place.put(&net, &port));
+        // Of a passt that has ended the keeper knows; it starts another unless that one ended at once, too.
+        let removed = place.take_off(&net).and_then(|()| match port.source {
+            Source::User => Ok(()),
+            Source::Bridge(_) | Source::Tap(_) => place.close(),
+        });
+        let reopened = removed.and_then(|()| place.put(&net, &port));
         match reopened {
             Ok(()) => tracing::info!(zone = zone.config.name, net = place.index, "opened a port anew"),
             Err(error) => {
@@ -229,8 +234,14 @@ impl Place<'_> {
         self.apply(|_| {})
     }
 
-    /// Removes what is behind the device, once none of its queues uses it.
+    /// Removes what is behind the device.
     fn remove(&self, net: &Net) -> anyhow::Result<()> {
+        self.take_off(net)?;
+        self.close()
+    }
+
+    /// Takes the port off the device and waits until none of its queues uses it.
+    fn take_off(&self, net: &Net) -> anyhow::Result<()> {
         let port = net.detach();
         if let Some(number) = self.zone.number
             && let Some((_, shown)) = self.zone.io.while_quiesced(number, self.slot, || ())
@@ -238,7 +249,7 @@ impl Place<'_> {
             shown.map_err(|error| self.zone.config.failed(error))?;
         }
         drop(port);
-        self.close()
+        Ok(())
     }
 
     fn close(&self) -> anyhow::Result<()> {

@@ -109,10 +109,14 @@ impl PortRequest {
 }
 
 /// Opens the device in a slot. `index`: its number among the zone's network devices; `words`: the file that
-/// outlives the daemon.
+/// outlives the daemon; `takeover`: an earlier daemon has served it.
 ///
 /// # Errors
-/// Its port cannot be opened.
+/// Its port cannot be opened; after a take-over that is none, and the link is down.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is another part of what a device is made of"
+)]
 pub fn open(
     opener: &dyn PortOpener,
     zone: &ZoneConfig,
@@ -121,6 +125,7 @@ pub fn open(
     config: &NetConfig,
     state: Option<&NetState>,
     words: Slots<std::sync::atomic::AtomicU64>,
+    takeover: bool,
 ) -> anyhow::Result<Arc<Net>> {
     let device = ringnet::NetConfig {
         name: format!("{} net{index}", zone.name),
@@ -134,17 +139,27 @@ pub fn open(
         Some(changed) => changed.config.as_ref(),
     };
     let request = port.map(|port| PortRequest::new(zone, index, port, &device));
-    let port = match &request {
-        Some(request) => Some(open_port(opener, request).map_err(|error| explain(zone, request, &error))?),
-        None => None,
-    };
-    let offered = match (changed, &port) {
-        (Some(changed), _) => Offloads {
+    let mut port = None;
+    if let Some(request) = &request {
+        match open_port(opener, request).map_err(|error| explain(zone, request, &error)) {
+            Ok(opened) => port = Some(opened),
+            // The guest is in the middle of its work: it goes on without this link.
+            Err(error) if takeover => {
+                tracing::error!(%error, "a network device that was taken over has no link")
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let offered = match (changed, &port, &config.port.source) {
+        (Some(changed), _, _) => Offloads {
             tcp: changed.offloads.0,
             udp: changed.offloads.1,
         },
-        (None, Some(port)) => port.offloads(),
-        (None, None) => Offloads::default(),
+        (None, Some(port), _) => port.offloads(),
+        (None, None, source) => Offloads {
+            tcp: *source != Source::User,
+            udp: false,
+        },
     };
     let saved = SavedState::new(Arc::new(words), inflight::net_words(slot));
     let net = Net::new(device, offered, Some(saved));
