@@ -35,8 +35,8 @@ pub enum Mode {
     },
 }
 
-/// How one logs into the guest of [`Mode::Run`] from this machine: by a port of it that QEMU forwards to root's
-/// port [`Login::ROOT`], and that root forwards to the guest.
+/// How one logs into the guest of [`Mode::Run`] from this machine: by a port of it that QEMU forwards to
+/// root's port [`Login::ROOT`], and that root forwards to the guest.
 #[derive(Debug, Clone)]
 pub struct Login {
     /// The port here.

@@ -304,8 +304,8 @@ fn rules(prefix6: Option<Ipv6Addr>, ports: &BTreeMap<Key, Kept>) -> Rules<'_> {
     rules
 }
 
-/// Binds a socket to a port of root, so that no other program takes it. It takes no connections: packets to it
-/// are led to the guest before.
+/// Binds a socket to a port of root, so that no other program takes it. It takes no connections: packets to
+/// it are led to the guest before.
 fn reserve(forward: &Forward) -> io::Result<OwnedFd> {
     let bound = |address: IpAddr| -> io::Result<OwnedFd> {
         let address = SocketAddr::new(address, forward.port);

@@ -94,8 +94,8 @@ fn last_words(mut said: File) -> String {
     let mut text = String::new();
     let _ = said.rewind();
     let _ = said.read_to_string(&mut text);
-    let lines = text.lines().filter(|line| !line.starts_with("Failed to send"));
-    let last = lines.last().unwrap_or("it gives no reason");
+    let mut lines = text.lines().filter(|line| !line.starts_with("Failed to send"));
+    let last = lines.next_back().unwrap_or("it gives no reason");
     match last.contains("interface not usable") || last.contains("external interface") {
         true => format!("{last}: root itself needs an address and a default route, which the guest gets"),
         false => last.to_owned(),

@@ -40,8 +40,8 @@ impl Backend for Arc<Net> {
     }
 }
 
-/// Has the guest shown the link's status when the device changes it by itself, and the zone's thread woken when
-/// its port fails.
+/// Has the guest shown the link's status when the device changes it by itself, and the zone's thread woken
+/// when its port fails.
 pub fn watch(zone: &ZoneContext, slot: u8, net: &Net) {
     if let Some(wake) = zone.wake.clone() {
         net.on_port_failure(Box::new(move || wake()));

@@ -35,8 +35,8 @@ pub enum NetCommand {
         /// Which device.
         #[command(flatten)]
         which: Which,
-        /// KEY=VALUE[,KEY=VALUE...], keys as in a zone file: bridge=NAME, tap=NAME or user, with forward, filter,
-        /// addresses, isolated.
+        /// KEY=VALUE[,KEY=VALUE...], keys as in a zone file: bridge=NAME, tap=NAME or user, with forward,
+        /// filter, addresses, isolated.
         #[arg(value_parser = port)]
         port: PortConfig,
     },
