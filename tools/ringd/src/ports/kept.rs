@@ -125,6 +125,12 @@ impl Ports {
         self.tidy();
     }
 
+    /// Returns what a zone's guest is on [`OWN_BRIDGE`].
+    #[cfg(test)]
+    pub fn host(&self, zone: &str) -> Option<Host> {
+        self.ports.get(&(zone.to_owned(), 0))?.host.clone()
+    }
+
     /// Brings network and rules to what the ports need.
     fn tidy(&mut self) {
         if !self.ports.values().any(|kept| kept.host.is_some()) {

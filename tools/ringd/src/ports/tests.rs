@@ -1,10 +1,12 @@
 //! Ports in a network namespace of their own, where that is permitted and the programs are there.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use ringnet::MacAddress;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::interface;
 use super::kept::Ports;
@@ -197,5 +199,142 @@ fn passt_is_started_and_says_what_it_lacks() {
         request.port.forward = vec!["192.168.9.2:2222:22".parse().unwrap()];
         ports.open(request, 0).unwrap();
         ports.close(|_| true);
+    });
+}
+
+/// A guest at the other end of a tap with one queue.
+struct Guest {
+    tap: File,
+    mac: [u8; 6],
+    ipv4: [u8; 4],
+}
+
+/// Bytes of the header before a frame, as a tap has it that no device has set up.
+const TAP_HEADER: usize = 10;
+const BROADCAST: [u8; 6] = [0xff; 6];
+const OTHER_MAC: [u8; 6] = [0x52, 0x54, 0, 0x66, 0x66, 0x66];
+
+impl Guest {
+    fn new(ports: &mut Ports, zone: &str, filter: bool, isolated: bool) -> Self {
+        let mut request = own(zone, &[]);
+        (request.pairs, request.port.filter, request.port.isolated) = (1, filter, isolated);
+        let tap = File::from(ports.open(request, 0).unwrap());
+        let host = ports.host(zone).unwrap();
+        Self {
+            tap,
+            mac: host.mac.0,
+            ipv4: host.ipv4.octets(),
+        }
+    }
+
+    fn send(&self, source: [u8; 6], rest: &[&[u8]]) {
+        let mut frame = vec![0; TAP_HEADER];
+        frame.extend(BROADCAST);
+        frame.extend(source);
+        frame.extend(rest.concat());
+        frame.resize(frame.len().max(TAP_HEADER + 60), 0);
+        (&self.tap).write_all(&frame).unwrap();
+    }
+
+    /// Asks who has an address.
+    fn ask(&self, sender: ([u8; 6], [u8; 4]), target: [u8; 4]) {
+        let header: &[u8] = &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1];
+        self.send(self.mac, &[header, &sender.0, &sender.1, &[0; 6], &target]);
+    }
+
+    /// Sends an IPv4 packet of a protocol by which it is known.
+    fn packet(&self, source: [u8; 4], protocol: u8) {
+        let header = [8, 0, 0x45, 0, 0, 20, 0, 0, 0, 0, 64, protocol, 0, 0];
+        self.send(self.mac, &[&header, &source, &[255; 4]]);
+    }
+
+    /// Receives frames up to one that is `wanted`; returns those before it.
+    fn receive_until(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<Vec<u8>> {
+        let mut before = Vec::new();
+        loop {
+            let second = rustix::event::Timespec {
+                tv_sec: 10,
+                tv_nsec: 0,
+            };
+            let mut descriptors = [PollFd::new(&self.tap, PollFlags::IN)];
+            assert_eq!(
+                poll(&mut descriptors, Some(&second)),
+                Ok(1),
+                "nothing came after {before:x?}"
+            );
+            let mut frame = [0; 2000];
+            let read = (&self.tap).read(&mut frame).unwrap();
+            let frame = &frame[TAP_HEADER..read];
+            if wanted(frame) {
+                return before;
+            }
+            before.push(frame.to_vec());
+        }
+    }
+}
+
+/// Returns whether a frame is an IPv4 packet of this protocol.
+fn is_packet(protocol: u8) -> impl Fn(&[u8]) -> bool {
+    move |frame| frame[12..14] == [8, 0] && frame[23] == protocol
+}
+
+/// What forged frames look like that no other rule knows: none may come through a filter.
+fn is_forged(frame: &Vec<u8>) -> bool {
+    let arp = frame[12..14] == [8, 6];
+    frame[6..12] == OTHER_MAC
+        || frame[12..14] == [0x88, 0xb5]
+        || is_packet(201)(frame)
+        || arp && frame[31] == 99
+}
+
+#[test]
+fn forged_packets_and_isolated_zones() {
+    in_namespace(|| {
+        if !Path::new("/dev/net/tun").exists() || !has("nft") || !has("dnsmasq") {
+            eprintln!("skipped: needs /dev/net/tun, nft and dnsmasq");
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut ports = Ports::new(directory.path());
+        let isolated = Guest::new(&mut ports, "isolated", true, true);
+        let filtered = Guest::new(&mut ports, "filtered", true, false);
+        let open = Guest::new(&mut ports, "open", false, false);
+        // Another MAC address, another protocol, another IP address, ARP in the name of another.
+        let forge = |guest: &Guest| {
+            guest.send(OTHER_MAC, &[&[8, 0]]);
+            guest.send(guest.mac, &[&[0x88, 0xb5]]);
+            guest.packet([10, 72, 76, 99], 201);
+            guest.ask((guest.mac, [10, 72, 76, 99]), [10, 72, 76, 98]);
+            guest.ask((OTHER_MAC, guest.ipv4), [10, 72, 76, 99]);
+            guest.packet(guest.ipv4, 200);
+        };
+        forge(&filtered);
+        let before = open.receive_until(is_packet(200));
+        assert!(!before.iter().any(is_forged), "{before:x?}");
+        // Without a filter they arrive.
+        forge(&open);
+        let before = filtered.receive_until(is_packet(200));
+        assert_eq!(
+            before.iter().filter(|frame| is_forged(frame)).count(),
+            4,
+            "{before:x?}"
+        );
+
+        // An isolated zone reaches root alone, and is reached by no other.
+        isolated.packet(isolated.ipv4, 202);
+        isolated.ask((isolated.mac, isolated.ipv4), [10, 72, 76, 1]);
+        let to_isolated =
+            |frame: &[u8]| frame[12..14] == [8, 6] && frame[..6] == isolated.mac && frame[21] == 2;
+        let before = isolated.receive_until(to_isolated);
+        assert!(
+            !before.iter().any(is_forged) && !before.iter().any(|frame| is_packet(200)(frame)),
+            "{before:x?}"
+        );
+        filtered.packet(filtered.ipv4, 203);
+        let before = open.receive_until(is_packet(203));
+        assert!(
+            !before.iter().any(|frame| frame[6..12] == isolated.mac),
+            "{before:x?}"
+        );
     });
 }
