@@ -21,13 +21,11 @@ macro_rules! address {
             }
 
             /// Returns whether the address is a multiple of `alignment`, a power of two.
-            #[must_use]
             pub const fn is_aligned(self, alignment: u64) -> bool {
                 self.0 & alignment.wrapping_sub(1) == 0
             }
 
             /// Returns the next lower multiple of `alignment`, a power of two.
-            #[must_use]
             pub const fn align_down(self, alignment: u64) -> Self {
                 Self(self.0 & !alignment.wrapping_sub(1))
             }

@@ -47,7 +47,6 @@ pub struct Rtc {
 
 impl Rtc {
     /// Returns a clock that reads `epoch_seconds` (since 1970) at monotonic second `now`.
-    #[must_use]
     pub const fn new(epoch_seconds: u64, now: u64) -> Self {
         let base = (epoch_seconds as u32).wrapping_sub(now as u32);
         Self {
@@ -69,13 +68,11 @@ impl Rtc {
     }
 
     /// Returns the level of the interrupt output RTCINTR.
-    #[must_use]
     pub const fn line(&self) -> bool {
         self.raw && self.mask
     }
 
     /// Returns the monotonic second at which [`Self::poll`] raises the interrupt.
-    #[must_use]
     pub const fn due(&self) -> Option<u64> {
         self.due
     }

@@ -12,7 +12,6 @@ pub use loom::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 /// Returns `ordering`, or `Relaxed` in a run that mutates `name`.
 #[inline(always)]
-#[must_use]
 pub fn ordering(name: &str, ordering: Ordering) -> Ordering {
     if mutated(name) {
         Ordering::Relaxed
@@ -24,14 +23,12 @@ pub fn ordering(name: &str, ordering: Ordering) -> Ordering {
 /// Returns whether this run mutates `name`: never.
 #[cfg(not(loom))]
 #[inline(always)]
-#[must_use]
 pub fn mutated(_name: &str) -> bool {
     false
 }
 
 /// Whether this run mutates `name`.
 #[cfg(loom)]
-#[must_use]
 pub fn mutated(name: &str) -> bool {
     extern crate std;
     static MUTATION: std::sync::OnceLock<Option<std::string::String>> = std::sync::OnceLock::new();

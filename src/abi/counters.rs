@@ -17,7 +17,9 @@ pub const DEVICE_OFFSET: usize = CPU_OFFSET + MAX_CPUS * size_of::<CpuCounters>(
 /// End of all counters.
 pub const END: usize = DEVICE_OFFSET + MAX_ZONES * MAX_SLOTS * size_of::<DeviceCounters>();
 
-/// Defines an enum of what is counted, by index of its word, with its name in reports and metrics.
+/// Defines an enum of what is counted, by index of its word, with its name in reports and metrics; also of
+/// other indices with names.
+#[macro_export]
 macro_rules! counted {
     (
         $(#[$meta:meta])*
@@ -35,7 +37,6 @@ macro_rules! counted {
             pub const ALL: [Self; $count] = [$(Self::$variant),*];
 
             /// Returns the name in reports and metrics.
-            #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $label,)*
@@ -72,7 +73,6 @@ counted! {
 
 impl Exit {
     /// Returns the reason with this number.
-    #[must_use]
     pub fn from_number(number: u64) -> Option<Self> {
         Self::ALL.get(usize::try_from(number).ok()?).copied()
     }
@@ -185,7 +185,6 @@ pub struct DeviceCounters {
 pub const DEVICE_WORDS: usize = size_of::<DeviceCounters>() / 8;
 
 /// Returns the offset in BAR 0 of a CPU's counters.
-#[must_use]
 pub const fn cpu(index: usize) -> Option<usize> {
     if index < MAX_CPUS {
         Some(CPU_OFFSET + index * size_of::<CpuCounters>())
@@ -195,7 +194,6 @@ pub const fn cpu(index: usize) -> Option<usize> {
 }
 
 /// Returns the offset in BAR 0 of a device's counters.
-#[must_use]
 pub const fn device(zone: u8, slot: usize) -> Option<usize> {
     if (zone as usize) < MAX_ZONES && slot < MAX_SLOTS {
         Some(DEVICE_OFFSET + (zone as usize * MAX_SLOTS + slot) * size_of::<DeviceCounters>())

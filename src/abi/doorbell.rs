@@ -24,13 +24,11 @@ pub const CONSOLE_INPUT: u16 = 0x018;
 pub const PULSES: u16 = 0x01c;
 
 /// Returns the value for [`USED_BUFFER`].
-#[must_use]
 pub const fn used_buffer(zone: u8, slot: u8) -> u32 {
     (zone as u32) << 16 | slot as u32
 }
 
 /// Returns zone and slot of a [`USED_BUFFER`] value, or `None` if other bits are set.
-#[must_use]
 pub const fn parse_used_buffer(value: u32) -> Option<(u8, u8)> {
     if value & 0xff00_ff00 != 0 {
         return None;

@@ -114,7 +114,6 @@ const fn place(position: u64) -> usize {
 
 /// Returns the whole lines in `copy`, a copy of the log's [`SIZE`] bytes, oldest first. `after` is the second
 /// word of the log, read after the copy was made. `None` if it is no log.
-#[must_use]
 pub fn intact(copy: &[u8], after: u64) -> Option<Vec<u8>> {
     let word = |index: usize| {
         let bytes = copy.get(index * 8..index * 8 + 8)?;

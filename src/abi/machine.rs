@@ -38,7 +38,6 @@ pub const VIRTUAL_TIMER: u32 = 27;
 pub const PHYSICAL_TIMER: u32 = 30;
 
 /// Returns the affinity of a vCPU: 16 to a cluster, as in QEMU's `virt`.
-#[must_use]
 pub const fn vcpu_mpidr(vcpu: usize) -> u64 {
     ((vcpu / 16) as u64) << 8 | (vcpu % 16) as u64
 }

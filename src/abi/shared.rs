@@ -61,7 +61,6 @@ pub const CONSOLE_OUT_SIZE: usize = 0x1_0000;
 pub const NOTIFIED: usize = 0x1_4000;
 
 /// Returns the offset of a zone's window in the shared page, or `None` for a number out of range.
-#[must_use]
 pub const fn zone_window(zone: u8) -> Option<usize> {
     if (zone as usize) < MAX_ZONES {
         Some(ZONE_BASE + zone as usize * ZONE_STRIDE)

@@ -63,7 +63,6 @@ pub struct Record {
 
 impl Record {
     /// Returns the second word: all but the stamp.
-    #[must_use]
     pub const fn word(self) -> u64 {
         self.kind as u64
             | (self.zone as u64) << 8
@@ -73,7 +72,6 @@ impl Record {
     }
 
     /// From both words; `None` for a kind that does not exist.
-    #[must_use]
     pub fn parse(stamp: u64, word: u64) -> Option<Self> {
         Some(Self {
             stamp,
@@ -88,13 +86,11 @@ impl Record {
 
 /// Returns the number of the first record that a reader may trust after it copied a ring of `capacity`
 /// records, given the head it read afterwards: the record being written may be half overwritten.
-#[must_use]
 pub const fn first_intact(head: u64, capacity: u64) -> u64 {
     (head + 1).saturating_sub(capacity)
 }
 
 /// Returns the pages of a CPU's ring on a machine with this many CPUs: a power of two.
-#[must_use]
 pub const fn pages_per_cpu(cpus: usize) -> usize {
     /// Pages of all rings together, as long as each has one.
     const BUDGET: usize = 32;

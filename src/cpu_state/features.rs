@@ -199,7 +199,6 @@ impl Features {
     }
 
     /// Returns whether `feature` is in the set.
-    #[must_use]
     pub const fn has(self, feature: Feature) -> bool {
         self.0 >> feature as u8 & 1 != 0
     }

@@ -2,14 +2,14 @@
 //!
 //! [`change`] is the sequence at a change of owner: what the last one left running ends ([`quiesce`]), EL2's
 //! control registers are set for the new one ([`controls`]), and every register that either may write is
-//! reset ([`reset`]). [`id`] is what an owner sees of the CPU's features. EL2 executes all of it through
+//! reset ([`reset`]). [`view`] is what an owner sees of the CPU's features. EL2 executes all of it through
 //! [`Registers`]; tests on the host execute it on a model of the registers with every feature, and with each
 //! absent. `docs/cpu-state.md` lists the state, feature by feature.
 //!
 //! # How to add a feature
 //! Without a change here a zone does not see it, and it traps if the architecture lets it. To give it to
 //! zones: [`Feature`] and its rule in `features.rs`; its registers in `registers.rs`; their reset values in
-//! `reset.rs`; the bits that enable it in `controls.rs`; the field's mask in `id.rs`; rows in
+//! `reset.rs`; the bits that enable it in `controls.rs`; the field's mask in `view.rs`; rows in
 //! `tests/state.rs` (the registers, and what traps them) and in `docs/cpu-state.md`.
 //!
 //! EL2 accesses no register that firmware may keep from it but those that Linux accesses at EL2
@@ -22,6 +22,7 @@ pub mod registers;
 mod reset;
 #[cfg(test)]
 mod tests;
+pub mod view;
 
 pub use features::{Feature, Features};
 pub use reset::{change, initialise, quiesce};

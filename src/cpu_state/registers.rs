@@ -1,7 +1,6 @@
 //! Encodings of system registers, as `MSR` and `MRS` have them in bits 20 to 5.
 
 /// Returns the encoding of `S<op0>_<op1>_C<crn>_C<crm>_<op2>`.
-#[must_use]
 pub const fn encode(op0: u16, op1: u16, crn: u16, crm: u16, op2: u16) -> u16 {
     op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 }

@@ -124,19 +124,16 @@ impl DeviceTree {
     }
 
     /// Returns the size in bytes of the blob that was parsed, including unused space in it.
-    #[must_use]
     pub fn size(&self) -> usize {
         self.size
     }
 
     /// Returns the regions of the memory reservation block, as written.
-    #[must_use]
     pub fn reservations(&self) -> &[Region] {
         &self.reservations
     }
 
     /// Returns `boot_cpuid_phys` of the header.
-    #[must_use]
     pub fn boot_cpu(&self) -> u32 {
         self.boot_cpu
     }

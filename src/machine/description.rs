@@ -103,7 +103,6 @@ impl Machine {
     /// Returns what root may reach of the addresses below `limit`, without `holes`: RAM, and what the device
     /// tree names and is not [`Self::hidden`]. Addresses that it does not name stay unmapped, for a device
     /// may be there that writes memory on root's behalf.
-    #[must_use]
     pub fn root_map(&self, holes: &[Region], limit: u64) -> RootMap {
         let pages = |regions: &[Region]| -> Vec<Region> {
             let page = |region: &Region| {
@@ -156,14 +155,12 @@ impl Machine {
     }
 
     /// Returns an SPI that no device uses, the highest below `limit` (the number of INTIDs in GICD_TYPER).
-    #[must_use]
     pub fn free_spi(&self, limit: u32) -> Option<u32> {
         self.spis.highest_free(limit)
     }
 
     /// Returns `size` bytes of addresses that neither RAM nor a device uses, at a multiple of `align`, a
     /// power of two, below 2^`ipa_bits`. The first ones above all RAM, else the first ones except page 0.
-    #[must_use]
     pub fn free_window(&self, size: u64, align: u64, ipa_bits: u32) -> Option<Region> {
         if !align.is_power_of_two() {
             return None;

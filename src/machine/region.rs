@@ -18,7 +18,6 @@ pub struct Region {
 
 impl Region {
     /// Returns `size` bytes from `base`, or `None` if that is empty or exceeds 2^64.
-    #[must_use]
     pub const fn new(base: Pa, size: u64) -> Option<Self> {
         match base.0.checked_add(size) {
             Some(_) if size != 0 => Some(Self { base, size }),
@@ -27,7 +26,6 @@ impl Region {
     }
 
     /// Returns the range from `base` up to, excluding, `end`; `None` if that is empty.
-    #[must_use]
     pub const fn from_bounds(base: Pa, end: Pa) -> Option<Self> {
         match end.0.checked_sub(base.0) {
             Some(size) => Self::new(base, size),
@@ -36,44 +34,37 @@ impl Region {
     }
 
     /// Returns the first address.
-    #[must_use]
     pub const fn base(&self) -> Pa {
         self.base
     }
 
     /// Returns the size in bytes, never 0.
-    #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
     /// Returns the address after the last.
-    #[must_use]
     pub const fn end(&self) -> Pa {
         // Does not wrap: checked by `new`.
         Pa(self.base.0.wrapping_add(self.size))
     }
 
     /// Returns whether the two overlap.
-    #[must_use]
     pub const fn overlaps(&self, other: &Self) -> bool {
         self.base.0 < other.end().0 && other.base.0 < self.end().0
     }
 
     /// Returns the first address and the one past the end.
-    #[must_use]
     pub const fn bounds(&self) -> (u64, u64) {
         (self.base.0, self.end().0)
     }
 
     /// Returns whether this range contains all of `other`.
-    #[must_use]
     pub const fn contains(&self, other: &Self) -> bool {
         self.base.0 <= other.base.0 && other.end().0 <= self.end().0
     }
 
     /// Returns this range without `hole`: the part below and the part above.
-    #[must_use]
     pub fn without(&self, hole: &Self) -> [Option<Self>; 2] {
         if !self.overlaps(hole) {
             return [Some(*self), None];
@@ -114,7 +105,6 @@ pub fn merge(regions: &mut Vec<Region>) {
 }
 
 /// Returns `regions` without any address of `holes`.
-#[must_use]
 pub fn subtract(regions: &[Region], holes: &[Region]) -> Vec<Region> {
     let mut left: Vec<Region> = regions.to_vec();
     for hole in holes {

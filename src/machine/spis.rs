@@ -14,7 +14,6 @@ pub struct SpiSet {
 
 impl SpiSet {
     /// Returns whether `intid` is in the set.
-    #[must_use]
     pub fn contains(&self, intid: u32) -> bool {
         self.words
             .get((intid / 64) as usize)
@@ -38,7 +37,6 @@ impl SpiSet {
     }
 
     /// Returns the highest SPI below `limit` that is not in the set.
-    #[must_use]
     pub fn highest_free(&self, limit: u32) -> Option<u32> {
         (SPI_BASE..limit.min(SPI_END))
             .rev()

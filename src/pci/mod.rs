@@ -97,7 +97,6 @@ pub struct ConfigSpace {
 impl ConfigSpace {
     /// Returns the space after reset, but with BAR 0 at `bar`, which is the only place in the bridge's
     /// window: bits below [`BAR_SIZE`] are dropped.
-    #[must_use]
     pub fn new(bar: Pa) -> Self {
         let mut words = [0; word::COUNT];
         words[word::ID] = (PCI_DEVICE as u32) << 16 | PCI_VENDOR as u32;
@@ -117,20 +116,17 @@ impl ConfigSpace {
 
     /// Returns the address of BAR 0. EL2 need not follow a change: the window has only one place for it.
     /// While Linux sizes the BAR this is briefly all ones.
-    #[must_use]
     pub fn bar(&self) -> Pa {
         let low = self.words[word::BAR0_LOW] & WRITABLE[word::BAR0_LOW];
         Pa(u64::from(self.words[word::BAR0_HIGH]) << 32 | u64::from(low))
     }
 
     /// Returns whether the interrupt status is set.
-    #[must_use]
     pub fn is_asserted(&self) -> bool {
         self.words[word::COMMAND] & STATUS_INTERRUPT != 0
     }
 
     /// Returns whether INTx is disabled.
-    #[must_use]
     pub fn is_masked(&self) -> bool {
         self.words[word::COMMAND] & COMMAND_INTX_DISABLE != 0
     }

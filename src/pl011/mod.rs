@@ -72,7 +72,6 @@ impl Default for Uart {
 
 impl Uart {
     /// Returns a device after reset.
-    #[must_use]
     pub fn new() -> Self {
         Self {
             received: ArrayVec::new(),
@@ -91,7 +90,6 @@ impl Uart {
     }
 
     /// Returns the level of the interrupt output UARTINTR.
-    #[must_use]
     pub fn line(&self) -> bool {
         self.raw.intersects(self.mask)
     }

@@ -49,43 +49,36 @@ impl<const N: usize> CpuTable<N> {
     }
 
     /// Returns a table of a guest's `vcpus` CPUs with the affinities of QEMU's `virt`, all off.
-    #[must_use]
     pub fn guest(vcpus: usize) -> Self {
         Self::new((0..vcpus).map(Mpidr::of_vcpu))
     }
 
     /// Returns the number of CPUs in the table.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.cpus.len()
     }
 
     /// Returns whether the table is empty.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.cpus.is_empty()
     }
 
     /// Returns the state of a CPU by number.
-    #[must_use]
     pub fn state(&self, cpu: usize) -> Option<CpuState> {
         self.cpus.get(cpu).map(|&(_, state)| state)
     }
 
     /// Returns the affinity of a CPU by number.
-    #[must_use]
     pub fn mpidr(&self, cpu: usize) -> Option<Mpidr> {
         self.cpus.get(cpu).map(|&(mpidr, _)| mpidr)
     }
 
     /// Returns the number of the CPU with this affinity.
-    #[must_use]
     pub fn find(&self, mpidr: Mpidr) -> Option<usize> {
         self.cpus.iter().position(|&(other, _)| other == mpidr)
     }
 
     /// Returns the number of CPUs that are on or on pending.
-    #[must_use]
     pub fn count_on(&self) -> usize {
         self.cpus
             .iter()

@@ -80,7 +80,6 @@ pub enum Error {
 
 impl Error {
     /// Returns the value for x0. A caller of the 32-bit form reads w0 only, so one encoding serves both.
-    #[must_use]
     pub const fn to_register(self) -> u64 {
         self as i32 as i64 as u64
     }
@@ -95,13 +94,11 @@ impl Mpidr {
     pub const MASK: u64 = 0xff_00ff_ffff;
 
     /// Returns the affinity of an MPIDR_EL1 value; other bits (U, MT, RES1) are dropped.
-    #[must_use]
     pub const fn from_register(value: u64) -> Self {
         Self(value & Self::MASK)
     }
 
     /// Returns the affinity passed as an argument, or `None` if any other bit is set (section 5.1.4).
-    #[must_use]
     pub const fn from_argument(value: u64) -> Option<Self> {
         if value & !Self::MASK == 0 {
             Some(Self(value))
@@ -111,25 +108,21 @@ impl Mpidr {
     }
 
     /// Returns the affinity of a guest's vCPU, numbered as in QEMU's `virt`.
-    #[must_use]
     pub const fn of_vcpu(vcpu: usize) -> Self {
         Self::from_register(crate::abi::machine::vcpu_mpidr(vcpu))
     }
 
     /// Returns the affinity fields.
-    #[must_use]
     pub const fn bits(self) -> u64 {
         self.0
     }
 
     /// Returns the value for VMPIDR_EL2: RES1 set, not a uniprocessor, not multithreaded.
-    #[must_use]
     pub const fn register(self) -> u64 {
         self.0 | 1 << 31
     }
 
     /// Returns whether both have the same affinity fields from `level` upward.
-    #[must_use]
     pub const fn same_from(self, other: Self, level: u32) -> bool {
         let mask = match level {
             0 => Self::MASK,
@@ -197,7 +190,6 @@ pub enum Call {
 impl Call {
     /// Decodes x0 to x3 of an HVC or SMC with immediate 0; `None` for an unknown function: the result is
     /// [`Error::NotSupported`].
-    #[must_use]
     pub const fn decode(x: [u64; 4]) -> Option<Self> {
         let id = x[0] as u32;
         let wide = id & 1 << 30 != 0;

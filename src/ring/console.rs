@@ -44,13 +44,11 @@ pub struct OutputProducer {
 
 impl OutputProducer {
     /// Starts at position 0.
-    #[must_use]
     pub const fn new() -> Self {
         Self { written: 0 }
     }
 
     /// Starts at any position.
-    #[must_use]
     pub const fn starting_at(written: u64) -> Self {
         Self { written }
     }
@@ -75,7 +73,6 @@ impl OutputProducer {
     }
 
     /// Returns the number of bytes ever written.
-    #[must_use]
     pub const fn written(&self) -> u64 {
         self.written
     }
@@ -98,13 +95,11 @@ pub struct OutputConsumer {
 
 impl OutputConsumer {
     /// Starts at a position; 0 reads everything that is still there.
-    #[must_use]
     pub const fn starting_at(read: u64) -> Self {
         Self { read }
     }
 
     /// Returns the position of the next byte.
-    #[must_use]
     pub const fn position(&self) -> u64 {
         self.read
     }
@@ -189,14 +184,12 @@ pub struct InputConsumer {
 
 impl InputConsumer {
     /// Starts at position 0.
-    #[must_use]
     pub const fn new() -> Self {
         Self { read: 0 }
     }
 
     /// Returns the number of bytes available, at most the ring's length; 0 if the daemon's position is not
     /// valid.
-    #[must_use]
     pub fn len(&self, ring: &Input<'_>) -> usize {
         let ahead = ring
             .written
@@ -210,7 +203,6 @@ impl InputConsumer {
     }
 
     /// Returns whether no byte is available.
-    #[must_use]
     pub fn is_empty(&self, ring: &Input<'_>) -> bool {
         self.len(ring) == 0
     }

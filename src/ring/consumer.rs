@@ -33,7 +33,6 @@ impl Consumer {
     /// here on.
     ///
     /// `Err` is a slot with the right number and no valid entry: the ring was corrupted.
-    #[must_use]
     pub fn peek(&self, ring: &Ring<'_>) -> Option<Result<Entry, u32>> {
         let word = ring
             .slot(self.tail)?
@@ -74,7 +73,6 @@ impl Consumer {
     }
 
     /// Returns the number of the next entry to pop.
-    #[must_use]
     pub const fn tail(&self) -> u64 {
         self.tail
     }

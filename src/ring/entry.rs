@@ -47,7 +47,6 @@ pub enum Entry {
 
 impl Entry {
     /// Returns whether slot and queue are within a zone's limits; only such entries have a bit.
-    #[must_use]
     pub const fn is_valid(self) -> bool {
         match self {
             Self::Notify { slot, queue } => (slot as usize) < MAX_SLOTS && (queue as usize) < MAX_QUEUES,
@@ -71,7 +70,6 @@ impl Entry {
     }
 
     /// Returns the encoding in a slot.
-    #[must_use]
     pub const fn encode(self) -> u32 {
         let (kind, slot, queue) = match self {
             Self::Notify { slot, queue } => (kind::NOTIFY, slot, queue),
@@ -83,7 +81,6 @@ impl Entry {
     }
 
     /// Decodes a slot; `None` for a word that [`Self::encode`] never returns for a valid entry.
-    #[must_use]
     pub const fn decode(word: u32) -> Option<Self> {
         let (slot, queue) = ((word >> 16) as u8, word as u8);
         let entry = match (word >> 24) as u8 {

@@ -24,14 +24,12 @@ pub struct Producer {
 impl Producer {
     /// Returns a producer for an empty ring.
     #[cfg(not(loom))]
-    #[must_use]
     pub const fn new() -> Self {
         Self::starting_at(0)
     }
 
     /// Returns a producer whose next entry has number `head`. Slots must hold nothing from a later entry.
     #[cfg(not(loom))]
-    #[must_use]
     pub const fn starting_at(head: u64) -> Self {
         Self {
             head: AtomicU64::new(head),
@@ -40,7 +38,6 @@ impl Producer {
 
     /// As above, for loom, whose atomics cannot be constants.
     #[cfg(loom)]
-    #[must_use]
     pub fn starting_at(head: u64) -> Self {
         Self {
             head: AtomicU64::new(head),
@@ -88,7 +85,6 @@ impl Producer {
     }
 
     /// Returns the number of entries ever added: where a consumer that attaches begins.
-    #[must_use]
     pub fn head(&self) -> u64 {
         self.head.load(ordering("head_read", Ordering::Acquire))
     }

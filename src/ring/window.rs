@@ -56,7 +56,6 @@ const _: () = {
 
 impl ZoneWindow {
     /// Returns the event ring.
-    #[must_use]
     pub const fn ring(&self) -> Ring<'_> {
         Ring {
             slots: &self.slots,
@@ -66,7 +65,6 @@ impl ZoneWindow {
     }
 
     /// Returns the console output ring.
-    #[must_use]
     pub const fn output(&self) -> Output<'_> {
         Output {
             claimed: &self.out_claimed,
@@ -76,7 +74,6 @@ impl ZoneWindow {
     }
 
     /// Returns the console input ring.
-    #[must_use]
     pub const fn input(&self) -> Input<'_> {
         Input {
             written: &self.in_written,
@@ -102,7 +99,6 @@ impl ZoneWindow {
 
     /// Returns the counter value at which a queue was notified, if it was; for the daemon, once it has popped
     /// the entry.
-    #[must_use]
     pub fn notified_at(&self, slot: u8, queue: u8) -> Option<u64> {
         let at = self.notified(slot, queue)?.load(Ordering::Relaxed);
         (at != 0).then_some(at)

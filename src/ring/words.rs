@@ -13,7 +13,6 @@ pub struct Ring<'a> {
 impl<'a> Ring<'a> {
     /// Returns a ring over these words: a power of two of `slots`, and at most as many bits in `pending`. One
     /// word of bits is allowed with any number of slots, for tests that have few events.
-    #[must_use]
     pub fn new(slots: &'a [AtomicU64], pending: &'a [AtomicU64], armed: &'a AtomicU32) -> Option<Self> {
         let fits = slots.len().is_power_of_two() && pending.len().checked_mul(64)? <= slots.len().max(64);
         fits.then_some(Self {

@@ -108,25 +108,21 @@ impl Stage2 {
     }
 
     /// Returns the address of the first root table, for VTTBR_EL2.
-    #[must_use]
     pub const fn root(&self) -> Pa {
         self.root
     }
 
     /// Returns the number of table pages in use.
-    #[must_use]
     pub const fn pages(&self) -> usize {
         self.pages
     }
 
     /// Returns the first IPA past the address space.
-    #[must_use]
     pub const fn limit(&self) -> u64 {
         1 << self.ipa_bits
     }
 
     /// Returns VTCR_EL2 for trees of `ipa_bits` on a CPU with this ID_AA64MMFR0_EL1.PARange.
-    #[must_use]
     pub const fn vtcr(ipa_bits: u32, pa_range: u64) -> u64 {
         const RES1: u64 = 1 << 31;
         RES1 | pa_range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | (64 - ipa_bits) as u64

@@ -18,7 +18,6 @@ impl Width {
     pub const ALL: [Self; 4] = [Self::Byte, Self::Half, Self::Word, Self::Double];
 
     /// Decodes the SAS field: log2 of the bytes; only its two low bits count.
-    #[must_use]
     pub const fn from_log2(log2: u64) -> Self {
         match log2 & 3 {
             0 => Self::Byte,
@@ -29,7 +28,6 @@ impl Width {
     }
 
     /// Returns the width in bytes: 1, 2, 4 or 8.
-    #[must_use]
     pub const fn bytes(self) -> u64 {
         match self {
             Self::Byte => 1,
@@ -40,7 +38,6 @@ impl Width {
     }
 
     /// Returns a mask of the bits that are transferred.
-    #[must_use]
     pub const fn mask(self) -> u64 {
         match self {
             Self::Byte => 0xff,
@@ -51,7 +48,6 @@ impl Width {
     }
 
     /// Sign-extends the low bits of `value` to 64.
-    #[must_use]
     const fn sign_extend(self, value: u64) -> u64 {
         let shift = 64 - 8 * self.bytes();
         (((value << shift) as i64) >> shift) as u64
@@ -64,7 +60,6 @@ pub struct Register(u8);
 
 impl Register {
     /// Returns the register in the five low bits of `field`.
-    #[must_use]
     pub const fn from_field(field: u64) -> Self {
         Self((field & 31) as u8)
     }
@@ -94,7 +89,6 @@ pub struct Access {
 impl Access {
     /// Returns the register's value after loading `value` from a device: extended and truncated as the
     /// instruction says.
-    #[must_use]
     pub const fn loaded(self, value: u64) -> u64 {
         let value = value & self.width.mask();
         let extended = if self.sign_extend {
@@ -110,7 +104,6 @@ impl Access {
     }
 
     /// Returns the value stored to the device when the register holds `value`.
-    #[must_use]
     pub const fn stored(self, value: u64) -> u64 {
         value & self.width.mask()
     }

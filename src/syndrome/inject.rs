@@ -5,7 +5,6 @@ use super::class::{self, IL};
 /// Returns ESR_EL1 for a synchronous external abort that EL2 injects for `esr_el2`, an abort from a lower
 /// exception level. `from_el0`: the guest was at EL0. FAR_EL1 is to be FAR_EL2; WnR and FnV are kept, and ISV
 /// is clear.
-#[must_use]
 pub const fn external_abort_esr(esr_el2: u64, from_el0: bool) -> u64 {
     const FNV: u64 = 1 << 10;
     const WNR: u64 = 1 << 6;
@@ -24,7 +23,6 @@ pub const fn external_abort_esr(esr_el2: u64, from_el0: bool) -> u64 {
 pub const UNDEFINED_ESR: u64 = IL;
 
 /// Returns the offset from VBAR_EL1 of the synchronous vector for an exception taken with `spsr` (SPSR_EL2).
-#[must_use]
 pub const fn synchronous_vector(spsr: u64) -> u64 {
     const AARCH32: u64 = 1 << 4;
     if spsr & AARCH32 != 0 {

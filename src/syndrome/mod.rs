@@ -36,7 +36,6 @@ pub struct SysReg {
 
 impl SysReg {
     /// Returns `S<op0>_<op1>_C<crn>_C<crm>_<op2>`.
-    #[must_use]
     pub const fn new(op0: u8, op1: u8, crn: u8, crm: u8, op2: u8) -> Self {
         Self {
             op0,
@@ -49,7 +48,6 @@ impl SysReg {
 
     /// Returns whether it is a `TLBI` of the EL1&0 regime (Arm ARM C5.5); CRn 9 are those with FEAT_XS's nXS
     /// qualifier.
-    #[must_use]
     pub const fn is_tlbi_el1(self) -> bool {
         self.op0 == 1 && self.op1 == 0 && matches!(self.crn, 8 | 9)
     }
@@ -65,7 +63,6 @@ impl SysReg {
     }
 
     /// Returns whether the register or instruction is IMPLEMENTATION DEFINED (Arm ARM, HCR_EL2.TIDCP).
-    #[must_use]
     pub const fn is_implementation_defined(self) -> bool {
         self.op0 & 1 != 0 && matches!(self.crn, 11 | 15)
     }
@@ -139,7 +136,6 @@ pub enum Syndrome {
 
 impl Syndrome {
     /// Decodes ESR_EL2 of an exception from a lower exception level.
-    #[must_use]
     pub const fn decode(esr: u64) -> Self {
         let ec = (esr >> 26 & 0x3f) as u8;
         let iss = esr & 0x1ff_ffff;
@@ -165,7 +161,6 @@ impl Syndrome {
 }
 
 /// Returns the bytes of the instruction that trapped: 4, or 2 for a short Thumb instruction (IL).
-#[must_use]
 pub const fn instruction_length(esr: u64) -> u64 {
     if esr & IL != 0 { 4 } else { 2 }
 }

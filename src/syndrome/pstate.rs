@@ -10,7 +10,6 @@ const BTYPE: u64 = 3 << 10;
 /// Returns SPSR_EL2 for a return past an instruction that EL2 has emulated: as if the CPU had executed it, a
 /// software step is pending and BTYPE is zero; in AArch32 state the IT block advances.
 #[inline]
-#[must_use]
 pub const fn spsr_after_instruction(spsr: u64) -> u64 {
     if spsr & AARCH32 != 0 {
         return after_aarch32_instruction(spsr);
@@ -46,7 +45,6 @@ pub struct ExceptionControls {
 }
 
 /// Returns PSTATE after an exception to EL1h from a context with `spsr` (Arm ARM, AArch64.TakeException).
-#[must_use]
 pub const fn exception_pstate(spsr: u64, controls: &ExceptionControls) -> u64 {
     const EL1H_MASKED: u64 = 0x3c5;
     const NZCV: u64 = 0xf << 28;

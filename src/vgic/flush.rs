@@ -6,12 +6,12 @@
 //! (acknowledged, deactivated), write what happened to its interrupt meanwhile (raised again, line dropped,
 //! disabled, rerouted), fill free list registers by priority, and choose the maintenance interrupts (`fill`).
 
+use super::fill::Class;
 use super::gic::Vgic;
 use super::intid::{bits, split};
 use super::kicks::Kicks;
 use super::lr::{ListRegisters, Lr, hcr, vmcr};
 use super::lr_state::desired_lr;
-use super::rank::Class;
 use super::state::NONE;
 
 impl Vgic {

@@ -20,14 +20,12 @@ pub struct Line(AtomicU8);
 impl Line {
     /// Returns a line that is low.
     #[cfg(not(loom))]
-    #[must_use]
     pub const fn new() -> Self {
         Self(AtomicU8::new(0))
     }
 
     /// As above, for loom, whose atomics cannot be constants.
     #[cfg(loom)]
-    #[must_use]
     pub fn new() -> Self {
         Self(AtomicU8::new(0))
     }

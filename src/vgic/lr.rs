@@ -70,7 +70,6 @@ impl Lr {
     }
 
     /// Sets the pending bit of the state.
-    #[must_use]
     pub const fn with_pending(self, pending: bool) -> Self {
         Self(if pending {
             self.0 | PENDING
@@ -80,14 +79,12 @@ impl Lr {
     }
 
     /// Sets the active bit of the state.
-    #[must_use]
     pub const fn with_active(self, active: bool) -> Self {
         Self(if active { self.0 | ACTIVE } else { self.0 & !ACTIVE })
     }
 
     /// Ties the interrupt to the physical interrupt `pintid`, which the guest's deactivation then
     /// deactivates.
-    #[must_use]
     pub const fn with_hw(self, pintid: u32) -> Self {
         let field = (pintid as u64 & PINTID_MASK) << PINTID_SHIFT;
         Self(self.0 & !(PINTID_MASK << PINTID_SHIFT) | field | HW)
@@ -95,7 +92,6 @@ impl Lr {
 
     /// Requests a maintenance interrupt when the guest ends the interrupt. Only without [`Lr::with_hw`],
     /// whose physical INTID uses the same bit.
-    #[must_use]
     pub const fn with_eoi(self, eoi: bool) -> Self {
         Self(if eoi { self.0 | EOI } else { self.0 & !EOI })
     }

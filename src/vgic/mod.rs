@@ -1,8 +1,8 @@
 //! The virtual GICv3, portable: it knows no trap, no system register and no lock.
 //!
 //! [`Vgic`] is the interrupt controller of one zone: the state of every SGI, PPI and SPI (`gic`, `bank`,
-//! `state`), their sources (`input`, `routing`), the registers the guest sees (`dist`, `redist`, `regs`) and
-//! the list registers of each vCPU (`flush`, which uses `fill`, `lr_state` and `rank`). [`RootGic`] is the
+//! `state`), their sources (`input`), the registers the guest sees (`dist`, `redist`, `regs`) and
+//! the list registers of each vCPU (`flush`, which uses `fill` and `lr_state`). [`RootGic`] is the
 //! root zone's: a [`Vgic`] whose PPIs and SPIs are physical, so that its register writes also go to the
 //! physical GIC, filtered.
 //!
@@ -33,11 +33,9 @@ mod lr;
 mod lr_state;
 mod park;
 mod physical;
-mod rank;
 mod redist;
 mod regs;
 mod root;
-mod routing;
 mod sgi;
 mod shadow;
 mod state;

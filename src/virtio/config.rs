@@ -1,7 +1,7 @@
 //! Configuration space (virtio 1.2, 2.5): its bytes, the fields a driver may write, and ConfigGeneration.
 
 use super::features::{bit, device};
-use super::memory::RegisterPage;
+use super::queue::RegisterPage;
 use super::registers::CONFIG;
 use super::spec::Spec;
 use crate::syndrome::Width;

@@ -3,8 +3,7 @@
 //! does not fit the state does nothing.
 
 use super::effect::{Effect, Rejected};
-use super::memory::RegisterPage;
-use super::queue::Queue;
+use super::queue::{Queue, RegisterPage};
 use super::registers::{self as reg, DeviceStatus, Interrupt};
 use super::transport::{Reset, Transport};
 use crate::abi::MAX_QUEUES;
@@ -100,7 +99,6 @@ impl Transport {
     }
 
     /// Returns the state for a daemon that attaches. Queues appear only while the daemon may use them.
-    #[must_use]
     pub fn state(&self) -> DeviceState {
         let mut queue = [QueueState::default(); MAX_QUEUES];
         if self.daemon_may_access() {

@@ -2,8 +2,7 @@
 
 use super::effect::{Effect, Event};
 use super::features::{bit, missing_dependency};
-use super::memory::{GuestRam, RegisterPage};
-use super::queue::{Phase, Queue};
+use super::queue::{GuestRam, Phase, Queue, RegisterPage};
 use super::registers::{self as reg, DeviceStatus, Interrupt};
 use super::transport::{Reset, Transport};
 use crate::syndrome::Width;

@@ -3,7 +3,7 @@
 
 use core::cell::Cell;
 
-use super::memory::{GuestRam, RegisterPage};
+use super::queue::{GuestRam, RegisterPage};
 use super::registers::END;
 use crate::addr::Ipa;
 
@@ -27,14 +27,12 @@ impl FakePage {
     ///
     /// # Panics
     /// If `offset` is not within the page.
-    #[must_use]
     pub fn read32(&self, offset: u16) -> u32 {
         assert_eq!(offset % 4, 0);
         self.words[usize::from(offset) / 4].get()
     }
 
     /// Returns all words.
-    #[must_use]
     pub fn dump(&self) -> [u32; END as usize / 4] {
         core::array::from_fn(|index| self.words[index].get())
     }

@@ -77,7 +77,6 @@ const NET: [Dependency; 19] = {
 
 /// Returns a feature bit of `features` whose requirement is not in it, if there is one. For drivers and
 /// devices (section 2.2).
-#[must_use]
 pub fn missing_dependency(device_id: u32, features: u64) -> Option<u32> {
     let table: &[Dependency] = match device_id {
         device::NET => &NET,
@@ -91,7 +90,6 @@ pub fn missing_dependency(device_id: u32, features: u64) -> Option<u32> {
 
 /// As [`missing_dependency`], and also for what a device must not offer alone: CONFIG_WCE without FLUSH
 /// (5.2.5.2).
-#[must_use]
 pub fn missing_for_offer(device_id: u32, features: u64) -> Option<u32> {
     if device_id == device::BLOCK && features & bit::BLK_CONFIG_WCE != 0 && features & bit::BLK_FLUSH == 0 {
         return Some(bit::BLK_CONFIG_WCE.trailing_zeros());

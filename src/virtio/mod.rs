@@ -24,13 +24,12 @@ mod driver;
 mod effect;
 pub mod fake;
 pub mod features;
-mod memory;
 pub mod queue;
 pub mod registers;
 pub mod spec;
 pub mod transport;
 
 pub use effect::{Effect, Event, Rejected};
-pub use memory::{GuestRam, RegisterPage};
+pub use queue::{GuestRam, RegisterPage};
 pub use spec::{Spec, SpecError};
 pub use transport::Transport;

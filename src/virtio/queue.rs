@@ -1,6 +1,6 @@
-//! One virtqueue as the transport sees it: what the driver has set up, and its [`Phase`].
+//! One virtqueue as the transport sees it: what the driver has set up, and its [`Phase`]; what the transport
+//! needs of guest memory: RAM, to check queue addresses, and the page that shows the registers.
 
-use super::memory::GuestRam;
 use crate::abi::command::QueueState;
 use crate::addr::Ipa;
 
@@ -38,7 +38,6 @@ impl Setup {
     /// Returns whether the device can use the queue: a power of two up to `max` entries, and three aligned
     /// areas in RAM (section 2.7; the areas include the event fields). Areas that overlap harm only the
     /// guest.
-    #[must_use]
     pub fn is_valid(&self, max: u16, ram: &impl GuestRam) -> bool {
         if !self.size.is_power_of_two() || self.size > u32::from(max) {
             return false;
@@ -68,7 +67,6 @@ pub struct Queue {
 
 impl Queue {
     /// Returns a queue as it is after reset.
-    #[must_use]
     pub fn new(max: u16) -> Self {
         Self {
             max,
@@ -77,13 +75,11 @@ impl Queue {
     }
 
     /// Returns what QueueReady reads.
-    #[must_use]
     pub fn ready(&self) -> bool {
         self.phase != Phase::Idle
     }
 
     /// Returns what QueueReset reads.
-    #[must_use]
     pub fn resetting(&self) -> bool {
         self.phase == Phase::Stopping { reset: true }
     }
@@ -104,7 +100,6 @@ impl Queue {
     }
 
     /// Returns what the daemon gets to see: only checked addresses.
-    #[must_use]
     pub fn state(&self) -> QueueState {
         let ready = match self.phase {
             Phase::Idle | Phase::Stopped => return QueueState::default(),
@@ -125,4 +120,17 @@ impl Queue {
             device,
         }
     }
+}
+
+/// The guest's RAM.
+pub trait GuestRam {
+    /// Returns whether the `len` bytes from `start` are all RAM. False if the range wraps.
+    fn contains(&self, start: Ipa, len: u64) -> bool;
+}
+
+/// The page of registers that the guest loads from.
+pub trait RegisterPage {
+    /// Stores `value` (little-endian) at `offset`, a multiple of 4 below 0x200. The store must be complete
+    /// before the vCPU that trapped continues.
+    fn set32(&self, offset: u16, value: u32);
 }

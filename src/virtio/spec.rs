@@ -42,7 +42,6 @@ pub enum SpecError {
 
 impl SpecError {
     /// Returns the offending value, for [`crate::abi::command::Header::detail`].
-    #[must_use]
     pub const fn detail(self) -> u64 {
         match self {
             Self::DeviceId => 0,

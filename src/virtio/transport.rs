@@ -15,8 +15,7 @@ use arrayvec::ArrayVec;
 
 use super::config::Config;
 use super::effect::{Effect, Event};
-use super::memory::RegisterPage;
-use super::queue::Queue;
+use super::queue::{Queue, RegisterPage};
 use super::registers::{self as reg, DeviceStatus, Interrupt};
 use super::spec::Spec;
 use crate::abi::MAX_QUEUES;
@@ -56,7 +55,6 @@ pub struct Transport {
 impl Transport {
     /// Returns a device as it is after power-on. [`Self::write_page`] must run before the guest sees the
     /// page.
-    #[must_use]
     pub fn new(spec: &Spec) -> Self {
         Self {
             device_id: spec.device_id,
@@ -77,25 +75,21 @@ impl Transport {
     }
 
     /// Returns a slot without a device: DeviceID reads 0, stores have no effect.
-    #[must_use]
     pub fn empty() -> Self {
         Self::new(&Spec::empty())
     }
 
     /// Returns whether the slot has no device.
-    #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.device_id == 0
     }
 
     /// Returns the level of the interrupt line: virtio-checklist 17.
-    #[must_use]
     pub const fn line(&self) -> bool {
         !self.interrupt.is_empty()
     }
 
     /// Returns the Status register.
-    #[must_use]
     pub const fn status(&self) -> DeviceStatus {
         self.status
     }

@@ -5,7 +5,7 @@
 . tests/host/lib.sh
 echo 'echo started; sleep 1000' >"$work/script"
 # The timeout counts from the start of QEMU: on a busy machine it may expire before root has come up.
-for seconds in 30 180; do
+for seconds in 40 180; do
     "$HARNESS" exec --script "$work/script" --timeout $seconds >"$work/out" 2>&1 </dev/null
     is "status" $? 124
     has "$work/out" "timeout: not finished after $seconds s"

@@ -10,7 +10,7 @@ dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null
 dd if=/tmp/data of=$file bs=1M oflag=direct 2>/dev/null || fail "direct write"
 sync
 echo 3 >/proc/sys/vm/drop_caches
-is "hash" "$(dd if=$file bs=64k iflag=direct 2>/dev/null | sha256sum)" "$(sha256sum </tmp/data)"
+is "hash" "$(dd if=$file bs=64k iflag=direct 2>/dev/null | md5sum)" "$(md5sum </tmp/data)"
 fio --name=verify --filename=$file --size=4M --rw=randwrite --bs=4k --direct=1 --ioengine=io_uring --iodepth=16 \
     --verify=crc32c --verify_fatal=1 --randseed=7 --minimal >/tmp/fio.out 2>&1 || { cat /tmp/fio.out; fail "fio"; }
 rm -f $file /tmp/data

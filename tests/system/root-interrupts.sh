@@ -33,7 +33,7 @@ if [ "$cpus" -gt 1 ]; then
     before=$(irq_count 'IPI0|Rescheduling')
     pids=
     for _ in 1 2 3 4; do
-        sh -c 'i=0; while [ $i -lt 50 ]; do sleep 0.001; i=$((i + 1)); done' &
+        sh -c 'i=0; while [ $i -lt 10 ]; do sleep 0.001; i=$((i + 1)); done' &
         pids="$pids $!"
     done
     wait $pids

@@ -9,7 +9,7 @@ cat >/tmp/autorun <<'S'
 i=0
 while :; do i=$((i + 1)); echo "alive $i"; sleep 1; done &
 while :; do
-    for state in 0 1; do echo $state >/sys/devices/system/cpu/cpu1/online || echo "psci: failed"; sleep 0.5; done
+    for state in 0 1; do echo $state >/sys/devices/system/cpu/cpu1/online || echo "psci: failed"; sleep 1; done
     echo "psci: CPU 1 was off and on"
 done &
 while :; do
@@ -32,11 +32,10 @@ zone_file guest1 2 256M root.img /srv/frozen/data.img
 ringd --daemonize --supervise || fail "ringd does not start"
 ringctl zone start $Z/guest1.toml || fail "zone start"
 runs() { ringctl zone console guest1 --dump | grep -c '^fio: run'; }
+more_runs() { says_within "$1" '^fio: run' $(($2 + 1)); }
 alive() { ringctl zone console guest1 --dump | grep -c '^alive'; }
-more_runs() { [ "$(runs)" -gt "$1" ]; }
-more_alive() { [ "$(alive)" -gt "$1" ]; }
 healthy() { ringctl zone console guest1 --dump | grep -E 'fio: failed|psci: failed' && fail "$1: the guest saw errors"; zone_is guest1 running || fail "$1: $(zone_state guest1)"; }
-within 200 more_runs 0
+more_runs 200 0
 # Waits through everything that follows.
 ringctl zone wait guest1 >/tmp/waited 2>&1 &
 waiter=$!
@@ -66,7 +65,7 @@ took=$(($(date +%s) - start))
 grep -q "process $pid) is stopped" /tmp/message || fail "unclear: $(cat /tmp/message)"
 sleep 1
 kill -CONT "$pid"
-within 60 more_runs "$before"
+more_runs 60 "$before"
 healthy "after SIGCONT"
 is "worker" "$(worker)" "$pid"
 
@@ -77,7 +76,7 @@ timeout 60 ringctl upgrade /srv/ringd-new 2>/tmp/message || fail "upgrade: $(cat
 grep -q "serves, as process" /tmp/message || fail "unclear: $(cat /tmp/message)"
 new=$(worker)
 [ "$new" != "$pid" ] || fail "the same process serves after an upgrade"
-within 60 more_runs "$before"
+more_runs 60 "$before"
 healthy "after an upgrade"
 
 # The broker killed: its worker goes with it, and both are started again.
@@ -87,7 +86,7 @@ other_worker() { [ "$(worker)" != "$new" ]; }
 within 30 other_worker
 [ ! -e "/proc/$new" ] || fail "the worker outlives its broker"
 new=$(worker)
-within 60 more_runs "$before"
+more_runs 60 "$before"
 healthy "after the broker's death"
 
 # A program that cannot take over is refused, and the old daemon continues.
@@ -125,7 +124,7 @@ grep -qE "was killed, but I/O that it began has not completed|recovering" /tmp/l
 grep -qE "I/O that (it|the last daemon) began has not completed" $LOG || fail "the log does not say what is waited for"
 fsfreeze -u /srv/frozen || fail "thaw"
 within 60 zone_is guest1 running
-within 60 more_runs "$before"
+more_runs 60 "$before"
 healthy "after a thaw"
 
 kill -0 $waiter || fail "zone wait did not outlast the daemon: $(cat /tmp/waited)"

@@ -9,7 +9,7 @@
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'S'
-hash() { sha256sum <"$1" | cut -d ' ' -f 1; }
+hash() { md5sum <"$1" | cut -d ' ' -f 1; }
 # vdb: reports, no space. vdc: stops, no space. vdd: reports EIO. vde: stops at EIO.
 dd if=/dev/urandom of=/dev/vdb bs=64k count=256 oflag=direct 2>/dev/null && echo "vdb: written" || echo "vdb: failed"
 dd if=/dev/vdb of=/dev/null bs=64k count=16 iflag=direct 2>/dev/null && echo "vdb: goes on"

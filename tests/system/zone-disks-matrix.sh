@@ -42,14 +42,14 @@ for bs in 512 4k 64k 1M 512-1M; do
 done
 sync
 echo 3 >/proc/sys/vm/drop_caches
-for disk in $disks; do echo "hash of $disk: $(sha256sum </dev/$disk | cut -d ' ' -f 1)"; done
+for disk in $disks; do echo "hash of $disk: $(md5sum </dev/$disk | cut -d ' ' -f 1)"; done
 dmesg | grep -E 'I/O error|Buffer I/O|hung_task' && echo "guest saw errors"
 poweroff
 sleep 100
 S
 cat >/tmp/reader <<'S'
 . /mnt/kinds
-for disk in $disks; do echo "hash of $disk: $(sha256sum </dev/$disk | cut -d ' ' -f 1)"; done
+for disk in $disks; do echo "hash of $disk: $(md5sum </dev/$disk | cut -d ' ' -f 1)"; done
 poweroff
 sleep 100
 S

@@ -22,7 +22,7 @@ until dd if=/dev/vdc bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do
     echo "fio: run $runs verified"
 done
 dmesg | grep -E 'I/O error|nobody cared|hung_task|blocked for more' && echo "guest saw errors"
-echo "hash: $(sha256sum </dev/vdb | cut -d ' ' -f 1)"
+echo "hash: $(md5sum </dev/vdb | cut -d ' ' -f 1)"
 sync
 poweroff
 sleep 100
@@ -33,7 +33,7 @@ truncate -s 4K $Z/orders.img
 zone_file guest1 1 256M root.img data.img orders.img
 daemon
 ringctl zone start $Z/guest1.toml || fail "zone start"
-within 150 guest_says '^quiet'
+says_within 150 '^quiet'
 get() { awk -v name="$1" '$1 == name { value = $2 } END { print value + 0 }' /tmp/stats; }
 # counts: doorbells of root's CPUs in $all, those that reached a disk of the guest in $taken
 counts() {
@@ -61,7 +61,7 @@ ringctl zone resume guest1 || fail "zone resume"
 
 # A disk in use.
 printf 'begin\n' | dd of=$Z/orders.img conv=notrunc 2>/dev/null
-within 60 guest_says '^fio: run 1 '
+says_within 60 '^fio: run 1 '
 runs() { ringctl zone console guest1 --dump | grep -c '^fio: run'; }
 more_runs() { [ "$(runs)" -gt "$1" ]; }
 interrupts=$(get disk.guest1.1.interrupts)

@@ -12,7 +12,7 @@ echo "cpus: $(nproc)"
 echo "source: $(findmnt -no SOURCE /)"
 if [ -e /etc/installed ]; then
     echo "found: $(cat /etc/installed)"
-    taskset -c 1 sha256sum /usr/bin/busybox
+    taskset -c 1 md5sum /usr/bin/busybox
     dmesg | grep -E 'BUG:|WARNING:|Call trace:|rcu_.*stall|Oops' && echo "kernel complained"
     sync
     poweroff
@@ -35,7 +35,7 @@ has() { grep -qF "$1" /tmp/text || fail "the guest did not say '$1'"; }
 has "cpus: 2"
 has "source: /dev/vda"
 has "found: installed by the guest"
-has "$(sha256sum </usr/bin/busybox | cut -d ' ' -f 1)"
+has "$(md5sum </usr/bin/busybox | cut -d ' ' -f 1)"
 grep -q "kernel complained" /tmp/text && fail "the guest's kernel complained"
 is "file in the image" "$(debugfs -R 'cat /etc/installed' $Z/root.img 2>/dev/null)" "installed by the guest"
 e2fsck -fn $Z/root.img || fail "the guest's file system is not clean"

@@ -29,7 +29,7 @@ guest_disk $Z/root.img /tmp/autorun
 zone_file guest1 2 256M root.img vdb.img vdc.img
 ringd --daemonize --supervise || fail "ringd does not start"
 ringctl zone start $Z/guest1.toml || fail "zone start"
-within 200 guest_says '^io: begins'
+says_within 200 '^io: begins'
 runs() { ringctl zone console guest1 --dump | tr -d '\r' | grep -c '^fio: run '; }
 run_after() { [ "$(runs)" -gt "$1" ]; }
 goes_on() { runs=$(runs); within 200 run_after "$runs"; }

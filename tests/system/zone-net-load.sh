@@ -11,7 +11,7 @@ ended() { dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | grep -q "$1";
 iperf3 -s -D
 echo "net: up $(ip -4 addr show eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')"
 if ! ended again; then
-    socat -u TCP:10.72.76.1:7002 SYSTEM:'sha256sum' | sed 's/^/net: received /'
+    socat -u TCP:10.72.76.1:7002 SYSTEM:'md5sum' | sed 's/^/net: received /'
     socat -u SYSTEM:'seq 1 118000000 | head -c 1G' TCP:10.72.76.1:7001
     echo "net: sent"
     until ended pings; do sleep 0.3; done
@@ -35,11 +35,11 @@ zone_file guest1 2 256M root.img orders.img
 printf '[[net]]\nbridge = "ringvisor0"\n' >>$Z/guest1.toml
 pidof ringd >/dev/null && fail "a daemon runs already"
 ringd --daemonize --supervise || fail "ringd does not start"
-wanted=$(seq 1 118000000 | head -c 1G | sha256sum)
-socat -u TCP-LISTEN:7001,reuseaddr SYSTEM:'sha256sum >/tmp/stream' &
+wanted=$(seq 1 118000000 | head -c 1G | md5sum)
+socat -u TCP-LISTEN:7001,reuseaddr SYSTEM:'md5sum >/tmp/stream' &
 socat -U TCP-LISTEN:7002,reuseaddr SYSTEM:'seq 1 118000000 | head -c 1G' &
 ringctl zone start $Z/guest1.toml || fail "zone start"
-within 200 guest_says '^net: up'
+says_within 200 '^net: up'
 guest=$(ringctl zone console guest1 --dump | tr -d '\r' | sed -n 's/^net: up //p')
 # kills COUNT SECONDS: kills the daemon so often, so far apart
 kills() {
@@ -51,13 +51,13 @@ kills() {
     done
 }
 kills 5 3
-within 600 guest_says '^net: sent'
+says_within 600 '^net: sent'
 stream_ended() { grep -q . /tmp/stream; }
 within 60 stream_ended
 is "1 GiB from the guest" "$(cat /tmp/stream)" "$wanted"
 is "1 GiB to the guest" "$(ringctl zone console guest1 --dump | tr -d '\r' | sed -n 's/^net: received //p')" "$wanted"
 order pings
-within 300 guest_says '^net: ping .*packets transmitted'
+says_within 300 '^net: ping .*packets transmitted'
 ringctl zone console guest1 --dump | grep '^net: ping'
 guest_says '^net: ping 10000 packets transmitted, 10000 packets received' || fail "pings were lost"
 # Connections go on.
@@ -71,8 +71,8 @@ done
 # The guest restarts while packets are sent to it.
 iperf3 -u -b 20M -c "$guest" -t 20 >/tmp/iperf 2>&1 &
 order again
-within 100 guest_says '^net: reboots'
-within 200 guest_says '^net: again'
+says_within 100 '^net: reboots'
+says_within 200 '^net: again'
 reached() { ping -c 1 -W 1 "$guest" >/dev/null; }
 within 60 reached
 ringctl net stats

@@ -75,7 +75,7 @@ address() { ringctl zone console "$1" --dump | tr -d '\r' | sed -n 's/^net: addr
 pidof ringd >/dev/null && fail "a daemon runs already"
 ringd --daemonize --supervise || fail "ringd does not start"
 for zone in a b; do ringctl zone start $Z/$zone.toml || fail "zone start"; done
-for zone in a b; do within 200 says $zone '^net: address .* mtu 9000'; done
+for zone in a b; do says_within 200 '^net: address .* mtu 9000' 1 $zone; done
 # What arrives at the bridge from each zone's forgery.
 nft -f - <<'S' || fail "nft"
 table bridge seen {
@@ -97,9 +97,9 @@ nft add rule bridge seen seen iifname "rv-b-0" ip saddr "$(address a)" counter c
 order a "forge $(address b)"
 order b "forge $(address a)"
 for zone in a b; do
-    within 100 says $zone '^net: has forged'
-    within 100 says $zone '^net: alone'
-    within 100 says $zone '^net: root answers'
+    says_within 100 '^net: has forged' 1 $zone
+    says_within 100 '^net: alone' 1 $zone
+    says_within 100 '^net: root answers' 1 $zone
 done
 nft list table bridge seen
 seen() { nft list table bridge seen | sed -n "s/.*counter packets \([0-9]*\) .*comment \"$1\"/\1/p" | sort -n | tr '\n' ' '; }
@@ -122,13 +122,13 @@ ringctl net attach a eth0 bridge=ringvisor0 || fail "attach"
 is "link and source" "$(ringctl net list | awk '$1 == "a" { print $7, $NF }')" "up ringvisor0"
 for zone in a b; do order $zone reach; done
 for zone in a b; do
-    within 100 says $zone '^net: reached the other zone at last'
-    within 60 says $zone '^net: jumbo 20 packets transmitted, 20 '
-    within 60 says $zone '^net: VLAN'
-    within 60 says $zone '^net: multicast'
+    says_within 100 '^net: reached the other zone at last' 1 $zone
+    says_within 60 '^net: jumbo 20 packets transmitted, 20 ' 1 $zone
+    says_within 60 '^net: VLAN' 1 $zone
+    says_within 60 '^net: multicast' 1 $zone
 done
 for zone in a b; do order $zone "iperf $(address a)"; done
-within 100 says a '^net: iperf3 done'
+says_within 100 '^net: iperf3 done' 1 a
 ringctl zone console a --dump | tr -d '\r' | grep '^net: iperf3'
 says a '^net: iperf3 .*bits.sec' && says a '^net: iperf3 -R .*bits.sec' || fail "iperf3"
 ringctl net stats

@@ -34,7 +34,7 @@ T
     daemon
     dmsetup suspend held || fail "dmsetup suspend"
     ringctl zone start $Z/guest1.toml || fail "zone start"
-    within 60 guest_says '^guest-test: reading'
+    says_within 60 '^guest-test: reading'
     before=$(awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo)
     pkill -KILL ringd
     # Time for the guest to reset what it resets. The next daemon may have to wait for the last one's process,
@@ -48,7 +48,7 @@ T
         fail "$what: the last daemon's I/O is not waited for"
     is "huge pages" "$(awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo)" "$before"
     dmsetup resume held
-    within 60 guest_says "^$done"
+    says_within 60 "^$done"
     ringctl zone wait guest1 || fail "$what: zone wait"
     guest_says '^guest-test: PASS' || { ringctl zone console guest1 --dump; fail "$what: the guest says no"; }
     echo "$what: not done before the read had ended"

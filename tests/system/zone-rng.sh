@@ -38,7 +38,7 @@ pidof ringd >/dev/null && fail "a daemon runs already"
 before_test=$(wc -l <$LOG 2>/dev/null || echo 0)
 ringd --daemonize --supervise || fail "ringd does not start"
 ringctl zone start $Z/guest1.toml || fail "zone start"
-within 200 guest_says '^rng: first run'
+says_within 200 '^rng: first run'
 guest_says '^hwrng: virtio_rng' || fail "another device: $(ringctl zone console guest1 --dump | grep hwrng)"
 
 # The device is in the slot after the disks. Its requests go on when the daemon dies.

@@ -47,10 +47,10 @@ else
 fi
 daemon
 ringctl zone start $Z/guest1.toml || fail "zone start"
-within 150 guest_says '^found'
+says_within 150 '^found'
 before=$(ringctl zone console guest1 --dump | tr -d '\r' | sed -n 's/^found //p')
 [ "$round" = 0 ] || at_least "what the guest finds" "$before" "$flushed"
-within 100 guest_says "^flushed $((before + 10))"
+says_within 100 "^flushed $((before + 10))"
 if [ "$round" = 3 ]; then
     ringctl zone stop guest1 || fail "zone stop"
     clean $Z/root.img stopped

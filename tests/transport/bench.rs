@@ -21,6 +21,16 @@ pub const DRIVER_OK: u32 = 4;
 pub const FEATURES_OK: u32 = 8;
 pub const NEEDS_RESET: u32 = 0x40;
 pub const FAILED: u32 = 0x80;
+/// Status of a device that its driver uses.
+pub const LIVE: u32 = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
+
+/// Returns the effect of a call that only drives the interrupt line.
+pub fn line(level: bool) -> Effect {
+    Effect {
+        line: Some(level),
+        ..Effect::default()
+    }
+}
 
 /// All feature bits that a block device can offer here.
 pub const FEATURES: u64 = bit::VERSION_1

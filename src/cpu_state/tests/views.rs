@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use super::model::{Fault, Model};
 use super::state::{Machine, STATE, WITHOUT_FGT};
 use super::{IDENTITY, Owner};
-use crate::cpu_state::id::{self, DFR0, ISAR0, ISAR1, MMFR0, MMFR1, MMFR3, PFR0, PFR1, PFR2};
+use crate::cpu_state::id::{DFR0, ISAR0, ISAR1, MMFR0, MMFR1, MMFR3, PFR0, PFR1, PFR2};
+use crate::cpu_state::view::view;
 use crate::cpu_state::{Features, change, initialise};
 
 const OWNERS: [Owner; 2] = [Owner::Root, Owner::Zone];
@@ -17,7 +18,7 @@ fn seen(machine: &Machine, owner: Owner) -> Machine {
     let features = Features::detect(&Model::new(machine));
     let mut seen = machine.clone();
     for register in 0..64 {
-        seen.id[register] = id::view(owner, features, register, machine.id[register]);
+        seen.id[register] = view(owner, features, register, machine.id[register]);
     }
     seen
 }

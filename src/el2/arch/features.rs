@@ -2,7 +2,7 @@
 //! registers while a vCPU runs. The rest of them is in [`ringvisor::cpu_state`].
 
 use ringvisor::cpu_state::registers::{GCSCR_EL1, HCR_EL2, SCTLR_EL1};
-use ringvisor::cpu_state::{self, Feature, Features, Owner, Registers, id};
+use ringvisor::cpu_state::{self, Feature, Features, Owner, Registers, id, view};
 use ringvisor::syndrome::ExceptionControls;
 
 use super::registers::ThisCpu;
@@ -44,7 +44,7 @@ pub fn configure(vtcr: u64) {
 
 /// Returns what `owner` reads from an identification register, at its position in [`id`].
 pub fn id_register(owner: Owner, register: usize) -> u64 {
-    id::view(owner, Features::detect(&ThisCpu), register, ThisCpu.id(register))
+    view::view(owner, Features::detect(&ThisCpu), register, ThisCpu.id(register))
 }
 
 /// Returns what decides on PSTATE of an exception that is injected into this CPU's vCPU.

@@ -20,12 +20,9 @@ use super::arch::vcpu;
 use super::sync::{Mutex, Once};
 use super::{control, cpu, gic, mm};
 
-mod access;
-mod interrupts;
 mod memory;
 mod modules;
 mod owner;
-mod psci;
 
 /// EL2's physical and virtual timers' PPIs, as BSA requires.
 const EL2_TIMERS: [u32; 2] = [26, 28];

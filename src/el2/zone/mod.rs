@@ -23,17 +23,14 @@ use super::cpu::Cpu;
 use super::mm::frames::{FrameBox, Tables};
 use super::stats;
 use super::sync::Mutex;
+use access::Uart;
 use devices::Device;
-use uart::Uart;
 
 mod access;
 mod devices;
-mod interrupts;
 mod memory;
 mod owner;
-mod psci;
 pub mod registry;
-mod uart;
 mod vcpus;
 
 /// What the lifecycle changes, under one lock.

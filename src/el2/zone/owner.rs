@@ -1,20 +1,26 @@
-//! A zone as the owner of a CPU.
+//! A zone as the owner of a CPU: its interrupts (levels of its devices' lines, its timers, SGIs, and the list
+//! registers of its CPUs), its vCPUs and its power state, as its guest changes them by PSCI.
 
-use core::sync::atomic::Ordering;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use log::warn;
-use ringvisor::abi::StopReason;
+use ringvisor::abi::{StopReason, ZoneState, machine};
 use ringvisor::addr::Ipa;
+use ringvisor::firmware::Caller;
+use ringvisor::psci::Error;
+use ringvisor::psci::cpus::AfterOff;
 use ringvisor::syndrome::Width;
-use ringvisor::vgic::SgiRequest;
+use ringvisor::vgic::{Kicks, SgiRequest, Vgic};
+use ringvisor::virtio::GuestRam;
 
 use super::Zone;
-use super::interrupts::TIMERS;
 use crate::el2::arch::frame::TrapFrame;
-use crate::el2::cpu::{Cpu, State};
+use crate::el2::cpu::{self, Cpu, State};
+use crate::el2::gic;
 use crate::el2::mm::frames::Tables;
 use crate::el2::owner::{AfterCall, Crash, Owner, TrapOutcome};
-use crate::el2::{gic, psci};
+use crate::el2::psci::{self, System};
 
 /// Aborts of a zone that are logged one by one; the rest are only counted.
 const LOGGED_ABORTS: u32 = 1;
@@ -103,5 +109,124 @@ impl Owner for Zone {
         core.fault = [esr, elr, far];
         self.begin_stop(&mut core, StopReason::Fault);
         true
+    }
+}
+
+/// The PPIs that hardware raises for a guest, by INTID: its two timers.
+pub const TIMERS: u32 = 1 << machine::VIRTUAL_TIMER | 1 << machine::PHYSICAL_TIMER;
+
+impl Zone {
+    /// Requests a flush of list registers that are out of date, and kicks their CPUs. This CPU flushes its
+    /// own before it enters its guest.
+    pub(super) fn request_flush(&self, kicks: Kicks) {
+        let this = cpu::this();
+        for vcpu in self.flush_requests.raise(kicks).iter() {
+            if let Some(cpu) = self.cpus.get(vcpu)
+                && cpu.index != this.index
+            {
+                gic::kick(cpu);
+            }
+        }
+    }
+
+    /// Latches the level of a device's line; `spi` counts from the first SPI. The caller holds the device's
+    /// lock. On true it calls [`Self::propagate_level`] after releasing that.
+    pub(super) fn latch_level(&self, spi: u32, high: bool) -> bool {
+        self.lines.get(spi as usize).is_some_and(|line| line.latch(high))
+    }
+
+    /// Sets the level of a device's line and releases the device's lock, `guard`.
+    pub(super) fn unlock_with_level<T>(&self, guard: T, spi: u32, high: bool) {
+        let changed = self.latch_level(spi, high);
+        drop(guard);
+        if changed {
+            self.propagate_level(spi);
+        }
+    }
+
+    /// Brings the vGIC's view of a line up to date with the latched levels.
+    #[inline(never)]
+    pub(super) fn propagate_level(&self, spi: u32) {
+        let Some(line) = self.lines.get(spi as usize) else {
+            return;
+        };
+        let mut kicks = Kicks::NONE;
+        {
+            let mut gic = self.gic.lock();
+            for &level in line.transitions() {
+                kicks |= gic.set_line(machine::SPI_BASE + spi, level);
+            }
+        }
+        self.request_flush(kicks);
+    }
+
+    /// Changes the vGIC from a vCPU of this zone, after syncing it with what the guest did to its list
+    /// registers.
+    pub(super) fn with_synced_gic<T>(&self, change: impl FnOnce(&mut Vgic) -> (Kicks, T)) -> T {
+        let vcpu = cpu::this().vcpu();
+        let (kicks, result) = gic::with_list_registers(|list| {
+            let mut gic = self.gic.lock();
+            let kicks = gic.sync(vcpu, list);
+            let (more, result) = change(&mut gic);
+            (kicks | more | gic.flush(vcpu, list), result)
+        });
+        self.request_flush(kicks.without(vcpu));
+        result
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "zone {} \"{}\"", self.number, self.name())
+    }
+}
+
+impl System for Zone {
+    const CALLER: Caller = Caller::Guest;
+
+    fn calls_refused(&self) -> &AtomicU32 {
+        &self.calls_refused
+    }
+
+    fn cpu_off(&self, vcpu: usize) -> Result<(), Error> {
+        let mut core = self.core.lock();
+        if core.cpus.cpu_off(vcpu)? == AfterOff::AllOff {
+            self.begin_stop(&mut core, StopReason::AllCpusOff);
+        }
+        Ok(())
+    }
+
+    fn cpu_on(&self, target: u64, entry: Ipa, context: u64) -> Result<u64, Error> {
+        let mut core = self.core.lock();
+        let entry_ok = self.ram().contains(entry, 4) && entry.is_aligned(4);
+        let on = core.cpus.cpu_on(target, entry_ok)?;
+        if core.state != ZoneState::Running && !self.is_pausing() {
+            core.cpus.start_failed(on);
+            return Err(Error::Denied);
+        }
+        cpu::this().trap_tlbi(false);
+        self.start_vcpu(on, entry.0, context);
+        Ok(0)
+    }
+
+    fn affinity_info(&self, target: u64, lowest_level: u32) -> Result<u64, Error> {
+        let core = self.core.lock();
+        Ok(core.cpus.affinity_info(target, lowest_level)? as u64)
+    }
+
+    fn system_off(&self) -> Result<u64, Error> {
+        self.end_all(StopReason::SystemOff)
+    }
+
+    fn system_reset(&self, _reset2: Option<(u32, u64)>) -> Result<u64, Error> {
+        self.end_all(StopReason::SystemReset)
+    }
+}
+
+impl Zone {
+    /// Orders every vCPU to leave; this one leaves before it would enter its guest.
+    fn end_all(&self, reason: StopReason) -> Result<u64, Error> {
+        self.begin_stop(&mut self.core.lock(), reason);
+        Ok(0)
     }
 }

@@ -11,7 +11,7 @@ use ringvisor::psci::cpus::CpuState;
 use ringvisor::ring::Entry;
 use ringvisor::virtio::GuestRam;
 
-use super::interrupts::TIMERS;
+use super::owner::TIMERS;
 use super::{Core, Zone};
 use crate::el2::arch::{self, sysreg, vcpu};
 use crate::el2::channel::Refusal;

@@ -181,7 +181,6 @@ impl RootGic {
 
     /// Returns whether root has enabled an interrupt group (`GICD_CTLR`). A kernel disables them before it
     /// sets up the distributor, which it does once.
-    #[must_use]
     pub fn is_on(&self) -> bool {
         self.gic.groups != 0
     }

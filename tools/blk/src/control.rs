@@ -34,7 +34,6 @@ pub struct Control {
 impl Control {
     /// Returns the `writeback` byte of the configuration space (5.2.5): whether completed writes may stay in
     /// a cache until a flush, where the driver can choose (CONFIG_WCE).
-    #[must_use]
     pub fn writeback(&self) -> bool {
         !self.write_through.load(Ordering::Relaxed)
     }
@@ -46,7 +45,6 @@ impl Control {
     }
 
     /// Returns what happens to failed requests.
-    #[must_use]
     pub fn on_error(&self) -> OnError {
         if self.stop_on_error.load(Ordering::Relaxed) {
             OnError::Stop
@@ -69,7 +67,6 @@ impl Control {
     }
 
     /// Returns whether a failed request has ever stopped a queue.
-    #[must_use]
     pub fn has_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }

@@ -10,10 +10,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::engine::Engine;
-pub use crate::image::operation::BlockingIo;
-pub use crate::image::remote::{KnownGeometry, RemoteImage};
 use ringvirtio::memory::GuestRam;
+
+use crate::engine::Engine;
+pub use crate::image::BlockingIo;
+pub use crate::image::remote::{KnownGeometry, RemoteImage};
 
 /// Prefix of the path of a remote disk; the rest is for the [`Connector`].
 const PREFIX: &str = "vhost-user:";
@@ -61,13 +62,11 @@ pub trait Connector: Send + Sync {
 }
 
 /// Returns the socket of a remote disk's path; `None` if the path is another kind of disk.
-#[must_use]
 pub fn socket(path: &Path) -> Option<&Path> {
     path.to_str()?.strip_prefix(PREFIX).map(Path::new)
 }
 
 /// Returns the path of the remote disk that is served at this socket.
-#[must_use]
 pub fn path(socket: &Path) -> PathBuf {
     PathBuf::from(format!("{PREFIX}{}", socket.display()))
 }

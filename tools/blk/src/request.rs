@@ -31,7 +31,6 @@ impl Header {
     pub const SIZE: usize = 16;
 
     /// Parses the little-endian bytes.
-    #[must_use]
     pub fn parse(bytes: [u8; Self::SIZE]) -> Self {
         let raw = u128::from_le_bytes(bytes);
         Self {
@@ -129,7 +128,6 @@ impl Segment {
 
 /// Decides what a request requires. `readable` and `writable` are the bytes of data, without header and
 /// status.
-#[must_use]
 pub fn plan(header: Header, readable: u64, writable: u64, limits: Limits, negotiated: Negotiated) -> Plan {
     match header.kind {
         VIRTIO_BLK_T_IN => match byte_range(header.sector, writable, limits.capacity) {

@@ -1,5 +1,5 @@
-//! Boots ringvisor machines in QEMU: interactive ([`interactive`]), scripted ([`exec`]), under a debugger
-//! ([`gdb`]), and for the system tests ([`system`]); runs all stages of `make test` ([`suite`]); measures
+//! Boots ringvisor machines in QEMU: interactive, also under a debugger ([`interactive`]), scripted
+//! ([`exec`]), and for the system tests ([`system`]); runs all stages of `make test` ([`suite`]); measures
 //! ([`mod@bench`]).
 //!
 //! - [`board`]: `platform/<board>/board.toml`, the data a machine is started from.
@@ -10,14 +10,12 @@
 //! - [`rundir`]: the directory with a run's files; [`shard`]: the part of a run that `SHARD` names.
 //! - [`cpu`]: the wall and CPU time of a child process.
 //! - [`symbols`]: functions and lines for the hypervisor's backtraces.
-//! - [`stop`]: why a machine stopped, and the exit status that means.
 
 pub mod bench;
 pub mod board;
 pub mod console;
 pub mod cpu;
 pub mod exec;
-pub mod gdb;
 pub mod interactive;
 pub mod machine;
 pub mod modules;
@@ -25,7 +23,6 @@ pub mod options;
 pub mod project;
 pub mod rundir;
 pub mod shard;
-pub mod stop;
 pub mod suite;
 pub mod symbols;
 pub mod system;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use harness::options::{MachineOptions, given};
 use harness::project::Project;
-use harness::{bench, exec, gdb, interactive, suite, symbols, system};
+use harness::{bench, exec, interactive, suite, symbols, system};
 
 /// Boots ringvisor machines in QEMU.
 #[derive(Parser)]
@@ -96,7 +96,7 @@ fn run() -> Result<u8> {
             }
             Ok(stop.code())
         }
-        What::Gdb { machine, batch } => gdb::debug(&project, &machine, batch.as_deref()),
+        What::Gdb { machine, batch } => interactive::debug(&project, &machine, batch.as_deref()),
         What::Symbolize => {
             let text = std::io::read_to_string(std::io::stdin())?;
             let lines = symbols::resolve(&project.hypervisor_elf(), &symbols::offsets(&text))?;

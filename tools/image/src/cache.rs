@@ -110,6 +110,8 @@ impl Cache {
         let temporary = self.root.join("tmp").join(name);
         remove(&temporary)?;
         build(&temporary).with_context(|| format!("cannot make {name}"))?;
+        // What was unpacked may have the time of its archive, and would be taken for old.
+        File::open(&temporary)?.set_modified(SystemTime::now())?;
         fs::rename(&temporary, &path).with_context(|| format!("cannot put {} in place", path.display()))?;
         self.prune(name, &path);
         Ok(path)

@@ -50,6 +50,7 @@ const ROOT_MODULES: &[&str] = &[
     "nft_ct",
     "nft_fib_inet",
     "nft_masq",
+    "nft_nat",
     "nft_redir?",
     "nft_meta_bridge?",
     "rtc_pl031",

@@ -7,7 +7,7 @@
 //! - [`apt`], [`mirror`]: a private apt state; resolves, downloads, unpacks.
 //! - [`kernel`], [`zimg`], [`modules`]: from a kernel package to a raw arm64 `Image` and the modules a
 //!   machine needs.
-//! - [`userland`]: the directory tree of busybox, fio, e2fsprogs, util-linux, procps, kmod, bash.
+//! - [`userland`], [`engines`]: the directory tree of busybox, fio, e2fsprogs, util-linux, procps, kmod, bash.
 //! - [`cpio`], [`initramfs`], [`ext4`]: what the tree is packed into.
 //! - [`qemu`]: QEMU 10 from backports, unpacked for the host.
 //! - [`programs`]: programs for a test of a guest's disk.
@@ -17,6 +17,7 @@ pub mod apt;
 pub mod cache;
 pub mod cmd;
 pub mod cpio;
+pub mod engines;
 pub mod ext4;
 pub mod initramfs;
 pub mod kernel;

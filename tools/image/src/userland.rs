@@ -13,6 +13,7 @@ use object::{Endianness, elf};
 use crate::apt::{self, Apt, Deb, Request};
 use crate::cache::{Cache, Key, Lock};
 use crate::cmd;
+use crate::engines;
 
 /// What scripts may count on.
 const PACKAGES: &[&str] = &[
@@ -42,7 +43,11 @@ const PACKAGES: &[&str] = &[
     "socat",
 ];
 
-/// Packages that are depended on only by maintainer scripts and helper scripts which nothing here runs.
+/// Libraries of fio's that it keeps ([`crate::engines`]).
+const FIO_LIBRARIES: &[&str] = &["ld-linux-", "libaio.", "libc.", "libm.", "libnuma.", "libz."];
+
+/// Packages that are depended on only by maintainer scripts and helper scripts which nothing here runs, or by
+/// fio's other engines.
 const NOT_NEEDED: &[&str] = &[
     "perl",
     "libperl",
@@ -55,6 +60,36 @@ const NOT_NEEDED: &[&str] = &[
     "usrmerge",
     "libfile-",
     "tar",
+    "libboost-",
+    "libdaxctl",
+    "libffi",
+    "libfmt",
+    "libgf",
+    "libglusterfs",
+    "libgnutls",
+    "libgssapi",
+    "libhogweed",
+    "libibverbs",
+    "libicu",
+    "libidn2",
+    "libk5crypto",
+    "libkeyutils",
+    "libkrb5",
+    "libnbd",
+    "libndctl",
+    "libnettle",
+    "libnl-",
+    "libnsl",
+    "libp11-kit",
+    "libpmem",
+    "librados",
+    "librbd",
+    "librdmacm",
+    "libsqlite3",
+    "libtasn1",
+    "libtirpc",
+    "libunistring",
+    "libxml2",
 ];
 
 /// Parts of packages that a machine without people does without.
@@ -110,7 +145,11 @@ impl Userland {
             },
             is_needed,
         )?;
-        let key = Key::new(2).with(&debs).with(EXCLUDE).with(ETC);
+        let key = Key::new(3)
+            .with(&debs)
+            .with(EXCLUDE)
+            .with(ETC)
+            .with(FIO_LIBRARIES);
         let dir = cache.publish(lock, "userland", &key, |dir| {
             cmd::step("unpacking Debian's arm64 programs");
             build(&debs, dir)
@@ -157,12 +196,25 @@ fn build(debs: &[Deb], dir: &Path) -> Result<()> {
     }
     apt::unpack(debs, dir, EXCLUDE)?;
     link_applets(&dir.join("usr/bin"))?;
+    trim_fio(&dir.join("usr/bin/fio"))?;
     for (name, text) in ETC {
         fs::write(dir.join("etc").join(name), text)?;
     }
     fs::set_permissions(dir.join("tmp"), fs::Permissions::from_mode(0o1777))?;
     fs::set_permissions(dir.join("etc/dhcp"), fs::Permissions::from_mode(0o755))?;
     check_libraries(dir)
+}
+
+/// Leaves fio those libraries that what it does here needs.
+fn trim_fio(path: &Path) -> Result<()> {
+    let mut program = fs::read(path).context("no fio in the packages")?;
+    let keep = |library: &str| FIO_LIBRARIES.iter().any(|kept| library.starts_with(kept));
+    engines::keep_libraries(&mut program, keep).context("fio's libraries")?;
+    // Not in place: the cache may have other links to the file.
+    let permissions = fs::metadata(path)?.permissions();
+    fs::remove_file(path)?;
+    fs::write(path, program)?;
+    Ok(fs::set_permissions(path, permissions)?)
 }
 
 /// Links every busybox applet that no package brings as a program of its own.
@@ -242,7 +294,7 @@ fn scan(dir: &Path, present: &mut BTreeSet<String>, needed: &mut BTreeSet<(Strin
 }
 
 /// Returns DT_NEEDED of an ELF file; nothing for any other file.
-fn needed_libraries(path: &Path) -> Result<Vec<String>> {
+pub(crate) fn needed_libraries(path: &Path) -> Result<Vec<String>> {
     let data = fs::read(path)?;
     let Ok(file) = ElfFile64::<Endianness>::parse(&*data) else {
         return Ok(Vec::new());
@@ -268,7 +320,7 @@ mod tests {
 
     #[test]
     fn leaves_out_what_only_maintainer_scripts_use() {
-        assert!(is_needed("libc6") && is_needed("fio"));
+        assert!(is_needed("libc6") && is_needed("fio") && is_needed("libaio1") && is_needed("libnuma1"));
         assert!(!is_needed("perl-base") && !is_needed("python3.11-minimal"));
     }
 

@@ -8,15 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringvirtio::throttle::Throttle;
 use ringvirtio::virtio::feature;
-use ringvirtio::{QueueHandler, QueueSetup, SetupError};
 
-use crate::config::{NetConfig, Role};
+use crate::config::NetConfig;
 use crate::filter::Filter;
 use crate::offloads::{self, Offloads};
 use crate::port::Port;
-use crate::queue::{ControlQueue, ReceiveQueue, TransmitQueue};
 use crate::state::{Saved, SavedState};
-use crate::stats::NetStats;
 use crate::virtio::{VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP};
 
 /// What queues go by.
@@ -293,7 +290,7 @@ impl Net {
 
     /// A driver has set up a queue: after a reset the device is as new, after a take-over it is as the driver
     /// has set it.
-    fn negotiated(&self, epoch: u64, features: u64) {
+    pub(crate) fn negotiated(&self, epoch: u64, features: u64) {
         if self.lock().epoch == Some(epoch) {
             return;
         }
@@ -380,35 +377,5 @@ impl Net {
         if let Some(notify) = &*notify {
             notify();
         }
-    }
-
-    /// Makes the device side of virtqueue `number`, with its counters.
-    ///
-    /// # Errors
-    /// Invalid addresses, size or log.
-    pub fn queue(
-        self: &Arc<Self>,
-        number: u16,
-        setup: QueueSetup,
-    ) -> Result<(Box<dyn QueueHandler>, Arc<NetStats>), SetupError> {
-        self.negotiated(setup.epoch, setup.features);
-        let net = self.clone();
-        Ok(match self.config.role(number, setup.features) {
-            Role::Receive(pair) => {
-                let queue = ReceiveQueue::new(net, pair, setup)?;
-                let stats = queue.stats().clone();
-                (Box::new(queue), stats)
-            }
-            Role::Transmit(pair) => {
-                let queue = TransmitQueue::new(net, pair, setup)?;
-                let stats = queue.stats().clone();
-                (Box::new(queue), stats)
-            }
-            Role::Control => {
-                let queue = ControlQueue::new(net, setup)?;
-                let stats = queue.stats().clone();
-                (Box::new(queue), stats)
-            }
-        })
     }
 }

@@ -15,15 +15,13 @@
 //! ```
 //!
 //! # Map
-//! [`rng`] the device · [`queue`] its queue · [`stats`] counters
+//! [`queue`] the device, its queue and its counters
 
 pub mod queue;
-pub mod rng;
-pub mod stats;
 
 #[cfg(test)]
 mod tests;
 
-pub use queue::{MAX_BYTES, RngQueue};
-pub use rng::{DEVICE_ID, QUEUE_SIZE_MAX, Rng, Source, features};
-pub use stats::{RngSnapshot, RngStats};
+pub use queue::{
+    DEVICE_ID, MAX_BYTES, QUEUE_SIZE_MAX, Rng, RngQueue, RngSnapshot, RngStats, Source, features,
+};

@@ -1,13 +1,18 @@
-//! [`RngQueue`]: the queue of an entropy device. Each request completes while it is serviced.
+//! [`RngQueue`]: the queue of an entropy device. Each request completes while it is serviced. [`Rng`]: the
+//! device: the source of its bytes and their rate limit.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 
 use ringvirtio::buffers::Buffers;
+use ringvirtio::stats::{QueueSnapshot, QueueStats};
+use ringvirtio::throttle::Throttle;
+use ringvirtio::virtio::{
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, feature,
+};
 use ringvirtio::{Context, QueueFault, QueueHandler, QueueSetup, SetupError, VirtQueue};
-
-use crate::rng::Rng;
-use crate::stats::RngStats;
+use rustix::rand::{GetRandomFlags, getrandom};
 
 /// Maximum bytes of a request. It bounds a round of [`ringvirtio::queue::MAX_BATCH`] requests to 64 KiB, and
 /// getrandom(2) fills as many without interruption.
@@ -57,7 +62,6 @@ impl RngQueue {
     }
 
     /// Returns the counters, which stay readable after the queue is gone.
-    #[must_use]
     pub fn stats(&self) -> &Arc<RngStats> {
         &self.stats
     }
@@ -158,4 +162,92 @@ impl QueueHandler for RngQueue {
 
     /// No operation is ever submitted.
     fn complete(&mut self, _tag: u64, _result: i32, _cx: &mut Context<'_>) {}
+}
+
+/// The device ID (virtio 1.2, 5).
+pub const DEVICE_ID: u32 = 4;
+/// Largest queue size offered: drivers have few requests outstanding.
+pub const QUEUE_SIZE_MAX: u16 = 64;
+
+/// Fills a buffer with random bytes, without waiting.
+pub type Source = Box<dyn Fn(&mut [u8]) -> io::Result<()> + Send + Sync>;
+
+/// An entropy device.
+pub struct Rng {
+    source: Source,
+    throttle: Throttle,
+}
+
+impl Rng {
+    /// Returns a device whose bytes come from getrandom(2), without a limit.
+    pub fn new() -> Arc<Self> {
+        Self::with_source(Box::new(fill))
+    }
+
+    /// Returns a device whose bytes come from `source`.
+    pub fn with_source(source: Source) -> Arc<Self> {
+        Arc::new(Self {
+            source,
+            throttle: Throttle::default(),
+        })
+    }
+
+    /// Returns the rate limits.
+    pub const fn throttle(&self) -> &Throttle {
+        &self.throttle
+    }
+
+    /// Fills `bytes`.
+    ///
+    /// # Errors
+    /// No random bytes are available now.
+    pub fn fill(&self, bytes: &mut [u8]) -> io::Result<()> {
+        (self.source)(bytes)
+    }
+}
+
+/// Fills `bytes` from the kernel's generator. Once that is seeded, up to 256 bytes are returned in one call
+/// (getrandom(2)); before, the call fails instead of blocking the reactor.
+fn fill(bytes: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += getrandom(rest, GetRandomFlags::NONBLOCK)?;
+    }
+    Ok(())
+}
+
+/// Returns the features that the device offers; it works with any subset of them.
+pub fn features() -> u64 {
+    [
+        VIRTIO_F_VERSION_1,
+        VIRTIO_F_RING_RESET,
+        VIRTIO_RING_F_INDIRECT_DESC,
+        VIRTIO_RING_F_EVENT_IDX,
+    ]
+    .iter()
+    .fold(0, |all, &number| all | feature(number))
+}
+
+ringvirtio::counters! {
+    /// Counters of a queue since it was created.
+    RngStats =>
+    /// A snapshot of [`RngStats`].
+    RngSnapshot {
+        /// Requests completed.
+        requests,
+        /// Random bytes written.
+        bytes,
+        /// Times that the host had no random bytes.
+        starved,
+        ;
+        /// The counters of the virtqueue.
+        queue: Arc<QueueStats> => QueueSnapshot,
+    }
+}
+
+impl RngSnapshot {
+    /// Returns all counters by name, those of the virtqueue included.
+    pub fn all_counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.counters().chain(self.queue.counters())
+    }
 }

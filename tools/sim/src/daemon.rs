@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use ringblk::BlockBackend;
 use ringd::device::Device;
 use ringd::hv::Hypervisor;
-use ringd::io::queues::Queues;
+use ringd::io::drain::Queues;
 use ringd::io::served::{DeviceParts, ServedDevice};
 use ringvirtio::handler::Backends;
 use ringvirtio::{Callback, Completion, Context, GuestRam, QueueHandler, QueueId, Waiter};
@@ -162,7 +162,6 @@ impl Daemon {
     }
 
     /// Returns whether it sleeps with nothing pending that would wake it.
-    #[must_use]
     pub fn is_sleeping(&self) -> bool {
         self.phase == Phase::Sleep(true) && !self.hv.event_interrupt() && !self.disk.has_results()
     }

@@ -58,7 +58,6 @@ pub struct SimDisk(Rc<RefCell<State>>);
 
 impl SimDisk {
     /// Returns a disk with this content, all of it durable.
-    #[must_use]
     pub fn new(image: Vec<u8>, sabotage: Sabotage) -> Self {
         let sectors = image.len() / SECTOR;
         Self(Rc::new(RefCell::new(State {
@@ -74,25 +73,21 @@ impl SimDisk {
     }
 
     /// Returns the number of operations that have not run.
-    #[must_use]
     pub fn waiting(&self) -> usize {
         self.0.borrow().ops.len()
     }
 
     /// Returns whether there are completions to reap.
-    #[must_use]
     pub fn has_results(&self) -> bool {
         !self.0.borrow().done.is_empty()
     }
 
     /// Returns why a pushed operation is invalid, if one was.
-    #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.0.borrow().fault.clone()
     }
 
     /// Returns whether a sync has failed since the last [`Self::reopened`].
-    #[must_use]
     pub fn sync_failed(&self) -> bool {
         self.0.borrow().sync_failed
     }
@@ -184,7 +179,6 @@ impl SimDisk {
     }
 
     /// Returns the image as reads see it.
-    #[must_use]
     pub fn image(&self) -> Vec<u8> {
         self.0.borrow().cached.clone()
     }

@@ -69,19 +69,16 @@ impl SimEl2 {
     }
 
     /// The zone's window in the shared page.
-    #[must_use]
     pub fn window(&self) -> &ZoneWindow {
         self.shared.window(ZONE).expect("zone 1 has a window")
     }
 
     /// Returns the number of entries ever added to the ring.
-    #[must_use]
     pub fn ring_head(&self) -> u64 {
         self.state().producer.head()
     }
 
     /// Performs a guest's load.
-    #[must_use]
     pub fn load(&self, offset: u16) -> u32 {
         self.state().page.read32(offset)
     }
@@ -113,7 +110,6 @@ impl SimEl2 {
     }
 
     /// Returns the level of the guest's interrupt line.
-    #[must_use]
     pub fn line(&self) -> bool {
         self.state().line
     }
@@ -125,7 +121,6 @@ impl SimEl2 {
     }
 
     /// Returns whether the event interrupt is pending.
-    #[must_use]
     pub fn event_interrupt(&self) -> bool {
         self.state().event_interrupt
     }

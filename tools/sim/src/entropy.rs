@@ -36,7 +36,6 @@ impl Party for Guest {
 
 impl Guest {
     /// Returns a guest whose driver has not been set up.
-    #[must_use]
     pub fn new(world: SharedWorld) -> Self {
         let strict = world.borrow().profile.second_vcpu == 0;
         Self {
@@ -52,7 +51,7 @@ impl Guest {
     /// Runs the guest to its end.
     pub fn run(&mut self) {
         self.set_up();
-        let profile = self.world.borrow().profile.clone();
+        let profile = self.profile();
         for _ in 0..profile.actions {
             if self.failed() {
                 return;
@@ -73,7 +72,7 @@ impl Guest {
 
     /// Performs a random action of a driver.
     fn act(&mut self) {
-        let profile = self.world.borrow().profile.clone();
+        let profile = self.profile();
         if self.chance(profile.reset) {
             return self.reset();
         }
@@ -121,7 +120,7 @@ impl Guest {
     }
 
     fn make_queue(&mut self) {
-        let profile = self.world.borrow().profile.clone();
+        let profile = self.profile();
         self.polls = false;
         memory::set_owner(0);
         match VirtQueue::new(&mut self.transport, 0, profile.indirect, profile.event_idx) {
@@ -239,13 +238,7 @@ impl Guest {
             if self.outstanding.is_empty() || self.failed() {
                 return;
             }
-            let mut world = self.world.borrow_mut();
-            if world.is_idle() && !world.el2.line() && !world.make_up_for_lost_event_interrupt() {
-                let heads: Vec<&u16> = self.outstanding.keys().collect();
-                let why = format!("all sleep with requests {heads:?} outstanding: a wake-up is lost");
-                return world.fail(why);
-            }
-            world.turn();
+            self.turn_until_used(|| -> Vec<u16> { self.outstanding.keys().copied().collect() });
         }
         self.fail("requests do not complete");
     }

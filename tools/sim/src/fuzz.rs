@@ -240,7 +240,7 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         &Profile {
             queues: 1,
             busy_polls: 0,
-            ..profile.clone()
+            ..profile
         },
     );
     let store = |offset, value: u64| el2.store(offset, Width::Word, value);

@@ -63,19 +63,15 @@ impl Party for Guest {
 
 impl Guest {
     /// Returns a guest whose driver has not been set up.
-    #[must_use]
     pub fn new(world: SharedWorld, model: Model) -> Self {
-        let (strict, queues) = {
-            let world = world.borrow();
-            (world.profile.second_vcpu == 0, world.profile.queues)
-        };
+        let profile = world.borrow().profile;
         Self {
             transport: SimTransport { world: world.clone() },
             world,
-            queues: (0..queues).map(|_| DriverQueue::default()).collect(),
+            queues: (0..profile.queues).map(|_| DriverQueue::default()).collect(),
             cache: Cache { back: true, set: 0 },
             model,
-            strict,
+            strict: profile.second_vcpu == 0,
             flush_failed: false,
         }
     }
@@ -87,30 +83,22 @@ impl Guest {
     /// Runs the guest to its end.
     pub fn run(&mut self) {
         self.set_up();
-        let (actions, device_turns) = {
-            let world = self.world.borrow();
-            (world.profile.actions, world.profile.device_turns)
-        };
-        for _ in 0..actions {
+        let profile = self.profile();
+        for _ in 0..profile.actions {
             if self.failed() {
                 return;
             }
             self.act();
-            for _ in 0..self.below(device_turns * 4) {
+            for _ in 0..self.below(profile.device_turns * 4) {
                 self.turn();
             }
         }
         if self.failed() {
             return;
         }
-        let (power_cut, hostile) = {
-            let world = self.world.borrow();
-            let hostile = world.profile.second_vcpu > 0 || world.profile.corrupt_ring > 0;
-            (world.profile.power_cut, hostile)
-        };
-        if hostile {
+        if profile.second_vcpu > 0 || profile.corrupt_ring > 0 {
             self.stop_attacks();
-        } else if power_cut {
+        } else if profile.power_cut {
             let mut world = self.world.borrow_mut();
             let world = &mut *world;
             world.trace.event(format_args!("the power is cut"));
@@ -163,27 +151,18 @@ impl Guest {
 
     /// Performs a random action of a driver.
     fn act(&mut self) {
-        let (reset, queue_reset, spurious, switch_cache) = {
-            let world = self.world.borrow();
-            let profile = &world.profile;
-            (
-                profile.reset,
-                profile.queue_reset,
-                profile.spurious,
-                profile.switch_cache,
-            )
-        };
+        let profile = self.profile();
         let number = self.some_queue();
-        if self.chance(reset) {
+        if self.chance(profile.reset) {
             return self.reset();
         }
-        if self.chance(queue_reset) {
+        if self.chance(profile.queue_reset) {
             return self.reset_queue(number);
         }
-        if self.chance(switch_cache) {
+        if self.chance(profile.switch_cache) {
             self.switch_cache();
         }
-        if self.chance(spurious) {
+        if self.chance(profile.spurious) {
             self.event(format_args!("notifies spuriously"));
             let queue = self.below(4) as u16;
             self.transport.notify(queue);
@@ -198,7 +177,7 @@ impl Guest {
             // A request that completed before the device saw the change raises no interrupt.
             self.take_used(number);
         }
-        if self.queues[number].polls && self.chance(300) || self.chance(spurious) {
+        if self.queues[number].polls && self.chance(300) || self.chance(profile.spurious) {
             self.take_used(number);
         }
         self.interrupt();
@@ -235,7 +214,7 @@ impl Guest {
 
     /// Initializes the device, from reset to DRIVER_OK (virtio 1.2, 3.1.1).
     fn set_up(&mut self) {
-        let profile = self.world.borrow().profile.clone();
+        let profile = self.profile();
         let wanted = [
             (profile.flush, bit::BLK_FLUSH),
             (profile.config_wce, bit::BLK_CONFIG_WCE),
@@ -263,7 +242,7 @@ impl Guest {
     /// Checks that the device shows the write cache as it was set (virtio-checklist 53).
     fn check_cache(&self) {
         let shown = self.transport.read_config_space::<u8>(WRITEBACK);
-        let config_wce = self.world.borrow().profile.config_wce;
+        let config_wce = self.profile().config_wce;
         if self.strict && config_wce && shown != Ok(u8::from(self.cache.back)) && !self.failed() {
             self.fail(format!("writeback is {shown:?}, expected {}", self.cache.back));
         }
@@ -271,11 +250,8 @@ impl Guest {
 
     /// Turns the write cache on or off, if the driver has negotiated that.
     fn switch_cache(&mut self) {
-        let may = {
-            let world = self.world.borrow();
-            world.profile.config_wce && world.profile.flush
-        };
-        if !may {
+        let profile = self.profile();
+        if !profile.config_wce || !profile.flush {
             return;
         }
         self.cache = Cache {
@@ -293,13 +269,15 @@ impl Guest {
     }
 
     fn make_queue(&mut self, number: usize) {
-        let (indirect, event_idx) = {
-            let world = self.world.borrow();
-            (world.profile.indirect, world.profile.event_idx)
-        };
+        let profile = self.profile();
         self.queues[number].polls = false;
         memory::set_owner(number);
-        match VirtQueue::new(&mut self.transport, number as u16, indirect, event_idx) {
+        match VirtQueue::new(
+            &mut self.transport,
+            number as u16,
+            profile.indirect,
+            profile.event_idx,
+        ) {
             Ok(queue) => self.queues[number].queue = Some(queue),
             Err(error) => self.fail(format!("queue {number} cannot be set up: {error}")),
         }
@@ -416,20 +394,11 @@ impl Guest {
             if self.in_flight() == 0 {
                 return;
             }
-            let mut world = self.world.borrow_mut();
-            if world.is_idle() && !world.el2.line() && !world.make_up_for_lost_event_interrupt() {
-                let queues = self.queues.iter();
-                let heads: Vec<Vec<u16>> = queues
-                    .map(|queue| queue.outstanding.keys().copied().collect())
-                    .collect();
-                return world.fail(format!(
-                    "all sleep with requests {heads:?} outstanding: a wake-up is lost"
-                ));
-            }
-            world.turn();
+            let heads = |queue: &DriverQueue| -> Vec<u16> { queue.outstanding.keys().copied().collect() };
+            self.turn_until_used(|| -> Vec<_> { self.queues.iter().map(heads).collect() });
             left -= 1;
             if left == 0 {
-                return world.fail("requests do not complete");
+                return self.fail("requests do not complete");
             }
         }
     }

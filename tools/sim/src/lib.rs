@@ -66,7 +66,6 @@ pub struct Report {
 }
 
 /// Runs a seed with a disk. `print` writes every event to standard error.
-#[must_use]
 pub fn run(seed: u64, sabotage: Sabotage, print: bool) -> Report {
     run_with(seed, Kind::Disk, sabotage, print)
 }

@@ -106,13 +106,11 @@ pub fn release_queue(queue: usize) {
 }
 
 /// Returns guest RAM as the daemon maps it.
-#[must_use]
 pub fn guest_ram() -> Arc<GuestRam> {
     ARENA.with_borrow(|arena| GuestRam::new(arena.memory.clone()).expect("RAM is mapped"))
 }
 
 /// Returns the host addresses of RAM: the first, and the end.
-#[must_use]
 pub fn host_range() -> (usize, usize) {
     ARENA.with_borrow(|arena| {
         let first = arena.host.as_ptr() as usize;
@@ -135,7 +133,6 @@ pub fn snapshot() -> Vec<u8> {
 }
 
 /// Returns a copy of all memory that a queue owns.
-#[must_use]
 pub fn snapshot_of_queue(queue: usize) -> Vec<u8> {
     let all = snapshot();
     ARENA.with_borrow(|arena| {
@@ -155,7 +152,6 @@ pub fn poke(offset: usize, byte: u8) {
 }
 
 /// Returns whether the granule at `offset` is allocated.
-#[must_use]
 pub fn in_use(offset: usize) -> bool {
     ARENA.with_borrow(|arena| {
         arena

@@ -85,7 +85,6 @@ pub struct Model {
 }
 
 /// Returns the content of a sector that was written with `stamp`, or discarded with effect.
-#[must_use]
 pub fn content(stamp: u64, sector: usize) -> Vec<u8> {
     if stamp != ANYTHING && stamp & (ZEROES | DISCARD) != 0 {
         return vec![0; SECTOR];
@@ -109,7 +108,6 @@ fn name(stamp: u64) -> String {
 
 impl Model {
     /// Returns a model of a disk of `sectors` sectors, each written with stamp 0.
-    #[must_use]
     pub fn new(sectors: usize) -> Self {
         let first = Version {
             stamp: 0,
@@ -127,7 +125,6 @@ impl Model {
     }
 
     /// Returns the image at the start.
-    #[must_use]
     pub fn image(&self) -> Vec<u8> {
         (0..self.sectors.len())
             .flat_map(|sector| content(0, sector))
@@ -135,7 +132,6 @@ impl Model {
     }
 
     /// Returns whether no outstanding request changes these sectors.
-    #[must_use]
     pub fn can_read(&self, first: usize, count: usize) -> bool {
         let busy = |sector: &Sector| {
             sector
@@ -147,7 +143,6 @@ impl Model {
     }
 
     /// Returns whether no outstanding request reads or changes these sectors.
-    #[must_use]
     pub fn can_write(&self, first: usize, count: usize) -> bool {
         let read = |sector: &Sector| sector.readers > 0;
         self.can_read(first, count) && !self.sectors[first..first + count].iter().any(read)
@@ -241,7 +236,6 @@ impl Model {
     }
 
     /// Returns what a flush that is submitted now proves.
-    #[must_use]
     pub fn flush(&self) -> Covered {
         let last = |sector: &Sector| {
             let mut versions = sector.versions.iter().rev();

@@ -40,7 +40,7 @@ pub enum Sabotage {
 }
 
 /// What is injected in a run. Probabilities are in thousandths, for each decision.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Profile {
     /// The built-in mistake.
     pub sabotage: Sabotage,

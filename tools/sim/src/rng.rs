@@ -7,7 +7,6 @@ pub struct Rng(u64);
 
 impl Rng {
     /// Returns the sequence of `seed`.
-    #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed ^ 0x7269_6e67_7669_736f)
     }

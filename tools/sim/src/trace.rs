@@ -22,7 +22,6 @@ impl Default for Hash {
 
 impl Trace {
     /// Returns an empty trace; `print` writes each event to standard error.
-    #[must_use]
     pub fn new(print: bool) -> Self {
         Self {
             print,
@@ -46,13 +45,11 @@ impl Trace {
     }
 
     /// Returns the hash over all events so far.
-    #[must_use]
     pub fn hash(&self) -> u64 {
         self.hash.0
     }
 
     /// Returns the number of events so far.
-    #[must_use]
     pub fn events(&self) -> u64 {
         self.events
     }

@@ -23,7 +23,6 @@ pub struct SimTransport {
 
 impl SimTransport {
     /// Loads a register.
-    #[must_use]
     pub fn load(&self, offset: u16) -> u32 {
         self.world.borrow().el2.load(offset)
     }

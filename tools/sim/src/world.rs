@@ -146,6 +146,11 @@ pub trait Party {
     /// Returns the world that it is in.
     fn world(&self) -> &SharedWorld;
 
+    /// Returns what is injected in the run.
+    fn profile(&self) -> Profile {
+        self.world().borrow().profile
+    }
+
     /// Draws whether something happens, with this probability in thousandths.
     fn chance(&self, per_mille: u64) -> bool {
         self.world().borrow_mut().rng.chance(per_mille)
@@ -171,6 +176,19 @@ pub trait Party {
         self.world().borrow_mut().turn();
     }
 
+    /// Runs a turn of the device side while requests are outstanding, the heads `heads`.
+    fn turn_until_used<H: std::fmt::Debug>(&self, heads: impl FnOnce() -> H) {
+        let mut world = self.world().borrow_mut();
+        if world.is_idle() && !world.el2.line() && !world.make_up_for_lost_event_interrupt() {
+            let heads = heads();
+            world.fail(format!(
+                "all sleep with requests {heads:?} outstanding: a wake-up is lost"
+            ));
+        } else {
+            world.turn();
+        }
+    }
+
     /// Checks that no byte of this memory changes for a while (torture a9).
     fn check_memory_unchanged(&self, memory: impl Fn() -> Vec<u8>) {
         let before = memory();
@@ -185,7 +203,6 @@ pub trait Party {
 
 impl World {
     /// Returns the device side after power-on. `image` is the disk's; an entropy device does not use it.
-    #[must_use]
     pub fn new(seed: u64, kind: Kind, sabotage: Sabotage, image: Vec<u8>, print: bool) -> SharedWorld {
         let mut rng = Rng::new(seed);
         let mut profile = Profile::draw(&mut rng, sabotage);

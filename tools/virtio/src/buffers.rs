@@ -27,7 +27,6 @@ unsafe impl Send for Buffers {}
 
 impl Buffers {
     /// Returns an empty list of buffers in a guest's RAM.
-    #[must_use]
     pub fn new(ram: Arc<GuestRam>) -> Self {
         Self {
             ram,
@@ -82,14 +81,12 @@ impl Buffers {
 
     /// Returns the number of bytes left.
     #[inline]
-    #[must_use]
     pub fn total(&self) -> u64 {
         self.total
     }
 
     /// Returns what is left, as the kernel takes it.
     #[inline]
-    #[must_use]
     pub fn remaining(&self) -> &[IoVec] {
         self.iov.get(self.first..).unwrap_or_default()
     }
@@ -202,7 +199,6 @@ impl IoList {
 
     /// Returns all entries.
     #[inline]
-    #[must_use]
     pub fn parts(&self) -> &[IoVec] {
         &self.0
     }

@@ -2,12 +2,12 @@
 //! owns of its kind.
 //!
 //! The reactor holds `Box<dyn QueueHandler>` and drives them on its own thread. A handler reaches the
-//! reactor's waiter and its kind's back end through the [`Context`] of each call.
+//! reactor's waiter and its kind's back end through the [`Context`] of each call. [`Completion`] is how
+//! an operation that was submitted for a queue has ended.
 
 use std::any::{Any, TypeId};
 use std::io;
 
-use crate::completion::Completion;
 use crate::queue::VirtQueue;
 use crate::waiter::Waiter;
 
@@ -111,13 +111,11 @@ impl Backends {
     }
 
     /// Returns whether one has something to reap.
-    #[must_use]
     pub fn have_completions(&self) -> bool {
         self.0.iter().any(|(_, backend)| backend.has_completions())
     }
 
     /// Returns whether one has work left for the reactor's thread.
-    #[must_use]
     pub fn are_busy(&self) -> bool {
         self.0.iter().any(|(_, backend)| backend.is_busy())
     }
@@ -153,5 +151,27 @@ impl<'a> Context<'a> {
     #[inline]
     pub fn backend<B: ReactorBackend>(&mut self) -> Option<(&mut B, &mut Waiter)> {
         Some((self.backends.get()?, self.waiter))
+    }
+}
+
+/// The end of an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// The tag it was submitted with: a queue's tag base and 16 bits of the queue's own.
+    pub tag: u64,
+    /// Bytes transferred, maybe fewer than asked for; 0 for what is no transfer; or `-errno`.
+    pub result: i32,
+}
+
+impl Completion {
+    /// Returns the completion of an operation that was carried out by system calls.
+    #[inline]
+    pub fn new(tag: u64, outcome: io::Result<usize>) -> Self {
+        let result = match outcome {
+            // The kernel transfers at most 0x7ffff000 bytes at once, devices less; the rest follows.
+            Ok(transferred) => i32::try_from(transferred).unwrap_or(i32::MAX),
+            Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
+        };
+        Self { tag, result }
     }
 }

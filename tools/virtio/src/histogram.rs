@@ -69,7 +69,6 @@ impl Histogram {
     }
 
     /// Returns a copy. While the owner records, it may miss what is being recorded.
-    #[must_use]
     pub fn snapshot(&self) -> HistogramSnapshot {
         HistogramSnapshot {
             counts: self
@@ -93,32 +92,27 @@ pub struct HistogramSnapshot {
 
 impl HistogramSnapshot {
     /// Returns the number of durations recorded.
-    #[must_use]
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
     /// Returns the longest duration, exactly.
-    #[must_use]
     pub fn max(&self) -> u64 {
         self.max
     }
 
     /// Returns the sum, exactly.
-    #[must_use]
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
     /// Returns the mean; 0 of none.
-    #[must_use]
     pub fn mean(&self) -> u64 {
         self.sum.checked_div(self.count()).unwrap_or(0)
     }
 
     /// Returns the duration that `fraction` (0.99) of them do not exceed, at most an eighth too much; 0 of
     /// none.
-    #[must_use]
     pub fn quantile(&self, fraction: f64) -> u64 {
         let count = self.count();
         let rank = ((count as f64 * fraction).ceil() as u64).clamp(1, count.max(1));

@@ -68,7 +68,6 @@ pub struct InflightArea {
 
 impl InflightArea {
     /// Returns the bytes of the log of a queue of `size` entries.
-    #[must_use]
     pub const fn bytes(size: u16) -> usize {
         (HEADER_WORDS + 2 * size as usize) * size_of::<u64>()
     }
@@ -277,7 +276,6 @@ impl InflightLog {
 
     /// Returns whether no request with this head is in flight.
     #[inline]
-    #[must_use]
     pub fn is_free(&self, head: u16) -> bool {
         self.get(Self::entry(head)) & 0xffff_ffff == FREE
     }
@@ -332,7 +330,6 @@ impl InflightLog {
     }
 
     /// Returns whether completed requests may be lost and the driver has not heard of it.
-    #[must_use]
     pub fn is_lost(&self) -> bool {
         self.get(LOST) != 0
     }

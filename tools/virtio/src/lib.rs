@@ -24,7 +24,6 @@ pub mod affinity;
 pub mod buffers;
 pub mod chain;
 pub mod clock;
-pub mod completion;
 pub mod handler;
 pub mod histogram;
 pub mod inflight;
@@ -40,8 +39,7 @@ pub mod trace;
 pub mod virtio;
 pub mod waiter;
 
-pub use completion::Completion;
-pub use handler::{Context, QueueHandler, ReactorBackend};
+pub use handler::{Completion, Context, QueueHandler, ReactorBackend};
 pub use inflight::{InflightArea, InflightError};
 pub use memory::{GuestRam, MemoryError};
 pub use queue::{QueueFault, QueueSetup, SetupError, VirtQueue};

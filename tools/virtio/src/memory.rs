@@ -177,21 +177,18 @@ impl IoVec {
 
     /// Returns its length in bytes.
     #[inline]
-    #[must_use]
     pub fn len(&self) -> usize {
         self.0.iov_len
     }
 
     /// Returns whether it has no bytes.
     #[inline]
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.iov_len == 0
     }
 
     /// Returns its host-virtual start.
     #[inline]
-    #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.0.iov_base.cast()
     }
@@ -306,13 +303,11 @@ impl GuestRam {
     }
 
     /// Returns its regions, by address.
-    #[must_use]
     pub fn extents(&self) -> &[Extent] {
         &self.extents
     }
 
     /// Returns the guest-physical address of a buffer that is in one region.
-    #[must_use]
     pub fn guest_address(&self, part: &IoVec) -> Option<u64> {
         let host = part.as_ptr().addr();
         self.extents.iter().find_map(|extent| {
@@ -338,7 +333,6 @@ impl GuestRam {
     }
 
     /// Returns whether all of `len` bytes at `addr` are RAM.
-    #[must_use]
     pub fn contains(&self, addr: GuestAddress, len: u64) -> bool {
         let (mut addr, mut rest) = (addr.0, len);
         while rest > 0 {
@@ -359,7 +353,6 @@ impl GuestRam {
 
     /// Returns two little-endian words at guest-physical `addr`, of any alignment, each byte read once;
     /// `None` if they are not RAM of one extent.
-    #[must_use]
     pub fn read_words(&self, addr: GuestAddress) -> Option<[u64; 2]> {
         let (host, room) = self.resolve(addr.0)?;
         if room < 16 {

@@ -52,7 +52,6 @@ impl Descriptor {
     }
 
     /// Returns a private copy of entry `index` of an indirect table at `table`; `None` if it is not RAM.
-    #[must_use]
     pub fn load_indirect(ram: &GuestRam, table: GuestAddress, index: u16) -> Option<Self> {
         let addr = table.0.checked_add(u64::from(index) * u64::from(Self::SIZE))?;
         ram.read_words(GuestAddress(addr)).map(Self::from_words)
@@ -145,14 +144,12 @@ impl SplitRing {
 
     /// Returns the queue size.
     #[inline]
-    #[must_use]
     pub fn size(&self) -> u16 {
         self.size
     }
 
     /// Returns the guest's RAM.
     #[inline]
-    #[must_use]
     pub fn ram(&self) -> &Arc<GuestRam> {
         &self.ram
     }

@@ -6,7 +6,6 @@
 
 /// Returns whether the environment asks to leave out `part`.
 #[cfg(all(debug_assertions, any(test, feature = "fakes")))]
-#[must_use]
 pub fn requested(part: &str) -> bool {
     static PARTS: std::sync::LazyLock<String> =
         std::sync::LazyLock::new(|| std::env::var("RINGVISOR_SABOTAGE").unwrap_or_default());
@@ -16,7 +15,6 @@ pub fn requested(part: &str) -> bool {
 /// Returns whether the environment asks to leave out `part`: not of this program.
 #[cfg(not(all(debug_assertions, any(test, feature = "fakes"))))]
 #[inline(always)]
-#[must_use]
 pub fn requested(_part: &str) -> bool {
     false
 }

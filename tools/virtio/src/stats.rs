@@ -33,7 +33,6 @@ impl Counter {
 
     /// Returns the current value.
     #[inline]
-    #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -67,7 +66,6 @@ macro_rules! counters {
 
         impl $stats {
             /// Returns a copy. While the queue works, its numbers may differ by what is being counted.
-            #[must_use]
             pub fn snapshot(&self) -> $copy {
                 $copy {
                     $($name: self.$name.get(),)*

@@ -103,7 +103,6 @@ pub struct Throttle {
 
 impl Throttle {
     /// Returns the limits in force.
-    #[must_use]
     pub fn limits(&self) -> RateLimits {
         RateLimits {
             iops: self.iops.get(),

@@ -53,7 +53,6 @@ pub struct TraceId(u32);
 
 impl TraceId {
     /// Returns the id of three bytes.
-    #[must_use]
     pub fn new(bytes: [u8; 3]) -> Self {
         let [first, second, third] = bytes;
         Self(u32::from_le_bytes([first, second, third, 0]))
@@ -102,13 +101,11 @@ impl Ring {
     }
 
     /// Returns the name of the thread.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Returns the number of records ever written.
-    #[must_use]
     pub fn head(&self) -> u64 {
         self.head.load(Ordering::Acquire)
     }
@@ -191,7 +188,6 @@ pub fn set_on(on: bool) {
 }
 
 /// Returns the rings of all threads that have recorded and still run.
-#[must_use]
 pub fn rings() -> Vec<Arc<Ring>> {
     let mut rings = lock();
     rings.retain(|ring| Arc::strong_count(ring) > 1);
@@ -224,14 +220,12 @@ pub fn frequency() -> u64 {
 
 /// Returns the time by the clock of the stamps.
 #[cfg(not(target_arch = "aarch64"))]
-#[must_use]
 pub fn now() -> u64 {
     crate::clock::Clock::Monotonic.now()
 }
 
 /// Returns the ticks of [`now`] per second.
 #[cfg(not(target_arch = "aarch64"))]
-#[must_use]
 pub fn frequency() -> u64 {
     1_000_000_000
 }

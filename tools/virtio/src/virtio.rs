@@ -20,7 +20,6 @@ pub const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = ring::VRING_AVAIL_F_NO_INTERRUPT as 
 pub const VIRTQ_USED_F_NO_NOTIFY: u16 = ring::VRING_USED_F_NO_NOTIFY as u16;
 
 /// Returns the feature mask with bit `number` set.
-#[must_use]
 pub const fn feature(number: u32) -> u64 {
     1 << number
 }

@@ -43,7 +43,6 @@ pub struct Shape {
 
 impl Shape {
     /// Reads of the `null:` image, none a neighbour of another.
-    #[must_use]
     pub fn read(depth: u16) -> Self {
         Self {
             path: "null:64M",
@@ -175,7 +174,6 @@ impl Disk {
     }
 
     /// Interrupts so far.
-    #[must_use]
     pub fn interrupts(&self) -> u64 {
         self.interrupts.load(Ordering::Relaxed)
     }

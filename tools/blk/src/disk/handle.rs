@@ -1,16 +1,20 @@
-//! [`Disk`]: an open disk: its image, size, serial, and whether a sync has failed.
+//! [`Disk`]: an open disk: its image, size, serial, and whether a sync has failed; and I/O on the calling
+//! thread, without an engine: what migration does with source and target.
 
-use std::fmt;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::{fmt, io};
 
-use super::config::DiskConfig;
+use ringvirtio::memory::IoVec;
+
+use super::DiskConfig;
 use crate::control::Control;
 use crate::error::{DiskError, failed};
-use crate::image::Image;
+use crate::image::bounce::scatter;
 use crate::image::file::RawFile;
 use crate::image::synthetic::Synthetic;
+use crate::image::{BlockingIo, Image, IoKind};
 use crate::remote::RemoteDisk;
 use crate::request::Limits;
 use crate::virtio::{SECTOR_SIZE, VIRTIO_BLK_ID_BYTES};
@@ -71,26 +75,22 @@ impl Disk {
 
     /// Returns a drive without a medium: its capacity is 0, so that every transfer fails, until another disk
     /// takes its place.
-    #[must_use]
     pub fn absent() -> Arc<Self> {
         let none = Image::Synthetic(Synthetic::EMPTY);
         Arc::new(Self::of(none, DiskConfig::default(), 0))
     }
 
     /// Returns whether it is one of [`Self::closed`].
-    #[must_use]
     pub fn is_closed(&self) -> bool {
         matches!(self.image, Image::Closed(_))
     }
 
     /// Returns the configuration that it was opened with.
-    #[must_use]
     pub fn config(&self) -> &DiskConfig {
         &self.config
     }
 
     /// Returns the capacity in sectors of 512 bytes.
-    #[must_use]
     pub fn capacity(&self) -> u64 {
         self.capacity.load(Ordering::Relaxed)
     }
@@ -134,7 +134,6 @@ impl Disk {
     }
 
     /// Returns what can be changed while the disk is in use.
-    #[must_use]
     pub fn control(&self) -> &Control {
         &self.control
     }
@@ -146,7 +145,6 @@ impl Disk {
     }
 
     /// Returns the remote disk, if it is one.
-    #[must_use]
     pub fn remote(&self) -> Option<&Arc<dyn RemoteDisk>> {
         self.remote.as_ref()
     }
@@ -169,20 +167,17 @@ impl Disk {
     }
 
     /// Returns whether I/O is at most a copy in memory and never waits for a device.
-    #[must_use]
     pub fn is_memory(&self) -> bool {
         self.image.is_memory()
     }
 
     /// Returns the serial, NUL-padded.
-    #[must_use]
     pub fn serial(&self) -> [u8; VIRTIO_BLK_ID_BYTES] {
         // Its length was checked when the disk was opened.
         self.config.serial_bytes().unwrap_or_default()
     }
 
     /// Returns the limits that requests are checked against.
-    #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
             capacity: self.capacity(),
@@ -191,19 +186,16 @@ impl Disk {
     }
 
     /// Returns the image, open as long as the disk.
-    #[must_use]
     pub fn backing(&self) -> &Image {
         &self.image
     }
 
     /// Returns a reference to the image for an engine's operations, valid as long as the disk lives.
-    #[must_use]
     pub fn image(&self) -> *const Image {
         &raw const self.image
     }
 
     /// Returns the file or device whose bytes are the disk's, if there is one.
-    #[must_use]
     pub fn raw(&self) -> Option<&RawFile> {
         self.image.raw()
     }
@@ -229,7 +221,6 @@ impl Disk {
 
     /// Returns whether an `fdatasync` has failed. The kernel reports such an error once and drops the pages,
     /// so earlier writes cannot be called durable any more, until the image is opened again.
-    #[must_use]
     pub fn sync_failed(&self) -> bool {
         self.sync_failed.load(Ordering::Relaxed)
     }
@@ -241,7 +232,6 @@ impl Disk {
 
     /// Returns whether completed requests may have been lost before the image was opened, by a failed sync of
     /// an earlier daemon's or before the device was opened again, and no FLUSH has said so yet.
-    #[must_use]
     pub fn is_loss_unreported(&self) -> bool {
         self.loss_unreported.load(Ordering::Relaxed)
     }
@@ -249,5 +239,64 @@ impl Disk {
     /// Records whether such a loss is still to be reported.
     pub fn set_loss_unreported(&self, unreported: bool) {
         self.loss_unreported.store(unreported, Ordering::Relaxed);
+    }
+}
+
+/// Most interruptions of one transfer by signals before the error is returned.
+const INTERRUPTIONS_MAX: usize = 100;
+
+impl Disk {
+    /// Runs an operation on the calling thread to its end.
+    ///
+    /// # Errors
+    /// The system's error.
+    pub fn run_blocking(&self, what: BlockingIo<'_>, offset: u64) -> io::Result<()> {
+        if let Some(remote) = self.remote() {
+            return remote.run_blocking(what, offset);
+        }
+        let (kind, len) = match what {
+            BlockingIo::Read(bytes) => return self.transfer_all(IoKind::Read, IoVec::of(bytes), offset),
+            BlockingIo::Write(bytes, durable) => {
+                let kind = if durable {
+                    IoKind::WriteDurable
+                } else {
+                    IoKind::Write
+                };
+                return self.transfer_all(kind, IoVec::reading(bytes), offset);
+            }
+            BlockingIo::Sync => (IoKind::Sync, 0),
+            BlockingIo::Zero { len, unmap } => (IoKind::WriteZeroes { unmap }, len),
+            BlockingIo::Discard { len } => (IoKind::Discard, len),
+        };
+        // SAFETY: there are no buffers.
+        unsafe { self.backing().run(kind, &[], offset, len) }.map(drop)
+    }
+
+    fn transfer_all(&self, kind: IoKind, bytes: IoVec, offset: u64) -> io::Result<()> {
+        let (mut rest, mut offset) = (bytes, offset);
+        let mut interruptions = 0;
+        while !rest.is_empty() {
+            let len = rest.len() as u64;
+            // SAFETY: part of a slice that the caller has borrowed, mutably if it is written to.
+            match unsafe { self.backing().run(kind, &[rest], offset, len) } {
+                Ok(0) if kind == IoKind::Read && self.is_missing_tail(offset, len) => {
+                    // SAFETY: as above.
+                    unsafe { scatter(&[0; SECTOR_SIZE as usize], &[rest], 0) };
+                    return Ok(());
+                }
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(transferred) => {
+                    rest = rest.behind(transferred);
+                    offset += transferred as u64;
+                }
+                Err(error)
+                    if error.kind() == io::ErrorKind::Interrupted && interruptions < INTERRUPTIONS_MAX =>
+                {
+                    interruptions += 1;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }

@@ -51,7 +51,6 @@ pub struct FakeEngine(Rc<RefCell<State>>);
 
 impl FakeEngine {
     /// Makes an engine over `image`, all of it durable.
-    #[must_use]
     pub fn new(image: Vec<u8>) -> Self {
         let state = State {
             cached: image.clone(),
@@ -78,7 +77,6 @@ impl FakeEngine {
     }
 
     /// Returns the number of operations that wait.
-    #[must_use]
     pub fn pending(&self) -> usize {
         self.0.borrow().pending.len()
     }
@@ -111,13 +109,11 @@ impl FakeEngine {
     }
 
     /// Returns the image as reads see it.
-    #[must_use]
     pub fn image(&self) -> Vec<u8> {
         self.0.borrow().cached.clone()
     }
 
     /// Returns all operations so far.
-    #[must_use]
     pub fn requested(&self) -> Vec<Requested> {
         self.0.borrow().requested.clone()
     }

@@ -9,7 +9,7 @@ use ringvirtio::Completion;
 use ringvirtio::memory::IoVec;
 
 use crate::image::Image;
-pub use crate::image::operation::IoKind;
+pub use crate::image::IoKind;
 
 mod copies;
 #[cfg(any(test, feature = "fakes"))]

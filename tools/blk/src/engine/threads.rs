@@ -107,7 +107,6 @@ impl Threads {
     }
 
     /// Returns an `eventfd` that is readable when there are completions to reap.
-    #[must_use]
     pub fn event(&self) -> &Arc<File> {
         &self.pool.event
     }

@@ -63,13 +63,11 @@ impl RingState {
     }
 
     /// Returns whether [`Self::reap`] has something. What helpers have completed shows in the ring.
-    #[must_use]
     pub fn has_completions(&self) -> bool {
         !self.done.is_empty()
     }
 
     /// Returns whether there is something left to copy.
-    #[must_use]
     pub fn is_copying(&self) -> bool {
         !self.copies.is_empty()
     }

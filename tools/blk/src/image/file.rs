@@ -15,9 +15,9 @@ use std::sync::atomic::AtomicBool;
 use ringvirtio::memory::IoVec;
 use rustix::fs::{FallocateFlags, ioctl_blksszget};
 
+use super::IoKind;
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use super::mapped::Mapped;
-use super::operation::IoKind;
 use super::pieces::{PIECE, PieceTransfer};
 use super::sys::{block_discard, direct_align, fallocate, is_in_memory, set_direct, transfer};
 use crate::virtio::SECTOR_SIZE;
@@ -82,31 +82,26 @@ impl RawFile {
     }
 
     /// Returns its descriptor.
-    #[must_use]
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
     /// Returns whether it is a block device.
-    #[must_use]
     pub fn is_device(&self) -> bool {
         self.device
     }
 
     /// Returns whether it is on a file system in memory.
-    #[must_use]
     pub fn is_memory(&self) -> bool {
         self.memory
     }
 
     /// Returns whether I/O bypasses the page cache.
-    #[must_use]
     pub fn is_direct(&self) -> bool {
         self.direct
     }
 
     /// Returns the size of a device's logical block in bytes; 512 for a file.
-    #[must_use]
     pub fn block_size(&self) -> u32 {
         self.block_size
     }
@@ -157,7 +152,6 @@ impl RawFile {
 
     /// Returns whether the file accepts a transfer between these buffers and this offset without a bounce
     /// buffer.
-    #[must_use]
     pub fn accepts(&self, parts: &[IoVec], offset: u64) -> bool {
         let aligned = |value: u64| value.is_multiple_of(DIRECT_ALIGN);
         let fits = |part: &IoVec| aligned(part.as_ptr().addr() as u64) && aligned(part.len() as u64);

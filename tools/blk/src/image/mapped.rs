@@ -23,8 +23,8 @@ use ringvirtio::memory::IoVec;
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
+use super::IoKind;
 use super::copy::Guarded;
-use super::operation::IoKind;
 
 /// Bytes of a chunk: 64 pages of 4 KiB, populated by one system call.
 pub const CHUNK: u64 = 256 << 10;

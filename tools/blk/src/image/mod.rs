@@ -3,7 +3,7 @@
 //!
 //! [`crate::disk`] opens images, [`crate::engine`] runs operations on them. Every image runs every operation
 //! to its end on the calling thread ([`Image::run`]); io_uring submits a file's transfers to the kernel
-//! instead.
+//! instead. [`IoKind`] is what an engine's operation does; [`BlockingIo`] one on the calling thread.
 
 pub(crate) mod bounce;
 mod copy;
@@ -11,7 +11,6 @@ pub mod file;
 pub(crate) mod lock;
 pub(crate) mod magic;
 pub(crate) mod mapped;
-pub mod operation;
 pub(crate) mod pieces;
 pub mod qcow2;
 pub mod remote;
@@ -21,11 +20,11 @@ mod sys;
 use std::io;
 use std::sync::Arc;
 
+use ringvirtio::memory::IoVec;
+
 use file::RawFile;
-use operation::IoKind;
 use qcow2::Qcow2Image;
 use remote::{KnownGeometry, RemoteImage};
-use ringvirtio::memory::IoVec;
 use synthetic::Synthetic;
 
 /// An open image.
@@ -73,7 +72,6 @@ impl Image {
 
     /// Returns whether a sync of tables has failed, which a write to a qcow2 image waits for. No FLUSH of the
     /// image succeeds any more.
-    #[must_use]
     pub fn has_sync_failed(&self) -> bool {
         match self {
             Self::Qcow2(image) => image.has_sync_failed(),
@@ -82,7 +80,6 @@ impl Image {
     }
 
     /// Returns the file or device whose bytes are the disk's, if there is one.
-    #[must_use]
     pub fn raw(&self) -> Option<&RawFile> {
         match self {
             Self::Raw(file) => Some(file),
@@ -91,7 +88,6 @@ impl Image {
     }
 
     /// Returns whether an operation is at most a copy in memory and never waits for a device.
-    #[must_use]
     pub fn is_memory(&self) -> bool {
         match self {
             Self::Raw(file) => file.is_memory(),
@@ -126,4 +122,55 @@ impl Image {
             }
         }
     }
+}
+
+/// Kind of an I/O operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoKind {
+    /// `preadv`
+    Read,
+    /// `pwritev`
+    Write,
+    /// `pwritev2` with `RWF_DSYNC`: durable on completion.
+    WriteDurable,
+    /// `fdatasync`
+    Sync,
+    /// Deallocates the range (a hole is punched). What it reads afterwards is unspecified.
+    Discard,
+    /// The range reads zero afterwards.
+    WriteZeroes {
+        /// The blocks may be deallocated.
+        unmap: bool,
+    },
+}
+
+impl IoKind {
+    /// Returns whether the operation transfers bytes between the image and buffers. The others have no
+    /// buffers and complete with 0.
+    pub const fn is_transfer(self) -> bool {
+        matches!(self, Self::Read | Self::Write | Self::WriteDurable)
+    }
+}
+
+/// An operation that the calling thread carries out to its end.
+#[derive(Debug)]
+pub enum BlockingIo<'a> {
+    /// Fills the buffer.
+    Read(&'a mut [u8]),
+    /// Writes the bytes; if `true`, they are durable on return.
+    Write(&'a [u8], bool),
+    /// Makes completed writes durable.
+    Sync,
+    /// Makes a range read zero.
+    Zero {
+        /// Bytes.
+        len: u64,
+        /// The blocks may be deallocated.
+        unmap: bool,
+    },
+    /// Deallocates a range; what it reads afterwards is unspecified.
+    Discard {
+        /// Bytes.
+        len: u64,
+    },
 }

@@ -6,7 +6,7 @@ use std::io;
 use ringvirtio::memory::IoVec;
 
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
-use super::operation::{BlockingIo, IoKind};
+use super::{BlockingIo, IoKind};
 
 /// The geometry that a guest has been shown of a disk, for when the image cannot be opened or its server is
 /// down.

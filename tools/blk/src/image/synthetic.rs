@@ -4,7 +4,7 @@ use std::path::Path;
 
 use ringvirtio::memory::IoVec;
 
-use super::operation::IoKind;
+use super::IoKind;
 
 /// Contents that reads return; both kinds drop writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,7 +31,6 @@ impl Synthetic {
 
     /// Parses a path; `None` if it names a file, `Some(Err)` with the size if that is invalid. Sizes are
     /// bytes, or end in `K`, `M`, `G` or `T`.
-    #[must_use]
     pub fn parse(path: &Path) -> Option<Result<Self, String>> {
         let (content, size) = match path.to_str()?.split_once(':')? {
             ("null", size) => (Content::Null, size),
@@ -45,13 +44,11 @@ impl Synthetic {
     }
 
     /// Returns whether this path names a disk without storage.
-    #[must_use]
     pub fn is_named_by(path: &Path) -> bool {
         Self::parse(path).is_some()
     }
 
     /// Returns the size in bytes.
-    #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }

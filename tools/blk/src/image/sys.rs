@@ -9,7 +9,7 @@ use ringvirtio::memory::IoVec;
 use rustix::fs::{AtFlags, FallocateFlags, OFlags, StatxFlags, fcntl_getfl, fcntl_setfl, fstatfs, statx};
 use rustix::io::Errno;
 
-use super::operation::IoKind;
+use super::IoKind;
 
 /// One `preadv`, `pwritev` or `pwritev2`. Returns the bytes transferred.
 ///

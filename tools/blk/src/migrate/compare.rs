@@ -7,8 +7,8 @@
 use std::sync::atomic::Ordering;
 
 use super::migration::{CHUNK, Migration, MigrationError, Step, part};
+use crate::image::BlockingIo;
 use crate::image::bounce::Bounce;
-use crate::image::operation::BlockingIo;
 
 impl Migration {
     /// Makes the target durable, after everything is copied.
@@ -69,7 +69,6 @@ impl Migration {
     }
 
     /// Returns the bytes that were copied again, after the first copy.
-    #[must_use]
     pub fn recopied(&self) -> u64 {
         self.recopied.load(Ordering::Relaxed)
     }

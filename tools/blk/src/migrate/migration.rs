@@ -9,8 +9,8 @@ use ringvirtio::memory::Slots;
 
 use super::ranges::RangeLocks;
 use crate::disk::Disk;
+use crate::image::BlockingIo;
 use crate::image::bounce::{BOUNCE_MAX, Bounce};
-use crate::image::operation::BlockingIo;
 use crate::virtio::SECTOR_SIZE;
 
 /// Bytes that are copied and compared at once.
@@ -62,13 +62,11 @@ pub struct Progress {
 
 impl Progress {
     /// Uses the word with this index.
-    #[must_use]
     pub const fn new(words: Arc<Slots<AtomicU64>>, index: usize) -> Self {
         Self { words, index }
     }
 
     /// Returns the bytes.
-    #[must_use]
     pub fn get(&self) -> u64 {
         self.words
             .get(self.index)
@@ -166,31 +164,26 @@ impl Migration {
     }
 
     /// Returns the bytes to be migrated.
-    #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
     }
 
     /// Returns the bytes that the target has.
-    #[must_use]
     pub fn copied(&self) -> u64 {
         self.progress.get().min(self.size)
     }
 
     /// Returns the source.
-    #[must_use]
     pub const fn source(&self) -> &Arc<Disk> {
         &self.source
     }
 
     /// Returns the target.
-    #[must_use]
     pub const fn target(&self) -> &Arc<Disk> {
         &self.target
     }
 
     /// Returns why the target cannot be used any more, if it has failed.
-    #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.lock_failure().clone()
     }

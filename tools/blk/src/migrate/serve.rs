@@ -9,7 +9,7 @@ use ringvirtio::memory::GuestRam;
 use super::migration::{Migration, zero};
 use crate::disk::Disk;
 use crate::engine::threads::Threads;
-use crate::image::operation::BlockingIo;
+use crate::image::BlockingIo;
 use crate::image::remote::RemoteImage;
 use crate::remote::{RemoteDisk, RemoteEngine};
 

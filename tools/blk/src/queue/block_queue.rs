@@ -1,17 +1,17 @@
-//! [`BlockQueue`]: its parts and its set-up.
+//! [`BlockQueue`]: its parts, its set-up, and how a reactor drives it with the engines of a
+//! [`BlockBackend`].
 
-use std::mem;
 use std::sync::Arc;
+use std::{io, mem};
 
 use ringvirtio::queue::MAX_BATCH;
 use ringvirtio::virtio::feature;
-use ringvirtio::{QueueSetup, SetupError, VirtQueue};
+use ringvirtio::{Context, QueueHandler, QueueSetup, SetupError, VirtQueue};
 
-use super::batch::Batch;
-use super::cache::WriteCache;
-use super::merge::MergePool;
+use super::batch::{Batch, MergePool};
 use super::slot::Slots;
-use super::sync::SyncState;
+use super::sync::{SyncState, WriteCache};
+use crate::backend::BlockBackend;
 use crate::disk::Disk;
 use crate::request::Negotiated;
 use crate::stats::BlockStats;
@@ -81,20 +81,17 @@ impl BlockQueue {
     }
 
     /// Returns the disk.
-    #[must_use]
     pub fn disk(&self) -> &Arc<Disk> {
         &self.disk
     }
 
     /// Returns the counters, which stay readable after the queue is gone.
-    #[must_use]
     pub fn stats(&self) -> &Arc<BlockStats> {
         &self.stats
     }
 
     /// Returns the virtqueue.
     #[inline]
-    #[must_use]
     pub fn virtqueue(&self) -> &VirtQueue {
         &self.queue
     }
@@ -120,5 +117,58 @@ impl Drop for BlockQueue {
             mem::forget(mem::take(&mut self.merge));
             mem::forget(self.disk.clone());
         }
+    }
+}
+
+impl QueueHandler for BlockQueue {
+    fn queue(&self) -> &VirtQueue {
+        &self.queue
+    }
+
+    fn queue_mut(&mut self) -> &mut VirtQueue {
+        &mut self.queue
+    }
+
+    fn attach(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match cx.make_backend::<BlockBackend>() {
+            Some((backend, waiter)) => backend.attach(waiter, &self.disk, self.queue.ram()),
+            None => Ok(()),
+        }
+    }
+
+    fn detach(&mut self, cx: &mut Context<'_>) {
+        if let Some((backend, waiter)) = cx.backend::<BlockBackend>() {
+            backend.detach(waiter, &self.disk, self.queue.ram());
+        }
+    }
+
+    fn service(&mut self, cx: &mut Context<'_>) {
+        if let Some((backend, waiter)) = cx.backend::<BlockBackend>()
+            && let Some(mut engine) = backend.engine(waiter, &self.disk, self.queue.ram())
+        {
+            self.service(engine.get());
+        }
+    }
+
+    fn complete(&mut self, tag: u64, result: i32, cx: &mut Context<'_>) {
+        if let Some((backend, waiter)) = cx.backend::<BlockBackend>()
+            && let Some(mut engine) = backend.engine(waiter, &self.disk, self.queue.ram())
+        {
+            self.complete(tag, result, engine.get());
+        }
+    }
+
+    fn abandon(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((backend, _)) = cx.backend::<BlockBackend>() else {
+            return false;
+        };
+        let (ram, in_flight) = (self.queue.ram(), self.queue.in_flight());
+        let count = backend.abandon(&self.disk, ram, self.queue.tag_base(), in_flight);
+        self.queue.abandon(count);
+        count > 0
+    }
+
+    fn retry(&mut self) {
+        Self::retry(self);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Requests are numbered by their descriptor head, so all slots are allocated at set-up, and each request is
 //! a small state machine in its slot: `service` pops and parses it, `start` submits its operations,
-//! `complete` handles their ends. Transfers of one round that are neighbours go as one (`batch`, `merge`).
+//! `complete` handles their ends. Transfers of one round that are neighbours go as one (`batch`).
 //!
 //! A reactor drives it as a [`QueueHandler`](ringvirtio::QueueHandler); tests and benchmarks call
 //! [`BlockQueue::service`] and [`BlockQueue::complete`] themselves, with any
@@ -11,10 +11,7 @@
 
 mod batch;
 mod block_queue;
-mod cache;
 mod complete;
-mod handler;
-mod merge;
 mod service;
 mod slot;
 mod start;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::rig::{ALL_FEATURES, BUFFERS, ENGINES, Rig, SECTORS, open_soon, readable, writable};
 use crate::disk::{Disk, DiskConfig, EngineKind, HostCache, OpenContext, OpenOptions};
-use crate::image::operation::BlockingIo;
+use crate::image::BlockingIo;
 use crate::virtio::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 fn config(rig: &Rig, name: &str) -> DiskConfig {

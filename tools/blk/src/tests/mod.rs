@@ -25,7 +25,7 @@ mod neighbours;
 mod notify;
 mod qcow2;
 mod qcow2_matrix;
-mod qcow2_power;
+pub mod qcow2_power;
 mod ranges;
 pub(crate) mod rig;
 mod service;

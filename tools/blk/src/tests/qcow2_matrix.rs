@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::qcow2_power::{Random, Run, config, count, damage, qemu_img};
 use crate::disk::{Disk, DiskConfig};
+use crate::image::BlockingIo;
 
 const MIB: usize = 1 << 20;
 /// Parts of the disk that do not begin at a cluster, so that writers share clusters.
@@ -55,6 +56,28 @@ impl Shelf {
         config(self.path(name))
     }
 
+    /// Makes an image of 4 KiB clusters that are compressed to about half of that, so that clusters of the
+    /// file are free once a few are written.
+    fn halved(&self, name: &str) -> DiskConfig {
+        let mut random = Random(3);
+        let bytes: Vec<u8> = (0..MIB).map(|_| random.below(16) as u8 + 1).collect();
+        std::fs::write(self.path("source.img"), bytes).unwrap();
+        let (source, target) = (self.name("source.img"), self.name(name));
+        qemu_img(&[
+            "convert",
+            "-f",
+            "raw",
+            "-O",
+            "qcow2",
+            "-o",
+            "cluster_size=4k",
+            "-c",
+            &source,
+            &target,
+        ]);
+        config(self.path(name))
+    }
+
     /// Makes an empty image.
     fn create(&self, name: &str, options: &str, size: &str) -> DiskConfig {
         let target = self.name(name);
@@ -97,6 +120,68 @@ fn every_version_and_cluster_size() {
             survives(&format!("empty, {options}"), &config, &WINDOWS, None);
         }
     }
+}
+
+/// Calls `act` with the offset of cluster 60 of a disk whose cluster 64 is allocated, and checks the image
+/// after cuts at any point. The clusters before and after are in different sectors of their L2 table.
+fn frees_and_allocates(prepare: &str, config: &DiskConfig, act: impl Fn(&Disk, u64)) {
+    const CLUSTER: u64 = 4096;
+    let write = |disk: &Disk, cluster: u64| {
+        let bytes = [cluster as u8; CLUSTER as usize];
+        disk.run_blocking(BlockingIo::Write(&bytes, false), cluster * CLUSTER)
+            .unwrap();
+    };
+    let disk = super::rig::open_soon(config);
+    write(&disk, 64);
+    if prepare == "zeroed" {
+        // In reverse, so that none lies behind the one before; the first has room behind it.
+        (60..64).rev().for_each(|cluster| write(&disk, cluster));
+        let zero = BlockingIo::Zero {
+            len: 4 * CLUSTER,
+            unmap: false,
+        };
+        disk.run_blocking(zero, 60 * CLUSTER).unwrap();
+    }
+    drop(disk);
+    let run = Run::of(config, |disk| act(disk, 60 * CLUSTER));
+    run.check_end();
+    let mut random = Random(count("RINGBLK_SEED", 1) + 5);
+    for number in 0..60 {
+        assert_eq!(
+            run.replay(&mut random, true, true),
+            None,
+            "{prepare}, cut {number}"
+        );
+    }
+}
+
+// What an operation frees, it does not allocate: a power cut would leave both references.
+#[test]
+fn freed_clusters_are_not_allocated_in_the_same_operation() {
+    let shelf = Shelf::new();
+    let write = |disk: &Disk, offset: u64| {
+        let bytes = vec![7; 10 << 12];
+        disk.run_blocking(BlockingIo::Write(&bytes, false), offset)
+            .unwrap();
+    };
+    let config = shelf.create("zeroed.qcow2", "cluster_size=4k", "8M");
+    frees_and_allocates("zeroed", &config, write);
+    let config = shelf.halved("compressed.qcow2");
+    frees_and_allocates("compressed", &config, write);
+    // From the middle of a cluster to the middle of another.
+    for unmap in [false, true] {
+        let config = shelf.halved("compressed.qcow2");
+        frees_and_allocates("compressed, zeroes", &config, |disk, offset| {
+            let len = 9 << 12;
+            disk.run_blocking(BlockingIo::Zero { len, unmap }, offset + 512)
+                .unwrap();
+        });
+    }
+    let config = shelf.halved("compressed.qcow2");
+    frees_and_allocates("compressed, discarded", &config, |disk, offset| {
+        disk.run_blocking(BlockingIo::Discard { len: 9 << 12 }, offset + 512)
+            .unwrap();
+    });
 }
 
 #[test]
@@ -366,7 +451,7 @@ fn images_grow() {
         let disk = Disk::open(&config).unwrap();
         disk.set_size(1 << 30).unwrap();
         let mut bytes = vec![1; 8 << 20];
-        let read = crate::image::operation::BlockingIo::Read(&mut bytes);
+        let read = crate::image::BlockingIo::Read(&mut bytes);
         disk.run_blocking(read, 0).unwrap();
         let base = std::fs::read(shelf.path("base.img")).unwrap();
         assert!(bytes[..1000 << 10] == base[..1000 << 10]);
@@ -401,7 +486,7 @@ fn a_large_discard() {
     let disk = Disk::open(&config).unwrap();
     let discard = || {
         let len = 1 << 40;
-        disk.run_blocking(crate::image::operation::BlockingIo::Discard { len }, 0)
+        disk.run_blocking(crate::image::BlockingIo::Discard { len }, 0)
             .unwrap();
     };
     let size = || std::fs::metadata(&config.path).unwrap().len();
@@ -410,14 +495,14 @@ fn a_large_discard() {
     discard();
     assert_eq!(size(), empty);
     for number in 0..64 {
-        let write = crate::image::operation::BlockingIo::Write(&[1; MIB], false);
+        let write = crate::image::BlockingIo::Write(&[1; MIB], false);
         disk.run_blocking(write, number << 33).unwrap();
     }
     let full = size();
     discard();
     assert_eq!(size(), full);
     for number in 0..64 {
-        let write = crate::image::operation::BlockingIo::Write(&[2; MIB], false);
+        let write = crate::image::BlockingIo::Write(&[2; MIB], false);
         disk.run_blocking(write, (number << 33) + (1 << 20)).unwrap();
     }
     assert_eq!(size(), full, "the freed clusters are used again");

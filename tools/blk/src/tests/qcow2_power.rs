@@ -11,9 +11,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use crate::disk::{Disk, DiskConfig, Format};
-use crate::image::Image;
-use crate::image::operation::BlockingIo;
 use crate::image::qcow2::recorder::{Event, Recorder};
+use crate::image::{BlockingIo, Image};
 
 const SECTOR: usize = 512;
 
@@ -237,6 +236,26 @@ impl Run {
             before,
             events,
             windows,
+        }
+    }
+
+    /// Records what `act` does with an image.
+    pub fn of(config: &DiskConfig, act: impl FnOnce(&Disk)) -> Self {
+        let before = std::fs::read(&config.path).unwrap();
+        let disk = super::rig::open_soon(config);
+        let recorder = Arc::new(Recorder::default());
+        let Image::Qcow2(image) = disk.backing() else {
+            panic!("no qcow2 image")
+        };
+        image.record(recorder.clone());
+        act(&disk);
+        drop(disk);
+        let events = recorder.events().clone();
+        Self {
+            config: config.clone(),
+            before,
+            events,
+            windows: Vec::new(),
         }
     }
 

@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 use image::cpio::Archive;
 use image::{BootFiles, Cache, cmd};
 
-use super::collect::{Collector, Expected};
+use super::collect::Collector;
 use super::host_image::HostImage;
-use super::plan::{Job, Kind, Plan};
+use super::plan::{Boot, Job, Kind, Plan};
 use super::plugin::Counters;
 use super::results::Results;
 use crate::board::Board;
@@ -44,26 +44,9 @@ const IDLE: [u8; 8] = [0x7f, 0x20, 0x03, 0xd5, 0xff, 0xff, 0xff, 0x17];
 /// 3:  eor w5, w5, #2; str w5, [x4]; b 3b
 /// ```
 const STORM: [u32; 20] = [
-    0xd280_0033,
-    0xd280_0060,
-    0xf2b8_8000,
-    0xaa13_03e1,
-    0x1000_00c2,
-    0xd280_0003,
-    0xd400_0002,
-    0x9100_0673,
-    0xf100_127f,
-    0x54ff_ff01,
-    0xd2a1_0004,
-    0x1280_0006,
-    0xb901_0486,
-    0xb901_0886,
-    0xb902_0486,
-    0xb902_0886,
-    0x5280_0005,
-    0x521f_00a5,
-    0xb900_0085,
-    0x17ff_fffe,
+    0xd2800033, 0xd2800060, 0xf2b88000, 0xaa1303e1, 0x100000c2, 0xd2800003, 0xd4000002, 0x91000673,
+    0xf100127f, 0x54ffff01, 0xd2a10004, 0x12800006, 0xb9010486, 0xb9010886, 0xb9020486, 0xb9020886,
+    0x52800005, 0x521f00a5, 0xb9000085, 0x17fffffe,
 ];
 /// Seconds for a boot that measures a storm.
 const STORM_LIMIT: u64 = 1500;
@@ -93,29 +76,6 @@ pub struct Bench<'a> {
     pub qemu_disk: Option<PathBuf>,
     /// The plugin that counts instructions, if QEMU takes it.
     pub plugin: Option<PathBuf>,
-}
-
-/// One boot, or for plain QEMU one guest.
-#[derive(Debug, Clone)]
-pub struct Boot {
-    /// Name of the raw log.
-    pub label: String,
-    /// Which machine.
-    pub kind: Kind,
-    /// The guests.
-    pub configs: Vec<&'static str>,
-    /// The jobs.
-    pub jobs: Vec<Job>,
-    /// From 1.
-    pub round: u32,
-    /// Requests are counted instead of timed.
-    pub count: bool,
-    /// Under `-icount shift=0`.
-    pub icount: bool,
-    /// Sizes are measured, too.
-    pub sizes: bool,
-    /// The longest exits in a storm are measured.
-    pub storm: bool,
 }
 
 impl Bench<'_> {
@@ -200,7 +160,6 @@ impl Bench<'_> {
             // Root's CPU, and one for each vCPU.
             options.smp = Some("5".into());
         }
-        let stats = boot.count && boot.kind == Kind::Ours;
         let yes = |on: bool| if on { "yes" } else { "no" };
         let script = format!(
             "CONFIGS='{}' CMDLINE='{}' MODE={} CPUS={} MEMORY={GUEST_MEMORY} LIMIT={} SIZES={} STORM={} STATS={}\n{ROOT_SCRIPT}",
@@ -211,7 +170,7 @@ impl Bench<'_> {
             self.limit(boot),
             yes(boot.sizes),
             yes(boot.storm),
-            yes(stats)
+            yes(boot.has_stats())
         );
         let dir = RunDir::create(&Cache::open(&self.project.dir)?.root().join("run"))?;
         let counters = self.count_arguments(boot, &dir, &mut options)?;
@@ -269,22 +228,13 @@ impl Bench<'_> {
         counters: Option<&Counters>,
         config: Option<&'static str>,
     ) -> Result<()> {
-        let (label, configs) = match config {
-            Some(config) => (format!("{}-{config}", boot.label), vec![config]),
-            None => (boot.label.clone(), boot.configs.clone()),
+        let label = match config {
+            Some(config) => format!("{}-{config}", boot.label),
+            None => boot.label.clone(),
         };
         let log = self.raw.join(format!("{label}.log"));
         let mut log_file = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let expected = Expected {
-            round: boot.round,
-            configs: configs.iter().map(|c| (*c).to_owned()).collect(),
-            jobs: boot.jobs.iter().map(|j| j.name.to_owned()).collect(),
-            counts: boot.count.then_some(self.plan.counts),
-            icount: boot.icount,
-            starts: !boot.count,
-            stats: boot.count && boot.kind == Kind::Ours,
-        };
-        let mut collector = Collector::new(results, expected, counters, config);
+        let mut collector = Collector::new(results, boot, self.plan.counts, counters, config);
         let mut written = Ok(());
         let stop = watch(machine, limit, |line, _| {
             if let Line::Text(text) | Line::Panic(text) = line {

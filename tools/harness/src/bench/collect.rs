@@ -7,39 +7,24 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::fio::Fio;
 use super::marks::{Difference, Marks};
-use super::message::{self, Message};
+use super::message::{self, Fio, Message};
+use super::plan::Boot;
 use super::plugin::Counters;
 use super::results::{Results, Sample, Start};
 
 /// The most instructions of an exit in a storm.
 const LONGEST_EXIT: u64 = 20_000;
 
-/// What one boot is expected to give.
-#[derive(Debug)]
-pub struct Expected {
-    /// From 1.
-    pub round: u32,
-    /// Configurations.
-    pub configs: Vec<String>,
-    /// Jobs.
-    pub jobs: Vec<String>,
-    /// Numbers of requests whose difference is counted; none for jobs that run for a time.
-    pub counts: Option<[u64; 2]>,
-    /// Under `-icount`.
-    pub icount: bool,
-    /// Whether starts are measured.
-    pub starts: bool,
-    /// Whether the root of that boot reports EL2's counters.
-    pub stats: bool,
-}
-
 /// Collects one boot.
 #[derive(Debug)]
 pub struct Collector<'a> {
     results: &'a mut Results,
-    expected: Expected,
+    boot: &'a Boot,
+    /// The boot's configurations, or the one of a machine that is one guest.
+    configs: Vec<&'a str>,
+    /// Numbers of requests whose difference is counted, in a boot that counts.
+    requests: [u64; 2],
     counters: Option<&'a Counters>,
     /// When the machine was started.
     started: Instant,
@@ -59,13 +44,16 @@ impl<'a> Collector<'a> {
     /// Begins to collect a boot that starts now. `config` is set for a machine that is one guest.
     pub fn new(
         results: &'a mut Results,
-        expected: Expected,
+        boot: &'a Boot,
+        requests: [u64; 2],
         counters: Option<&'a Counters>,
-        config: Option<&str>,
+        config: Option<&'a str>,
     ) -> Self {
         Self {
             results,
-            expected,
+            boot,
+            configs: config.map_or_else(|| boot.configs.clone(), |config| vec![config]),
+            requests,
             counters,
             started: Instant::now(),
             config: config.map(str::to_owned),
@@ -103,10 +91,10 @@ impl<'a> Collector<'a> {
                     (None, None) => self.started.elapsed().as_secs_f64(),
                     _ => return None,
                 };
-                if self.expected.starts {
+                if !self.boot.count {
                     self.results.starts.push(Start {
                         config: config.clone(),
-                        round: self.expected.round,
+                        round: self.boot.round,
                         seconds,
                         load: load(),
                     });
@@ -184,7 +172,7 @@ impl<'a> Collector<'a> {
                 self.results.samples.push(Sample {
                     config,
                     job,
-                    round: self.expected.round,
+                    round: self.boot.round,
                     fio,
                     load: load(),
                 });
@@ -192,10 +180,8 @@ impl<'a> Collector<'a> {
             }
             Err(why) => {
                 let shown = format!("{config}: {job}: {why}");
-                self.results.fail(
-                    format!("{config}, {job}, round {}", self.expected.round),
-                    why.clone(),
-                );
+                self.results
+                    .fail(format!("{config}, {job}, round {}", self.boot.round), why.clone());
                 self.reasons.insert(config, why);
                 shown
             }
@@ -234,13 +220,13 @@ impl<'a> Collector<'a> {
     /// Computes the counts, and records what is missing because of `stop`, the way in which the machine
     /// ended.
     pub fn finish(mut self, label: &str, stop: &str) {
-        if let Some([small, large]) = self.expected.counts {
-            for config in self.expected.configs.clone() {
-                for job in self.expected.jobs.clone() {
-                    if let Err(why) = self.count(&config, &job, small, large) {
-                        let why = self.reasons.get(&config).unwrap_or(&why);
+        if self.boot.count {
+            for config in std::mem::take(&mut self.configs) {
+                for job in &self.boot.jobs {
+                    if let Err(why) = self.count(config, job.name) {
+                        let why = self.reasons.get(config).unwrap_or(&why);
                         self.results.fail(
-                            format!("{label}: {config}, {job}"),
+                            format!("{label}: {config}, {}", job.name),
                             format!("{why}; the machine: {stop}"),
                         );
                     }
@@ -248,21 +234,16 @@ impl<'a> Collector<'a> {
             }
             return;
         }
-        for config in &self.expected.configs {
-            let round = self.expected.round;
-            let has = |job: &String| {
+        for &config in &self.configs {
+            let round = self.boot.round;
+            let has = |job: &str| {
                 self.results
                     .samples
                     .iter()
-                    .any(|s| s.config == *config && s.job == *job && s.round == round)
+                    .any(|s| s.config == config && s.job == job && s.round == round)
             };
-            let missing: Vec<&str> = self
-                .expected
-                .jobs
-                .iter()
-                .filter(|j| !has(j))
-                .map(String::as_str)
-                .collect();
+            let jobs = self.boot.jobs.iter().map(|job| job.name);
+            let missing: Vec<&str> = jobs.filter(|job| !has(job)).collect();
             if !missing.is_empty() {
                 let why = match self.reasons.get(config) {
                     Some(why) => format!("{why}; the machine: {stop}"),
@@ -275,7 +256,8 @@ impl<'a> Collector<'a> {
     }
 
     /// Adds what the counts of a job give to the results.
-    fn count(&mut self, config: &str, job: &str, small: u64, large: u64) -> Result<(), String> {
+    fn count(&mut self, config: &str, job: &str) -> Result<(), String> {
+        let [small, large] = self.requests;
         let marks = |count| {
             self.marks
                 .get(&(config.to_owned(), job.to_owned(), count))
@@ -288,11 +270,11 @@ impl<'a> Collector<'a> {
             large: marks(large)?,
             requests: large.saturating_sub(small).max(1),
         };
-        if self.expected.icount {
+        if self.boot.icount {
             self.results.counts.push(difference.instructions()?);
         }
-        if self.expected.stats {
-            self.results.exits.extend(difference.exits(self.expected.icount)?);
+        if self.boot.has_stats() {
+            self.results.exits.extend(difference.exits(self.boot.icount)?);
         }
         Ok(())
     }
@@ -317,24 +299,29 @@ mod tests {
     use super::super::plugin::Counters;
     use super::super::results::Results;
 
-    use super::{Collector, Expected};
+    use super::Collector;
+    use crate::bench::plan::{Boot, Kind, Plan};
 
-    fn expected(counts: Option<[u64; 2]>) -> Expected {
-        Expected {
+    const REQUESTS: [u64; 2] = [100, 600];
+
+    fn boot(count: bool) -> Boot {
+        Boot {
+            label: String::new(),
+            kind: Kind::Ours,
+            configs: vec!["ours-io_uring", "kvm-threads-none"],
+            jobs: Plan::new(false, &["randread-1".into()]).unwrap().jobs,
             round: 1,
-            configs: vec!["ours-io_uring".into(), "kvm-threads-none".into()],
-            jobs: vec!["randread-1".into()],
-            counts,
+            count,
             icount: false,
-            starts: true,
-            stats: counts.is_some(),
+            sizes: false,
+            storm: false,
         }
     }
 
     #[test]
     fn a_failed_configuration_is_reported_with_its_reason() {
-        let mut results = Results::default();
-        let mut collector = Collector::new(&mut results, expected(None), None, None);
+        let (mut results, boot) = (Results::default(), boot(false));
+        let mut collector = Collector::new(&mut results, &boot, REQUESTS, None, None);
         for line in [
             "bench: config kvm-threads-none 1 2 3",
             "bench: start 10.00",
@@ -357,8 +344,8 @@ mod tests {
 
     #[test]
     fn starts_are_measured_by_roots_clock() {
-        let mut results = Results::default();
-        let mut collector = Collector::new(&mut results, expected(None), None, None);
+        let (mut results, boot) = (Results::default(), boot(false));
+        let mut collector = Collector::new(&mut results, &boot, REQUESTS, None, None);
         for line in [
             "bench: config ours-io_uring 1",
             "bench: start 10.00",
@@ -378,8 +365,8 @@ mod tests {
             )
         };
         let fio = include_str!("../../../../tests/data/fio-minimal.txt").trim();
-        let mut results = Results::default();
-        let mut collector = Collector::new(&mut results, expected(Some([100, 600])), None, None);
+        let (mut results, boot) = (Results::default(), boot(true));
+        let mut collector = Collector::new(&mut results, &boot, REQUESTS, None, None);
         collector.line("bench: config ours-io_uring 1");
         for (count, before, after) in [(100, 1000, 1250), (600, 2000, 3250)] {
             collector.line(&format!("bench: count-begin randread-1 {count}"));
@@ -398,8 +385,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("counters");
         let counters = Counters::create(file.clone()).unwrap();
-        let mut results = Results::default();
-        let mut collector = Collector::new(&mut results, expected(None), Some(&counters), None);
+        let (mut results, boot) = (Results::default(), boot(false));
+        let mut collector = Collector::new(&mut results, &boot, REQUESTS, Some(&counters), None);
         let set = |root: u64, guest: u64| {
             let mut words = std::fs::read(&file).unwrap();
             words[24..32].copy_from_slice(&root.to_le_bytes());

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::fio::Fio;
+use super::message::Fio;
 use super::plugin::Snapshot;
 use super::results::{Count, Exits};
 

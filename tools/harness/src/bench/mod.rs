@@ -4,7 +4,7 @@
 //!
 //! - [`plan`]: jobs, configurations, and how `QUICK` and `ONLY` narrow them.
 //! - [`boot`], [`host_image`]: the machines; what runs in them is in `tests/bench`.
-//! - [`message`], [`fio`], [`plugin`]: what comes out of them: lines of the console, fio's results, counts of
+//! - [`message`], [`plugin`]: what comes out of them: lines of the console with fio's results, counts of
 //!   instructions.
 //! - [`collect`], [`marks`], [`results`]: from there to results and medians.
 //! - [`sizes`]: what needs no machine.
@@ -13,7 +13,6 @@
 
 pub mod boot;
 pub mod collect;
-pub mod fio;
 pub mod host_image;
 pub mod marks;
 pub mod message;
@@ -33,8 +32,8 @@ use crate::board::Board;
 use crate::machine;
 use crate::options::{MachineOptions, given};
 use crate::project::Project;
-use boot::{Bench, Boot};
-use plan::{Kind, Plan, Section};
+use boot::Bench;
+use plan::{Boot, Kind, Plan, Section};
 use results::Results;
 
 /// What to measure.

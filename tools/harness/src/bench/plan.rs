@@ -1,6 +1,7 @@
 //! What a run measures: jobs, configurations, sections, and how `QUICK` and `ONLY` narrow them.
 
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 
 /// A fio job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,7 +118,7 @@ plain-AIO        the guest directly on the emulated machine, QEMU's virtio-blk-d
 loop             no guest: fio on a loop device over the same file, in the root of ringvisor, on as many CPUs";
 
 /// Parts of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Section {
     /// fio's throughput and latency, and with it the time of starts.
     Fio,
@@ -131,13 +132,35 @@ pub enum Section {
     Storm,
 }
 
-const SECTIONS: &[(Section, &str)] = &[
-    (Section::Fio, "fio"),
-    (Section::Instructions, "instructions"),
-    (Section::Exits, "exits"),
-    (Section::Sizes, "sizes"),
-    (Section::Storm, "storm"),
-];
+/// One boot, or for plain QEMU one guest.
+#[derive(Debug, Clone)]
+pub struct Boot {
+    /// Name of the raw log.
+    pub label: String,
+    /// Which machine.
+    pub kind: Kind,
+    /// The guests.
+    pub configs: Vec<&'static str>,
+    /// The jobs.
+    pub jobs: Vec<Job>,
+    /// From 1.
+    pub round: u32,
+    /// Requests are counted instead of timed.
+    pub count: bool,
+    /// Under `-icount shift=0`.
+    pub icount: bool,
+    /// Sizes are measured, too.
+    pub sizes: bool,
+    /// The longest exits in a storm are measured.
+    pub storm: bool,
+}
+
+impl Boot {
+    /// Whether its root reports EL2's counters.
+    pub fn has_stats(&self) -> bool {
+        self.count && self.kind == Kind::Ours
+    }
+}
 
 /// A run.
 #[derive(Debug, Clone)]
@@ -166,11 +189,10 @@ impl Plan {
     /// # Errors
     /// A word that stands for nothing.
     pub fn new(quick: bool, only: &[String]) -> Result<Self> {
-        let is_section = |word: &str| SECTIONS.iter().find(|(_, name)| *name == word);
         let (mut sections, mut jobs, mut configs) = (Vec::new(), Vec::new(), Vec::new());
         for word in only {
-            if let Some((section, _)) = is_section(word) {
-                sections.push(*section);
+            if let Ok(section) = Section::from_str(word, false) {
+                sections.push(section);
                 continue;
             }
             let (before_jobs, before_configs) = (jobs.len(), configs.len());
@@ -178,16 +200,20 @@ impl Plan {
             configs.extend(CONFIGS.iter().filter(|c| c.name.contains(word.as_str())).cloned());
             if (before_jobs, before_configs) == (jobs.len(), configs.len()) {
                 let names = |list: Vec<&str>| list.join(" ");
+                let sections = Section::value_variants()
+                    .iter()
+                    .filter_map(Section::to_possible_value);
+                let sections: Vec<String> = sections.map(|value| value.get_name().to_owned()).collect();
                 bail!(
                     "ONLY={word}: expected a section ({}), or part of the name of a job ({}) or of a configuration ({})",
-                    names(SECTIONS.iter().map(|s| s.1).collect()),
+                    sections.join(" "),
                     names(JOBS.iter().map(|j| j.name).collect()),
                     names(CONFIGS.iter().map(|c| c.name).collect())
                 );
             }
         }
         if sections.is_empty() {
-            sections = SECTIONS.iter().map(|s| s.0).collect();
+            sections = Section::value_variants().to_vec();
         }
         // In the order of the lists, each once. What was asked for by name is done in a quick run, too.
         Ok(Self {
@@ -209,8 +235,8 @@ impl Plan {
 
     /// Returns the configurations of a kind, by name.
     pub fn of(&self, kind: Kind) -> Vec<&'static str> {
-        let of = |c: &&Config| c.kind == kind;
-        self.configs.iter().filter(of).map(|c| c.name).collect()
+        let of = self.configs.iter().filter(|c| c.kind == kind);
+        of.map(|c| c.name).collect()
     }
 
     /// Returns the configurations of a kind whose instructions are counted.
@@ -246,7 +272,9 @@ fn chosen<T: Clone + PartialEq>(all: &[T], named: &[T], usual: impl Fn(&T) -> bo
 mod tests {
     use anyhow::Result;
 
-    use super::{CONFIGS, JOBS, Kind, Plan, SECTIONS, Section};
+    use clap::ValueEnum as _;
+
+    use super::{CONFIGS, JOBS, Kind, Plan, Section};
 
     fn plan(quick: bool, only: &[&str]) -> Result<Plan> {
         Plan::new(quick, &only.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>())
@@ -256,7 +284,7 @@ mod tests {
     fn all_without_words() {
         let plan = plan(false, &[]).unwrap();
         assert_eq!((plan.jobs.len(), plan.configs.len()), (JOBS.len(), CONFIGS.len()));
-        assert!(SECTIONS.iter().all(|(s, _)| plan.wants(*s)));
+        assert!(Section::value_variants().iter().all(|s| plan.wants(*s)));
         assert_eq!(plan.of(Kind::Kvm).len(), 4);
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::fio::Fio;
+use super::message::Fio;
 use super::plan::Plan;
 
 /// All that a run measured.
@@ -213,7 +213,7 @@ pub fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fio::Fio;
+    use super::super::message::Fio;
 
     use super::{Results, Sample, median};
 

@@ -15,11 +15,10 @@ use super::catalog::{Script, TestMachine, test_name};
 use super::host::late;
 use super::report::Report;
 use crate::console::Line;
-use crate::exec::{Next, Process, watch};
+use crate::exec::{Next, Process, Stop, watch};
 use crate::machine::{Machine, Mode};
 use crate::options::MachineOptions;
 use crate::project::Project;
-use crate::stop::Stop;
 
 /// How long a boot may take.
 const BOOT: Duration = Duration::from_secs(240);

@@ -11,10 +11,10 @@ pub mod catalog;
 pub mod host;
 pub mod report;
 
-use std::sync::Mutex;
 use std::thread;
 
 use anyhow::Result;
+use parking_lot::Mutex;
 
 use crate::options::{Hypervisor, MachineOptions, given};
 use crate::project::Project;
@@ -92,11 +92,7 @@ pub fn run(project: &Project, arguments: Arguments) -> Result<u8> {
         for _ in 0..arguments.jobs.max(1) {
             scope.spawn(|| {
                 loop {
-                    // A worker that panicked has its job already: the other workers go on.
-                    let next = jobs
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .next();
+                    let next = jobs.lock().next();
                     match next {
                         Some(Job::Boot { machine, scripts }) => {
                             boot::run(project, &arguments.machine, &machine, scripts, &report);

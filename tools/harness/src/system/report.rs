@@ -1,7 +1,8 @@
 //! Result lines and summary, in the form of `cargo test`.
 
-use std::sync::Mutex;
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use crate::cpu::Took;
 
@@ -38,31 +39,26 @@ impl Report {
         if self.verbose && !output.is_empty() {
             println!("{}", indented(output));
         }
-        self.with(|r| r.passed += 1);
+        self.results.lock().passed += 1;
     }
 
     /// Reports that a test failed.
     pub fn failed(&self, name: &str, why: &str, output: &str) {
         println!("test {name} ... FAILED ({why})");
-        self.with(|r| {
-            r.failed
-                .push((name.to_owned(), why.to_owned(), output.to_owned()))
-        });
+        let failure = (name.to_owned(), why.to_owned(), output.to_owned());
+        self.results.lock().failed.push(failure);
     }
 
     /// Reports that a test was left out.
     pub fn ignored(&self, name: &str) {
         println!("test {name} ... ignored");
-        self.with(|r| r.ignored += 1);
+        self.results.lock().ignored += 1;
     }
 
     /// Prints what failed, and the summary. Returns 0 if nothing did.
     pub fn finish(self) -> u8 {
         let seconds = self.started.elapsed().as_secs_f64();
-        let results = self
-            .results
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let results = self.results.into_inner();
         if !results.failed.is_empty() {
             println!("\nfailures:");
             for (name, why, output) in &results.failed {
@@ -82,15 +78,6 @@ impl Report {
             results.ignored
         );
         u8::from(!results.failed.is_empty())
-    }
-
-    fn with(&self, edit: impl FnOnce(&mut Results)) {
-        edit(
-            &mut self
-                .results
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        );
     }
 }
 

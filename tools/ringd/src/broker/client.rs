@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 
 use super::{Failure, Reply, Request, wire};
-use crate::device::net::open::{PortOpener, PortRequest};
+use crate::device::net::opener::{PortOpener, PortRequest};
 use crate::host::{Cpu, Host, Ram, RamError, cpus, ram};
 
 /// Root Linux by way of the broker. One request at a time, except for files that are being opened.

@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::is_zone_name;
-use crate::device::net::open::{PortError, PortRequest};
+use crate::device::net::opener::{PortError, PortRequest};
 use crate::host::{Host, Linux, RamError};
 use crate::instance::{self, Condition};
 use crate::ports;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Frame, Request};
@@ -53,29 +53,19 @@ pub(super) fn restore_on_signals(restore: impl Fn() + Send + 'static) -> io::Res
 }
 
 /// The terminal in raw mode; restored when dropped, and when a signal ends the program.
-struct Raw {
-    terminal: io::Stdin,
-    before: Termios,
-}
+struct Raw;
 
 impl Raw {
     fn enter() -> io::Result<Self> {
-        let terminal = io::stdin();
-        let before = tcgetattr(&terminal)?;
-        let then = before.clone();
-        restore_on_signals(move || {
-            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &then);
-        })?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(&terminal, OptionalActions::Now, &raw)?;
-        Ok(Self { terminal, before })
+        restore_on_signals(|| drop(disable_raw_mode()))?;
+        enable_raw_mode()?;
+        Ok(Self)
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+        let _ = disable_raw_mode();
     }
 }
 
@@ -187,8 +177,9 @@ impl Keys {
 /// # Errors
 /// There is no such zone, or a stream failed.
 pub fn dump(socket: &Path, zone: &str) -> Result<(), ClientError> {
-    let (reader, _stream) = open(Client::connect(socket)?, zone, None)?;
-    Ok(copy_output(reader)?)
+    let (mut reader, _stream) = open(Client::connect(socket)?, zone, None)?;
+    io::copy(&mut reader, &mut io::stdout().lock())?;
+    Ok(io::stdout().flush()?)
 }
 
 /// Requests a console: its output so far, or from a position on and what follows.
@@ -233,21 +224,6 @@ fn copy_frames(reader: &mut impl Read, seen: &mut u64) -> Result<(), FrameError>
             .and_then(|()| output.flush())
             .map_err(FrameError::Output)?;
         *seen = frame.seen;
-    }
-}
-
-fn copy_output(mut reader: impl Read) -> io::Result<()> {
-    let mut output = io::stdout().lock();
-    let mut buffer = [0; 4096];
-    loop {
-        let count = match reader.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
-        };
-        output.write_all(buffer.get(..count).unwrap_or_default())?;
-        output.flush()?;
     }
 }
 

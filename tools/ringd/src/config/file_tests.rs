@@ -123,6 +123,10 @@ queue_pairs = 2
             "net[1].forward = \"1:3\": expected a port of root that no other device of the zone has",
         ),
         (
+            "bridge = \"ringvisor0\"\nforward = [\"udp:53:53\"]",
+            "net[0].forward = \"udp:53:53\": expected another port than 53, 67 and 547",
+        ),
+        (
             "user = true\nfilter = true",
             "net[0].filter = true: expected false with `user`",
         ),

@@ -1,5 +1,6 @@
-//! [`Backend`]: an open device as the reactor's side uses it.
+//! [`Device`], [`Backend`]: an open device as the reactor's side uses it.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use ringvirtio::{QueueHandler, QueueSetup, SetupError};
@@ -32,6 +33,39 @@ pub fn spec(device_id: u32, features: u64, queues: u16, queue_max: u16, config: 
         .zip(config)
         .for_each(|(to, from)| *to = *from);
     spec
+}
+
+/// An open device of some kind.
+#[derive(Clone)]
+pub enum Device {
+    /// A drive's disk, or [`ringblk::Disk::absent`].
+    Disk(Arc<ringblk::Disk>),
+    /// An entropy device.
+    Rng(Arc<ringrng::Rng>),
+    /// A network device.
+    Net(Arc<ringnet::Net>),
+}
+
+impl Device {
+    /// Returns the disk of a drive.
+    pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
+        match self {
+            Self::Disk(disk) => Some(disk),
+            Self::Rng(_) | Self::Net(_) => None,
+        }
+    }
+}
+
+impl Deref for Device {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Disk(disk) => disk,
+            Self::Rng(rng) => rng,
+            Self::Net(net) => net,
+        }
+    }
 }
 
 /// An open device.

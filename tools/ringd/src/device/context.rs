@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::net::open::{NoPorts, PortOpener};
+use super::net::opener::{NoPorts, PortOpener};
 
 /// What devices and other files of a zone are opened with.
 #[derive(Clone)]

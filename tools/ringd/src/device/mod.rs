@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`config`] | [`Configs`] of a zone file, [`Config`] of one virtio slot |
 //! | [`options`] | the same on the command line |
-//! | [`backend`] | [`Backend`]: an open device as the reactor's side uses it |
+//! | [`backend`] | [`Device`], [`Backend`]: an open device as the reactor's side uses it |
 //! | [`state`] | [`State`]: the devices' part of a zone's record |
 //! | [`inflight`] | the file that outlives the daemon: in-flight logs, a word for each slot |
 //! | [`view`] | [`View`]: what client threads read, [`Observed`] devices for reports |
@@ -34,51 +34,15 @@ pub mod state;
 pub mod view;
 pub mod zone;
 
-use std::ops::Deref;
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
-pub use backend::{Backend, QueueCounters, QueueSnapshot};
+pub use backend::{Backend, Device, QueueCounters, QueueSnapshot};
 pub use config::{Config, Configs};
 pub use context::Environment;
 pub use devices::Devices;
 pub use options::Options;
 pub use state::State;
 pub use view::{Observed, View};
-
-/// An open device.
-#[derive(Clone)]
-pub enum Device {
-    /// A drive's disk, or [`ringblk::Disk::absent`].
-    Disk(Arc<ringblk::Disk>),
-    /// An entropy device.
-    Rng(Arc<ringrng::Rng>),
-    /// A network device.
-    Net(Arc<ringnet::Net>),
-}
-
-impl Device {
-    /// Returns the disk of a drive.
-    pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
-        match self {
-            Self::Disk(disk) => Some(disk),
-            Self::Rng(_) | Self::Net(_) => None,
-        }
-    }
-}
-
-impl Deref for Device {
-    type Target = dyn Backend;
-
-    fn deref(&self) -> &Self::Target {
-        match self {
-            Self::Disk(disk) => disk,
-            Self::Rng(rng) => rng,
-            Self::Net(net) => net,
-        }
-    }
-}
 
 /// A change of a device of a zone that exists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

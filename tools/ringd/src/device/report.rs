@@ -108,7 +108,7 @@ impl DeviceReports {
 impl QueueStats {
     /// Returns the latencies with their names in metrics and text.
     pub fn latencies(&self) -> impl Iterator<Item = (&str, &Latency)> {
-        let label = |name| disk::stats::label(name).unwrap_or(name);
+        let label = |name| disk::names::label(name).unwrap_or(name);
         self.latencies
             .iter()
             .map(move |(name, latency)| (label(name.as_str()), latency))

@@ -6,7 +6,6 @@
 
 mod check;
 mod host;
-mod hypervisor;
 
 #[cfg(test)]
 mod tests;

@@ -1,17 +1,15 @@
 //! The reactor: EL2's events, the zones' rings and the queues of their devices.
 //!
 //! [`Io`] is the control threads' side: zones come and go through it. [`rings`] is the reactor's side: it
-//! takes the events off the rings. Both meet in the [`table`] of zones. [`served`] knows which queues of a
-//! device are served and what a change of its latched state asks for; [`queues`] is how they are added and
-//! removed, [`drain`] waits for those that leave, [`first`] logs their first request, [`budget`] limits the
-//! events of each zone, [`affinity`] is the CPU to run on, [`counters`] what came off the rings.
+//! takes the events off the rings. Both meet in the [`table`] of zones. [`served`] knows which queues of
+//! a device are served and what a change of its latched state asks for; [`drain`] adds and removes them
+//! and waits for those that leave, [`budget`] limits the events of each zone, [`affinity`] is the CPU to
+//! run on, [`counters`] what came off the rings.
 
 mod affinity;
 mod budget;
 pub mod counters;
-mod drain;
-mod first;
-pub mod queues;
+pub mod drain;
 mod rings;
 pub mod served;
 mod table;
@@ -26,8 +24,8 @@ use ringvirtio::{Reactor, ReactorHandle, ReactorOptions};
 use ringvisor::ring::Consumer;
 
 use crate::console::Console;
+use crate::device::backend::{Device, QueueSnapshot};
 use crate::device::context::Wake;
-use crate::device::{Device, QueueSnapshot};
 use crate::hv::{Hypervisor, Interrupt, Refusal};
 use budget::Budget;
 use counters::RingCounters;

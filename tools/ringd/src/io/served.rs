@@ -4,8 +4,9 @@
 //! guest's store to Device Status does not complete before the daemon has reported that it no longer uses the
 //! guest's buffers (virtio 1.2, 2.4).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use ringvirtio::inflight::{InflightLog, RESET_BITS};
 use ringvirtio::trace::TraceId;
@@ -14,10 +15,9 @@ use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
 use vm_memory::{GuestAddress, MmapRegion};
 
-use super::drain::Drain;
-use super::first::FirstRequest;
-use super::queues::Queues;
-use crate::device::{Device, QueueCounters, QueueSnapshot, inflight};
+use super::drain::{Drain, Queues};
+use crate::device::backend::{Device, QueueCounters, QueueSnapshot};
+use crate::device::inflight;
 use crate::hv::{Hypervisor, Refusal};
 
 /// Device Status bit: the driver is ready (virtio 1.2, 2.1).
@@ -325,4 +325,50 @@ fn make(
     first.watch(counters.clone(), queue.queue().outstanding());
     tracing::debug!(zone, slot, queue = number, "queue is set up");
     Ok((queue, counters))
+}
+
+/// Logs once that a queue's first request has completed: after a take-over, that its device is served.
+pub(super) struct FirstRequest {
+    zone: u8,
+    slot: u8,
+    queue: usize,
+    begin: Instant,
+    /// The queue's counters, and how many requests were outstanding when it was set up.
+    watched: OnceLock<(QueueCounters, u16)>,
+    logged: AtomicBool,
+}
+
+impl FirstRequest {
+    /// Returns one for a queue that is being set up.
+    pub fn new(zone: u8, slot: u8, queue: usize) -> Arc<Self> {
+        Arc::new(Self {
+            zone,
+            slot,
+            queue,
+            begin: Instant::now(),
+            watched: OnceLock::new(),
+            logged: AtomicBool::new(false),
+        })
+    }
+
+    /// Sets the queue, before it is served.
+    pub fn watch(&self, counters: QueueCounters, outstanding: u16) {
+        let _ = self.watched.set((counters, outstanding));
+    }
+
+    /// A used buffer notification was sent: for a request, or after a take-over maybe for nothing.
+    pub fn published(&self) {
+        if self.logged.load(Ordering::Relaxed) {
+            return;
+        }
+        let Some((counters, found)) = self.watched.get() else {
+            return;
+        };
+        if counters.has_completed() {
+            self.logged.store(true, Ordering::Relaxed);
+            let (zone, slot, queue) = (self.zone, self.slot, self.queue);
+            // None found: the guest had nothing to wait for, and the time says nothing of the daemon.
+            tracing::info!(zone, slot, queue, found, after = ?self.begin.elapsed(), "first request completed");
+        }
+    }
 }

@@ -36,7 +36,7 @@ impl Keeper {
     /// Carries out a request.
     ///
     /// # Errors
-    /// Why it failed: an error of the system, or one that holds a [`crate::device::net::open::PortError`].
+    /// Why it failed: an error of the system, or one that holds a [`crate::device::net::opener::PortError`].
     pub fn call(&self, request: &Request) -> io::Result<Option<File>> {
         let mut last = io::Error::from(io::ErrorKind::NotConnected);
         for _ in 0..ATTEMPTS {

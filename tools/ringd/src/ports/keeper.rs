@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::kept::Ports;
 use super::{Reply, Request, socket};
 use crate::broker::wire;
-use crate::device::net::open::PortError;
+use crate::device::net::opener::PortError;
 
 /// How long a broker may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(5);

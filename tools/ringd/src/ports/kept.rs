@@ -17,7 +17,7 @@ use super::passt::Passt;
 use super::rules::{self, Filter, Rules};
 use crate::config::error::quoted;
 use crate::device::net::config::{Forward, OWN_BRIDGE, Protocol, Source};
-use crate::device::net::open::{PortError, PortRequest};
+use crate::device::net::opener::{PortError, PortRequest};
 
 /// A process behind a port that ends sooner after its start is not started anew: it would end again.
 const STEADY: Duration = Duration::from_secs(1);
@@ -146,8 +146,11 @@ impl Ports {
         if let Some(network) = &mut self.network {
             network.set_hosts(hosts)?;
         }
-        let prefix6 = self.network.as_ref().map(Network::prefix6);
-        let text = rules(prefix6, &self.ports).text();
+        let network = self
+            .network
+            .as_ref()
+            .map(|network| (network.prefix6(), network.router()));
+        let text = rules(network, &self.ports).text();
         if text != self.rules {
             rules::apply(&text)?;
             self.rules = text;
@@ -278,9 +281,9 @@ impl Drop for Ports {
     }
 }
 
-fn rules(prefix6: Option<Ipv6Addr>, ports: &BTreeMap<Key, Kept>) -> Rules<'_> {
+fn rules(network: Option<(Ipv6Addr, MacAddress)>, ports: &BTreeMap<Key, Kept>) -> Rules<'_> {
     let mut rules = Rules {
-        network: prefix6,
+        network,
         ..Rules::default()
     };
     for kept in ports.values() {

@@ -2,7 +2,7 @@
 //!
 //! | process | does |
 //! |---|---|
-//! | worker | asks the broker for ports: [`crate::device::net::open::PortOpener`] |
+//! | worker | asks the broker for ports: [`crate::device::net::opener::PortOpener`] |
 //! | broker | asks the keeper, which it starts if there is none: [`client`] |
 //! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]) and of dnsmasq ([`network`]), sets rules of nft ([`rules`]), keeps every descriptor until its zone ends: [`kept`], [`keeper`] |
 //!
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::net::open::{PortError, PortRequest};
+use crate::device::net::opener::{PortError, PortRequest};
 
 /// A request to the keeper.
 #[derive(Debug, Serialize, Deserialize)]

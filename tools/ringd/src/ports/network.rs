@@ -1,15 +1,18 @@
 //! [`Network`]: the bridge [`OWN_BRIDGE`], made by the keeper, with root as its router: DHCP, router
 //! advertisements and names by dnsmasq. What it translates and forwards is in [`super::rules`].
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use ringnet::MacAddress;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::{interface, program};
@@ -21,6 +24,11 @@ pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 72, 76, 1);
 pub const PREFIX: u32 = 24;
 /// Hosts are given these numbers.
 const HOSTS: std::ops::RangeInclusive<u8> = 2..=254;
+
+/// How long dnsmasq may take until it has its sockets.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// One that ends sooner after its start is not started anew: it would end again.
+const STEADY: Duration = Duration::from_secs(1);
 
 /// A guest on the network.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +48,8 @@ pub struct Network {
     run_dir: PathBuf,
     /// The prefix of IPv6 (RFC 4193), of 64 bits.
     prefix6: Ipv6Addr,
+    /// Root's address.
+    router: MacAddress,
     hosts: Vec<Host>,
     server: Option<Server>,
     settings: Settings,
@@ -48,6 +58,7 @@ pub struct Network {
 /// dnsmasq.
 struct Server {
     child: Child,
+    started: Instant,
     /// Becomes readable when it ends.
     ended: OwnedFd,
 }
@@ -61,18 +72,19 @@ impl Network {
     pub fn make(run_dir: &Path) -> anyhow::Result<Option<Self>> {
         program::find("dnsmasq", "dnsmasq-base", "the bridge ringvisor0")?;
         let machine = machine_id();
+        let router = MacAddress::derived(&[&machine, OWN_BRIDGE]);
         let left_behind = interface::exists(OWN_BRIDGE);
         if left_behind && !interface::is_ours(OWN_BRIDGE) {
             return Ok(None);
         }
         if !left_behind {
-            let mac = MacAddress::derived(&[&machine, OWN_BRIDGE]);
-            interface::make_bridge(OWN_BRIDGE, mac)
+            interface::make_bridge(OWN_BRIDGE, router)
                 .with_context(|| format!("cannot make the bridge {OWN_BRIDGE}"))?;
         }
         let mut network = Self {
             run_dir: run_dir.to_owned(),
             prefix6: prefix6(&machine),
+            router,
             hosts: Vec::new(),
             server: None,
             settings: Settings::default(),
@@ -104,6 +116,11 @@ impl Network {
     /// Returns the prefix of IPv6, of 64 bits.
     pub const fn prefix6(&self) -> Ipv6Addr {
         self.prefix6
+    }
+
+    /// Returns root's address on the wire.
+    pub const fn router(&self) -> MacAddress {
+        self.router
     }
 
     /// Returns what a guest with this address is on the network: the same number each time unless another
@@ -153,22 +170,30 @@ impl Network {
 
     /// dnsmasq has ended by itself: starts it once more, unless it ended at once.
     pub fn restart_server(&mut self) {
-        let status = self.server.take().and_then(|mut server| server.child.wait().ok());
-        tracing::warn!(?status, "dnsmasq has ended");
-        if let Err(error) = self.start_server() {
-            tracing::error!(%error, "guests have no DHCP and no names");
+        let Some(mut server) = self.server.take() else {
+            return;
+        };
+        let (status, lived) = (server.child.wait().ok(), server.started.elapsed());
+        tracing::warn!(?status, ?lived, "dnsmasq has ended");
+        let started = match lived < STEADY {
+            true => Err(anyhow::anyhow!("dnsmasq ended soon after its start")),
+            false => self.start_server(),
+        };
+        if let Err(error) = started {
+            tracing::error!(%error, "guests have no DHCP and no names until a zone is started or ends");
         }
     }
 
     fn start_server(&mut self) -> anyhow::Result<()> {
         self.end_server();
         let program = program::find("dnsmasq", "dnsmasq-base", "the bridge ringvisor0")?;
+        let said = File::from(memfd_create(c"dnsmasq", MemfdFlags::CLOEXEC)?);
         let mut child = program::command(&program)
             .args(["--conf-file=-", "--keep-in-foreground"])
             .arg(format!("--pid-file={}", self.pid_file().display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(said.try_clone()?)
             .spawn()
             .context("cannot start dnsmasq")?;
         if let Some(mut input) = child.stdin.take() {
@@ -176,7 +201,31 @@ impl Network {
         }
         let pid = Pid::from_child(&child);
         let ended = pidfd_open(pid, PidfdFlags::empty()).context("cannot watch dnsmasq")?;
-        self.server = Some(Server { child, ended });
+        self.server = Some(Server {
+            child,
+            started: Instant::now(),
+            ended,
+        });
+        self.wait_for_server(said)
+    }
+
+    /// Waits until dnsmasq has its sockets: then it writes its process ID.
+    fn wait_for_server(&mut self, said: File) -> anyhow::Result<()> {
+        let interval = Timespec {
+            tv_sec: 0,
+            tv_nsec: 5_000_000,
+        };
+        let deadline = Instant::now() + TIMEOUT;
+        while let Some(server) = &self.server
+            && !self.pid_file().exists()
+        {
+            let mut descriptors = [PollFd::new(&server.ended, PollFlags::IN)];
+            let ended = poll(&mut descriptors, Some(&interval)).is_ok_and(|ready| ready > 0);
+            if ended || Instant::now() > deadline {
+                self.end_server();
+                bail!("dnsmasq does not start: {}", program::last_line(said));
+            }
+        }
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! [`Passt`]: passt as the other end of a stream socket. Connections of the guest are passt's own in root.
 
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -90,15 +90,11 @@ fn inherit(command: &mut Command, descriptors: [RawFd; 2]) {
 }
 
 /// Returns the reason that passt has given, and what helps.
-fn last_words(mut said: File) -> String {
-    let mut text = String::new();
-    let _ = said.rewind();
-    let _ = said.read_to_string(&mut text);
-    let mut lines = text.lines().filter(|line| !line.starts_with("Failed to send"));
-    let last = lines.next_back().unwrap_or("it gives no reason");
+fn last_words(said: File) -> String {
+    let last = program::last_line(said);
     match last.contains("interface not usable") || last.contains("external interface") {
         true => format!("{last}: root itself needs an address and a default route, which the guest gets"),
-        false => last.to_owned(),
+        false => last,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Programs of root that the keeper starts.
 
 use std::env;
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -43,6 +45,22 @@ pub fn command(program: &Path) -> Command {
         });
     }
     command
+}
+
+/// Returns the last line that a program has written to a file: why it has ended.
+pub fn last_line(mut said: File) -> String {
+    let mut text = String::new();
+    let _ = said.rewind();
+    let _ = said.read_to_string(&mut text);
+    // passt says each of its lines to the system's log, too, and that this cannot be reached.
+    let mut lines = text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with("Failed to send"));
+    lines
+        .next_back()
+        .unwrap_or("it gives no reason")
+        .trim()
+        .to_owned()
 }
 
 #[cfg(test)]

@@ -23,8 +23,8 @@ const TABLES: [(&str, &str); 3] = [
 /// What the rules are about.
 #[derive(Default)]
 pub struct Rules<'a> {
-    /// The prefix of IPv6 of [`OWN_BRIDGE`], if it is a network of ours.
-    pub network: Option<Ipv6Addr>,
+    /// The prefix of IPv6 of [`OWN_BRIDGE`] and root's address there, if it is a network of ours.
+    pub network: Option<(Ipv6Addr, MacAddress)>,
     /// Guests of [`OWN_BRIDGE`] and the ports of root that lead to them.
     pub forwards: Vec<(&'a Host, &'a [Forward])>,
     /// Ports that packets come from that are filtered.
@@ -51,8 +51,8 @@ impl Rules<'_> {
             // A table is deleted whether it is there or not.
             let _ = writeln!(text, "table {family} {table}\ndelete table {family} {table}");
         }
-        if let Some(prefix6) = self.network {
-            self.network(&mut text, prefix6);
+        if let Some((prefix6, router)) = self.network {
+            self.network(&mut text, prefix6, router);
         }
         if !self.filters.is_empty() {
             text += "table netdev ringvisor {\n";
@@ -70,14 +70,15 @@ impl Rules<'_> {
         text
     }
 
-    fn network(&self, text: &mut String, prefix6: Ipv6Addr) {
+    fn network(&self, text: &mut String, prefix6: Ipv6Addr, router: MacAddress) {
         let (bridge, net4) = (OWN_BRIDGE, format!("{}/{}", network::ROUTER, network::PREFIX));
         let mut to_guests = String::new();
         for (host, forwards) in &self.forwards {
             forwards.iter().for_each(|one| forward(&mut to_guests, host, one));
         }
         // Loopback addresses are routed to the bridge for root's own connections to forwarded ports, and for
-        // nothing else. Guests reach each other on the bridge, or not at all.
+        // nothing else. Guests reach each other on the bridge, or not at all: root, to whose address packets to be
+        // routed are sent, does not send them back. Where the kernel has br_netfilter, others come here, too.
         let _ = write!(
             text,
             r#"table inet {bridge} {{
@@ -100,7 +101,8 @@ oifname != "{bridge}" ip6 saddr {prefix6}/64 masquerade
 }}
 chain forward {{
 type filter hook forward priority filter; policy accept;
-iifname "{bridge}" oifname "{bridge}" drop
+iifname "{bridge}" oifname "{bridge}" ether daddr {router} drop
+iifname "{bridge}" oifname "{bridge}" accept
 oifname "{bridge}" ct state established,related accept
 oifname "{bridge}" ct status dnat accept
 oifname "{bridge}" drop
@@ -231,7 +233,7 @@ pub fn apply(text: &str) -> anyhow::Result<()> {
         let first = error.lines().next().unwrap_or("no reason given");
         tracing::debug!(rules = text, %error, "nft refuses the rules");
         bail!(
-            "nft refuses its rules: {first} (the kernel's modules nf_tables, nft_chain_nat, nft_masq, nft_ct, nft_fib_inet)"
+            "nft refuses its rules: {first} (the kernel's modules nf_tables, nft_chain_nat, nft_nat, nft_masq, nft_ct, nft_fib_inet)"
         );
     }
     Ok(())
@@ -257,7 +259,7 @@ mod tests {
         let forward =
             ["2222:22", "udp:127.0.0.1:53:5353", "[fd01::1]:80:8080"].map(|text| text.parse().unwrap());
         let text = Rules {
-            network: Some("fd00::".parse().unwrap()),
+            network: Some(("fd00::".parse().unwrap(), "02:00:00:00:00:01".parse().unwrap())),
             forwards: vec![(&host, &forward)],
             filters: vec![Filter {
                 tap: "rv-guest1-0",
@@ -272,6 +274,7 @@ mod tests {
             "fib daddr type local meta nfproto ipv6 tcp dport 2222 dnat ip6 to [fd00::5]:22",
             "ip daddr 127.0.0.1 meta nfproto ipv4 udp dport 53 dnat ip to 10.72.76.5:5353",
             "ip6 daddr fd01::1 meta nfproto ipv6 tcp dport 80 dnat ip6 to [fd00::5]:8080",
+            "iifname \"ringvisor0\" oifname \"ringvisor0\" ether daddr 02:00:00:00:00:01 drop",
             "ether saddr != 52:54:00:12:34:56 drop",
             "meta protocol ip ip saddr { 10.72.76.5 } accept",
             "icmpv6 type nd-neighbor-advert @th,64,128 != { 0xfd000000000000000000000000000005 } drop",

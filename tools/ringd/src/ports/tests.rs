@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::interface;
 use super::kept::Ports;
 use crate::device::net::config::{OWN_BRIDGE, Source};
-use crate::device::net::open::PortRequest;
+use crate::device::net::opener::PortRequest;
 
 /// Runs a test in a network namespace of its own; elsewhere it is left out, with a message.
 pub fn in_namespace(test: impl FnOnce()) {
@@ -99,7 +99,7 @@ fn a_network_is_made_used_and_removed() {
         let mut ports = Ports::new(directory.path());
         // The same request gives the same port.
         for pair in [0, 1, 0] {
-            ports.open(own("a", &["2222:22", "udp:53:5353"]), pair).unwrap();
+            ports.open(own("a", &["2222:22", "udp:5353:53"]), pair).unwrap();
         }
         let (interfaces, rules, forwarding) = traces();
         assert!(
@@ -139,6 +139,24 @@ fn a_network_is_made_used_and_removed() {
 
         ports.open(own("b", &["2223:22"]), 0).unwrap();
         assert!(traces().1.contains("dport 2223"));
+        // A dnsmasq that ends at once is started anew with the next zone.
+        let pid = || fs::read_to_string(directory.path().join("dnsmasq.pid")).unwrap();
+        let first = pid();
+        assert!(
+            Command::new("kill")
+                .args(["-KILL", first.trim()])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let network = ports.network().unwrap();
+        let mut descriptors = [PollFd::new(network.server_ended().unwrap(), PollFlags::IN)];
+        assert_eq!(poll(&mut descriptors, None), Ok(1));
+        network.restart_server();
+        assert!(network.server_ended().is_none());
+        ports.open(own("c", &[]), 0).unwrap();
+        assert_ne!(pid(), first);
+
         ports.close(|(zone, _)| zone == "a");
         let (_, rules, _) = traces();
         assert!(
@@ -149,6 +167,28 @@ fn a_network_is_made_used_and_removed() {
         assert!(ports.is_empty());
         assert_eq!(traces(), before);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    });
+}
+
+/// What dnsmasq says is in the message, and nothing is left.
+#[test]
+fn a_network_whose_names_another_program_serves() {
+    in_namespace(|| {
+        if !Path::new("/dev/net/tun").exists() || !has("nft") || !has("dnsmasq") {
+            eprintln!("skipped: needs /dev/net/tun, nft and dnsmasq");
+            return;
+        }
+        let before = traces();
+        let _other = std::net::UdpSocket::bind("0.0.0.0:53").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let mut ports = Ports::new(directory.path());
+        let error = ports.open(own("a", &[]), 0).unwrap_err().to_string();
+        assert!(
+            error.contains("dnsmasq does not start: ") && error.contains("in use"),
+            "{error}"
+        );
+        assert!(ports.is_empty());
+        assert_eq!(traces(), before);
     });
 }
 
@@ -244,8 +284,18 @@ impl Guest {
 
     /// Sends an IPv4 packet of a protocol by which it is known.
     fn packet(&self, source: [u8; 4], protocol: u8) {
-        let header = [8, 0, 0x45, 0, 0, 20, 0, 0, 0, 0, 64, protocol, 0, 0];
-        self.send(self.mac, &[&header, &source, &[255; 4]]);
+        let mut header = [
+            0x45, 0, 0, 20, 0, 0, 0, 0, 64, protocol, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255,
+        ];
+        header[12..16].copy_from_slice(&source);
+        // Bridges may look at it, where the kernel has br_netfilter.
+        let words = header
+            .chunks(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+        let sum: u32 = words.sum();
+        let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        self.send(self.mac, &[&[8, 0], &header]);
     }
 
     /// Receives frames up to one that is `wanted`; returns those before it.

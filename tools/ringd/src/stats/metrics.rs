@@ -162,58 +162,32 @@ fn cpus(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Resul
         });
         all.collect()
     };
-    counter(
-        encoder,
-        "exits",
-        "Exits to EL2 by reason",
-        by(|cpu| &cpu.exits, "reason"),
-    )?;
+    let exits = by(|cpu| &cpu.exits, "reason");
+    counter(encoder, "exits", "Exits to EL2 by reason", exits)?;
     let el2 = by(|cpu| &cpu.el2_ns, "reason").into_iter().map(in_seconds);
     counter(encoder, "el2_seconds", "Time spent at EL2 by reason", el2)?;
-    counter(
-        encoder,
-        "el2_events",
-        "What happened at EL2",
-        by(|cpu| &cpu.events, "event"),
-    )?;
-    let longest = report
-        .cpus
-        .iter()
-        .map(|cpu| (cpu_labels(cpu), cpu.longest_ns as f64 / 1e9));
-    gauge(
-        encoder,
-        "el2_longest_stay_seconds",
-        "Longest single stay at EL2",
-        longest,
-    )
+    let events = by(|cpu| &cpu.events, "event");
+    counter(encoder, "el2_events", "What happened at EL2", events)?;
+    let cpus = report.cpus.iter();
+    let longest = cpus.map(|cpu| in_seconds((cpu_labels(cpu), cpu.longest_ns)));
+    let help = "Longest single stay at EL2";
+    gauge(encoder, "el2_longest_stay_seconds", help, longest)
 }
 
 fn zones(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
     let name = |zone: &ZoneStats| vec![("zone", zone.name.clone())];
-    let states = report
-        .zones
-        .iter()
-        .map(|zone| (with(name(zone), "state", &zone.state), 1.0));
+    let zones = report.zones.iter();
+    let states = zones.map(|zone| (with(name(zone), "state", &zone.state), 1.0));
     gauge(encoder, "zone_state", "The state that the zone is in", states)?;
     let memory = report.zones.iter().map(|zone| (name(zone), zone.memory as f64));
     gauge(encoder, "zone_memory_bytes", "RAM of the zone", memory)?;
     let aborts = report.zones.iter().map(|zone| (name(zone), zone.aborts));
-    counter(
-        encoder,
-        "zone_aborts",
-        "Accesses of the zone's answered by an external abort",
-        aborts,
-    )?;
-    let restarts = report
-        .zones
-        .iter()
-        .map(|zone| (name(zone), u64::from(zone.restarts)));
-    counter(
-        encoder,
-        "zone_restarts",
-        "Times that the zone was started again",
-        restarts,
-    )
+    let help = "Accesses of the zone's answered by an external abort";
+    counter(encoder, "zone_aborts", help, aborts)?;
+    let zones = report.zones.iter();
+    let restarts = zones.map(|zone| (name(zone), u64::from(zone.restarts)));
+    let help = "Times that the zone was started again";
+    counter(encoder, "zone_restarts", help, restarts)
 }
 
 fn devices(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Result {
@@ -259,12 +233,8 @@ fn devices(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Re
         let all = queue.counters.iter();
         all.map(move |(name, value)| (with(labels.clone(), "what", name), *value))
     });
-    counter(
-        encoder,
-        "queue",
-        "Counters of the daemon's queues, by name",
-        counts,
-    )?;
+    let help = "Counters of the daemon's queues, by name";
+    counter(encoder, "queue", help, counts)?;
     let depths = queues().map(|(labels, queue)| (labels, queue.depth as f64));
     gauge(encoder, "queue_depth", "Requests in flight", depths)?;
     let help = "Time from the available ring to the used ring by type of request; file: of the image alone";
@@ -344,12 +314,8 @@ fn daemon(encoder: &mut DescriptorEncoder<'_>, report: &StatsReport) -> fmt::Res
     let times = times.map(|(mode, value)| in_seconds((vec![("mode", mode.to_owned())], value)));
     counter(encoder, "daemon_cpu_seconds", "CPU time of the daemon", times)?;
     let memory = [(Vec::new(), count("max_rss_bytes") as f64)];
-    gauge(
-        encoder,
-        "daemon_max_rss_bytes",
-        "Most memory that the daemon has had",
-        memory,
-    )
+    let help = "Most memory that the daemon has had";
+    gauge(encoder, "daemon_max_rss_bytes", help, memory)
 }
 
 #[cfg(test)]

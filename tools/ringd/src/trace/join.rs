@@ -15,74 +15,39 @@ use ringvirtio::trace::Kind;
 
 use super::{Event, Source, Step, Trace};
 
-/// A point on a request's path, in their order.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(usize)]
-pub enum Point {
-    /// The guest's store to QueueNotify trapped.
-    Notify = 0,
-    /// The event ring has the notification.
-    Ring = 1,
-    /// The control device's interrupt was raised, because the daemon slept.
-    EventInterrupt = 2,
-    /// The daemon's thread woke up, if it slept.
-    Wake = 3,
-    /// The request was popped off the available ring.
-    Popped = 4,
-    /// Its operation was submitted to the engine.
-    Submitted = 5,
-    /// Its operation completed.
-    Completed = 6,
-    /// It is in the used ring.
-    Used = 7,
-    /// The daemon stores to the doorbell.
-    Raise = 8,
-    /// That store trapped.
-    Doorbell = 9,
-    /// The interrupt is pending on the guest's CPU.
-    Inject = 10,
-    /// The guest acknowledged it.
-    Acknowledge = 11,
+ringvisor::counted! {
+    /// A point on a request's path, in their order.
+    #[derive(PartialOrd, Ord)]
+    pub enum Point: 12 {
+        /// The guest's store to QueueNotify trapped.
+        Notify = 0 => "notify trap",
+        /// The event ring has the notification.
+        Ring = 1 => "ring entry",
+        /// The control device's interrupt was raised, because the daemon slept.
+        EventInterrupt = 2 => "bell",
+        /// The daemon's thread woke up, if it slept.
+        Wake = 3 => "daemon wake-up",
+        /// The request was popped off the available ring.
+        Popped = 4 => "popped",
+        /// Its operation was submitted to the engine.
+        Submitted = 5 => "submitted",
+        /// Its operation completed.
+        Completed = 6 => "completed",
+        /// It is in the used ring.
+        Used = 7 => "used ring",
+        /// The daemon stores to the doorbell.
+        Raise = 8 => "doorbell store",
+        /// That store trapped.
+        Doorbell = 9 => "doorbell trap",
+        /// The interrupt is pending on the guest's CPU.
+        Inject = 10 => "interrupt injected",
+        /// The guest acknowledged it.
+        Acknowledge = 11 => "acknowledged",
+    }
 }
 
 /// How many there are.
-pub const POINTS: usize = 12;
-
-impl Point {
-    /// All of them, in order.
-    pub const ALL: [Self; POINTS] = [
-        Self::Notify,
-        Self::Ring,
-        Self::EventInterrupt,
-        Self::Wake,
-        Self::Popped,
-        Self::Submitted,
-        Self::Completed,
-        Self::Used,
-        Self::Raise,
-        Self::Doorbell,
-        Self::Inject,
-        Self::Acknowledge,
-    ];
-
-    /// Returns its name for people.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Notify => "notify trap",
-            Self::Ring => "ring entry",
-            Self::EventInterrupt => "bell",
-            Self::Wake => "daemon wake-up",
-            Self::Popped => "popped",
-            Self::Submitted => "submitted",
-            Self::Completed => "completed",
-            Self::Used => "used ring",
-            Self::Raise => "doorbell store",
-            Self::Doorbell => "doorbell trap",
-            Self::Inject => "interrupt injected",
-            Self::Acknowledge => "acknowledged",
-        }
-    }
-}
+pub const POINTS: usize = Point::ALL.len();
 
 /// One request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 use ringvisor::abi::info::OWNER_NONE;
 
 use super::Context;
-use super::journal::Journal;
-use super::record::Record;
+use super::record::{Journal, Record};
 use super::shared::Shared;
 use crate::config::ZoneConfig;
 use crate::host::{Cpu, cpus};

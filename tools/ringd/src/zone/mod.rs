@@ -3,19 +3,17 @@
 //! Each zone has a thread, the [`actor`], which alone changes it: it takes what the zone needs
 //! ([`resources`], [`cpus`]), fills its memory ([`load`]), has its devices changed ([`crate::device`]),
 //! follows EL2's events, and gives everything back. The [`registry`] has the zones by name and passes on what
-//! users ask for. [`record`] is what a zone leaves on disk for the next daemon, [`journal`] writes it;
-//! [`shared`], [`status`] and [`observe`] are what all threads see.
+//! users ask for. [`record`] is what a zone leaves on disk for the next daemon;
+//! [`shared`] and [`observe`] are what all threads see.
 
 pub mod actor;
 mod cpus;
-mod journal;
 pub mod load;
 pub mod observe;
 pub mod record;
 pub mod registry;
 pub mod resources;
 pub mod shared;
-pub mod status;
 
 #[cfg(test)]
 mod tests;
@@ -24,14 +22,13 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::device::Environment;
 use crate::host::Host;
 use crate::hv::Hypervisor;
 use crate::io::Io;
-
-use parking_lot::Mutex;
-pub use shared::Shared;
-pub use status::{Ending, Phase, Status};
+pub use shared::{Ending, Phase, Shared, Status};
 
 /// What all zones share.
 pub struct Context {

@@ -1,7 +1,7 @@
 //! The devices of all zones, for reports.
 
 use super::registry::Registry;
-use super::status::Phase;
+use super::shared::Phase;
 use crate::device::Observed;
 
 /// Returns the devices of the zones that exist.

@@ -1,8 +1,9 @@
 //! What a zone leaves for the next daemon: [`Record`], `NAME.json`, beside its devices' `NAME.inflight`
 //! ([`crate::device::inflight`]).
 //!
-//! The record is written before each step that it would be needed for, so that a daemon that finds it knows
-//! what to give back. Its layout has a version; another one is refused, never guessed at.
+//! The record is written before each step that it would be needed for, so that a daemon that finds it
+//! knows what to give back. Its layout has a version; another one is refused, never guessed at.
+//! [`Journal`] writes it.
 
 use std::fs;
 use std::io::{self, Write};
@@ -13,6 +14,7 @@ use anyhow::{anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ZoneConfig;
+use crate::device::zone::Store;
 use crate::device::{State, inflight};
 use crate::regular;
 
@@ -130,6 +132,50 @@ fn load(path: &Path) -> anyhow::Result<Record> {
         bail!("{shown}: written by another version of ringd (layout {found}, this one has {VERSION})");
     }
     serde_json::from_str(&text).map_err(damaged)
+}
+
+/// A zone's record and where it is kept.
+pub struct Journal {
+    directory: PathBuf,
+    record: Record,
+}
+
+impl Journal {
+    /// Returns a journal with `record`, which is not written yet.
+    pub const fn new(directory: PathBuf, record: Record) -> Self {
+        Self { directory, record }
+    }
+
+    /// Returns the record.
+    pub const fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Changes the record and writes it.
+    ///
+    /// # Errors
+    /// It cannot be written; it has changed all the same.
+    pub fn update(&mut self, change: impl FnOnce(&mut Record)) -> anyhow::Result<()> {
+        change(&mut self.record);
+        self.record.save(&self.directory)
+    }
+
+    /// Removes the record and the file with in-flight logs.
+    pub fn remove(&self) {
+        Record::remove(&self.directory, &self.record.config.name);
+    }
+}
+
+impl Store for Journal {
+    fn save(&mut self, state: &State) -> anyhow::Result<()> {
+        let record = Record {
+            devices: state.clone(),
+            ..self.record.clone()
+        };
+        record.save(&self.directory)?;
+        self.record = record;
+        Ok(())
+    }
 }
 
 #[cfg(test)]

@@ -13,8 +13,7 @@ use ringvisor::abi::{ROOT_ZONE, ZoneState};
 use super::Context;
 use super::actor::{self, Command, CommandResult, Message};
 use super::record::Record;
-use super::shared::Shared;
-use super::status::{Phase, Status};
+use super::shared::{Phase, Shared, Status};
 use crate::config::ZoneConfig;
 use crate::hv;
 

@@ -10,12 +10,12 @@ use ringvirtio::GuestRam;
 use ringvisor::abi::command::CommandStatus;
 use ringvisor::abi::machine::RAM_BASE;
 
-use super::journal::Journal;
 use super::load::{self, BootFiles, Entry};
-use super::record::Record;
+use super::record::{Journal, Record};
 use super::shared::Shared;
 use super::{Context, cpus};
-use crate::config::{quoted, size::format_size};
+use crate::config::quoted;
+use crate::config::size::format_size;
 use crate::device::context::{TakeOver, Wake};
 use crate::device::zone::ZoneContext;
 use crate::device::{Change, Device, Devices};

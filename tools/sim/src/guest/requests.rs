@@ -125,11 +125,8 @@ impl Guest {
     pub(super) fn submit(&mut self, number: usize) {
         let first = self.below(SECTORS as u64) as usize;
         let count = (1 + self.below(4) as usize).min(SECTORS - first);
-        let (flush, ranges) = {
-            let world = self.world.borrow();
-            (world.profile.flush, world.profile.ranges)
-        };
-        match self.below(if ranges { 13 } else { 10 }) {
+        let profile = self.profile();
+        match self.below(if profile.ranges { 13 } else { 10 }) {
             0..=3 if self.room(number) && self.model.can_write(first, count) => {
                 let stamp = self.model.change(Change::Write, first, count);
                 let bytes: Vec<u8> = (first..first + count)
@@ -141,7 +138,7 @@ impl Guest {
                 self.model.read(first, count);
                 self.offer(number, Kind::Read, vec![(first, count)], vec![0; count * SECTOR]);
             }
-            7 | 8 if flush => self.submit_flush(number),
+            7 | 8 if profile.flush => self.submit_flush(number),
             9 if self.room(number) => self.submit_other(number),
             10.. if self.room(number) => self.submit_ranges(number),
             _ => {}
@@ -149,7 +146,7 @@ impl Guest {
     }
 
     pub(super) fn submit_flush(&mut self, number: usize) {
-        if self.world.borrow().profile.flush && self.room(number) {
+        if self.profile().flush && self.room(number) {
             let kind = Kind::Flush {
                 covered: self.model.flush(),
                 after_failure: self.flush_failed,
@@ -190,7 +187,7 @@ impl Guest {
     /// Submits a request that changes nothing: GET_ID, or an invalid one.
     fn submit_other(&mut self, number: usize) {
         let wrong = |number, status| Kind::Wrong { number, status };
-        let known = self.world.borrow().profile.ranges;
+        let known = self.profile().ranges;
         // The first segment is valid; it must not be carried out either.
         let with = |first, count, flags| segment(0, 1, 0).chain(segment(first, count, flags)).collect();
         let (discard, zeroes) = (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES);
@@ -286,17 +283,13 @@ impl Guest {
 
     fn check(&mut self, request: Request, status: u8, len: u32, bytes: &[u8]) -> Result<(), String> {
         let ok = status == 0;
-        let (may_fail, may_be_unsupported, kills) = {
-            let world = self.world.borrow();
-            let profile = &world.profile;
-            let may_fail = profile.fail > 0 || profile.fail_sync > 0;
-            (may_fail, profile.unsupported > 0, world.counts.kills)
-        };
+        let profile = self.profile();
+        let kills = self.world.borrow().counts.kills;
         let expected = match request.kind {
             Kind::Wrong { status: wanted, .. } => status == wanted,
             Kind::GetId => ok,
-            Kind::Change(Change::Zeroes) if may_be_unsupported && status == UNSUPP => true,
-            _ => ok || status == IOERR && may_fail,
+            Kind::Change(Change::Zeroes) if profile.unsupported > 0 && status == UNSUPP => true,
+            _ => ok || status == IOERR && (profile.fail > 0 || profile.fail_sync > 0),
         };
         let Request { ranges, through, .. } = request;
         let what = format!("{ranges:?}, status {status:#x}, length {len}");

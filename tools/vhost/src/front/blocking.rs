@@ -8,10 +8,11 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use ringblk::remote::BlockingIo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{ReadWriteFlags, preadv2};
@@ -22,7 +23,6 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::connect::Connection;
 use super::endpoint::Endpoint;
 use super::kick::{Kick, Threads};
-use super::lock::locked;
 use super::ring::{DriverRing, Request};
 use super::shared::{SharedRings, sealed};
 
@@ -81,11 +81,7 @@ impl BlockingFront {
 
     /// Disconnects, without waiting. No request is in flight.
     pub fn disconnect(&self) {
-        self.lock().session = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
+        self.state.lock().session = None;
     }
 
     /// Runs an operation, in as many requests as it takes.
@@ -141,7 +137,7 @@ impl BlockingFront {
     fn request(&self, mut act: impl FnMut(&mut Session, Instant) -> Result<(), Failure>) -> io::Result<()> {
         let begin = Instant::now();
         let end = begin + self.endpoint.timeout;
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // The server has had its time while this thread waited for the lock.
         if Instant::now() >= end || state.failed.is_some_and(|failed| failed >= begin) {
             return Err(io::ErrorKind::TimedOut.into());

@@ -230,19 +230,16 @@ impl Connection {
     }
 
     /// Returns the server's disk.
-    #[must_use]
     pub fn info(&self) -> &DiskInfo {
         &self.info
     }
 
     /// Returns the socket, which closes when the server dies or ends the connection.
-    #[must_use]
     pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
     /// Returns whether VIRTIO_F_EVENT_IDX is negotiated.
-    #[must_use]
     pub fn event_idx(&self) -> bool {
         self.info.features & feature(VIRTIO_RING_F_EVENT_IDX) != 0
     }

@@ -25,7 +25,6 @@ pub struct Driver {
 
 impl Driver {
     /// Connects with `connect`.
-    #[must_use]
     pub fn new(connect: ConnectFn) -> Self {
         Self {
             connect,
@@ -35,13 +34,11 @@ impl Driver {
     }
 
     /// Sets how long a server may take for an answer, and to release abandoned requests.
-    #[must_use]
     pub fn with_timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
     }
 
     /// Sets whether io_uring may be used, where the system supports it, to kick servers.
-    #[must_use]
     pub fn with_io_uring(self, io_uring: bool) -> Self {
         Self { io_uring, ..self }
     }

@@ -1,13 +1,12 @@
 //! [`KnownDisk`]: a served disk as its guest knows it, independent of the server's state.
 
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use ringblk::remote::KnownGeometry;
 
 use super::connect::{DiskInfo, FrontError};
-use super::lock::locked;
 use super::log_limit::LogLimit;
 
 /// Callback for a change of size.
@@ -42,7 +41,7 @@ impl KnownDisk {
 
     /// Registers the callback for a change of size, in place of the previous one.
     pub fn on_resize(&self, resized: Resized) {
-        *locked(&self.resized) = Some(resized);
+        *self.resized.lock() = Some(resized);
     }
 
     /// Checks whether a server can serve the disk. The disk may have grown; a smaller one is not the disk
@@ -82,7 +81,7 @@ impl KnownDisk {
         if log.allows() {
             tracing::info!(path = %path.display(), before, size, "the size of the served disk has changed");
         }
-        if let Some(resized) = &*locked(&self.resized) {
+        if let Some(resized) = &*self.resized.lock() {
             resized();
         }
     }

@@ -1,9 +1,8 @@
 //! [`LogLimit`]: a rate limit for log lines about a server, which may come, go and misbehave at any rate.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::lock::locked;
+use parking_lot::Mutex;
 
 /// Most log lines of a period.
 const LINES: u32 = 20;
@@ -26,7 +25,7 @@ impl LogLimit {
     }
 
     fn allows_at(&self, now: Instant) -> bool {
-        let mut period = locked(&self.0);
+        let mut period = self.0.lock();
         let fresh = Period { begin: now, lines: 0 };
         let period = match &mut *period {
             Some(period) if now.saturating_duration_since(period.begin) < PERIOD => period,

@@ -15,7 +15,6 @@ mod engine;
 mod kick;
 mod known;
 mod link;
-mod lock;
 mod log_limit;
 mod request;
 pub mod ring;

@@ -163,19 +163,16 @@ impl DriverRing {
     }
 
     /// Returns the offsets of descriptor table, available ring and used ring in the ring's memory.
-    #[must_use]
     pub const fn areas() -> [usize; 3] {
         [0, AVAIL, USED]
     }
 
     /// Returns the number of requests in flight.
-    #[must_use]
     pub fn outstanding(&self) -> u16 {
         SIZE.saturating_sub(self.free.len() as u16)
     }
 
     /// Returns whether there is no room for a request.
-    #[must_use]
     pub fn is_full(&self) -> bool {
         self.free.is_empty()
     }
@@ -331,7 +328,6 @@ impl DriverRing {
     }
 
     /// Returns whether there are completed requests to pop.
-    #[must_use]
     pub fn has_completions(&self) -> bool {
         load(&self.used, 1) != self.seen
     }

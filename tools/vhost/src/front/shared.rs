@@ -59,7 +59,6 @@ impl SharedRings {
     }
 
     /// Returns the memory's entry of a memory table.
-    #[must_use]
     pub fn region(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo {
             guest_phys_addr: BASE,
@@ -71,7 +70,6 @@ impl SharedRings {
     }
 
     /// Returns the addresses of a ring's areas, in this process's address space, as the protocol requires.
-    #[must_use]
     pub fn addresses(&self, number: usize) -> VringConfigData {
         let start = self.mapping.as_ptr().addr() + ring::BYTES * number;
         let [desc, avail, used] = DriverRing::areas().map(|offset| (start + offset) as u64);

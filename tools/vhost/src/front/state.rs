@@ -5,16 +5,16 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::connect::DiskInfo;
 use super::kick::Kick;
-use super::lock::locked;
 use super::log_limit::LogLimit;
 use super::shared::SharedRings;
 
@@ -87,7 +87,7 @@ impl LinkState {
         if !self.has_events.swap(false, Ordering::Acquire) {
             return Vec::new();
         }
-        std::mem::take(&mut *locked(&self.events))
+        std::mem::take(&mut *self.events.lock())
     }
 
     /// Returns whether events are queued.
@@ -97,7 +97,7 @@ impl LinkState {
 
     /// Queues an event for the engine.
     pub(super) fn push(&self, event: LinkEvent) {
-        locked(&self.events).push(event);
+        self.events.lock().push(event);
         self.has_events.store(true, Ordering::Release);
         let _ = (&self.queued).write(&1_u64.to_ne_bytes());
     }
@@ -105,19 +105,19 @@ impl LinkState {
     /// Sets the connection of a server that has been started.
     pub(super) fn set_connection(&self, stream: UnixStream) {
         self.rejected.store(false, Ordering::Release);
-        *locked(&self.stream) = Some(stream);
+        *self.stream.lock() = Some(stream);
     }
 
     /// Clears the connection after it has ended.
     pub(super) fn clear_connection(&self) {
-        *locked(&self.stream) = None;
+        *self.stream.lock() = None;
     }
 
     /// Tells a server that has broken the protocol to disconnect. The requests that it has are free when it
     /// has closed the connection or died.
     pub fn reject(&self) {
         self.rejected.store(true, Ordering::Release);
-        if let Some(stream) = &*locked(&self.stream) {
+        if let Some(stream) = &*self.stream.lock() {
             let _ = stream.shutdown(Shutdown::Write);
         }
     }

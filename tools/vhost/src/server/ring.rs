@@ -4,10 +4,11 @@ use std::error::Error;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use parking_lot::Mutex;
 use ringblk::{BlockQueue, Disk};
 use ringvirtio::inflight::InflightLog;
 use ringvirtio::{
@@ -28,13 +29,12 @@ pub struct Signal(Arc<Mutex<Option<File>>>);
 impl Signal {
     /// Replaces the descriptor.
     pub fn set(&self, file: Option<File>) {
-        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = file;
+        *self.0.lock() = file;
     }
 
     /// Signals the descriptor, if there is one.
     pub fn raise(&self) {
-        let file = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(mut file) = file.as_ref() {
+        if let Some(mut file) = self.0.lock().as_ref() {
             // A full counter is a signal already.
             let _ = file.write(&1_u64.to_ne_bytes());
         }

@@ -1,7 +1,7 @@
 //! [`NotificationControl`]: finds new heads in the available ring, and tells the driver whether to notify of
 //! them.
 
-use super::fault::QueueFault;
+use super::QueueFault;
 use crate::ring::SplitRing;
 
 /// The device's position in the available ring, and whether the driver notifies of what follows.

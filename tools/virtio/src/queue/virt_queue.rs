@@ -10,9 +10,9 @@ use std::mem;
 use std::sync::Arc;
 
 use super::coalescer::{Coalescer, Situation};
-use super::fault::{QueueFault, SetupError};
 use super::notifications::NotificationControl;
 use super::used::UsedRing;
+use super::{QueueFault, SetupError};
 use crate::buffers::Buffers;
 use crate::chain;
 use crate::clock::Clock;
@@ -130,34 +130,29 @@ impl VirtQueue {
 
     /// Returns the guest's RAM.
     #[inline]
-    #[must_use]
     pub fn ram(&self) -> &Arc<GuestRam> {
         self.ring.ram()
     }
 
     /// Returns the queue size.
     #[inline]
-    #[must_use]
     pub fn size(&self) -> u16 {
         self.ring.size()
     }
 
     /// Returns the counters, which stay readable after the queue is gone.
-    #[must_use]
     pub fn stats(&self) -> &Arc<QueueStats> {
         &self.stats
     }
 
     /// Returns the number of requests started and not completed, without those that the device holds.
     #[inline]
-    #[must_use]
     pub fn in_flight(&self) -> u16 {
         self.in_flight
     }
 
     /// Returns the number of requests that the driver has made available and that are not in the used ring.
     #[inline]
-    #[must_use]
     pub fn outstanding(&self) -> u16 {
         self.ring
             .avail_idx()
@@ -166,7 +161,6 @@ impl VirtQueue {
     }
 
     /// Returns whether the log says that completed requests may be lost and the driver has not heard of it.
-    #[must_use]
     pub fn is_lost(&self) -> bool {
         self.log.is_lost()
     }
@@ -178,14 +172,12 @@ impl VirtQueue {
 
     /// Returns whether the driver broke the queue.
     #[inline]
-    #[must_use]
     pub fn is_broken(&self) -> bool {
         self.broken
     }
 
     /// Returns whether popping is paused.
     #[inline]
-    #[must_use]
     pub fn is_paused(&self) -> bool {
         self.paused
     }
@@ -197,7 +189,6 @@ impl VirtQueue {
 
     /// Returns whether the device has stopped popping.
     #[inline]
-    #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.stopped
     }
@@ -208,7 +199,6 @@ impl VirtQueue {
     }
 
     /// Returns whether the last round popped as many as it may, and there are more.
-    #[must_use]
     pub fn has_more(&self) -> bool {
         self.more
     }
@@ -216,7 +206,6 @@ impl VirtQueue {
     /// Returns when to service the queue again for requests that a limit has kept in the ring, by the queue's
     /// clock.
     #[inline]
-    #[must_use]
     pub fn deadline(&self) -> Option<u64> {
         self.deadline
     }
@@ -228,7 +217,6 @@ impl VirtQueue {
 
     /// Returns when this round of work began, in nanoseconds of the queue's clock.
     #[inline]
-    #[must_use]
     pub fn now(&self) -> u64 {
         self.now
     }
@@ -236,7 +224,6 @@ impl VirtQueue {
     /// Returns when the requests that are being popped became available: when the driver notified of them, if
     /// that is known.
     #[inline]
-    #[must_use]
     pub fn available_at(&self) -> u64 {
         self.available_at
     }
@@ -248,7 +235,6 @@ impl VirtQueue {
 
     /// Returns the high bits of the tags of the queue's operations.
     #[inline]
-    #[must_use]
     pub fn tag_base(&self) -> u64 {
         self.tag_base
     }
@@ -259,7 +245,6 @@ impl VirtQueue {
     }
 
     /// Returns what log lines call the queue's device.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -284,7 +269,6 @@ impl VirtQueue {
 
     /// Returns whether there is a request that the next round would pop.
     #[inline]
-    #[must_use]
     pub fn has_available(&self) -> bool {
         self.pops() && self.deadline.is_none() && self.notifications.has_available(&self.ring)
     }
@@ -292,7 +276,6 @@ impl VirtQueue {
     /// Returns whether [`Self::enable_notifications`] must be called before the thread sleeps. A queue that
     /// pops nothing now is serviced when it does again.
     #[inline]
-    #[must_use]
     pub fn wants_notifications(&self) -> bool {
         !self.notifications.is_enabled() && self.pops() && self.deadline.is_none()
     }
@@ -344,7 +327,6 @@ impl VirtQueue {
 
     /// Returns the number of heads that [`Self::take_restart`] would return.
     #[inline]
-    #[must_use]
     pub fn restarts(&self) -> usize {
         self.restart.len()
     }
@@ -538,7 +520,6 @@ impl VirtQueue {
     /// Returns when to call [`Self::signal_overdue`] if no publication comes before: requests were published
     /// whose interrupt was left to the next. By the queue's clock.
     #[inline]
-    #[must_use]
     pub fn interrupt_due(&self) -> Option<u64> {
         self.coalescer.due(self.used.idx())
     }

@@ -1,14 +1,19 @@
 //! A reactor's [`Commands`], and [`EventSource`], which issues them on the reactor's own thread.
+//! [`ReactorHandle`]: commands from other threads, by way of a [`Mailbox`]. [`QueueId`]: names a queue,
+//! to its owner and in the tags of its operations.
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::hash::Hasher;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use super::id::QueueId;
 use crate::handler::QueueHandler;
-use crate::waiter::ReadWidth;
+use crate::waiter::{ReadWidth, eventfd};
 
 /// Runs on the reactor's thread when what was asked for is done; must not block.
 pub type Callback = Box<dyn FnOnce() + Send>;
@@ -150,4 +155,157 @@ impl Commands {
 /// Returns an id that was not used before.
 pub(super) fn next_id(ids: &AtomicU64) -> QueueId {
     QueueId::from_number(ids.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Names a queue of a reactor, never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct QueueId(u64);
+
+impl QueueId {
+    /// Returns the id with this number. Simulations number queues themselves; else only the reactor does.
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// Returns its number.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// Returns the tag base of its operations: 16 bits are the handler's, the top bit is the waiter's.
+    pub const fn tag(self) -> u64 {
+        self.0 << 16
+    }
+
+    /// Returns the id of the queue that an operation belongs to.
+    pub const fn from_tag(tag: u64) -> Self {
+        Self(tag >> 16)
+    }
+}
+
+/// Hashes a number by one multiplication: numbers are unique.
+#[derive(Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0.rotate_left(8) ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The table takes its bits from both ends.
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// Talks to a reactor from any thread. Messages to one that has ended are dropped.
+#[derive(Clone)]
+pub struct ReactorHandle {
+    messages: Sender<Message>,
+    event: Arc<File>,
+    ids: Arc<AtomicU64>,
+}
+
+impl ReactorHandle {
+    fn send(&self, message: Message) {
+        if self.messages.send(message).is_ok() {
+            self.wake();
+        }
+    }
+
+    /// Wakes the thread for one round, so that event sources are collected without an event.
+    pub fn wake(&self) {
+        // A full counter means that it is about to wake anyway.
+        let _ = (&*self.event).write(&1_u64.to_ne_bytes());
+    }
+
+    /// Adds an event source. `fd` is read, `width` bytes at a time, whenever it is readable; it is made
+    /// blocking.
+    pub fn add_event_source(&self, fd: OwnedFd, width: ReadWidth, source: Box<dyn EventSource>) {
+        self.send(Message::AddEventSource { fd, width, source });
+    }
+
+    /// As [`Commands::add`].
+    pub fn add(&self, handler: Box<dyn QueueHandler>) -> QueueId {
+        let id = next_id(&self.ids);
+        self.send(Message::Add { id, handler });
+        id
+    }
+
+    /// As [`Commands::schedule`].
+    pub fn schedule(&self, id: QueueId) {
+        self.send(Message::Schedule(id));
+    }
+
+    /// As [`Commands::quiesce`].
+    pub fn quiesce(&self, id: QueueId, then: Callback) {
+        self.send(Message::Quiesce { id, then });
+    }
+
+    /// As [`Commands::resume`].
+    pub fn resume(&self, id: QueueId) {
+        self.send(Message::Resume(id));
+    }
+
+    /// As [`Commands::retry`].
+    pub fn retry(&self, id: QueueId) {
+        self.send(Message::Retry(id));
+    }
+
+    /// As [`Commands::remove`].
+    pub fn remove(&self, id: QueueId, then: Callback) {
+        self.send(Message::Remove { id, then });
+    }
+
+    /// Quiesces and removes all queues, then ends the reactor.
+    pub fn stop(&self) {
+        self.send(Message::Stop);
+    }
+}
+
+/// The reactor's end.
+pub struct Mailbox {
+    messages: Receiver<Message>,
+    event: Arc<File>,
+    ids: Arc<AtomicU64>,
+}
+
+impl Mailbox {
+    pub fn new() -> io::Result<(Self, ReactorHandle)> {
+        let (sender, receiver) = channel();
+        let event = Arc::new(File::from(eventfd()?));
+        let ids = Arc::new(AtomicU64::new(0));
+        let handle = ReactorHandle {
+            messages: sender,
+            event: event.clone(),
+            ids: ids.clone(),
+        };
+        let mailbox = Self {
+            messages: receiver,
+            event,
+            ids,
+        };
+        Ok((mailbox, handle))
+    }
+
+    /// Returns a descriptor that is readable when there may be messages.
+    pub fn event(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    /// Returns an empty list of commands with the same numbering.
+    pub fn commands(&self) -> Commands {
+        Commands::new(self.ids.clone())
+    }
+
+    /// Appends all messages to `commands`.
+    pub fn take(&self, commands: &mut Commands) {
+        commands.extend(self.messages.try_iter());
+    }
 }

@@ -1,17 +1,15 @@
 //! [`Core`]: what a reactor's thread owns, and the steps of a round that concern its queues.
 
-use std::io;
-use std::mem;
 use std::time::Duration;
+use std::{io, mem};
 
 use super::busy_poll::{Backlog, BusyPoll};
-use super::commands::Message;
-use super::id::QueueId;
+use super::commands::{Message, QueueId};
 use super::schedule::{List, QueueIndex, Schedule};
 use super::sources::EventSources;
 use super::table::{Entry, QueueTable};
 use crate::clock::Clock;
-use crate::completion::Completion;
+use crate::handler::Completion;
 use crate::handler::{Backends, Context, QueueHandler};
 use crate::waiter::Waiter;
 

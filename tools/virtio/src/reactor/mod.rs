@@ -11,15 +11,11 @@
 mod busy_poll;
 mod commands;
 mod core;
-mod id;
 mod idle;
-mod mailbox;
 mod schedule;
 mod sources;
 mod table;
 mod thread;
 
-pub use commands::{Callback, Commands, EventSource};
-pub use id::QueueId;
-pub use mailbox::ReactorHandle;
+pub use commands::{Callback, Commands, EventSource, QueueId, ReactorHandle};
 pub use thread::{Reactor, ReactorOptions};

@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use super::commands::Callback;
-use super::id::{IdHasher, QueueId};
+use super::commands::{Callback, IdHasher, QueueId};
 use super::schedule::QueueIndex;
 use crate::handler::QueueHandler;
 

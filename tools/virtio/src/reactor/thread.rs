@@ -4,8 +4,8 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use super::commands::{Mailbox, ReactorHandle};
 use super::core::Core;
-use super::mailbox::{Mailbox, ReactorHandle};
 use crate::waiter::ReadWidth;
 
 /// How to build a reactor.

@@ -13,7 +13,7 @@ use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::registry::Registry;
 use super::watch::ReadWidth;
-use crate::completion::Completion;
+use crate::handler::Completion;
 
 /// Set in the user data of a watch; the rest is its number. Without it, the user data is an operation's tag.
 const WATCH: u64 = 1 << 63;

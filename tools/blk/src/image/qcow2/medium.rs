@@ -26,6 +26,9 @@ pub struct Medium {
     /// Records what is written, for the replay of power cuts.
     #[cfg(test)]
     pub recorder: OnceLock<Arc<Recorder>>,
+    /// Whether it syncs.
+    #[cfg(test)]
+    syncs: bool,
 }
 
 impl Medium {
@@ -36,6 +39,17 @@ impl Medium {
             sync_failed: AtomicBool::new(false),
             #[cfg(test)]
             recorder: OnceLock::new(),
+            #[cfg(test)]
+            syncs: true,
+        }
+    }
+
+    /// Returns a medium whose syncs do nothing.
+    #[cfg(test)]
+    pub fn without_syncs(file: File) -> Self {
+        Self {
+            syncs: false,
+            ..Self::new(file)
         }
     }
 
@@ -163,6 +177,10 @@ impl Medium {
         let record = self.recorder.get().map(|recorder| (recorder, recorder.len()));
         if self.has_sync_failed() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        #[cfg(test)]
+        if !self.syncs {
+            return Ok(());
         }
         rustix::fs::fdatasync(&self.file).inspect_err(|_| self.sync_failed.store(true, Ordering::SeqCst))?;
         #[cfg(test)]

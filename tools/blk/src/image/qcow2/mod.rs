@@ -30,8 +30,8 @@ use imago::raw::Raw;
 use imago::{FormatAccess, Mapping};
 use ringvirtio::memory::IoVec;
 
+use super::IoKind;
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
-use super::operation::IoKind;
 use crate::error::{DiskError, failed};
 use header::{Backing, Header};
 use medium::Medium;
@@ -95,13 +95,11 @@ impl Qcow2Image {
     }
 
     /// Returns the size of the disk in bytes.
-    #[must_use]
     pub fn size(&self) -> u64 {
         self.shared(Access::size)
     }
 
     /// Returns whether a sync has failed.
-    #[must_use]
     pub fn has_sync_failed(&self) -> bool {
         self.storage.medium().has_sync_failed()
     }
@@ -194,30 +192,61 @@ impl Qcow2Image {
 
     /// Writes the bytes; the caller commits.
     fn write_bytes(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let place = self.shared(|access| {
-            let place = Place::of_all(access, offset, bytes.len() as u64)?;
+        let in_place = self.shared(|access| {
+            let in_place = Place::of_all(access, offset, bytes.len() as u64)? == Place::Allocated;
             // What is in place may be so by an operation that is not committed yet; the commit covers it,
             // because it had counted itself before.
-            if place == Place::Allocated {
+            if in_place {
                 access.write(bytes, offset)?;
             }
-            Ok::<_, io::Error>(place)
+            Ok::<_, io::Error>(in_place)
         })?;
-        match place {
-            Place::Allocated => Ok(()),
-            Place::Unallocated | Place::Missing => self.allocating(|access| access.write(bytes, offset)),
-            Place::Compressed => self.freeing(|access| access.write(bytes, offset)),
+        let mut done = if in_place { bytes.len() } else { 0 };
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            done += self.write_run(rest, offset + done as u64)?;
         }
+        Ok(())
+    }
+
+    /// Writes the first bytes, as many as can be written at once, and returns how many these are.
+    ///
+    /// Nothing is allocated in one operation with what frees clusters: the crate could allocate those. It
+    /// frees a compressed cluster when that is written. Of clusters that read zero and are allocated, it
+    /// frees those that do not lie behind the one before, so each is written alone.
+    fn write_run(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let cluster = 1_u64 << self.header.cluster_bits;
+        let (place, len) = self.allocating(|access| {
+            let (place, len) = Place::of_run(access, offset, bytes.len() as u64, cluster)?;
+            if place != Place::Compressed {
+                access.write(bytes.get(..len as usize).unwrap_or_default(), offset)?;
+            }
+            Ok((place, len))
+        })?;
+        if place == Place::Compressed {
+            let bytes = bytes.get(..len as usize).unwrap_or_default();
+            self.freeing(|access| access.write(bytes, offset))?;
+        }
+        Ok(len as usize)
     }
 
     /// Runs what allocates clusters and frees none.
-    fn allocating(&self, work: impl FnOnce(&Access) -> io::Result<()>) -> io::Result<()> {
+    fn allocating<R>(&self, work: impl FnOnce(&Access) -> io::Result<R>) -> io::Result<R> {
         if self.freed.load(Ordering::SeqCst) {
             self.commit()?;
         }
         let _allocating = self.allocating.read().unwrap_or_else(PoisonError::into_inner);
         self.changes.fetch_add(1, Ordering::SeqCst);
         self.shared(work)
+    }
+
+    /// Runs what frees no clusters, but changes where others would.
+    fn exclusively(&self, work: impl FnOnce(&Access) -> io::Result<()>) -> io::Result<()> {
+        if self.freed.load(Ordering::SeqCst) {
+            self.commit()?;
+        }
+        let _allocating = self.allocating.write().unwrap_or_else(PoisonError::into_inner);
+        self.changes.fetch_add(1, Ordering::SeqCst);
+        work(&self.access.write().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs what may free clusters, which are allocated again only when that is committed.
@@ -287,7 +316,8 @@ impl Qcow2Image {
         } else {
             self.pieces(offset, len, |place, offset, len| match place {
                 Place::Compressed => self.freeing(|access| access.write_zeroes(offset, len)),
-                _ => self.allocating(|access| access.write_zeroes(offset, len)),
+                // Clusters stay allocated and read zero: see `write_run`.
+                _ => self.exclusively(|access| access.write_zeroes(offset, len)),
             })?;
         }
         self.commit()
@@ -314,7 +344,7 @@ impl Qcow2Image {
         let (mut at, end) = (offset, offset.saturating_add(len));
         while at < end {
             let (place, len) = self.shared(|access| self.piece(access, at, end))?;
-            if place != Place::Unallocated {
+            if !place.reads_zero() {
                 work(place, at, len)?;
             }
             at += len;
@@ -333,7 +363,7 @@ impl Qcow2Image {
         let (mut at, end) = (offset, offset.saturating_add(len));
         while at < end {
             let (place, len) = self.shared(|access| self.piece(access, at, end))?;
-            if place == Place::Unallocated {
+            if place.reads_zero() {
                 at += len;
                 continue;
             }
@@ -347,7 +377,7 @@ impl Qcow2Image {
                     let table = at / self.table_bytes();
                     let whole = (at + len).is_multiple_of(cluster);
                     match place {
-                        Place::Unallocated => {}
+                        Place::Unallocated | Place::Zeroed => {}
                         // A table or a cluster may have to be allocated, which must not be what has just been
                         // freed.
                         Place::Missing | Place::Compressed
@@ -375,17 +405,25 @@ impl Qcow2Image {
     }
 
     /// Returns where the data at an offset are, and the bytes for which that holds, up to `end`: whole
-    /// clusters, of one L2 table, unless nothing is allocated.
+    /// clusters, of one L2 table, unless nothing is allocated. A part of a compressed cluster is returned
+    /// alone: it is written, which allocates, and must not be what others free.
     fn piece(&self, access: &Access, at: u64, end: u64) -> io::Result<(Place, u64)> {
         let cluster = 1_u64 << self.header.cluster_bits;
         let table = self.table_bytes();
         let most = (end - at).min(table - at % table);
         let (place, len) = Place::of(access, at, most)?;
-        Ok(match place {
-            Place::Unallocated => (place, len),
-            // The mapping of a backing file may change inside of a cluster.
-            _ => (place, (at + len).next_multiple_of(cluster).min(at + most) - at),
-        })
+        if place.reads_zero() {
+            return Ok((place, len));
+        }
+        // The mapping of a backing file may change inside of a cluster.
+        let len = (at + len).next_multiple_of(cluster).min(at + most) - at;
+        let first = cluster - at % cluster;
+        let len = match place {
+            Place::Compressed if first < cluster => len.min(first),
+            Place::Compressed if len > cluster => len - len % cluster,
+            _ => len,
+        };
+        Ok((place, len))
     }
 }
 
@@ -410,6 +448,8 @@ enum Place {
     Unallocated,
     /// Elsewhere: in a backing file, or shared with a snapshot. A write allocates.
     Missing,
+    /// In clusters that read zero, allocated or not.
+    Zeroed,
     /// In compressed clusters, which a write frees.
     Compressed,
 }
@@ -420,6 +460,7 @@ impl Place {
         let (mapping, found) = access.get_mapping(offset, most)?;
         let place = match mapping {
             Mapping::Raw { writable: true, .. } => Self::Allocated,
+            Mapping::Zero { explicit: true, .. } => Self::Zeroed,
             Mapping::Zero { .. } => Self::Unallocated,
             Mapping::Special { layer, .. } if std::ptr::eq(layer, access) => Self::Compressed,
             _ => Self::Missing,
@@ -429,6 +470,27 @@ impl Place {
             0 => Err(io::Error::from_raw_os_error(libc::EINVAL)),
             _ => Ok((place, found)),
         }
+    }
+
+    fn reads_zero(self) -> bool {
+        matches!(self, Self::Unallocated | Self::Zeroed)
+    }
+
+    /// Returns the place that needs most of those at an offset that can be written at once, and their bytes,
+    /// at most `most`: one cluster of those that read zero or are compressed, any number of others.
+    fn of_run(access: &Access, offset: u64, most: u64, cluster: u64) -> io::Result<(Self, u64)> {
+        let (mut all, mut len) = Self::of(access, offset, most)?;
+        if all >= Self::Zeroed {
+            return Ok((all, len.min(cluster - offset % cluster)));
+        }
+        while len < most {
+            let (place, found) = Self::of(access, offset + len, most - len)?;
+            if place >= Self::Zeroed {
+                break;
+            }
+            (all, len) = (all.max(place), len + found);
+        }
+        Ok((all, len))
     }
 
     /// Returns what a write to a range has to do for the part of it that needs most.

@@ -21,10 +21,10 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::{self, Display, Formatter};
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imago::Storage;
@@ -54,6 +54,8 @@ struct Inner {
     helper: CommonStorageHelper,
     /// Sectors held back, of `tables`.
     held_count: AtomicUsize,
+    /// How many commits have ended. Raised before `held_count` sinks.
+    commits: AtomicU64,
     /// `None` for a file that is only read.
     tables: Option<Mutex<Tables>>,
 }
@@ -119,6 +121,7 @@ impl Ordered {
             medium,
             helper: CommonStorageHelper::default(),
             held_count: AtomicUsize::new(0),
+            commits: AtomicU64::new(0),
             tables,
         }))
     }
@@ -149,6 +152,7 @@ impl Ordered {
         let result = self.write_in_order(&batch, order);
         if let Some(mut tables) = self.tables() {
             tables.committing = Arc::default();
+            self.0.commits.fetch_add(1, Ordering::SeqCst);
             if result.is_err() {
                 let mut batch = (*batch).clone();
                 batch.append(&mut tables.held);
@@ -197,14 +201,22 @@ impl Ordered {
         Ok(bytes)
     }
 
-    /// Replaces what was read of the file by what is held back.
-    fn overlay(&self, bytes: &mut [u8], offset: u64) {
-        if self.0.held_count.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        let Some(tables) = self.tables() else { return };
-        for held in [&*tables.committing, &tables.held] {
-            patch(held, bytes, offset);
+    /// Reads the file with what is held back of it.
+    fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        loop {
+            let commits = self.0.commits.load(Ordering::SeqCst);
+            self.0.medium.read_at(bytes, offset)?;
+            if self.0.held_count.load(Ordering::SeqCst) > 0
+                && let Some(tables) = self.tables()
+            {
+                for held in [&*tables.committing, &tables.held] {
+                    patch(held, bytes, offset);
+                }
+            }
+            // What a commit has written since the file was read is held back no more, and not in `bytes`.
+            if self.0.commits.load(Ordering::SeqCst) == commits {
+                return Ok(());
+            }
         }
     }
 
@@ -375,8 +387,7 @@ impl Storage for Ordered {
         let mut at = offset;
         for mut part in bufv.into_inner() {
             let len = part.len() as u64;
-            self.0.medium.read(&mut [IoSliceMut::new(&mut part)], at)?;
-            self.overlay(&mut part, at);
+            self.read(&mut part, at)?;
             at += len;
         }
         Ok(())
@@ -419,5 +430,63 @@ impl Storage for Ordered {
 impl Display for Ordered {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         self.0.path.display().fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+    use imago::Storage;
+    use imago::io_buffers::{IoVector, IoVectorMut};
+
+    use super::{Medium, Ordered};
+    use crate::image::qcow2::header::Header;
+    use crate::tests::qcow2_power::qemu_img;
+
+    // A table that is read while a commit ends is never older than before the read: the crate would keep it,
+    // and write its entries back.
+    #[test]
+    fn a_read_during_a_commit_is_not_stale() {
+        const ROUNDS: u64 = 20_000;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.qcow2");
+        qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "8M"]);
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap();
+        let header = Header::read(&file).unwrap();
+        let table = header.l1_offset;
+        let storage = Ordered::writable(path, Medium::without_syncs(file), &header).unwrap();
+        let (written, ended) = (AtomicU64::new(0), AtomicBool::new(false));
+        let reader = || {
+            let mut reads = 0;
+            while !ended.load(Ordering::SeqCst) {
+                let least = written.load(Ordering::SeqCst);
+                let mut bytes = [0; 8];
+                // SAFETY: the buffer is this thread's own.
+                unsafe { storage.pure_readv(IoVectorMut::from(&mut bytes[..]), table) }.unwrap();
+                let found = u64::from_be_bytes(bytes) >> 9;
+                assert!(found >= least, "read {found} after {least} was written");
+                reads += 1;
+            }
+            reads
+        };
+        std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..2).map(|_| scope.spawn(reader)).collect();
+            for number in 1..=ROUNDS {
+                let bytes = (number << 9).to_be_bytes();
+                // SAFETY: the buffer is not written to.
+                unsafe { storage.pure_writev(IoVector::from(&bytes[..]), table) }.unwrap();
+                written.store(number, Ordering::SeqCst);
+                storage.commit().unwrap();
+            }
+            ended.store(true, Ordering::SeqCst);
+            for reader in readers {
+                assert!(reader.join().unwrap() > 100);
+            }
+        });
     }
 }

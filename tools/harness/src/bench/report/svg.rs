@@ -121,7 +121,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::{escaped, plot, summary};
-    use crate::bench::fio::Fio;
+    use crate::bench::message::Fio;
     use crate::bench::plan::Plan;
     use crate::bench::results::{Results, Sample};
 

@@ -189,7 +189,7 @@ fn sizes(text: &mut String, results: &Results) {
 #[cfg(test)]
 mod tests {
     use super::table;
-    use crate::bench::fio::Fio;
+    use crate::bench::message::Fio;
     use crate::bench::plan::Plan;
     use crate::bench::results::{Results, Sample};
 

@@ -98,17 +98,18 @@ fn number(value: f64) -> String {
     }
 }
 
-fn zone_cells(zone: &ZoneRow) -> Vec<String> {
+fn zone_cells(row: &ZoneRow) -> Vec<String> {
+    let zone = &row.zone;
     vec![
         zone.name.clone(),
         zone.number
             .map_or_else(|| "-".to_owned(), |number| number.to_string()),
         zone.state.clone(),
         zone.vcpus.to_string(),
-        zone.memory.to_string(),
+        (zone.memory >> 20).to_string(),
         zone.restarts.to_string(),
         zone.aborts.to_string(),
-        number(zone.exits),
+        number(row.exits),
     ]
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::device::disk::top::DiskRow;
 use crate::device::net::top::NetRow;
 use crate::device::report::{Counts, rise};
-use crate::stats::{CpuStats, StatsReport};
+use crate::stats::{CpuStats, StatsReport, ZoneStats};
 
 /// The content of the screen.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,20 +40,8 @@ pub struct DaemonRow {
 /// A zone.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ZoneRow {
-    /// Its name.
-    pub name: String,
-    /// Its number.
-    pub number: Option<u8>,
-    /// Its phase.
-    pub state: String,
-    /// vCPUs.
-    pub vcpus: usize,
-    /// MiB of RAM.
-    pub memory: u64,
-    /// Restarts.
-    pub restarts: u32,
-    /// Aborts injected.
-    pub aborts: u64,
+    /// The zone.
+    pub zone: ZoneStats,
     /// Exits per second, of all its vCPUs.
     pub exits: f64,
 }
@@ -98,13 +86,7 @@ impl Model {
             .map(|cpu| cpu_row(before, now, cpu, rate))
             .collect();
         let zones = now.zones.iter().map(|zone| ZoneRow {
-            name: zone.name.clone(),
-            number: zone.number,
-            state: zone.state.clone(),
-            vcpus: zone.vcpus,
-            memory: zone.memory >> 20,
-            restarts: zone.restarts,
-            aborts: zone.aborts,
+            zone: zone.clone(),
             exits: cpus
                 .iter()
                 .filter(|cpu| cpu.zone == zone.name)

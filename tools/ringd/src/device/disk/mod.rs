@@ -17,6 +17,7 @@ pub mod drives;
 pub mod keys;
 pub mod migrate;
 pub mod migration;
+pub mod names;
 pub mod open;
 pub mod print;
 pub mod report;

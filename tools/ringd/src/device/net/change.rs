@@ -7,7 +7,8 @@ use ringnet::Net;
 use serde::{Deserialize, Serialize};
 
 use super::config::{NetConfig, NetLimits, PortConfig, Source};
-use super::open::{self, PortRequest};
+use super::open;
+use super::opener::PortRequest;
 use crate::device::Device;
 use crate::device::config::Config;
 use crate::device::state::{NetState, PortState};

@@ -248,6 +248,13 @@ impl PortConfig {
                 let expected = "with a bridge another address than ::1, which Linux does not route; `user = true` has it";
                 return wrong("forward", &quoted, expected);
             }
+            let any = one.address.is_none_or(|address| address.is_unspecified());
+            if any && self.source != Source::User && [53, 67, 547].contains(&one.port) {
+                let expected = format!(
+                    "another port than 53, 67 and 547, which serve {OWN_BRIDGE}, or an address of root before it"
+                );
+                return wrong("forward", &quoted, &expected);
+            }
             let before = self.forward.get(..index).unwrap_or_default();
             if before.iter().any(|other| other.overlaps(one)) {
                 return wrong("forward", &quoted, "each port of root once");

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod keys;
 pub mod open;
+pub mod opener;
 pub mod report;
 pub mod stats;
 pub mod top;
