@@ -113,7 +113,7 @@ help:
 	@cat tools/help.txt
 
 clean:
-	rm -rf build "$(CARGO_TARGET_DIR)" tools/guest-test/target tools/fuzz/target .cache/run
+	rm -rf build "$(CARGO_TARGET_DIR)" tools/fuzz/target .cache/run
 
 distclean: clean
 	rm -rf .cache

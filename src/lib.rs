@@ -17,7 +17,7 @@
 //! | [`syndrome`] | decoded ESR_EL2, injected exceptions | Arm ARM D24 |
 //! | [`psci`] | PSCI calls and the state of CPUs | Arm DEN 0022, DEN 0028 |
 //! | [`firmware`] | calls that are passed on to the firmware | Arm DEN 0028, DEN 0098 |
-//! | [`pl011`], [`pl031`] | a guest's UART and real-time clock | Arm DDI 0183, DDI 0224 |
+//! | [`pl011`], [`pl031`], [`pl061`] | a guest's UART, real-time clock and power key | Arm DDI 0183, DDI 0224, DDI 0190 |
 //! | [`pci`] | configuration space of the control device | PCI 3.0 |
 //! | [`machine`] | the firmware's device tree, and root's | Devicetree 0.4 |
 //! | [`addr`], [`sync`] | address types; atomics, or loom's | |
@@ -41,6 +41,7 @@ pub mod machine;
 pub mod pci;
 pub mod pl011;
 pub mod pl031;
+pub mod pl061;
 mod primecell;
 pub mod psci;
 pub mod ring;

@@ -389,7 +389,7 @@ fn root_tree_of_the_board() {
         [0, 0x8000_0000, 0x4000_0000, 8, 0x20_0000, 0x7fe0_0000]
     );
     assert_eq!(
-        DeviceTree::parse(&blob).unwrap().reservations(),
+        DeviceTree::parse(&blob).unwrap().reservations,
         [region(0x8000_0000, 0x1_0000)]
     );
     // Stale initrd properties are removed, other children of /chosen are kept.

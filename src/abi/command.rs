@@ -70,6 +70,8 @@ numbered! {
         RingHead = 16,
         /// `args[0]`: level 1 (error) to 5 (trace).
         LogLevel = 17,
+        /// Presses (`args[0]`: 1) or releases (0) the power key.
+        PowerKey = 18,
         /// `args[0]`: what the trace buffers record from now on, bits of [`super::trace`]; 0: nothing.
         Trace = 32,
     }

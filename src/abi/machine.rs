@@ -13,13 +13,15 @@ pub const GICR_STRIDE: u64 = 0x2_0000;
 pub const UART_BASE: u64 = 0x0900_0000;
 /// PL031.
 pub const RTC_BASE: u64 = 0x0901_0000;
+/// PL061, with the power key.
+pub const GPIO_BASE: u64 = 0x0903_0000;
 /// First virtio-mmio slot.
 pub const VIRTIO_BASE: u64 = 0x0a00_0000;
 /// Bytes from one virtio-mmio slot to the next: a page, so that stage 2 can map each by itself.
 pub const VIRTIO_STRIDE: u64 = 0x1000;
 /// Bytes of a slot's registers in the device tree.
 pub const VIRTIO_SIZE: u64 = 0x200;
-/// RAM; the device tree is at its start.
+/// RAM.
 pub const RAM_BASE: u64 = 0x4000_0000;
 
 /// INTID of the first SPI.
@@ -28,6 +30,8 @@ pub const SPI_BASE: u32 = 32;
 pub const UART_SPI: u32 = 1;
 /// SPI number of the PL031.
 pub const RTC_SPI: u32 = 2;
+/// SPI number of the PL061.
+pub const GPIO_SPI: u32 = 7;
 /// SPI number of virtio slot 0; that of slot n is n higher.
 pub const VIRTIO_SPI: u32 = 16;
 /// Number of SPIs of a zone.

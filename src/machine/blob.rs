@@ -69,8 +69,10 @@ pub enum BlobError {
 pub struct DeviceTree {
     blob: Vec<u8>,
     size: usize,
-    reservations: Vec<Region>,
-    boot_cpu: u32,
+    /// The regions of the memory reservation block, as written.
+    pub reservations: Vec<Region>,
+    /// `boot_cpuid_phys` of the header.
+    pub boot_cpu: u32,
 }
 
 impl DeviceTree {
@@ -126,16 +128,6 @@ impl DeviceTree {
     /// Returns the size in bytes of the blob that was parsed, including unused space in it.
     pub fn size(&self) -> usize {
         self.size
-    }
-
-    /// Returns the regions of the memory reservation block, as written.
-    pub fn reservations(&self) -> &[Region] {
-        &self.reservations
-    }
-
-    /// Returns `boot_cpuid_phys` of the header.
-    pub fn boot_cpu(&self) -> u32 {
-        self.boot_cpu
     }
 
     /// Returns the reader, which cannot panic on this blob.

@@ -41,7 +41,7 @@ impl Machine {
         if scan.ram.is_empty() {
             return Err(MachineError::NoMemory);
         }
-        let mut reserved = tree.reservations().to_vec();
+        let mut reserved = tree.reservations.to_vec();
         reserved.append(&mut scan.reserved);
         merge(&mut reserved);
         merge(&mut scan.used);

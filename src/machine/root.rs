@@ -126,7 +126,7 @@ pub fn root_dtb(tree: &DeviceTree, config: &RootConfig<'_>) -> Result<Vec<u8>, R
     };
     copy.control_bridge(&bridge, CellCounts::of(root))?;
     copy.writer.end();
-    Ok(copy.writer.finish(tree.reservations(), tree.boot_cpu()))
+    Ok(copy.writer.finish(&tree.reservations, tree.boot_cpu))
 }
 
 /// What the bridge's node needs of the rest of the tree.

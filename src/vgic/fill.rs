@@ -1,4 +1,4 @@
-//! Allocates list registers in the order of [`rank`], and chooses the maintenance interrupts that report
+//! Allocates list registers in the order of [`Rank`], and chooses the maintenance interrupts that report
 //! when another interrupt needs one.
 //!
 //! **No starvation.** While an interrupt that could be delivered has no list register, at least one list

@@ -6,7 +6,7 @@
 echo 'echo started; sleep 1000' >"$work/script"
 # The timeout counts from the start of QEMU: on a busy machine it may expire before root has come up.
 for seconds in 40 180; do
-    "$HARNESS" exec --script "$work/script" --timeout $seconds >"$work/out" 2>&1 </dev/null
+    "$HARNESS" exec --script "$work/script" --smp 1 --timeout $seconds >"$work/out" 2>&1 </dev/null
     is "status" $? 124
     has "$work/out" "timeout: not finished after $seconds s"
     grep -q started "$work/out" && break

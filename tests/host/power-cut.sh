@@ -29,7 +29,7 @@ cpus = 1
 memory = "256M"
 kernel = "/srv/zones/Image"
 initrd = "/srv/zones/initrd.cpio.gz"
-cmdline = "console=ttyAMA0 root=/dev/vda rw quiet kpti=off norandmaps $1"
+cmdline = "console=ttyAMA0 root=/dev/vda rw quiet kpti=off $1"
 T
     disk() { printf '[[disk]]\npath = "/srv/kept/%s"\n' "$1"; shift; printf '%s\n' "$@"; }
     disk root.img 'cache = "writeback"'

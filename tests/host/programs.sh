@@ -70,7 +70,7 @@ cpus = 1
 memory = "512M"
 kernel = "/srv/zones/Image"
 initrd = "/srv/zones/initrd.cpio.gz"
-cmdline = "console=ttyAMA0 root=/dev/vda rw quiet kpti=off norandmaps"
+cmdline = "console=ttyAMA0 root=/dev/vda rw quiet kpti=off"
 [[disk]]
 path = "root.img"
 [[disk]]

@@ -55,9 +55,38 @@ is "sectors from 192 on" "$(sum "$Z/scratch.img" 192 1856)" "$before_tail"
 is "the read-only image" "$(sum "$Z/readonly.img" 0 2048)" "$before_readonly"
 [ "$(sum "$Z/scratch.img" 64 128)" != "$before_body" ] || fail "nothing was written to sectors 64 to 191"
 
+# le BYTES NUMBER: the number's bytes, the last one the highest
+le() {
+    for shift_by in 0 8 16 24 32 40 48 56; do
+        [ "$shift_by" -ge $(($1 * 8)) ] || printf "\\$(printf %03o $((($2 >> shift_by) & 255)))"
+    done
+}
+# An ELF file of it, linked for a high address and loaded at another, with a .bss.
+size=$(stat -c %s "$Z/guest-test.bin")
+needs=$(od -An -tu8 -j16 -N8 "$Z/guest-test.bin" | tr -d ' ')
+high=$((0xffff << 48)) low=$((0x40180000))
+{
+    printf '\177ELF\002\001\001'
+    le 8 0; le 1 0; le 2 2; le 2 183; le 4 1; le 8 $high; le 8 64; le 8 0; le 4 0
+    le 2 64; le 2 56; le 2 1; le 2 0; le 2 0; le 2 0
+    le 4 1; le 4 5; le 8 4096; le 8 $high; le 8 $low; le 8 "$size"; le 8 "$needs"; le 8 4096
+    head -c $((4096 - 120)) /dev/zero
+    cat "$Z/guest-test.bin"
+} >"$Z/guest-test.elf"
+
 # On one vCPU, with the same disks, and on a CPU whose registers hold the last guest's values.
 zone one 1 "test=inherited,transport,blk,queue,timer"
+sed -i 's/guest-test.bin/guest-test.elf/' "$Z/one.toml"
 passes one
+grep '^guest-test: at' "$Z/one.log" | tr -d '\r' >"$Z/at"
+is "its place" "$(cat "$Z/at")" "guest-test: at 0x40180000, device tree at 0x40000000, initial RAM disk at None"
+
+# A reset loads it again, and clears what it left in its .bss.
+zone again 1 "test=none end=reset"
+sed -i 's/guest-test.bin/guest-test.elf/' "$Z/again.toml"
+ringctl zone start "$Z/again.toml" || fail "zone start"
+says_within 60 '^guest-test: at 0x40180000' 3 again
+ringctl zone stop again || fail "zone stop"
 
 # TLB maintenance of a zone's first vCPU traps 131072 times, or until it turns on another. The group "tlb"
 # does it 1000 times, and then 150000 times or, beside a second vCPU, 1000 times more; little else in it traps
@@ -92,6 +121,25 @@ ringctl zone start "$Z/typed.toml" || fail "zone start"
 ) | timeout 30 ringctl zone console typed >"$Z/typed.log" 2>&1
 timeout 30 ringctl zone wait typed
 grep -q '^guest-test: PASS' "$Z/typed.log" || { cat "$Z/typed.log"; fail "what was typed did not arrive"; }
+
+# The power key: the guest sees it pressed and released, and powers off.
+zone key 1 "test=power-key"
+ringctl zone start "$Z/key.toml" || fail "zone start"
+says_within 30 '^guest-test: press the power key' 1 key
+ringctl zone shutdown key --timeout 30 || fail "zone shutdown ends with $?"
+ringctl zone console key --dump >"$Z/key.log"
+grep -q '^guest-test: PASS' "$Z/key.log" || { cat "$Z/key.log"; fail "the power key"; }
+# One that does not react still runs, unless it is forced to end; and it is started again.
+zone deaf 1 "test=none end=hang"
+ringctl zone start "$Z/deaf.toml" || fail "zone start"
+ringctl zone shutdown deaf --timeout 1
+is "status of a shutdown without effect" $? 4
+zone_is deaf running || fail "the zone that did not react is $(zone_state deaf)"
+ringctl zone reboot deaf --timeout 1 --force || fail "zone reboot ends with $?"
+zone_is deaf running || fail "the zone that was started again is $(zone_state deaf)"
+ringctl zone shutdown deaf --timeout 1 --force
+is "status of a forced shutdown" $? 1
+zone_is deaf stopped || fail "the zone that was forced to end is $(zone_state deaf)"
 
 # A disk whose capacity changes in both words while the guest reads it.
 cat >"$Z/capacity.toml" <<END

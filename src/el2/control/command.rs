@@ -95,6 +95,13 @@ fn execute_on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result
         Op::ZoneStop => zone.stop(),
         Op::ZonePause => zone.pause(),
         Op::ZoneResume => zone.resume(),
+        Op::PowerKey => match arg0 {
+            0 | 1 => {
+                zone.set_power_key(arg0 == 1);
+                Ok(())
+            }
+            other => Err((CommandStatus::BadArgument, other)),
+        },
         Op::ZoneInfo => {
             copy_out(page, shared::PAYLOAD, &zone.info());
             Ok(())

@@ -1,10 +1,10 @@
-//! A guest's accesses to its devices: which device an address belongs to, and the GIC, UART and RTC.
-//! The UART is a PL011, whose other end are the zone's console rings.
+//! A guest's accesses to its devices: which device an address belongs to, and the GIC, UART, RTC and GPIO
+//! controller. The UART is a PL011, whose other end are the zone's console rings.
 
 use ringvisor::abi::MAX_SLOTS;
 use ringvisor::abi::machine::{
-    GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE, RTC_BASE, RTC_SPI, UART_BASE, UART_SPI, VIRTIO_BASE,
-    VIRTIO_STRIDE,
+    GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE, GPIO_BASE, GPIO_SPI, RTC_BASE, RTC_SPI, UART_BASE,
+    UART_SPI, VIRTIO_BASE, VIRTIO_STRIDE,
 };
 use ringvisor::addr::{Ipa, PAGE_SIZE};
 use ringvisor::pl011;
@@ -40,6 +40,8 @@ impl Zone {
             self.gic_access(frame, offset % GICR_STRIDE, width, stored)
         } else if let Some(offset) = within(RTC_BASE, PAGE_SIZE) {
             self.rtc_access(offset as u16, width, stored)
+        } else if let Some(offset) = within(GPIO_BASE, PAGE_SIZE) {
+            self.gpio_access(offset as u16, width, stored)
         } else {
             TrapOutcome::Abort
         }
@@ -75,6 +77,28 @@ impl Zone {
             self.send_event(Entry::Console);
         }
         TrapOutcome::Done(u64::from(value))
+    }
+
+    fn gpio_access(&self, offset: u16, width: Width, stored: Option<u64>) -> TrapOutcome {
+        let mut gpio = self.gpio.lock();
+        let value = match stored {
+            Some(value) => {
+                gpio.write(offset, width, value);
+                0
+            }
+            None => gpio.read(offset, width),
+        };
+        let level = gpio.line();
+        self.unlock_with_level(gpio, GPIO_SPI, level);
+        TrapOutcome::Done(u64::from(value))
+    }
+
+    /// Presses or releases the power key.
+    pub fn set_power_key(&self, pressed: bool) {
+        let mut gpio = self.gpio.lock();
+        gpio.set_power_key(pressed);
+        let level = gpio.line();
+        self.unlock_with_level(gpio, GPIO_SPI, level);
     }
 
     /// Receives what the daemon has put into the console input ring.

@@ -7,9 +7,10 @@
 
 use ringvisor::abi::command::{CommandStatus, DeviceSpec};
 use ringvisor::abi::counters::{CpuEvent, DeviceEvent};
-use ringvisor::abi::machine::{RTC_SPI, UART_SPI, VIRTIO_BASE, VIRTIO_SPI, VIRTIO_STRIDE};
+use ringvisor::abi::machine::{GPIO_SPI, RTC_SPI, UART_SPI, VIRTIO_BASE, VIRTIO_SPI, VIRTIO_STRIDE};
 use ringvisor::abi::trace::Kind;
 use ringvisor::addr::{Ipa, PAGE_SIZE};
+use ringvisor::pl061::Gpio;
 use ringvisor::ring::{Entry, Wakeup};
 use ringvisor::stage2::{Access, Stage2};
 use ringvisor::syndrome::Width;
@@ -273,6 +274,9 @@ impl Zone {
         let mut rtc = self.rtc.lock();
         rtc.reset();
         self.unlock_with_level(rtc, RTC_SPI, false);
+        let mut gpio = self.gpio.lock();
+        *gpio = Gpio::new();
+        self.unlock_with_level(gpio, GPIO_SPI, false);
         self.gic.lock().reset();
     }
 }

@@ -12,6 +12,7 @@ use ringvisor::abi::info::ZoneSummary;
 use ringvisor::abi::trace::Kind;
 use ringvisor::abi::{MAX_SLOTS, MAX_VCPUS, NAME_LEN, StopReason, ZoneState, machine};
 use ringvisor::pl031::Rtc;
+use ringvisor::pl061::Gpio;
 use ringvisor::psci::cpus::CpuTable;
 use ringvisor::ring::{Entry, Producer, Wakeup, ZoneWindow};
 use ringvisor::stage2::Stage2;
@@ -78,6 +79,7 @@ pub struct Zone {
     slots: [Mutex<Option<FrameBox<Device>>>; MAX_SLOTS],
     uart: Mutex<Uart>,
     rtc: Mutex<Rtc>,
+    gpio: Mutex<Gpio>,
     window: &'static ZoneWindow,
     producer: Producer,
     /// vCPUs whose CPU may access the zone, a bit for each.
@@ -138,6 +140,7 @@ impl Zone {
             slots: [const { Mutex::new(None) }; MAX_SLOTS],
             uart: Mutex::new(Uart::new()),
             rtc: Mutex::new(Rtc::new(request.epoch_seconds, seconds())),
+            gpio: Mutex::new(Gpio::new()),
             window,
             producer: Producer::new(),
             inside: AtomicU32::new(0),

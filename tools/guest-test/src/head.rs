@@ -42,6 +42,15 @@ image_start:
 "#
 );
 
+unsafe extern "C" {
+    static image_header: u8;
+}
+
+/// Returns the address at which this program was loaded.
+pub fn address() -> usize {
+    (&raw const image_header).addr()
+}
+
 /// Level 1 block, accessed, MAIR index 0 (Device-nGnRE). Executable at EL1: a fetch from a device is a test.
 const DEVICE: usize = 0x1 | 1 << 10 | 1 << 54;
 /// Level 1 block, accessed, inner shareable, MAIR index 1 (write-back).

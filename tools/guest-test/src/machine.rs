@@ -26,6 +26,8 @@ pub struct Machine {
     pub gicd: u64,
     /// First redistributor.
     pub gicr: u64,
+    /// PL061 with the power key.
+    pub gpio: Device,
     /// virtio-mmio slots in ascending order of address.
     pub virtio: ArrayVec<Device, 64>,
     /// RAM.
@@ -34,6 +36,8 @@ pub struct Machine {
     pub cpus: ArrayVec<u64, 16>,
     /// Words of the command line.
     pub arguments: &'static str,
+    /// First and last address of the initial RAM disk, if there is one.
+    pub initrd: Option<(u64, u64)>,
 }
 
 impl Machine {
@@ -50,6 +54,10 @@ impl Machine {
             .find_compatible(&["arm,pl011"])
             .and_then(device)
             .ok_or("no PL011 with an SPI")?;
+        let gpio = fdt
+            .find_compatible(&["arm,pl061"])
+            .and_then(device)
+            .ok_or("no PL061 with an SPI")?;
         let gic = fdt.find_compatible(&["arm,gic-v3"]).ok_or("no GICv3")?;
         let mut frames = gic.reg().ok_or("GIC without reg")?;
         let mut frame = || {
@@ -75,6 +83,17 @@ impl Machine {
             region.size.ok_or("memory without size")? as u64,
         );
         let cpus = fdt.cpus().take(16).map(|cpu| cpu.ids().first() as u64).collect();
+        let address = |name| {
+            let property = fdt.find_node("/chosen")?.property(name)?;
+            // QEMU writes one cell if that is enough.
+            Some(
+                property
+                    .value
+                    .iter()
+                    .fold(0, |value, byte| value << 8 | u64::from(*byte)),
+            )
+        };
+        let initrd = address("linux,initrd-start").zip(address("linux,initrd-end"));
         let arguments = fdt
             .find_node("/chosen")
             .and_then(|node| node.property("bootargs"))
@@ -82,12 +101,14 @@ impl Machine {
             .unwrap_or_default();
         Ok(Self {
             uart,
+            gpio,
             gicd,
             gicr,
             virtio,
             ram,
             cpus,
             arguments,
+            initrd,
         })
     }
 

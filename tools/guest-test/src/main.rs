@@ -41,11 +41,15 @@ use report::Suite;
 
 entry!(main);
 
-fn main(tree: u64, _: u64, _: u64, _: u64) -> ! {
+/// Where the device tree is if x0 is 0: QEMU starts an ELF file so.
+const START_OF_RAM: u64 = 0x4000_0000;
+
+fn main(x0: u64, _: u64, _: u64, _: u64) -> ! {
+    let tree = if x0 == 0 { START_OF_RAM } else { x0 };
     // SAFETY: the boot protocol: x0 is the device tree, which nothing here writes.
     match unsafe { Machine::from_tree(tree) } {
         Ok(machine) => {
-            run(&machine);
+            run(&machine, tree);
             ending::reach(&machine)
         }
         // The tree names no console: QEMU's and ringvisor's PL011 are at this address.
@@ -59,9 +63,14 @@ fn main(tree: u64, _: u64, _: u64, _: u64) -> ! {
     ending::power_off()
 }
 
-fn run(machine: &Machine) {
+fn run(machine: &Machine, tree: u64) {
     // SAFETY: from the device tree; mapped as device memory.
     unsafe { console::init(machine.uart.base) };
+    println!(
+        "guest-test: at {:#x}, device tree at {tree:#x}, initial RAM disk at {:x?}",
+        head::address(),
+        machine.initrd
+    );
     println!(
         "guest-test: {} CPUs, RAM {:#x}+{:#x}",
         machine.cpus.len(),

@@ -54,6 +54,8 @@ pub mod status {
 pub const VERSION_1: u64 = 1 << 32;
 /// VIRTIO_F_EVENT_IDX.
 pub const EVENT_IDX: u64 = 1 << 29;
+/// Network device id.
+pub const NET: u32 = 1;
 /// Block device id.
 pub const BLOCK: u32 = 2;
 /// Entropy device id.

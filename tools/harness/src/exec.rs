@@ -160,7 +160,7 @@ impl Qemu {
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let child = command
             .spawn()
-            .with_context(|| format!("cannot start {}", machine.program()))?;
+            .with_context(|| format!("cannot start {}", machine.program))?;
         Ok(Self(child))
     }
 }

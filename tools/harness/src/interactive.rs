@@ -35,7 +35,7 @@ pub fn run(project: &Project, options: &MachineOptions, zone: Option<String>) ->
     }
     let mut child = command
         .spawn()
-        .with_context(|| format!("cannot start {}", machine.program()))?;
+        .with_context(|| format!("cannot start {}", machine.program))?;
     // Without a terminal, input is what is piped in. The pipe stays open after its end: QEMU's console goes
     // on.
     if let Some(mut pipe) = child.stdin.take() {
@@ -46,7 +46,7 @@ pub fn run(project: &Project, options: &MachineOptions, zone: Option<String>) ->
     }
     let status = child.wait()?;
     if !status.success() {
-        bail!("{}: {status}", machine.program());
+        bail!("{}: {status}", machine.program);
     }
     Ok(())
 }
@@ -111,7 +111,7 @@ pub fn debug(project: &Project, options: &MachineOptions, batch: Option<&Path>) 
     let mut qemu = qemu
         .stdin(Stdio::null())
         .spawn()
-        .with_context(|| format!("cannot start {}", machine.program()))?;
+        .with_context(|| format!("cannot start {}", machine.program))?;
 
     let _terminal = Terminal::save();
     let result = gdb(project, &board, &socket, batch);

@@ -92,7 +92,8 @@ pub struct Machine {
     pub dir: RunDir,
     /// By which its console's marks are known.
     pub nonce: Nonce,
-    program: String,
+    /// QEMU's program, for messages.
+    pub program: String,
     arguments: Vec<String>,
 }
 
@@ -199,11 +200,6 @@ impl Machine {
         // Where QEMU puts what is written to the disks.
         command.env("TMPDIR", self.dir.path());
         command
-    }
-
-    /// QEMU's program, for messages.
-    pub fn program(&self) -> &str {
-        &self.program
     }
 }
 

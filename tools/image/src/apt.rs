@@ -86,7 +86,7 @@ impl Apt {
 
     /// Returns where the result for `role` is written down.
     fn record(&self, role: &str, request: Request<'_>) -> PathBuf {
-        let key = Key::new(3).with(request);
+        let key = Key::new(4).with(request);
         self.dir.join("roles").join(key.name(role))
     }
 

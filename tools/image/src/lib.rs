@@ -7,7 +7,8 @@
 //! - [`apt`], [`mirror`]: a private apt state; resolves, downloads, unpacks.
 //! - [`kernel`], [`zimg`], [`modules`]: from a kernel package to a raw arm64 `Image` and the modules a
 //!   machine needs.
-//! - [`userland`], [`engines`]: the directory tree of busybox, fio, e2fsprogs, util-linux, procps, kmod, bash.
+//! - [`userland`]: the directory tree of busybox, fio, e2fsprogs, util-linux, procps, kmod, bash;
+//!   [`engines`]: fio without most of its libraries.
 //! - [`cpio`], [`initramfs`], [`ext4`]: what the tree is packed into.
 //! - [`qemu`]: QEMU 10 from backports, unpacked for the host.
 //! - [`programs`]: programs for a test of a guest's disk.

@@ -145,7 +145,7 @@ impl Userland {
             },
             is_needed,
         )?;
-        let key = Key::new(3)
+        let key = Key::new(5)
             .with(&debs)
             .with(EXCLUDE)
             .with(ETC)

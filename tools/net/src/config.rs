@@ -6,7 +6,7 @@ use ringvirtio::virtio::{
 };
 
 use crate::mac::MacAddress;
-use crate::offloads::Offloads;
+use crate::offloads::{self, Offloads};
 use crate::port::HEADER;
 use crate::virtio::{
     VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
@@ -26,8 +26,8 @@ pub const MTU_MIN: u16 = 1280;
 pub const MTU_MAX: u16 = 65520;
 /// Length of the configuration space: up to `mtu` (5.1.4).
 pub const CONFIG_LEN: u16 = 12;
-/// Offset of `status` in it.
-pub const STATUS_OFFSET: u16 = 6;
+/// Bytes at its beginning that change while a driver uses it: `mac` and `status`.
+pub const CHANGING: usize = 8;
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET_HEADER: usize = 14;
@@ -79,10 +79,34 @@ impl NetConfig {
         features
     }
 
-    /// Returns the configuration space with this `status`.
+    /// Returns the features of a device whose queues of packets another process serves, which has `server`'s.
+    /// Filters are not among them: nothing but that process sees the packets.
     #[must_use]
-    pub fn space(&self, status: u16) -> [u8; CONFIG_LEN as usize] {
-        let [a, b, c, d, e, f] = self.mac.0;
+    pub fn features_with(&self, server: u64) -> u64 {
+        let own = [
+            VIRTIO_F_VERSION_1,
+            VIRTIO_F_RING_RESET,
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_MTU,
+            VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_CTRL_MAC_ADDR,
+            VIRTIO_NET_F_GUEST_ANNOUNCE,
+        ];
+        let mut features = own.iter().fold(0, |all, &number| all | feature(number));
+        features |= offloads::consistent(server & offloads::PACKETS);
+        features |= server & feature(VIRTIO_NET_F_MRG_RXBUF);
+        features |= server & (feature(VIRTIO_RING_F_INDIRECT_DESC) | feature(VIRTIO_RING_F_EVENT_IDX));
+        if self.pairs > 1 {
+            features |= feature(VIRTIO_NET_F_MQ);
+        }
+        features
+    }
+
+    /// Returns the configuration space with this address and `status`.
+    #[must_use]
+    pub fn space(&self, mac: MacAddress, status: u16) -> [u8; CONFIG_LEN as usize] {
+        let [a, b, c, d, e, f] = mac.0;
         let [s, t] = status.to_le_bytes();
         let [p, q] = self.pairs.to_le_bytes();
         let [m, n] = self.mtu.to_le_bytes();
@@ -175,7 +199,11 @@ mod tests {
             one & !config(1).features(Offloads::default()),
             all.features() | 1 << 2
         );
-        assert_eq!(config(3).space(1), [0x52, 0x54, 0, 1, 2, 3, 1, 0, 3, 0, 0xdc, 5]);
+        let mac = config(3).mac;
+        assert_eq!(
+            config(3).space(mac, 1),
+            [0x52, 0x54, 0, 1, 2, 3, 1, 0, 3, 0, 0xdc, 5]
+        );
         assert_eq!(
             (config(1).packet_max(false), config(1).packet_max(true)),
             (1530, 65566)

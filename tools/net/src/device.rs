@@ -1,4 +1,4 @@
-//! [`Net`]: the device: its port, its link, and what its driver has set by commands.
+//! [`Net`]: the device: its port or server, its link, and what its driver has set by commands.
 //!
 //! Queues read a [`View`] of it, which they replace when [`Net::version`] has changed: nothing is locked for
 //! a packet.
@@ -8,12 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringvirtio::throttle::Throttle;
 use ringvirtio::virtio::feature;
+use ringvirtio::{Callback, QueueHandler, QueueSetup, SetupError};
 
-use crate::config::NetConfig;
+use crate::config::{CONFIG_LEN, NetConfig};
 use crate::filter::Filter;
+use crate::mac::MacAddress;
 use crate::offloads::{self, Offloads};
 use crate::port::Port;
 use crate::state::{Saved, SavedState};
+use crate::stats::NetStats;
 use crate::virtio::{VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_S_ANNOUNCE, VIRTIO_NET_S_LINK_UP};
 
 /// What queues go by.
@@ -41,6 +44,8 @@ struct Inner {
     epoch: Option<u64>,
     /// Negotiated by it.
     features: u64,
+    /// The address in the configuration space.
+    shown: MacAddress,
     saved: Option<SavedState>,
 }
 
@@ -60,10 +65,34 @@ pub enum AttachError {
     },
 }
 
+/// A queue with its counters, or why there is none.
+pub type MadeQueue = Result<(Box<dyn QueueHandler>, Arc<NetStats>), SetupError>;
+
+/// Another process that serves the queues of packets on the driver's own rings. The control queue stays the
+/// device's. No call blocks.
+pub trait QueueServer: Send + Sync {
+    /// Returns the features of queues and packets that it has.
+    fn features(&self) -> u64;
+
+    /// Makes the daemon's side of virtqueue `number`, which it serves from now on.
+    ///
+    /// # Errors
+    /// Invalid addresses, size or log.
+    fn queue(&self, number: u16, setup: QueueSetup) -> MadeQueue;
+
+    /// Takes a queue, or all of them, from it. Calls `then` once it does not use the driver's memory any
+    /// more, or was disconnected.
+    fn release(&self, queue: Option<u16>, then: Callback);
+
+    /// Lets it use the first `pairs` pairs of queues.
+    fn set_active_pairs(&self, pairs: u16);
+}
+
 /// A network device.
 pub struct Net {
     config: NetConfig,
     offloads: Offloads,
+    server: Option<Arc<dyn QueueServer>>,
     receive: Throttle,
     transmit: Throttle,
     version: AtomicU64,
@@ -73,7 +102,7 @@ pub struct Net {
     port_failed: AtomicBool,
 }
 
-/// Called when the device has changed `status` by itself; must not block.
+/// Called when the device has changed `mac` or `status` by itself; must not block.
 pub type StatusChange = Box<dyn Fn() + Send>;
 
 impl Net {
@@ -81,9 +110,25 @@ impl Net {
     /// set.
     #[must_use]
     pub fn new(config: NetConfig, offloads: Offloads, saved: Option<SavedState>) -> Arc<Self> {
+        Self::with(config, offloads, None, saved)
+    }
+
+    /// Returns a device whose queues of packets another process serves.
+    #[must_use]
+    pub fn served(config: NetConfig, server: Arc<dyn QueueServer>, saved: Option<SavedState>) -> Arc<Self> {
+        Self::with(config, Offloads::default(), Some(server), saved)
+    }
+
+    fn with(
+        config: NetConfig,
+        offloads: Offloads,
+        server: Option<Arc<dyn QueueServer>>,
+        saved: Option<SavedState>,
+    ) -> Arc<Self> {
+        let shown = config.mac;
         let view = View {
             port: None,
-            link_up: false,
+            link_up: server.is_some(),
             pairs: 1,
             guest_offloads: 0,
             filter: Arc::new(Filter::open(config.mac, false)),
@@ -92,6 +137,7 @@ impl Net {
         Arc::new(Self {
             config,
             offloads,
+            server,
             receive: Throttle::default(),
             transmit: Throttle::default(),
             version: AtomicU64::new(1),
@@ -100,6 +146,7 @@ impl Net {
                 link: true,
                 epoch: None,
                 features: 0,
+                shown,
                 saved,
             }),
             status_change: Mutex::new(None),
@@ -108,8 +155,8 @@ impl Net {
         })
     }
 
-    /// Calls `notify` whenever the device changes `status` by itself, on the thread that drives its control
-    /// queue.
+    /// Calls `notify` whenever the device changes `mac` or `status` by itself, on the thread that drives its
+    /// control queue.
     pub fn on_status_change(&self, notify: StatusChange) {
         *self.status_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(notify);
     }
@@ -143,7 +190,7 @@ impl Net {
     fn change<T>(&self, change: impl FnOnce(&mut Inner) -> T) -> T {
         let mut inner = self.lock();
         let result = change(&mut inner);
-        inner.view.link_up = inner.link && inner.view.port.is_some();
+        inner.view.link_up = inner.link && (inner.view.port.is_some() || self.server.is_some());
         if let (Some(saved), Some(epoch)) = (&inner.saved, inner.epoch) {
             let view = &inner.view;
             saved.store(
@@ -160,6 +207,11 @@ impl Net {
         result
     }
 
+    /// Returns the number of the group in which its queues are woken ([`ringvirtio::poll`]).
+    pub(crate) fn group(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+
     /// Returns its configuration.
     #[must_use]
     pub const fn config(&self) -> &NetConfig {
@@ -169,7 +221,23 @@ impl Net {
     /// Returns the features that it offers.
     #[must_use]
     pub fn features(&self) -> u64 {
-        self.config.features(self.offloads)
+        match &self.server {
+            None => self.config.features(self.offloads),
+            Some(server) => self.config.features_with(server.features()),
+        }
+    }
+
+    /// Calls `then` once no other process uses the driver's memory on account of the queue, or of any.
+    pub fn release(&self, queue: Option<u16>, then: Callback) {
+        if queue.is_none() {
+            // The next driver is to see the device's own address; this one's, if it goes on, comes back with
+            // its queues.
+            self.lock().shown = self.config.mac;
+        }
+        match &self.server {
+            None => then(),
+            Some(server) => server.release(queue, then),
+        }
     }
 
     /// Returns the offloads that it offers.
@@ -199,6 +267,13 @@ impl Net {
             0
         };
         link | announce
+    }
+
+    /// Returns the configuration space (5.1.4).
+    #[must_use]
+    pub fn space(&self) -> [u8; CONFIG_LEN as usize] {
+        let shown = self.lock().shown;
+        self.config.space(shown, self.status())
     }
 
     /// Returns the limits of packets to the driver.
@@ -266,6 +341,9 @@ impl Net {
         self.change(|inner| {
             inner.view.announce |= up && !inner.link && inner.epoch.is_some();
             inner.link = up;
+            if let Some(server) = &self.server {
+                server.set_active_pairs(if up { inner.view.pairs } else { 0 });
+            }
         });
     }
 
@@ -277,6 +355,9 @@ impl Net {
 
     /// Tells the port what the driver has set.
     fn set_up_port(&self, view: &View) {
+        if let Some(server) = &self.server {
+            server.set_active_pairs(if view.link_up { view.pairs } else { 0 });
+        }
         let Some(port) = &view.port else {
             return;
         };
@@ -317,8 +398,14 @@ impl Net {
             inner.view.announce = announce;
             // The tables are lost with the last daemon: everything passes.
             inner.view.filter = Arc::new(Filter::open(mac, vlans && is_new));
+            inner.shown = mac;
             self.set_up_port(&inner.view);
         });
+    }
+
+    /// Forgets what the driver has negotiated and set: the next queue is another driver's.
+    pub fn forget_driver(&self) {
+        self.change(|inner| inner.epoch = None);
     }
 
     /// Returns what the driver has negotiated.
@@ -329,6 +416,15 @@ impl Net {
     /// Changes the filter.
     pub(crate) fn set_filter<T>(&self, change: impl FnOnce(&mut Filter) -> T) -> T {
         self.change(|inner| change(Arc::make_mut(&mut inner.view.filter)))
+    }
+
+    /// Sets the address, which the configuration space has before the command completes (5.1.6.5.2).
+    pub(crate) fn set_mac(&self, mac: MacAddress) {
+        self.change(|inner| {
+            Arc::make_mut(&mut inner.view.filter).mac = mac;
+            inner.shown = mac;
+        });
+        self.status_changed();
     }
 
     /// Sets how many pairs are in use. Returns `false` if that cannot be.
@@ -347,6 +443,9 @@ impl Net {
             };
             if set {
                 inner.view.pairs = pairs;
+                if let (Some(server), true) = (&self.server, inner.link) {
+                    server.set_active_pairs(pairs);
+                }
             }
             set
         })
@@ -373,9 +472,19 @@ impl Net {
     /// The driver has seen that it shall announce its addresses.
     pub(crate) fn acknowledge_announcement(&self) {
         self.change(|inner| inner.view.announce = false);
+        self.status_changed();
+    }
+
+    /// The configuration space has changed by a command.
+    fn status_changed(&self) {
         let notify = self.status_change.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(notify) = &*notify {
             notify();
         }
+    }
+
+    /// Returns the process that serves the queues of packets, if there is one.
+    pub(crate) const fn server(&self) -> Option<&Arc<dyn QueueServer>> {
+        self.server.as_ref()
     }
 }

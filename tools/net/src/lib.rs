@@ -46,9 +46,8 @@
 //! # Map
 //! [`config`], [`mac`], [`offloads`] what a driver sees · [`device`] the device, [`state`] what outlives a
 //! daemon · [`filter`] which packets the driver wants · [`port`] taps and stream sockets · [`queue`] the
-//! queues · [`backend`] waiting for packets · [`stats`] counters
+//! queues · [`stats`] counters
 
-pub mod backend;
 pub mod config;
 pub mod device;
 pub mod filter;
@@ -64,7 +63,7 @@ pub mod virtio;
 mod tests;
 
 pub use config::{DEVICE_ID, NetConfig, QUEUE_SIZE_MAX};
-pub use device::{AttachError, Net};
+pub use device::{AttachError, MadeQueue, Net, QueueServer};
 pub use mac::{MacAddress, MacError};
 pub use offloads::Offloads;
 pub use port::Port;

@@ -43,6 +43,8 @@ const HOST_TCP: u64 = mask(&[
     VIRTIO_NET_F_HOST_TSO6,
     VIRTIO_NET_F_HOST_ECN,
 ]);
+/// Features of packets in both directions.
+pub const PACKETS: u64 = GUEST | HOST_TCP | feature(VIRTIO_NET_F_HOST_USO);
 /// Features with which received packets may be larger than the MTU.
 const GUEST_LARGE: u64 = GUEST & !mask(&[VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN]);
 
@@ -86,6 +88,19 @@ pub fn is_consistent(guest: u64) -> bool {
         .all(|&(number, any_of)| guest & feature(number) == 0 || guest & any_of != 0)
 }
 
+/// Returns features of packets without those that lack another one that they need.
+#[must_use]
+pub fn consistent(features: u64) -> u64 {
+    let guest = features & GUEST;
+    let guest = if is_consistent(guest) { guest } else { 0 };
+    let host = features & !GUEST;
+    // HOST_ECN needs a TSO of its own (5.1.3.1).
+    let tso = mask(&[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6]);
+    let complete = host & feature(VIRTIO_NET_F_CSUM) != 0
+        && (host & feature(VIRTIO_NET_F_HOST_ECN) == 0 || host & tso != 0);
+    guest | if complete { host } else { 0 }
+}
+
 /// Returns whether packets may come that are larger than the MTU.
 #[must_use]
 pub const fn are_large(guest: u64) -> bool {
@@ -103,14 +118,17 @@ pub fn covers(guest: u64, flags: u8, gso_type: u8) -> bool {
         VIRTIO_NET_HDR_GSO_UDP_L4 => has(VIRTIO_NET_F_GUEST_USO4) || has(VIRTIO_NET_F_GUEST_USO6),
         _ => false,
     };
+    // A packet to be segmented has a checksum to be completed (5.1.6.4.1).
+    let complete = gso_type == VIRTIO_NET_HDR_GSO_NONE || flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
     segmented
+        && complete
         && (flags & VIRTIO_NET_HDR_F_NEEDS_CSUM == 0 || has(VIRTIO_NET_F_GUEST_CSUM))
         && (gso_type & VIRTIO_NET_HDR_GSO_ECN == 0 || has(VIRTIO_NET_F_GUEST_ECN))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{GUEST, Offloads, are_large, covers, is_consistent};
+    use super::{GUEST, Offloads, are_large, consistent, covers, is_consistent};
 
     const TCP: Offloads = Offloads {
         tcp: true,
@@ -127,6 +145,9 @@ mod tests {
         assert!(is_consistent(ALL.features() & GUEST) && is_consistent(0) && !is_consistent(1 << 7));
         assert!(!is_consistent(1 << 9 | 1 << 1) && is_consistent(1 << 9 | 1 << 8 | 1 << 1));
         assert!(!are_large(1 << 1) && are_large(1 << 55));
+        assert_eq!(consistent(ALL.features()), ALL.features());
+        assert_eq!(consistent(1 << 7 | 1 << 0 | 1 << 11), 1 << 0 | 1 << 11);
+        assert_eq!(consistent(1 << 1 | 1 << 11), 1 << 1);
     }
 
     #[test]
@@ -143,6 +164,8 @@ mod tests {
             (1 << 1 | 1 << 7, 1, 4, false),
             (GUEST, 1, 3, false),
             (GUEST, 1, 5, true),
+            (GUEST, 0, 1, false),
+            (GUEST, 0, 5, false),
         ] {
             assert_eq!(covers(guest, flags, gso), expected, "{guest:#x} {flags} {gso}");
         }

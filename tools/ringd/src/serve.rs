@@ -1,14 +1,17 @@
-//! `ringd serve`: a disk image for the guests of another VMM, over vhost-user, on any Linux. Knows nothing of
-//! EL2.
+//! `ringd serve`: a disk image, or a tap device of root, for the guests of another VMM, over vhost-user, on
+//! any Linux. Knows nothing of EL2.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use ringblk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
-use ringvhost::server::{MAX_QUEUES, Server, ServerOptions};
+use ringnet::config::MTU_MAX;
+use ringnet::{MacAddress, Net, NetConfig, Port, Tap};
+use ringvhost::server::{MAX_QUEUES, Served, Server, ServerOptions};
 use ringvirtio::ReactorOptions;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -16,15 +19,27 @@ use tracing_subscriber::filter::LevelFilter;
 /// may not have ended.
 const IMAGE_WAIT: Duration = Duration::from_secs(10);
 
-/// What is served, and where.
+/// What is served.
+#[derive(Args, Debug, Clone)]
+#[group(required = true, multiple = false)]
+pub struct Device {
+    /// Image file or block device; "null:64M" and "zero:64M" have no storage.
+    #[arg(long, value_name = "IMAGE")]
+    pub disk: Option<PathBuf>,
+    /// Tap device, made if there is none: the guest's network.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["format", "readonly", "serial", "writeback"])]
+    pub tap: Option<String>,
+}
+
+/// How it is served, and where.
 #[derive(Args, Debug, Clone)]
 pub struct ServeOptions {
     /// Listen at this socket. One front end is served at a time, the next waits.
     #[arg(long, value_name = "SOCKET")]
     pub vhost_user: PathBuf,
-    /// Image file or block device; "null:64M" and "zero:64M" have no storage.
-    #[arg(long, value_name = "IMAGE")]
-    pub disk: PathBuf,
+    /// What is served.
+    #[command(flatten)]
+    pub device: Device,
     /// What the image is: raw or qcow2. It is never probed; without this, it is raw, and refused if it looks
     /// like another format.
     #[arg(long, value_name = "FORMAT", value_parser = format)]
@@ -57,7 +72,7 @@ fn format(text: &str) -> Result<Format, String> {
 /// Serves until a signal ends the process.
 ///
 /// # Errors
-/// What keeps the disk from being served, for people.
+/// What keeps the device from being served, for people.
 pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_max_level(level)
@@ -65,8 +80,31 @@ pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
         .with_ansi(false)
         .with_writer(io::stderr)
         .init();
+    let reactor = ReactorOptions {
+        io_uring: !options.no_io_uring,
+        ..ServerOptions::default().reactor
+    };
+    let queues = options.queues;
+    match (&options.device.disk, &options.device.tap) {
+        (Some(image), _) => serve(options, disk(options, image)?, ServerOptions { queues, reactor }),
+        (None, Some(name)) => {
+            let queues = (queues & !1).max(2);
+            serve(options, tap(name, queues / 2)?, ServerOptions { queues, reactor })
+        }
+        (None, None) => bail!("nothing to serve: expected --disk or --tap"),
+    }
+}
+
+fn serve<D: Served>(options: &ServeOptions, device: Arc<D>, how: ServerOptions) -> anyhow::Result<()> {
+    let server = Server::bind(&options.vhost_user, device, how)?;
+    let Device { disk, tap } = &options.device;
+    tracing::info!(socket = %options.vhost_user.display(), ?disk, ?tap, "ready");
+    match server.run().context("cannot serve any more")? {}
+}
+
+fn disk(options: &ServeOptions, image: &Path) -> anyhow::Result<Arc<Disk>> {
     let config = DiskConfig {
-        path: options.disk.clone(),
+        path: image.to_owned(),
         readonly: options.readonly,
         serial: options.serial.clone(),
         engine: if options.no_io_uring {
@@ -87,13 +125,20 @@ pub fn run(options: &ServeOptions, level: LevelFilter) -> anyhow::Result<()> {
         owner: None,
         wait: IMAGE_WAIT,
     };
-    let disk = Disk::open_with(&config, &OpenContext::default(), &wait)?;
-    let reactor = ReactorOptions {
-        io_uring: !options.no_io_uring,
-        ..ServerOptions::default().reactor
+    Ok(Disk::open_with(&config, &OpenContext::default(), &wait)?)
+}
+
+/// Returns a network device with the queues of a tap behind it. Address and MTU are the front end's.
+fn tap(name: &str, pairs: u16) -> anyhow::Result<Arc<Net>> {
+    let opened = ringnet::tap::open(name, pairs).and_then(Tap::new);
+    let tap = opened.with_context(|| format!("cannot open the tap {name}"))?;
+    let config = NetConfig {
+        name: name.into(),
+        mac: MacAddress::derived(&[name]),
+        mtu: MTU_MAX,
+        pairs,
     };
-    let queues = options.queues;
-    let server = Server::bind(&options.vhost_user, disk, ServerOptions { queues, reactor })?;
-    tracing::info!(socket = %options.vhost_user.display(), disk = %options.disk.display(), "ready");
-    match server.run().context("cannot serve any more")? {}
+    let net = Net::new(config, tap.offloads(), None);
+    net.attach(Arc::new(tap))?;
+    Ok(net)
 }

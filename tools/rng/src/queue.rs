@@ -105,7 +105,7 @@ impl RngQueue {
     /// available ring.
     fn request(&mut self, head: u16, pop: bool) -> Result<Step, QueueFault> {
         let now = self.queue.now();
-        if let Some(deadline) = self.rng.throttle().wait(now) {
+        if let Some(deadline) = self.rng.throttle.wait(now) {
             self.queue.wait_until(deadline);
             return Ok(Step::Wait);
         }
@@ -130,7 +130,7 @@ impl RngQueue {
             self.queue.accept(head);
         }
         self.queue.start();
-        self.rng.throttle().take(now, len as u64);
+        self.rng.throttle.take(now, len as u64);
         self.writable.write_front(bytes);
         self.queue.complete(head, len as u32);
         self.stats.requests.add(1);
@@ -175,7 +175,8 @@ pub type Source = Box<dyn Fn(&mut [u8]) -> io::Result<()> + Send + Sync>;
 /// An entropy device.
 pub struct Rng {
     source: Source,
-    throttle: Throttle,
+    /// The rate limits.
+    pub throttle: Throttle,
 }
 
 impl Rng {
@@ -190,11 +191,6 @@ impl Rng {
             source,
             throttle: Throttle::default(),
         })
-    }
-
-    /// Returns the rate limits.
-    pub const fn throttle(&self) -> &Throttle {
-        &self.throttle
     }
 
     /// Fills `bytes`.

@@ -15,7 +15,7 @@ use ringd::hv::Hypervisor;
 use ringd::io::drain::Queues;
 use ringd::io::served::{DeviceParts, ServedDevice};
 use ringvirtio::handler::Backends;
-use ringvirtio::{Callback, Completion, Context, GuestRam, QueueHandler, QueueId, Waiter};
+use ringvirtio::{Callback, Completion, Context, GuestRam, Polls, QueueHandler, QueueId, Waiter};
 use ringvisor::abi::shared;
 use ringvisor::ring::{Consumer, Entry};
 use vm_memory::MmapRegion;
@@ -139,6 +139,7 @@ impl Daemon {
         });
         let mut backends = Backends::default();
         backends.add::<BlockBackend>();
+        backends.add::<Polls>();
         if let Some(backend) = backends.get::<BlockBackend>() {
             backend.set_engine(Box::new(SimEngine(sim.clone())));
         }
@@ -162,8 +163,22 @@ impl Daemon {
     }
 
     /// Returns whether it sleeps with nothing pending that would wake it.
-    pub fn is_sleeping(&self) -> bool {
-        self.phase == Phase::Sleep(true) && !self.hv.event_interrupt() && !self.disk.has_results()
+    pub fn is_sleeping(&mut self) -> bool {
+        self.phase == Phase::Sleep(true) && !self.hv.event_interrupt() && !self.has_completions()
+    }
+
+    /// Returns whether something that it waits for has happened: an operation has completed, a descriptor
+    /// that is polled is ready, or time has passed.
+    fn has_completions(&mut self) -> bool {
+        self.disk.has_results()
+            || self
+                .backends
+                .get::<Polls>()
+                .is_some_and(|polls| polls.has_ready())
+            || self
+                .queues
+                .values()
+                .any(|served| served.handler.queue().deadline().is_some())
     }
 
     /// Wakes it spuriously.
@@ -187,7 +202,7 @@ impl Daemon {
             Phase::EnableNotifications => self.enable_notifications(),
             Phase::Arm => self.arm(),
             Phase::Sleep(sleep) => {
-                if sleep && !self.hv.event_interrupt() && !self.disk.has_results() {
+                if sleep && !self.hv.event_interrupt() && !self.has_completions() {
                     return "sleeping";
                 }
                 let _ = self.hv.take_event_interrupt();
@@ -202,6 +217,9 @@ impl Daemon {
                 let mut done = Vec::new();
                 self.backends.reap(&mut done);
                 self.done.extend(done);
+                for served in self.queues.values_mut() {
+                    served.ready |= served.handler.queue().deadline().is_some();
+                }
                 self.phase = Phase::Complete;
                 "disarms"
             }
@@ -297,6 +315,7 @@ impl Daemon {
         served
             .handler
             .service(&mut Context::new(&mut self.waiter, &mut self.backends));
+        served.ready |= served.handler.wants_service() || served.handler.queue().has_more();
         "serves"
     }
 
@@ -318,7 +337,10 @@ impl Daemon {
         if served.handler.queue().in_flight() == 0 && !served.quiesced.is_empty() {
             let callbacks = mem::take(&mut served.quiesced);
             // Only a removal registers a callback here.
-            self.queues.remove(&id);
+            if let (Some(mut served), Device::Net(_)) = (self.queues.remove(&id), self.device.device()) {
+                let mut cx = Context::new(&mut self.waiter, &mut self.backends);
+                served.handler.detach(&mut cx);
+            }
             callbacks.into_iter().for_each(|then| then());
         }
         "quiesces"
@@ -336,7 +358,7 @@ impl Daemon {
                 self.phase = Phase::Collect;
             }
         }
-        if self.consumer.peek(&self.hv.window().ring()).is_some() || self.disk.has_results() {
+        if self.consumer.peek(&self.hv.window().ring()).is_some() || self.has_completions() {
             self.phase = Phase::Disarm;
         }
         "polls"
@@ -393,6 +415,7 @@ impl Daemon {
             served
                 .handler
                 .complete(completion.tag, completion.result, &mut cx);
+            served.ready |= served.handler.wants_service();
             served.dirty = true;
         }
         "completes"

@@ -4,9 +4,12 @@
 use std::path::Path;
 
 use ringblk::DiskConfig;
+use ringd::boot::kernel::Kernel;
+use ringd::boot::layout::{FDT_MAX, Layout};
 use ringd::config::file::parse;
 use ringvirtio::GuestRam;
 use ringvisor::abi::command::{CommandStatus, DeviceSpec, Header, Op, ZoneCreate};
+use ringvisor::abi::machine::RAM_BASE;
 use ringvisor::psci::{self, Call, Mpidr, cpus::CpuTable};
 use ringvisor::ring::{BITS, Consumer, Entry, Producer};
 use ringvisor::syndrome::{Syndrome, Width, external_abort_esr, instruction_length};
@@ -24,18 +27,20 @@ use zerocopy::{FromBytes, FromZeros};
 use crate::daemon::Daemon;
 use crate::disk::{SECTOR, SimDisk};
 use crate::el2::SimEl2;
+use crate::fuzz_input::Bytes;
+pub use crate::fuzz_net::{net_chain, net_command, packet, vhost_reply};
 use crate::memory;
 use crate::model_of_registers::{Expected, Model};
 use crate::options::{Profile, Sabotage};
 use crate::rng::Rng;
-
+use crate::tap::SimTap;
 use crate::world::{self, Kind};
 
 /// A fuzz target.
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("transport", transport),
     ("syndrome", syndrome),
     ("chain", chain),
@@ -43,40 +48,14 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("ring", ring),
     ("command", command),
     ("zone", zone),
+    ("kernel", kernel),
     ("psci", psci),
     ("gic", gic),
+    ("packet", packet),
+    ("net_chain", net_chain),
+    ("net_command", net_command),
+    ("vhost_reply", vhost_reply),
 ];
-
-/// Reads integers from bytes, and zeroes past their end.
-struct Bytes<'a>(&'a [u8]);
-
-impl Bytes<'_> {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn u8(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((&first, rest)) => {
-                self.0 = rest;
-                first
-            }
-            None => 0,
-        }
-    }
-
-    fn u16(&mut self) -> u16 {
-        u16::from_le_bytes([self.u8(), self.u8()])
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from(self.u16()) | u32::from(self.u16()) << 16
-    }
-
-    fn u64(&mut self) -> u64 {
-        u64::from(self.u32()) | u64::from(self.u32()) << 32
-    }
-}
 
 /// The device of the targets: a block device with two queues and a writable configuration byte.
 fn block_device() -> DeviceSpec {
@@ -224,7 +203,9 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         path,
         ..DiskConfig::default()
     };
-    let opened = Kind::Disk.open(&config).expect("nothing else has the image open");
+    let opened = Kind::Disk
+        .open(&config, &SimTap::new(0))
+        .expect("nothing else has the image open");
     let el2 = Arc::new(SimEl2::new(&Kind::Disk.spec(&opened, 1), 0));
     let disk = SimDisk::new(vec![7; 16 * SECTOR], Sabotage::None);
     let profile = Profile::draw(&mut Rng::new(0), Sabotage::None);
@@ -428,6 +409,36 @@ pub fn zone(data: &[u8]) {
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+}
+
+/// Loads a kernel file: to an error with a text, or to segments that lie within the file and RAM, beside the
+/// device tree and an initial RAM disk.
+pub fn kernel(data: &[u8]) {
+    const MEMORY: u64 = 8 << 20;
+    let mut input = Bytes(data);
+    let (load, initrd) = (input.u8(), u64::from(input.u8()) << 15);
+    let load = (load != 0).then_some(RAM_BASE + (u64::from(load) << 15));
+    let kernel = match Kernel::parse(input.0.to_vec().into(), load, MEMORY) {
+        Ok(kernel) => kernel,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    let mut taken = Vec::new();
+    for segment in &kernel.segments {
+        let len = segment.file.end.checked_sub(segment.file.start);
+        assert!(len.is_some_and(|len| len <= segment.size) && segment.file.end <= kernel.content.len());
+        taken.push((segment.offset, segment.size));
+    }
+    if let Ok(layout) = Layout::new(&kernel, initrd, MEMORY) {
+        taken.extend([(layout.tree, FDT_MAX), (layout.initrd, initrd)]);
+    }
+    taken.retain(|(_, size)| *size > 0);
+    taken.sort_unstable();
+    let mut end = 0;
+    for (start, size) in taken {
+        assert!(start >= end, "two at {start:#x}");
+        end = start + size;
+    }
+    assert!(end <= MEMORY);
 }
 
 /// Makes any PSCI call in any state: the table of CPUs stays consistent (torture d5).

@@ -10,8 +10,8 @@
 //!
 //! # Map
 //! [`guest`] the driver and its requests · [`transport`] its registers · [`world`] the scheduler · [`el2`],
-//! [`daemon`], [`disk`] the device side · [`entropy`] an entropy device · [`fuzz`] fuzz targets ·
-//! [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
+//! [`daemon`], [`disk`] the device side · [`entropy`] an entropy device · [`net`], [`tap`] a network device ·
+//! [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
 
 // A panic is a failed run.
 #![allow(
@@ -26,6 +26,8 @@ pub mod disk;
 pub mod el2;
 pub mod entropy;
 pub mod fuzz;
+mod fuzz_input;
+mod fuzz_net;
 pub mod guest;
 pub mod memory;
 pub mod model;
@@ -36,8 +38,10 @@ pub mod model;
 )]
 #[path = "../../../tests/transport/model.rs"]
 mod model_of_registers;
+pub mod net;
 pub mod options;
 pub mod rng;
+pub mod tap;
 pub mod trace;
 pub mod transport;
 pub mod world;
@@ -78,6 +82,7 @@ pub fn run_with(seed: u64, kind: Kind, sabotage: Sabotage, print: bool) -> Repor
     let ended = catch_unwind(AssertUnwindSafe(|| match kind {
         Kind::Disk => guest::Guest::new(world.clone(), model).run(),
         Kind::Entropy => entropy::Guest::new(world.clone()).run(),
+        Kind::Net => net::Guest::new(world.clone()).run(),
     }));
     let mut world = world.borrow_mut();
     if ended.is_err() {
@@ -86,7 +91,7 @@ pub fn run_with(seed: u64, kind: Kind, sabotage: Sabotage, print: bool) -> Repor
     Report {
         seed,
         hash: world.trace.hash(),
-        events: world.trace.events(),
+        events: world.trace.events,
         counts: world.counts,
         killed_at: std::mem::take(&mut world.killed_at),
         failure: world.failure.clone(),

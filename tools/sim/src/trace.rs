@@ -8,7 +8,8 @@ pub struct Trace {
     hash: Hash,
     line: String,
     print: bool,
-    events: u64,
+    /// The number of events so far.
+    pub events: u64,
 }
 
 #[derive(Debug)]
@@ -47,10 +48,5 @@ impl Trace {
     /// Returns the hash over all events so far.
     pub fn hash(&self) -> u64 {
         self.hash.0
-    }
-
-    /// Returns the number of events so far.
-    pub fn events(&self) -> u64 {
-        self.events
     }
 }

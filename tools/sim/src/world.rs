@@ -12,6 +12,8 @@ use ringd::device::inflight::LOG_STRIDE;
 use ringd::device::rng::config::RngConfig;
 use ringd::device::{Config, Device};
 use ringd::hv::Hypervisor;
+use ringnet::config::MTU_MIN;
+use ringnet::{MacAddress, Net, Port};
 use ringvirtio::steps::{Killed, arm, disarm};
 use ringvirtio::{GuestRam, InflightArea};
 use ringvisor::abi::command::DeviceSpec;
@@ -25,6 +27,7 @@ use crate::el2::{SimEl2, ZONE};
 use crate::memory;
 use crate::options::{MAX_QUEUES, Profile, Sabotage};
 use crate::rng::Rng;
+use crate::tap::SimTap;
 use crate::trace::Trace;
 
 /// Sectors of the image.
@@ -62,11 +65,13 @@ pub enum Kind {
     Disk,
     /// An entropy device.
     Entropy,
+    /// A network device.
+    Net,
 }
 
 impl Kind {
     /// Opens the device, as a daemon does.
-    pub(crate) fn open(self, config: &DiskConfig) -> Result<Device, DiskError> {
+    pub(crate) fn open(self, config: &DiskConfig, tap: &Arc<SimTap>) -> Result<Device, DiskError> {
         match self {
             Self::Disk => Disk::open(config).map(Device::Disk),
             // Each request has bytes of its own, from 1 to 100.
@@ -77,6 +82,17 @@ impl Kind {
                     Ok(())
                 }))
             })),
+            Self::Net => {
+                let config = ringnet::NetConfig {
+                    name: "simulated".into(),
+                    mac: MacAddress([2, 0, 0, 0, 0, 1]),
+                    mtu: MTU_MIN,
+                    pairs: 1,
+                };
+                let net = Net::new(config, tap.offloads(), None);
+                net.attach(tap.clone()).expect("the tap has what the device has");
+                Ok(Device::Net(net))
+            }
         }
     }
 
@@ -85,6 +101,8 @@ impl Kind {
         let config = match self {
             Self::Disk => Config::Disk(None),
             Self::Entropy => Config::Rng(RngConfig::default()),
+            // Not looked at: the device knows what it is.
+            Self::Net => Config::Disk(None),
         };
         device.describe(&config, queues as u16)
     }
@@ -121,6 +139,8 @@ pub struct World {
     pub el2: Arc<SimEl2>,
     /// The image.
     pub disk: SimDisk,
+    /// The network.
+    pub tap: Arc<SimTap>,
     /// Statistics.
     pub counts: Counts,
     /// The steps at which daemons were killed.
@@ -202,12 +222,15 @@ pub trait Party {
 }
 
 impl World {
-    /// Returns the device side after power-on. `image` is the disk's; an entropy device does not use it.
+    /// Returns the device side after power-on. `image` is the disk's; other devices do not use it.
     pub fn new(seed: u64, kind: Kind, sabotage: Sabotage, image: Vec<u8>, print: bool) -> SharedWorld {
         let mut rng = Rng::new(seed);
         let mut profile = Profile::draw(&mut rng, sabotage);
-        if kind == Kind::Entropy {
-            profile.queues = 1;
+        match kind {
+            Kind::Disk => {}
+            Kind::Entropy => profile.queues = 1,
+            // The control queue is not used.
+            Kind::Net => profile.queues = 3,
         }
         let mut trace = Trace::new(print);
         trace.event(format_args!("{profile:?}"));
@@ -222,7 +245,8 @@ impl World {
         });
         clear_log(&log);
         let disk = SimDisk::new(image, sabotage);
-        let opened = kind.open(&config).expect("nothing else has the image open");
+        let tap = SimTap::new(seed);
+        let opened = kind.open(&config, &tap).expect("nothing else has the image open");
         // In some runs the ring's index is about to exceed 16 or 32 bits.
         let head = match rng.below(4) {
             0 => 0xffff - rng.below(20),
@@ -237,6 +261,7 @@ impl World {
             profile,
             el2,
             disk,
+            tap,
             counts: Counts::default(),
             killed_at: BTreeSet::new(),
             failure: None,
@@ -261,8 +286,8 @@ impl World {
 
     /// Returns whether the device side waits for the guest.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        let asleep = self.daemon.as_ref().is_some_and(Daemon::is_sleeping);
+    pub fn is_idle(&mut self) -> bool {
+        let asleep = self.daemon.as_mut().is_some_and(Daemon::is_sleeping);
         asleep && self.disk.waiting() == 0
     }
 
@@ -378,7 +403,7 @@ impl World {
     }
 
     fn start_daemon(&mut self) {
-        match self.kind.open(&self.config) {
+        match self.kind.open(&self.config, &self.tap) {
             Ok(device) => {
                 self.disk.reopened();
                 let daemon = Daemon::new(

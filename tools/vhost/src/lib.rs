@@ -1,9 +1,11 @@
-//! vhost-user: block devices whose virtqueues are served by another process than the one that owns the
-//! guest's memory.
+//! vhost-user: devices whose virtqueues are served by another process than the one that owns the guest's
+//! memory.
 //!
-//! [`server`] is that other process for guests of QEMU or any other VMM, with ringblk's device behind it.
-//! [`front`] is the opposite: the driver of a server somewhere else. Messages and their checks are the
-//! `vhost` crate's; what is in shared memory is ringblk's and ours.
+//! [`server`] is that other process for guests of QEMU or any other VMM. Two opposites are the front ends of
+//! a server somewhere else: [`mod@device`] hands the driver's own rings to it, whatever the device; [`front`]
+//! drives a disk's server by rings of ours, so that the disk can be replaced, copied and limited by the
+//! daemon.
 
+pub mod device;
 pub mod front;
 pub mod server;

@@ -15,19 +15,22 @@
 //!
 //! # Map
 //! [`memory`], [`buffers`] guest RAM · [`ring`], [`chain`] the split virtqueue in it · [`queue`] its device
-//! side · [`inflight`] the log that outlives the process · [`handler`] what a device implements · [`waiter`]
-//! io_uring and epoll · [`reactor`] the thread · [`throttle`] rate limits · [`stats`], [`histogram`] counters
-//! and latencies · [`trace`] a record of each step · [`steps`] crash points · [`clock`], [`affinity`] time
-//! and CPUs
+//! side · [`inflight`] the log that outlives the process · [`handler`] what a device implements · [`poll`]
+//! polls of descriptors · [`waiter`] io_uring and epoll · [`reactor`] the thread · [`throttle`] rate limits ·
+//! [`stats`], [`histogram`] counters and latencies · [`trace`] a record of each step · [`steps`] crash points
+//! · [`clock`], [`affinity`] time and CPUs · `fake` a guest with drivers, for tests
 
 pub mod affinity;
 pub mod buffers;
 pub mod chain;
 pub mod clock;
+#[cfg(feature = "fakes")]
+pub mod fake;
 pub mod handler;
 pub mod histogram;
 pub mod inflight;
 pub mod memory;
+pub mod poll;
 pub mod queue;
 pub mod reactor;
 pub mod ring;
@@ -42,6 +45,7 @@ pub mod waiter;
 pub use handler::{Completion, Context, QueueHandler, ReactorBackend};
 pub use inflight::{InflightArea, InflightError};
 pub use memory::{GuestRam, MemoryError};
+pub use poll::{PollState, Polls};
 pub use queue::{QueueFault, QueueSetup, SetupError, VirtQueue};
 pub use reactor::{Callback, Commands, EventSource, QueueId, Reactor, ReactorHandle, ReactorOptions};
 pub use ring::{RingAddresses, RingError};

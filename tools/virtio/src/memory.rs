@@ -216,7 +216,7 @@ pub struct Extent {
 pub struct GuestRam {
     extents: Vec<Extent>,
     /// Its pages never change while it is mapped.
-    fixed: bool,
+    pub(crate) fixed: bool,
     /// Keeps it mapped.
     _memory: Box<dyn Any + Send + Sync>,
 }
@@ -315,11 +315,6 @@ impl GuestRam {
             let room = extent.len.checked_sub(offset)?;
             (part.len() as u64 <= room).then(|| extent.start.wrapping_add(offset))
         })
-    }
-
-    /// Returns whether the kernel may keep its pages.
-    pub(crate) fn is_fixed(&self) -> bool {
-        self.fixed
     }
 
     /// Returns the host address of `addr` and how many bytes follow it in the same extent.

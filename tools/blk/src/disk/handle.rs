@@ -141,7 +141,7 @@ impl Disk {
     /// Returns whether it is a block device.
     #[must_use]
     pub fn is_device(&self) -> bool {
-        self.raw().is_some_and(RawFile::is_device)
+        self.raw().is_some_and(|file| file.device)
     }
 
     /// Returns the remote disk, if it is one.
@@ -162,7 +162,7 @@ impl Disk {
         match &self.image {
             Image::Remote(remote) => remote.block_size(),
             Image::Closed(known) => known.block_size,
-            image => image.raw().map_or(SECTOR_SIZE as u32, RawFile::block_size),
+            image => image.raw().map_or(SECTOR_SIZE as u32, |file| file.block_size),
         }
     }
 

@@ -168,7 +168,7 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> Engine for Ri
         // SAFETY: by this function's own contract.
         let (file, parts) = unsafe { ((*op.image).raw(), op.parts()) };
         match file {
-            Some(file) if op.kind.is_transfer() && file.is_memory() => {
+            Some(file) if op.kind.is_transfer() && file.memory => {
                 // SAFETY: by this function's own contract.
                 unsafe { self.state.copies.push(op) }
             }
@@ -196,7 +196,7 @@ impl<R: DerefMut<Target = Uring>, S: DerefMut<Target = RingState>> Engine for Ri
 
 /// Returns whether an image's transfers go to the ring: those of files in memory are copied.
 fn uses_ring(image: &Image) -> bool {
-    !image.raw().is_some_and(RawFile::is_memory)
+    !image.raw().is_some_and(|file| file.memory)
 }
 
 /// Returns whether the ring can do an operation.

@@ -31,12 +31,16 @@ const PUNCH_MAX: u64 = 16 << 20;
 /// An open raw image.
 pub struct RawFile {
     file: File,
-    device: bool,
-    memory: bool,
+    /// Whether it is a block device.
+    pub(crate) device: bool,
+    /// Whether it is on a file system in memory.
+    pub(crate) memory: bool,
     /// The mapping of a file in memory, if it could be mapped.
     mapped: Option<Mapped>,
-    direct: bool,
-    block_size: u32,
+    /// Whether I/O bypasses the page cache.
+    pub(crate) direct: bool,
+    /// The size of a device's logical block in bytes; 512 for a file.
+    pub(crate) block_size: u32,
     /// Set when the file turns out not to support the operation.
     no_holes: AtomicBool,
     no_zero_range: AtomicBool,
@@ -84,26 +88,6 @@ impl RawFile {
     /// Returns its descriptor.
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
-    }
-
-    /// Returns whether it is a block device.
-    pub fn is_device(&self) -> bool {
-        self.device
-    }
-
-    /// Returns whether it is on a file system in memory.
-    pub fn is_memory(&self) -> bool {
-        self.memory
-    }
-
-    /// Returns whether I/O bypasses the page cache.
-    pub fn is_direct(&self) -> bool {
-        self.direct
-    }
-
-    /// Returns the size of a device's logical block in bytes; 512 for a file.
-    pub fn block_size(&self) -> u32 {
-        self.block_size
     }
 
     /// Returns the current size in bytes.

@@ -55,6 +55,14 @@ fn check_unlocked(file: &File, byte: i64) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns whether a user of the image holds a lock on any byte of it.
+#[cfg(test)]
+pub(crate) fn is_locked(file: &File) -> io::Result<bool> {
+    let mut query = flock(libc::F_WRLCK, 0, 0);
+    fcntl(file, libc::F_OFD_GETLK, &mut query)?;
+    Ok(i32::from(query.l_type) != libc::F_UNLCK)
+}
+
 fn set_lock(file: &File, kind: libc::c_int, start: i64, len: i64) -> io::Result<()> {
     fcntl(file, libc::F_OFD_SETLK, &mut flock(kind, start, len))
 }

@@ -90,7 +90,7 @@ impl Image {
     /// Returns whether an operation is at most a copy in memory and never waits for a device.
     pub fn is_memory(&self) -> bool {
         match self {
-            Self::Raw(file) => file.is_memory(),
+            Self::Raw(file) => file.memory,
             // A qcow2 operation may have to read and write tables first.
             Self::Qcow2(_) | Self::Remote(_) => false,
             Self::Synthetic(_) | Self::Closed(_) => true,

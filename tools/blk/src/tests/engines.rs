@@ -104,8 +104,8 @@ fn transfers_of_any_alignment() {
         }
         assert!(rig.image() == expected, "{kind:?} {cache:?}");
         let file = rig.queue().disk().raw().unwrap();
-        assert!(cache == HostCache::None || !file.is_direct());
-        eprintln!("{kind:?} {cache:?}: direct {}", file.is_direct());
+        assert!(cache == HostCache::None || !file.direct);
+        eprintln!("{kind:?} {cache:?}: direct {}", file.direct);
     }
 }
 
@@ -232,7 +232,7 @@ fn files_in_memory() {
     };
     for (kind, cache) in ways() {
         let mut rig = rig_on(&dir, kind, cache, 2048);
-        assert!(!rig.queue().disk().raw().unwrap().is_direct());
+        assert!(!rig.queue().disk().raw().unwrap().direct);
         let mut expected: Vec<u8> = (0..2048 * 512).map(pattern).collect();
         for (sector, sectors, flags) in [(1, 3, 0), (100, 1500, 1), (2047, 1, 0)] {
             let status = range(&mut rig, VIRTIO_BLK_T_WRITE_ZEROES, sector, sectors, flags);

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::qcow2_power::await_unlocked;
 use super::rig::{
     ALL_FEATURES, BUFFERS, ENGINES, Rig, SECTORS, TestEngine, WRITABLE_FEATURES, open_soon, pattern,
     readable, writable,
@@ -67,6 +68,7 @@ fn refusal(config: &DiskConfig) -> String {
 
 /// Returns the contents as `qemu-img` reads them from a consistent image; `None` where it is not installed.
 pub fn qemu_reads(path: &Path, raw: &Path) -> Option<Vec<u8>> {
+    await_unlocked(path);
     let check = Command::new("qemu-img")
         .args(["check", "-q", "-f", "qcow2"])
         .arg(path)

@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::disk::{Disk, DiskConfig, Format};
 use crate::image::qcow2::recorder::{Event, Recorder};
@@ -16,8 +17,24 @@ use crate::image::{BlockingIo, Image};
 
 const SECTOR: usize = 512;
 
+/// Waits until an image is not locked. A process that another test starts holds what is open here, locks
+/// included, from its fork until it executes its program.
+pub fn await_unlocked(image: &Path) {
+    let file = File::open(image).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while crate::image::lock::is_locked(&file).unwrap() {
+        assert!(Instant::now() < deadline, "{} stays locked", image.display());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Runs `qemu-img`, which `tools/setup.sh` installs.
 pub fn qemu_img(arguments: &[&str]) {
+    arguments
+        .iter()
+        .map(Path::new)
+        .filter(|path| path.is_file())
+        .for_each(await_unlocked);
     let output = Command::new("qemu-img").args(arguments).output();
     let output = output.expect("qemu-img, which tools/setup.sh installs");
     let error = String::from_utf8_lossy(&output.stderr);
@@ -26,6 +43,7 @@ pub fn qemu_img(arguments: &[&str]) {
 
 /// Returns what `qemu-img check` finds wrong, beside clusters that are leaked.
 pub fn damage(image: &Path) -> Option<String> {
+    await_unlocked(image);
     let output = Command::new("qemu-img")
         .args(["check", "-f", "qcow2"])
         .arg(image)
@@ -198,16 +216,7 @@ impl Run {
         seed: u64,
         room: Option<u64>,
     ) -> Self {
-        let before = std::fs::read(&config.path).unwrap();
-        let disk = super::rig::open_soon(config);
-        let recorder = Arc::new(Recorder::default());
-        if let Some(room) = room {
-            recorder.set_end(before.len() as u64 + room);
-        }
-        let Image::Qcow2(image) = disk.backing() else {
-            panic!("no qcow2 image")
-        };
-        image.record(recorder.clone());
+        let (before, disk, recorder) = recorded(config, room);
         let mut windows: Vec<_> = windows
             .iter()
             .map(|(offset, len)| Window::new(&disk, *offset, *len))
@@ -241,13 +250,7 @@ impl Run {
 
     /// Records what `act` does with an image.
     pub fn of(config: &DiskConfig, act: impl FnOnce(&Disk)) -> Self {
-        let before = std::fs::read(&config.path).unwrap();
-        let disk = super::rig::open_soon(config);
-        let recorder = Arc::new(Recorder::default());
-        let Image::Qcow2(image) = disk.backing() else {
-            panic!("no qcow2 image")
-        };
-        image.record(recorder.clone());
+        let (before, disk, recorder) = recorded(config, None);
         act(&disk);
         drop(disk);
         let events = recorder.events().clone();
@@ -367,6 +370,22 @@ impl Run {
         }
         None
     }
+}
+
+/// Opens an image, of which the bytes are returned, and records what is written to it. `room`: bytes that the
+/// file may grow by.
+fn recorded(config: &DiskConfig, room: Option<u64>) -> (Vec<u8>, Arc<Disk>, Arc<Recorder>) {
+    let before = std::fs::read(&config.path).unwrap();
+    let disk = super::rig::open_soon(config);
+    let recorder = Arc::new(Recorder::default());
+    if let Some(room) = room {
+        recorder.set_end(before.len() as u64 + room);
+    }
+    let Image::Qcow2(image) = disk.backing() else {
+        panic!("no qcow2 image")
+    };
+    image.record(recorder.clone());
+    (before, disk, recorder)
 }
 
 /// Returns how many of the things that a variable of the environment sets.

@@ -114,7 +114,6 @@ fn absent_devices() -> TestResult {
         0x0400_0000,
         0x0808_0000,
         0x0902_0000,
-        0x0903_0000,
         0x0c00_0000,
         0x1000_0000,
         0x3eff_0000,
@@ -141,6 +140,7 @@ fn sweep(machine: &Machine) -> TestResult {
         (machine.gicd, 0x1_0000),
         (machine.gicr, cpus * 0x2_0000),
         (machine.uart.base, 0x1000),
+        (machine.gpio.base, 0x1000),
         (0x0901_0000, 0x1000),
         // Slots without a device may have their registers.
         (0x0a00_0000, 32 * 0x1000),

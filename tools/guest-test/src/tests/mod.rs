@@ -4,7 +4,9 @@ mod aborts;
 mod blk;
 mod features;
 mod gic;
+mod gpio;
 mod inherited;
+mod net;
 mod orphans;
 mod psci;
 mod queue;
@@ -22,9 +24,10 @@ use crate::report::Suite;
 /// A group of tests.
 pub type Group = fn(&mut Suite, &mut Context<'_>);
 
-/// Groups that need an action from outside: typing, resizing the first disk or killing the daemon; they run
-/// only if selected.
-pub const INTERACTIVE: [&str; 4] = [UART_RX, CAPACITY, RESET, REBOOT];
+/// Groups that need an action from outside: typing, the power key, resizing the first disk or killing the
+/// daemon; they run only if selected.
+pub const INTERACTIVE: [&str; 5] = [UART_RX, POWER_KEY, CAPACITY, RESET, REBOOT];
+const POWER_KEY: &str = "power-key";
 const UART_RX: &str = "uart-rx";
 const CAPACITY: &str = "capacity";
 const RESET: &str = "orphans-reset";
@@ -39,12 +42,15 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("queue", queue::run),
     ("features", features::run),
     ("rng", rng::run),
+    ("net", net::run),
     ("race", race::run),
     ("gic", gic::run),
     ("timer", timer::run),
     ("psci", psci::run),
     ("uart", uart::run),
     (UART_RX, uart::receive),
+    ("gpio", gpio::run),
+    (POWER_KEY, gpio::power_key),
     (CAPACITY, features::capacity),
     (RESET, orphans::reset),
     (REBOOT, orphans::reboot),

@@ -51,7 +51,10 @@ fn random_bytes(slot: Slot, reference: bool) -> TestResult {
         last = bytes;
     }
     // Of 10 240 bits half, to within 10 standard deviations.
-    check!(reference || (4600..5640).contains(&ones), "{ones} of 10240 bits are 1");
+    check!(
+        reference || (4600..5640).contains(&ones),
+        "{ones} of 10240 bits are 1"
+    );
     let mut large = [0; 2 * MOST];
     let count = rng.request_entropy(&mut large);
     let count = count.map_err(|error| Failure::new(format_args!("large request: {error}")))?;

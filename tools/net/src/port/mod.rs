@@ -3,6 +3,8 @@
 //! A packet is a `virtio_net_hdr` of [`HEADER`] bytes and an Ethernet frame, in guest RAM: ports transfer it
 //! straight from and to there. No call blocks.
 
+#[cfg(any(test, feature = "fakes"))]
+pub mod fake;
 pub mod stream;
 mod sys;
 pub mod tap;

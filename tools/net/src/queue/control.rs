@@ -1,19 +1,14 @@
 //! [`ControlQueue`]: the driver's commands (5.1.6.5). Each completes while it is serviced; carried out twice,
 //! as after a kill, it has the same result.
 
-use std::collections::VecDeque;
-use std::io;
-use std::sync::Arc;
-
 use ringvirtio::buffers::Buffers;
 use ringvirtio::virtio::feature;
-use ringvirtio::{Context, QueueFault, QueueHandler, QueueSetup, SetupError, VirtQueue};
+use ringvirtio::{Context, Polls, QueueFault, QueueSetup};
 
-use crate::backend::NetBackend;
+use super::net_queue::{Common, NetQueue, Role};
 use crate::device::Net;
 use crate::filter::{MacTable, Modes};
 use crate::mac::MacAddress;
-use crate::stats::NetStats;
 use crate::virtio::{
     VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK, VIRTIO_NET_CTRL_GUEST_OFFLOADS,
     VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET, VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET,
@@ -28,50 +23,21 @@ use crate::virtio::{
 /// Most bytes of a command: tables of some 1300 addresses.
 const COMMAND_MAX: usize = 8192;
 
-/// The control queue of a device.
-pub struct ControlQueue {
-    queue: VirtQueue,
-    net: Arc<Net>,
-    stats: Arc<NetStats>,
+/// Carries out commands.
+pub struct Control {
     readable: Buffers,
     writable: Buffers,
-    /// Heads that an earlier daemon had popped.
-    restart: VecDeque<u16>,
 }
 
-impl ControlQueue {
-    /// Creates the queue. Commands that the log has in flight are carried out first.
-    ///
-    /// # Errors
-    /// Invalid addresses, size or log.
-    pub fn new(net: Arc<Net>, setup: QueueSetup) -> Result<Self, SetupError> {
-        let mut queue = VirtQueue::new(setup)?;
-        queue.set_name(net.config().name.clone());
-        let ram = queue.ram().clone();
-        Ok(Self {
-            stats: Arc::new(NetStats {
-                queue: queue.stats().clone(),
-                ..NetStats::default()
-            }),
-            readable: Buffers::new(ram.clone()),
-            writable: Buffers::new(ram),
-            restart: queue.take_restart().into(),
-            queue,
-            net,
-        })
-    }
+/// The control queue of a device.
+pub type ControlQueue = NetQueue<Control>;
 
-    /// Returns the counters, which stay readable after the queue is gone.
-    #[must_use]
-    pub fn stats(&self) -> &Arc<NetStats> {
-        &self.stats
-    }
-
+impl Control {
     /// Carries out the command at a head. `pop`: it is still in the available ring.
-    fn command(&mut self, head: u16, pop: bool) -> Result<(), QueueFault> {
+    fn command(&mut self, common: &mut Common, head: u16, pop: bool) -> Result<(), QueueFault> {
         self.readable.clear();
         self.writable.clear();
-        self.queue.walk(head, &mut self.readable, &mut self.writable)?;
+        common.queue.walk(head, &mut self.readable, &mut self.writable)?;
         let mut header = [0; 2];
         if !self.readable.take_front(&mut header) {
             return Err(QueueFault::Request(head, "a command shorter than 2 bytes"));
@@ -80,100 +46,96 @@ impl ControlQueue {
             return Err(QueueFault::Request(head, "no room for the result of a command"));
         }
         if pop {
-            self.queue.accept(head);
+            common.queue.accept(head);
         }
-        self.queue.start();
+        common.queue.start();
         let len = usize::try_from(self.readable.total()).unwrap_or(usize::MAX);
         let mut bytes = vec![0; len.min(COMMAND_MAX)];
         // There are that many.
         let copied = self.readable.take_front(&mut bytes);
         let [class, command] = header;
-        let carried_out = copied && len <= COMMAND_MAX && self.carry_out(class, command, &bytes).is_some();
+        let carried_out =
+            copied && len <= COMMAND_MAX && carry_out(&common.net, class, command, &bytes).is_some();
         let ack = if carried_out {
-            self.stats.commands.add(1);
+            common.stats.commands.add(1);
             VIRTIO_NET_OK
         } else {
-            self.stats.commands_refused.add(1);
+            common.stats.commands_refused.add(1);
             VIRTIO_NET_ERR
         };
         self.writable.write_front(&[ack]);
-        self.queue.complete(head, 1);
+        common.queue.complete(head, 1);
         Ok(())
     }
 
-    /// Carries out a command, if it is one whose feature was negotiated and its data is right.
-    fn carry_out(&self, class: u8, command: u8, data: &[u8]) -> Option<()> {
-        let features = self.net.negotiated_features();
-        let needs = |number| (features & feature(number) != 0).then_some(());
-        match (class, command) {
-            (VIRTIO_NET_CTRL_RX, _) => {
-                needs(VIRTIO_NET_F_CTRL_RX)?;
-                if command > VIRTIO_NET_CTRL_RX_ALLMULTI {
-                    needs(VIRTIO_NET_F_CTRL_RX_EXTRA)?;
-                }
-                let &[on] = data else { return None };
-                self.net
-                    .set_filter(|filter| set_mode(&mut filter.modes, command, on != 0))
-            }
-            (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
-                needs(VIRTIO_NET_F_CTRL_RX)?;
-                let (unicast, rest) = table(data)?;
-                let (multicast, rest) = table(rest)?;
-                if !rest.is_empty() {
-                    return None;
-                }
-                self.net.set_filter(|filter| {
-                    (filter.unicast, filter.multicast) = (unicast, multicast);
-                });
-                Some(())
-            }
-            (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
-                needs(VIRTIO_NET_F_CTRL_MAC_ADDR)?;
-                let mac = MacAddress(data.try_into().ok()?).check().ok()?;
-                self.net.set_filter(|filter| filter.mac = mac);
-                Some(())
-            }
-            (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD | VIRTIO_NET_CTRL_VLAN_DEL) => {
-                needs(VIRTIO_NET_F_CTRL_VLAN)?;
-                let id = u16::from_le_bytes(data.try_into().ok()?);
-                let pass = command == VIRTIO_NET_CTRL_VLAN_ADD;
-                self.net
-                    .set_filter(|filter| filter.set_vlan(id, pass))
-                    .then_some(())
-            }
-            (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) => {
-                needs(VIRTIO_NET_F_GUEST_ANNOUNCE)?;
-                self.net.acknowledge_announcement();
-                Some(())
-            }
-            (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => {
-                let pairs = u16::from_le_bytes(data.try_into().ok()?);
-                self.net.set_pairs(pairs).then_some(())
-            }
-            (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
-                needs(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS)?;
-                let guest = u64::from_le_bytes(data.try_into().ok()?);
-                self.net.set_guest_offloads(guest).then_some(())
-            }
-            _ => None,
-        }
-    }
-
-    fn run(&mut self) -> Result<u16, QueueFault> {
+    fn run_all(&mut self, common: &mut Common) -> Result<u16, QueueFault> {
         let mut restarted = 0;
-        while let Some(&head) = self.restart.front() {
-            self.command(head, false)?;
-            self.restart.pop_front();
-            self.stats.queue.restarted.add(1);
+        while let Some(head) = common.next_restart() {
+            self.command(common, head, false)?;
+            common.restarted();
             restarted += 1;
         }
-        self.queue.begin_round();
-        while self.queue.has_next() {
-            let head = self.queue.peek()?;
-            self.command(head, true)?;
+        common.queue.begin_round();
+        while common.queue.has_next() {
+            let head = common.queue.peek()?;
+            self.command(common, head, true)?;
         }
-        self.queue.end_round();
+        common.queue.end_round();
         Ok(restarted)
+    }
+}
+
+/// Carries out a command, if it is one whose feature was negotiated and its data is right.
+fn carry_out(net: &Net, class: u8, command: u8, data: &[u8]) -> Option<()> {
+    let features = net.negotiated_features();
+    let needs = |number| (features & feature(number) != 0).then_some(());
+    match (class, command) {
+        (VIRTIO_NET_CTRL_RX, _) => {
+            needs(VIRTIO_NET_F_CTRL_RX)?;
+            if command > VIRTIO_NET_CTRL_RX_ALLMULTI {
+                needs(VIRTIO_NET_F_CTRL_RX_EXTRA)?;
+            }
+            let &[on] = data else { return None };
+            net.set_filter(|filter| set_mode(&mut filter.modes, command, on != 0))
+        }
+        (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
+            needs(VIRTIO_NET_F_CTRL_RX)?;
+            let (unicast, rest) = table(data)?;
+            let (multicast, rest) = table(rest)?;
+            if !rest.is_empty() {
+                return None;
+            }
+            net.set_filter(|filter| {
+                (filter.unicast, filter.multicast) = (unicast, multicast);
+            });
+            Some(())
+        }
+        (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
+            needs(VIRTIO_NET_F_CTRL_MAC_ADDR)?;
+            net.set_mac(MacAddress(data.try_into().ok()?).check().ok()?);
+            Some(())
+        }
+        (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD | VIRTIO_NET_CTRL_VLAN_DEL) => {
+            needs(VIRTIO_NET_F_CTRL_VLAN)?;
+            let id = u16::from_le_bytes(data.try_into().ok()?);
+            let pass = command == VIRTIO_NET_CTRL_VLAN_ADD;
+            net.set_filter(|filter| filter.set_vlan(id, pass)).then_some(())
+        }
+        (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) => {
+            needs(VIRTIO_NET_F_GUEST_ANNOUNCE)?;
+            net.acknowledge_announcement();
+            Some(())
+        }
+        (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => {
+            let pairs = u16::from_le_bytes(data.try_into().ok()?);
+            net.set_pairs(pairs).then_some(())
+        }
+        (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
+            needs(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS)?;
+            let guest = u64::from_le_bytes(data.try_into().ok()?);
+            net.set_guest_offloads(guest).then_some(())
+        }
+        _ => None,
     }
 }
 
@@ -200,40 +162,23 @@ fn table(data: &[u8]) -> Option<(MacTable, &[u8])> {
     Some((MacTable::new(addresses.iter().map(|mac| MacAddress(*mac))), rest))
 }
 
-impl QueueHandler for ControlQueue {
-    fn queue(&self) -> &VirtQueue {
-        &self.queue
-    }
-
-    fn queue_mut(&mut self) -> &mut VirtQueue {
-        &mut self.queue
-    }
-
-    fn attach(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        cx.make_backend::<NetBackend>();
-        Ok(())
-    }
-
-    fn service(&mut self, cx: &mut Context<'_>) {
-        self.queue.begin_service();
-        if self.queue.is_paused() || self.queue.is_broken() {
-            return;
+impl Role for Control {
+    fn new(_net: &Net, setup: &QueueSetup) -> Self {
+        Self {
+            readable: Buffers::new(setup.ram.clone()),
+            writable: Buffers::new(setup.ram.clone()),
         }
-        let version = self.net.version();
-        let restarted = self.run().unwrap_or_else(|fault| {
-            self.queue.fail(fault);
-            0
-        });
+    }
+
+    fn run(&mut self, common: &mut Common, cx: &mut Context<'_>) -> Result<u16, QueueFault> {
+        let result = self.run_all(common);
         // The driver that gave a command waits for its result alone.
-        self.queue.set_urgent();
-        if self.net.version() != version
-            && let Some((backend, _)) = cx.backend::<NetBackend>()
+        common.queue.set_urgent();
+        if common.has_changed()
+            && let Some((backend, _)) = cx.backend::<Polls>()
         {
-            backend.wake(&self.net);
+            backend.wake(common.net.group());
         }
-        self.queue.end_service(restarted);
+        result
     }
-
-    /// No operation is ever submitted.
-    fn complete(&mut self, _tag: u64, _result: i32, _cx: &mut Context<'_>) {}
 }

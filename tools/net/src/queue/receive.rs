@@ -5,24 +5,24 @@
 //! nothing to wait for. A packet is complete with one store of the used index, in however many buffers it is:
 //! what a killed daemon had received and not published is lost as on a wire, and its buffers are used again.
 
-use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 
 use ringvirtio::buffers::Buffers;
 use ringvirtio::queue::MAX_BATCH;
 use ringvirtio::virtio::feature;
-use ringvirtio::{Context, QueueFault, QueueHandler, QueueSetup, SetupError, VirtQueue};
+use ringvirtio::{Context, QueueFault, QueueSetup};
 
+use super::net_queue::{Common, NetQueue, Role};
 use super::window::Window;
-use crate::backend::{NetBackend, PollState};
 use crate::config::ETHERNET_HEADER;
-use crate::device::{Net, View};
+use crate::device::Net;
 use crate::filter::PREFIX;
 use crate::offloads;
 use crate::port::{HEADER, Port};
-use crate::stats::NetStats;
-use crate::virtio::{VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+use crate::virtio::{
+    VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_NONE,
+};
 
 /// Offset of `num_buffers` in a packet's header (5.1.6).
 const NUM_BUFFERS: usize = 10;
@@ -36,30 +36,25 @@ struct Pending {
     in_window: usize,
 }
 
-/// The receive queue of a pair.
-pub struct ReceiveQueue {
-    queue: VirtQueue,
-    net: Arc<Net>,
-    pair: u16,
-    view: View,
-    version: u64,
-    stats: Arc<NetStats>,
+/// Receives packets.
+pub struct Receive {
     /// A packet may be in several buffers.
     mergeable: bool,
     /// The driver understands flags about checksums.
     checksums: bool,
     packet_max: usize,
+    /// Most bytes of a packet that is not to be segmented: those of the MTU, if that was negotiated
+    /// (5.1.4.1).
+    whole_max: usize,
     window: Window,
     readable: Buffers,
     pending: Option<Pending>,
-    /// Heads that an earlier daemon had popped.
-    restart: VecDeque<u16>,
-    poll: PollState,
-    /// A completion asks for service.
-    woken: bool,
     /// The port has failed, in this version of the view.
     failed: bool,
 }
+
+/// The receive queue of a pair.
+pub type ReceiveQueue = NetQueue<Receive>;
 
 /// Why receiving ends for now.
 enum Stop {
@@ -75,62 +70,18 @@ enum Stop {
     Failed(io::Error),
 }
 
-impl ReceiveQueue {
-    /// Creates the queue. Buffers that the log has in flight are used first.
-    ///
-    /// # Errors
-    /// Invalid addresses, size or log.
-    pub fn new(net: Arc<Net>, pair: u16, setup: QueueSetup) -> Result<Self, SetupError> {
-        let has = |number| setup.features & feature(number) != 0;
-        let (mergeable, checksums) = (has(VIRTIO_NET_F_MRG_RXBUF), has(VIRTIO_NET_F_GUEST_CSUM));
-        let large = offloads::are_large(setup.features & offloads::GUEST);
-        let packet_max = net.config().packet_max(large);
-        let mut queue = VirtQueue::new(setup)?;
-        queue.set_name(net.config().name.clone());
-        // What was complete and not published: the other parts of its packet may not have been.
-        queue.restart_completed();
-        let ram = queue.ram().clone();
-        let (version, view) = (net.version(), net.view());
-        Ok(Self {
-            stats: Arc::new(NetStats {
-                queue: queue.stats().clone(),
-                ..NetStats::default()
-            }),
-            window: Window::new(&ram, packet_max),
-            readable: Buffers::new(ram),
-            restart: queue.take_restart().into(),
-            queue,
-            net,
-            pair,
-            view,
-            version,
-            mergeable,
-            checksums,
-            packet_max,
-            pending: None,
-            poll: PollState::default(),
-            woken: false,
-            failed: false,
-        })
-    }
-
-    /// Returns the counters, which stay readable after the queue is gone.
-    #[must_use]
-    pub fn stats(&self) -> &Arc<NetStats> {
-        &self.stats
-    }
-
+impl Receive {
     /// Adds buffers to the window until it has `room` bytes, or until there are no more.
-    fn fill(&mut self, room: usize) -> Result<(), QueueFault> {
+    fn fill(&mut self, common: &mut Common, room: usize) -> Result<(), QueueFault> {
         while self.window.room() < room && !self.window.is_full() && self.has_place() {
-            let (head, popped) = match self.restart.pop_front() {
+            let (head, popped) = match common.next_restart() {
                 Some(head) => (head, true),
-                None if self.queue.has_next() => (self.queue.peek()?, false),
+                None if common.queue.has_next() => (common.queue.peek()?, false),
                 None => break,
             };
             let mut buffers = self.window.list();
             self.readable.clear();
-            self.queue.walk(head, &mut self.readable, &mut buffers)?;
+            common.queue.walk(head, &mut self.readable, &mut buffers)?;
             if self.readable.total() > 0 {
                 return Err(QueueFault::Request(head, "bytes to read, in a receive buffer"));
             }
@@ -141,9 +92,9 @@ impl ReceiveQueue {
                 ));
             }
             if popped {
-                self.stats.queue.restarted.add(1);
+                common.restarted();
             } else {
-                self.queue.accept(head);
+                common.queue.accept(head);
             }
             self.window.push(head, buffers);
         }
@@ -156,43 +107,43 @@ impl ReceiveQueue {
     }
 
     /// Receives packets until something is missing.
-    fn receive(&mut self, port: &dyn Port) -> Result<Stop, QueueFault> {
-        self.queue.begin_round();
+    fn receive(&mut self, common: &mut Common, port: &dyn Port) -> Result<Stop, QueueFault> {
+        common.queue.begin_round();
         for _ in 0..MAX_BATCH {
-            let now = self.queue.now();
-            if let Some(at) = self.net.receive_throttle().wait(now) {
+            let now = common.queue.now();
+            if let Some(at) = common.net.receive_throttle().wait(now) {
                 return Ok(Stop::Limit(at));
             }
             let room = self.pending.map_or(self.packet_max, |pending| pending.len);
-            self.fill(room)?;
+            self.fill(common, room)?;
             if let Some(Pending { len, in_window }) = self.pending {
                 if len > self.window.room() {
-                    if !self.is_exhausted() {
+                    if !self.is_exhausted(common) {
                         return Ok(Stop::Starved);
                     }
                     self.pending = None;
-                    self.stats.dropped_too_long.add(1);
+                    common.stats.dropped_too_long.add(1);
                     continue;
                 }
                 self.window.unspill(in_window, len - in_window);
                 self.pending = None;
-                self.deliver(len, port.has_header());
+                self.deliver(common, len, port.has_header());
                 continue;
             }
             if self.window.len() == 0 {
                 return Ok(Stop::Starved);
             }
-            let pair = self.pair;
+            let pair = common.pair;
             // SAFETY: the window's parts are guest memory that it keeps mapped, and its own buffer; each
             // chain has at least the header's bytes.
             let received = self
                 .window
                 .with_parts(|parts| unsafe { port.receive(pair, parts) });
             match received {
-                Ok(len) if len < HEADER + ETHERNET_HEADER => self.stats.dropped_too_short.add(1),
-                Ok(len) if len > self.packet_max => self.stats.dropped_too_long.add(1),
-                Ok(len) if len <= self.window.room() => self.deliver(len, port.has_header()),
-                Ok(_) if !self.mergeable => self.stats.dropped_too_long.add(1),
+                Ok(len) if len < HEADER + ETHERNET_HEADER => common.stats.dropped_too_short.add(1),
+                Ok(len) if len > self.packet_max => common.stats.dropped_too_long.add(1),
+                Ok(len) if len <= self.window.room() => self.deliver(common, len, port.has_header()),
+                Ok(_) if !self.mergeable => common.stats.dropped_too_long.add(1),
                 Ok(len) => {
                     let in_window = self.window.room();
                     self.pending = Some(Pending { len, in_window });
@@ -206,22 +157,26 @@ impl ReceiveQueue {
     }
 
     /// Returns whether the window cannot grow: it has all buffers that a queue can have.
-    fn is_exhausted(&self) -> bool {
-        self.window.is_full() || self.window.len() >= usize::from(self.queue.size())
+    fn is_exhausted(&self, common: &Common) -> bool {
+        self.window.is_full() || self.window.len() >= usize::from(common.queue.size())
     }
 
     /// A packet is in the window: completes its buffers, unless the driver does not want it.
-    fn deliver(&mut self, len: usize, has_header: bool) {
+    fn deliver(&mut self, common: &mut Common, len: usize, has_header: bool) {
         let mut prefix = [0; HEADER + PREFIX];
         self.window.peek(&mut prefix);
         let [flags, gso_type, _, _, _, _, _, _, _, _, _, _, ethernet @ ..] = prefix;
-        // A packet that came before the driver had set its offloads.
-        if has_header && !offloads::covers(self.view.guest_offloads, flags, gso_type) {
-            return self.stats.dropped_offload.add(1);
+        let most = self.whole_max;
+        if len > most && (!has_header || gso_type & !VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_NONE) {
+            return common.stats.dropped_too_long.add(1);
         }
-        let filter = &self.view.filter;
+        // A packet that came before the driver had set its offloads.
+        if has_header && !offloads::covers(common.view.guest_offloads, flags, gso_type) {
+            return common.stats.dropped_offload.add(1);
+        }
+        let filter = &common.view.filter;
         if !filter.passes_all() && !filter.passes(ethernet) {
-            return self.stats.dropped_filtered.add(1);
+            return common.stats.dropped_filtered.add(1);
         }
         let count = self.window.count(len);
         if !has_header {
@@ -231,126 +186,81 @@ impl ReceiveQueue {
             self.window.patch(0, &[0]);
         }
         self.window.patch(NUM_BUFFERS, &count.to_le_bytes());
-        let queue = &mut self.queue;
+        let queue = &mut common.queue;
         self.window.consume(len, |head, used| queue.complete(head, used));
         let bytes = (len - HEADER) as u64;
-        self.net.receive_throttle().take(self.queue.now(), bytes);
-        self.stats.packets.add(1);
-        self.stats.bytes.add(bytes);
-        self.stats.merged.add(u64::from(count > 1));
+        common.net.receive_throttle().take(common.queue.now(), bytes);
+        common.stats.packets.add(1);
+        common.stats.bytes.add(bytes);
+        common.stats.merged.add(u64::from(count > 1));
     }
 
-    /// Goes by the device as it is now.
-    fn refresh(&mut self, cx: &mut Context<'_>) {
-        let version = self.net.version();
-        if version == self.version {
-            return;
-        }
-        self.version = version;
-        self.view = self.net.view();
-        self.failed = false;
-        if !self.view.link_up {
-            self.pending = None;
-        }
-        // It may be of another descriptor.
-        self.cancel(cx);
-    }
-
-    fn cancel(&mut self, cx: &mut Context<'_>) {
-        if let Some(tag) = self.poll.take()
-            && let Some((backend, waiter)) = cx.backend::<NetBackend>()
-        {
-            backend.cancel(waiter, tag);
-        }
-    }
-
-    /// Waits for a packet.
-    fn poll(&mut self, port: &dyn Port, cx: &mut Context<'_>) {
-        let (Some(fd), Some((backend, waiter))) = (port.fd(self.pair), cx.backend::<NetBackend>()) else {
-            return;
-        };
-        let tag = self.poll.begin(self.queue.tag_base());
-        if let Err(error) = backend.poll_in(waiter, fd, tag) {
-            self.poll.take();
-            self.fail_port(&error);
-        }
-    }
-
-    fn fail_port(&mut self, error: &io::Error) {
+    fn fail_port(&mut self, common: &Common, error: &io::Error) {
         self.failed = true;
-        tracing::warn!(device = self.net.config().name, pair = self.pair, %error, "a network port failed");
-        self.net.fail_port();
-    }
-
-    fn run(&mut self, cx: &mut Context<'_>) {
-        self.refresh(cx);
-        let usable = self.view.link_up && self.pair < self.view.pairs && !self.failed;
-        // Buffers wait for packets: only without any does the driver have to notify.
-        self.queue.set_stopped(true);
-        let Some(port) = self.view.port.clone().filter(|_| usable) else {
-            return;
-        };
-        match self.receive(&*port) {
-            Err(fault) => self.queue.fail(fault),
-            // An index that jumped, seen while looking for buffers.
-            Ok(_) if self.queue.is_broken() => {}
-            Ok(Stop::Empty | Stop::Round) => self.poll(&*port, cx),
-            Ok(Stop::Limit(at)) => self.queue.wait_until(at),
-            Ok(Stop::Failed(error)) => self.fail_port(&error),
-            // The rest of the ring is popped in the next round.
-            Ok(Stop::Starved) if self.queue.has_more() => {}
-            Ok(Stop::Starved) => {
-                self.queue.set_stopped(false);
-                self.stats.no_buffers.add(1);
-                // One that came meanwhile is for the next round, so that a driver cannot keep this one going.
-                self.woken = self.queue.enable_notifications();
-            }
-        }
+        let device = &common.net.config().name;
+        tracing::warn!(device, pair = common.pair, %error, "a network port failed");
+        common.net.fail_port();
     }
 }
 
-impl QueueHandler for ReceiveQueue {
-    fn queue(&self) -> &VirtQueue {
-        &self.queue
-    }
+impl Role for Receive {
+    const FOLLOWS_CHANGES: bool = true;
+    /// The other parts of a packet may not have been complete.
+    const RESTARTS_COMPLETED: bool = true;
 
-    fn queue_mut(&mut self) -> &mut VirtQueue {
-        &mut self.queue
-    }
-
-    fn attach(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if let Some((backend, _)) = cx.make_backend::<NetBackend>() {
-            backend.attach(&self.net, self.queue.tag_base());
+    fn new(net: &Net, setup: &QueueSetup) -> Self {
+        let has = |number| setup.features & feature(number) != 0;
+        let large = offloads::are_large(setup.features & offloads::GUEST);
+        let packet_max = net.config().packet_max(large);
+        Self {
+            mergeable: has(VIRTIO_NET_F_MRG_RXBUF),
+            checksums: has(VIRTIO_NET_F_GUEST_CSUM),
+            packet_max,
+            whole_max: if has(VIRTIO_NET_F_MTU) {
+                net.config().packet_max(false)
+            } else {
+                packet_max
+            },
+            window: Window::new(&setup.ram, packet_max),
+            readable: Buffers::new(setup.ram.clone()),
+            pending: None,
+            failed: false,
         }
-        Ok(())
     }
 
-    fn detach(&mut self, cx: &mut Context<'_>) {
-        self.cancel(cx);
-        if let Some((backend, _)) = cx.backend::<NetBackend>() {
-            backend.detach(self.queue.tag_base());
+    fn changed(&mut self, common: &Common) {
+        self.failed = false;
+        if !common.view.link_up {
+            self.pending = None;
         }
     }
 
-    fn service(&mut self, cx: &mut Context<'_>) {
-        self.woken = false;
-        self.queue.begin_service();
-        if self.queue.is_paused() || self.queue.is_broken() {
-            return;
+    fn run(&mut self, common: &mut Common, cx: &mut Context<'_>) -> Result<u16, QueueFault> {
+        let usable = common.view.link_up && common.pair < common.view.pairs && !self.failed;
+        // Buffers wait for packets: only without any does the driver have to notify.
+        common.queue.set_stopped(true);
+        let Some(port) = common.view.port.clone().filter(|_| usable) else {
+            return Ok(0);
+        };
+        match self.receive(common, &*port)? {
+            // An index that jumped, seen while looking for buffers.
+            _ if common.queue.is_broken() => {}
+            Stop::Empty | Stop::Round => {
+                if let Err(error) = common.poll_in(cx) {
+                    self.fail_port(common, &error);
+                }
+            }
+            Stop::Limit(at) => common.queue.wait_until(at),
+            Stop::Failed(error) => self.fail_port(common, &error),
+            // The rest of the ring is popped in the next round.
+            Stop::Starved if common.queue.has_more() => {}
+            Stop::Starved => {
+                common.queue.set_stopped(false);
+                common.stats.no_buffers.add(1);
+                // One that came meanwhile is for the next round, so that a driver cannot keep this one going.
+                common.woken = common.queue.enable_notifications();
+            }
         }
-        if self.poll.is_armed() && self.version == self.net.version() {
-            // It waits for a packet, whatever the driver notifies of.
-            return;
-        }
-        self.run(cx);
-        self.queue.end_service(0);
-    }
-
-    fn complete(&mut self, tag: u64, _result: i32, _cx: &mut Context<'_>) {
-        self.woken |= self.poll.complete(tag);
-    }
-
-    fn wants_service(&self) -> bool {
-        self.woken
+        Ok(0)
     }
 }

@@ -1,9 +1,11 @@
 //! The control queue: receive filters, VLANs, offloads, pairs, announcements; and what of it a new daemon
 //! still knows.
 
+use std::sync::{Arc, Mutex};
+
 use ringvirtio::virtio::{VIRTIO_F_VERSION_1, feature};
 
-use super::rig::{ALL, BUFFERS, FEATURES, MAC, MemoryPort, RX, Rig, SIZE, TX, frame, readable, writable};
+use super::rig::{ALL, BUFFERS, FEATURES, FakePort, MAC, RX, Rig, SIZE, TX, frame, readable, writable};
 use crate::port::HEADER;
 use crate::virtio::{VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_MQ};
 use crate::{MacAddress, Offloads};
@@ -87,7 +89,7 @@ fn vlans() {
 /// Each is refused with ERR, and changes nothing.
 #[test]
 fn commands_that_are_refused() {
-    let mut rig = Rig::with(MemoryPort::new(2, ALL), FEATURES | feature(VIRTIO_NET_F_MQ));
+    let mut rig = Rig::with(FakePort::new(2, ALL), FEATURES | feature(VIRTIO_NET_F_MQ));
     let long = vec![0; 9000];
     let wrong: [(u8, u8, &[u8]); 20] = [
         (0, 0, &[]),
@@ -127,7 +129,7 @@ fn commands_that_are_refused() {
 #[test]
 fn commands_without_their_features() {
     let features = feature(VIRTIO_F_VERSION_1) | feature(VIRTIO_NET_F_CTRL_VQ);
-    let mut rig = Rig::with(MemoryPort::new(1, ALL), features);
+    let mut rig = Rig::with(FakePort::new(1, ALL), features);
     for (class, command, data) in [
         (0, 0, &[1][..]),
         (0, 2, &[1]),
@@ -146,7 +148,7 @@ fn commands_without_their_features() {
 #[test]
 fn guest_offloads() {
     let features = FEATURES | feature(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | 1 << 1 | 1 << 7;
-    let mut rig = Rig::with(MemoryPort::new(1, ALL), features);
+    let mut rig = Rig::with(FakePort::new(1, ALL), features);
     let mut set = |bits: u64| {
         let ack = rig.command(5, 0, &bits.to_le_bytes());
         (ack, rig.port.state().guest_offloads)
@@ -163,7 +165,7 @@ fn guest_offloads() {
 #[test]
 fn pairs_of_queues() {
     let mut rig = Rig::with(
-        MemoryPort::new(3, Offloads::default()),
+        FakePort::new(3, Offloads::default()),
         FEATURES | feature(VIRTIO_NET_F_MQ),
     );
     assert_eq!(rig.port.state().active_pairs, 1);
@@ -198,7 +200,7 @@ fn pairs_of_queues() {
 #[test]
 fn a_new_daemon_goes_by_what_was_set() {
     let features = FEATURES | feature(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) | 1 << 1 | 1 << 7;
-    let mut rig = Rig::with(MemoryPort::new(1, ALL), features);
+    let mut rig = Rig::with(FakePort::new(1, ALL), features);
     assert_eq!(rig.command(5, 0, &2_u64.to_le_bytes()), 0);
     assert_eq!(rig.command(0, 0, &[0]), 0);
     assert_eq!(rig.command(2, 0, &[5, 0]), 0);
@@ -230,4 +232,28 @@ fn all_descriptors_of_the_control_queue() {
     rig.run();
     assert_eq!(rig.take_used(control).len(), 8);
     assert_eq!(rig.take_used(TX), []);
+}
+
+// Virtio 1.2, 5.1.6.5.2: the configuration space has the address before the command completes, and the
+// device's own after a reset.
+#[test]
+fn the_address_in_the_configuration_space() {
+    let mut rig = Rig::new();
+    let shown = Arc::new(Mutex::new(Vec::new()));
+    let (seen, net) = (shown.clone(), Arc::downgrade(&rig.net));
+    rig.net.on_status_change(Box::new(move || {
+        let space = net.upgrade().unwrap().space();
+        seen.lock().unwrap().push(space[..6].to_vec());
+    }));
+    assert_eq!(rig.command(1, 1, &OTHER.0), 0);
+    assert_eq!(*shown.lock().unwrap(), [OTHER.0]);
+    assert_eq!(rig.command(1, 1, &GROUP.0), 1);
+    assert_eq!(rig.net.space()[..6], OTHER.0);
+    // A new daemon shows it as soon as it serves the queues.
+    rig.open();
+    assert_eq!(rig.net.space()[..6], OTHER.0);
+    rig.net.release(None, Box::new(|| {}));
+    assert_eq!(rig.net.space()[..6], MAC.0);
+    rig.reset();
+    assert_eq!(rig.net.space()[..6], MAC.0);
 }

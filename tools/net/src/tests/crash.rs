@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ringvirtio::steps::{Killed, arm, disarm};
 
-use super::rig::{FEATURES, MAC, MemoryPort, RX, Rig, SIZE, TX, frame};
+use super::rig::{FEATURES, FakePort, MAC, RX, Rig, SIZE, TX, frame};
 use crate::Offloads;
 use crate::port::HEADER;
 
@@ -76,7 +76,7 @@ fn numbered(number: u16) -> Vec<u8> {
 #[test]
 fn received_packets_are_whole_whenever_the_daemon_is_killed() {
     for first in 0.. {
-        let mut rig = Rig::with(MemoryPort::new(1, Offloads::default()), FEATURES);
+        let mut rig = Rig::with(FakePort::new(1, Offloads::default()), FEATURES);
         // Two buffers for each packet.
         for head in 0..SIZE {
             rig.supply(head, 60);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::rig::{ALL, FEATURES, MAC, MemoryPort, RX, Rig, TX, frame};
+use super::rig::{ALL, FEATURES, FakePort, MAC, RX, Rig, TX, frame};
 use crate::port::HEADER;
 use crate::{AttachError, Offloads};
 
@@ -64,7 +64,7 @@ fn another_port() {
     let before = rig.net.detach().unwrap();
     assert_eq!(rig.net.status(), 0);
     rig.run();
-    let other = MemoryPort::new(1, Offloads::default());
+    let other = FakePort::new(1, Offloads::default());
     rig.net.attach(other.clone()).unwrap();
     rig.run();
     assert_eq!(rig.net.status(), UP | ANNOUNCE);
@@ -80,8 +80,8 @@ fn another_port() {
 
 #[test]
 fn ports_with_less_than_the_device() {
-    let rig = Rig::with(MemoryPort::new(2, ALL), FEATURES);
-    let attach = |pairs, offloads| rig.net.attach(MemoryPort::new(pairs, offloads));
+    let rig = Rig::with(FakePort::new(2, ALL), FEATURES);
+    let attach = |pairs, offloads| rig.net.attach(FakePort::new(pairs, offloads));
     assert_eq!(
         attach(
             2,

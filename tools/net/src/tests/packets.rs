@@ -5,12 +5,10 @@ use std::sync::atomic::Ordering;
 use ringvirtio::virtio::{VIRTIO_F_VERSION_1, VIRTQ_DESC_F_INDIRECT, feature};
 use ringvirtio::{Rate, RateLimits};
 
-use super::rig::{
-    ALL, BUFFERS, Buf, FEATURES, MAC, MemoryPort, RX, Rig, SIZE, TX, frame, readable, writable,
-};
+use super::rig::{ALL, BUFFERS, Buf, FEATURES, FakePort, MAC, RX, Rig, SIZE, TX, frame, readable, writable};
 use crate::offloads;
 use crate::port::HEADER;
-use crate::virtio::VIRTIO_NET_F_MRG_RXBUF;
+use crate::virtio::{VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU};
 use crate::{MacAddress, Offloads};
 
 /// Virtio 1.2, 5.1.6.2: header and frame go to the port as they are, in order; used.len is 0.
@@ -143,10 +141,7 @@ fn a_packet_waits_for_buffers() {
 /// Without MRG_RXBUF a packet that is larger than its buffer is dropped, and the buffer is used for the next.
 #[test]
 fn without_merged_buffers() {
-    let mut rig = Rig::with(
-        MemoryPort::new(1, Offloads::default()),
-        feature(VIRTIO_F_VERSION_1),
-    );
+    let mut rig = Rig::with(FakePort::new(1, Offloads::default()), feature(VIRTIO_F_VERSION_1));
     for (head, len) in [(0, 100), (1, 1530), (2, 1530)] {
         rig.supply(head, len);
     }
@@ -227,7 +222,7 @@ fn offloads_that_were_not_negotiated() {
         (1 << 1 | 1 << 7, [true, true, true, true, false]),
         (guest, [true; 5]),
     ] {
-        let mut rig = Rig::with(MemoryPort::new(1, ALL), FEATURES | features);
+        let mut rig = Rig::with(FakePort::new(1, ALL), FEATURES | features);
         assert_eq!(rig.port.state().guest_offloads, features);
         for head in 0..SIZE {
             rig.supply(head, 2000);
@@ -263,7 +258,7 @@ fn large_packets() {
     for (mergeable, len) in [(true, 4000), (false, 65562)] {
         let merge = feature(VIRTIO_NET_F_MRG_RXBUF);
         let features = if mergeable { FEATURES } else { FEATURES & !merge } | features;
-        let mut rig = Rig::with(MemoryPort::new(1, ALL), features);
+        let mut rig = Rig::with(FakePort::new(1, ALL), features);
         let heads = if mergeable { SIZE } else { 2 };
         for head in 0..heads {
             rig.supply(head, len);
@@ -275,6 +270,27 @@ fn large_packets() {
         let received = rig.received();
         assert_eq!(received.len(), 1);
         assert!(received[0][HEADER..] == large && rig.port.sent()[0] == large);
+    }
+}
+
+// Virtio 1.2, 5.1.4.1: what is not to be segmented fits into the MTU, once that was negotiated.
+#[test]
+fn packets_larger_than_the_mtu() {
+    let merge = FEATURES | feature(VIRTIO_NET_F_MRG_RXBUF) | ALL.features();
+    for (features, expected) in [(merge | feature(VIRTIO_NET_F_MTU), 2), (merge, 3)] {
+        let mut rig = Rig::with(FakePort::new(1, ALL), features);
+        for head in 0..SIZE {
+            rig.supply(head, 2000);
+        }
+        // 1 500 bytes with a tag, one more, and many more that are to be segmented.
+        rig.port.arrive(0, &frame(MAC, 1518, 1));
+        rig.port.arrive(0, &frame(MAC, 1519, 2));
+        let mut header = [0; HEADER];
+        header[..2].copy_from_slice(&[1, 1]);
+        rig.port.arrive_with(0, header, &frame(MAC, 9000, 3));
+        rig.run();
+        assert_eq!(rig.received().len(), expected);
+        assert_eq!(rig.stats(RX).dropped_too_long.get(), 3 - expected as u64);
     }
 }
 
@@ -330,7 +346,7 @@ fn limits_keep_packets_back() {
 /// A port without headers of its own: those of received packets are empty.
 #[test]
 fn headers_of_a_port_without_any() {
-    let mut rig = Rig::with(MemoryPort::with_header(1, Offloads::default(), false), FEATURES);
+    let mut rig = Rig::with(FakePort::with_header(1, Offloads::default(), false), FEATURES);
     rig.supply(0, 40);
     rig.supply(1, 40);
     rig.port.arrive(0, &frame(MAC, 60, 1));

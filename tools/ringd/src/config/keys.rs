@@ -18,7 +18,8 @@ pub const SIZE: &str = "a size in quotes such as \"512M\" or \"1G\"";
 
 /// The keys of one table that have not been removed yet.
 pub struct Keys<'a> {
-    origin: &'a str,
+    /// The source of the table, for messages.
+    pub origin: &'a str,
     /// Prefix of the keys in messages: `disk[0].`, or empty for the top-level table.
     prefix: String,
     table: Table,
@@ -35,11 +36,6 @@ impl<'a> Keys<'a> {
             table,
             directory,
         }
-    }
-
-    /// Returns the source of the table, for messages.
-    pub const fn origin(&self) -> &'a str {
-        self.origin
     }
 
     /// Returns the full name of a key, for messages.

@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use ringvisor::abi::machine::RAM_BASE;
 use ringvisor::abi::{MAX_VCPUS, NAME_LEN};
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,11 @@ pub struct ZoneConfig {
     pub cpus: Cpus,
     /// Bytes of RAM, a multiple of [`BLOCK`].
     pub memory: u64,
-    /// Kernel image, absolute.
+    /// Kernel, absolute.
     pub kernel: PathBuf,
+    /// Guest-physical address of a flat binary; without it, where QEMU puts one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<u64>,
     /// Initial RAM disk, absolute.
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
@@ -150,6 +154,13 @@ impl ZoneConfig {
             return Err(self.bad("memory", quoted(&format_size(self.memory)), expected));
         }
         absolute(self, "kernel", &self.kernel)?;
+        if let Some(load) = self.load {
+            let end = RAM_BASE.saturating_add(self.memory);
+            if !(RAM_BASE..end).contains(&load) || !load.is_multiple_of(4) {
+                let expected = format!("a multiple of 4 within RAM, {RAM_BASE:#x} to {end:#x}");
+                return Err(self.bad("load", format!("{load:#x}"), expected));
+            }
+        }
         if let Some(initrd) = &self.initrd {
             absolute(self, "initrd", initrd)?;
         }

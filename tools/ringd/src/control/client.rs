@@ -100,7 +100,7 @@ pub struct Client {
     stream: UnixStream,
     reader: BufReader<UnixStream>,
     /// The daemon's process, if the system reports it.
-    pid: Option<u32>,
+    pub pid: Option<u32>,
 }
 
 impl Client {
@@ -146,11 +146,6 @@ impl Client {
             .and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
         let reader = BufReader::new(stream.try_clone()?);
         Ok(Self { stream, reader, pid })
-    }
-
-    /// Returns the daemon's process, if the system reports it.
-    pub fn daemon(&self) -> Option<u32> {
-        self.pid
     }
 
     /// Sends a request and waits for the reply, however long it takes, unless the daemon is stopped.

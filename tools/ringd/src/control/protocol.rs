@@ -42,6 +42,16 @@ pub enum Request {
         /// Its name.
         name: String,
     },
+    /// Presses a zone's power key. Reply: [`Reply::Done`].
+    PowerKey {
+        /// Its name.
+        name: String,
+    },
+    /// Starts a zone that has ended once more. Reply: [`Reply::Zone`].
+    StartAgain {
+        /// Its name.
+        name: String,
+    },
     /// Waits for a zone's end. Reply: [`Reply::Ended`].
     Wait {
         /// Its name.

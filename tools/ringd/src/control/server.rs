@@ -204,6 +204,8 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         Request::Stop { name } => execute(&name, Command::Stop),
         Request::Pause { name } => execute(&name, Command::Pause),
         Request::Resume { name } => execute(&name, Command::Resume),
+        Request::PowerKey { name } => registry.press_power_key(&name).map(|()| Reply::Done),
+        Request::StartAgain { name } => Ok(Reply::Zone(registry.start_again(&name)?.status())),
         Request::Wait { name } => Ok(Reply::Ended(registry.find(&name)?.wait())),
         Request::List {} => Ok(Reply::Zones(registry.list())),
         Request::Device(request) => device(registry, request),

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use ringvirtio::{QueueHandler, QueueSetup, SetupError};
+use ringvirtio::{Callback, QueueHandler, QueueSetup, SetupError};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::DeviceSpec;
 
@@ -11,8 +11,8 @@ use super::config::Config;
 use super::report::QueueStats;
 use super::{disk, net, rng};
 
-/// Vendor ID register of ringvisor's devices: "RNGV".
-const VENDOR_ID: u32 = u32::from_le_bytes(*b"RNGV");
+/// Vendor ID register: "QEMU", which some drivers insist on (RT-Thread, xv6).
+const VENDOR_ID: u32 = 0x554d_4551;
 
 /// Returns the description of a device with this ID, these features, queues of `queue_max` entries and this
 /// configuration space.
@@ -100,6 +100,12 @@ pub trait Backend: Send + Sync {
         number: u16,
         setup: QueueSetup,
     ) -> Result<(Box<dyn QueueHandler>, QueueCounters), SetupError>;
+
+    /// The queue, or all, have left the reactor, or were never there. Calls `then` once no other process uses
+    /// the driver's memory on their account.
+    fn release(&self, _queue: Option<u16>, then: Callback) {
+        then();
+    }
 }
 
 /// The counters of a queue that is served.

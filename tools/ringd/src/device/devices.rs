@@ -51,7 +51,7 @@ impl Devices {
                 Config::Net(config) => {
                     let words = inflight::words(&self.zone.inflight()?);
                     let net = net::open::open(
-                        &*self.zone.environment.ports,
+                        &self.zone.environment.ports,
                         &self.zone.config,
                         slot,
                         nets,

@@ -1,8 +1,8 @@
 //! The file that a zone's devices leave for the next daemon: `NAME.inflight`.
 //!
 //! It holds the in-flight log of each queue of each slot, and behind them a word for each slot, in which a
-//! device keeps what changes too often for the zone's record; and behind those what drivers of network
-//! devices have set.
+//! device keeps what changes too often for the zone's record; behind those what drivers of network devices
+//! have set, and what was said to vhost-user servers.
 
 use std::fs::File;
 use std::io;
@@ -24,11 +24,13 @@ pub const QUEUE_SIZE_MAX: u16 = 256;
 /// Bytes of a queue's in-flight log, whole pages.
 pub const LOG_STRIDE: usize = InflightArea::bytes(QUEUE_SIZE_MAX).next_multiple_of(4096);
 /// Offset of the words of the slots.
-const WORDS: usize = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
+pub const WORDS: usize = MAX_SLOTS * MAX_QUEUES * LOG_STRIDE;
 /// Bytes reserved for the words.
 const WORDS_LEN: usize = 4096;
-/// All words: one for each slot, then [`ringnet::state::WORDS`] for each.
-const WORDS_COUNT: usize = MAX_SLOTS * (1 + ringnet::state::WORDS);
+/// Words before those of vhost-user servers: one for each slot, then [`ringnet::state::WORDS`] for each.
+const SERVER_WORDS: usize = MAX_SLOTS * (1 + ringnet::state::WORDS);
+/// All words.
+const WORDS_COUNT: usize = SERVER_WORDS + MAX_SLOTS * ringvhost::device::state::WORDS;
 const _: () = assert!(WORDS_COUNT * 8 <= WORDS_LEN);
 
 /// Returns the path of a zone's file in the directory of the records.
@@ -99,6 +101,11 @@ pub fn words(mapping: &Arc<MmapRegion>) -> Result<Slots<AtomicU64>, MemoryError>
 /// Returns the first of the words in which the network device in a slot keeps what its driver has set.
 pub const fn net_words(slot: u8) -> usize {
     MAX_SLOTS + slot as usize * ringnet::state::WORDS
+}
+
+/// Returns the first of the words about the connection to the vhost-user server of the device in a slot.
+pub const fn server_words(slot: u8) -> usize {
+    SERVER_WORDS + slot as usize * ringvhost::device::state::WORDS
 }
 
 /// Checks that this program understands all logs in the file at `path`.

@@ -1,4 +1,4 @@
-//! Checks of root Linux: [`Machine`].
+//! Checks of root Linux, the control device and EL2: [`Machine`].
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -1,8 +1,8 @@
 //! `ringctl doctor`: what this machine lacks to run zones, and what to do about it.
 //!
 //! Nothing is changed and nothing is required: without hypervisor or daemon it says so. All paths are below a
-//! root directory, which the tests replace. [`host`] checks root Linux, [`hypervisor`] the control device and
-//! EL2.
+//! root directory, which the tests replace. [`host`] checks root Linux, the control device
+//! and EL2.
 
 mod check;
 mod host;

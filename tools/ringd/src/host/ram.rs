@@ -17,11 +17,11 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, ReadVolatile,
+    MemoryRegionAddress, ReadVolatile, VolatileSlice,
 };
 
 use super::RamError;
-use crate::boot::content::{Content, Source};
+use crate::boot::content::{Content, Source, slice};
 use crate::config::zone::BLOCK;
 
 const PAGE: u64 = 4096;
@@ -235,26 +235,44 @@ impl Ram {
         self.memory.write_slice(bytes, address).map_err(RamError::map)
     }
 
-    /// Copies all of `content` to `offset` from RAM's base.
+    /// Copies a part of `content` to `offset` from RAM's base.
     ///
     /// # Errors
     /// It does not fit, or its file cannot be read or has changed since it was opened.
-    pub fn put(&self, offset: u64, content: &Content) -> io::Result<()> {
+    pub fn put(&self, offset: u64, content: &Content, part: &Range<u64>) -> io::Result<()> {
         match content.source() {
-            Source::Bytes(bytes) => self.write(offset, bytes).map_err(io::Error::other),
+            Source::Bytes(bytes) => self.write(offset, slice(bytes, part)?).map_err(io::Error::other),
             Source::File(unread) => {
-                let (mut file, len) = unread.rewound()?;
-                let address = GuestAddress(RAM_BASE.saturating_add(offset));
-                let place = usize::try_from(len)
-                    .map_err(io::Error::other)
-                    .and_then(|len| self.memory.get_slice(address, len).map_err(io::Error::other));
+                let mut file = unread.at(part.start)?;
+                let mut place = self.place(offset, part.end.saturating_sub(part.start))?;
                 // A read may return less than it was asked for.
-                let read = file.read_exact_volatile(&mut place?);
+                let read = file.read_exact_volatile(&mut place);
                 // A change is the better reason than a short read.
                 unread.check()?;
                 read.map_err(io::Error::other)
             }
         }
+    }
+
+    /// Clears `bytes` from `offset` on.
+    ///
+    /// # Errors
+    /// Not all of it is RAM.
+    pub fn clear(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let zeroes = [0; 4096];
+        let mut rest = self.place(offset, bytes)?;
+        while !rest.is_empty() {
+            let len = rest.len().min(zeroes.len());
+            rest.copy_from(zeroes.get(..len).unwrap_or_default());
+            rest = rest.offset(len).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    fn place(&self, offset: u64, bytes: u64) -> io::Result<VolatileSlice<'_>> {
+        let len = usize::try_from(bytes).map_err(io::Error::other)?;
+        let address = GuestAddress(RAM_BASE.saturating_add(offset));
+        self.memory.get_slice(address, len).map_err(io::Error::other)
     }
 
     /// Copies from `offset` into `bytes`.
@@ -339,25 +357,36 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&bytes).unwrap();
         let in_file = Content::of(file.reopen().unwrap()).unwrap();
+        let all = 0..bytes.len() as u64;
         // Twice from the file: each time it begins at its beginning.
         for (offset, content) in [
             (4096, &in_file),
             (20 << 20, &in_file),
             (40 << 20, &bytes.clone().into()),
         ] {
-            ram.put(offset, content).unwrap();
+            ram.put(offset, content, &all).unwrap();
             let mut back = vec![0; bytes.len()];
             ram.read(offset, &mut back).unwrap();
             assert_eq!(back, bytes, "at {offset:#x}");
         }
+        for content in [&in_file, &bytes.clone().into()] {
+            ram.put(0, content, &(5_000..9_000)).unwrap();
+            ram.clear(3_000, 6_000).unwrap();
+            let mut back = [0xff; 10_000];
+            ram.read(0, &mut back).unwrap();
+            assert_eq!(back[..3_000], bytes[5_000..8_000]);
+            assert_eq!(back[3_000..9_000], [0; 6_000]);
+            assert_eq!(back[9_000..], bytes[9_000 - 4096..10_000 - 4096]);
+        }
+        assert!(ram.clear(64 << 20, 1).is_err());
         for offset in [(48 << 20) - 99_999, 64 << 20] {
             assert!(
-                ram.put(offset, &in_file).is_err(),
+                ram.put(offset, &in_file, &all).is_err(),
                 "it does not fit at {offset:#x}"
             );
         }
         file.as_file().set_len(50_000).unwrap();
-        assert!(ram.put(0, &in_file).is_err(), "it has become shorter");
+        assert!(ram.put(0, &in_file, &all).is_err(), "it has become shorter");
     }
 
     #[test]

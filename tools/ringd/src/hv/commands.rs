@@ -122,6 +122,14 @@ impl dyn Hypervisor + '_ {
         self.plain(header(Op::ZoneResume, zone, [0; 4]))
     }
 
+    /// Presses or releases the zone's power key.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn power_key(&self, zone: u8, pressed: bool) -> Result<(), Refusal> {
+        self.plain(header(Op::PowerKey, zone, [pressed.into(), 0, 0, 0]))
+    }
+
     /// Returns EL2's state of the zone.
     ///
     /// # Errors

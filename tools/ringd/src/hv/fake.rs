@@ -36,6 +36,8 @@ struct Zone {
     ring: Producer,
     console: OutputProducer,
     started: Vec<(u64, u64)>,
+    /// Levels of the power key, in order.
+    power_key: Vec<bool>,
 }
 
 struct Device {
@@ -145,6 +147,13 @@ impl FakeEl2 {
             .get(&zone)
             .map(|zone| zone.started.clone())
             .unwrap_or_default()
+    }
+
+    /// Returns the levels that the zone's power key had, in order.
+    pub fn power_key(&self, zone: u8) -> Vec<bool> {
+        let state = self.state();
+        let zone = state.zones.get(&zone);
+        zone.map(|zone| zone.power_key.clone()).unwrap_or_default()
     }
 
     /// Returns how often input was announced.
@@ -265,6 +274,7 @@ impl FakeEl2 {
             ring: Producer::new(),
             console: OutputProducer::new(),
             started: Vec::new(),
+            power_key: Vec::new(),
         };
         state.zones.insert(number, zone);
         Ok(number)
@@ -332,6 +342,7 @@ impl FakeEl2 {
                 }
                 state.zones.remove(&number);
             }
+            Op::PowerKey => zone.power_key.push(header.args[0] == 1),
             Op::ZoneInfo => reply(result, zone.info().as_bytes()),
             Op::DeviceAdd => zone.add_device(slot, payload)?,
             Op::RingHead => header.args[0] = zone.ring.head(),

@@ -28,7 +28,7 @@ pub struct Budget {
     /// When they were counted.
     counted: Option<Instant>,
     /// Until when the zone's ring is left alone.
-    exhausted: Option<Instant>,
+    pub exhausted: Option<Instant>,
 }
 
 impl Default for Budget {
@@ -80,11 +80,6 @@ impl Budget {
     pub fn is_exhausted_now(&self) -> bool {
         self.exhausted.is_some_and(|until| Instant::now() < until)
     }
-
-    /// Returns when the pause ends, if there is one.
-    pub const fn until(&self) -> Option<Instant> {
-        self.exhausted
-    }
 }
 
 #[cfg(test)]
@@ -103,9 +98,9 @@ mod tests {
         assert!(budget.charge(DEVICE, start));
         assert!(budget.is_exhausted(|| start));
         assert!(budget.is_exhausted(|| start + PAUSE - Duration::from_nanos(1)));
-        assert_eq!(budget.until(), Some(start + PAUSE));
+        assert_eq!(budget.exhausted, Some(start + PAUSE));
         assert!(!budget.is_exhausted(|| start + PAUSE));
-        assert_eq!(budget.until(), None);
+        assert_eq!(budget.exhausted, None);
     }
 
     // A guest that stores as quickly as the reactor takes the events has its rate, however long it goes on.
@@ -115,7 +110,7 @@ mod tests {
         let (mut now, mut budget, mut events) = (start, Budget::default(), 0);
         while now < start + Duration::from_secs(seconds) {
             if budget.is_exhausted(|| now) {
-                now = budget.until().unwrap();
+                now = budget.exhausted.unwrap();
                 continue;
             }
             events += 1;

@@ -38,7 +38,8 @@ pub struct Io {
     hv: Arc<dyn Hypervisor>,
     reactor: ReactorHandle,
     table: Arc<Table>,
-    counters: Arc<RingCounters>,
+    /// What the reactor has taken off the rings.
+    pub counters: Arc<RingCounters>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -240,11 +241,6 @@ impl Io {
         if let (Some(zone), Some(window)) = (self.table.remove(number), self.hv.shared().window(number)) {
             zone.console.pump(window);
         }
-    }
-
-    /// Returns what the reactor has taken off the rings.
-    pub fn ring_counters(&self) -> &RingCounters {
-        &self.counters
     }
 
     /// Returns the queues of a device with their counters.

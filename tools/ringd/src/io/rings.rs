@@ -82,7 +82,7 @@ impl EventSource for Rings {
         let pauses = self
             .zones
             .iter()
-            .filter_map(|place| place.lock().as_ref()?.budget.until());
+            .filter_map(|place| place.lock().as_ref()?.budget.exhausted);
         Some(pauses.min()?.saturating_duration_since(Instant::now()))
     }
 

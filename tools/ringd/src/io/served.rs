@@ -108,7 +108,8 @@ impl ServedDevice {
         now.saturating_sub(std::mem::replace(&mut served.spurious, now))
     }
 
-    /// Removes all its queues from the reactor; calls `then` once nothing of them is in flight.
+    /// Removes all its queues from the reactor; calls `then` once nothing of them is in flight, and no other
+    /// process serves them.
     pub(super) fn remove_queues(&mut self, queues: &mut impl Queues, then: Callback) {
         for served in &mut self.queues {
             if let Some(id) = served.id.take() {
@@ -116,7 +117,14 @@ impl ServedDevice {
                 queues.remove(id, Box::new(move || drop(leaving)));
             }
         }
+        self.release(None);
         self.drain.when_empty(then);
+    }
+
+    /// Takes a queue, or all, from the process that serves the device, if there is one.
+    fn release(&mut self, queue: Option<u16>) {
+        let leaving = self.drain.begin();
+        self.parts.device.release(queue, Box::new(move || drop(leaving)));
     }
 
     /// As [`Self::remove_queues`], and sets no queue up before [`Self::exchange`] or [`Self::unquiesce`].
@@ -203,13 +211,17 @@ impl ServedDevice {
         let (zone, slot) = (self.parts.zone, self.parts.slot);
         tracing::debug!(zone, slot, generation, "device reset");
         self.resetting = Some(generation);
-        let hv = hv.clone();
+        let (shown, hv) = (hv.clone(), hv.clone());
         let done = move || {
             if let Err(error) = (&*hv as &dyn Hypervisor).device_quiesced(zone, slot, generation) {
                 tracing::warn!(zone, slot, %error, "cannot complete a device's reset");
             }
         };
         self.remove_queues(queues, Box::new(done));
+        // What the driver has changed is as new.
+        if let Err(error) = self.show_config(&*shown) {
+            tracing::warn!(zone, slot, %error, "cannot show a device's configuration");
+        }
     }
 
     fn refresh_queue(
@@ -257,6 +269,7 @@ impl ServedDevice {
                     let leaving = self.drain.begin();
                     queues.remove(id, Box::new(move || drop(leaving)));
                 }
+                self.release(u16::try_from(number).ok());
                 self.drain.when_empty(done);
             }
             _ => {}

@@ -82,7 +82,7 @@ fn serve(stream: &UnixStream, ports: &mut Ports) -> io::Result<()> {
 
 fn execute(request: Request, ports: &mut Ports) -> Result<Option<File>, PortError> {
     match request {
-        Request::Open(request, pair) => Ok(Some(ports.open(*request, pair)?.into())),
+        Request::Open(request, number) => Ok(Some(ports.open(*request, number)?.into())),
         Request::Close(zone, index) => {
             ports.close(|(of, number)| *of == zone && index.is_none_or(|index| index == *number));
             Ok(None)

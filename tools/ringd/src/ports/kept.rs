@@ -15,9 +15,10 @@ use super::interface;
 use super::network::{self, Host, Network};
 use super::passt::Passt;
 use super::rules::{self, Filter, Rules};
+use super::server;
 use crate::config::error::quoted;
 use crate::device::net::config::{Forward, OWN_BRIDGE, Protocol, Source};
-use crate::device::net::opener::{PortError, PortRequest};
+use crate::device::net::opener::{PortError, PortRequest, SOCKET};
 
 /// A process behind a port that ends sooner after its start is not started anew: it would end again.
 const STEADY: Duration = Duration::from_secs(1);
@@ -71,11 +72,12 @@ impl Ports {
         self.network.as_mut()
     }
 
-    /// Returns a descriptor of a port's pair of queues. The port is opened unless it is kept.
+    /// Returns a descriptor of a port: a pair of queues' by its number, or one of a vhost-user server's
+    /// ([`SOCKET`]). The port is opened unless it is kept.
     ///
     /// # Errors
     /// It cannot be opened; nothing is left of it.
-    pub fn open(&mut self, request: PortRequest, pair: u16) -> Result<OwnedFd, PortError> {
+    pub fn open(&mut self, request: PortRequest, number: u16) -> Result<OwnedFd, PortError> {
         let key = (request.zone.clone(), request.index);
         // Another zone of that name, whose end was not reported, or a passt that has ended.
         let outdated =
@@ -109,11 +111,22 @@ impl Ports {
                 return Err(PortError::new(name, value, format!("{error:#}")));
             }
         }
-        let queue = self
+        let kept = self
             .ports
-            .get(&key)
-            .and_then(|kept| kept.queues.get(usize::from(pair)));
-        let queue = queue.ok_or_else(|| PortError::other("it has fewer queues"))?;
+            .get_mut(&key)
+            .ok_or_else(|| PortError::other("it is not kept"))?;
+        if let (Source::VhostUser(path), Some(connection), SOCKET) =
+            (&kept.request.port.source, kept.queues.first_mut(), number)
+        {
+            server::renew(path, connection).map_err(|error| {
+                let (key, value) = kept.request.port.source.key();
+                PortError::new(key, value, format!("{error:#}"))
+            })?;
+        }
+        let queue = kept
+            .queues
+            .get(usize::from(number))
+            .ok_or_else(|| PortError::other("it has fewer queues"))?;
         queue
             .try_clone()
             .map_err(|error| PortError::other(error.to_string()))
@@ -219,6 +232,9 @@ impl Ports {
                 })?;
                 interface::add_port(bridge, &name).map_err(failed)?;
                 kept.tap = Some(name);
+            }
+            Source::VhostUser(path) => {
+                kept.queues = server::open(path, kept.request.pairs).map_err(failed)?;
             }
             Source::User => {
                 // passt takes them.

@@ -16,6 +16,7 @@ mod network;
 mod passt;
 mod program;
 mod rules;
+mod server;
 #[cfg(test)]
 mod tests;
 
@@ -28,7 +29,7 @@ use crate::device::net::opener::{PortError, PortRequest};
 /// A request to the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Returns the descriptor of a pair of queues of a port, which is opened if it is not kept.
+    /// Returns the descriptor of a port with this number. The port is opened if it is not kept.
     Open(Box<PortRequest>, u16),
     /// Closes the ports of a zone, or the one of the device with this number.
     Close(String, Option<usize>),

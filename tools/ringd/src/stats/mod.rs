@@ -152,7 +152,7 @@ pub fn collect(registry: &Registry) -> StatsReport {
     let daemon = usage()
         .into_iter()
         .chain([("bells", page.event_interrupts.into())]);
-    let rings = context.io.ring_counters().snapshot();
+    let rings = context.io.counters.snapshot();
     let daemon = daemon.chain(rings.counters()).chain(limits::counters());
     StatsReport {
         time_ns: u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX),

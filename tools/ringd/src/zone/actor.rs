@@ -81,6 +81,11 @@ pub enum Command {
     Pause,
     /// Resume its vCPUs.
     Resume,
+    /// Press or release its power key.
+    PowerKey {
+        /// Press it.
+        pressed: bool,
+    },
     /// Change a device.
     Change(Change),
 }
@@ -448,8 +453,14 @@ impl Actor {
             (Command::Change(change), Phase::Running | Phase::Paused | Phase::Crashed) => {
                 self.resources.change_device(&change).map(Some)
             }
+            (Command::PowerKey { pressed }, Phase::Running) => {
+                let done = self.context.el2().power_key(self.number, pressed);
+                done.map(|()| None).map_err(|cause| self.refused(cause))
+            }
             (Command::Resume, _) => Err(self.shared.status().wrong_phase("paused")),
-            (Command::Pause | Command::Change(_), _) => Err(self.shared.status().wrong_phase("running")),
+            (Command::Pause | Command::PowerKey { .. } | Command::Change(_), _) => {
+                Err(self.shared.status().wrong_phase("running"))
+            }
         };
         let _ = reply.send(result);
         Next::Continue

@@ -1,5 +1,6 @@
 //! Fills a zone's RAM: kernel, initial RAM disk, device tree, then the caches are cleaned.
 
+use std::fmt::Display;
 use std::path::Path;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use ringvisor::abi::machine::RAM_BASE;
 use crate::boot::content::Content;
 use crate::boot::fdt::{self, Machine, Seed};
 use crate::boot::kernel::Kernel;
-use crate::boot::layout;
+use crate::boot::layout::{FDT_MAX, Layout};
 use crate::config::{ZoneConfig, quoted};
 use crate::host::Ram;
 use crate::host::ram::Share;
@@ -26,8 +27,8 @@ pub struct Entry {
 /// The files to load, checked before anything is taken from root.
 pub struct BootFiles {
     kernel: Kernel,
-    /// Offset from RAM's base.
-    initrd: Option<(u64, Content)>,
+    initrd: Option<Content>,
+    layout: Layout,
 }
 
 /// Opens kernel and initial RAM disk, and reads as much of them as determines their format and place.
@@ -36,24 +37,24 @@ pub struct BootFiles {
 /// A file cannot be read, is no kernel, or does not fit.
 pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> anyhow::Result<BootFiles> {
     let start = Instant::now();
-    let kernel = Kernel::parse(
-        open_file(opener, config, "kernel", &config.kernel)?,
-        config.memory,
-    );
-    let kernel = kernel.map_err(|cause| config.unusable("kernel", &config.kernel, cause))?;
+    let kernel = open_file(opener, config, "kernel", &config.kernel)?;
+    let kernel = Kernel::parse(kernel, config.load, config.memory)
+        .map_err(|cause| config.unusable("kernel", &config.kernel, cause))?;
     let initrd = match &config.initrd {
         None => None,
-        Some(path) => {
-            let content = open_file(opener, config, "initrd", path)?;
-            let offset = layout::initrd_offset(&kernel, content.len(), config.memory);
-            Some((
-                offset.map_err(|cause| config.unusable("initrd", path, cause))?,
-                content,
-            ))
-        }
+        Some(path) => Some(open_file(opener, config, "initrd", path)?),
     };
+    let len = initrd.as_ref().map_or(0, Content::len);
+    let layout = Layout::new(&kernel, len, config.memory).map_err(|cause| match &config.initrd {
+        Some(path) => config.unusable("initrd", path, cause),
+        None => config.unusable("kernel", &config.kernel, cause),
+    })?;
     tracing::debug!(zone = config.name, took = ?start.elapsed(), "boot files opened");
-    Ok(BootFiles { kernel, initrd })
+    Ok(BootFiles {
+        kernel,
+        initrd,
+        layout,
+    })
 }
 
 fn open_file(opener: &dyn Opener, config: &ZoneConfig, key: &str, path: &Path) -> anyhow::Result<Content> {
@@ -77,10 +78,14 @@ fn open_file(opener: &dyn Opener, config: &ZoneConfig, key: &str, path: &Path) -
 /// be.
 pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram, share: Share) -> anyhow::Result<Entry> {
     let start = Instant::now();
-    let broken = |cause| config.failed(cause);
-    let initrd = files.initrd.as_ref();
-    let range = initrd.map(|(offset, content)| {
-        let start = RAM_BASE.saturating_add(*offset);
+    let broken = |cause: &dyn Display| config.failed(cause);
+    let BootFiles {
+        kernel,
+        initrd,
+        layout,
+    } = files;
+    let range = initrd.as_ref().map(|content| {
+        let start = RAM_BASE.saturating_add(layout.initrd);
         (start, start.saturating_add(content.len()))
     });
     let seed = seed().map_err(|cause| config.failed(format!("random numbers for the guest: {cause}")))?;
@@ -93,26 +98,41 @@ pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram, share: Share) -> 
         seed: &seed,
     });
     let tree = tree.map_err(|error| config.bad("cmdline", quoted(&config.cmdline), error))?;
-    let put = |key, path: &Path, offset, content| {
-        ram.put(offset, content)
+    if tree.len() as u64 > FDT_MAX {
+        let len = tree.len();
+        return Err(broken(&format_args!(
+            "its device tree has {len} bytes, expected at most {FDT_MAX}"
+        )));
+    }
+    let put = |key, path: &Path, offset, content, part| {
+        ram.put(offset, content, part)
             .map_err(|cause| config.unusable(key, path, cause))
     };
-    put(
-        "kernel",
-        &config.kernel,
-        files.kernel.offset,
-        &files.kernel.content,
-    )?;
-    if let (Some((offset, content)), Some(path)) = (initrd, &config.initrd) {
-        put("initrd", path, *offset, content)?;
+    for segment in &kernel.segments {
+        put(
+            "kernel",
+            &config.kernel,
+            segment.offset,
+            &kernel.content,
+            &segment.file,
+        )?;
+        let copied = segment.file.end.saturating_sub(segment.file.start);
+        if segment.zeroes {
+            let rest = segment.size.saturating_sub(copied);
+            ram.clear(segment.offset.saturating_add(copied), rest)
+                .map_err(|cause| broken(&cause))?;
+        }
     }
-    ram.write(0, &tree).map_err(broken)?;
+    if let (Some(content), Some(path)) = (initrd, &config.initrd) {
+        put("initrd", path, layout.initrd, content, &(0..content.len()))?;
+    }
+    ram.write(layout.tree, &tree).map_err(|cause| broken(&cause))?;
     let copied = start.elapsed();
-    ram.clean_caches(share).map_err(broken)?;
+    ram.clean_caches(share).map_err(|cause| broken(&cause))?;
     tracing::debug!(zone = config.name, ?copied, total = ?start.elapsed(), "RAM filled, caches cleaned");
     Ok(Entry {
-        address: files.kernel.entry(),
-        x0: RAM_BASE,
+        address: kernel.entry,
+        x0: RAM_BASE.saturating_add(layout.tree),
     })
 }
 

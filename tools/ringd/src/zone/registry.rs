@@ -23,6 +23,9 @@ const REMEMBERED: usize = 16;
 /// How long a take-over may keep the daemon from answering. Zones that take longer are taken over in the
 /// background.
 const TAKE_OVER_WAIT: Duration = Duration::from_secs(2);
+/// How long a power key is pressed: as QEMU's `gpio-key` (`GPIO_KEY_LATENCY`). A guest looks at its level
+/// some time after the interrupt.
+const KEY_PRESS: Duration = Duration::from_millis(100);
 
 /// Shows users what the daemon is doing while it does not answer yet.
 pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
@@ -184,6 +187,29 @@ impl Registry {
             Err(_) if command == Command::Stop => Ok(None),
             Err(_) => Err(status.wrong_phase("running or paused")),
         }
+    }
+
+    /// Starts a zone that has ended once more, as it was described then.
+    ///
+    /// # Errors
+    /// There is no such zone, it has not ended, or it cannot be started.
+    pub fn start_again(&self, name: &str) -> anyhow::Result<Arc<Shared>> {
+        self.start((*self.find(name)?.config).clone())
+    }
+
+    /// Presses a zone's power key for as long as QEMU's `system_powerdown` does, and returns then.
+    ///
+    /// # Errors
+    /// There is no such zone, it does not run, or EL2 refused.
+    pub fn press_power_key(&self, name: &str) -> anyhow::Result<()> {
+        let set = |pressed| self.execute(name, Command::PowerKey { pressed });
+        // A daemon that died meanwhile has left it pressed, and only an edge is seen.
+        set(false)?;
+        set(true)?;
+        std::thread::sleep(KEY_PRESS);
+        // The zone may have ended.
+        let _ = set(false);
+        Ok(())
     }
 
     /// Returns a zone by name, also one that has ended.

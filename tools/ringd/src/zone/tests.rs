@@ -21,6 +21,7 @@ use crate::io::Io;
 mod disk_changes;
 mod disk_migration;
 mod files;
+mod inflight;
 mod life;
 mod mutations;
 mod net;
@@ -67,6 +68,7 @@ impl Machine {
             cpus: Cpus::Count(2),
             memory: 16 << 20,
             kernel: self.path("Image"),
+            load: None,
             initrd: None,
             cmdline: "console=ttyAMA0".into(),
             on_reboot: OnReboot::Restart,

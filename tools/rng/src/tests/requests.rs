@@ -72,7 +72,7 @@ fn the_kernel_has_other_bytes_each_time() {
 #[test]
 fn a_limit_keeps_requests_in_the_ring() {
     let rng = counting();
-    rng.throttle().set_limits(RateLimits {
+    rng.throttle.set_limits(RateLimits {
         bytes: Rate { rate: 1000, burst: 1 },
         ..RateLimits::default()
     });

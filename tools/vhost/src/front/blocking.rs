@@ -193,7 +193,7 @@ impl Session {
         let left = || end.saturating_duration_since(Instant::now());
         let stream = (front.endpoint.connect)(&front.endpoint.path)?;
         let mut connection = Connection::negotiate_within(stream, 1, left()).map_err(other)?;
-        front.endpoint.known.check(connection.info()).map_err(other)?;
+        front.endpoint.known.check(&connection.info).map_err(other)?;
         let file = sealed(c"ringd data", DATA_MAX)?;
         let mapping: MmapRegion =
             MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), DATA_MAX as usize).map_err(other)?;
@@ -267,7 +267,7 @@ impl Session {
         let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
         let mut fds = [
             PollFd::new(&call, PollFlags::IN),
-            PollFd::new(self.connection.stream(), PollFlags::IN),
+            PollFd::new(&self.connection.stream, PollFlags::IN),
         ];
         let time = Timespec::try_from(time).ok();
         let _ = poll(&mut fds, time.as_ref());
@@ -304,12 +304,12 @@ impl Session {
 
     /// Records that a write has completed and may be in the server's cache.
     fn set_dirty(&mut self) {
-        self.dirty |= self.connection.info().flush;
+        self.dirty |= self.connection.info.flush;
     }
 
     fn flush(&mut self, end: Instant) -> Result<(), Failure> {
         // Without VIRTIO_BLK_F_FLUSH the server has no cache.
-        if !self.connection.info().flush {
+        if !self.connection.info.flush {
             return Ok(());
         }
         self.run(Request::Flush, &[], end)?;
@@ -319,7 +319,7 @@ impl Session {
 
     /// Zeroes as much as one request can, and returns the bytes.
     fn zero(&mut self, offset: u64, len: u64, unmap: bool, end: Instant) -> Result<u64, Failure> {
-        let len = piece(len, self.connection.info().write_zeroes)?;
+        let len = piece(len, self.connection.info.write_zeroes)?;
         self.run(Request::WriteZeroes { offset, len, unmap }, &[], end)?;
         self.set_dirty();
         Ok(len)
@@ -327,7 +327,7 @@ impl Session {
 
     /// Discards as much as one request can, and returns the bytes.
     fn discard(&mut self, offset: u64, len: u64, end: Instant) -> Result<u64, Failure> {
-        let len = piece(len, self.connection.info().discard)?;
+        let len = piece(len, self.connection.info.discard)?;
         self.run(Request::Discard { offset, len }, &[], end)?;
         self.set_dirty();
         Ok(len)

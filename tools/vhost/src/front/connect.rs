@@ -102,8 +102,10 @@ pub struct DiskInfo {
 /// A negotiated connection.
 pub struct Connection {
     frontend: Frontend,
-    stream: UnixStream,
-    info: DiskInfo,
+    /// The socket, which closes when the server dies or ends the connection.
+    pub stream: UnixStream,
+    /// The server's disk.
+    pub info: DiskInfo,
     /// The server supports the back-end channel.
     has_channel: bool,
     timeout: Duration,
@@ -227,16 +229,6 @@ impl Connection {
     /// Sets the timeout of each further step.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
-    }
-
-    /// Returns the server's disk.
-    pub fn info(&self) -> &DiskInfo {
-        &self.info
-    }
-
-    /// Returns the socket, which closes when the server dies or ends the connection.
-    pub fn stream(&self) -> &UnixStream {
-        &self.stream
     }
 
     /// Returns whether VIRTIO_F_EVENT_IDX is negotiated.

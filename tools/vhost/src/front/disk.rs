@@ -65,7 +65,7 @@ impl Connector for Driver {
         let stream = (self.connect)(path).map_err(|error| format!("cannot connect: {error}"))?;
         let connection = Connection::negotiate_within(stream, QUEUES, self.timeout);
         let connection = connection.map_err(|error| error.to_string())?;
-        let info = connection.info();
+        let info = &connection.info;
         let known = KnownGeometry {
             size: info.size,
             block_size: info.block_size,

@@ -44,7 +44,14 @@ impl Kick {
     /// # Errors
     /// No descriptors or threads are left.
     pub fn new(io_uring: bool, threads: &Threads) -> io::Result<Self> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Self::of(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?, io_uring, threads)
+    }
+
+    /// As [`Self::new`], by this event descriptor.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of(event: EventFd, io_uring: bool, threads: &Threads) -> io::Result<Self> {
         let way = match io_uring.then(|| ring(&event)) {
             Some(Ok(ring)) => Way::Ring(Box::new(ring)),
             _ => Way::Thread(thread(&event, threads)?),

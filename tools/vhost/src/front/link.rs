@@ -147,7 +147,7 @@ impl Link {
                     timeout = ?self.endpoint.timeout,
                     "the disk's server does not release requests: disconnected; it may still write to the guest's memory"
                 );
-                let _ = connection.stream().shutdown(Shutdown::Both);
+                let _ = connection.stream.shutdown(Shutdown::Both);
                 return;
             }
             if state.is_rejected() {
@@ -158,7 +158,7 @@ impl Link {
                 time = Some(time.map_or(pause, |time| time.min(pause)));
             }
             let fds = [
-                Some(connection.stream().as_fd()),
+                Some(connection.stream.as_fd()),
                 channel
                     .as_ref()
                     .filter(|_| pause.is_zero())
@@ -176,7 +176,7 @@ impl Link {
             if !from_stream {
                 continue;
             }
-            match connection.stream().read(&mut discarded) {
+            match (&connection.stream).read(&mut discarded) {
                 // No reply is outstanding.
                 Ok(1..) => {
                     if !state.is_rejected() {
@@ -233,7 +233,7 @@ impl Link {
     fn connect<'a>(&self, state: &'a LinkState) -> Result<Session<'a>, FrontError> {
         let stream = (self.endpoint.connect)(&self.endpoint.path).map_err(system("cannot connect"))?;
         let mut connection = Connection::negotiate_within(stream, QUEUES, self.endpoint.timeout)?;
-        let info = *connection.info();
+        let info = connection.info;
         self.endpoint.known.check(&info)?;
         let rings =
             SharedRings::new(info.queues, connection.event_idx()).map_err(system("cannot make the rings"))?;
@@ -246,7 +246,7 @@ impl Link {
         let guest = self.memory()?;
         let channel = connection.open_channel()?;
         connection.start(&guest, &rings, &theirs, &call.event)?;
-        let stream = connection.stream().try_clone();
+        let stream = connection.stream.try_clone();
         state.set_connection(stream.map_err(system("cannot copy a descriptor"))?);
         if state.log.allows() {
             tracing::info!(path = %self.endpoint.path.display(), queues = info.queues, "connected to the disk's server");

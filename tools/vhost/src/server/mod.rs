@@ -1,10 +1,11 @@
-//! The server: ringblk's block device for the guests of another process.
+//! The server: a device, ringblk's or ringnet's, for the guests of another process.
 //!
 //! [`Server::run`] accepts one front end after the other. A connection has a [`session`], which handles its
 //! messages; each running queue has a thread with a reactor of its own ([`ring`]); the front end's memory is
 //! mapped in [`memory`], and [`inflight`] is the region that outlives this process. An invalid message ends
 //! the connection, never the server.
 
+mod device;
 mod inflight;
 mod memory;
 mod ring;
@@ -17,15 +18,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ringblk::Disk;
+pub use device::Served;
 use ringvirtio::ReactorOptions;
 use session::Session;
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
-/// Most queues of a served disk.
+/// Most queues of a served device.
 pub const MAX_QUEUES: u16 = 64;
 
-/// Why a disk cannot be served.
+/// Why a device cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The socket cannot be created.
@@ -44,14 +45,14 @@ pub enum ServeError {
     Accept(io::Error),
 }
 
-/// A disk that is served.
-pub struct Server {
+/// A device that is served.
+pub struct Server<D> {
     listener: UnixListener,
-    disk: Arc<Disk>,
+    device: Arc<D>,
     options: ServerOptions,
 }
 
-/// How a disk is served.
+/// How a device is served.
 #[derive(Clone, Copy, Debug)]
 pub struct ServerOptions {
     /// Queues offered, up to [`MAX_QUEUES`].
@@ -73,12 +74,12 @@ impl Default for ServerOptions {
     }
 }
 
-impl Server {
+impl<D: Served> Server<D> {
     /// Listens at `socket`; replaces the socket of a server that has died.
     ///
     /// # Errors
     /// It cannot listen there, or another one does.
-    pub fn bind(socket: &Path, disk: Arc<Disk>, options: ServerOptions) -> Result<Self, ServeError> {
+    pub fn bind(socket: &Path, device: Arc<D>, options: ServerOptions) -> Result<Self, ServeError> {
         let failed = |source| ServeError::Listen {
             path: socket.to_owned(),
             source,
@@ -101,7 +102,7 @@ impl Server {
         };
         Ok(Self {
             listener: listener.map_err(failed)?,
-            disk,
+            device,
             options: ServerOptions {
                 queues: options.queues.clamp(1, MAX_QUEUES),
                 ..options
@@ -110,7 +111,7 @@ impl Server {
     }
 
     /// Serves one front end after the other, each until it disconnects. The next one waits meanwhile: two
-    /// front ends would write to one image without coordination.
+    /// front ends would use one device without coordination.
     ///
     /// # Errors
     /// Connections cannot be accepted any more.
@@ -129,7 +130,7 @@ impl Server {
 
     /// Serves one connection to its end.
     pub fn serve(&self, stream: UnixStream) {
-        let session = Arc::new(Mutex::new(Session::new(self.disk.clone(), self.options)));
+        let session = Arc::new(Mutex::new(Session::new(self.device.clone(), self.options)));
         let mut handler = BackendReqHandler::from_stream(stream, session.clone());
         let end = loop {
             match handler.handle_request() {

@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use ringblk::{BlockQueue, Disk};
 use ringvirtio::inflight::InflightLog;
 use ringvirtio::{
-    Commands, EventSource, InflightArea, QueueId, QueueSetup, Reactor, ReactorHandle, ReactorOptions,
-    ReadWidth, RingAddresses, SetupError,
+    Commands, EventSource, InflightArea, QueueHandler, QueueId, QueueSetup, Reactor, ReactorHandle,
+    ReactorOptions, ReadWidth, RingAddresses, SetupError,
 };
 
+use super::device::Served;
 use super::inflight::{self, Region};
 use super::memory::FrontMemory;
 
@@ -42,8 +42,8 @@ impl Signal {
 }
 
 /// What a queue needs from its session.
-pub struct RingContext<'a> {
-    pub disk: &'a Arc<Disk>,
+pub struct RingContext<'a, D> {
+    pub device: &'a Arc<D>,
     pub memory: &'a FrontMemory,
     pub region: Option<&'a Region>,
     pub features: u64,
@@ -88,7 +88,11 @@ impl Ring {
     ///
     /// # Errors
     /// The set-up, the region or the log is invalid, or no threads or descriptors are left.
-    pub fn start(&mut self, index: usize, context: &RingContext<'_>) -> Result<(), Box<dyn Error>> {
+    pub fn start<D: Served>(
+        &mut self,
+        index: usize,
+        context: &RingContext<'_, D>,
+    ) -> Result<(), Box<dyn Error>> {
         let (Some([desc, avail, used]), Some(kick), true) = (self.addresses, &self.kick, self.enabled) else {
             return Ok(());
         };
@@ -133,7 +137,7 @@ impl Ring {
         let thread = std::thread::Builder::new()
             .name(format!("queue {index}"))
             .spawn(move || reactor.run_or_exit())?;
-        let id = handle.add(Box::new(queue));
+        let id = handle.add(queue);
         handle.add_event_source(kick, ReadWidth::Foreign, Box::new(Kick { id, kicked: false }));
         self.running = Some(Running {
             handle,
@@ -144,13 +148,13 @@ impl Ring {
         Ok(())
     }
 
-    fn queue(
+    fn queue<D: Served>(
         &self,
         index: usize,
         ring: RingAddresses,
         inflight: InflightArea,
-        context: &RingContext<'_>,
-    ) -> Result<BlockQueue, SetupError> {
+        context: &RingContext<'_, D>,
+    ) -> Result<Box<dyn QueueHandler>, SetupError> {
         let (call, error) = (self.call.clone(), self.error.clone());
         let setup = QueueSetup {
             ram: context.memory.ram().clone(),
@@ -164,7 +168,8 @@ impl Ring {
                 error.raise();
             }),
         };
-        BlockQueue::new(context.disk.clone(), setup)
+        let number = u16::try_from(index).unwrap_or(u16::MAX);
+        context.device.queue(number, setup)
     }
 
     /// Stops the queue: afterwards nothing is in flight, and everything is published. Records where to

@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use ringblk::{Disk, device};
 use ringvirtio::virtio::{VIRTIO_F_RING_RESET, feature};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
@@ -16,12 +15,11 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 
 use super::ServerOptions;
+use super::device::Served;
 use super::inflight::Region;
 use super::memory::FrontMemory;
 use super::ring::{Ring, RingContext};
 
-/// Default queue size of QEMU's guests; `seg_max` is derived from it.
-const QUEUE_SIZE: u16 = 128;
 /// Largest queue that is served.
 const QUEUE_SIZE_MAX: u32 = 1024;
 /// Bytes of the configuration space that can be read; fields that the device does not have read zero.
@@ -30,8 +28,8 @@ const CONFIG_MAX: usize = 256;
 const MEMORY_REGIONS: u64 = 32;
 
 /// One connection's state.
-pub struct Session {
-    disk: Arc<Disk>,
+pub struct Session<D> {
+    device: Arc<D>,
     options: ServerOptions,
     features: u64,
     memory: Option<FrontMemory>,
@@ -39,10 +37,11 @@ pub struct Session {
     rings: Vec<Ring>,
 }
 
-impl Session {
-    pub fn new(disk: Arc<Disk>, options: ServerOptions) -> Self {
+impl<D: Served> Session<D> {
+    pub fn new(device: Arc<D>, options: ServerOptions) -> Self {
+        device.begin();
         Self {
-            disk,
+            device,
             options,
             features: 0,
             memory: None,
@@ -54,7 +53,7 @@ impl Session {
     /// Returns the features that the server offers.
     fn offered(&self) -> u64 {
         // vhost-user has no message for the reset of a single queue.
-        let device = device::features(&self.disk, self.options.queues) & !feature(VIRTIO_F_RING_RESET);
+        let device = self.device.features(self.options.queues) & !feature(VIRTIO_F_RING_RESET);
         device | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
@@ -73,7 +72,7 @@ impl Session {
             return Ok(());
         };
         let context = RingContext {
-            disk: &self.disk,
+            device: &self.device,
             memory,
             region: self.region.as_ref(),
             features: self.features,
@@ -94,14 +93,9 @@ impl Session {
 
     fn configuration(&self) -> [u8; CONFIG_MAX] {
         let mut all = [0; CONFIG_MAX];
-        let config = device::config(&self.disk, QUEUE_SIZE, self.options.queues);
+        let config = self.device.config(self.options.queues);
         for (to, from) in all.iter_mut().zip(config) {
             *to = from;
-        }
-        if !self.disk.limits().readonly
-            && let Some(writeback) = all.get_mut(device::WRITEBACK)
-        {
-            *writeback = self.disk.control().writeback().into();
         }
         all
     }
@@ -118,7 +112,7 @@ fn unsupported<T>(what: &'static str) -> Result<T> {
     Err(Error::InvalidOperation(what))
 }
 
-impl VhostUserBackendReqHandlerMut for Session {
+impl<D: Served> VhostUserBackendReqHandlerMut for Session<D> {
     fn set_owner(&mut self) -> Result<()> {
         Ok(())
     }
@@ -134,7 +128,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             *ring = Ring::default();
         }
         self.features = 0;
-        self.disk.control().set_writeback(true);
+        self.device.reset();
         Ok(())
     }
 
@@ -152,6 +146,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         if features != self.features {
             self.stop();
             self.features = features;
+            self.device.begin();
         }
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
             // Without protocol features there is no message to enable queues.
@@ -294,7 +289,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         }
     }
 
-    /// Sets `writeback`, the only byte that the driver may write.
+    /// Sets what the driver may write: a disk's `writeback`.
     fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         let mut config = self.configuration();
         let start = offset as usize;
@@ -310,7 +305,7 @@ impl VhostUserBackendReqHandlerMut for Session {
                 )));
             }
         }
-        if device::driver_wrote(&self.disk, self.features, &config) {
+        if self.device.driver_wrote(self.features, &config) {
             self.rings.iter().for_each(Ring::schedule);
         }
         Ok(())

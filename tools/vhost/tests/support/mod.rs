@@ -53,7 +53,7 @@ impl Client {
     /// Negotiates, but does not start the queues.
     pub fn stopped(stream: UnixStream, queues: u16) -> Result<Self, FrontError> {
         let connection = Connection::negotiate(stream, queues)?;
-        let count = connection.info().queues;
+        let count = connection.info.queues;
         let rings = SharedRings::new(count, connection.event_idx()).unwrap();
         let file = Arc::new(File::from(memfd_create(c"client", MemfdFlags::CLOEXEC).unwrap()));
         ftruncate(&file, RAM).unwrap();
@@ -86,7 +86,7 @@ impl Client {
     }
 
     pub fn info(&self) -> DiskInfo {
-        *self.connection.info()
+        self.connection.info
     }
 
     pub fn put(&self, offset: u64, bytes: &[u8]) {
@@ -126,7 +126,7 @@ impl Client {
             let call = unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) };
             let mut fds = [
                 PollFd::new(&call, PollFlags::IN),
-                PollFd::new(self.connection.stream(), PollFlags::IN),
+                PollFd::new(&self.connection.stream, PollFlags::IN),
             ];
             let _ = poll(&mut fds, Some(&wait));
             if !fds[1].revents().is_empty() && fds[0].revents().is_empty() {

@@ -41,7 +41,7 @@ pub struct Situation {
 /// The state of a queue's used buffer notifications.
 pub struct Coalescer {
     /// The used index at the last decision.
-    decided: u16,
+    pub decided: u16,
     /// How many completions one interrupt is to cover.
     batch_target: u16,
     /// When the first publication since the last decision was, by the queue's clock.
@@ -83,12 +83,6 @@ impl Coalescer {
     #[inline]
     pub const fn set_urgent(&mut self) {
         self.urgent = true;
-    }
-
-    /// Returns the used index at the last decision.
-    #[inline]
-    pub const fn decided(&self) -> u16 {
-        self.decided
     }
 
     /// Returns how many requests were published since the last decision.

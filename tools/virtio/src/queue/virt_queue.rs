@@ -505,7 +505,7 @@ impl VirtQueue {
     #[inline]
     fn is_interrupt_wanted(&self) -> bool {
         self.ring
-            .interrupt_wanted(self.coalescer.decided(), self.used.idx())
+            .interrupt_wanted(self.coalescer.decided, self.used.idx())
     }
 
     #[inline]
@@ -551,6 +551,13 @@ impl VirtQueue {
             trace::event(Kind::Raise, self.trace, 0);
             (self.notify_driver)();
         }
+    }
+
+    /// Sends an interrupt for used buffers that another process has published.
+    pub fn signal_foreign(&mut self) {
+        self.stats.interrupts.add(1);
+        trace::event(Kind::Raise, self.trace, 0);
+        (self.notify_driver)();
     }
 
     /// If an interrupt was decided about since the last call: returns whether the driver had a backlog then.

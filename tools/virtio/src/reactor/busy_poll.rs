@@ -21,7 +21,7 @@ pub struct BusyPoll {
     /// At most; zero: never.
     longest: Duration,
     /// Next time.
-    window: Duration,
+    pub window: Duration,
 }
 
 impl BusyPoll {
@@ -41,11 +41,6 @@ impl BusyPoll {
         let start = Instant::now();
         let found = poll(has_work, || start.elapsed() >= self.window);
         (found, start.elapsed())
-    }
-
-    /// Returns how long [`Self::run`] would poll.
-    pub const fn window(&self) -> Duration {
-        self.window
     }
 
     /// Returns whether [`Self::run`] would poll.

@@ -90,7 +90,7 @@ impl Core {
         // A queue that waits for a rate limit is serviced at a known moment: until then there is no need to
         // be awake.
         let limit = self.until_deadline();
-        if limit.is_some_and(|limit| limit <= self.busy.window()) {
+        if limit.is_some_and(|limit| limit <= self.busy.window) {
             return false;
         }
         let busy = self.busy;

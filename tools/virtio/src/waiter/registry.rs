@@ -134,7 +134,7 @@ impl Registry {
     /// Registers all of a guest's RAM or, on failure, nothing of it. Returns the slots.
     fn register_ram(&mut self, ram: &GuestRam) -> Vec<u32> {
         let mut taken = Vec::new();
-        if !ram.is_fixed() {
+        if !ram.fixed {
             return taken;
         }
         for extent in ram.extents() {

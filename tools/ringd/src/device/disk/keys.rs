@@ -111,7 +111,7 @@ fn remote(keys: &mut Keys<'_>, has_path: bool) -> anyhow::Result<Option<PathBuf>
         if key == "path" || keys.peek(key).is_some() {
             let value = quoted(&socket.display().to_string());
             let expected = format!("no key {key} beside it: the server has the image");
-            return Err(bad(keys.origin(), keys.name("vhost_user"), value, expected));
+            return Err(bad(keys.origin, keys.name("vhost_user"), value, expected));
         }
     }
     Ok(Some(ringblk::remote::path(&socket)))

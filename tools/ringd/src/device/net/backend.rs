@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use ringnet::config::STATUS_OFFSET;
+use ringnet::config::CHANGING;
 use ringnet::{Net, QUEUE_SIZE_MAX};
-use ringvirtio::{QueueHandler, QueueSetup, SetupError};
+use ringvirtio::{Callback, QueueHandler, QueueSetup, SetupError};
 use ringvisor::abi::command::DeviceSpec;
 
 use crate::device::backend::{Backend, QueueCounters, spec};
@@ -16,7 +16,7 @@ const _: () = assert!(QUEUE_SIZE_MAX <= inflight::QUEUE_SIZE_MAX);
 
 impl Backend for Arc<Net> {
     fn describe(&self, _config: &Config, queues: u16) -> DeviceSpec {
-        let space = self.config().space(self.status());
+        let space = self.space();
         spec(
             ringnet::DEVICE_ID,
             self.features(),
@@ -27,7 +27,8 @@ impl Backend for Arc<Net> {
     }
 
     fn live_config(&self) -> Option<(u16, Vec<u8>)> {
-        Some((STATUS_OFFSET, self.status().to_le_bytes().into()))
+        let space = self.space();
+        Some((0, space.get(..CHANGING)?.into()))
     }
 
     fn queue(
@@ -38,10 +39,14 @@ impl Backend for Arc<Net> {
         let (queue, counters) = Net::queue(self, number, setup)?;
         Ok((queue, QueueCounters::Net(counters)))
     }
+
+    fn release(&self, queue: Option<u16>, then: Callback) {
+        Net::release(self, queue, then);
+    }
 }
 
-/// Has the guest shown the link's status when the device changes it by itself, and the zone's thread woken
-/// when its port fails.
+/// Has the guest shown address and status of the link when the device changes them by itself, and the zone's
+/// thread woken when its port fails.
 pub fn watch(zone: &ZoneContext, slot: u8, net: &Net) {
     if let Some(wake) = zone.wake.clone() {
         net.on_port_failure(Box::new(move || wake()));
@@ -54,7 +59,7 @@ pub fn watch(zone: &ZoneContext, slot: u8, net: &Net) {
         if let Some(io) = io.upgrade()
             && let Err(error) = io.show_config(number, slot)
         {
-            tracing::error!(zone = number, slot, %error, "cannot show a link's status");
+            tracing::error!(zone = number, slot, %error, "cannot show a device's address and link");
         }
     }));
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{NetConfig, NetLimits, PortConfig, Source};
 use super::open;
 use super::opener::PortRequest;
+use crate::config::error::quoted;
 use crate::device::Device;
 use crate::device::config::Config;
 use crate::device::state::{NetState, PortState};
@@ -101,6 +102,9 @@ pub fn change(zone: &ZoneContext, store: &mut dyn Store, change: &Change) -> any
             place.apply(|net| net.set_link(*up))?;
         }
         Change::Limit { limits, .. } => {
+            if *limits != NetLimits::default() {
+                place.check_ours("limited")?;
+            }
             place.record(store, |net| net.limits = *limits)?;
             place.apply(|net| open::limit(net, *limits))?;
         }
@@ -122,7 +126,7 @@ pub fn reopen(zone: &ZoneContext) {
         // Of a passt that has ended the keeper knows; it starts another unless that one ended at once, too.
         let removed = place.take_off(&net).and_then(|()| match port.source {
             Source::User => Ok(()),
-            Source::Bridge(_) | Source::Tap(_) => place.close(),
+            Source::Bridge(_) | Source::Tap(_) | Source::VhostUser(_) => place.close(),
         });
         let reopened = removed.and_then(|()| place.put(&net, &port));
         match reopened {
@@ -141,6 +145,17 @@ impl Place<'_> {
             Some(Device::Net(net)) => Some(net),
             _ => None,
         }
+    }
+
+    /// Refuses what only a device whose packets the daemon transfers can be. `what`: of a sentence.
+    fn check_ours(&self, what: &str) -> anyhow::Result<()> {
+        if let Source::VhostUser(path) = &self.config.port.source {
+            let (zone, index, path) = (&self.zone.config.name, self.index, path.display());
+            bail!(
+                "eth{index} of zone {zone} cannot be {what}: the vhost-user server at {path} transfers its packets"
+            );
+        }
+        Ok(())
     }
 
     /// Returns what is to be behind it.
@@ -196,6 +211,13 @@ impl Place<'_> {
         if let Err((key, value, expected)) = port.check() {
             bail!("net[{index}].{key} = {value}: expected {expected}");
         }
+        self.check_ours("attached to anything else")?;
+        if let Source::VhostUser(path) = &port.source {
+            bail!(
+                "net[{index}].vhost_user = {}: expected bridge, tap or user: a server is given in a zone file or by --net, before the guest starts",
+                quoted(&path.display().to_string())
+            );
+        }
         let net = self.served()?;
         if let Some(found) = self.port().filter(|_| net.has_port()) {
             let source = found.source;
@@ -213,6 +235,7 @@ impl Place<'_> {
 
     fn detach(&self, store: &mut dyn Store) -> anyhow::Result<()> {
         let (zone, index) = (&self.zone.config.name, self.index);
+        self.check_ours("detached")?;
         let net = self.served()?;
         if !net.has_port() {
             bail!("nothing is behind eth{index} of zone {zone}: `ringctl net list` shows what is");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use ringnet::MacAddress;
@@ -64,6 +65,8 @@ pub enum Source {
     Tap(String),
     /// passt: connections of the guest are those of a process in root.
     User,
+    /// A vhost-user server's socket: that process transfers packets.
+    VhostUser(PathBuf),
 }
 
 /// Limits of each direction; none if not given.
@@ -185,6 +188,7 @@ impl fmt::Display for Source {
             Self::Bridge(name) => write!(f, "bridge {name}"),
             Self::Tap(name) => write!(f, "tap {name}"),
             Self::User => f.write_str("user"),
+            Self::VhostUser(path) => write!(f, "vhost-user {}", path.display()),
         }
     }
 }
@@ -208,6 +212,7 @@ impl Source {
             Self::Bridge(name) => ("bridge", quoted(name)),
             Self::Tap(name) => ("tap", quoted(name)),
             Self::User => ("user", "true".into()),
+            Self::VhostUser(path) => ("vhost_user", quoted(&path.display().to_string())),
         }
     }
 
@@ -235,6 +240,11 @@ impl PortConfig {
             let expected = "the name of a network interface: 1 to 15 characters, no space or any of /:%*\"\\";
             return wrong(key, &value, expected);
         }
+        if let Source::VhostUser(path) = &self.source
+            && !path.is_absolute()
+        {
+            return wrong(key, &value, "the absolute path of a vhost-user server's socket");
+        }
         for (index, one) in self.forward.iter().enumerate() {
             let quoted = quoted(&one.to_string());
             if !self.source.gives_addresses() {
@@ -260,12 +270,18 @@ impl PortConfig {
                 return wrong("forward", &quoted, "each port of root once");
             }
         }
-        if self.filter && self.source == Source::User {
-            return wrong(
-                "filter",
-                &true,
-                "false with `user`: only passt's own packets leave",
-            );
+        if self.filter {
+            match self.source {
+                Source::Bridge(_) | Source::Tap(_) => {}
+                Source::User => {
+                    let expected = "false with `user`: only passt's own packets leave";
+                    return wrong("filter", &true, expected);
+                }
+                Source::VhostUser(_) => {
+                    let expected = "false with `vhost_user`: the server transfers the packets";
+                    return wrong("filter", &true, expected);
+                }
+            }
         }
         if !self.addresses.is_empty() && !self.filter {
             let list: Vec<String> = self
@@ -295,7 +311,7 @@ impl NetConfig {
     pub fn pairs(&self, vcpus: usize) -> u16 {
         let most = match self.port.source {
             Source::Bridge(_) => u16::try_from(vcpus).unwrap_or(PAIRS_MAX).clamp(1, PAIRS_MAX),
-            Source::Tap(_) | Source::User => 1,
+            Source::Tap(_) | Source::User | Source::VhostUser(_) => 1,
         };
         self.queue_pairs.unwrap_or(most)
     }
@@ -325,6 +341,14 @@ impl NetConfig {
                 return wrong("mtu", &self.mtu, &format!("at most {most}, with `user`"));
             }
         }
+        if matches!(self.port.source, Source::VhostUser(_)) && self.limits != NetLimits::default() {
+            let (key, limit) = match self.limits.rate {
+                Some(rate) => ("rate", rate),
+                None => ("pps", self.limits.pps.unwrap_or(0)),
+            };
+            let expected = "no limit with `vhost_user`: the server transfers the packets";
+            return wrong(key, &limit, expected);
+        }
         match self.port.check() {
             Ok(()) => Ok(()),
             Err((name, value, expected)) => wrong(name, &value, &expected),
@@ -351,14 +375,25 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
                 "an address that no other device of the zone has",
             ));
         }
+        let taken = before.iter().any(|other| other.port.source == net.port.source);
         if let Source::Tap(tap) = &net.port.source
-            && before.iter().any(|other| other.port.source == net.port.source)
+            && taken
         {
             return Err(bad(
                 origin,
                 format!("net[{index}].tap"),
                 quoted(tap),
                 "a tap that no other device of the zone has",
+            ));
+        }
+        if let Source::VhostUser(path) = &net.port.source
+            && taken
+        {
+            return Err(bad(
+                origin,
+                format!("net[{index}].vhost_user"),
+                quoted(&path.display().to_string()),
+                "a server that no other device of the zone has: it serves one device",
             ));
         }
         let forwarded = |one: &&Forward| {

@@ -10,6 +10,7 @@ const KEYS: &[&str] = &[
     "bridge",
     "tap",
     "user",
+    "vhost_user",
     "forward",
     "filter",
     "addresses",
@@ -23,7 +24,8 @@ const KEYS: &[&str] = &[
 /// The origin of devices that options describe.
 const COMMAND_LINE: &str = "command line";
 /// What an option is to look like.
-const OPTION: &str = "KEY=VALUE[,KEY=VALUE...] with bridge=NAME, tap=NAME or user, keys as in a zone file";
+const OPTION: &str =
+    "KEY=VALUE[,KEY=VALUE...] with bridge=NAME, tap=NAME, user or vhost_user=SOCKET, keys as in a zone file";
 
 /// Takes the devices from a zone file's keys.
 ///
@@ -75,28 +77,30 @@ fn port(keys: &mut Keys<'_>) -> anyhow::Result<PortConfig> {
 }
 
 fn source(keys: &mut Keys<'_>) -> anyhow::Result<Source> {
-    let expected = "one of bridge, tap and user";
-    let given = ["bridge", "tap", "user"].map(|key| keys.peek(key).cloned());
+    let expected = "one of bridge, tap, user and vhost_user";
+    let given = ["bridge", "tap", "user", "vhost_user"].map(|key| (key, keys.peek(key).cloned()));
     let bridge = keys.string("bridge", "the name of a bridge in quotes")?;
     let tap = keys.string("tap", "the name of a tap device in quotes")?;
     let user = keys.boolean("user")?;
-    match (bridge, tap, user) {
-        (Some(bridge), None, None) => Ok(Source::Bridge(bridge)),
-        (None, Some(tap), None) => Ok(Source::Tap(tap)),
-        (None, None, Some(true)) => Ok(Source::User),
-        (None, None, None) => Err(keys.missing("bridge", expected)),
-        (None, None, Some(false)) => Err(keys.bad(
+    let server = keys.path("vhost_user", "the path of a vhost-user server's socket")?;
+    match (bridge, tap, user, server) {
+        (Some(bridge), None, None, None) => Ok(Source::Bridge(bridge)),
+        (None, Some(tap), None, None) => Ok(Source::Tap(tap)),
+        (None, None, Some(true), None) => Ok(Source::User),
+        (None, None, None, Some(server)) => Ok(Source::VhostUser(server)),
+        (None, None, None, None) => Err(keys.missing("bridge", expected)),
+        (None, None, Some(false), None) => Err(keys.bad(
             "user",
             &Value::Boolean(false),
-            "true, or bridge or tap in its place",
+            "true, or bridge, tap or vhost_user in its place",
         )),
         _ => {
-            let [_, tap, user] = given;
-            let (key, value) = match (tap, user) {
-                (_, Some(user)) => ("user", user),
-                (Some(tap), None) => ("tap", tap),
-                (None, None) => ("bridge", Value::Boolean(true)),
-            };
+            // The last of those that are given.
+            let last = given
+                .into_iter()
+                .rev()
+                .find_map(|(key, value)| Some((key, value?)));
+            let (key, value) = last.unwrap_or(("bridge", Value::Boolean(true)));
             Err(keys.bad(key, &value, format_args!("only {expected}")))
         }
     }

@@ -6,11 +6,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringnet::{MacAddress, Net, Offloads, Port, SavedState, Stream, Tap};
+use ringvhost::device::State;
 use ringvirtio::memory::Slots;
 use ringvirtio::{Rate, RateLimits};
 
 use super::config::{NetConfig, NetLimits, PortConfig, Source};
 use super::opener::{PortError, PortOpener, PortRequest};
+use super::served;
 use crate::config::ZoneConfig;
 use crate::device::inflight;
 use crate::device::state::NetState;
@@ -39,7 +41,7 @@ impl PortRequest {
     reason = "each is another part of what a device is made of"
 )]
 pub fn open(
-    opener: &dyn PortOpener,
+    opener: &Arc<dyn PortOpener>,
     zone: &ZoneConfig,
     slot: u8,
     index: usize,
@@ -54,43 +56,59 @@ pub fn open(
         mtu: config.mtu,
         pairs: config.pairs(zone.cpus.count()),
     };
-    let changed = state.and_then(|state| state.port.as_ref());
-    let port = match changed {
-        None => Some(&config.port),
-        Some(changed) => changed.config.as_ref(),
-    };
-    let request = port.map(|port| PortRequest::new(zone, index, port, &device));
-    let mut port = None;
-    if let Some(request) = &request {
-        match open_port(opener, request).map_err(|error| explain(zone, request, &error)) {
-            Ok(opened) => port = Some(opened),
+    let words = Arc::new(words);
+    let saved = SavedState::new(words.clone(), inflight::net_words(slot));
+    let (net, port) = if let Source::VhostUser(_) = config.port.source {
+        let request = PortRequest::new(zone, index, &config.port, &device);
+        let state = State::new(words, inflight::server_words(slot));
+        let net = served::open(opener, request.clone(), device, state, saved)
+            .map_err(|error| explain(zone, &request, &error))?;
+        (net, None)
+    } else {
+        let changed = state.and_then(|state| state.port.as_ref());
+        let port = match changed {
+            None => Some(&config.port),
+            Some(changed) => changed.config.as_ref(),
+        };
+        let request = port.map(|port| PortRequest::new(zone, index, port, &device));
+        let opened = request.map(|request| {
+            let port = open_port(&**opener, &request);
+            port.map_err(|error| explain(zone, &request, &error))
+                .map(|port| (request, port))
+        });
+        let opened = match opened.transpose() {
             // The guest is in the middle of its work: it goes on without this link.
             Err(error) if takeover => {
-                tracing::error!(%error, "a network device that was taken over has no link")
+                tracing::error!(%error, "a network device that was taken over has no link");
+                None
             }
-            Err(error) => return Err(error),
-        }
-    }
-    let offered = match (changed, &port, &config.port.source) {
-        (Some(changed), _, _) => Offloads {
-            tcp: changed.offloads.0,
-            udp: changed.offloads.1,
-        },
-        (None, Some(port), _) => port.offloads(),
-        (None, None, source) => Offloads {
-            tcp: *source != Source::User,
-            udp: false,
-        },
+            other => other?,
+        };
+        let offered = match (changed, &opened) {
+            (Some(changed), _) => Offloads {
+                tcp: changed.offloads.0,
+                udp: changed.offloads.1,
+            },
+            (None, Some((_, port))) => port.offloads(),
+            (None, None) => Offloads {
+                tcp: config.port.source != Source::User,
+                udp: false,
+            },
+        };
+        (Net::new(device, offered, Some(saved)), opened)
     };
-    let saved = SavedState::new(Arc::new(words), inflight::net_words(slot));
-    let net = Net::new(device, offered, Some(saved));
     limit(&net, state.map_or(config.limits, |state| state.limits));
     if state.is_some_and(|state| state.link_down) {
         net.set_link(false);
     }
-    if let (Some(request), Some(port)) = (&request, port) {
-        net.attach(port)
-            .map_err(|error| explain(zone, request, &io::Error::other(error)))?;
+    if let Some((request, port)) = port
+        && let Err(error) = net.attach(port)
+    {
+        let error = explain(zone, &request, &io::Error::other(error));
+        if !takeover {
+            return Err(error);
+        }
+        tracing::error!(%error, "a network device that was taken over has no link");
     }
     Ok(net)
 }
@@ -120,6 +138,8 @@ pub fn open_port(opener: &dyn PortOpener, request: &PortRequest) -> io::Result<A
             let socket = descriptors.pop().ok_or(io::ErrorKind::NotFound)?;
             Arc::new(Stream::new(socket)?)
         }
+        // It transfers packets itself: `served`.
+        Source::VhostUser(_) => return Err(io::ErrorKind::Unsupported.into()),
     })
 }
 

@@ -57,13 +57,27 @@ impl PortError {
     }
 }
 
+/// The connection to a vhost-user server, among a port's descriptors: another one once it has ended.
+pub const SOCKET: u16 = 0;
+
+/// Returns the number of the event descriptor that notifies a vhost-user server of a queue.
+pub const fn kick(queue: u16) -> u16 {
+    1 + 2 * queue
+}
+
+/// Returns the number of the event descriptor by which a vhost-user server notifies of a queue.
+pub const fn call(queue: u16) -> u16 {
+    2 + 2 * queue
+}
+
 /// Opens ports and keeps them. The same request gives the same port again until it is closed.
 pub trait PortOpener: Send + Sync {
-    /// Returns the descriptor of a pair of queues of a port.
+    /// Returns one of a port's descriptors: that of a pair of queues, or with a vhost-user server the one
+    /// that [`SOCKET`], [`kick`] or [`call`] says.
     ///
     /// # Errors
     /// The port cannot be opened; why, for people.
-    fn open(&self, request: &PortRequest, pair: u16) -> io::Result<OwnedFd>;
+    fn open(&self, request: &PortRequest, number: u16) -> io::Result<OwnedFd>;
 
     /// Closes the ports of a zone, or the one of the device with this number.
     ///

@@ -17,7 +17,7 @@ const _: () = assert!(QUEUE_SIZE_MAX <= inflight::QUEUE_SIZE_MAX);
 pub fn open(config: &RngConfig) -> Arc<Rng> {
     let rng = Rng::new();
     let rate = config.bps.unwrap_or(0);
-    rng.throttle().set_limits(RateLimits {
+    rng.throttle.set_limits(RateLimits {
         bytes: Rate {
             rate,
             burst: rate.div_ceil(10),

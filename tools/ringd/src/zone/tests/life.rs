@@ -27,7 +27,7 @@ fn a_zone_lives_and_powers_off() {
     );
     assert_eq!(machine.host.online(), [0, 1]);
     assert_eq!(machine.host.free_pages(), PAGES - 8);
-    assert_eq!(machine.el2.starts(1), [(0x4008_0000, 0x4000_0000)]);
+    assert_eq!(machine.el2.starts(1), [(0x4008_0000, 0x4080_0000)]);
 
     machine.el2.guest_prints(1, "hello from the guest\n");
     until("output", || {
@@ -44,6 +44,30 @@ fn a_zone_lives_and_powers_off() {
 }
 
 #[test]
+fn a_power_key_is_pressed_and_the_zone_starts_again() {
+    let machine = Machine::new();
+    let registry = &machine.registry;
+    let zone = registry.start(machine.config("a")).unwrap();
+    registry.press_power_key("a").unwrap();
+    assert_eq!(machine.el2.power_key(1), [false, true, false]);
+    let message = registry.start_again("a").err().unwrap().to_string();
+    assert!(message.contains("exists already"), "{message}");
+    registry.execute("a", Command::Pause).unwrap();
+    let message = registry.press_power_key("a").unwrap_err().to_string();
+    assert!(message.contains("is paused, expected running"), "{message}");
+    registry.execute("a", Command::Resume).unwrap();
+    machine
+        .el2
+        .guest_ends(1, ZoneState::Stopped, StopReason::SystemOff);
+    assert_eq!(zone.wait(), Ending::PoweredOff);
+    assert!(registry.press_power_key("a").is_err());
+    let again = registry.start_again("a").unwrap();
+    assert_eq!(again.config, zone.config);
+    registry.execute("a", Command::Stop).unwrap();
+    machine.assert_clean();
+}
+
+#[test]
 fn the_kernel_and_the_device_tree_are_in_ram() {
     let machine = Machine::new();
     fs::write(machine.path("initrd"), b"initrd!").unwrap();
@@ -54,8 +78,9 @@ fn the_kernel_and_the_device_tree_are_in_ram() {
     machine.registry.start(config).unwrap();
     let ram = fs::read(machine.path("a.ram")).unwrap();
     assert_eq!(&ram[0x8_0000..0x8_000d], b"\0 flat kernel");
-    assert_eq!(&ram[0x20_0000..0x20_0007], b"initrd!");
-    let tree = fdt::Fdt::new(&ram[..0x1_0000]).unwrap();
+    assert_eq!(&ram[0x80_0000..0x80_0007], b"initrd!");
+    let tree = fdt::Fdt::new(&ram[0xa0_0000..0xa1_0000]).unwrap();
+    assert_eq!(machine.el2.starts(1), [(0x4008_0000, 0x40a0_0000)]);
     assert_eq!(tree.chosen().bootargs(), Some("console=ttyAMA0"));
     assert_eq!(tree.cpus().count(), 2);
 }
@@ -132,16 +157,15 @@ fn cpus_that_root_never_started_are_given_first_and_stay_offline() {
     assert_eq!(machine.host.online(), [0, 1, 3]);
     let second = machine.registry.start(one("b")).unwrap();
     assert_eq!(second.status().cpus, [3], "a spare CPU is given once");
-    // The next daemon shows them, too.
-    let registry = daemon(&machine.el2, &machine.host, machine.path("records"));
-    assert_eq!(registry.find("a").unwrap().status().cpus, [2]);
     for name in ["a", "b"] {
-        registry.execute(name, Command::Stop).unwrap();
+        machine.registry.execute(name, Command::Stop).unwrap();
     }
     assert_eq!(machine.host.online(), [0, 1, 3]);
-    let again = registry.start(one("a")).unwrap();
+    let again = machine.registry.start(one("a")).unwrap();
     assert_eq!(again.status().cpus, [2]);
-    registry.execute("a", Command::Stop).unwrap();
+    // The next daemon shows them, too.
+    let next = daemon(&machine.el2, &machine.host, machine.path("records"));
+    assert_eq!(next.find("a").unwrap().status().cpus, [2]);
 }
 
 #[test]
@@ -268,7 +292,7 @@ fn missing_files_and_invalid_disks_are_refused() {
                 kernel: elf,
                 ..good.clone()
             },
-            "elf\": it is an ELF file",
+            "elf\": its ELF header is cut short",
         ),
         (
             ZoneConfig {

@@ -1,17 +1,15 @@
-//! [`NetBackend`]: what a reactor has for network devices: it polls the descriptors of their ports and wakes
-//! receive queues whose device has changed.
+//! [`Polls`]: what a reactor has for queues that wait for a descriptor of their own, such as a network
+//! device's: it polls the descriptors, and wakes the queues of a device that has changed.
 //!
 //! A poll is an operation of the reactor's io_uring. Without io_uring, descriptors are watched, and polled in
 //! each round.
 
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 
 use io_uring::{opcode, types};
-use ringvirtio::{Completion, ReactorBackend, ReadWidth, Waiter};
 
-use crate::device::Net;
+use crate::{Completion, ReactorBackend, ReadWidth, Waiter};
 
 /// The low bits of a queue's tags: a poll has completed. Above them is the poll's number, so that one that
 /// was cancelled too late is not taken for the next.
@@ -25,8 +23,9 @@ const KIND_BITS: u64 = 2;
 /// Bits of a tag that are the queue's own.
 const OWN: u64 = 0xffff;
 
+/// A queue that is woken with its group.
 struct Member {
-    net: Arc<Net>,
+    group: usize,
     tag_base: u64,
 }
 
@@ -40,32 +39,28 @@ struct Poll {
 
 /// See the module.
 #[derive(Default)]
-pub struct NetBackend {
-    receivers: Vec<Member>,
+pub struct Polls {
+    members: Vec<Member>,
     /// Tags of queues that are to be woken.
     woken: Vec<u64>,
     polls: Vec<Poll>,
 }
 
-impl NetBackend {
-    /// A receive queue comes to the reactor.
-    pub fn attach(&mut self, net: &Arc<Net>, tag_base: u64) {
-        let net = net.clone();
-        self.receivers.push(Member { net, tag_base });
+impl Polls {
+    /// A queue comes to the reactor; [`Self::wake`] of its group, a device, wakes it.
+    pub fn attach(&mut self, group: usize, tag_base: u64) {
+        self.members.push(Member { group, tag_base });
     }
 
-    /// A receive queue leaves.
+    /// The queue leaves.
     pub fn detach(&mut self, tag_base: u64) {
-        self.receivers.retain(|member| member.tag_base != tag_base);
+        self.members.retain(|member| member.tag_base != tag_base);
         self.woken.retain(|tag| !same_queue(*tag, tag_base));
     }
 
-    /// Wakes the receive queues of a device.
-    pub fn wake(&mut self, net: &Arc<Net>) {
-        let members = self
-            .receivers
-            .iter()
-            .filter(|member| Arc::ptr_eq(&member.net, net));
+    /// Wakes the queues of a group.
+    pub fn wake(&mut self, group: usize) {
+        let members = self.members.iter().filter(|member| member.group == group);
         self.woken.extend(members.map(|member| member.tag_base | CHANGED));
     }
 
@@ -76,7 +71,7 @@ impl NetBackend {
     pub fn poll_in(&mut self, waiter: &mut Waiter, fd: RawFd, tag: u64) -> io::Result<()> {
         if let Some(ring) = waiter.ring() {
             let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build();
-            // SAFETY: no memory is named, and the descriptor is open: its port leaves after `cancel`.
+            // SAFETY: no memory is named, and the descriptor is open: its owner drops it after `cancel`.
             unsafe { ring.push(entry, tag) };
             return Ok(());
         }
@@ -106,6 +101,32 @@ impl NetBackend {
         true
     }
 
+    /// Returns whether there is something to reap, by a system call.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.woken.is_empty() || self.ready().iter().any(|events| *events != 0)
+    }
+
+    /// Returns the events of each poll that the ring does not carry out; nothing if none is armed.
+    fn ready(&self) -> Vec<libc::c_short> {
+        if !self.polls.iter().any(|poll| poll.armed) {
+            return Vec::new();
+        }
+        let one = |poll: &Poll| libc::pollfd {
+            // A negative one is not looked at.
+            fd: if poll.armed { poll.fd } else { -1 },
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let mut fds: Vec<libc::pollfd> = self.polls.iter().map(one).collect();
+        // SAFETY: the array has that many entries.
+        let count = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 0) };
+        if count <= 0 {
+            return Vec::new();
+        }
+        fds.iter().map(|fd| fd.revents).collect()
+    }
+
     /// Cancels a poll, and forgets its descriptor, which may be closed afterwards. With io_uring the poll
     /// completes all the same.
     pub fn cancel(&mut self, waiter: &mut Waiter, tag: u64) {
@@ -115,8 +136,13 @@ impl NetBackend {
             unsafe { ring.push(entry, tag & !OWN | CANCELLED) };
             // No entry that names the descriptor stays in the submission queue.
             ring.submit();
-            return;
         }
+        self.forget(waiter, tag);
+    }
+
+    /// Forgets the descriptor that a queue's polls were of, armed or not: it may be closed afterwards, or be
+    /// that of another queue.
+    pub fn forget(&mut self, waiter: &mut Waiter, tag: u64) {
         if let Some(index) = self.polls.iter().position(|poll| same_queue(poll.tag, tag)) {
             let poll = self.polls.swap_remove(index);
             waiter.unwatch(poll.watch, poll.fd);
@@ -165,32 +191,18 @@ impl PollState {
     }
 }
 
-impl ReactorBackend for NetBackend {
+impl ReactorBackend for Polls {
     fn submit(&mut self, _waiter: &mut Waiter) {}
 
     fn reap(&mut self, done: &mut Vec<Completion>) {
         done.extend(self.woken.drain(..).map(|tag| Completion { tag, result: 0 }));
-        if !self.polls.iter().any(|poll| poll.armed) {
-            return;
-        }
-        let mut fds: Vec<libc::pollfd> = Vec::with_capacity(self.polls.len());
-        fds.extend(self.polls.iter().map(|poll| libc::pollfd {
-            // A negative one is not looked at.
-            fd: if poll.armed { poll.fd } else { -1 },
-            events: libc::POLLIN,
-            revents: 0,
-        }));
-        // SAFETY: the array has that many entries.
-        let count = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 0) };
-        if count <= 0 {
-            return;
-        }
-        for (poll, fd) in self.polls.iter_mut().zip(&fds) {
-            if fd.revents != 0 {
+        let ready = self.ready();
+        for (poll, events) in self.polls.iter_mut().zip(ready) {
+            if events != 0 {
                 poll.armed = false;
                 done.push(Completion {
                     tag: poll.tag,
-                    result: fd.revents.into(),
+                    result: events.into(),
                 });
             }
         }
