@@ -5,6 +5,7 @@
 # multicast, with iperf3 both ways.
 #@ needs: el2
 #@ timeout: 500
+#@ tier: all
 . ./lib.sh
 cat >/tmp/autorun <<'S'
 net=/sys/class/net/eth0

@@ -38,9 +38,9 @@ const PACKAGES: &[&str] = &[
     "nftables",
     "passt",
     // What guests and tests do with a network.
-    "dropbear-bin",
-    "iperf3",
     "socat",
+    "iperf3",
+    "dropbear-bin",
 ];
 
 /// Libraries of fio's that it keeps ([`crate::engines`]).
@@ -67,19 +67,11 @@ const NOT_NEEDED: &[&str] = &[
     "libgf",
     "libglusterfs",
     "libgnutls",
-    "libgssapi",
-    "libhogweed",
     "libibverbs",
     "libicu",
-    "libidn2",
-    "libk5crypto",
-    "libkeyutils",
-    "libkrb5",
     "libnbd",
     "libndctl",
-    "libnettle",
     "libnl-",
-    "libnsl",
     "libp11-kit",
     "libpmem",
     "librados",
@@ -87,8 +79,6 @@ const NOT_NEEDED: &[&str] = &[
     "librdmacm",
     "libsqlite3",
     "libtasn1",
-    "libtirpc",
-    "libunistring",
     "libxml2",
 ];
 

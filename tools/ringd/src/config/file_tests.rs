@@ -131,6 +131,14 @@ queue_pairs = 2
             "net[0].filter = true: expected false with `user`",
         ),
         (
+            "vhost_user = \"/s\"\nfilter = true",
+            "net[0].filter = true: expected false with `vhost_user`",
+        ),
+        (
+            "vhost_user = \"/s\"\nforward = [\"1:2\"]",
+            "net[0].forward = \"1:2\": expected `user = true` or `bridge = \"ringvisor0\"` beside it",
+        ),
+        (
             "tap = \"t\"\naddresses = [\"10.0.0.1\"]",
             "net[0].addresses = [\"10.0.0.1\"]: expected `filter = true` beside it",
         ),

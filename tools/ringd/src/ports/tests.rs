@@ -1,17 +1,20 @@
-//! Ports in a network namespace of their own, where that is permitted and the programs are there.
+//! Ports in a network namespace of their own, where that is permitted. `tools/setup.sh` installs the programs.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use ringnet::MacAddress;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::interface;
 use super::kept::Ports;
+use super::program;
 use crate::device::net::config::{OWN_BRIDGE, Source};
-use crate::device::net::opener::PortRequest;
+use crate::device::net::opener::{PortRequest, SOCKET, call, kick};
 
 /// Runs a test in a network namespace of its own; elsewhere it is left out, with a message.
 pub fn in_namespace(test: impl FnOnce()) {
@@ -39,14 +42,13 @@ pub fn in_namespace(test: impl FnOnce()) {
     test();
 }
 
-/// Returns whether a program can be started.
-fn has(program: &str) -> bool {
-    let started = Command::new(program)
-        .arg("--version")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    started.is_ok()
+/// Returns whether there are tap devices; elsewhere a test is left out, with a message.
+fn has_tun() -> bool {
+    let there = Path::new("/dev/net/tun").exists();
+    if !there {
+        eprintln!("skipped: there is no /dev/net/tun");
+    }
+    there
 }
 
 fn request(zone: &str, index: usize, source: Source) -> PortRequest {
@@ -75,14 +77,11 @@ fn traces() -> (Vec<String>, String, String) {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     interfaces.sort();
-    let rules = Command::new("nft").args(["list", "ruleset"]).output();
-    let rules = rules.map_or_else(
-        |_| String::new(),
-        |output| String::from_utf8(output.stdout).unwrap(),
-    );
+    let program = program::find("nft", "nftables", "a test").unwrap();
+    let rules = Command::new(program).args(["list", "ruleset"]).output().unwrap();
     (
         interfaces,
-        rules,
+        String::from_utf8(rules.stdout).unwrap(),
         fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(),
     )
 }
@@ -90,8 +89,7 @@ fn traces() -> (Vec<String>, String, String) {
 #[test]
 fn a_network_is_made_used_and_removed() {
     in_namespace(|| {
-        if !Path::new("/dev/net/tun").exists() || !has("nft") || !has("dnsmasq") {
-            eprintln!("skipped: needs /dev/net/tun, nft and dnsmasq");
+        if !has_tun() {
             return;
         }
         let before = traces();
@@ -174,8 +172,7 @@ fn a_network_is_made_used_and_removed() {
 #[test]
 fn a_network_whose_names_another_program_serves() {
     in_namespace(|| {
-        if !Path::new("/dev/net/tun").exists() || !has("nft") || !has("dnsmasq") {
-            eprintln!("skipped: needs /dev/net/tun, nft and dnsmasq");
+        if !has_tun() {
             return;
         }
         let before = traces();
@@ -196,8 +193,7 @@ fn a_network_whose_names_another_program_serves() {
 #[test]
 fn a_bridge_of_that_name_which_an_administrator_made() {
     in_namespace(|| {
-        if !Path::new("/dev/net/tun").exists() || !has("nft") || !has("dnsmasq") {
-            eprintln!("skipped: needs /dev/net/tun, nft and dnsmasq");
+        if !has_tun() {
             return;
         }
         interface::make_bridge(OWN_BRIDGE, MacAddress::derived(&["bridge"])).unwrap();
@@ -215,10 +211,6 @@ fn a_bridge_of_that_name_which_an_administrator_made() {
 #[test]
 fn passt_is_started_and_says_what_it_lacks() {
     in_namespace(|| {
-        if !has("passt") {
-            eprintln!("skipped: needs passt");
-            return;
-        }
         let directory = tempfile::tempdir().unwrap();
         let mut ports = Ports::new(directory.path());
         let mut request = request("a", 0, Source::User);
@@ -230,16 +222,55 @@ fn passt_is_started_and_says_what_it_lacks() {
         let route = Command::new("ip")
             .args(["route", "add", "default", "via", "192.168.9.1"])
             .status();
-        if !route.is_ok_and(|status| status.success()) {
-            eprintln!("skipped: needs ip");
-            return;
-        }
+        assert!(route.unwrap().success());
         let descriptor = ports.open(request.clone(), 0).unwrap();
         drop(descriptor);
         request.port.forward = vec!["192.168.9.2:2222:22".parse().unwrap()];
         ports.open(request, 0).unwrap();
         ports.close(|_| true);
     });
+}
+
+/// A connection that has ended is replaced, event descriptors are the same as before.
+#[test]
+fn a_vhost_user_server_is_connected_to_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("net.sock");
+    let mut ports = Ports::new(directory.path());
+    let request = request("a", 0, Source::VhostUser(path.clone()));
+    let error = ports.open(request.clone(), SOCKET).unwrap_err();
+    assert_eq!(error.key.as_ref().map(|(key, _)| key.as_str()), Some("vhost_user"));
+    assert!(
+        ports.is_empty() && error.to_string().contains("does not run"),
+        "{error}"
+    );
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut open = |number| ports.open(request.clone(), number);
+    let first = UnixStream::from(open(SOCKET).unwrap());
+    let peer = listener.accept().unwrap();
+    // Two pairs.
+    eventfd_write(&open(kick(3)).unwrap(), 7);
+    assert!(open(call(3)).is_ok() && open(call(4)).is_err());
+    let again = UnixStream::from(open(SOCKET).unwrap());
+    drop(peer);
+    assert_eq!((&first).read(&mut [0]).unwrap() + (&again).read(&mut [0]).unwrap(), 0);
+    open(SOCKET).unwrap();
+    listener.accept().unwrap();
+    assert_eq!(eventfd_read(&open(kick(3)).unwrap()), 7);
+    drop(listener);
+    fs::remove_file(&path).unwrap();
+    let error = open(SOCKET).unwrap_err();
+    assert_eq!(error.key.as_ref().map(|(key, _)| key.as_str()), Some("vhost_user"));
+}
+
+fn eventfd_write(fd: &OwnedFd, value: u64) {
+    assert_eq!(rustix::io::write(fd, &value.to_ne_bytes()), Ok(8));
+}
+
+fn eventfd_read(fd: &OwnedFd) -> u64 {
+    let mut value = [0; 8];
+    assert_eq!(rustix::io::read(fd, &mut value), Ok(8));
+    u64::from_ne_bytes(value)
 }
 
 /// A guest at the other end of a tap with one queue.
@@ -337,8 +368,7 @@ fn is_forged(frame: &Vec<u8>) -> bool {
 #[test]
 fn forged_packets_and_isolated_zones() {
     in_namespace(|| {
-        if !Path::new("/dev/net/tun").exists() || !has("nft") || !has("dnsmasq") {
-            eprintln!("skipped: needs /dev/net/tun, nft and dnsmasq");
+        if !has_tun() {
             return;
         }
         let directory = tempfile::tempdir().unwrap();

@@ -207,6 +207,10 @@ fn a_port_is_detached_and_another_attached() {
         "nothing is behind eth0 of zone a",
     );
     refused(
+        attach(Source::VhostUser("/run/net.sock".into())),
+        "net[0].vhost_user = \"/run/net.sock\": expected bridge, tap or user",
+    );
+    refused(
         attach(Source::Bridge("br9".into())),
         "net[0].bridge = \"br9\": there is no bridge br9",
     );
