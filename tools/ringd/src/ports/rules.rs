@@ -77,8 +77,8 @@ impl Rules<'_> {
             forwards.iter().for_each(|one| forward(&mut to_guests, host, one));
         }
         // Loopback addresses are routed to the bridge for root's own connections to forwarded ports, and for
-        // nothing else. Guests reach each other on the bridge, or not at all: root, to whose address packets to be
-        // routed are sent, does not send them back. Where the kernel has br_netfilter, others come here, too.
+        // nothing else. Guests reach each other on the bridge, or not at all: packets to root are to be
+        // routed, and not back to the bridge. Where the kernel has br_netfilter, others come here, too.
         let _ = write!(
             text,
             r#"table inet {bridge} {{

@@ -1,4 +1,5 @@
-//! Ports in a network namespace of their own, where that is permitted. `tools/setup.sh` installs the programs.
+//! Ports in a network namespace of their own, where that is permitted. The programs are those that
+//! `tools/setup.sh` installs.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
