@@ -44,8 +44,9 @@ ringd: setup
 guest-test: setup
 	+@if [ -f tools/guest-test/Cargo.toml ]; then tools/guest-test/build.sh >&2; fi
 
+# Of the whole workspace: with the same features as in the tests, packages are built once.
 harness: setup
-	+@cargo build -p harness -p image
+	+@cargo build --workspace --bin harness --bin image
 
 ## make run: boots the machine with a guest and leaves you on root's console.
 run: all

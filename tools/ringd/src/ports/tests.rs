@@ -240,7 +240,10 @@ fn a_vhost_user_server_is_connected_to_again() {
     let mut ports = Ports::new(directory.path());
     let request = request("a", 0, Source::VhostUser(path.clone()));
     let error = ports.open(request.clone(), SOCKET).unwrap_err();
-    assert_eq!(error.key.as_ref().map(|(key, _)| key.as_str()), Some("vhost_user"));
+    assert_eq!(
+        error.key.as_ref().map(|(key, _)| key.as_str()),
+        Some("vhost_user")
+    );
     assert!(
         ports.is_empty() && error.to_string().contains("does not run"),
         "{error}"
@@ -254,14 +257,20 @@ fn a_vhost_user_server_is_connected_to_again() {
     assert!(open(call(3)).is_ok() && open(call(4)).is_err());
     let again = UnixStream::from(open(SOCKET).unwrap());
     drop(peer);
-    assert_eq!((&first).read(&mut [0]).unwrap() + (&again).read(&mut [0]).unwrap(), 0);
+    assert_eq!(
+        (&first).read(&mut [0]).unwrap() + (&again).read(&mut [0]).unwrap(),
+        0
+    );
     open(SOCKET).unwrap();
     listener.accept().unwrap();
     assert_eq!(eventfd_read(&open(kick(3)).unwrap()), 7);
     drop(listener);
     fs::remove_file(&path).unwrap();
     let error = open(SOCKET).unwrap_err();
-    assert_eq!(error.key.as_ref().map(|(key, _)| key.as_str()), Some("vhost_user"));
+    assert_eq!(
+        error.key.as_ref().map(|(key, _)| key.as_str()),
+        Some("vhost_user")
+    );
 }
 
 fn eventfd_write(fd: &OwnedFd, value: u64) {
@@ -361,7 +370,7 @@ fn is_packet(protocol: u8) -> impl Fn(&[u8]) -> bool {
 }
 
 /// What forged frames look like that no other rule knows: none may come through a filter.
-fn is_forged(frame: &Vec<u8>) -> bool {
+fn is_forged(frame: &[u8]) -> bool {
     let arp = frame[12..14] == [8, 6] && (frame[31] == 99 || frame[22..28] == OTHER_MAC);
     frame[6..12] == OTHER_MAC || frame[12..14] == [0x88, 0xb5] || is_packet(201)(frame) || arp
 }
@@ -388,7 +397,7 @@ fn forged_packets_and_isolated_zones() {
         };
         forge(&filtered);
         let before = open.receive_until(is_packet(200));
-        assert!(!before.iter().any(is_forged), "{before:x?}");
+        assert!(!before.iter().any(|frame| is_forged(frame)), "{before:x?}");
         // Without a filter they arrive.
         forge(&open);
         let before = filtered.receive_until(is_packet(200));
@@ -405,7 +414,7 @@ fn forged_packets_and_isolated_zones() {
             |frame: &[u8]| frame[12..14] == [8, 6] && frame[..6] == isolated.mac && frame[21] == 2;
         let before = isolated.receive_until(to_isolated);
         assert!(
-            !before.iter().any(is_forged) && !before.iter().any(|frame| is_packet(200)(frame)),
+            !before.iter().any(|frame| is_forged(frame)) && !before.iter().any(|frame| is_packet(200)(frame)),
             "{before:x?}"
         );
         filtered.packet(filtered.ipv4, 203);
