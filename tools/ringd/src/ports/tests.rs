@@ -134,6 +134,11 @@ fn a_network_is_made_used_and_removed() {
         }
         let no_bridge = key(request("b", 1, Source::Bridge("br9".into())), 0);
         assert!(no_bridge.to_string().contains("no bridge br9"), "{no_bridge}");
+        let no_tap = key(request("b", 1, Source::Tap("nosuch".into())), 0);
+        assert!(
+            no_tap.to_string().contains("no network interface nosuch"),
+            "{no_tap}"
+        );
         assert_eq!(traces().1, rules);
 
         ports.open(own("b", &["2223:22"]), 0).unwrap();
