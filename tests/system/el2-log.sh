@@ -1,6 +1,6 @@
 #!/bin/sh
 # `ringctl log` shows EL2's log: whole lines in their order, the newest when more was logged than there is
-# room for, and after a restart of the machine those from before it.
+# room for, and after a restart of the machine those from before it. Root has all its CPUs then.
 #@ needs: el2
 #@ on: a57
 #@ boot: own
@@ -15,6 +15,8 @@ if [ -e $state/second ]; then
     is "starts of EL2 in the log" "$(starts)" 1
     grep -q ' INFO\] root resets the machine' /tmp/log || { cat /tmp/log; fail "the end of the first start is not there"; }
     grep -q 'attach refused: Misaligned (0x1f4001)' /tmp/log || fail "the last refusal is not there"
+    is "number of CPUs" "$(nproc)" "$(ls -d /proc/device-tree/cpus/cpu@* | wc -l)"
+    kernel_is_quiet
     exit 0
 fi
 is "starts of EL2 in the log" "$(starts)" 1
