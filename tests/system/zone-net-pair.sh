@@ -42,10 +42,11 @@ while ! ended reach; do ping -c 5 -i 0.02 -s 8000 10.72.76.1 >/dev/null; done
 until ping -c 1 -W 1 "$other" >/dev/null; do sleep 0.5; done
 echo "net: reached the other zone at last"
 ping -c 20 -i 0.05 -s 8900 "$other" | grep ' 0% packet loss' | sed 's/^/net: jumbo /'
-modprobe 8021q
+busybox modprobe 8021q
 ip link add link eth0 name eth0.7 type vlan id 7
 ip addr add "10.7.7.${own##*.}/24" dev eth0.7
 ip link set eth0.7 up
+ip addr show dev eth0.7
 until ping -c 1 -W 1 "10.7.7.${other##*.}" >/dev/null; do sleep 0.5; done
 echo "net: VLAN"
 ping -6 -c 2 -W 2 ff02::1%eth0 | grep -q 'bytes from fe80' && echo "net: multicast"

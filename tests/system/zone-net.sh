@@ -25,7 +25,7 @@ socat -u TCP-LISTEN:7003,fork,reuseaddr SYSTEM:'cat >/dev/console' &
 ended() { dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | grep -q "$1"; }
 while ! ended link; do
     seq 1 $LINES | socat -u - TCP:10.72.76.1:7001 && echo "net: sent"
-    socat -u TCP:10.72.76.1:7002 - >/tmp/got && md5sum </tmp/got | sed 's/^/net: received /'
+    socat -u TCP:10.72.76.1:7002 - >/tmp/got && echo "net: received $(md5sum </tmp/got) $(wc -c </tmp/got) bytes"
 done
 ping -c 200 -i 0.02 -s 1400 10.72.76.1 >/tmp/pings 2>&1
 sed -n '1,3s/^/net: ping /p' /tmp/pings; tail -n 3 /tmp/pings | sed 's/^/net: ping /'
@@ -92,10 +92,11 @@ for address in 127.0.0.1 10.72.76.1; do
 done
 
 # Streams both ways, one after the other, for as long as the daemon is being killed.
-wanted=$(seq 1 $LINES | md5sum)
+seq 1 $LINES >/tmp/data
+wanted=$(md5sum </tmp/data)
 socat -u TCP-LISTEN:7001,fork,reuseaddr SYSTEM:'md5sum >>/tmp/streams' &
 servers=$!
-socat -U TCP-LISTEN:7002,fork,reuseaddr SYSTEM:"seq 1 $LINES" &
+socat -U TCP-LISTEN:7002,fork,reuseaddr OPEN:/tmp/data,rdonly 2>/tmp/sender &
 servers="$servers $!"
 says_within 100 '^net: sent'
 for kill in 1 2 3 4; do
@@ -116,7 +117,9 @@ at_least "streams that root received" "$(grep -c . /tmp/streams)" 2
 is "kinds of streams that root received" "$(sort -u /tmp/streams)" "$wanted"
 ringctl zone console guest1 --dump | tr -d '\r' | sed -n 's/^net: received //p' >/tmp/received
 at_least "streams that the guest received" "$(grep -c . /tmp/received)" 2
-is "kinds of streams that the guest received" "$(sort -u /tmp/received)" "$wanted"
+sort /tmp/received | uniq -c
+cat /tmp/sender
+is "kinds of streams that the guest received" "$(sort -u /tmp/received)" "$wanted $(wc -c </tmp/data) bytes"
 ringctl net stats
 is "packets refused" "$(ringctl net stats | awk '$1 == "guest1" { sum += ($NF ~ /too_|offload|refused/) } END { print sum + 0 }')" 0
 
