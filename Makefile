@@ -39,7 +39,7 @@ hypervisor: setup
 	+@$(OBJCOPY) -O binary "$(EL2_ELF)" "build/ringvisor.bin.$$$$" && mv "build/ringvisor.bin.$$$$" build/ringvisor.bin
 
 ringd: setup
-	+@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd
+	+@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd -p hostile-worker --bins
 
 guest-test: setup
 	+@if [ -f tools/guest-test/Cargo.toml ]; then tools/guest-test/build.sh >&2; fi

@@ -71,9 +71,12 @@ kernel_is_quiet() {
 # On root's disk: a zone's disks do not fit in memory.
 Z=/srv/test
 
+# No process of the daemon is there. The keeper, which outlives it while there are zones, has another name.
+no_daemon() { ! pgrep -x ringd >/dev/null; }
+
 # Starts the daemon if it does not run.
 daemon() {
-    pidof ringd >/dev/null || ringd --daemonize || { cat /run/ringd/ringd.log; fail "ringd does not start"; }
+    pgrep -x ringd >/dev/null || ringd --daemonize || { cat /run/ringd/ringd.log; fail "ringd does not start"; }
 }
 
 # guest_disk FILE [AUTORUN]: a fresh root disk for a guest, with the script AUTORUN (a file) to run at its
@@ -163,7 +166,7 @@ qcow2() {
 # just ended is closed a moment later.
 files() {
     for _ in 1 2 3 4 5; do
-        for pid in $(pidof ringd); do ls "/proc/$pid/fd"; done | wc -l
+        for pid in $(pgrep -x ringd); do ls "/proc/$pid/fd"; done | wc -l
         sleep 0.2
     done | sort -n | head -n 1
 }
@@ -268,7 +271,7 @@ kill_guest() {
         set -- $disk
         printf '[[disk]]\npath = "%s"\nformat = "%s"\nengine = "%s"\n' "$1" "$2" "$3" >>$Z/guest1.toml
     done
-    pidof ringd >/dev/null && fail "a daemon runs already"
+    no_daemon || fail "a daemon runs already"
     ringd --daemonize --supervise || fail "ringd does not start"
     ringctl zone start $Z/guest1.toml || fail "zone start"
     says_within 200 '^io: begins'
@@ -388,7 +391,7 @@ daemon_kills() {
 }
 
 if [ "${1:-}" = clean ]; then
-    if pidof ringd >/dev/null; then
+    if pgrep ringd >/dev/null; then
         for zone in $(ringctl zone list --json | tr ',{}' '\n\n\n' | sed -n 's/^ *"name" *: *"\(.*\)"/\1/p'); do
             timeout 10 ringctl zone stop "$zone"
         done
@@ -396,6 +399,8 @@ if [ "${1:-}" = clean ]; then
         sleep 0.2
         pkill -KILL ringd
     fi
+    # How zones of this test ended: nothing to the next one's daemon.
+    rm -f /run/ringd/zones/*.ended
     for cpu in /sys/devices/system/cpu/cpu[0-9]*/online; do
         [ "$(cat "$cpu")" = 1 ] || echo 1 >"$cpu"
     done

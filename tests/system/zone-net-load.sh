@@ -33,7 +33,7 @@ truncate -s 4K $Z/orders.img
 order() { printf '%s\n' "$1" | dd of=$Z/orders.img conv=notrunc 2>/dev/null; }
 zone_file guest1 2 256M root.img orders.img
 printf '[[net]]\nbridge = "ringvisor0"\n' >>$Z/guest1.toml
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 ringd --daemonize --supervise || fail "ringd does not start"
 wanted=$(seq 1 118000000 | head -c 1G | md5sum)
 socat -u TCP-LISTEN:7001,reuseaddr SYSTEM:'md5sum >/tmp/stream' &

@@ -74,7 +74,7 @@ printf 'filter = true\nisolated = true\n' >>$Z/a.toml
 order() { printf '%s\n' "$2" | dd of="$Z/orders-$1.img" conv=notrunc 2>/dev/null; }
 says() { ringctl zone console "$1" --dump | tr -d '\r' | grep -q "$2"; }
 address() { ringctl zone console "$1" --dump | tr -d '\r' | sed -n 's/^net: address \([0-9.]*\),.*/\1/p'; }
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 ringd --daemonize --supervise || fail "ringd does not start"
 for zone in a b; do ringctl zone start $Z/$zone.toml || fail "zone start"; done
 for zone in a b; do says_within 200 '^net: address .* mtu 9000' 1 $zone; done

@@ -22,7 +22,7 @@ guest_disk $Z/root.img /tmp/autorun
 truncate -s 4K $Z/orders.img
 zone_file guest1 1 192M root.img orders.img
 printf '[[net]]\nuser = true\nforward = ["7001:7001", "127.0.0.1:7002:7002", "udp:7003:7003"]\n' >>$Z/guest1.toml
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 ringd --daemonize --supervise || fail "ringd does not start"
 ringctl zone start $Z/guest1.toml 2>/tmp/error && fail "passt without a route of root's"
 grep -q 'net\[0\].user = true: passt does not start: .*a default route' /tmp/error || { cat /tmp/error; fail "another message"; }

@@ -56,7 +56,7 @@ refused() {
     ringctl zone start $Z/bad.toml 2>/tmp/error && fail "a zone was started: $*"
     grep -qF "$text" /tmp/error || { cat /tmp/error; fail "another message than: $text"; }
 }
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 # Other tests of this boot have written to the same log.
 before_test=$(wc -l <$LOG 2>/dev/null || echo 0)
 before_forwarding=$(cat /proc/sys/net/ipv4/ip_forward)

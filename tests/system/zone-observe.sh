@@ -68,7 +68,7 @@ depth1_exits=$((notes + kicks))
 # The reactor runs on the CPU that takes the event interrupt.
 interrupt=$(awk '/uio_pci_generic/ { sub(":", "", $1); print $1 }' /proc/interrupts)
 taken=$(cat "/proc/irq/$interrupt/effective_affinity_list")
-kept=$(for pid in $(pidof ringd); do for task in /proc/"$pid"/task/*; do
+kept=$(for pid in $(pgrep -x ringd); do for task in /proc/"$pid"/task/*; do
     [ "$(cat "$task/comm")" = reactor ] && awk '/^Cpus_allowed_list/ { print $2 }' "$task/status"
 done; done)
 is "the reactor's CPU" "$kept" "$taken"

@@ -58,7 +58,7 @@ done
 before=$(ticks)
 says_within 60 '^tick' $((before + 1))
 ringctl zone pause guest1 || fail "zone pause"
-pkill -KILL ringd
+pkill -KILL -x ringd
 sleep 0.3
 ringd --daemonize || fail "the next daemon does not start"
 within 10 zone_is guest1 paused

@@ -32,7 +32,7 @@ S
 guest_disk $Z/root.img /tmp/autorun
 truncate -s 4K $Z/orders.img
 zone_file guest1 1 256M root.img orders.img
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 # Other tests of this boot have written to the same log.
 before_test=$(wc -l <$LOG 2>/dev/null || echo 0)
 ringd --daemonize --supervise || fail "ringd does not start"

@@ -61,9 +61,13 @@ impl Project {
 
     /// Returns the files for `/srv/zones` besides the zone files, as far as they are built.
     pub fn zone_payloads(&self) -> Vec<PathBuf> {
-        [self.dir.join("build/guest-test.bin")]
-            .into_iter()
-            .filter(|p| p.is_file())
-            .collect()
+        let daemon = self.target().join("aarch64-unknown-linux-musl/daemon");
+        [
+            self.dir.join("build/guest-test.bin"),
+            daemon.join("hostile-worker"),
+        ]
+        .into_iter()
+        .filter(|p| p.is_file())
+        .collect()
     }
 }

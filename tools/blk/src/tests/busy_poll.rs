@@ -93,7 +93,7 @@ fn no_busy_polling_with_a_backlog() {
                 for head in 0..count {
                     rig.offer_request(head * 3, VIRTIO_BLK_T_IN, 0, Some(writable(DATA, 512)));
                 }
-                reactor.handle.resume(id);
+                reactor.resume(id);
                 collect(&mut rig, &interrupts, count.into());
                 rig.request_interrupt();
             }
@@ -158,22 +158,16 @@ fn what_a_backlog_is() {
     engine.wait(&mut done);
     let first = done.remove(0);
     queue.complete(first.tag, first.result, engine.get());
-    assert_eq!(queue.virtqueue_mut().publish(), 1);
+    assert_eq!(queue.queue.publish(), 1);
     assert_eq!(
-        (
-            queue.virtqueue_mut().take_backlog(),
-            queue.virtqueue_mut().in_flight()
-        ),
+        (queue.queue.take_backlog(), queue.queue.in_flight()),
         (Some(true), 1)
     );
     if done.is_empty() {
         engine.wait(&mut done);
     }
     queue.complete(done[0].tag, done[0].result, engine.get());
-    assert_eq!(
-        (queue.virtqueue_mut().publish(), queue.virtqueue_mut().in_flight()),
-        (1, 0)
-    );
+    assert_eq!((queue.queue.publish(), queue.queue.in_flight()), (1, 0));
 }
 
 // A driver that notifies only while notifications are enabled, at varying times around the moment when the
@@ -264,7 +258,7 @@ fn notifications_with_queues_that_change() {
                 rig.take_used().is_empty(),
                 "served in round {round} though stopped"
             );
-            reactor.handle.resume(*id);
+            reactor.resume(*id);
         }
         collect(rig, interrupts, count.into());
         std::thread::sleep(Duration::from_micros(random(3000) * 400 / round.max(400)));

@@ -3,6 +3,7 @@
 //! It does one request after the other, reads nothing that a guest or a client wrote, and ends when it keeps
 //! nothing any more.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -18,9 +19,17 @@ use super::kept::Ports;
 use super::{Reply, Request, socket};
 use crate::broker::wire;
 use crate::device::net::opener::PortError;
+use crate::signals::{ENDING, Signals};
 
 /// How long a broker may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// All that is kept.
+struct All {
+    ports: Ports,
+    /// Pins of memory by zone.
+    pins: BTreeMap<String, Vec<File>>,
+}
 
 /// Runs until nothing is kept.
 ///
@@ -28,20 +37,28 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Standard input is no listening socket.
 pub fn run(run_dir: &Path) -> anyhow::Result<()> {
     let _ = rustix::thread::set_name(c"ringd-ports");
+    // Who ends all processes of a name means the daemon: zones go on, and with them what is kept for them.
+    let _signals = Signals::block(&ENDING).context("cannot block signals")?;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut ports = Ports::new(run_dir);
+    let mut all = All {
+        ports: Ports::new(run_dir),
+        pins: BTreeMap::new(),
+    };
     loop {
-        if !wait(&listener, &mut ports)? {
+        if !wait(&listener, &mut all.ports)? {
             continue;
         }
         let (stream, _) = listener.accept().context("cannot accept connections")?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        if let Err(error) = serve(&stream, &mut ports) {
-            tracing::warn!(%error, "a request about ports was not answered");
+        match serve(&stream, &mut all) {
+            // It was looked whether there is a keeper.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) => tracing::warn!(%error, "a request to the keeper was not answered"),
+            Ok(()) => {}
         }
-        if ports.is_empty() {
+        if all.ports.is_empty() && all.pins.is_empty() {
             let _ = std::fs::remove_file(socket(run_dir));
-            tracing::debug!("no ports are kept any more");
+            tracing::debug!("nothing is kept any more");
             return Ok(());
         }
     }
@@ -71,21 +88,35 @@ fn wait(listener: &UnixListener, ports: &mut Ports) -> io::Result<bool> {
     Ok(connection)
 }
 
-fn serve(stream: &UnixStream, ports: &mut Ports) -> io::Result<()> {
-    let (request, _) = wire::receive::<Request>(stream)?;
-    let (reply, file) = match execute(request, ports) {
+fn serve(stream: &UnixStream, all: &mut All) -> io::Result<()> {
+    let (request, sent) = wire::receive::<Request>(stream)?;
+    let (reply, file) = match execute(request, sent, all) {
         Ok(file) => (Reply::Done, file),
         Err(error) => (Reply::Failed(error), None),
     };
     wire::send(stream, &reply, file.as_ref())
 }
 
-fn execute(request: Request, ports: &mut Ports) -> Result<Option<File>, PortError> {
+fn execute(request: Request, sent: Option<File>, all: &mut All) -> Result<Option<File>, PortError> {
+    let All { ports, pins } = all;
     match request {
         Request::Open(request, number) => Ok(Some(ports.open(*request, number)?.into())),
         Request::Close(zone, index) => {
             ports.close(|(of, number)| *of == zone && index.is_none_or(|index| index == *number));
             Ok(None)
         }
+        Request::Pin(zone) => {
+            pins.entry(zone)
+                .or_default()
+                .push(sent.ok_or_else(|| PortError::other("no pin came with it"))?);
+            Ok(None)
+        }
+        Request::Pinned(zone) if pins.contains_key(&zone) => Ok(None),
+        Request::Pinned(_) => Err(PortError::other("it is not pinned")),
+        Request::Unpin(zone) => {
+            pins.remove(&zone);
+            Ok(None)
+        }
+        Request::End => Ok(None),
     }
 }

@@ -33,13 +33,14 @@ fn is_program(file: &Path) -> bool {
         .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// Returns a command that starts a program. It ends with the keeper, unless it becomes another user.
+/// Returns a command that starts a program. It ends with the keeper, unless it becomes another user; by a
+/// signal that cannot be blocked, as others are by the keeper's.
 pub fn command(program: &Path) -> Command {
     use std::os::unix::process::CommandExt as _;
     let mut command = Command::new(program);
     // SAFETY: prctl may be called between fork and exec.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
             -1 => Err(std::io::Error::last_os_error()),
             _ => Ok(()),
         });
