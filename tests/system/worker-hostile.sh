@@ -8,13 +8,12 @@
 #@ timeout: 120
 . ./lib.sh
 no_daemon || fail "a daemon runs already"
-# What lies beside zone files is no program yet.
-hostile=/tmp/hostile-worker
-cp /srv/zones/hostile-worker $hostile && chmod 755 $hostile || fail "no hostile-worker beside the zone files"
+hostile=$PWD/hostile-worker
+[ -x "$hostile" ] || fail "no hostile-worker beside the tests"
 attack() { # NAME OPTION...
     shown=/tmp/$1
     shift
-    $hostile "$@" >"$shown" 2>"$shown.log"
+    "$hostile" "$@" >"$shown" 2>"$shown.log"
     grep -q ': ' "$shown" || { cat "$shown" "$shown.log"; fail "the worker has tried nothing"; }
 }
 pages() { awk -v key="HugePages_$1:" '$1 == key { print $2 }' /proc/meminfo; }
