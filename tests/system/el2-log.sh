@@ -25,7 +25,8 @@ grep -q 'daemon attached, shared page 0x[0-9a-f]*, epoch 1' /tmp/log || { cat /t
 # 500 lines of more than 66 bytes, more than 32 KiB.
 device=$(grep -l 0x7276 /sys/bus/pci/devices/*/device) || fail "no control device"
 bar=$(awk 'NR == 1 { print $1 }' "$(dirname "$device")/resource")
-attach=$(printf '0x%x' $((bar + 0x1008)))
+# The control page's register (src/abi/doorbell.rs).
+attach=$(printf '0x%x' $((bar + 0x80008)))
 number=1
 while [ $number -le 500 ]; do
     devmem "$attach" 64 $((number * 4096 + 1))

@@ -61,7 +61,7 @@ type_line() {
 
 # No complaint of the kernel so far.
 kernel_is_quiet() {
-    dmesg | grep -E 'BUG:|WARNING:|Call trace:|rcu_.*stall|(soft|hard) (lockup|LOCKUP)|Oops|unexpected IRQ|nobody cared' &&
+    dmesg | grep -E 'BUG:|WARNING:|Call trace:|rcu.*detected (expedited )?stall|(soft|hard) (lockup|LOCKUP)|Oops|unexpected IRQ|nobody cared' &&
         fail "the kernel complained"
     return 0
 }
