@@ -253,8 +253,10 @@ const _: () = assert!(size_of::<Header>() == 56);
 const _: () = assert!(super::shared::PAYLOAD - super::shared::COMMAND == PAYLOAD);
 const _: () = assert!(size_of::<ZoneCreate>() <= CONTROL_PAYLOAD_SIZE);
 const _: () = assert!(size_of::<DeviceState>() <= CONTROL_PAYLOAD_SIZE);
-const _: () = assert!(size_of::<DeviceSpec>() <= super::shared::PAYLOAD_SIZE);
-const _: () = assert!(MAX_DONATION * 8 <= super::shared::PAYLOAD_SIZE);
+const _: () = assert!(size_of::<DeviceSpec>() <= CONTROL_PAYLOAD_SIZE);
+const _: () = assert!(MAX_DONATION * 8 <= CONTROL_PAYLOAD_SIZE);
+// What fits into the control page's slot fits into that of the shared page.
+const _: () = assert!(CONTROL_PAYLOAD_SIZE <= super::shared::PAYLOAD_SIZE);
 
 #[cfg(test)]
 mod tests {
