@@ -11,8 +11,8 @@ ended() { dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | grep -q "$1";
 iperf3 -s -D
 echo "net: up $(ip -4 addr show eth0 | sed -n 's/.*inet \([0-9.]*\).*/\1/p')"
 if ! ended again; then
-    socat -u TCP:10.72.76.1:7002 SYSTEM:'md5sum' | sed 's/^/net: received /'
-    socat -u SYSTEM:'seq 1 118000000 | head -c 1G' TCP:10.72.76.1:7001
+    socat -u TCP:10.72.76.1:7002 - | md5sum | sed 's/^/net: received /'
+    seq 1 120000000 | head -c 1G | socat -u - TCP:10.72.76.1:7001
     echo "net: sent"
     until ended pings; do sleep 0.3; done
     ping -c 10000 -i 0.002 -s 56 10.72.76.1 >/tmp/pings 2>&1
@@ -35,9 +35,11 @@ zone_file guest1 2 256M root.img orders.img
 printf '[[net]]\nbridge = "ringvisor0"\n' >>$Z/guest1.toml
 no_daemon || fail "a daemon runs already"
 ringd --daemonize --supervise || fail "ringd does not start"
-wanted=$(seq 1 118000000 | head -c 1G | md5sum)
-socat -u TCP-LISTEN:7001,reuseaddr SYSTEM:'md5sum >/tmp/stream' &
-socat -U TCP-LISTEN:7002,reuseaddr SYSTEM:'seq 1 118000000 | head -c 1G' &
+wanted=$(seq 1 120000000 | head -c 1G | md5sum)
+# By pipes. Once a child of its own (SYSTEM, EXEC) has ended, socat gives up if the connection takes nothing
+# for half a second, and what it has not sent is lost; the daemon's death takes longer.
+socat -u TCP-LISTEN:7001,reuseaddr - | md5sum >/tmp/stream &
+seq 1 120000000 | head -c 1G | socat -u - TCP-LISTEN:7002,reuseaddr &
 ringctl zone start $Z/guest1.toml || fail "zone start"
 says_within 200 '^net: up'
 guest=$(ringctl zone console guest1 --dump | tr -d '\r' | sed -n 's/^net: up //p')

@@ -12,6 +12,9 @@ socat -u TCP-LISTEN:7001,fork,reuseaddr SYSTEM:'md5sum | sed "s/^/net: received 
 seq 1 150000 >/tmp/data
 socat -U TCP-LISTEN:7002,fork,reuseaddr OPEN:/tmp/data,rdonly &
 socat UDP-LISTEN:7003,fork SYSTEM:'cat' &
+# listens FILE PORT STATE: a connection to a port that no program listens at yet would be refused.
+listens() { grep -q ":$(printf %04X "$2") 00000000:0000 $3 " "/proc/net/$1"; }
+until listens tcp 7001 0A && listens tcp 7002 0A && listens udp 7003 07; do sleep 0.2; done
 echo "net: serves"
 until dd if=/dev/vdb bs=512 count=1 iflag=direct 2>/dev/null | grep -q end; do sleep 0.3; done
 dmesg | grep -E 'hung_task|blocked for more|NETDEV WATCHDOG|virtio_net.*(error|fail)' && echo "guest saw errors"
