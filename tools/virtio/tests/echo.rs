@@ -51,6 +51,10 @@ struct EchoQueue {
     slots: Vec<(Buffers, Buffers)>,
     /// Requests are started and never complete.
     stuck: bool,
+    /// Most requests that one service starts.
+    most: u16,
+    /// The last service has left requests.
+    woken: bool,
 }
 
 impl EchoQueue {
@@ -93,6 +97,7 @@ impl QueueHandler for EchoQueue {
     }
 
     fn service(&mut self, cx: &mut Context<'_>) {
+        self.woken = false;
         self.queue.begin_service();
         if self.queue.paused {
             return;
@@ -104,11 +109,16 @@ impl QueueHandler for EchoQueue {
             self.start(head, cx);
         }
         self.queue.begin_round();
-        while self.queue.has_next() {
+        let mut started = 0;
+        while started < self.most && self.queue.has_next() {
             match self.pop() {
                 Ok(head) => self.start(head, cx),
                 Err(fault) => self.queue.fail(fault),
             }
+            started += 1;
+        }
+        if started == self.most {
+            self.woken = self.queue.enable_notifications();
         }
         self.queue.end_round();
         self.queue.end_service(restart.len() as u16);
@@ -117,6 +127,10 @@ impl QueueHandler for EchoQueue {
     fn complete(&mut self, tag: u64, result: i32, _cx: &mut Context<'_>) {
         self.queue.begin_complete();
         self.queue.complete(tag as u16, result as u32);
+    }
+
+    fn wants_service(&self) -> bool {
+        self.woken
     }
 
     fn abandon(&mut self, _cx: &mut Context<'_>) -> bool {
@@ -170,6 +184,8 @@ impl Guest {
             queue: VirtQueue::new(setup).unwrap(),
             slots: slots.collect(),
             stuck,
+            most: SIZE,
+            woken: false,
         })
     }
 
@@ -274,6 +290,27 @@ fn a_device_without_a_disk() {
         reactor.0.schedule(id);
         reactor.remove(id);
         assert_eq!(stats.batched.get(), 1000);
+        assert!(faults.try_recv().is_err());
+    }
+}
+
+// Requests that a service leaves, with notifications enabled behind them, are notified of by no one.
+#[test]
+fn a_queue_that_wants_service_gets_it_without_a_notification() {
+    for io_uring in [true, false] {
+        let reactor = Running::new(io_uring);
+        let mut guest = Guest::new();
+        let ((raise, interrupts), (fault, faults)) = (channel(), channel());
+        let mut handler = guest.handler(false, raise, fault);
+        handler.most = 1;
+        for head in [0_u16, 2, 4] {
+            guest.send(head, [head as u8; 4]);
+        }
+        let id = reactor.0.add(handler);
+        for head in [0_u32, 2, 4] {
+            assert_eq!(guest.receive(&interrupts), (head, 4));
+        }
+        reactor.remove(id);
         assert!(faults.try_recv().is_err());
     }
 }
