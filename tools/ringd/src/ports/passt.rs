@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, fchmod, memfd_create};
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::program;
@@ -21,6 +22,10 @@ const TIMEOUT: Timespec = Timespec {
     tv_sec: 20,
     tv_nsec: 0,
 };
+
+/// Bytes that the kernel keeps of what passt has sent and the guest not received, doubled for its own needs:
+/// more than a receive window of Linux.
+const SEND_BUFFER: usize = 8 << 20;
 
 /// A passt that runs. Dropped, it ends.
 pub struct Passt(Mutex<Child>);
@@ -33,6 +38,10 @@ impl Passt {
     pub fn start(mtu: u16, forward: &[Forward]) -> anyhow::Result<(Self, OwnedFd)> {
         let program = program::find("passt", "passt", "`user = true`")?;
         let (ours, theirs) = UnixStream::pair()?;
+        // passt of Debian 12 sends as much as the guest's window allows, drops what the socket has no room
+        // for, and may never send it again.
+        set_socket_send_buffer_size_force(&theirs, SEND_BUFFER)
+            .or_else(|_| set_socket_send_buffer_size(&theirs, SEND_BUFFER))?;
         // It writes its process ID there when it is ready, as the user `nobody`.
         let (ready, written) = pipe_with(PipeFlags::CLOEXEC)?;
         fchmod(&written, Mode::from_raw_mode(0o222))?;
