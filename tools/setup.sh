@@ -23,6 +23,11 @@ need=(
     dpkg-deb:dpkg
     gzip:gzip
     curl:curl
+    ssh-keygen:openssh-client
+    nft:nftables
+    dnsmasq:dnsmasq-base
+    passt:passt
+    ip:iproute2
     cc:gcc
     c++:g++
     /usr/include/stdio.h:libc6-dev

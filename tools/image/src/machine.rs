@@ -25,6 +25,25 @@ const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("console", include_str!("../files/guest/console")),
 ];
 
+/// Returns the private key by which one logs into guests as root. It is made for this cache, and no other
+/// guest has it.
+///
+/// # Errors
+/// There is no `ssh-keygen`, or the cache cannot be written.
+pub fn guest_key(cache: &Cache) -> Result<PathBuf> {
+    obtain_key(cache, &cache.lock()?)
+}
+
+fn obtain_key(cache: &Cache, lock: &Lock) -> Result<PathBuf> {
+    let dir = cache.publish(lock, "guest-key", &Key::new(1), |dir| {
+        fs::create_dir_all(dir)?;
+        let mut command = cmd::command("ssh-keygen");
+        command.args(["-q", "-t", "ed25519", "-N", "", "-C", "ringvisor-guest", "-f"]);
+        cmd::run(command.arg(dir.join("key"))).context("cannot make a key for guests")
+    })?;
+    Ok(dir.join("key"))
+}
+
 /// What a machine boots.
 #[derive(Debug, Clone)]
 pub struct BootFiles {
@@ -70,7 +89,8 @@ pub fn root_files(cache: &Cache, flavour: Flavour) -> Result<BootFiles> {
 fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Flavour) -> Result<BootFiles> {
     let kernel = Kernel::obtain(cache, lock, apt, flavour)?;
     let initramfs = initramfs::guest(cache, lock, flavour, &kernel, userland)?;
-    let key = Key::new(1).with(&userland.dir).with(GUEST_SCRIPTS);
+    let login = fs::read_to_string(obtain_key(cache, lock)?.with_extension("pub"))?;
+    let key = Key::new(2).with(&userland.dir).with(GUEST_SCRIPTS).with(&login);
     let disk = cache.publish(lock, "guest-disk", &key, |path| {
         cmd::step("making the guest's disk");
         let tree = copy_tree(&userland.dir, path)?;
@@ -78,6 +98,12 @@ fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Fl
             let file = tree.join("etc").join(name);
             fs::write(&file, text)?;
             fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+        }
+        let ssh = tree.join("root/.ssh");
+        fs::create_dir_all(&ssh)?;
+        fs::write(ssh.join("authorized_keys"), &login)?;
+        for private in [tree.join("root"), ssh] {
+            fs::set_permissions(&private, fs::Permissions::from_mode(0o700))?;
         }
         ext4::make(&tree, path, GUEST_DISK_BYTES, "guest-root")?;
         Ok(fs::remove_dir_all(&tree)?)
