@@ -244,7 +244,7 @@ fn of_net(root: &Path, net: &NetConfig, others: &[Other], runs: bool) -> Vec<(&'
             .iter()
             .flat_map(|other| other.config.devices.net.iter().map(move |net| (other, net)))
     };
-    match &net.source {
+    match &net.port.source {
         Source::Bridge(name) if name != OWN_BRIDGE && !interface(name).join("bridge").is_dir() => {
             found.push((
                 "bridge",
@@ -259,7 +259,7 @@ fn of_net(root: &Path, net: &NetConfig, others: &[Other], runs: bool) -> Vec<(&'
                     format!(" = {}: there is no tap of this name", quoted(name)),
                 ));
             }
-            for (other, _) in theirs().filter(|(_, theirs)| theirs.source == net.source) {
+            for (other, _) in theirs().filter(|(_, theirs)| theirs.port.source == net.port.source) {
                 found.push(("tap", format!(" = {}: {} has it", quoted(name), other.name())));
             }
         }
@@ -271,23 +271,20 @@ fn of_net(root: &Path, net: &NetConfig, others: &[Other], runs: bool) -> Vec<(&'
                 ));
             }
         }
-        Source::User(forwards) => {
-            for forward in forwards {
-                let value = quoted(&forward.to_string());
-                let mut taken = false;
-                for (other, theirs) in theirs() {
-                    let Source::User(theirs) = &theirs.source else {
-                        continue;
-                    };
-                    if theirs.iter().any(|theirs| is_one_port(forward, theirs)) {
-                        found.push(("forward", format!(" = {value}: {} has the port", other.name())));
-                        taken = true;
-                    }
-                }
-                if !taken && !runs && is_taken(forward) {
-                    found.push(("forward", format!(" = {value}: another program has the port")));
-                }
+        Source::User => {}
+    }
+    for forward in &net.port.forward {
+        let value = quoted(&forward.to_string());
+        let mut taken = false;
+        for (other, theirs) in theirs() {
+            if theirs.port.forward.iter().any(|theirs| forward.overlaps(theirs)) {
+                found.push(("forward", format!(" = {value}: {} has the port", other.name())));
+                taken = true;
             }
+        }
+        // On a bridge packets are redirected before a program sees them.
+        if !taken && !runs && net.port.source == Source::User && is_taken(forward) {
+            found.push(("forward", format!(" = {value}: another program has the port")));
         }
     }
     if let Some(mac) = &net.mac {
@@ -303,14 +300,6 @@ fn of_net(root: &Path, net: &NetConfig, others: &[Other], runs: bool) -> Vec<(&'
         }
     }
     found
-}
-
-fn is_one_port(a: &Forward, b: &Forward) -> bool {
-    let meet = match (a.address, b.address) {
-        (Some(a), Some(b)) => a == b,
-        (None, _) | (_, None) => true,
-    };
-    a.protocol == b.protocol && a.port == b.port && meet
 }
 
 /// Whether a port cannot be listened at.
