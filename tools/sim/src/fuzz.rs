@@ -84,6 +84,7 @@ fn event_text(event: Event) -> String {
         Event::QueueReady { queue } => format!("ready {queue}"),
         Event::QueueStop { queue } => format!("stop {queue}"),
         Event::ConfigWrite { offset, value } => format!("config {offset} {value}"),
+        Event::EmergencyWrite { byte } => format!("emergency {byte}"),
         Event::NeedsReset => "needs reset".into(),
     }
 }

@@ -33,6 +33,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::is_zone_name;
+use crate::device::console::opener::{ConsoleRequest, Part};
 use crate::device::net::opener::PortRequest;
 use crate::host::{Host, Linux, RamError, RamFile, ram};
 use crate::hv::NOT_GRANTED;
@@ -67,7 +68,9 @@ pub enum Request {
     Connect(PathBuf),
     /// Opens a pair of queues of a network port, or returns the one that is kept.
     OpenPort(PortRequest, u16),
-    /// Closes the network ports of a zone.
+    /// Makes the pty or socket of a console, or returns a descriptor of the one that is kept.
+    OpenConsole(ConsoleRequest, Part),
+    /// Closes the network ports, ptys and sockets of a zone.
     ClosePorts(String),
     /// Lets another program take over, by default of the same path; EL2's version of the interface.
     Upgrade(Option<PathBuf>, u32),
@@ -432,6 +435,14 @@ impl Broker {
                 let asked = self.grants.lock().may_open_port(&request);
                 granted(asked, &format!("a network port of zone {}", request.zone))?;
                 let opened = self.keeper.call(&ports::Request::Open(request, pair))?;
+                return Ok((Reply::Done, opened));
+            }
+            Request::OpenConsole(request, part) => {
+                zone_name(&request.zone)?;
+                let asked = self.grants.lock().may_open_console(&request);
+                let what = format!("console {} of zone {}", request.index, request.zone);
+                granted(asked, &what)?;
+                let opened = self.keeper.call(&ports::Request::OpenConsole(request, part))?;
                 return Ok((Reply::Done, opened));
             }
             Request::ClosePorts(zone) => {

@@ -4,6 +4,7 @@
 //! nothing any more.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,6 +16,7 @@ use anyhow::{Context as _, bail};
 
 use super::interface::{self, Bridge};
 use super::passt::Passt;
+use super::terminal::{self, Terminal};
 use super::{Reply, Request, server, socket};
 use crate::broker::wire;
 use crate::device::net::config::Source;
@@ -39,6 +41,8 @@ struct Kept {
 struct All {
     /// Ports by zone and number.
     ports: BTreeMap<(String, usize), Kept>,
+    /// Other ends of consoles by zone and number.
+    consoles: BTreeMap<(String, usize), Terminal>,
     /// Pins of memory by zone.
     pins: BTreeMap<String, Vec<File>>,
 }
@@ -53,16 +57,19 @@ pub fn run(run_dir: &Path) -> anyhow::Result<()> {
     let _signals = Signals::block(&ENDING).context("cannot block signals")?;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut all = All::default();
+    if let Err(error) = terminal::clean_up(run_dir) {
+        tracing::warn!(%error, "cannot remove the names of ptys that another keeper has left");
+    }
     loop {
         let (stream, _) = listener.accept().context("cannot accept connections")?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        match serve(&stream, &mut all) {
+        match serve(&stream, &mut all, run_dir) {
             // It was looked whether there is a keeper.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
             Err(error) => tracing::warn!(%error, "a request to the keeper was not answered"),
             Ok(()) => {}
         }
-        if all.ports.is_empty() && all.pins.is_empty() {
+        if all.ports.is_empty() && all.consoles.is_empty() && all.pins.is_empty() {
             let _ = std::fs::remove_file(socket(run_dir));
             tracing::debug!("nothing is kept any more");
             return Ok(());
@@ -70,17 +77,26 @@ pub fn run(run_dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn serve(stream: &UnixStream, all: &mut All) -> io::Result<()> {
+fn serve(stream: &UnixStream, all: &mut All, run_dir: &Path) -> io::Result<()> {
     let (request, sent) = wire::receive::<Request>(stream)?;
-    let (reply, file) = match execute(request, sent, all) {
+    let (reply, file) = match execute(request, sent, all, run_dir) {
         Ok(file) => (Reply::Done, file),
         Err(error) => (Reply::Failed(format!("{error:#}")), None),
     };
     wire::send(stream, &reply, file.as_ref())
 }
 
-fn execute(request: Request, sent: Option<File>, all: &mut All) -> anyhow::Result<Option<File>> {
-    let All { ports, pins } = all;
+fn execute(
+    request: Request,
+    sent: Option<File>,
+    all: &mut All,
+    run_dir: &Path,
+) -> anyhow::Result<Option<File>> {
+    let All {
+        ports,
+        consoles,
+        pins,
+    } = all;
     match request {
         Request::Open(request, pair) => {
             let key = (request.zone.clone(), request.index);
@@ -92,8 +108,8 @@ fn execute(request: Request, sent: Option<File>, all: &mut All) -> anyhow::Resul
                 ports.remove(&key);
             }
             let kept = match ports.entry(key) {
-                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => entry.insert(open(request)?),
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(open(request)?),
             };
             if let (Source::VhostUser(path), Some(connection)) =
                 (&kept.request.source, kept.queues.first_mut())
@@ -107,8 +123,21 @@ fn execute(request: Request, sent: Option<File>, all: &mut All) -> anyhow::Resul
                 .context("it has fewer queues")?;
             Ok(Some(File::from(queue.try_clone()?)))
         }
+        Request::OpenConsole(request, part) => {
+            let key = (request.zone.clone(), request.index);
+            // Another zone of that name, whose end was not reported.
+            if consoles.get(&key).is_some_and(|kept| kept.request != request) {
+                consoles.remove(&key);
+            }
+            let kept = match consoles.entry(key) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(Terminal::make(run_dir, request)?),
+            };
+            Ok(Some(File::from(kept.part(part)?)))
+        }
         Request::Close(zone) => {
             ports.retain(|(of, _), _| *of != zone);
+            consoles.retain(|(of, _), _| *of != zone);
             Ok(None)
         }
         Request::Pin(zone) => {

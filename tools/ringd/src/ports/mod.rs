@@ -1,24 +1,27 @@
-//! What a process keeps that outlives the daemon: ports of network devices, opened with root's rights, and
-//! pins of zones' memory ([`crate::host::pin`]).
+//! What a process keeps that outlives the daemon: ports of network devices, ptys and sockets of consoles, all
+//! opened with root's rights, and pins of zones' memory ([`crate::host::pin`]).
 //!
 //! | process | does |
 //! |---|---|
 //! | worker | asks the broker for ports: [`crate::device::net::opener::PortOpener`] |
 //! | broker | asks the keeper, which it starts if there is none: [`client`] |
-//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]), keeps every descriptor until its zone ends, and pins of zones' memory: [`keeper`] |
+//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]), makes ptys and sockets ([`terminal`]), keeps every descriptor until its zone ends, and pins of zones' memory: [`keeper`] |
 //!
-//! So tap devices keep their queues and passt its connection when a daemon dies, and neither notices.
+//! So tap devices keep their queues, passt its connection and terminals their lines when a daemon dies, and
+//! none of them notices.
 
 pub mod client;
 mod interface;
 pub mod keeper;
 mod passt;
 mod server;
+pub mod terminal;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::console::opener::{ConsoleRequest, Part};
 use crate::device::net::opener::PortRequest;
 
 /// A request to the keeper.
@@ -26,7 +29,9 @@ use crate::device::net::opener::PortRequest;
 pub enum Request {
     /// Returns the descriptor of a pair of queues of a port, which is opened if it is not kept.
     Open(PortRequest, u16),
-    /// Closes the ports of a zone.
+    /// Returns a descriptor of a console's pty or socket, which is made if it is not kept.
+    OpenConsole(ConsoleRequest, Part),
+    /// Closes the ports, ptys and sockets of a zone.
     Close(String),
     /// Keeps what comes with it, a pin of a zone's memory.
     Pin(String),

@@ -51,7 +51,7 @@ pub fn change(zone: &ZoneContext, store: &mut dyn Store, change: &Change) -> any
             .zip(zone.slots())
             .filter_map(|(slot, config)| match config {
                 Config::Net(net) => Some((slot, net)),
-                Config::Disk(_) | Config::Rng(_) => None,
+                Config::Disk(_) | Config::Rng(_) | Config::Console(_) => None,
             })
     };
     let Some((slot, config)) = nets().nth(change.index()) else {
