@@ -1,7 +1,9 @@
 //! What a driver sees of a device: features, the configuration space (5.3.3, 5.3.4) and the roles of its
 //! virtqueues (5.3.2).
 
-use ringvirtio::virtio::{VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, feature};
+use ringvirtio::virtio::{
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, feature,
+};
 
 use crate::port::Size;
 use crate::virtio::{VIRTIO_CONSOLE_F_EMERG_WRITE, VIRTIO_CONSOLE_F_MULTIPORT, VIRTIO_CONSOLE_F_SIZE};
@@ -17,12 +19,12 @@ pub const CHANGING: usize = 4;
 /// Length of the configuration space.
 pub const CONFIG_LEN: usize = 12;
 
-/// Returns the features of a device with this many ports; it works with any subset of them. RING_RESET is not
-/// among them: no driver resets a single queue of a console.
+/// Returns the features of a device with this many ports; it works with any subset of them.
 #[must_use]
 pub fn features(ports: usize) -> u64 {
     let always = [
         VIRTIO_F_VERSION_1,
+        VIRTIO_F_RING_RESET,
         VIRTIO_RING_F_INDIRECT_DESC,
         VIRTIO_RING_F_EVENT_IDX,
         VIRTIO_CONSOLE_F_SIZE,

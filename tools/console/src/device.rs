@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ringvirtio::virtio::feature;
 use ringvirtio::{QueueHandler, QueueSetup, SetupError};
 
-use crate::config::{self, CONFIG_LEN};
+use crate::config::{self, CONFIG_LEN, Role};
 use crate::memory::{PortMemory, Word};
 use crate::port::{Port, Size};
 use crate::stats::ConsoleStats;
@@ -146,18 +146,21 @@ impl Console {
         Arc::as_ptr(self).addr()
     }
 
-    /// A driver has set up a queue: after a reset there are no messages, after a take-over those that the last
-    /// daemon has not sent.
-    pub(crate) fn negotiated(&self, setup: &QueueSetup) {
+    /// A driver has set up a queue. Once it is that of messages, there are none after a reset, and after a
+    /// take-over those that the last daemon has not sent.
+    pub(crate) fn negotiated(&self, setup: &QueueSetup, role: Role) {
         let mut features = self.features.lock().unwrap_or_else(PoisonError::into_inner);
         *features = setup.features;
+        if role != Role::ControlReceive {
+            return;
+        }
         let epoch = setup.epoch.wrapping_add(1);
         let Some(first) = self.ports.first() else { return };
         if first.memory().get(Word::Epoch) != epoch {
             self.ports
                 .iter()
-                .for_each(|port| port.memory().set(Word::Messages, 0));
-            first.memory().set(Word::Epoch, epoch);
+                .for_each(|port| port.memory().advance(Word::Messages, 0));
+            first.memory().advance(Word::Epoch, epoch);
         }
     }
 
@@ -169,7 +172,7 @@ impl Console {
         }
         if let Some(port) = self.ports.get(port) {
             let messages = port.memory().get(Word::Messages);
-            port.memory().set(Word::Messages, messages | bit(event));
+            port.memory().advance(Word::Messages, messages | bit(event));
         }
     }
 
@@ -193,7 +196,8 @@ impl Console {
         let is_old = *message != Message::new(message.port, message.event, port.size());
         if !is_old {
             let messages = port.memory().get(Word::Messages);
-            port.memory().set(Word::Messages, messages & !bit(message.event));
+            port.memory()
+                .advance(Word::Messages, messages & !bit(message.event));
         }
     }
 

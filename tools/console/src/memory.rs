@@ -102,6 +102,11 @@ impl PortMemory {
         if let Some(word) = self.words.get(word as usize) {
             word.store(value.to_le(), Ordering::Release);
         }
+    }
+
+    /// As [`Self::set`], on the thread that drives the queues.
+    pub(crate) fn advance(&self, word: Word, value: u64) {
+        self.set(word, value);
         step("word stored");
     }
 
@@ -109,10 +114,10 @@ impl PortMemory {
     pub(crate) fn append(&self, bytes: &[u8]) {
         let start = self.get(Word::Written);
         let end = start.wrapping_add(bytes.len() as u64);
-        self.set(Word::Claimed, end);
+        self.advance(Word::Claimed, end);
         store(&self.output, OUTPUT, start, bytes);
         step("output copied");
-        self.set(Word::Written, end);
+        self.advance(Word::Written, end);
     }
 
     /// Reads output from a position on, as much as there is and fits.

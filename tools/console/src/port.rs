@@ -97,7 +97,7 @@ impl Port {
     /// was being appended if it was completed.
     pub(crate) fn recover_output(&self, started: &[u16]) {
         if !is_among(self.memory.get(Word::ChainHead), started) {
-            self.memory.set(Word::ChainHead, 0);
+            self.memory.advance(Word::ChainHead, 0);
         }
     }
 
@@ -112,8 +112,9 @@ impl Port {
         let name = u64::from(head) + 1;
         if self.memory.get(Word::ChainHead) != name {
             // Nothing was appended since it was started.
-            self.memory.set(Word::ChainStart, self.memory.get(Word::Written));
-            self.memory.set(Word::ChainHead, name);
+            self.memory
+                .advance(Word::ChainStart, self.memory.get(Word::Written));
+            self.memory.advance(Word::ChainHead, name);
         }
         let start = self.memory.get(Word::ChainStart);
         self.memory.get(Word::Written).saturating_sub(start)
@@ -121,7 +122,7 @@ impl Port {
 
     /// The head is complete in the log.
     pub(crate) fn end_chain(&self) {
-        self.memory.set(Word::ChainHead, 0);
+        self.memory.advance(Word::ChainHead, 0);
     }
 
     /// There is new output.
@@ -138,7 +139,7 @@ impl Port {
         if name != 0 && !is_among(name, started) {
             self.end_input();
         }
-        self.memory.set(Word::InputHead, 0);
+        self.memory.advance(Word::InputHead, 0);
     }
 
     /// Copies input for a head that is started, and returns how many bytes.
@@ -150,16 +151,16 @@ impl Port {
     /// The head is about to be completed with so much input.
     pub(crate) fn begin_input(&self, head: u16, len: usize) {
         let end = self.memory.get(Word::Read).wrapping_add(len as u64);
-        self.memory.set(Word::InputEnd, end);
-        self.memory.set(Word::InputHead, u64::from(head) + 1);
+        self.memory.advance(Word::InputEnd, end);
+        self.memory.advance(Word::InputHead, u64::from(head) + 1);
     }
 
     /// It is complete in the log.
     pub(crate) fn end_input(&self) {
         let lock = self.lock();
         let end = self.memory.get(Word::InputEnd);
-        self.memory.set(Word::Read, end);
-        self.memory.set(Word::InputHead, 0);
+        self.memory.advance(Word::Read, end);
+        self.memory.advance(Word::InputHead, 0);
         drop(lock);
         self.room.notify_all();
     }

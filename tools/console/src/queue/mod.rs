@@ -115,7 +115,8 @@ impl Console {
     /// # Errors
     /// Invalid addresses, size or log.
     pub fn queue(self: &Arc<Self>, number: u16, setup: QueueSetup) -> MadeQueue {
-        self.negotiated(&setup);
+        let role = role(number);
+        self.negotiated(&setup, role);
         let ram = setup.ram.clone();
         let mut queue = VirtQueue::new(setup)?;
         queue.name = self.name().to_owned();
@@ -125,7 +126,6 @@ impl Console {
             ..ConsoleStats::default()
         });
         stats.queue.restarted.add(started.len() as u64);
-        let role = role(number);
         let port = |port: usize| self.ports().get(port).cloned().ok_or(SetupError::NoQueue(number));
         let direction: Box<dyn Direction> = match role {
             Role::Receive(of) => Box::new(Receive::new(port(of)?, &started)),

@@ -1,18 +1,12 @@
-//! The console device (virtio 1.2, 5.3), if there is one: through virtio-drivers, emergency writes, and
-//! invalid chains. What it prints is looked at from outside.
+//! The console device (virtio 1.2, 5.3), if there is one: output, emergency writes, and invalid chains. What
+//! is printed is looked at from outside.
 
-use virtio_drivers::device::console::VirtIOConsole;
-use virtio_drivers::transport::mmio::MmioTransport;
-
-use super::queue::{Queue, WRITE};
+use super::queue::{Queue, SIZE, WRITE};
 use crate::context::Context;
-use crate::hal::GuestHal;
 use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::register::{CONFIG, STATUS};
 use crate::virtio::{CONSOLE, Slot, VERSION_1};
-use crate::{check, check_eq};
-
-type Console = VirtIOConsole<GuestHal, MmioTransport<'static>>;
+use crate::{check, check_eq, time};
 
 /// Offset of `emerg_wr`.
 const EMERG_WR: u64 = CONFIG + 8;
@@ -47,25 +41,35 @@ fn emergency_writes(slot: Slot) -> TestResult {
     Ok(())
 }
 
+/// Returns the queue of output.
+fn output(slot: Slot) -> Result<Queue, Failure> {
+    check!(slot.reset(), "reset");
+    slot.negotiate(VERSION_1);
+    let queue = Queue::numbered(slot, TRANSMIT)?;
+    queue.driver_ok();
+    Ok(queue)
+}
+
 fn prints(slot: Slot) -> TestResult {
-    let transport = slot
-        .transport()
-        .ok_or_else(|| Failure::new(format_args!("virtio-drivers finds no device")))?;
-    let mut console =
-        Console::new(transport).map_err(|error| Failure::new(format_args!("set-up: {error}")))?;
-    for _ in 0..100 {
-        let printed = console.send_bytes(b"printed by a driver\n");
-        printed.map_err(|error| Failure::new(format_args!("output: {error}")))?;
+    const TEXT: &[u8; 20] = b"printed by a driver\n";
+    let mut queue = output(slot)?;
+    queue.set(queue.data(), *TEXT);
+    for round in 0..100 {
+        let head = round % SIZE;
+        queue.describe(head, queue.data(), TEXT.len() as u32, 0, 0);
+        queue.offer(head);
+        queue.notify();
+        check!(
+            time::wait(2000, || queue.used() == round + 1),
+            "output {round} did not complete"
+        );
     }
     Ok(())
 }
 
 /// 5.3.6.2: the driver must not put a device-writable buffer in a transmit queue.
 fn bad_chains(slot: Slot) -> TestResult {
-    check!(slot.reset(), "reset");
-    slot.negotiate(VERSION_1);
-    let mut queue = Queue::numbered(slot, TRANSMIT)?;
-    queue.driver_ok();
+    let mut queue = output(slot)?;
     queue.describe(0, queue.data(), 16, WRITE, 0);
     queue.offer(0);
     queue.notify();
