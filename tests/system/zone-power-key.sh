@@ -1,6 +1,6 @@
 #!/bin/sh
-# `ringctl zone shutdown` and `zone reboot` with a stock Debian guest: its kernel's gpio_keys reports the power
-# key, and acpid obeys it. A guest whose acpid is stopped goes on, status 4, until it is forced to end.
+# `ringctl zone shutdown` and `zone reboot` with a stock Debian guest: its kernel's gpio_keys reports the
+# power key, and acpid obeys it. A guest that does not obey goes on, status 4, until it is forced to end.
 #@ needs: el2
 #@ on: devices-generic-kpti
 #@ all: generic

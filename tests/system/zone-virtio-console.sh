@@ -7,11 +7,10 @@
 . ./lib.sh
 KILLS=10
 cat >/tmp/autorun <<'S'
-stty -F /dev/hvc0 raw -echo
-stty -F /dev/hvc1 raw -echo
+exec 3<>/dev/hvc0
+stty raw -echo <&3
 echo "hvc: $(cat /sys/class/virtio-ports/*/dev | wc -l) ports"
 echo "second console" >/dev/hvc1
-exec 3<>/dev/hvc0
 read -r line <&3
 echo "hvc: read $line"
 (
@@ -30,7 +29,7 @@ done
 touch /run/end
 wait
 read -r line <&3
-echo "hvc: size $(stty -F /dev/hvc0 size)"
+echo "hvc: size $(stty size <&3)"
 dmesg | grep -E 'hung_task|blocked for more|virtio.*(error|fail)' && echo "guest saw errors"
 echo "hvc: end"
 poweroff
@@ -81,6 +80,7 @@ wait $reader
 [ -e $PTY ] && fail "the pty is still there"
 [ -e $Z/hvc2 ] && fail "the socket is still there"
 
+grep -q '^hvc: size 43 132' /tmp/text || fail "another size"
 # Every line once, in order.
 awk '/^last / { if ($2 != count) { print "last line " $2 " of " count; exit 1 } ended = 1; next }
     $0 != "line " count + 1 " of the guest'\''s output" { print "line " count + 1 " is: " $0; exit 1 }
@@ -98,13 +98,13 @@ tail -n +$((before_test + 1)) $LOG | grep -E 'seccomp|panicked|violated the virt
 
 # One console: its size is in the configuration space.
 cat >/tmp/autorun <<'S'
-stty -F /dev/hvc0 raw -echo
 exec 3<>/dev/hvc0
-echo "hvc: size $(stty -F /dev/hvc0 size)"
+stty raw -echo <&3
+echo "hvc: size $(stty size <&3)"
 echo ready >&3
 read -r line <&3
-until [ "$(stty -F /dev/hvc0 size)" = "43 132" ]; do sleep 0.2; done
-echo "hvc: size $(stty -F /dev/hvc0 size)"
+until [ "$(stty size <&3)" = "43 132" ]; do sleep 0.2; done
+echo "hvc: size $(stty size <&3)"
 poweroff
 sleep 100
 S

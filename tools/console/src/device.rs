@@ -1,7 +1,7 @@
 //! [`Console`]: the device: its ports, their sizes, and the messages to its driver (5.3.6.2).
 //!
-//! Messages that are to be sent are bits in the ports' memory, so the next daemon sends what this one has not.
-//! One that was sent when a daemon is killed may be sent again, which changes nothing.
+//! Messages that are to be sent are bits in the ports' memory, so the next daemon sends what this one has
+//! not. One that was sent when a daemon is killed may be sent again, which changes nothing.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -34,8 +34,8 @@
 //! ```
 //!
 //! # Map
-//! [`config`] what a driver sees · [`memory`] what outlives a daemon · [`port`] a port · [`device`] the device
-//! and its control messages · [`queue`] the queues · [`stats`] counters
+//! [`config`] what a driver sees · [`memory`] what outlives a daemon · [`port`] a port · [`device`] the
+//! device and its control messages · [`queue`] the queues · [`stats`] counters
 
 pub mod config;
 pub mod device;

@@ -24,8 +24,8 @@ fn killed(rig: &mut Rig, steps: u64, work: impl FnOnce(&mut Rig)) -> bool {
     false
 }
 
-/// Kills a daemon at each of its steps, and the next ones each a step later, until one gets through; `prepare`
-/// makes the situation, `check` looks at the result.
+/// Kills a daemon at each of its steps, and the next ones each a step later, until one gets through;
+/// `prepare` makes the situation, `check` looks at the result.
 fn at_every_step(prepare: impl Fn() -> Rig, check: impl Fn(&mut Rig, u64)) {
     let mut kills = 0;
     for first in 0.. {

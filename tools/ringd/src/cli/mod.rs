@@ -109,8 +109,8 @@ pub enum ZoneCommand {
     Resume(Name),
     /// Waits until a zone ends; the status is 0 if its guest powered off cleanly.
     Wait(Name),
-    /// Shows what a zone has printed and follows it; what is typed goes to the guest. Ctrl-] leaves, or the key
-    /// of --escape.
+    /// Shows what a zone has printed and follows it; what is typed goes to the guest. Ctrl-] leaves, or the
+    /// key of --escape.
     ///
     /// Input that is no terminal is sent as it is; at its end the output is still followed.
     Console {

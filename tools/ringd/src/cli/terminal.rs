@@ -25,7 +25,8 @@ use crate::signals::{ENDING, Signals};
 /// Which console, and how it is left.
 #[derive(Args, Clone, Debug)]
 pub struct ConsoleOptions {
-    /// A console of the zone's [[console]] sections, counted from 0 as the guest's hvc0; the UART if not given.
+    /// A console of the zone's [[console]] sections, counted from 0 as the guest's hvc0; the UART if not
+    /// given.
     #[arg(long, value_name = "NUMBER")]
     pub port: Option<usize>,
     /// The key that leaves the console: ^X or ctrl-x with any letter or one of [\\]^_, or none.

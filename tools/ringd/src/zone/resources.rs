@@ -282,6 +282,8 @@ impl Resources {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;
         self.close();
+        // The threads of consoles end.
+        self.shared.close_consoles();
         if let Some(number) = self.number()
             && let Err(error) = self.context.el2().zone_destroy(number)
         {
