@@ -168,7 +168,7 @@ mod tests {
             first.memory.set(Word::LogLength, 10);
             first.memory.set(Word::LogBytes, 5);
             first.memory.set(Word::LogNext, 11);
-            fs::write(&path, format!("old hello {}", &"world"[..written])).unwrap();
+            fs::write(&path, format!("old hello {}", "world".get(..written).unwrap())).unwrap();
             let mut next = log(&path, &kept);
             next.recover().unwrap();
             let logged = next.memory.get(Word::Logged);
