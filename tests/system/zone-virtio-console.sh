@@ -1,6 +1,7 @@
 #!/bin/sh
-# A guest's virtio consoles: hvc0 on a pty and in a log file, the others by `ringctl zone console --port`. Ten
-# kills of the daemon while the guest prints: the log has every byte once, the pty every line, and no hangup.
+# A guest's virtio consoles: hvc0 on a pty and in a log file, the others by `ringctl zone console --port`.
+# Ten kills of the daemon while the guest prints: the log has every byte once, the pty at least once, and no
+# hangup.
 # Then one console alone, whose size follows the terminal, and the driver's mistakes by the bare-metal guest.
 #@ needs: el2
 #@ timeout: 400
@@ -86,9 +87,11 @@ awk '/^last / { if ($2 != count) { print "last line " $2 " of " count; exit 1 } 
     $0 != "line " count + 1 " of the guest'\''s output" { print "line " count + 1 " is: " $0; exit 1 }
     { count++ } END { if (!ended) exit 1; print count " lines in the log" }' $Z/hvc0.log ||
     fail "the log is not what the guest printed"
-# Every line at least once; what is there twice is the last write of a daemon that was killed.
+# The last write of a daemon that was killed comes twice. Linux prints in pieces of 16 bytes, so one line is
+# not whole then.
 lines=$(($(wc -l <$Z/hvc0.log) - 1))
-is "lines that the pty had" "$(grep -E '^line [0-9]+ of the guest.s output$' /tmp/pty | sort -u | wc -l)" "$lines"
+whole=$(grep -E '^line [0-9]+ of the guest.s output$' /tmp/pty | sort -u | wc -l)
+at_least "lines of $lines that the pty had whole" "$whole" $((lines - KILLS))
 twice=$(($(wc -c </tmp/pty) - $(wc -c <$Z/hvc0.log)))
 echo "$twice bytes came twice to the pty, by $KILLS kills"
 [ $twice -ge 0 ] && [ $twice -le $((KILLS * 1024)) ] || fail "the pty had $twice bytes more than the log"
