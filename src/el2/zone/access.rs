@@ -79,6 +79,12 @@ impl Zone {
         TrapOutcome::Done(u64::from(value))
     }
 
+    /// Appends a byte to the output of the UART, from another device.
+    pub(super) fn print(&self, byte: u8) {
+        self.uart.lock().output.write(&self.window.output(), &[byte]);
+        self.send_event(Entry::Console);
+    }
+
     fn gpio_access(&self, offset: u16, width: Width, stored: Option<u64>) -> TrapOutcome {
         let mut gpio = self.gpio.lock();
         let value = match stored {

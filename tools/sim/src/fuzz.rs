@@ -84,6 +84,7 @@ fn event_text(event: Event) -> String {
         Event::QueueReady { queue } => format!("ready {queue}"),
         Event::QueueStop { queue } => format!("stop {queue}"),
         Event::ConfigWrite { offset, value } => format!("config {offset} {value}"),
+        Event::EmergencyWrite { byte } => format!("emergency {byte}"),
         Event::NeedsReset => "needs reset".into(),
     }
 }
@@ -204,7 +205,7 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         ..DiskConfig::default()
     };
     let opened = Kind::Disk
-        .open(&config, &SimTap::new(0))
+        .open(&config, &SimTap::new(0), &LOG.with(Arc::clone))
         .expect("nothing else has the image open");
     let el2 = Arc::new(SimEl2::new(&Kind::Disk.spec(&opened, 1), 0));
     let disk = SimDisk::new(vec![7; 16 * SECTOR], Sabotage::None);

@@ -2,6 +2,7 @@
 
 mod aborts;
 mod blk;
+mod console;
 mod features;
 mod gic;
 mod gpio;
@@ -42,6 +43,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("queue", queue::run),
     ("features", features::run),
     ("rng", rng::run),
+    ("console", console::run),
     ("net", net::run),
     ("race", race::run),
     ("gic", gic::run),

@@ -520,3 +520,66 @@ fn a_misspelt_key_is_named_before_the_one_that_is_missing() {
         "{message}"
     );
 }
+
+#[test]
+fn consoles() {
+    use crate::device::console::config::{ConsoleConfig, End};
+    let zone = parsed(&format!(
+        "console_log = \"uart.log\"\n{GOOD}[[console]]\npty = true\nlog = \"0.log\"\n[[console]]\n[[console]]\n\
+         socket = \"/run/s\"\n"
+    ))
+    .unwrap();
+    let expected = [
+        ConsoleConfig {
+            end: Some(End::Pty),
+            log: Some("/zones/0.log".into()),
+        },
+        ConsoleConfig::default(),
+        ConsoleConfig {
+            end: Some(End::Socket("/run/s".into())),
+            log: None,
+        },
+    ];
+    assert_eq!(zone.devices.console, expected);
+    assert_eq!(zone.devices.console_log, Some("/zones/uart.log".into()));
+    // All of them have one slot, behind all others.
+    assert_eq!(zone.devices.slots().last().unwrap().queues(4), 8);
+    let console = "[[console]]\n";
+    for (text, expected) in [
+        ("pty = 1", "console[0].pty = 1: expected true or false"),
+        (
+            "pty = true\nsocket = \"s\"",
+            "console[0].socket = \"s\": expected only one of pty and socket",
+        ),
+        (
+            "port = 1",
+            "unknown key console[0].port = 1: expected one of pty, socket, log",
+        ),
+        (
+            "log = \"\"",
+            "console[0].log = \"\": expected the path of a log file",
+        ),
+        (
+            "log = \"l\"\n[[console]]\nlog = \"l\"",
+            "console[1].log = \"/zones/l\": expected a file that no other",
+        ),
+        (
+            "socket = \"l\"\n[[console]]\nsocket = \"l\"",
+            "console[1].socket = \"/zones/l\": expected a socket that no other",
+        ),
+    ] {
+        let error = parsed(&format!("{GOOD}{console}{text}")).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = parsed(&format!("{GOOD}{}", console.repeat(8)))
+        .unwrap_err()
+        .to_string();
+    assert!(error.ends_with("console = 8: expected at most 7"), "{error}");
+    let long = format!("{GOOD}{console}socket = \"{}\"", "s".repeat(108));
+    assert!(
+        parsed(&long)
+            .unwrap_err()
+            .to_string()
+            .contains("expected at most 107 bytes")
+    );
+}

@@ -46,6 +46,8 @@ impl Resources {
             environment: context.environment.clone(),
             io: context.io.clone(),
             records: context.records.clone(),
+            uart: shared.console.clone(),
+            consoles: shared.ports.clone(),
             number: None,
             wake: None,
         });
@@ -171,6 +173,10 @@ impl Resources {
             .io
             .add_zone(number, console, served, changed, takeover)
             .map_err(|cause| config.failed(cause))?;
+        // Readers that go on where they were with the last daemon find their place.
+        if let Some(window) = self.context.hv.shared().window(number) {
+            self.shared.console.pump(window);
+        }
         self.devices.served(number, devices, takeover)?;
         self.shared.console.open_input(self.context.el2(), number);
         self.served = true;
@@ -276,6 +282,8 @@ impl Resources {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;
         self.close();
+        // The threads of consoles end.
+        self.shared.close_consoles();
         if let Some(number) = self.number()
             && let Err(error) = self.context.el2().zone_destroy(number)
         {

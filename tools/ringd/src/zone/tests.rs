@@ -18,6 +18,7 @@ use crate::hv::fake::FakeEl2;
 use crate::hv::{Hypervisor, Interrupt};
 use crate::io::Io;
 
+mod console;
 mod disk_changes;
 mod disk_migration;
 mod files;
