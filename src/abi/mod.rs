@@ -43,7 +43,7 @@ pub mod shared;
 pub mod trace;
 
 /// Version of everything in this module; EL2 and daemon must have the same.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Magic number of the information page and of the shared page: "RINGVISR".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGVISR");

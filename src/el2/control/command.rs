@@ -102,6 +102,8 @@ fn execute_on_zone(op: Op, header: &mut Header, page: Pa, zone: &Zone) -> Result
             }
             other => Err((CommandStatus::BadArgument, other)),
         },
+        Op::FlashOperation => zone.flash_operation(|operation| copy_out(page, shared::PAYLOAD, operation)),
+        Op::FlashDone => zone.flash_done(arg0, arg1 == 0),
         Op::ZoneInfo => {
             copy_out(page, shared::PAYLOAD, &zone.info());
             Ok(())

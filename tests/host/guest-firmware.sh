@@ -1,0 +1,164 @@
+#!/bin/bash
+# Debian's U-Boot and EDK2 in a zone's flash: what they find, compared with QEMU's; variables that outlive a
+# reset of the guest, the zone, and a daemon that is killed while the guest waits for it; and a kernel that
+# U-Boot loads from the guest's own disk.
+#@ needs: el2
+#@ timeout: 900
+#@ tier: all
+. tests/host/lib.sh
+firmware=$("$(dirname "$HARNESS")/image" --project "$PROJECT" firmware) || fail "no firmware"
+cache=${RINGVISOR_CACHE:-.cache}
+image=$(ls -t "$cache"/kernel-cloud-*/Image | head -1)
+initrd=$(ls -t "$cache"/guest-initramfs-cloud-* | head -1)
+[[ -n $image && -n $initrd ]] || fail "no guest files below $cache"
+files=$work/files
+mkdir -p "$files" "$work/boot/extlinux"
+cp "$firmware"/* "$files/"
+
+# A disk with a partition table and /extlinux/extlinux.conf, as distributions have it.
+cp "$image" "$work/boot/Image"
+cp "$initrd" "$work/boot/initrd"
+cat >"$work/boot/extlinux/extlinux.conf" <<'S'
+default test
+label test
+    kernel /Image
+    initrd /initrd
+    append console=ttyAMA0 booted-by=extlinux
+S
+PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -d "$work/boot" "$work/part" 96M >/dev/null || fail "mke2fs"
+truncate -s 98M "$files/disk"
+# An active Linux partition of 96 MiB at 1 MiB.
+printf '\x80\0\0\0\x83\0\0\0\0\x08\0\0\0\0\x03\0' | dd of="$files/disk" bs=1 seek=446 conv=notrunc status=none
+printf '\x55\xaa' | dd of="$files/disk" bs=1 seek=510 conv=notrunc status=none
+dd if="$work/part" of="$files/disk" bs=1M seek=1 conv=notrunc,sparse status=none
+
+# What U-Boot says under QEMU of the same machine. Its maximum times are those of a chip (docs/zone-file.md).
+mkfifo "$work/typed"
+timeout 120 qemu-system-aarch64 -M virt,gic-version=3 -cpu cortex-a57 -m 256M -nographic -nic none \
+    -global virtio-mmio.force-legacy=false -bios "$files/u-boot.bin" \
+    -drive if=none,id=d,file="$files/disk",format=raw,readonly=on -device virtio-blk-device,drive=d \
+    <"$work/typed" >"$work/qemu" 2>&1 &
+qemu=$!
+exec 3>"$work/typed"
+# reaches FILE PATTERN: waits for what QEMU's guest says
+reaches() {
+    for _ in {1..300}; do
+        tr -d '\r' <"$work/qemu" | grep -q "$1" && return
+        sleep 0.2
+    done
+    cat "$work/qemu"
+    fail "QEMU's U-Boot does not say '$1'"
+}
+reaches 'stop autoboot'
+printf 'x' >&3
+sleep 1
+printf 'flinfo; virtio scan; virtio info; virtio part; ls virtio 0:1 /; qfw cpus; echo all''-said\r' >&3
+reaches '^all-said'
+kill $qemu
+exec 3>&-
+# same FILE: the lines that have to be the same
+same() {
+    tr -d '\r' <"$1" | grep -E '^(DRAM|Flash|Bank #|  Intel|  [0-9A-F]{8}  |Device 0|            (Type|Capacity)|Partition Map|  1|[ 0-9]+ +(Image|initrd|extlinux)|.* cpu\(s\))' | sed 's/ RO / /g; s/ *$//'
+}
+same "$work/qemu" >"$work/expected"
+grep -q '^Bank # 2' "$work/expected" || fail "no flash under QEMU"
+
+cat >"$work/script" <<'S'
+cd /srv && mkdir -p test && cd test || exit 1
+fail() { echo "FAIL: $*"; ringctl zone console f --dump | tail -n 30; exit 1; }
+# says SECONDS PATTERN [LINES]: waits until so many lines of the console match
+says() {
+    tries=0
+    until [ "$(ringctl zone console f --dump | tr -d '\r' | grep -cE "$2")" -ge "${3:-1}" ]; do
+        tries=$((tries + 1))
+        [ $tries -lt $(($1 * 2)) ] || fail "not within $1 s: $2"
+        sleep 0.5
+    done
+}
+type() { printf '%s\r' "$*" >&3; }
+opens() {
+    rm -f /tmp/typed
+    mkfifo /tmp/typed
+    ringctl zone console f </tmp/typed >/dev/null 2>&1 &
+    exec 3>/tmp/typed
+}
+ringd --daemonize --supervise || exit 1
+worker() { ringctl info --json | tr -d ' ,' | sed -n 's/^"ringd_pid"://p'; }
+truncate -s 2M u-boot.vars efi.vars
+
+start() {
+    ringctl zone start --name f --cpus 1 --memory 256M --firmware /mnt/files/$1 --variables $2 \
+        --disk /mnt/files/disk,readonly || exit 1
+    opens
+}
+# autoboot N: stops U-Boot's N-th start at its prompt
+autoboot() {
+    says 100 'stop autoboot' $1
+    printf x >&3
+    says 10 '^=> *$' $1
+}
+start u-boot.bin u-boot.vars
+autoboot 1
+type 'flinfo; virtio scan; virtio info; virtio part; ls virtio 0:1 /; qfw cpus; echo all''-said'
+says 60 '^all-said'
+ringctl zone console f --dump >/tmp/first
+type 'erase 0x03f00000 +0x40000; protect off 0x0 +0x40000; erase 0x0 +0x40000; echo status''-$?'
+says 60 '^status-1'
+type 'setenv kept variable; saveenv'
+says 60 'Writing to Flash.* done|^OK'
+type 'reset'
+says 60 'Loading Environment from Flash... OK'
+autoboot 2
+type 'printenv kept'
+says 20 '^kept=variable'
+
+# The guest waits for a daemon that does nothing, and is served by the next one.
+pid=$(worker)
+kill -STOP $pid
+type 'erase 0x04100000 +0x20000 && echo era''sed'
+sleep 2
+kill -KILL $pid
+says 60 '^erased' 1
+type 'printenv kept'
+says 20 '^kept=variable' 2
+
+# The next zone of the same file.
+ringctl zone stop f || exit 1
+start u-boot.bin u-boot.vars
+autoboot 1
+type 'printenv kept'
+says 20 '^kept=variable'
+type 'boot'
+says 200 'shell in the initramfs'
+type 'cat /proc/cmdline'
+says 20 'booted-by=extlinux' 2
+says 20 'virtio_blk virtio0'
+ringctl zone stop f || exit 1
+
+start QEMU_EFI.fd efi.vars
+says 200 'UEFI Interactive Shell'
+says 60 'FS0:|BLK0:'
+variable='hello -guid 12345678-1234-1234-1234-123456789abc'
+type "setvar $variable -bs -rt -nv =0x4711"
+type "setvar $variable"
+says 60 'hello - 0002 Bytes' 1
+type 'reset'
+says 200 'UEFI Interactive Shell' 2
+type "setvar $variable"
+says 60 'hello - 0002 Bytes' 2
+ringctl zone stop f || exit 1
+ringctl zone list
+grep -E 'seccomp|WARN.*(cannot|refus)|ERROR' /run/ringd/ringd.log
+tr -d '\r' </tmp/first | sed 's/^/zone: /'
+exit 0
+S
+"$HARNESS" exec --script "$work/script" --files "$files" --timeout 700 >"$work/out" 2>&1 </dev/null
+status=$?
+tr -d '\r' <"$work/out" | grep -v '^zone: '
+is "status" $status 0
+tr -d '\r' <"$work/out" | sed -n 's/^zone: //p' >"$work/zone"
+same "$work/zone" >"$work/actual"
+diff "$work/expected" "$work/actual" || fail "U-Boot finds something else than under QEMU"
+grep -q 'Buffer write timeout: 4195 ms' "$work/zone" || fail "no time for the next daemon"
+grep -qE 'seccomp|WARN|ERROR' "$work/out" && fail "the log complains"
+exit 0
