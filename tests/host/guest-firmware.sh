@@ -95,7 +95,7 @@ start() {
 autoboot() {
     says 100 'stop autoboot' $1
     printf x >&3
-    says 10 '^=> *$' $1
+    says 20 '^=> *$'
 }
 start u-boot.bin u-boot.vars
 autoboot 1
@@ -114,11 +114,13 @@ says 20 '^kept=variable'
 
 # The guest waits for a daemon that does nothing, and is served by the next one.
 pid=$(worker)
+type 'echo wai''ts; sleep 3; erase 0x04100000 +0x20000 && echo era''sed'
+says 20 '^waits'
 kill -STOP $pid
-type 'erase 0x04100000 +0x20000 && echo era''sed'
-sleep 2
+# The guest is at its command by then.
+sleep 4
 kill -KILL $pid
-says 60 '^erased' 1
+says 60 '^erased'
 type 'printenv kept'
 says 20 '^kept=variable' 2
 
@@ -137,13 +139,15 @@ ringctl zone stop f || exit 1
 
 start QEMU_EFI.fd efi.vars
 says 200 'UEFI Interactive Shell'
-says 60 'FS0:|BLK0:'
+says 60 'BLK0:'
+says 60 'Shell> '
 variable='hello -guid 12345678-1234-1234-1234-123456789abc'
 type "setvar $variable -bs -rt -nv =0x4711"
 type "setvar $variable"
 says 60 'hello - 0002 Bytes' 1
 type 'reset'
 says 200 'UEFI Interactive Shell' 2
+says 60 'Shell> ' 4
 type "setvar $variable"
 says 60 'hello - 0002 Bytes' 2
 ringctl zone stop f || exit 1

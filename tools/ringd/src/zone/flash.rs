@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use ringblk::Opener;
 use ringvisor::abi::command::{CommandStatus, FlashKind, FlashOperation};
-use ringvisor::abi::machine::{FIRMWARE_BLOCKS, VARIABLE_BLOCKS};
+use ringvisor::abi::machine::{FIRMWARE_BLOCKS, FLASH_SIZE, VARIABLE_BLOCKS};
 
 use crate::boot::content::{Content, Source};
 use crate::config::ZoneConfig;
@@ -29,8 +29,9 @@ use crate::hv::Hypervisor;
 pub const FIRMWARE: u64 = FIRMWARE_BLOCKS as u64 * BLOCK;
 /// Bytes of memory of the bank with the variables.
 pub const VARIABLES: u64 = VARIABLE_BLOCKS as u64 * BLOCK;
-/// How long to wait for the lock of a file that a daemon before this one had.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// How long a start waits for the lock on the file with the variables, which a zone that has just ended may
+/// still have.
+pub const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// The flash of one zone.
 pub struct Flash {
@@ -54,15 +55,19 @@ struct Banks {
     variables: Option<File>,
 }
 
-/// Opens and locks the file with the variables.
+/// Opens and locks the file with the variables. Waits for the lock until `deadline`; `None` is no deadline.
 ///
 /// # Errors
 /// It cannot be used, or another zone or a QEMU uses it.
-pub fn open_variables(opener: &dyn Opener, config: &ZoneConfig) -> anyhow::Result<Option<File>> {
+pub fn open_variables(
+    opener: &dyn Opener,
+    config: &ZoneConfig,
+    deadline: Option<Instant>,
+) -> anyhow::Result<Option<File>> {
     let Some(path) = config.flash.as_ref().and_then(|flash| flash.variables.as_ref()) else {
         return Ok(None);
     };
-    let opened = ringblk::open_locked(opener, path, false, None, Instant::now().checked_add(LOCK_WAIT));
+    let opened = ringblk::open_locked(opener, path, false, None, deadline);
     let file = opened.map_err(|cause| config.unusable("variables", path, cause))?;
     let found = size(&file).map_err(|cause| config.unusable("variables", path, cause))?;
     if found < VARIABLES {
@@ -91,15 +96,19 @@ pub fn check_firmware(firmware: &Content) -> anyhow::Result<()> {
     if firmware.head().starts_with(b"\x7fELF") {
         anyhow::bail!("it is an ELF file, expected the flat image of the firmware, such as u-boot.bin");
     }
+    let found = firmware.len();
+    let mut padded = found <= FLASH_SIZE;
     let mut end = FIRMWARE;
-    while end < firmware.len() {
-        let len = (firmware.len() - end).min(1 << 20);
+    while padded && end < found {
+        let len = found.saturating_sub(end).min(1 << 20);
         let bytes = firmware.read_at(end, usize::try_from(len)?)?;
-        if bytes.iter().any(|byte| *byte != 0) {
-            let found = firmware.len();
-            anyhow::bail!("it has {found} bytes, expected at most {FIRMWARE}, or zeroes behind those");
-        }
+        padded = bytes.iter().all(|byte| *byte == 0);
         end = end.saturating_add(len);
+    }
+    if !padded {
+        anyhow::bail!(
+            "it has {found} bytes, expected at most {FIRMWARE}, and zeroes behind those up to {FLASH_SIZE}"
+        );
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use ringvirtio::GuestRam;
 use ringvisor::abi::command::CommandStatus;
@@ -77,7 +77,8 @@ impl Resources {
         let mut resources = Self::new(context, shared, Record::new((*shared.config).clone()));
         // Files first: most mistakes are here, and nothing has been acquired yet.
         let files = load::open(context.environment.opener(), &shared.config)?;
-        let variables = flash::open_variables(context.environment.opener(), &shared.config)?;
+        let deadline = Instant::now().checked_add(flash::LOCK_WAIT);
+        let variables = flash::open_variables(context.environment.opener(), &shared.config, deadline)?;
         // Before devices are opened: they may keep the file mapped.
         resources.devices.discard_inflight()?;
         let devices = resources.devices.open(&mut resources.journal, None)?;
@@ -121,9 +122,9 @@ impl Resources {
                 cause => config.failed(cause),
             })?;
         let added = ram.added;
+        self.journal.update(|record| record.added_pages = added)?;
         let (ram, flash) = split(config, ram)?;
         let ram = self.ram.insert(ram);
-        self.journal.update(|record| record.added_pages = added)?;
         let entry = load::fill(config, files, ram, Share::All)?;
         if let (Some(memory), BootFiles::Firmware(firmware)) = (&flash, files) {
             let loaded = flash::load(memory, firmware, variables.as_ref());
@@ -229,7 +230,8 @@ impl Resources {
             let (ram, flash) = split(config, opened.map_err(|cause| config.failed(cause))?)?;
             resources.ram = Some(ram);
             if let Some(memory) = flash {
-                let variables = flash::open_variables(context.environment.opener(), config)?;
+                // What the last daemon still writes has to end first, however long that takes.
+                let variables = flash::open_variables(context.environment.opener(), config, None)?;
                 resources.serve_flash(memory, variables, number)?;
             }
             tracing::debug!(zone = config.name, "RAM is mapped");
