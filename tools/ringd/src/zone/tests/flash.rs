@@ -150,13 +150,12 @@ fn a_file_that_cannot_be_written_is_an_error_of_the_device() {
         let target = fs::read_link(entry.path()).unwrap_or_default();
         (target == machine.path("vars")).then(|| entry.file_name().to_str().unwrap().parse::<i32>().unwrap())
     });
-    let readonly = fs::File::open(machine.path("vars")).unwrap();
+    let file = fs::File::open(machine.path("vars")).unwrap();
     let descriptor = descriptor.unwrap();
-    // SAFETY: the descriptor is the store's, which only writes and closes it.
-    assert_eq!(
-        unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&readonly), descriptor) },
-        descriptor
-    );
+    let readonly = std::os::fd::AsRawFd::as_raw_fd(&file);
+    // SAFETY: the descriptor is that of the bank of variables, which only writes and closes it.
+    let replaced = unsafe { libc::dup2(readonly, descriptor) };
+    assert_eq!(replaced, descriptor);
     machine.programs(0, 0);
     machine.until_ready();
     assert_eq!(machine.el2.flash_status(1), READY | PROGRAM_ERROR);
