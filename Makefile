@@ -39,13 +39,14 @@ hypervisor: setup
 	+@$(OBJCOPY) -O binary "$(EL2_ELF)" "build/ringvisor.bin.$$$$" && mv "build/ringvisor.bin.$$$$" build/ringvisor.bin
 
 ringd: setup
-	+@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd
+	+@cargo build --profile daemon --target $(MUSL_TARGET) -p ringd -p hostile-worker --bins
 
 guest-test: setup
 	+@if [ -f tools/guest-test/Cargo.toml ]; then tools/guest-test/build.sh >&2; fi
 
+# Of the whole workspace: with the same features as in the tests, packages are built once.
 harness: setup
-	+@cargo build -p harness -p image
+	+@cargo build --workspace --bin harness --bin image
 
 ## make run: boots the machine with a guest and leaves you on root's console.
 run: all

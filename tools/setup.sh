@@ -16,6 +16,7 @@ need=(
     zstd:zstd
     xz:xz-utils
     mke2fs:e2fsprogs
+    depmod:kmod
     expect:expect
     setpriv:util-linux
     tar:tar

@@ -1,7 +1,9 @@
-//! Commands: a [`Header`] in the shared page's command slot and, for some, a payload behind it.
+//! Commands: a [`Header`] in a command slot and, for some, a payload behind it.
 //!
-//! The daemon fills header and payload, stores to [`super::doorbell::COMMAND`], and finds `status`, `detail`
-//! and the results when the store has completed. One command at a time. Each does bounded work at EL2; a
+//! There is a slot in the shared page, for commands that serve zones that exist ([`Op::serves`]), and one
+//! behind the control doorbell page ([`super::doorbell::CONTROL_SLOT`]), for all. The daemon fills header and
+//! payload, stores to [`super::doorbell::COMMAND`] of that slot's page, and finds `status`, `detail` and the
+//! results when the store has completed. One command at a time in each slot. Each does bounded work at EL2; a
 //! longer operation (a zone that stops) is only started here, and a zone event in the ring reports its
 //! completion.
 
@@ -84,6 +86,31 @@ numbered! {
     }
 }
 
+impl Op {
+    /// Whether the command serves a zone that exists: it reads the zone's state or answers its devices, and
+    /// neither gives it anything, starts or stops it, nor concerns anything else.
+    #[must_use]
+    pub const fn serves(self) -> bool {
+        matches!(
+            self,
+            Self::ZoneInfo
+                | Self::DeviceState
+                | Self::DeviceQuiesced
+                | Self::QueueQuiesced
+                | Self::DeviceNeedsReset
+                | Self::DeviceConfig
+                | Self::RingHead
+                | Self::FlashOperation
+                | Self::FlashDone
+        )
+    }
+}
+
+/// Offset of the payload in a command slot.
+pub const PAYLOAD: usize = 0x40;
+/// Most bytes of payload in the control page's slot.
+pub const CONTROL_PAYLOAD_SIZE: usize = 0x1000 - PAYLOAD;
+
 numbered! {
     /// Status of a command. `detail` is the value it refers to.
     pub enum CommandStatus: u32 {
@@ -127,6 +154,8 @@ numbered! {
         BadDevice = 18,
         /// The generation or sequence number (`detail`) is not that of what is pending.
         Stale = 19,
+        /// The command (`detail`: its `op`) is executed from the control page's slot only.
+        NotServing = 20,
     }
 }
 
@@ -259,7 +288,35 @@ numbered! {
     }
 }
 
-const _: () = assert!(size_of::<FlashOperation>() <= super::shared::PAYLOAD_SIZE);
 const _: () = assert!(size_of::<Header>() == 56);
-const _: () = assert!(size_of::<DeviceSpec>() <= super::shared::PAYLOAD_SIZE);
-const _: () = assert!(MAX_DONATION * 8 <= super::shared::PAYLOAD_SIZE);
+const _: () = assert!(super::shared::PAYLOAD - super::shared::COMMAND == PAYLOAD);
+const _: () = assert!(size_of::<ZoneCreate>() <= CONTROL_PAYLOAD_SIZE);
+const _: () = assert!(size_of::<DeviceState>() <= CONTROL_PAYLOAD_SIZE);
+const _: () = assert!(size_of::<DeviceSpec>() <= CONTROL_PAYLOAD_SIZE);
+const _: () = assert!(size_of::<FlashOperation>() <= CONTROL_PAYLOAD_SIZE);
+const _: () = assert!(MAX_DONATION * 8 <= CONTROL_PAYLOAD_SIZE);
+// What fits into the control page's slot fits into that of the shared page.
+const _: () = assert!(CONTROL_PAYLOAD_SIZE <= super::shared::PAYLOAD_SIZE);
+
+#[cfg(test)]
+mod tests {
+    use super::Op;
+
+    // torture i2: what the serving page executes gives nothing to a zone and ends none.
+    #[test]
+    fn few_commands_serve() {
+        let serving = [
+            Op::ZoneInfo,
+            Op::DeviceState,
+            Op::DeviceQuiesced,
+            Op::QueueQuiesced,
+            Op::DeviceNeedsReset,
+            Op::DeviceConfig,
+            Op::RingHead,
+            Op::FlashOperation,
+            Op::FlashDone,
+        ];
+        let all = (0..=64).filter_map(|number| Op::try_from(number).ok());
+        assert!(all.filter(|op| op.serves()).eq(serving));
+    }
+}

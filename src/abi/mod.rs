@@ -2,7 +2,7 @@
 //!
 //! Three parts:
 //! - [`info`], [`doorbell`], [`counters`], [`trace`], [`log`]: BAR 0 of the control device. Root reads it
-//!   without an exit; a store to the doorbell page traps and is the hypercall.
+//!   without an exit; a store to a doorbell page traps and is the hypercall.
 //! - [`shared`]: one 2 MiB huge page of root's own memory that the daemon donates with `ATTACH`. Ordinary
 //!   cacheable memory on both sides: the command slot, and per zone the event ring and the console buffers.
 //! - [`command`]: the operations that the command doorbell executes.
@@ -52,8 +52,12 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"RINGVISR");
 pub const PCI_VENDOR: u16 = 0x1209;
 /// PCI device number of the control device.
 pub const PCI_DEVICE: u16 = 0x7276;
-/// Bytes of BAR 0: the information page, the doorbell page, counters, trace buffers and EL2's log.
-pub const BAR_SIZE: u64 = 512 << 10;
+/// Bytes of BAR 0: the serving part, then the control page and its slot ([`doorbell`]).
+pub const BAR_SIZE: u64 = 1 << 20;
+/// Bytes of BAR 0 that a process maps which serves zones: the information page, the serving doorbell page,
+/// counters, trace buffers and EL2's log. Whole pages in any of Linux's page sizes, so that nothing else is
+/// mapped with it.
+pub const SERVING_SIZE: u64 = 512 << 10;
 
 /// Number of the root zone.
 pub const ROOT_ZONE: u8 = 0;

@@ -1,4 +1,5 @@
-//! The shared page: 2 MiB of root's ordinary memory, donated with [`super::doorbell::ATTACH`].
+//! The shared page: 2 MiB of root's ordinary memory, donated with [`super::doorbell::ATTACH`], for the
+//! process that serves zones.
 //!
 //! It is cacheable normal memory for both sides, which BAR memory is not: Linux maps a BAR as Device memory,
 //! on which exclusives and atomics are not architected. It is a hugetlbfs file, so it outlives the daemon,

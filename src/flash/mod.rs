@@ -13,8 +13,9 @@ use crate::syndrome::Width;
 
 /// Bytes of an erase block of the bank.
 pub const ERASE_BLOCK: u32 = 256 << 10;
-/// Bytes of the write buffer, and the alignment of what one command programs.
-pub const BUFFER: usize = 4096;
+/// Bytes of the write buffer, and the alignment of what one command programs: QEMU has twice as many, which do
+/// not fit into a command slot ([`crate::abi::command`]).
+pub const BUFFER: usize = 2048;
 
 /// The bytes to program; those that no store has set are 0xff, which programs nothing.
 pub type Buffer = [u8; BUFFER];
@@ -47,7 +48,7 @@ const ID: [u8; 2] = [0x89, 0x18];
 
 /// First query address of [`QUERY`].
 const QUERY_START: u32 = 0x10;
-/// The query data of one device: QEMU's, except for the maximum times.
+/// The query data of one device: QEMU's, except for the maximum times and the write buffer.
 const QUERY: [u8; 0x30] = [
     b'Q', b'R', b'Y', // 0x10
     0x01, 0x00, // Intel's command set
@@ -62,7 +63,7 @@ const QUERY: [u8; 0x30] = [
     0x04, 0x00, // 16 s for a block
     0x19, // 0x27: 32 MiB
     0x02, 0x00, // 8 or 16 bits
-    0x0b, 0x00, // write buffer of 2 KiB
+    0x0a, 0x00, // write buffer of 1 KiB
     0x01, // one kind of erase block:
     0xff, 0x00, // 256 of them,
     0x00, 0x02, // of 128 KiB

@@ -158,7 +158,7 @@ fn the_buffer_is_programmed_and_a_block_erased() {
     rig.program(ERASE_BLOCK, &words);
     rig.program(ERASE_BLOCK + 0x2010, &[1, 2, 3]);
     rig.command(0, 0xff_00ff);
-    assert_eq!(rig.load(ERASE_BLOCK + 0xffc), 0x3ff);
+    assert_eq!(rig.load(ERASE_BLOCK + 0x7fc), 0x1ff);
     assert_eq!(rig.load(ERASE_BLOCK + 0x2018), 3);
     assert_eq!(
         rig.done[1],
@@ -197,7 +197,7 @@ fn what_does_not_fit_into_the_buffer_is_an_error() {
     assert_eq!(rig.load(0), READY | 0x10_0010);
     rig.command(0, 0x50_0050);
     rig.command(0, 0xe8_00e8);
-    rig.command(0, 0x400_0400);
+    rig.command(0, 0x200_0200);
     assert_eq!(rig.load(0), READY | 0x30_0030);
     assert!(rig.done.is_empty());
 }

@@ -100,11 +100,16 @@ impl Bank {
         self.enabled & self.group_on(groups)
     }
 
+    /// Returns the interrupts that [`Self::want`] to be released.
+    pub fn released(&self) -> u32 {
+        self.phys_active & !self.phys_pending & !self.active
+    }
+
     /// Returns what the interrupt at `mask` wants, if it is not in a list register.
     pub fn want(&self, mask: u32, groups: u32) -> Want {
         if self.active & mask != 0 {
             Want::Active
-        } else if self.phys_active & !self.phys_pending & mask != 0 {
+        } else if self.released() & mask != 0 {
             Want::Release
         } else if self.pending() & self.deliverable(groups) & mask != 0 {
             Want::Pending
@@ -116,8 +121,7 @@ impl Bank {
     /// Returns the interrupts that [`Self::want`] a list register or to be released, if they are not in a
     /// list register.
     pub fn wanting(&self, groups: u32) -> u32 {
-        let release = self.phys_active & !self.phys_pending;
-        self.active | release | self.pending() & self.deliverable(groups)
+        self.active | self.released() | self.pending() & self.deliverable(groups)
     }
 
     /// Returns the interrupts whose place a change of group enables may change.

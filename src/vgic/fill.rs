@@ -218,7 +218,8 @@ pub(super) enum Class {
 }
 
 impl Vgic {
-    /// Returns the most urgent interrupt, of the classes that `of` accepts, that waits for a list register.
+    /// Returns the most urgent interrupt, of the classes that `of` accepts, that waits for a list register. A
+    /// guest may have any number of them wait: they are sorted into classes a bank at a time.
     pub(super) fn best(&self, vcpu: usize, vmcr: u64, mut of: impl FnMut(Class) -> bool) -> Option<Rank> {
         let cpu = self.vcpus.get(vcpu)?;
         let mut best: Option<Rank> = None;
@@ -226,25 +227,40 @@ impl Vgic {
             let Some(bank) = self.bank(vcpu, index) else {
                 continue;
             };
-            for bit in bits(cpu.ready.get(index).copied().unwrap_or(0)) {
-                let mask = 1 << bit;
-                if bank.want(mask, self.groups) == Want::Release {
+            let ready = cpu.ready.get(index).copied().unwrap_or(0) & !bank.released();
+            let active = ready & bank.active;
+            let enabled = bank.group_on(enabled_groups(vmcr));
+            let classes = [
+                (Class::Pending, ready & !active & enabled, &bank.priority),
+                (Class::Active, active, &bank.active_priority),
+                (Class::Masked, ready & !active & !enabled, &bank.priority),
+            ];
+            for (class, mask, priorities) in classes {
+                if mask == 0 || !of(class) {
                     continue;
                 }
-                let (priority, group1) = bank.rank(bit);
-                let class = class_of(bank.active & mask != 0, group1, vmcr);
-                let rank = Rank {
-                    class,
-                    priority,
-                    intid: index as u32 * 32 + bit,
-                };
-                if of(class) && best.is_none_or(|best| rank < best) {
-                    best = Some(rank);
+                for (bit, priority) in
+                    bits(mask).filter_map(|bit| Some((bit, *priorities.get(bit as usize)?)))
+                {
+                    // Of equal ones the first is found first.
+                    if best.is_none_or(|best| (class, priority) < (best.class, best.priority)) {
+                        let intid = index as u32 * 32 + bit;
+                        best = Some(Rank {
+                            class,
+                            priority,
+                            intid,
+                        });
+                    }
                 }
             }
         }
         best
     }
+}
+
+/// Returns the groups that the guest has enabled at the CPU interface, as the two bits of `GICD_CTLR`.
+fn enabled_groups(vmcr: u64) -> u32 {
+    u32::from(vmcr & vmcr::VENG0 != 0) | u32::from(vmcr & vmcr::VENG1 != 0) << 1
 }
 
 pub(super) fn class_of(active: bool, group1: bool, vmcr: u64) -> Class {

@@ -84,11 +84,6 @@ impl Vgic {
         Ok(gic)
     }
 
-    /// Returns the number of vCPUs.
-    pub fn vcpu_count(&self) -> usize {
-        self.vcpus.len()
-    }
-
     /// Returns the number of SPIs.
     pub fn spi_count(&self) -> u32 {
         self.routes.len() as u32

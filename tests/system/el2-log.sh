@@ -1,6 +1,6 @@
 #!/bin/sh
 # `ringctl log` shows EL2's log: whole lines in their order, the newest when more was logged than there is
-# room for, and after a restart of the machine those from before it.
+# room for, and after a restart of the machine those from before it. Root has all its CPUs then.
 #@ needs: el2
 #@ on: a57
 #@ boot: own
@@ -15,6 +15,8 @@ if [ -e $state/second ]; then
     is "starts of EL2 in the log" "$(starts)" 1
     grep -q ' INFO\] root resets the machine' /tmp/log || { cat /tmp/log; fail "the end of the first start is not there"; }
     grep -q 'attach refused: Misaligned (0x1f4001)' /tmp/log || fail "the last refusal is not there"
+    is "number of CPUs" "$(nproc)" "$(ls -d /proc/device-tree/cpus/cpu@* | wc -l)"
+    kernel_is_quiet
     exit 0
 fi
 is "starts of EL2 in the log" "$(starts)" 1
@@ -23,7 +25,8 @@ grep -q 'daemon attached, shared page 0x[0-9a-f]*, epoch 1' /tmp/log || { cat /t
 # 500 lines of more than 66 bytes, more than 32 KiB.
 device=$(grep -l 0x7276 /sys/bus/pci/devices/*/device) || fail "no control device"
 bar=$(awk 'NR == 1 { print $1 }' "$(dirname "$device")/resource")
-attach=$(printf '0x%x' $((bar + 0x1008)))
+# The control page's register (src/abi/doorbell.rs).
+attach=$(printf '0x%x' $((bar + 0x80008)))
 number=1
 while [ $number -le 500 ]; do
     devmem "$attach" 64 $((number * 4096 + 1))

@@ -1,7 +1,8 @@
 #!/bin/sh
-# Root restarts the machine and comes back with all its CPUs.
+# Root restarts the machine and comes back with all its CPUs. In `make test` el2-log does so.
 #@ on: a57
 #@ all: generic max
+#@ tier: all
 #@ boot: own
 #@ timeout: 250
 . ./lib.sh

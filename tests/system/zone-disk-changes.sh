@@ -104,7 +104,7 @@ within 60 says attached
 is "the attached disk" "$(said attached)" "$(image_hash $Z/c.img) late0"
 ringctl disk attach guest1 $Z/d.img 2>/tmp/err && fail "a second disk went into one drive"
 grep -q "spare_disks" /tmp/err || fail "refusal to attach: $(cat /tmp/err)"
-pkill -KILL ringd
+pkill -KILL -x ringd
 sleep 0.3
 ringd --daemonize || fail "the next daemon does not start"
 ringctl disk list

@@ -82,11 +82,11 @@ held() { ringctl disk stats | awk -v slot="$1" '
 holds() { [ "$(held "$1")" -gt 0 ]; }
 
 within 200 says "vdf: all"
-daemons=$(pidof ringd)
+daemons=$(pgrep -x ringd)
 truncate -s 1M /dev/shm/f.img
 within 100 says "stops: begins"
 says "vdf: the rest" || fail "what is left of a file cannot be read"
-is "the daemon's processes" "$(pidof ringd)" "$daemons"
+is "the daemon's processes" "$(pgrep -x ringd)" "$daemons"
 says "vdb: failed" || fail "the guest got no error for the lack of space"
 says "vdb: goes on" || fail "the disk does not go on after an error"
 says "vdd: good part" || fail "a good block near a bad one"
@@ -101,7 +101,7 @@ ringctl disk resume guest1 vdc || fail "disk resume"
 sleep 1
 holds 2 || fail "a disk without space goes on"
 # The next daemon runs what was held, and stops there.
-pkill -KILL ringd
+pkill -KILL -x ringd
 ringd --daemonize || fail "the next daemon does not start"
 within 20 holds 2
 mount -o remount,size=32M $Z/stops

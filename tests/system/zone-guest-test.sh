@@ -58,7 +58,9 @@ is "the read-only image" "$(sum "$Z/readonly.img" 0 2048)" "$before_readonly"
 # le BYTES NUMBER: the number's bytes, the last one the highest
 le() {
     for shift_by in 0 8 16 24 32 40 48 56; do
-        [ "$shift_by" -ge $(($1 * 8)) ] || printf "\\$(printf %03o $((($2 >> shift_by) & 255)))"
+        [ "$shift_by" -lt $(($1 * 8)) ] || break
+        byte=$((($2 >> shift_by) & 255))
+        printf "\\$((byte >> 6))$((byte >> 3 & 7))$((byte & 7))"
     done
 }
 # An ELF file of it, linked for a high address and loaded at another, with a .bss.

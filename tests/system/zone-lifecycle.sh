@@ -12,13 +12,13 @@ hash=$(image_hash $Z/data.img)
 zone_file guest1 1 256M root.img data.img
 ringd --daemonize --supervise || fail "ringd does not start"
 
-# daemon_memory GUEST_RAM: KiB of supervisor, broker and worker, and of the next broker and worker, beside
-# guest RAM; what they share counts once. Huge pages are not in Pss: the worker has mapped them all, the next
-# one the one shared with EL2.
+# daemon_memory GUEST_RAM: KiB of supervisor, broker, worker and keeper, and of the next broker and worker,
+# beside guest RAM; what they share counts once. Huge pages are not in Pss: the worker has mapped them all,
+# the next one the one shared with EL2.
 daemon_memory() {
     total=0
     most=0
-    for pid in $(pidof ringd); do
+    for pid in $(pgrep ringd); do
         pss=$(awk '$1 == "Pss:" { print $2 }' "/proc/$pid/smaps_rollup")
         huge=$(awk '$1 == "HugetlbPages:" { print $2 }' "/proc/$pid/status")
         total=$((total + pss))
@@ -29,7 +29,7 @@ daemon_memory() {
 cpus=$(nproc)
 pages_before=$(pages)
 ringctl zone list --json | grep -q . || fail "no JSON"
-for pid in $(pidof ringd); do
+for pid in $(pgrep -x ringd); do
     is "how a process of the daemon's stands where memory is short" "$(cat "/proc/$pid/oom_score_adj")" -900
 done
 for round in 1 2; do

@@ -43,7 +43,7 @@ zone_file guest1 2 256M root.img orders.img
 cp $Z/guest1.toml $Z/bad.toml
 printf '[[net]]\nbridge = "nosuch"\n' >>$Z/bad.toml
 printf '[[net]]\nbridge = "ringvisor0"\nmac = "52:54:00:12:34:56"\nqueue_pairs = 2\n' >>$Z/guest1.toml
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 # Other tests of this boot have written to the same log.
 before_test=$(wc -l <$LOG 2>/dev/null || echo 0)
 ringd --daemonize --supervise || fail "ringd does not start"

@@ -21,7 +21,7 @@ sleep 100
 S
 guest_disk $Z/root.img /tmp/autorun
 disk=/run/observe.img
-dd if=/dev/urandom of=$disk bs=1M count=16 2>/dev/null
+dd if=/dev/urandom of=$disk bs=1M count=4 2>/dev/null
 hash=$(image_hash $disk)
 zone_file guest1 1 256M root.img $disk
 ringctl doctor >/tmp/doctor || { cat /tmp/doctor; fail "doctor finds something wrong before the daemon runs"; }
@@ -60,7 +60,7 @@ measure() {
     root=$((($(sum /tmp/after 0) - $(sum /tmp/before 0)) * 100 / reads))
     echo "depth $1: $reads reads in $2 s; exits per 100 reads: guest $all (registers $notes, kicks $kicks), root $root"
 }
-measure 1 4
+measure 1 3
 depth1_exits=$((notes + kicks))
 # A notification, an acknowledgement and one kick; the rest are timers.
 [ $depth1_exits -le 330 ] || fail "$depth1_exits exits for 100 reads at depth 1 on the guest's CPU, expected at most 300"
@@ -68,7 +68,7 @@ depth1_exits=$((notes + kicks))
 # The reactor runs on the CPU that takes the event interrupt.
 interrupt=$(awk '/uio_pci_generic/ { sub(":", "", $1); print $1 }' /proc/interrupts)
 taken=$(cat "/proc/irq/$interrupt/effective_affinity_list")
-kept=$(for pid in $(pidof ringd); do for task in /proc/"$pid"/task/*; do
+kept=$(for pid in $(pgrep -x ringd); do for task in /proc/"$pid"/task/*; do
     [ "$(cat "$task/comm")" = reactor ] && awk '/^Cpus_allowed_list/ { print $2 }' "$task/status"
 done; done)
 is "the reactor's CPU" "$kept" "$taken"
@@ -82,7 +82,7 @@ grep -q '^ringvisor_queue_total{zone="guest1",slot="1",queue="0",what="reads"} [
 ringctl stats --json >/tmp/stats.json || fail "stats --json"
 grep -q '"kicks_taken"' /tmp/stats.json || fail "no kicks in the JSON"
 
-ringctl trace --seconds 3 --output /tmp/trace.json >/tmp/summary || fail "trace"
+ringctl trace --seconds 2 --output /tmp/trace.json >/tmp/summary || fail "trace"
 cat /tmp/summary
 for stage in "ring entry" "popped" "submitted" "completed" "used ring" "doorbell trap" "interrupt injected" "acknowledged" \
     "request"; do
@@ -94,7 +94,7 @@ tail -n 1 /tmp/trace.json | grep -q '^\],"otherData":{.*}}$' || fail "the trace 
 guest_says "depth 1 ended" && fail "the guest's reads ended before they were measured"
 tell_guest next
 
-measure 32 4
+measure 32 2
 tell_guest end
 [ $((notes + kicks)) -lt $depth1_exits ] || fail "a deep queue takes as many exits for a read as a shallow one"
 ringctl zone wait guest1 || fail "the guest did not end well"

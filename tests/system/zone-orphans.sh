@@ -36,7 +36,7 @@ T
     ringctl zone start $Z/guest1.toml || fail "zone start"
     says_within 60 '^guest-test: reading'
     before=$(awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo)
-    pkill -KILL ringd
+    pkill -KILL -x ringd
     # Time for the guest to reset what it resets. The next daemon may have to wait for the last one's process,
     # too.
     sleep 8

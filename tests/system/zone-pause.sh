@@ -6,20 +6,30 @@
 #@ timeout: 300
 . ./lib.sh
 cat >/tmp/autorun <<'A'
-fio --name=v --filename=/dev/vdb --size=4M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
-    --time_based --runtime=12 --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio.out 2>&1 && echo "fio: verified" >/tmp/done &
-read -r last _ </proc/uptime
-last=${last%.*}
-while [ ! -e /tmp/done ]; do
-    read -r now _ </proc/uptime
-    now=${now%.*}
-    [ $((now - last)) -le 4 ] || echo "jump: from $last to $now"
-    last=$now
-    echo "tick $now"
-    sleep 0.5
-    [ "$now" -lt 200 ] || { cat /tmp/fio.out; break; }
-done
-cat /tmp/done
+verify() {
+    until [ -e /tmp/stop ]; do
+        fio --name=v --filename=/dev/vdb --size=4M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
+            --verify=crc32c --verify_fatal=1 --minimal >/tmp/fio.out 2>&1 || { cat /tmp/fio.out; return 1; }
+    done
+    echo "fio: verified"
+}
+tick() {
+    read -r last _ </proc/uptime
+    last=${last%.*}
+    until [ -e /tmp/stop ]; do
+        read -r now _ </proc/uptime
+        now=${now%.*}
+        [ $((now - last)) -le 4 ] || echo "jump: from $last to $now"
+        last=$now
+        echo "tick $now"
+        sleep 0.5
+    done
+}
+verify &
+tick &
+read -r line
+touch /tmp/stop
+wait
 echo 3 >/proc/sys/vm/drop_caches
 echo "hash: $(md5sum </dev/vdb | cut -d " " -f 1)"
 dmesg | grep -E 'BUG:|WARNING:|Call trace:|rcu_.*stall|soft lockup|Oops|I/O error' && echo "kernel complained"
@@ -36,7 +46,7 @@ ticks() { ringctl zone console guest1 --dump | grep -c '^tick'; }
 says_within 150 '^tick' 3
 ringctl zone pause guest1 || fail "zone pause"
 before=$(ticks)
-sleep 8
+sleep 6
 is "ticks of a paused guest" "$(ticks)" "$before"
 ringctl zone resume guest1 || fail "zone resume"
 says_within 60 '^tick' $((before + 2))
@@ -48,11 +58,14 @@ done
 before=$(ticks)
 says_within 60 '^tick' $((before + 1))
 ringctl zone pause guest1 || fail "zone pause"
-pkill -KILL ringd
+pkill -KILL -x ringd
 sleep 0.3
 ringd --daemonize || fail "the next daemon does not start"
 within 10 zone_is guest1 paused
+before=$(ticks)
 ringctl zone resume guest1 || fail "zone resume by the next daemon"
+says_within 60 '^tick' $((before + 2))
+tell_guest end
 ringctl zone wait guest1 || fail "zone wait"
 ringctl zone console guest1 --dump | tr -d '\r' >/tmp/text
 tail -5 /tmp/text

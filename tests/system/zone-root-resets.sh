@@ -70,7 +70,7 @@ case $round in
     ;;
 2)
     # An orderly restart stops the daemon, which leaves its zones running.
-    pkill ringd
+    pkill -x ringd
     sleep 1
     sync
     reboot -f

@@ -26,7 +26,7 @@ truncate -s 4K $Z/orders.img
 order() { printf '%s\n' "$1" | dd of=$Z/orders.img conv=notrunc 2>/dev/null; }
 zone_file guest1 1 256M root.img orders.img
 printf '[[net]]\nvhost_user = "/run/net.sock"\n' >>$Z/guest1.toml
-pidof ringd >/dev/null && fail "a daemon runs already"
+no_daemon || fail "a daemon runs already"
 before_test=$(wc -l <$LOG 2>/dev/null || echo 0)
 ringd --daemonize --supervise || fail "ringd does not start"
 

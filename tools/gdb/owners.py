@@ -38,6 +38,9 @@ def run_to(location):
             return
 
 
+# Else expressions and values read as the language of the frame has them, which differs from entry to entry.
+gdb.execute("set language c")
+
 entries = []
 for owner in ["root", "a zone", "root after a zone"]:
     if entries:

@@ -110,9 +110,10 @@ pub fn window(number: u8) -> Option<&'static ZoneWindow> {
     Some(unsafe { &*((page.0 as usize + offset) as *const ZoneWindow) })
 }
 
-/// Reads the aligned word of 8 bytes at `offset` in the shared page.
+/// Reads the aligned word of 8 bytes at `offset` from `page`: the shared page or a command slot.
 fn read_word(page: Pa, offset: usize) -> u64 {
-    // SAFETY: callers pass an attached, mapped page and an aligned offset inside it.
+    // SAFETY: callers pass an attached, mapped page or the control device's frame, and an aligned offset
+    // inside.
     unsafe { ((page.0 as usize + (offset & (shared::SIZE - 8))) as *const u64).read_volatile() }
 }
 
@@ -121,7 +122,8 @@ fn write_word(page: Pa, offset: usize, value: u64) {
     unsafe { ((page.0 as usize + (offset & (shared::SIZE - 8))) as *mut u64).write_volatile(value) }
 }
 
-/// Copies a struct out of the shared page and reads each word once, so that what is checked is what is used.
+/// Copies a struct out of the shared page or a command slot and reads each word once, so that what is checked
+/// is what is used.
 pub fn copy_in<T: FromZeros + FromBytes + IntoBytes>(page: Pa, offset: usize) -> T {
     let mut value = T::new_zeroed();
     for (index, chunk) in value.as_mut_bytes().chunks_mut(8).enumerate() {
@@ -133,7 +135,7 @@ pub fn copy_in<T: FromZeros + FromBytes + IntoBytes>(page: Pa, offset: usize) ->
     value
 }
 
-/// Copies a struct into the shared page.
+/// Copies a struct into the shared page or a command slot.
 pub fn copy_out<T: IntoBytes + Immutable>(page: Pa, offset: usize, value: &T) {
     for (index, chunk) in value.as_bytes().chunks(8).enumerate() {
         let mut word = [0; 8];

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use arrayvec::ArrayVec;
-use ringvisor::abi::{BAR_SIZE, log};
+use ringvisor::abi::{BAR_SIZE, doorbell, log};
 use ringvisor::addr::{BLOCK_SIZE, Ipa, PAGE_SIZE, Pa};
 use ringvisor::machine::{ECAM_SIZE, Machine, Region};
 use ringvisor::stage2::{Access, MapError, Stage2};
@@ -38,7 +38,9 @@ pub fn map_machine(
         }
     }
 
-    let mut page = |at: u64, to: Pa| tree.map(memory, Ipa(at), to, PAGE_SIZE, Access::DeviceReadOnly);
+    let mut page_as = |at: u64, to: Pa, access| tree.map(memory, Ipa(at), to, PAGE_SIZE, access);
+    page_as(bar.0 + doorbell::CONTROL_SLOT, control.slot, Access::Device)?;
+    let mut page = |at: u64, to: Pa| page_as(at, to, Access::DeviceReadOnly);
     page(ecam.0, control.config)?;
     for function in 1..ECAM_SIZE / PAGE_SIZE {
         page(ecam.0 + function * PAGE_SIZE, control.ones)?;
@@ -51,7 +53,15 @@ pub fn map_machine(
     for at in (0..log::SIZE as u64).step_by(PAGE_SIZE as usize) {
         shown.push(((log::OFFSET as u64 + at) / PAGE_SIZE, Pa(text as u64 + at)));
     }
-    for index in 2..BAR_SIZE / PAGE_SIZE {
+    let unmapped = [
+        doorbell::PAGE_OFFSET,
+        doorbell::CONTROL_OFFSET,
+        doorbell::CONTROL_SLOT,
+    ];
+    for index in 1..BAR_SIZE / PAGE_SIZE {
+        if unmapped.contains(&(index * PAGE_SIZE)) {
+            continue;
+        }
         let to = shown.iter().find(|(at, _)| *at == index);
         page(bar.0 + index * PAGE_SIZE, to.map_or(control.ones, |(_, to)| *to))?;
     }

@@ -54,7 +54,7 @@ impl Control {
     }
 
     /// Sets what happens to requests that fail from now on. Requests that are already held are retried only
-    /// by [`ReactorHandle::retry`](ringvirtio::ReactorHandle::retry).
+    /// by [`Commands::retry`](ringvirtio::Commands::retry).
     pub fn set_on_error(&self, on_error: OnError) {
         self.stop_on_error
             .store(on_error == OnError::Stop, Ordering::Relaxed);

@@ -43,7 +43,7 @@
 //! let stats = queue.stats().clone();
 //! let id = handle.add(Box::new(queue));
 //! // The guest resets the device: EL2 waits until this has been called.
-//! handle.remove(id, Box::new(|| { /* notify EL2 */ }));
+//! handle.command(|commands| commands.remove(id, Box::new(|| { /* notify EL2 */ })));
 //! handle.stop();
 //! # Ok(())
 //! # }
@@ -81,6 +81,7 @@ pub use device::{CONFIG_LEN, DEVICE_ID, QUEUE_SIZE_MAX, config, features};
 pub use disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions, open_locked};
 pub use error::DiskError;
 pub use image::mapped::SYS_CACHESTAT;
+pub use image::qcow2::backing_files;
 pub use image::synthetic::Synthetic;
 pub use opener::{LocalOpener, Opener};
 pub use queue::BlockQueue;

@@ -21,6 +21,7 @@ mod hal;
 mod head;
 mod interrupts;
 mod machine;
+mod registers;
 mod report;
 mod tests;
 mod time;

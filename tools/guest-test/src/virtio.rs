@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
 
-use crate::attempt;
 use crate::machine::{Device, Machine};
+use crate::{attempt, registers};
 
 /// Offsets of registers.
 #[allow(missing_docs)]
@@ -85,12 +85,12 @@ impl Slot {
 
     /// Reads a register by a plain 32-bit load.
     pub fn read(&self, offset: u64) -> u32 {
-        attempt!(self.device.base + offset, 0, "ldr {x:w}, [{a}]").value as u32
+        registers::read(self.device.base + offset)
     }
 
     /// Writes a register by a plain 32-bit store.
     pub fn write(&self, offset: u64, value: u32) {
-        let _ = attempt!(self.device.base + offset, value.into(), "str {x:w}, [{a}]");
+        registers::write(self.device.base + offset, value);
     }
 
     /// Writes a pair of registers.

@@ -61,9 +61,15 @@ impl Project {
 
     /// Returns the files for `/srv/zones` besides the zone files, as far as they are built.
     pub fn zone_payloads(&self) -> Vec<PathBuf> {
-        [self.dir.join("build/guest-test.bin")]
-            .into_iter()
-            .filter(|p| p.is_file())
-            .collect()
+        let payload = self.dir.join("build/guest-test.bin");
+        payload.is_file().then_some(payload).into_iter().collect()
+    }
+
+    /// Returns the programs that lie beside the system tests, as far as they are built.
+    pub fn test_programs(&self) -> Vec<PathBuf> {
+        let program = self
+            .target()
+            .join("aarch64-unknown-linux-musl/daemon/hostile-worker");
+        program.is_file().then_some(program).into_iter().collect()
     }
 }

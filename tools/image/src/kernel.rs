@@ -109,7 +109,7 @@ impl Kernel {
             backports: flavour.backports(),
         };
         let debs = apt.packages(package, request, is_kernel)?;
-        let key = Key::new(1).with(&debs).with(ROOT_MODULES).with(GUEST_MODULES);
+        let key = Key::new(2).with(&debs).with(ROOT_MODULES).with(GUEST_MODULES);
         let dir = cache.publish(lock, &format!("kernel-{flavour}"), &key, |dir| {
             cmd::step(&format!("unpacking the kernel {package}"));
             let whole = dir.join("whole");
@@ -157,7 +157,16 @@ fn build(whole: &Path, dir: &Path) -> Result<()> {
         .join(version);
     let all = Modules::open(&base)?;
     copy(&all, &base, ROOT_MODULES, &dir.join("root"), version)?;
-    copy(&all, &base, GUEST_MODULES, &dir.join("guest"), version)
+    copy(&all, &base, GUEST_MODULES, &dir.join("guest"), version)?;
+    index(&dir.join("root"), version)
+}
+
+/// Makes kmod's index. `depmod` looks below `lib`, newer ones below `usr/lib`.
+fn index(tree: &Path, version: &str) -> Result<()> {
+    let lib = tree.join("lib");
+    std::os::unix::fs::symlink("usr/lib", &lib).with_context(|| format!("cannot make {}", lib.display()))?;
+    cmd::run(cmd::command("depmod").arg("-b").arg(tree).arg(version))?;
+    Ok(fs::remove_file(lib)?)
 }
 
 fn copy(all: &Modules, base: &Path, wanted: &[&str], dest: &Path, version: &str) -> Result<()> {

@@ -1,5 +1,5 @@
-//! Picks kernel modules with everything they depend on, as their own `.modinfo` says. Does what `depmod`
-//! would, which is not on every host; cyclic dependencies do not exist among modules.
+//! Picks kernel modules with everything they depend on, as their own `.modinfo` says. `depmod` would
+//! need all modules, unpacked; cyclic dependencies do not exist among modules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -8,7 +8,8 @@
 //! 1. code in the upper half: a kernel;
 //! 2. code from `low` up to `high`: ringvisor, which runs where it was loaded. Debian's programs are never
 //!    there.
-//! 3. not a class: the longest uninterrupted time in class 2, since 0 was last stored here.
+//! 3. not a class: the longest time in class 2 from its entry to an ERET or other code, since 0 was last
+//!    stored here. With an interrupt pending an ERET returns at once, without an instruction of the guest's.
 //!
 //! With `profile=FILE` of [`PROFILE_BYTES`], what CPU 0 executes in class 1 is also counted by address: the
 //! word at index `address / 4 % PROFILE_WORDS` is the instructions of the blocks that begin there. That is
@@ -40,8 +41,13 @@ pub const PROFILE_BYTES: usize = PROFILE_WORDS * 8;
 
 /// The class of ringvisor's code.
 const HYPERVISOR: usize = 2;
-/// The word of the longest uninterrupted time in it.
+/// The word of the longest time in it.
 const LONGEST: usize = 3;
+
+/// The bit of a block that ends with ERET, beside what [`translated`] tells [`executed`].
+const RETURNS: usize = 1 << 40;
+/// ERET, without authentication.
+const ERET: u32 = 0xd69f_03e0;
 
 /// `QEMU_PLUGIN_CB_NO_REGS`: the callback reads no registers.
 const NO_REGISTERS: c_int = 0;
@@ -54,6 +60,12 @@ pub static qemu_plugin_version: c_int = 1;
 /// A translation block, only ever seen through a pointer.
 #[repr(C)]
 pub struct Block {
+    _private: [u8; 0],
+}
+
+/// An instruction, only ever seen through a pointer.
+#[repr(C)]
+pub struct Instruction {
     _private: [u8; 0],
 }
 
@@ -70,6 +82,8 @@ unsafe extern "C" {
     );
     fn qemu_plugin_tb_n_insns(block: *const Block) -> usize;
     fn qemu_plugin_tb_vaddr(block: *const Block) -> u64;
+    fn qemu_plugin_tb_get_insn(block: *const Block, index: usize) -> *mut Instruction;
+    fn qemu_plugin_insn_data(instruction: *const Instruction) -> *const c_void;
 }
 
 /// The counters, and the range of class 2.
@@ -182,10 +196,22 @@ extern "C" fn translated(_id: u64, block: *mut Block) {
         _ if start >> 63 != 0 => 1,
         _ => 0,
     };
-    // The pointer carries three numbers and is never followed: a block has at most a few hundred
+    // The pointer carries these numbers and is never followed: a block has at most a few hundred
     // instructions.
     let place = (start / 4) as usize % PROFILE_WORDS;
-    let data = (place << 16) | (length.min(0x3fff) * CLASSES) | class;
+    // SAFETY: the block lives as long as this call, and has `length` instructions of four bytes, whose data
+    // live as long; those of a block without any are not asked for.
+    let last = length.checked_sub(1).map(|last| unsafe {
+        qemu_plugin_insn_data(qemu_plugin_tb_get_insn(block, last))
+            .cast::<u32>()
+            .read_unaligned()
+    });
+    let returns = if last.is_some_and(|last| u32::from_le(last) == ERET) {
+        RETURNS
+    } else {
+        0
+    };
+    let data = returns | (place << 16) | (length.min(0x3fff) * CLASSES) | class;
     let data = std::ptr::without_provenance_mut(data);
     // SAFETY: as above; the callback does not follow the pointer.
     unsafe { qemu_plugin_register_vcpu_tb_exec_cb(block, executed, NO_REGISTERS, data) };
@@ -194,16 +220,20 @@ extern "C" fn translated(_id: u64, block: *mut Block) {
 extern "C" fn executed(cpu: c_uint, data: *mut c_void) {
     let Some(state) = STATE.get() else { return };
     let data = data.addr();
-    let (place, length, class) = (data >> 16, (data & 0xffff) / CLASSES, data % CLASSES);
+    let (place, length, class) = (
+        (data >> 16) % PROFILE_WORDS,
+        (data & 0xffff) / CLASSES,
+        data % CLASSES,
+    );
     add(state.counters, cpu as usize * CLASSES + class, length);
-    follow(state, cpu as usize, class, length as u64);
+    follow(state, cpu as usize, class, length as u64, data & RETURNS != 0);
     if cpu == 0 && class == 1 {
         add(state.profile, place, length);
     }
 }
 
 /// Follows how long a CPU is in [`HYPERVISOR`].
-fn follow(state: &State, cpu: usize, class: usize, length: u64) {
+fn follow(state: &State, cpu: usize, class: usize, length: u64, returns: bool) {
     let (Some(time), Some(longest)) = (TIMES.get(cpu), state.counters.get(cpu * CLASSES + LONGEST)) else {
         return;
     };
@@ -212,7 +242,7 @@ fn follow(state: &State, cpu: usize, class: usize, length: u64) {
         return;
     }
     let now = time.load(Ordering::Relaxed) + length;
-    time.store(now, Ordering::Relaxed);
+    time.store(if returns { 0 } else { now }, Ordering::Relaxed);
     if now > longest.load(Ordering::Relaxed) {
         longest.store(now, Ordering::Relaxed);
     }

@@ -7,15 +7,15 @@
 //! | worker | `ringd --worker`, by the broker | everything else; here |
 //! | keeper | `ringd --keep-ports`, by the broker | keeps the ports of network devices ([`crate::ports`]) |
 //!
-//! The worker attaches to EL2 and opens devices as root, then drops its privileges ([`crate::sandbox`]), and
-//! only after that looks at anything that a guest or a client wrote. The supervisor keeps a second broker and
-//! worker, which have done all that can be done while another daemon runs: the next one
-//! ([`supervise::standby`]).
+//! The broker attaches to EL2; the worker maps what it serves zones with as root, then drops its privileges
+//! ([`crate::sandbox`]), and only after that looks at anything that a guest or a client wrote. The supervisor
+//! keeps a second broker and worker, which have done all that can be done while another daemon runs: the next
+//! one ([`supervise::standby`]).
 
 use std::fs::{self, File};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -32,8 +32,9 @@ use crate::broker::{self, Broker, BrokerEnd};
 use crate::control::protocol::LogLevel;
 use crate::control::server;
 use crate::device::Environment;
-use crate::host::{Linux, ram};
-use crate::hv::device;
+use crate::host::Linux;
+use crate::hv::Interrupt;
+use crate::hv::device::{self, ControlDevice};
 use crate::instance::{self, State};
 use crate::io::Io;
 use crate::stats::metrics;
@@ -43,6 +44,8 @@ use crate::{log, ports, sandbox, serve, supervise, upgrade};
 
 /// The default directory of the daemon's files.
 pub const RUN_DIR: &str = "/run/ringd";
+/// Queues of remote disks that are kicked without a thread.
+const REMOTE_QUEUES: usize = 64;
 /// How long the reactor busy-polls by default, in microseconds.
 const POLL: u32 = ringvirtio::ReactorOptions::POLL.as_micros() as u32;
 /// How long `--daemonize` waits for the daemon to answer.
@@ -159,6 +162,8 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     }
     // The name that `instance` and administrators look for, whatever the file is called.
     let _ = rustix::thread::set_name(c"ringd");
+    // Stacks of 2 MiB, of which threads use some KiB, would be a huge page each. Inherited by all processes.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     if options.worker {
         return worker(options);
     }
@@ -227,8 +232,31 @@ fn broker(options: &Options) -> anyhow::Result<()> {
     }
 }
 
-/// The unprivileged half. Before the broker's greeting it does nothing that affects another daemon that runs.
-fn worker(options: &Options) -> anyhow::Result<()> {
+/// The unprivileged half, restricted, before it has read anything that a guest or a client wrote.
+pub struct Worker {
+    /// The connection to the broker.
+    pub broker: Arc<broker::client::Client>,
+    /// EL2's serving page.
+    pub el2: ControlDevice,
+    interrupt: Interrupt,
+    reactor: (ringvirtio::Reactor, ringvirtio::ReactorHandle),
+    environment: Environment,
+    records: PathBuf,
+    state: Arc<State>,
+    socket: PathBuf,
+    listener: OwnedFd,
+    metrics: Option<TcpListener>,
+    set_log_level: server::SetLogLevel,
+    /// Held as long as this process lives.
+    _lock: Option<File>,
+}
+
+/// Prepares the unprivileged half and restricts it. Before the broker's greeting it does nothing that affects
+/// another daemon that runs. Returns `None` if the broker has ended, and has logged why if that is an error.
+///
+/// # Errors
+/// What keeps it from serving, for people.
+pub fn restricted_worker(options: &Options) -> anyhow::Result<Option<Worker>> {
     let parent = rustix::process::getppid();
     let set_log_level = log::start(options.log_level, options.log_file.as_deref())?;
 
@@ -238,22 +266,29 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         .context("no huge pages can be used")?
         .shared_page()
         .context("cannot get the page that is shared with EL2")?;
-    let physical = |address| ram::physical(&root, address);
-    let prepared = device::prepare(&root, &shared, physical).context("cannot attach to the hypervisor")?;
+    let prepared = device::prepare(&root, &shared).context("cannot map the control device")?;
     let filter = sandbox::Filter::new().context("cannot restrict system calls")?;
+    let records = options.run_dir.join("zones");
+    let paths = sandbox::Paths::new(&records).context("cannot restrict what is reached by name")?;
+    // The filter allows no more rings.
+    let reactor = ringvirtio::Reactor::new(ringvirtio::ReactorOptions {
+        io_uring: !options.no_io_uring,
+        poll: Duration::from_micros(options.poll.into()),
+        ..Default::default()
+    });
+    let reactor = reactor.context("cannot make the reactor")?;
+    if !options.no_io_uring && !options.no_sandbox {
+        ringvhost::front::reserve_rings(REMOTE_QUEUES);
+    }
 
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let (broker, _lock) = match broker::client::Client::new(socket) {
-        // The broker has ended, and has logged why if that is an error.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         greeted => greeted.context("the broker does not answer")?,
     };
     let broker = Arc::new(broker);
     let state = Arc::new(State::new(&options.run_dir).context("cannot write into the run directory")?);
-    state.set("attaching");
-    let (el2, interrupt) = prepared.attach().context("cannot attach to the hypervisor")?;
-    tracing::debug!("attached");
-    let records = options.run_dir.join("zones");
+    let (el2, interrupt) = prepared.attached(broker.clone());
     let socket = options.run_dir.join("sock");
     let listener =
         server::reserve(&socket).with_context(|| format!("cannot listen at {}", socket.display()))?;
@@ -273,15 +308,55 @@ fn worker(options: &Options) -> anyhow::Result<()> {
         fs::set_permissions(&options.run_dir, fs::Permissions::from_mode(0o711))?;
         sandbox::hand_over(&records, options.user).context("cannot hand the records over")?;
         sandbox::drop_privileges(options.user).context("cannot drop privileges")?;
-        filter.restrict().context("cannot restrict system calls")?;
         environment.disk.opener = broker.clone();
     }
-    // Without the broker no zone could be ended. Not before: a change of identity clears it.
+    // Without the broker no zone could be ended. Not before: a change of identity clears it. Not later: the
+    // filter does not allow to change it.
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if rustix::process::getppid() != parent {
         bail!("the broker has ended");
     }
+    if !options.no_sandbox {
+        paths
+            .restrict()
+            .context("cannot restrict what is reached by name")?;
+        filter.restrict().context("cannot restrict system calls")?;
+    }
+    Ok(Some(Worker {
+        broker,
+        el2,
+        interrupt,
+        reactor,
+        environment,
+        records,
+        state,
+        socket,
+        listener,
+        metrics,
+        set_log_level,
+        _lock,
+    }))
+}
 
+/// The unprivileged half.
+fn worker(options: &Options) -> anyhow::Result<()> {
+    let Some(worker) = restricted_worker(options)? else {
+        return Ok(());
+    };
+    let Worker {
+        broker,
+        el2,
+        interrupt,
+        reactor,
+        mut environment,
+        records,
+        state,
+        socket,
+        listener,
+        metrics,
+        set_log_level,
+        _lock,
+    } = worker;
     let servers = broker.clone();
     let connect: ringvhost::front::ConnectFn = Arc::new(move |path: &std::path::Path| servers.connect(path));
     let driver = ringvhost::front::Driver::new(connect).with_io_uring(!options.no_io_uring);
@@ -290,12 +365,7 @@ fn worker(options: &Options) -> anyhow::Result<()> {
     // From here on without privileges.
     tracing::debug!("restricted");
     let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);
-    let reactor = ringvirtio::ReactorOptions {
-        io_uring: !options.no_io_uring,
-        poll: Duration::from_micros(options.poll.into()),
-        ..Default::default()
-    };
-    let io = Io::start(hv.clone(), reactor).context("cannot start the reactor")?;
+    let io = Io::run(hv.clone(), reactor).context("cannot start the reactor")?;
     tracing::debug!("the reactor runs");
     let context = Context {
         hv,

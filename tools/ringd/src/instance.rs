@@ -14,6 +14,8 @@ use anyhow::{Context as _, bail};
 use parking_lot::Mutex;
 use rustix::fs::FlockOperation;
 
+use crate::regular;
+
 /// How often a lock that a dying daemon holds is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// How often a message says what is waited for.
@@ -149,15 +151,7 @@ impl State {
 /// Another daemon runs; the message names its process.
 pub fn take_lock(run_dir: &Path) -> anyhow::Result<File> {
     let path = run_dir.join("lock");
-    let mut file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))?;
+    let mut file = regular::open_private(&path).with_context(|| format!("cannot open {}", path.display()))?;
     // A process that can open the file can lock it and delay the next take-over. An earlier version created
     // it readable for all users.
     file.set_permissions(fs::Permissions::from_mode(0o600))

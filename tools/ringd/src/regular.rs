@@ -1,4 +1,5 @@
 //! Opening and reading regular files, and nothing else: neither waits for a writer, nor reads without an end.
+//! Making and removing files of the daemon's own.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -30,6 +31,33 @@ pub fn read_to_string(path: &Path, max: u64) -> io::Result<String> {
         )));
     }
     Ok(text)
+}
+
+/// Opens a file of the daemon's own for reading and writing, made if there is none: for root alone, and not
+/// the end of a symbolic link.
+///
+/// # Errors
+/// The system's error.
+pub fn open_private(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+}
+
+/// Removes a file, if there is one.
+///
+/// # Errors
+/// The system's error.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn checked(path: &Path, flags: i32) -> io::Result<File> {

@@ -1,8 +1,11 @@
 //! Privileges that the worker drops once it is set up: root's identity, all capabilities, most system calls.
 //!
-//! [`drop_privileges`], then [`Filter::restrict`], in the process's only thread: threads that are started
-//! later inherit both. A system call that is not on the list ends the process with a line in the log that
-//! names it.
+//! [`drop_privileges`], then [`Paths::restrict`] and [`Filter::restrict`], in the process's only thread:
+//! threads that are started later inherit them. A system call that is not on the list, or has other arguments
+//! than the list says, ends the process with a line in the log that names it. A few that libraries try and
+//! can do without fail instead.
+
+mod paths;
 
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
@@ -11,7 +14,12 @@ use std::path::Path;
 
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+pub use paths::Paths;
 
 /// Status of a process that made a system call that is not allowed.
 pub const STATUS_VIOLATION: i32 = 72;
@@ -75,10 +83,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_epoll_pwait2,
     libc::SYS_ppoll,
     libc::SYS_pselect6,
-    // Sockets: that of ringctl, the broker's, and listeners on behalf of a user. No connections to elsewhere.
-    libc::SYS_socket,
-    libc::SYS_socketpair,
-    libc::SYS_bind,
+    // Sockets: that of ringctl, and the broker's. None is made but pairs (`with_arguments`).
     libc::SYS_listen,
     libc::SYS_accept4,
     libc::SYS_shutdown,
@@ -100,7 +105,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_msync,
     libc::SYS_mlock,
     libc::SYS_futex,
-    libc::SYS_clone,
     libc::SYS_clone3,
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -109,7 +113,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_set_tid_address,
     libc::SYS_rseq,
     libc::SYS_membarrier,
-    libc::SYS_prctl,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_setaffinity,
@@ -140,6 +143,93 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
 ];
+
+/// Flags of `clone` that a thread of this process has, and a process of its own has not.
+const THREAD: libc::c_int = libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+/// Reads what the kernel told this program at its start (`linux/prctl.h`). rustix does before it says how
+/// large a page is.
+const PR_GET_AUXV: libc::c_int = 0x4155_5856;
+/// The type in `socketpair`'s type argument, which has flags, too.
+const SOCKET_TYPE: u64 = 0xf;
+
+/// Requests of `ioctl`: block devices' sizes and discards (`linux/fs.h`), non-blocking mode, and those by
+/// which libraries ask whether a file is a terminal.
+const IOCTLS: &[u64] = &[
+    0x1268,      // BLKSSZGET
+    0x8008_1272, // BLKGETSIZE64
+    0x1277,      // BLKDISCARD
+    0x127f,      // BLKZEROOUT
+    0x1278,      // BLKIOMIN
+    0x1279,      // BLKIOOPT
+    0x127a,      // BLKALIGNOFF
+    0x127b,      // BLKPBSZGET
+    0x5421,      // FIONBIO
+    0x541b,      // FIONREAD
+    // Open taps' headers, offloads and queues (`linux/if_tun.h`); not TUNSETIFF, which opens one.
+    0x4004_54d0, // TUNSETOFFLOAD
+    0x4004_54d8, // TUNSETVNETHDRSZ
+    0x4004_54d9, // TUNSETQUEUE
+    0x4004_54dc, // TUNSETVNETLE
+    0x5401,      // TCGETS
+    0x5413,      // TIOCGWINSZ
+];
+
+fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, BackendError> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
+}
+
+fn word(value: libc::c_int) -> u64 {
+    value.unsigned_abs().into()
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Returns the system calls that are allowed with some arguments only.
+fn with_arguments() -> Result<Rules, BackendError> {
+    let thread = word(THREAD);
+    // No process.
+    let clone = [condition(0, SeccompCmpOp::MaskedEq(thread), thread)?];
+    // Not a datagram socket: it could send to any other's address.
+    let pair = [
+        condition(0, SeccompCmpOp::Eq, word(libc::AF_UNIX))?,
+        condition(1, SeccompCmpOp::MaskedEq(SOCKET_TYPE), word(libc::SOCK_STREAM))?,
+    ];
+    // Of a thread's name, of an allocator's mappings. Not the signal that ends this process with the broker.
+    let prctl = [
+        libc::PR_SET_NAME,
+        libc::PR_GET_NAME,
+        libc::PR_SET_VMA,
+        PR_GET_AUXV,
+    ]
+    .map(|option| condition(0, SeccompCmpOp::Eq, word(option)));
+    let rule = |conditions: Vec<_>| SeccompRule::new(conditions);
+    let mut rules = Rules::new();
+    rules.insert(libc::SYS_clone, vec![rule(clone.into())?]);
+    rules.insert(libc::SYS_socketpair, vec![rule(pair.into())?]);
+    let mut options = Vec::new();
+    for option in prctl {
+        options.push(rule(vec![option?])?);
+    }
+    rules.insert(libc::SYS_prctl, options);
+    Ok(rules)
+}
+
+/// Returns the system calls that fail, of those that are allowed otherwise, by error.
+fn failing() -> Result<[(i32, Rules); 2], BackendError> {
+    // Threads are then made by `clone`, whose flags a filter can read; rings were made before.
+    let absent = [libc::SYS_clone3, libc::SYS_io_uring_setup].map(|number| (number, Vec::new()));
+    let mut others = Vec::new();
+    for request in IOCTLS {
+        others.push(condition(1, SeccompCmpOp::Ne, *request)?);
+    }
+    // Takes pages of a guest's memory away from its file, and so makes them root's again.
+    let remove = condition(2, SeccompCmpOp::Eq, word(libc::MADV_REMOVE))?;
+    let refused = [
+        (libc::SYS_ioctl, vec![SeccompRule::new(others)?]),
+        (libc::SYS_madvise, vec![SeccompRule::new(vec![remove])?]),
+    ];
+    Ok([(libc::ENOSYS, absent.into()), (libc::EPERM, refused.into())])
+}
 
 /// Names that x86-64 has beside them.
 #[cfg(target_arch = "x86_64")]
@@ -224,24 +314,32 @@ pub fn drop_privileges(id: u32) -> io::Result<()> {
     rustix::thread::set_no_new_privs(true).map_err(Into::into)
 }
 
-/// The list as the kernel takes it: made ahead, since a take-over should not wait for it.
-pub struct Filter(BpfProgram);
+/// The lists as the kernel takes them: made ahead, since a take-over should not wait for it.
+pub struct Filter(Vec<BpfProgram>);
 
 impl Filter {
-    /// Translates the list.
+    /// Translates the lists.
     ///
     /// # Errors
     /// This architecture has no seccomp filters.
     pub fn new() -> io::Result<Self> {
         let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
-        let rules: BTreeMap<i64, Vec<seccompiler::SeccompRule>> = ALLOWED
-            .iter()
-            .chain(ALLOWED_X86)
-            .map(|number| (*number, Vec::new()))
-            .collect();
-        let filter = SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, arch);
-        let program = filter.and_then(BpfProgram::try_from).map_err(io::Error::other)?;
-        Ok(Self(program))
+        let program = |rules, otherwise, on_match| {
+            SeccompFilter::new(rules, otherwise, on_match, arch)
+                .and_then(BpfProgram::try_from)
+                .map_err(io::Error::other)
+        };
+        let mut allowed = with_arguments().map_err(io::Error::other)?;
+        let plain = ALLOWED.iter().chain(ALLOWED_X86);
+        allowed.extend(plain.map(|number| (*number, Vec::new())));
+        let mut programs = Vec::new();
+        for (error, rules) in failing().map_err(io::Error::other)? {
+            let errno = SeccompAction::Errno(error.unsigned_abs());
+            programs.push(program(rules, SeccompAction::Allow, errno)?);
+        }
+        // Last: it does not allow another filter to be installed.
+        programs.push(program(allowed, SeccompAction::Trap, SeccompAction::Allow)?);
+        Ok(Self(programs))
     }
 
     /// Allows this thread, and those that it starts, the system calls of a daemon at work and no others.
@@ -250,7 +348,10 @@ impl Filter {
     /// The kernel has no seccomp filters.
     pub fn restrict(&self) -> io::Result<()> {
         install_handler()?;
-        seccompiler::apply_filter(&self.0).map_err(io::Error::other)
+        for program in &self.0 {
+            seccompiler::apply_filter(program).map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 }
 

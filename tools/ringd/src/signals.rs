@@ -24,8 +24,8 @@ pub struct Signals(libc::sigset_t);
 
 impl Signals {
     /// Blocks some signals in this thread, and so in those that it starts, but for those that the process was
-    /// started to ignore, as by `nohup`: they stay ignored. Programs started by [`std::process::Command`]
-    /// begin with nothing blocked.
+    /// started to ignore, as by `nohup`: they stay ignored. Programs that are started inherit what is
+    /// blocked.
     ///
     /// # Errors
     /// The system refused.

@@ -263,6 +263,7 @@ mod fake_daemon {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use ringd::control::protocol::{Frame, Request};
+    use zerocopy::IntoBytes;
 
     /// Accepts a connection, replies to its first request with `answer`, and returns the request.
     pub fn serve(listener: &UnixListener, answer: &str) -> (Request, UnixStream) {
@@ -275,7 +276,8 @@ mod fake_daemon {
 
     pub fn print(mut stream: &UnixStream, seen: u64, bytes: &[u8]) {
         let len = u32::try_from(bytes.len()).unwrap();
-        stream.write_all(&Frame { seen, len }.to_bytes()).unwrap();
+        let (seen, len) = (seen.into(), len.into());
+        stream.write_all(Frame { seen, len }.as_bytes()).unwrap();
         stream.write_all(bytes).unwrap();
     }
 }

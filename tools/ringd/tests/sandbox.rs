@@ -36,8 +36,7 @@ fn is_child(name: &str) -> bool {
 fn a_daemon_at_work_needs_nothing_else() {
     const NAME: &str = "a_daemon_at_work_needs_nothing_else";
     if is_child(NAME) {
-        sandbox::Filter::new().unwrap().restrict().unwrap();
-        let machine = Machine::new();
+        let machine = Machine::restricted(|| sandbox::Filter::new().unwrap().restrict().unwrap());
         std::fs::write(machine.path("other.img"), vec![0; 1 << 20]).unwrap();
         let disks = "[[disk]]\npath = \"disk.img\"\n[[disk]]\npath = \"other.img\"\nengine = \"threads\"";
         machine.zone_file("z", disks);
@@ -99,6 +98,99 @@ fn other_system_calls_end_the_process() {
     });
     let error = thread.join();
     panic!("a program was started, or tried: {error:?}");
+}
+
+/// What a system call is given counts: a thread is made, a process is not; no socket, no device's request, no
+/// change of what ties the worker to the broker (torture i2).
+#[test]
+fn arguments_are_restricted() {
+    const NAME: &str = "arguments_are_restricted";
+    /// What is tried, and whether it ends the process; else it fails.
+    const TRIALS: [(&str, bool); 9] = [
+        ("fork", true),
+        ("socket", true),
+        ("datagrams", true),
+        ("death signal", true),
+        ("another filter", true),
+        ("clone3", false),
+        ("ring", false),
+        ("ioctl", false),
+        ("memory", false),
+    ];
+    if !is_child(NAME) {
+        for (trial, fatal) in TRIALS {
+            let output = command(NAME).env("RINGD_TEST_TRIAL", trial).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            match fatal {
+                true => assert_eq!(
+                    output.status.code(),
+                    Some(sandbox::STATUS_VIOLATION),
+                    "{trial}: {said}"
+                ),
+                false => assert!(output.status.success(), "{trial}: {said}"),
+            }
+        }
+        return;
+    }
+    sandbox::Filter::new().unwrap().restrict().unwrap();
+    // What is to go on to work, beside each trial.
+    std::thread::spawn(|| std::thread::spawn(|| {}).join().unwrap())
+        .join()
+        .unwrap();
+    drop(std::os::unix::net::UnixStream::pair().unwrap());
+    assert!(rustix::param::page_size().is_power_of_two());
+    let page = vec![0_u64; 512];
+    let address = page.as_ptr().addr() as libc::c_long;
+    let call = |number, arguments: [libc::c_long; 4]| {
+        let [a, b, c, d] = arguments;
+        // SAFETY: each call below is refused, or reads and writes at most `page`.
+        match unsafe { libc::syscall(number, a, b, c, d) } {
+            -1 => std::io::Error::last_os_error().raw_os_error(),
+            _ => None,
+        }
+    };
+    let long = |value: libc::c_int| libc::c_long::from(value);
+    let failed = match std::env::var("RINGD_TEST_TRIAL").unwrap().as_str() {
+        "fork" => (call(libc::SYS_clone, [long(libc::SIGCHLD), 0, 0, 0]), None),
+        "socket" => (
+            call(
+                libc::SYS_socket,
+                [long(libc::AF_UNIX), long(libc::SOCK_STREAM), 0, 0],
+            ),
+            None,
+        ),
+        "datagrams" => (
+            call(
+                libc::SYS_socketpair,
+                [long(libc::AF_UNIX), long(libc::SOCK_DGRAM), 0, address],
+            ),
+            None,
+        ),
+        "death signal" => (
+            call(libc::SYS_prctl, [long(libc::PR_SET_PDEATHSIG), 0, 0, 0]),
+            None,
+        ),
+        "another filter" => (
+            call(libc::SYS_prctl, [long(libc::PR_SET_NO_NEW_PRIVS), 1, 0, 0]),
+            None,
+        ),
+        "clone3" => (call(libc::SYS_clone3, [address, 88, 0, 0]), Some(libc::ENOSYS)),
+        "ring" => (
+            call(libc::SYS_io_uring_setup, [8, address, 0, 0]),
+            Some(libc::ENOSYS),
+        ),
+        // TIOCSTI, which types into a terminal.
+        "ioctl" => (call(libc::SYS_ioctl, [0, 0x5412, address, 0]), Some(libc::EPERM)),
+        "memory" => (
+            call(
+                libc::SYS_madvise,
+                [address & !4095, 4096, long(libc::MADV_REMOVE), 0],
+            ),
+            Some(libc::EPERM),
+        ),
+        other => panic!("{other}"),
+    };
+    assert_eq!(failed.0, failed.1);
 }
 
 /// Root's privileges cannot be regained (torture i2). Needs root at first.

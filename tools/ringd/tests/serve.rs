@@ -103,7 +103,9 @@ impl Vmm {
         if let Some((about, file)) = &self.inflight {
             front.set_inflight_fd(about, file.as_raw_fd()).unwrap();
         }
-        front.set_mem_table(&[self.region, self.rings.region()]).unwrap();
+        front
+            .set_mem_table(&[self.region, self.rings.memory.region()])
+            .unwrap();
         front.set_vring_num(0, 128).unwrap();
         front.set_vring_base(0, 0).unwrap();
         front.set_vring_addr(0, &self.rings.addresses(0)).unwrap();

@@ -46,7 +46,7 @@ impl RngQueue {
     /// Invalid addresses, size or log.
     pub fn new(rng: Arc<Rng>, setup: QueueSetup) -> Result<Self, SetupError> {
         let mut queue = VirtQueue::new(setup)?;
-        queue.set_name("rng".into());
+        queue.name = "rng".into();
         let ram = queue.ram().clone();
         Ok(Self {
             stats: Arc::new(RngStats {
@@ -150,7 +150,7 @@ impl QueueHandler for RngQueue {
 
     fn service(&mut self, _cx: &mut Context<'_>) {
         self.queue.begin_service();
-        if self.queue.is_paused() || self.queue.is_broken() {
+        if self.queue.paused || self.queue.is_broken() {
             return;
         }
         let restarted = self.restart_requests();

@@ -12,10 +12,10 @@ use std::sync::atomic::Ordering;
 use ringblk::BlockBackend;
 use ringd::device::Device;
 use ringd::hv::Hypervisor;
-use ringd::io::drain::Queues;
 use ringd::io::served::{DeviceParts, ServedDevice};
 use ringvirtio::handler::Backends;
-use ringvirtio::{Callback, Completion, Context, GuestRam, Polls, QueueHandler, QueueId, Waiter};
+use ringvirtio::reactor::Message;
+use ringvirtio::{Callback, Commands, Completion, Context, GuestRam, Polls, QueueHandler, QueueId, Waiter};
 use ringvisor::abi::shared;
 use ringvisor::ring::{Consumer, Entry};
 use vm_memory::MmapRegion;
@@ -55,41 +55,11 @@ enum Phase {
     Complete,
 }
 
-enum Message {
-    Add(QueueId, Box<dyn QueueHandler>),
-    Schedule(QueueId),
-    Remove(QueueId, Callback),
-}
-
 struct Served {
     handler: Box<dyn QueueHandler>,
     quiesced: Vec<Callback>,
     ready: bool,
     dirty: bool,
-}
-
-/// The commands that `ringd`'s device code queues for the reactor.
-#[derive(Default)]
-struct Commands {
-    list: VecDeque<Message>,
-    ids: u64,
-}
-
-impl Queues for Commands {
-    fn add(&mut self, handler: Box<dyn QueueHandler>) -> QueueId {
-        let id = QueueId::from_number(self.ids);
-        self.ids += 1;
-        self.list.push_back(Message::Add(id, handler));
-        id
-    }
-
-    fn schedule(&mut self, id: QueueId) {
-        self.list.push_back(Message::Schedule(id));
-    }
-
-    fn remove(&mut self, id: QueueId, then: Callback) {
-        self.list.push_back(Message::Remove(id, then));
-    }
 }
 
 /// See the module.
@@ -107,6 +77,7 @@ pub struct Daemon {
     /// The event ring was taken over, so the device's whole state is read again.
     refresh: bool,
     phase: Phase,
+    /// What `ringd`'s device code queues for the reactor.
     commands: Commands,
     queues: BTreeMap<QueueId, Served>,
     done: VecDeque<Completion>,
@@ -249,7 +220,7 @@ impl Daemon {
         match entry {
             Entry::Notify { slot: SLOT, queue } => {
                 if let Some(id) = self.device.queue(queue) {
-                    self.commands.list.push_back(Message::Schedule(id));
+                    self.commands.schedule(id);
                 }
                 "was notified"
             }
@@ -272,8 +243,8 @@ impl Daemon {
                 self.phase = Phase::Service;
                 "carried out"
             }
-            Some(Message::Add(id, mut handler)) => {
-                handler.queue_mut().set_tag_base(id.tag());
+            Some(Message::Add { id, mut handler }) => {
+                handler.queue_mut().tag_base = id.tag();
                 let served = Served {
                     handler,
                     quiesced: Vec::new(),
@@ -289,11 +260,11 @@ impl Daemon {
                 }
                 "schedules"
             }
-            Some(Message::Remove(id, then)) => {
+            Some(Message::Remove { id, then }) => {
                 match self.queues.get_mut(&id) {
                     Some(_) if self.sabotage == Sabotage::EarlyQuiesce => then(),
                     Some(served) => {
-                        served.handler.queue_mut().set_paused(true);
+                        served.handler.queue_mut().paused = true;
                         served.quiesced.push(then);
                         served.dirty = true;
                     }
@@ -301,6 +272,7 @@ impl Daemon {
                 }
                 "removes"
             }
+            Some(_) => panic!("a command that the device code does not give"),
         }
     }
 
@@ -425,7 +397,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let added = self.commands.list.iter_mut().filter_map(|message| match message {
-            Message::Add(_, handler) => Some(&mut **handler),
+            Message::Add { handler, .. } => Some(&mut **handler),
             _ => None,
         });
         for handler in self

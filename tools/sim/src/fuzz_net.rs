@@ -100,9 +100,7 @@ impl Device {
                 }),
             };
             let (mut queue, _) = net.queue(number, setup).expect("the rings are in RAM");
-            queue
-                .queue_mut()
-                .set_tag_base(QueueId::from_number(u64::from(number)).tag());
+            queue.queue_mut().tag_base = QueueId::from_number(u64::from(number)).tag();
             queue
                 .attach(&mut Context::new(&mut waiter, &mut backends))
                 .expect("queues can be attached");

@@ -70,7 +70,7 @@ impl EchoQueue {
         let mut bytes = vec![0; readable.total() as usize];
         assert!(readable.take_front(&mut bytes));
         let result = writable.write_front(&bytes) as i32;
-        let tag = self.queue.tag_base() | u64::from(head);
+        let tag = self.queue.tag_base | u64::from(head);
         let (backend, _) = cx.backend::<EchoBackend>().unwrap();
         if !self.stuck {
             backend.pushed.push(Completion { tag, result });
@@ -94,7 +94,7 @@ impl QueueHandler for EchoQueue {
 
     fn service(&mut self, cx: &mut Context<'_>) {
         self.queue.begin_service();
-        if self.queue.is_paused() {
+        if self.queue.paused {
             return;
         }
         let restart = self.queue.take_restart();
@@ -234,7 +234,8 @@ impl Running {
 
     fn remove(&self, id: QueueId) {
         let (sender, removed) = channel();
-        self.0.remove(id, Box::new(move || sender.send(()).unwrap()));
+        let then = Box::new(move || sender.send(()).unwrap());
+        self.0.command(|commands| commands.remove(id, then));
         removed.recv_timeout(TEST_TIMEOUT).expect("removed");
     }
 }
@@ -266,7 +267,8 @@ fn a_device_without_a_disk() {
         assert_eq!(stats.batched.get(), 1000);
         // A quiesced queue pops nothing until it is resumed.
         let (sender, quiesced) = channel();
-        reactor.0.quiesce(id, Box::new(move || sender.send(()).unwrap()));
+        let then = Box::new(move || sender.send(()).unwrap());
+        reactor.0.command(|commands| commands.quiesce(id, then));
         quiesced.recv_timeout(TEST_TIMEOUT).unwrap();
         guest.send(0, [1; 4]);
         reactor.0.schedule(id);

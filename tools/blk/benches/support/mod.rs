@@ -1,7 +1,6 @@
 //! What `benches/requests.rs` and `benches/instructions.rs` measure: [`Disk`], a guest's driver with as
 //! little work as possible, the queue and the engine, in one thread; and [`Registers`], EL2's part of a
 //! request, as host code.
-#![allow(dead_code, reason = "each of the two uses what it needs")]
 #![allow(clippy::expect_used, clippy::panic, reason = "what fails is not measured")]
 
 use std::sync::Arc;
@@ -162,13 +161,13 @@ impl Disk {
         store(1, self.idx);
         self.queue.service(&mut self.engine);
         self.engine.submit();
-        while self.queue.virtqueue().in_flight() > 0 {
+        while self.queue.queue.in_flight() > 0 {
             self.engine.reap(&mut self.done);
             for outcome in self.done.drain(..) {
                 self.queue.complete(outcome.tag, outcome.result, &mut self.engine);
             }
         }
-        self.queue.virtqueue_mut().publish();
+        self.queue.queue.publish();
         let used = self.used.get(1).expect("inside the ring").load(Ordering::Acquire);
         assert_eq!(u16::from_le(used), self.idx, "all are used");
     }

@@ -21,7 +21,8 @@ use crate::virtio::{
 
 /// A virtqueue of a block device.
 pub struct BlockQueue {
-    pub(super) queue: VirtQueue,
+    /// The virtqueue.
+    pub queue: VirtQueue,
     pub(super) disk: Arc<Disk>,
     pub(super) slots: Slots,
     pub(super) stats: Arc<BlockStats>,
@@ -51,8 +52,8 @@ impl BlockQueue {
             zeroes: has(VIRTIO_BLK_F_WRITE_ZEROES),
         };
         let mut queue = VirtQueue::new(setup)?;
-        queue.set_name(disk.config().path.display().to_string());
-        queue.set_stopped(disk.is_closed());
+        queue.name = disk.config().path.display().to_string();
+        queue.stopped = disk.is_closed();
         if queue.is_lost() {
             disk.set_loss_unreported(true);
         }
@@ -88,23 +89,6 @@ impl BlockQueue {
     /// Returns the counters, which stay readable after the queue is gone.
     pub fn stats(&self) -> &Arc<BlockStats> {
         &self.stats
-    }
-
-    /// Returns the virtqueue.
-    #[inline]
-    pub fn virtqueue(&self) -> &VirtQueue {
-        &self.queue
-    }
-
-    /// Returns the virtqueue, to be changed.
-    #[inline]
-    pub fn virtqueue_mut(&mut self) -> &mut VirtQueue {
-        &mut self.queue
-    }
-
-    /// The next [`Self::service`] retries the requests that have stopped the queue.
-    pub fn retry(&mut self) {
-        self.retry_requested = true;
     }
 }
 
@@ -163,12 +147,12 @@ impl QueueHandler for BlockQueue {
             return false;
         };
         let (ram, in_flight) = (self.queue.ram(), self.queue.in_flight());
-        let count = backend.abandon(&self.disk, ram, self.queue.tag_base(), in_flight);
+        let count = backend.abandon(&self.disk, ram, self.queue.tag_base, in_flight);
         self.queue.abandon(count);
         count > 0
     }
 
     fn retry(&mut self) {
-        Self::retry(self);
+        self.retry_requested = true;
     }
 }

@@ -226,7 +226,7 @@ impl BlockQueue {
     fn hold(&mut self, head: u16) {
         if self.held.is_empty() {
             self.stats.stops.add(1);
-            self.queue.set_stopped(true);
+            self.queue.stopped = true;
             self.disk.control().set_stopped();
         }
         self.held.push(head);
@@ -238,7 +238,7 @@ impl BlockQueue {
     pub(super) fn retry_held(&mut self, engine: &mut dyn Engine) {
         let mut held = mem::take(&mut self.held);
         self.stats.held.set(0);
-        self.queue.set_stopped(false);
+        self.queue.stopped = false;
         for head in held.drain(..) {
             self.slots.at_mut(head).retries = 0;
             self.queue.start();

@@ -20,13 +20,13 @@ impl BlockQueue {
         if self.cache.is_turned_off(&self.disk) {
             self.make_durable(engine);
         }
-        if self.queue.is_paused() {
+        if self.queue.paused {
             return 0;
         }
         if mem::take(&mut self.retry_requested) {
             self.retry_held(engine);
         }
-        if self.queue.is_stopped() {
+        if self.queue.stopped {
             return 0;
         }
         let restarted = if self.queue.restarts() > 0 {

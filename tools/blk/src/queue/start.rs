@@ -220,7 +220,7 @@ impl BlockQueue {
             self.stats.durable.add(1);
         }
         IoOp {
-            tag: self.queue.tag_base() | u64::from(tag),
+            tag: self.queue.tag_base | u64::from(tag),
             image: self.disk.image(),
             kind,
             iov: std::ptr::null(),

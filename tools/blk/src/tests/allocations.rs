@@ -112,13 +112,13 @@ fn a_queue_allocates_nothing() {
             let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
             let before = COUNT.get();
             queue.service(engine.get());
-            while queue.virtqueue_mut().in_flight() > 0 {
+            while queue.queue.in_flight() > 0 {
                 engine.wait(&mut done);
                 for outcome in done.drain(..) {
                     queue.complete(outcome.tag, outcome.result, engine.get());
                 }
             }
-            assert_eq!(queue.virtqueue_mut().publish(), count);
+            assert_eq!(queue.queue.publish(), count);
             let allocated = COUNT.get() - before;
             rig.take_used();
             allocated

@@ -22,7 +22,7 @@ const EVENT_IDX: u64 = ALL_FEATURES | feature(VIRTIO_RING_F_EVENT_IDX);
 fn timed(features: u64) -> (Rig, Arc<AtomicU64>) {
     let mut rig = Rig::with(EngineKind::Threads, 128, features, false);
     let time = Arc::new(AtomicU64::new(0));
-    rig.vq().set_clock(Clock::Manual(time.clone()));
+    rig.vq().clock = Clock::Manual(time.clone());
     rig.vq().set_polled(true);
     (rig, time)
 }
@@ -248,7 +248,7 @@ fn a_quiesced_queue_has_no_interrupt_pending() {
     round(&mut rig, 0);
     let (raised, pending) = interrupts(&mut rig);
     assert!(pending);
-    rig.vq().set_paused(true);
+    rig.vq().paused = true;
     rig.vq().publish();
     assert_eq!(interrupts(&mut rig), (raised + 1, false));
 }
@@ -291,7 +291,7 @@ fn a_driver_that_has_polled_gets_none() {
 fn finish(rig: &mut Rig) {
     let (queue, engine) = (rig.queue.as_mut().unwrap(), &mut rig.engine);
     let mut done = Vec::new();
-    while queue.virtqueue_mut().in_flight() > 0 {
+    while queue.queue.in_flight() > 0 {
         engine.wait(&mut done);
         for completion in done.drain(..) {
             queue.complete(completion.tag, completion.result, engine.get());
@@ -343,7 +343,7 @@ fn only_requests_that_can_complete_now_are_waited_for() {
     assert!(waits(|rig| limit(rig, 3), finish), "the limit admits all three");
     assert!(!waits(|rig| limit(rig, 2), finish), "the limit holds one back");
     assert!(
-        !waits(|_| {}, |rig| rig.vq().set_paused(true)),
+        !waits(|_| {}, |rig| rig.vq().paused = true),
         "the queue is paused"
     );
 }

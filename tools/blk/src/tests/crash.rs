@@ -380,10 +380,7 @@ fn logs_of_other_epochs() {
         }
         queue.service(&mut driver.fake.clone());
         assert_eq!(
-            (
-                queue.stats().queue.restarted.get(),
-                queue.virtqueue_mut().in_flight()
-            ),
+            (queue.stats().queue.restarted.get(), queue.queue.in_flight()),
             (restarted, restarted as u16)
         );
     }

@@ -21,7 +21,7 @@ const MS: u64 = 1_000_000;
 fn limited(limits: RateLimits) -> (Rig, Arc<AtomicU64>) {
     let mut rig = Rig::with(EngineKind::Threads, 256, WRITABLE_FEATURES, false);
     let time = Arc::new(AtomicU64::new(5000 * MS));
-    rig.vq().set_clock(Clock::Manual(time.clone()));
+    rig.vq().clock = Clock::Manual(time.clone());
     rig.queue().disk().control().throttle.set_limits(limits);
     (rig, time)
 }
@@ -155,7 +155,7 @@ fn queues_of_a_disk_share_the_limit() {
     let (mut rig, time) = limited(iops(100, 6));
     let mut other = Rig::closed(EngineKind::Threads, 256, ALL_FEATURES, false);
     let mut second = BlockQueue::new(rig.queue().disk().clone(), other.setup()).unwrap();
-    second.virtqueue_mut().set_clock(Clock::Manual(time.clone()));
+    second.queue.clock = Clock::Manual(time.clone());
     other.queue = Some(second);
     offer(&mut rig, 0..4, 512);
     offer(&mut other, 0..4, 512);

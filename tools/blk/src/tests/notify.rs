@@ -150,11 +150,11 @@ fn indices_wrap() {
 #[test]
 fn a_paused_queue_pops_nothing() {
     let mut rig = rig(true);
-    rig.vq().set_paused(true);
+    rig.vq().paused = true;
     offer(&mut rig, 3);
     rig.run();
     assert_eq!((rig.used_idx(), rig.interrupt_count()), (0, 0));
-    rig.vq().set_paused(false);
+    rig.vq().paused = false;
     rig.run();
     assert_eq!(rig.take_used().len(), 3);
 }

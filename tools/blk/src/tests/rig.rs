@@ -259,7 +259,7 @@ impl Rig {
     pub fn drop_queue(&mut self) {
         if let Some(mut queue) = self.queue.take() {
             // SAFETY: the caller has dropped or drained the engine.
-            unsafe { queue.virtqueue_mut().assume_drained() };
+            unsafe { queue.queue.assume_drained() };
         }
     }
 
@@ -275,7 +275,7 @@ impl Rig {
     }
 
     pub fn vq(&mut self) -> &mut VirtQueue {
-        self.queue().virtqueue_mut()
+        &mut self.queue().queue
     }
 
     /// Returns the image's bytes.
@@ -380,14 +380,14 @@ impl Rig {
         let mut done = Vec::new();
         loop {
             queue.service(engine.get());
-            while queue.virtqueue_mut().in_flight() > 0 {
+            while queue.queue.in_flight() > 0 {
                 engine.wait(&mut done);
                 for outcome in done.drain(..) {
                     queue.complete(outcome.tag, outcome.result, engine.get());
                 }
             }
-            queue.virtqueue_mut().publish();
-            if !queue.virtqueue_mut().has_more() {
+            queue.queue.publish();
+            if !queue.queue.has_more() {
                 return;
             }
         }

@@ -77,15 +77,20 @@ impl Running {
 
     pub fn quiesce(&self, id: QueueId) {
         let (sender, receiver) = channel();
-        self.handle
-            .quiesce(id, Box::new(move || sender.send(()).unwrap()));
+        let then = Box::new(move || sender.send(()).unwrap());
+        self.handle.command(|commands| commands.quiesce(id, then));
         receiver.recv_timeout(TEST_TIMEOUT).expect("quiesced");
     }
 
     pub fn remove(&self, id: QueueId) {
         let (sender, receiver) = channel();
-        self.handle.remove(id, Box::new(move || sender.send(()).unwrap()));
+        let then = Box::new(move || sender.send(()).unwrap());
+        self.handle.command(|commands| commands.remove(id, then));
         receiver.recv_timeout(TEST_TIMEOUT).expect("removed");
+    }
+
+    pub fn resume(&self, id: QueueId) {
+        self.handle.command(|commands| commands.resume(id));
     }
 }
 
@@ -312,7 +317,7 @@ fn quiesce_and_resume() {
             std::thread::sleep(Duration::from_millis(1));
             // torture a9: while the queue is quiesced, no byte of guest memory changes.
             assert_eq!((rig.used_idx(), rig.bytes(DATA, 4096)), (used, vec![0xa5; 4096]));
-            reactor.handle.resume(id);
+            reactor.resume(id);
             collect(&mut rig, &interrupts, 10);
             total += 10;
         }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ringvirtio::QueueHandler;
+
 use super::rig::{ALL_FEATURES, BUFFERS, Rig, TestEngine, WRITABLE_FEATURES, open_soon, readable, writable};
 use super::service::{REACTOR_VARIANTS, Running, collect, queue};
 use crate::control::OnError;
@@ -39,7 +41,7 @@ fn a_failing_write_stops_the_queue() {
         rig.offer_request(3, VIRTIO_BLK_T_OUT, 8, Some(readable(DATA, 512)));
         rig.run();
         assert_eq!(rig.take_used(), [(3, 1)]);
-        assert!(rig.vq().is_stopped());
+        assert!(rig.vq().stopped);
         assert_eq!((rig.vq().in_flight(), rig.byte(failing)), (0, 0xff));
         rig.offer_request(6, VIRTIO_BLK_T_IN, 0, Some(writable(DATA + 512, 512)));
         rig.run();
@@ -62,7 +64,7 @@ fn a_failing_write_stops_the_queue() {
         assert_eq!(rig.take_used(), [(0, 1)]);
         assert_eq!((rig.byte(failing), stats.held.get()), (OK, 0));
         assert_eq!(engine.image()[..512], [0x21; 512]);
-        assert!(!rig.vq().is_stopped());
+        assert!(!rig.vq().stopped);
     }
 }
 
@@ -134,7 +136,7 @@ fn a_failed_sync_is_reported() {
     let (mut rig, engine) = fake();
     engine.script([Scripted::Fail(libc::EIO)]);
     assert_eq!(rig.request(0, VIRTIO_BLK_T_FLUSH, 0, None).0, IOERR);
-    assert!(!rig.vq().is_stopped());
+    assert!(!rig.vq().stopped);
 }
 
 // torture c5: the daemon dies while the queue is stopped, and the next one submits the request again
@@ -144,7 +146,7 @@ fn a_stopped_queue_outlives_the_daemon() {
     engine.script([Scripted::Fail(libc::EIO)]);
     let status = rig.offer_request(0, VIRTIO_BLK_T_IN, 2, Some(writable(DATA, 512)));
     rig.run();
-    assert!(rig.vq().is_stopped());
+    assert!(rig.vq().stopped);
     rig.reopen();
     rig.run();
     assert_eq!((rig.take_used(), rig.byte(status)), (vec![(0, 513)], OK));
@@ -187,7 +189,7 @@ fn a_closed_disk_keeps_its_requests() {
         rig.queue().retry();
         let stats = rig.queue().stats().clone();
         assert_eq!((rig.take_used(), stats.held.get()), (vec![], 1));
-        assert!(rig.vq().is_stopped() && rig.vq().in_flight() == 0);
+        assert!(rig.vq().stopped && rig.vq().in_flight() == 0);
     }
     rig.reopen();
     rig.run();
@@ -219,13 +221,13 @@ fn a_reactor_stops_and_retries() {
         // Quiescing, as for a pause, does not wait for held requests.
         reactor.quiesce(id);
         assert_eq!((stats.held.get(), rig.used_idx()), (1, 1));
-        reactor.handle.retry(id);
-        reactor.handle.resume(id);
+        reactor.handle.command(|commands| commands.retry(id));
+        reactor.resume(id);
         while stats.stops.get() < 2 {
             std::thread::yield_now();
         }
         std::fs::write(&rig.config.path, &whole).unwrap();
-        reactor.handle.retry(id);
+        reactor.handle.command(|commands| commands.retry(id));
         collect(&mut rig, &interrupts, 1);
         assert_eq!((stats.held.get(), stats.errors.get()), (0, 0));
         assert_eq!(rig.bytes(DATA, 512), whole[51200..51712]);

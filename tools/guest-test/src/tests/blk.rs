@@ -11,7 +11,7 @@ use crate::hal::GuestHal;
 use crate::report::{Failure, Suite, TestResult};
 use crate::virtio::Slot;
 use crate::virtio::register::{INTERRUPT_ACK, INTERRUPT_STATUS};
-use crate::{attempt, check, check_eq, interrupts, time};
+use crate::{check, check_eq, interrupts, registers, time};
 
 type Disk = VirtIOBlk<GuestHal, MmioTransport<'static>>;
 
@@ -32,12 +32,7 @@ pub fn run(suite: &mut Suite, context: &mut Context<'_>) {
     let reference = machine.is_reference();
     for slot in Slot::blocks(machine) {
         let intid = slot.device.intid;
-        let _ = context.gic.set_trigger(intid, None, slot.device.trigger);
-        let _ = context.gic.set_interrupt_priority(intid, None, 0xa0);
-        let _ = context
-            .gic
-            .distributor()
-            .set_routing(intid, Some(machine.cpus[0]));
+        context.set_up_spi(intid, slot.device.trigger, machine.cpus[0]);
         attach_hook(slot);
         suite.test("the driver accepts the device", || disk(slot).map(|_| ()));
         let readonly = disk(slot).is_ok_and(|disk| disk.readonly());
@@ -72,11 +67,10 @@ pub fn attach_hook(slot: Slot) {
 /// The interrupt handler of the disk.
 fn acknowledge() {
     let base = BASE.load(Ordering::SeqCst);
-    let status = attempt!(base + INTERRUPT_STATUS, 0, "ldr {x:w}, [{a}]").value;
-    let _ = attempt!(base + INTERRUPT_ACK, status, "str {x:w}, [{a}]");
-    let left = attempt!(base + INTERRUPT_STATUS, 0, "ldr {x:w}, [{a}]").value;
-    SEEN.store(status as u32, Ordering::SeqCst);
-    LEFT.store(left as u32, Ordering::SeqCst);
+    let status = registers::read(base + INTERRUPT_STATUS);
+    registers::write(base + INTERRUPT_ACK, status);
+    SEEN.store(status, Ordering::SeqCst);
+    LEFT.store(registers::read(base + INTERRUPT_STATUS), Ordering::SeqCst);
 }
 
 fn checked<T>(result: Result<T, Error>, what: &str) -> Result<T, Failure> {

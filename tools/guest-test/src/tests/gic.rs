@@ -5,6 +5,7 @@ use arm_gic::{IntId, Trigger};
 
 use crate::context::Context;
 use crate::cpus::{self, Command};
+use crate::registers::{read, write};
 use crate::report::{Suite, TestResult};
 use crate::{attempt, check, check_eq, interrupts, time};
 
@@ -77,14 +78,6 @@ fn send(sgi: u32, target_list: u16) {
         target_list,
     };
     let _ = GicCpuInterface::send_sgi(IntId::sgi(sgi), target, SgiTargetGroup::CurrentGroup1);
-}
-
-fn read(address: u64) -> u32 {
-    attempt!(address, 0, "ldr {x:w}, [{a}]").value as u32
-}
-
-fn write(address: u64, value: u32) {
-    let _ = attempt!(address, value.into(), "str {x:w}, [{a}]");
 }
 
 /// Waits until CPU 0 has handled `count` interrupts, then checks that no more come.
@@ -213,9 +206,7 @@ fn spi_bit(context: &Context<'_>, register: u64) -> (u64, u32) {
 
 fn set_up_spi(context: &mut Context<'_>, mpidr: u64) {
     let intid = IntId::spi(FREE_SPI - 32);
-    let _ = context.gic.set_trigger(intid, None, Trigger::Edge);
-    let _ = context.gic.set_interrupt_priority(intid, None, 0xa0);
-    let _ = context.gic.distributor().set_routing(intid, Some(mpidr));
+    context.set_up_spi(intid, Trigger::Edge, mpidr);
     let _ = context.gic.enable_interrupt(intid, None, true);
 }
 

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::console::println;
 use crate::context::Context;
 use crate::report::{Suite, TestResult};
-use crate::{attempt, check, check_eq, interrupts, time};
+use crate::{check, check_eq, interrupts, registers, time};
 
 /// The data register of all lines.
 const DATA: u64 = 0x3fc;
@@ -28,15 +28,11 @@ static EDGES: AtomicU32 = AtomicU32::new(0);
 static LEVEL: AtomicU32 = AtomicU32::new(0);
 
 fn read(offset: u64) -> u32 {
-    attempt!(BASE.load(Ordering::SeqCst) + offset, 0, "ldr {x:w}, [{a}]").value as u32
+    registers::read(BASE.load(Ordering::SeqCst) + offset)
 }
 
 fn write(offset: u64, value: u32) {
-    let _ = attempt!(
-        BASE.load(Ordering::SeqCst) + offset,
-        value.into(),
-        "str {x:w}, [{a}]"
-    );
+    registers::write(BASE.load(Ordering::SeqCst) + offset, value);
 }
 
 fn set_up(context: &mut Context<'_>) -> u32 {
@@ -44,12 +40,7 @@ fn set_up(context: &mut Context<'_>) -> u32 {
     BASE.store(device.base, Ordering::SeqCst);
     write(IE, 0);
     write(IC, 0xff);
-    let _ = context.gic.set_trigger(device.intid, None, device.trigger);
-    let _ = context.gic.set_interrupt_priority(device.intid, None, 0xa0);
-    let _ = context
-        .gic
-        .distributor()
-        .set_routing(device.intid, Some(context.machine.cpus[0]));
+    context.set_up_spi(device.intid, device.trigger, context.machine.cpus[0]);
     let _ = context.gic.enable_interrupt(device.intid, None, true);
     device.intid.into()
 }

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::console::println;
 use crate::context::Context;
 use crate::report::{Suite, TestResult};
-use crate::{attempt, check, check_eq, interrupts, time};
+use crate::{attempt, check, check_eq, interrupts, registers, time};
 
 const DR: u64 = 0x000;
 const FR: u64 = 0x018;
@@ -31,15 +31,11 @@ static RECEIVED: AtomicU32 = AtomicU32::new(0);
 static SUM: AtomicU32 = AtomicU32::new(0);
 
 fn read(offset: u64) -> u32 {
-    attempt!(BASE.load(Ordering::SeqCst) + offset, 0, "ldr {x:w}, [{a}]").value as u32
+    registers::read(BASE.load(Ordering::SeqCst) + offset)
 }
 
 fn write(offset: u64, value: u32) {
-    let _ = attempt!(
-        BASE.load(Ordering::SeqCst) + offset,
-        value.into(),
-        "str {x:w}, [{a}]"
-    );
+    registers::write(BASE.load(Ordering::SeqCst) + offset, value);
 }
 
 fn set_up(context: &mut Context<'_>) -> u32 {
@@ -49,12 +45,7 @@ fn set_up(context: &mut Context<'_>) -> u32 {
     write(ICR, 0x7ff);
     // UARTEN, TXE, RXE.
     write(CR, 0x301);
-    let _ = context.gic.set_trigger(device.intid, None, device.trigger);
-    let _ = context.gic.set_interrupt_priority(device.intid, None, 0xa0);
-    let _ = context
-        .gic
-        .distributor()
-        .set_routing(device.intid, Some(context.machine.cpus[0]));
+    context.set_up_spi(device.intid, device.trigger, context.machine.cpus[0]);
     let _ = context.gic.enable_interrupt(device.intid, None, true);
     device.intid.into()
 }

@@ -83,17 +83,13 @@ impl Difference<'_> {
     pub fn exits(&self, icount: bool) -> Result<Vec<Exits>, String> {
         self.large.fio.ok_or("fio gave no result")?;
         let (small, large) = (self.small, self.large);
-        let stats = [&small.before, &small.after, &large.before, &large.after]
-            .map(|m| m.stats.as_ref().map(sides))
-            .into_iter()
-            .collect::<Option<Vec<_>>>()
-            .ok_or("`ringctl stats` gave no counters")?;
-        let [a, b, c, d] = stats.as_slice() else {
+        let marks = [&small.before, &small.after, &large.before, &large.after];
+        let [Some(a), Some(b), Some(c), Some(d)] = marks.map(|m| m.stats.as_ref().map(sides)) else {
             return Err("`ringctl stats` gave no counters".into());
         };
         let side = |side: &str| {
             let of = |all: &Sides| all.get(side).cloned().unwrap_or_default();
-            let (a, b, c, d) = (of(a), of(b), of(c), of(d));
+            let (a, b, c, d) = (of(&a), of(&b), of(&c), of(&d));
             let each = |pick: fn(&Side) -> &BTreeMap<String, u64>| -> BTreeMap<String, f64> {
                 let value = |side: &Side, name: &str| pick(side).get(name).copied().unwrap_or(0) as f64;
                 pick(&d)

@@ -69,10 +69,13 @@ impl Boot<'_> {
         let board = options.board(&project.dir)?;
         let files = tempfile::tempdir()?;
         let source = project.dir.join("tests/system");
+        let mut tests = project.test_programs();
         for entry in fs::read_dir(&source).with_context(|| format!("cannot read {}", source.display()))? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                fs::copy(entry.path(), files.path().join(entry.file_name()))?;
+            tests.push(entry?.path());
+        }
+        for file in tests.iter().filter(|file| file.is_file()) {
+            if let Some(name) = file.file_name() {
+                fs::copy(file, files.path().join(name))?;
             }
         }
         let mut script = String::from("#!/bin/sh\ntests='");

@@ -1,6 +1,5 @@
-//! What `benches/instructions.rs` and `benches/batches.rs` measure: [`Card`], a guest's driver with as little
-//! work as possible and a device with its queues, in one thread.
-#![allow(dead_code, reason = "each of the two uses what it needs")]
+//! What `benches/instructions.rs` measures: [`Card`], a guest's driver with as little work as possible and a
+//! device with its queues, in one thread.
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,

@@ -84,7 +84,7 @@ impl Common {
         if let Some((backend, waiter)) = cx.backend::<Polls>() {
             match armed {
                 Some(tag) => backend.cancel(waiter, tag),
-                None => backend.forget(waiter, self.queue.tag_base()),
+                None => backend.forget(waiter, self.queue.tag_base),
             }
         }
     }
@@ -98,7 +98,7 @@ impl Common {
         let (Some(fd), Some((backend, waiter))) = (fd, cx.backend::<Polls>()) else {
             return Ok(());
         };
-        let tag = self.poll.begin(self.queue.tag_base());
+        let tag = self.poll.begin(self.queue.tag_base);
         backend.poll_in(waiter, fd, tag).inspect_err(|_| {
             self.poll.take();
         })
@@ -107,7 +107,7 @@ impl Common {
     /// Waits until the port can be written. Returns `false` if the reactor cannot.
     pub fn poll_out(&mut self, cx: &mut Context<'_>) -> bool {
         let fd = self.view.port.as_ref().and_then(|port| port.fd(self.pair));
-        let tag = self.poll.begin(self.queue.tag_base());
+        let tag = self.poll.begin(self.queue.tag_base);
         let polled = match (fd, cx.backend::<Polls>()) {
             (Some(fd), Some((backend, waiter))) => backend.poll_out(waiter, fd, tag),
             _ => false,
@@ -133,7 +133,7 @@ impl<R: Role> NetQueue<R> {
     pub fn new(net: Arc<Net>, pair: u16, setup: QueueSetup) -> Result<Self, SetupError> {
         let role = R::new(&net, &setup);
         let mut queue = VirtQueue::new(setup)?;
-        queue.set_name(net.config().name.clone());
+        queue.name = net.config().name.clone();
         if R::RESTARTS_COMPLETED {
             queue.restart_completed();
         }
@@ -176,7 +176,7 @@ impl<R: Role> QueueHandler for NetQueue<R> {
         if R::FOLLOWS_CHANGES
             && let Some((backend, _)) = backend
         {
-            backend.attach(self.common.net.group(), self.common.queue.tag_base());
+            backend.attach(self.common.net.group(), self.common.queue.tag_base);
         }
         Ok(())
     }
@@ -184,7 +184,7 @@ impl<R: Role> QueueHandler for NetQueue<R> {
     fn detach(&mut self, cx: &mut Context<'_>) {
         self.common.cancel(cx);
         if let Some((backend, _)) = cx.backend::<Polls>() {
-            backend.detach(self.common.queue.tag_base());
+            backend.detach(self.common.queue.tag_base);
         }
     }
 
@@ -192,7 +192,7 @@ impl<R: Role> QueueHandler for NetQueue<R> {
         let Self { common, role } = self;
         common.woken = false;
         common.queue.begin_service();
-        if common.queue.is_paused() || common.queue.is_broken() {
+        if common.queue.paused || common.queue.is_broken() {
             return;
         }
         if common.refresh(cx) {

@@ -237,7 +237,7 @@ impl Role for Receive {
     fn run(&mut self, common: &mut Common, cx: &mut Context<'_>) -> Result<u16, QueueFault> {
         let usable = common.view.link_up && common.pair < common.view.pairs && !self.failed;
         // Buffers wait for packets: only without any does the driver have to notify.
-        common.queue.set_stopped(true);
+        common.queue.stopped = true;
         let Some(port) = common.view.port.clone().filter(|_| usable) else {
             return Ok(0);
         };
@@ -254,7 +254,7 @@ impl Role for Receive {
             // The rest of the ring is popped in the next round.
             Stop::Starved if common.queue.has_more() => {}
             Stop::Starved => {
-                common.queue.set_stopped(false);
+                common.queue.stopped = false;
                 common.stats.no_buffers.add(1);
                 // One that came meanwhile is for the next round, so that a driver cannot keep this one going.
                 common.woken = common.queue.enable_notifications();

@@ -133,7 +133,7 @@ impl Transmit {
 fn wait(common: &mut Common, cx: &mut Context<'_>) {
     common.stats.no_room.add(1);
     if common.poll_out(cx) {
-        common.queue.set_stopped(true);
+        common.queue.stopped = true;
     } else {
         let retry = common.queue.now().saturating_add(RETRY);
         common.queue.wait_until(retry);
@@ -160,7 +160,7 @@ impl Role for Transmit {
     }
 
     fn run(&mut self, common: &mut Common, cx: &mut Context<'_>) -> Result<u16, QueueFault> {
-        common.queue.set_stopped(false);
+        common.queue.stopped = false;
         let (restarted, mut ended) = self.restart_packets(common)?;
         if matches!(ended, Step::Done) {
             ended = self.pop_round(common)?;

@@ -205,11 +205,9 @@ impl Rig {
             needs_reset: Box::new(move |fault| faults.lock().unwrap().push(fault.to_string())),
         };
         let (mut handler, stats) = self.net.queue(number, setup).unwrap();
-        handler
-            .queue_mut()
-            .set_tag_base(QueueId::from_number(u64::from(number) + 1).tag());
+        handler.queue_mut().tag_base = QueueId::from_number(u64::from(number) + 1).tag();
         if let Some(clock) = &self.clock {
-            handler.queue_mut().set_clock(Clock::Manual(clock.clone()));
+            handler.queue_mut().clock = Clock::Manual(clock.clone());
         }
         handler
             .attach(&mut Context::new(&mut self.waiter, &mut self.backends))
@@ -247,7 +245,7 @@ impl Rig {
         let clock = Arc::new(AtomicU64::new(now));
         for queue in &mut self.queues {
             if let Some(handler) = &mut queue.handler {
-                handler.queue_mut().set_clock(Clock::Manual(clock.clone()));
+                handler.queue_mut().clock = Clock::Manual(clock.clone());
             }
         }
         self.clock = Some(clock.clone());

@@ -7,14 +7,19 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use ringvisor::abi::command::{CommandStatus, Header, Op};
 
-use super::{Failure, Reply, Request, wire};
+use super::{Command, Failure, Reply, Request, wire};
 use crate::device::net::opener::{PortOpener, PortRequest};
 use crate::host::{Cpu, Host, Ram, RamError, cpus, ram};
+use crate::hv::{Control, NOT_GRANTED, Refusal};
 
-/// Root Linux by way of the broker. One request at a time, except for files that are being opened.
+/// Root Linux and EL2's control page by way of the broker. One request and one command at a time, except for
+/// files that are being opened.
 pub struct Client {
     socket: Mutex<UnixStream>,
+    /// The connection for commands.
+    commands: Mutex<UnixStream>,
 }
 
 impl Client {
@@ -25,8 +30,13 @@ impl Client {
     /// The broker has ended.
     pub fn new(socket: UnixStream) -> io::Result<(Self, Option<File>)> {
         let (_, lock) = wire::receive::<Reply>(&socket)?;
-        let socket = Mutex::new(socket);
-        Ok((Self { socket }, lock))
+        let (_, commands) = wire::receive::<Reply>(&socket)?;
+        let commands = commands.ok_or_else(|| io::Error::other("the broker sent no descriptor"))?;
+        let client = Self {
+            socket: Mutex::new(socket),
+            commands: Mutex::new(OwnedFd::from(commands).into()),
+        };
+        Ok((client, lock))
     }
 
     fn call(&self, request: &Request) -> Result<(Reply, Option<File>), Failure> {
@@ -131,6 +141,22 @@ impl ringblk::Opener for Client {
         match wire::receive(&answer)? {
             (Reply::Failed(failure), _) => Err(failure.into()),
             (_, file) => file.ok_or_else(|| io::Error::other("the broker sent no descriptor")),
+        }
+    }
+}
+
+impl Control for Client {
+    fn command(&self, header: Header, payload: &[u8], _: &mut [u8]) -> Result<Header, Refusal> {
+        let op = Op::try_from(header.op).ok();
+        let refused = |status, detail| Refusal { op, status, detail };
+        let socket = self.commands.lock();
+        let done = wire::send(&socket, &Command::new(header, payload), None)
+            .and_then(|()| wire::receive::<Command>(&socket));
+        match done.map(|(done, _)| done.header()) {
+            Ok(done) if done.status == CommandStatus::Ok as u32 => Ok(done),
+            Ok(done) => Err(refused(done.status, done.detail)),
+            // It has ended, and this process is about to.
+            Err(_) => Err(refused(NOT_GRANTED, 0)),
         }
     }
 }

@@ -2,36 +2,46 @@
 //!
 //! The worker ([`crate::daemon`]) reads what guests wrote, so it has no privileges. What it needs later comes
 //! over a socket: CPUs taken offline and back, huge pages and their physical addresses, images and kernels
-//! opened. The broker is one thread that answers one request after the other ([`Broker`]), and one for each
-//! file that is being opened ([`mod@opening`]); the worker's side is a [`Host`] and an
-//! [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries messages and descriptors.
+//! opened, zones made and ended at EL2 ([`custody`]); all of it only if a user has asked for it ([`grants`]).
+//! The broker is one thread that answers one request after the other ([`Broker`]), one for commands to EL2,
+//! one for what users ask, and one for each file that is being opened ([`mod@opening`]); the worker's side is
+//! a [`Host`] and an [`Opener`](ringblk::Opener) ([`client`]). [`wire`] carries messages and descriptors.
 //!
 //! Both live and die together: the worker ends with the broker (PR_SET_PDEATHSIG), the broker with the
 //! worker.
 
 pub mod client;
+pub mod custody;
+pub mod grants;
 mod opening;
 pub mod wire;
 
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Child;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{io, process};
 
 use anyhow::{Context as _, bail};
+use parking_lot::Mutex;
+use ringvisor::abi::command::Header;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::is_zone_name;
 use crate::device::net::opener::PortRequest;
-use crate::host::{Host, Linux, RamError};
+use crate::host::{Host, Linux, RamError, RamFile, ram};
+use crate::hv::NOT_GRANTED;
+use crate::hv::control::ControlPage;
 use crate::instance::{self, Condition};
 use crate::ports;
 use crate::ports::client::Keeper;
+use custody::Custody;
+use grants::Grants;
 use opening::Opening;
 
 /// Status of a worker that ends to let an upgrade happen.
@@ -61,6 +71,55 @@ pub enum Request {
     ClosePorts(String),
     /// Lets another program take over, by default of the same path; EL2's version of the interface.
     Upgrade(Option<PathBuf>, u32),
+}
+
+/// A message of the connection for commands: one that does not serve zones, for EL2, or what EL2 has made of
+/// it ([`Header`]).
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Command {
+    op: u32,
+    status: u32,
+    detail: u64,
+    zone: u32,
+    slot: u32,
+    args: [u64; 4],
+    payload: Vec<u8>,
+}
+
+impl Command {
+    /// Returns a command for a message.
+    pub fn new(header: Header, payload: &[u8]) -> Self {
+        let Header {
+            op,
+            status,
+            detail,
+            zone,
+            slot,
+            args,
+        } = header;
+        let payload = payload.to_vec();
+        Self {
+            op,
+            status,
+            detail,
+            zone,
+            slot,
+            args,
+            payload,
+        }
+    }
+
+    /// Returns the header.
+    pub fn header(&self) -> Header {
+        Header {
+            op: self.op,
+            status: self.status,
+            detail: self.detail,
+            zone: self.zone,
+            slot: self.slot,
+            args: self.args,
+        }
+    }
 }
 
 /// The broker's reply; a descriptor may come with it.
@@ -117,8 +176,13 @@ impl From<Failure> for RamError {
 /// The privileged half.
 pub struct Broker {
     host: Linux,
-    /// Keeps network ports.
+    el2: Arc<ControlPage>,
+    custody: Arc<Mutex<Custody>>,
+    /// What users have asked for, from [`Self::run`] on: an earlier broker may still add to its file.
+    grants: Arc<Mutex<Grants>>,
+    /// Keeps network ports and pins of memory.
     keeper: Keeper,
+    run_dir: PathBuf,
     /// This program.
     program: PathBuf,
     /// Its options, which the next program is to understand.
@@ -174,14 +238,25 @@ pub enum BrokerEnd {
 }
 
 impl Broker {
-    /// Returns a broker on this machine.
+    /// Returns a broker on this machine, which has mapped the control device.
     ///
     /// # Errors
-    /// There is no hugetlbfs.
+    /// There is no hugetlbfs, or no control device of an EL2 of this version.
     pub fn new(run_dir: &Path, options: Vec<String>) -> anyhow::Result<Self> {
+        let root = PathBuf::from("/");
         let program = std::env::current_exe().context("cannot find this program")?;
+        let host = Linux::new(root.clone()).context("no huge pages can be used")?;
+        let shared = host
+            .shared_page()
+            .context("cannot get the page that is shared with EL2")?;
+        let el2 = ControlPage::prepare(&root, &shared, |address| ram::physical(&root, address));
+        let el2 = Arc::new(el2.context("cannot attach to the hypervisor")?);
         Ok(Self {
-            host: Linux::new("/".into()).context("no huge pages can be used")?,
+            host,
+            custody: Arc::new(Mutex::new(Custody::new(el2.clone()))),
+            el2,
+            grants: Arc::default(),
+            run_dir: run_dir.to_owned(),
             keeper: Keeper::new(run_dir.to_owned(), program.clone(), options.clone()),
             program,
             options,
@@ -196,7 +271,7 @@ impl Broker {
     /// It cannot be started.
     pub fn start(&self, arguments: &[String]) -> anyhow::Result<Worker> {
         let (ours, theirs) = UnixStream::pair().context("no socket for the worker")?;
-        let process = Command::new(&self.program)
+        let process = process::Command::new(&self.program)
             .args(arguments)
             .stdin(OwnedFd::from(theirs))
             .spawn()
@@ -207,16 +282,37 @@ impl Broker {
         })
     }
 
-    /// Passes the run lock to the worker, and serves it until it ends.
+    /// Attaches to EL2, passes the run lock to the worker, and serves it until it ends.
     ///
     /// # Errors
-    /// The worker has ended already.
+    /// EL2 refuses, or the worker has ended already.
     pub fn run(mut self, worker: Worker, lock: &File) -> anyhow::Result<BrokerEnd> {
         let Worker {
             mut process,
             socket: ours,
         } = worker;
+        if let Err(error) = self.el2.attach() {
+            // The worker ends when its socket is closed.
+            return Err(error.context("cannot attach to the hypervisor"));
+        }
+        let users = grants::listen(&self.run_dir).context("cannot listen for what users ask")?;
+        *self.grants.lock() = Grants::load(&self.run_dir).context("cannot read what users asked for")?;
+        let (granted, custody) = (self.grants.clone(), self.custody.clone());
+        std::thread::Builder::new()
+            .name("grants".into())
+            .spawn(move || grants::serve(&users, &granted, &custody))
+            .context("cannot start a thread for what users ask")?;
         wire::send(&ours, &Reply::Done, Some(lock)).context("cannot greet the worker")?;
+        // Commands have a connection of their own: a zone that is to stop does not wait for the memory of
+        // another.
+        let (commands, theirs) = UnixStream::pair().context("no socket for the worker")?;
+        wire::send(&ours, &Reply::Done, Some(&File::from(OwnedFd::from(theirs))))
+            .context("cannot greet the worker")?;
+        let custody = self.custody.clone();
+        std::thread::Builder::new()
+            .name("commands".into())
+            .spawn(move || serve_commands(&commands, &custody))
+            .context("cannot start a thread for commands")?;
         if let Err(error) = self.serve(&ours, process.id())
             && error.kind() != io::ErrorKind::UnexpectedEof
         {
@@ -243,7 +339,11 @@ impl Broker {
             let (request, answer) = wire::receive::<Request>(socket)?;
             tracing::debug!(?request, "request of the worker");
             if let (Request::Open(path, write, flags), Some(answer)) = (&request, answer) {
-                self.opening.start(path.clone(), *write, *flags, answer);
+                let granted = self.grants.lock().may_open(path, *write, *flags);
+                if !granted {
+                    tracing::warn!(path = %path.display(), write, "the worker asked for a file that no user has named");
+                }
+                self.opening.start(path.clone(), *write, *flags, granted, answer);
                 continue;
             }
             match self.execute(request) {
@@ -280,44 +380,141 @@ impl Broker {
         }
     }
 
-    fn execute(&mut self, request: Request) -> Result<(Reply, Option<File>), Failure> {
-        let named = |zone: &str| match is_zone_name(zone) {
+    /// Checks that memory for a zone of this name may be made or removed.
+    fn claim(&self, zone: &str) -> Result<(), RamError> {
+        zone_name(zone)?;
+        match self.custody.lock().claim(zone) {
             true => Ok(()),
-            false => Err(RamError::Other(format!("{zone:?} is no zone's name"))),
-        };
+            false => Err(RamError::Other(format!(
+                "EL2 has a zone {zone}, whose memory is in use"
+            ))),
+        }
+    }
+
+    fn execute(&mut self, request: Request) -> Result<(Reply, Option<File>), Failure> {
         match request {
-            Request::SetOnline(cpu, online) => self.host.set_online(cpu, online)?,
+            Request::SetOnline(cpu, online) => {
+                granted(
+                    online || self.grants.lock().may_take_cpu(cpu),
+                    &format!("CPU {cpu}"),
+                )?;
+                self.host.set_online(cpu, online)?;
+            }
             Request::CreateRam(zone, bytes) => {
-                named(&zone)?;
-                let (file, blocks, added) = self.host.create_ram_file(&zone, bytes)?;
-                return Ok((Reply::Ram(blocks, added), Some(file)));
+                self.claim(&zone)?;
+                granted(self.grants.lock().may_make(&zone, bytes), &format!("zone {zone}"))?;
+                return self.create_ram(&zone, bytes).map_err(Into::into);
             }
             Request::OpenRam(zone, bytes) => {
-                named(&zone)?;
-                return Ok((Reply::Done, Some(self.host.open_ram_file(&zone, bytes)?)));
+                zone_name(&zone)?;
+                let file = self.host.open_ram_file(&zone, bytes)?;
+                // An earlier broker had it pinned, unless the keeper was killed.
+                if self.keeper.call(&ports::Request::Pinned(zone.clone())).is_err() {
+                    tracing::warn!(zone, "its memory was not pinned any more");
+                    self.pin(&zone, &ram::map(file.try_clone()?, bytes)?.pin()?)?;
+                }
+                return Ok((Reply::Done, Some(file)));
             }
             Request::RemoveRam(zone, added) => {
-                named(&zone)?;
+                self.claim(&zone)?;
+                self.keeper.call(&ports::Request::Unpin(zone.clone()))?;
                 self.host.remove_ram(&zone, added)?;
+                self.grants.lock().ended(&zone)?;
             }
             Request::Open(..) => return Err(RamError::Other("no socket for the reply".into()).into()),
-            Request::Connect(path) => return Ok((Reply::Done, Some(connect(&path)?))),
+            Request::Connect(path) => {
+                let shown = path.display().to_string();
+                granted(self.grants.lock().may_connect(&path), &shown)?;
+                return Ok((Reply::Done, Some(connect(&path)?)));
+            }
             Request::OpenPort(request, pair) => {
-                named(&request.zone)?;
+                zone_name(&request.zone)?;
+                let asked = self.grants.lock().may_open_port(&request);
+                granted(asked, &format!("a network port of zone {}", request.zone))?;
                 let opened = self.keeper.call(&ports::Request::Open(request, pair))?;
                 return Ok((Reply::Done, opened));
             }
             Request::ClosePorts(zone) => {
-                named(&zone)?;
+                zone_name(&zone)?;
                 self.keeper.call(&ports::Request::Close(zone))?;
             }
             Request::Upgrade(path, abi) => {
+                granted(self.grants.lock().take_upgrade(&path), "an upgrade")?;
                 let path = path.unwrap_or_else(|| self.program.clone());
                 check(&path, &self.options, abi).map_err(|error| RamError::Other(format!("{error:#}")))?;
                 self.next = Some(path);
             }
         }
         Ok((Reply::Done, None))
+    }
+
+    /// Makes a zone's memory, which the keeper keeps from the pool whatever becomes of its file.
+    fn create_ram(&self, zone: &str, bytes: u64) -> Result<(Reply, Option<File>), RamError> {
+        self.keeper.call(&ports::Request::Unpin(zone.into()))?;
+        // It starts while the memory is cleared.
+        self.keeper.prepare()?;
+        let made = self.host.create_ram_file(zone, bytes).and_then(|made| {
+            let pinned = self.pin(zone, &made.pins);
+            if pinned.is_err() {
+                let _ = self.keeper.call(&ports::Request::Unpin(zone.into()));
+                let _ = self.host.remove_ram(zone, made.added);
+            }
+            pinned.map(|()| made)
+        });
+        if made.is_err() {
+            let _ = self.keeper.call(&ports::Request::End);
+        }
+        let RamFile {
+            file, blocks, added, ..
+        } = made?;
+        self.custody.lock().made(zone, &blocks);
+        self.grants.lock().made(zone)?;
+        Ok((Reply::Ram(blocks, added), Some(file)))
+    }
+
+    fn pin(&self, zone: &str, pins: &[File]) -> Result<(), RamError> {
+        for pin in pins {
+            self.keeper
+                .call_with(&ports::Request::Pin(zone.into()), Some(pin))?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what no user has asked for.
+fn granted(asked: bool, what: &str) -> Result<(), RamError> {
+    if asked {
+        return Ok(());
+    }
+    tracing::warn!(what, "the worker asked for what no user has asked for");
+    Err(RamError::Other(grants::refusal(what)))
+}
+
+/// Has EL2 execute the worker's commands until the worker ends.
+fn serve_commands(socket: &UnixStream, custody: &Mutex<Custody>) {
+    while let Ok((command, _)) = wire::receive::<Command>(socket) {
+        let asked = command.header();
+        let done = custody.lock().execute(asked, &command.payload);
+        let done = done.unwrap_or_else(|refusal| {
+            if refusal.status == NOT_GRANTED {
+                tracing::warn!(%refusal, "the worker asked for what no zone has been given");
+            }
+            Header {
+                status: refusal.status,
+                detail: refusal.detail,
+                ..asked
+            }
+        });
+        if wire::send(socket, &Command::new(done, &[]), None).is_err() {
+            break;
+        }
+    }
+}
+
+fn zone_name(zone: &str) -> Result<(), RamError> {
+    match is_zone_name(zone) {
+        true => Ok(()),
+        false => Err(RamError::Other(format!("{zone:?} is no zone's name"))),
     }
 }
 
@@ -334,7 +531,7 @@ fn connect(path: &Path) -> io::Result<File> {
 /// Asks a program whether it can take over from this one.
 fn check(program: &Path, options: &[String], abi: u32) -> anyhow::Result<()> {
     let shown = program.display();
-    let mut child = Command::new(program)
+    let mut child = process::Command::new(program)
         .args(["--check-takeover", &abi.to_string()])
         .args(options)
         .stdin(std::process::Stdio::null())

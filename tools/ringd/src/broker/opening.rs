@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ringblk::Opener as _;
 
-use super::{Failure, Reply, wire};
+use super::{Failure, Reply, grants, wire};
 use crate::host::RamError;
 
 /// Most files that are being opened at once: those that hang would use up root's threads.
@@ -20,10 +20,14 @@ const MAX: usize = 256;
 pub struct Opening(Arc<()>);
 
 impl Opening {
-    /// Opens a file for reading, and for writing if `write`, with more `O_` flags; sends the reply to
-    /// `answer`, a socket.
-    pub fn start(&self, path: PathBuf, write: bool, flags: i32, answer: File) {
+    /// Opens a file for reading, and for writing if `write`, with more `O_` flags, if that is granted; sends
+    /// the reply to `answer`, a socket.
+    pub fn start(&self, path: PathBuf, write: bool, flags: i32, granted: bool, answer: File) {
         let answer = UnixStream::from(OwnedFd::from(answer));
+        if !granted {
+            let why = grants::refusal(&path.display().to_string());
+            return reply(&answer, Err(RamError::Other(why).into()));
+        }
         if Arc::strong_count(&self.0) > MAX {
             let why = format!("{MAX} files are being opened, and none of them answers");
             return reply(&answer, Err(RamError::Other(why).into()));
@@ -61,7 +65,7 @@ mod tests {
 
     fn start(opening: &Opening, path: &Path) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        opening.start(path.to_owned(), false, 0, File::from(OwnedFd::from(theirs)));
+        opening.start(path.to_owned(), false, 0, true, File::from(OwnedFd::from(theirs)));
         ours
     }
 

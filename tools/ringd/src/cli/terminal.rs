@@ -12,6 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 use rustix::event::{PollFd, PollFlags, poll};
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::protocol::{Frame, Request};
@@ -208,22 +209,24 @@ enum FrameError {
 fn copy_frames(reader: &mut impl Read, seen: &mut u64) -> Result<(), FrameError> {
     let mut output = io::stdout().lock();
     loop {
-        let mut head = [0; Frame::SIZE];
-        reader.read_exact(&mut head).map_err(FrameError::Lost)?;
-        let frame = Frame::from_bytes(head);
-        if frame.len == 0 {
+        let mut frame = Frame::new_zeroed();
+        reader
+            .read_exact(frame.as_mut_bytes())
+            .map_err(FrameError::Lost)?;
+        let len = frame.len.get();
+        if len == 0 {
             return Ok(());
         }
         let mut piece = Vec::new();
-        let read = reader.by_ref().take(frame.len.into()).read_to_end(&mut piece);
-        if read.map_err(FrameError::Lost)? < frame.len as usize {
+        let read = reader.by_ref().take(len.into()).read_to_end(&mut piece);
+        if read.map_err(FrameError::Lost)? < len as usize {
             return Err(FrameError::Lost(io::ErrorKind::UnexpectedEof.into()));
         }
         output
             .write_all(&piece)
             .and_then(|()| output.flush())
             .map_err(FrameError::Output)?;
-        *seen = frame.seen;
+        *seen = frame.seen.get();
     }
 }
 

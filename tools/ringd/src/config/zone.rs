@@ -137,6 +137,11 @@ impl ZoneConfig {
         }
     }
 
+    /// Returns the path of the file with the firmware's variables.
+    pub fn variables(&self) -> Option<&Path> {
+        self.flash.as_ref()?.variables.as_deref()
+    }
+
     /// Returns the bytes of flash memory, which lie behind RAM in the zone's file of huge pages.
     pub const fn flash_memory(&self) -> u64 {
         match self.flash {

@@ -3,8 +3,10 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 /// From this position on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     /// In the scroll-back.
     kept: u64,
@@ -15,7 +17,7 @@ struct Mark {
 }
 
 /// The places of the daemon's own lines, in order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Marks(VecDeque<Mark>);
 
 impl Marks {

@@ -6,6 +6,7 @@
 
 mod marks;
 pub mod scrollback;
+mod tail;
 
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use ringvisor::ring::console::{InputProducer, OutputConsumer};
 use crate::hv::Hypervisor;
 use marks::Marks;
 use scrollback::{Chunk, Scrollback};
+pub use tail::Tail;
 
 /// Bytes copied at once.
 const STEP: usize = 4096;
@@ -87,6 +89,27 @@ impl Console {
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.changed.notify_all();
+    }
+
+    /// Returns the newest output, for the next daemon.
+    pub fn tail(&self) -> Tail {
+        let state = self.state.lock();
+        Tail::of(&state.kept, &state.marks)
+    }
+
+    /// Returns the console of a zone that an earlier daemon ended: no more comes.
+    pub fn ended(tail: Tail) -> Self {
+        let (kept, marks) = tail.into_parts();
+        let state = State {
+            kept,
+            marks,
+            closed: true,
+            ..State::default()
+        };
+        Self {
+            state: Mutex::new(state),
+            ..Self::default()
+        }
     }
 
     /// Returns the position of the oldest byte kept.

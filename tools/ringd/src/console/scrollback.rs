@@ -39,6 +39,14 @@ impl Scrollback {
         }
     }
 
+    /// Returns a scroll-back of up to [`KEPT`] bytes that begins at `start`.
+    pub fn starting_at(start: u64) -> Self {
+        Self {
+            end: start,
+            ..Self::default()
+        }
+    }
+
     /// Returns the position of the oldest byte kept.
     pub fn start(&self) -> u64 {
         self.end.saturating_sub(self.bytes.len() as u64)

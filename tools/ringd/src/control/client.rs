@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::net;
 
 use super::protocol::{Reply, Request, Response};
+use crate::broker::grants::{self, Asked};
 use crate::instance::{self, Absence, Condition};
 use crate::trace::{Chunk, TraceStart};
 
@@ -19,6 +20,8 @@ use crate::trace::{Chunk, TraceStart};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often connecting is tried.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+/// How long the broker may take to take a request.
+const BROKER_TIMEOUT: Duration = Duration::from_secs(20);
 /// After this time without an answer the daemon's process is examined.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -101,6 +104,8 @@ pub struct Client {
     reader: BufReader<UnixStream>,
     /// The daemon's process, if the system reports it.
     pub pid: Option<u32>,
+    /// Where the daemon's broker takes what users ask for.
+    grants: PathBuf,
 }
 
 impl Client {
@@ -145,7 +150,13 @@ impl Client {
             .ok()
             .and_then(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()).ok());
         let reader = BufReader::new(stream.try_clone()?);
-        Ok(Self { stream, reader, pid })
+        let grants = grants::socket(path.parent().unwrap_or(Path::new("/")));
+        Ok(Self {
+            stream,
+            reader,
+            pid,
+            grants,
+        })
     }
 
     /// Sends a request and waits for the reply, however long it takes, unless the daemon is stopped.
@@ -153,6 +164,9 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn ask(&mut self, request: &Request) -> Result<Reply, ClientError> {
+        if let Some(asked) = Asked::of(request) {
+            ask_broker(&self.grants, &asked)?;
+        }
         let mut line = serde_json::to_vec(request).map_err(io::Error::other)?;
         line.push(b'\n');
         self.stream.write_all(&line)?;
@@ -160,11 +174,7 @@ impl Client {
         let patient = matches!(request, Request::Wait { .. });
         let answer = self.answer(patient);
         self.stream.set_read_timeout(None)?;
-        match serde_json::from_slice::<Response>(&answer?) {
-            Ok(Response::Ok(reply)) => Ok(reply),
-            Ok(Response::Error(message)) => Err(ClientError::Refused(message)),
-            Err(error) => Err(ClientError::Confused(error.to_string())),
-        }
+        parse(&answer?)
     }
 
     /// Records for this time; calls `each` with the chunks, in order.
@@ -230,6 +240,32 @@ impl Client {
     /// ones.
     pub fn into_bytes(self) -> (BufReader<UnixStream>, UnixStream) {
         (self.reader, self.stream)
+    }
+}
+
+fn parse(answer: &[u8]) -> Result<Reply, ClientError> {
+    match serde_json::from_slice::<Response>(answer) {
+        Ok(Response::Ok(reply)) => Ok(reply),
+        Ok(Response::Error(message)) => Err(ClientError::Refused(message)),
+        Err(error) => Err(ClientError::Confused(error.to_string())),
+    }
+}
+
+/// Has the broker let the worker have what a request names. A daemon without a broker has no such socket.
+fn ask_broker(socket: &Path, asked: &Asked) -> Result<(), ClientError> {
+    let stream = match try_connect(socket) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    stream.set_read_timeout(Some(BROKER_TIMEOUT))?;
+    let mut line = serde_json::to_vec(asked).map_err(io::Error::other)?;
+    line.push(b'\n');
+    (&stream).write_all(&line)?;
+    let mut answer = Vec::new();
+    match BufReader::new(&stream).read_until(b'\n', &mut answer)? {
+        0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+        _ => parse(&answer).map(drop),
     }
 }
 

@@ -6,6 +6,8 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::config::ZoneConfig;
 use crate::device;
@@ -205,38 +207,19 @@ pub struct CpuReport {
 }
 
 /// The header of a piece of console output, which follows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
 pub struct Frame {
     /// Bytes of the guest's output up to the piece's end.
-    pub seen: u64,
+    pub seen: U64,
     /// Bytes of the piece; 0: the zone has ended, nothing more will come.
-    pub len: u32,
-}
-
-impl Frame {
-    /// Bytes of a header.
-    pub const SIZE: usize = 12;
-
-    /// Returns the header as bytes.
-    pub fn to_bytes(self) -> [u8; Self::SIZE] {
-        let mut bytes = [0; Self::SIZE];
-        let words = self.seen.to_le_bytes().into_iter().chain(self.len.to_le_bytes());
-        bytes.iter_mut().zip(words).for_each(|(to, from)| *to = from);
-        bytes
-    }
-
-    /// Returns the header in bytes.
-    pub fn from_bytes(bytes: [u8; Self::SIZE]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
-        Self {
-            seen: u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            len: u32::from_le_bytes([i, j, k, l]),
-        }
-    }
+    pub len: U32,
 }
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::{FromBytes, IntoBytes};
+
     use super::{Frame, Reply, Request, Response};
     use crate::device::disk::change::Change;
     use crate::device::{self, api};
@@ -273,11 +256,11 @@ mod tests {
     #[test]
     fn frames_are_twelve_bytes() {
         let frame = Frame {
-            seen: 0x0102_0304_0506_0708,
-            len: 9,
+            seen: 0x0102_0304_0506_0708.into(),
+            len: 9.into(),
         };
-        assert_eq!(frame.to_bytes(), [8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0]);
-        assert_eq!(Frame::from_bytes(frame.to_bytes()), frame);
+        assert_eq!(frame.as_bytes(), [8, 7, 6, 5, 4, 3, 2, 1, 9, 0, 0, 0]);
+        assert_eq!(Frame::read_from_bytes(frame.as_bytes()), Ok(frame));
     }
 
     /// Requests and replies about devices look as all others do.

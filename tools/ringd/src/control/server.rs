@@ -15,6 +15,7 @@ use ringvisor::abi::info::{InfoPage, OWNER_NONE};
 use ringvisor::abi::{ROOT_ZONE, ZoneState};
 use rustix::net;
 use serde::Serialize;
+use zerocopy::IntoBytes;
 
 use super::protocol::{
     CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
@@ -22,6 +23,7 @@ use super::protocol::{
 use crate::device::api;
 use crate::device::net::report::NetReport;
 use crate::hv::{self, Hypervisor};
+use crate::regular;
 use crate::stats;
 use crate::trace::record::Recorder;
 use crate::zone::actor::Command;
@@ -57,10 +59,7 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 /// # Errors
 /// The system refused.
 pub fn reserve(path: &Path) -> io::Result<OwnedFd> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    regular::remove(path)?;
     let socket = net::socket_with(
         net::AddressFamily::UNIX,
         net::SocketType::STREAM,
@@ -320,10 +319,10 @@ fn send_output(mut stream: &UnixStream, zone: &Shared, gone: &AtomicBool, wanted
     let mut send = |position: u64, bytes: &[u8]| {
         if wanted.from.is_some() {
             let frame = Frame {
-                seen: console.guest_position(position),
-                len: u32::try_from(bytes.len()).map_err(io::Error::other)?,
+                seen: console.guest_position(position).into(),
+                len: u32::try_from(bytes.len()).map_err(io::Error::other)?.into(),
             };
-            stream.write_all(&frame.to_bytes())?;
+            stream.write_all(frame.as_bytes())?;
         }
         stream.write_all(bytes)
     };

@@ -4,9 +4,8 @@
 //! device keeps what changes too often for the zone's record; behind those what drivers of network devices
 //! have set, and what was said to vhost-user servers.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -38,31 +37,13 @@ pub fn path(directory: &Path, zone: &str) -> PathBuf {
     directory.join(format!("{zone}.inflight"))
 }
 
-/// Removes the file that an earlier zone of this name may have left: a new zone begins with empty logs.
-///
-/// # Errors
-/// The system's.
-pub fn discard(directory: &Path, zone: &str) -> io::Result<()> {
-    match std::fs::remove_file(path(directory, zone)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 /// Maps a zone's file. A new one is all zeroes, and takes memory only where it is written.
 ///
 /// # Errors
 /// The system's.
 pub fn map(directory: &Path, zone: &str) -> io::Result<Arc<MmapRegion>> {
     let size = WORDS + WORDS_LEN;
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path(directory, zone))?;
+    let file = regular::open_private(&path(directory, zone))?;
     file.set_len(size as u64)?;
     let region = MmapRegion::from_file(FileOffset::new(file, 0), size).map_err(io::Error::other)?;
     Ok(Arc::new(region))

@@ -11,6 +11,7 @@ use super::view::View;
 use super::{Config, Device, State, inflight};
 use crate::config::ZoneConfig;
 use crate::io::Io;
+use crate::regular;
 
 /// Where a zone's devices are kept for the next daemon.
 pub trait Store {
@@ -57,7 +58,7 @@ impl ZoneContext {
     /// # Errors
     /// The system's.
     pub fn discard_inflight(&self) -> anyhow::Result<()> {
-        let discarded = inflight::discard(&self.records, &self.config.name);
+        let discarded = regular::remove(&inflight::path(&self.records, &self.config.name));
         discarded.map_err(|error| self.unusable_inflight(&error))
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
-use ringvisor::abi::{ABI_VERSION, BAR_SIZE, MAGIC};
+use ringvisor::abi::{ABI_VERSION, MAGIC, SERVING_SIZE};
 
 use super::check::Check;
 use crate::host::{cpus, hugepages};
@@ -265,8 +265,8 @@ impl Machine<'_> {
         let path = directory.join("resource0");
         let of_one_release = "use hypervisor, ringd and ringctl of one release";
         let size = fs::metadata(&path).map_or(0, |file| file.len());
-        if size < BAR_SIZE {
-            let found = format!("BAR 0 of the control device has {size} bytes, expected {BAR_SIZE}");
+        if size < SERVING_SIZE {
+            let found = format!("BAR 0 of the control device has {size} bytes, expected {SERVING_SIZE}");
             return Check::wrong(name, found, of_one_release);
         }
         if !self.privileged {
@@ -278,7 +278,7 @@ impl Machine<'_> {
             .write(true)
             .custom_flags(flags)
             .open(&path);
-        let bar = match file.and_then(|file| Bar::map(&file)) {
+        let bar = match file.and_then(|file| Bar::map_serving(&file)) {
             Ok(bar) => bar,
             Err(error) => {
                 let advice = "is the kernel locked down (lockdown=, Secure Boot)? ringd must map this file";

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use ringvisor::abi::{ABI_VERSION, BAR_SIZE, MAGIC};
+use ringvisor::abi::{ABI_VERSION, MAGIC, SERVING_SIZE};
 
 use super::host::{Machine, NEEDED};
 use super::{Check, Verdict, text};
@@ -23,7 +23,7 @@ fn machine() -> tempfile::TempDir {
     let device = "sys/bus/pci/devices/0001:00:00.0";
     put(&format!("{device}/vendor"), b"0x1209\n");
     put(&format!("{device}/device"), b"0x7276\n");
-    let mut bar = vec![0; BAR_SIZE as usize];
+    let mut bar = vec![0; SERVING_SIZE as usize];
     bar[..8].copy_from_slice(&MAGIC.to_le_bytes());
     bar[8..12].copy_from_slice(&ABI_VERSION.to_le_bytes());
     put(&format!("{device}/resource0"), &bar);

@@ -1,5 +1,5 @@
 //! Root Linux as the daemon uses it: its CPUs ([`cpus`]), its huge pages ([`hugepages`]), guest RAM
-//! ([`ram`]).
+//! ([`ram`]) and what keeps its pages ([`pin`]).
 //!
 //! [`Host`] is the border: [`Linux`] is the machine, [`fake`] a model for tests. All of it needs privileges
 //! and none of it is on the path of a request, so that a privileged helper can implement the trait later.
@@ -7,6 +7,7 @@
 pub mod cpus;
 pub mod fake;
 pub mod hugepages;
+pub mod pin;
 pub mod ram;
 
 use std::fmt::Display;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::regular;
 pub use cpus::Cpu;
 pub use ram::Ram;
 
@@ -99,6 +101,18 @@ impl From<io::Error> for RamError {
     }
 }
 
+/// The file of a zone's RAM that was just made.
+pub struct RamFile {
+    /// The file.
+    pub file: File,
+    /// Physical addresses of its blocks.
+    pub blocks: Vec<u64>,
+    /// Huge pages that were added to the pool for it.
+    pub added: u64,
+    /// What keeps its pages from the pool while it is open.
+    pub pins: Vec<File>,
+}
+
 /// The machine that this runs on.
 pub struct Linux {
     /// `/`, or a directory in its place in tests.
@@ -139,22 +153,28 @@ impl Linux {
         ram::open_file(&path, crate::config::zone::BLOCK, true)
     }
 
-    /// Makes a zone's RAM; returns the file, the physical addresses of its blocks, and the number of pages
-    /// added to the pool.
+    /// Makes a zone's RAM.
     ///
     /// # Errors
     /// There are not enough huge pages; nothing is left.
-    pub fn create_ram_file(&self, zone: &str, bytes: u64) -> Result<(File, Vec<u64>, u64), RamError> {
+    pub fn create_ram_file(&self, zone: &str, bytes: u64) -> Result<RamFile, RamError> {
         let _pool = self.pool.lock();
         let path = self.ram_path(zone);
         // Left by a zone of that name if all daemons died.
         let _ = std::fs::remove_file(&path);
         let added = hugepages::ensure(&self.root, bytes.div_ceil(crate::config::zone::BLOCK))?;
         let made = ram::open_file(&path, bytes, true).and_then(|file| {
-            let blocks = ram::map(file.try_clone()?, bytes)?
+            let ram = ram::map(file.try_clone()?, bytes)?;
+            let pins = ram.pin()?;
+            let blocks = ram
                 .with_blocks(|address| ram::physical(&self.root, address))?
                 .blocks;
-            Ok((file, blocks, added))
+            Ok(RamFile {
+                file,
+                blocks,
+                added,
+                pins,
+            })
         });
         if made.is_err() {
             let _ = std::fs::remove_file(&path);
@@ -166,7 +186,7 @@ impl Linux {
     /// Opens the file of the RAM that an earlier daemon made for the zone.
     ///
     /// # Errors
-    /// It is not there, or of another size.
+    /// It is not there, of another size, or has lost pages.
     pub fn open_ram_file(&self, zone: &str, bytes: u64) -> Result<File, RamError> {
         ram::open_file(&self.ram_path(zone), bytes, false)
     }
@@ -186,7 +206,9 @@ impl Host for Linux {
     }
 
     fn create_ram(&self, zone: &str, bytes: u64) -> Result<Ram, RamError> {
-        let (file, blocks, added) = self.create_ram_file(zone, bytes)?;
+        let RamFile {
+            file, blocks, added, ..
+        } = self.create_ram_file(zone, bytes)?;
         let ram = ram::map(file, bytes);
         if ram.is_err() {
             let _ = self.remove_ram(zone, added);
@@ -204,10 +226,7 @@ impl Host for Linux {
 
     fn remove_ram(&self, zone: &str, added: u64) -> io::Result<()> {
         let _pool = self.pool.lock();
-        match std::fs::remove_file(self.ram_path(zone)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        regular::remove(&self.ram_path(zone))?;
         hugepages::release(&self.root, added)
     }
 }

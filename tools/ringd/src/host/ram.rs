@@ -8,7 +8,7 @@
 use std::fs::{File, Permissions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -21,7 +21,7 @@ use vm_memory::{
     MemoryRegionAddress, ReadVolatile, VolatileMemory, VolatileSlice,
 };
 
-use super::RamError;
+use super::{RamError, pin};
 use crate::boot::content::{Content, Source, slice};
 use crate::config::zone::BLOCK;
 
@@ -68,9 +68,15 @@ pub fn open_file(path: &Path, bytes: u64, create: bool) -> Result<File, RamError
     // A file of an earlier version may be readable by every user of root, and so would the guest's memory be.
     file.set_permissions(Permissions::from_mode(PRIVATE))
         .map_err(failed)?;
-    let length = file.metadata().map_err(failed)?.len();
-    if length == bytes {
+    let found = file.metadata().map_err(failed)?;
+    let length = found.len();
+    // A page that is missing would be allocated, empty, when it is touched: not the one that EL2 maps.
+    let whole = found.blocks().saturating_mul(512) >= bytes;
+    if length == bytes && (whole || create) {
         return Ok(file);
+    }
+    if length == bytes {
+        return Err(failed(io::Error::other("pages are missing in it")));
     }
     if !create {
         let cause = io::Error::other(format!("it has {length} bytes, expected {bytes}"));
@@ -250,6 +256,18 @@ impl Ram {
             ..map(file, left)?
         };
         Ok((ram, flash))
+    }
+
+    /// Pins its blocks ([`pin::pin`]).
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn pin(&self) -> Result<Vec<File>, RamError> {
+        let base = self.base()? as usize;
+        let size = usize::try_from(self.bytes).map_err(RamError::map)?;
+        let blocks = (0..size).step_by(2 << 20);
+        let addresses: Vec<usize> = blocks.map(|offset| base.saturating_add(offset)).collect();
+        pin::pin(&addresses).map_err(|error| RamError::Other(format!("cannot pin the guest's RAM: {error}")))
     }
 
     /// Returns where it is mapped.
@@ -539,6 +557,27 @@ mod tests {
         for create in [false, true] {
             assert!(open_file(&link, 2 << 20, create).is_err(), "a link is followed");
         }
+    }
+
+    // torture i2
+    #[test]
+    fn pages_that_the_file_has_lost_are_held() {
+        use std::io::Read;
+        let (directory, ram) = ram(6 << 20);
+        for block in 0..3_u8 {
+            ram.write(u64::from(block) << 21, &[block + 1; 4096]).unwrap();
+        }
+        let mut pins = ram.pin().unwrap();
+        let path = directory.path().join("z.ram");
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, punch, 0, 6 << 20).unwrap();
+        let message = open_file(&path, 6 << 20, false).unwrap_err().to_string();
+        assert!(message.contains("pages are missing"), "{message}");
+        let mut held = vec![0; 3 * 4096];
+        pins[0].read_exact(&mut held).unwrap();
+        let expected: Vec<u8> = [1, 2, 3].iter().flat_map(|byte| [*byte; 4096]).collect();
+        assert!(held == expected, "other pages are held");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use ringvisor::ring::{Entry, Producer, Wakeup};
 use ringvisor::syndrome::Width;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
-use super::{Hypervisor, Refusal, SharedPage};
+use super::{Control, Hypervisor, Refusal, SharedPage};
 use crate::config::zone::BLOCK;
 
 /// An EL2 in this process.
@@ -603,5 +603,11 @@ impl Hypervisor for FakeEl2 {
 
     fn shared(&self) -> &SharedPage {
         &self.shared
+    }
+}
+
+impl Control for FakeEl2 {
+    fn command(&self, header: Header, payload: &[u8], result: &mut [u8]) -> Result<Header, Refusal> {
+        self.execute(header, payload, result)
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use ringvisor::abi::{BAR_SIZE, shared};
+use ringvisor::abi::{BAR_SIZE, SERVING_SIZE, shared};
 use ringvisor::ring::ZoneWindow;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
@@ -139,12 +139,25 @@ impl SharedPage {
 pub struct Bar(Mapping);
 
 impl Bar {
-    /// Maps sysfs' `resource0`.
+    /// Maps the part of sysfs' `resource0` that a process needs which serves zones: stores to the rest are
+    /// out of its reach.
     ///
     /// # Errors
     /// The system refused.
-    pub fn map(file: &File) -> io::Result<Self> {
-        let len = usize::try_from(BAR_SIZE).map_err(io::Error::other)?;
+    pub fn map_serving(file: &File) -> io::Result<Self> {
+        Self::map(file, SERVING_SIZE)
+    }
+
+    /// Maps all of sysfs' `resource0`.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn map_all(file: &File) -> io::Result<Self> {
+        Self::map(file, BAR_SIZE)
+    }
+
+    fn map(file: &File, bytes: u64) -> io::Result<Self> {
+        let len = usize::try_from(bytes).map_err(io::Error::other)?;
         Mapping::of_file(file, len, MapFlags::SHARED).map(Self)
     }
 

@@ -1,10 +1,12 @@
 //! EL2 as the daemon sees it.
 //!
 //! [`Hypervisor`] is the border: [`device`] implements it with the control device, [`fake`] with a model in
-//! this process, so that everything above runs on an ordinary host. [`commands`] has a function for each
-//! operation of the contract. [`mapping`] holds the memory that both sides share.
+//! this process, so that everything above runs on an ordinary host. Commands that do not serve zones that
+//! exist go by [`Control`]: only the broker maps the page for them ([`control`]). [`commands`] has a function
+//! for each operation of the contract. [`mapping`] holds the memory that both sides share.
 
 pub mod commands;
+pub mod control;
 pub mod counters;
 pub mod device;
 pub mod fake;
@@ -19,6 +21,7 @@ use ringvirtio::ReadWidth;
 use ringvisor::abi::ZoneState;
 use ringvisor::abi::command::{CommandStatus, Header, Op};
 use ringvisor::abi::info::InfoPage;
+use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 pub use mapping::SharedPage;
 
@@ -55,6 +58,29 @@ pub trait Hypervisor: Send + Sync {
 
     /// Returns the shared page, with the rings and console buffers of all zones.
     fn shared(&self) -> &SharedPage;
+}
+
+/// What makes, feeds and ends zones at EL2: the commands that do not [serve](Op::serves). May be called from
+/// any thread.
+pub trait Control: Send + Sync {
+    /// Executes a command: `header` and `payload` go in, up to `result.len()` bytes of payload come back.
+    ///
+    /// # Errors
+    /// EL2 refused, or, with [`NOT_GRANTED`], the broker.
+    fn command(&self, header: Header, payload: &[u8], result: &mut [u8]) -> Result<Header, Refusal>;
+}
+
+/// Status of a command that the broker has not passed to EL2.
+pub const NOT_GRANTED: u32 = u32::MAX - 1;
+
+/// Returns the information page, read word by word with `word`, which gets an offset.
+fn read_info(word: impl Fn(usize) -> u64) -> InfoPage {
+    let mut words = [0_u64; size_of::<InfoPage>().div_ceil(8)];
+    for (index, to) in words.iter_mut().enumerate() {
+        *to = word(index * 8).to_le();
+    }
+    let parsed = InfoPage::read_from_prefix(words.as_bytes());
+    parsed.map_or_else(|_| InfoPage::new_zeroed(), |(info, _)| info)
 }
 
 /// A command that EL2 refused.
@@ -94,6 +120,9 @@ fn state_name(state: u64) -> String {
 }
 
 fn explain(status: u32, detail: u64) -> String {
+    if status == NOT_GRANTED {
+        return "the broker has not passed it on: the zone has not been given that".into();
+    }
     let Ok(status) = CommandStatus::try_from(status) else {
         return format!("status {status} (detail {detail:#x})");
     };
@@ -125,6 +154,7 @@ fn explain(status: u32, detail: u64) -> String {
             format!("zones exist ({detail}), and their shared page is in use until they are destroyed")
         }
         CommandStatus::BadDevice => "the device specification is contradictory".into(),
+        CommandStatus::NotServing => format!("command {detail} is not one that serves a zone"),
         CommandStatus::Stale => format!("generation {detail} is not the pending reset's"),
     }
 }

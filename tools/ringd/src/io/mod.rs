@@ -9,7 +9,7 @@
 mod affinity;
 mod budget;
 pub mod counters;
-pub mod drain;
+mod drain;
 mod rings;
 pub mod served;
 pub mod table;
@@ -43,12 +43,22 @@ pub struct Io {
 }
 
 impl Io {
-    /// Starts the reactor on a thread of its own. It takes no interrupts before [`Self::listen`].
+    /// Makes a reactor and starts it ([`Self::run`]).
     ///
     /// # Errors
     /// No descriptors or threads are left.
     pub fn start(hv: Arc<dyn Hypervisor>, options: ReactorOptions) -> std::io::Result<Arc<Self>> {
-        let (reactor, handle) = Reactor::new(options)?;
+        Self::run(hv, Reactor::new(options)?)
+    }
+
+    /// Starts the reactor on a thread of its own. It takes no interrupts before [`Self::listen`].
+    ///
+    /// # Errors
+    /// No threads are left.
+    pub fn run(
+        hv: Arc<dyn Hypervisor>,
+        (reactor, handle): (Reactor, ReactorHandle),
+    ) -> std::io::Result<Arc<Self>> {
         let thread = std::thread::Builder::new()
             .name("reactor".into())
             .spawn(move || reactor.run_or_exit())?;
@@ -118,7 +128,8 @@ impl Io {
             zone.closing = true;
             for device in &mut zone.devices {
                 let sender = sender.clone();
-                device.remove_queues(&mut self.reactor.clone(), Box::new(move || drop(sender)));
+                self.reactor
+                    .command(|commands| device.remove_queues(commands, Box::new(move || drop(sender))));
             }
         });
         drop(sender);
@@ -177,7 +188,8 @@ impl Io {
     fn quiesce_device(&self, number: u8, slot: u8) {
         let (sender, receiver) = channel::<()>();
         self.with_device(number, slot, |device, _| {
-            device.quiesce(&mut self.reactor.clone(), Box::new(move || drop(sender)));
+            self.reactor
+                .command(|commands| device.quiesce(commands, Box::new(move || drop(sender))));
         });
         let _ = receiver.recv();
     }
@@ -193,7 +205,8 @@ impl Io {
             let result = act(device);
             let shown = device.show_config(&*self.hv);
             if !closing {
-                device.refresh(&self.hv, &mut self.reactor.clone());
+                self.reactor
+                    .command(|commands| device.refresh(&self.hv, commands));
             }
             (result, shown)
         })
@@ -218,7 +231,8 @@ impl Io {
     /// Retries the requests at which a device has stopped.
     pub fn retry(&self, number: u8, slot: u8) {
         self.with_device(number, slot, |device, _| {
-            device.ids().for_each(|id| self.reactor.retry(id));
+            self.reactor
+                .command(|commands| device.ids().for_each(|id| commands.retry(id)));
         });
     }
 

@@ -10,12 +10,14 @@ use std::time::Instant;
 
 use ringvirtio::inflight::{InflightLog, RESET_BITS};
 use ringvirtio::trace::TraceId;
-use ringvirtio::{Callback, GuestRam, QueueHandler, QueueId, QueueSetup, RingAddresses, SetupError};
+use ringvirtio::{
+    Callback, Commands, GuestRam, QueueHandler, QueueId, QueueSetup, RingAddresses, SetupError,
+};
 use ringvisor::abi::MAX_QUEUES;
 use ringvisor::abi::command::{DeviceState, QueueState};
 use vm_memory::{GuestAddress, MmapRegion};
 
-use super::drain::{Drain, Queues};
+use super::drain::Drain;
 use crate::device::backend::{Device, QueueCounters, QueueSnapshot};
 use crate::device::inflight;
 use crate::hv::{Hypervisor, Refusal};
@@ -110,11 +112,11 @@ impl ServedDevice {
 
     /// Removes all its queues from the reactor; calls `then` once nothing of them is in flight, and no other
     /// process serves them.
-    pub(super) fn remove_queues(&mut self, queues: &mut impl Queues, then: Callback) {
+    pub(super) fn remove_queues(&mut self, commands: &mut Commands, then: Callback) {
         for served in &mut self.queues {
             if let Some(id) = served.id.take() {
                 let leaving = self.drain.begin();
-                queues.remove(id, Box::new(move || drop(leaving)));
+                commands.remove(id, Box::new(move || drop(leaving)));
             }
         }
         self.release(None);
@@ -128,9 +130,9 @@ impl ServedDevice {
     }
 
     /// As [`Self::remove_queues`], and sets no queue up before [`Self::exchange`] or [`Self::unquiesce`].
-    pub(super) fn quiesce(&mut self, queues: &mut impl Queues, then: Callback) {
+    pub(super) fn quiesce(&mut self, commands: &mut Commands, then: Callback) {
         self.quiesced = true;
-        self.remove_queues(queues, then);
+        self.remove_queues(commands, then);
     }
 
     /// Replaces the open device, after [`Self::quiesce`], and returns the one before: where this is its last
@@ -175,7 +177,7 @@ impl ServedDevice {
     }
 
     /// Reads the device's latched state and does what it asks for.
-    pub fn refresh(&mut self, hv: &Arc<dyn Hypervisor>, queues: &mut impl Queues) {
+    pub fn refresh(&mut self, hv: &Arc<dyn Hypervisor>, commands: &mut Commands) {
         let (zone, slot) = (self.parts.zone, self.parts.slot);
         let state = match (&**hv as &dyn Hypervisor).device_state(zone, slot) {
             Ok(state) => state,
@@ -186,7 +188,7 @@ impl ServedDevice {
         };
         if state.reset_pending != 0 {
             if self.resetting != Some(state.reset_generation) {
-                self.reset(hv, state.reset_generation, queues);
+                self.reset(hv, state.reset_generation, commands);
             }
             return;
         }
@@ -200,14 +202,14 @@ impl ServedDevice {
             .device
             .driver_wrote_config(state.features, &state.config)
         {
-            self.ids().for_each(|id| queues.schedule(id));
+            self.ids().for_each(|id| commands.schedule(id));
         }
         for number in 0..self.queues.len() {
-            self.refresh_queue(hv, number, &state, queues);
+            self.refresh_queue(hv, number, &state, commands);
         }
     }
 
-    fn reset(&mut self, hv: &Arc<dyn Hypervisor>, generation: u64, queues: &mut impl Queues) {
+    fn reset(&mut self, hv: &Arc<dyn Hypervisor>, generation: u64, commands: &mut Commands) {
         let (zone, slot) = (self.parts.zone, self.parts.slot);
         tracing::debug!(zone, slot, generation, "device reset");
         self.resetting = Some(generation);
@@ -217,7 +219,7 @@ impl ServedDevice {
                 tracing::warn!(zone, slot, %error, "cannot complete a device's reset");
             }
         };
-        self.remove_queues(queues, Box::new(done));
+        self.remove_queues(commands, Box::new(done));
         // What the driver has changed is as new.
         if let Err(error) = self.show_config(&*shown) {
             tracing::warn!(zone, slot, %error, "cannot show a device's configuration");
@@ -229,7 +231,7 @@ impl ServedDevice {
         hv: &Arc<dyn Hypervisor>,
         number: usize,
         state: &DeviceState,
-        queues: &mut impl Queues,
+        commands: &mut Commands,
     ) {
         let (Some(latched), Some(served)) = (state.queue.get(number), self.queues.get_mut(number)) else {
             return;
@@ -239,7 +241,7 @@ impl ServedDevice {
                 match make(&self.parts, hv, number, latched, state) {
                     Ok((queue, counters)) => {
                         served.counters = Some(counters);
-                        served.id = Some(queues.add(queue));
+                        served.id = Some(commands.add(queue));
                     }
                     Err(error) => {
                         let (zone, slot) = (self.parts.zone, self.parts.slot);
@@ -267,7 +269,7 @@ impl ServedDevice {
                 served.id = None;
                 if let Some(id) = id {
                     let leaving = self.drain.begin();
-                    queues.remove(id, Box::new(move || drop(leaving)));
+                    commands.remove(id, Box::new(move || drop(leaving)));
                 }
                 self.release(u16::try_from(number).ok());
                 self.drain.when_empty(done);
@@ -334,7 +336,7 @@ fn make(
     };
     let (mut queue, counters) = parts.device.queue(index, setup)?;
     let id = u8::try_from(number).unwrap_or(u8::MAX);
-    queue.queue_mut().set_trace_id(TraceId::new([zone, slot, id]));
+    queue.queue_mut().trace_id = TraceId::new([zone, slot, id]);
     first.watch(counters.clone(), queue.queue().outstanding());
     tracing::debug!(zone, slot, queue = number, "queue is set up");
     Ok((queue, counters))

@@ -38,12 +38,20 @@ impl Keeper {
     /// # Errors
     /// Why it failed, for people.
     pub fn call(&self, request: &Request) -> io::Result<Option<File>> {
+        self.call_with(request, None)
+    }
+
+    /// As [`Self::call`], and sends a descriptor.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn call_with(&self, request: &Request, file: Option<&File>) -> io::Result<Option<File>> {
         let mut last = io::Error::from(io::ErrorKind::NotConnected);
         for _ in 0..ATTEMPTS {
             let exchanged = match UnixStream::connect(socket(&self.run_dir)) {
-                Ok(stream) => exchange(&stream, request),
+                Ok(stream) => exchange(&stream, request, file),
                 // Without one, nothing is kept.
-                Err(_) if matches!(request, Request::Close(_)) => return Ok(None),
+                Err(_) if request.lets_go() => return Ok(None),
                 Err(_) => {
                     self.start()?;
                     continue;
@@ -59,6 +67,17 @@ impl Keeper {
         Err(last)
     }
 
+    /// Starts a keeper unless there is one, ahead of a request: it need not be waited for then.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn prepare(&self) -> io::Result<()> {
+        match UnixStream::connect(socket(&self.run_dir)) {
+            Ok(_) => Ok(()),
+            Err(_) => self.start(),
+        }
+    }
+
     /// Starts a keeper, in a session of its own. It gets its socket, which takes connections at once.
     fn start(&self) -> io::Result<()> {
         let path = socket(&self.run_dir);
@@ -67,6 +86,8 @@ impl Keeper {
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))?;
         let mut command = Command::new(&self.program);
         command
+            // Not taken for a daemon by those who look at processes' names.
+            .arg0("ringd-ports")
             .arg("--keep-ports")
             .args(&self.options)
             .stdin(OwnedFd::from(listener));
@@ -78,7 +99,11 @@ impl Keeper {
     }
 }
 
-fn exchange(stream: &UnixStream, request: &Request) -> io::Result<(Reply, Option<File>)> {
-    wire::send(stream, request, None)?;
+fn exchange(
+    stream: &UnixStream,
+    request: &Request,
+    file: Option<&File>,
+) -> io::Result<(Reply, Option<File>)> {
+    wire::send(stream, request, file)?;
     wire::receive(stream)
 }

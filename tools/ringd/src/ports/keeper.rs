@@ -19,6 +19,7 @@ use super::{Reply, Request, server, socket};
 use crate::broker::wire;
 use crate::device::net::config::Source;
 use crate::device::net::opener::{PortRequest, SOCKET};
+use crate::signals::{ENDING, Signals};
 
 /// How long a broker may take to send its request.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,8 +34,14 @@ struct Kept {
     _bridge: Option<Bridge>,
 }
 
-/// All ports, by zone and number.
-type Ports = BTreeMap<(String, usize), Kept>;
+/// All that is kept.
+#[derive(Default)]
+struct All {
+    /// Ports by zone and number.
+    ports: BTreeMap<(String, usize), Kept>,
+    /// Pins of memory by zone.
+    pins: BTreeMap<String, Vec<File>>,
+}
 
 /// Runs until nothing is kept.
 ///
@@ -42,32 +49,38 @@ type Ports = BTreeMap<(String, usize), Kept>;
 /// Standard input is no listening socket.
 pub fn run(run_dir: &Path) -> anyhow::Result<()> {
     let _ = rustix::thread::set_name(c"ringd-ports");
+    // Who ends all processes of a name means the daemon: zones go on, and with them what is kept for them.
+    let _signals = Signals::block(&ENDING).context("cannot block signals")?;
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let mut ports = Ports::new();
+    let mut all = All::default();
     loop {
         let (stream, _) = listener.accept().context("cannot accept connections")?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        if let Err(error) = serve(&stream, &mut ports) {
-            tracing::warn!(%error, "a request about ports was not answered");
+        match serve(&stream, &mut all) {
+            // It was looked whether there is a keeper.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
+            Err(error) => tracing::warn!(%error, "a request to the keeper was not answered"),
+            Ok(()) => {}
         }
-        if ports.is_empty() {
+        if all.ports.is_empty() && all.pins.is_empty() {
             let _ = std::fs::remove_file(socket(run_dir));
-            tracing::debug!("no ports are kept any more");
+            tracing::debug!("nothing is kept any more");
             return Ok(());
         }
     }
 }
 
-fn serve(stream: &UnixStream, ports: &mut Ports) -> io::Result<()> {
-    let (request, _) = wire::receive::<Request>(stream)?;
-    let (reply, file) = match execute(request, ports) {
+fn serve(stream: &UnixStream, all: &mut All) -> io::Result<()> {
+    let (request, sent) = wire::receive::<Request>(stream)?;
+    let (reply, file) = match execute(request, sent, all) {
         Ok(file) => (Reply::Done, file),
         Err(error) => (Reply::Failed(format!("{error:#}")), None),
     };
     wire::send(stream, &reply, file.as_ref())
 }
 
-fn execute(request: Request, ports: &mut Ports) -> anyhow::Result<Option<File>> {
+fn execute(request: Request, sent: Option<File>, all: &mut All) -> anyhow::Result<Option<File>> {
+    let All { ports, pins } = all;
     match request {
         Request::Open(request, pair) => {
             let key = (request.zone.clone(), request.index);
@@ -98,6 +111,19 @@ fn execute(request: Request, ports: &mut Ports) -> anyhow::Result<Option<File>> 
             ports.retain(|(of, _), _| *of != zone);
             Ok(None)
         }
+        Request::Pin(zone) => {
+            pins.entry(zone)
+                .or_default()
+                .push(sent.context("no pin came with it")?);
+            Ok(None)
+        }
+        Request::Pinned(zone) if pins.contains_key(&zone) => Ok(None),
+        Request::Pinned(_) => bail!("it is not pinned"),
+        Request::Unpin(zone) => {
+            pins.remove(&zone);
+            Ok(None)
+        }
+        Request::End => Ok(None),
     }
 }
 

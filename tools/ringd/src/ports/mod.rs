@@ -1,10 +1,11 @@
-//! Ports of network devices: opened with root's rights, and kept by a process that outlives the daemon.
+//! What a process keeps that outlives the daemon: ports of network devices, opened with root's rights, and
+//! pins of zones' memory ([`crate::host::pin`]).
 //!
 //! | process | does |
 //! |---|---|
 //! | worker | asks the broker for ports: [`crate::device::net::opener::PortOpener`] |
 //! | broker | asks the keeper, which it starts if there is none: [`client`] |
-//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]), keeps every descriptor until its zone ends: [`keeper`] |
+//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]), keeps every descriptor until its zone ends, and pins of zones' memory: [`keeper`] |
 //!
 //! So tap devices keep their queues and passt its connection when a daemon dies, and neither notices.
 
@@ -27,6 +28,21 @@ pub enum Request {
     Open(PortRequest, u16),
     /// Closes the ports of a zone.
     Close(String),
+    /// Keeps what comes with it, a pin of a zone's memory.
+    Pin(String),
+    /// Returns [`Reply::Done`] if memory of a zone is pinned.
+    Pinned(String),
+    /// Closes the pins of a zone.
+    Unpin(String),
+    /// Nothing: a keeper that keeps nothing ends.
+    End,
+}
+
+impl Request {
+    /// Whether nothing is to be done where there is no keeper.
+    const fn lets_go(&self) -> bool {
+        matches!(self, Self::Close(_) | Self::Unpin(_) | Self::End)
+    }
 }
 
 /// Its reply; a descriptor may come with it.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use ringvisor::abi::command::{CommandStatus, ZoneInfo};
 use ringvisor::abi::{StopReason, ZoneState};
 
+use super::ended::Ended;
 use super::load::{self, BootFiles, Entry};
 use super::record::Record;
 use super::resources::Resources;
@@ -167,7 +168,7 @@ pub fn take_over(
     }
 }
 
-/// Ends a zone that an earlier daemon died starting.
+/// Ends a zone that an earlier daemon died starting, or ending.
 pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
     let (_outbox, inbox) = channel();
     let exists = record.number.is_some();
@@ -176,9 +177,7 @@ pub fn clean_up(context: &Arc<Context>, shared: &Arc<Shared>, record: Record) {
     if exists {
         let _ = actor.stop();
     }
-    actor.finish(Ending::Failed(
-        "the daemon died while it was being started".into(),
-    ));
+    actor.resources.release();
 }
 
 impl Actor {
@@ -274,17 +273,26 @@ impl Actor {
     /// Returns all resources to root and replies to all commands.
     fn finish(self, ending: Ending) {
         let Self {
+            context,
             shared,
-            resources,
+            mut resources,
             later,
             inbox,
             ..
         } = self;
         tracing::info!(zone = shared.config.name, %ending, "zone has ended");
-        resources.release();
+        resources.close();
         shared
             .console
             .note(&format!("zone {} {ending}", shared.config.name));
+        // Before EL2 forgets the zone: the next daemon knows its end from the one or the other.
+        let restarts = shared.status().restarts;
+        let config = (*shared.config).clone();
+        let ended = Ended::new(config, ending.clone(), restarts, shared.console.tail());
+        if let Err(error) = ended.save(&context.records) {
+            tracing::error!(zone = shared.config.name, %error, "cannot record how a zone ended");
+        }
+        resources.release();
         shared.console.close();
         shared.update(|status| (status.state, status.ending) = (Phase::Stopped, Some(ending.clone())));
         let waiting = inbox.try_iter().filter_map(|message| match message {

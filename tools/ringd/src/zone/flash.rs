@@ -64,7 +64,7 @@ pub fn open_variables(
     config: &ZoneConfig,
     deadline: Option<Instant>,
 ) -> anyhow::Result<Option<File>> {
-    let Some(path) = config.flash.as_ref().and_then(|flash| flash.variables.as_ref()) else {
+    let Some(path) = config.variables() else {
         return Ok(None);
     };
     let opened = ringblk::open_locked(opener, path, false, None, deadline);

@@ -66,23 +66,7 @@ impl Record {
     /// The directory cannot be written.
     pub fn save(&self, directory: &Path) -> anyhow::Result<()> {
         let path = record_path(directory, &self.config.name);
-        let new = path.with_extension("json.new");
-        let write = || -> io::Result<()> {
-            // Written with one call: one for each word of it took a third of a second of a take-over under
-            // emulation.
-            let mut text = serde_json::to_vec(self)?;
-            text.push(b'\n');
-            // Not what else there may be of this name: a link, or a file that others may read.
-            match fs::remove_file(&new) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut options = fs::File::options();
-            let mut file = options.write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(&text)?;
-            fs::rename(&new, &path)
-        };
-        write().map_err(|cause| {
+        replace(&path, self).map_err(|cause| {
             let path = path.display();
             self.config.failed(format!("its record: {path}: {cause}"))
         })
@@ -115,6 +99,28 @@ impl Record {
             }
         }
     }
+}
+
+/// Writes a file of JSON, entirely or not at all.
+///
+/// # Errors
+/// The system's error.
+pub fn replace(path: &Path, content: &impl Serialize) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    // Written with one call: one for each word of it took a third of a second of a take-over under emulation.
+    let mut text = serde_json::to_vec(content)?;
+    text.push(b'\n');
+    // Not what else there may be of this name: a link, or a file that others may read.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = fs::File::options();
+    let mut file = options.write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(&text)?;
+    fs::rename(&new, path)
 }
 
 fn load(path: &Path) -> anyhow::Result<Record> {

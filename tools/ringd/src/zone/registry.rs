@@ -12,6 +12,7 @@ use ringvisor::abi::{ROOT_ZONE, ZoneState};
 
 use super::Context;
 use super::actor::{self, Command, CommandResult, Message};
+use super::ended::Ended;
 use super::record::Record;
 use super::shared::{Phase, Shared, Status};
 use crate::config::ZoneConfig;
@@ -120,7 +121,8 @@ impl Registry {
                      started it can end it, or a restart of the machine"
                 );
             }
-            zones.insert(&name, shared.clone());
+            self.insert(&mut zones, &name, shared.clone());
+            Ended::remove(&self.context.records, &name);
         }
         match self.start_aside(&shared) {
             Ok(outbox) => {
@@ -131,6 +133,8 @@ impl Registry {
                 let mut zones = self.zones.lock();
                 if zones.find(&name, &shared).is_some() {
                     zones.by_name.remove(&name);
+                    // It has not begun.
+                    Ended::remove(&self.context.records, &name);
                 }
                 Err(error)
             }
@@ -252,6 +256,7 @@ impl Registry {
             }
         };
         let mut in_el2 = self.zones_in_el2();
+        let ended = Ended::load_all(&self.context.records);
         let (working, all_done) = channel::<()>();
         for record in records {
             let record = match record {
@@ -265,9 +270,9 @@ impl Registry {
             let found = in_el2.remove(&name);
             let shared = Shared::with_devices(record.config.clone(), record.devices.clone());
             match found {
-                Some(number) if record.starts > 0 => {
+                Some(number) if record.starts > 0 && !ended.contains_key(&name) => {
                     shared.recover(number);
-                    self.zones.lock().insert(&name, shared.clone());
+                    self.insert(&mut self.zones.lock(), &name, shared.clone());
                     let (registry, say, working) = (self.clone(), say.clone(), working.clone());
                     let take = move || {
                         registry.take_over_one(&shared, record, number, &*say);
@@ -284,6 +289,9 @@ impl Registry {
                 }
             }
         }
+        for (name, ended) in ended {
+            self.insert(&mut self.zones.lock(), &name, ended.into_shared());
+        }
         drop(working);
         // An error either way: the time has expired, or all threads are done.
         let _ = all_done.recv_timeout(TAKE_OVER_WAIT);
@@ -293,6 +301,13 @@ impl Registry {
                 number,
                 "EL2 has a zone that nothing is known about: it stays as it is"
             );
+        }
+    }
+
+    /// Adds a zone; of those that have ended the newest are remembered.
+    fn insert(&self, zones: &mut Zones, name: &str, shared: Arc<Shared>) {
+        for forgotten in zones.insert(name, shared) {
+            Ended::remove(&self.context.records, &forgotten);
         }
     }
 
@@ -325,7 +340,8 @@ impl Registry {
 }
 
 impl Zones {
-    fn insert(&mut self, name: &str, shared: Arc<Shared>) {
+    /// Returns the names of zones that it forgets.
+    fn insert(&mut self, name: &str, shared: Arc<Shared>) -> Vec<String> {
         self.clock += 1;
         self.by_name.insert(
             name.to_owned(),
@@ -342,9 +358,16 @@ impl Zones {
             .map(|(name, zone)| (zone.born, name.clone()))
             .collect();
         ended.sort();
-        for (_, name) in ended.iter().rev().skip(REMEMBERED) {
+        let forgotten: Vec<String> = ended
+            .into_iter()
+            .rev()
+            .skip(REMEMBERED)
+            .map(|(_, name)| name)
+            .collect();
+        for name in &forgotten {
             self.by_name.remove(name);
         }
+        forgotten
     }
 
     fn set_outbox(&mut self, name: &str, shared: &Arc<Shared>, outbox: Sender<Message>) {

@@ -303,25 +303,31 @@ impl Resources {
         Ok(entry)
     }
 
+    /// Ends the service of the zone, after its last console output. No vCPU of it runs any more.
+    pub fn close(&mut self) {
+        self.devices.close();
+        self.shared.console.close_input();
+        if let (Some(number), true) = (self.number(), self.served) {
+            self.context.io.quiesce(number);
+            self.context.io.remove_zone(number);
+            self.served = false;
+        }
+    }
+
     /// Releases everything. No vCPU of the zone runs any more. What cannot be released is logged; memory that
     /// EL2 keeps does not return to root.
     pub fn release(mut self) {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;
-        self.devices.close();
-        self.shared.console.close_input();
-        if let Some(number) = self.number() {
-            if self.served {
-                self.context.io.quiesce(number);
-                self.context.io.remove_zone(number);
-            }
-            if let Err(error) = self.context.el2().zone_destroy(number) {
-                el2_has_it = !error.is(CommandStatus::NoSuchZone);
-                if el2_has_it {
-                    tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
-                } else {
-                    tracing::warn!(zone = name, %error, "EL2 has no such zone any more");
-                }
+        self.close();
+        if let Some(number) = self.number()
+            && let Err(error) = self.context.el2().zone_destroy(number)
+        {
+            el2_has_it = !error.is(CommandStatus::NoSuchZone);
+            if el2_has_it {
+                tracing::error!(zone = name, %error, "EL2 keeps a zone: its CPUs and memory stay away from root");
+            } else {
+                tracing::warn!(zone = name, %error, "EL2 has no such zone any more");
             }
         }
         (self.ram, self.flash) = (None, None);

@@ -45,6 +45,11 @@ impl Shared {
 
     /// Returns a zone with these devices, which may have changed since its start.
     pub fn with_devices(config: ZoneConfig, devices: State) -> Arc<Self> {
+        Self::with_console(config, devices, Console::default())
+    }
+
+    /// As [`Self::with_devices`], with a console.
+    pub(super) fn with_console(config: ZoneConfig, devices: State, console: Console) -> Arc<Self> {
         let status = Status {
             name: config.name.clone(),
             number: None,
@@ -58,7 +63,7 @@ impl Shared {
         };
         Arc::new(Self {
             config: Arc::new(config),
-            console: Arc::default(),
+            console: Arc::new(console),
             devices: Arc::new(View::new(devices)),
             status: Mutex::new(status),
             changed: Condvar::new(),

@@ -26,6 +26,12 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Self {
+        Self::restricted(|| {})
+    }
+
+    /// Calls `restrict` where the daemon restricts its system calls: socket and reactor are made, no thread
+    /// is started.
+    pub fn restricted(restrict: impl FnOnce()) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
         let host = Arc::new(FakeHost::new(directory.path().to_owned(), CPUS, PAGES));
@@ -34,7 +40,10 @@ impl Machine {
         fs::write(path("disk.img"), vec![0; 1 << 20]).unwrap();
         fs::create_dir(path("zones")).unwrap();
         let hv: Arc<dyn Hypervisor> = el2.clone();
-        let io = Io::start(hv.clone(), ringvirtio::ReactorOptions::default()).unwrap();
+        let reactor = ringvirtio::Reactor::new(ringvirtio::ReactorOptions::default()).unwrap();
+        let socket = server::reserve(&path("sock")).unwrap();
+        restrict();
+        let io = Io::run(hv.clone(), reactor).unwrap();
         let (records, cpus) = (path("zones"), parking_lot::Mutex::default());
         let context = Context {
             hv,
@@ -51,7 +60,7 @@ impl Machine {
             width: ringvirtio::ReadWidth::Eight,
             cpu: None,
         });
-        let listener = server::bind(&path("sock")).unwrap();
+        let listener = server::listen(socket).unwrap();
         std::thread::spawn(move || server::serve(&listener, &registry, Box::new(|_| {})));
         Self { el2, host, directory }
     }
@@ -73,6 +82,9 @@ impl Machine {
         assert_eq!(self.host.online(), (0..CPUS).collect::<Vec<_>>());
         assert_eq!(self.host.free_pages(), PAGES);
         assert!(self.el2.zones().is_empty());
-        assert_eq!(fs::read_dir(self.path("zones")).unwrap().count(), 0);
+        // But how zones ended.
+        let left = fs::read_dir(self.path("zones")).unwrap().flatten();
+        let mut left = left.filter(|file| !file.file_name().to_string_lossy().ends_with(".ended"));
+        assert!(left.next().is_none());
     }
 }

@@ -157,7 +157,8 @@ impl Guest {
     pub fn remove(&mut self) {
         let (sender, gone) = channel();
         let id = self.id.take().unwrap();
-        self.handle.remove(id, Box::new(move || sender.send(()).unwrap()));
+        let removed = Box::new(move || sender.send(()).unwrap());
+        self.handle.command(|commands| commands.remove(id, removed));
         gone.recv_timeout(TEST_TIMEOUT).expect("the queue is removed");
     }
 }

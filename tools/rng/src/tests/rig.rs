@@ -130,7 +130,7 @@ impl Rig {
     }
 
     pub fn set_clock(&mut self, clock: Clock) {
-        self.vq().set_clock(clock);
+        self.vq().clock = clock;
     }
 
     /// Services and publishes until no request can be popped now.

@@ -44,9 +44,9 @@ impl ServedRing {
     pub(super) fn new(device: ServedDevice, number: u16, setup: QueueSetup) -> Result<Self, SetupError> {
         let wanted = (setup.ring, setup.features, setup.epoch, setup.ram.clone());
         let mut queue = VirtQueue::new(setup)?;
-        queue.set_name(device.options.name.clone());
+        queue.name = device.options.name.clone();
         // The server pops.
-        queue.set_stopped(true);
+        queue.stopped = true;
         Ok(Self {
             queue,
             number,
@@ -68,10 +68,10 @@ impl ServedRing {
         let (Some((_, call)), Some((polls, waiter))) = (&self.attached, cx.backend::<Polls>()) else {
             return;
         };
-        let tag = self.poll.begin(self.queue.tag_base());
+        let tag = self.poll.begin(self.queue.tag_base);
         if let Err(error) = polls.poll_in(waiter, call.fd(), tag) {
             self.poll.take();
-            tracing::error!(device = self.queue.name(), %error, "cannot wait for interrupts of a queue");
+            tracing::error!(device = self.queue.name, %error, "cannot wait for interrupts of a queue");
         }
     }
 }
@@ -103,7 +103,7 @@ impl QueueHandler for ServedRing {
         }
         self.poll(cx);
         // What the server did while there was no daemon.
-        self.queue.signal_foreign();
+        self.queue.raise();
         Ok(())
     }
 
@@ -128,7 +128,7 @@ impl QueueHandler for ServedRing {
             if let Some((_, call)) = &self.attached
                 && call.take()
             {
-                self.queue.signal_foreign();
+                self.queue.raise();
             }
             self.poll(cx);
         }

@@ -5,7 +5,6 @@
 //! one is awaited for a limited time; then the request fails, and with it those that have waited meanwhile.
 //! Completed writes that a server had not made durable may be lost with it: such losses are counted.
 
-use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -16,18 +15,17 @@ use parking_lot::Mutex;
 use ringblk::remote::BlockingIo;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{ReadWriteFlags, preadv2};
-use vhost::VhostUserMemoryRegionInfo;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{VolatileMemory, VolatileSlice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::connect::Connection;
+use super::connect::{Connection, DiskInfo};
 use super::endpoint::Endpoint;
 use super::kick::{Kick, Threads};
 use super::ring::{DriverRing, Request};
-use super::shared::{SharedRings, sealed};
+use super::shared::{SharedMemory, SharedRings};
 
 /// Bytes of memory for data, and most bytes of one request.
-const DATA_MAX: u64 = 1 << 20;
+const DATA_MAX: usize = 1 << 20;
 /// Guest-physical address of that memory.
 const BASE: u64 = 1 << 30;
 /// Time between attempts to connect.
@@ -53,8 +51,7 @@ struct Session {
     rings: SharedRings,
     kick: Kick,
     call: EventFd,
-    memory: GuestMemoryMmap,
-    _file: File,
+    memory: SharedMemory,
     /// Completed writes may be lost with the server.
     dirty: bool,
 }
@@ -89,16 +86,16 @@ impl BlockingFront {
     /// # Errors
     /// The server fails a request, or is down for longer than the timeout.
     pub fn run(&self, what: BlockingIo<'_>, offset: u64) -> io::Result<()> {
-        let offsets = (offset..).step_by(DATA_MAX as usize);
+        let offsets = (offset..).step_by(DATA_MAX);
         match what {
             BlockingIo::Read(bytes) => {
-                for (part, offset) in bytes.chunks_mut(DATA_MAX as usize).zip(offsets) {
+                for (part, offset) in bytes.chunks_mut(DATA_MAX).zip(offsets) {
                     self.request(|session, left| session.read(part, offset, left))?;
                 }
                 Ok(())
             }
             BlockingIo::Write(bytes, durable) => {
-                for (part, offset) in bytes.chunks(DATA_MAX as usize).zip(offsets) {
+                for (part, offset) in bytes.chunks(DATA_MAX).zip(offsets) {
                     self.request(|session, left| session.write(part, offset, left))?;
                 }
                 if durable {
@@ -107,34 +104,43 @@ impl BlockingFront {
                 Ok(())
             }
             BlockingIo::Sync => self.request(Session::flush),
-            BlockingIo::Zero { len, unmap } => self.range(offset, len, |session, offset, len, left| {
-                session.zero(offset, len, unmap, left)
-            }),
-            BlockingIo::Discard { len } => self.range(offset, len, Session::discard),
+            BlockingIo::Zero { len, unmap } => {
+                let request = |offset, len| Request::WriteZeroes { offset, len, unmap };
+                self.range(offset, len, |info| info.write_zeroes, request)
+            }
+            BlockingIo::Discard { len } => {
+                let request = |offset, len| Request::Discard { offset, len };
+                self.range(offset, len, |info| info.discard, request)
+            }
         }
     }
 
-    /// Repeats `act`, which handles and returns a part of the range, until the whole range is done.
+    /// Sends requests for the parts of a range, each of at most the bytes that `most` returns.
     fn range(
         &self,
         offset: u64,
         len: u64,
-        act: impl Fn(&mut Session, u64, u64, Instant) -> Result<u64, Failure>,
+        most: fn(&DiskInfo) -> u64,
+        request: impl Fn(u64, u64) -> Request,
     ) -> io::Result<()> {
         let mut at = 0;
         while at < len {
-            let mut done = 0;
-            self.request(|session, left| {
-                done = act(session, offset + at, len - at, left)?;
-                Ok(())
+            at += self.request(|session, end| {
+                let most = most(&session.connection.info);
+                let part = (len - at).min(most - most % ringblk::virtio::SECTOR_SIZE);
+                if part == 0 {
+                    return Err(refused(libc::EOPNOTSUPP));
+                }
+                session.run(request(offset + at, part), &[], end)?;
+                session.set_dirty();
+                Ok(part)
             })?;
-            at += done;
         }
         Ok(())
     }
 
     /// Retries `act` with the next server until one has answered, or the timeout has expired.
-    fn request(&self, mut act: impl FnMut(&mut Session, Instant) -> Result<(), Failure>) -> io::Result<()> {
+    fn request<T>(&self, mut act: impl FnMut(&mut Session, Instant) -> Result<T, Failure>) -> io::Result<T> {
         let begin = Instant::now();
         let end = begin + self.endpoint.timeout;
         let mut state = self.state.lock();
@@ -156,7 +162,7 @@ impl BlockingFront {
                 },
             };
             match done {
-                Ok(()) => return Ok(()),
+                Ok(done) => return Ok(done),
                 Err(Failure::Refused(error)) => return Err(error),
                 Err(Failure::Gone(error)) => {
                     // The request is repeated with the next server; completed ones are not.
@@ -180,6 +186,10 @@ impl BlockingFront {
     }
 }
 
+fn refused(errno: i32) -> Failure {
+    Failure::Refused(io::Error::from_raw_os_error(errno))
+}
+
 /// Why a request failed.
 enum Failure {
     /// The server failed it.
@@ -194,26 +204,14 @@ impl Session {
         let stream = (front.endpoint.connect)(&front.endpoint.path)?;
         let mut connection = Connection::negotiate_within(stream, 1, left()).map_err(other)?;
         front.endpoint.known.check(&connection.info).map_err(other)?;
-        let file = sealed(c"ringd data", DATA_MAX)?;
-        let mapping: MmapRegion =
-            MmapRegion::from_file(FileOffset::new(file.try_clone()?, 0), DATA_MAX as usize).map_err(other)?;
-        let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: BASE,
-            memory_size: DATA_MAX,
-            userspace_addr: mapping.as_ptr().addr() as u64,
-            mmap_offset: 0,
-            mmap_handle: file.as_raw_fd(),
-        };
-        let region_here =
-            GuestRegionMmap::new(mapping, GuestAddress(BASE)).ok_or_else(|| other("no room for data"))?;
-        let memory = GuestMemoryMmap::from_regions(vec![region_here]).map_err(other)?;
+        let memory = SharedMemory::new(c"ringd data", DATA_MAX, BASE)?;
         let rings = SharedRings::new(1, connection.event_idx())?;
         let kick = Kick::new(true, &front.threads)?;
         let call = EventFd::new(EFD_NONBLOCK)?;
         let kicks = [kick.for_server()?];
         connection.set_timeout(left());
         connection
-            .start(&[region], &rings, &kicks, &call)
+            .start(&[memory.region()], &rings, &kicks, &call)
             .map_err(other)?;
         Ok(Self {
             connection,
@@ -221,7 +219,6 @@ impl Session {
             kick,
             call,
             memory,
-            _file: file,
             dirty: false,
         })
     }
@@ -244,8 +241,8 @@ impl Session {
                 Ok(Some(done)) => {
                     return match done.status {
                         0 => Ok(()),
-                        2 => Err(Failure::Refused(io::Error::from_raw_os_error(libc::EOPNOTSUPP))),
-                        _ => Err(Failure::Refused(io::Error::from_raw_os_error(libc::EIO))),
+                        2 => Err(refused(libc::EOPNOTSUPP)),
+                        _ => Err(refused(libc::EIO)),
                     };
                 }
                 Ok(None) => {}
@@ -286,16 +283,21 @@ impl Session {
         Ok(())
     }
 
+    /// Returns the first `len` bytes of the memory for data.
+    fn data(&self, len: usize) -> Result<VolatileSlice<'_>, Failure> {
+        let data = self.memory.mapping.get_slice(0, len);
+        data.map_err(|error| Failure::Gone(other(error)))
+    }
+
     fn read(&mut self, bytes: &mut [u8], offset: u64, end: Instant) -> Result<(), Failure> {
         let part = (BASE, bytes.len() as u32);
         self.run(Request::Read { offset }, &[part], end)?;
-        let read = self.memory.read_slice(bytes, GuestAddress(BASE));
-        read.map_err(|error| Failure::Gone(other(error)))
+        self.data(bytes.len())?.copy_to(bytes);
+        Ok(())
     }
 
     fn write(&mut self, bytes: &[u8], offset: u64, end: Instant) -> Result<(), Failure> {
-        let written = self.memory.write_slice(bytes, GuestAddress(BASE));
-        written.map_err(|error| Failure::Gone(other(error)))?;
+        self.data(bytes.len())?.copy_from(bytes);
         let part = (BASE, bytes.len() as u32);
         self.run(Request::Write { offset }, &[part], end)?;
         self.set_dirty();
@@ -315,29 +317,5 @@ impl Session {
         self.run(Request::Flush, &[], end)?;
         self.dirty = false;
         Ok(())
-    }
-
-    /// Zeroes as much as one request can, and returns the bytes.
-    fn zero(&mut self, offset: u64, len: u64, unmap: bool, end: Instant) -> Result<u64, Failure> {
-        let len = piece(len, self.connection.info.write_zeroes)?;
-        self.run(Request::WriteZeroes { offset, len, unmap }, &[], end)?;
-        self.set_dirty();
-        Ok(len)
-    }
-
-    /// Discards as much as one request can, and returns the bytes.
-    fn discard(&mut self, offset: u64, len: u64, end: Instant) -> Result<u64, Failure> {
-        let len = piece(len, self.connection.info.discard)?;
-        self.run(Request::Discard { offset, len }, &[], end)?;
-        self.set_dirty();
-        Ok(len)
-    }
-}
-
-/// Returns how much of `len` one request can handle; an error if the server does not support the request.
-fn piece(len: u64, most: u64) -> Result<u64, Failure> {
-    match len.min(most - most % ringblk::virtio::SECTOR_SIZE) {
-        0 => Err(Failure::Refused(io::Error::from_raw_os_error(libc::EOPNOTSUPP))),
-        len => Ok(len),
     }
 }

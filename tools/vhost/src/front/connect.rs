@@ -250,7 +250,7 @@ impl Connection {
     ) -> Result<(), FrontError> {
         let _watchdog = self.watchdog()?;
         let mut table = guest.to_vec();
-        table.push(rings.region());
+        table.push(rings.memory.region());
         step("SET_MEM_TABLE", self.frontend.set_mem_table(&table))?;
         for (number, kick) in kicks.iter().enumerate() {
             step("SET_VRING_NUM", self.frontend.set_vring_num(number, SIZE))?;

@@ -8,16 +8,31 @@
 //! no-op: one system call, as a `write` is.
 //!
 //! Where io_uring is not available, or not wanted, a thread writes: one more wake-up for each kick, and only
-//! that thread blocks.
+//! that thread blocks. A process that restricts its system calls reserves rings before ([`reserve`]): no ring
+//! is made afterwards, and these do nothing but signal.
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
-use io_uring::{IoUring, opcode};
+use io_uring::{IoUring, opcode, register};
+use parking_lot::Mutex;
 use rustix::io::{ReadWriteFlags, preadv2};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// What may be registered in a ring once it is enabled (`linux/io_uring.h`): IORING_REGISTER_EVENTFD and
+/// IORING_UNREGISTER_EVENTFD.
+const REGISTRATIONS: [u8; 2] = [4, 5];
+
+/// Rings that no kick uses.
+static RESERVE: Mutex<Vec<IoUring>> = Mutex::new(Vec::new());
+
+/// Makes rings for `count` kicks, or as many as the system allows.
+pub fn reserve(count: usize) {
+    let rings = (0..count).map_while(|_| restricted().ok());
+    RESERVE.lock().extend(rings);
+}
 
 /// Most threads of one disk, including those that earlier servers still block.
 const THREADS: usize = 64;
@@ -32,8 +47,8 @@ pub struct Kick {
 }
 
 enum Way {
-    /// Signals the event with each completion.
-    Ring(Box<IoUring>),
+    /// Signals the event with each completion; `None` when it is dropped.
+    Ring(Option<Box<IoUring>>),
     /// Makes the thread write, unless it is about to.
     Thread(SyncSender<()>),
 }
@@ -53,7 +68,7 @@ impl Kick {
     /// As there.
     pub fn of(event: EventFd, io_uring: bool, threads: &Threads) -> io::Result<Self> {
         let way = match io_uring.then(|| ring(&event)) {
-            Some(Ok(ring)) => Way::Ring(Box::new(ring)),
+            Some(Ok(ring)) => Way::Ring(Some(Box::new(ring))),
             _ => Way::Thread(thread(&event, threads)?),
         };
         Ok(Self { event, way })
@@ -70,7 +85,8 @@ impl Kick {
     /// Kicks the server, without blocking.
     pub fn kick(&mut self) {
         match &mut self.way {
-            Way::Ring(ring) => {
+            Way::Ring(None) => {}
+            Way::Ring(Some(ring)) => {
                 let nothing = opcode::Nop::new().build();
                 // If the ring is full, the previous kick is still pending and has the same effect.
                 // SAFETY: the operation has no buffer.
@@ -90,6 +106,12 @@ impl Kick {
 
 impl Drop for Kick {
     fn drop(&mut self) {
+        if let Way::Ring(ring) = &mut self.way
+            && let Some(ring) = ring.take()
+            && ring.submitter().unregister_eventfd().is_ok()
+        {
+            RESERVE.lock().push(*ring);
+        }
         // Unblocks a thread that the server blocks.
         if matches!(self.way, Way::Thread(_)) {
             // SAFETY: open as long as `self`.
@@ -101,9 +123,21 @@ impl Drop for Kick {
     }
 }
 
+/// Returns a ring that signals `event`.
 fn ring(event: &EventFd) -> io::Result<IoUring> {
-    let ring = IoUring::new(1)?;
+    let reserved = RESERVE.lock().pop();
+    let ring = reserved.map_or_else(restricted, Ok)?;
     ring.submitter().register_eventfd(event.as_raw_fd())?;
+    Ok(ring)
+}
+
+/// Returns a ring that only executes no-ops.
+fn restricted() -> io::Result<IoUring> {
+    let ring = IoUring::builder().setup_r_disabled().build(1)?;
+    let mut allowed = vec![register::Restriction::sqe_op(opcode::Nop::CODE)];
+    allowed.extend(REGISTRATIONS.map(register::Restriction::register_op));
+    ring.submitter().register_restrictions(&mut allowed)?;
+    ring.submitter().register_enable_rings()?;
     Ok(ring)
 }
 

@@ -23,5 +23,6 @@ mod state;
 
 pub use connect::{ConnectFn, Connection, DiskInfo, FrontError};
 pub use disk::Driver;
+pub use kick::reserve as reserve_rings;
 pub use ring::{DriverRing, Request, RingFault, UsedRequest};
 pub use shared::SharedRings;

@@ -9,6 +9,7 @@
     reason = "a panic is a failed test"
 )]
 
+pub mod instructions;
 mod ram;
 mod transport;
 

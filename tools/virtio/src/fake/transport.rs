@@ -191,9 +191,8 @@ impl<D: FakeDevice> Transport for FakeTransport<D> {
         if let Some(Queue { id, .. }) = machine.queues.remove(&queue) {
             let (sender, receiver) = channel();
             let then = sender.clone();
-            machine
-                .handle
-                .remove(id, Box::new(move || sender.send(()).unwrap()));
+            let removed = Box::new(move || sender.send(()).unwrap());
+            machine.handle.command(|commands| commands.remove(id, removed));
             receiver.recv().unwrap();
             machine
                 .device

@@ -52,15 +52,18 @@ pub struct Coalescer {
     published: Option<u64>,
     /// Mean interval from such a publication to the next.
     interval: u64,
-    /// The driver waits for one of the completions with everything else, e.g. for a flush.
-    urgent: bool,
+    /// The driver waits for one of the completions with everything else, e.g. for a flush: the next
+    /// publication is signalled at once.
+    pub urgent: bool,
     /// An interrupt is to be sent, whatever the driver wants: decided, or one may have been lost with the
     /// daemon.
     pending: bool,
     /// Decisions since the driver last wanted an interrupt.
     unwanted: u16,
-    /// See [`Self::take_backlog`].
-    backlog: Option<bool>,
+    /// If it was decided since this was taken: whether the driver had more than one request outstanding then.
+    /// Some were in flight or signalled together, or the driver wanted no interrupt, since it was still
+    /// handling the completions before. (One that has wanted none for long polls, which says nothing.)
+    pub backlog: Option<bool>,
 }
 
 impl Coalescer {
@@ -77,12 +80,6 @@ impl Coalescer {
             unwanted: 0,
             backlog: None,
         }
-    }
-
-    /// The next publication is signalled at once.
-    #[inline]
-    pub const fn set_urgent(&mut self) {
-        self.urgent = true;
     }
 
     /// Returns how many requests were published since the last decision.
@@ -169,14 +166,6 @@ impl Coalescer {
     pub fn take_pending(&mut self) -> bool {
         std::mem::take(&mut self.pending)
     }
-
-    /// If it was decided since the last call: returns whether the driver had more than one request
-    /// outstanding then. Some were in flight or signalled together, or the driver wanted no interrupt, since
-    /// it was still handling the completions before. (One that has wanted none for long polls, which says
-    /// nothing.)
-    pub const fn take_backlog(&mut self) -> Option<bool> {
-        self.backlog.take()
-    }
 }
 
 #[cfg(test)]
@@ -245,7 +234,7 @@ mod tests {
         let mut coalescer = Coalescer::new(7, false);
         coalescer.decide(at(8));
         assert!(coalescer.take_pending() && coalescer.may_wait(9));
-        coalescer.set_urgent();
+        coalescer.urgent = true;
         assert!(!coalescer.may_wait(9));
         coalescer.decide(at(9));
         assert!(coalescer.take_pending() && !coalescer.take_pending());
@@ -283,16 +272,16 @@ mod tests {
     fn a_backlog_is_seen_unless_the_driver_polls() {
         let mut coalescer = Coalescer::new(0, false);
         coalescer.decide(at(1));
-        assert_eq!(coalescer.take_backlog(), Some(false));
-        assert_eq!(coalescer.take_backlog(), None);
+        assert_eq!(coalescer.backlog.take(), Some(false));
+        assert_eq!(coalescer.backlog.take(), None);
         coalescer.decide(at(3));
-        assert_eq!(coalescer.take_backlog(), Some(true));
+        assert_eq!(coalescer.backlog.take(), Some(true));
         for round in 1..=POLLING_DECISIONS {
             coalescer.decide(Situation {
                 wanted: false,
                 ..at(3 + round)
             });
-            assert_eq!(coalescer.take_backlog(), Some(round < POLLING_DECISIONS));
+            assert_eq!(coalescer.backlog.take(), Some(round < POLLING_DECISIONS));
         }
     }
 }

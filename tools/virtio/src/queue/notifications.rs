@@ -10,9 +10,10 @@ pub struct NotificationControl {
     next_avail: u16,
     /// `avail.idx` as it was read last.
     avail_idx: u16,
-    enabled: bool,
+    /// The driver notifies of the next request.
+    pub enabled: bool,
     /// The available ring is polled: nothing is gained by a notification of the next request.
-    polled: bool,
+    pub polled: bool,
 }
 
 impl NotificationControl {
@@ -23,14 +24,6 @@ impl NotificationControl {
             enabled: false,
             polled: false,
         }
-    }
-
-    pub const fn is_enabled(&self) -> bool {
-        self.enabled
-    }
-
-    pub const fn set_polled(&mut self, polled: bool) {
-        self.polled = polled;
     }
 
     /// Returns whether there is an entry that was not popped.
@@ -151,7 +144,7 @@ mod tests {
         let mut control = NotificationControl::new(0);
         offer(&memory, 2);
         assert_eq!(control.begin(&ring), Ok(true));
-        assert!(!is_notification_wanted(&memory) && !control.is_enabled());
+        assert!(!is_notification_wanted(&memory) && !control.enabled);
         control.advance();
         assert!(!control.is_batch_popped());
         control.advance();
@@ -162,8 +155,8 @@ mod tests {
         assert!(!is_notification_wanted(&memory));
         control.advance();
         assert_eq!(control.refill(&ring), Ok(false));
-        assert!(is_notification_wanted(&memory) && control.is_enabled());
-        control.set_polled(true);
+        assert!(is_notification_wanted(&memory) && control.enabled);
+        control.polled = true;
         assert_eq!(control.begin(&ring), Ok(false));
         assert_eq!(control.refill(&ring), Ok(false));
         assert!(!is_notification_wanted(&memory));

@@ -7,7 +7,8 @@ use crate::trace::{self, Kind, TraceId};
 
 /// The device's position in the used ring, and what was completed since the last publication.
 pub struct UsedRing {
-    idx: u16,
+    /// The used index as published last.
+    pub idx: u16,
     /// Heads and used lengths.
     completed: Vec<(u16, u32)>,
 }
@@ -18,12 +19,6 @@ impl UsedRing {
         let mut list = completed;
         list.reserve_exact(usize::from(size).saturating_sub(list.len()));
         Self { idx, completed: list }
-    }
-
-    /// Returns the used index as published last.
-    #[inline]
-    pub const fn idx(&self) -> u16 {
-        self.idx
     }
 
     /// Returns how many requests wait to be published.

@@ -56,7 +56,8 @@ pub struct VirtQueue {
     notify_driver: Box<dyn Fn() + Send>,
     needs_reset: Box<dyn Fn(&QueueFault) + Send>,
     stats: Arc<QueueStats>,
-    clock: Clock,
+    /// The clock of all times of the queue.
+    pub clock: Clock,
     /// When this round of work began.
     now: u64,
     /// When the driver first notified of what was not popped yet, if it is known.
@@ -68,13 +69,17 @@ pub struct VirtQueue {
     in_flight: u16,
     /// Heads to be run again after a take-over, then empty.
     restart: Vec<u16>,
-    tag_base: u64,
-    trace: TraceId,
-    name: String,
-    paused: bool,
+    /// The high bits of the tags of the queue's operations; the low 16 are the device's.
+    pub tag_base: u64,
+    /// The id used in trace events.
+    pub trace_id: TraceId,
+    /// What log lines call the queue's device.
+    pub name: String,
+    /// Popping is paused; what is in flight continues. After resuming, the queue must be serviced.
+    pub paused: bool,
     broken: bool,
-    /// The device pops nothing until it is told otherwise.
-    stopped: bool,
+    /// The device has stopped popping, on its own account.
+    pub stopped: bool,
     /// Popped in this round.
     popped: u16,
     /// The last round ended with requests left.
@@ -117,7 +122,7 @@ impl VirtQueue {
             in_flight: 0,
             restart: past.restart,
             tag_base: 0,
-            trace: TraceId::default(),
+            trace_id: TraceId::default(),
             name: String::new(),
             paused: false,
             broken: past.broken,
@@ -156,7 +161,7 @@ impl VirtQueue {
     pub fn outstanding(&self) -> u16 {
         self.ring
             .avail_idx()
-            .wrapping_sub(self.used.idx())
+            .wrapping_sub(self.used.idx)
             .min(self.ring.size())
     }
 
@@ -176,28 +181,6 @@ impl VirtQueue {
         self.broken
     }
 
-    /// Returns whether popping is paused.
-    #[inline]
-    pub fn is_paused(&self) -> bool {
-        self.paused
-    }
-
-    /// Pauses or resumes popping; what is in flight continues. After resuming, the queue must be serviced.
-    pub fn set_paused(&mut self, paused: bool) {
-        self.paused = paused;
-    }
-
-    /// Returns whether the device has stopped popping.
-    #[inline]
-    pub fn is_stopped(&self) -> bool {
-        self.stopped
-    }
-
-    /// Stops popping, or ends that, on the device's own account.
-    pub fn set_stopped(&mut self, stopped: bool) {
-        self.stopped = stopped;
-    }
-
     /// Returns whether the last round popped as many as it may, and there are more.
     pub fn has_more(&self) -> bool {
         self.more
@@ -208,11 +191,6 @@ impl VirtQueue {
     #[inline]
     pub fn deadline(&self) -> Option<u64> {
         self.deadline
-    }
-
-    /// Replaces the clock.
-    pub fn set_clock(&mut self, clock: Clock) {
-        self.clock = clock;
     }
 
     /// Returns when this round of work began, in nanoseconds of the queue's clock.
@@ -228,43 +206,17 @@ impl VirtQueue {
         self.available_at
     }
 
-    /// Sets the high bits of the tags of the queue's operations; the low 16 are the device's.
-    pub fn set_tag_base(&mut self, base: u64) {
-        self.tag_base = base & !0xffff;
-    }
-
-    /// Returns the high bits of the tags of the queue's operations.
-    #[inline]
-    pub fn tag_base(&self) -> u64 {
-        self.tag_base
-    }
-
-    /// Sets what log lines call the queue's device.
-    pub fn set_name(&mut self, name: String) {
-        self.name = name;
-    }
-
-    /// Returns what log lines call the queue's device.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Sets the id used in trace events.
-    pub fn set_trace_id(&mut self, id: TraceId) {
-        self.trace = id;
-    }
-
     /// Records a trace event of a request.
     #[inline(always)]
     pub fn trace(&self, kind: Kind, head: u16) {
-        trace::event(kind, self.trace, head.into());
+        trace::event(kind, self.trace_id, head.into());
     }
 
     /// Sets whether the available ring is polled ([`Self::has_available`]): then a round that has popped
     /// everything leaves notifications disabled. The caller then sends overdue interrupts
     /// ([`Self::signal_overdue`]) and enables notifications before it sleeps.
     pub fn set_polled(&mut self, polled: bool) {
-        self.notifications.set_polled(polled);
+        self.notifications.polled = polled;
     }
 
     /// Returns whether there is a request that the next round would pop.
@@ -277,7 +229,7 @@ impl VirtQueue {
     /// pops nothing now is serviced when it does again.
     #[inline]
     pub fn wants_notifications(&self) -> bool {
-        !self.notifications.is_enabled() && self.pops() && self.deadline.is_none()
+        !self.notifications.enabled && self.pops() && self.deadline.is_none()
     }
 
     /// Asks the driver for a notification of the next request. Returns whether a request is already
@@ -302,7 +254,7 @@ impl VirtQueue {
     /// Begins a service of the queue: reads the clock and forgets the last round.
     #[inline]
     pub fn begin_service(&mut self) {
-        trace::event(Kind::Service, self.trace, 0);
+        trace::event(Kind::Service, self.trace_id, 0);
         self.now = self.clock.now();
         self.more = false;
         self.deadline = None;
@@ -426,7 +378,7 @@ impl VirtQueue {
         self.notifications.advance();
         self.popped += 1;
         step("logged");
-        trace::event(Kind::Popped, self.trace, head.into());
+        trace::event(Kind::Popped, self.trace_id, head.into());
     }
 
     /// Ends a round: one that found nothing was notified of nothing.
@@ -457,7 +409,7 @@ impl VirtQueue {
     /// Completes a request, whose data and status are in guest memory; it is published with the next batch.
     #[inline]
     pub fn complete(&mut self, head: u16, used_len: u32) {
-        trace::event(Kind::Completed, self.trace, head.into());
+        trace::event(Kind::Completed, self.trace_id, head.into());
         step("status written");
         self.log.finish(head, used_len);
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -467,7 +419,7 @@ impl VirtQueue {
 
     /// The driver waits for a completion with everything else: the next publication is signalled at once.
     pub fn set_urgent(&mut self) {
-        self.coalescer.set_urgent();
+        self.coalescer.urgent = true;
     }
 
     /// Puts a completed request of which `which` holds, and that is not published, back in flight.
@@ -485,8 +437,8 @@ impl VirtQueue {
     pub fn publish(&mut self) -> usize {
         let count = self.used.len();
         if count > 0 {
-            let first = self.coalescer.unsignalled(self.used.idx()) == 0;
-            self.used.publish(&self.ring, &mut self.log, self.trace);
+            let first = self.coalescer.unsignalled(self.used.idx) == 0;
+            self.used.publish(&self.ring, &mut self.log, self.trace_id);
             self.stats.publications.add(1);
             let now = self.clock.now();
             self.coalescer.measure(now);
@@ -504,14 +456,13 @@ impl VirtQueue {
 
     #[inline]
     fn is_interrupt_wanted(&self) -> bool {
-        self.ring
-            .interrupt_wanted(self.coalescer.decided, self.used.idx())
+        self.ring.interrupt_wanted(self.coalescer.decided, self.used.idx)
     }
 
     #[inline]
     fn may_coalesce(&self) -> bool {
-        self.coalescer.may_wait(self.used.idx())
-            && !self.notifications.is_enabled()
+        self.coalescer.may_wait(self.used.idx)
+            && !self.notifications.enabled
             && self.in_flight == 0
             && self.pops()
             && self.deadline.is_none()
@@ -521,48 +472,46 @@ impl VirtQueue {
     /// whose interrupt was left to the next. By the queue's clock.
     #[inline]
     pub fn interrupt_due(&self) -> Option<u64> {
-        self.coalescer.due(self.used.idx())
+        self.coalescer.due(self.used.idx)
     }
 
     /// No more came in time: sends the interrupt for what there is, and lowers the batch target to that.
     pub fn signal_overdue(&mut self) {
-        self.coalescer.overdue(self.used.idx());
+        self.coalescer.overdue(self.used.idx);
         self.signal();
     }
 
     /// Sends the interrupt for what was published since the last decision, if the driver wants it.
     #[inline]
     pub fn signal(&mut self) {
-        if self.coalescer.unsignalled(self.used.idx()) > 0 {
+        if self.coalescer.unsignalled(self.used.idx) > 0 {
             let situation = Situation {
-                used_idx: self.used.idx(),
+                used_idx: self.used.idx,
                 wanted: self.is_interrupt_wanted(),
                 in_flight: self.in_flight,
                 outstanding: self.outstanding() > 0,
-                notifications_enabled: self.notifications.is_enabled(),
+                notifications_enabled: self.notifications.enabled,
             };
             if !self.coalescer.decide(situation) {
                 self.stats.interrupts_suppressed.add(1);
-                trace::event(Kind::Suppressed, self.trace, 0);
+                trace::event(Kind::Suppressed, self.trace_id, 0);
             }
         }
         if self.coalescer.take_pending() {
-            self.stats.interrupts.add(1);
-            trace::event(Kind::Raise, self.trace, 0);
-            (self.notify_driver)();
+            self.raise();
         }
     }
 
-    /// Sends an interrupt for used buffers that another process has published.
-    pub fn signal_foreign(&mut self) {
+    /// Sends an interrupt, also for used buffers that another process has published.
+    pub fn raise(&mut self) {
         self.stats.interrupts.add(1);
-        trace::event(Kind::Raise, self.trace, 0);
+        trace::event(Kind::Raise, self.trace_id, 0);
         (self.notify_driver)();
     }
 
     /// If an interrupt was decided about since the last call: returns whether the driver had a backlog then.
     pub const fn take_backlog(&mut self) -> Option<bool> {
-        self.coalescer.take_backlog()
+        self.coalescer.backlog.take()
     }
 
     /// The driver broke the queue: pops nothing more and asks for DEVICE_NEEDS_RESET.

@@ -58,36 +58,58 @@ pub trait EventSource: Send {
 
 /// One command.
 pub enum Message {
+    /// See [`ReactorHandle::add_event_source`].
     AddEventSource {
+        /// Becomes readable.
         fd: OwnedFd,
+        /// How it is read.
         width: ReadWidth,
+        /// The source.
         source: Box<dyn EventSource>,
     },
+    /// See [`Commands::add`].
     Add {
+        /// Its number.
         id: QueueId,
+        /// The queue.
         handler: Box<dyn QueueHandler>,
     },
+    /// See [`Commands::schedule`].
     Schedule(QueueId),
+    /// See [`Commands::notified`].
     Notified {
+        /// The queue.
         id: QueueId,
+        /// Nanoseconds.
         ago: u64,
     },
+    /// See [`Commands::quiesce`].
     Quiesce {
+        /// The queue.
         id: QueueId,
+        /// Called at the end.
         then: Callback,
     },
+    /// See [`Commands::resume`].
     Resume(QueueId),
+    /// See [`Commands::retry`].
     Retry(QueueId),
+    /// See [`Commands::remove`].
     Remove {
+        /// The queue.
         id: QueueId,
+        /// Called at the end.
         then: Callback,
     },
+    /// See [`ReactorHandle::stop`].
     Stop,
 }
 
 /// What an event source wants done; carried out in order as soon as it returns.
+#[derive(Default)]
 pub struct Commands {
-    list: VecDeque<Message>,
+    /// Oldest first.
+    pub list: VecDeque<Message>,
     ids: Arc<AtomicU64>,
 }
 
@@ -97,18 +119,6 @@ impl Commands {
             list: VecDeque::new(),
             ids,
         }
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Message> {
-        self.list.pop_front()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
-    pub(super) fn extend(&mut self, messages: impl Iterator<Item = Message>) {
-        self.list.extend(messages);
     }
 
     /// Serves a queue from now on, beginning with what is in it already.
@@ -243,24 +253,14 @@ impl ReactorHandle {
         self.send(Message::Schedule(id));
     }
 
-    /// As [`Commands::quiesce`].
-    pub fn quiesce(&self, id: QueueId, then: Callback) {
-        self.send(Message::Quiesce { id, then });
-    }
-
-    /// As [`Commands::resume`].
-    pub fn resume(&self, id: QueueId) {
-        self.send(Message::Resume(id));
-    }
-
-    /// As [`Commands::retry`].
-    pub fn retry(&self, id: QueueId) {
-        self.send(Message::Retry(id));
-    }
-
-    /// As [`Commands::remove`].
-    pub fn remove(&self, id: QueueId, then: Callback) {
-        self.send(Message::Remove { id, then });
+    /// Gives several commands, or such as have no method here, in order.
+    pub fn command<T>(&self, give: impl FnOnce(&mut Commands) -> T) -> T {
+        let mut commands = Commands::new(self.ids.clone());
+        let result = give(&mut commands);
+        for message in commands.list {
+            self.send(message);
+        }
+        result
     }
 
     /// Quiesces and removes all queues, then ends the reactor.
@@ -306,6 +306,6 @@ impl Mailbox {
 
     /// Appends all messages to `commands`.
     pub fn take(&self, commands: &mut Commands) {
-        commands.extend(self.messages.try_iter());
+        commands.list.extend(self.messages.try_iter());
     }
 }

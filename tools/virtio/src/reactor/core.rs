@@ -1,7 +1,7 @@
 //! [`Core`]: what a reactor's thread owns, and the steps of a round that concern its queues.
 
+use std::mem;
 use std::time::Duration;
-use std::{io, mem};
 
 use super::busy_poll::{Backlog, BusyPoll};
 use super::commands::{Message, QueueId};
@@ -29,9 +29,9 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(io_uring: bool, entries: u32, poll: Duration) -> io::Result<Self> {
-        Ok(Self {
-            waiter: Waiter::new(io_uring, entries)?,
+    pub fn new(waiter: Waiter, poll: Duration) -> Self {
+        Self {
+            waiter,
             backends: Backends::default(),
             sources: EventSources::default(),
             queues: QueueTable::default(),
@@ -41,7 +41,7 @@ impl Core {
             backlog: Backlog::default(),
             done: Vec::new(),
             stopping: false,
-        })
+        }
     }
 
     /// Returns whether the reactor was stopped and has no queues any more.
@@ -81,7 +81,7 @@ impl Core {
             }
             Message::Quiesce { id, then } => match self.entry(id) {
                 Some(entry) => {
-                    entry.handler.queue_mut().set_paused(true);
+                    entry.handler.queue_mut().paused = true;
                     entry.quiesced.push(then);
                     self.insert(List::Dirty, id);
                 }
@@ -90,7 +90,7 @@ impl Core {
             },
             Message::Resume(id) => {
                 if let Some(entry) = self.entry(id).filter(|entry| !entry.leaving) {
-                    entry.handler.queue_mut().set_paused(false);
+                    entry.handler.queue_mut().paused = false;
                     self.schedule(id);
                 }
             }
@@ -102,7 +102,7 @@ impl Core {
             }
             Message::Remove { id, then } => match self.entry(id) {
                 Some(entry) => {
-                    entry.handler.queue_mut().set_paused(true);
+                    entry.handler.queue_mut().paused = true;
                     entry.quiesced.push(then);
                     self.insert(List::Dirty, id);
                     if let Some(index) = self.queues.index(id) {
@@ -126,10 +126,10 @@ impl Core {
         if self.stopping {
             return;
         }
-        handler.queue_mut().set_tag_base(id.tag());
+        handler.queue_mut().tag_base = id.tag();
         let attached = handler.attach(&mut Context::new(&mut self.waiter, &mut self.backends));
         if let Err(error) = &attached {
-            tracing::error!(device = handler.queue().name(), %error, "cannot serve a queue");
+            tracing::error!(device = handler.queue().name, %error, "cannot serve a queue");
         }
         let index = self.queues.insert(Entry {
             id,

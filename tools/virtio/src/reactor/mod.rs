@@ -17,5 +17,5 @@ mod sources;
 mod table;
 mod thread;
 
-pub use commands::{Callback, Commands, EventSource, QueueId, ReactorHandle};
+pub use commands::{Callback, Commands, EventSource, Message, QueueId, ReactorHandle};
 pub use thread::{Reactor, ReactorOptions};

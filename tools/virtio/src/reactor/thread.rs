@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::commands::{Mailbox, ReactorHandle};
 use super::core::Core;
-use crate::waiter::ReadWidth;
+use crate::waiter::{ReadWidth, Waiter};
 
 /// How to build a reactor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,18 +36,27 @@ impl Default for ReactorOptions {
 
 /// A reactor that does not run yet.
 pub struct Reactor {
-    options: ReactorOptions,
+    poll: Duration,
+    waiter: Waiter,
     mailbox: Mailbox,
 }
 
 impl Reactor {
-    /// Returns a reactor and the handle to it.
+    /// Returns a reactor and the handle to it. All that it needs of the system is made here: running it works
+    /// under a filter of system calls.
     ///
     /// # Errors
     /// No descriptors are left.
     pub fn new(options: ReactorOptions) -> io::Result<(Self, ReactorHandle)> {
         let (mailbox, handle) = Mailbox::new()?;
-        Ok((Self { options, mailbox }, handle))
+        let waiter = Waiter::disabled(options.io_uring, options.entries)?;
+        let poll = options.poll;
+        let reactor = Self {
+            poll,
+            waiter,
+            mailbox,
+        };
+        Ok((reactor, handle))
     }
 
     /// Runs as [`Self::run`] does. If it cannot wait any more or panics, the process ends with status 70:
@@ -67,15 +76,20 @@ impl Reactor {
     /// # Errors
     /// Waiting itself failed; errors of files are their requests'.
     pub fn run(self) -> io::Result<()> {
-        let Self { options, mailbox } = self;
-        let mut core = Core::new(options.io_uring, options.entries, options.poll)?;
+        let Self {
+            poll,
+            waiter,
+            mailbox,
+        } = self;
+        waiter.enable()?;
+        let mut core = Core::new(waiter, poll);
         let mail = core.waiter.watch(mailbox.event(), ReadWidth::Eight)?;
         let mut ready = Vec::new();
         let mut commands = mailbox.commands();
         mailbox.take(&mut commands);
         loop {
             core.sources.collect(&mut commands);
-            while let Some(message) = commands.pop() {
+            while let Some(message) = commands.list.pop_front() {
                 core.carry_out(message);
             }
             core.service();
@@ -89,7 +103,7 @@ impl Reactor {
             }
             core.backends.submit(&mut core.waiter);
             let busy = core.backends.are_busy();
-            let idle = commands.is_empty() && core.is_idle() && !busy;
+            let idle = commands.list.is_empty() && core.is_idle() && !busy;
             if !idle {
                 // Rings whose notifications are disabled are checked all the same, and no interrupt waits for
                 // the work of other queues.

@@ -29,14 +29,35 @@ pub enum Waiter {
 }
 
 impl Waiter {
-    /// Returns a ring of `entries` submissions if `io_uring` and the system allow it. Else epoll, with the
-    /// reason in the log.
+    /// As [`Self::disabled`], enabled for this thread.
     ///
     /// # Errors
     /// No descriptors are left.
     pub fn new(io_uring: bool, entries: u32) -> io::Result<Self> {
+        let waiter = Self::disabled(io_uring, entries)?;
+        waiter.enable()?;
+        Ok(waiter)
+    }
+
+    /// Enables the ring, if there is one, for the calling thread, which alone waits from now on.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn enable(&self) -> io::Result<()> {
+        match self {
+            Self::Uring(ring) => ring.enable(),
+            Self::Epoll(_) => Ok(()),
+        }
+    }
+
+    /// Returns a ring of `entries` submissions, to be enabled, if `io_uring` and the system allow it. Else
+    /// epoll, with the reason in the log.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn disabled(io_uring: bool, entries: u32) -> io::Result<Self> {
         if io_uring {
-            match Uring::new(entries) {
+            match Uring::disabled(entries) {
                 Ok(ring) => return Ok(Self::Uring(Box::new(ring))),
                 Err(error) => tracing::warn!(%error, "no io_uring here: I/O uses thread pools"),
             }

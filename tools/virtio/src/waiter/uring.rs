@@ -1,19 +1,40 @@
 //! [`Uring`]: an io_uring that carries operations by tag and watches descriptors. A reactor's thread waits in
 //! it: I/O and watched descriptors complete in one `io_uring_enter`.
 //!
-//! The ring belongs to the thread that made it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them). How
-//! an operation becomes a submission queue entry is its device's business.
+//! The ring belongs to the thread that enables it (SINGLE_ISSUER, DEFER_TASKRUN where the kernel has them).
+//! How an operation becomes a submission queue entry is its device's business, but the kernel executes only
+//! those in [`OPERATIONS`]: a system call filter does not see what a ring does, so the ring has its own.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, register, squeue, types};
 
 use super::registry::Registry;
 use super::watch::ReadWidth;
 use crate::handler::Completion;
+
+/// The operations that the kernel executes: transfers of open files, and waiting. None opens, connects, sends
+/// a descriptor or changes a file's size.
+const OPERATIONS: [u8; 10] = [
+    opcode::Nop::CODE,
+    opcode::Read::CODE,
+    opcode::Readv::CODE,
+    opcode::ReadFixed::CODE,
+    opcode::Write::CODE,
+    opcode::Writev::CODE,
+    opcode::WriteFixed::CODE,
+    opcode::Fsync::CODE,
+    opcode::PollAdd::CODE,
+    opcode::PollRemove::CODE,
+];
+/// IOSQE_FIXED_FILE, the flag that operations may have.
+const FIXED_FILE: u8 = 1;
+/// What may be registered once the ring is enabled (`linux/io_uring.h`): IORING_REGISTER_FILES_UPDATE,
+/// IORING_REGISTER_BUFFERS_UPDATE and IORING_REGISTER_IOWQ_AFF.
+const REGISTRATIONS: [u8; 3] = [6, 16, 17];
 
 /// Set in the user data of a watch; the rest is its number. Without it, the user data is an operation's tag.
 const WATCH: u64 = 1 << 63;
@@ -79,11 +100,21 @@ pub struct Uring {
 }
 
 impl Uring {
-    /// Returns a ring with `entries` submissions.
+    /// Returns a ring with `entries` submissions, enabled for this thread.
     ///
     /// # Errors
     /// The kernel or a policy forbids io_uring, or the kernel is older than Linux 5.11.
     pub fn new(entries: u32) -> io::Result<Self> {
+        let ring = Self::disabled(entries)?;
+        ring.enable()?;
+        Ok(ring)
+    }
+
+    /// Returns a ring with `entries` submissions that does nothing before [`Self::enable`].
+    ///
+    /// # Errors
+    /// The kernel or a policy forbids io_uring, or the kernel is older than Linux 5.11.
+    pub fn disabled(entries: u32) -> io::Result<Self> {
         let completions = entries.saturating_mul(4);
         let ring = IoUring::builder()
             .setup_cqsize(completions)
@@ -91,14 +122,25 @@ impl Uring {
             .setup_defer_taskrun()
             // Shows in memory that completions wait for an `io_uring_enter`, so that busy polling can see it.
             .setup_taskrun_flag()
+            .setup_r_disabled()
             .build(entries)
-            .or_else(|_| IoUring::builder().setup_cqsize(completions).build(entries))?;
+            .or_else(|_| {
+                IoUring::builder()
+                    .setup_cqsize(completions)
+                    .setup_r_disabled()
+                    .build(entries)
+            })?;
         // Waiting with a timeout: Linux 5.11.
         if !ring.params().is_feature_ext_arg() {
             return Err(io::Error::from(io::ErrorKind::Unsupported));
         }
+        let registry = Registry::new(ring);
+        let mut allowed: Vec<_> = OPERATIONS.map(register::Restriction::sqe_op).into();
+        allowed.extend(REGISTRATIONS.map(register::Restriction::register_op));
+        allowed.push(register::Restriction::sqe_flags_allowed(FIXED_FILE));
+        registry.ring.submitter().register_restrictions(&mut allowed)?;
         Ok(Self {
-            registry: Registry::new(ring),
+            registry,
             in_flight: 0,
             backlog: VecDeque::with_capacity(entries as usize),
             done: Vec::with_capacity(completions as usize),
@@ -106,6 +148,14 @@ impl Uring {
             free_watches: Vec::new(),
             rearm: Vec::new(),
         })
+    }
+
+    /// Enables the ring for the calling thread, which alone submits to it from now on.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn enable(&self) -> io::Result<()> {
+        self.registry.ring.submitter().register_enable_rings()
     }
 
     /// Keeps the kernel's threads for requests that block on these CPUs. Called on the thread that submits.
@@ -322,5 +372,44 @@ impl Drop for Uring {
             self.watches.clear();
             self.collect(&mut ready);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use io_uring::{opcode, squeue, types};
+
+    use super::Uring;
+
+    // A worker that was taken over submits what it likes.
+    #[cfg_attr(miri, ignore = "Miri has no io_uring")]
+    #[test]
+    fn a_ring_neither_opens_nor_connects_nor_makes_sockets() {
+        let Ok(mut ring) = Uring::new(8) else {
+            return;
+        };
+        let (here, nowhere) = (types::Fd(libc::AT_FDCWD), std::ptr::null());
+        let operations = [
+            opcode::OpenAt::new(here, c"/etc/passwd".as_ptr()).build(),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            opcode::Connect::new(types::Fd(0), nowhere, 0).build(),
+            opcode::UnlinkAt::new(here, c"/nowhere".as_ptr()).build(),
+            opcode::Fallocate::new(types::Fd(0), 0).build(),
+            opcode::Nop::new().build().flags(squeue::Flags::IO_LINK),
+        ];
+        for (tag, operation) in (0..).zip(operations) {
+            // SAFETY: the only memory that an operation names is static.
+            unsafe { ring.push(operation, tag) };
+            ring.wait(Some(Duration::from_secs(10)), &mut Vec::new()).unwrap();
+            let mut done = Vec::new();
+            ring.reap(&mut done);
+            let results: Vec<_> = done.iter().map(|done| (done.tag, done.result)).collect();
+            assert_eq!(results, [(tag, -libc::EACCES)]);
+        }
+        let submitter = ring.registry.ring.submitter();
+        let refused = submitter.register_eventfd(0).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
     }
 }

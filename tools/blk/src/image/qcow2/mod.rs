@@ -20,7 +20,7 @@ use std::alloc::{Layout, handle_alloc_error};
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -33,6 +33,7 @@ use ringvirtio::memory::IoVec;
 use super::IoKind;
 use super::bounce::{BOUNCE_MAX, Bounce, gather, scatter};
 use crate::error::{DiskError, failed};
+use crate::opener::{LocalOpener, Opener};
 use header::{Backing, Header};
 use medium::Medium;
 use tables::Ordered;
@@ -539,6 +540,33 @@ fn layer(
     Ok((FormatAccess::new(qcow2), storage, header))
 }
 
+/// Returns the backing files that the header of the image at `path` and those of its backing files name; none
+/// of an image that cannot be read or is damaged, as opening it will tell.
+pub fn backing_files(path: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    let mut image = path.to_owned();
+    while found.len() <= MAX_DEPTH {
+        // A pipe is not waited for.
+        let file = LocalOpener.open(&image, false, libc::O_NONBLOCK);
+        let header = file.ok().and_then(|file| Header::read(&file).ok());
+        let Some(backing) = header.and_then(|header| header.backing) else {
+            break;
+        };
+        image = named_by(&image, &backing);
+        found.push(image.clone());
+        if backing.format.as_deref() != Some("qcow2") {
+            break;
+        }
+    }
+    found
+}
+
+/// Returns the path of a backing file. A relative name is relative to the file that contains it. Names with a
+/// protocol never match a file.
+fn named_by(path: &Path, backing: &Backing) -> PathBuf {
+    path.parent().unwrap_or(Path::new("")).join(&backing.name)
+}
+
 /// Opens a backing file of the image at `path`.
 fn below(
     path: &Path,
@@ -546,8 +574,7 @@ fn below(
     open: &dyn Fn(&Path) -> Result<File, DiskError>,
     depth: usize,
 ) -> Result<Access, DiskError> {
-    // A relative name is relative to the file that contains it. Names with a protocol never match a file.
-    let below = path.parent().unwrap_or(Path::new("")).join(&backing.name);
+    let below = named_by(path, backing);
     // Never probed: a guest may have written a header onto a raw image.
     match backing.format.as_deref() {
         Some("qcow2") => layer(&below, open(&below)?, false, open, depth + 1).map(|(access, ..)| access),

@@ -13,7 +13,9 @@ use crate::device::disk::config::DiskConfig;
 use crate::host::Host;
 use crate::host::fake::Fault;
 use crate::zone::actor::Command;
+use crate::zone::ended::Ended;
 use crate::zone::record::Record;
+use crate::zone::shared::Shared;
 use crate::zone::{Ending, Phase};
 
 #[test]
@@ -516,6 +518,79 @@ fn the_next_daemon_takes_zones_over() {
         .guest_ends(1, ZoneState::Stopped, StopReason::SystemOff);
     assert_eq!(zone.wait(), Ending::PoweredOff);
     machine.assert_clean();
+}
+
+/// Text of a console that has ended.
+fn said(zone: &Shared) -> String {
+    let mut said = Vec::new();
+    let mut position = zone.console.start();
+    while let Some(chunk) = zone.console.read(position, Duration::ZERO) {
+        said.extend(chunk.bytes);
+        position = chunk.next;
+    }
+    String::from_utf8(said).unwrap()
+}
+
+#[test]
+fn the_next_daemon_knows_how_a_zone_ended() {
+    let machine = Machine::new();
+    let zone = machine.registry.start(machine.config("a")).unwrap();
+    machine.el2.guest_prints(1, "last words\n");
+    machine
+        .el2
+        .guest_ends(1, ZoneState::Stopped, StopReason::SystemOff);
+    assert_eq!(zone.wait(), Ending::PoweredOff);
+    machine.registry.context().io.stop();
+    let next = daemon(&machine.el2, &machine.host, machine.path("records"));
+    let ended = next.find("a").unwrap();
+    assert_eq!(
+        (ended.wait(), ended.status().state),
+        (Ending::PoweredOff, Phase::Stopped)
+    );
+    let text = said(&ended);
+    assert!(
+        text.contains("last words") && text.contains("powered off"),
+        "{text}"
+    );
+    assert_eq!(text, said(&zone));
+    machine.assert_clean();
+    // Another zone of that name has its own end.
+    next.start(machine.config("a")).unwrap();
+    assert!(!machine.path("records/a.ended").exists());
+    next.execute("a", Command::Stop).unwrap();
+    assert_eq!(next.find("a").unwrap().wait(), Ending::Stopped);
+}
+
+/// A daemon that was killed after it had recorded the end, while it dismantled the zone.
+#[test]
+fn an_end_that_is_recorded_is_not_changed_by_what_is_still_there() {
+    for el2_has_it in [true, false] {
+        let machine = Machine::new();
+        let zone = machine.registry.start(machine.config("a")).unwrap();
+        let record = fs::read(machine.path("records/a.json")).unwrap();
+        let restarts = zone.status().restarts;
+        if !el2_has_it {
+            machine.registry.execute("a", Command::Stop).unwrap();
+        }
+        machine.registry.context().io.stop();
+        fs::write(machine.path("records/a.json"), record).unwrap();
+        let ended = Ended::new(
+            machine.config("a"),
+            Ending::PoweredOff,
+            restarts,
+            zone.console.tail(),
+        );
+        ended.save(&machine.path("records")).unwrap();
+        if !el2_has_it {
+            for cpu in [2, 3] {
+                machine.host.set_online(cpu, false).unwrap();
+            }
+        }
+        let next = daemon(&machine.el2, &machine.host, machine.path("records"));
+        assert_eq!(next.find("a").unwrap().wait(), Ending::PoweredOff, "{el2_has_it}");
+        assert_eq!(machine.el2.zones(), [] as [u8; 0]);
+        assert_eq!(machine.host.online(), [0, 1, 2, 3]);
+    }
 }
 
 /// The record of a daemon that died after taking CPU 1 offline.
