@@ -1,19 +1,43 @@
 #!/bin/bash
-# Debian's U-Boot in a zone's flash comes to its prompt, and finds the flash and the firmware configuration
-# device that it finds under QEMU.
+# Debian's U-Boot in a zone's flash: what it finds, compared with QEMU's; variables that outlive a reset of the
+# guest, the zone, and a daemon that is killed while the guest waits for it; and a kernel that it loads from the
+# guest's own disk.
 #@ needs: el2
 #@ timeout: 900
 #@ tier: all
 . tests/host/lib.sh
 firmware=$("$(dirname "$HARNESS")/image" --project "$PROJECT" firmware) || fail "no firmware"
+cache=${RINGVISOR_CACHE:-.cache}
+image=$(ls -t "$cache"/kernel-cloud-*/Image | head -1)
+initrd=$(ls -t "$cache"/guest-initramfs-cloud-* | head -1)
+[[ -n $image && -n $initrd ]] || fail "no guest files below $cache"
 files=$work/files
-mkdir -p "$files"
+mkdir -p "$files" "$work/boot/extlinux"
 cp "$firmware"/* "$files/"
+
+# A disk with a partition table and /extlinux/extlinux.conf, as distributions have it.
+cp "$image" "$work/boot/Image"
+cp "$initrd" "$work/boot/initrd"
+cat >"$work/boot/extlinux/extlinux.conf" <<'S'
+default test
+label test
+    kernel /Image
+    initrd /initrd
+    append console=ttyAMA0 booted-by=extlinux
+S
+PATH=$PATH:/usr/sbin:/sbin mke2fs -q -t ext4 -d "$work/boot" "$work/part" 96M >/dev/null || fail "mke2fs"
+truncate -s 98M "$files/disk"
+# An active Linux partition of 96 MiB at 1 MiB.
+printf '\x80\0\0\0\x83\0\0\0\0\x08\0\0\0\0\x03\0' | dd of="$files/disk" bs=1 seek=446 conv=notrunc status=none
+printf '\x55\xaa' | dd of="$files/disk" bs=1 seek=510 conv=notrunc status=none
+dd if="$work/part" of="$files/disk" bs=1M seek=1 conv=notrunc,sparse status=none
 
 # What U-Boot says under QEMU of the same machine. Its maximum times are those of a chip (docs/zone-file.md).
 mkfifo "$work/typed"
 timeout 120 qemu-system-aarch64 -M virt,gic-version=3 -cpu cortex-a57 -m 256M -nographic -nic none \
-    -global virtio-mmio.force-legacy=false -bios "$files/u-boot.bin" <"$work/typed" >"$work/qemu" 2>&1 &
+    -global virtio-mmio.force-legacy=false -bios "$files/u-boot.bin" \
+    -drive if=none,id=d,file="$files/disk",format=raw,readonly=on -device virtio-blk-device,drive=d \
+    <"$work/typed" >"$work/qemu" 2>&1 &
 qemu=$!
 exec 3>"$work/typed"
 # reaches FILE PATTERN: waits for what QEMU's guest says
@@ -28,13 +52,13 @@ reaches() {
 reaches 'stop autoboot'
 printf 'x' >&3
 sleep 1
-printf 'flinfo; qfw cpus; echo all''-said\r' >&3
+printf 'flinfo; virtio scan; virtio info; virtio part; ls virtio 0:1 /; qfw cpus; echo all''-said\r' >&3
 reaches '^all-said'
 kill $qemu
 exec 3>&-
 # same FILE: the lines that have to be the same
 same() {
-    tr -d '\r' <"$1" | grep -E '^(DRAM|Flash|Bank #|  Intel|  [0-9A-F]{8}  |.* cpu\(s\))' | sed 's/ RO / /g; s/ *$//'
+    tr -d '\r' <"$1" | grep -E '^(DRAM|Flash|Bank #|  Intel|  [0-9A-F]{8}  |Device 0|            (Type|Capacity)|Partition Map|  1|[ 0-9]+ +(Image|initrd|extlinux)|.* cpu\(s\))' | sed 's/ RO / /g; s/ *$//'
 }
 same "$work/qemu" >"$work/expected"
 grep -q '^Bank # 2' "$work/expected" || fail "no flash under QEMU"
@@ -52,19 +76,67 @@ says() {
     done
 }
 type() { printf '%s\r' "$*" >&3; }
-ringd --daemonize || exit 1
+opens() {
+    rm -f /tmp/typed
+    mkfifo /tmp/typed
+    ringctl zone console f </tmp/typed >/dev/null 2>&1 &
+    exec 3>/tmp/typed
+}
+ringd --daemonize --supervise || exit 1
+worker() { ringctl info --json | tr -d ' ,' | sed -n 's/^"ringd_pid"://p'; }
 truncate -s 2M u-boot.vars
-ringctl zone start --name f --cpus 1 --memory 256M --firmware /mnt/files/u-boot.bin --variables u-boot.vars || exit 1
-mkfifo /tmp/typed
-ringctl zone console f </tmp/typed >/dev/null 2>&1 &
-exec 3>/tmp/typed
-says 200 'stop autoboot'
-printf x >&3
-says 60 '^=> *$'
-type 'flinfo; qfw cpus; echo all''-said'
-says 200 '^all-said'
+
+start() {
+    ringctl zone start --name f --cpus 1 --memory 256M --firmware /mnt/files/u-boot.bin --variables u-boot.vars \
+        --disk /mnt/files/disk,readonly || exit 1
+    opens
+}
+# autoboot N: stops U-Boot's N-th start at its prompt
+autoboot() {
+    says 100 'stop autoboot' $1
+    printf x >&3
+    says 20 '^=> *$'
+}
+start
+autoboot 1
+type 'flinfo; virtio scan; virtio info; virtio part; ls virtio 0:1 /; qfw cpus; echo all''-said'
+says 60 '^all-said'
 ringctl zone console f --dump >/tmp/first
+type 'erase 0x03f00000 +0x40000; protect off 0x0 +0x40000; erase 0x0 +0x40000; echo status''-$?'
+says 60 '^status-1'
+type 'setenv kept variable; saveenv'
+says 60 'Writing to Flash.* done|^OK'
+type 'reset'
+says 60 'Loading Environment from Flash... OK'
+autoboot 2
+type 'printenv kept'
+says 20 '^kept=variable'
+
+# The guest waits for a daemon that does nothing, and is served by the next one.
+pid=$(worker)
+type 'echo wai''ts; sleep 3; erase 0x04100000 +0x20000 && echo era''sed'
+says 20 '^waits'
+kill -STOP $pid
+# The guest is at its command by then.
+sleep 4
+kill -KILL $pid
+says 60 '^erased'
+type 'printenv kept'
+says 20 '^kept=variable' 2
+
+# The next zone of the same file.
 ringctl zone stop f || exit 1
+start
+autoboot 1
+type 'printenv kept'
+says 20 '^kept=variable'
+type 'boot'
+says 200 'shell in the initramfs'
+type 'cat /proc/cmdline'
+says 20 'booted-by=extlinux' 2
+says 20 'virtio_blk virtio0'
+ringctl zone stop f || exit 1
+
 ringctl zone list
 grep -E 'seccomp|WARN.*(cannot|refus)|ERROR' /run/ringd/ringd.log
 tr -d '\r' </tmp/first | sed 's/^/zone: /'
