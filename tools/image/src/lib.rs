@@ -11,11 +11,12 @@
 //!   [`engines`]: fio without most of its libraries.
 //! - [`cpio`], [`initramfs`], [`ext4`]: what the tree is packed into.
 //! - [`qemu`]: QEMU 10 from backports, unpacked for the host.
-//! - [`firmware`]: U-Boot and EDK2 for a zone's flash.
+//! - [`firmware`]: U-Boot and EDK2 for a zone's flash; [`bootable`]: a disk that they boot from.
 //! - [`programs`]: programs for a test of a guest's disk.
 //! - [`machine`]: the public entry points, used by `tools/harness`.
 
 pub mod apt;
+pub mod bootable;
 pub mod cache;
 pub mod cmd;
 pub mod cpio;

@@ -17,7 +17,7 @@ use crate::userland::Userland;
 /// Size of root's disk. Sparse; room for images that scripts make.
 const ROOT_DISK_BYTES: u64 = 8 << 30;
 /// Size of the guest's root disk. Sparse.
-const GUEST_DISK_BYTES: u64 = 512 << 20;
+pub(crate) const GUEST_DISK_BYTES: u64 = 512 << 20;
 
 const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("inittab", include_str!("../files/guest/inittab")),
@@ -67,18 +67,20 @@ pub fn root_files(cache: &Cache, flavour: Flavour) -> Result<BootFiles> {
     })
 }
 
-fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Flavour) -> Result<BootFiles> {
+/// As [`guest_files`], of a cache that is locked.
+pub(crate) fn guest(
+    cache: &Cache,
+    lock: &Lock,
+    apt: &Apt,
+    userland: &Userland,
+    flavour: Flavour,
+) -> Result<BootFiles> {
     let kernel = Kernel::obtain(cache, lock, apt, flavour)?;
     let initramfs = initramfs::guest(cache, lock, flavour, &kernel, userland)?;
     let key = Key::new(1).with(&userland.dir).with(GUEST_SCRIPTS);
     let disk = cache.publish(lock, "guest-disk", &key, |path| {
         cmd::step("making the guest's disk");
-        let tree = copy_tree(&userland.dir, path)?;
-        for (name, text) in GUEST_SCRIPTS {
-            let file = tree.join("etc").join(name);
-            fs::write(&file, text)?;
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
-        }
+        let tree = guest_tree(userland, path)?;
         ext4::make(&tree, path, GUEST_DISK_BYTES, "guest-root")?;
         Ok(fs::remove_dir_all(&tree)?)
     })?;
@@ -87,6 +89,17 @@ fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Fl
         initramfs,
         disk,
     })
+}
+
+/// Makes a guest's directory tree next to `path`.
+pub(crate) fn guest_tree(userland: &Userland, path: &Path) -> Result<PathBuf> {
+    let tree = copy_tree(&userland.dir, path)?;
+    for (name, text) in GUEST_SCRIPTS {
+        let file = tree.join("etc").join(name);
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(tree)
 }
 
 fn root_disk(cache: &Cache, lock: &Lock, userland: &Userland, guest: &BootFiles) -> Result<PathBuf> {
