@@ -105,6 +105,22 @@ zone_file() {
     } >"$Z/$name.toml"
 }
 
+    [ -e "$Z/guest-test.bin" ] || cp /srv/zones/guest-test.bin "$Z" ||
+        fail "no guest-test.bin next to the zone files"
+# operating system
+test_guest() {
+    mkdir -p "$Z"
+    [ -e "$Z/guest-test.bin" ] || cp /srv/zones/guest-test.bin "$Z" || fail "no guest-test.bin next to the zone files"
+    {
+        printf 'name = "%s"\ncpus = 1\nmemory = "%s"\nkernel = "guest-test.bin"\ncmdline = "%s"\n' "$1" "$2" "$3"
+        zone=$1
+        shift 3
+        for disk in "$@"; do
+            printf '[[disk]]\npath = "%s"\n' "$disk"
+        done
+    } >"$Z/$zone.toml"
+}
+
 # zone_state NAME
 zone_state() {
     ringctl zone list | awk -v name="$1" '$1 == name { for (i = 2; i <= NF; i++)

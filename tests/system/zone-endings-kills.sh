@@ -7,15 +7,7 @@
 #@ tier: all
 #@ timeout: 500
 . ./lib.sh
-mkdir -p "$Z"
-cp /srv/zones/guest-test.bin "$Z" || fail "no guest-test.bin next to the zone files"
-cat >"$Z/off.toml" <<END
-name = "off"
-cpus = 1
-memory = "32M"
-kernel = "guest-test.bin"
-cmdline = "test=none end=off"
-END
+test_guest off 32M "test=none end=off"
 no_daemon || fail "a daemon runs already"
 ringd --daemonize --supervise || fail "ringd does not start"
 before=$(nproc)

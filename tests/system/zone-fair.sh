@@ -12,8 +12,6 @@ while :; do
         --time_based --runtime=600 --minimal >/dev/null 2>&1
 done
 S
-mkdir -p "$Z"
-cp /srv/zones/guest-test.bin "$Z" || fail "no guest-test.bin next to the zone files"
 daemon
 [ "$(nproc)" -ge 3 ] || fail "three CPUs are needed"
 guest_disk $Z/victim-root.img /tmp/autorun
@@ -34,15 +32,7 @@ rate() {
 
 # bare ENDING: a guest without an operating system that ends so
 bare() {
-    cat >$Z/storm.toml <<END
-name = "storm"
-cpus = 1
-memory = "64M"
-kernel = "guest-test.bin"
-cmdline = "test=none end=$1"
-[[disk]]
-path = "scratch.img"
-END
+    test_guest storm 64M "test=none end=$1" scratch.img
     ringctl zone start $Z/storm.toml || fail "storm zone"
     sleep 3
 }

@@ -144,15 +144,7 @@ is "status of a forced shutdown" $? 1
 zone_is deaf stopped || fail "the zone that was forced to end is $(zone_state deaf)"
 
 # A disk whose capacity changes in both words while the guest reads it.
-cat >"$Z/capacity.toml" <<END
-name = "capacity"
-cpus = 1
-memory = "64M"
-kernel = "guest-test.bin"
-cmdline = "test=capacity"
-[[disk]]
-path = "huge.img"
-END
+test_guest capacity 64M "test=capacity" huge.img
 truncate -s 2T "$Z/huge.img" || fail "no sparse file of 2 TiB"
 ringctl zone start "$Z/capacity.toml" || fail "zone start"
 while zone_is capacity running; do

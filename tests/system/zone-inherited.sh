@@ -7,18 +7,10 @@
 #@ needs: el2
 #@ timeout: 400
 . ./lib.sh
-mkdir -p "$Z"
-cp /srv/zones/guest-test.bin "$Z" || fail "no guest-test.bin next to the zone files"
 daemon
 last=$(($(nproc) - 1))
 [ "$last" -ge 1 ] || fail "no CPU to spare"
-cat >"$Z/heir.toml" <<END
-name = "heir"
-cpus = 1
-memory = "64M"
-kernel = "guest-test.bin"
-cmdline = "test=inherited"
-END
+test_guest heir 64M "test=inherited"
 
 # heir WHO: runs the guest on the CPU after WHO had it
 heir() {

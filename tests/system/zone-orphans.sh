@@ -8,7 +8,6 @@
 . ./lib.sh
 export DM_DISABLE_UDEV=1
 mkdir -p $Z
-cp /srv/zones/guest-test.bin $Z || fail "no guest-test.bin next to the zone files"
 dd if=/dev/urandom of=$Z/back.img bs=64k count=16 2>/dev/null
 loop=$(losetup -f --show $Z/back.img)
 echo "0 2048 linear $loop 0" | dmsetup create held || fail "dmsetup create"
@@ -20,16 +19,8 @@ tidy() {
 }
 trap tidy EXIT
 for what in reset reboot; do
-    cat >$Z/guest1.toml <<T
-name = "guest1"
-cpus = 1
-memory = "64M"
-kernel = "guest-test.bin"
-cmdline = "test=orphans-$what"
-on_reboot = "restart"
-[[disk]]
-path = "/dev/mapper/held"
-T
+    test_guest guest1 64M "test=orphans-$what" /dev/mapper/held
+    sed -i '/^cmdline/a on_reboot = "restart"' $Z/guest1.toml
     [ $what = reset ] && done='guest-test: reset' || done='guest-test: second life'
     daemon
     dmsetup suspend held || fail "dmsetup suspend"

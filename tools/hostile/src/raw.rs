@@ -18,16 +18,7 @@ extern "C" fn refused(_signal: c_int, _info: *mut libc::siginfo_t, _context: *mu
 /// # Errors
 /// The system refused.
 pub fn survive_refusals() -> io::Result<()> {
-    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = refused;
-    // SAFETY: a sigaction is plain data for which zeroes are valid.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = handler as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: the handler stores to an atomic; the old action is not asked for.
-    match unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    ringd::sandbox::on_violation(refused)
 }
 
 /// Makes a system call. A call that the filter refuses with a signal is an error, too.

@@ -73,8 +73,8 @@ pub fn disk(cache: &Cache) -> Result<PathBuf> {
         let [unpacked, system, root] = ["grub", "system", "root"].map(|part| path.with_extension(part));
         fs::create_dir_all(&unpacked)?;
         apt::unpack(&debs, &unpacked, &["./usr/share/doc"])?;
-        let grub = fs::read(unpacked.join(GRUB))
-            .with_context(|| format!("Debian's package has no {GRUB}"))?;
+        let grub =
+            fs::read(unpacked.join(GRUB)).with_context(|| format!("Debian's package has no {GRUB}"))?;
         make_system(&system, &grub)?;
 
         let tree = guest_tree(&userland, path)?;

@@ -340,67 +340,53 @@ pub fn restricted_worker(options: &Options) -> anyhow::Result<Option<Worker>> {
 
 /// The unprivileged half.
 fn worker(options: &Options) -> anyhow::Result<()> {
-    let Some(worker) = restricted_worker(options)? else {
+    let Some(mut worker) = restricted_worker(options)? else {
         return Ok(());
     };
-    let Worker {
-        broker,
-        el2,
-        interrupt,
-        reactor,
-        mut environment,
-        records,
-        state,
-        socket,
-        listener,
-        metrics,
-        set_log_level,
-        _lock,
-    } = worker;
-    let servers = broker.clone();
+    let servers = worker.broker.clone();
     let connect: ringvhost::front::ConnectFn = Arc::new(move |path: &std::path::Path| servers.connect(path));
     let driver = ringvhost::front::Driver::new(connect).with_io_uring(!options.no_io_uring);
-    environment.disk.connector = Some(Arc::new(driver));
+    worker.environment.disk.connector = Some(Arc::new(driver));
 
     // From here on without privileges.
     tracing::debug!("restricted");
-    let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(el2);
-    let io = Io::run(hv.clone(), reactor).context("cannot start the reactor")?;
+    let hv: Arc<dyn crate::hv::Hypervisor> = Arc::new(worker.el2);
+    let io = Io::run(hv.clone(), worker.reactor).context("cannot start the reactor")?;
     tracing::debug!("the reactor runs");
     let context = Context {
         hv,
-        host: broker.clone(),
+        host: worker.broker.clone(),
         io: io.clone(),
-        environment,
-        records,
+        environment: worker.environment,
+        records: worker.records,
         cpus: Mutex::default(),
     };
     let registry = Arc::new(Registry::new(Arc::new(context)));
     registry.allow_upgrades(Box::new(Leave {
-        broker,
+        broker: worker.broker,
         io: io.clone(),
     }));
-    state.set("taking over");
-    let say = state.clone();
+    worker.state.set("taking over");
+    let say = worker.state.clone();
     registry.take_over_saying(&(Arc::new(move |text: &str| say.set(text)) as _));
-    io.listen(interrupt);
-    if let Some(listener) = metrics {
+    io.listen(worker.interrupt);
+    if let Some(listener) = worker.metrics {
         let registry = registry.clone();
         std::thread::Builder::new()
             .name("metrics".into())
             .spawn(move || metrics::serve(&listener, &registry))
             .context("cannot start a thread for metrics")?;
     }
-    let listener =
-        server::listen(listener).with_context(|| format!("cannot listen at {}", socket.display()))?;
-    state.set(instance::READY);
+    let listener = server::listen(worker.listener)
+        .with_context(|| format!("cannot listen at {}", worker.socket.display()))?;
+    worker.state.set(instance::READY);
     tracing::info!(
         pid = std::process::id(),
         version = env!("CARGO_PKG_VERSION"),
         user = rustix::process::getuid().as_raw(),
         "ready"
     );
-    server::serve(&listener, &registry, set_log_level);
+    server::serve(&listener, &registry, worker.set_log_level);
     Ok(())
 }
 

@@ -347,7 +347,7 @@ impl Filter {
     /// # Errors
     /// The kernel has no seccomp filters.
     pub fn restrict(&self) -> io::Result<()> {
-        install_handler()?;
+        on_violation(end)?;
         for program in &self.0 {
             seccompiler::apply_filter(program).map_err(io::Error::other)?;
         }
@@ -355,21 +355,27 @@ impl Filter {
     }
 }
 
-/// SIGSYS ends the process, with a line that says why.
-fn install_handler() -> io::Result<()> {
-    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = refused;
+/// A handler of a signal that gets its siginfo.
+pub type SignalHandler = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+/// Installs the handler of SIGSYS, which the filter sends for a system call that it does not allow.
+///
+/// # Errors
+/// The system refused.
+pub fn on_violation(handler: SignalHandler) -> io::Result<()> {
     // SAFETY: a sigaction is plain data for which zeroes are valid.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO;
-    // SAFETY: the handler calls only what a signal handler may; the old action is not asked for.
+    // SAFETY: the handler has the signature that SA_SIGINFO requires; the old action is not asked for.
     match unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-extern "C" fn refused(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+/// Ends the process, with a line that says why. Calls only what a signal handler may.
+extern "C" fn end(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
     /// Offset of `si_syscall`: behind signal, errno and code, aligned to the pointer `si_call_addr`, and
     /// that.
     const SI_SYSCALL: usize = 24;

@@ -152,7 +152,7 @@ impl Control for Client {
         let socket = self.commands.lock();
         let done = wire::send(&socket, &Command::new(header, payload), None)
             .and_then(|()| wire::receive::<Command>(&socket));
-        match done.map(|(done, _)| done.header()) {
+        match done.and_then(|(done, _)| done.header()) {
             Ok(done) if done.status == CommandStatus::Ok as u32 => Ok(done),
             Ok(done) => Err(refused(done.status, done.detail)),
             // It has ended, and this process is about to.

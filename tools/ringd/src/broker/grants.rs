@@ -171,6 +171,9 @@ struct Recorded {
     /// Grants of zones that have ended, the last one at the end: none of them holds before a user asks for
     /// the zone again.
     ended: VecDeque<(String, Grant)>,
+    /// CPUs that were taken from root and have not been returned.
+    #[serde(default)]
+    cpus: BTreeSet<u32>,
 }
 
 /// Grants of all zones. By default there are none.
@@ -284,7 +287,7 @@ impl Grants {
 
     /// Removes all that a zone was granted, and returns it.
     fn forget(&mut self, zone: &str) -> Option<Grant> {
-        let Recorded { zones, ended } = &mut self.recorded;
+        let Recorded { zones, ended, .. } = &mut self.recorded;
         let last = ended.iter().position(|(name, _)| name == zone);
         let last = last.and_then(|index| ended.remove(index)).map(|(_, grant)| grant);
         zones.remove(zone).or(last)
@@ -322,17 +325,46 @@ impl Grants {
             .is_some_and(|grant| grant.zones.iter().any(is))
     }
 
-    /// Whether a zone may have this CPU.
-    pub fn may_take_cpu(&self, cpu: u32) -> bool {
-        let has = |zone: &ZoneConfig| match &zone.cpus {
-            Cpus::Count(_) => true,
-            Cpus::List(list) => list.contains(&cpu),
+    /// Takes a CPU for a zone that names it, or has a number of CPUs of which one is left. Returns whether
+    /// there is such a zone.
+    ///
+    /// # Errors
+    /// It cannot be recorded.
+    pub fn take_cpu(&mut self, cpu: u32) -> io::Result<bool> {
+        let Recorded { zones, cpus, .. } = &mut self.recorded;
+        let names = |cpu: &u32| {
+            let is_in = |zone: &ZoneConfig| matches!(&zone.cpus, Cpus::List(list) if list.contains(cpu));
+            zones.values().flat_map(|grant| &grant.zones).any(is_in)
         };
-        self.recorded
-            .zones
-            .values()
-            .flat_map(|grant| &grant.zones)
-            .any(has)
+        if cpus.contains(&cpu) {
+            return Ok(true);
+        }
+        if !names(&cpu) {
+            let count = |zone: &ZoneConfig| match zone.cpus {
+                Cpus::Count(_) => zone.cpus.count(),
+                Cpus::List(_) => 0,
+            };
+            let counts = zones
+                .values()
+                .filter_map(|grant| grant.zones.iter().map(count).max());
+            if counts.sum::<usize>() <= cpus.iter().filter(|cpu| !names(cpu)).count() {
+                return Ok(false);
+            }
+        }
+        cpus.insert(cpu);
+        replace(&self.file, &self.recorded)?;
+        Ok(true)
+    }
+
+    /// Records that root has a CPU again.
+    ///
+    /// # Errors
+    /// It cannot be recorded.
+    pub fn return_cpu(&mut self, cpu: u32) -> io::Result<()> {
+        match self.recorded.cpus.remove(&cpu) {
+            true => replace(&self.file, &self.recorded),
+            false => Ok(()),
+        }
     }
 
     /// Whether a network port may be opened.
@@ -423,7 +455,7 @@ mod tests {
         let remote = DiskConfig::new(ringblk::remote::path(socket));
         let asked = start(vec![DiskConfig::new(path.into()), readonly, remote]);
         grants.add(asked, |_| false).unwrap();
-        for grants in [grants, Grants::load(directory.path()).unwrap()] {
+        for mut grants in [grants, Grants::load(directory.path()).unwrap()] {
             let may = |path: &str, write| grants.may_open(Path::new(path), write, 0);
             assert!(
                 may("/d", true)
@@ -442,7 +474,7 @@ mod tests {
             assert!(grants.may_connect(socket) && !grants.may_connect(path));
             assert!(grants.may_make("z", 64 << 20) && !grants.may_make("z", 66 << 20));
             assert!(!grants.may_make("y", 64 << 20));
-            assert!(grants.may_take_cpu(2) && !grants.may_take_cpu(1));
+            assert!(grants.take_cpu(2).unwrap() && !grants.take_cpu(1).unwrap());
             let port = |zone: &str, source: &str| PortRequest {
                 zone: zone.into(),
                 index: 0,
@@ -474,6 +506,30 @@ mod tests {
         assert!(!may("/k", true) && !may("/w", true));
         // RAM, and the blocks of both banks of flash.
         assert!(grants.may_make("z", 70 << 20) && !grants.may_make("z", 64 << 20));
+    }
+
+    // torture i2
+    #[test]
+    fn a_number_of_cpus_grants_no_more_of_them() {
+        let (directory, mut grants) = grants();
+        let named = config(Vec::new());
+        let counted = ZoneConfig {
+            name: "y".into(),
+            cpus: Cpus::Count(2),
+            ..*config(Vec::new())
+        };
+        for config in [named, Box::new(counted)] {
+            let asked = Asked::of(&Request::Start { config }).unwrap();
+            grants.add(asked, |_| false).unwrap();
+        }
+        // CPU 2 is named: it counts for no zone that has a number of CPUs.
+        assert!([3, 2, 1].into_iter().all(|cpu| grants.take_cpu(cpu).unwrap()));
+        let mut grants = Grants::load(directory.path()).unwrap();
+        assert!(grants.take_cpu(3).unwrap() && !grants.take_cpu(0).unwrap());
+        grants.return_cpu(2).unwrap();
+        assert!(!grants.take_cpu(0).unwrap());
+        grants.return_cpu(1).unwrap();
+        assert!(grants.take_cpu(0).unwrap() && !grants.take_cpu(1).unwrap());
     }
 
     #[test]

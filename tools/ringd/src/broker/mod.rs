@@ -31,6 +31,7 @@ use ringvisor::abi::command::Header;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::config::is_zone_name;
 use crate::device::net::opener::PortRequest;
@@ -77,48 +78,24 @@ pub enum Request {
 /// it ([`Header`]).
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Command {
-    op: u32,
-    status: u32,
-    detail: u64,
-    zone: u32,
-    slot: u32,
-    args: [u64; 4],
+    header: Vec<u8>,
     payload: Vec<u8>,
 }
 
 impl Command {
-    /// Returns a command for a message.
+    /// Returns a message of a command.
     pub fn new(header: Header, payload: &[u8]) -> Self {
-        let Header {
-            op,
-            status,
-            detail,
-            zone,
-            slot,
-            args,
-        } = header;
-        let payload = payload.to_vec();
-        Self {
-            op,
-            status,
-            detail,
-            zone,
-            slot,
-            args,
-            payload,
-        }
+        let (header, payload) = (header.as_bytes().to_vec(), payload.to_vec());
+        Self { header, payload }
     }
 
     /// Returns the header.
-    pub fn header(&self) -> Header {
-        Header {
-            op: self.op,
-            status: self.status,
-            detail: self.detail,
-            zone: self.zone,
-            slot: self.slot,
-            args: self.args,
-        }
+    ///
+    /// # Errors
+    /// The message has no header of a command.
+    pub fn header(&self) -> io::Result<Header> {
+        let parsed = Header::read_from_bytes(&self.header);
+        parsed.map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
     }
 }
 
@@ -394,11 +371,14 @@ impl Broker {
     fn execute(&mut self, request: Request) -> Result<(Reply, Option<File>), Failure> {
         match request {
             Request::SetOnline(cpu, online) => {
-                granted(
-                    online || self.grants.lock().may_take_cpu(cpu),
-                    &format!("CPU {cpu}"),
-                )?;
-                self.host.set_online(cpu, online)?;
+                if !online {
+                    granted(self.grants.lock().take_cpu(cpu)?, &format!("CPU {cpu}"))?;
+                }
+                let set = self.host.set_online(cpu, online);
+                if online == set.is_ok() {
+                    self.grants.lock().return_cpu(cpu)?;
+                }
+                set?;
             }
             Request::CreateRam(zone, bytes) => {
                 self.claim(&zone)?;
@@ -450,6 +430,8 @@ impl Broker {
 
     /// Makes a zone's memory, which the keeper keeps from the pool whatever becomes of its file.
     fn create_ram(&self, zone: &str, bytes: u64) -> Result<(Reply, Option<File>), RamError> {
+        // First: if it cannot be recorded, nothing is made.
+        self.grants.lock().made(zone)?;
         self.keeper.call(&ports::Request::Unpin(zone.into()))?;
         // It starts while the memory is cleared.
         self.keeper.prepare()?;
@@ -468,7 +450,6 @@ impl Broker {
             file, blocks, added, ..
         } = made?;
         self.custody.lock().made(zone, &blocks);
-        self.grants.lock().made(zone)?;
         Ok((Reply::Ram(blocks, added), Some(file)))
     }
 
@@ -493,7 +474,7 @@ fn granted(asked: bool, what: &str) -> Result<(), RamError> {
 /// Has EL2 execute the worker's commands until the worker ends.
 fn serve_commands(socket: &UnixStream, custody: &Mutex<Custody>) {
     while let Ok((command, _)) = wire::receive::<Command>(socket) {
-        let asked = command.header();
+        let Ok(asked) = command.header() else { break };
         let done = custody.lock().execute(asked, &command.payload);
         let done = done.unwrap_or_else(|refusal| {
             if refusal.status == NOT_GRANTED {
