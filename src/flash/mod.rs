@@ -13,8 +13,8 @@ use crate::syndrome::Width;
 
 /// Bytes of an erase block of the bank.
 pub const ERASE_BLOCK: u32 = 256 << 10;
-/// Bytes of the write buffer, and the alignment of what one command programs: QEMU has twice as many, which do
-/// not fit into a command slot ([`crate::abi::command`]).
+/// Bytes of the write buffer, and the alignment of what one command programs: QEMU has twice as many, which
+/// do not fit into a command slot ([`crate::abi::command`]).
 pub const BUFFER: usize = 2048;
 
 /// The bytes to program; those that no store has set are 0xff, which programs nothing.

@@ -1,7 +1,7 @@
 #!/bin/bash
-# EDK2 in a zone's flash: it comes to its shell, finds the zone's disk, and keeps variables across a reset of the
-# guest, a daemon that is killed while the guest waits for it, and the zone's end; by GRUB on a disk it boots the
-# kernel of that disk.
+# EDK2 in a zone's flash: it comes to its shell, finds the zone's disk, and keeps variables across a reset of
+# the guest, a daemon that is killed while the guest waits for it, and the zone's end; by GRUB on a disk it
+# boots the kernel of that disk.
 #@ needs: el2
 #@ timeout: 900
 #@ tier: all
@@ -62,8 +62,8 @@ says 60 'Shell> ' 3
 type "setvar first -guid $guid"
 says 60 'first - 0002 Bytes'
 
-# The guest waits for a daemon that does nothing, and is served by the next one. The second line is typed while
-# the first one is executed, for 8 s.
+# The guest waits for a daemon that does nothing, and is served by the next one. The second line is typed
+# while the first one is executed, for 8 s.
 type 'stall 8000000'
 type "setvar second -guid $guid -bs -rt -nv =0x4712"
 sleep 3

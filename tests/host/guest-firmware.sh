@@ -1,7 +1,7 @@
 #!/bin/bash
-# Debian's U-Boot in a zone's flash: what it finds, compared with QEMU's; variables that outlive a reset of the
-# guest, the zone, and a daemon that is killed while the guest waits for it; and a kernel that it loads from the
-# guest's own disk.
+# Debian's U-Boot in a zone's flash: what it finds, compared with QEMU's; variables that outlive a reset of
+# the guest, the zone, and a daemon that is killed while the guest waits for it; and a kernel that it loads
+# from the guest's own disk.
 #@ needs: el2
 #@ timeout: 900
 #@ tier: all

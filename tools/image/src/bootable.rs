@@ -1,5 +1,6 @@
-//! A disk that firmware boots from without any file beside it: Debian's GRUB for EDK2 in an EFI system partition,
-//! `extlinux.conf` for U-Boot, and the guest's root file system with its kernel and initial RAM disk.
+//! A disk that firmware boots from without any file beside it: Debian's GRUB for EDK2 in an EFI system
+//! partition, `extlinux.conf` for U-Boot, and the guest's root file system with its kernel and initial RAM
+//! disk.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
