@@ -34,9 +34,9 @@ truncate -s 2M vars
 truncate -s 64M empty
 cp --sparse=always /mnt/files/disk disk
 
-# start DISK
+# start DISK: GRUB fails with 256 MiB, under QEMU, too.
 start() {
-    ringctl zone start --name f --cpus 1 --memory 256M --firmware /mnt/files/QEMU_EFI.fd --variables vars \
+    ringctl zone start --name f --cpus 1 --memory 512M --firmware /mnt/files/QEMU_EFI.fd --variables vars \
         --disk $1 || exit 1
     opens
 }
