@@ -105,15 +105,14 @@ zone_file() {
     } >"$Z/$name.toml"
 }
 
-    [ -e "$Z/guest-test.bin" ] || cp /srv/zones/guest-test.bin "$Z" ||
-        fail "no guest-test.bin next to the zone files"
-# operating system
+# test_guest NAME MEMORY CMDLINE [DISK...]: writes $Z/NAME.toml of a zone with one CPU and the guest that has
+# no operating system
 test_guest() {
     mkdir -p "$Z"
     [ -e "$Z/guest-test.bin" ] || cp /srv/zones/guest-test.bin "$Z" || fail "no guest-test.bin next to the zone files"
+    zone=$1
     {
         printf 'name = "%s"\ncpus = 1\nmemory = "%s"\nkernel = "guest-test.bin"\ncmdline = "%s"\n' "$1" "$2" "$3"
-        zone=$1
         shift 3
         for disk in "$@"; do
             printf '[[disk]]\npath = "%s"\n' "$disk"

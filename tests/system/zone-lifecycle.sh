@@ -70,4 +70,12 @@ for command in stop pause resume wait "console --dump"; do
     timeout 10 ringctl zone $command nosuch 2>/tmp/message && fail "$command of a zone that does not exist"
     grep -q nosuch /tmp/message || fail "unclear: $(cat /tmp/message)"
 done
+# The supervisor blocks signals to take one at a time (none show while it waits for them): what it starts does
+# not inherit that.
+blocked=0
+for pid in $(pgrep -x ringd); do
+    mask=$(awk '/^SigBlk:/ { print substr($2, 13) }' "/proc/$pid/status" 2>/dev/null)
+    [ $((0x${mask:-0} & 0x4000)) -eq 0 ] || blocked=$((blocked + 1))
+done
+is "processes that block SIGTERM" "$blocked" 0
 exit 0

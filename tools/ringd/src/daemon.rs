@@ -40,7 +40,7 @@ use crate::io::Io;
 use crate::stats::metrics;
 use crate::zone::Context;
 use crate::zone::registry::{Registry, Upgrade};
-use crate::{log, ports, sandbox, serve, supervise, upgrade};
+use crate::{log, ports, sandbox, serve, signals, supervise, upgrade};
 
 /// The default directory of the daemon's files.
 pub const RUN_DIR: &str = "/run/ringd";
@@ -164,6 +164,9 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let _ = rustix::thread::set_name(c"ringd");
     // Stacks of 2 MiB, of which threads use some KiB, would be a huge page each. Inherited by all processes.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
+    if !options.supervise && !options.keep_ports {
+        signals::Signals::unblock(&signals::ENDING).context("cannot unblock signals")?;
+    }
     if options.worker {
         return worker(options);
     }

@@ -30,22 +30,41 @@ impl Signals {
     /// # Errors
     /// The system refused.
     pub fn block(signals: &[i32]) -> io::Result<Self> {
+        let blocked = signals
+            .iter()
+            .copied()
+            .filter(|&signal| signal == libc::SIGCHLD || !is_ignored(signal));
+        let set = Self::of(blocked);
+        set.change(libc::SIG_BLOCK)?;
+        Ok(set)
+    }
+
+    /// Unblocks some signals in this thread, which a supervisor that started the program may have blocked.
+    ///
+    /// # Errors
+    /// The system refused.
+    pub fn unblock(signals: &[i32]) -> io::Result<()> {
+        Self::of(signals.iter().copied()).change(libc::SIG_UNBLOCK)
+    }
+
+    fn of(signals: impl Iterator<Item = i32>) -> Self {
         let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
         // SAFETY: sigemptyset initialises the set that the pointer names.
         let mut set = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             set.assume_init()
         };
-        for &signal in signals {
-            if signal != libc::SIGCHLD && is_ignored(signal) {
-                continue;
-            }
+        for signal in signals {
             // SAFETY: the set is initialised.
             unsafe { libc::sigaddset(&mut set, signal) };
         }
+        Self(set)
+    }
+
+    fn change(&self, how: i32) -> io::Result<()> {
         // SAFETY: the set is initialised, and the old mask is not asked for.
-        match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) } {
-            0 => Ok(Self(set)),
+        match unsafe { libc::pthread_sigmask(how, &self.0, std::ptr::null_mut()) } {
+            0 => Ok(()),
             error => Err(io::Error::from_raw_os_error(error)),
         }
     }
@@ -64,12 +83,9 @@ impl Signals {
 
     /// Ends or stops this process as a signal of the set does by default.
     pub fn obey(&self, signal: i32) {
-        // SAFETY: no pointers but to the set, which is initialised. It is blocked in all other threads, or
-        // ends them as well.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_UNBLOCK, &self.0, std::ptr::null_mut());
-            libc::raise(signal);
-        }
+        let _ = self.change(libc::SIG_UNBLOCK);
+        // SAFETY: no pointers. It is blocked in all other threads, or ends them as well.
+        unsafe { libc::raise(signal) };
     }
 }
 
