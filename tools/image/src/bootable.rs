@@ -158,3 +158,40 @@ fn copy_to(image: &mut File, offset: u64, from: &Path) -> Result<()> {
         at += len as u64;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read as _;
+
+    use fatfs::{FileSystem, FsOptions};
+
+    use super::{EFI_SYSTEM, GRUB_CONFIG, LINUX, SYSTEM_BYTES, SYSTEM_START, entry, make_system};
+
+    #[test]
+    fn grub_and_its_configuration_are_where_they_are_looked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("system");
+        let grub = vec![0x5a; 3 << 20];
+        make_system(&path, &grub).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), SYSTEM_BYTES);
+        let volume = FileSystem::new(File::open(&path).unwrap(), FsOptions::new()).unwrap();
+        for (name, expected) in [
+            ("EFI/BOOT/BOOTAA64.EFI", &*grub),
+            ("EFI/debian/grub.cfg", GRUB_CONFIG.as_bytes()),
+        ] {
+            let mut found = Vec::new();
+            let mut file = volume.root_dir().open_file(name).unwrap();
+            file.read_to_end(&mut found).unwrap();
+            assert!(found == expected, "{name} has {} bytes", found.len());
+        }
+    }
+
+    #[test]
+    fn entries_of_the_partition_table() {
+        let system = [0, 0, 0, 0, 0xef, 0, 0, 0, 0, 8, 0, 0, 0, 0, 1, 0];
+        assert_eq!(entry(EFI_SYSTEM, false, SYSTEM_START, SYSTEM_BYTES), system);
+        let root = [0x80, 0, 0, 0, 0x83, 0, 0, 0, 0, 8, 1, 0, 2, 0, 0, 0];
+        assert_eq!(entry(LINUX, true, SYSTEM_START + SYSTEM_BYTES, 1024), root);
+    }
+}
