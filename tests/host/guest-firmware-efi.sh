@@ -89,7 +89,7 @@ says 60 'second - 0002 Bytes'
 ringctl zone stop f || exit 1
 
 start disk
-says 200 'guest: Linux .* on /dev/vda2'
+says 200 'guest: Linux .* on /dev/vda1'
 type 'cat /proc/cmdline; dmesg | grep "EFI v"'
 says 60 'BOOT_IMAGE.*booted-by=grub' 2
 says 20 'efi: EFI v'

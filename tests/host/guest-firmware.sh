@@ -34,7 +34,7 @@ reaches() {
 reaches 'stop autoboot'
 printf 'x' >&3
 sleep 1
-printf 'flinfo; virtio scan; virtio info; virtio part; ls virtio 0:2 /boot; qfw cpus; echo all''-said\r' >&3
+printf 'flinfo; virtio scan; virtio info; virtio part; ls virtio 0:1 /boot; qfw cpus; echo all''-said\r' >&3
 reaches '^all-said'
 kill $qemu
 exec 3>&-
@@ -82,7 +82,7 @@ autoboot() {
 }
 start
 autoboot 1
-type 'flinfo; virtio scan; virtio info; virtio part; ls virtio 0:2 /boot; qfw cpus; echo all''-said'
+type 'flinfo; virtio scan; virtio info; virtio part; ls virtio 0:1 /boot; qfw cpus; echo all''-said'
 says 60 '^all-said'
 ringctl zone console f --dump >/tmp/first
 # U-Boot does not report the error of a locked block.
@@ -118,7 +118,7 @@ autoboot 1
 type 'printenv kept'
 says 20 '^kept=variable'
 type 'boot'
-says 200 'guest: Linux .* on /dev/vda2'
+says 200 'guest: Linux .* on /dev/vda1'
 type 'cat /proc/cmdline'
 says 20 'booted-by=extlinux' 3
 ringctl zone stop f || exit 1

@@ -25,7 +25,7 @@ const GRUB_CONFIG: &str = "\
 set timeout=1
 menuentry 'Debian' {
     search --no-floppy --file --set=root /boot/Image
-    linux /boot/Image root=/dev/vda2 rw console=ttyAMA0 booted-by=grub
+    linux /boot/Image root=/dev/vda1 rw console=ttyAMA0 booted-by=grub
     initrd /boot/initrd
 }
 ";
@@ -34,7 +34,7 @@ default debian
 label debian
     kernel /boot/Image
     initrd /boot/initrd
-    append root=/dev/vda2 rw console=ttyAMA0 booted-by=extlinux
+    append root=/dev/vda1 rw console=ttyAMA0 booted-by=extlinux
 ";
 
 const SECTOR: u64 = 512;
@@ -89,9 +89,9 @@ pub fn disk(cache: &Cache) -> Result<PathBuf> {
         let mut image = File::create(path)?;
         image.set_len(ROOT_START + GUEST_DISK_BYTES)?;
         image.seek(SeekFrom::Start(TABLE))?;
-        // U-Boot looks for extlinux.conf in the partition that is marked as active.
-        image.write_all(&entry(EFI_SYSTEM, false, SYSTEM_START, SYSTEM_BYTES))?;
+        // U-Boot boots from the first partition that is active or EFI's: from this one by extlinux.conf.
         image.write_all(&entry(LINUX, true, ROOT_START, GUEST_DISK_BYTES))?;
+        image.write_all(&entry(EFI_SYSTEM, false, SYSTEM_START, SYSTEM_BYTES))?;
         image.seek(SeekFrom::Start(SECTOR - SIGNATURE.len() as u64))?;
         image.write_all(&SIGNATURE)?;
         copy_to(&mut image, SYSTEM_START, &system)?;
