@@ -21,6 +21,11 @@ need=(
     setpriv:util-linux
     tar:tar
     curl:curl
+    ssh-keygen:openssh-client
+    nft:nftables
+    dnsmasq:dnsmasq-base
+    passt:passt
+    ip:iproute2
     cc:gcc
     c++:g++
     /usr/include/stdio.h:libc6-dev

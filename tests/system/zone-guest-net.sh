@@ -27,7 +27,10 @@ passes() {
     [ "$(grep -c '^ok ' "$Z/net.log")" -ge 9 ] || { cat "$Z/net.log"; fail "tests were left out"; }
     echo "net: $(grep -c '^ok ' "$Z/net.log") tests of the guest passed"
 }
+before=$(worker)
 passes
-# A hostile driver has hurt nobody: root's side of the bridge is there, and the daemon has not restarted.
-[ -d /sys/class/net/ringvisor0 ] || fail "no bridge"
+# A hostile driver has hurt no one: the daemon has not restarted, and the bridge has gone with the last zone.
+is "worker" "$(worker)" "$before"
+no_bridge() { [ ! -e /sys/class/net/ringvisor0 ]; }
+within 10 no_bridge
 passes

@@ -46,6 +46,12 @@ ringctl zone start $Z/guest1.toml || fail "zone start"
 says_within 200 '^net: root answers, mtu 1500'
 connections() { grep -c 'a front end has connected' /tmp/server.log; }
 is "connections" "$(connections)" 1
+# What else is behind it can be no change: the driver has what this server offers.
+for change in 'detach guest1 eth0' 'attach guest1 eth0 bridge=ringvisor0'; do
+    ringctl net $change 2>/tmp/error && fail "net $change"
+    grep -q 'eth0 of zone guest1 cannot be .*: the vhost-user server at /run/net.sock transfers its packets' /tmp/error ||
+        { cat /tmp/error; fail "another message"; }
+done
 for kill in 1 2 3; do
     sleep 1
     kill -KILL "$(worker)" || fail "no worker to kill"

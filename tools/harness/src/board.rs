@@ -44,6 +44,8 @@ pub struct Qemu {
     pub mem: String,
     /// The device model of a disk (`-device`).
     pub disk: String,
+    /// That of root's network device, for `make run`.
+    pub net: String,
     /// How root's kernel and initramfs become boot modules.
     pub modules: Modules,
 }

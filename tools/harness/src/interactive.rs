@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use image::cmd;
 
 use crate::board::Board;
-use crate::machine::{Machine, Mode};
+use crate::machine::{Login, Machine, Mode};
 use crate::options::MachineOptions;
 use crate::project::Project;
 
@@ -20,7 +20,13 @@ use crate::project::Project;
 /// The machine cannot be prepared or started, or QEMU reported an error.
 pub fn run(project: &Project, options: &MachineOptions, zone: Option<String>) -> Result<()> {
     let board = options.board(&project.dir)?;
-    let machine = Machine::prepare(project, &board, options, &Mode::Run { zone })?;
+    let login = Login::new(project)?;
+    cmd::step(&format!("to log into the guest: {}", login.command()));
+    let mode = Mode::Run {
+        zone,
+        login: Some(login),
+    };
+    let machine = Machine::prepare(project, &board, options, &mode)?;
     cmd::step("booting; Ctrl-A X ends QEMU at any time");
     let mut command = machine.command(&["-nographic"]);
     let _terminal = Terminal::save();
@@ -80,6 +86,7 @@ pub fn debug(project: &Project, options: &MachineOptions, batch: Option<&Path>) 
     let board = options.board(&project.dir)?;
     let mode = Mode::Run {
         zone: Some("linux.toml".into()),
+        login: None,
     };
     let machine = Machine::prepare(project, &board, options, &mode)?;
     // The path of a Unix socket has little room, so it is not in the run's directory.

@@ -1,6 +1,7 @@
 //! Puts board, options and files together: a QEMU command line, and a directory with the files of one run.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -29,7 +30,59 @@ pub enum Mode {
     Run {
         /// Name of the zone file, or none for a plain shell.
         zone: Option<String>,
+        /// How one logs into the guest from this machine.
+        login: Option<Login>,
     },
+}
+
+/// How one logs into the guest of [`Mode::Run`] from this machine: by a port of it that QEMU forwards to
+/// root's port [`Login::ROOT`], and that root forwards to the guest.
+#[derive(Debug, Clone)]
+pub struct Login {
+    /// The port here.
+    pub port: u16,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+impl Login {
+    /// Root's port that leads to the guest's sshd, as the boards' `zones/linux.toml` have it.
+    pub const ROOT: u16 = 2222;
+
+    /// Returns a login by a port that is free here, [`Self::ROOT`] if it is.
+    ///
+    /// # Errors
+    /// No port is free, or the key cannot be made.
+    pub fn new(project: &Project) -> Result<Self> {
+        let any = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, Self::ROOT)).or_else(|_| any());
+        let port = free
+            .context("no port of this machine is free")?
+            .local_addr()?
+            .port();
+        let key = image::machine::guest_key(&Cache::open(&project.dir)?)?;
+        Ok(Self { port, key })
+    }
+
+    /// Returns the command that logs in. The guest makes its own key at its first start, another each time.
+    pub fn command(&self) -> String {
+        let key = self.key.display();
+        let port = self.port;
+        format!(
+            "ssh -p {port} -i {key} -o UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no root@localhost"
+        )
+    }
+
+    /// Returns QEMU's arguments for root's network.
+    fn network(&self, model: &str) -> [String; 4] {
+        let (here, root) = (self.port, Self::ROOT);
+        [
+            "-netdev".into(),
+            format!("user,id=net0,hostfwd=tcp:127.0.0.1:{here}-:{root}"),
+            "-device".into(),
+            format!("{model},netdev=net0"),
+        ]
+    }
 }
 
 /// A machine that is ready to start.
@@ -96,6 +149,12 @@ impl Machine {
         }
         for (id, image) in &options.disks {
             arguments.extend(disk(id, image));
+        }
+        if let Mode::Run {
+            login: Some(login), ..
+        } = mode
+        {
+            arguments.extend(login.network(&board.qemu.net));
         }
         arguments.extend(options.qemu_args()?);
         Ok(Self {
@@ -216,12 +275,18 @@ fn files_disk(tree: &Path, image: &Path) -> Result<()> {
 fn overlay(project: &Project, board: &Board, mode: &Mode, nonce: &Nonce) -> Result<Vec<u8>> {
     let (name, zone) = match mode {
         Mode::Exec { .. } => ("exec", ""),
-        Mode::Run { zone } => ("run", zone.as_deref().unwrap_or_default()),
+        Mode::Run { zone, .. } => ("run", zone.as_deref().unwrap_or_default()),
     };
+    let login = match mode {
+        Mode::Run { login, .. } => login.as_ref().map(Login::command),
+        Mode::Exec { .. } => None,
+    };
+    let network = if login.is_some() { "yes" } else { "no" };
     let conf = format!(
-        "MODE={name}\nNONCE='{}'\nZONE='{zone}'\nDISK=yes\nHUGE_PERCENT={}\nCONSOLE_LEVEL=4\nTERM_TYPE='{}'\nTERM_SIZE='{}'\n",
+        "MODE={name}\nNONCE='{}'\nZONE='{zone}'\nDISK=yes\nHUGE_PERCENT={}\nCONSOLE_LEVEL=4\nNETWORK={network}\nLOGIN='{}'\nTERM_TYPE='{}'\nTERM_SIZE='{}'\n",
         nonce.text(),
         board.memory.huge_percent,
+        login.unwrap_or_default().replace('\'', ""),
         plain_word(&std::env::var("TERM").unwrap_or_default()).unwrap_or("vt100"),
         terminal_size().unwrap_or_default(),
     );

@@ -13,6 +13,7 @@ use ringblk::Opener;
 use ringd::config::zone::BLOCK;
 use ringd::daemon::{Options, Worker};
 use ringd::device::net::config::Source;
+use ringd::device::net::open::default_mac;
 use ringd::device::net::opener::{PortOpener, PortRequest};
 use ringd::host::Host as _;
 use ringd::hv::{Control as _, Hypervisor};
@@ -259,7 +260,8 @@ fn port(worker: &Worker) -> Outcome {
     let request = PortRequest {
         zone: ZONE.into(),
         index: 0,
-        source: Source::Bridge("ringvisor0".into()),
+        port: Source::Bridge("ringvisor0".into()).into(),
+        mac: default_mac(ZONE, 0),
         mtu: 1500,
         pairs: 1,
     };

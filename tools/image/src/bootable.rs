@@ -14,7 +14,7 @@ use crate::cache::{Cache, Key};
 use crate::cmd;
 use crate::ext4;
 use crate::kernel::Flavour;
-use crate::machine::{GUEST_DISK_BYTES, guest, guest_tree};
+use crate::machine::{GUEST_DISK_BYTES, guest, guest_login, guest_tree};
 use crate::userland::Userland;
 
 const PACKAGES: &[&str] = &["grub-efi-arm64-bin"];
@@ -78,7 +78,7 @@ pub fn disk(cache: &Cache) -> Result<PathBuf> {
             fs::read(unpacked.join(GRUB)).with_context(|| format!("Debian's package has no {GRUB}"))?;
         make_system(&system, &grub)?;
 
-        let tree = guest_tree(&userland, path)?;
+        let tree = guest_tree(&userland, &guest_login(cache, &lock)?, path)?;
         let boot = tree.join("boot");
         fs::create_dir_all(boot.join("extlinux"))?;
         fs::copy(&files.kernel, boot.join("Image"))?;

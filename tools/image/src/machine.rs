@@ -25,6 +25,25 @@ const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("console", include_str!("../files/guest/console")),
 ];
 
+/// Returns the private key by which one logs into guests as root. It is made for this cache, and no other
+/// guest has it.
+///
+/// # Errors
+/// There is no `ssh-keygen`, or the cache cannot be written.
+pub fn guest_key(cache: &Cache) -> Result<PathBuf> {
+    obtain_key(cache, &cache.lock()?)
+}
+
+fn obtain_key(cache: &Cache, lock: &Lock) -> Result<PathBuf> {
+    let dir = cache.publish(lock, "guest-key", &Key::new(1), |dir| {
+        fs::create_dir_all(dir)?;
+        let mut command = cmd::command("ssh-keygen");
+        command.args(["-q", "-t", "ed25519", "-N", "", "-C", "ringvisor-guest", "-f"]);
+        cmd::run(command.arg(dir.join("key"))).context("cannot make a key for guests")
+    })?;
+    Ok(dir.join("key"))
+}
+
 /// What a machine boots.
 #[derive(Debug, Clone)]
 pub struct BootFiles {
@@ -77,10 +96,11 @@ pub(crate) fn guest(
 ) -> Result<BootFiles> {
     let kernel = Kernel::obtain(cache, lock, apt, flavour)?;
     let initramfs = initramfs::guest(cache, lock, flavour, &kernel, userland)?;
-    let key = Key::new(1).with(&userland.dir).with(GUEST_SCRIPTS);
+    let login = guest_login(cache, lock)?;
+    let key = Key::new(2).with(&userland.dir).with(GUEST_SCRIPTS).with(&login);
     let disk = cache.publish(lock, "guest-disk", &key, |path| {
         cmd::step("making the guest's disk");
-        let tree = guest_tree(userland, path)?;
+        let tree = guest_tree(userland, &login, path)?;
         ext4::make(&tree, path, GUEST_DISK_BYTES, "guest-root")?;
         Ok(fs::remove_dir_all(&tree)?)
     })?;
@@ -91,13 +111,26 @@ pub(crate) fn guest(
     })
 }
 
-/// Makes a guest's directory tree next to `path`.
-pub(crate) fn guest_tree(userland: &Userland, path: &Path) -> Result<PathBuf> {
+/// Returns the public key by which one logs in to a guest.
+pub(crate) fn guest_login(cache: &Cache, lock: &Lock) -> Result<String> {
+    Ok(fs::read_to_string(
+        obtain_key(cache, lock)?.with_extension("pub"),
+    )?)
+}
+
+/// Makes a guest's directory tree next to `path`, for logins by the public key `login`.
+pub(crate) fn guest_tree(userland: &Userland, login: &str, path: &Path) -> Result<PathBuf> {
     let tree = copy_tree(&userland.dir, path)?;
     for (name, text) in GUEST_SCRIPTS {
         let file = tree.join("etc").join(name);
         fs::write(&file, text)?;
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    }
+    let ssh = tree.join("root/.ssh");
+    fs::create_dir_all(&ssh)?;
+    fs::write(ssh.join("authorized_keys"), login)?;
+    for private in [tree.join("root"), ssh] {
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o700))?;
     }
     Ok(tree)
 }

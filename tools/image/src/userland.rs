@@ -33,6 +33,14 @@ const PACKAGES: &[&str] = &[
     "bash",
     "dmsetup",
     "pciutils",
+    // What ringd starts for networks of guests.
+    "dnsmasq-base",
+    "nftables",
+    "passt",
+    // What guests and tests do with a network.
+    "socat",
+    "iperf3",
+    "dropbear-bin",
 ];
 
 /// Libraries of fio's that it keeps ([`crate::engines`]).
@@ -59,19 +67,11 @@ const NOT_NEEDED: &[&str] = &[
     "libgf",
     "libglusterfs",
     "libgnutls",
-    "libgssapi",
-    "libhogweed",
     "libibverbs",
     "libicu",
-    "libidn2",
-    "libk5crypto",
-    "libkeyutils",
-    "libkrb5",
     "libnbd",
     "libndctl",
-    "libnettle",
     "libnl-",
-    "libnsl",
     "libp11-kit",
     "libpmem",
     "librados",
@@ -79,8 +79,6 @@ const NOT_NEEDED: &[&str] = &[
     "librdmacm",
     "libsqlite3",
     "libtasn1",
-    "libtirpc",
-    "libunistring",
     "libxml2",
 ];
 
@@ -106,6 +104,8 @@ const ETC: &[(&str, &str)] = &[
     ),
     ("group", "root:x:0:\ndisk:x:6:\nnogroup:x:65534:\n"),
     ("hosts", "127.0.0.1 localhost\n"),
+    ("shells", "/bin/sh\n/bin/bash\n"),
+    ("dhcp", include_str!("../files/dhcp")),
     ("fstab", ""),
     ("ld.so.conf", "/usr/lib/aarch64-linux-gnu\n/usr/lib\n"),
     (
@@ -171,6 +171,7 @@ fn build(debs: &[Deb], dir: &Path) -> Result<()> {
         "mnt/files",
         "srv",
         "var/tmp",
+        "etc/dropbear",
     ] {
         fs::create_dir_all(dir.join(sub))?;
     }
@@ -190,6 +191,7 @@ fn build(debs: &[Deb], dir: &Path) -> Result<()> {
         fs::write(dir.join("etc").join(name), text)?;
     }
     fs::set_permissions(dir.join("tmp"), fs::Permissions::from_mode(0o1777))?;
+    fs::set_permissions(dir.join("etc/dhcp"), fs::Permissions::from_mode(0o755))?;
     check_libraries(dir)
 }
 

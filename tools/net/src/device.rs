@@ -3,7 +3,7 @@
 //! Queues read a [`View`] of it, which they replace when [`Net::version`] has changed: nothing is locked for
 //! a packet.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringvirtio::throttle::Throttle;
@@ -98,6 +98,8 @@ pub struct Net {
     version: AtomicU64,
     inner: Mutex<Inner>,
     status_change: Mutex<Option<StatusChange>>,
+    port_failure: Mutex<Option<StatusChange>>,
+    port_failed: AtomicBool,
 }
 
 /// Called when the device has changed `mac` or `status` by itself; must not block.
@@ -148,6 +150,8 @@ impl Net {
                 saved,
             }),
             status_change: Mutex::new(None),
+            port_failure: Mutex::new(None),
+            port_failed: AtomicBool::new(false),
         })
     }
 
@@ -155,6 +159,27 @@ impl Net {
     /// control queue.
     pub fn on_status_change(&self, notify: StatusChange) {
         *self.status_change.lock().unwrap_or_else(PoisonError::into_inner) = Some(notify);
+    }
+
+    /// Calls `notify` when the port fails, on the thread that drives its queue.
+    pub fn on_port_failure(&self, notify: StatusChange) {
+        *self.port_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(notify);
+    }
+
+    /// Returns whether the port has failed since it was attached: the peer of a stream is gone, or a tap was
+    /// deleted.
+    #[must_use]
+    pub fn port_has_failed(&self) -> bool {
+        self.port_failed.load(Ordering::Acquire)
+    }
+
+    /// The port has failed: no packets come from it any more.
+    pub(crate) fn fail_port(&self) {
+        self.port_failed.store(true, Ordering::Release);
+        let notify = self.port_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(notify) = &*notify {
+            notify();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -213,6 +238,18 @@ impl Net {
             None => then(),
             Some(server) => server.release(queue, then),
         }
+    }
+
+    /// Returns the offloads that it offers.
+    #[must_use]
+    pub const fn offloads(&self) -> Offloads {
+        self.offloads
+    }
+
+    /// Returns whether there is a port.
+    #[must_use]
+    pub fn has_port(&self) -> bool {
+        self.lock().view.port.is_some()
     }
 
     /// Returns `status` of the configuration space (5.1.4).
@@ -279,6 +316,7 @@ impl Net {
                 expected: self.config.pairs,
             });
         }
+        self.port_failed.store(false, Ordering::Release);
         self.change(|inner| {
             inner.view.port = Some(port);
             // After a take-over the port is as the last daemon left it, and the queues say what that was.
@@ -293,6 +331,7 @@ impl Net {
     /// Removes the port and returns it: the link is down. The queues must be scheduled afterwards, and have
     /// been before it is closed.
     pub fn detach(&self) -> Option<Arc<dyn Port>> {
+        self.port_failed.store(false, Ordering::Release);
         self.change(|inner| inner.view.port.take())
     }
 

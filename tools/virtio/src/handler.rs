@@ -37,8 +37,9 @@ pub trait QueueHandler: Send {
     /// [tag base](VirtQueue::tag_base) and 16 bits of the handler's own.
     fn complete(&mut self, tag: u64, result: i32, cx: &mut Context<'_>);
 
-    /// Returns whether a completion has made the queue ready for [`Self::service`]: a receive queue's packets
-    /// arrive that way, which no driver notifies of.
+    /// Returns whether the queue is to be serviced again without a notification; asked after each
+    /// [`Self::service`] and [`Self::complete`]. A receive queue's packets arrive by completions, and its
+    /// driver may make buffers available just before it is asked to notify of them.
     fn wants_service(&self) -> bool {
         false
     }

@@ -199,6 +199,7 @@ impl Receive {
         self.failed = true;
         let device = &common.net.config().name;
         tracing::warn!(device, pair = common.pair, %error, "a network port failed");
+        common.net.fail_port();
     }
 }
 

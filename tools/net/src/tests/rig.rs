@@ -276,7 +276,7 @@ impl Rig {
                 busy = true;
                 handler.service(&mut Context::new(&mut self.waiter, &mut self.backends));
                 handler.queue_mut().publish();
-                queue.ready = handler.queue().has_more();
+                queue.ready = handler.queue().has_more() || handler.wants_service();
             }
             if let Some(backend) = self.backends.get::<Polls>() {
                 backend.reap(&mut done);

@@ -116,12 +116,12 @@ impl Host for Client {
 
 impl PortOpener for Client {
     fn open(&self, request: &PortRequest, pair: u16) -> io::Result<OwnedFd> {
-        let (_, file) = self.call_for_file(&Request::OpenPort(request.clone(), pair))?;
+        let (_, file) = self.call_for_file(&Request::OpenPort(Box::new(request.clone()), pair))?;
         Ok(file.into())
     }
 
-    fn close(&self, zone: &str) -> io::Result<()> {
-        self.call(&Request::ClosePorts(zone.into()))
+    fn close(&self, zone: &str, index: Option<usize>) -> io::Result<()> {
+        self.call(&Request::ClosePorts(zone.into(), index))
             .map(drop)
             .map_err(Into::into)
     }

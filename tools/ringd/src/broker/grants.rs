@@ -20,6 +20,9 @@ use crate::control::protocol::{MAX_LINE, Reply, Request, Response};
 use crate::control::server;
 use crate::device::disk::change::Change as DiskChange;
 use crate::device::disk::config::{DiskConfig, names_no_file};
+use crate::device::net::change::Change as NetChange;
+use crate::device::net::config::PortConfig;
+use crate::device::net::open::default_mac;
 use crate::device::net::opener::PortRequest;
 use crate::device::{self, api};
 use crate::regular;
@@ -109,7 +112,10 @@ impl Asked {
     pub fn of(request: &Request) -> Option<Self> {
         let disks: &[DiskConfig] = match request {
             Request::Start { config } => &config.devices.disk,
-            Request::Device(api::Request::Change(change)) => std::slice::from_ref(disk(&change.change)?),
+            Request::Device(api::Request::Change(change)) => match named(&change.change)? {
+                Named::Disk(disk) => std::slice::from_ref(disk),
+                Named::Port(..) => &[],
+            },
             Request::StartAgain { .. } | Request::Upgrade { .. } => &[],
             _ => return None,
         };
@@ -125,11 +131,18 @@ impl Asked {
     }
 }
 
-/// Returns the disk that a change names.
-fn disk(change: &device::Change) -> Option<&DiskConfig> {
+/// What a change of a device names.
+enum Named<'a> {
+    Disk(&'a DiskConfig),
+    /// What is to be behind the network device with this number.
+    Port(usize, &'a PortConfig),
+}
+
+fn named(change: &device::Change) -> Option<Named<'_>> {
     match change {
-        device::Change::Disk(DiskChange::Attach { disk }) => Some(disk),
-        device::Change::Disk(DiskChange::Migrate { target, .. }) => Some(target),
+        device::Change::Disk(DiskChange::Attach { disk }) => Some(Named::Disk(disk)),
+        device::Change::Disk(DiskChange::Migrate { target, .. }) => Some(Named::Disk(target)),
+        device::Change::Net(NetChange::Attach { index, port }) => Some(Named::Port(*index, port)),
         device::Change::Disk(_) | device::Change::Net(_) => None,
     }
 }
@@ -148,6 +161,9 @@ struct Grant {
     zones: Vec<ZoneConfig>,
     /// Disks that came later.
     disks: Vec<DiskConfig>,
+    /// What was put behind network devices later, with their numbers.
+    #[serde(default)]
+    ports: Vec<(usize, PortConfig)>,
     /// Backing files of all these.
     backing: BTreeSet<PathBuf>,
     /// Whether a start was asked for that has not been begun.
@@ -237,12 +253,20 @@ impl Grants {
                 grant
             }
             Request::Device(api::Request::Change(change)) => {
-                let Some(disk) = disk(&change.change) else {
+                let Some(named) = named(&change.change) else {
                     return Ok(());
                 };
                 let grant = self.recorded.zones.entry(change.name).or_default();
-                if !grant.disks.contains(disk) {
-                    grant.disks.push(disk.clone());
+                match named {
+                    Named::Disk(disk) if !grant.disks.contains(disk) => grant.disks.push(disk.clone()),
+                    Named::Disk(_) => {}
+                    // Others stay: the worker may refuse this one, with another behind the device.
+                    Named::Port(index, port) => {
+                        let port = (index, port.clone());
+                        if !grant.ports.contains(&port) {
+                            grant.ports.push(port);
+                        }
+                    }
                 }
                 grant
             }
@@ -277,6 +301,7 @@ impl Grants {
         {
             // Where it starts again it has the devices that it was described with.
             grant.disks.clear();
+            grant.ports.clear();
             let ended = &mut self.recorded.ended;
             ended.push_back((zone.into(), grant));
             let excess = ended.len().saturating_sub(ENDED);
@@ -367,17 +392,24 @@ impl Grants {
         }
     }
 
-    /// Whether a network port may be opened.
+    /// Whether a network port may be opened: it is what the zone's device was described with, or what was put
+    /// behind it later, and address and size are the device's.
     pub fn may_open_port(&self, port: &PortRequest) -> bool {
-        let zones = self
-            .recorded
-            .zones
-            .get(&port.zone)
-            .into_iter()
-            .flat_map(|grant| &grant.zones);
-        zones
-            .flat_map(|zone| &zone.devices.net)
-            .any(|net| net.source == port.source)
+        let Some(grant) = self.recorded.zones.get(&port.zone) else {
+            return false;
+        };
+        let later = grant
+            .ports
+            .iter()
+            .any(|(index, later)| *index == port.index && *later == port.port);
+        grant.zones.iter().any(|zone| {
+            zone.devices.net.get(port.index).is_some_and(|net| {
+                let mac = net.mac.unwrap_or_else(|| default_mac(&zone.name, port.index));
+                let named = later || net.port == port.port;
+                let size = (net.mtu, net.pairs(zone.cpus.count()));
+                named && mac == port.mac && size == (port.mtu, port.pairs)
+            })
+        })
     }
 
     /// Takes the grant of an upgrade to this program, if there is one.
@@ -390,7 +422,7 @@ impl Grants {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use super::{Asked, ENDED, Grants};
+    use super::{Asked, ENDED, Grants, NetChange, default_mac};
     use crate::config::ZoneConfig;
     use crate::config::zone::{Cpus, FlashConfig, OnCrash, OnReboot};
     use crate::control::protocol::Request;
@@ -403,7 +435,7 @@ mod tests {
 
     fn config(disks: Vec<DiskConfig>) -> Box<ZoneConfig> {
         let net = NetConfig {
-            source: Source::Tap("tap7".into()),
+            port: Source::Tap("tap7".into()).into(),
             mac: None,
             mtu: 1500,
             queue_pairs: None,
@@ -427,6 +459,17 @@ mod tests {
                 ..Configs::default()
             },
         })
+    }
+
+    fn port(zone: &str, tap: &str) -> PortRequest {
+        PortRequest {
+            zone: zone.into(),
+            index: 0,
+            port: Source::Tap(tap.into()).into(),
+            mac: default_mac(zone, 0),
+            mtu: 1500,
+            pairs: 1,
+        }
     }
 
     fn start(disks: Vec<DiskConfig>) -> Asked {
@@ -475,15 +518,19 @@ mod tests {
             assert!(grants.may_make("z", 64 << 20) && !grants.may_make("z", 66 << 20));
             assert!(!grants.may_make("y", 64 << 20));
             assert!(grants.take_cpu(2).unwrap() && !grants.take_cpu(1).unwrap());
-            let port = |zone: &str, source: &str| PortRequest {
-                zone: zone.into(),
-                index: 0,
-                source: Source::Tap(source.into()),
-                mtu: 1500,
-                pairs: 1,
-            };
             assert!(grants.may_open_port(&port("z", "tap7")));
             assert!(!grants.may_open_port(&port("z", "tap8")) && !grants.may_open_port(&port("y", "tap7")));
+            let but = |change: fn(&mut PortRequest)| {
+                let mut request = port("z", "tap7");
+                change(&mut request);
+                grants.may_open_port(&request)
+            };
+            assert!(
+                !but(|port| port.index = 1) && !but(|port| port.mac = "52:54:00:00:00:01".parse().unwrap())
+            );
+            assert!(!but(|port| port.mtu = 9000) && !but(|port| port.pairs = 2));
+            assert!(!but(|port| port.port.forward = vec!["2222:22".parse().unwrap()]));
+            assert!(!but(|port| port.port.isolated = true));
         }
     }
 
@@ -530,6 +577,36 @@ mod tests {
         assert!(!grants.take_cpu(0).unwrap());
         grants.return_cpu(1).unwrap();
         assert!(grants.take_cpu(0).unwrap() && !grants.take_cpu(1).unwrap());
+    }
+
+    #[test]
+    fn what_was_put_behind_a_network_device_is_granted() {
+        let (directory, mut grants) = grants();
+        grants.add(start(Vec::new()), |_| false).unwrap();
+        for name in ["tap8", "tap9"] {
+            let attach = Request::Device(api::Request::Change(api::ChangeRequest {
+                name: "z".into(),
+                change: device::Change::Net(NetChange::Attach {
+                    index: 0,
+                    port: Source::Tap(name.into()).into(),
+                }),
+            }));
+            grants.add(Asked::of(&attach).unwrap(), |_| true).unwrap();
+        }
+        for grants in [&grants, &Grants::load(directory.path()).unwrap()] {
+            let may = |tap, index| {
+                grants.may_open_port(&PortRequest {
+                    index,
+                    ..port("z", tap)
+                })
+            };
+            assert!(may("tap7", 0) && may("tap8", 0) && may("tap9", 0) && !may("tap9", 1));
+        }
+        grants.made("z").unwrap();
+        grants.ended("z").unwrap();
+        let again = Request::StartAgain { name: "z".into() };
+        grants.add(Asked::of(&again).unwrap(), |_| false).unwrap();
+        assert!(grants.may_open_port(&port("z", "tap7")) && !grants.may_open_port(&port("z", "tap9")));
     }
 
     #[test]

@@ -34,7 +34,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::config::is_zone_name;
-use crate::device::net::opener::PortRequest;
+use crate::device::net::opener::{PortError, PortRequest};
 use crate::host::{Host, Linux, RamError, RamFile, ram};
 use crate::hv::NOT_GRANTED;
 use crate::hv::control::ControlPage;
@@ -67,9 +67,9 @@ pub enum Request {
     /// Connects to the socket of a device's server.
     Connect(PathBuf),
     /// Opens a pair of queues of a network port, or returns the one that is kept.
-    OpenPort(PortRequest, u16),
-    /// Closes the network ports of a zone.
-    ClosePorts(String),
+    OpenPort(Box<PortRequest>, u16),
+    /// Closes the network ports of a zone, or the one of the device with this number.
+    ClosePorts(String, Option<usize>),
     /// Lets another program take over, by default of the same path; EL2's version of the interface.
     Upgrade(Option<PathBuf>, u32),
 }
@@ -117,12 +117,17 @@ pub enum Failure {
     Os(i32),
     /// Another error, for people; of those of RAM the kind matters.
     Ram(RamError),
+    /// A port cannot be opened.
+    Port(PortError),
 }
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        let number = error.raw_os_error();
-        number.map_or_else(|| Self::Ram(error.into()), Self::Os)
+        match (error.raw_os_error(), PortError::of(&error)) {
+            (Some(number), _) => Self::Os(number),
+            (None, Some(port)) => Self::Port(port.clone()),
+            (None, None) => Self::Ram(error.into()),
+        }
     }
 }
 
@@ -137,6 +142,7 @@ impl From<Failure> for io::Error {
         match failure {
             Failure::Os(number) => Self::from_raw_os_error(number),
             Failure::Ram(error) => Self::other(error.to_string()),
+            Failure::Port(error) => Self::other(error),
         }
     }
 }
@@ -146,6 +152,7 @@ impl From<Failure> for RamError {
         match failure {
             Failure::Os(number) => io::Error::from_raw_os_error(number).into(),
             Failure::Ram(error) => error,
+            Failure::Port(error) => Self::Other(error.to_string()),
         }
     }
 }
@@ -414,9 +421,9 @@ impl Broker {
                 let opened = self.keeper.call(&ports::Request::Open(request, pair))?;
                 return Ok((Reply::Done, opened));
             }
-            Request::ClosePorts(zone) => {
+            Request::ClosePorts(zone, index) => {
                 zone_name(&zone)?;
-                self.keeper.call(&ports::Request::Close(zone))?;
+                self.keeper.call(&ports::Request::Close(zone, index))?;
             }
             Request::Upgrade(path, abi) => {
                 granted(self.grants.lock().take_upgrade(&path), "an upgrade")?;

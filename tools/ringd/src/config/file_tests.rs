@@ -72,7 +72,7 @@ queue_pairs = 2
         panic!("{:?}", zone.devices.net)
     };
     assert_eq!(
-        (bridge.source.clone(), bridge.mtu),
+        (bridge.port.source.clone(), bridge.mtu),
         (Source::Bridge("ringvisor0".into()), 9000)
     );
     assert_eq!(
@@ -83,7 +83,7 @@ queue_pairs = 2
         (bridge.limits.rate, bridge.limits.pps),
         (Some(1_000_000_000), Some(1000))
     );
-    assert!(matches!(&user.source, Source::User(forward) if forward.len() == 2));
+    assert_eq!((&user.port.source, user.port.forward.len()), (&Source::User, 2));
     let pairs = |vcpus| [bridge, user, tap].map(|net| net.pairs(vcpus));
     assert_eq!((pairs(2), pairs(16)), ([2, 1, 2], [7, 1, 2]));
     assert_eq!((tap.mtu, tap.mac, tap.limits), (1500, None, NetLimits::default()));
@@ -109,7 +109,51 @@ queue_pairs = 2
         ),
         (
             "tap = \"t\"\nforward = [\"1:2\"]",
-            "net[0].forward = [\"1:2\"]: expected `user = true` beside it",
+            "net[0].forward = \"1:2\": expected `user = true` or `bridge = \"ringvisor0\"` beside it",
+        ),
+        (
+            "bridge = \"ringvisor0\"\nforward = [\"[::1]:1:2\"]",
+            "net[0].forward = \"[::1]:1:2\": expected with a bridge another address than ::1",
+        ),
+        (
+            "user = true\nforward = [\"1:2\", \"127.0.0.1:1:3\"]",
+            "net[0].forward = \"127.0.0.1:1:3\": expected each port of root once",
+        ),
+        (
+            "user = true\nforward = [\"1:2\"]\n[[net]]\nuser = true\nforward = [\"1:3\"]",
+            "net[1].forward = \"1:3\": expected a port of root that no other device of the zone has",
+        ),
+        (
+            "bridge = \"ringvisor0\"\nforward = [\"udp:53:53\"]",
+            "net[0].forward = \"udp:53:53\": expected another port than 53, 67 and 547",
+        ),
+        (
+            "user = true\nfilter = true",
+            "net[0].filter = true: expected false with `user`",
+        ),
+        (
+            "vhost_user = \"/s\"\nfilter = true",
+            "net[0].filter = true: expected false with `vhost_user`",
+        ),
+        (
+            "vhost_user = \"/s\"\nforward = [\"1:2\"]",
+            "net[0].forward = \"1:2\": expected `user = true` or `bridge = \"ringvisor0\"` beside it",
+        ),
+        (
+            "tap = \"t\"\naddresses = [\"10.0.0.1\"]",
+            "net[0].addresses = [\"10.0.0.1\"]: expected `filter = true` beside it",
+        ),
+        (
+            "tap = \"t\"\nfilter = true\naddresses = [\"10.0.0.1/8\"]",
+            "net[0].addresses = [\"10.0.0.1/8\"]: expected a list of addresses",
+        ),
+        (
+            "tap = \"t\"\nisolated = true",
+            "net[0].isolated = true: expected false without a bridge",
+        ),
+        (
+            "bridge = \"b*\"",
+            "net[0].bridge = \"b*\": expected the name of a network interface",
         ),
         (
             "user = true\nforward = [\"22\"]",
@@ -190,11 +234,16 @@ fn network_devices_as_options() {
     let options = [
         "bridge=br0,mtu=9000,pps=5",
         "user,forward=2222:22,forward=udp:53:53",
+        "bridge=br0,filter,isolated,addresses=10.0.0.1,addresses=fd00::1",
     ]
     .map(str::to_owned);
     let nets = from_options(&options).unwrap();
     assert_eq!((nets[0].mtu, nets[0].limits.pps), (9000, Some(5)));
-    assert!(matches!(&nets[1].source, Source::User(forward) if forward.len() == 2));
+    assert_eq!(
+        (&nets[1].port.source, nets[1].port.forward.len()),
+        (&Source::User, 2)
+    );
+    assert!(nets[2].port.filter && nets[2].port.isolated && nets[2].port.addresses.len() == 2);
     for (option, expected) in [
         ("br0", "command line: net = \"br0\": expected KEY=VALUE"),
         (

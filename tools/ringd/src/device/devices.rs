@@ -58,6 +58,7 @@ impl Devices {
                         &config,
                         state.nets.iter().find(|net| net.slot == slot),
                         words.map_err(|error| self.zone.config.failed(error))?,
+                        last.is_some(),
                     )?;
                     nets += 1;
                     Device::Net(net)
@@ -110,11 +111,12 @@ impl Devices {
     }
 
     /// Does what the devices wait for: ends migrations that are done, closes the host devices of disks that
-    /// have stopped.
+    /// have stopped, opens network ports anew that have failed.
     pub fn poll(&self, store: &mut dyn Store) {
         let mut drives = self.drives(store);
         drives.finish_migrations();
         drives.close_stopped();
+        net::change::reopen(&self.zone);
     }
 
     /// The zone ends: nothing of its devices is used by other threads of the daemon afterwards.
@@ -128,7 +130,7 @@ impl Devices {
     fn close_ports(&self) {
         let name = &self.zone.config.name;
         if !self.zone.config.devices.net.is_empty()
-            && let Err(error) = self.zone.environment.ports.close(name)
+            && let Err(error) = self.zone.environment.ports.close(name, None)
         {
             tracing::error!(zone = name, %error, "cannot close a zone's network ports");
         }

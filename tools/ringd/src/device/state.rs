@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{Config, Configs};
 use super::disk::config::DiskConfig;
 use super::disk::migration::Pending;
-use super::net::config::NetLimits;
+use super::net::config::{NetLimits, PortConfig};
 
 /// The devices of a zone that runs. Part of the zone's record (version 2), in JSON as well.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +21,7 @@ pub struct State {
 }
 
 /// What was changed of a network device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {
     /// Its slot.
     pub slot: u8,
@@ -29,6 +29,19 @@ pub struct NetState {
     pub link_down: bool,
     /// Its limits.
     pub limits: NetLimits,
+    /// What is behind it now, if that was changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortState>,
+}
+
+/// What is behind a network device whose port was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortState {
+    /// The port; `None`: it was detached.
+    pub config: Option<PortConfig>,
+    /// What the device has offered its driver, whatever the port: checksums and segmentation of TCP, and of
+    /// UDP.
+    pub offloads: (bool, bool),
 }
 
 impl NetState {
@@ -38,6 +51,7 @@ impl NetState {
             slot,
             link_down: false,
             limits,
+            port: None,
         }
     }
 }

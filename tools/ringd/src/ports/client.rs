@@ -36,7 +36,7 @@ impl Keeper {
     /// Carries out a request.
     ///
     /// # Errors
-    /// Why it failed, for people.
+    /// Why it failed: an error of the system, or one that holds a [`crate::device::net::opener::PortError`].
     pub fn call(&self, request: &Request) -> io::Result<Option<File>> {
         self.call_with(request, None)
     }

@@ -5,29 +5,35 @@
 //! |---|---|
 //! | worker | asks the broker for ports: [`crate::device::net::opener::PortOpener`] |
 //! | broker | asks the keeper, which it starts if there is none: [`client`] |
-//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]), keeps every descriptor until its zone ends, and pins of zones' memory: [`keeper`] |
+//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]) and of dnsmasq ([`network`]), sets rules of nft ([`rules`]), keeps every descriptor until its zone ends, and pins of zones' memory: [`kept`], [`keeper`] |
 //!
 //! So tap devices keep their queues and passt its connection when a daemon dies, and neither notices.
 
 pub mod client;
 mod interface;
 pub mod keeper;
+mod kept;
+mod network;
 mod passt;
+mod program;
+mod rules;
 mod server;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::net::opener::PortRequest;
+use crate::device::net::opener::{PortError, PortRequest};
 
 /// A request to the keeper.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Request {
-    /// Returns the descriptor of a pair of queues of a port, which is opened if it is not kept.
-    Open(PortRequest, u16),
-    /// Closes the ports of a zone.
-    Close(String),
+    /// Returns the descriptor of a port with this number. The port is opened if it is not kept.
+    Open(Box<PortRequest>, u16),
+    /// Closes the ports of a zone, or the one of the device with this number.
+    Close(String, Option<usize>),
     /// Keeps what comes with it, a pin of a zone's memory.
     Pin(String),
     /// Returns [`Reply::Done`] if memory of a zone is pinned.
@@ -41,7 +47,7 @@ pub enum Request {
 impl Request {
     /// Whether nothing is to be done where there is no keeper.
     const fn lets_go(&self) -> bool {
-        matches!(self, Self::Close(_) | Self::Unpin(_) | Self::End)
+        matches!(self, Self::Close(..) | Self::Unpin(_) | Self::End)
     }
 }
 
@@ -50,8 +56,8 @@ impl Request {
 pub enum Reply {
     /// It is done.
     Done,
-    /// It failed; why, for people.
-    Failed(String),
+    /// It failed.
+    Failed(PortError),
 }
 
 /// Returns the path of the keeper's socket.

@@ -183,7 +183,7 @@ impl Core {
             if queue.wants_notifications() {
                 self.schedule.insert(List::Polled, index);
             }
-            if queue.has_more() {
+            if queue.has_more() || entry.handler.wants_service() {
                 self.schedule.insert(List::Deferred, index);
             }
             if queue.deadline().is_some() {

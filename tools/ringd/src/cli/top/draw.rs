@@ -1,4 +1,5 @@
-//! The screen: a text line for the daemon, then tables of zones, CPUs and disks, in 80 columns.
+//! The screen: a text line for the daemon, then tables of zones, CPUs, disks and network devices, in 80
+//! columns.
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -8,6 +9,7 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
 use super::model::{CpuRow, Model, ZoneRow};
 use crate::device::disk::top as disk;
+use crate::device::net::top as net;
 
 /// A column: its heading, its width, and whether it holds numbers.
 type Column = (&'static str, u16, bool);
@@ -40,17 +42,23 @@ const CPUS: [Column; 12] = [
 
 /// Returns the number of text lines of the whole screen.
 pub fn height(model: &Model) -> u16 {
-    let lines = 2 + (model.zones.len() + 2) + (model.cpus.len() + 2) + (model.disks.len() + 1);
+    let nets = if model.nets.is_empty() {
+        0
+    } else {
+        model.nets.len() + 2
+    };
+    let lines = 2 + (model.zones.len() + 2) + (model.cpus.len() + 2) + (model.disks.len() + 1) + nets;
     u16::try_from(lines).unwrap_or(u16::MAX)
 }
 
 /// Draws the screen; what does not fit is cut off at the end.
 pub fn draw(frame: &mut Frame<'_>, model: &Model) {
     let rows = |count: usize| Constraint::Length(u16::try_from(count).unwrap_or(u16::MAX));
-    let [head, zones, cpus, disks] = Layout::vertical([
+    let [head, zones, cpus, disks, nets] = Layout::vertical([
         Constraint::Length(2),
         rows(model.zones.len() + 2),
         rows(model.cpus.len() + 2),
+        rows(model.disks.len() + 2),
         Constraint::Fill(1),
     ])
     .areas(frame.area());
@@ -73,6 +81,10 @@ pub fn draw(frame: &mut Frame<'_>, model: &Model) {
         &disk::COLUMNS,
         model.disks.iter().map(|disk| disk.cells(number)),
     );
+    if !model.nets.is_empty() {
+        let cells = model.nets.iter().map(|net| net.cells(number));
+        table(frame, nets, &net::COLUMNS, cells);
+    }
 }
 
 /// Formats a number in at most six characters.
@@ -148,6 +160,7 @@ mod tests {
     use super::super::{Model, plain};
     use super::{CPUS, ZONES, number};
     use crate::device::disk::top as disk;
+    use crate::device::net::top as net;
 
     #[test]
     fn numbers_stay_short() {
@@ -204,7 +217,7 @@ mod tests {
 
     #[test]
     fn eighty_columns_are_enough() {
-        for columns in [&ZONES[..], &CPUS[..], &disk::COLUMNS[..]] {
+        for columns in [&ZONES[..], &CPUS[..], &disk::COLUMNS[..], &net::COLUMNS[..]] {
             let width: u16 = columns
                 .iter()
                 .map(|(heading, width, _)| {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::device::disk::top::DiskRow;
+use crate::device::net::top::NetRow;
 use crate::device::report::{Counts, rise};
 use crate::stats::{CpuStats, StatsReport, ZoneStats};
 
@@ -17,6 +18,8 @@ pub struct Model {
     pub cpus: Vec<CpuRow>,
     /// Disks.
     pub disks: Vec<DiskRow>,
+    /// Network devices.
+    pub nets: Vec<NetRow>,
 }
 
 /// The daemon.
@@ -107,6 +110,7 @@ impl Model {
                 .iter()
                 .map(|disk| DiskRow::new(&before.devices.disks, disk, rate))
                 .collect(),
+            nets: NetRow::all(&before.devices.nets, &now.devices.nets, rate),
             cpus,
         }
     }

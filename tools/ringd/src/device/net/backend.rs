@@ -45,8 +45,12 @@ impl Backend for Arc<Net> {
     }
 }
 
-/// Has the guest shown address and status of the link when the device changes them by itself.
+/// Has the guest shown address and status of the link when the device changes them by itself, and the zone's
+/// thread woken when its port fails.
 pub fn watch(zone: &ZoneContext, slot: u8, net: &Net) {
+    if let Some(wake) = zone.wake.clone() {
+        net.on_port_failure(Box::new(move || wake()));
+    }
     let Some(number) = zone.number else {
         return;
     };

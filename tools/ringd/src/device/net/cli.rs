@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::change::Change;
-use super::config::{NetLimits, RATE, parse_rate};
+use super::config::{NetLimits, PortConfig, RATE, parse_rate};
+use super::keys::port_from_option;
 use super::report::NetReport;
 use crate::cli::print::{OutputOptions, json, table};
 use crate::control::client::ClientError;
@@ -29,6 +30,18 @@ pub enum NetCommand {
         #[arg(value_enum)]
         link: Link,
     },
+    /// Puts another bridge, tap or passt behind a device that was detached: its link comes up.
+    Attach {
+        /// Which device.
+        #[command(flatten)]
+        which: Which,
+        /// KEY=VALUE[,KEY=VALUE...], keys as in a zone file: bridge=NAME, tap=NAME or user, with forward,
+        /// filter, addresses, isolated.
+        #[arg(value_parser = port)]
+        port: PortConfig,
+    },
+    /// Removes what is behind a device: its link goes down.
+    Detach(Which),
     /// Sets a device's limits, each of both directions; what is not given has no limit afterwards.
     SetLimit {
         /// Which device.
@@ -67,6 +80,10 @@ fn index(text: &str) -> Result<usize, String> {
     number.map_err(|_| "expected a number, or a guest's name such as eth0".into())
 }
 
+fn port(text: &str) -> Result<PortConfig, String> {
+    port_from_option(text).map_err(|error| error.to_string())
+}
+
 fn rate(text: &str) -> Result<u64, String> {
     parse_rate(text).ok_or_else(|| format!("expected {RATE}"))
 }
@@ -99,6 +116,11 @@ pub fn run(
             let (index, up) = (which.net, link == Link::Up);
             change(which.zone, Change::Link { index, up })
         }
+        NetCommand::Attach { which, port } => {
+            let index = which.net;
+            change(which.zone, Change::Attach { index, port })
+        }
+        NetCommand::Detach(Which { zone, net }) => change(zone, Change::Detach { index: net }),
         NetCommand::SetLimit { which, rate, pps } => {
             let (index, limits) = (which.net, NetLimits { rate, pps });
             change(which.zone, Change::Limit { index, limits })
@@ -121,7 +143,9 @@ fn devices(nets: &[NetReport]) -> anyhow::Result<ExitCode> {
                 if net.link { "up" } else { "down" }.into(),
                 limit(net.limits.rate),
                 limit(net.limits.pps),
-                net.net.source.to_string(),
+                net.port
+                    .as_ref()
+                    .map_or_else(|| "-".into(), |port| port.source.to_string()),
             ]
         })
         .collect();

@@ -20,8 +20,8 @@ pub const MTU: u16 = 1500;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// Where its packets go.
-    pub source: Source,
+    /// What is behind it.
+    pub port: PortConfig,
     /// Its address; made from machine, zone and number if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddress>,
@@ -35,6 +35,26 @@ pub struct NetConfig {
     pub limits: NetLimits,
 }
 
+/// What is behind a network device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PortConfig {
+    /// Where packets go.
+    pub source: Source,
+    /// Ports of root that lead to the guest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forward: Vec<Forward>,
+    /// Whether packets from other addresses than the device's are dropped.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub filter: bool,
+    /// Addresses that the guest may use beside those that [`OWN_BRIDGE`] gives it; with `filter`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// Whether the zone and others on the same bridge do not see each other.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub isolated: bool,
+}
+
 /// Where packets go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -44,7 +64,7 @@ pub enum Source {
     /// A tap device that there is.
     Tap(String),
     /// passt: connections of the guest are those of a process in root.
-    User(Vec<Forward>),
+    User,
     /// A vhost-user server's socket: that process transfers packets.
     VhostUser(PathBuf),
 }
@@ -86,6 +106,15 @@ pub struct Forward {
 }
 
 impl Forward {
+    /// Returns whether a connection can be meant for both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let same_address = match (self.address, other.address) {
+            (Some(one), Some(other)) => one == other || one.is_unspecified() || other.is_unspecified(),
+            _ => true,
+        };
+        (self.protocol, self.port) == (other.protocol, other.port) && same_address
+    }
+
     /// What one is to look like.
     pub const EXPECTED: &str =
         "[tcp:|udp:][ADDRESS:]PORT:GUEST_PORT, such as \"2222:22\" or \"udp:[::1]:53:53\"";
@@ -158,18 +187,131 @@ impl fmt::Display for Source {
         match self {
             Self::Bridge(name) => write!(f, "bridge {name}"),
             Self::Tap(name) => write!(f, "tap {name}"),
-            Self::User(_) => f.write_str("user"),
+            Self::User => f.write_str("user"),
             Self::VhostUser(path) => write!(f, "vhost-user {}", path.display()),
         }
+    }
+}
+
+impl From<Source> for PortConfig {
+    fn from(source: Source) -> Self {
+        Self {
+            source,
+            forward: Vec::new(),
+            filter: false,
+            addresses: Vec::new(),
+            isolated: false,
+        }
+    }
+}
+
+impl Source {
+    /// Returns the key of a zone file that says this, and its value, for messages.
+    pub fn key(&self) -> (&'static str, String) {
+        match self {
+            Self::Bridge(name) => ("bridge", quoted(name)),
+            Self::Tap(name) => ("tap", quoted(name)),
+            Self::User => ("user", "true".into()),
+            Self::VhostUser(path) => ("vhost_user", quoted(&path.display().to_string())),
+        }
+    }
+
+    /// Returns whether root gives the guest its addresses.
+    fn gives_addresses(&self) -> bool {
+        matches!(self, Self::User) || matches!(self, Self::Bridge(name) if name == OWN_BRIDGE)
+    }
+}
+
+/// A value that cannot be used: its key, the value, and what was expected.
+type Wrong = (&'static str, String, String);
+
+impl PortConfig {
+    /// Checks everything that can be checked without the machine.
+    ///
+    /// # Errors
+    /// The first value that is wrong.
+    pub fn check(&self) -> Result<(), Wrong> {
+        let wrong =
+            |key, value: &dyn ToString, expected: &str| Err((key, value.to_string(), expected.to_owned()));
+        let (key, value) = self.source.key();
+        if let Source::Bridge(name) | Source::Tap(name) = &self.source
+            && !is_interface_name(name)
+        {
+            let expected = "the name of a network interface: 1 to 15 characters, no space or any of /:%*\"\\";
+            return wrong(key, &value, expected);
+        }
+        if let Source::VhostUser(path) = &self.source
+            && !path.is_absolute()
+        {
+            return wrong(key, &value, "the absolute path of a vhost-user server's socket");
+        }
+        for (index, one) in self.forward.iter().enumerate() {
+            let quoted = quoted(&one.to_string());
+            if !self.source.gives_addresses() {
+                let expected = format!(
+                    "`user = true` or `bridge = \"{OWN_BRIDGE}\"` beside it: root does not know the guest's address"
+                );
+                return wrong("forward", &quoted, &expected);
+            }
+            let loopback = matches!(one.address, Some(IpAddr::V6(address)) if address.is_loopback());
+            if loopback && self.source != Source::User {
+                let expected = "with a bridge another address than ::1, which Linux does not route; `user = true` has it";
+                return wrong("forward", &quoted, expected);
+            }
+            let any = one.address.is_none_or(|address| address.is_unspecified());
+            if any && self.source != Source::User && [53, 67, 547].contains(&one.port) {
+                let expected = format!(
+                    "another port than 53, 67 and 547, which serve {OWN_BRIDGE}, or an address of root before it"
+                );
+                return wrong("forward", &quoted, &expected);
+            }
+            let before = self.forward.get(..index).unwrap_or_default();
+            if before.iter().any(|other| other.overlaps(one)) {
+                return wrong("forward", &quoted, "each port of root once");
+            }
+        }
+        if self.filter {
+            match self.source {
+                Source::Bridge(_) | Source::Tap(_) => {}
+                Source::User => {
+                    let expected = "false with `user`: only passt's own packets leave";
+                    return wrong("filter", &true, expected);
+                }
+                Source::VhostUser(_) => {
+                    let expected = "false with `vhost_user`: the server transfers the packets";
+                    return wrong("filter", &true, expected);
+                }
+            }
+        }
+        if !self.addresses.is_empty() && !self.filter {
+            let list: Vec<String> = self
+                .addresses
+                .iter()
+                .map(|address| quoted(&address.to_string()))
+                .collect();
+            return wrong(
+                "addresses",
+                &format!("[{}]", list.join(", ")),
+                "`filter = true` beside it",
+            );
+        }
+        if self.isolated && !matches!(self.source, Source::Bridge(_)) {
+            return wrong(
+                "isolated",
+                &true,
+                "false without a bridge: there are no other zones behind it",
+            );
+        }
+        Ok(())
     }
 }
 
 impl NetConfig {
     /// Returns the number of pairs of queues in a zone with `vcpus` vCPUs.
     pub fn pairs(&self, vcpus: usize) -> u16 {
-        let most = match self.source {
+        let most = match self.port.source {
             Source::Bridge(_) => u16::try_from(vcpus).unwrap_or(PAIRS_MAX).clamp(1, PAIRS_MAX),
-            Source::Tap(_) | Source::User(_) | Source::VhostUser(_) => 1,
+            Source::Tap(_) | Source::User | Source::VhostUser(_) => 1,
         };
         self.queue_pairs.unwrap_or(most)
     }
@@ -190,44 +332,26 @@ impl NetConfig {
         {
             return wrong("queue_pairs", &pairs, &format!("1 to {PAIRS_MAX}"));
         }
-        match &self.source {
-            Source::User(_) if self.queue_pairs.is_some_and(|pairs| pairs > 1) => {
-                wrong("queue_pairs", &self.queue_pairs.unwrap_or(1), "1, with `user`")
+        if self.port.source == Source::User {
+            if let Some(pairs) = self.queue_pairs.filter(|pairs| *pairs > 1) {
+                return wrong("queue_pairs", &pairs, "1, with `user`");
             }
-            Source::User(_) if usize::from(self.mtu) > ringnet::port::stream::SEND_MAX => wrong(
-                "mtu",
-                &self.mtu,
-                &format!("at most {}, with `user`", ringnet::port::stream::SEND_MAX),
-            ),
-            Source::Bridge(name) | Source::Tap(name) if !is_interface_name(name) => {
-                let source = if matches!(self.source, Source::Tap(_)) {
-                    "tap"
-                } else {
-                    "bridge"
-                };
-                wrong(
-                    source,
-                    &quoted(name),
-                    "the name of a network interface: 1 to 15 characters, no / or space",
-                )
+            let most = ringnet::port::stream::SEND_MAX;
+            if usize::from(self.mtu) > most {
+                return wrong("mtu", &self.mtu, &format!("at most {most}, with `user`"));
             }
-            Source::VhostUser(path) if !path.is_absolute() => wrong(
-                "vhost_user",
-                &quoted(&path.display().to_string()),
-                "the absolute path of a vhost-user server's socket",
-            ),
-            Source::VhostUser(_) if self.limits != NetLimits::default() => {
-                let (key, limit) = match self.limits.rate {
-                    Some(rate) => ("rate", rate),
-                    None => ("pps", self.limits.pps.unwrap_or(0)),
-                };
-                wrong(
-                    key,
-                    &limit,
-                    "no limit with `vhost_user`: the server transfers the packets",
-                )
-            }
-            _ => Ok(()),
+        }
+        if matches!(self.port.source, Source::VhostUser(_)) && self.limits != NetLimits::default() {
+            let (key, limit) = match self.limits.rate {
+                Some(rate) => ("rate", rate),
+                None => ("pps", self.limits.pps.unwrap_or(0)),
+            };
+            let expected = "no limit with `vhost_user`: the server transfers the packets";
+            return wrong(key, &limit, expected);
+        }
+        match self.port.check() {
+            Ok(()) => Ok(()),
+            Err((name, value, expected)) => wrong(name, &value, &expected),
         }
     }
 }
@@ -251,8 +375,8 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
                 "an address that no other device of the zone has",
             ));
         }
-        let taken = before.iter().any(|other| other.source == net.source);
-        if let Source::Tap(tap) = &net.source
+        let taken = before.iter().any(|other| other.port.source == net.port.source);
+        if let Source::Tap(tap) = &net.port.source
             && taken
         {
             return Err(bad(
@@ -262,7 +386,7 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
                 "a tap that no other device of the zone has",
             ));
         }
-        if let Source::VhostUser(path) = &net.source
+        if let Source::VhostUser(path) = &net.port.source
             && taken
         {
             return Err(bad(
@@ -272,17 +396,34 @@ pub fn check_all(nets: &[NetConfig], origin: &str) -> anyhow::Result<()> {
                 "a server that no other device of the zone has: it serves one device",
             ));
         }
+        let forwarded = |one: &&Forward| {
+            let others = before.iter().flat_map(|other| &other.port.forward);
+            others.into_iter().any(|other| other.overlaps(one))
+        };
+        if let Some(one) = net.port.forward.iter().find(forwarded) {
+            return Err(bad(
+                origin,
+                format!("net[{index}].forward"),
+                quoted(&one.to_string()),
+                "a port of root that no other device of the zone has",
+            ));
+        }
     }
     Ok(())
 }
 
-/// Whether an interface can have this name, and it is safe in a path.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "for serde")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// Whether an interface can have this name, and it is safe in a path and in a rule of nft.
 fn is_interface_name(name: &str) -> bool {
     (1..=ringnet::port::tap::NAME_MAX).contains(&name.len())
         && !matches!(name, "." | "..")
         && name
             .bytes()
-            .all(|byte| byte.is_ascii_graphic() && !b"/:%".contains(&byte))
+            .all(|byte| byte.is_ascii_graphic() && !b"/:%*\"\\".contains(&byte))
 }
 
 /// Returns bits per second from text such as `1Gbit`: decimal, as networks count.

@@ -2,7 +2,8 @@
 //!
 //! [`config`] what users write · [`open`] a device with its port, which another process opens and keeps ·
 //! [`served`] one that a vhost-user server serves · [`backend`] the device as the reactor's side uses it ·
-//! [`change`] what may change while a zone runs · [`stats`], [`report`] its counters · [`cli`] `ringctl net`
+//! [`change`] what may change while a zone runs · [`stats`], [`report`], [`top`] its counters ·
+//! [`cli`] `ringctl net`
 
 pub mod backend;
 pub mod change;
@@ -14,3 +15,4 @@ pub mod opener;
 pub mod report;
 mod served;
 pub mod stats;
+pub mod top;

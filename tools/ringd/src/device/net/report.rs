@@ -3,7 +3,7 @@
 use ringnet::MacAddress;
 use serde::{Deserialize, Serialize};
 
-use super::config::{NetConfig, NetLimits};
+use super::config::{NetConfig, NetLimits, PortConfig};
 use super::open;
 use crate::device::backend::Counters;
 use crate::device::report::{Counts, counts};
@@ -20,6 +20,9 @@ pub struct NetReport {
     pub slot: u8,
     /// As the zone file describes it.
     pub net: NetConfig,
+    /// What is behind it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<PortConfig>,
     /// Its address.
     pub mac: MacAddress,
     /// Whether the link is up.
@@ -70,6 +73,10 @@ impl NetReport {
                 .mac
                 .unwrap_or_else(|| open::default_mac(&observed.zone, index)),
             net: config.clone(),
+            port: match state.and_then(|state| state.port.clone()) {
+                Some(changed) => changed.config,
+                None => Some(config.port.clone()),
+            },
             link: device.is_some_and(|net| net.status() & ringnet::virtio::VIRTIO_NET_S_LINK_UP != 0),
             limits: state.map_or(config.limits, |state| state.limits),
             queues: queues.collect(),

@@ -37,7 +37,7 @@ impl FakePorts {
 impl PortOpener for FakePorts {
     fn open(&self, request: &PortRequest, pair: u16) -> io::Result<OwnedFd> {
         assert_eq!(pair, 0);
-        if let Source::Bridge(name) = &request.source {
+        if let Source::Bridge(name) = &request.port.source {
             return Err(io::Error::other(format!("there is no bridge {name}")));
         }
         let key = (self.0.clone(), request.zone.clone(), request.index);
@@ -46,10 +46,10 @@ impl PortOpener for FakePorts {
         Ok(ends.0.try_clone()?.into())
     }
 
-    fn close(&self, zone: &str) -> io::Result<()> {
-        PORTS
-            .lock()
-            .retain(|(records, name, _), _| *records != self.0 || name != zone);
+    fn close(&self, zone: &str, index: Option<usize>) -> io::Result<()> {
+        PORTS.lock().retain(|(records, name, of), _| {
+            *records != self.0 || name != zone || index.is_some_and(|index| index != *of)
+        });
         Ok(())
     }
 }
@@ -58,7 +58,7 @@ impl Machine {
     /// Returns a zone with these network devices.
     fn with_nets(&self, sources: &[Source]) -> ZoneConfig {
         let net = |source: &Source| NetConfig {
-            source: source.clone(),
+            port: source.clone().into(),
             mac: None,
             mtu: 1500,
             queue_pairs: Some(1),
@@ -97,7 +97,7 @@ fn change(change: Change) -> Command {
 #[test]
 fn a_network_device_is_served_changed_and_taken_over() {
     let machine = Machine::new();
-    let sources = [Source::User(Vec::new()), Source::User(Vec::new())];
+    let sources = [Source::User, Source::User];
     machine.registry.start(machine.with_nets(&sources)).unwrap();
     let shown = machine.el2.device(1, 0).unwrap();
     assert_eq!(
@@ -162,7 +162,7 @@ fn a_network_device_is_served_changed_and_taken_over() {
 #[test]
 fn a_port_that_cannot_be_opened() {
     let machine = Machine::new();
-    let sources = [Source::User(Vec::new()), Source::Bridge("br9".into())];
+    let sources = [Source::User, Source::Bridge("br9".into())];
     let error = machine
         .registry
         .start(machine.with_nets(&sources))
@@ -172,6 +172,59 @@ fn a_port_that_cannot_be_opened() {
         error.to_string(),
         "z.toml: net[1].bridge = \"br9\": there is no bridge br9"
     );
+    assert_eq!(machine.ports(), 0);
+    machine.assert_clean();
+}
+
+/// What is behind a device is exchanged while it is served; the next daemon finds it as it was left.
+#[test]
+fn a_port_is_detached_and_another_attached() {
+    let machine = Machine::new();
+    machine
+        .registry
+        .start(machine.with_nets(&[Source::User, Source::User]))
+        .unwrap();
+    let attach = |source: Source| {
+        let (index, port) = (0, source.into());
+        change(Change::Attach { index, port })
+    };
+    let refused = |command, text: &str| {
+        let error = machine.registry.execute("a", command).unwrap_err().to_string();
+        assert!(error.contains(text), "{error}");
+    };
+    refused(attach(Source::User), "user is behind eth0 of zone a");
+    let first = machine.peer();
+    first.set_nonblocking(true).unwrap();
+    machine
+        .registry
+        .execute("a", change(Change::Detach { index: 0 }))
+        .unwrap();
+    assert_eq!((machine.status(), machine.ports()), (0, 1));
+    // The daemon has let go of it.
+    assert_eq!((&first).read(&mut [0]).unwrap(), 0);
+    refused(
+        change(Change::Detach { index: 0 }),
+        "nothing is behind eth0 of zone a",
+    );
+    refused(
+        attach(Source::VhostUser("/run/net.sock".into())),
+        "net[0].vhost_user = \"/run/net.sock\": expected bridge, tap or user",
+    );
+    refused(
+        attach(Source::Bridge("br9".into())),
+        "net[0].bridge = \"br9\": there is no bridge br9",
+    );
+    assert_eq!((machine.status(), machine.ports()), (0, 1));
+
+    // A daemon takes a device over that nothing is behind.
+    machine.registry.context().io.stop();
+    let next = daemon(&machine.el2, &machine.host, machine.path("records"));
+    let reports = NetReport::all(&observe::devices(&next));
+    let shown: Vec<_> = reports.iter().map(|net| (net.link, net.port.is_some())).collect();
+    assert_eq!(shown, [(false, false), (true, true)]);
+    next.execute("a", attach(Source::User)).unwrap();
+    assert_eq!((machine.status() & 1, machine.ports()), (1, 2));
+    next.execute("a", Command::Stop).unwrap();
     assert_eq!(machine.ports(), 0);
     machine.assert_clean();
 }
