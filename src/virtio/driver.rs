@@ -126,8 +126,9 @@ impl Transport {
         }
     }
 
-    /// Writes Status. Bits are set in their order and cleared only by a reset; a bit whose predecessor is
-    /// missing is ignored. After DEVICE_NEEDS_RESET or FAILED only FAILED can still be set.
+    /// Writes Status. Bits are cleared only by a reset. FEATURES_OK is ignored if the features are not
+    /// acceptable, and DRIVER_OK without it; U-Boot before 2023.07 sets DRIVER without ACKNOWLEDGE. After
+    /// DEVICE_NEEDS_RESET or FAILED only FAILED can still be set.
     fn write_status(&mut self, wanted: DeviceStatus, page: &impl RegisterPage) -> Effect {
         if (self.status | wanted).contains(DeviceStatus::FAILED)
             || self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET)
@@ -135,12 +136,8 @@ impl Transport {
             self.status |= wanted & DeviceStatus::FAILED;
             return Effect::NOTHING;
         }
-        self.status |= wanted & DeviceStatus::ACKNOWLEDGE;
-        if self.status.contains(DeviceStatus::ACKNOWLEDGE) {
-            self.status |= wanted & DeviceStatus::DRIVER;
-        }
+        self.status |= wanted & (DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
         if wanted.contains(DeviceStatus::FEATURES_OK)
-            && self.status.contains(DeviceStatus::DRIVER)
             && !self.status.contains(DeviceStatus::FEATURES_OK)
             && self.features_acceptable()
         {

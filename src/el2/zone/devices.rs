@@ -282,6 +282,7 @@ impl Zone {
         let mut gpio = self.gpio.lock();
         *gpio = Gpio::new();
         self.unlock_with_level(gpio, GPIO_SPI, false);
+        self.reset_flash();
         self.gic.lock().reset();
     }
 }

@@ -28,6 +28,7 @@ pub mod disk;
 pub mod el2;
 pub mod entropy;
 pub mod fuzz;
+mod fuzz_flash;
 mod fuzz_input;
 mod fuzz_net;
 pub mod guest;

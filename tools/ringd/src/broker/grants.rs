@@ -331,9 +331,11 @@ impl Grants {
         if flags & !(FLAGS | LOG_FLAGS) == 0 && flags & LOG_FLAGS == LOG_FLAGS {
             return zones.any(is_log);
         }
+        let is_variables = |zone: &ZoneConfig| zone.variables() == Some(path);
         flags & !FLAGS == 0
             && self.recorded.zones.values().any(|grant| {
                 grant.disks().any(is_image)
+                    || grant.zones.iter().any(is_variables)
                     || !write && (grant.backing.contains(path) || grant.zones.iter().any(is_loaded))
             })
     }
@@ -347,9 +349,9 @@ impl Grants {
             .any(|grant| grant.disks().any(serves))
     }
 
-    /// Whether a zone of this name with so much RAM may be made.
+    /// Whether a zone of this name with so much memory may be made.
     pub fn may_make(&self, zone: &str, bytes: u64) -> bool {
-        let is = |config: &ZoneConfig| config.memory == bytes;
+        let is = |config: &ZoneConfig| config.donated() == bytes;
         self.recorded
             .zones
             .get(zone)
@@ -442,7 +444,7 @@ mod tests {
 
     use super::{Asked, ENDED, Grants, NetChange, default_mac};
     use crate::config::ZoneConfig;
-    use crate::config::zone::{Cpus, OnCrash, OnReboot};
+    use crate::config::zone::{Cpus, FlashConfig, OnCrash, OnReboot};
     use crate::control::protocol::Request;
     use crate::device::config::Configs;
     use crate::device::console::config::{ConsoleConfig, End};
@@ -467,6 +469,7 @@ mod tests {
             cpus: Cpus::List(vec![2]),
             memory: 64 << 20,
             kernel: "/k".into(),
+            flash: None,
             load: None,
             initrd: Some("/i".into()),
             cmdline: String::new(),
@@ -551,6 +554,27 @@ mod tests {
             assert!(!but(|port| port.port.forward = vec!["2222:22".parse().unwrap()]));
             assert!(!but(|port| port.port.isolated = true));
         }
+    }
+
+    // torture i2
+    #[test]
+    fn firmware_is_read_and_its_variables_are_written() {
+        let (_directory, mut grants) = grants();
+        let config = ZoneConfig {
+            flash: Some(FlashConfig {
+                variables: Some("/v".into()),
+            }),
+            ..*config(Vec::new())
+        };
+        let request = Request::Start {
+            config: Box::new(config),
+        };
+        grants.add(Asked::of(&request).unwrap(), |_| false).unwrap();
+        let may = |path: &str, write| grants.may_open(Path::new(path), write, 0);
+        assert!(may("/k", false) && may("/v", false) && may("/v", true));
+        assert!(!may("/k", true) && !may("/w", true));
+        // RAM, and the blocks of both banks of flash.
+        assert!(grants.may_make("z", 70 << 20) && !grants.may_make("z", 64 << 20));
     }
 
     // torture i2

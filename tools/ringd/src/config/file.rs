@@ -1,13 +1,13 @@
 //! Zone files: TOML, paths relative to the file. The options of `ringctl zone start` take the same way, as a
 //! table whose keys replace the file's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use toml::{Table, Value};
 
 use super::keys::{Keys, SIZE};
-use super::zone::{Cpus, ZoneConfig};
+use super::zone::{Cpus, FlashConfig, ZoneConfig};
 use crate::device::config::Configs;
 use crate::regular;
 
@@ -19,6 +19,8 @@ const KEYS: &[&str] = &[
     "cpus",
     "memory",
     "kernel",
+    "firmware",
+    "variables",
     "load",
     "initrd",
     "cmdline",
@@ -60,17 +62,22 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Resul
     let mut keys = Keys::new(origin, table, directory);
     keys.refuse_unknown(&[KEYS, Configs::KEYS].concat())?;
     const NAME: &str = "the zone's name in quotes";
-    const KERNEL: &str = "the path of a kernel";
+    const KERNEL: &str = "the path of a kernel, or firmware in its place";
     const LOAD: &str = "an address such as 0x40280000";
     let name = keys.string("name", NAME)?;
+    let (firmware, flash) = flash(&mut keys)?.unzip();
     let config = ZoneConfig {
         origin: origin.to_owned(),
         name: name.ok_or_else(|| keys.missing("name", NAME))?,
         cpus: cpus(&mut keys)?,
         memory: keys.size("memory")?.ok_or_else(|| keys.missing("memory", SIZE))?,
-        kernel: keys
-            .path("kernel", KERNEL)?
-            .ok_or_else(|| keys.missing("kernel", KERNEL))?,
+        kernel: match firmware {
+            Some(firmware) => firmware,
+            None => keys
+                .path("kernel", KERNEL)?
+                .ok_or_else(|| keys.missing("kernel", KERNEL))?,
+        },
+        flash,
         load: keys.get("load", LOAD, |value| value.as_integer()?.try_into().ok())?,
         initrd: keys.path("initrd", "the path of an initial RAM disk")?,
         cmdline: keys
@@ -86,6 +93,24 @@ pub fn from_table(origin: &str, table: Table, directory: &Path) -> anyhow::Resul
     };
     config.check()?;
     Ok(config)
+}
+
+/// Returns the path of the firmware, if there is one, and its flash.
+fn flash(keys: &mut Keys<'_>) -> anyhow::Result<Option<(PathBuf, FlashConfig)>> {
+    for (key, expected) in [
+        ("kernel", "kernel or firmware, not both"),
+        ("variables", "variables beside firmware only"),
+    ] {
+        let clash = (key == "kernel") == keys.peek("firmware").is_some();
+        if let Some(value) = keys.peek(key).filter(|_| clash).cloned() {
+            return Err(keys.bad(key, &value, expected));
+        }
+    }
+    let Some(firmware) = keys.path("firmware", "the path of the firmware's flat image")? else {
+        return Ok(None);
+    };
+    let variables = keys.path("variables", "the path of a file with the firmware's variables")?;
+    Ok(Some((firmware, FlashConfig { variables })))
 }
 
 fn cpus(keys: &mut Keys<'_>) -> anyhow::Result<Cpus> {

@@ -6,6 +6,7 @@ use ringblk::{EngineKind, Format, HostCache};
 use toml::{Table, Value};
 
 use super::{KEYS, load, parse};
+use crate::config::zone::FlashConfig;
 use crate::config::{Cpus, OnCrash, OnReboot, ZoneConfig};
 use crate::device::Configs;
 use crate::device::net::config::{NetLimits, Source};
@@ -332,6 +333,56 @@ path = "null:64M"
     );
     assert_eq!(zone.devices.disk[2].path, Path::new("null:64M"));
     zone.devices.disk[2].check("z.toml", "disk[2].").unwrap();
+}
+
+#[test]
+fn firmware_takes_the_place_of_a_kernel() {
+    let with = |lines: &str| parsed(&GOOD.replace("kernel = \"Image\"", lines));
+    assert_eq!(parsed(GOOD).unwrap().donated(), 512 << 20);
+    let zone = with("firmware = \"u-boot.bin\"").unwrap();
+    assert_eq!(zone.kernel, Path::new("/zones/u-boot.bin"));
+    assert_eq!(
+        (zone.flash.clone(), zone.donated()),
+        (Some(FlashConfig::default()), 518 << 20)
+    );
+    let zone = with("firmware = \"u-boot.bin\"\nvariables = \"u-boot.vars\"").unwrap();
+    let variables = zone.flash.as_ref().unwrap().variables.as_deref();
+    assert_eq!(variables, Some(Path::new("/zones/u-boot.vars")));
+    let sent = serde_json::to_string(&zone).unwrap();
+    assert_eq!(serde_json::from_str::<ZoneConfig>(&sent).unwrap(), zone);
+    for (lines, expected) in [
+        (
+            "kernel = \"k\"\nfirmware = \"f\"",
+            "kernel = \"k\": expected kernel or firmware, not both",
+        ),
+        (
+            "kernel = \"k\"\nvariables = \"v\"",
+            "variables = \"v\": expected variables beside firmware only",
+        ),
+        (
+            "firmware = \"\"",
+            "firmware = \"\": expected the path of the firmware's flat image",
+        ),
+        (
+            "firmware = \"f\"\nvariables = 1",
+            "variables = 1: expected the path of a file",
+        ),
+        (
+            "firmware = \"f\"\nload = 0x40000000",
+            "load = 0x40000000: expected no such key beside firmware",
+        ),
+        (
+            "firmware = \"f\"\ninitrd = \"i\"",
+            "initrd = \"/zones/i\": expected no such key",
+        ),
+        (
+            "firmware = \"f\"\ncmdline = \"c\"",
+            "cmdline = \"c\": expected no such key",
+        ),
+    ] {
+        let message = with(lines).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
 }
 
 #[test]
