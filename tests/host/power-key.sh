@@ -27,7 +27,7 @@ obey() {
     says "guest: shell in the initramfs"
     cat <<'T' | timeout 20 ringctl zone console k >/dev/null 2>&1
 mkdir -p /etc/acpi/PWRF
-printf '#!/bin/sh\necho "key: pressed" >/dev/console\n[ -e /deaf ] || poweroff -f\n' >/etc/acpi/PWRF/00000080
+printf '#!/bin/busybox sh\necho "key: pressed" >/dev/console\n[ -e /deaf ] || /bin/busybox poweroff -f\n' >/etc/acpi/PWRF/00000080
 chmod +x /etc/acpi/PWRF/00000080
 acpid -l /dev/null
 echo key: $(sed -n 's/^N: Name="\(.*\)"/\1/p' /proc/bus/input/devices)

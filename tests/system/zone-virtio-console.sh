@@ -54,7 +54,9 @@ ringctl zone console guest1 --port 1 --dump | grep -q '^second console' || fail 
 ringctl zone console guest1 --port 3 --dump 2>/tmp/text && fail "a console that is not there"
 grep -q 'no console 3: 3 are described' /tmp/text || { cat /tmp/text; fail "another message"; }
 
-cat $PTY >/tmp/pty &
+# Open from before the first line on: a pty without a program misses what is printed.
+exec 5<>$PTY
+cat <&5 >/tmp/pty &
 reader=$!
 printf 'go\n' >$PTY
 says_within 60 '^hvc: read go'
@@ -78,6 +80,7 @@ ringctl zone console guest1 --dump | tr -d '\r' | sed -n '/^hvc: /p' | tee /tmp/
 grep -q '^hvc: end' /tmp/text || fail "the guest did not come to its end"
 grep -q 'guest saw errors' /tmp/text && fail "the guest reports an error"
 wait $reader
+exec 5>&-
 [ -e $PTY ] && fail "the pty is still there"
 [ -e $Z/hvc2 ] && fail "the socket is still there"
 

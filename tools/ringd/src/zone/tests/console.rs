@@ -165,6 +165,13 @@ fn a_pty_and_a_log_outlive_the_daemon() {
     assert_eq!((device.queues, machine.el2.device(1, 1).is_none()), (2, true));
     let mut driver = Driver::new(&machine);
     driver.print("nobody sees this\n");
+    // The thread that writes has passed over it.
+    let device = machine.registry.context().io.device(1, 0);
+    let Some(crate::device::Device::Console(device)) = device else {
+        panic!("no console device");
+    };
+    let sent = || device.ports()[0].memory().get(ringconsole::Word::Sent);
+    until("output that is not sent", || sent() == 17);
     let name = link(run_dir.path(), "a", 0);
     let mut pty = File::options().read(true).write(true).open(&name).unwrap();
     // The guest reads, so the daemon knows of the program at the pty.
