@@ -18,6 +18,8 @@
 //! | [`psci`] | PSCI calls and the state of CPUs | Arm DEN 0022, DEN 0028 |
 //! | [`firmware`] | calls that are passed on to the firmware | Arm DEN 0028, DEN 0098 |
 //! | [`pl011`], [`pl031`], [`pl061`] | a guest's UART, real-time clock and power key | Arm DDI 0183, DDI 0224, DDI 0190 |
+//! | [`flash`] | a guest's flash: commands | CFI (JESD68) |
+//! | [`fw_cfg`] | what a guest's firmware asks for | QEMU, docs/specs/fw_cfg |
 //! | [`pci`] | configuration space of the control device | PCI 3.0 |
 //! | [`machine`] | the firmware's device tree, and root's | Devicetree 0.4 |
 //! | [`addr`], [`sync`] | address types; atomics, or loom's | |
@@ -37,6 +39,8 @@ pub mod abi;
 pub mod addr;
 pub mod cpu_state;
 pub mod firmware;
+pub mod flash;
+pub mod fw_cfg;
 pub mod machine;
 pub mod pci;
 pub mod pl011;

@@ -37,7 +37,7 @@ impl Memory {
 }
 
 fn every_entry() -> Vec<Entry> {
-    let mut entries = vec![Entry::Console, Entry::Zone];
+    let mut entries = vec![Entry::Console, Entry::Zone, Entry::Flash];
     for slot in 0..MAX_SLOTS as u8 {
         entries.push(Entry::Device { slot });
         entries.extend((0..MAX_QUEUES as u8).map(|queue| Entry::Notify { slot, queue }));

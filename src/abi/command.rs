@@ -10,6 +10,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::{MAX_QUEUES, MAX_VCPUS, NAME_LEN};
+use crate::flash::BUFFER;
 
 /// Header of a command.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Default, Debug)]
@@ -37,7 +38,8 @@ numbered! {
         ZoneCreate = 1,
         /// `args[0]`: IPA, `args[1]`: count, 1 to [`MAX_DONATION`]. Payload: `count` physical addresses
         /// (u64), each a 2 MiB-aligned block of root's RAM that no zone owns; mapped one after the other from
-        /// the IPA. On an error none of this command's blocks is mapped.
+        /// the IPA. On an error none of this command's blocks is mapped. At IPA 0, once, the
+        /// [`super::machine::FLASH_BLOCKS`] blocks of both flash banks.
         ZoneDonate = 2,
         /// Payload [`DeviceSpec`] for `slot`. Allowed while the zone is created, and later for a slot that is
         /// empty.
@@ -74,6 +76,11 @@ numbered! {
         LogLevel = 17,
         /// Presses (`args[0]`: 1) or releases (0) the power key.
         PowerKey = 18,
+        /// Result: payload [`FlashOperation`], what the guest waits for.
+        FlashOperation = 19,
+        /// The operation with the sequence number `args[0]` is done and durable (`args[1]`: 0) or has failed
+        /// (1).
+        FlashDone = 20,
         /// `args[0]`: what the trace buffers record from now on, bits of [`super::trace`]; 0: nothing.
         Trace = 32,
     }
@@ -93,6 +100,8 @@ impl Op {
                 | Self::DeviceNeedsReset
                 | Self::DeviceConfig
                 | Self::RingHead
+                | Self::FlashOperation
+                | Self::FlashDone
         )
     }
 }
@@ -143,7 +152,7 @@ numbered! {
         ZonesExist = 17,
         /// A device specification is contradictory.
         BadDevice = 18,
-        /// The generation (`detail`) is not the pending reset's.
+        /// The generation or sequence number (`detail`) is not that of what is pending.
         Stale = 19,
         /// The command (`detail`: its `op`) is executed from the control page's slot only.
         NotServing = 20,
@@ -249,11 +258,42 @@ pub struct ZoneInfo {
     pub cpus: [u64; MAX_VCPUS],
 }
 
+/// Result of [`Op::FlashOperation`], of the bank of variables.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Debug)]
+#[repr(C)]
+pub struct FlashOperation {
+    /// For [`Op::FlashDone`].
+    pub sequence: u64,
+    /// [`FlashKind`].
+    pub kind: u32,
+    /// First byte in the bank.
+    pub offset: u32,
+    /// Bytes to program, all in one aligned piece of [`BUFFER`]; or to erase.
+    pub len: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// To program: bits to leave as they are, from `offset` modulo [`BUFFER`] on; the others are cleared.
+    pub data: [u8; BUFFER],
+}
+
+numbered! {
+    /// What is to be done with flash.
+    pub enum FlashKind: u32 {
+        /// Nothing.
+        None = 0,
+        /// Program.
+        Program = 1,
+        /// Erase: set all bits.
+        Erase = 2,
+    }
+}
+
 const _: () = assert!(size_of::<Header>() == 56);
 const _: () = assert!(super::shared::PAYLOAD - super::shared::COMMAND == PAYLOAD);
 const _: () = assert!(size_of::<ZoneCreate>() <= CONTROL_PAYLOAD_SIZE);
 const _: () = assert!(size_of::<DeviceState>() <= CONTROL_PAYLOAD_SIZE);
 const _: () = assert!(size_of::<DeviceSpec>() <= CONTROL_PAYLOAD_SIZE);
+const _: () = assert!(size_of::<FlashOperation>() <= CONTROL_PAYLOAD_SIZE);
 const _: () = assert!(MAX_DONATION * 8 <= CONTROL_PAYLOAD_SIZE);
 // What fits into the control page's slot fits into that of the shared page.
 const _: () = assert!(CONTROL_PAYLOAD_SIZE <= super::shared::PAYLOAD_SIZE);
@@ -273,6 +313,8 @@ mod tests {
             Op::DeviceNeedsReset,
             Op::DeviceConfig,
             Op::RingHead,
+            Op::FlashOperation,
+            Op::FlashDone,
         ];
         let all = (0..=64).filter_map(|number| Op::try_from(number).ok());
         assert!(all.filter(|op| op.serves()).eq(serving));

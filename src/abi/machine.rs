@@ -1,6 +1,16 @@
 //! The guest's machine: addresses and interrupts of QEMU's `virt`, so that a kernel that boots there boots in
 //! a zone.
 
+/// Flash banks, of a zone with firmware: the firmware, then its variables.
+pub const FLASH_BASE: u64 = 0;
+/// Bytes of a flash bank for its driver.
+pub const FLASH_SIZE: u64 = 0x0400_0000;
+/// Blocks of 2 MiB that are behind the first flash bank, from its beginning on.
+pub const FIRMWARE_BLOCKS: usize = 2;
+/// Blocks of 2 MiB that are behind the second flash bank.
+pub const VARIABLE_BLOCKS: usize = 1;
+/// Blocks of both banks.
+pub const FLASH_BLOCKS: usize = FIRMWARE_BLOCKS + VARIABLE_BLOCKS;
 /// GICv3 distributor.
 pub const GICD_BASE: u64 = 0x0800_0000;
 /// Bytes of the distributor frame.
@@ -13,6 +23,10 @@ pub const GICR_STRIDE: u64 = 0x2_0000;
 pub const UART_BASE: u64 = 0x0900_0000;
 /// PL031.
 pub const RTC_BASE: u64 = 0x0901_0000;
+/// Firmware configuration, of a zone with firmware.
+pub const FW_CFG_BASE: u64 = 0x0902_0000;
+/// Bytes of its registers: data and selector, no DMA.
+pub const FW_CFG_SIZE: u64 = 0xa;
 /// PL061, with the power key.
 pub const GPIO_BASE: u64 = 0x0903_0000;
 /// First virtio-mmio slot.

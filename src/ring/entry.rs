@@ -8,14 +8,16 @@ mod kind {
     pub const DEVICE: u8 = 2;
     pub const CONSOLE: u8 = 3;
     pub const ZONE: u8 = 4;
+    pub const FLASH: u8 = 5;
 }
 
 const DEVICE_BIT: usize = MAX_SLOTS * MAX_QUEUES;
 const CONSOLE_BIT: usize = DEVICE_BIT + MAX_SLOTS;
 const ZONE_BIT: usize = CONSOLE_BIT + 1;
+const FLASH_BIT: usize = ZONE_BIT + 1;
 
 /// Pending bits in use, one per possible event.
-pub const BITS: usize = ZONE_BIT + 1;
+pub const BITS: usize = FLASH_BIT + 1;
 
 const _: () = assert!(BITS <= crate::abi::shared::PENDING_WORDS * 64);
 // Slack for entries whose bits an attaching consumer clears while producers are between bit and slot: each
@@ -43,6 +45,8 @@ pub enum Entry {
     Console,
     /// The zone's state changed.
     Zone,
+    /// The guest waits for an operation of its flash.
+    Flash,
 }
 
 impl Entry {
@@ -51,7 +55,7 @@ impl Entry {
         match self {
             Self::Notify { slot, queue } => (slot as usize) < MAX_SLOTS && (queue as usize) < MAX_QUEUES,
             Self::Device { slot } => (slot as usize) < MAX_SLOTS,
-            Self::Console | Self::Zone => true,
+            Self::Console | Self::Zone | Self::Flash => true,
         }
     }
 
@@ -66,6 +70,7 @@ impl Entry {
             Self::Device { slot } => DEVICE_BIT + slot as usize,
             Self::Console => CONSOLE_BIT,
             Self::Zone => ZONE_BIT,
+            Self::Flash => FLASH_BIT,
         })
     }
 
@@ -76,6 +81,7 @@ impl Entry {
             Self::Device { slot } => (kind::DEVICE, slot, 0),
             Self::Console => (kind::CONSOLE, 0, 0),
             Self::Zone => (kind::ZONE, 0, 0),
+            Self::Flash => (kind::FLASH, 0, 0),
         };
         (kind as u32) << 24 | (slot as u32) << 16 | queue as u32
     }
@@ -88,6 +94,7 @@ impl Entry {
             kind::DEVICE => Self::Device { slot },
             kind::CONSOLE => Self::Console,
             kind::ZONE => Self::Zone,
+            kind::FLASH => Self::Flash,
             _ => return None,
         };
         if entry.is_valid() && entry.encode() == word {
@@ -109,7 +116,7 @@ mod tests {
             .clone()
             .flat_map(|slot| (0..MAX_QUEUES as u8).map(move |queue| Entry::Notify { slot, queue }))
             .chain(slots.map(|slot| Entry::Device { slot }))
-            .chain([Entry::Console, Entry::Zone])
+            .chain([Entry::Console, Entry::Zone, Entry::Flash])
     }
 
     #[test]
@@ -134,7 +141,8 @@ mod tests {
             0x0100_0100,
             0x0200_0001,
             0x0301_0000,
-            0x0500_0000,
+            0x0500_0001,
+            0x0600_0000,
             u32::MAX,
         ] {
             assert_eq!(Entry::decode(word), None, "{word:#x}");

@@ -28,6 +28,8 @@ pub trait TableMemory {
 pub enum Access {
     /// RAM: write-back, all permissions.
     Ram,
+    /// Flash: write-back, read and execute: stores are permission faults.
+    Rom,
     /// Device-nGnRE, read and write, never executable.
     Device,
     /// Device-nGnRE, read only, never executable: stores are permission faults.
@@ -44,6 +46,7 @@ impl Access {
         const XN: u64 = 1 << 54;
         match self {
             Self::Ram => AF | INNER | READ | WRITE | 0xf << 2,
+            Self::Rom => AF | INNER | READ | 0xf << 2,
             Self::Device => AF | READ | WRITE | XN | 1 << 2,
             Self::DeviceReadOnly => AF | READ | XN | 1 << 2,
         }

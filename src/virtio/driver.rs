@@ -1,11 +1,14 @@
 //! The driver's side of [`Transport`]: stores to its registers (virtio 1.2, 4.2.2).
 
 use super::effect::{Effect, Event};
-use super::features::{bit, missing_dependency};
+use super::features::{bit, device, missing_dependency};
 use super::queue::{GuestRam, Phase, Queue, RegisterPage};
 use super::registers::{self as reg, DeviceStatus, Interrupt};
 use super::transport::{Reset, Transport};
 use crate::syndrome::Width;
+
+/// Offset of `emerg_wr` in a console's configuration space (section 5.3.4).
+const CONSOLE_EMERG_WR: u16 = 8;
 
 impl Transport {
     /// Executes a guest's store of `value` at `offset` in the page.
@@ -123,8 +126,9 @@ impl Transport {
         }
     }
 
-    /// Writes Status. Bits are set in their order and cleared only by a reset; a bit whose predecessor is
-    /// missing is ignored. After DEVICE_NEEDS_RESET or FAILED only FAILED can still be set.
+    /// Writes Status. Bits are cleared only by a reset. FEATURES_OK is ignored if the features are not
+    /// acceptable, and DRIVER_OK without it; U-Boot before 2023.07 sets DRIVER without ACKNOWLEDGE. After
+    /// DEVICE_NEEDS_RESET or FAILED only FAILED can still be set.
     fn write_status(&mut self, wanted: DeviceStatus, page: &impl RegisterPage) -> Effect {
         if (self.status | wanted).contains(DeviceStatus::FAILED)
             || self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET)
@@ -132,12 +136,8 @@ impl Transport {
             self.status |= wanted & DeviceStatus::FAILED;
             return Effect::NOTHING;
         }
-        self.status |= wanted & DeviceStatus::ACKNOWLEDGE;
-        if self.status.contains(DeviceStatus::ACKNOWLEDGE) {
-            self.status |= wanted & DeviceStatus::DRIVER;
-        }
+        self.status |= wanted & (DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
         if wanted.contains(DeviceStatus::FEATURES_OK)
-            && self.status.contains(DeviceStatus::DRIVER)
             && !self.status.contains(DeviceStatus::FEATURES_OK)
             && self.features_acceptable()
         {
@@ -224,6 +224,13 @@ impl Transport {
 
     fn write_config(&mut self, offset: u16, width: Width, value: u64, page: &impl RegisterPage) -> Effect {
         let at = offset - reg::CONFIG;
+        // At any time, whatever was negotiated (section 5.3.4.1).
+        if at == CONSOLE_EMERG_WR
+            && self.device_id == device::CONSOLE
+            && self.device_features & bit::CONSOLE_EMERG_WRITE != 0
+        {
+            return Effect::event(Event::EmergencyWrite { byte: value as u8 });
+        }
         // Before FEATURES_OK the driver must not write here (section 3.1.1).
         let usable = self.status.contains(DeviceStatus::FEATURES_OK)
             && !self.status.contains(DeviceStatus::DEVICE_NEEDS_RESET)

@@ -1,6 +1,6 @@
 //! What a call of the transport causes: [`Effect`], [`Event`], [`Rejected`].
 
-/// An event for the daemon.
+/// An event, for the daemon unless it says otherwise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Event {
     /// The driver sent an available buffer notification (2.3).
@@ -31,6 +31,11 @@ pub enum Event {
         offset: u16,
         /// The byte written.
         value: u8,
+    },
+    /// The driver wrote this byte to a console's `emerg_wr`; not for the daemon.
+    EmergencyWrite {
+        /// The byte written.
+        byte: u8,
     },
     /// DEVICE_NEEDS_RESET was set while the device was active, because of an error of the driver.
     NeedsReset,

@@ -12,6 +12,8 @@ pub mod bit {
 
     pub const BLK_FLUSH: u64 = 1 << 9;
     pub const BLK_CONFIG_WCE: u64 = 1 << 11;
+
+    pub const CONSOLE_EMERG_WRITE: u64 = 1 << 2;
 }
 
 /// Device IDs (section 5).
@@ -20,6 +22,8 @@ pub mod device {
     pub const NET: u32 = 1;
     /// Block device.
     pub const BLOCK: u32 = 2;
+    /// Console device.
+    pub const CONSOLE: u32 = 3;
 }
 
 /// Feature bits reserved for device types: 0 to 23 and 50 to 63 (section 2.2).

@@ -2,7 +2,7 @@
 //! virtio-checklist, and what a guest must not be able to cause.
 
 use ringvisor::syndrome::Width;
-use ringvisor::virtio::features::bit;
+use ringvisor::virtio::features::{bit, device};
 use ringvisor::virtio::registers as reg;
 use ringvisor::virtio::{Effect, Event, Rejected, Transport};
 
@@ -405,4 +405,38 @@ fn writeback_is_the_one_field_a_driver_writes() {
         Effect::default()
     );
     assert_eq!(bench.read(reg::CONFIG + 32) & 0xff, 0);
+}
+
+// Virtio 1.2, 5.3.4.1: without negotiation, before DRIVER_OK and after; nothing else is written.
+#[test]
+fn emergency_writes_of_a_console() {
+    let mut spec = block_spec();
+    (spec.device_id, spec.features) = (device::CONSOLE, bit::VERSION_1 | bit::CONSOLE_EMERG_WRITE);
+    let emergency = Effect {
+        event: Some(Event::EmergencyWrite { byte: 0x41 }),
+        ..Effect::default()
+    };
+    let mut bench = Bench::with(&spec);
+    let before = bench.dump();
+    assert_eq!(bench.store(reg::CONFIG + 8, 0x3_0041), emergency);
+    assert_eq!(bench.dump(), before);
+    bench.activate(bit::VERSION_1);
+    let before = bench.dump();
+    for width in [Width::Byte, Width::Half, Width::Word] {
+        assert_eq!(bench.store_width(reg::CONFIG + 8, width, 0x41), emergency);
+    }
+    for offset in [0, 4, 9, 12] {
+        assert_eq!(
+            bench.store_width(reg::CONFIG + offset, Width::Byte, 0x41),
+            Effect::default()
+        );
+    }
+    assert_eq!(bench.dump(), before);
+    // Not offered, and of another device.
+    let mut others = [spec, spec];
+    others[0].features = bit::VERSION_1;
+    others[1].device_id = device::BLOCK;
+    for spec in others {
+        assert_eq!(Bench::with(&spec).store(reg::CONFIG + 8, 0x41), Effect::default());
+    }
 }

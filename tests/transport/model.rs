@@ -328,8 +328,8 @@ impl Model {
             return Expected::default();
         }
         let active = self.has(4);
-        // Each bit requires the one before.
-        for (step, before) in [(1, 0), (2, 1), (8, 2), (4, 8)] {
+        // DRIVER_OK requires FEATURES_OK.
+        for (step, before) in [(1, 0), (2, 0), (8, 0), (4, 8)] {
             if value & step == 0 || !self.has(before) || self.has(step) {
                 continue;
             }

@@ -205,6 +205,7 @@ impl Pair {
             Event::QueueReady { queue } => format!("ready {queue}"),
             Event::QueueStop { queue } => format!("stop {queue}"),
             Event::ConfigWrite { offset, value } => format!("config {offset} {value}"),
+            Event::EmergencyWrite { byte } => format!("emergency {byte}"),
             Event::NeedsReset => "needs reset".into(),
         });
         assert_eq!(

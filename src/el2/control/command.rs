@@ -109,6 +109,8 @@ fn execute_on_zone(op: Op, header: &mut Header, at: Pa, zone: &Zone) -> Result<(
             }
             other => Err((CommandStatus::BadArgument, other)),
         },
+        Op::FlashOperation => zone.flash_operation(|operation| copy_out(at, PAYLOAD, operation)),
+        Op::FlashDone => zone.flash_done(arg0, arg1 == 0),
         Op::ZoneInfo => {
             copy_out(at, PAYLOAD, &zone.info());
             Ok(())

@@ -1,10 +1,11 @@
 //! A guest's accesses to its devices: which device an address belongs to, and the GIC, UART, RTC and GPIO
-//! controller. The UART is a PL011, whose other end are the zone's console rings.
+//! controller; [`super::flash`] has flash and firmware configuration. The UART is a PL011, whose other end
+//! are the zone's console rings.
 
 use ringvisor::abi::MAX_SLOTS;
 use ringvisor::abi::machine::{
-    GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE, GPIO_BASE, GPIO_SPI, RTC_BASE, RTC_SPI, UART_BASE,
-    UART_SPI, VIRTIO_BASE, VIRTIO_STRIDE,
+    FLASH_BASE, FLASH_SIZE, FW_CFG_BASE, FW_CFG_SIZE, GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE,
+    GPIO_BASE, GPIO_SPI, RTC_BASE, RTC_SPI, UART_BASE, UART_SPI, VIRTIO_BASE, VIRTIO_STRIDE,
 };
 use ringvisor::addr::{Ipa, PAGE_SIZE};
 use ringvisor::pl011;
@@ -42,6 +43,10 @@ impl Zone {
             self.rtc_access(offset as u16, width, stored)
         } else if let Some(offset) = within(GPIO_BASE, PAGE_SIZE) {
             self.gpio_access(offset as u16, width, stored)
+        } else if let Some(offset) = within(FLASH_BASE, 2 * FLASH_SIZE) {
+            self.flash_access(offset, width, stored)
+        } else if let Some(offset) = within(FW_CFG_BASE, FW_CFG_SIZE) {
+            self.fw_cfg_access(offset as u16, width, stored)
         } else {
             TrapOutcome::Abort
         }
@@ -77,6 +82,12 @@ impl Zone {
             self.send_event(Entry::Console);
         }
         TrapOutcome::Done(u64::from(value))
+    }
+
+    /// Appends a byte to the output of the UART, from another device.
+    pub(super) fn print(&self, byte: u8) {
+        self.uart.lock().output.write(&self.window.output(), &[byte]);
+        self.send_event(Entry::Console);
     }
 
     fn gpio_access(&self, offset: u16, width: Width, stored: Option<u64>) -> TrapOutcome {

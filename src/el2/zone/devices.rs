@@ -102,6 +102,11 @@ impl Zone {
                 let effect = device
                     .transport
                     .write(offset, width, value, &self.ram(), &device.page);
+                if let Some(Event::EmergencyWrite { byte }) = effect.event {
+                    drop(guard);
+                    self.print(byte);
+                    return TrapOutcome::Done(0);
+                }
                 let deferred = self.apply_effect(slot, effect);
                 drop(guard);
                 self.run_deferred(slot, deferred);
@@ -277,6 +282,7 @@ impl Zone {
         let mut gpio = self.gpio.lock();
         *gpio = Gpio::new();
         self.unlock_with_level(gpio, GPIO_SPI, false);
+        self.reset_flash();
         self.gic.lock().reset();
     }
 }

@@ -1,4 +1,5 @@
-//! A zone's RAM: 2 MiB blocks that root donates before the start and gets back when the zone is destroyed.
+//! A zone's RAM, and the memory of its flash: 2 MiB blocks that root donates before the start and gets back
+//! when the zone is destroyed.
 
 use core::sync::atomic::Ordering;
 
@@ -34,7 +35,8 @@ impl Zone {
         Ram(self.blocks.load(Ordering::Acquire) * BLOCK_SIZE)
     }
 
-    /// Maps the blocks in `list` one after the other from `ipa`, which must be where RAM ends so far.
+    /// Maps the blocks in `list` one after the other from `ipa`, which must be where RAM ends so far; or as
+    /// flash, from its beginning.
     ///
     /// # Errors
     /// A refusal; then none of the blocks is donated.
@@ -43,11 +45,14 @@ impl Zone {
         if core.state != ZoneState::Created {
             return Err((CommandStatus::WrongState, core.state as u64));
         }
+        let list: ArrayVec<Pa, MAX_DONATION> = list.iter().take(MAX_DONATION).map(|&pa| Pa(pa)).collect();
+        if ipa.0 == machine::FLASH_BASE {
+            return self.donate_flash(&list);
+        }
         let have = self.blocks.load(Ordering::Acquire);
         if ipa.0 != machine::RAM_BASE + have * BLOCK_SIZE {
             return Err((CommandStatus::IpaInUse, ipa.0));
         }
-        let list: ArrayVec<Pa, MAX_DONATION> = list.iter().take(MAX_DONATION).map(|&pa| Pa(pa)).collect();
         blocks::donate(&list)?;
         let mut guard = self.stage2.lock();
         let Some(stage2) = guard.as_mut() else {
@@ -115,6 +120,9 @@ impl Zone {
                 .collect();
             blocks::reclaim_all(&list);
             self.blocks.store(left, Ordering::Release);
+            return true;
+        }
+        if self.reclaim_flash() {
             return true;
         }
         // The device's frames are freed here.

@@ -26,9 +26,11 @@ use super::stats;
 use super::sync::Mutex;
 use access::Uart;
 use devices::Device;
+use flash::Flash;
 
 mod access;
 mod devices;
+mod flash;
 mod memory;
 mod owner;
 pub mod registry;
@@ -80,6 +82,8 @@ pub struct Zone {
     uart: Mutex<Uart>,
     rtc: Mutex<Rtc>,
     gpio: Mutex<Gpio>,
+    /// Of a zone with firmware.
+    flash: Mutex<Option<FrameBox<Flash>>>,
     window: &'static ZoneWindow,
     producer: Producer,
     /// vCPUs whose CPU may access the zone, a bit for each.
@@ -141,6 +145,7 @@ impl Zone {
             uart: Mutex::new(Uart::new()),
             rtc: Mutex::new(Rtc::new(request.epoch_seconds, seconds())),
             gpio: Mutex::new(Gpio::new()),
+            flash: Mutex::new(None),
             window,
             producer: Producer::new(),
             inside: AtomicU32::new(0),

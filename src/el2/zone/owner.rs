@@ -12,7 +12,6 @@ use ringvisor::psci::Error;
 use ringvisor::psci::cpus::AfterOff;
 use ringvisor::syndrome::Width;
 use ringvisor::vgic::{Kicks, SgiRequest, Vgic};
-use ringvisor::virtio::GuestRam;
 
 use super::Zone;
 use crate::el2::arch::frame::TrapFrame;
@@ -198,8 +197,7 @@ impl System for Zone {
 
     fn cpu_on(&self, target: u64, entry: Ipa, context: u64) -> Result<u64, Error> {
         let mut core = self.core.lock();
-        let entry_ok = self.ram().contains(entry, 4) && entry.is_aligned(4);
-        let on = core.cpus.cpu_on(target, entry_ok)?;
+        let on = core.cpus.cpu_on(target, self.is_entry(entry))?;
         if core.state != ZoneState::Running && !self.is_pausing() {
             core.cpus.start_failed(on);
             return Err(Error::Denied);

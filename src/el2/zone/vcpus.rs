@@ -27,7 +27,7 @@ impl Zone {
         if !core.is_off() || ended || self.inside.load(Ordering::Acquire) != 0 {
             return Err((CommandStatus::WrongState, core.state as u64));
         }
-        if !self.ram().contains(entry, 4) || !entry.is_aligned(4) {
+        if !self.is_entry(entry) {
             return Err((CommandStatus::BadArgument, entry.0));
         }
         let first = self
@@ -45,6 +45,11 @@ impl Zone {
         first.order_start(entry.0, x0);
         gic::kick(first);
         Ok(())
+    }
+
+    /// Returns whether a vCPU can start at `entry`.
+    pub(super) fn is_entry(&self, entry: Ipa) -> bool {
+        entry.is_aligned(4) && (self.ram().contains(entry, 4) || self.is_firmware(entry))
     }
 
     /// Starts another vCPU for PSCI CPU_ON, which the table of CPUs has allowed. The caller holds the lock of

@@ -78,7 +78,7 @@ mod tests;
 pub use backend::BlockBackend;
 pub use control::{Control, OnError};
 pub use device::{CONFIG_LEN, DEVICE_ID, QUEUE_SIZE_MAX, config, features};
-pub use disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions};
+pub use disk::{Disk, DiskConfig, EngineKind, Format, HostCache, OpenContext, OpenOptions, open_locked};
 pub use error::DiskError;
 pub use image::mapped::SYS_CACHESTAT;
 pub use image::qcow2::backing_files;

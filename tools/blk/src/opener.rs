@@ -11,7 +11,8 @@ use std::path::Path;
 
 /// Opens files.
 pub trait Opener: Send + Sync {
-    /// Opens an existing file for reading, and for writing if `write`, with additional `O_` flags.
+    /// Opens a file for reading, and for writing if `write`, with additional `O_` flags; with `O_CREAT`, one
+    /// that is made is for root alone.
     ///
     /// # Errors
     /// The system's error.
@@ -35,6 +36,8 @@ impl Opener for LocalOpener {
         OpenOptions::new()
             .read(true)
             .write(write)
+            // Of one that O_CREAT makes.
+            .mode(0o600)
             .custom_flags(flags | libc::O_CLOEXEC)
             .open(path)
     }

@@ -58,6 +58,8 @@ pub const EVENT_IDX: u64 = 1 << 29;
 pub const NET: u32 = 1;
 /// Block device id.
 pub const BLOCK: u32 = 2;
+/// Console device id.
+pub const CONSOLE: u32 = 3;
 /// Entropy device id.
 pub const RNG: u32 = 4;
 

@@ -58,13 +58,17 @@ const ROOT_MODULES: &[&str] = &[
     "evdev?",
 ];
 
-/// What a guest needs to reach its root file system, its network and its entropy device.
+/// What a guest needs to reach its root file system, its network, entropy device and consoles, and its power
+/// key.
 const GUEST_MODULES: &[&str] = &[
     "virtio_mmio",
     "virtio_blk",
     "virtio_net",
     "virtio_rng?",
     "8021q?",
+    "virtio_console?",
+    "gpio_keys?",
+    "evdev?",
     "ext4",
     "crc32c_generic?",
     "crc32c?",

@@ -11,15 +11,18 @@
 //!   [`engines`]: fio without most of its libraries.
 //! - [`cpio`], [`initramfs`], [`ext4`]: what the tree is packed into.
 //! - [`qemu`]: QEMU 10 from backports, unpacked for the host.
+//! - [`firmware`]: U-Boot and EDK2 for a zone's flash; [`bootable`]: a disk that they boot from.
 //! - [`programs`]: programs for a test of a guest's disk.
 //! - [`machine`]: the public entry points, used by `tools/harness`.
 
 pub mod apt;
+pub mod bootable;
 pub mod cache;
 pub mod cmd;
 pub mod cpio;
 pub mod engines;
 pub mod ext4;
+pub mod firmware;
 pub mod initramfs;
 pub mod kernel;
 pub mod machine;

@@ -17,7 +17,7 @@ use crate::userland::Userland;
 /// Size of root's disk. Sparse; room for images that scripts make.
 const ROOT_DISK_BYTES: u64 = 8 << 30;
 /// Size of the guest's root disk. Sparse.
-const GUEST_DISK_BYTES: u64 = 512 << 20;
+pub(crate) const GUEST_DISK_BYTES: u64 = 512 << 20;
 
 const GUEST_SCRIPTS: &[(&str, &str)] = &[
     ("inittab", include_str!("../files/guest/inittab")),
@@ -86,25 +86,21 @@ pub fn root_files(cache: &Cache, flavour: Flavour) -> Result<BootFiles> {
     })
 }
 
-fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Flavour) -> Result<BootFiles> {
+/// As [`guest_files`], of a cache that is locked.
+pub(crate) fn guest(
+    cache: &Cache,
+    lock: &Lock,
+    apt: &Apt,
+    userland: &Userland,
+    flavour: Flavour,
+) -> Result<BootFiles> {
     let kernel = Kernel::obtain(cache, lock, apt, flavour)?;
     let initramfs = initramfs::guest(cache, lock, flavour, &kernel, userland)?;
-    let login = fs::read_to_string(obtain_key(cache, lock)?.with_extension("pub"))?;
+    let login = guest_login(cache, lock)?;
     let key = Key::new(2).with(&userland.dir).with(GUEST_SCRIPTS).with(&login);
     let disk = cache.publish(lock, "guest-disk", &key, |path| {
         cmd::step("making the guest's disk");
-        let tree = copy_tree(&userland.dir, path)?;
-        for (name, text) in GUEST_SCRIPTS {
-            let file = tree.join("etc").join(name);
-            fs::write(&file, text)?;
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
-        }
-        let ssh = tree.join("root/.ssh");
-        fs::create_dir_all(&ssh)?;
-        fs::write(ssh.join("authorized_keys"), &login)?;
-        for private in [tree.join("root"), ssh] {
-            fs::set_permissions(&private, fs::Permissions::from_mode(0o700))?;
-        }
+        let tree = guest_tree(userland, &login, path)?;
         ext4::make(&tree, path, GUEST_DISK_BYTES, "guest-root")?;
         Ok(fs::remove_dir_all(&tree)?)
     })?;
@@ -113,6 +109,30 @@ fn guest(cache: &Cache, lock: &Lock, apt: &Apt, userland: &Userland, flavour: Fl
         initramfs,
         disk,
     })
+}
+
+/// Returns the public key by which one logs in to a guest.
+pub(crate) fn guest_login(cache: &Cache, lock: &Lock) -> Result<String> {
+    Ok(fs::read_to_string(
+        obtain_key(cache, lock)?.with_extension("pub"),
+    )?)
+}
+
+/// Makes a guest's directory tree next to `path`, for logins by the public key `login`.
+pub(crate) fn guest_tree(userland: &Userland, login: &str, path: &Path) -> Result<PathBuf> {
+    let tree = copy_tree(&userland.dir, path)?;
+    for (name, text) in GUEST_SCRIPTS {
+        let file = tree.join("etc").join(name);
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    }
+    let ssh = tree.join("root/.ssh");
+    fs::create_dir_all(&ssh)?;
+    fs::write(ssh.join("authorized_keys"), login)?;
+    for private in [tree.join("root"), ssh] {
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(tree)
 }
 
 fn root_disk(cache: &Cache, lock: &Lock, userland: &Userland, guest: &BootFiles) -> Result<PathBuf> {

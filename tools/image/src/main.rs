@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use image::{BootFiles, Cache, Flavour, machine, programs, qemu};
+use image::{BootFiles, Cache, Flavour, bootable, firmware, machine, programs, qemu};
 
 /// Makes what a ringvisor machine boots, from Debian arm64 packages.
 #[derive(Parser)]
@@ -35,6 +35,10 @@ enum What {
     Programs,
     /// A disk with qemu-storage-daemon, qemu-nbd, nbd-client and kexec, for tests in root.
     Storage,
+    /// A disk that a guest's firmware boots from, by GRUB or by extlinux.conf.
+    Bootable,
+    /// U-Boot and EDK2 for a zone's flash, in a directory.
+    Firmware,
     /// QEMU 10 from Debian's backports, for this machine.
     Qemu10,
     /// A disk with QEMU 10 for root, to run guests under KVM.
@@ -60,6 +64,8 @@ fn run() -> Result<()> {
         What::Guest { kernel } => all(machine::guest_files(&cache, kernel)?),
         What::Programs => vec![programs::disk(&cache)?],
         What::Storage => vec![programs::storage(&cache)?],
+        What::Bootable => vec![bootable::disk(&cache)?],
+        What::Firmware => vec![firmware::obtain(&cache)?],
         What::QemuRoot => vec![qemu::root_disk(&cache)?],
         What::Qemu10 => vec![qemu::obtain(&cache)?],
     };

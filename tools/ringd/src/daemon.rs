@@ -312,6 +312,7 @@ pub fn restricted_worker(options: &Options) -> anyhow::Result<Option<Worker>> {
     };
     let mut environment = Environment {
         ports: broker.clone(),
+        consoles: broker.clone(),
         ..Environment::default()
     };
     if !options.no_sandbox {

@@ -306,6 +306,7 @@ fn consoles_and_waits_outlast_the_daemon() {
         name: "z".into(),
         follow: true,
         from: Some(from),
+        port: None,
     };
     let wait = Request::Wait { name: "z".into() };
     let done = r#"{"ok":"done"}"#;

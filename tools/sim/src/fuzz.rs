@@ -27,6 +27,7 @@ use zerocopy::{FromBytes, FromZeros};
 use crate::daemon::Daemon;
 use crate::disk::{SECTOR, SimDisk};
 use crate::el2::SimEl2;
+pub use crate::fuzz_flash::flash;
 use crate::fuzz_input::Bytes;
 pub use crate::fuzz_net::{net_chain, net_command, packet, vhost_reply};
 use crate::memory;
@@ -40,7 +41,7 @@ use crate::world::{self, Kind};
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("transport", transport),
     ("syndrome", syndrome),
     ("chain", chain),
@@ -55,6 +56,7 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("net_chain", net_chain),
     ("net_command", net_command),
     ("vhost_reply", vhost_reply),
+    ("flash", flash),
 ];
 
 /// The device of the targets: a block device with two queues and a writable configuration byte.
@@ -84,6 +86,7 @@ fn event_text(event: Event) -> String {
         Event::QueueReady { queue } => format!("ready {queue}"),
         Event::QueueStop { queue } => format!("stop {queue}"),
         Event::ConfigWrite { offset, value } => format!("config {offset} {value}"),
+        Event::EmergencyWrite { byte } => format!("emergency {byte}"),
         Event::NeedsReset => "needs reset".into(),
     }
 }
@@ -204,7 +207,7 @@ fn serve(memory: &[(usize, &[u8])], again: &[u8], features: u64) {
         ..DiskConfig::default()
     };
     let opened = Kind::Disk
-        .open(&config, &SimTap::new(0))
+        .open(&config, &SimTap::new(0), &LOG.with(Arc::clone))
         .expect("nothing else has the image open");
     let el2 = Arc::new(SimEl2::new(&Kind::Disk.spec(&opened, 1), 0));
     let disk = SimDisk::new(vec![7; 16 * SECTOR], Sabotage::None);

@@ -11,6 +11,7 @@
 //! # Map
 //! [`guest`] the driver and its requests · [`transport`] its registers · [`world`] the scheduler · [`el2`],
 //! [`daemon`], [`disk`] the device side · [`entropy`] an entropy device · [`net`], [`tap`] a network device ·
+//! [`console`] a console ·
 //! [`fuzz`] fuzz targets · [`memory`] RAM · [`model`] · [`options`] · [`rng`], [`trace`]
 
 // A panic is a failed run.
@@ -21,11 +22,13 @@
     clippy::indexing_slicing
 )]
 
+pub mod console;
 pub mod daemon;
 pub mod disk;
 pub mod el2;
 pub mod entropy;
 pub mod fuzz;
+mod fuzz_flash;
 mod fuzz_input;
 mod fuzz_net;
 pub mod guest;
@@ -83,6 +86,7 @@ pub fn run_with(seed: u64, kind: Kind, sabotage: Sabotage, print: bool) -> Repor
         Kind::Disk => guest::Guest::new(world.clone(), model).run(),
         Kind::Entropy => entropy::Guest::new(world.clone()).run(),
         Kind::Net => net::Guest::new(world.clone()).run(),
+        Kind::Console => console::Guest::new(world.clone()).run(),
     }));
     let mut world = world.borrow_mut();
     if ended.is_err() {

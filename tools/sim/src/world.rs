@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use ringblk::{Disk, DiskConfig, DiskError};
+use ringconsole::{Console, PortMemory};
 use ringd::device::inflight::LOG_STRIDE;
 use ringd::device::rng::config::RngConfig;
 use ringd::device::{Config, Device};
@@ -67,12 +68,24 @@ pub enum Kind {
     Entropy,
     /// A network device.
     Net,
+    /// A console with one port.
+    Console,
 }
 
 impl Kind {
     /// Opens the device, as a daemon does.
-    pub(crate) fn open(self, config: &DiskConfig, tap: &Arc<SimTap>) -> Result<Device, DiskError> {
+    pub(crate) fn open(
+        self,
+        config: &DiskConfig,
+        tap: &Arc<SimTap>,
+        kept: &Arc<MmapRegion>,
+    ) -> Result<Device, DiskError> {
         match self {
+            Self::Console => {
+                let memory = PortMemory::in_mapping(kept, 0).expect("memory for a port");
+                let console = Console::new("simulated".into(), vec![Arc::new(memory)]);
+                Ok(Device::Console(console))
+            }
             Self::Disk => Disk::open(config).map(Device::Disk),
             // Each request has bytes of its own, from 1 to 100.
             Self::Entropy => Ok(Device::Rng({
@@ -102,7 +115,7 @@ impl Kind {
             Self::Disk => Config::Disk(None),
             Self::Entropy => Config::Rng(RngConfig::default()),
             // Not looked at: the device knows what it is.
-            Self::Net => Config::Disk(None),
+            Self::Net | Self::Console => Config::Disk(None),
         };
         device.describe(&config, queues as u16)
     }
@@ -141,6 +154,8 @@ pub struct World {
     pub disk: SimDisk,
     /// The network.
     pub tap: Arc<SimTap>,
+    /// What consoles keep.
+    pub kept: Arc<MmapRegion>,
     /// Statistics.
     pub counts: Counts,
     /// The steps at which daemons were killed.
@@ -231,6 +246,7 @@ impl World {
             Kind::Entropy => profile.queues = 1,
             // The control queue is not used.
             Kind::Net => profile.queues = 3,
+            Kind::Console => profile.queues = 2,
         }
         let mut trace = Trace::new(print);
         trace.event(format_args!("{profile:?}"));
@@ -246,7 +262,10 @@ impl World {
         clear_log(&log);
         let disk = SimDisk::new(image, sabotage);
         let tap = SimTap::new(seed);
-        let opened = kind.open(&config, &tap).expect("nothing else has the image open");
+        let kept = Arc::new(MmapRegion::new(ringconsole::memory::BYTES).expect("memory for a port"));
+        let opened = kind
+            .open(&config, &tap, &kept)
+            .expect("nothing else has the image open");
         // In some runs the ring's index is about to exceed 16 or 32 bits.
         let head = match rng.below(4) {
             0 => 0xffff - rng.below(20),
@@ -262,6 +281,7 @@ impl World {
             el2,
             disk,
             tap,
+            kept,
             counts: Counts::default(),
             killed_at: BTreeSet::new(),
             failure: None,
@@ -403,7 +423,7 @@ impl World {
     }
 
     fn start_daemon(&mut self) {
-        match self.kind.open(&self.config, &self.tap) {
+        match self.kind.open(&self.config, &self.tap, &self.kept) {
             Ok(device) => {
                 self.disk.reopened();
                 let daemon = Daemon::new(

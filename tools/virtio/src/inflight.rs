@@ -232,7 +232,7 @@ impl InflightLog {
             broken: self.get(BROKEN) != 0,
             ..Recovery::default()
         };
-        let mut started = Vec::new();
+        let (mut started, mut done) = (Vec::new(), Vec::new());
         for head in 0..self.size {
             let entry = self.get(Self::entry(head));
             let count = self.get(Self::entry(head) + 1);
@@ -241,12 +241,15 @@ impl InflightLog {
                 STARTED => started.push((count, head)),
                 // Of a committed batch: freed when the publication is repeated.
                 DONE if republish.is_some() => continue,
-                DONE => recovery.done.push((head, (entry >> 32) as u32)),
+                DONE => done.push((count, head, (entry >> 32) as u32)),
                 state => return Err(InflightError::State { head, state }),
             }
             self.count = self.count.max(count.wrapping_add(1));
         }
         started.sort_unstable();
+        // In a stream, what was completed first comes first, too.
+        done.sort_unstable();
+        recovery.done = done.into_iter().map(|(_, head, len)| (head, len)).collect();
         recovery.restart = started.into_iter().map(|(_, head)| head).collect();
         // At most `size` entries, which is at most 32768.
         let popped = (recovery.restart.len() + recovery.done.len()) as u16;

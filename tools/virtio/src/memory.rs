@@ -11,7 +11,7 @@ use std::fmt;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
 use vm_memory::{GuestMemoryError, MmapRegion};
@@ -61,6 +61,8 @@ pub enum MemoryError {
 /// Any bit pattern is a value, and accesses by shared reference are atomic.
 pub unsafe trait Shared: Send + Sync + 'static {}
 // SAFETY: an atomic integer.
+unsafe impl Shared for AtomicU8 {}
+// SAFETY: as above.
 unsafe impl Shared for AtomicU16 {}
 // SAFETY: as above.
 unsafe impl Shared for AtomicU32 {}

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::DiskError;
 use crate::virtio::VIRTIO_BLK_ID_BYTES;
 pub use handle::Disk;
-pub use open::{OpenContext, OpenOptions};
+pub use open::{OpenContext, OpenOptions, open_locked};
 
 /// The engine that runs a disk's I/O.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

@@ -168,7 +168,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 ///
 /// # Errors
 /// It is locked, cannot be opened, or is neither a file nor a block device.
-pub(super) fn open_locked(
+pub fn open_locked(
     opener: &dyn Opener,
     path: &Path,
     readonly: bool,

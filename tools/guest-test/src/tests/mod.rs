@@ -2,7 +2,9 @@
 
 mod aborts;
 mod blk;
+mod console;
 mod features;
+mod flash;
 mod gic;
 mod gpio;
 mod inherited;
@@ -24,9 +26,10 @@ use crate::report::Suite;
 /// A group of tests.
 pub type Group = fn(&mut Suite, &mut Context<'_>);
 
-/// Groups that need an action from outside: typing, the power key, resizing the first disk or killing the
-/// daemon; they run only if selected.
-pub const INTERACTIVE: [&str; 5] = [UART_RX, POWER_KEY, CAPACITY, RESET, REBOOT];
+/// Groups that need flash, or an action from outside: typing, the power key, resizing the first disk or
+/// killing the daemon; they run only if selected.
+pub const INTERACTIVE: [&str; 6] = [FLASH, UART_RX, POWER_KEY, CAPACITY, RESET, REBOOT];
+const FLASH: &str = "flash";
 const POWER_KEY: &str = "power-key";
 const UART_RX: &str = "uart-rx";
 const CAPACITY: &str = "capacity";
@@ -42,6 +45,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("queue", queue::run),
     ("features", features::run),
     ("rng", rng::run),
+    ("console", console::run),
     ("net", net::run),
     ("race", race::run),
     ("gic", gic::run),
@@ -51,6 +55,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     (UART_RX, uart::receive),
     ("gpio", gpio::run),
     (POWER_KEY, gpio::power_key),
+    (FLASH, flash::run),
     (CAPACITY, features::capacity),
     (RESET, orphans::reset),
     (REBOOT, orphans::reboot),

@@ -6,9 +6,9 @@
 
 use ringvisor::abi::MAX_VCPUS;
 use ringvisor::abi::machine::{
-    GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE, GPIO_BASE, GPIO_SPI, PHYSICAL_TIMER, RAM_BASE, RTC_BASE,
-    RTC_SPI, UART_BASE, UART_SPI, VIRTIO_BASE, VIRTIO_SIZE, VIRTIO_SPI, VIRTIO_STRIDE, VIRTUAL_TIMER,
-    vcpu_mpidr,
+    FLASH_BASE, FLASH_SIZE, FW_CFG_BASE, FW_CFG_SIZE, GICD_BASE, GICD_SIZE, GICR_BASE, GICR_STRIDE,
+    GPIO_BASE, GPIO_SPI, PHYSICAL_TIMER, RAM_BASE, RTC_BASE, RTC_SPI, UART_BASE, UART_SPI, VIRTIO_BASE,
+    VIRTIO_SIZE, VIRTIO_SPI, VIRTIO_STRIDE, VIRTUAL_TIMER, vcpu_mpidr,
 };
 use ringvisor::pl061::POWER_KEY;
 use vm_fdt::{Error, FdtWriter, FdtWriterNode};
@@ -37,6 +37,8 @@ pub struct Machine<'a> {
     pub initrd: Option<(u64, u64)>,
     /// virtio-mmio slots to announce, from slot 0.
     pub slots: usize,
+    /// Whether it has flash and firmware configuration, and no command line.
+    pub firmware: bool,
     /// Random bytes for the guest's kernel.
     pub seed: &'a Seed,
 }
@@ -72,6 +74,9 @@ pub fn build(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
     timer(&mut fdt)?;
     gic(&mut fdt, machine.vcpus.min(MAX_VCPUS))?;
     primecells(&mut fdt)?;
+    if machine.firmware {
+        firmware(&mut fdt)?;
+    }
     for slot in 0..machine.slots {
         virtio_mmio(&mut fdt, slot)?;
     }
@@ -81,7 +86,10 @@ pub fn build(machine: &Machine<'_>) -> Result<Vec<u8>, Error> {
 
 fn chosen(fdt: &mut FdtWriter, machine: &Machine<'_>) -> Result<(), Error> {
     let node = fdt.begin_node("chosen")?;
-    fdt.property_string("bootargs", machine.cmdline)?;
+    // Firmware writes its own.
+    if !machine.firmware {
+        fdt.property_string("bootargs", machine.cmdline)?;
+    }
     fdt.property_string("stdout-path", &format!("/pl011@{UART_BASE:x}"))?;
     fdt.property("rng-seed", &machine.seed.rng)?;
     fdt.property_u64("kaslr-seed", machine.seed.kaslr)?;
@@ -202,6 +210,21 @@ fn primecell(
     Ok(node)
 }
 
+/// The flash banks and the firmware configuration device.
+fn firmware(fdt: &mut FdtWriter) -> Result<(), Error> {
+    let flash = fdt.begin_node(&format!("flash@{FLASH_BASE:x}"))?;
+    fdt.property_string("compatible", "cfi-flash")?;
+    let second = FLASH_BASE + FLASH_SIZE;
+    fdt.property_array_u64("reg", &[FLASH_BASE, FLASH_SIZE, second, FLASH_SIZE])?;
+    fdt.property_u32("bank-width", 4)?;
+    fdt.end_node(flash)?;
+    let node = fdt.begin_node(&format!("fw-cfg@{FW_CFG_BASE:x}"))?;
+    fdt.property_string("compatible", "qemu,fw-cfg-mmio")?;
+    fdt.property_array_u64("reg", &[FW_CFG_BASE, FW_CFG_SIZE])?;
+    fdt.property_null("dma-coherent")?;
+    fdt.end_node(node)
+}
+
 fn virtio_mmio(fdt: &mut FdtWriter, slot: usize) -> Result<(), Error> {
     let base = VIRTIO_BASE + VIRTIO_STRIDE * slot as u64;
     let node = fdt.begin_node(&format!("virtio_mmio@{base:x}"))?;
@@ -232,6 +255,7 @@ mod tests {
             cmdline,
             initrd,
             slots,
+            firmware: initrd.is_none(),
             seed: &seed,
         })
         .unwrap()
@@ -304,6 +328,25 @@ mod tests {
         );
     }
 
+    // As QEMU's `dumpdtb` has them, with `reg` of a device without DMA.
+    #[test]
+    fn firmware_finds_its_devices() {
+        let bytes = tree(1, 0, None);
+        let tree = fdt::Fdt::new(&bytes).unwrap();
+        let flash = tree.find_node("/flash@0").unwrap();
+        assert_eq!(
+            cells(&flash, "reg"),
+            [0, 0, 0, 0x400_0000, 0, 0x400_0000, 0, 0x400_0000]
+        );
+        assert_eq!(cells(&flash, "bank-width"), [4]);
+        let fw_cfg = tree.find_node("/fw-cfg@9020000").unwrap();
+        assert_eq!(cells(&fw_cfg, "reg"), [0, 0x902_0000, 0, 0xa]);
+        assert_eq!(tree.chosen().bootargs(), None);
+        let bytes = self::tree(1, 0, Some((1, 2)));
+        let tree = fdt::Fdt::new(&bytes).unwrap();
+        assert!(tree.find_node("/flash@0").is_none() && tree.find_node("/fw-cfg@9020000").is_none());
+    }
+
     #[test]
     fn disks_stand_in_ascending_order() {
         let bytes = tree(1, 4, None);
@@ -349,6 +392,7 @@ mod tests {
             cmdline: "a\0b",
             initrd: None,
             slots: 0,
+            firmware: false,
             seed: &seed,
         };
         assert!(build(&machine).is_err());

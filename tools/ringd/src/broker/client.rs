@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use ringvisor::abi::command::{CommandStatus, Header, Op};
 
 use super::{Command, Failure, Reply, Request, wire};
+use crate::device::console::opener::{ConsoleOpener, ConsoleRequest, Part};
 use crate::device::net::opener::{PortOpener, PortRequest};
 use crate::host::{Cpu, Host, Ram, RamError, cpus, ram};
 use crate::hv::{Control, NOT_GRANTED, Refusal};
@@ -124,6 +125,13 @@ impl PortOpener for Client {
         self.call(&Request::ClosePorts(zone.into(), index))
             .map(drop)
             .map_err(Into::into)
+    }
+}
+
+impl ConsoleOpener for Client {
+    fn open(&self, request: &ConsoleRequest, part: Part) -> io::Result<OwnedFd> {
+        let (_, file) = self.call_for_file(&Request::OpenConsole(request.clone(), part))?;
+        Ok(file.into())
     }
 }
 

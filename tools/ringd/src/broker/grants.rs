@@ -18,6 +18,7 @@ use crate::config::ZoneConfig;
 use crate::config::zone::Cpus;
 use crate::control::protocol::{MAX_LINE, Reply, Request, Response};
 use crate::control::server;
+use crate::device::console::opener::ConsoleRequest;
 use crate::device::disk::change::Change as DiskChange;
 use crate::device::disk::config::{DiskConfig, names_no_file};
 use crate::device::net::change::Change as NetChange;
@@ -36,6 +37,8 @@ const FLAGS: i32 = libc::O_PATH
     | libc::O_DIRECT
     | libc::O_CLOEXEC
     | libc::O_NOFOLLOW;
+/// Flags with which log files are opened beside those: they are made, and appended to.
+const LOG_FLAGS: i32 = libc::O_CREAT | libc::O_APPEND;
 /// Longest file of grants.
 const SIZE_MAX: u64 = 16 << 20;
 /// How long a user's program may take to send a request.
@@ -323,9 +326,16 @@ impl Grants {
         let is_image =
             |disk: &DiskConfig| disk.path == path && !names_no_file(&disk.path) && !(write && disk.readonly);
         let is_loaded = |zone: &ZoneConfig| loaded(zone).any(|file| file == path);
+        let is_log = |zone: &ZoneConfig| zone.devices.logs().any(|log| log == path);
+        let mut zones = self.recorded.zones.values().flat_map(|grant| &grant.zones);
+        if flags & !(FLAGS | LOG_FLAGS) == 0 && flags & LOG_FLAGS == LOG_FLAGS {
+            return zones.any(is_log);
+        }
+        let is_variables = |zone: &ZoneConfig| zone.variables() == Some(path);
         flags & !FLAGS == 0
             && self.recorded.zones.values().any(|grant| {
                 grant.disks().any(is_image)
+                    || grant.zones.iter().any(is_variables)
                     || !write && (grant.backing.contains(path) || grant.zones.iter().any(is_loaded))
             })
     }
@@ -339,9 +349,9 @@ impl Grants {
             .any(|grant| grant.disks().any(serves))
     }
 
-    /// Whether a zone of this name with so much RAM may be made.
+    /// Whether a zone of this name with so much memory may be made.
     pub fn may_make(&self, zone: &str, bytes: u64) -> bool {
-        let is = |config: &ZoneConfig| config.memory == bytes;
+        let is = |config: &ZoneConfig| config.donated() == bytes;
         self.recorded
             .zones
             .get(zone)
@@ -410,6 +420,18 @@ impl Grants {
         })
     }
 
+    /// Whether the pty or socket of a console may be made.
+    pub fn may_open_console(&self, console: &ConsoleRequest) -> bool {
+        let zones = self
+            .recorded
+            .zones
+            .get(&console.zone)
+            .into_iter()
+            .flat_map(|grant| &grant.zones);
+        let mut consoles = zones.filter_map(|zone| zone.devices.console.get(console.index));
+        consoles.any(|named| named.end.as_ref() == Some(&console.end))
+    }
+
     /// Takes the grant of an upgrade to this program, if there is one.
     pub fn take_upgrade(&mut self, program: &Option<PathBuf>) -> bool {
         self.upgrade.take().is_some_and(|granted| granted == *program)
@@ -422,9 +444,11 @@ mod tests {
 
     use super::{Asked, ENDED, Grants, NetChange, default_mac};
     use crate::config::ZoneConfig;
-    use crate::config::zone::{Cpus, OnCrash, OnReboot};
+    use crate::config::zone::{Cpus, FlashConfig, OnCrash, OnReboot};
     use crate::control::protocol::Request;
     use crate::device::config::Configs;
+    use crate::device::console::config::{ConsoleConfig, End};
+    use crate::device::console::opener::ConsoleRequest;
     use crate::device::disk::change::Change;
     use crate::device::disk::config::DiskConfig;
     use crate::device::net::config::{NetConfig, NetLimits, Source};
@@ -445,6 +469,7 @@ mod tests {
             cpus: Cpus::List(vec![2]),
             memory: 64 << 20,
             kernel: "/k".into(),
+            flash: None,
             load: None,
             initrd: Some("/i".into()),
             cmdline: String::new(),
@@ -529,6 +554,27 @@ mod tests {
             assert!(!but(|port| port.port.forward = vec!["2222:22".parse().unwrap()]));
             assert!(!but(|port| port.port.isolated = true));
         }
+    }
+
+    // torture i2
+    #[test]
+    fn firmware_is_read_and_its_variables_are_written() {
+        let (_directory, mut grants) = grants();
+        let config = ZoneConfig {
+            flash: Some(FlashConfig {
+                variables: Some("/v".into()),
+            }),
+            ..*config(Vec::new())
+        };
+        let request = Request::Start {
+            config: Box::new(config),
+        };
+        grants.add(Asked::of(&request).unwrap(), |_| false).unwrap();
+        let may = |path: &str, write| grants.may_open(Path::new(path), write, 0);
+        assert!(may("/k", false) && may("/v", false) && may("/v", true));
+        assert!(!may("/k", true) && !may("/w", true));
+        // RAM, and the blocks of both banks of flash.
+        assert!(grants.may_make("z", 70 << 20) && !grants.may_make("z", 64 << 20));
     }
 
     // torture i2
@@ -698,6 +744,44 @@ mod tests {
         assert!(!grants.take_upgrade(&program("/b")) && !grants.take_upgrade(&program("/a")));
         ask(&mut grants, &program("/a"));
         assert!(grants.take_upgrade(&program("/a")) && !grants.take_upgrade(&program("/a")));
+    }
+
+    #[test]
+    fn consoles_and_logs_are_those_of_the_zone() {
+        let (_directory, mut grants) = grants();
+        let mut zone = config(Vec::new());
+        zone.devices.console_log = Some("/uart".into());
+        zone.devices.console = vec![ConsoleConfig {
+            end: Some(End::Pty),
+            log: Some("/log".into()),
+        }];
+        let asked = Asked::of(&Request::Start { config: zone }).unwrap();
+        let request = |zone: &str, index, end| ConsoleRequest {
+            zone: zone.into(),
+            index,
+            end,
+        };
+        let flags = libc::O_CREAT | libc::O_APPEND;
+        assert!(!grants.may_open_console(&request("z", 0, End::Pty)));
+        assert!(!grants.may_open(Path::new("/log"), true, flags));
+        grants.add(asked, |_| false).unwrap();
+        assert!(grants.may_open_console(&request("z", 0, End::Pty)));
+        for (zone, index, end) in [
+            ("y", 0, End::Pty),
+            ("z", 1, End::Pty),
+            ("z", 0, End::Socket("/s".into())),
+        ] {
+            assert!(!grants.may_open_console(&request(zone, index, end)));
+        }
+        for log in ["/log", "/uart"].map(Path::new) {
+            assert!(grants.may_open(log, true, flags | libc::O_NONBLOCK));
+            // Nothing that is there is read, or written over.
+            for flags in [0, libc::O_CREAT, libc::O_APPEND, flags | libc::O_TRUNC] {
+                assert!(!grants.may_open(log, true, flags), "{flags:#o}");
+            }
+        }
+        // A kernel is not appended to.
+        assert!(!grants.may_open(Path::new("/k"), true, flags));
     }
 
     #[test]

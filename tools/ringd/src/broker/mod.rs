@@ -34,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::config::is_zone_name;
+use crate::device::console::opener::{ConsoleRequest, Part};
 use crate::device::net::opener::{PortError, PortRequest};
 use crate::host::{Host, Linux, RamError, RamFile, ram};
 use crate::hv::NOT_GRANTED;
@@ -68,7 +69,9 @@ pub enum Request {
     Connect(PathBuf),
     /// Opens a pair of queues of a network port, or returns the one that is kept.
     OpenPort(Box<PortRequest>, u16),
-    /// Closes the network ports of a zone, or the one of the device with this number.
+    /// Makes the pty or socket of a console, or returns a descriptor of the one that is kept.
+    OpenConsole(ConsoleRequest, Part),
+    /// Closes the network ports, ptys and sockets of a zone, or the port of the device with this number.
     ClosePorts(String, Option<usize>),
     /// Lets another program take over, by default of the same path; EL2's version of the interface.
     Upgrade(Option<PathBuf>, u32),
@@ -419,6 +422,14 @@ impl Broker {
                 let asked = self.grants.lock().may_open_port(&request);
                 granted(asked, &format!("a network port of zone {}", request.zone))?;
                 let opened = self.keeper.call(&ports::Request::Open(request, pair))?;
+                return Ok((Reply::Done, opened));
+            }
+            Request::OpenConsole(request, part) => {
+                zone_name(&request.zone)?;
+                let asked = self.grants.lock().may_open_console(&request);
+                let what = format!("console {} of zone {}", request.index, request.zone);
+                granted(asked, &what)?;
+                let opened = self.keeper.call(&ports::Request::OpenConsole(request, part))?;
                 return Ok((Reply::Done, opened));
             }
             Request::ClosePorts(zone, index) => {

@@ -24,10 +24,11 @@ pub const DIRECTORY: &str = "/etc/ringvisor/zones";
 /// Most bytes of a zone file.
 const SIZE_MAX: u64 = 1 << 20;
 /// The keys with paths, by section.
-const PATHS: [(&str, &[&str]); 3] = [
-    ("", &["kernel", "initrd"]),
+const PATHS: [(&str, &[&str]); 4] = [
+    ("", &["kernel", "firmware", "variables", "initrd", "console_log"]),
     ("disk", &["path", "vhost_user"]),
     ("net", &["vhost_user"]),
+    ("console", &["socket", "log"]),
 ];
 
 /// The directory with the files.

@@ -126,7 +126,8 @@ pub enum ZoneCommand {
     Resume(Name),
     /// Waits until a zone ends; the status is 0 if its guest powered off cleanly.
     Wait(Name),
-    /// Shows what a zone has printed and follows it; what is typed goes to the guest. Ctrl-] leaves.
+    /// Shows what a zone has printed and follows it; what is typed goes to the guest. Ctrl-] leaves, or the
+    /// key of --escape.
     ///
     /// Input that is no terminal is sent as it is; at its end the output is still followed.
     Console {
@@ -135,6 +136,9 @@ pub enum ZoneCommand {
         /// Only show what is there, and end.
         #[arg(long)]
         dump: bool,
+        /// Which console, and how it is left.
+        #[command(flatten)]
+        options: terminal::ConsoleOptions,
     },
     /// Zones that are kept as files.
     #[command(flatten)]
@@ -165,7 +169,12 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
             let config = Box::new(zone.config(definitions)?);
             let name = config.name.clone();
             ask(Request::Start { config })?;
-            let left = terminal::follow(&socket, &name, terminal::Input::IfTerminal)?;
+            let left = terminal::follow(
+                &socket,
+                &name,
+                terminal::Input::IfTerminal,
+                &terminal::ConsoleOptions::default(),
+            )?;
             if left {
                 return Ok(ExitCode::SUCCESS);
             }
@@ -184,12 +193,20 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Zone(ZoneCommand::Pause(Name { name })) => done(Request::Pause { name }),
         Command::Zone(ZoneCommand::Resume(Name { name })) => done(Request::Resume { name }),
         Command::Zone(ZoneCommand::Wait(Name { name })) => wait(reconnect::wait(&socket, &name)?, &name),
-        Command::Zone(ZoneCommand::Console { name, dump: true }) => {
-            terminal::dump(&socket, &name)?;
+        Command::Zone(ZoneCommand::Console {
+            name,
+            dump: true,
+            options,
+        }) => {
+            terminal::dump(&socket, &name, options.port)?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Zone(ZoneCommand::Console { name, dump: false }) => {
-            terminal::follow(&socket, &name, terminal::Input::Always)?;
+        Command::Zone(ZoneCommand::Console {
+            name,
+            dump: false,
+            options,
+        }) => {
+            terminal::follow(&socket, &name, terminal::Input::Always, &options)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Zone(ZoneCommand::List(output)) => match ask(Request::List {})? {

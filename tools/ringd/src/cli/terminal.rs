@@ -1,5 +1,6 @@
 //! A zone's console on the user's terminal, or on other standard input and output.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
@@ -9,8 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use clap::Args;
 use parking_lot::Mutex;
-use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode};
+use ratatui::crossterm::terminal::{disable_raw_mode, enable_raw_mode, size};
 use rustix::event::{PollFd, PollFlags, poll};
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -20,8 +22,52 @@ use crate::control::protocol::{Frame, Request};
 use super::reconnect;
 use crate::signals::{ENDING, Signals};
 
-/// Ctrl-]: leaves the console.
-const DETACH: u8 = 0x1d;
+/// Which console, and how it is left.
+#[derive(Args, Clone, Debug)]
+pub struct ConsoleOptions {
+    /// A console of the zone's [[console]] sections, counted from 0 as the guest's hvc0; the UART if not
+    /// given.
+    #[arg(long, value_name = "NUMBER")]
+    pub port: Option<usize>,
+    /// The key that leaves the console: ^X or ctrl-x with any letter or one of [\\]^_, or none.
+    #[arg(long, value_name = "KEY", default_value = "^]", value_parser = escape)]
+    pub escape: Escape,
+}
+
+impl Default for ConsoleOptions {
+    fn default() -> Self {
+        Self {
+            port: None,
+            escape: Escape(Some(0x1d)),
+        }
+    }
+}
+
+/// The key that leaves a console, if there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Escape(Option<u8>);
+
+impl fmt::Display for Escape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(key) => write!(f, "Ctrl-{} leaves", char::from(key | 0x40)),
+            None => f.write_str("no key leaves"),
+        }
+    }
+}
+
+fn escape(text: &str) -> Result<Escape, String> {
+    let lower = text.to_ascii_lowercase();
+    if lower == "none" {
+        return Ok(Escape(None));
+    }
+    let key = lower.strip_prefix('^').or_else(|| lower.strip_prefix("ctrl-"));
+    match key.map(str::as_bytes) {
+        Some(&[key @ (b'a'..=b'z' | b'[' | b'\\' | b']' | b'^' | b'_')]) => Ok(Escape(Some(key & 0x1f))),
+        _ => Err("expected a key such as ^] or ctrl-a, or none".into()),
+    }
+}
+
 /// How often sending input is tried while there is no daemon.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -57,8 +103,22 @@ pub(super) fn restore_on_signals(restore: impl Fn() + Send + 'static) -> io::Res
 struct Raw;
 
 impl Raw {
-    fn enter() -> io::Result<Self> {
-        restore_on_signals(|| drop(disable_raw_mode()))?;
+    /// `resized` is called whenever the terminal has another size.
+    fn enter(resized: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let signals = Signals::block(&[&ENDING[..], &[libc::SIGWINCH]].concat())?;
+        let thread = std::thread::Builder::new().name("signals".into());
+        thread.spawn(move || {
+            loop {
+                match signals.next(LONG) {
+                    Some(libc::SIGWINCH) => resized(),
+                    Some(signal) => {
+                        let _ = disable_raw_mode();
+                        signals.obey(signal);
+                    }
+                    None => {}
+                }
+            }
+        })?;
         enable_raw_mode()?;
         Ok(Self)
     }
@@ -75,23 +135,33 @@ impl Drop for Raw {
 ///
 /// # Errors
 /// There is no such zone, or a stream failed.
-pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientError> {
+pub fn follow(
+    socket: &Path,
+    zone: &str,
+    input: Input,
+    options: &ConsoleOptions,
+) -> Result<bool, ClientError> {
+    let ConsoleOptions { port, escape } = *options;
     let mut seen = 0;
-    let (mut reader, stream) = open(Client::connect(socket)?, zone, Some(seen))?;
+    let (mut reader, stream) = open(Client::connect(socket)?, zone, port, Some(seen))?;
     let typed = io::stdin().is_terminal();
     let raw = if typed {
-        eprintln!("[console of {zone}; Ctrl-] leaves]");
-        Some(Raw::enter()?)
+        eprintln!("[console of {zone}; {escape}]");
+        let (socket, zone) = (socket.to_owned(), zone.to_owned());
+        let resized = move || send_size(&socket, &zone, port);
+        resized();
+        Some(Raw::enter(resized)?)
     } else {
         None
     };
+    let escape = if typed { escape } else { Escape(None) };
     let keys = Arc::new(Keys::new(stream));
     if typed || input == Input::Always {
         let keys = keys.clone();
         // Not joined: it may never return from a read of standard input.
         std::thread::Builder::new()
             .name("input".into())
-            .spawn(move || send_input(&keys, typed))?;
+            .spawn(move || send_input(&keys, escape))?;
     }
     let outcome = loop {
         let cause = match copy_frames(&mut reader, &mut seen) {
@@ -101,7 +171,7 @@ pub fn follow(socket: &Path, zone: &str, input: Input) -> Result<bool, ClientErr
             Err(FrameError::Lost(cause)) => cause,
         };
         let next = match reconnect::next_daemon(socket, &cause, || keys.left()) {
-            Ok(Some(client)) => open(client, zone, Some(seen)),
+            Ok(Some(client)) => open(client, zone, port, Some(seen)),
             Ok(None) => break Ok(()),
             Err(error) => break Err(error),
         };
@@ -177,8 +247,8 @@ impl Keys {
 ///
 /// # Errors
 /// There is no such zone, or a stream failed.
-pub fn dump(socket: &Path, zone: &str) -> Result<(), ClientError> {
-    let (mut reader, _stream) = open(Client::connect(socket)?, zone, None)?;
+pub fn dump(socket: &Path, zone: &str, port: Option<usize>) -> Result<(), ClientError> {
+    let (mut reader, _stream) = open(Client::connect(socket)?, zone, port, None)?;
     io::copy(&mut reader, &mut io::stdout().lock())?;
     Ok(io::stdout().flush()?)
 }
@@ -187,14 +257,30 @@ pub fn dump(socket: &Path, zone: &str) -> Result<(), ClientError> {
 fn open(
     mut client: Client,
     zone: &str,
+    port: Option<usize>,
     from: Option<u64>,
 ) -> Result<(BufReader<UnixStream>, UnixStream), ClientError> {
     client.ask(&Request::Console {
         name: zone.to_owned(),
         follow: from.is_some(),
         from,
+        port,
     })?;
     Ok(client.into_bytes())
+}
+
+/// Has a port's guest see the size of this terminal. While there is no daemon, it does not.
+fn send_size(socket: &Path, zone: &str, port: Option<usize>) {
+    let (Some(port), Ok((columns, rows))) = (port, size()) else {
+        return;
+    };
+    let request = Request::ConsoleSize {
+        name: zone.to_owned(),
+        port,
+        columns,
+        rows,
+    };
+    let _ = Client::connect(socket).and_then(|mut client| client.ask(&request));
 }
 
 /// Why a console ends before its zone.
@@ -230,8 +316,8 @@ fn copy_frames(reader: &mut impl Read, seen: &mut u64) -> Result<(), FrameError>
     }
 }
 
-/// Sends standard input until its end or, on a terminal, the detach key.
-fn send_input(stream: &Keys, typed: bool) {
+/// Sends standard input until its end or the key that leaves.
+fn send_input(stream: &Keys, escape: Escape) {
     let Ok(copy) = io::stdin().as_fd().try_clone_to_owned() else {
         return;
     };
@@ -250,11 +336,7 @@ fn send_input(stream: &Keys, typed: bool) {
             Err(_) => return,
         };
         let keys = buffer.get(..count).unwrap_or_default();
-        let detach = if typed {
-            keys.iter().position(|key| *key == DETACH)
-        } else {
-            None
-        };
+        let detach = keys.iter().position(|key| Some(*key) == escape.0);
         let keys = keys.get(..detach.unwrap_or(count)).unwrap_or_default();
         if detach.is_some() {
             // Before they are sent: there may be no daemon.
@@ -263,5 +345,23 @@ fn send_input(stream: &Keys, typed: bool) {
             return;
         }
         stream.send(keys);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ConsoleOptions, Escape, escape};
+
+    #[test]
+    fn keys_that_leave() {
+        assert_eq!(escape("^]"), Ok(ConsoleOptions::default().escape));
+        for (text, key) in [("^a", 1), ("Ctrl-A", 1), ("ctrl-z", 26), ("^\\", 28), ("^_", 31)] {
+            assert_eq!(escape(text), Ok(Escape(Some(key))), "{text}");
+        }
+        assert_eq!(escape("none"), Ok(Escape(None)));
+        for text in ["", "a", "^", "^1", "ctrl-", "^ab", "ctrl-ä"] {
+            assert!(escape(text).is_err(), "{text}");
+        }
+        assert_eq!(escape("^o").unwrap().to_string(), "Ctrl-O leaves");
     }
 }

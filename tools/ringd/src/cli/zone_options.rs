@@ -29,6 +29,12 @@ pub struct ZoneOptions {
     /// Kernel: an arm64 Image, also gzip or EFI zboot, an ELF file or a flat binary.
     #[arg(long, value_name = "PATH")]
     pub kernel: Option<String>,
+    /// Firmware in flash, such as u-boot.bin or QEMU_EFI.fd, in place of a kernel.
+    #[arg(long, value_name = "PATH")]
+    pub firmware: Option<String>,
+    /// File with the firmware's variables.
+    #[arg(long, value_name = "PATH")]
+    pub variables: Option<String>,
     /// Address of a flat binary, such as 0x40280000.
     #[arg(long, value_name = "ADDRESS")]
     pub load: Option<String>,
@@ -81,6 +87,8 @@ impl ZoneOptions {
         put("cpus", self.cpus.as_deref().map(cpus));
         put("memory", text(&self.memory));
         put("kernel", path(&self.kernel));
+        put("firmware", path(&self.firmware));
+        put("variables", path(&self.variables));
         put("load", self.load.as_deref().map(address));
         put("initrd", path(&self.initrd));
         put("cmdline", text(&self.cmdline));

@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use super::boot::Boot;
 use super::keys::{Keys, SIZE};
-use super::zone::{Cpus, ZoneConfig};
+use super::zone::{Cpus, FlashConfig, ZoneConfig};
 use crate::device::config::Configs;
 use crate::regular;
 
@@ -20,6 +20,8 @@ const KEYS: &[&str] = &[
     "cpus",
     "memory",
     "kernel",
+    "firmware",
+    "variables",
     "load",
     "initrd",
     "cmdline",
@@ -112,17 +114,22 @@ pub fn file_from_table(origin: &str, table: Table, directory: &Path) -> anyhow::
     let mut keys = Keys::new(origin, table, directory);
     keys.refuse_unknown(&[KEYS, Configs::KEYS].concat())?;
     const NAME: &str = "the zone's name in quotes";
-    const KERNEL: &str = "the path of a kernel";
+    const KERNEL: &str = "the path of a kernel, or firmware in its place";
     const LOAD: &str = "an address such as 0x40280000";
     let name = keys.string("name", NAME)?;
+    let (firmware, flash) = flash(&mut keys)?.unzip();
     let config = ZoneConfig {
         origin: origin.to_owned(),
         name: name.ok_or_else(|| keys.missing("name", NAME))?,
         cpus: cpus(&mut keys)?,
         memory: keys.size("memory")?.ok_or_else(|| keys.missing("memory", SIZE))?,
-        kernel: keys
-            .path("kernel", KERNEL)?
-            .ok_or_else(|| keys.missing("kernel", KERNEL))?,
+        kernel: match firmware {
+            Some(firmware) => firmware,
+            None => keys
+                .path("kernel", KERNEL)?
+                .ok_or_else(|| keys.missing("kernel", KERNEL))?,
+        },
+        flash,
         load: keys.get("load", LOAD, |value| value.as_integer()?.try_into().ok())?,
         initrd: keys.path("initrd", "the path of an initial RAM disk")?,
         cmdline: keys
@@ -139,6 +146,24 @@ pub fn file_from_table(origin: &str, table: Table, directory: &Path) -> anyhow::
     let boot = Boot::from_keys(&mut keys)?;
     config.check()?;
     Ok(ZoneFile { config, boot })
+}
+
+/// Returns the path of the firmware, if there is one, and its flash.
+fn flash(keys: &mut Keys<'_>) -> anyhow::Result<Option<(PathBuf, FlashConfig)>> {
+    for (key, expected) in [
+        ("kernel", "kernel or firmware, not both"),
+        ("variables", "variables beside firmware only"),
+    ] {
+        let clash = (key == "kernel") == keys.peek("firmware").is_some();
+        if let Some(value) = keys.peek(key).filter(|_| clash).cloned() {
+            return Err(keys.bad(key, &value, expected));
+        }
+    }
+    let Some(firmware) = keys.path("firmware", "the path of the firmware's flat image")? else {
+        return Ok(None);
+    };
+    let variables = keys.path("variables", "the path of a file with the firmware's variables")?;
+    Ok(Some((firmware, FlashConfig { variables })))
 }
 
 fn cpus(keys: &mut Keys<'_>) -> anyhow::Result<Cpus> {

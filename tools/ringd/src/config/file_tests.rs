@@ -6,6 +6,7 @@ use ringblk::{EngineKind, Format, HostCache};
 use toml::{Table, Value};
 
 use super::{KEYS, load, parse};
+use crate::config::zone::FlashConfig;
 use crate::config::{Cpus, OnCrash, OnReboot, ZoneConfig};
 use crate::device::Configs;
 use crate::device::net::config::{NetLimits, Source};
@@ -335,6 +336,56 @@ path = "null:64M"
 }
 
 #[test]
+fn firmware_takes_the_place_of_a_kernel() {
+    let with = |lines: &str| parsed(&GOOD.replace("kernel = \"Image\"", lines));
+    assert_eq!(parsed(GOOD).unwrap().donated(), 512 << 20);
+    let zone = with("firmware = \"u-boot.bin\"").unwrap();
+    assert_eq!(zone.kernel, Path::new("/zones/u-boot.bin"));
+    assert_eq!(
+        (zone.flash.clone(), zone.donated()),
+        (Some(FlashConfig::default()), 518 << 20)
+    );
+    let zone = with("firmware = \"u-boot.bin\"\nvariables = \"u-boot.vars\"").unwrap();
+    let variables = zone.flash.as_ref().unwrap().variables.as_deref();
+    assert_eq!(variables, Some(Path::new("/zones/u-boot.vars")));
+    let sent = serde_json::to_string(&zone).unwrap();
+    assert_eq!(serde_json::from_str::<ZoneConfig>(&sent).unwrap(), zone);
+    for (lines, expected) in [
+        (
+            "kernel = \"k\"\nfirmware = \"f\"",
+            "kernel = \"k\": expected kernel or firmware, not both",
+        ),
+        (
+            "kernel = \"k\"\nvariables = \"v\"",
+            "variables = \"v\": expected variables beside firmware only",
+        ),
+        (
+            "firmware = \"\"",
+            "firmware = \"\": expected the path of the firmware's flat image",
+        ),
+        (
+            "firmware = \"f\"\nvariables = 1",
+            "variables = 1: expected the path of a file",
+        ),
+        (
+            "firmware = \"f\"\nload = 0x40000000",
+            "load = 0x40000000: expected no such key beside firmware",
+        ),
+        (
+            "firmware = \"f\"\ninitrd = \"i\"",
+            "initrd = \"/zones/i\": expected no such key",
+        ),
+        (
+            "firmware = \"f\"\ncmdline = \"c\"",
+            "cmdline = \"c\": expected no such key",
+        ),
+    ] {
+        let message = with(lines).unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
 fn options_win_over_the_file() {
     let mut over = Table::new();
     over.insert("memory".into(), "256M".into());
@@ -518,5 +569,68 @@ fn a_misspelt_key_is_named_before_the_one_that_is_missing() {
     assert!(
         message.starts_with("z.toml: unknown key cpu = 1: expected one of name, cpus,"),
         "{message}"
+    );
+}
+
+#[test]
+fn consoles() {
+    use crate::device::console::config::{ConsoleConfig, End};
+    let zone = parsed(&format!(
+        "console_log = \"uart.log\"\n{GOOD}[[console]]\npty = true\nlog = \"0.log\"\n[[console]]\n[[console]]\n\
+         socket = \"/run/s\"\n"
+    ))
+    .unwrap();
+    let expected = [
+        ConsoleConfig {
+            end: Some(End::Pty),
+            log: Some("/zones/0.log".into()),
+        },
+        ConsoleConfig::default(),
+        ConsoleConfig {
+            end: Some(End::Socket("/run/s".into())),
+            log: None,
+        },
+    ];
+    assert_eq!(zone.devices.console, expected);
+    assert_eq!(zone.devices.console_log, Some("/zones/uart.log".into()));
+    // All of them have one slot, behind all others.
+    assert_eq!(zone.devices.slots().last().unwrap().queues(4), 8);
+    let console = "[[console]]\n";
+    for (text, expected) in [
+        ("pty = 1", "console[0].pty = 1: expected true or false"),
+        (
+            "pty = true\nsocket = \"s\"",
+            "console[0].socket = \"s\": expected only one of pty and socket",
+        ),
+        (
+            "port = 1",
+            "unknown key console[0].port = 1: expected one of pty, socket, log",
+        ),
+        (
+            "log = \"\"",
+            "console[0].log = \"\": expected the path of a log file",
+        ),
+        (
+            "log = \"l\"\n[[console]]\nlog = \"l\"",
+            "console[1].log = \"/zones/l\": expected a file that no other",
+        ),
+        (
+            "socket = \"l\"\n[[console]]\nsocket = \"l\"",
+            "console[1].socket = \"/zones/l\": expected a socket that no other",
+        ),
+    ] {
+        let error = parsed(&format!("{GOOD}{console}{text}")).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let error = parsed(&format!("{GOOD}{}", console.repeat(8)))
+        .unwrap_err()
+        .to_string();
+    assert!(error.ends_with("console = 8: expected at most 7"), "{error}");
+    let long = format!("{GOOD}{console}socket = \"{}\"", "s".repeat(108));
+    assert!(
+        parsed(&long)
+            .unwrap_err()
+            .to_string()
+            .contains("expected at most 107 bytes")
     );
 }

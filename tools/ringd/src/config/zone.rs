@@ -5,7 +5,7 @@ use std::fmt::{self, Display};
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use ringvisor::abi::machine::RAM_BASE;
+use ringvisor::abi::machine::{FLASH_BLOCKS, RAM_BASE};
 use ringvisor::abi::{MAX_VCPUS, NAME_LEN};
 use serde::{Deserialize, Serialize};
 
@@ -33,8 +33,11 @@ pub struct ZoneConfig {
     pub cpus: Cpus,
     /// Bytes of RAM, a multiple of [`BLOCK`].
     pub memory: u64,
-    /// Kernel, absolute.
+    /// What runs first, absolute: a kernel, or with `flash` the firmware.
     pub kernel: PathBuf,
+    /// Flash, of a zone with firmware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flash: Option<FlashConfig>,
     /// Guest-physical address of a flat binary; without it, where QEMU puts one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load: Option<u64>,
@@ -49,6 +52,14 @@ pub struct ZoneConfig {
     /// Its devices.
     #[serde(flatten)]
     pub devices: Configs,
+}
+
+/// Flash with firmware.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlashConfig {
+    /// File with the firmware's variables, absolute; without one they last as long as the zone.
+    pub variables: Option<PathBuf>,
 }
 
 /// The CPUs of a zone.
@@ -117,6 +128,33 @@ impl ZoneConfig {
         bad(&self.origin, key, value, expected)
     }
 
+    /// Returns the key of [`Self::kernel`].
+    pub const fn kernel_key(&self) -> &'static str {
+        if self.flash.is_some() {
+            "firmware"
+        } else {
+            "kernel"
+        }
+    }
+
+    /// Returns the path of the file with the firmware's variables.
+    pub fn variables(&self) -> Option<&Path> {
+        self.flash.as_ref()?.variables.as_deref()
+    }
+
+    /// Returns the bytes of flash memory, which lie behind RAM in the zone's file of huge pages.
+    pub const fn flash_memory(&self) -> u64 {
+        match self.flash {
+            Some(_) => FLASH_BLOCKS as u64 * BLOCK,
+            None => 0,
+        }
+    }
+
+    /// Returns the bytes that the zone is donated: RAM and flash.
+    pub const fn donated(&self) -> u64 {
+        self.memory.saturating_add(self.flash_memory())
+    }
+
     /// Returns an error about what the path under `key` names.
     pub fn unusable(&self, key: &str, path: &Path, cause: impl Display) -> anyhow::Error {
         self.unusable_value(key, quoted(&path.display().to_string()), cause)
@@ -153,7 +191,8 @@ impl ZoneConfig {
             );
             return Err(self.bad("memory", quoted(&format_size(self.memory)), expected));
         }
-        absolute(self, "kernel", &self.kernel)?;
+        absolute(self, self.kernel_key(), &self.kernel)?;
+        self.check_flash()?;
         if let Some(load) = self.load {
             let end = RAM_BASE.saturating_add(self.memory);
             if !(RAM_BASE..end).contains(&load) || !load.is_multiple_of(4) {
@@ -169,6 +208,26 @@ impl ZoneConfig {
             return Err(self.bad("cmdline", quoted(&self.cmdline), expected));
         }
         self.devices.check(&self.origin)
+    }
+
+    fn check_flash(&self) -> anyhow::Result<()> {
+        let Some(flash) = &self.flash else {
+            return Ok(());
+        };
+        if let Some(variables) = &flash.variables {
+            absolute(self, "variables", variables)?;
+        }
+        let loads = "no such key beside firmware, which loads a kernel itself";
+        if let Some(load) = self.load {
+            return Err(self.bad("load", format!("{load:#x}"), loads));
+        }
+        if let Some(initrd) = &self.initrd {
+            return Err(self.bad("initrd", quoted(&initrd.display().to_string()), loads));
+        }
+        if !self.cmdline.is_empty() {
+            return Err(self.bad("cmdline", quoted(&self.cmdline), loads));
+        }
+        Ok(())
     }
 
     fn check_cpus(&self) -> anyhow::Result<()> {

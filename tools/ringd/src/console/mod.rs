@@ -1,7 +1,8 @@
-//! A zone's console: the guest's output, kept and followed, and its users' input.
+//! A zone's consoles: the guest's output, kept and followed, and its users' input.
 //!
-//! EL2 holds the UART and a byte ring each way. The reactor moves output from the ring into the
-//! [`Scrollback`] ([`Console::pump`]); any number of readers follow it at their own pace ([`Console::read`]),
+//! One is the UART: EL2 holds it and a byte ring each way. The others are ports of the zone's console device.
+//! The reactor moves output from the ring into the [`Scrollback`] ([`Console::pump`],
+//! [`Console::pump_port`]); any number of readers follow it at their own pace ([`Console::read`]),
 //! and none of them can slow the guest or the reactor down. Input goes straight into the ring.
 
 mod marks;
@@ -31,7 +32,20 @@ pub struct Console {
     /// The zone whose ring takes input, if any. Held while input is written, so that none gets into the ring
     /// of a later zone with the same number.
     input: Mutex<Option<(u8, InputProducer)>>,
+    /// Where input of a port goes.
+    port: Mutex<Option<PortEnd>>,
 }
+
+/// What goes to a port of a console device.
+pub enum PortInput<'a> {
+    /// What is typed.
+    Bytes(&'a [u8]),
+    /// The size of the terminal.
+    Size(ringconsole::Size),
+}
+
+/// Passes input to a port. Returns how many bytes it has taken, `None` if there is no device any more.
+pub type PortEnd = Box<dyn Fn(PortInput<'_>) -> Option<usize> + Send>;
 
 #[derive(Default)]
 struct State {
@@ -76,6 +90,27 @@ impl Console {
         self.changed.notify_all();
     }
 
+    /// Moves the output in a port's ring to the scroll-back. Called by the reactor, and when a daemon begins.
+    pub fn pump_port(&self, port: &ringconsole::Port) {
+        let mut buffer = [0; STEP];
+        let mut state = self.state.lock();
+        loop {
+            let position = state.output.position();
+            let read = port.read_output(position, &mut buffer);
+            if read.dropped > 0 {
+                let note = format!("\r\n[ringd: {} bytes of output were lost here]\r\n", read.dropped);
+                state.insert(&note, position.saturating_add(read.dropped));
+            }
+            state.kept.push(buffer.get(..read.len).unwrap_or_default());
+            state.output = OutputConsumer::starting_at(read.next);
+            if read.len == 0 {
+                break;
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
     /// Adds a text line of the daemon's own.
     pub fn note(&self, text: &str) {
         let mut state = self.state.lock();
@@ -89,6 +124,11 @@ impl Console {
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.changed.notify_all();
+    }
+
+    /// Whether no more will come.
+    pub fn is_closed(&self) -> bool {
+        self.state.lock().closed
     }
 
     /// Returns the newest output, for the next daemon.
@@ -152,16 +192,38 @@ impl Console {
         *self.input.lock() = producer;
     }
 
+    /// Directs input to a port from now on.
+    pub fn open_port(&self, end: PortEnd) {
+        *self.port.lock() = Some(end);
+    }
+
     /// Refuses input from now on.
     pub fn close_input(&self) {
         *self.input.lock() = None;
+        *self.port.lock() = None;
+    }
+
+    /// Puts as much of `bytes` into a port's input as there is room for and returns how many; `None` if the
+    /// zone has ended.
+    pub fn type_into_port(&self, bytes: &[u8]) -> Option<usize> {
+        self.port.lock().as_ref()?(PortInput::Bytes(bytes))
+    }
+
+    /// A terminal that shows the console has this size. Returns whether the guest can see it.
+    pub fn resize(&self, size: ringconsole::Size) -> bool {
+        let port = self.port.lock();
+        port.as_ref()
+            .is_some_and(|port| port(PortInput::Size(size)).is_some())
     }
 
     /// Puts as much of `bytes` into the zone's input as there is room for and returns how many; `None` if the
     /// zone has ended.
     pub fn type_in(&self, hv: &dyn Hypervisor, bytes: &[u8]) -> Option<usize> {
         let mut input = self.input.lock();
-        let (zone, producer) = input.as_mut()?;
+        let Some((zone, producer)) = input.as_mut() else {
+            drop(input);
+            return self.type_into_port(bytes);
+        };
         let taken = producer.write(&hv.shared().window(*zone)?.input(), bytes);
         if taken > 0 {
             hv.console_input(*zone);

@@ -76,6 +76,20 @@ pub enum Request {
         /// whose daemon died can continue at the next one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         from: Option<u64>,
+        /// Which of its consoles: a port of its console device, or the UART.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        port: Option<usize>,
+    },
+    /// A terminal that shows a console has this size. Reply: [`Reply::Done`].
+    ConsoleSize {
+        /// The zone.
+        name: String,
+        /// Which of its consoles, as above.
+        port: usize,
+        /// Columns of the terminal.
+        columns: u16,
+        /// Rows of the terminal.
+        rows: u16,
     },
     /// Reports hypervisor and daemon. Reply: [`Reply::Info`].
     Info {},
@@ -240,6 +254,7 @@ mod tests {
             name: "a".into(),
             follow: true,
             from: None,
+            port: None,
         };
         let line = serde_json::to_string(&request).unwrap();
         assert_eq!(line, r#"{"op":"console","name":"a","follow":true}"#);

@@ -20,6 +20,7 @@ use zerocopy::IntoBytes;
 use super::protocol::{
     CpuReport, Frame, InfoReport, LogLevel, LogTarget, MAX_LINE, Reply, Request, Response,
 };
+use crate::console::Console;
 use crate::device::api;
 use crate::device::net::report::NetReport;
 use crate::hv::{self, Hypervisor};
@@ -27,8 +28,8 @@ use crate::regular;
 use crate::stats;
 use crate::trace::record::Recorder;
 use crate::zone::actor::Command;
+use crate::zone::observe;
 use crate::zone::registry::{NoSuchZone, Registry};
-use crate::zone::{Shared, observe};
 
 /// How often a console without output checks whether its reader is still connected.
 const CONSOLE_POLL: Duration = Duration::from_millis(200);
@@ -126,11 +127,20 @@ fn converse(stream: &UnixStream, registry: &Arc<Registry>, set_log_level: &SetLo
             }
         };
         tracing::debug!(?request, "request");
-        if let Request::Console { name, follow, from } = request {
-            return match registry.find(&name) {
-                Ok(zone) => {
+        if let Request::Console {
+            name,
+            follow,
+            from,
+            port,
+        } = request
+        {
+            let found = registry
+                .find(&name)
+                .and_then(|zone| zone.console_of(port).cloned());
+            return match found {
+                Ok(found) => {
                     respond(stream, Ok(Reply::Done))?;
-                    console(stream, reader, &zone, registry, Output { follow, from })
+                    console(stream, reader, &found, registry, Output { follow, from })
                 }
                 Err(error) => respond(stream, Err(error)),
             };
@@ -212,6 +222,18 @@ fn answer(request: Request, registry: &Registry, set_log_level: &SetLogLevel) ->
         Request::Device(request) => device(registry, request),
         Request::Stats {} => Ok(Reply::Stats(Box::new(stats::collect(registry)))),
         Request::Info {} => Ok(Reply::Info(info(&registry.context().hv.info()))),
+        Request::ConsoleSize {
+            name,
+            port,
+            columns,
+            rows,
+        } => {
+            let zone = registry.find(&name)?;
+            // A zone that has ended sees no size.
+            zone.console_of(Some(port))?
+                .resize(ringconsole::Size { columns, rows });
+            Ok(Reply::Done)
+        }
         Request::Log {} => {
             let log = registry.context().hv.log();
             Ok(Reply::Log(log.ok_or_else(|| anyhow!("EL2 has no log"))?))
@@ -297,27 +319,31 @@ struct Output {
 fn console(
     stream: &UnixStream,
     mut reader: BufReader<&UnixStream>,
-    zone: &Arc<Shared>,
+    console: &Arc<Console>,
     registry: &Registry,
     wanted: Output,
 ) -> io::Result<()> {
     let gone = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let output = scope.spawn(|| {
-            let result = send_output(stream, zone, &gone, wanted);
+            let result = send_output(stream, console, &gone, wanted);
             // Ends the read below, too.
             let _ = stream.shutdown(std::net::Shutdown::Both);
             result
         });
-        let input = take_input(&mut reader, zone, registry.context().el2(), &gone);
+        let input = take_input(&mut reader, console, registry.context().el2(), &gone);
         gone.store(true, Ordering::Relaxed);
         let output = output.join().unwrap_or(Ok(()));
         input.and(output)
     })
 }
 
-fn send_output(mut stream: &UnixStream, zone: &Shared, gone: &AtomicBool, wanted: Output) -> io::Result<()> {
-    let console = &zone.console;
+fn send_output(
+    mut stream: &UnixStream,
+    console: &Console,
+    gone: &AtomicBool,
+    wanted: Output,
+) -> io::Result<()> {
     let mut send = |position: u64, bytes: &[u8]| {
         if wanted.from.is_some() {
             let frame = Frame {
@@ -356,7 +382,7 @@ fn send_output(mut stream: &UnixStream, zone: &Shared, gone: &AtomicBool, wanted
 
 fn take_input(
     reader: &mut BufReader<&UnixStream>,
-    zone: &Shared,
+    console: &Console,
     el2: &dyn Hypervisor,
     gone: &AtomicBool,
 ) -> io::Result<()> {
@@ -369,7 +395,7 @@ fn take_input(
         }
         while !rest.is_empty() && !gone.load(Ordering::Relaxed) {
             // Input for a zone that has ended is dropped.
-            let Some(taken) = zone.console.type_in(el2, rest) else {
+            let Some(taken) = console.type_in(el2, rest) else {
                 break;
             };
             rest = rest.get(taken..).unwrap_or_default();

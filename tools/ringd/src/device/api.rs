@@ -54,7 +54,7 @@ impl Reply {
     pub fn changed(device: &Observed) -> Option<Self> {
         match device.config {
             Config::Disk(_) => Some(Self::Disk(Box::new(DiskReport::new(device)))),
-            Config::Rng(_) | Config::Net(_) => None,
+            Config::Rng(_) | Config::Net(_) | Config::Console(_) => None,
         }
     }
 }

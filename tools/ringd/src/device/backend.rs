@@ -9,7 +9,7 @@ use ringvisor::abi::command::DeviceSpec;
 
 use super::config::Config;
 use super::report::QueueStats;
-use super::{disk, net, rng};
+use super::{console, disk, net, rng};
 
 /// Vendor ID register: "QEMU", which some drivers insist on (RT-Thread, xv6).
 const VENDOR_ID: u32 = 0x554d_4551;
@@ -44,6 +44,8 @@ pub enum Device {
     Rng(Arc<ringrng::Rng>),
     /// A network device.
     Net(Arc<ringnet::Net>),
+    /// A console device.
+    Console(Arc<ringconsole::Console>),
 }
 
 impl Device {
@@ -51,7 +53,7 @@ impl Device {
     pub fn disk(&self) -> Option<&Arc<ringblk::Disk>> {
         match self {
             Self::Disk(disk) => Some(disk),
-            Self::Rng(_) | Self::Net(_) => None,
+            Self::Rng(_) | Self::Net(_) | Self::Console(_) => None,
         }
     }
 }
@@ -64,6 +66,7 @@ impl Deref for Device {
             Self::Disk(disk) => disk,
             Self::Rng(rng) => rng,
             Self::Net(net) => net,
+            Self::Console(console) => console,
         }
     }
 }
@@ -117,6 +120,8 @@ pub enum QueueCounters {
     Rng(Arc<ringrng::RngStats>),
     /// Of a network device.
     Net(Arc<ringnet::NetStats>),
+    /// Of a console device.
+    Console(Arc<ringconsole::ConsoleStats>),
 }
 
 /// The counters of a queue at some moment, whatever its device.
@@ -128,6 +133,8 @@ pub enum Counters {
     Rng(Box<ringrng::RngSnapshot>),
     /// Of a network device.
     Net(Box<ringnet::NetSnapshot>),
+    /// Of a console device.
+    Console(Box<ringconsole::ConsoleSnapshot>),
 }
 
 /// A queue and its counters at some moment.
@@ -148,6 +155,7 @@ impl QueueCounters {
             Self::Disk(counters) => Counters::Disk(Box::new(counters.snapshot())),
             Self::Rng(counters) => Counters::Rng(Box::new(counters.snapshot())),
             Self::Net(counters) => Counters::Net(Box::new(counters.snapshot())),
+            Self::Console(counters) => Counters::Console(Box::new(counters.snapshot())),
         }
     }
 
@@ -157,6 +165,7 @@ impl QueueCounters {
             Self::Disk(counters) => counters.queue.spurious_notifications.get(),
             Self::Rng(counters) => counters.queue.spurious_notifications.get(),
             Self::Net(counters) => counters.queue.spurious_notifications.get(),
+            Self::Console(counters) => counters.queue.spurious_notifications.get(),
         }
     }
 
@@ -166,6 +175,7 @@ impl QueueCounters {
             Self::Disk(counters) => disk::stats::has_completed(counters),
             Self::Rng(counters) => counters.requests.get() > 0,
             Self::Net(counters) => counters.packets.get() + counters.commands.get() > 0,
+            Self::Console(counters) => counters.chains.get() > 0,
         }
     }
 }
@@ -177,6 +187,7 @@ impl QueueSnapshot {
             Counters::Disk(counters) => disk::stats::queue_stats(counters),
             Counters::Rng(counters) => rng::stats::queue_stats(counters),
             Counters::Net(counters) => net::stats::queue_stats(counters),
+            Counters::Console(counters) => console::stats::queue_stats(counters),
         };
         QueueStats {
             queue: self.queue,

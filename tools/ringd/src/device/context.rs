@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::console::opener::{ConsoleOpener, NoConsoles};
 use super::net::opener::{NoPorts, PortOpener};
 
 /// What devices and other files of a zone are opened with.
@@ -11,6 +12,8 @@ pub struct Environment {
     pub disk: ringblk::OpenContext,
     /// Opens the ports of network devices.
     pub ports: Arc<dyn PortOpener>,
+    /// Makes ptys and sockets of consoles.
+    pub consoles: Arc<dyn ConsoleOpener>,
 }
 
 impl Default for Environment {
@@ -18,6 +21,7 @@ impl Default for Environment {
         Self {
             disk: ringblk::OpenContext::default(),
             ports: Arc::new(NoPorts),
+            consoles: Arc::new(NoConsoles),
         }
     }
 }

@@ -1,23 +1,46 @@
 //! [`Devices`]: the devices of one zone, on the zone's thread: open or take over, change, close.
 
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use ringconsole::PortMemory;
 use vm_memory::MmapRegion;
 
+use super::console::carrier::{Carrier, Terminal};
+use super::console::config::ConsoleConfig;
+use super::console::log::{self, Log};
+use super::console::opener::ConsoleRequest;
 use super::context::{TakeOver, Wake};
 use super::disk::drives::Drives;
 use super::zone::{Store, ZoneContext};
-use super::{Change, Config, Device, disk, inflight, net, rng};
+use super::{Change, Config, Device, console, disk, inflight, net, rng};
+use crate::console::Console;
 
 /// The devices of a zone.
 pub struct Devices {
     zone: ZoneContext,
+    consoles: Mutex<Consoles>,
+}
+
+/// What consoles have at their other ends.
+#[derive(Default)]
+struct Consoles {
+    /// Open, until the zone is served.
+    terminals: Vec<Terminal>,
+    logs: Vec<(String, Log)>,
+    /// Threads that carry bytes.
+    carriers: Vec<Carrier>,
 }
 
 impl Devices {
     /// Returns the devices of a zone, none of them open.
-    pub const fn new(zone: ZoneContext) -> Self {
-        Self { zone }
+    pub fn new(zone: ZoneContext) -> Self {
+        Self {
+            zone,
+            consoles: Mutex::default(),
+        }
     }
 
     /// Opens the devices of all slots; with `last`, as an earlier daemon left them.
@@ -63,12 +86,73 @@ impl Devices {
                     nets += 1;
                     Device::Net(net)
                 }
+                Config::Console(configs) => Device::Console(self.open_consoles(&configs)?),
             });
+        }
+        if let Some(path) = &self.zone.config.devices.console_log {
+            self.open_log("console_log", path, inflight::UART, &self.zone.uart)?;
         }
         if let Some(last) = last {
             self.drives(store).take_over_migrations(&mut devices, last)?;
         }
         Ok(devices)
+    }
+
+    /// Opens the console device, with the other ends of its consoles.
+    fn open_consoles(&self, configs: &[ConsoleConfig]) -> anyhow::Result<Arc<ringconsole::Console>> {
+        let device = console::backend::open(&self.zone, configs.len(), &self.zone.inflight()?)?;
+        let name = &self.zone.config.name;
+        let consoles = self.zone.consoles.iter().zip(device.ports());
+        for ((index, config), (output, port)) in configs.iter().enumerate().zip(consoles) {
+            if let Some(path) = &config.log {
+                self.open_log(&format!("console[{index}].log"), path, index, output)?;
+            }
+            let Some(end) = config.end.clone() else { continue };
+            let request = ConsoleRequest {
+                zone: name.clone(),
+                index,
+                end,
+            };
+            let opener = &self.zone.environment.consoles;
+            let opened = Terminal::open(opener, request, output.clone(), port.clone());
+            let terminal = opened.map_err(|error| {
+                let (key, value) = config.shown();
+                let key = format!("console[{index}].{key}");
+                self.zone.config.unusable_value(&key, value, error)
+            })?;
+            self.consoles.lock().terminals.push(terminal);
+        }
+        Ok(device)
+    }
+
+    fn open_log(&self, key: &str, path: &Path, index: usize, output: &Arc<Console>) -> anyhow::Result<()> {
+        let memory = PortMemory::in_mapping(&self.zone.inflight()?, inflight::console(index));
+        let memory = memory.map_err(|error| self.zone.config.failed(error))?;
+        let opener = self.zone.environment.opener();
+        let log = log::open(
+            opener,
+            &self.zone.config,
+            key,
+            path,
+            output.clone(),
+            Arc::new(memory),
+        )?;
+        let name = format!("{}.{index}", self.zone.config.name);
+        self.consoles.lock().logs.push((name, log));
+        Ok(())
+    }
+
+    /// Starts the threads of consoles.
+    fn start_consoles(&self) -> io::Result<()> {
+        let mut consoles = self.consoles.lock();
+        for (name, log) in std::mem::take(&mut consoles.logs) {
+            log.start(&name)?;
+        }
+        for terminal in std::mem::take(&mut consoles.terminals) {
+            let carrier = terminal.start()?;
+            consoles.carriers.push(carrier);
+        }
+        Ok(())
     }
 
     /// The reactor serves the zone with this number from now on, with these devices.
@@ -83,7 +167,8 @@ impl Devices {
                 self.zone.show_config(slot)?;
             }
         }
-        Ok(())
+        self.start_consoles()
+            .map_err(|cause| self.zone.config.failed(cause))
     }
 
     /// The zone has a thread from now on, which `wake` wakes.
@@ -123,16 +208,22 @@ impl Devices {
     pub fn close(&mut self) {
         disk::migrate::abort(&self.zone);
         self.zone.number = None;
+        self.consoles.lock().carriers.clear();
+        self.zone
+            .consoles
+            .iter()
+            .for_each(|console| console.close_input());
         self.close_ports();
     }
 
-    /// What is behind the zone's network devices goes.
+    /// What is behind the zone's network devices and consoles goes.
     fn close_ports(&self) {
         let name = &self.zone.config.name;
-        if !self.zone.config.devices.net.is_empty()
+        let devices = &self.zone.config.devices;
+        if !(devices.net.is_empty() && devices.console.is_empty())
             && let Err(error) = self.zone.environment.ports.close(name, None)
         {
-            tracing::error!(zone = name, %error, "cannot close a zone's network ports");
+            tracing::error!(zone = name, %error, "cannot close a zone's network ports, ptys and sockets");
         }
     }
 
@@ -166,5 +257,6 @@ fn watch(zone: &ZoneContext, slot: u8, device: &Device) {
         Device::Disk(disk) => disk::watch::watch(zone, slot, disk),
         Device::Rng(_) => {}
         Device::Net(net) => net::backend::watch(zone, slot, net),
+        Device::Console(device) => console::backend::watch(zone, slot, device),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It holds the in-flight log of each queue of each slot, and behind them a word for each slot, in which a
 //! device keeps what changes too often for the zone's record; behind those what drivers of network devices
-//! have set, and what was said to vhost-user servers.
+//! have set, and what was said to vhost-user servers; at its end what consoles print and read.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -31,6 +31,13 @@ const SERVER_WORDS: usize = MAX_SLOTS * (1 + ringnet::state::WORDS);
 /// All words.
 const WORDS_COUNT: usize = SERVER_WORDS + MAX_SLOTS * ringvhost::device::state::WORDS;
 const _: () = assert!(WORDS_COUNT * 8 <= WORDS_LEN);
+/// Offset of what consoles keep, and how many can be there: the ports of a device, then the UART.
+const CONSOLES: usize = WORDS + WORDS_LEN;
+const CONSOLES_MAX: usize = ringconsole::PORTS_MAX + 1;
+/// Bytes of the file.
+const SIZE: usize = CONSOLES + CONSOLES_MAX * ringconsole::memory::BYTES;
+/// Number of the UART among the consoles.
+pub const UART: usize = ringconsole::PORTS_MAX;
 
 /// Returns the path of a zone's file in the directory of the records.
 pub fn path(directory: &Path, zone: &str) -> PathBuf {
@@ -42,10 +49,9 @@ pub fn path(directory: &Path, zone: &str) -> PathBuf {
 /// # Errors
 /// The system's.
 pub fn map(directory: &Path, zone: &str) -> io::Result<Arc<MmapRegion>> {
-    let size = WORDS + WORDS_LEN;
     let file = regular::open_private(&path(directory, zone))?;
-    file.set_len(size as u64)?;
-    let region = MmapRegion::from_file(FileOffset::new(file, 0), size).map_err(io::Error::other)?;
+    file.set_len(SIZE as u64)?;
+    let region = MmapRegion::from_file(FileOffset::new(file, 0), SIZE).map_err(io::Error::other)?;
     Ok(Arc::new(region))
 }
 
@@ -87,6 +93,11 @@ pub const fn net_words(slot: u8) -> usize {
 /// Returns the first of the words about the connection to the vhost-user server of the device in a slot.
 pub const fn server_words(slot: u8) -> usize {
     SERVER_WORDS + slot as usize * ringvhost::device::state::WORDS
+}
+
+/// Returns where a console keeps its output and input: a port by its number, or [`UART`].
+pub const fn console(index: usize) -> usize {
+    CONSOLES + index * ringconsole::memory::BYTES
 }
 
 /// Checks that this program understands all logs in the file at `path`.

@@ -1,7 +1,7 @@
 //! Devices of zones: what is described, opened, served, changed and closed, whatever its kind.
 //!
 //! Zones, records, control protocol, statistics and the reactor's side know devices by what is in this
-//! folder; what is special to a kind is in a folder of its own: [`disk`], [`rng`].
+//! folder; what is special to a kind is in a folder of its own: [`disk`], [`rng`], [`net`], [`console`].
 //!
 //! | file | has |
 //! |---|---|
@@ -22,6 +22,7 @@
 pub mod api;
 pub mod backend;
 pub mod config;
+pub mod console;
 pub mod context;
 pub mod devices;
 pub mod disk;

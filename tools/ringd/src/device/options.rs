@@ -1,12 +1,12 @@
 //! [`Options`]: the options of `ringctl zone run` and `zone start` that describe devices.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use toml::{Table, Value};
 
 use super::config::Configs;
-use super::{disk, net, rng};
+use super::{console, disk, net, rng};
 
 /// Devices on the command line.
 #[derive(Args, Debug, Default)]
@@ -24,6 +24,13 @@ pub struct Options {
     /// given more than once.
     #[arg(long, value_name = "NET")]
     pub net: Vec<String>,
+    /// A console beside the UART, hvc0 in the guest: KEY[=VALUE],..., keys as in a zone file: pty, or
+    /// socket=PATH, and log=PATH. May be given more than once.
+    #[arg(long, value_name = "CONSOLE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub console: Vec<String>,
+    /// The file that has the output of the UART.
+    #[arg(long, value_name = "PATH")]
+    pub console_log: Option<PathBuf>,
 }
 
 impl Options {
@@ -46,6 +53,12 @@ impl Options {
             .disk
             .extend(disk::keys::from_options(&self.disk, directory)?);
         configs.net.extend(net::keys::from_options(&self.net)?);
+        configs
+            .console
+            .extend(console::config::from_options(&self.console, directory)?);
+        if let Some(log) = &self.console_log {
+            configs.console_log = Some(directory.join(log));
+        }
         Ok(())
     }
 }

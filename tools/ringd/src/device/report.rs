@@ -22,6 +22,9 @@ pub struct DeviceReports {
     /// Network devices.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nets: Vec<DeviceStats>,
+    /// Console devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub consoles: Vec<DeviceStats>,
 }
 
 /// A device.
@@ -94,6 +97,7 @@ impl DeviceReports {
             }),
             Config::Rng(_) => self.rngs.push(stats),
             Config::Net(_) => self.nets.push(stats),
+            Config::Console(_) => self.consoles.push(stats),
         }
     }
 
@@ -101,7 +105,9 @@ impl DeviceReports {
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &DeviceStats)> + Clone {
         let disks = self.disks.iter().map(|disk| ("disk", disk));
         let rngs = self.rngs.iter().map(|rng| ("rng", rng));
-        disks.chain(rngs).chain(self.nets.iter().map(|net| ("net", net)))
+        let nets = self.nets.iter().map(|net| ("net", net));
+        let consoles = self.consoles.iter().map(|console| ("console", console));
+        disks.chain(rngs).chain(nets).chain(consoles)
     }
 }
 

@@ -69,7 +69,7 @@ impl State {
         let slots = configs.slots();
         let drive = |config: Config| match config {
             Config::Disk(disk) => Some(disk),
-            Config::Rng(_) | Config::Net(_) => None,
+            Config::Rng(_) | Config::Net(_) | Config::Console(_) => None,
         };
         Self {
             disks: slots.into_iter().filter_map(drive).collect(),

@@ -10,6 +10,7 @@ use super::context::{Environment, Wake};
 use super::view::View;
 use super::{Config, Device, State, inflight};
 use crate::config::ZoneConfig;
+use crate::console::Console;
 use crate::io::Io;
 use crate::regular;
 
@@ -34,6 +35,10 @@ pub struct ZoneContext {
     pub io: Arc<Io>,
     /// Directory of the records.
     pub records: PathBuf,
+    /// Its UART's console.
+    pub uart: Arc<Console>,
+    /// Its other consoles.
+    pub consoles: Vec<Arc<Console>>,
     /// EL2's number, once the reactor serves it.
     pub number: Option<u8>,
     /// Wakes the zone's thread, once there is one.

@@ -1,4 +1,5 @@
-//! Guest RAM: a file of huge pages, mapped here and donated to EL2.
+//! Guest RAM: a file of huge pages, mapped here and donated to EL2. Behind RAM, the file of a zone with
+//! firmware has the memory of its flash ([`Flash`]).
 //!
 //! Reached through `vm-memory`, and by two walks over all of it that have no safe form: having the kernel
 //! clear it, and cleaning the caches before a guest starts with its caches off. A zone's start waits for
@@ -17,7 +18,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    MemoryRegionAddress, ReadVolatile, VolatileSlice,
+    MemoryRegionAddress, ReadVolatile, VolatileMemory, VolatileSlice,
 };
 
 use super::{RamError, pin};
@@ -40,6 +41,13 @@ pub struct Ram {
     pub blocks: Vec<u64>,
     /// Huge pages that were added to root's pool for it.
     pub added: u64,
+}
+
+/// The memory of a zone's flash.
+pub struct Flash {
+    region: MmapRegion,
+    /// Physical addresses of its blocks; empty if it was opened, not made.
+    pub blocks: Vec<u64>,
 }
 
 /// Opens a file of huge pages, or makes it and allocates its pages.
@@ -105,7 +113,7 @@ fn clear(file: &File, bytes: u64) {
         return;
     };
     // Reserves pages for all of it: if there are too few, it fails here, and none is taken.
-    let Ok(region) = region(file, bytes, MapFlags::empty()) else {
+    let Ok(region) = region(file, 0, bytes, MapFlags::empty()) else {
         return;
     };
     parts(region.size(), Share::All.threads(), |part| {
@@ -159,13 +167,13 @@ fn parts(size: usize, threads: usize, work: impl Fn(Range<usize>) -> bool + Sync
     });
 }
 
-/// Maps a file, shared and writable.
-fn region(file: File, bytes: u64, flags: MapFlags) -> Result<MmapRegion, RamError> {
+/// Maps a part of a file, shared and writable.
+fn region(file: File, start: u64, bytes: u64, flags: MapFlags) -> Result<MmapRegion, RamError> {
     let size = usize::try_from(bytes).map_err(RamError::map)?;
     let bits = |bits: u32| i32::try_from(bits).unwrap_or(0);
     let protection = bits((ProtFlags::READ | ProtFlags::WRITE).bits());
     let flags = bits((MapFlags::SHARED | flags).bits());
-    MmapRegion::build(Some(FileOffset::new(file, 0)), size, protection, flags).map_err(RamError::map)
+    MmapRegion::build(Some(FileOffset::new(file, start)), size, protection, flags).map_err(RamError::map)
 }
 
 /// Maps a file as guest RAM.
@@ -173,7 +181,7 @@ fn region(file: File, bytes: u64, flags: MapFlags) -> Result<MmapRegion, RamErro
 /// # Errors
 /// The system refused.
 pub fn map(file: File, bytes: u64) -> Result<Ram, RamError> {
-    let region = region(file, bytes, MapFlags::POPULATE | MapFlags::NORESERVE)?;
+    let region = region(file, 0, bytes, MapFlags::POPULATE | MapFlags::NORESERVE)?;
     let region = GuestRegionMmap::new(region, GuestAddress(RAM_BASE))
         .ok_or_else(|| RamError::map("it does not fit into the address space"))?;
     let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(RamError::map)?;
@@ -221,6 +229,33 @@ impl Ram {
             self.blocks.push(block);
         }
         Ok(self)
+    }
+
+    /// Takes the last `bytes` away, as the memory of flash.
+    ///
+    /// # Errors
+    /// There are not so many, or they cannot be mapped.
+    pub fn split_flash(self, bytes: u64) -> Result<(Self, Flash), RamError> {
+        let too_small = || RamError::map("it is smaller than the flash");
+        let left = self.bytes.checked_sub(bytes).ok_or_else(too_small)?;
+        let file = self.memory.iter().next().and_then(|region| region.file_offset());
+        let file = file.ok_or_else(too_small)?.file().try_clone()?;
+        let flags = MapFlags::POPULATE | MapFlags::NORESERVE;
+        let mut blocks = self.blocks;
+        let flash = Flash {
+            region: region(file.try_clone()?, left, bytes, flags)?,
+            blocks: blocks.split_off(
+                blocks
+                    .len()
+                    .min(usize::try_from(left / BLOCK).map_err(RamError::map)?),
+            ),
+        };
+        let ram = Self {
+            blocks,
+            added: self.added,
+            ..map(file, left)?
+        };
+        Ok((ram, flash))
     }
 
     /// Pins its blocks ([`pin::pin`]).
@@ -314,6 +349,30 @@ impl Ram {
             clean_range(base.saturating_add(part.start), part.len());
             true
         });
+        Ok(())
+    }
+}
+
+impl Flash {
+    /// Returns `len` bytes at `offset`.
+    ///
+    /// # Errors
+    /// They are not all within.
+    pub fn place(&self, offset: u64, len: u64) -> io::Result<VolatileSlice<'_>> {
+        let index = |value: u64| usize::try_from(value).map_err(io::Error::other);
+        self.region
+            .get_slice(index(offset)?, index(len)?)
+            .map_err(io::Error::other)
+    }
+
+    /// Cleans and invalidates the data caches over `len` bytes at `offset`, so that the guest sees them
+    /// however it maps its flash.
+    ///
+    /// # Errors
+    /// They are not all within.
+    pub fn clean_caches(&self, offset: u64, len: u64) -> io::Result<()> {
+        let place = self.place(offset, len)?;
+        clean_range(place.ptr_guard_mut().as_ptr() as usize, place.len());
         Ok(())
     }
 }
@@ -449,6 +508,27 @@ mod tests {
         clear(&file, bytes);
         file.sync_all().unwrap();
         assert!(file.metadata().unwrap().blocks() * 512 >= bytes);
+    }
+
+    #[test]
+    fn flash_is_behind_ram() {
+        let (directory, ram) = ram(8 << 20);
+        ram.write((2 << 20) - 1, b"RF").unwrap();
+        let ram = ram.with_blocks(|_| Ok(4096)).unwrap();
+        let (ram, flash) = ram.split_flash(6 << 20).unwrap();
+        assert_eq!((ram.bytes, ram.blocks.len(), flash.blocks.len()), (2 << 20, 1, 3));
+        let mut back = [0; 1];
+        ram.read((2 << 20) - 1, &mut back).unwrap();
+        assert_eq!(&back, b"R");
+        assert!(ram.write(2 << 20, b"x").is_err(), "no device reaches flash");
+        flash.place(0, 1).unwrap().copy_to(&mut back);
+        assert_eq!(&back, b"F");
+        flash.place((6 << 20) - 1, 1).unwrap().copy_from(b"E");
+        flash.clean_caches(0, 6 << 20).unwrap();
+        assert!(flash.place((6 << 20) - 1, 2).is_err() && flash.clean_caches(6 << 20, 1).is_err());
+        let file = std::fs::read(directory.path().join("z.ram")).unwrap();
+        assert_eq!(file.last(), Some(&b'E'));
+        assert!(ram.split_flash(4 << 20).is_err());
     }
 
     #[test]

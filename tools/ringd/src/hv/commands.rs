@@ -1,7 +1,7 @@
 //! One function per operation of the contract, on top of [`Hypervisor::execute`].
 
 use ringvisor::abi::command::{
-    CommandStatus, DeviceSpec, DeviceState, Header, MAX_DONATION, Op, ZoneCreate, ZoneInfo,
+    CommandStatus, DeviceSpec, DeviceState, FlashOperation, Header, MAX_DONATION, Op, ZoneCreate, ZoneInfo,
 };
 use ringvisor::abi::{MAX_VCPUS, NAME_LEN};
 use zerocopy::{FromZeros, IntoBytes};
@@ -184,6 +184,26 @@ impl dyn Hypervisor + '_ {
         let args = [offset.into(), bytes.len() as u64, 0, 0];
         self.execute(on_slot(Op::DeviceConfig, zone, slot, args), bytes, &mut [])
             .map(drop)
+    }
+
+    /// Returns what the guest waits for of its flash.
+    ///
+    /// # Errors
+    /// EL2 refused.
+    pub fn flash_operation(&self, zone: u8) -> Result<FlashOperation, Refusal> {
+        let mut operation = FlashOperation::new_zeroed();
+        let header = header(Op::FlashOperation, zone, [0; 4]);
+        self.execute(header, &[], operation.as_mut_bytes())?;
+        Ok(operation)
+    }
+
+    /// Lets the guest see that operation `sequence` is done, or has failed.
+    ///
+    /// # Errors
+    /// EL2 refused; [`CommandStatus::Stale`] if the guest was reset since.
+    pub fn flash_done(&self, zone: u8, sequence: u64, done: bool) -> Result<(), Refusal> {
+        let args = [sequence, u64::from(!done), 0, 0];
+        self.plain(header(Op::FlashDone, zone, args))
     }
 
     /// Returns the number of events ever written to the zone's ring.

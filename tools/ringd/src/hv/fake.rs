@@ -8,11 +8,16 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard};
 
-use ringvisor::abi::command::{CommandStatus, DeviceSpec, DeviceState, Header, Op, ZoneCreate, ZoneInfo};
+use ringvisor::abi::command::{
+    CommandStatus, DeviceSpec, DeviceState, FlashKind, FlashOperation, Header, Op, ZoneCreate, ZoneInfo,
+};
 use ringvisor::abi::info::{CpuInfo, InfoPage, OWNER_NONE, ZoneSummary};
+use ringvisor::abi::machine::{FLASH_BASE, FLASH_BLOCKS};
 use ringvisor::abi::{ABI_VERSION, MAGIC, MAX_ZONES, StopReason, ZoneState};
+use ringvisor::flash::{BUFFER, Bank, Buffer, ERASE_BLOCK, Effect, Operation};
 use ringvisor::ring::console::{InputConsumer, OutputProducer};
 use ringvisor::ring::{Entry, Producer, Wakeup};
+use ringvisor::syndrome::Width;
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{Control, Hypervisor, Refusal, SharedPage};
@@ -38,6 +43,8 @@ struct Zone {
     started: Vec<(u64, u64)>,
     /// Levels of the power key, in order.
     power_key: Vec<bool>,
+    /// The flash bank of variables.
+    flash: Option<(Bank, Buffer)>,
 }
 
 struct Device {
@@ -233,6 +240,26 @@ impl FakeEl2 {
         }
     }
 
+    /// The guest stores a word to its flash bank of variables.
+    pub fn guest_stores_flash(&self, zone: u8, offset: u32, value: u64) {
+        let mut state = self.state();
+        let Some(found) = state.zones.get_mut(&zone) else {
+            return;
+        };
+        if let Some((bank, buffer)) = &mut found.flash
+            && bank.write(buffer, offset, Width::Word, value) == Effect::Operate
+        {
+            self.event(zone, found, Entry::Flash);
+        }
+    }
+
+    /// Returns the status register of the flash bank of variables.
+    pub fn flash_status(&self, zone: u8) -> u8 {
+        let state = self.state();
+        let flash = state.zones.get(&zone).and_then(|zone| zone.flash.as_ref());
+        flash.map_or(0, |(bank, _)| bank.read(0, Width::Byte) as u8)
+    }
+
     /// Returns the device's latched state.
     pub fn device(&self, zone: u8, slot: u8) -> Option<DeviceState> {
         self.state()
@@ -275,6 +302,7 @@ impl FakeEl2 {
             console: OutputProducer::new(),
             started: Vec::new(),
             power_key: Vec::new(),
+            flash: None,
         };
         state.zones.insert(number, zone);
         Ok(number)
@@ -312,13 +340,21 @@ impl FakeEl2 {
         let wrong = (CommandStatus::WrongState, zone.state as u64);
         let slot = header.slot as u8;
         match op {
-            Op::ZoneDonate => zone.donate(payload, &others)?,
+            Op::ZoneDonate => {
+                zone.donate(payload, &others)?;
+                if header.args[..2] == [FLASH_BASE, FLASH_BLOCKS as u64] {
+                    zone.flash = Some((Bank::new(BLOCK as u32), [0; BUFFER]));
+                }
+            }
             Op::ZoneStart => {
                 if !zone.at_rest() {
                     return Err(wrong);
                 }
                 for device in zone.devices.values_mut() {
                     device.reset();
+                }
+                if let Some((bank, _)) = &mut zone.flash {
+                    bank.reset();
                 }
                 zone.started.push((header.args[0], header.args[1]));
                 zone.state = ZoneState::Running;
@@ -345,6 +381,13 @@ impl FakeEl2 {
             Op::PowerKey => zone.power_key.push(header.args[0] == 1),
             Op::ZoneInfo => reply(result, zone.info().as_bytes()),
             Op::DeviceAdd => zone.add_device(slot, payload)?,
+            Op::FlashOperation => reply(result, zone.flash_operation().ok_or(wrong)?.as_bytes()),
+            Op::FlashDone => {
+                let stale = (CommandStatus::Stale, header.args[0]);
+                let (bank, _) = zone.flash.as_mut().ok_or(wrong)?;
+                bank.finish(header.args[0], header.args[1] == 0)
+                    .map_err(|_| stale)?;
+            }
             Op::RingHead => header.args[0] = zone.ring.head(),
             _ => {
                 let device = zone
@@ -435,6 +478,20 @@ impl Zone {
         }
         self.blocks.extend(blocks);
         Ok(())
+    }
+
+    fn flash_operation(&self) -> Option<FlashOperation> {
+        let (bank, buffer) = self.flash.as_ref()?;
+        let mut shown = FlashOperation::new_zeroed();
+        shown.data = *buffer;
+        if let Some((operation, sequence)) = bank.operation() {
+            let (kind, offset, len) = match operation {
+                Operation::Program { offset, len } => (FlashKind::Program, offset, len),
+                Operation::Erase { offset } => (FlashKind::Erase, offset, ERASE_BLOCK),
+            };
+            (shown.kind, shown.offset, shown.len, shown.sequence) = (kind as u32, offset, len, sequence);
+        }
+        Some(shown)
     }
 
     fn add_device(&mut self, slot: u8, payload: &[u8]) -> Outcome<()> {

@@ -12,7 +12,7 @@ pub mod counters;
 mod drain;
 mod rings;
 pub mod served;
-mod table;
+pub mod table;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,13 +25,12 @@ use ringvisor::ring::Consumer;
 
 use crate::console::Console;
 use crate::device::backend::{Device, QueueSnapshot};
-use crate::device::context::Wake;
 use crate::hv::{Hypervisor, Interrupt, Refusal};
 use budget::Budget;
 use counters::RingCounters;
 use rings::Rings;
 use served::ServedDevice;
-use table::{Table, ZoneIo};
+use table::{Table, Wakes, ZoneIo};
 
 /// The reactor as control threads see it.
 pub struct Io {
@@ -89,7 +88,7 @@ impl Io {
         number: u8,
         console: Arc<Console>,
         devices: Vec<ServedDevice>,
-        changed: Wake,
+        wakes: Wakes,
         takeover: bool,
     ) -> Result<(), Refusal> {
         let hv: &dyn Hypervisor = &*self.hv;
@@ -103,7 +102,7 @@ impl Io {
             consumer,
             devices,
             console,
-            changed,
+            wakes,
             refresh: takeover,
             closing: false,
             budget: Budget::default(),

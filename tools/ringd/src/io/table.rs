@@ -76,6 +76,22 @@ impl Table {
 /// No notification waits for longer, in nanoseconds: an hour.
 const LONGEST: u64 = 3_600_000_000_000;
 
+/// What wakes the threads of a zone.
+pub struct Wakes {
+    /// The one that changes it.
+    pub changed: Wake,
+    /// The one that serves its flash, of a zone with firmware.
+    pub flash: Option<Wake>,
+}
+
+impl Wakes {
+    fn flash(&self) {
+        if let Some(flash) = &self.flash {
+            flash();
+        }
+    }
+}
+
 /// What the reactor knows of a zone.
 pub struct ZoneIo {
     /// EL2's number of it.
@@ -86,8 +102,8 @@ pub struct ZoneIo {
     pub devices: Vec<ServedDevice>,
     /// Where its output goes.
     pub console: Arc<Console>,
-    /// Notifies the zone's thread.
-    pub changed: Wake,
+    /// Its threads.
+    pub wakes: Wakes,
     /// Whether the ring was taken over: everything counts as changed.
     pub refresh: bool,
     /// Whether its queues are being removed; none is added any more.
@@ -125,7 +141,8 @@ impl ZoneIo {
                 device.refresh(hv, commands);
             }
             self.console.pump(window);
-            (self.changed)();
+            (self.wakes.changed)();
+            self.wakes.flash();
         }
         if self.budget.is_exhausted(Instant::now) {
             return taken;
@@ -160,7 +177,11 @@ impl ZoneIo {
                 }
                 Entry::Zone => {
                     cost += super::budget::DEVICE;
-                    (self.changed)();
+                    (self.wakes.changed)();
+                }
+                Entry::Flash => {
+                    cost += super::budget::DEVICE;
+                    self.wakes.flash();
                 }
             }
             if taken == ROUND {

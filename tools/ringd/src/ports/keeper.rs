@@ -4,6 +4,7 @@
 //! nothing any more.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -16,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 
 use super::kept::Ports;
+use super::terminal::{self, Terminal};
 use super::{Reply, Request, socket};
 use crate::broker::wire;
 use crate::device::net::opener::PortError;
@@ -27,6 +29,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// All that is kept.
 struct All {
     ports: Ports,
+    /// Other ends of consoles by zone and number.
+    consoles: BTreeMap<(String, usize), Terminal>,
     /// Pins of memory by zone.
     pins: BTreeMap<String, Vec<File>>,
 }
@@ -42,21 +46,25 @@ pub fn run(run_dir: &Path) -> anyhow::Result<()> {
     let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut all = All {
         ports: Ports::new(run_dir),
+        consoles: BTreeMap::new(),
         pins: BTreeMap::new(),
     };
+    if let Err(error) = terminal::clean_up(run_dir) {
+        tracing::warn!(%error, "cannot remove the names of ptys that another keeper has left");
+    }
     loop {
         if !wait(&listener, &mut all.ports)? {
             continue;
         }
         let (stream, _) = listener.accept().context("cannot accept connections")?;
         stream.set_read_timeout(Some(TIMEOUT))?;
-        match serve(&stream, &mut all) {
+        match serve(&stream, &mut all, run_dir) {
             // It was looked whether there is a keeper.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => continue,
             Err(error) => tracing::warn!(%error, "a request to the keeper was not answered"),
             Ok(()) => {}
         }
-        if all.ports.is_empty() && all.pins.is_empty() {
+        if all.ports.is_empty() && all.consoles.is_empty() && all.pins.is_empty() {
             let _ = std::fs::remove_file(socket(run_dir));
             tracing::debug!("nothing is kept any more");
             return Ok(());
@@ -88,21 +96,44 @@ fn wait(listener: &UnixListener, ports: &mut Ports) -> io::Result<bool> {
     Ok(connection)
 }
 
-fn serve(stream: &UnixStream, all: &mut All) -> io::Result<()> {
+fn serve(stream: &UnixStream, all: &mut All, run_dir: &Path) -> io::Result<()> {
     let (request, sent) = wire::receive::<Request>(stream)?;
-    let (reply, file) = match execute(request, sent, all) {
+    let (reply, file) = match execute(request, sent, all, run_dir) {
         Ok(file) => (Reply::Done, file),
         Err(error) => (Reply::Failed(error), None),
     };
     wire::send(stream, &reply, file.as_ref())
 }
 
-fn execute(request: Request, sent: Option<File>, all: &mut All) -> Result<Option<File>, PortError> {
-    let All { ports, pins } = all;
+fn execute(
+    request: Request,
+    sent: Option<File>,
+    all: &mut All,
+    run_dir: &Path,
+) -> Result<Option<File>, PortError> {
+    let All {
+        ports,
+        consoles,
+        pins,
+    } = all;
+    let failed = |error: anyhow::Error| PortError::other(format!("{error:#}"));
     match request {
         Request::Open(request, number) => Ok(Some(ports.open(*request, number)?.into())),
+        Request::OpenConsole(request, part) => {
+            let key = (request.zone.clone(), request.index);
+            // Another zone of that name, whose end was not reported.
+            if consoles.get(&key).is_some_and(|kept| kept.request != request) {
+                consoles.remove(&key);
+            }
+            let kept = match consoles.entry(key) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => entry.insert(Terminal::make(run_dir, request).map_err(failed)?),
+            };
+            Ok(Some(File::from(kept.part(part).map_err(failed)?)))
+        }
         Request::Close(zone, index) => {
             ports.close(|(of, number)| *of == zone && index.is_none_or(|index| index == *number));
+            consoles.retain(|(of, _), _| *of != zone || index.is_some());
             Ok(None)
         }
         Request::Pin(zone) => {

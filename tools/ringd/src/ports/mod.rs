@@ -1,13 +1,14 @@
-//! What a process keeps that outlives the daemon: ports of network devices, opened with root's rights, and
-//! pins of zones' memory ([`crate::host::pin`]).
+//! What a process keeps that outlives the daemon: ports of network devices, ptys and sockets of consoles, all
+//! opened with root's rights, and pins of zones' memory ([`crate::host::pin`]).
 //!
 //! | process | does |
 //! |---|---|
 //! | worker | asks the broker for ports: [`crate::device::net::opener::PortOpener`] |
 //! | broker | asks the keeper, which it starts if there is none: [`client`] |
-//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]) and of dnsmasq ([`network`]), sets rules of nft ([`rules`]), keeps every descriptor until its zone ends, and pins of zones' memory: [`kept`], [`keeper`] |
+//! | keeper, `ringd --keep-ports` | makes taps and bridges ([`interface`]), is the parent of passt ([`passt`]) and of dnsmasq ([`network`]), sets rules of nft ([`rules`]), makes ptys and sockets ([`terminal`]), keeps every descriptor until its zone ends, and pins of zones' memory: [`kept`], [`keeper`] |
 //!
-//! So tap devices keep their queues and passt its connection when a daemon dies, and neither notices.
+//! So tap devices keep their queues, passt its connection and terminals their lines when a daemon dies, and
+//! none of them notices.
 
 pub mod client;
 mod interface;
@@ -18,6 +19,7 @@ mod passt;
 mod program;
 mod rules;
 mod server;
+pub mod terminal;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::console::opener::{ConsoleRequest, Part};
 use crate::device::net::opener::{PortError, PortRequest};
 
 /// A request to the keeper.
@@ -32,7 +35,9 @@ use crate::device::net::opener::{PortError, PortRequest};
 pub enum Request {
     /// Returns the descriptor of a port with this number. The port is opened if it is not kept.
     Open(Box<PortRequest>, u16),
-    /// Closes the ports of a zone, or the one of the device with this number.
+    /// Returns a descriptor of a console's pty or socket, which is made if it is not kept.
+    OpenConsole(ConsoleRequest, Part),
+    /// Closes the ports, ptys and sockets of a zone, or the port of the device with this number.
     Close(String, Option<usize>),
     /// Keeps what comes with it, a pin of a zone's memory.
     Pin(String),

@@ -293,7 +293,7 @@ impl Actor {
             tracing::error!(zone = shared.config.name, %error, "cannot record how a zone ended");
         }
         resources.release();
-        shared.console.close();
+        shared.close_consoles();
         shared.update(|status| (status.state, status.ending) = (Phase::Stopped, Some(ending.clone())));
         let waiting = inbox.try_iter().filter_map(|message| match message {
             Message::Command(command, reply) => Some((command, reply)),

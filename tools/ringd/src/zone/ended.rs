@@ -84,6 +84,8 @@ impl Ended {
     pub fn into_shared(self) -> Arc<Shared> {
         let devices = State::new(&self.config.devices);
         let shared = Shared::with_console(self.config, devices, Console::ended(self.console));
+        // Of other consoles nothing is recorded.
+        shared.close_consoles();
         let (ending, restarts) = (self.ending, self.restarts);
         shared.update(|status| {
             (status.state, status.ending, status.restarts) = (Phase::Stopped, Some(ending), restarts);

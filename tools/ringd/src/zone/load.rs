@@ -1,12 +1,14 @@
-//! Fills a zone's RAM: kernel, initial RAM disk, device tree, then the caches are cleaned.
+//! Fills a zone's RAM: kernel, initial RAM disk, device tree, then the caches are cleaned. [`super::flash`]
+//! has what goes to flash.
 
 use std::fmt::Display;
 use std::path::Path;
 use std::time::Instant;
 
 use ringblk::Opener;
-use ringvisor::abi::machine::RAM_BASE;
+use ringvisor::abi::machine::{FLASH_BASE, RAM_BASE};
 
+use super::flash;
 use crate::boot::content::Content;
 use crate::boot::fdt::{self, Machine, Seed};
 use crate::boot::kernel::Kernel;
@@ -20,24 +22,44 @@ use crate::host::ram::Share;
 pub struct Entry {
     /// Guest-physical address of its first instruction.
     pub address: u64,
-    /// Its first argument: guest-physical address of the device tree.
+    /// Its first argument: guest-physical address of the device tree, or 0 for firmware.
     pub x0: u64,
 }
 
 /// The files to load, checked before anything is taken from root.
-pub struct BootFiles {
+pub enum BootFiles {
+    /// For RAM.
+    Kernel(KernelFiles),
+    /// For flash: the firmware.
+    Firmware(Content),
+}
+
+/// A kernel and what goes with it.
+pub struct KernelFiles {
     kernel: Kernel,
     initrd: Option<Content>,
     layout: Layout,
 }
 
-/// Opens kernel and initial RAM disk, and reads as much of them as determines their format and place.
+/// Opens firmware, or kernel and initial RAM disk, and reads as much of them as determines their format and
+/// place.
 ///
 /// # Errors
 /// A file cannot be read, is no kernel, or does not fit.
 pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> anyhow::Result<BootFiles> {
     let start = Instant::now();
-    let kernel = open_file(opener, config, "kernel", &config.kernel)?;
+    let file = open_file(opener, config, config.kernel_key(), &config.kernel)?;
+    let opened = if config.flash.is_some() {
+        flash::check_firmware(&file).map_err(|cause| config.unusable("firmware", &config.kernel, cause))?;
+        BootFiles::Firmware(file)
+    } else {
+        BootFiles::Kernel(open_kernel(opener, config, file)?)
+    };
+    tracing::debug!(zone = config.name, took = ?start.elapsed(), "boot files opened");
+    Ok(opened)
+}
+
+fn open_kernel(opener: &dyn Opener, config: &ZoneConfig, kernel: Content) -> anyhow::Result<KernelFiles> {
     let kernel = Kernel::parse(kernel, config.load, config.memory)
         .map_err(|cause| config.unusable("kernel", &config.kernel, cause))?;
     let initrd = match &config.initrd {
@@ -49,8 +71,7 @@ pub fn open(opener: &dyn Opener, config: &ZoneConfig) -> anyhow::Result<BootFile
         Some(path) => config.unusable("initrd", path, cause),
         None => config.unusable("kernel", &config.kernel, cause),
     })?;
-    tracing::debug!(zone = config.name, took = ?start.elapsed(), "boot files opened");
-    Ok(BootFiles {
+    Ok(KernelFiles {
         kernel,
         initrd,
         layout,
@@ -70,8 +91,8 @@ fn open_file(opener: &dyn Opener, config: &ZoneConfig, key: &str, path: &Path) -
     })
 }
 
-/// Puts the files into `ram`, with a device tree for the zone's virtio slots, and cleans the caches with a
-/// share of root's CPUs.
+/// Puts a kernel into `ram`, with a device tree for the zone's virtio slots, and cleans the caches with a
+/// share of root's CPUs. Of firmware, which is in flash, the device tree alone, at the start of RAM.
 ///
 /// # Errors
 /// A file cannot be read, the device tree cannot be made of the configuration, or RAM is not what it should
@@ -79,31 +100,33 @@ fn open_file(opener: &dyn Opener, config: &ZoneConfig, key: &str, path: &Path) -
 pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram, share: Share) -> anyhow::Result<Entry> {
     let start = Instant::now();
     let broken = |cause: &dyn Display| config.failed(cause);
-    let BootFiles {
+    let (entry, tree) = match files {
+        BootFiles::Kernel(files) => {
+            fill_kernel(config, files, ram)?;
+            let x0 = RAM_BASE.saturating_add(files.layout.tree);
+            let address = files.kernel.entry;
+            (Entry { address, x0 }, files.layout.tree)
+        }
+        // As after a reset under QEMU.
+        BootFiles::Firmware(_) => {
+            let address = FLASH_BASE;
+            (Entry { address, x0: 0 }, 0)
+        }
+    };
+    let described = device_tree(config, files)?;
+    ram.write(tree, &described).map_err(|cause| broken(&cause))?;
+    let copied = start.elapsed();
+    ram.clean_caches(share).map_err(|cause| broken(&cause))?;
+    tracing::debug!(zone = config.name, ?copied, total = ?start.elapsed(), "RAM filled, caches cleaned");
+    Ok(entry)
+}
+
+fn fill_kernel(config: &ZoneConfig, files: &KernelFiles, ram: &Ram) -> anyhow::Result<()> {
+    let KernelFiles {
         kernel,
         initrd,
         layout,
     } = files;
-    let range = initrd.as_ref().map(|content| {
-        let start = RAM_BASE.saturating_add(layout.initrd);
-        (start, start.saturating_add(content.len()))
-    });
-    let seed = seed().map_err(|cause| config.failed(format!("random numbers for the guest: {cause}")))?;
-    let tree = fdt::build(&Machine {
-        vcpus: config.cpus.count(),
-        memory: config.memory,
-        cmdline: &config.cmdline,
-        initrd: range,
-        slots: config.devices.slots().len(),
-        seed: &seed,
-    });
-    let tree = tree.map_err(|error| config.bad("cmdline", quoted(&config.cmdline), error))?;
-    if tree.len() as u64 > FDT_MAX {
-        let len = tree.len();
-        return Err(broken(&format_args!(
-            "its device tree has {len} bytes, expected at most {FDT_MAX}"
-        )));
-    }
     let put = |key, path: &Path, offset, content, part| {
         ram.put(offset, content, part)
             .map_err(|cause| config.unusable(key, path, cause))
@@ -120,20 +143,45 @@ pub fn fill(config: &ZoneConfig, files: &BootFiles, ram: &Ram, share: Share) -> 
         if segment.zeroes {
             let rest = segment.size.saturating_sub(copied);
             ram.clear(segment.offset.saturating_add(copied), rest)
-                .map_err(|cause| broken(&cause))?;
+                .map_err(|cause| config.failed(cause))?;
         }
     }
     if let (Some(content), Some(path)) = (initrd, &config.initrd) {
         put("initrd", path, layout.initrd, content, &(0..content.len()))?;
     }
-    ram.write(layout.tree, &tree).map_err(|cause| broken(&cause))?;
-    let copied = start.elapsed();
-    ram.clean_caches(share).map_err(|cause| broken(&cause))?;
-    tracing::debug!(zone = config.name, ?copied, total = ?start.elapsed(), "RAM filled, caches cleaned");
-    Ok(Entry {
-        address: kernel.entry,
-        x0: RAM_BASE.saturating_add(layout.tree),
-    })
+    Ok(())
+}
+
+fn device_tree(config: &ZoneConfig, files: &BootFiles) -> anyhow::Result<Vec<u8>> {
+    let initrd = match files {
+        BootFiles::Kernel(KernelFiles {
+            initrd: Some(content),
+            layout,
+            ..
+        }) => {
+            let start = RAM_BASE.saturating_add(layout.initrd);
+            Some((start, start.saturating_add(content.len())))
+        }
+        _ => None,
+    };
+    let seed = seed().map_err(|cause| config.failed(format!("random numbers for the guest: {cause}")))?;
+    let tree = fdt::build(&Machine {
+        vcpus: config.cpus.count(),
+        memory: config.memory,
+        cmdline: &config.cmdline,
+        initrd,
+        slots: config.devices.slots().len(),
+        firmware: config.flash.is_some(),
+        seed: &seed,
+    });
+    let tree = tree.map_err(|error| config.bad("cmdline", quoted(&config.cmdline), error))?;
+    if tree.len() as u64 > FDT_MAX {
+        let len = tree.len();
+        return Err(config.failed(format!(
+            "its device tree has {len} bytes, expected at most {FDT_MAX}"
+        )));
+    }
+    Ok(tree)
 }
 
 fn seed() -> std::io::Result<Seed> {

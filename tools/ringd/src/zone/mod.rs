@@ -1,14 +1,15 @@
 //! Zones: from a description to their end.
 //!
 //! Each zone has a thread, the [`actor`], which alone changes it: it takes what the zone needs
-//! ([`resources`], [`cpus`]), fills its memory ([`load`]), has its devices changed ([`crate::device`]),
-//! follows EL2's events, and gives everything back. The [`registry`] has the zones by name and passes on what
-//! users ask for. [`record`] is what a zone leaves on disk for the next daemon, [`ended`] what is left of one
-//! that has ended; [`shared`] and [`observe`] are what all threads see.
+//! ([`resources`], [`cpus`]), fills its memory ([`load`], [`flash`]), has its devices changed
+//! ([`crate::device`]), follows EL2's events, and gives everything back. The [`registry`] has the zones by
+//! name and passes on what users ask for. [`record`] is what a zone leaves on disk for the next daemon,
+//! [`ended`] what is left of one that has ended; [`shared`] and [`observe`] are what all threads see.
 
 pub mod actor;
 mod cpus;
 mod ended;
+pub mod flash;
 pub mod load;
 pub mod observe;
 pub mod record;

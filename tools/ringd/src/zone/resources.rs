@@ -3,25 +3,28 @@
 //! Acquisition stops at the first failure, and everything acquired so far is released. The record on disk
 //! runs ahead of each step.
 
+use std::fs::File;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use ringvirtio::GuestRam;
 use ringvisor::abi::command::CommandStatus;
-use ringvisor::abi::machine::RAM_BASE;
+use ringvisor::abi::machine::{FLASH_BASE, RAM_BASE};
 
+use super::flash::{self, Flash};
 use super::load::{self, BootFiles, Entry};
 use super::record::{Journal, Record};
 use super::shared::Shared;
 use super::{Context, cpus};
-use crate::config::quoted;
 use crate::config::size::format_size;
+use crate::config::{ZoneConfig, quoted};
 use crate::device::context::{TakeOver, Wake};
 use crate::device::zone::ZoneContext;
 use crate::device::{Change, Device, Devices};
-use crate::host::ram::Share;
+use crate::host::ram::{self, Share};
 use crate::host::{Ram, RamError};
 use crate::io::served::{DeviceParts, ServedDevice};
+use crate::io::table::Wakes;
 
 /// What a zone holds.
 pub struct Resources {
@@ -29,6 +32,7 @@ pub struct Resources {
     shared: Arc<Shared>,
     journal: Journal,
     ram: Option<Ram>,
+    flash: Option<Flash>,
     devices: Devices,
     /// Whether the reactor knows the zone.
     served: bool,
@@ -46,6 +50,8 @@ impl Resources {
             environment: context.environment.clone(),
             io: context.io.clone(),
             records: context.records.clone(),
+            uart: shared.console.clone(),
+            consoles: shared.ports.clone(),
             number: None,
             wake: None,
         });
@@ -54,6 +60,7 @@ impl Resources {
             shared: shared.clone(),
             journal: Journal::new(context.records.clone(), record),
             ram: None,
+            flash: None,
             devices,
             served: false,
             reserved: Vec::new(),
@@ -72,6 +79,8 @@ impl Resources {
         let mut resources = Self::new(context, shared, Record::new((*shared.config).clone()));
         // Files first: most mistakes are here, and nothing has been acquired yet.
         let files = load::open(context.environment.opener(), &shared.config)?;
+        let deadline = Instant::now().checked_add(flash::LOCK_WAIT);
+        let variables = flash::open_variables(context.environment.opener(), &shared.config, deadline)?;
         // Before devices are opened: they may keep the file mapped.
         resources.devices.discard_inflight()?;
         let devices = resources.devices.open(&mut resources.journal, None)?;
@@ -81,7 +90,7 @@ impl Resources {
                 .config
                 .failed("it was stopped while its files were being opened"));
         }
-        match resources.acquire_all(&files, &devices, changed) {
+        match resources.acquire_all(&files, variables, &devices, changed) {
             Ok(entry) => Ok((resources, entry)),
             Err(error) => {
                 resources.release();
@@ -90,7 +99,13 @@ impl Resources {
         }
     }
 
-    fn acquire_all(&mut self, files: &BootFiles, devices: &[Device], changed: Wake) -> anyhow::Result<Entry> {
+    fn acquire_all(
+        &mut self,
+        files: &BootFiles,
+        variables: Option<File>,
+        devices: &[Device],
+        changed: Wake,
+    ) -> anyhow::Result<Entry> {
         let context = self.context.clone();
         let shared = self.shared.clone();
         let config = &shared.config;
@@ -101,7 +116,7 @@ impl Resources {
         self.journal.update(|_| {})?;
         let ram = context
             .host
-            .create_ram(&config.name, config.memory)
+            .create_ram(&config.name, config.donated())
             .map_err(|cause| match cause {
                 RamError::NoHugePages { .. } => {
                     config.unusable_value("memory", quoted(&format_size(config.memory)), cause)
@@ -109,9 +124,14 @@ impl Resources {
                 cause => config.failed(cause),
             })?;
         let added = ram.added;
-        let ram = self.ram.insert(ram);
         self.journal.update(|record| record.added_pages = added)?;
+        let (ram, flash) = split(config, ram)?;
+        let ram = self.ram.insert(ram);
         let entry = load::fill(config, files, ram, Share::All)?;
+        if let (Some(memory), BootFiles::Firmware(firmware)) = (&flash, files) {
+            let loaded = flash::load(memory, firmware, variables.as_ref());
+            loaded.map_err(|cause| config.unusable("firmware", &config.kernel, cause))?;
+        }
         let mpidrs = cpus::acquire(&context, &shared, &mut self.journal, &mut self.reserved)?;
 
         let now = SystemTime::now()
@@ -128,6 +148,11 @@ impl Resources {
             .el2()
             .zone_donate(number, RAM_BASE, blocks.unwrap_or_default())
             .map_err(|cause| config.failed(cause))?;
+        if let Some(memory) = flash {
+            let donated = context.el2().zone_donate(number, FLASH_BASE, &memory.blocks);
+            donated.map_err(|cause| config.failed(cause))?;
+            self.serve_flash(memory, variables, number)?;
+        }
         let vcpus = config.cpus.count();
         for (slot, (device, described)) in (0_u8..).zip(devices.iter().zip(config.devices.slots())) {
             let queues = u16::try_from(described.queues(vcpus)).unwrap_or(u16::MAX);
@@ -137,6 +162,16 @@ impl Resources {
         }
         self.serve(number, devices, 1, changed, false)?;
         Ok(entry)
+    }
+
+    fn serve_flash(&mut self, memory: ram::Flash, variables: Option<File>, number: u8) -> anyhow::Result<()> {
+        let flash = Flash::new(memory, variables, self.context.hv.clone(), number);
+        let flash = flash.map_err(|cause| {
+            let config = &self.shared.config;
+            config.failed(format!("a thread for its flash: {cause}"))
+        })?;
+        self.flash = Some(flash);
+        Ok(())
     }
 
     /// Makes the reactor serve the zone, which has been started `starts` times.
@@ -167,10 +202,15 @@ impl Resources {
             }));
         }
         let console = self.shared.console.clone();
+        let flash = self.flash.as_ref().map(Flash::wake);
         self.context
             .io
-            .add_zone(number, console, served, changed, takeover)
+            .add_zone(number, console, served, Wakes { changed, flash }, takeover)
             .map_err(|cause| config.failed(cause))?;
+        // Readers that go on where they were with the last daemon find their place.
+        if let Some(window) = self.context.hv.shared().window(number) {
+            self.shared.console.pump(window);
+        }
         self.devices.served(number, devices, takeover)?;
         self.shared.console.open_input(self.context.el2(), number);
         self.served = true;
@@ -192,8 +232,14 @@ impl Resources {
         let config = &shared.config;
         let mut resources = Self::new(context, shared, record);
         let open = || -> anyhow::Result<()> {
-            let opened = context.host.open_ram(&config.name, config.memory);
-            resources.ram = Some(opened.map_err(|cause| config.failed(cause))?);
+            let opened = context.host.open_ram(&config.name, config.donated());
+            let (ram, flash) = split(config, opened.map_err(|cause| config.failed(cause))?)?;
+            resources.ram = Some(ram);
+            if let Some(memory) = flash {
+                // What the last daemon still writes has to end first, however long that takes.
+                let variables = flash::open_variables(context.environment.opener(), config, None)?;
+                resources.serve_flash(memory, variables, number)?;
+            }
             tracing::debug!(zone = config.name, "RAM is mapped");
             let guest_config = |slot: u8| {
                 let state = context.el2().device_state(number, slot);
@@ -251,6 +297,10 @@ impl Resources {
             return Err(config.failed(RamError::map("it is not mapped")));
         };
         let entry = load::fill(&config, files, ram, Share::Quarter)?;
+        if let (Some(flash), BootFiles::Firmware(firmware)) = (&self.flash, files) {
+            let loaded = flash.reload(firmware);
+            loaded.map_err(|cause| config.unusable("firmware", &config.kernel, cause))?;
+        }
         self.journal
             .update(|record| record.starts = record.starts.wrapping_add(1))?;
         if let Some(number) = self.number() {
@@ -276,6 +326,8 @@ impl Resources {
         let name = self.shared.config.name.clone();
         let mut el2_has_it = false;
         self.close();
+        // The threads of consoles end.
+        self.shared.close_consoles();
         if let Some(number) = self.number()
             && let Err(error) = self.context.el2().zone_destroy(number)
         {
@@ -286,7 +338,7 @@ impl Resources {
                 tracing::warn!(zone = name, %error, "EL2 has no such zone any more");
             }
         }
-        self.ram = None;
+        (self.ram, self.flash) = (None, None);
         if el2_has_it {
             return;
         }
@@ -298,5 +350,16 @@ impl Resources {
         self.journal.remove();
         self.shared
             .update(|status| (status.number, status.cpus) = (None, Vec::new()));
+    }
+}
+
+/// Takes the memory of a zone's flash out of its RAM.
+fn split(config: &ZoneConfig, ram: Ram) -> anyhow::Result<(Ram, Option<ram::Flash>)> {
+    match config.flash_memory() {
+        0 => Ok((ram, None)),
+        bytes => {
+            let (ram, flash) = ram.split_flash(bytes).map_err(|cause| config.failed(cause))?;
+            Ok((ram, Some(flash)))
+        }
     }
 }

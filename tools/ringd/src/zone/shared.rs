@@ -17,8 +17,10 @@ use crate::device::{State, View};
 pub struct Shared {
     /// Its description at its start.
     pub config: Arc<ZoneConfig>,
-    /// Its console.
+    /// Its UART's console.
     pub console: Arc<Console>,
+    /// Its other consoles: ports of its console device.
+    pub ports: Vec<Arc<Console>>,
     /// Its devices.
     pub devices: Arc<View>,
     status: Mutex<Status>,
@@ -61,7 +63,9 @@ impl Shared {
             devices: devices.counts(),
             restarts: 0,
         };
+        let ports = config.devices.console.iter();
         Arc::new(Self {
+            ports: ports.map(|_| Arc::default()).collect(),
             config: Arc::new(config),
             console: Arc::new(console),
             devices: Arc::new(View::new(devices)),
@@ -102,8 +106,28 @@ impl Shared {
         *opening = Opening::Cancelled;
         drop(opening);
         self.update(|status| (status.state, status.ending) = (Phase::Stopped, Some(Ending::Stopped)));
-        self.console.close();
+        self.close_consoles();
         true
+    }
+
+    /// Ends the output of all consoles.
+    pub(super) fn close_consoles(&self) {
+        self.console.close();
+        self.ports.iter().for_each(|port| port.close());
+    }
+
+    /// Returns a console: the UART's, or that of a port.
+    ///
+    /// # Errors
+    /// There is none of this number.
+    pub fn console_of(&self, port: Option<usize>) -> anyhow::Result<&Arc<Console>> {
+        let Some(port) = port else {
+            return Ok(&self.console);
+        };
+        self.ports.get(port).ok_or_else(|| {
+            let (name, count) = (&self.config.name, self.ports.len());
+            anyhow!("zone {name} has no console {port}: {count} are described by [[console]], counted from 0")
+        })
     }
 
     /// Returns its status.

@@ -18,9 +18,11 @@ use crate::hv::fake::FakeEl2;
 use crate::hv::{Hypervisor, Interrupt};
 use crate::io::Io;
 
+mod console;
 mod disk_changes;
 mod disk_migration;
 mod files;
+mod flash;
 mod inflight;
 mod life;
 mod mutations;
@@ -68,6 +70,7 @@ impl Machine {
             cpus: Cpus::Count(2),
             memory: 16 << 20,
             kernel: self.path("Image"),
+            flash: None,
             load: None,
             initrd: None,
             cmdline: "console=ttyAMA0".into(),

@@ -24,6 +24,9 @@ pub enum SetupError {
     /// The log.
     #[error(transparent)]
     Inflight(#[from] InflightError),
+    /// Its number.
+    #[error("the device has no queue {0}")]
+    NoQueue(u16),
 }
 
 /// What the driver did that it must not.

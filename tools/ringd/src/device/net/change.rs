@@ -77,7 +77,7 @@ fn places(zone: &ZoneContext) -> impl Iterator<Item = Place<'_>> {
         .zip(zone.slots())
         .filter_map(|(slot, config)| match config {
             Config::Net(net) => Some((slot, net)),
-            Config::Disk(_) | Config::Rng(_) => None,
+            Config::Disk(_) | Config::Rng(_) | Config::Console(_) => None,
         });
     nets.enumerate().map(move |(index, (slot, config))| Place {
         zone,

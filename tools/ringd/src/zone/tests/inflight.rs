@@ -50,6 +50,7 @@ impl Machine {
                 spare_disks: 1,
                 rng: Some(RngConfig { bps: None }),
                 net: vec![net],
+                ..Configs::default()
             },
             ..self.config("a")
         }

@@ -15,7 +15,7 @@ impl Machine {
                 disk: vec![self.disk("d.img", 4096)],
                 spare_disks: 1,
                 rng: Some(RngConfig { bps: Some(1 << 20) }),
-                net: Vec::new(),
+                ..Configs::default()
             },
             ..self.config("a")
         }
