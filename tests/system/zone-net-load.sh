@@ -15,8 +15,13 @@ if ! ended again; then
     seq 1 120000000 | head -c 1G | socat -u - TCP:10.72.76.1:7001
     echo "net: sent"
     until ended pings; do sleep 0.3; done
+    # By the kernel's count: busybox's ping takes replies for second ones when its timer comes in between.
+    icmp() { awk -v name="$1" '$1 == "Icmp:" { for (i = 2; i <= NF; i++) if ($i == name) at = i; value = $at }
+        END { print value }' /proc/net/snmp; }
+    sent=$(icmp OutEchos) received=$(icmp InEchoReps)
     ping -c 10000 -i 0.002 -s 56 10.72.76.1 >/tmp/pings 2>&1
-    tail -n 3 /tmp/pings | sed 's/^/net: ping /'
+    tail -n 3 /tmp/pings
+    echo "net: pings $(($(icmp OutEchos) - sent)) sent, $(($(icmp InEchoReps) - received)) received"
     until ended again; do sleep 0.3; done
     echo "net: reboots"
     reboot -f
@@ -59,9 +64,9 @@ within 60 stream_ended
 is "1 GiB from the guest" "$(cat /tmp/stream)" "$wanted"
 is "1 GiB to the guest" "$(ringctl zone console guest1 --dump | tr -d '\r' | sed -n 's/^net: received //p')" "$wanted"
 order pings
-says_within 300 '^net: ping .*packets transmitted'
-ringctl zone console guest1 --dump | grep '^net: ping'
-guest_says '^net: ping 10000 packets transmitted, 10000 packets received' || fail "pings were lost"
+says_within 300 '^net: pings'
+ringctl zone console guest1 --dump | grep '^net: pings'
+guest_says '^net: pings 10000 sent, 10000 received' || fail "pings were lost, or came twice"
 # Connections go on.
 for way in '' -R; do
     iperf3 -c "$guest" -t 40 $way >/tmp/iperf 2>&1 &
