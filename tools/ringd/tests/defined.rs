@@ -128,7 +128,14 @@ fn what_an_editor_writes_is_checked() {
             "{message}"
         );
         assert_eq!(fs::read_to_string(&file).unwrap(), before);
-        assert!(machine.path("defined/.one.toml.edit").exists());
+        let draft = machine.path("defined/.one.toml.edit");
+        assert!(draft.exists());
+        // The next one goes on with it.
+        editor("sed -i -e s/cpsu/cpus/ -e s/two/one/ \"$1\"");
+        let message = said(&machine, &["zone", "edit", "one"], 0);
+        assert!(message.contains("going on with"), "{message}");
+        assert!(!draft.exists());
+        assert_eq!(fs::read_to_string(&file).unwrap(), before);
     }
     editor("sed -i s/16M/32M/ \"$1\"");
     said(&machine, &["zone", "start", "one"], 0);

@@ -38,7 +38,7 @@ const FLAGS: i32 = libc::O_PATH
     | libc::O_CLOEXEC
     | libc::O_NOFOLLOW;
 /// Flags with which log files are opened beside those: they are made, and appended to.
-const LOG_FLAGS: i32 = libc::O_CREAT | libc::O_APPEND;
+const LOG_FLAGS: i32 = libc::O_CREAT | libc::O_APPEND | libc::O_NOFOLLOW;
 /// Longest file of grants.
 const SIZE_MAX: u64 = 16 << 20;
 /// How long a user's program may take to send a request.
@@ -761,7 +761,7 @@ mod tests {
             index,
             end,
         };
-        let flags = libc::O_CREAT | libc::O_APPEND;
+        let flags = libc::O_CREAT | libc::O_APPEND | libc::O_NOFOLLOW;
         assert!(!grants.may_open_console(&request("z", 0, End::Pty)));
         assert!(!grants.may_open(Path::new("/log"), true, flags));
         grants.add(asked, |_| false).unwrap();
@@ -776,7 +776,12 @@ mod tests {
         for log in ["/log", "/uart"].map(Path::new) {
             assert!(grants.may_open(log, true, flags | libc::O_NONBLOCK));
             // Nothing that is there is read, or written over.
-            for flags in [0, libc::O_CREAT, libc::O_APPEND, flags | libc::O_TRUNC] {
+            for flags in [
+                0,
+                libc::O_CREAT,
+                libc::O_CREAT | libc::O_APPEND,
+                flags | libc::O_TRUNC,
+            ] {
                 assert!(!grants.may_open(log, true, flags), "{flags:#o}");
             }
         }

@@ -518,7 +518,10 @@ fn zone_name(zone: &str) -> Result<(), RamError> {
 }
 
 /// Connects without waiting: a server that does not accept must not keep the broker from its work.
-fn connect(path: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// The system's; `WouldBlock` if the server has no room for another connection.
+pub fn connect(path: &Path) -> io::Result<File> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

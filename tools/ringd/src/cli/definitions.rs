@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -151,8 +152,11 @@ impl Definitions<'_> {
         let path = self.existing(name)?;
         let draft = self.0.join(format!(".{name}.toml.edit"));
         let text = regular::read_to_string(&path, SIZE_MAX)?;
-        regular::remove(&draft)?;
-        fs::write(&draft, &text).with_context(|| format!("cannot write {}", draft.display()))?;
+        if fs::symlink_metadata(&draft).is_ok() {
+            eprintln!("ringctl: going on with what was written into {}", draft.display());
+        } else {
+            fs::write(&draft, &text).with_context(|| format!("cannot write {}", draft.display()))?;
+        }
         let editor = ["VISUAL", "EDITOR"]
             .iter()
             .find_map(|name| std::env::var(name).ok());
@@ -182,6 +186,13 @@ impl Definitions<'_> {
                 );
                 return Err(Invalid(anyhow!("{error}\n{kept}")).into());
             }
+            if regular::read_to_string(&path, SIZE_MAX)? != text {
+                bail!(
+                    "{} has been changed meanwhile; what was written is in {}",
+                    path.display(),
+                    draft.display()
+                );
+            }
             self.write(&path, &new, None)?;
         }
         let _ = fs::remove_file(&draft);
@@ -201,6 +212,8 @@ impl Definitions<'_> {
             }
         }
         fs::create_dir_all(self.0).with_context(|| format!("cannot make {}", self.0.display()))?;
+        // Not in place of a link, and with the owner and the mode that an administrator has given it.
+        let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let mut new = path.as_os_str().to_owned();
         new.push(".new");
         let new = PathBuf::from(new);
@@ -208,6 +221,10 @@ impl Definitions<'_> {
             regular::remove(&new)?;
             let mut file = fs::File::create_new(&new)?;
             file.write_all(text.as_bytes())?;
+            if let Ok(old) = fs::metadata(path) {
+                std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()))?;
+                file.set_permissions(old.permissions())?;
+            }
             file.sync_all()?;
             fs::rename(&new, path)
         };

@@ -86,11 +86,14 @@ impl Devices {
                     nets += 1;
                     Device::Net(net)
                 }
-                Config::Console(configs) => Device::Console(self.open_consoles(&configs)?),
+                Config::Console(configs) => Device::Console(self.open_consoles(&configs, last.is_some())?),
             });
         }
         if let Some(path) = &self.zone.config.devices.console_log {
-            self.open_log("console_log", path, inflight::UART, &self.zone.uart)?;
+            self.unless_running(
+                self.open_log("console_log", path, inflight::UART, &self.zone.uart),
+                last.is_some(),
+            )?;
         }
         if let Some(last) = last {
             self.drives(store).take_over_migrations(&mut devices, last)?;
@@ -98,14 +101,35 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Opens the console device, with the other ends of its consoles.
-    fn open_consoles(&self, configs: &[ConsoleConfig]) -> anyhow::Result<Arc<ringconsole::Console>> {
+    /// Returns what was opened, or an error unless the guest `runs`: it is not ended for a log or a terminal.
+    fn unless_running<T>(&self, opened: anyhow::Result<T>, runs: bool) -> anyhow::Result<Option<T>> {
+        match opened {
+            Err(error) if runs => {
+                let zone = &self.zone.config.name;
+                tracing::error!(
+                    zone,
+                    error = format!("{error:#}"),
+                    "the zone goes on without this"
+                );
+                Ok(None)
+            }
+            opened => opened.map(Some),
+        }
+    }
+
+    /// Opens the console device, with the other ends of its consoles. `runs`: whether the guest runs already.
+    fn open_consoles(
+        &self,
+        configs: &[ConsoleConfig],
+        runs: bool,
+    ) -> anyhow::Result<Arc<ringconsole::Console>> {
         let device = console::backend::open(&self.zone, configs.len(), &self.zone.inflight()?)?;
         let name = &self.zone.config.name;
         let consoles = self.zone.consoles.iter().zip(device.ports());
         for ((index, config), (output, port)) in configs.iter().enumerate().zip(consoles) {
             if let Some(path) = &config.log {
-                self.open_log(&format!("console[{index}].log"), path, index, output)?;
+                let key = format!("console[{index}].log");
+                self.unless_running(self.open_log(&key, path, index, output), runs)?;
             }
             let Some(end) = config.end.clone() else { continue };
             let request = ConsoleRequest {
@@ -119,8 +143,9 @@ impl Devices {
                 let (key, value) = config.shown();
                 let key = format!("console[{index}].{key}");
                 self.zone.config.unusable_value(&key, value, error)
-            })?;
-            self.consoles.lock().terminals.push(terminal);
+            });
+            let terminal = self.unless_running(terminal, runs)?;
+            self.consoles.lock().terminals.extend(terminal);
         }
         Ok(device)
     }

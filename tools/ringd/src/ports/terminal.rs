@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags, inotify};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
+use crate::broker::connect;
 use crate::device::console::config::End;
 use crate::device::console::opener::{ConsoleRequest, Part, directory, link};
 
@@ -21,8 +22,10 @@ pub struct Terminal {
     /// What was asked for.
     pub request: ConsoleRequest,
     kind: Kind,
-    /// Removed when this is dropped.
+    /// Removed when this is dropped, unless it is another file by then.
     path: PathBuf,
+    /// Device and inode of the path.
+    identity: Option<(u64, u64)>,
 }
 
 enum Kind {
@@ -50,7 +53,13 @@ impl Terminal {
             }
             End::Socket(path) => (listen(path)?, path.clone()),
         };
-        Ok(Self { request, kind, path })
+        let identity = identity(&path);
+        Ok(Self {
+            request,
+            kind,
+            path,
+            identity,
+        })
     }
 
     /// Returns a duplicate of one of its descriptors.
@@ -83,8 +92,15 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
 }
 
 /// Makes a pty in raw mode, and its name.
@@ -119,13 +135,20 @@ fn pty(run_dir: &Path, path: &Path) -> anyhow::Result<Kind> {
 /// Makes a socket that listens, for root alone. One that a keeper was killed with is replaced.
 fn listen(path: &Path) -> anyhow::Result<Kind> {
     if fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        if UnixStream::connect(path).is_ok() {
-            bail!("another program listens there");
+        // The program that listens may never accept.
+        match connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                return Err(error).context("there is a socket of another kind");
+            }
+            _ => bail!("another program listens there"),
         }
-        fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, PermissionsExt::from_mode(0o600))?;
+    // Not by its path afterwards, which may be another file's then.
+    let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let listener = UnixListener::bind(path);
+    rustix::process::umask(mask);
+    let listener = listener?;
     listener.set_nonblocking(true)?;
     Ok(Kind::Socket {
         listener,

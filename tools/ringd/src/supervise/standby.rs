@@ -7,11 +7,13 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Stdio};
 use std::time::{Duration, Instant};
 
 use super::notify;
+use crate::signals::ENDING;
 
 /// How often to check whether the daemon serves: then a standby is to be started soon.
 const POLL: Duration = Duration::from_millis(50);
@@ -113,7 +115,12 @@ impl Reserve {
                 Ok(None) if standby.program == *program => return POLL_LATER,
                 Ok(None) => self.end(),
                 status => {
-                    tracing::warn!(?status, "the next daemon, kept ready, has ended");
+                    let signal = status.as_ref().ok().and_then(|ended| (*ended)?.signal());
+                    match signal.filter(|signal| ENDING.contains(signal)) {
+                        // As all processes of the daemon may be.
+                        Some(signal) => tracing::info!(signal, "the next daemon was asked to end"),
+                        None => tracing::warn!(?status, "the next daemon, kept ready, has ended"),
+                    }
                     self.standby = None;
                     self.next = Some(Instant::now() + RETRY);
                 }

@@ -53,6 +53,8 @@ struct Banks {
     memory: ram::Flash,
     /// The file with the variables; without one they last as long as the zone.
     variables: Option<File>,
+    /// Whether the last operation failed: a guest may repeat it without end.
+    failing: bool,
 }
 
 /// Opens and locks the file with the variables. Waits for the lock until `deadline`; `None` is no deadline.
@@ -125,7 +127,11 @@ impl Flash {
         hv: Arc<dyn Hypervisor>,
         number: u8,
     ) -> io::Result<Self> {
-        let banks = Arc::new(Mutex::new(Banks { memory, variables }));
+        let banks = Arc::new(Mutex::new(Banks {
+            memory,
+            variables,
+            failing: false,
+        }));
         let (events, received) = channel();
         let served = banks.clone();
         let thread = std::thread::Builder::new()
@@ -199,7 +205,8 @@ pub fn load(memory: &ram::Flash, firmware: &Content, variables: Option<&File>) -
 
 impl Banks {
     /// Does what the guest waits for.
-    fn serve(&self, hv: &dyn Hypervisor, number: u8) {
+    fn serve(&mut self, hv: &dyn Hypervisor, number: u8) {
+        let mut failing = self.failing;
         let served = hv.flash_operation(number).and_then(|operation| {
             let bytes = |bytes| self.operate(&operation, bytes);
             let done = match FlashKind::try_from(operation.kind) {
@@ -207,11 +214,15 @@ impl Banks {
                 Ok(FlashKind::Erase) => bytes(&|_, _| u8::MAX),
                 Ok(FlashKind::None) | Err(_) => return Ok(()),
             };
-            if let Err(error) = &done {
+            let failed_before = std::mem::replace(&mut failing, done.is_err());
+            if let Err(error) = &done
+                && !failed_before
+            {
                 tracing::error!(zone = number, %error, "cannot write the variables of a zone's firmware");
             }
             hv.flash_done(number, operation.sequence, done.is_ok())
         });
+        self.failing = failing;
         match served {
             // The guest was reset meanwhile, or ends.
             Err(refusal) if !refusal.is(CommandStatus::Stale) && !refusal.is(CommandStatus::NoSuchZone) => {

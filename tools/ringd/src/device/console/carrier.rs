@@ -22,6 +22,8 @@ use crate::console::Console;
 const STEP: usize = 1024;
 /// How long to wait at a time for what another thread does.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often in a row a guest may take no input of a program that is gone.
+const PATIENCE: usize = 10;
 const SECOND: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
@@ -119,7 +121,8 @@ impl Both {
             ..
         } = &self.terminal;
         let found = match master {
-            Some(master) => (!is_hung_up(master)).then(|| master.clone()),
+            // A program may have written and closed it already.
+            Some(master) => (!is_hung_up(master) || has_input(master)).then(|| master.clone()),
             // Otherwise there is no connection.
             None => opener.open(request, Part::Connection).ok().map(Arc::new),
         };
@@ -163,7 +166,7 @@ impl Both {
             let mut bytes = [0; STEP];
             match rustix::io::read(&peer, &mut bytes) {
                 Ok(len) if len > 0 => {
-                    if !self.type_in(bytes.get(..len).unwrap_or_default(), stopped) {
+                    if !self.type_in(bytes.get(..len).unwrap_or_default(), &peer, stopped) {
                         return;
                     }
                 }
@@ -174,8 +177,10 @@ impl Both {
         }
     }
 
-    /// Passes bytes to the guest. Returns `false` if the zone has ended.
-    fn type_in(&self, mut bytes: &[u8], stopped: &UnixStream) -> bool {
+    /// Passes bytes to the guest. Returns `false` if the zone has ended. What a guest does not read is dropped
+    /// some time after the program that wrote it has gone: the next one is waiting.
+    fn type_in(&self, mut bytes: &[u8], peer: &OwnedFd, stopped: &UnixStream) -> bool {
+        let mut refused = 0;
         while !bytes.is_empty() {
             let Some(taken) = self.terminal.console.type_into_port(bytes) else {
                 return false;
@@ -186,6 +191,12 @@ impl Both {
                 if is_hung_up(stopped) {
                     return false;
                 }
+                refused += 1;
+                if refused >= PATIENCE && is_hung_up(peer) {
+                    return true;
+                }
+            } else {
+                refused = 0;
             }
         }
         true
@@ -290,6 +301,14 @@ fn wait(descriptor: &impl AsFd, stopped: &UnixStream) -> bool {
 }
 
 /// Whether the other side of a descriptor is closed.
+fn has_input(descriptor: &impl AsFd) -> bool {
+    let mut descriptors = [PollFd::new(descriptor, PollFlags::IN)];
+    let _ = poll(&mut descriptors, Some(&NOW));
+    descriptors
+        .iter()
+        .any(|descriptor| descriptor.revents().contains(PollFlags::IN))
+}
+
 fn is_hung_up(descriptor: &impl AsFd) -> bool {
     let mut descriptors = [PollFd::new(descriptor, PollFlags::empty())];
     let _ = poll(&mut descriptors, Some(&NOW));

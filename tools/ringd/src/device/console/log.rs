@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,12 +40,15 @@ pub fn open(
     console: Arc<Console>,
     memory: Arc<PortMemory>,
 ) -> anyhow::Result<Log> {
-    let flags = libc::O_CREAT | libc::O_APPEND | libc::O_NOCTTY | libc::O_NONBLOCK;
+    // Another user may be able to write to its directory: what root follows no link to is not appended to.
+    let flags = libc::O_CREAT | libc::O_APPEND | libc::O_NOFOLLOW | libc::O_NOCTTY | libc::O_NONBLOCK;
     let opened = opener.open(path, true, flags).and_then(|file| {
-        if file.metadata()?.is_file() {
-            return Ok(file);
+        let found = file.metadata()?;
+        match (found.is_file(), found.nlink()) {
+            (true, 0 | 1) => Ok(file),
+            (true, _) => Err(io::Error::other("it has another name (a hard link)")),
+            (false, _) => Err(io::Error::other("it is no regular file")),
         }
-        Err(io::Error::other("it is no regular file"))
     });
     let file =
         opened.map_err(|error| zone.unusable_value(key, quoted(&path.display().to_string()), error))?;
