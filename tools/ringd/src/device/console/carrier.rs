@@ -177,8 +177,8 @@ impl Both {
         }
     }
 
-    /// Passes bytes to the guest. Returns `false` if the zone has ended. What a guest does not read is dropped
-    /// some time after the program that wrote it has gone: the next one is waiting.
+    /// Passes bytes to the guest. Returns `false` if the zone has ended. What a guest does not read is
+    /// dropped some time after the program that wrote it has gone: the next one is waiting.
     fn type_in(&self, mut bytes: &[u8], peer: &OwnedFd, stopped: &UnixStream) -> bool {
         let mut refused = 0;
         while !bytes.is_empty() {
