@@ -1,9 +1,7 @@
 //! The daemon's side of connections: a thread for each, none of which the reactor waits for.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
@@ -61,14 +59,24 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
 /// The system refused.
 pub fn reserve(path: &Path) -> io::Result<OwnedFd> {
     regular::remove(path)?;
+    bind_for_owner(path)
+}
+
+/// Makes a socket that only its owner may connect to, at a path at which there is nothing.
+///
+/// # Errors
+/// The system refused.
+pub fn bind_for_owner(path: &Path) -> io::Result<OwnedFd> {
     let socket = net::socket_with(
         net::AddressFamily::UNIX,
         net::SocketType::STREAM,
         net::SocketFlags::CLOEXEC,
         None,
     )?;
+    // Linux gives the file that bind(2) makes the socket's mode. Not by the path afterwards, which may be
+    // another file's then.
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
     net::bind(&socket, &net::SocketAddrUnix::new(path)?)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(socket)
 }
 

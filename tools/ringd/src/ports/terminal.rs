@@ -14,6 +14,7 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use crate::broker::connect;
+use crate::control::server;
 use crate::device::console::config::End;
 use crate::device::console::opener::{ConsoleRequest, Part, directory, link};
 
@@ -144,11 +145,7 @@ fn listen(path: &Path) -> anyhow::Result<Kind> {
             _ => bail!("another program listens there"),
         }
     }
-    // Not by its path afterwards, which may be another file's then.
-    let mask = rustix::process::umask(Mode::from_raw_mode(0o177));
-    let listener = UnixListener::bind(path);
-    rustix::process::umask(mask);
-    let listener = listener?;
+    let listener = server::listen(server::bind_for_owner(path)?)?;
     listener.set_nonblocking(true)?;
     Ok(Kind::Socket {
         listener,
@@ -182,7 +179,8 @@ mod tests {
     use std::fs::{self, File};
     use std::io::{Read, Write};
     use std::os::fd::OwnedFd;
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::Terminal;
     use crate::device::console::config::End;
@@ -252,7 +250,35 @@ mod tests {
         assert!(Terminal::make(directory.path(), end()).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
         fs::remove_file(&path).unwrap();
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        drop(UnixListener::bind(&path).unwrap());
         Terminal::make(directory.path(), end()).unwrap();
+    }
+
+    #[test]
+    fn what_belongs_to_another_program_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("console");
+        let make = || Terminal::make(directory.path(), request(End::Socket(path.clone())));
+        let other = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        assert!(make().map(drop).is_err());
+        assert!(fs::symlink_metadata(&path).is_ok());
+        drop(other);
+        fs::remove_file(&path).unwrap();
+        // A listener that accepts nothing, and has no room for another connection.
+        let listener = UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let waiting = std::iter::from_fn(|| crate::broker::connect(&path).ok());
+        let waiting: Vec<File> = waiting.collect();
+        assert!(!waiting.is_empty());
+        let error = make().map(drop).unwrap_err().to_string();
+        assert!(error.contains("another program listens"), "{error}");
+        drop((listener, waiting));
+        // Its own is for its owner alone, and another file in its place is not removed with it.
+        let socket = make().unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "mine").unwrap();
+        drop(socket);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     }
 }

@@ -301,9 +301,45 @@ fn ends_that_cannot_be_opened() {
         let error = started.map(drop).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
+    // Who may write to the directory cannot have root append to another file.
+    let [file, link, name] = ["file", "link", "name"].map(|name| machine.path(name));
+    fs::write(&file, "kept").unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    fs::hard_link(&file, &name).unwrap();
+    for log in [link, name] {
+        let started = machine.registry.start(zone(&machine, Vec::new(), Some(&log)));
+        let error = started.map(drop).unwrap_err().to_string();
+        assert!(error.starts_with("z.toml: console_log = \""), "{error}");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
     let log = machine.path("no/uart");
     let started = machine.registry.start(zone(&machine, Vec::new(), Some(&log)));
     let error = started.map(drop).unwrap_err().to_string();
     assert!(error.starts_with("z.toml: console_log = \""), "{error}");
     machine.assert_clean();
+}
+
+#[test]
+fn a_guest_is_not_ended_for_a_log_or_a_terminal() {
+    let (machine, _keeper, _run_dir) = machine();
+    let logs = ["log", "uart"].map(|name| machine.path(name));
+    let console = ConsoleConfig {
+        end: Some(End::Pty),
+        log: Some(logs[0].clone()),
+    };
+    machine
+        .registry
+        .start(zone(&machine, vec![console], Some(&logs[1])))
+        .unwrap();
+    let mut driver = Driver::new(&machine);
+    machine.registry.context().io.stop();
+    for log in &logs {
+        fs::remove_file(log).unwrap();
+        fs::create_dir(log).unwrap();
+    }
+    // By default nothing opens terminals.
+    let environment = Environment::default();
+    let next = daemon_with(&machine.el2, &machine.host, machine.path("records"), environment);
+    driver.print("and on\n");
+    until("output", || shown(&next, Some(0)) == "and on\n");
 }
